@@ -1,0 +1,50 @@
+# Thin: each target makes .venv first if it is missing or out of date, then runs one or two commands.
+PYTHON ?= python3
+PORT ?= 5000
+VENV := .venv
+READY := $(VENV)/.ready
+DEMO := digits-mlp digits-cnn
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# One place for every version, of the packages that build the wheel too.
+export PIP_CONSTRAINT := $(CURDIR)/requirements.lock
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Neither reports its use to anybody, unless you say otherwise.
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export DVC_NO_ANALYTICS ?= 1
+
+.PHONY: demo test lint format ui bench clean help
+
+help:
+	@echo "make demo    train, export, prove, time and bundle the embedded experiments"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy --strict"
+	@echo "make ui      browse the runs in MLflow on http://127.0.0.1:$(PORT)"
+
+demo: $(READY)
+	dvc repro $(DEMO:%=bundle@%)
+	dvc repro --single-item report
+	ferry results $(DEMO)
+
+test: $(READY)
+	python -m pytest --numprocesses 2 --dist worksteal
+
+lint: $(READY)
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: $(READY)
+	ruff format .
+	ruff check --fix .
+
+ui: $(READY)
+	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+clean:
+	rm -rf data models bundles reports .dvc/cache .dvc/tmp
+
+$(READY): pyproject.toml requirements.lock
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --editable '.[pipeline,dev]'
+	touch $(READY)

@@ -1,0 +1,230 @@
+"""A bundle is a folder that is deployed by copying: model, labels, golden rows, runner, manifest.
+
+    open_bundle("bundles/mnist-cnn")  refuses a folder in which one byte is not the one written
+
+`write_bundle` proves what it wrote before it takes the place of the bundle that was there.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from serving.errors import InputError, IntegrityError, MissingInputError
+from serving.files import sha256_of_bytes, write_bytes, write_json
+from serving.golden import INPUT, make_golden
+from serving.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    FileInfo,
+    Gate,
+    Golden,
+    Manifest,
+    Source,
+    read_manifest,
+    sealed,
+)
+from serving.onnxfile import minimum_runtime, read_header
+from serving.session import Session, open_session
+
+__all__ = [
+    "FILES",
+    "Bundle",
+    "BundleContents",
+    "FileInfo",
+    "Gate",
+    "Golden",
+    "Manifest",
+    "Source",
+    "open_bundle",
+    "read_manifest",
+    "write_bundle",
+]
+
+MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
+FILES = (MODEL, LABELS, GOLDEN, RUNNER)
+RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleContents:
+    """What a bundle is made of."""
+
+    name: str
+    """The experiment."""
+    variant: str
+    """One of "fp32", "fp16" and "int8"."""
+    model: bytes
+    """The ONNX file."""
+    labels: tuple[str, ...]
+    golden_input: npt.NDArray[Any]
+    """Rows of the model's own dtype and shape; their outputs are computed here, on the CPU."""
+    golden_max_abs_diff: float
+    """Largest absolute difference of any output that a device may show."""
+    metrics: Mapping[str, float]
+    parity: Mapping[str, Gate]
+    source: Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle whose every byte is the one that was written."""
+
+    folder: Path
+    manifest: Manifest
+    contents: Mapping[str, bytes]
+    """The very bytes that were checked, by file name."""
+
+    @property
+    def model(self) -> bytes:
+        """The ONNX file."""
+        return self.contents[MODEL]
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle after checking the size and the sha256 of each of its files.
+
+    Raises MissingInputError when `folder` is not a bundle and IntegrityError, naming every
+    difference, when a file was altered, added or taken away.
+    """
+    if not folder.is_dir():
+        raise MissingInputError(f"{folder} is not a folder; `ferry bundle {folder.name}` makes it")
+    manifest = read_manifest(folder)
+    if set(manifest.files) != set(FILES):
+        raise IntegrityError(
+            f"{folder / MANIFEST} lists {sorted(manifest.files)}, a bundle has {sorted(FILES)}"
+        )
+    wrong = _surprises(folder)
+    contents: dict[str, bytes] = {}
+    for name in sorted(set(FILES) - set(wrong)):
+        contents[name], difference = _read(folder / name, manifest.files[name])
+        if difference:
+            wrong[name] = difference
+    if wrong:
+        told = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
+        raise IntegrityError(f"{folder} is not the bundle that was written: {told}")
+    return Bundle(folder=folder, manifest=manifest, contents=contents)
+
+
+def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
+    """Make the bundle `folder`, in place of the bundle that may lie there, and return its manifest.
+
+    The bundle is built beside its target, verified there in full, and then renamed. Raises
+    InputError for contents that do not fit together, ModelError for a model that does not run,
+    IntegrityError when the verification fails, and OSError when the folder cannot be written; in
+    each case the old bundle stays.
+    """
+    from serving.verify import verify
+
+    _refuse_foreign(folder)
+    session = open_session(contents.model, threads=1)
+    files = _files(contents, session)
+    manifest = _manifest(contents, session, files)
+    with _replacing(folder) as building:
+        for name, content in files.items():
+            write_bytes(building / name, content)
+        write_json(building / MANIFEST, manifest)
+        dataclasses.replace(verify(building, threads=1), bundle=folder).require()
+    return manifest
+
+
+def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
+    if len(session.inputs) != 1 or INPUT in [output.name for output in session.outputs]:
+        raise InputError(f"a bundle's model has one input, and no output named {INPUT!r}")
+    if any(len(label.splitlines()) != 1 for label in contents.labels):
+        raise InputError("a label is one line of text")
+    return {
+        MODEL: contents.model,
+        LABELS: "".join(f"{label}\n" for label in contents.labels).encode(),
+        GOLDEN: make_golden(session, contents.golden_input),
+        RUNNER: RUNNER_SOURCE.read_bytes(),
+    }
+
+
+def _manifest(contents: BundleContents, session: Session, files: Mapping[str, bytes]) -> Manifest:
+    header = read_header(contents.model)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=contents.name,
+        variant=contents.variant,
+        opset=header.opset,
+        ir_version=header.ir_version,
+        minimum_runtime=minimum_runtime(header),
+        inputs=session.inputs,
+        outputs=session.outputs,
+        labels=contents.labels,
+        metrics=contents.metrics,
+        parity=contents.parity,
+        source=contents.source,
+        golden=Golden(rows=len(contents.golden_input), max_abs_diff=contents.golden_max_abs_diff),
+        files={
+            name: FileInfo(size=len(content), sha256=sha256_of_bytes(content))
+            for name, content in files.items()
+        },
+        digest="",
+    )
+    return sealed(manifest)
+
+
+def _surprises(folder: Path) -> dict[str, str]:
+    """Every entry of a bundle's folder that has no business there, and every file it lacks."""
+    wrong: dict[str, str] = {}
+    found = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            found.add(entry.name)
+            if entry.name not in (*FILES, MANIFEST):
+                wrong[entry.name] = "is not listed in the manifest (take it away)"
+            elif not entry.is_file(follow_symlinks=False):
+                wrong[entry.name] = "is a link or a folder, not a plain file"
+    return wrong | {name: "is missing" for name in FILES if name not in found}
+
+
+def _read(path: Path, info: FileInfo) -> tuple[bytes, str]:
+    """The bytes of a file, and how they differ from the recorded ones ("" if they do not)."""
+    size = path.stat().st_size
+    if size != info.size:
+        return b"", f"has {size} bytes, expected {info.size}"
+    content = path.read_bytes()
+    found = sha256_of_bytes(content)
+    if found != info.sha256:
+        return content, f"has sha256 {found[:12]}…, expected {info.sha256[:12]}…"
+    return content, ""
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to replace what is not a bundle."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} holds files but no {MANIFEST}: not a bundle, so it stays")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder")
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends well, else vanishes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex[:8]
+    building = folder.with_name(f".{folder.name}.{token}.tmp")
+    old = folder.with_name(f".{folder.name}.{token}.old")
+    building.mkdir()
+    try:
+        yield building
+        if folder.exists():
+            folder.rename(old)
+        try:
+            building.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,153 @@
+"""The commands that need no training packages.
+
+They are mounted in `ferry`, and run alone as `python -m serving`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.console import Commands, json_option, log_to_stderr, note, show
+
+__all__ = ["bench", "main", "predict", "serving", "verify"]
+
+COUNT = click.IntRange(min=1)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"auto_envvar_prefix": "FERRY", "help_option_names": ["-h", "--help"]},
+    epilog="Example: python -m serving predict bundles/digits-cnn rows.npy",
+)
+def serving() -> None:
+    """Run, time and check what ferry exported."""
+    log_to_stderr()
+
+
+@serving.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--provider",
+    metavar="NAME",
+    default="cpu",
+    show_default=True,
+    help="Execution provider (cpu, cuda, ...), or `all` for every one of the installed wheel.",
+)
+@click.option("--threads", metavar="N", type=int, help="Threads within one operator.")
+@click.option("--batch-size", metavar="N", multiple=True, type=int, help="May be repeated.")
+@click.option(
+    "--seconds", metavar="S", type=float, default=0.5, show_default=True, help="Per batch size."
+)
+@json_option
+def bench(
+    model: Path,
+    provider: str,
+    threads: int | None,
+    batch_size: tuple[int, ...],
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Time MODEL, an ONNX file or a bundle, on random inputs.
+
+    Batch sizes 1, 8, 32 and 128 where none is given. With `--provider all` each provider has a
+    process of its own, and one that cannot run is shown with its reason.
+
+    Example: ferry bench bundles/digits-cnn --batch-size 1 --batch-size 32
+    """
+    from serving.bench import BATCH_SIZES, bench, bench_providers
+    from serving.bench_report import as_table
+
+    sizes = batch_size or BATCH_SIZES
+    if provider == "all":
+        rows = bench_providers(model, threads=threads, batch_sizes=sizes, seconds=seconds)
+        show(rows, as_json=as_json, text=as_table(rows))
+        return
+    report = bench(model, provider=provider, threads=threads, batch_sizes=sizes, seconds=seconds)
+    show(report, as_json=as_json, text=as_table([report]))
+
+
+@serving.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument(
+    "inputs", metavar="INPUT...", type=click.Path(path_type=Path), nargs=-1, required=True
+)
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Not stdout.")
+@click.option(
+    "--format",
+    type=click.Choice(["csv", "jsonl", "parquet"]),
+    help="Of the output; by its suffix where not given.",
+)
+@click.option("--probabilities", is_flag=True, help="Write the score of every class too.")
+@click.option("--resize", is_flag=True, help="Fit images to the model in size and mode.")
+@click.option("--array", metavar="NAME", help="The array to take from .npz files.")
+@click.option("--batch-size", "batch_rows", metavar="N", type=COUNT, help="Rows a run (32).")
+@click.option("--provider", metavar="NAME", help="Execution provider: cpu, cuda, ... (cpu)")
+@click.option("--threads", metavar="N", type=COUNT, help="Threads within one operator (all cores).")
+@json_option
+def predict(
+    model: Path, inputs: tuple[Path, ...], output: Path | None, as_json: bool, **settings: Any
+) -> None:
+    """Classify every INPUT with MODEL, a bundle or an ONNX file.
+
+    An INPUT is an image, a folder of images, a .npy or a .npz file. Rows go to stdout as CSV, with
+    --json as JSON Lines; with --output into a file (.csv, .jsonl or .parquet), with what could not
+    be read beside it in FILE.errors.jsonl, and --json then prints the report of the run.
+
+    Example: ferry predict bundles/mnist-cnn images/ --output labels.csv
+    """
+    from serving.predict import PredictOptions, summary
+    from serving.predict import predict as run
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    options = PredictOptions(default_format="jsonl" if as_json else "csv", **given)
+    report = run(model, inputs, output=output, options=options)
+    if output:
+        show(report, as_json=as_json, text=summary(report))
+    else:
+        note(summary(report))
+
+
+@serving.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--provider", metavar="NAME", default="cpu", help="Execution provider: cpu, cuda, ..."
+)
+@click.option("--threads", metavar="N", type=COUNT, help="Threads within one operator (all cores).")
+@json_option
+def verify(bundle: Path, provider: str, threads: int | None, as_json: bool) -> None:
+    """Recompute all that BUNDLE says of itself, and refuse it if one byte differs.
+
+    Sums of every file, metadata, signature, labels, gates, golden outputs, and the runner's own
+    self-test. Exit status 1 when a check fails.
+
+    Example: ferry verify bundles/mnist-cnn
+    """
+    from serving.verify import as_table
+    from serving.verify import verify as check
+
+    report = check(bundle, provider=provider, threads=threads)
+    show(report, as_json=as_json, text=as_table(report))
+    report.require()
+
+
+@serving.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what of this machine and installation will make trouble, and how to mend it.
+
+    Exit status 1 if there is a problem, 0 if there are only warnings.
+
+    Example: ferry doctor
+    """
+    from serving.doctor import as_text, diagnose
+
+    diagnosis = diagnose(Path())
+    show(diagnosis, as_json=as_json, text=as_text(diagnosis))
+    ctx.exit(1 if diagnosis.problems else 0)
+
+
+def main() -> None:
+    """Run the group as a program."""
+    serving(prog_name="python -m serving")

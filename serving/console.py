@@ -1,0 +1,134 @@
+"""What every command shares: options, errors as one line, and records as tables or JSON.
+
+stdout carries data only; progress and logs go to stderr. Nothing heavy is imported here.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["Commands", "json_option", "log_to_stderr", "note", "show", "summary", "table"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PLAIN = (str, int, float)
+EXTRA_PACKAGES = frozenset(
+    (
+        *("dvc", "filelock", "jinja2", "matplotlib", "mlflow", "onnx", "onnxscript", "pydantic"),
+        *("pydantic_core", "requests", "safetensors", "sklearn", "torch", "yaml"),
+    )
+)
+
+
+class Commands(click.Group):
+    """A group whose commands turn a user's mistake into one line on stderr, never a traceback.
+
+    Exit status: 0 done, 1 failed or a gate not met, 2 usage.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; errors of ferry, of the file system and of missing extras are told."""
+        from serving.errors import FerryError
+
+        try:
+            return super().invoke(ctx)
+        except FerryError as error:
+            raise _Told(str(error), error.exit_code) from error
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package not in EXTRA_PACKAGES:
+                raise
+            raise _Told(_missing_extra(ctx, package), 1) from error
+        except BrokenPipeError:
+            # The reader of our stdout has left, as `head` does; a later flush must not complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(128 + signal.SIGPIPE)
+        except OSError as error:
+            raise _Told(_system_error(error), 1) from error
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`, which the command receives as `as_json`."""
+    option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+    return option(command)
+
+
+def log_to_stderr() -> None:
+    """Let the libraries of ferry tell their progress and warnings on stderr."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for package in ("pipeline", "serving"):
+        logger = logging.getLogger(package)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+        logger.propagate = False
+
+
+def note(message: str) -> None:
+    """Tell the person at the terminal something; goes to stderr."""
+    click.echo(message, err=True)
+
+
+def show(record: Any, *, as_json: bool, text: str) -> None:
+    """Print a command's result to stdout: as JSON, or as the given text."""
+    from serving.files import dump_json
+
+    click.echo(dump_json(record) if as_json else text, nl=not as_json)
+
+
+def summary(record: Any, names: Sequence[str] | None = None) -> str:
+    """Lay out the plain values of a record or a mapping, one per line; `names` selects."""
+    values = record if isinstance(record, dict) else _values(record)
+    plain = {name: value for name, value in values.items() if isinstance(value, PLAIN)}
+    shown = [name for name in plain if names is None or name in names]
+    width = max(map(len, shown))
+    return "\n".join(f"{name:<{width}}  {_text(plain[name])}" for name in shown)
+
+
+def _values(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of text in columns; the first column is flush left, the others flush right."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(_line(line, widths) for line in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        cell.rjust(width) if column else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()
+
+
+class _Told(click.ClickException):
+    """An error that click prints in one line before it exits with the given status."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class
+
+
+def _missing_extra(ctx: click.Context, package: str) -> str:
+    command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
+    return f"`{command}` needs {package}: pip install 'onnx-ferry[pipeline]'"
+
+
+def _system_error(error: OSError) -> str:
+    name = error.filename2 or error.filename
+    reason = error.strerror or str(error)
+    return f"{name}: {reason}" if name else reason

@@ -1,0 +1,165 @@
+"""Say on what a figure was measured: processor, cores, memory, versions and graphics card.
+
+Every benchmark carries this record, because a latency without its machine is not a measurement.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from serving.cores import allowed_cores, quota_cores
+from serving.versions import ferry_version, runtime_wheels
+
+__all__ = ["Environment", "describe", "peak_memory_bytes"]
+
+# What ONNX Runtime's kernels choose by; a figure on a processor without them says little.
+RELEVANT_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx_vnni",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "neon",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+)
+CPUINFO = Path("/proc/cpuinfo")
+STATUS = Path("/proc/self/status")
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """A machine and the software that ran on it."""
+
+    processor: str
+    architecture: str
+    flags: tuple[str, ...]
+    """Instruction sets that ONNX Runtime's kernels choose by, of those the processor has."""
+    cores: int
+    """Logical cores of the machine."""
+    allowed_cores: int
+    """Cores that this process may use."""
+    quota_cores: float | None
+    """Cores that a container's quota grants, or None where there is none."""
+    memory_bytes: int
+    """Of the machine, or of the container where that has less."""
+    load_average: tuple[float, ...]
+    """Runnable processes over the last 1, 5 and 15 minutes: whether the machine was shared."""
+    python: str
+    platform: str
+    onnxruntime: str | None
+    onnxruntime_package: str | None
+    """The wheel it came from, for instance "onnxruntime-gpu"."""
+    numpy: str
+    ferry: str | None
+    """None when it runs from a folder that is not installed."""
+    gpu: str | None
+    gpu_driver: str | None
+
+
+def describe() -> Environment:
+    """Describe this machine as it is now."""
+    wheels = runtime_wheels()
+    gpu, driver = _gpu()
+    info = _cpuinfo()
+    return Environment(
+        processor=_processor(info),
+        architecture=platform.machine(),
+        flags=_flags(info),
+        cores=os.cpu_count() or 1,
+        allowed_cores=allowed_cores(),
+        quota_cores=quota_cores(),
+        memory_bytes=_memory_bytes(),
+        load_average=tuple(round(load, 2) for load in psutil.getloadavg()),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        onnxruntime=next(iter(wheels.values()), None),
+        onnxruntime_package=" + ".join(wheels) or None,
+        numpy=np.__version__,
+        ferry=ferry_version(),
+        gpu=gpu,
+        gpu_driver=driver,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The high-water mark of this process's own memory.
+
+    Not `ru_maxrss` on Linux: a child inherits that of the process that started it.
+    """
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        return _peak_elsewhere()
+    marks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(marks[0]) * 1024 if marks else _peak_elsewhere()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is no such file."""
+    try:
+        first = CPUINFO.read_text().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _processor(info: Mapping[str, str]) -> str:
+    return info.get("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def _flags(info: Mapping[str, str]) -> tuple[str, ...]:
+    words = set((info.get("flags") or info.get("Features") or "").split())
+    return tuple(flag for flag in RELEVANT_FLAGS if flag in words)
+
+
+def _memory_bytes() -> int:
+    total: int = psutil.virtual_memory().total
+    try:
+        limit = MEMORY_LIMIT.read_text().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _gpu() -> tuple[str | None, str | None]:
+    """Name and driver of the NVIDIA cards, by the tool that comes with their driver."""
+    try:
+        result = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None, None
+    if result.returncode or not result.stdout.strip():
+        return None, None
+    cards = [line.rpartition(", ") for line in result.stdout.strip().splitlines()]
+    return ", ".join(name for name, _, _ in cards), cards[0][2]
+
+
+def _peak_elsewhere() -> int:
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

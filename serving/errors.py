@@ -1,0 +1,83 @@
+"""The exceptions of ferry; every one is a `FerryError` and carries the exit status of its command.
+
+    FerryError                                   exit 1
+    ├── InputError          (ValueError)         a file or a row that cannot be used
+    ├── MissingInputError   (FileNotFoundError)  a file that another command makes
+    ├── IntegrityError      (ValueError)         bytes that are not the ones that were recorded
+    ├── ModelError          (ValueError)         an ONNX file that cannot be run
+    ├── ProviderError       (RuntimeError)       an execution provider that is not there
+    ├── MissingExtraError   (ImportError)        a package that is not installed
+    ├── UsageError          (ValueError)         exit 2: arguments that make no sense together
+    └── UnknownNameError    (LookupError)        exit 2: no such experiment, data set, model, ...
+
+`pipeline.errors` adds those of the stages to the same tree.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "FerryError",
+    "InputError",
+    "IntegrityError",
+    "MissingExtraError",
+    "MissingInputError",
+    "ModelError",
+    "ProviderError",
+    "UnknownNameError",
+    "UsageError",
+]
+
+
+class FerryError(Exception):
+    """Base of everything ferry raises on purpose; the message is one line for a person."""
+
+    exit_code = 1
+
+
+class InputError(FerryError, ValueError):
+    """A file or a row that was read and cannot be used; the message says what was expected."""
+
+
+class MissingInputError(FerryError, FileNotFoundError):
+    """A file that is not there; the message names the command that makes it."""
+
+
+class IntegrityError(FerryError, ValueError):
+    """Bytes whose sha256, size or form is not the recorded one."""
+
+
+class ModelError(FerryError, ValueError):
+    """An ONNX file that cannot be loaded or run."""
+
+
+class ProviderError(FerryError, RuntimeError):
+    """An execution provider that was asked for and does not run the model."""
+
+
+class MissingExtraError(FerryError, ImportError):
+    """A package of an optional extra that is not installed; the message says which extra."""
+
+
+class UsageError(FerryError, ValueError):
+    """Arguments that make no sense together."""
+
+    exit_code = 2
+
+
+class UnknownNameError(FerryError, LookupError):
+    """A name that does not exist; the message offers the nearest one that does."""
+
+    exit_code = 2
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"no {kind} named {name!r}{nearest(name, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The tail of an error message: `; did you mean 'mnist'?`, or the names there are."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are {', '.join(names)}" if names else "; there are none"

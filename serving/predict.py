@@ -1,0 +1,237 @@
+"""`ferry predict MODEL INPUT... --output FILE`: classify images and arrays, however many.
+
+Rows are read, run and written batch by batch, so that memory does not grow with the input; what
+cannot be read is listed beside the output and does not stop the run.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+
+from serving.console import note
+from serving.errors import InputError, UsageError
+from serving.files import atomic_write
+from serving.model import BATCH_ROWS, Model, Prediction, open_model
+from serving.readers import Inputs, Row, Unreadable, open_inputs
+from serving.session import ProviderProof
+from serving.versions import ferry_version
+from serving.writers import Columns, format_of, open_writer
+
+__all__ = ["PredictOptions", "PredictReport", "predict", "summary"]
+
+MOST_NOTES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """How a run is done."""
+
+    provider: str = "cpu"
+    threads: int | None = None
+    """None: the cores that this process may use."""
+    batch_rows: int = BATCH_ROWS
+    array: str | None = None
+    """The array to take from `.npz` files."""
+    resize: bool = False
+    """Whether images are fitted to the model in size and mode."""
+    probabilities: bool = False
+    """Whether the score of every class is written too."""
+    format: str | None = None
+    """One of "csv", "jsonl" and "parquet"; None: by the output's suffix."""
+    default_format: str = "csv"
+    """What goes to stdout when `format` is None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictReport:
+    """What a run did."""
+
+    model: Path
+    model_sha256: str
+    output: Path | None
+    rows: int
+    errors: int
+    errors_file: Path | None
+    """Where the unreadable inputs are listed."""
+    seconds: float
+    """From the first row read to the last one written."""
+    rows_per_second: float
+    threads: int
+    proof: ProviderProof
+
+
+class NothingReadableError(InputError):
+    """Not one row of the input could be used."""
+
+
+def predict(
+    model: Path,
+    inputs: Sequence[Path],
+    *,
+    output: Path | None,
+    options: PredictOptions | None = None,
+) -> PredictReport:
+    """Classify every row of `inputs` in order, and write one line for each to `output` or stdout.
+
+    Inputs that cannot be read are listed in `OUTPUT.errors.jsonl`, or told on stderr when there is
+    no output. Raises UsageError, MissingInputError, ModelError, ProviderError or InputError before
+    anything is written, and InputError when not one row could be read.
+    """
+    options = options or PredictOptions()
+    if not inputs:
+        raise UsageError("there is no input to predict")
+    form = format_of(output, options.format, default=options.default_format)
+    opened = open_model(model, provider=options.provider, threads=options.threads)
+    rows = open_inputs(inputs, opened, array=options.array, resize=options.resize)
+    start = time.perf_counter()
+    with ErrorLog(output) as errors:
+        answers = _answers(opened, rows, errors, batch_rows=options.batch_rows)
+        done = _write(opened, answers, errors, output=output, form=form, options=options)
+    seconds = time.perf_counter() - start
+    return PredictReport(
+        model=model,
+        model_sha256=opened.session.sha256,
+        output=output,
+        rows=done,
+        errors=errors.count,
+        errors_file=errors.path if errors.count else None,
+        seconds=seconds,
+        rows_per_second=done / seconds,
+        threads=opened.session.threads,
+        proof=opened.session.proof,
+    )
+
+
+def summary(report: PredictReport) -> str:
+    """One line for a person."""
+    where = f" to {report.output}" if report.output else ""
+    errors = f", {report.errors} not read" if report.errors else ""
+    listed = f" (see {report.errors_file})" if report.errors_file else ""
+    return (
+        f"{report.rows} rows{where}{errors}{listed}; {report.seconds:.2f} s, "
+        f"{report.rows_per_second:,.0f} rows/s on {report.proof.asked}"
+    )
+
+
+class ErrorLog:
+    """The inputs that could not be used: a file of JSON Lines that appears whole, or stderr."""
+
+    def __init__(self, output: Path | None) -> None:
+        self.path = output.with_name(f"{output.name}.errors.jsonl") if output else None
+        self.count = 0
+        self.first = ""
+        self._stack = contextlib.ExitStack()
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, item: Unreadable) -> None:
+        """Record one."""
+        self.count += 1
+        self.first = self.first or f"{item.id}: {item.reason}"
+        if self.path:
+            if self._file is None:  # only a run with errors leaves a file
+                self._file = self._stack.enter_context(atomic_write(self.path))
+            text = json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False)
+            self._file.write(f"{text}\n".encode())
+        elif self.count <= MOST_NOTES:
+            note(f"not read: {item.id}: {item.reason}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, NothingReadableError):
+            self._stack.__exit__(kind, error, trace)
+            return
+        self._stack.close()
+        if self.path and not self.count:
+            self.path.unlink(missing_ok=True)  # that of an earlier run
+        if not self.path and self.count > MOST_NOTES:
+            note(f"not read: {self.count - MOST_NOTES} more")
+
+
+Answers = Iterator[tuple[list[str], Prediction]]
+
+
+def _answers(model: Model, rows: Inputs, errors: ErrorLog, *, batch_rows: int) -> Answers:
+    """The predictions of all rows that can be used, batch by batch, with the rows' ids."""
+    readable = _readable(_progress(rows), errors)
+    while batch := list(itertools.islice(readable, model.fixed_batch or batch_rows)):
+        values = np.stack([row.value for row in batch])
+        prediction = model.predict(values, batch_rows=len(batch))
+        ids, prediction = _finite([row.id for row in batch], prediction, errors)
+        if ids:
+            yield ids, prediction
+
+
+def _write(
+    model: Model,
+    answers: Answers,
+    errors: ErrorLog,
+    *,
+    output: Path | None,
+    form: str,
+    options: PredictOptions,
+) -> int:
+    """Write all answers and return their number."""
+    first = next(answers, None)
+    if first is None:
+        raise NothingReadableError(f"not one of {errors.count} rows can be used: {errors.first}")
+    columns = Columns(
+        score="probability" if model.are_probabilities else "score",
+        classes=first[1].labels if options.probabilities else (),
+    )
+    metadata = {
+        "ferry.model_sha256": model.session.sha256,
+        "ferry.version": ferry_version() or "unknown",
+    }
+    done = 0
+    with open_writer(output, form, columns, metadata) as writer:
+        for ids, prediction in itertools.chain([first], answers):
+            writer.write(ids, prediction)
+            done += len(ids)
+    return done
+
+
+def _readable(items: Iterable[Row | Unreadable], errors: ErrorLog) -> Iterator[Row]:
+    for item in items:
+        if isinstance(item, Row):
+            yield item
+        else:
+            errors.add(item)
+
+
+def _finite(
+    ids: list[str], prediction: Prediction, errors: ErrorLog
+) -> tuple[list[str], Prediction]:
+    """Leave out the rows whose scores are not numbers: they have no highest one."""
+    keep = np.isfinite(prediction.scores).all(axis=1)
+    if keep.all():
+        return ids, prediction
+    for index in np.flatnonzero(~keep):
+        errors.add(Unreadable(ids[index], "the model gave a score that is not a finite number"))
+    kept = dataclasses.replace(
+        prediction, label_index=prediction.label_index[keep], scores=prediction.scores[keep]
+    )
+    return [ids[index] for index in np.flatnonzero(keep)], kept
+
+
+def _progress(rows: Inputs) -> Iterable[Row | Unreadable]:
+    """The same items, counted by a bar on stderr if that is a terminal."""
+    from tqdm import tqdm
+
+    bar: Iterable[Row | Unreadable] = tqdm(rows, total=len(rows), unit="row", disable=None)
+    return bar

@@ -1,0 +1,31 @@
+"""A tiny classifier as a file, and as a bundle."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_classifier import classifier, contents
+
+from serving.bundle import write_bundle
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    """An ONNX file of the classifier."""
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(classifier())
+    return path
+
+
+@pytest.fixture(scope="session")
+def built_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that no test may change."""
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    write_bundle(folder, contents())
+    return folder
+
+
+@pytest.fixture
+def bundle(built_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may spoil."""
+    return Path(shutil.copytree(built_bundle, tmp_path / "bundles" / "tiny"))

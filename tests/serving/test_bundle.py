@@ -1,0 +1,251 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_classifier import LABELS, METADATA, classifier, contents, forge, images
+
+from serving.bundle import FILES, Gate, open_bundle, read_manifest, write_bundle
+from serving.errors import FerryError, InputError, IntegrityError, MissingInputError, ModelError
+from serving.files import sha256_of_file
+from serving.manifest import MANIFEST
+from serving.session import open_session
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(FerryError) as caught:
+        open_bundle(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_bundle_holds_what_a_device_needs(built_bundle: Path) -> None:
+    assert sorted(path.name for path in built_bundle.iterdir()) == sorted([*FILES, MANIFEST])
+    assert (built_bundle / "labels.txt").read_text(encoding="utf-8").splitlines() == list(LABELS)
+    manifest = read_manifest(built_bundle)
+    assert manifest.minimum_runtime == "1.14"
+    assert (manifest.opset, manifest.ir_version) == (18, 8)
+    assert manifest.files["model.onnx"].sha256 == sha256_of_file(built_bundle / "model.onnx")
+    assert manifest.metrics == {"accuracy": 97.5, "rows": 100}
+    assert manifest.parity["flips"] == Gate(measured=0, limit=0)
+
+
+def test_the_golden_outputs_are_those_of_the_very_model(built_bundle: Path) -> None:
+    golden = np.load(built_bundle / "golden.npz", allow_pickle=False)
+    np.testing.assert_array_equal(golden["input"], images(6))
+    outputs = open_session(built_bundle / "model.onnx").run({"images": images(6)})
+    for name, values in outputs.items():
+        np.testing.assert_allclose(golden[name], values, atol=1e-6)
+
+
+def test_the_same_contents_give_the_same_bytes(built_bundle: Path, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "again", contents())
+    for path in built_bundle.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path / "tiny", contents())
+    assert read_manifest(tmp_path / "tiny") == written
+    assert open_bundle(tmp_path / "tiny").manifest == written
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_one_changed_byte_anywhere_is_refused(bundle: Path, name: str) -> None:
+    path = bundle / name
+    whole = path.read_bytes()
+    for position in {*range(0, len(whole), max(1, len(whole) // 40)), len(whole) - 1}:
+        for flip in (0x01, 0x20):
+            spoilt = bytearray(whole)
+            spoilt[position] ^= flip
+            path.write_bytes(spoilt)
+            assert name in refused(bundle), f"byte {position} of {name}"
+    path.write_bytes(whole)
+    open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_byte_more_or_less_is_refused(bundle: Path, name: str) -> None:
+    path = bundle / name
+    whole = path.read_bytes()
+    for spoilt in (whole[:-1], whole + b"\n", b"\n" + whole, b""):
+        path.write_bytes(spoilt)
+        assert name in refused(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    assert f"{name} is missing" in refused(bundle)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
+    (bundle / MANIFEST).unlink()
+    assert "is not a bundle" in refused(bundle)
+    with pytest.raises(MissingInputError, match="ferry bundle none"):
+        open_bundle(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["extra.bin", ".hidden", "__pycache__", "weights.onnx.data"])
+def test_what_is_not_listed_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).mkdir() if name == "__pycache__" else (bundle / name).write_bytes(b"")
+    assert f"{name} is not listed in the manifest" in refused(bundle)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_is_refused_even_to_the_right_bytes(bundle: Path, tmp_path: Path, name: str) -> None:
+    (bundle / name).rename(tmp_path / name)
+    (bundle / name).symlink_to(tmp_path / name)
+    assert f"{name} is a link or a folder" in refused(bundle)
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(bundle: Path) -> None:
+    (bundle / "labels.txt").unlink()
+    os.mkfifo(bundle / "labels.txt")
+    assert "not a plain file" in refused(bundle)
+
+
+def test_every_difference_is_told_with_expected_and_found(bundle: Path) -> None:
+    (bundle / "labels.txt").write_text("x\n")
+    (bundle / "golden.npz").unlink()
+    (bundle / "new").write_text("")
+    told = refused(bundle)
+    size = read_manifest(bundle).files["labels.txt"].size
+    assert f"labels.txt has 2 bytes, expected {size}" in told
+    assert "golden.npz is missing" in told
+    assert "new is not listed" in told
+
+
+def test_a_forged_list_of_files_cannot_reach_outside(bundle: Path) -> None:
+    files = dict(read_manifest(bundle).files)
+    for name in ("../outside", "/etc/hostname", "sub/model.onnx", ""):
+        forge(bundle, files=files | {name: files["labels.txt"]})
+        assert "a bundle has" in refused(bundle)
+    forge(bundle, files={})
+    assert "a bundle has" in refused(bundle)
+
+
+def test_a_manifest_of_another_schema_is_refused(bundle: Path) -> None:
+    forge(bundle, schema_version=2)
+    assert "schema version 2" in refused(bundle)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("opset", "18", "manifest.json.opset must be int, got '18'"),
+        ("opset", True, "opset must be int, got True"),
+        ("labels", "cat", "labels must be a list"),
+        ("metrics", [], "metrics must be a JSON object"),
+        ("source", {}, "source lacks the key 'dataset'"),
+        ("surprise", 1, "unknown key 'surprise'"),
+    ],
+)
+def test_a_mistyped_manifest_is_refused_by_path(
+    bundle: Path, key: str, value: object, told: str
+) -> None:
+    raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    (bundle / MANIFEST).write_text(json.dumps(raw | {key: value}), encoding="utf-8")
+    assert told in refused(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"a": NaN}', "\xff"])
+def test_a_manifest_that_is_none(bundle: Path, text: str) -> None:
+    (bundle / MANIFEST).write_text(text, encoding="latin-1")
+    assert MANIFEST in refused(bundle)
+
+
+def test_the_same_manifest_in_other_words_is_refused(bundle: Path) -> None:
+    raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    (bundle / MANIFEST).write_text(json.dumps(raw, indent=4), encoding="utf-8")
+    assert "its text is not the one that ferry writes" in refused(bundle)
+
+
+def test_a_new_bundle_takes_the_place_of_the_old_one(bundle: Path) -> None:
+    write_bundle(bundle, contents(metrics={"accuracy": 98.5}))
+    assert open_bundle(bundle).manifest.metrics == {"accuracy": 98.5}
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_the_folder_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny", contents())
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "tiny").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+BAD_CONTENTS = {
+    "gate not met": (
+        {"parity": {"flips": Gate(measured=2, limit=1)}},
+        IntegrityError,
+        "flips is 2",
+    ),
+    "no gate": ({"parity": {}}, IntegrityError, "no parity"),
+    "gate not a number": (
+        {"parity": {"flips": Gate(measured=float("nan"), limit=1)}},
+        InputError,
+        "finite",
+    ),
+    "labels": ({"labels": ("a", "b", "c")}, IntegrityError, "ferry.labels"),
+    "label of two lines": ({"labels": ("a", "b\nc", "d")}, InputError, "one line"),
+    "variant": ({"variant": "int8"}, IntegrityError, "ferry.variant"),
+    "name": ({"name": "other"}, IntegrityError, "ferry.experiment"),
+    "model": ({"model": b"no model"}, ModelError, "cannot be loaded"),
+    "dtype": ({"golden_input": images(2).astype(np.float32)}, InputError, "data type"),
+    "no rows": ({"golden_input": images(0)}, InputError, "golden rows are needed"),
+    "no metadata": ({"model": classifier(metadata={})}, IntegrityError, "ferry.dataset"),
+    "an output named input": (
+        {"model": classifier(outputs=("logits", "input"))},
+        InputError,
+        "no output named",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONTENTS)
+def test_contents_that_do_not_fit_leave_the_old_bundle(bundle: Path, case: str) -> None:
+    changes, error, told = BAD_CONTENTS[case]
+    before = read_manifest(bundle)
+    with pytest.raises(error, match=told):
+        write_bundle(bundle, contents(**changes))
+    assert open_bundle(bundle).manifest == before
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_a_classes_axis_that_is_not_the_labels_is_refused(tmp_path: Path) -> None:
+    labels = ("a", "b")
+    model = classifier(metadata=METADATA | {"ferry.labels": json.dumps(labels)})
+    with pytest.raises(IntegrityError, match="found 3, expected 2"):
+        write_bundle(tmp_path / "tiny", contents(model=model, labels=labels))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_what_is_not_a_bundle_is_never_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not a bundle, so it stays"):
+        write_bundle(folder, contents())
+    with pytest.raises(InputError, match="is a file"):
+        write_bundle(folder / "chapter.txt", contents())
+    assert (folder / "chapter.txt").read_text() == "years of work"
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    write_bundle(tmp_path / "tiny", contents())
+    open_bundle(tmp_path / "tiny")
+
+
+def test_an_interrupted_build_leaves_the_old_bundle(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = read_manifest(bundle)
+    monkeypatch.setattr("serving.bundle.write_json", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(bundle, contents())
+    assert open_bundle(bundle).manifest == before
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]

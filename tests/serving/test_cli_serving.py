@@ -1,0 +1,222 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from tiny_classifier import classifier, images
+
+from serving.cli import serving
+from serving.model import BATCH_ROWS
+from serving.writers import FORMATS
+
+ROOT = Path(__file__).parents[2]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(serving, [str(argument) for argument in arguments])
+
+
+def process(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "serving", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+def run(*arguments: object, cwd: Path) -> tuple[int, str, str]:
+    running = process(*arguments, cwd=cwd)
+    out, err = running.communicate(timeout=60)
+    return running.returncode, out, err
+
+
+@pytest.fixture
+def work(tmp_path: Path, model_file: Path) -> Path:
+    """A folder with a model, some rows and some images."""
+    np.save(tmp_path / "rows.npy", images(50))
+    (tmp_path / "images").mkdir()
+    for index, row in enumerate(images(5)):
+        Image.fromarray(row[..., 0]).save(tmp_path / "images" / f"{index}.png")
+    assert model_file.parent == tmp_path
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["predict", "verify"])
+def test_help_has_a_line_for_each_option_and_an_example(name: str) -> None:
+    text = invoke(name, "--help").output
+    assert f"Example: ferry {name} " in text
+    for parameter in serving.commands[name].params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+
+
+def test_help_tells_the_real_defaults() -> None:
+    by_name = {parameter.name: parameter for parameter in serving.commands["predict"].params}
+    assert f"({BATCH_ROWS})" in by_name["batch_rows"].help
+    assert tuple(by_name["format"].type.choices) == FORMATS
+
+
+def test_predict_to_a_file_prints_one_line(work: Path) -> None:
+    code, out, err = run(
+        "predict", "tiny.onnx", "rows.npy", "images", "--output", "out.csv", cwd=work
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("55 rows to out.csv; ")
+    assert out.count("\n") == 1
+    assert len((work / "out.csv").read_text(encoding="utf-8").splitlines()) == 56
+
+
+def test_predict_to_stdout_is_data_only(work: Path) -> None:
+    code, out, err = run("predict", "tiny.onnx", "images", cwd=work)
+    assert code == 0
+    assert out.splitlines()[0] == "id,label,label_index,probability"
+    assert len(out.splitlines()) == 6
+    assert err.startswith("5 rows; ")
+    code, out, _ = run("predict", "tiny.onnx", "images", "--json", "--probabilities", cwd=work)
+    assert [len(json.loads(line)) for line in out.splitlines()] == [7] * 5
+
+
+def test_predict_reports_as_json(work: Path) -> None:
+    code, out, err = run(
+        "predict", "tiny.onnx", "rows.npy", "-o", "out.parquet", "--json", cwd=work
+    )
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["rows"], report["errors"], report["output"]) == (50, 0, "out.parquet")
+    assert report["proof"]["asked"] == "CPUExecutionProvider"
+
+
+def test_an_environment_variable_stands_for_an_option(work: Path) -> None:
+    result = CliRunner(env={"FERRY_PREDICT_PROVIDER": "nonsense"}).invoke(
+        serving, ["predict", str(work / "tiny.onnx"), str(work / "rows.npy")]
+    )
+    assert result.exit_code == 2
+    assert "no provider named 'nonsense'" in result.stderr
+
+
+def test_verify(built_bundle: Path) -> None:
+    result = invoke("verify", built_bundle)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "golden     passed" in result.stdout
+    report = json.loads(invoke("verify", built_bundle, "--json").stdout)
+    assert report["passed"] is True
+    assert {check["status"] for check in report["checks"]} == {"passed"}
+
+
+def test_verify_refuses_one_changed_byte(bundle: Path) -> None:
+    content = bytearray((bundle / "model.onnx").read_bytes())
+    content[-1] ^= 1
+    (bundle / "model.onnx").write_bytes(content)
+    result = invoke("verify", bundle, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["passed"] is False
+    assert result.stderr.count("\n") == 1
+    assert "model.onnx has sha256" in result.stderr
+    assert invoke("predict", bundle, bundle).exit_code == 1
+
+
+WRONG = {
+    "no such model": (1, ["none.onnx", "rows.npy"], "none.onnx is not there"),
+    "corrupt model": (1, ["rows.npy", "rows.npy"], "rows.npy cannot be loaded"),
+    "folder as model": (1, ["images", "rows.npy"], "images is not a bundle"),
+    "no such input": (1, ["tiny.onnx", "none.npy"], "none.npy is not there"),
+    "unknown suffix": (1, ["tiny.onnx", "tiny.onnx"], "unknown suffix '.onnx'"),
+    "empty folder": (1, ["tiny.onnx", "empty"], "empty holds no images"),
+    "other rows": (1, ["tiny.onnx", "float.npy"], "takes uint8 [rows, 4, 5, 1]"),
+    "nothing readable": (1, ["tiny.onnx", "large.png"], "not one of 1 rows can be used"),
+    "missing provider": (1, ["tiny.onnx", "rows.npy", "--provider", "coreml"], "not part of"),
+    "misspelt provider": (2, ["tiny.onnx", "rows.npy", "--provider", "cpuu"], "mean 'cpu'"),
+    "unknown output": (2, ["tiny.onnx", "rows.npy", "-o", "out.txt"], "choose with --format"),
+    "parquet on stdout": (2, ["tiny.onnx", "rows.npy", "--format", "parquet"], "--output"),
+    "output is a folder": (1, ["tiny.onnx", "rows.npy", "-o", "taken.csv"], "taken.csv"),
+    "output below a file": (1, ["tiny.onnx", "rows.npy", "-o", "rows.npy/x.csv"], "rows.npy"),
+    "no threads": (2, ["tiny.onnx", "rows.npy", "--threads", "0"], "--threads"),
+    "no batch": (2, ["tiny.onnx", "rows.npy", "--batch-size", "-1"], "--batch-size"),
+    "no input": (2, ["tiny.onnx"], "INPUT"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    work: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, arguments, told = WRONG[case]
+    (work / "empty").mkdir()
+    (work / "taken.csv").mkdir()
+    np.save(work / "float.npy", np.zeros((2, 4, 5, 1)))
+    Image.new("L", (50, 50)).save(work / "large.png")
+    monkeypatch.chdir(work)
+    before = sorted(work.rglob("*"))
+    result = invoke("predict", *arguments)
+    assert result.exit_code == status, result.output
+    assert isinstance(result.exception, SystemExit)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert told in errors[0]
+    assert result.stdout == ""
+    assert sorted(work.rglob("*")) == before
+
+
+def test_a_name_that_looks_like_an_array_is_no_array(work: Path) -> None:
+    (work / "rows.npz").write_bytes(b"no archive")
+    code, out, err = run("predict", "tiny.onnx", "rows.npz", cwd=work)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_leaves_no_half_file(work: Path) -> None:
+    (work / "big.onnx").write_bytes(classifier())
+    np.lib.format.open_memmap(
+        work / "many.npy", mode="w+", dtype=np.uint8, shape=(3_000_000, 4, 5, 1)
+    )
+    running = process("predict", "big.onnx", "many.npy", "-o", "out.csv", cwd=work)
+    deadline = time.monotonic() + 30
+    while not list(work.glob(".out.csv.*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert list(work.glob(".out.csv.*")), "the run did not start"
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=30)
+    assert running.returncode not in (0, None)
+    assert "Traceback" not in err
+    assert out == ""
+    assert not list(work.glob("*out.csv*"))
+    assert not list(work.glob(".out.csv*"))
+
+
+def test_the_reader_of_stdout_may_leave(work: Path) -> None:
+    np.save(work / "many.npy", images(20_000))
+    command = f"{sys.executable} -m serving predict tiny.onnx many.npy | head -3"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=work, env=environment
+    )
+    assert len(done.stdout.splitlines()) == 3
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_full_disk_behind_stdout(work: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "serving", "predict", "tiny.onnx", "rows.npy"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=work,
+            env=environment,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "Error: stdout: No space left on device\n"

@@ -1,0 +1,113 @@
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serving import environment
+from serving.environment import Environment, describe
+from serving.files import dump_json
+from serving.records import read_record
+
+ARM = """processor\t: 0
+BogoMIPS\t: 50.00
+Features\t: fp asimd aes asimddp i8mm bf16
+CPU part\t: 0xd40
+
+processor\t: 1
+Features\t: fp
+"""
+
+
+def test_it_names_this_machine_and_its_software():
+    found = describe()
+    assert found.architecture == platform.machine()
+    assert found.python == platform.python_version()
+    assert found.numpy == np.__version__
+    assert found.cores == os.cpu_count()
+    assert 1 <= found.allowed_cores <= found.cores
+    assert found.memory_bytes > 2**20
+    assert len(found.load_average) == 3
+    assert found.processor
+
+
+def test_the_runtime_is_named_with_the_wheel_it_came_from():
+    import onnxruntime
+
+    found = describe()
+    assert found.onnxruntime == onnxruntime.__version__
+    assert found.onnxruntime_package in {"onnxruntime", "onnxruntime-gpu"}
+
+
+def test_it_survives_json():
+    found = describe()
+    assert read_record(Environment, json.loads(dump_json(found)), "environment") == found
+
+
+def test_the_flags_of_an_arm_processor_are_read(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(ARM)
+    monkeypatch.setattr(environment, "CPUINFO", cpuinfo)
+    found = describe()
+    assert found.flags == ("asimd", "asimddp", "i8mm", "bf16")
+    assert found.processor
+
+
+def test_without_proc_the_processor_still_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "missing")
+    assert describe().processor
+    assert describe().flags == ()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1048576\n", 2**20), ("max\n", None)])
+def test_a_container_memory_limit_counts(tmp_path, monkeypatch, text, expected):
+    whole = describe().memory_bytes
+    limit = tmp_path / "memory.max"
+    limit.write_text(text)
+    monkeypatch.setattr(environment, "MEMORY_LIMIT", limit)
+    assert describe().memory_bytes == (expected or whole)
+
+
+def test_the_graphics_card_comes_from_the_tool_of_its_driver(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 80GB HBM3, 580.1'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = describe()
+    assert (found.gpu, found.gpu_driver) == ("NVIDIA H100, 80GB HBM3", "580.1")
+
+
+@pytest.mark.parametrize("script", ["exit 9", "true"])
+def test_a_driver_that_does_not_answer_is_no_card(tmp_path, monkeypatch, script):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert (describe().gpu, describe().gpu_driver) == (None, None)
+
+
+def test_peak_memory_is_that_of_the_process_itself_not_of_its_parent():
+    ballast = bytearray(200 * 2**20)
+    ballast[:: 2**12] = b"x" * len(ballast[:: 2**12])
+    program = "from serving.environment import peak_memory_bytes; print(peak_memory_bytes())"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert environment.peak_memory_bytes() > len(ballast)
+    assert 2**20 < int(done.stdout) < 150 * 2**20
+
+
+def test_where_there_is_no_proc_peak_memory_is_still_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "STATUS", tmp_path / "missing")
+    assert environment.peak_memory_bytes() > 10 * 2**20
+
+
+def test_the_record_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        describe().cores = 3  # type: ignore[misc]
+    assert Environment.__slots__

@@ -1,0 +1,76 @@
+"""Serving runs where nothing of training is installed, and starts as fast as what it needs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_classifier import images
+
+ROOT = Path(__file__).parents[2]
+TRAINING = {
+    "dvc",
+    "matplotlib",
+    "mlflow",
+    "onnx",
+    "pandas",
+    "pipeline",
+    "pydantic",
+    "sklearn",
+    "torch",
+    "yaml",
+}
+HEAVY = TRAINING | {"numpy", "onnxruntime", "PIL", "psutil", "pyarrow", "tqdm"}
+
+
+def loaded(code: str) -> set[str]:
+    """The top-level packages in memory after some code ran in a process of its own."""
+    tail = "import sys, json\nprint(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{tail}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "module", ["serving", "serving.cli", "serving.errors", "serving.console", "serving.files"]
+)
+def test_what_the_command_line_needs_is_light(module: str) -> None:
+    assert not loaded(f"import {module}") & HEAVY
+
+
+def test_no_module_of_serving_needs_training_packages() -> None:
+    modules = [path.stem for path in sorted((ROOT / "serving").glob("[!_]*.py"))]
+    assert "runner" in modules
+    code = "\n".join(f"import serving.{module}" for module in modules)
+    assert not loaded(code) & TRAINING
+
+
+def test_help_is_light() -> None:
+    code = "from serving.cli import serving\nserving(['predict', '--help'], standalone_mode=False)"
+    assert not loaded(code) & HEAVY
+
+
+def test_a_prediction_needs_no_training_packages(built_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", images(3))
+    code = (
+        "from pathlib import Path\n"
+        "from serving.predict import predict\n"
+        f"predict(Path({str(built_bundle)!r}), [Path({str(tmp_path / 'rows.npy')!r})],"
+        f" output=Path({str(tmp_path / 'out.csv')!r}))"
+    )
+    packages = loaded(code)
+    assert not packages & (TRAINING | {"pyarrow"})
+    assert {"onnxruntime", "numpy"} <= packages
+
+
+def test_verify_needs_no_training_packages(built_bundle: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from serving.verify import verify\n"
+        f"assert verify(Path({str(built_bundle)!r})).passed"
+    )
+    assert not loaded(code) & (TRAINING | {"pyarrow", "PIL"})

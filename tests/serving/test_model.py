@@ -1,0 +1,206 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from tiny_classifier import LABELS, METADATA, classifier, expected_scores, images
+
+import serving
+from serving.errors import InputError, IntegrityError, MissingInputError, ModelError, ProviderError
+from serving.model import open_model
+from serving.session import open_session
+
+
+def saved(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    return path
+
+
+def passing(
+    dtype: int, shape: list[int | str | None], outputs: int = 1, out_type: int | None = None
+) -> bytes:
+    """A model that hands its input on: `rows` to `out0`, `out1`, ..."""
+    nodes = [
+        helper.make_node("Cast", ["rows"], [f"out{i}"], to=out_type or TensorProto.FLOAT)
+        for i in range(outputs)
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "passing",
+        [helper.make_tensor_value_info("rows", dtype, shape)],
+        [
+            helper.make_tensor_value_info(f"out{i}", out_type or TensorProto.FLOAT, shape)
+            for i in range(outputs)
+        ],
+    )
+    imports = [helper.make_opsetid("", 18)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
+
+
+def test_the_package_itself_opens_models(built_bundle: Path) -> None:
+    assert serving.open_model is open_model
+    assert serving.open_model(str(built_bundle)).labels == LABELS
+
+
+def test_the_package_has_nothing_else() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'close_model'"):
+        serving.close_model  # noqa: B018 - the access is the test
+
+
+def test_a_bundle_answers_arrays(built_bundle: Path) -> None:
+    rows = images(70)
+    answer = open_model(built_bundle).predict(rows)
+    expected = expected_scores(rows)
+    assert len(answer) == 70
+    assert answer.label_index.dtype == np.int64
+    assert answer.label_index.tolist() == expected.argmax(axis=1).tolist()
+    assert answer.label == [LABELS[index] for index in answer.label_index]
+    assert answer.probabilities.dtype == answer.probability.dtype == np.float32
+    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-6)
+    np.testing.assert_allclose(answer.probability, expected.max(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 70, 1000])
+def test_the_batch_size_changes_nothing(model_file: Path, batch_rows: int) -> None:
+    answer = open_model(model_file).predict(images(70), batch_rows=batch_rows)
+    np.testing.assert_allclose(answer.scores, expected_scores(images(70)), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 6, 9])
+def test_a_model_of_one_batch_size_takes_any_number_of_rows(tmp_path: Path, rows: int) -> None:
+    model = open_model(saved(tmp_path, classifier(batch=4)))
+    assert model.fixed_batch == 4
+    answer = model.predict(images(rows))
+    np.testing.assert_allclose(answer.probabilities, expected_scores(images(rows)), atol=1e-6)
+
+
+def test_no_rows_no_answers(model_file: Path) -> None:
+    answer = open_model(model_file).predict(images(0))
+    assert (len(answer), answer.label, answer.scores.shape) == (0, [], (0, 3))
+
+
+def test_rows_need_not_be_contiguous(model_file: Path) -> None:
+    rows = np.asfortranarray(images(20))[::2]
+    answer = open_model(model_file).predict(rows)
+    np.testing.assert_allclose(answer.scores, expected_scores(images(20)[::2]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (images(2).astype(np.float32), "got float32 [2, 4, 5, 1]"),
+        (images(2).transpose(0, 3, 1, 2), "got uint8 [2, 1, 4, 5]"),
+        (images(2)[..., 0], "got uint8 [2, 4, 5]"),
+        (images(2)[0], "got uint8 [4, 5, 1]"),
+        (images(2).tolist(), "got a list, not a numpy array"),
+        (np.array(3, np.uint8), "got uint8 []"),
+    ],
+)
+def test_other_rows_are_refused(model_file: Path, rows: object, told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_model(model_file).predict(rows)
+    assert "takes uint8 [rows, 4, 5, 1], " + told in str(caught.value)
+
+
+def test_without_labels_the_class_is_its_index(tmp_path: Path) -> None:
+    answer = open_model(saved(tmp_path, classifier(metadata={}))).predict(images(9))
+    assert answer.label == [str(index) for index in answer.label_index]
+    assert answer.are_probabilities
+
+
+def test_scores_are_not_called_probabilities(tmp_path: Path) -> None:
+    model = open_model(saved(tmp_path, classifier(outputs=("logits",))))
+    answer = model.predict(images(9))
+    assert not answer.are_probabilities
+    assert answer.label_index.tolist() == expected_scores(images(9)).argmax(axis=1).tolist()
+    assert (answer.score == answer.scores.max(axis=1)).all()
+    with pytest.raises(ModelError, match="no output named 'probabilities'"):
+        _ = answer.probability
+
+
+def test_any_single_float_output_will_do(tmp_path: Path) -> None:
+    model = open_model(saved(tmp_path, passing(TensorProto.DOUBLE, ["n", None])))
+    answer = model.predict(np.array([[1.0, 5.0, 2.0]]))
+    assert (answer.label, answer.score.tolist()) == (["1"], [5.0])
+    half = open_model(
+        saved(tmp_path, passing(TensorProto.FLOAT, [None, 2], out_type=TensorProto.FLOAT16))
+    )
+    assert half.predict(np.array([[0.5, 0.25]], np.float32)).scores.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (passing(TensorProto.FLOAT, ["n", 3], outputs=2), "is no classifier that ferry can read"),
+        (passing(TensorProto.FLOAT, ["n", 1]), "is no classifier"),
+        (passing(TensorProto.FLOAT, ["n", 3, 3]), "is no classifier"),
+        (passing(TensorProto.FLOAT, ["n", 3], out_type=TensorProto.INT64), "out0 int64"),
+        (passing(TensorProto.FLOAT, []), "has no batch axis"),
+        (classifier(metadata=METADATA | {"ferry.labels": "cat"}), "not JSON"),
+        (classifier(metadata=METADATA | {"ferry.labels": "[1, 2, 3]"}), "not a list of names"),
+        (classifier(metadata=METADATA | {"ferry.labels": '["a", "a", "b"]'}), "the same label"),
+    ],
+)
+def test_what_is_no_classifier_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        open_model(saved(tmp_path, content))
+
+
+def test_labels_that_are_not_as_many_as_the_scores(tmp_path: Path) -> None:
+    model = open_model(
+        saved(tmp_path, classifier(metadata=METADATA | {"ferry.labels": '["a", "b"]'}))
+    )
+    with pytest.raises(ModelError, match="has 2 labels and gives 3 scores"):
+        model.predict(images(1))
+
+
+def test_a_classes_axis_that_turns_out_to_be_one(tmp_path: Path) -> None:
+    model = open_model(saved(tmp_path, passing(TensorProto.FLOAT, ["n", None])))
+    with pytest.raises(ModelError, match=r"has shape \[5, 1\]"):
+        model.predict(np.zeros((5, 1), np.float32))
+
+
+def test_two_inputs_cannot_be_fed(tmp_path: Path) -> None:
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3]) for name in "ab"]
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["logits"])], "g", infos, [out])
+    imports = [helper.make_opsetid("", 18)]
+    content = helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
+    with pytest.raises(ModelError, match="has the inputs a, b; exactly one"):
+        open_model(saved(tmp_path, content))
+
+
+def test_strings_are_taken_as_numpy_gives_them(tmp_path: Path) -> None:
+    """A table of numbers in words: the smallest model that takes text."""
+    content = passing(TensorProto.STRING, ["n", 2])
+    model = open_model(saved(tmp_path, content))
+    assert model.takes() == "string [rows, 2]"
+    for rows in (np.array([["1.5", "4"]]), np.array([["1.5", "4"]], dtype=object)):
+        assert model.predict(rows).label_index.tolist() == [1]
+    with pytest.raises(InputError, match="takes string"):
+        model.predict(np.array([[1.5, 4.0]]))
+
+
+def test_an_altered_bundle_is_not_opened(bundle: Path) -> None:
+    (bundle / "labels.txt").write_text("a\nb\nc\n")
+    with pytest.raises(IntegrityError, match=r"labels\.txt"):
+        open_model(bundle)
+
+
+def test_paths_that_hold_no_model(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="should be a bundle or an ONNX file"):
+        open_model(tmp_path / "none")
+    with pytest.raises(MissingInputError, match="is not a bundle"):
+        open_model(tmp_path)
+
+
+def test_the_provider_and_the_threads_are_the_ones_asked_for(model_file: Path) -> None:
+    assert open_model(model_file, threads=1).session.threads == 1
+    with pytest.raises(ProviderError):
+        open_model(model_file, provider="qnn")
+
+
+def test_the_session_is_of_the_checked_bytes(bundle: Path) -> None:
+    model = open_model(bundle)
+    assert model.session.sha256 == open_session(bundle / "model.onnx").sha256

@@ -1,0 +1,242 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+from tiny_classifier import LABELS, classifier, expected_scores, images
+
+from serving.errors import InputError, MissingInputError, UsageError
+from serving.predict import PredictOptions, predict, summary
+from serving.session import open_session
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """An array of 70 rows."""
+    path = tmp_path / "rows.npy"
+    np.save(path, images(70))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of 12 images, of which 2 cannot be used."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, row in enumerate(images(10)):
+        Image.fromarray(row[..., 0]).save(folder / f"{index:02}.png")
+    (folder / "03-broken.png").write_bytes(b"\x89PNG nothing")
+    Image.new("RGB", (9, 9)).save(folder / "05-colour.png")
+    return folder
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_row_is_answered_in_order(built_bundle: Path, rows: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    report = predict(built_bundle, [rows], output=output)
+    written = read(output)
+    expected = expected_scores(images(70))
+    assert [row["id"] for row in written] == [f"{rows}:{index}" for index in range(70)]
+    assert [int(row["label_index"]) for row in written] == expected.argmax(axis=1).tolist()
+    assert [row["label"] for row in written] == [LABELS[i] for i in expected.argmax(axis=1)]
+    found = [float(row["probability"]) for row in written]
+    np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-6)
+    assert (report.rows, report.errors, report.errors_file) == (70, 0, None)
+
+
+def test_the_report_proves_the_provider_and_the_model(
+    built_bundle: Path, rows: Path, tmp_path: Path
+) -> None:
+    report = predict(built_bundle, [rows], output=tmp_path / "out.csv")
+    assert report.model_sha256 == open_session(built_bundle / "model.onnx").sha256
+    assert report.proof.share == 1
+    assert report.rows_per_second == pytest.approx(report.rows / report.seconds)
+    assert f"70 rows to {tmp_path}/out.csv; " in summary(report)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 70, 999])
+def test_the_batch_size_changes_no_answer(
+    model_file: Path, rows: Path, tmp_path: Path, batch_rows: int
+) -> None:
+    options = PredictOptions(batch_rows=batch_rows, probabilities=True)
+    predict(model_file, [rows], output=tmp_path / "out.parquet", options=options)
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    found = np.stack([table[f"probability_{label}"].to_numpy() for label in LABELS], axis=1)
+    np.testing.assert_allclose(found, expected_scores(images(70)), atol=1e-6)
+    assert table.schema.metadata[b"ferry.model_sha256"]
+
+
+def test_unreadable_images_are_listed_and_do_not_stop_the_run(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    report = predict(model_file, [folder], output=output, options=PredictOptions(batch_rows=4))
+    assert (report.rows, report.errors) == (10, 2)
+    assert [Path(row["id"]).name for row in read(output)] == [f"{i:02}.png" for i in range(10)]
+    expected = expected_scores(images(10)).argmax(axis=1).tolist()
+    assert [int(row["label_index"]) for row in read(output)] == expected
+    assert report.errors_file == tmp_path / "out.csv.errors.jsonl"
+    listed = [json.loads(line) for line in report.errors_file.read_text().splitlines()]
+    assert listed == [
+        {
+            "id": str(folder / "03-broken.png"),
+            "reason": "it is not an image, or not of a known format",
+        },
+        {
+            "id": str(folder / "05-colour.png"),
+            "reason": "it is 9x9 RGB, the model takes 5x4 L; --resize fits it",
+        },
+    ]
+    assert "2 not read (see" in summary(report)
+
+
+def test_a_later_run_without_errors_takes_the_old_list_away(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    predict(model_file, [folder], output=output)
+    (folder / "03-broken.png").unlink()
+    report = predict(model_file, [folder], output=output, options=PredictOptions(resize=True))
+    assert (report.rows, report.errors) == (11, 0)
+    assert not (tmp_path / "out.csv.errors.jsonl").exists()
+
+
+def test_nothing_readable_is_a_failure_with_the_reasons(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    for index in range(10):
+        (folder / f"{index:02}.png").unlink()
+    with pytest.raises(InputError, match=r"not one of 2 rows can be used: .*03-broken\.png: "):
+        predict(model_file, [folder], output=tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    assert len((tmp_path / "out.csv.errors.jsonl").read_text().splitlines()) == 2
+
+
+def test_without_an_output_rows_go_to_stdout(
+    model_file: Path, folder: Path, rows: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    report = predict(model_file, [rows, folder], output=None)
+    out, err = capfdbinary.readouterr()
+    assert len(list(csv.DictReader(out.decode().splitlines()))) == report.rows == 80
+    told = err.decode().splitlines()
+    assert len(told) == 2
+    assert all(line.startswith("not read: ") for line in told)
+
+
+def test_many_errors_do_not_flood_the_terminal(
+    model_file: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(30):
+        (folder / f"bad{index}.png").write_bytes(b"")
+    predict(model_file, [folder], output=None)
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 11
+    assert told[-1] == "not read: 22 more"
+
+
+def test_json_lines_on_stdout(
+    model_file: Path, rows: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    predict(model_file, [rows], output=None, options=PredictOptions(default_format="jsonl"))
+    lines = capfdbinary.readouterr().out.decode().splitlines()
+    assert list(json.loads(lines[0])) == ["id", "label", "label_index", "probability"]
+    assert len(lines) == 70
+
+
+def test_a_model_of_one_batch_size(tmp_path: Path, rows: Path) -> None:
+    (tmp_path / "fixed.onnx").write_bytes(classifier(batch=8))
+    report = predict(tmp_path / "fixed.onnx", [rows], output=tmp_path / "out.csv")
+    assert report.rows == 70
+    found = [int(row["label_index"]) for row in read(tmp_path / "out.csv")]
+    assert found == expected_scores(images(70)).argmax(axis=1).tolist()
+
+
+def test_a_model_without_probabilities_writes_scores(tmp_path: Path, rows: Path) -> None:
+    (tmp_path / "raw.onnx").write_bytes(classifier(outputs=("logits",), metadata={}))
+    options = PredictOptions(probabilities=True)
+    predict(tmp_path / "raw.onnx", [rows], output=tmp_path / "out.csv", options=options)
+    (first, *_) = read(tmp_path / "out.csv")
+    assert list(first) == ["id", "label", "label_index", "score", "score_0", "score_1", "score_2"]
+    assert first["label"] == first["label_index"]
+
+
+def test_a_row_that_gives_no_number_has_no_label(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 2])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])
+    node = helper.make_node("Identity", ["rows"], ["logits"])
+    graph = helper.make_graph([node], "same", [info], [out])
+    imports = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
+    (tmp_path / "same.onnx").write_bytes(model.SerializeToString())
+    np.save(tmp_path / "rows.npy", np.array([[1, 2], [np.nan, 1], [4, 3]], np.float32))
+    report = predict(tmp_path / "same.onnx", [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
+    assert [row["label"] for row in read(tmp_path / "out.csv")] == ["1", "0"]
+    assert report.errors_file is not None
+    (line,) = report.errors_file.read_text().splitlines()
+    assert json.loads(line)["id"].endswith("rows.npy:1")
+
+
+def test_nothing_is_written_when_the_run_cannot_start(
+    model_file: Path, rows: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UsageError):
+        predict(model_file, [rows], output=tmp_path / "out.txt")
+    with pytest.raises(UsageError, match="no input"):
+        predict(model_file, [], output=tmp_path / "out.csv")
+    with pytest.raises(MissingInputError):
+        predict(model_file, [rows, tmp_path / "none.npy"], output=tmp_path / "out.csv")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_failure_halfway_leaves_the_old_output(
+    model_file: Path, rows: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.csv"
+    predict(model_file, [rows], output=output)
+    before = output.read_bytes()
+
+    def broken(path: Path, *_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("serving.readers._read_image", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        predict(model_file, [rows, folder], output=output)
+    assert output.read_bytes() == before
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_memory_does_not_grow_with_the_input(
+    model_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ten times the rows, and no list of ten times the length is ever held."""
+    import tracemalloc
+
+    peaks = []
+    for rows in (2_000, 20_000):
+        np.save(tmp_path / "rows.npy", images(rows))
+        tracemalloc.start()
+        predict(model_file, [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] * 1.5
+
+
+def test_an_image_folder_beside_a_bundle_of_the_same_name(
+    bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    """A bundle given as the input is a folder without images, not a crash."""
+    with pytest.raises(InputError, match="holds no images"):
+        predict(bundle, [bundle], output=tmp_path / "out.csv")
+    shutil.rmtree(folder)
+    with pytest.raises(MissingInputError):
+        predict(bundle, [folder], output=tmp_path / "out.csv")

@@ -1,0 +1,224 @@
+import ast
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_classifier import LABELS, classifier, contents, expected_scores, forge, images
+
+from serving.bundle import Golden, open_bundle, write_bundle
+
+RUNNER = Path(__file__).parents[2] / "serving" / "runner.py"
+
+
+@pytest.fixture
+def device(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle alone, copied somewhere else, with some rows beside it."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "device" / "model"))
+    np.save(folder.parent / "rows.npy", images(70))
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the runner of a folder, with nothing but the installed packages on the path."""
+    command = [sys.executable, "-I", "-B", str(folder / "runner.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=60)
+
+
+def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code with that folder as the only place of our own on the path."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        timeout=60,
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str], told: str) -> None:
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("runner: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert told in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_self_test_passes(device: Path) -> None:
+    done = run(device, "selftest")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("selftest: passed, largest difference ")
+
+
+def test_predictions_are_those_of_the_model(device: Path) -> None:
+    done = run(device, "predict", "rows.npy")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = list(csv.DictReader(done.stdout.splitlines()))
+    expected = expected_scores(images(70))
+    assert [int(line["row"]) for line in lines] == list(range(70))
+    assert [int(line["label_index"]) for line in lines] == expected.argmax(axis=1).tolist()
+    assert {line["label"] for line in lines} <= set(LABELS)
+    found = [float(line["probability"]) for line in lines]
+    np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-6)
+
+
+def test_an_output_file_appears_whole(device: Path) -> None:
+    done = run(device, "predict", "rows.npy", "--output", "out.csv")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    text = (device.parent / "out.csv").read_text(encoding="utf-8")
+    assert len(text.splitlines()) == 71
+    left = sorted(path.name for path in device.parent.iterdir())
+    assert left == ["model", "out.csv", "rows.npy"]
+
+
+def test_it_is_importable_and_leaves_the_folder_as_it_was(device: Path) -> None:
+    done = python(
+        device,
+        "import sys, numpy as np, runner\n"
+        "answer = runner.predict(np.load('../rows.npy'), batch_rows=16)\n"
+        "print(answer.label_index.dtype, answer.probability.dtype, answer.probabilities.shape)\n"
+        "print(answer.probabilities.argmax(1).tolist() == answer.label_index.tolist())\n"
+        "print(len(runner.predict(np.load('../rows.npy')[:0]).label))\n"
+        "print(runner.selftest() < 1e-4)\n"
+        "heavy = {'serving', 'torch', 'onnx', 'click', 'PIL', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n",
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["int64 float32 (70, 3)", "True", "0", "True", "[]"]
+    open_bundle(device)
+
+
+def test_it_is_written_for_python_3_9() -> None:
+    source = RUNNER.read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 9))
+    imported = {
+        name.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for name in node.names
+    } | {
+        node.module.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert imported - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "labels.txt", "golden.npz"])
+def test_an_altered_file_is_refused_before_it_is_used(device: Path, name: str) -> None:
+    content = bytearray((device / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (device / name).write_bytes(content)
+    refused(run(device, "selftest"), f"{name} was altered")
+    refused(run(device, "predict", "rows.npy"), f"{name} was altered")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "[" * 100_000, '{"digest": 1, "files": {}}'])
+def test_a_manifest_that_is_none(device: Path, text: str) -> None:
+    (device / "manifest.json").write_text(text)
+    refused(run(device, "selftest"), "manifest.json was altered")
+
+
+def test_every_altered_byte_of_the_manifest_is_refused(device: Path) -> None:
+    path = device / "manifest.json"
+    whole = path.read_bytes()
+    done = python(
+        device,
+        "import runner, pathlib\n"
+        "path = pathlib.Path('manifest.json')\n"
+        "whole = path.read_bytes()\n"
+        "accepted = 0\n"
+        "for at in range(0, len(whole), 5):\n"
+        "    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])\n"
+        "    try:\n"
+        "        runner.check()\n"
+        "        accepted += 1\n"
+        "    except runner.RunnerError:\n"
+        "        pass\n"
+        "path.write_bytes(whole)\n"
+        "print(accepted)\n",
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert path.read_bytes() == whole
+
+
+def test_a_missing_file(device: Path) -> None:
+    (device / "golden.npz").unlink()
+    refused(run(device, "selftest"), "golden.npz: No such file")
+
+
+def test_a_golden_difference_over_the_limit(device: Path) -> None:
+    forge(device, golden=Golden(rows=6, max_abs_diff=-1.0))
+    refused(run(device, "selftest"), "the golden outputs differ by")
+
+
+def test_a_runtime_that_is_too_old(device: Path) -> None:
+    forge(device, minimum_runtime="9.9")
+    refused(run(device, "selftest"), "needs onnxruntime 9.9 or newer")
+
+
+@pytest.mark.parametrize("provider", ["nonsense", "coreml", "CUDA"])
+def test_the_provider_asked_for_or_an_error(device: Path, provider: str) -> None:
+    done = run(device, "selftest", "--provider", provider)
+    if provider == "CUDA" and done.returncode == 0:
+        pytest.skip("cuda runs here")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+BAD_ROWS = {
+    "dtype": (
+        images(2).astype(np.float32),
+        "takes uint8 [rows, 4, 5, 1], got float32 [2, 4, 5, 1]",
+    ),
+    "height": (np.zeros((2, 5, 5, 1), np.uint8), "got uint8 [2, 5, 5, 1]"),
+    "one row alone": (images(2)[0], "got uint8 [4, 5, 1]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_rows_that_do_not_fit(device: Path, case: str) -> None:
+    rows, told = BAD_ROWS[case]
+    np.save(device.parent / "bad.npy", rows)
+    refused(run(device, "predict", "bad.npy"), told)
+
+
+def test_files_that_hold_no_rows(device: Path) -> None:
+    (device.parent / "bad.npy").write_bytes(b"not an array")
+    refused(run(device, "predict", "bad.npy"), "bad.npy cannot be read")
+    np.save(device.parent / "bad.npy", np.array([{}], dtype=object), allow_pickle=True)
+    refused(run(device, "predict", "bad.npy"), "bad.npy cannot be read")
+    refused(run(device, "predict", "gone.npy"), "gone.npy cannot be read")
+
+
+def test_a_folder_that_cannot_be_written(device: Path) -> None:
+    refused(run(device, "predict", "rows.npy", "--output", "no/such/out.csv"), "out.csv: No such")
+
+
+def test_wrong_usage_is_status_2(device: Path) -> None:
+    assert run(device).returncode == 2
+    assert run(device, "train").returncode == 2
+    assert run(device, "predict").returncode == 2
+
+
+def test_the_reader_of_stdout_may_leave(device: Path) -> None:
+    np.save(device.parent / "many.npy", images(20_000))
+    command = f"{sys.executable} -B model/runner.py predict many.npy | head -2"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=device.parent, timeout=60
+    )
+    assert (len(done.stdout.splitlines()), done.stderr) == (2, "")
+
+
+def test_a_model_without_probabilities(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "m", contents(model=classifier(outputs=("logits",))))
+    np.save(tmp_path / "rows.npy", images(2))
+    assert run(tmp_path / "m", "selftest").returncode == 0
+    refused(run(tmp_path / "m", "predict", "rows.npy"), "the model gives logits, no probabilities")

@@ -1,0 +1,151 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny_classifier import LABELS, classifier, expected_scores, images
+
+from serving.cores import allowed_cores
+from serving.errors import (
+    InputError,
+    MissingInputError,
+    ModelError,
+    ProviderError,
+    UnknownNameError,
+)
+from serving.files import sha256_of_file
+from serving.session import (
+    PROVIDERS,
+    ProviderProof,
+    TensorInfo,
+    open_session,
+    usable_providers,
+)
+
+
+def test_a_session_tells_what_the_model_takes_and_gives(model_file: Path) -> None:
+    session = open_session(model_file)
+    assert session.inputs == (TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1)),)
+    assert [output.name for output in session.outputs] == ["logits", "probabilities"]
+    assert session.outputs[1].shape == ("batch", len(LABELS))
+    assert session.metadata["ferry.experiment"] == "tiny"
+    assert session.sha256 == sha256_of_file(model_file)
+
+
+def test_it_computes_what_numpy_computes() -> None:
+    rows = images(9)
+    outputs = open_session(classifier()).run({"images": rows})
+    np.testing.assert_allclose(outputs["probabilities"], expected_scores(rows), atol=1e-6)
+    assert outputs["logits"].dtype == np.float32
+
+
+def test_optimized_or_not_the_answer_is_the_same() -> None:
+    rows = images(5)
+    plain = open_session(classifier(), optimize=False).run({"images": rows})
+    np.testing.assert_allclose(
+        plain["logits"], open_session(classifier()).run({"images": rows})["logits"], atol=1e-5
+    )
+
+
+def test_every_session_carries_the_proof_of_its_provider(model_file: Path) -> None:
+    proof = open_session(model_file).proof
+    assert proof.asked == "CPUExecutionProvider"
+    assert set(proof.nodes) == {"CPUExecutionProvider"}
+    assert proof.share == 1
+
+
+def test_the_share_of_a_proof_is_the_part_of_the_nodes_on_the_provider_asked_for() -> None:
+    assert ProviderProof(asked="A", nodes={"A": 1, "B": 3}).share == 0.25
+    assert ProviderProof(asked="A", nodes={"B": 3}).share == 0
+    assert ProviderProof(asked="A", nodes={}).share == 1
+
+
+@pytest.mark.parametrize(
+    ("feeds", "told"),
+    [
+        ({"images": np.zeros((2, 4, 5, 1), np.float32)}, "data type"),
+        ({"images": np.zeros((2, 4, 4, 1), np.uint8)}, "Got: 4 Expected: 5"),
+        ({"pictures": np.zeros((2, 4, 5, 1), np.uint8)}, "images"),
+    ],
+)
+def test_wrong_feeds_are_refused_in_one_line(feeds: dict[str, np.ndarray], told: str) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        open_session(classifier()).run(feeds)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"gone\.onnx is not there"):
+        open_session(tmp_path / "gone.onnx")
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        open_session(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "half"])
+def test_a_corrupt_file_is_one_line(model_file: Path, damage: str) -> None:
+    whole = model_file.read_bytes()
+    model_file.write_bytes(
+        {"empty": b"", "text": b"this is not a model", "half": whole[: len(whole) // 2]}[damage]
+    )
+    with pytest.raises(ModelError, match=r"tiny\.onnx cannot be loaded") as caught:
+        open_session(model_file)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_provider_offers_the_nearest(model_file: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'cuda'"):
+        open_session(model_file, provider="cudda")
+
+
+def test_a_provider_that_is_not_built_in_is_refused(model_file: Path) -> None:
+    with pytest.raises(ProviderError, match="not part of the installed onnxruntime"):
+        open_session(model_file, provider="coreml")
+
+
+def test_a_provider_never_falls_back_to_the_cpu(
+    model_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is a CUDA wheel and no card, ONNX Runtime alone would run on the CPU."""
+    reason = usable_providers(model_file.read_bytes()).get("cuda")
+    if reason is None:
+        pytest.skip("cuda runs here, or the installed wheel does not have it")
+    with pytest.raises(ProviderError, match="CUDAExecutionProvider does not run"):
+        open_session(model_file, provider="cuda")
+    assert capfd.readouterr().out == ""
+
+
+def test_the_cpu_is_always_usable(model_file: Path) -> None:
+    usable = usable_providers(model_file.read_bytes())
+    assert usable["cpu"] is None
+    assert set(usable) <= set(PROVIDERS)
+
+
+def test_weights_in_another_file_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would run without being part of the sha256, and from whatever folder we are in."""
+    path = tmp_path / "split.onnx"
+    onnx.save(
+        onnx.load_from_string(classifier()),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="xternal data"):
+        open_session(path)
+
+
+def test_threads_are_the_cores_we_may_use(model_file: Path) -> None:
+    assert open_session(model_file).threads == allowed_cores()
+    assert open_session(model_file, threads=1).threads == 1
+    assert 1 <= allowed_cores() <= (os.cpu_count() or 1)
+
+
+def test_telemetry_is_off_unless_the_user_wants_it() -> None:
+    assert os.environ["ORT_DISABLE_TELEMETRY"] in {"0", "1"}

@@ -1,0 +1,176 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_classifier import METADATA, SOURCE, classifier, forge
+
+from serving.bundle import FileInfo, Gate, Golden, read_manifest
+from serving.errors import IntegrityError, MissingInputError, ProviderError, UnknownNameError
+from serving.files import sha256_of_bytes
+from serving.verify import VerifyReport, as_table, verify
+
+
+def replace_file(bundle: Path, name: str, content: bytes) -> None:
+    """Put another file into a bundle, with a manifest that knows it."""
+    (bundle / name).write_bytes(content)
+    info = FileInfo(size=len(content), sha256=sha256_of_bytes(content))
+    forge(bundle, files={**read_manifest(bundle).files, name: info})
+
+
+def failed(report: VerifyReport) -> dict[str, str]:
+    assert not report.passed
+    return {check.name: check.detail for check in report.checks if check.status == "failed"}
+
+
+def test_a_good_bundle_passes_every_check(built_bundle: Path) -> None:
+    report = verify(built_bundle)
+    assert report.passed
+    assert {check.status for check in report.checks} == {"passed"}
+    names = [check.name for check in report.checks]
+    assert names == ["files", "metadata", "signature", "labels", "parity", "golden", "runner"]
+    assert report.digest == read_manifest(built_bundle).digest
+    assert report.proof is not None
+    assert report.proof.asked == "CPUExecutionProvider"
+    report.require()
+    assert "digest" in as_table(report)
+
+
+def test_verifying_leaves_the_folder_as_it_was(bundle: Path) -> None:
+    before = sorted(path.name for path in bundle.iterdir())
+    verify(bundle)
+    verify(bundle)
+    assert sorted(path.name for path in bundle.iterdir()) == before
+
+
+def test_an_altered_file_stops_there(bundle: Path) -> None:
+    (bundle / "model.onnx").write_bytes(classifier(channels=3))
+    report = verify(bundle)
+    assert list(failed(report)) == ["files"]
+    assert len(report.checks) == 1
+    assert report.digest is None
+    with pytest.raises(IntegrityError, match=r"failed verification: files: .*model\.onnx"):
+        report.require()
+
+
+def test_a_model_that_says_something_else_of_itself(bundle: Path) -> None:
+    other = METADATA | {"ferry.dataset": "another", "ferry.labels": "[]"}
+    replace_file(bundle, "model.onnx", classifier(metadata=other))
+    told = failed(verify(bundle))["metadata"]
+    assert "ferry.dataset is 'another' in the model and 'toy' in the manifest" in told
+    assert "ferry.labels" in told
+
+
+def test_a_model_that_takes_something_else(bundle: Path) -> None:
+    replace_file(bundle, "model.onnx", classifier(channels=3))
+    told = failed(verify(bundle))
+    assert "inputs: found" in told["signature"]
+    assert "refused its input" in told["golden"]
+
+
+def test_a_model_of_another_opset(bundle: Path) -> None:
+    replace_file(bundle, "model.onnx", classifier(opset=17))
+    assert failed(verify(bundle)) == {"signature": "opset: found 17, expected 18"}
+
+
+def test_a_file_that_is_no_model(bundle: Path) -> None:
+    replace_file(bundle, "model.onnx", b"nothing")
+    assert "cannot be loaded" in failed(verify(bundle))["model"]
+
+
+def test_labels_that_are_not_those_of_the_manifest(bundle: Path) -> None:
+    replace_file(bundle, "labels.txt", b"a\nb\nc\n")
+    assert "labels.txt" in failed(verify(bundle))["labels"]
+
+
+def test_a_gate_that_was_not_met(bundle: Path) -> None:
+    forge(bundle, parity={"max_abs_diff": Gate(measured=0.31, limit=0.05)})
+    assert failed(verify(bundle))["parity"] == "max_abs_diff is 0.31, limit 0.05"
+
+
+def golden_arrays(bundle: Path) -> dict[str, np.ndarray]:
+    with np.load(bundle / "golden.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def save_golden(bundle: Path, tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(tmp_path / "new.npz", **arrays)
+    replace_file(bundle, "golden.npz", (tmp_path / "new.npz").read_bytes())
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_golden_outputs_that_the_model_does_not_give(
+    bundle: Path, tmp_path: Path, value: float
+) -> None:
+    arrays = golden_arrays(bundle)
+    arrays["probabilities"][2, 1] += value
+    save_golden(bundle, tmp_path, arrays)
+    told = failed(verify(bundle))
+    assert "the golden outputs differ by" in told["golden"]
+    assert "runner" in told  # it finds out by itself too
+
+
+def test_golden_outputs_within_the_limit_pass(bundle: Path, tmp_path: Path) -> None:
+    arrays = golden_arrays(bundle)
+    arrays["logits"][2, 1] += 5e-5
+    save_golden(bundle, tmp_path, arrays)
+    assert verify(bundle).passed
+    forge(bundle, golden=Golden(rows=6, max_abs_diff=1e-5))
+    assert "the limit is 1.000e-05" in failed(verify(bundle))["golden"]
+
+
+def test_golden_rows_that_are_missing(bundle: Path, tmp_path: Path) -> None:
+    arrays = golden_arrays(bundle)
+    save_golden(bundle, tmp_path, {name: array[:2] for name, array in arrays.items()})
+    assert failed(verify(bundle))["golden"] == "golden.npz holds 2 rows, expected 6"
+    del arrays["logits"]
+    save_golden(bundle, tmp_path, arrays)
+    assert "golden.npz holds ['input', 'probabilities']" in failed(verify(bundle))["golden"]
+
+
+def test_a_golden_file_is_never_unpickled(bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "evil.npz", input=np.array([{"a": 1}], dtype=object))
+    replace_file(bundle, "golden.npz", (tmp_path / "evil.npz").read_bytes())
+    assert "cannot be read" in failed(verify(bundle))["golden"]
+    replace_file(bundle, "golden.npz", b"PK nothing")
+    assert "cannot be read" in failed(verify(bundle))["golden"]
+
+
+def test_a_strange_runner_is_not_executed(bundle: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    replace_file(bundle, "runner.py", f"open({str(trace)!r}, 'w')\n".encode())
+    report = verify(bundle)
+    assert report.checks[-1].status == "skipped"
+    assert not trace.exists()
+
+
+def test_a_source_that_is_not_the_models(bundle: Path) -> None:
+    forge(bundle, source=dataclasses.replace(SOURCE, git_revision="f" * 40))
+    assert "ferry.git_revision" in failed(verify(bundle))["metadata"]
+
+
+def test_a_provider_that_is_not_there_is_an_error(bundle: Path) -> None:
+    with pytest.raises(UnknownNameError):
+        verify(bundle, provider="gpu")
+    with pytest.raises(ProviderError):
+        verify(bundle, provider="coreml")
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError):
+        verify(tmp_path / "none")
+
+
+def test_the_command_prints_each_check_and_fails(bundle: Path) -> None:
+    command = [sys.executable, "-m", "serving", "verify", str(bundle)]
+    good = subprocess.run(command, capture_output=True, text=True)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "golden     passed" in good.stdout
+    forge(bundle, parity={"flips": Gate(measured=3, limit=1)})
+    bad = subprocess.run(command, capture_output=True, text=True)
+    assert bad.returncode == 1
+    assert bad.stderr.count("\n") == 1
+    assert "parity: flips is 3, limit 1" in bad.stderr
+    assert "parity     failed" in bad.stdout

@@ -1,0 +1,40 @@
+"""Small ONNX models for tests, made with onnx.helper at an opset and IR that edge tools read."""
+
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT, INT64, STRING, UINT8 = (
+    TensorProto.FLOAT,
+    TensorProto.INT64,
+    TensorProto.STRING,
+    TensorProto.UINT8,
+)
+
+
+def linear(shape: list[int | str | None], dtype: int = FLOAT, columns: int = 3) -> bytes:
+    """`logits = Cast(inputs) @ weight + bias` on rows of `shape`, whose last axis is a number."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((shape[-1], columns)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["inputs"], ["real"], to=FLOAT),
+            helper.make_node("MatMul", ["real", "weight"], ["product"]),
+            helper.make_node("Add", ["product", "bias"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("inputs", dtype, shape)],
+        [helper.make_tensor_value_info("logits", FLOAT, [*shape[:-1], columns])],
+        [
+            numpy_helper.from_array(weight, "weight"),
+            numpy_helper.from_array(np.zeros(columns, np.float32), "bias"),
+        ],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
