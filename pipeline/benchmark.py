@@ -1,0 +1,157 @@
+"""`ferry benchmark EXPERIMENT`: time every variant on every provider, beside PyTorch eager.
+
+Each variant is timed by `ferry bench` in a process of its own; a provider that this machine cannot
+run is a row with its reason.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import figures, ready, tracking
+from pipeline.classifier import Classifier, load_classifier
+from pipeline.config import Experiment
+from pipeline.figures import Point
+from pipeline.records.benchmark import BenchmarkReport, EagerTiming, VariantBenchmark
+from serving.bench import BenchReport, bench_providers
+from serving.environment import describe
+from serving.files import require, sha256_of_file, write_json, write_text
+from serving.session import allowed_cores, open_session
+from serving.timing import PairedRatio, Timing, paired_ratio, time_calls
+
+__all__ = ["benchmark"]
+
+RATIO_SECONDS = 2.0
+
+
+def benchmark(
+    weights: Path,
+    models: Mapping[str, Path],
+    data: Path,
+    metrics: Path,
+    plots: Path,
+    *,
+    experiment: Experiment,
+    track: bool = True,
+) -> BenchmarkReport:
+    """Time each variant in `models` and the weights they were made from.
+
+    Writes `metrics` and `plots`/benchmark.csv. Raises MissingInputError and ModelError.
+    """
+    config = experiment.benchmark
+    for path in models.values():
+        require(path, f"dvc repro quantize@{experiment.name}")
+    variants = {
+        name: VariantBenchmark(
+            providers=bench_providers(path, batch_sizes=config.batch_sizes, seconds=config.seconds)
+        )
+        for name, path in models.items()
+    }
+    classifier = load_classifier(weights, experiment, ready.open_manifest(data))
+    images = np.array(ready.open_split(data, "test").inputs[: max(config.batch_sizes)])
+    report = BenchmarkReport(
+        experiment=experiment.name,
+        environment=describe(),
+        torch_version=torch.__version__,
+        weights_sha256=sha256_of_file(weights),
+        variants=variants,
+        eager=tuple(_eager(classifier, images, config.batch_sizes, config.seconds)),
+        eager_ratio=_eager_ratio(classifier, models["fp32"], images[:1]),
+    )
+    sweeps = _sweeps(report)
+    write_text(plots / "benchmark.csv", _csv(sweeps))
+    write_json(metrics, report)
+    _record(report, sweeps, track=track)
+    return report
+
+
+def _call(classifier: Classifier, images: np.ndarray[Any, Any]) -> object:
+    return classifier(torch.from_numpy(images))
+
+
+def _eager(
+    classifier: Classifier, images: np.ndarray[Any, Any], sizes: Sequence[int], seconds: float
+) -> Iterator[EagerTiming]:
+    threads = allowed_cores()
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        for size in sizes:
+            # A test set smaller than the batch is repeated to fill it.
+            batch = np.resize(images, (size, *images.shape[1:]))
+            call = functools.partial(_call, classifier, batch)
+            timing: Timing = time_calls(call, batch_size=size, seconds=seconds)
+            yield EagerTiming(
+                batch_size=size,
+                threads=threads,
+                p50_ms=timing.p50_ms,
+                p90_ms=timing.p90_ms,
+                p99_ms=timing.p99_ms,
+                images_per_second=timing.images_per_second,
+                num_calls=timing.num_calls,
+            )
+
+
+def _eager_ratio(classifier: Classifier, model: Path, image: np.ndarray[Any, Any]) -> PairedRatio:
+    """Interleave PyTorch eager and ONNX Runtime on the same row, one thread each."""
+    session = open_session(model, threads=1)
+    feeds = {session.inputs[0].name: image}
+    names = [output.name for output in session.outputs]
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            return paired_ratio(
+                functools.partial(_call, classifier, image),
+                functools.partial(session.raw.run, names, feeds),
+                seconds=RATIO_SECONDS,
+                seed=0,
+            )
+    finally:
+        torch.set_num_threads(allowed_cores())
+
+
+def _sweeps(report: BenchmarkReport) -> dict[str, list[Point]]:
+    """The points of the latency-against-throughput plot, by what was timed."""
+    timings: dict[str, Sequence[Timing | EagerTiming]] = {
+        f"{variant} · {row.provider}": row.batches
+        for variant, measured in report.variants.items()
+        for row in measured.providers
+        if isinstance(row, BenchReport)
+    }
+    timings["PyTorch eager"] = report.eager
+    return {name: [_point(timing) for timing in timings[name]] for name in timings}
+
+
+def _point(timing: Timing | EagerTiming) -> Point:
+    return Point(
+        batch_size=timing.batch_size,
+        p50_ms=timing.p50_ms,
+        images_per_second=timing.images_per_second,
+    )
+
+
+def _csv(sweeps: Mapping[str, Sequence[Point]]) -> str:
+    lines = [
+        f"{name},{point.batch_size},{point.p50_ms},{point.images_per_second}"
+        for name, points in sweeps.items()
+        for point in points
+    ]
+    return "\n".join(["name,batch_size,p50_ms,images_per_second", *lines]) + "\n"
+
+
+def _record(report: BenchmarkReport, sweeps: Mapping[str, Sequence[Point]], *, track: bool) -> None:
+    with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
+        for name, points in sweeps.items():
+            key = f"benchmark.{name.replace(' · ', '.').replace(' ', '_')}"
+            for point in points:
+                tracker.log_metrics(
+                    {
+                        f"{key}.b{point.batch_size}.p50_ms": point.p50_ms,
+                        f"{key}.b{point.batch_size}.images_per_second": point.images_per_second,
+                    }
+                )
+        tracker.log_metrics({"benchmark.eager_ratio": report.eager_ratio.median})
+        tracker.log_figure(figures.latency_throughput(sweeps), "latency_throughput.png")

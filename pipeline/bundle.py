@@ -1,0 +1,154 @@
+"""`ferry bundle EXPERIMENT`: make the folder that is deployed, of the best variant that passed.
+
+Nothing unproven ships: a variant without a passed gate, or one whose file is not the one that was
+compared and timed, is never chosen.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import ready, tracking
+from pipeline.config import BundleConfig, Experiment
+from pipeline.errors import GateError, IntegrityError
+from pipeline.records import read
+from pipeline.records.benchmark import BenchmarkReport
+from pipeline.records.bundle import BundleReport
+from pipeline.records.parity import ParityReport, VariantParity
+from pipeline.records.train import TrainReport
+from serving.bench_report import BenchReport
+from serving.bundle import BundleContents, Gate, Source, write_bundle
+from serving.files import require, sha256_of_bytes, write_json
+from serving.session import open_session
+
+__all__ = ["bundle", "choose"]
+
+
+def bundle(
+    models: Mapping[str, Path],
+    data: Path,
+    measured: Path,
+    folder: Path,
+    metrics: Path,
+    *,
+    experiment: Experiment,
+    track: bool = True,
+) -> BundleReport:
+    """Write the bundle `folder` of the best of `models`.
+
+    `measured` is the folder of the experiment's train.json, parity.json and benchmark.json, `data`
+    the preprocessed data set that the golden rows come from.
+
+    Raises MissingInputError, GateError when fp32 did not pass its gate, and IntegrityError when a
+    file is not the one that was measured.
+    """
+    trained = read(TrainReport, measured / "train.json", f"ferry train {experiment.name}")
+    parity = read(ParityReport, measured / "parity.json", f"ferry parity {experiment.name}")
+    timed = read(BenchmarkReport, measured / "benchmark.json", f"ferry benchmark {experiment.name}")
+    gains = _gains(parity, timed, experiment.bundle.goal)
+    variant, reason = choose(gains, experiment.bundle)
+    proven = parity.variants[variant]
+    content = _proven_bytes(models[variant], proven, timed, variant)
+    golden = ready.open_split(data, "test").inputs[: experiment.bundle.golden_rows]
+    contents = BundleContents(
+        name=experiment.name,
+        variant=variant,
+        model=content,
+        labels=trained.labels,
+        golden_input=np.array(golden),
+        golden_max_abs_diff=proven.limits.max_abs_diff,
+        metrics={"accuracy": proven.accuracy},
+        parity=_gates(proven),
+        source=Source(
+            dataset=experiment.dataset,
+            weights_sha256=trained.weights_sha256,
+            git_revision=trained.git_revision,
+            ferry_version=open_session(content, threads=1).metadata["ferry.version"],
+        ),
+    )
+    manifest = write_bundle(folder, contents)
+    report = BundleReport(
+        experiment=experiment.name,
+        variant=variant,
+        reason=reason,
+        goal=experiment.bundle.goal,
+        gains=gains,
+        bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        digest=manifest.digest,
+    )
+    write_json(metrics, report)
+    with tracking.run_of_weights(experiment.name, trained.weights_sha256, track=track) as tracker:
+        tracker.log_tags({"ferry.bundle": manifest.digest, "ferry.bundle_variant": variant})
+    return report
+
+
+def choose(gains: Mapping[str, float], config: BundleConfig) -> tuple[str, str]:
+    """The variant to ship, and why: the best by the goal, if it is enough better than fp32.
+
+    `gains` says how many times better than fp32 each variant that passed its gate is.
+    """
+    best = max(gains, key=lambda name: gains[name])
+    if best == "fp32" or gains[best] < config.min_gain:
+        others = ", ".join(f"{name} {gain:.2f}" for name, gain in gains.items() if name != "fp32")
+        told = f" ({others} times as good)" if others else ""
+        return (
+            "fp32",
+            f"no other variant is {config.min_gain:g} times better in {config.goal}{told}",
+        )
+    return best, f"{gains[best]:.2f} times as good as fp32 in {config.goal}"
+
+
+def _gains(parity: ParityReport, timed: BenchmarkReport, goal: str) -> dict[str, float]:
+    if not parity.variants["fp32"].passed:
+        raise GateError(
+            f"{parity.experiment} fp32 did not pass its gate: {parity.variants['fp32'].failures}"
+        )
+    costs = {
+        name: _cost(_on_cpu(timed, name), goal)
+        for name, variant in parity.variants.items()
+        if variant.passed
+    }
+    return {name: costs["fp32"] / cost for name, cost in costs.items()}
+
+
+def _on_cpu(timed: BenchmarkReport, variant: str) -> BenchReport:
+    for row in timed.variants[variant].providers:
+        if isinstance(row, BenchReport) and row.provider == "cpu":
+            return row
+    raise IntegrityError(f"{timed.experiment}: benchmark.json has no CPU row for {variant}")
+
+
+def _cost(report: BenchReport, goal: str) -> float:
+    """What the goal wants small: milliseconds, seconds per image, or bytes."""
+    if goal == "size":
+        return report.file_bytes
+    if goal == "throughput":
+        return 1 / report.fastest.images_per_second
+    smallest = min(report.batches, key=lambda timing: timing.batch_size)
+    return smallest.p50_ms
+
+
+def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, variant: str) -> bytes:
+    content = require(path, f"dvc repro quantize@{timed.experiment}").read_bytes()
+    found = sha256_of_bytes(content)
+    for stage, recorded in (
+        ("parity", proven.sha256),
+        ("benchmark", _on_cpu(timed, variant).sha256),
+    ):
+        if found != recorded:
+            raise IntegrityError(
+                f"{path} has sha256 {found[:12]}…, but {stage}.json is about {recorded[:12]}…; "
+                f"`dvc repro {stage}@{timed.experiment}` measures it anew"
+            )
+    return content
+
+
+def _gates(proven: VariantParity) -> dict[str, Gate]:
+    limits = proven.limits
+    return {
+        "max_abs_diff": Gate(measured=proven.max_abs_diff, limit=limits.max_abs_diff),
+        "flips": Gate(measured=proven.flips, limit=limits.flips),
+        "accuracy_loss": Gate(measured=proven.accuracy_loss, limit=limits.accuracy_loss),
+        "batch_diff": Gate(measured=proven.batch_diff, limit=limits.batch_diff),
+    }

@@ -1,0 +1,323 @@
+"""`ferry`: one command per stage, and those of serving.
+
+Every command is a few lines over a public function and imports its work inside its body, so that
+`ferry --help` stays as fast as click.
+"""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from serving import cli as serving_cli
+from serving.console import Commands, json_option, log_to_stderr, note, show, summary
+
+if TYPE_CHECKING:
+    from pipeline.config import Experiment
+
+__all__ = ["ferry", "main"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"auto_envvar_prefix": "FERRY", "help_option_names": ["-h", "--help"]},
+    epilog="Example: ferry train digits-mlp",
+)
+@click.version_option(package_name="onnx-ferry")
+@click.option("-C", "--directory", metavar="DIR", help="Work in DIR, the folder of params.yaml.")
+def ferry(directory: str | None) -> None:
+    """Carry a model from training to where it runs, proven the same at every step.
+
+    The stages, in order: pull, preprocess, train, export, quantize, parity, benchmark, bundle and
+    report. `dvc repro` runs those that are out of date.
+    """
+    # OpenMP reads it when torch loads: idle threads that spin steal the cores of a shared machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    log_to_stderr()
+    if directory:
+        os.chdir(directory)
+
+
+def main() -> None:
+    """Run `ferry` as a program."""
+    ferry(prog_name="ferry")
+
+
+class ExperimentName(click.ParamType["Experiment"]):
+    """A section of params.yaml, looked up when the command runs and never for its help."""
+
+    name = "experiment"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002 - click's signature
+    ) -> "Experiment":
+        """Read params.yaml and find the experiment."""
+        from pipeline import params
+
+        return params.load().experiment(value)
+
+
+def experiment_argument(command: Command) -> Command:
+    """Add the argument EXPERIMENT."""
+    return click.argument("experiment", type=ExperimentName())(command)
+
+
+def track_option(command: Command) -> Command:
+    """Add `--track/--no-track`."""
+    option = click.option(
+        "--track/--no-track",
+        default=True,
+        show_envvar=True,
+        envvar="FERRY_TRACK",
+        help="Whether MLflow records it.",
+    )
+    return option(command)
+
+
+@ferry.command()
+@click.argument("dataset")
+@click.option(
+    "--mirror",
+    metavar="URL|DIR",
+    envvar="FERRY_MIRROR",
+    show_envvar=True,
+    help="Tried before the official addresses; laid out as MIRROR/DATASET/FILE.",
+)
+@json_option
+def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
+    """Fetch the official files of DATASET and check them.
+
+    An interrupted download goes on where it was. The data sets digits and its like come with
+    ferry's packages and need no network.
+
+    Example: ferry pull mnist --mirror /mnt/mirror
+    """
+    from pipeline import layout, params
+    from pipeline.pull import pull
+
+    report = pull(layout.raw(dataset), name=dataset, mirrors=params.load().mirrors, mirror=mirror)
+    text = f"{dataset}: {len(report.files)} files in {layout.raw(dataset)}"
+    show(report, as_json=as_json, text=text)
+
+
+@ferry.command()
+@click.argument("dataset")
+@json_option
+def preprocess(dataset: str, as_json: bool) -> None:
+    """Split DATASET into training, validation and test arrays.
+
+    Example: ferry preprocess mnist
+    """
+    from pipeline import layout, params
+    from pipeline.preprocess import preprocess
+
+    settings = params.load().dataset(dataset)
+    manifest = preprocess(layout.raw(dataset), layout.ready(dataset), name=dataset, config=settings)
+    rows = {split: sum(counts) for split, counts in manifest.class_counts.items()}
+    show(manifest, as_json=as_json, text=summary({"dataset": dataset, **rows}))
+
+
+@ferry.command()
+@experiment_argument
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Overrides the experiment's device.",
+)
+@track_option
+@json_option
+def train(experiment: "Experiment", device: str | None, track: bool, as_json: bool) -> None:
+    """Train EXPERIMENT's model and record the run in MLflow.
+
+    A killed training goes on after its last whole epoch.
+
+    Example: ferry train mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.train import train
+
+    report = train(
+        layout.ready(experiment.dataset),
+        layout.weights(experiment.name),
+        layout.metrics(experiment.name, "train"),
+        layout.plots(experiment.name, "train"),
+        experiment=experiment,
+        device=device,
+        track=track,
+    )
+    shown = ("accuracy", "validation_accuracy", "best_epoch", "parameters", "seconds", "device")
+    show(report, as_json=as_json, text=summary(report, shown))
+
+
+@ferry.command()
+@experiment_argument
+@track_option
+@json_option
+def export(experiment: "Experiment", track: bool, as_json: bool) -> None:
+    """Export EXPERIMENT's weights to one ONNX graph: raw rows in, answer out.
+
+    Example: ferry export mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.export import export
+
+    report = export(
+        layout.weights(experiment.name),
+        layout.metrics(experiment.name, "train"),
+        layout.ready(experiment.dataset),
+        layout.model(experiment.name),
+        layout.metrics(experiment.name, "export"),
+        experiment=experiment,
+        track=track,
+    )
+    show(report, as_json=as_json, text=summary(report))
+
+
+@ferry.command()
+@experiment_argument
+@json_option
+def quantize(experiment: "Experiment", as_json: bool) -> None:
+    """Write the fp16 and int8 variants of EXPERIMENT's model.
+
+    Example: ferry quantize mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.quantize import quantize
+
+    report = quantize(
+        layout.model(experiment.name),
+        layout.ready(experiment.dataset),
+        layout.model(experiment.name, "fp16"),
+        layout.model(experiment.name, "int8"),
+        layout.metrics(experiment.name, "quantize"),
+        experiment=experiment,
+    )
+    sizes = {"fp16": f"{report.fp16.bytes:,} bytes", "int8": f"{report.int8.bytes:,} bytes"}
+    show(report, as_json=as_json, text=summary({"experiment": experiment.name, **sizes}))
+
+
+@ferry.command()
+@experiment_argument
+@track_option
+@json_option
+def parity(experiment: "Experiment", track: bool, as_json: bool) -> None:
+    """Prove that EXPERIMENT's ONNX variants answer as its trained weights do.
+
+    The whole test set goes through PyTorch and through each variant. Exit status 1 when a gate of
+    params.yaml is not met; the report is written all the same.
+
+    Example: ferry parity mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.parity import parity
+    from pipeline.records.parity import as_table
+
+    report = parity(
+        layout.weights(experiment.name),
+        {variant: layout.model(experiment.name, variant) for variant in layout.VARIANTS},
+        layout.ready(experiment.dataset),
+        layout.metrics(experiment.name, "parity"),
+        experiment=experiment,
+        track=track,
+    )
+    show(report, as_json=as_json, text=as_table(report))
+
+
+@ferry.command()
+@experiment_argument
+@track_option
+@json_option
+def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
+    """Time EXPERIMENT's variants on every provider of this machine, beside PyTorch eager.
+
+    Example: ferry benchmark mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.benchmark import benchmark
+    from pipeline.records.benchmark import as_table
+
+    report = benchmark(
+        layout.weights(experiment.name),
+        {variant: layout.model(experiment.name, variant) for variant in layout.VARIANTS},
+        layout.ready(experiment.dataset),
+        layout.metrics(experiment.name, "benchmark"),
+        layout.plots(experiment.name, "benchmark"),
+        experiment=experiment,
+        track=track,
+    )
+    show(report, as_json=as_json, text=as_table(report))
+
+
+@ferry.command()
+@experiment_argument
+@track_option
+@json_option
+def bundle(experiment: "Experiment", track: bool, as_json: bool) -> None:
+    """Make the folder to deploy, of the best of EXPERIMENT's variants that passed their gates.
+
+    Example: ferry bundle mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.bundle import bundle
+
+    report = bundle(
+        {variant: layout.model(experiment.name, variant) for variant in layout.VARIANTS},
+        layout.ready(experiment.dataset),
+        layout.metrics(experiment.name, "bundle").parent,
+        layout.bundle(experiment.name),
+        layout.metrics(experiment.name, "bundle"),
+        experiment=experiment,
+        track=track,
+    )
+    shown = ("experiment", "variant", "reason", "bytes", "digest")
+    show(report, as_json=as_json, text=summary(report, shown))
+
+
+@ferry.command()
+@json_option
+def report(as_json: bool) -> None:
+    """Write reports/index.html: everything that has run, on one page that opens offline.
+
+    Example: ferry report
+    """
+    from pipeline import layout, params
+    from pipeline.report import report
+
+    done = report(layout.METRICS, layout.REPORT, params=params.load())
+    text = f"{done.page}: {', '.join(done.experiments)}"
+    show(done, as_json=as_json, text=text)
+
+
+@ferry.command()
+@click.argument("experiments", metavar="[EXPERIMENT...]", nargs=-1)
+@json_option
+def results(experiments: tuple[str, ...], as_json: bool) -> None:
+    """Print what was measured: accuracy, parity, speed and size of every variant.
+
+    Of the experiments that have run, or of those that are named.
+
+    Example: ferry results digits-mlp digits-cnn
+    """
+    from pipeline import layout, params
+    from pipeline.results import as_table, results
+
+    rows = results(params.load(), experiments, metrics=layout.METRICS)
+    show(rows, as_json=as_json, text=as_table(rows))
+    if rows and not as_json:
+        note(
+            f"\nReport   {layout.REPORT} (`ferry report` makes it)\n"
+            f"Runs     make ui, then http://127.0.0.1:5000\n"
+            f"Predict  ferry predict {layout.bundle(rows[-1].experiment)} IMAGES..."
+        )
+
+
+ferry.add_command(serving_cli.predict)
+ferry.add_command(serving_cli.bench)
+ferry.add_command(serving_cli.verify)
+ferry.add_command(serving_cli.doctor)

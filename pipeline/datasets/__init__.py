@@ -1,0 +1,86 @@
+"""The data sets: one file each, with a module-level `DATASET`; the file name is the name.
+
+A file says where the official bytes are and how to read them; nothing here is fetched or split.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import registry
+
+__all__ = ["Archive", "Dataset", "RawFile", "Rows", "get", "names"]
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawFile:
+    """One official file, kept below `data/raw/D` under `name`."""
+
+    name: str
+    size: int
+    """Bytes."""
+    sha256: str
+    urls: tuple[str, ...] = ()
+    """Official addresses, in order; none for a member of an archive and for an embedded file."""
+    embedded: str | None = None
+    """`package:path` of a file inside an installed package."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """An official tar archive; its members are streamed out by name and size, never extracted."""
+
+    name: str
+    size: int
+    """Bytes."""
+    sha256: str
+    urls: tuple[str, ...]
+    members: tuple[RawFile, ...]
+    """Their names are the names inside the archive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """All rows of a data set as the official files hold them."""
+
+    train_inputs: npt.NDArray[np.generic]
+    """uint8 [rows, H, W, C] for images."""
+    train_labels: npt.NDArray[np.int64]
+    """int64 [rows], indices into the labels."""
+    test_inputs: npt.NDArray[np.generic]
+    test_labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """What is known of a data set."""
+
+    title: str
+    homepage: str
+    citation: str
+    licence: str
+    labels: tuple[str, ...]
+    files: tuple[RawFile, ...]
+    read: Callable[[Path], Rows]
+    """Read the raw folder; raises InputError naming the file and what is wrong in it."""
+    archives: tuple[Archive, ...] = ()
+
+    def raw_files(self) -> tuple[RawFile, ...]:
+        """Every file of the raw folder: the single ones and the members of archives."""
+        return self.files + tuple(member for archive in self.archives for member in archive.members)
+
+
+def names() -> tuple[str, ...]:
+    """The data sets there are."""
+    return registry.names(FOLDER)
+
+
+def get(name: str) -> Dataset:
+    """The data set of that name; UnknownNameError with the nearest one if there is none."""
+    dataset: Dataset = registry.load("data set", __name__, FOLDER, name).DATASET
+    return dataset

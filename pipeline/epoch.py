@@ -1,0 +1,27 @@
+"""What one epoch of a training measured: a record that is read where torch is not wanted.
+
+The loop makes it, `metrics/E/train.json` keeps it, and figures and the report draw it.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["Epoch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """What one epoch measured."""
+
+    epoch: int
+    """Counted from 1."""
+    lr: float
+    """At its last step."""
+    loss: float
+    """Mean over the epoch's steps, with augmentation and label smoothing."""
+    accuracy: float
+    """On the augmented rows, 0 to 1, while the weights moved."""
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+    """Training steps alone."""
+    images_per_second: float

@@ -1,0 +1,179 @@
+"""`ferry export EXPERIMENT`: write the trained model as one ONNX graph, raw images in, answer out.
+
+The same weights give the same bytes wherever the checkout lies; what the file says of itself is
+taken from the training's own record.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from pipeline import layout, onnxmodel, ready, tracking
+from pipeline.classifier import Classifier, load_classifier
+from pipeline.config import Experiment
+from pipeline.errors import IntegrityError, ModelError
+from serving.files import read_json, require, sha256_of_bytes, sha256_of_file, write_json
+from serving.session import Session, open_session
+
+__all__ = ["ExportReport", "export", "to_onnx", "to_program"]
+
+INPUT, OUTPUTS = "images", ("logits", "probabilities")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What was written: `metrics/E/export.json`."""
+
+    experiment: str
+    bytes: int
+    sha256: str
+    opset: int
+    ir_version: int
+    nodes: int
+    seconds: float
+    weights_sha256: str
+
+
+def export(
+    weights: Path,
+    trained: Path,
+    data: Path,
+    model: Path,
+    metrics: Path,
+    *,
+    experiment: Experiment,
+    track: bool = True,
+) -> ExportReport:
+    """Export the experiment's weights to `model` and add it to the MLflow run that trained them.
+
+    `trained` is the training's `train.json` and `data` the preprocessed data set.
+    Raises MissingInputError, IntegrityError when the weights are not the ones of `trained`, and
+    ModelError when the file is not what ferry promises.
+    """
+    manifest = ready.open_manifest(data)
+    classifier = load_classifier(weights, experiment, manifest)
+    facts = _facts(weights, trained, experiment)
+    example = ready.open_split(data, "test").inputs[:2]
+    start = time.perf_counter()
+    graph = to_onnx(classifier, example, experiment.export.opset)
+    onnxmodel.set_metadata(graph, facts)
+    onnxmodel.check(graph, experiment.export.opset)
+    seconds = time.perf_counter() - start
+    content = onnxmodel.save(graph, model)
+    report = ExportReport(
+        experiment=experiment.name,
+        bytes=len(content),
+        sha256=sha256_of_bytes(content),
+        opset=experiment.export.opset,
+        ir_version=graph.ir_version,
+        nodes=len(graph.graph.node),
+        seconds=seconds,
+        weights_sha256=str(facts["weights_sha256"]),
+    )
+    _record(model, classifier, example, report, track=track)
+    write_json(metrics, report)
+    return report
+
+
+def to_onnx(classifier: Classifier, example: np.ndarray[Any, Any], opset: int) -> onnx.ModelProto:
+    """Export a classifier with a symbolic batch axis, named by its modules and without local paths.
+
+    `example` is uint8 [2, H, W, C]: two rows, because a batch of one would be taken for a constant.
+    Raises ModelError when torch cannot export it.
+    """
+    graph = to_program(classifier, example, opset).model_proto
+    onnxmodel.name_by_module(graph.graph)
+    onnxmodel.strip(graph)
+    return graph
+
+
+def to_program(
+    classifier: Classifier, example: np.ndarray[Any, Any], opset: int
+) -> torch.onnx.ONNXProgram:
+    """What torch's exporter makes: the ONNX model beside the PyTorch graph it was made from."""
+    images = torch.from_numpy(np.array(example))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                classifier.eval(),
+                (images,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=opset,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(
+            f"torch cannot export the model: {' '.join(str(error).split())}"
+        ) from error
+    if program is None:
+        raise ModelError("torch exported nothing")
+    return program
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress off stdout, which carries data only, and mute its advice."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("torch.onnx")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _facts(weights: Path, trained: Path, experiment: Experiment) -> dict[str, object]:
+    """What the model says of itself; all of it follows from the training."""
+    again = f"ferry train {experiment.name}"
+    record = read_json(require(trained, again))
+    found = sha256_of_file(weights)
+    if found != record["weights_sha256"]:
+        raise IntegrityError(
+            f"{weights} has sha256 {found[:12]}…, but {trained} is about "
+            f"{record['weights_sha256'][:12]}…; `{again}` makes both anew"
+        )
+    return {
+        "version": metadata.version("onnx-ferry"),
+        "experiment": experiment.name,
+        "dataset": experiment.dataset,
+        "variant": "fp32",
+        "labels": record["labels"],
+        "accuracy": json.dumps(record["accuracy"]),
+        "git_revision": record["git_revision"],
+        "data_sha256": record["data_sha256"],
+        "weights_sha256": found,
+    }
+
+
+def _record(
+    model: Path,
+    classifier: Classifier,
+    example: np.ndarray[Any, Any],
+    report: ExportReport,
+    *,
+    track: bool,
+) -> None:
+    session: Session = open_session(model, threads=1)
+    signature = session.inputs, session.outputs
+    with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
+        # Here and not in training, because tracing the module takes seconds that would count there.
+        tracker.log_torch_model(classifier, np.array(example), signature)
+        tracker.log_onnx_model(model, layout.VARIANTS[0], signature)
+        tracker.log_tags({"ferry.onnx_sha256": report.sha256})

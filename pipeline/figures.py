@@ -1,0 +1,211 @@
+"""The figures of a training and a benchmark, for the report and for MLflow alike.
+
+They are drawn with matplotlib's objects alone, never through pyplot, which keeps global state and
+looks for a display.
+"""
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from pipeline.epoch import Epoch
+
+__all__ = [
+    "Point",
+    "as_svg",
+    "confusion_matrix",
+    "latency_throughput",
+    "learning_curve",
+]
+
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN = (
+    "#2f6fb7",
+    "#e0832a",
+    "#3a9a5b",
+    "#c8474f",
+    "#8562b5",
+    "#8a6a56",
+)
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, BROWN)
+MARKERS = "osD^vP"
+INK, PALE = "#3b4252", "#8a93a3"
+STYLE: dict[Any, Any] = {  # its keys are literals to a type checker
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ferry",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": PALE,
+    "grid.linewidth": 0.5,
+    "grid.alpha": 0.4,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+}
+MIN_WORST = 0.02
+"""Part of a class below which even its most frequent mistake is drawn pale."""
+MAX_COUNTED_CLASSES = 20
+"""Above this a confusion matrix shows colours alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One batch size of a sweep."""
+
+    batch_size: int
+    p50_ms: float
+    images_per_second: float
+
+
+def learning_curve(history: Sequence[Epoch]) -> Figure:
+    """Draw loss and accuracy of each epoch, on the training rows and on validation."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.2), layout="constrained")
+        losses, accuracies = figure.subplots(1, 2)
+        epochs = [epoch.epoch for epoch in history]
+        _pair(losses, epochs, [e.loss for e in history], [e.validation_loss for e in history])
+        losses.set(title="Loss", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
+        _logarithmic(losses.yaxis)
+        wrong = [100 * (1 - e.accuracy) for e in history]
+        _pair(accuracies, epochs, wrong, [100 * (1 - e.validation_accuracy) for e in history])
+        accuracies.set(title="Error", xlabel="epoch", ylabel="rows answered wrongly, %")
+        accuracies.set_ylim(bottom=0)
+        for axes in (losses, accuracies):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        accuracies.legend()
+    return figure
+
+
+def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
+    """Draw how often each actual class (rows) was answered as each class (columns).
+
+    Colours show the mistakes, as parts of their row: the diagonal would drown them.
+    """
+    counts = np.asarray(matrix, dtype=np.int64)
+    side = float(np.clip(1.7 + 0.42 * len(labels), 3, 10))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axes = figure.subplots()
+        ticks = range(len(labels))
+        axes.set(xlabel="answered", ylabel="actual", xticks=ticks, yticks=ticks, aspect="equal")
+        axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5))
+        axes.set_xticklabels(labels, rotation=90 if max(map(len, labels)) > 3 else 0)
+        axes.set_yticklabels(labels)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        _fill_cells(axes, counts)
+    return figure
+
+
+def latency_throughput(sweeps: Mapping[str, Sequence[Point]]) -> Figure:
+    """Draw latency against throughput of each sweep over batch sizes, both on logarithmic scales.
+
+    Up and to the left is better. Each mark carries its batch size.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, points) in enumerate(sweeps.items()):
+            _sweep(axes, name, points, number)
+        axes.set(xscale="log", yscale="log")
+        axes.set(xlabel="median latency of one batch, ms", ylabel="images per second")
+        _logarithmic(axes.xaxis)
+        _logarithmic(axes.yaxis)
+        if sweeps:
+            figure.legend(loc="outside right upper")
+    return figure
+
+
+def as_svg(figure: Figure, title: str) -> str:
+    """Write a figure as an `<svg>` element for a page, the same text for the same figure.
+
+    Colours of ink become `currentColor`, so that the page's light or dark text colour holds inside
+    the figure too; `title` is what a screen reader says.
+    """
+    buffer = io.StringIO()
+    salt = {**STYLE, "svg.hashsalt": f"ferry {title}"}
+    with mpl.rc_context(salt):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[^"_]*_\d+"', "", text)  # numbered alike in every figure of a page
+    label = html.escape(title, quote=True)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+def _pair(
+    axes: Axes, epochs: Sequence[int], train: Sequence[float], validation: Sequence[float]
+) -> None:
+    mark = "o" if len(epochs) <= 30 else ""
+    axes.plot(epochs, train, color=BLUE, marker=mark, markersize=3, label="training")
+    axes.plot(epochs, validation, color=ORANGE, marker=mark, markersize=3, label="validation")
+
+
+def _fill_cells(axes: Axes, counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+    parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    worst = max(MIN_WORST, (parts * (1 - np.eye(len(counts)))).max())
+    for (row, column), count in np.ndenumerate(counts):
+        if not count:
+            continue
+        right = row == column
+        color = BLUE if right else ORANGE
+        # Opacity, not lightness: the cell must do on a light and on a dark page.
+        alpha = 0.15 if right else 0.15 + 0.65 * parts[row, column] / worst
+        corner = (column - 0.48, row - 0.48)
+        axes.add_patch(Rectangle(corner, 0.96, 0.96, color=color, alpha=alpha, linewidth=0))
+        if len(counts) <= MAX_COUNTED_CLASSES:
+            weight = "bold" if right else "normal"
+            axes.text(column, row, f"{count}", ha="center", va="center", size=8, weight=weight)
+
+
+def _sweep(axes: Axes, name: str, points: Sequence[Point], number: int) -> None:
+    color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+    ordered = sorted(points, key=lambda point: point.batch_size)
+    latencies = [point.p50_ms for point in ordered]
+    rates = [point.images_per_second for point in ordered]
+    axes.plot(latencies, rates, color=color, marker=marker, markersize=5, label=name)
+    for point in ordered:
+        axes.annotate(
+            str(point.batch_size),
+            (point.p50_ms, point.images_per_second),
+            xytext=(4, -9),
+            textcoords="offset points",
+            size=7.5,
+            color=color,
+        )
+
+
+def _logarithmic(axis: Axis) -> None:
+    """Put ticks at 1, 2 and 5 of each power of ten, so that a short range has some as well."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_short))
+
+
+def _short(value: float, _position: int | None = None) -> str:
+    """A tick's number: 0.05, 20, 3k, 1.5M."""
+    for limit, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:g}{unit}"
+    return f"{value:g}"

@@ -1,0 +1,73 @@
+"""Read params.yaml, the one place of every default of ferry, into the records of `pipeline.config`.
+
+Whatever is wrong in the file is refused with the key's full path, the value and what was expected.
+"""
+
+from pathlib import Path
+
+import yaml
+
+from pipeline import datasets, models
+from pipeline.config import Params
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.sections import read_section
+from serving.errors import nearest
+
+__all__ = ["load"]
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises MissingInputError when there is no such file and ConfigError for what is wrong in it.
+    """
+    try:
+        raw = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"{path} is not there; run ferry where params.yaml lies, or name that folder with -C"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    params = read_section(Params, _with_names(raw), "")
+    _refuse_unknown_names(params)
+    return params
+
+
+def _with_names(raw: object) -> object:
+    """Give each experiment its name, and gather the settings of its model below `settings`."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("experiments"), dict):
+        return raw
+    experiments = {name: _with_name(name, body) for name, body in raw["experiments"].items()}
+    return raw | {"experiments": experiments}
+
+
+def _with_name(name: object, body: object) -> object:
+    if not isinstance(body, dict):
+        return body
+    if "name" in body:
+        raise ConfigError(f"experiments.{name}.name is not a key: the section is named already")
+    model = body.get("model")
+    if isinstance(model, dict):
+        settings = {key: value for key, value in model.items() if key != "name"}
+        named = {"name": model["name"]} if "name" in model else {}
+        body = body | {"model": named | {"settings": settings}}
+    return body | {"name": name}
+
+
+def _refuse_unknown_names(params: Params) -> None:
+    for name in params.datasets:
+        if name not in datasets.names():
+            raise ConfigError(f"datasets.{name}: no such data set{nearest(name, datasets.names())}")
+    for experiment in params.experiments.values():
+        where = f"experiments.{experiment.name}"
+        if experiment.dataset not in params.datasets:
+            raise ConfigError(
+                f"{where}.dataset: no data set named {experiment.dataset!r}"
+                f"{nearest(experiment.dataset, params.datasets)}"
+            )
+        if experiment.model.name not in models.names():
+            raise ConfigError(
+                f"{where}.model.name: no model named {experiment.model.name!r}"
+                f"{nearest(experiment.model.name, models.names())}"
+            )

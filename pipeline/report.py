@@ -1,0 +1,212 @@
+"""`ferry report`: one HTML page of all that was measured, which opens offline and loads nothing.
+
+The same metrics give the same bytes: no times of writing, and figures whose ids come from their
+titles.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jinja2
+
+from pipeline import figures
+from pipeline.config import Params
+from pipeline.errors import MissingInputError
+from pipeline.figures import Point
+from pipeline.measured import Measured, read_measured
+from pipeline.records.benchmark import BenchmarkReport, EagerTiming
+from pipeline.records.parity import VariantParity
+from pipeline.results import ResultRow, rows_of
+from serving.bench_report import BenchReport, SkippedProvider
+from serving.environment import Environment
+from serving.files import write_text
+from serving.timing import Timing
+
+__all__ = ["ReportSummary", "report"]
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSummary:
+    """What the page shows."""
+
+    page: Path
+    bytes: int
+    experiments: tuple[str, ...]
+    not_run: tuple[str, ...]
+    """Experiments of params.yaml that have no metrics yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLine:
+    """A quantity, its limit, and the part of the limit that is used up, at most 1."""
+
+    quantity: str
+    measured: str
+    limit: str
+    part: float
+    met: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One experiment on the page."""
+
+    name: str
+    measured: Measured
+    rows: tuple[ResultRow, ...]
+    gates: tuple[tuple[str, VariantParity, tuple[GateLine, ...]], ...]
+    timed: tuple[tuple[str, BenchReport], ...]
+    skipped: tuple[SkippedProvider, ...]
+    learning_curve: str
+    """SVG, as the other two."""
+    confusion_matrix: str
+    latency_throughput: str | None
+
+
+def report(metrics: Path, page: Path, *, params: Params) -> ReportSummary:
+    """Write the page of every experiment of `params` that has been trained.
+
+    Raises MissingInputError when none has, and IntegrityError for metrics that cannot be read.
+    """
+    found = [read_measured(metrics, name) for name in params.experiments]
+    sections = tuple(_section(measured) for measured in found if measured)
+    if not sections:
+        raise MissingInputError(f"{metrics} holds no trained experiment; `dvc repro` runs them")
+    names = tuple(section.name for section in sections)
+    text = _render(sections)
+    write_text(page, text)
+    return ReportSummary(
+        page=page,
+        bytes=len(text.encode()),
+        experiments=names,
+        not_run=tuple(name for name in params.experiments if name not in names),
+    )
+
+
+def _section(measured: Measured) -> Section:
+    training, name = measured.training, measured.training.experiment
+    matrix = figures.confusion_matrix(training.confusion, training.labels)
+    curve = figures.learning_curve(training.history)
+    variants = measured.parity.variants if measured.parity else {}
+    return Section(
+        name=name,
+        measured=measured,
+        rows=rows_of(measured),
+        gates=tuple((key, parity, _gate_lines(parity)) for key, parity in variants.items()),
+        timed=tuple(_timed(measured.benchmark)),
+        skipped=_skipped(measured.benchmark),
+        learning_curve=figures.as_svg(curve, f"{name}: loss and error of each epoch"),
+        confusion_matrix=figures.as_svg(matrix, f"{name}: confusion matrix of the test set"),
+        latency_throughput=_latency(name, measured.benchmark),
+    )
+
+
+def _gate_lines(parity: VariantParity) -> tuple[GateLine, ...]:
+    found, limits = parity, parity.limits
+    return (
+        _line("largest logit difference", found.max_abs_diff, limits.max_abs_diff, ".1e"),
+        _line("flipped predictions", found.flips, limits.flips, "d"),
+        _line("accuracy lost, points", found.accuracy_loss, limits.accuracy_loss, ".2f"),
+        _line("difference between batch sizes", found.batch_diff, limits.batch_diff, ".1e"),
+    )
+
+
+def _line(quantity: str, measured: float, limit: float, form: str) -> GateLine:
+    part = measured / limit if limit else float(measured > 0)
+    return GateLine(
+        quantity=quantity,
+        measured=format(measured, form) if measured else "0",
+        limit=format(limit, form),
+        part=min(max(part, 0.0), 1.0),
+        met=measured <= limit,
+    )
+
+
+def _timed(benchmark: BenchmarkReport | None) -> Iterator[tuple[str, BenchReport]]:
+    """Each variant and provider that was timed."""
+    if benchmark is None:
+        return
+    for variant, timed in benchmark.variants.items():
+        for row in timed.providers:
+            if isinstance(row, BenchReport):
+                yield variant, row
+
+
+def _skipped(benchmark: BenchmarkReport | None) -> tuple[SkippedProvider, ...]:
+    """The providers that were not timed, told once and not once per variant."""
+    if benchmark is None:
+        return ()
+    rows = [row for timed in benchmark.variants.values() for row in timed.providers]
+    told = {row.provider: row for row in rows if isinstance(row, SkippedProvider)}
+    return tuple(told.values())
+
+
+def _latency(name: str, benchmark: BenchmarkReport | None) -> str | None:
+    if benchmark is None:
+        return None
+    sweeps = {
+        f"{variant} · {row.provider}": [_point(timing) for timing in row.batches]
+        for variant, row in _timed(benchmark)
+    }
+    sweeps["PyTorch eager"] = [_point(timing) for timing in benchmark.eager]
+    figure = figures.latency_throughput(sweeps)
+    return figures.as_svg(figure, f"{name}: latency against throughput")
+
+
+def _point(timing: Timing | EagerTiming) -> Point:
+    return Point(
+        batch_size=timing.batch_size,
+        p50_ms=timing.p50_ms,
+        images_per_second=timing.images_per_second,
+    )
+
+
+def _environments(sections: Sequence[Section]) -> list[tuple[Environment, list[str]]]:
+    """The machines that were measured on, each with its experiments."""
+    groups: dict[Environment, list[str]] = {}
+    for section in sections:
+        if section.measured.benchmark:
+            # The load differs from minute to minute; it does not make another machine.
+            machine = replace(section.measured.benchmark.environment, load_average=())
+            groups.setdefault(machine, []).append(section.name)
+    return list(groups.items())
+
+
+def _render(sections: Sequence[Section]) -> str:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+    )
+    environment.filters |= {"number": _number, "size": _size, "short": _short_revision}
+    page: str = environment.get_template(TEMPLATE.name).render(
+        sections=sections,
+        rows=[row for section in sections for row in section.rows],
+        environments=_environments(sections),
+        revisions=sorted({section.measured.training.git_revision for section in sections}),
+    )
+    return page
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else format(value, form) + unit
+
+
+def _size(value: int | None) -> str:
+    """Bytes in the unit that a person reads: 812 B, 39 KiB, 1.6 MiB."""
+    if value is None:
+        return "–"
+    if value < 1024:
+        return f"{value} B"
+    return f"{value / 1024:,.0f} KiB" if value < 2**20 else f"{value / 2**20:,.1f} MiB"
+
+
+def _short_revision(revision: str) -> str:
+    """Twelve digits of a commit, and whether sources differed from it."""
+    commit, dash, dirty = revision.partition("-")
+    return commit[:12] + dash + dirty

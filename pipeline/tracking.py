@@ -1,0 +1,289 @@
+"""MLflow, and the only place that imports it: one run per training, which later stages add to.
+
+Tracking never stops a stage. What MLflow could not record is told in one warning at the end, and
+the metrics files are complete without it.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from pipeline.ready import Manifest, Split, digest
+from serving.session import TensorInfo
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from pipeline.datasets import Dataset
+
+__all__ = ["Signature", "Tracker", "run_of_training", "run_of_weights", "store_uri"]
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+MAX_FAILURES = 3
+"""Failures after which nothing more is tried: a dead server costs its timeout each time."""
+WEIGHTS_TAG = "ferry.weights_sha256"
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
+}
+Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
+"""The inputs and the outputs of a model."""
+
+
+def store_uri() -> str:
+    """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of params.yaml."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd()}/mlflow.db"
+
+
+class Tracker:
+    """One MLflow run; every method records something or remembers that it could not."""
+
+    def __init__(self) -> None:
+        """Not started yet: see `run_of_training` and `run_of_weights`."""
+        self.run_id: str | None = None
+        self.seconds = 0.0
+        """Time spent in MLflow so far."""
+        self._missed: dict[str, str] = {}
+        self._failures = 0
+
+    def log_parameters(self, parameters: Mapping[str, object]) -> None:
+        """Record the settings of the experiment."""
+        self._record("parameters", lambda mlflow: mlflow.log_params(dict(parameters)))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers, of an epoch where `step` is given."""
+        self._record("metrics", lambda mlflow: mlflow.log_metrics(dict(metrics), step=step))
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Record tags."""
+        self._record("tags", lambda mlflow: mlflow.set_tags(dict(tags)))
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Record a figure as `figures/NAME`."""
+        self._record(name, lambda mlflow: mlflow.log_figure(figure, f"figures/{name}"))
+
+    def log_file(self, path: Path) -> None:
+        """Record a file as an artifact."""
+        self._record(path.name, lambda mlflow: mlflow.log_artifact(str(path)))
+
+    def log_data(self, dataset: "Dataset", manifest: Manifest, train: Split) -> None:
+        """Record the data set with its digest."""
+        self._record("data set", lambda mlflow: _log_data(mlflow, dataset, manifest, train))
+
+    def log_torch_model(
+        self, module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
+    ) -> None:
+        """Record the PyTorch model as an exported program, which holds no pickle."""
+        self._record("PyTorch model", lambda _mlflow: _log_torch_model(module, example, signature))
+
+    def log_onnx_model(self, path: Path, name: str, signature: Signature) -> None:
+        """Record an ONNX file as the model NAME."""
+        self._record("ONNX model", lambda _mlflow: _log_onnx_model(path, name, signature))
+
+    def start(self, experiment: str, find: Callable[[Any], str | None]) -> None:
+        """Go on with the run that `find` finds in the store, or start one."""
+        self.run_id = self._record("anything", lambda mlflow: _start(mlflow, experiment, find))
+        if self.run_id is None:
+            self._failures = MAX_FAILURES
+
+    def finish(self, status: str) -> None:
+        """Close the run and tell what is missing from it."""
+        self._record("the end of the run", lambda mlflow: mlflow.end_run(status))
+        if self._missed:
+            reasons = "; ".join(sorted(set(self._missed.values())))
+            logger.warning("MLflow did not record %s: %s", ", ".join(self._missed), reasons)
+
+    def _record(self, what: str, action: Callable[[Any], Result]) -> Result | None:
+        if self._failures >= MAX_FAILURES:
+            if self.run_id is not None:
+                self._missed.setdefault(what, "given up after several failures")
+            return None
+        start = time.perf_counter()
+        try:
+            return action(_mlflow())
+        except Exception as error:  # noqa: BLE001 - tracking must never stop a training
+            self._failures += 1
+            self._missed.setdefault(what, " ".join(str(error).split())[:300])
+            return None
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def run_of_training(experiment: str, run_id: str | None, *, track: bool) -> Iterator[Tracker]:
+    """Record a training: a new run, or the one that an interrupted training began.
+
+    With `track` false nothing is recorded and MLflow is not even imported.
+    """
+    with _tracked(experiment, lambda mlflow: _existing(mlflow, run_id), track=track) as tracker:
+        yield tracker
+
+
+@contextlib.contextmanager
+def run_of_weights(experiment: str, sha256: str, *, track: bool) -> Iterator[Tracker]:
+    """Add to the run that trained the weights of this sha256.
+
+    DVC may have restored the weights from its cache, so that no run knows them: then one is
+    started and tagged as restored.
+    """
+    with _tracked(
+        experiment, lambda mlflow: _find(mlflow, experiment, sha256), track=track
+    ) as tracker:
+        tracker.log_tags({WEIGHTS_TAG: sha256})
+        yield tracker
+
+
+@contextlib.contextmanager
+def _tracked(
+    experiment: str, find: Callable[[Any], str | None], *, track: bool
+) -> Iterator[Tracker]:
+    tracker = Tracker()
+    if not track:
+        tracker._failures = MAX_FAILURES  # noqa: SLF001 - its own module
+        yield tracker
+        return
+    tracker.start(experiment, find)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+
+
+def _mlflow() -> Any:
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    import mlflow
+
+    # Its migrations are told line by line, and its advice is not about this run. After the import,
+    # which sets the level itself.
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _start(mlflow: Any, experiment: str, find: Callable[[Any], str | None]) -> str:
+    mlflow.set_tracking_uri(store_uri())
+    if mlflow.get_experiment_by_name(experiment) is None:
+        # An absolute place, else artifacts would follow the working directory.
+        local = store_uri().startswith("sqlite:")
+        place = Path("mlruns").resolve().as_uri() if local else None
+        mlflow.create_experiment(experiment, artifact_location=place)
+    mlflow.set_experiment(experiment)
+    found = find(mlflow)
+    run = mlflow.start_run(
+        run_id=found, run_name=None if found else experiment, log_system_metrics=found is None
+    )
+    identifier: str = run.info.run_id
+    return identifier
+
+
+def _existing(mlflow: Any, run_id: str | None) -> str | None:
+    if run_id is None:
+        return None
+    try:
+        mlflow.get_run(run_id)
+    except mlflow.exceptions.MlflowException:
+        return None  # the store was removed since
+    return run_id
+
+
+def _find(mlflow: Any, experiment: str, sha256: str) -> str | None:
+    runs = mlflow.search_runs(
+        experiment_names=[experiment],
+        filter_string=f"tags.`{WEIGHTS_TAG}` = '{sha256}'",
+        max_results=1,
+        output_format="list",
+    )
+    if runs:
+        identifier: str = runs[0].info.run_id
+        return identifier
+    with mlflow.start_run(
+        run_name=f"{experiment} (restored)", tags={"ferry.restored": "true"}
+    ) as run:
+        restored: str = run.info.run_id
+    return restored
+
+
+def _log_data(mlflow: Any, dataset: "Dataset", manifest: Manifest, train: Split) -> None:
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+
+    # MLflow keeps at most 36 characters of a digest; the tag has all of them.
+    full = digest(manifest)
+    source = CodeDatasetSource({"homepage": dataset.homepage, "licence": dataset.licence})
+    data = mlflow.data.from_numpy(
+        train.inputs, source, train.labels, name=manifest.dataset, digest=full[:36]
+    )
+    mlflow.log_input(data, context="training")
+    mlflow.set_tags({"ferry.data_sha256": full, "ferry.data_citation": dataset.citation})
+
+
+def _log_torch_model(
+    module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
+) -> None:
+    import mlflow.pytorch
+    import torch
+
+    mlflow.pytorch.log_model(
+        module,
+        name="pytorch",
+        input_example=example,
+        signature=_signature(signature),
+        serialization_format="pt2",
+        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+    )
+
+
+def _log_onnx_model(path: Path, name: str, signature: Signature) -> None:
+    import mlflow.onnx
+    import onnx
+    import onnxruntime
+
+    # MLflow would require plain onnxruntime, which must not be installed beside onnxruntime-gpu.
+    mlflow.onnx.log_model(
+        onnx.load(path),
+        name=name,
+        signature=_signature(signature),
+        pip_requirements=[
+            f"onnxruntime-gpu=={onnxruntime.__version__}",
+            f"onnx=={onnx.__version__}",
+        ],
+    )
+
+
+def _signature(signature: Signature) -> Any:
+    from mlflow.models import ModelSignature
+
+    inputs, outputs = signature
+    return ModelSignature(inputs=_schema(inputs), outputs=_schema(outputs))
+
+
+def _schema(tensors: tuple[TensorInfo, ...]) -> Any:
+    from mlflow.types import Schema, TensorSpec
+
+    return Schema(
+        [
+            TensorSpec(
+                np.dtype(tensor.dtype),
+                tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
+                tensor.name,
+            )
+            for tensor in tensors
+        ]
+    )

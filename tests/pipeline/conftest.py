@@ -1,0 +1,118 @@
+"""A tiny experiment on the embedded digits that really is pulled, trained, exported and quantized.
+
+Each part is made once per test process, in the folders of the layout below one root.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import layout
+from pipeline.config import Experiment, Params
+from pipeline.params import load
+from pipeline.preprocess import preprocess
+from pipeline.pull import pull
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with the files of an experiment, as `dvc repro` leaves them."""
+
+    root: Path
+    experiment: Experiment
+
+    @property
+    def data(self) -> Path:
+        return self.root / layout.ready(self.experiment.dataset)
+
+    @property
+    def weights(self) -> Path:
+        return self.root / layout.weights(self.experiment.name)
+
+    @property
+    def models(self) -> dict[str, Path]:
+        name = self.experiment.name
+        return {variant: self.root / layout.model(name, variant) for variant in layout.VARIANTS}
+
+    def metrics(self, stage: str) -> Path:
+        return self.root / layout.metrics(self.experiment.name, stage)
+
+    def plots(self, stage: str) -> Path:
+        return self.root / layout.plots(self.experiment.name, stage)
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    return load(REPOSITORY / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny(params: Params) -> Experiment:
+    """digits-cnn with two small blocks and two epochs."""
+    experiment = params.experiment("digits-cnn")
+    settings = {"widths": [8, 8], "kernels": [3, 3], "pools": [True, True], "dropout": 0.1}
+    return replace(
+        experiment,
+        epochs=2,
+        model=replace(experiment.model, settings=settings),
+        benchmark=replace(experiment.benchmark, batch_sizes=(1, 4), seconds=0.02),
+    )
+
+
+@pytest.fixture(scope="session")
+def ready(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
+    """A root with the preprocessed digits."""
+    root = tmp_path_factory.mktemp("project")
+    raw = root / layout.raw("digits")
+    pull(raw, name="digits", mirrors=())
+    settings = params.dataset("digits")
+    preprocess(raw, root / layout.ready("digits"), name="digits", config=settings)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(ready: Path, tiny: Experiment) -> Project:
+    """Weights and train.json."""
+    from pipeline.train import train
+
+    project = Project(ready, tiny)
+    train(
+        project.data,
+        project.weights,
+        project.metrics("train"),
+        project.plots("train"),
+        experiment=tiny,
+        device="cpu",
+        track=False,
+    )
+    return project
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Project) -> Project:
+    """All three variants."""
+    from pipeline.export import export
+    from pipeline.quantize import quantize
+
+    models = trained.models
+    export(
+        trained.weights,
+        trained.metrics("train"),
+        trained.data,
+        models["fp32"],
+        trained.metrics("export"),
+        experiment=trained.experiment,
+        track=False,
+    )
+    quantize(
+        models["fp32"],
+        trained.data,
+        models["fp16"],
+        models["int8"],
+        trained.metrics("quantize"),
+        experiment=trained.experiment,
+    )
+    return trained

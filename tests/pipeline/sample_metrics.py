@@ -1,0 +1,202 @@
+"""Metrics files as the stages write them, with chosen figures, for tests of what reads them."""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.epoch import Epoch
+from serving.bench_report import BenchReport, SkippedProvider
+from serving.environment import Environment
+from serving.files import write_json
+from serving.session import ProviderProof
+from serving.timing import PairedRatio, Timing
+
+LABELS = [str(digit) for digit in range(10)]
+CPU = "CPUExecutionProvider"
+WEIGHTS = "ab" * 32
+MACHINE = Environment(
+    processor="AMD EPYC <Genoa>",
+    architecture="x86_64",
+    flags=("avx2", "avx512_vnni"),
+    cores=2,
+    allowed_cores=2,
+    quota_cores=None,
+    memory_bytes=16 * 2**30,
+    load_average=(0.5, 0.4, 0.3),
+    python="3.11.7",
+    platform="Linux-6.1",
+    onnxruntime="1.31.1",
+    onnxruntime_package="onnxruntime-gpu",
+    numpy="2.4.6",
+    ferry="0.1.0",
+    gpu=None,
+    gpu_driver=None,
+)
+
+
+def epochs(count: int = 6) -> list[Epoch]:
+    return [
+        Epoch(
+            epoch=number,
+            lr=0.01,
+            loss=2 * math.exp(-number / 3) + 0.3,
+            accuracy=1 - 0.5 * math.exp(-number / 2),
+            validation_loss=1.2 * math.exp(-number / 2) + 0.05,
+            validation_accuracy=1 - 0.2 * math.exp(-number / 2) - 0.006,
+            seconds=5.0,
+            images_per_second=9000.0,
+        )
+        for number in range(1, count + 1)
+    ]
+
+
+def confusion() -> list[list[int]]:
+    matrix = [[95 if row == column else 0 for column in range(10)] for row in range(10)]
+    matrix[4][9], matrix[9][4], matrix[7][2] = 7, 3, 2
+    return matrix
+
+
+def training(name: str) -> dict[str, object]:
+    return {
+        "experiment": name,
+        "dataset": "digits",
+        "accuracy": 0.9953,
+        "loss": 0.02,
+        "validation_accuracy": 0.9961,
+        "parameters": 54321,
+        "epochs": 6,
+        "best_epoch": 5,
+        "seconds": 30.25,
+        "images_per_second": 9000.0,
+        "tracking_seconds": 0.4,
+        "device": "cpu",
+        "threads": 2,
+        "seed": 1,
+        "data_sha256": "12" * 32,
+        "git_revision": "4f0c1d2e",
+        "weights_sha256": WEIGHTS,
+        "mlflow_run_id": None,
+        "labels": LABELS,
+        "history": [asdict(epoch) for epoch in epochs()],
+        "confusion": confusion(),
+    }
+
+
+def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> dict[str, object]:
+    node: dict[str, object] = {
+        "node": "/conv2/Conv",
+        "operator": "Conv",
+        "tensor": "x",
+        "max_abs_diff": 0.3,
+    }
+    node["relative_diff"] = 0.1
+    return {
+        "passed": passed,
+        "accuracy": 0.995,
+        "flips": flips,
+        "accuracy_loss": 0.03,
+        "max_abs_diff": diff,
+        "max_abs_at": [812, 7],
+        "max_rel_diff": 1e-5,
+        "max_rel_at": [1, 2],
+        "mean_abs_diff": 1e-7,
+        "batch_diff": 2e-6,
+        "batch_sizes": [1, 7, 256],
+        "limits": {"max_abs_diff": 1e-4, "flips": 2, "accuracy_loss": 0.1, "batch_diff": 1e-4},
+        "failures": [] if passed else [f"{diff:.1e} at logits[812, 7], limit 1.0e-04"],
+        "first_divergence": None if passed else node,
+        "sha256": "cd" * 32,
+    }
+
+
+def timings(factor: float) -> tuple[Timing, ...]:
+    rows = []
+    for size in (1, 8, 32, 128):
+        latency = factor * (0.05 + 0.012 * size)
+        rows.append(
+            Timing(
+                batch_size=size,
+                p50_ms=latency,
+                p90_ms=1.1 * latency,
+                p99_ms=1.4 * latency,
+                images_per_second=1000 * size / latency,
+                num_calls=4000 // size,
+                warmup_ms=20.0,
+                steady=True,
+            )
+        )
+    return tuple(rows)
+
+
+def bench_report(factor: float, size: int, provider: str = "cpu") -> BenchReport:
+    return BenchReport(
+        model="models/x/model.onnx",
+        sha256="cd" * 32,
+        file_bytes=size,
+        provider=provider,
+        proof=ProviderProof(asked=CPU, nodes={CPU: 12}),
+        share=1.0,
+        threads=2,
+        session_ms=12.5,
+        first_call_ms=0.4,
+        peak_memory_bytes=90 * 2**20,
+        batches=timings(factor),
+        skipped=(),
+        environment=MACHINE,
+    )
+
+
+def benchmark(name: str) -> dict[str, object]:
+    sizes = {"fp32": (1.0, 220_000), "fp16": (1.15, 112_000), "int8": (0.6, 61_000)}
+    skipped = SkippedProvider(provider="cuda", skipped="no <card> here")
+    eager = []
+    for timing in timings(3.0):
+        row = asdict(timing) | {"threads": 2}
+        eager.append({key: row[key] for key in row if key not in ("warmup_ms", "steady")})
+    return {
+        "experiment": name,
+        "environment": MACHINE,
+        "torch_version": "2.13.0",
+        "weights_sha256": WEIGHTS,
+        "variants": {
+            key: {"providers": [bench_report(factor, size), skipped]}
+            for key, (factor, size) in sizes.items()
+        },
+        "eager": eager,
+        "eager_ratio": PairedRatio(median=4.2, low=4.1, high=4.4, num_pairs=900),
+    }
+
+
+def parity(name: str) -> dict[str, object]:
+    return {
+        "experiment": name,
+        "dataset": "digits",
+        "rows": 360,
+        "passed": True,
+        "torch_accuracy": 0.9953,
+        "weights_sha256": WEIGHTS,
+        "variants": {
+            "fp32": variant(),
+            "fp16": variant(diff=4.0e-3, flips=1, passed=False),
+            "int8": variant(diff=9.0e-5, flips=2),
+        },
+    }
+
+
+def bundle(name: str) -> dict[str, object]:
+    return {
+        "experiment": name,
+        "variant": "int8",
+        "reason": "1.7 times the speed of fp32 & within its gate",
+        "goal": "latency",
+        "gains": {"fp32": 1.0, "int8": 1.7},
+        "digest": "ef" * 32,
+        "bytes": 65_000,
+    }
+
+
+def write_all(metrics: Path, name: str) -> None:
+    write_json(metrics / name / "train.json", training(name))
+    write_json(metrics / name / "parity.json", parity(name))
+    write_json(metrics / name / "benchmark.json", benchmark(name))
+    write_json(metrics / name / "bundle.json", bundle(name))

@@ -1,0 +1,69 @@
+"""Checkpoints: all that was put in comes back, and anything else is no checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import Checkpoint, load, save
+
+
+def make(fingerprint: str = "mine") -> Checkpoint:
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(module.parameters(), 0.1)
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return Checkpoint(
+        fingerprint=fingerprint,
+        history=[{"epoch": 1, "loss": 0.25}],
+        run_id="abc",
+        model=module.state_dict(),
+        best={"weight": torch.zeros(2, 3)},
+        average={},
+        optimizer=optimizer.state_dict(),
+        scheduler={"last_epoch": 7, "scaler": {}},
+    )
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    before = make()
+    save(tmp_path / "c.safetensors", before)
+    after = load(tmp_path / "c.safetensors", "mine")
+    assert after is not None
+    assert (after.history, after.run_id, after.scheduler) == (
+        before.history,
+        before.run_id,
+        before.scheduler,
+    )
+    assert torch.equal(after.model["weight"], before.model["weight"])
+    assert torch.equal(after.best["weight"], before.best["weight"])
+    assert after.average == {}
+    assert torch.equal(
+        after.optimizer["state"][0]["exp_avg"], before.optimizer["state"][0]["exp_avg"]
+    )
+    module = torch.nn.Linear(3, 2)
+    restored = torch.optim.AdamW(module.parameters(), 0.5)
+    restored.load_state_dict(after.optimizer)
+    assert restored.param_groups[0]["lr"] == 0.1
+
+
+def test_another_trainings_checkpoint_is_none(tmp_path: Path) -> None:
+    save(tmp_path / "c.safetensors", make("theirs"))
+    assert load(tmp_path / "c.safetensors", "mine") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_a_spoilt_file_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.safetensors").write_bytes(content)
+    assert load(tmp_path / "c.safetensors", "mine") is None
+
+
+def test_a_cut_file_is_no_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save(path, make())
+    path.write_bytes(path.read_bytes()[:-5])
+    assert load(path, "mine") is None
+
+
+def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
+    assert load(tmp_path / "none.safetensors", "mine") is None

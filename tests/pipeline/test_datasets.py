@@ -1,0 +1,72 @@
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline import datasets
+from pipeline.errors import UnknownNameError
+from pipeline.params import load
+
+ROOT = Path(datasets.__file__).parents[2]
+EVERY = pytest.mark.parametrize("name", datasets.names())
+
+
+def test_the_data_sets_are_the_files_of_the_folder() -> None:
+    assert {"digits", "mnist"} <= set(datasets.names())
+    assert not any(name.startswith("_") for name in datasets.names())
+
+
+@EVERY
+def test_what_is_known_is_told(name: str) -> None:
+    dataset = datasets.get(name)
+    assert dataset.title
+    assert dataset.licence
+    assert len(dataset.citation) > 40
+    assert dataset.homepage.startswith(("http://", "https://"))
+    assert len(set(dataset.labels)) == len(dataset.labels) >= 2
+
+
+@EVERY
+def test_the_docstring_gives_citation_and_licence(name: str) -> None:
+    source = (Path(datasets.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    told = " ".join(str(ast.get_docstring(ast.parse(source))).split())
+    dataset = datasets.get(name)
+    assert dataset.licence in told
+    assert dataset.citation.split(",")[0] in told
+
+
+@EVERY
+def test_every_file_can_be_checked_and_got(name: str) -> None:
+    dataset = datasets.get(name)
+    members = {member.name for archive in dataset.archives for member in archive.members}
+    for file in (*dataset.raw_files(), *dataset.archives):
+        assert re.fullmatch(r"[0-9a-f]{64}", file.sha256), file.name
+        assert file.size > 0
+        assert ".." not in Path(file.name).parts
+        assert not Path(file.name).is_absolute()
+        embedded = getattr(file, "embedded", None)
+        assert file.name in members or embedded or file.urls, f"{file.name} has no address"
+    names = [file.name for file in dataset.raw_files()]
+    assert len(set(names)) == len(names)
+
+
+@EVERY
+def test_official_addresses_end_in_the_files_name(name: str) -> None:
+    dataset = datasets.get(name)
+    for file in (*dataset.files, *dataset.archives):
+        for url in file.urls:
+            assert url.startswith(("http://", "https://"))
+            assert url.endswith(f"/{file.name}")
+
+
+@EVERY
+def test_params_has_a_section(name: str) -> None:
+    assert name in load(ROOT / "params.yaml").datasets
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="no data set named 'digit'; did you mean 'digits'"):
+        datasets.get("digit")
+    with pytest.raises(UnknownNameError):
+        datasets.get("_idx")

@@ -1,0 +1,296 @@
+import contextlib
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from file_server import FileServer, cut, status
+
+import pipeline
+from pipeline import download
+from pipeline.datasets import RawFile
+from pipeline.download import PAUSES, UnavailableError, fetch, finish, part_of
+
+BODY = np.random.default_rng(1).bytes(300_000)
+HALF = len(BODY) // 2
+
+
+def record(body: bytes = BODY, name: str = "rows.bin") -> RawFile:
+    return RawFile(name=name, size=len(body), sha256=hashlib.sha256(body).hexdigest())
+
+
+FILE = record()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as running:
+        running.files["/rows.bin"] = BODY
+        yield running
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "raw" / "rows.bin"
+
+
+def leave_part(target: Path, content: bytes) -> None:
+    target.parent.mkdir()
+    part_of(target).write_bytes(content)
+
+
+def assert_done(target: Path) -> None:
+    assert target.read_bytes() == BODY
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_file_comes_whole_and_alone(server: FileServer, target: Path) -> None:
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_a_cut_connection_is_resumed_where_it_was_cut(server: FileServer, target: Path) -> None:
+    server.script = [cut(after=HALF)]
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+    ranges = [asked for _, asked in server.seen]
+    assert ranges[0] is None
+    offset = int(str(ranges[1]).removeprefix("bytes=").removesuffix("-"))
+    assert 0 < offset <= HALF  # what had not filled a piece may be asked for again
+
+
+def test_a_line_that_is_always_cut_is_given_up(server: FileServer, target: Path) -> None:
+    server.ranges = False
+    server.script = [cut(after=HALF)] * 3
+    with pytest.raises(UnavailableError, match=r"^the connection was cut \(3 tries\)$"):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert not target.exists()
+    assert part_of(target).exists()
+
+
+def test_a_cut_without_a_length_is_resumed_too(server: FileServer, target: Path) -> None:
+    def close_early(handler, body: bytes) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(body[:HALF])
+
+    server.script = [close_early]
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+    assert server.seen[1][1] == f"bytes={HALF}-"
+
+
+def test_a_server_that_ignores_ranges_starts_again(server: FileServer, target: Path) -> None:
+    server.ranges = False
+    leave_part(target, BODY[:HALF])
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+    assert server.seen == [("/rows.bin", f"bytes={HALF}-")]
+
+
+def test_a_server_without_lengths_is_fine(server: FileServer, target: Path) -> None:
+    server.lengths = False
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"x" * HALF, b"x" * len(BODY), BODY + b"x"],
+    ids=["wrong-start", "whole-but-wrong", "too-long"],
+)
+def test_a_wrong_part_file_is_thrown_away(server: FileServer, target: Path, part: bytes) -> None:
+    leave_part(target, part)
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+
+
+def test_a_part_file_that_is_whole_needs_no_server(target: Path) -> None:
+    leave_part(target, BODY)
+    assert finish(FILE, target)
+    assert_done(target)
+
+
+def test_a_range_of_another_file_is_not_believed(server: FileServer, target: Path) -> None:
+    def lie(handler, body: bytes) -> None:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{len(body) - 1}/{len(body)}")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    leave_part(target, BODY[:HALF])
+    server.script = [lie]
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+    assert server.seen[1][1] is None
+
+
+def test_a_server_that_was_busy_is_asked_again(server: FileServer, target: Path) -> None:
+    server.script = [status(500), status(503)]
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+    assert len(server.seen) == 3
+
+
+def test_a_server_that_stays_busy_is_given_up(server: FileServer, target: Path) -> None:
+    server.script = [status(503)] * 9
+    with pytest.raises(UnavailableError, match=r"^503 Service Unavailable \(3 tries\)$"):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert len(server.seen) == 3
+
+
+def test_the_pauses_grow(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(download, "PAUSES", PAUSES)
+    monkeypatch.setattr("time.sleep", slept.append)
+    server.script = [status(503)] * 9
+    with pytest.raises(UnavailableError):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert slept == sorted(slept)
+    assert len(slept) == 2
+    assert slept[1] > slept[0] > 0
+
+
+def test_a_missing_file_is_asked_for_once(server: FileServer, target: Path) -> None:
+    with pytest.raises(UnavailableError, match=r"^404 Not Found$"):
+        fetch(FILE, target, f"{server.url}/other.bin")
+    assert len(server.seen) == 1
+    assert not target.exists()
+
+
+def test_corrupt_bytes_leave_nothing(server: FileServer, target: Path) -> None:
+    server.files["/rows.bin"] = BODY[:-1] + bytes([BODY[-1] ^ 1])
+    with pytest.raises(UnavailableError, match="the sha256 is not the recorded one"):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert list(target.parent.iterdir()) == []
+    assert len(server.seen) == 1
+
+
+def test_an_answer_of_another_length_is_refused_unread(server: FileServer, target: Path) -> None:
+    server.files["/rows.bin"] = b"<html>please log in</html>"
+    with pytest.raises(UnavailableError, match=r"it has 26 bytes, 300000 expected"):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert not target.parent.exists()
+
+
+def test_an_endless_answer_is_stopped(server: FileServer, target: Path) -> None:
+    def flood(handler, body: bytes) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):  # the reader hangs up
+            while True:
+                handler.wfile.write(body)
+
+    server.script = [flood]
+    with pytest.raises(UnavailableError, match="sent more than the 300000 bytes expected"):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_gzip_file_is_kept_as_it_is(server: FileServer, target: Path) -> None:
+    def declared_as_encoding(handler, body: bytes) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server.script = [declared_as_encoding]
+    fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+
+
+def test_nobody_listening_is_said_in_the_systems_words(target: Path) -> None:
+    with FileServer() as server:
+        url = server.url
+    with pytest.raises(UnavailableError, match=r"^Connection refused \(3 tries\)$"):
+        fetch(FILE, target, f"{url}/rows.bin")
+
+
+def test_silence_is_a_timeout(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", (0.2, 0.2))
+    server.goes_on.clear()
+    with pytest.raises(UnavailableError, match=r"^no answer in time \(3 tries\)$"):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+
+
+def test_a_redirect_to_a_local_file_is_refused(server: FileServer, target: Path) -> None:
+    def redirect(handler, body: bytes) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", "file:///etc/passwd")
+        handler.end_headers()
+
+    server.script = [redirect] * 3
+    with pytest.raises(UnavailableError, match="No connection adapters"):
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert not target.exists()
+
+
+def test_a_path_is_copied(tmp_path: Path, target: Path) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(BODY)
+    fetch(FILE, target, str(source))
+    assert_done(target)
+    assert source.read_bytes() == BODY
+
+
+def test_a_path_that_cannot_serve_says_why(tmp_path: Path, target: Path) -> None:
+    (tmp_path / "short.bin").write_bytes(BODY[:-1])
+    wrong = {
+        "short.bin": "it has 299999 bytes, 300000 expected",
+        "no.bin": "there is no such file",
+        "": "it is not a file",
+        "a/b/no.bin": f"there is no folder {tmp_path / 'a'}",
+    }
+    for name, reason in wrong.items():
+        with pytest.raises(UnavailableError) as caught:
+            fetch(FILE, target, str(tmp_path / name))
+        assert str(caught.value) == reason
+    assert not target.parent.exists()
+
+
+def test_a_full_disk_is_an_error_here_and_names_the_file(tmp_path: Path, target: Path) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(BODY)
+    script = f"""
+import sys
+from pathlib import Path
+from pipeline.datasets import RawFile
+from pipeline.download import fetch
+file = RawFile(name="rows.bin", size={FILE.size}, sha256="{FILE.sha256}")
+try:
+    fetch(file, Path({str(target)!r}), {str(source)!r})
+except OSError as error:
+    sys.exit(f"{{error.filename}}: {{error.strerror}}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(pipeline.__file__).parents[1],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, HALF)),
+    )
+    assert done.stderr.splitlines() == [f"{part_of(target)}: File too large"]
+    assert done.returncode == 1
+    assert not target.exists()

@@ -1,0 +1,126 @@
+import gzip
+import struct
+import tracemalloc
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from idx_files import packed, write_images, write_labels
+
+from pipeline.datasets._idx import MAX_ROWS, read_images, read_labels, read_part
+from pipeline.errors import InputError, MissingInputError
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (5, 4, 3), np.uint8)
+LABELS = np.array([0, 9, 3, 3, 1])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "toy" / "file.gz"
+
+
+def put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def refused(path: Path, content: bytes, kind: str = "images") -> str:
+    """What is said of a file that holds `content`, after the file's name."""
+    put(path, content)
+    images, labels = partial(read_images, size=(4, 3)), partial(read_labels, classes=10)
+    with pytest.raises(InputError) as caught:
+        (images if kind == "images" else labels)(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(str(path)).lstrip(": ")
+
+
+def test_images_and_labels_come_back_as_written(tmp_path: Path) -> None:
+    images, labels = read_part(
+        write_images(tmp_path / "images.gz", IMAGES),
+        write_labels(tmp_path / "labels.gz", LABELS),
+        size=(4, 3),
+        classes=10,
+    )
+    assert (images.dtype, images.shape) == (np.uint8, (5, 4, 3, 1))
+    np.testing.assert_array_equal(images[..., 0], IMAGES)
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_counts_that_differ_are_refused(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images.gz", IMAGES)
+    labels = write_labels(tmp_path / "labels.gz", LABELS[:4])
+    with pytest.raises(InputError, match=r"images\.gz holds 5 images, but .*labels\.gz holds 4"):
+        read_part(images, labels, size=(4, 3), classes=10)
+
+
+def test_a_wrong_magic_is_refused(path: Path) -> None:
+    said = refused(path, packed(2049, 5, 4, 3, values=IMAGES.tobytes()))
+    assert said == "the magic number must be 2051, got 2049"
+    said = refused(path, packed(2051, 5, values=LABELS.astype("u1").tobytes()), "labels")
+    assert said == "the magic number must be 2049, got 2051"
+
+
+def test_other_dimensions_are_refused(path: Path) -> None:
+    said = refused(path, packed(2051, 5, 3, 4, values=IMAGES.tobytes()))
+    assert said == "the images must be 4 x 3, the header says 3 x 4"
+
+
+@pytest.mark.parametrize("rows", [0, MAX_ROWS + 1, 2**32 - 1])
+def test_a_count_beyond_reason_is_refused(path: Path, rows: int) -> None:
+    said = refused(path, packed(2051, rows, 4, 3, values=b""))
+    assert said == f"the header says {rows} rows, expected 1 to {MAX_ROWS}"
+
+
+def test_short_and_long_data_are_refused(path: Path) -> None:
+    values = IMAGES.tobytes()
+    said = refused(path, packed(2051, 5, 4, 3, values=values[:-1]))
+    assert said == "60 bytes must follow the header, there are only 59"
+    said = refused(path, packed(2051, 5, 4, 3, values=values + b"!"))
+    assert said == "60 bytes must follow the header, there are more"
+
+
+@pytest.mark.parametrize("length", [0, 7, 15])
+def test_a_header_that_is_cut_is_refused(path: Path, length: int) -> None:
+    header = struct.pack(">4I", 2051, 5, 4, 3)[:length]
+    said = refused(path, gzip.compress(header))
+    assert said == f"the header must have 16 bytes, there are {length}"
+
+
+def test_a_label_out_of_range_is_refused_with_its_row(path: Path) -> None:
+    said = refused(path, packed(2049, 3, values=bytes([1, 9, 10])), "labels")
+    assert said == "label 10 in row 2, but labels go from 0 to 9"
+
+
+def test_what_is_no_gzip_file_is_refused(path: Path) -> None:
+    good = packed(2051, 5, 4, 3, values=IMAGES.tobytes())
+    wrong_sum = good[:-8] + bytes([good[-8] ^ 1]) + good[-7:]
+    for content in (
+        b"not gzip at all",
+        good[:-4],
+        good[: len(good) // 2],
+        wrong_sum,
+        good + b"tail",
+    ):
+        assert refused(path, content).startswith("is not a whole gzip file: ")
+
+
+def test_a_bomb_is_not_unpacked(path: Path) -> None:
+    put(path, packed(2051, 5, 4, 3, values=bytes(50_000_000)))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="there are more"):
+        read_images(path, size=(4, 3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+def test_a_missing_file_names_the_command_that_makes_it(path: Path) -> None:
+    with pytest.raises(
+        MissingInputError, match=r"file\.gz is not there; `ferry pull toy` makes it"
+    ):
+        read_images(path, size=(4, 3))

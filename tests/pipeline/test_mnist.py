@@ -1,0 +1,69 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from idx_files import write_labels, write_mnist
+
+from pipeline import datasets
+from pipeline.errors import InputError, MissingInputError
+
+MNIST = datasets.get("mnist")
+
+
+def test_the_four_files_become_rows(tmp_path: Path) -> None:
+    write_mnist(tmp_path, train=40, test=20)
+    rows = MNIST.read(tmp_path)
+    assert rows.train_inputs.shape == (40, 28, 28, 1)
+    assert rows.test_inputs.shape == (20, 28, 28, 1)
+    assert rows.train_inputs.dtype == np.uint8
+    np.testing.assert_array_equal(rows.test_labels, np.arange(20) % 10)
+
+
+def test_the_parts_are_not_mixed_up(tmp_path: Path) -> None:
+    write_mnist(tmp_path, train=40, test=20)
+    before = MNIST.read(tmp_path)
+    write_labels(tmp_path / "t10k-labels-idx1-ubyte.gz", np.full(20, 7))
+    after = MNIST.read(tmp_path)
+    assert set(after.test_labels.tolist()) == {7}
+    np.testing.assert_array_equal(after.train_labels, before.train_labels)
+
+
+def test_every_file_is_needed(tmp_path: Path) -> None:
+    for file in MNIST.files:
+        folder = tmp_path / file.name / "mnist"
+        write_mnist(folder, train=40, test=20)
+        (folder / file.name).unlink()
+        with pytest.raises(
+            MissingInputError, match=f"{file.name} is not there; `ferry pull mnist`"
+        ):
+            MNIST.read(folder)
+
+
+def test_a_label_that_is_no_digit_is_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path, train=40, test=20)
+    write_labels(tmp_path / "train-labels-idx1-ubyte.gz", np.full(40, 10))
+    with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\.gz: label 10 in row 0"):
+        MNIST.read(tmp_path)
+
+
+def test_the_official_addresses() -> None:
+    assert MNIST.files[0].urls == (
+        "http://yann.lecun.com/exdb/mnist/train-images-idx3-ubyte.gz",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
+    )
+
+
+def test_the_official_files_hold_what_is_published() -> None:
+    mirror = os.environ.get("FERRY_MIRROR", "")
+    folder = Path(mirror) / "mnist"
+    if not mirror or not folder.is_dir():
+        pytest.skip("FERRY_MIRROR names no folder with the official MNIST files")
+    rows = MNIST.read(folder)
+    assert rows.train_inputs.shape == (60000, 28, 28, 1)
+    assert np.bincount(rows.test_labels).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+    ]  # fmt: skip
+    # The mean and standard deviation that every tutorial quotes: 0.1307 and 0.3081.
+    assert rows.train_inputs.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert rows.train_inputs.std() / 255 == pytest.approx(0.3081, abs=5e-5)

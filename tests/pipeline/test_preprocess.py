@@ -1,0 +1,231 @@
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from idx_files import write_mnist
+
+from pipeline import datasets
+from pipeline.config import DatasetConfig
+from pipeline.datasets import Dataset, RawFile, Rows
+from pipeline.errors import ConfigError, InputError, IntegrityError, MissingInputError
+from pipeline.preprocess import channel_statistics, preprocess
+from pipeline.pull import pull
+from pipeline.ready import open_manifest, open_split
+from serving.files import sha256_of_file
+
+CONFIG = DatasetConfig(validation_rows=20, seed=1)
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Small files in MNIST's format, which the record of MNIST is made to expect."""
+    folder = tmp_path / "raw/mnist"
+    write_mnist(folder, train=200, test=50)
+    expect_what_is_there(folder, monkeypatch)
+    return folder
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Path:
+    return tmp_path / "ready/mnist"
+
+
+def expect_what_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> Dataset:
+    mnist = datasets.get("mnist")
+    files = tuple(
+        RawFile(
+            name=file.name,
+            size=(folder / file.name).stat().st_size,
+            sha256=sha256_of_file(folder / file.name),
+        )
+        for file in mnist.files
+    )
+    made = replace(mnist, files=files, **changes)
+    monkeypatch.setattr(datasets, "get", lambda name: made)
+    return made
+
+
+def install(monkeypatch: pytest.MonkeyPatch, rows: Rows, labels: tuple[str, ...]) -> None:
+    """Make a data set without files whose reader gives these rows."""
+    made = replace(datasets.get("digits"), files=(), labels=labels, read=lambda folder: rows)
+    monkeypatch.setattr(datasets, "get", lambda name: made)
+
+
+def rows_of(train: list[int], test: list[int], channels: int = 1) -> Rows:
+    random = np.random.default_rng(1)
+    return Rows(
+        train_inputs=random.integers(0, 256, (len(train), 4, 4, channels), np.uint8),
+        train_labels=np.array(train),
+        test_inputs=random.integers(0, 256, (len(test), 4, 4, channels), np.uint8),
+        test_labels=np.array(test),
+    )
+
+
+def test_the_splits_are_written_and_open(raw: Path, ready: Path) -> None:
+    manifest = preprocess(raw, ready, name="mnist", config=CONFIG)
+    rows = datasets.get("mnist").read(raw)
+    train, validation, test = (open_split(ready, part) for part in ("train", "validation", "test"))
+    assert (len(train.labels), len(validation.labels), len(test.labels)) == (180, 20, 50)
+    np.testing.assert_array_equal(test.inputs, rows.test_inputs)
+    np.testing.assert_array_equal(test.labels, rows.test_labels)
+    together = np.concatenate([train.inputs, validation.inputs]).reshape(200, -1)
+    official = rows.train_inputs.reshape(200, -1)
+    assert sorted(together.tolist()) == sorted(official.tolist())
+    assert train.inputs.dtype == np.uint8
+    assert train.labels.dtype == np.int64
+    assert isinstance(train.inputs, np.memmap)
+    assert open_manifest(ready) == manifest
+
+
+def test_images_keep_their_labels_and_their_order(raw: Path, ready: Path) -> None:
+    preprocess(raw, ready, name="mnist", config=CONFIG)
+    rows = datasets.get("mnist").read(raw)
+    where = {image.tobytes(): row for row, image in enumerate(rows.train_inputs)}
+    for part in ("train", "validation"):
+        split = open_split(ready, part)
+        indices = [where[image.tobytes()] for image in split.inputs]
+        assert indices == sorted(indices)
+        np.testing.assert_array_equal(split.labels, rows.train_labels[indices])
+
+
+def test_the_manifest_counts_and_measures_the_training_split_alone(raw: Path, ready: Path) -> None:
+    manifest = preprocess(raw, ready, name="mnist", config=CONFIG)
+    assert manifest.class_counts == {
+        "train": (18,) * 10,
+        "validation": (2,) * 10,
+        "test": (5,) * 10,
+    }
+    train = open_split(ready, "train").inputs
+    assert manifest.mean == pytest.approx((train.mean(dtype=np.float64),), rel=1e-12)
+    assert manifest.std == pytest.approx((train.std(dtype=np.float64),), rel=1e-12)
+    assert manifest.labels == tuple("0123456789")
+    assert (manifest.dataset, manifest.seed) == ("mnist", 1)
+
+
+def test_the_same_inputs_give_the_same_bytes_and_another_seed_does_not(
+    raw: Path, tmp_path: Path
+) -> None:
+    def sums(folder: str, seed: int) -> dict[str, str]:
+        config = DatasetConfig(validation_rows=20, seed=seed)
+        preprocess(raw, tmp_path / folder, name="mnist", config=config)
+        files = sorted((tmp_path / folder).iterdir())
+        assert len(files) == 7
+        return {file.name: sha256_of_file(file) for file in files}
+
+    first = sums("one", 1)
+    assert sums("two", 1) == first
+    other = sums("three", 2)
+    differ = {name for name in first if first[name] != other[name]}
+    assert {"train_inputs.npy", "validation_inputs.npy", "manifest.json"} <= differ
+    assert not differ & {"test_inputs.npy", "test_labels.npy"}
+
+
+def test_a_changed_raw_file_is_refused_before_anything_is_written(raw: Path, ready: Path) -> None:
+    path = raw / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        IntegrityError, match=r"t10k-labels-idx1-ubyte\.gz has sha256 .*; `ferry pull mnist` repl"
+    ):
+        preprocess(raw, ready, name="mnist", config=CONFIG)
+    assert not ready.exists()
+
+
+def test_a_missing_raw_file_names_the_command_that_makes_it(raw: Path, ready: Path) -> None:
+    (raw / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(MissingInputError, match="is not there; `ferry pull mnist` makes it"):
+        preprocess(raw, ready, name="mnist", config=CONFIG)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 191, 200, 1000])
+def test_validation_rows_that_do_not_fit_are_refused(raw: Path, ready: Path, rows: int) -> None:
+    config = DatasetConfig(validation_rows=rows, seed=1)
+    with pytest.raises(ConfigError) as caught:
+        preprocess(raw, ready, name="mnist", config=config)
+    assert str(caught.value) == (
+        "datasets.mnist.validation_rows must be from 10 to 190, "
+        f"a row of each class or more on either side, got {rows}"
+    )
+    assert not ready.exists()
+
+
+@pytest.mark.parametrize("rows", [10, 190])
+def test_the_limits_themselves_fit(raw: Path, ready: Path, rows: int) -> None:
+    config = DatasetConfig(validation_rows=rows, seed=1)
+    manifest = preprocess(raw, ready, name="mnist", config=config)
+    assert manifest.class_counts["validation"] == (rows // 10,) * 10
+
+
+def test_a_class_that_would_be_missing_is_refused(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DatasetConfig(validation_rows=4, seed=1)
+    cases = {
+        "class 'b' has 1 training rows": rows_of([0] * 50 + [1], [0, 1]),
+        "class 'b' has 0 training rows": rows_of([0] * 50, [0, 1]),
+        "the test part of toy has no row of class 'a'": rows_of([0, 1] * 20, [1, 1]),
+    }
+    for said, rows in cases.items():
+        install(monkeypatch, rows, ("a", "b"))
+        with pytest.raises(InputError, match=said):
+            preprocess(ready, ready, name="toy", config=config)
+    install(monkeypatch, rows_of([0] * 98 + [1] * 2, [0, 1]), ("a", "b"))
+    with pytest.raises(
+        ConfigError,
+        match=r"^datasets\.toy\.validation_rows of 4 leaves the validation split without .* 'b'",
+    ):
+        preprocess(ready, ready, name="toy", config=config)
+    assert not ready.exists()
+
+
+def test_a_constant_channel_is_refused(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of([0, 1] * 20, [0, 1], channels=3)
+    rows.train_inputs[..., 1] = 7
+    install(monkeypatch, rows, ("a", "b"))
+    with pytest.raises(InputError, match="toy: channel 1 has the same value in every training row"):
+        preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=4, seed=1))
+
+
+def test_statistics_are_per_channel() -> None:
+    images = np.random.default_rng(1).integers(0, 256, (3000, 9, 9, 3), np.uint8)
+    images[..., 1] //= 2
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx(images.mean(axis=(0, 1, 2), dtype=np.float64), rel=1e-12)
+    assert std == pytest.approx(images.std(axis=(0, 1, 2), dtype=np.float64), rel=1e-12)
+
+
+def test_statistics_make_no_float_copy_of_the_whole() -> None:
+    images = np.zeros((60_000, 28, 28, 1), np.uint8)
+    images[::2] = 200
+    tracemalloc.start()
+    mean, std = channel_statistics(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (mean, std) == ((100.0,), (100.0,))
+    assert peak < images.nbytes  # a float64 copy would be eight times as large
+
+
+def test_an_interrupted_run_leaves_no_manifest(
+    raw: Path, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess(raw, ready, name="mnist", config=CONFIG)
+    blocked = ready / "test_labels.npy"
+    blocked.unlink()
+    blocked.mkdir()  # a file cannot be renamed over a folder
+    with pytest.raises(IsADirectoryError):
+        preprocess(raw, ready, name="mnist", config=DatasetConfig(validation_rows=20, seed=2))
+    with pytest.raises(MissingInputError, match=r"manifest\.json is not there"):
+        open_split(ready, "train")
+    assert not list(ready.glob(".*.tmp"))
+
+
+def test_digits_from_pull_to_arrays(tmp_path: Path) -> None:
+    raw, ready = tmp_path / "raw/digits", tmp_path / "ready/digits"
+    pull(raw, name="digits", mirrors=())
+    config = DatasetConfig(validation_rows=180, seed=1)
+    manifest = preprocess(raw, ready, name="digits", config=config)
+    assert manifest.arrays["train_inputs.npy"].shape == (1257, 8, 8, 1)
+    assert manifest.class_counts["validation"] == (18,) * 10
+    assert manifest.mean == pytest.approx((4.88,), abs=0.01)
+    assert open_split(ready, "test").inputs.max() == 16

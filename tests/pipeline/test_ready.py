@@ -1,0 +1,146 @@
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline
+from pipeline.errors import IntegrityError, MissingInputError
+from pipeline.ready import ArrayInfo, Manifest, digest, open_manifest, open_split, write_array
+from serving.files import sha256_of_file, write_json
+
+INPUTS = np.random.default_rng(1).integers(0, 256, (6, 4, 4, 1), np.uint8)
+LABELS = np.array([0, 1, 0, 1, 0, 1])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a train split alone."""
+    folder = tmp_path / "toy"
+    arrays = {
+        "train_inputs.npy": write_array(folder / "train_inputs.npy", INPUTS),
+        "train_labels.npy": write_array(folder / "train_labels.npy", LABELS),
+    }
+    manifest = Manifest(
+        dataset="toy",
+        labels=("a", "b"),
+        class_counts={"train": (3, 3)},
+        mean=(1.5,),
+        std=(0.5,),
+        seed=1,
+        arrays=arrays,
+    )
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def test_a_split_comes_back_memory_mapped(folder: Path) -> None:
+    split = open_split(folder, "train")
+    assert isinstance(split.inputs, np.memmap)
+    assert not split.inputs.flags.writeable
+    np.testing.assert_array_equal(split.inputs, INPUTS)
+    np.testing.assert_array_equal(split.labels, LABELS)
+    assert (split.inputs.dtype, split.labels.dtype) == (np.uint8, np.int64)
+
+
+def test_a_manifest_comes_back_as_the_record_that_was_written(folder: Path) -> None:
+    manifest = open_manifest(folder)
+    assert manifest.arrays["train_inputs.npy"] == ArrayInfo(
+        shape=(6, 4, 4, 1), dtype="uint8", sha256=sha256_of_file(folder / "train_inputs.npy")
+    )
+    assert (manifest.labels, manifest.mean, manifest.seed) == (("a", "b"), (1.5,), 1)
+    assert manifest.class_counts == {"train": (3, 3)}
+
+
+def test_an_array_in_another_order_of_memory_gives_the_same_bytes(tmp_path: Path) -> None:
+    one = write_array(tmp_path / "c.npy", INPUTS)
+    two = write_array(tmp_path / "f.npy", np.asfortranarray(INPUTS))
+    assert one == two
+    assert np.load(tmp_path / "f.npy").flags.c_contiguous
+    np.save(tmp_path / "numpy.npy", INPUTS)
+    assert (tmp_path / "numpy.npy").read_bytes() == (tmp_path / "c.npy").read_bytes()
+
+
+def test_objects_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"objects\.npy cannot hold object values"):
+        write_array(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.ready import write_array
+try:
+    write_array(Path(sys.argv[1]), np.zeros((100, 1000), np.uint8))
+except OSError as error:
+    sys.exit(f"{error.filename}: {error.strerror}")
+"""
+    path = tmp_path / "rows.npy"
+    done = subprocess.run(
+        [sys.executable, "-c", script, path],
+        cwd=Path(pipeline.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.stderr == f"{path}: File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_changed_byte_is_noticed(folder: Path) -> None:
+    path = folder / "train_inputs.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        IntegrityError, match=r"train_inputs\.npy has sha256 .* `ferry preprocess toy`"
+    ):
+        open_split(folder, "train")
+
+
+def test_a_record_of_another_shape_is_noticed(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("uint8", "int16"))
+    with pytest.raises(IntegrityError, match=r"holds uint8 \(6, 4, 4, 1\), int16 .* was recorded"):
+        open_split(folder, "train")
+
+
+def test_a_split_that_the_manifest_does_not_tell_of(folder: Path) -> None:
+    write_array(folder / "test_inputs.npy", INPUTS)
+    with pytest.raises(IntegrityError, match=r"manifest\.json does not tell of test_inputs\.npy"):
+        open_split(folder, "test")
+
+
+def test_what_is_missing_names_the_command_that_makes_it(folder: Path, tmp_path: Path) -> None:
+    (folder / "train_labels.npy").unlink()
+    with pytest.raises(MissingInputError, match=r"train_labels\.npy is not there; `ferry prep"):
+        open_split(folder, "train")
+    with pytest.raises(
+        MissingInputError, match=r"manifest\.json is not there; `ferry preprocess d`"
+    ):
+        open_manifest(tmp_path / "d")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"arrays": {"a.npy": {"shape": 3}}}', "null"])
+def test_what_is_no_manifest_is_refused(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(IntegrityError, match=r"manifest\.json is not a"):
+        open_manifest(folder)
+
+
+def test_the_digest_is_that_of_the_arrays(folder: Path) -> None:
+    first = digest(open_manifest(folder))
+    path = folder / "manifest.json"
+    changed = json.loads(path.read_text())
+    changed["arrays"] = dict(reversed(changed["arrays"].items()))
+    write_json(path, changed)
+    assert digest(open_manifest(folder)) == first
+    changed["arrays"]["train_labels.npy"]["sha256"] = "0" * 64
+    write_json(path, changed)
+    assert digest(open_manifest(folder)) != first

@@ -1,0 +1,182 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sample_metrics
+
+from pipeline.errors import IntegrityError, MissingInputError, UnknownNameError
+from pipeline.measured import read_measured
+from pipeline.params import load
+from pipeline.results import as_table, results
+from serving.files import dump_json, write_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    return tmp_path
+
+
+def alter(path, **changes):
+    write_json(path, json.loads(path.read_text()) | changes)
+
+
+def test_each_variant_of_what_has_run_is_a_row(params, metrics):
+    rows = results(params, metrics=metrics)
+    assert [(row.experiment, row.variant) for row in rows] == [
+        ("mnist-cnn", "fp32"),
+        ("mnist-cnn", "fp16"),
+        ("mnist-cnn", "int8"),
+    ]
+
+
+def test_a_row_holds_the_figures_of_its_variant(params, metrics):
+    row = results(params, metrics=metrics)[2]
+    timings = sample_metrics.timings(0.6)
+    assert row.provider == "cpu"
+    assert row.accuracy == 0.995
+    assert row.max_abs_diff == 9.0e-5
+    assert row.flips == 2
+    assert row.p50_ms == timings[0].p50_ms
+    assert row.images_per_second == max(timing.images_per_second for timing in timings)
+    assert row.best_batch == 128
+    assert row.bytes == 61_000
+
+
+def test_the_variant_in_the_bundle_is_the_one_that_ships(params, metrics):
+    rows = results(params, metrics=metrics)
+    assert [row.shipped for row in rows] == [False, False, True]
+    assert [row.passed for row in rows] == [True, False, True]
+
+
+def test_experiments_are_in_the_order_of_params(params, metrics):
+    for name in ("mnist-mlp", "digits-mlp"):
+        sample_metrics.write_all(metrics, name)
+    names = list(dict.fromkeys(row.experiment for row in results(params, metrics=metrics)))
+    assert names == [name for name in params.experiments if name in set(names)]
+    assert len(names) == 3
+
+
+def test_named_experiments_are_in_the_order_of_their_names(params, metrics):
+    sample_metrics.write_all(metrics, "digits-mlp")
+    rows = results(params, ("mnist-cnn", "digits-mlp"), metrics=metrics)
+    assert rows[0].experiment == "mnist-cnn"
+    assert {row.experiment for row in rows} == {"mnist-cnn", "digits-mlp"}
+
+
+def test_a_named_experiment_that_has_not_run_says_what_runs_it(params, metrics):
+    with pytest.raises(MissingInputError, match="dvc repro bundle@digits-mlp"):
+        results(params, ("mnist-cnn", "digits-mlp"), metrics=metrics)
+
+
+def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, metrics):
+    with pytest.raises(UnknownNameError, match="did you mean 'mnist-cnn'"):
+        results(params, ("mnist-cn",), metrics=metrics)
+
+
+def test_nothing_has_run(params, tmp_path):
+    assert results(params, metrics=tmp_path) == ()
+    assert as_table(()) == "no experiment has run yet"
+
+
+def test_before_the_benchmark_there_are_rows_without_speed(params, metrics):
+    (metrics / "mnist-cnn" / "benchmark.json").unlink()
+    rows = results(params, metrics=metrics)
+    assert [row.p50_ms for row in rows] == [None, None, None]
+    assert [row.shipped for row in rows] == [False, False, False]
+    assert as_table(rows).splitlines()[1].split()[-4:] == ["–", "–", "–", "no"]
+
+
+def test_before_parity_there_is_no_row(params, metrics):
+    (metrics / "mnist-cnn" / "parity.json").unlink()
+    assert results(params, metrics=metrics) == ()
+
+
+@pytest.mark.parametrize("stage", ["parity", "benchmark"])
+def test_figures_of_other_weights_are_not_shown(params, metrics, stage):
+    alter(metrics / "mnist-cnn" / f"{stage}.json", weights_sha256="00" * 32)
+    rows = results(params, metrics=metrics)
+    if stage == "parity":
+        assert rows == ()
+    else:
+        assert {row.p50_ms for row in rows} == {None}
+    assert not any(row.shipped for row in rows)
+
+
+def test_without_batch_one_there_is_no_latency(params, metrics):
+    path = metrics / "mnist-cnn" / "benchmark.json"
+    raw = json.loads(path.read_text())
+    for variant in raw["variants"].values():
+        del variant["providers"][0]["batches"][0]
+    write_json(path, raw)
+    row = results(params, metrics=metrics)[0]
+    assert row.p50_ms is None
+    assert row.images_per_second is not None
+
+
+def test_each_provider_that_ran_is_a_row(params, metrics):
+    path = metrics / "mnist-cnn" / "benchmark.json"
+    raw = json.loads(path.read_text())
+    cuda = replace(sample_metrics.bench_report(0.1, 61_000), provider="cuda")
+    raw["variants"]["int8"]["providers"][1] = json.loads(dump_json(cuda))
+    write_json(path, raw)
+    rows = results(params, metrics=metrics)
+    assert [row.provider for row in rows] == ["cpu", "cpu", "cpu", "cuda"]
+    assert "provider" in as_table(rows).splitlines()[0]
+
+
+def test_the_table_is_aligned_and_tells_units_and_verdicts(params, metrics):
+    lines = as_table(results(params, metrics=metrics)).splitlines()
+    assert "provider" not in lines[0]
+    assert lines[1].split() == [
+        *("mnist-cnn", "fp32", "99.50", "%", "3.1e-06", "0", "0.062", "80,706", "215", "KiB", "no"),
+    ]
+    assert lines[2].endswith("FAILED PARITY")
+    assert lines[3].endswith("yes")
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_an_altered_file_is_told_by_its_path_and_key(params, metrics):
+    path = metrics / "mnist-cnn" / "parity.json"
+    alter(path, rows="many")
+    with pytest.raises(IntegrityError, match=r"parity\.json\.rows must be int, got 'many'"):
+        results(params, metrics=metrics)
+    path.write_text("{")
+    with pytest.raises(IntegrityError, match="is not a JSON file"):
+        results(params, metrics=metrics)
+
+
+def test_what_is_read_is_what_was_written(metrics):
+    measured = read_measured(metrics, "mnist-cnn")
+    written = sample_metrics.training("mnist-cnn")
+    assert measured.training.history == tuple(sample_metrics.epochs())
+    assert measured.training.accuracy == written["accuracy"]
+    assert measured.benchmark.environment == sample_metrics.MACHINE
+    assert measured.shipped.variant == "int8"
+    assert read_measured(metrics, "digits-mlp") is None
+
+
+def test_neither_torch_nor_matplotlib_is_needed():
+    program = (
+        "import sys, pipeline.results; "
+        "print([m for m in ('torch', 'matplotlib', 'mlflow', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
