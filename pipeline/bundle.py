@@ -102,7 +102,8 @@ def choose(gains: Mapping[str, float], config: BundleConfig) -> tuple[str, str]:
 def _gains(parity: ParityReport, timed: BenchmarkReport, goal: str) -> dict[str, float]:
     if not parity.variants["fp32"].passed:
         raise GateError(
-            f"{parity.experiment} fp32 did not pass its gate: {parity.variants['fp32'].failures}"
+            f"{parity.experiment} fp32 did not pass its gate: "
+            f"{', '.join(parity.variants['fp32'].failures)}"
         )
     costs = {
         name: _cost(_on_cpu(timed, name), goal)

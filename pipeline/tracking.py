@@ -173,7 +173,7 @@ def _mlflow() -> Any:
 
     # Its migrations are told line by line, and its advice is not about this run. After the import,
     # which sets the level itself.
-    for name in ("alembic", "mlflow"):
+    for name in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 
@@ -260,6 +260,7 @@ def _log_onnx_model(path: Path, name: str, signature: Signature) -> None:
         onnx.load(path),
         name=name,
         signature=_signature(signature),
+        save_as_external_data=False,  # one file, with the sha256 that the report gives
         pip_requirements=[
             f"onnxruntime-gpu=={onnxruntime.__version__}",
             f"onnx=={onnx.__version__}",
