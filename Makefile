@@ -19,6 +19,7 @@ help:
 	@echo "make demo    train, export, prove, time and bundle the embedded experiments"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy --strict"
+	@echo "make bench   measure what ferry aims at (needs mnist)"
 	@echo "make ui      browse the runs in MLflow on http://127.0.0.1:$(PORT)"
 
 demo: $(READY)
@@ -40,6 +41,11 @@ format: $(READY)
 
 ui: $(READY)
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+bench: $(READY)
+	python benchmarks/startup.py
+	python benchmarks/first_epoch.py
+	python benchmarks/aims.py
 
 clean:
 	rm -rf data models bundles reports .dvc/cache .dvc/tmp

@@ -3,12 +3,14 @@
 They are mounted in `ferry`, and run alone as `python -m serving`.
 """
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.console import Commands, json_option, log_to_stderr, note, show
+from serving.console import PATH, SETTINGS, Commands, json_option, log_to_stderr, note, show
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["bench", "main", "predict", "serving", "verify"]
 
@@ -17,7 +19,7 @@ COUNT = click.IntRange(min=1)
 
 @click.group(
     cls=Commands,
-    context_settings={"auto_envvar_prefix": "FERRY", "help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
     epilog="Example: python -m serving predict bundles/digits-cnn rows.npy",
 )
 def serving() -> None:
@@ -26,7 +28,7 @@ def serving() -> None:
 
 
 @serving.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option(
     "--provider",
     metavar="NAME",
@@ -41,7 +43,7 @@ def serving() -> None:
 )
 @json_option
 def bench(
-    model: Path,
+    model: "Path",
     provider: str,
     threads: int | None,
     batch_size: tuple[int, ...],
@@ -68,11 +70,9 @@ def bench(
 
 
 @serving.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument(
-    "inputs", metavar="INPUT...", type=click.Path(path_type=Path), nargs=-1, required=True
-)
-@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Not stdout.")
+@click.argument("model", type=PATH)
+@click.argument("inputs", metavar="INPUT...", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", metavar="FILE", type=PATH, help="Not stdout.")
 @click.option(
     "--format",
     type=click.Choice(["csv", "jsonl", "parquet"]),
@@ -86,7 +86,7 @@ def bench(
 @click.option("--threads", metavar="N", type=COUNT, help="Threads within one operator (all cores).")
 @json_option
 def predict(
-    model: Path, inputs: tuple[Path, ...], output: Path | None, as_json: bool, **settings: Any
+    model: "Path", inputs: "tuple[Path, ...]", output: "Path | None", as_json: bool, **settings: Any
 ) -> None:
     """Classify every INPUT with MODEL, a bundle or an ONNX file.
 
@@ -109,13 +109,13 @@ def predict(
 
 
 @serving.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option(
     "--provider", metavar="NAME", default="cpu", help="Execution provider: cpu, cuda, ..."
 )
 @click.option("--threads", metavar="N", type=COUNT, help="Threads within one operator (all cores).")
 @json_option
-def verify(bundle: Path, provider: str, threads: int | None, as_json: bool) -> None:
+def verify(bundle: "Path", provider: str, threads: int | None, as_json: bool) -> None:
     """Recompute all that BUNDLE says of itself, and refuse it if one byte differs.
 
     Sums of every file, metadata, signature, labels, gates, golden outputs, and the runner's own
@@ -141,6 +141,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     Example: ferry doctor
     """
+    from pathlib import Path
+
     from serving.doctor import as_text, diagnose
 
     diagnosis = diagnose(Path())

@@ -4,13 +4,26 @@ stdout carries data only; progress and logs go to stderr. Nothing heavy is impor
 """
 
 import os
-import signal
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-__all__ = ["Commands", "json_option", "log_to_stderr", "note", "show", "summary", "table"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "EXTRA_PACKAGES",
+    "PATH",
+    "SETTINGS",
+    "Commands",
+    "json_option",
+    "log_to_stderr",
+    "note",
+    "show",
+    "summary",
+    "table",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -18,9 +31,54 @@ PLAIN = (str, int, float)
 EXTRA_PACKAGES = frozenset(
     (
         *("dvc", "filelock", "jinja2", "matplotlib", "mlflow", "onnx", "onnxscript", "pydantic"),
-        *("pydantic_core", "requests", "safetensors", "sklearn", "torch", "yaml"),
+        *(
+            "pydantic_core",
+            "pynvml",
+            "requests",
+            "safetensors",
+            "sklearn",
+            "sympy",
+            "torch",
+            "yaml",
+        ),
     )
 )
+
+
+def terminal_columns() -> int:
+    """The width of the terminal, 80 without one; click would import shutil to find it out."""
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 80
+
+
+# Of both groups: `FERRY_TRAIN_DEVICE` is `ferry train --device`.
+SETTINGS = {
+    "auto_envvar_prefix": "FERRY",
+    "help_option_names": ["-h", "--help"],
+    "terminal_width": min(terminal_columns(), 80) - 2,
+}
+
+
+class PathType(click.ParamType["Path"]):
+    """An argument that is a path; `click.Path` would import pathlib for every `--help`."""
+
+    name = "path"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002 - click's signature
+    ) -> "Path":
+        """Make a path of what was typed."""
+        from pathlib import Path
+
+        return Path(value)
+
+
+PATH = PathType()
 
 
 class Commands(click.Group):
@@ -28,6 +86,14 @@ class Commands(click.Group):
 
     Exit status: 0 done, 1 failed or a gate not met, 2 usage.
     """
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command whose options may also come from FERRY_COMMAND_OPTION."""
+        for option in cmd.params:
+            if isinstance(option, click.Option) and option.envvar is None:
+                flag = max(option.opts, key=len).lstrip("-")
+                option.envvar = f"FERRY_{name or cmd.name}_{flag}".upper().replace("-", "_")
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors of ferry, of the file system and of missing extras are told."""
@@ -43,6 +109,8 @@ class Commands(click.Group):
                 raise
             raise _Told(_missing_extra(ctx, package), 1) from error
         except BrokenPipeError:
+            import signal
+
             # The reader of our stdout has left, as `head` does; a later flush must not complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(128 + signal.SIGPIPE)
@@ -86,7 +154,7 @@ def summary(record: Any, names: Sequence[str] | None = None) -> str:
     values = record if isinstance(record, dict) else _values(record)
     plain = {name: value for name, value in values.items() if isinstance(value, PLAIN)}
     shown = [name for name in plain if names is None or name in names]
-    width = max(map(len, shown))
+    width = max(map(len, shown), default=0)
     return "\n".join(f"{name:<{width}}  {_text(plain[name])}" for name in shown)
 
 
@@ -95,6 +163,8 @@ def _values(record: Any) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,163 @@
+"""The pipeline as a user drives it: `dvc repro` and its kin, on a small experiment of its own.
+
+One project is built once; the tests run in the order of the file, and each leaves it as it was.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NAME = "digits-cnn"
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dvc"), pytest.mark.timeout(600)]
+
+
+def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment without a terminal and without any network."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1"}
+    for name in ("FERRY_MIRROR", "MLFLOW_TRACKING_URI"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with the sources of this one and a small experiment, run once."""
+    folder = tmp_path_factory.mktemp("dvc") / "ferry"
+    folder.mkdir()
+    for name in ("pipeline", "serving", ".dvc", "dvc.yaml", ".gitignore", ".dvcignore"):
+        source = REPOSITORY / name
+        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copy(source, folder / name)
+    settings = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    experiment = settings["experiments"][NAME]
+    experiment["epochs"] = 3
+    experiment["benchmark"] = {"batch_sizes": [1, 4], "seconds": 0.05}
+    experiment["parity"]["int8"]["flips"] = 20
+    experiment["parity"]["int8"]["accuracy_loss"] = 5.0
+    settings["experiments"] = {NAME: experiment}
+    settings["datasets"] = {"digits": settings["datasets"]["digits"]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run(folder, "git", "init", "--quiet")
+    run(folder, "git", "config", "user.name", "tester")
+    run(folder, "git", "config", "user.email", "tester@example.org")
+    commit(folder, "sources")
+    run(folder, "dvc", "repro")
+    commit(folder, "results")
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", message)
+
+
+def restore(folder: Path) -> None:
+    run(folder, "git", "checkout", "--quiet", ".")
+    run(folder, "dvc", "checkout", "--quiet")
+
+
+def test_everything_has_been_made(project: Path) -> None:
+    for path in (
+        *(f"models/{NAME}/model{suffix}" for suffix in (".onnx", ".fp16.onnx", ".int8.onnx")),
+        f"bundles/{NAME}/manifest.json",
+        "reports/index.html",
+        "mlflow.db",
+    ):
+        assert (project / path).exists(), path
+    assert run(project, "ferry", "verify", f"bundles/{NAME}").returncode == 0
+    revision = run(project, "git", "rev-parse", "HEAD~1").stdout.strip()
+    trained = json.loads((project / f"metrics/{NAME}/train.json").read_text())
+    assert trained["git_revision"] == revision
+
+
+def test_what_is_done_is_not_done_again(project: Path) -> None:
+    done = run(project, "dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert "up to date" in done.stdout
+
+
+def test_large_files_stay_out_of_git(project: Path) -> None:
+    tracked = run(project, "git", "ls-files").stdout.split()
+    assert f"metrics/{NAME}/parity.json" in tracked
+    assert f"plots/{NAME}/train/history.csv" in tracked
+    assert [path for path in tracked if path.startswith(("data/", "models/", "bundles/"))] == []
+
+
+def test_metrics_and_plots_show(project: Path) -> None:
+    shown = json.loads(run(project, "dvc", "metrics", "show", "--json").stdout)
+    files = shown[""]["data"]
+    accuracy = files[f"metrics/{NAME}/parity.json"]["data"]["variants"]["fp32"]["accuracy"]
+    assert 0.5 < accuracy <= 1
+    run(project, "dvc", "plots", "show", "--out", ".dvc/tmp/page")
+    page = (project / ".dvc/tmp/page/index.html").read_text()
+    for title in ("Validation accuracy", "Confusion", "Latency against throughput"):
+        assert title in page
+
+
+def test_an_experiment_with_another_number_of_epochs(project: Path) -> None:
+    setting = f"experiments.{NAME}.epochs=1"
+    run(project, "dvc", "exp", "run", "--set-param", setting, f"train@{NAME}")
+    differences = json.loads(run(project, "dvc", "metrics", "diff", "--json").stdout)
+    epochs = differences[f"metrics/{NAME}/train.json"]["epochs"]
+    assert (epochs["old"], epochs["new"]) == (3, 1)
+    restore(project)
+
+
+def test_one_changed_file_makes_stale_what_it_made(project: Path) -> None:
+    source = project / "pipeline/models/cnn.py"
+    source.write_text(source.read_text() + "\n# a change\n")
+    stale = run(project, "dvc", "status", "--json").stdout
+    names = set(json.loads(stale))
+    assert f"train@{NAME}" in names
+    assert "preprocess@digits" not in names
+    other = project / "pipeline/models/mlp.py"
+    restore(project)
+    other.write_text(other.read_text() + "\n# a change\n")
+    assert json.loads(run(project, "dvc", "status", "--json").stdout) == {}
+    restore(project)
+
+
+def test_a_gate_that_is_not_met_stops_the_pipeline_and_keeps_the_report(project: Path) -> None:
+    path = project / "params.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["experiments"][NAME]["parity"]["fp16"]["max_abs_diff"] = 1.0e-9
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    done = run(project, "dvc", "repro", f"bundle@{NAME}", check=False)
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert line.startswith(f"Error: {NAME} fp16: ")
+    assert "limit 1.0e-09; first divergence at " in line
+    assert line.endswith(f"see metrics/{NAME}/parity.json")
+    report = json.loads((project / f"metrics/{NAME}/parity.json").read_text())
+    assert report["variants"]["fp16"]["passed"] is False
+    assert "Traceback" not in done.stderr
+    restore(project)
+
+
+def test_a_run_from_the_cache_needs_no_training(project: Path) -> None:
+    shutil.rmtree(project / "models")
+    done = run(project, "dvc", "repro", f"train@{NAME}")
+    assert "> ferry train" not in done.stdout
+    assert (project / f"models/{NAME}/model.safetensors").exists()
+    restore(project)
