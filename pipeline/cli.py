@@ -5,25 +5,23 @@ Every command is a few lines over a public function and imports its work inside 
 """
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.arguments import experiment_argument, track_option
 from serving import cli as serving_cli
-from serving.console import Commands, json_option, log_to_stderr, note, show, summary
+from serving.console import SETTINGS, Commands, json_option, log_to_stderr, note, show, summary
 
 if TYPE_CHECKING:
     from pipeline.config import Experiment
 
 __all__ = ["ferry", "main"]
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 
 @click.group(
     cls=Commands,
-    context_settings={"auto_envvar_prefix": "FERRY", "help_option_names": ["-h", "--help"]},
+    context_settings=SETTINGS,
     epilog="Example: ferry train digits-mlp",
 )
 @click.version_option(package_name="onnx-ferry")
@@ -33,6 +31,9 @@ def ferry(directory: str | None) -> None:
 
     The stages, in order: pull, preprocess, train, export, quantize, parity, benchmark, bundle and
     report. `dvc repro` runs those that are out of date.
+
+    An option may also come from the environment: FERRY_TRAIN_DEVICE=cpu is `ferry train --device
+    cpu`.
     """
     # OpenMP reads it when torch loads: idle threads that spin steal the cores of a shared machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,40 +45,6 @@ def ferry(directory: str | None) -> None:
 def main() -> None:
     """Run `ferry` as a program."""
     ferry(prog_name="ferry")
-
-
-class ExperimentName(click.ParamType["Experiment"]):
-    """A section of params.yaml, looked up when the command runs and never for its help."""
-
-    name = "experiment"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002 - click's signature
-    ) -> "Experiment":
-        """Read params.yaml and find the experiment."""
-        from pipeline import params
-
-        return params.load().experiment(value)
-
-
-def experiment_argument(command: Command) -> Command:
-    """Add the argument EXPERIMENT."""
-    return click.argument("experiment", type=ExperimentName())(command)
-
-
-def track_option(command: Command) -> Command:
-    """Add `--track/--no-track`."""
-    option = click.option(
-        "--track/--no-track",
-        default=True,
-        show_envvar=True,
-        envvar="FERRY_TRACK",
-        help="Whether MLflow records it.",
-    )
-    return option(command)
 
 
 @ferry.command()

@@ -34,11 +34,14 @@ __all__ = [
 ]
 
 STRICT = ConfigDict(extra="forbid", strict=True)
-Count = Annotated[int, Field(ge=1)]
-NaturalNumber = Annotated[int, Field(ge=0)]
+LARGEST = 2**32 - 1
+"""Where the seeds of numpy and scikit-learn end; no count comes near."""
+
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+NaturalNumber = Annotated[int, Field(ge=0, le=LARGEST)]
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
@@ -69,7 +72,7 @@ class AugmentConfig:
 
     translate: NaturalNumber
     """Largest shift along each axis, in pixels."""
-    rotate: Annotated[float, Field(ge=0, le=180)]
+    rotate: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
     """Largest turn either way, in degrees."""
     scale: Fraction
     """Largest relative change of size either way."""
@@ -169,7 +172,7 @@ class BundleConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     goal: Literal["latency", "throughput", "size"]
-    min_gain: Annotated[float, Field(ge=1)]
+    min_gain: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     """How many times better than fp32 another variant must be to be shipped in its place."""
     golden_rows: Count
 

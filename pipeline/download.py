@@ -19,7 +19,17 @@ from pipeline.datasets import RawFile
 from pipeline.errors import DownloadError
 from serving.files import sha256_of_file
 
-__all__ = ["PAUSES", "UnavailableError", "fetch", "finish", "is_good", "is_url", "part_of", "store"]
+__all__ = [
+    "CHUNK",
+    "PAUSES",
+    "UnavailableError",
+    "fetch",
+    "finish",
+    "is_good",
+    "is_url",
+    "part_of",
+    "store",
+]
 
 PAUSES = (0.5, 2.0)
 """Seconds before the second and the third try of one address."""

@@ -27,7 +27,7 @@ from pipeline.errors import IntegrityError, ModelError
 from serving.files import read_json, require, sha256_of_bytes, sha256_of_file, write_json
 from serving.session import Session, open_session
 
-__all__ = ["ExportReport", "export", "to_onnx", "to_program"]
+__all__ = ["OUTPUTS", "ExportReport", "export", "to_onnx", "to_program"]
 
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
 

@@ -22,7 +22,7 @@ from pipeline.epoch import Epoch
 from pipeline.errors import DivergedError
 from pipeline.ready import Split
 
-__all__ = ["Epoch", "Evaluation", "Loop", "evaluate"]
+__all__ = ["Epoch", "Evaluation", "Loop", "Rows", "evaluate"]
 
 EVALUATION_BATCH = 1000
 STEPS_BETWEEN_CHECKS = 25

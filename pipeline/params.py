@@ -3,17 +3,20 @@
 Whatever is wrong in the file is refused with the key's full path, the value and what was expected.
 """
 
+import re
 from pathlib import Path
-
-import yaml
 
 from pipeline import datasets, models
 from pipeline.config import Params
-from pipeline.errors import ConfigError, MissingInputError
+from pipeline.errors import ConfigError
 from pipeline.sections import read_section
+from pipeline.yamlfile import read_yaml
 from serving.errors import nearest
 
 __all__ = ["load"]
+
+# A name is a folder, an item of a DVC stage and a part of a key's path, all at once.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -21,14 +24,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
 
     Raises MissingInputError when there is no such file and ConfigError for what is wrong in it.
     """
-    try:
-        raw = yaml.safe_load(path.read_bytes())
-    except FileNotFoundError as error:
-        raise MissingInputError(
-            f"{path} is not there; run ferry where params.yaml lies, or name that folder with -C"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    raw = read_yaml(path)
     params = read_section(Params, _with_names(raw), "")
     _refuse_unknown_names(params)
     return params
@@ -42,7 +38,9 @@ def _with_names(raw: object) -> object:
     return raw | {"experiments": experiments}
 
 
-def _with_name(name: object, body: object) -> object:
+def _with_name(name: str, body: object) -> object:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"experiments.{name} is not a name of letters, digits, '-' and '_'")
     if not isinstance(body, dict):
         return body
     if "name" in body:

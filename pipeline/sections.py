@@ -17,6 +17,7 @@ __all__ = ["read_section"]
 
 Record = TypeVar("Record")
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
+LONGEST_VALUE = 80
 PLAIN_WORDS = {
     "a valid array": "a list",
     "an object": "a mapping",
@@ -33,7 +34,7 @@ def read_section(record: type[Record], raw: object, where: str) -> Record:
     """
     try:
         # As JSON, a list stands for a tuple and a mapping for a record; all else stays strict.
-        return TypeAdapter(record).validate_json(json.dumps(raw, default=repr))
+        return TypeAdapter(record).validate_json(json.dumps(raw))
     except ValidationError as error:
         raise ConfigError(_explain(_first(error), record, where)) from error
 
@@ -54,12 +55,19 @@ def _explain(detail: ErrorDetails, record: type[Any], where: str) -> str:
             return f"{path} is not a key{nearest(str(detail['loc'][-1]), siblings)}"
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"{path} is missing"
+        case "too_short":
+            return f"{path} must not be empty"
         case "float_type" if isinstance(value, str) and _is_exponent(value):
             return f"{path} must be a number, got the text {value!r}; write {_with_point(value)}"
     expected = detail["msg"].removeprefix("Input should be ")
     for theirs, ours in PLAIN_WORDS.items():
         expected = expected.replace(theirs, ours)
-    return f"{path or 'params.yaml'} must be {expected}, got {value!r}"
+    return f"{path or 'params.yaml'} must be {expected}, got {_shortened(value)}"
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def _keys_beside(record: type[Any], location: tuple[int | str, ...]) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.ready import Manifest, Split, digest
 from serving.session import TensorInfo
+from serving.versions import runtime_wheels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.datasets import Dataset
 
-__all__ = ["Signature", "Tracker", "run_of_training", "run_of_weights", "store_uri"]
+__all__ = ["WEIGHTS_TAG", "Signature", "Tracker", "run_of_training", "run_of_weights", "store_uri"]
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -253,18 +254,15 @@ def _log_torch_model(
 def _log_onnx_model(path: Path, name: str, signature: Signature) -> None:
     import mlflow.onnx
     import onnx
-    import onnxruntime
 
     # MLflow would require plain onnxruntime, which must not be installed beside onnxruntime-gpu.
+    wheels = [f"{wheel}=={version}" for wheel, version in runtime_wheels().items()]
     mlflow.onnx.log_model(
         onnx.load(path),
         name=name,
         signature=_signature(signature),
         save_as_external_data=False,  # one file, with the sha256 that the report gives
-        pip_requirements=[
-            f"onnxruntime-gpu=={onnxruntime.__version__}",
-            f"onnx=={onnx.__version__}",
-        ],
+        pip_requirements=[*wheels, f"onnx=={onnx.__version__}"],
     )
 
 

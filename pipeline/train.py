@@ -60,6 +60,7 @@ def train(
     found = checkpoint.load(state, fingerprint)
     if found:
         loop.restore(found)
+        logger.info("%s goes on after epoch %d", experiment.name, len(loop.history))
     run_id = found.run_id if found else None
     with tracking.run_of_training(experiment.name, run_id, track=track) as tracker:
         _describe(tracker, experiment, manifest, data)

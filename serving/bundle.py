@@ -36,6 +36,10 @@ from serving.session import Session, open_session
 
 __all__ = [
     "FILES",
+    "GOLDEN",
+    "LABELS",
+    "RUNNER",
+    "RUNNER_SOURCE",
     "Bundle",
     "BundleContents",
     "FileInfo",

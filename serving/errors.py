@@ -6,7 +6,6 @@
     ├── IntegrityError      (ValueError)         bytes that are not the ones that were recorded
     ├── ModelError          (ValueError)         an ONNX file that cannot be run
     ├── ProviderError       (RuntimeError)       an execution provider that is not there
-    ├── MissingExtraError   (ImportError)        a package that is not installed
     ├── UsageError          (ValueError)         exit 2: arguments that make no sense together
     └── UnknownNameError    (LookupError)        exit 2: no such experiment, data set, model, ...
 
@@ -20,12 +19,12 @@ __all__ = [
     "FerryError",
     "InputError",
     "IntegrityError",
-    "MissingExtraError",
     "MissingInputError",
     "ModelError",
     "ProviderError",
     "UnknownNameError",
     "UsageError",
+    "nearest",
 ]
 
 
@@ -53,10 +52,6 @@ class ModelError(FerryError, ValueError):
 
 class ProviderError(FerryError, RuntimeError):
     """An execution provider that was asked for and does not run the model."""
-
-
-class MissingExtraError(FerryError, ImportError):
-    """A package of an optional extra that is not installed; the message says which extra."""
 
 
 class UsageError(FerryError, ValueError):

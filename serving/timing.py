@@ -13,7 +13,13 @@ from time import perf_counter_ns
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PairedRatio", "Timing", "paired_ratio", "time_calls"]
+__all__ = [
+    "NS_PER_MS",
+    "PairedRatio",
+    "Timing",
+    "paired_ratio",
+    "time_calls",
+]
 
 Call = Callable[[], object]
 

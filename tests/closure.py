@@ -2,15 +2,17 @@
 
 Imports inside of functions count, for they run as well, except in a package's `__init__`, where
 they wait until somebody asks; those for type checkers alone do not. The modules of a registry are
-imported by name and are no part of it.
+imported by name and are no part of it; a file that a module names and that lies beside it is.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "serving")
+FILE_NAME = re.compile(r"[\w.]+\.\w+")
 
 
 def closure(module: str) -> set[str]:
@@ -21,7 +23,7 @@ def closure(module: str) -> set[str]:
         path = file_of(waiting.pop())
         if path is None or path.as_posix() in found:
             continue
-        found.add(path.as_posix())
+        found |= {path.as_posix(), *named_files(path)}
         waiting += imports(ROOT / path)
     return found
 
@@ -40,6 +42,15 @@ def imports(path: Path) -> Iterator[str]:
             parts = name.split(".")
             if parts[0] in PACKAGES:
                 yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
+def named_files(path: Path) -> Iterator[str]:
+    """The files beside a module that it reads: a template, a model, the source of a program."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = path.with_name(node.value) if FILE_NAME.fullmatch(node.value) else path
+            if named != path and (ROOT / named).is_file():
+                yield named.as_posix()
 
 
 def file_of(module: str) -> Path | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import registry
 from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError
 from pipeline.sections import read_section
 
 if TYPE_CHECKING:
@@ -38,9 +39,13 @@ def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":
     """Make an untrained network.
 
     `where` is the path of the section in params.yaml, for the message of the ConfigError that a
-    wrong setting raises. Raises UnknownNameError for an architecture that does not exist.
+    wrong setting raises, be it wrong by itself or for this shape. Raises UnknownNameError for an
+    architecture that does not exist.
     """
     module = registry.load("model", __name__, FOLDER, config.name)
     settings = read_section(module.Settings, dict(config.settings), where)
-    network: nn.Module = module.build(settings, shape)
+    try:
+        network: nn.Module = module.build(settings, shape)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     return network

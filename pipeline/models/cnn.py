@@ -60,10 +60,12 @@ def block(before: int, after: int, kernel: int, *, pool: bool) -> list[nn.Module
 def _check(settings: Settings, shape: Shape) -> None:
     lengths = len(settings.widths), len(settings.kernels), len(settings.pools)
     if len(set(lengths)) > 1:
-        raise ConfigError(f"cnn: widths, kernels and pools must be equally long, got {lengths}")
+        raise ConfigError(
+            "widths, kernels and pools must be equally long, got {}, {} and {}".format(*lengths)
+        )
     if even := [kernel for kernel in settings.kernels if kernel % 2 == 0]:
-        raise ConfigError(f"cnn: kernels must be odd, got {even[0]}")
+        raise ConfigError(f"kernels must be odd, got {even[0]}")
     if min(shape.height, shape.width) >> sum(settings.pools) == 0:
         raise ConfigError(
-            f"cnn: {sum(settings.pools)} poolings leave nothing of {shape.height}×{shape.width}"
+            f"{sum(settings.pools)} poolings leave nothing of {shape.height}×{shape.width} pixels"
         )

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from project import Project
 
 from pipeline.benchmark import benchmark
 from pipeline.errors import MissingInputError

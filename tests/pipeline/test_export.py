@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import REPOSITORY, Project
+from project import REPOSITORY, Project
 from torch import Tensor, nn
 
 from pipeline import onnxmodel

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Project
 from onnx import numpy_helper
+from project import Project
 
 from pipeline import onnxmodel
 from pipeline.classifier import Classifier, load_classifier

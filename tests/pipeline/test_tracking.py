@@ -8,8 +8,8 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from conftest import Project
 from mlflow import MlflowClient
+from project import Project
 
 from pipeline import tracking
 from pipeline.export import export

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY, Project
+from project import REPOSITORY, Project
 from safetensors.torch import load_file
 
 from pipeline import checkpoint, layout

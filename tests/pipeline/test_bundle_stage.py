@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Project
+from project import Project
 
 from pipeline.bundle import bundle, choose
 from pipeline.config import BundleConfig

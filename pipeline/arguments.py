@@ -1,0 +1,47 @@
+"""The arguments and options that several commands of `ferry` share."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.config import Experiment
+
+__all__ = ["experiment_argument", "track_option"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class ExperimentName(click.ParamType["Experiment"]):
+    """A section of params.yaml, looked up when the command runs and never for its help."""
+
+    name = "experiment"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002 - click's signature
+    ) -> "Experiment":
+        """Read params.yaml and find the experiment."""
+        from pipeline import params
+
+        return params.load().experiment(value)
+
+
+def experiment_argument(command: Command) -> Command:
+    """Add the argument EXPERIMENT."""
+    return click.argument("experiment", type=ExperimentName())(command)
+
+
+def track_option(command: Command) -> Command:
+    """Add `--track/--no-track`."""
+    option = click.option(
+        "--track/--no-track",
+        default=True,
+        show_envvar=True,
+        envvar="FERRY_TRACK",
+        help="Whether MLflow records it.",
+    )
+    return option(command)

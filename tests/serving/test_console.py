@@ -1,0 +1,221 @@
+"""What all commands share: layouts, and errors told in one line with the right status."""
+
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from packaging.requirements import Requirement
+from tiny_classifier import images
+
+from serving.console import (
+    EXTRA_PACKAGES,
+    Commands,
+    json_option,
+    log_to_stderr,
+    note,
+    show,
+    summary,
+    table,
+)
+from serving.errors import FerryError, InputError, MissingInputError, UnknownNameError, UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    name: str
+    accuracy: float
+    rows: int
+    passed: bool
+    values: tuple[int, ...] = (1, 2)
+
+
+REPORT = Report(name="mine", accuracy=0.98765, rows=12345, passed=True)
+
+
+def test_table_lays_out_columns() -> None:
+    text = table(["name", "ms"], [["a", "1.5"], ["long one", "12.25"]])
+    assert text == "name         ms\na           1.5\nlong one  12.25"
+
+
+def test_table_has_no_trailing_blanks() -> None:
+    text = table(["name", "what"], [["a", ""], ["b", "words"]])
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_table_without_rows_is_its_header() -> None:
+    assert table(["name", "ms"], []) == "name  ms"
+
+
+def test_table_refuses_a_row_of_another_length() -> None:
+    with pytest.raises((ValueError, IndexError)):
+        table(["name", "ms"], [["a"]])
+
+
+def test_summary_shows_plain_values() -> None:
+    assert summary(REPORT) == "name      mine\naccuracy  0.9877\nrows      12,345\npassed    yes"
+
+
+def test_summary_takes_a_selection_and_a_mapping() -> None:
+    assert summary(REPORT, ("rows", "name")) == "name  mine\nrows  12,345"
+    assert summary({"a": 1e-05, "bcd": 123456.7, "no": None}) == "a    1e-05\nbcd  123,457"
+    assert summary({"ready": False}) == "ready  no"
+
+
+def test_summary_of_nothing() -> None:
+    assert summary({}) == ""
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_show_prints_one_of_both(capsys: pytest.CaptureFixture[str], as_json: bool) -> None:
+    show(REPORT, as_json=as_json, text="words")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.endswith("\n")
+    assert not out.endswith("\n\n")
+    if as_json:
+        assert json.loads(out)["values"] == [1, 2]
+    else:
+        assert out == "words\n"
+
+
+def test_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    note("hello")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_log_lines_go_to_stderr_once(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr()
+    log_to_stderr()
+    logging.getLogger("pipeline.train").info("epoch 1")
+    logging.getLogger("serving.predict").warning("slow")
+    logging.getLogger("urllib3").info("no business of ours")
+    assert capsys.readouterr() == ("", "epoch 1\nslow\n")
+
+
+def run(error: Callable[[], BaseException]) -> Result:
+    """The result of a command that raises `error()`."""
+
+    @click.group(cls=Commands)
+    def group() -> None:
+        """Group."""
+
+    @group.command()
+    @json_option
+    def work(as_json: bool) -> None:
+        """Work."""
+        raise error()
+
+    return CliRunner().invoke(group, ["work"], prog_name="ferry")
+
+
+def missing(name: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+TOLD = [
+    (lambda: FerryError("all is lost"), 1, "all is lost"),
+    (lambda: InputError("a.png is no image"), 1, "a.png is no image"),
+    (lambda: MissingInputError("x is not there"), 1, "x is not there"),
+    (lambda: UsageError("not both"), 2, "not both"),
+    (lambda: UnknownNameError("model", "x", ["y"]), 2, "no model named 'x'; there are y"),
+    (lambda: OSError(errno.ENOSPC, "No space left on device", "a.csv"), 1, "a.csv: No space left"),
+    (
+        lambda: PermissionError(errno.EACCES, "Permission denied", "a", None, "b"),
+        1,
+        "b: Permission",
+    ),
+    (lambda: OSError("words alone"), 1, "words alone"),
+    (lambda: missing("torch"), 1, "`ferry work` needs torch: pip install 'onnx-ferry[pipeline]'"),
+    (lambda: missing("onnx.helper"), 1, "`ferry work` needs onnx: pip install"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "expected"), TOLD, ids=[told[2][:25] for told in TOLD])
+def test_mistakes_are_one_line(
+    error: Callable[[], BaseException], status: int, expected: str
+) -> None:
+    result = run(error)
+    assert result.exit_code == status
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"Error: {expected}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [lambda: ZeroDivisionError("x"), lambda: KeyError("x"), lambda: missing("our_own")]
+)
+def test_faults_of_ferry_keep_their_traceback(error: Callable[[], BaseException]) -> None:
+    result = run(error)
+    assert type(result.exception) is type(error())
+
+
+def test_json_is_a_flag_of_the_command() -> None:
+    @click.command()
+    @json_option
+    def work(as_json: bool) -> None:
+        """Work."""
+        click.echo(as_json)
+
+    assert CliRunner().invoke(work, ["--json"]).stdout == "True\n"
+    assert CliRunner().invoke(work, []).stdout == "False\n"
+
+
+def test_every_package_of_the_extra_is_known() -> None:
+    distributions: dict[str, set[str]] = {}
+    for package, names in metadata.packages_distributions().items():
+        for name in names:
+            distributions.setdefault(name.lower().replace("_", "-"), set()).add(package)
+    for line in metadata.requires("onnx-ferry") or []:
+        requirement = Requirement(line)
+        if requirement.marker and 'extra == "pipeline"' in str(requirement.marker):
+            packages = distributions[requirement.name.lower().replace("_", "-")]
+            assert packages & EXTRA_PACKAGES, requirement.name
+
+
+def pipeline_of(command: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
+    return subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}} >status"],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path, model_file: Path) -> None:
+    np.save(tmp_path / "rows.npy", images(20_000))
+    done = pipeline_of('"$PYTHON" -m serving predict tiny.onnx rows.npy | head -1', tmp_path)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert (tmp_path / "status").read_text().strip() == "141"
+
+
+def test_the_same_of_a_command_that_echoes(tmp_path: Path) -> None:
+    (tmp_path / "words.py").write_text(
+        "import click\n"
+        "from serving.console import Commands\n"
+        "@click.group(cls=Commands)\n"
+        "def group(): pass\n"
+        "@group.command()\n"
+        "def words():\n"
+        "    for number in range(200_000): click.echo(number)\n"
+        "group()\n"
+    )
+    done = pipeline_of('"$PYTHON" words.py words | head -1', tmp_path)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert (tmp_path / "status").read_text().strip() == "141"

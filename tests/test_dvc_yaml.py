@@ -1,0 +1,190 @@
+"""dvc.yaml tells the truth: its stages are the commands, and its lists are what the code reads."""
+
+import ast
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from closure import ROOT, closure
+from settings_read import sections_read, takes_experiment
+
+from pipeline import layout
+from pipeline.cli import ferry
+from pipeline.config import Experiment, Params
+
+STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PER_EXPERIMENT = [
+    name for name, stage in STAGES.items() if stage.get("foreach") == "${experiments}"
+]
+REGISTRIES = {
+    "pipeline/datasets/${key}.py": "datasets",
+    "pipeline/datasets/${item.dataset}.py": "datasets",
+    "pipeline/models/${item.model.name}.py": "models",
+}
+
+
+def body(stage: str) -> dict[str, Any]:
+    """What DVC runs, with or without a foreach."""
+    described = STAGES[stage]
+    return dict(described.get("do", described))
+
+
+def paths(stage: str, kind: str) -> dict[str, dict[str, Any]]:
+    """The files of a list and the settings of each."""
+    entries = body(stage).get(kind, [])
+    return {
+        path: settings or {}
+        for entry in entries
+        for path, settings in (entry.items() if isinstance(entry, dict) else [(entry, {})])
+    }
+
+
+def code_of(stage: str) -> set[str]:
+    """The files of code that a stage depends on."""
+    files = closure(f"pipeline.{stage}")
+    for entry, registry in REGISTRIES.items():
+        if entry in body(stage)["deps"]:
+            files.add(entry)
+            for module in (ROOT / "pipeline" / registry).glob("[!_]*.py"):
+                files |= closure(f"pipeline.{registry}.{module.stem}") - {
+                    module.relative_to(ROOT).as_posix()
+                }
+    return files
+
+
+def with_names(path: Path) -> str:
+    return path.as_posix().replace("NAME", "${key}").replace("DATA", "${item.dataset}")
+
+
+def test_the_stages_are_those_of_the_pipeline_in_order() -> None:
+    assert list(STAGES) == [
+        *("pull", "preprocess", "train", "export", "quantize", "parity", "benchmark", "bundle"),
+        "report",
+    ]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_a_command_a_module_and_a_function(stage: str) -> None:
+    argument = " ${key}" if "foreach" in STAGES[stage] else ""
+    assert body(stage)["cmd"] == f"ferry {stage}{argument}"
+    assert stage in ferry.commands
+    tree = ast.parse((ROOT / "pipeline" / f"{stage}.py").read_text())
+    assert stage in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert body(stage)["desc"].endswith(".")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_that_a_stage_imports_is_what_it_depends_on(stage: str) -> None:
+    listed = [path for path in body(stage)["deps"] if path.startswith(("pipeline/", "serving/"))]
+    assert len(listed) == len(set(listed)), f"{stage} lists a file twice"
+    needed = code_of(stage)
+    lines = [f"add     - {path}" for path in sorted(needed - set(listed))]
+    lines += [f"remove  - {path}" for path in sorted(set(listed) - needed)]
+    assert not lines, "\n".join([f"the deps of {stage} in dvc.yaml:", *lines])
+
+
+@pytest.mark.parametrize("stage", PER_EXPERIMENT)
+def test_the_data_set_and_the_model_are_templated(stage: str) -> None:
+    deps = body(stage)["deps"]
+    reads_models = "pipeline/models/__init__.py" in deps
+    assert ("pipeline/models/${item.model.name}.py" in deps) == reads_models
+    assert ("pipeline/datasets/${item.dataset}.py" in deps) == (
+        "pipeline/datasets/__init__.py" in deps
+    )
+
+
+@pytest.mark.parametrize("stage", PER_EXPERIMENT)
+def test_the_parameters_of_a_stage_are_the_sections_that_it_reads(stage: str) -> None:
+    listed = [entry.removeprefix("experiments.${key}.") for entry in body(stage)["params"]]
+    assert set(listed) <= {field.name for field in fields(Experiment)}
+    # The command itself reads where the data set lies.
+    read = sections_read(f"pipeline.{stage}", stage) | sections_read("pipeline.cli", stage)
+    assert "dataset" in read
+    assert sorted(listed) == sorted(read - {"name"})
+
+
+def test_no_function_keeps_an_experiment_for_later() -> None:
+    # What it reads then could not be followed.
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        if takes_experiment(path):
+            text = path.read_text()
+            assert "self.experiment" not in text, path
+            assert "self._experiment" not in text, path
+
+
+def test_the_parameters_of_the_stages_of_a_data_set() -> None:
+    assert body("pull")["params"] == ["mirrors"]
+    assert body("preprocess")["params"] == ["datasets.${key}"]
+    assert {"mirrors", "datasets", "experiments"} == {field.name for field in fields(Params)}
+    assert "params.load().mirrors" in inspect.getsource(ferry.commands["pull"].callback)
+    assert "params.load().dataset(" in inspect.getsource(ferry.commands["preprocess"].callback)
+
+
+OUTS = {
+    "pull": [layout.raw("NAME")],
+    "preprocess": [layout.ready("NAME")],
+    "train": [layout.weights("NAME")],
+    "export": [layout.model("NAME")],
+    "quantize": [layout.model("NAME", "fp16"), layout.model("NAME", "int8")],
+    "parity": [],
+    "benchmark": [],
+    "bundle": [layout.bundle("NAME")],
+    "report": [layout.REPORT],
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_outs_lie_where_the_layout_says(stage: str) -> None:
+    assert list(paths(stage, "outs")) == [with_names(path) for path in OUTS[stage]]
+
+
+def test_raw_files_outlive_a_new_pull() -> None:
+    # Else an interrupted download would start again from nothing.
+    assert paths("pull", "outs")["data/raw/${key}"] == {"persist": True}
+
+
+@pytest.mark.parametrize("stage", PER_EXPERIMENT)
+def test_metrics_and_plots_lie_where_the_layout_says_and_in_git(stage: str) -> None:
+    metrics, plots = paths(stage, "metrics"), paths(stage, "plots")
+    assert list(metrics) == [with_names(layout.metrics("NAME", stage))]
+    for path in plots:
+        assert path.startswith(with_names(layout.plots("NAME", stage)) + "/")
+    for path, settings in {**metrics, **plots}.items():
+        assert settings["cache"] is False, path
+
+
+@pytest.mark.parametrize("stage", PER_EXPERIMENT)
+def test_files_that_a_stage_reads_are_made_by_another(stage: str) -> None:
+    made = {path for name in STAGES for kind in ("outs", "metrics") for path in paths(name, kind)}
+    made.add(with_names(layout.ready("DATA")))
+    data = [path for path in body(stage)["deps"] if not path.endswith((".py", "probe.onnx"))]
+    assert with_names(layout.ready("DATA")) in data
+    assert set(data) <= made
+
+
+MADE_BEFORE = {
+    "train": [],
+    "export": [layout.weights("NAME"), layout.metrics("NAME", "train")],
+    "quantize": [layout.model("NAME")],
+    "parity": [layout.weights("NAME"), *(layout.model("NAME", v) for v in layout.VARIANTS)],
+    "benchmark": [layout.weights("NAME"), *(layout.model("NAME", v) for v in layout.VARIANTS)],
+    "bundle": [
+        *(layout.model("NAME", variant) for variant in layout.VARIANTS),
+        *(layout.metrics("NAME", stage) for stage in ("train", "parity", "benchmark")),
+    ],
+}
+
+
+@pytest.mark.parametrize("stage", MADE_BEFORE)
+def test_a_stage_waits_for_what_it_reads(stage: str) -> None:
+    expected = {with_names(path) for path in (layout.ready("DATA"), *MADE_BEFORE[stage])}
+    data = [path for path in body(stage)["deps"] if not path.endswith((".py", "probe.onnx"))]
+    assert set(data) == expected
+
+
+def test_the_report_waits_for_all_metrics() -> None:
+    assert layout.METRICS.as_posix() in body("report")["deps"]
+    assert "foreach" not in STAGES["report"]
