@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["ferry", "main"]
 
 
+# Read by OpenMP when torch loads it. Threads that spin for long between two loops steal the cores
+# of a shared machine, and those that sleep at once double the time of a small network.
+OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+
+
 @click.group(
     cls=Commands,
     context_settings=SETTINGS,
@@ -35,8 +40,8 @@ def ferry(directory: str | None) -> None:
     An option may also come from the environment: FERRY_TRAIN_DEVICE=cpu is `ferry train --device
     cpu`.
     """
-    # OpenMP reads it when torch loads: idle threads that spin steal the cores of a shared machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for variable, value in OPENMP.items():
+        os.environ.setdefault(variable, value)
     log_to_stderr()
     if directory:
         os.chdir(directory)

@@ -134,6 +134,7 @@ class Loop:
         if self.average:
             self.average.load_state_dict(checkpoint.average)
         self.optimizer.load_state_dict(checkpoint.optimizer)
+        _match_layouts(self.optimizer)
         schedule = dict(checkpoint.scheduler)
         self.scaler.load_state_dict(schedule.pop("scaler"))
         self.scheduler.load_state_dict(schedule)
@@ -225,11 +226,27 @@ def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optim
                 weights, lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay
             )
         case "adam":
-            return torch.optim.Adam(weights, lr, betas=(momentum, 0.99), weight_decay=decay)
+            return torch.optim.Adam(
+                weights, lr, betas=(momentum, 0.99), weight_decay=decay, fused=True
+            )
         case "adamw":
-            return torch.optim.AdamW(weights, lr, betas=(momentum, 0.99), weight_decay=decay)
+            return torch.optim.AdamW(
+                weights, lr, betas=(momentum, 0.99), weight_decay=decay, fused=True
+            )
         case "rmsprop":
             return torch.optim.RMSprop(weights, lr, momentum=momentum, weight_decay=decay)
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Lay moments out in memory as their weights are.
+
+    A file keeps rows in order and the weights are channels last; some of torch's optimizers walk
+    both by address and would pair the wrong elements.
+    """
+    for weight, state in optimizer.state.items():
+        for key, value in state.items():
+            if value.shape == weight.shape:
+                state[key] = torch.empty_like(weight).copy_(value)
 
 
 def _scheduler(

@@ -65,17 +65,24 @@ def set_metadata(model: onnx.ModelProto, facts: Mapping[str, object]) -> None:
 
 
 def name_by_module(graph: onnx.GraphProto) -> None:
-    """Name each node after the PyTorch module it came from: `network.4/Conv`.
+    """Name each node after the PyTorch module it came from: `network.0.conv/Conv`.
 
-    The exporter's own names carry a counter, and its metadata the module's name.
+    The exporter's own names carry a counter, and its metadata the module's name. A node with
+    weights is named after their owner, for it may have swallowed the module behind it.
     """
+    owners = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
     taken: set[str] = set()
     for node in graph.node:
-        facts = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(facts.get("pkg.torch.onnx.name_scopes", "['']"))
-        modules = [scope for scope in scopes[:-1] if scope]
-        name = f"{modules[-1] if modules else 'main'}/{node.op_type}"
-        node.name = _unique(name, taken)
+        weights = [name for name in node.input if name.endswith(".weight") and name in owners]
+        module = owners[weights[0]] if weights else _scope(node)
+        node.name = _unique(f"{module}/{node.op_type}", taken)
+
+
+def _scope(node: onnx.NodeProto) -> str:
+    facts = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = ast.literal_eval(facts.get("pkg.torch.onnx.name_scopes", "['']"))
+    modules = [scope for scope in scopes[:-1] if scope]
+    return str(modules[-1]) if modules else "main"
 
 
 def strip(model: onnx.ModelProto) -> None:

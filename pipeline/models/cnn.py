@@ -1,14 +1,13 @@
 """A plain convolutional network: `name: cnn`, with one entry per block in each list of settings.
 
-A block is convolution, batch normalisation, ReLU and, where asked, a 2×2 max pooling; a linear
-layer on the flattened planes of the last block gives the logits.
+A linear layer on the flattened planes of the last block gives the logits.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import STRICT, Counts, Fraction
 from pipeline.errors import ConfigError
@@ -30,7 +29,33 @@ class Settings:
     pools: Annotated[tuple[bool, ...], Field(min_length=1)]
     """Whether each block ends by halving its planes."""
     dropout: Fraction
-    """Before the linear layer."""
+    """Of whole planes, before the linear layer."""
+
+
+class Block(nn.Module):
+    """Convolution, batch normalisation, ReLU and, where asked, a 2×2 max pooling.
+
+    Normalisation only shifts and scales upwards, so that it and ReLU commute with the maximum. In
+    training the pooling comes first, and they have a quarter of the values to go through; to be
+    served it comes last, and they melt into the convolution. The answer is the same.
+    """
+
+    def __init__(self, before: int, after: int, kernel: int, *, pool: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(after)
+        self.norm.weight.requires_grad_(False)  # it stays 1: a negative scale would not commute
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Float32 [batch, before, H, W] to [batch, after, H or H/2, W or W/2]."""
+        convolved = self.conv(planes)
+        if self.training:
+            pooled: Tensor = self.relu(self.norm(self.pool(convolved)))
+            return pooled
+        served: Tensor = self.pool(self.relu(self.norm(convolved)))
+        return served
 
 
 def build(settings: Settings, shape: Shape) -> nn.Module:
@@ -39,22 +64,13 @@ def build(settings: Settings, shape: Shape) -> nn.Module:
     layers: list[nn.Module] = []
     channels, height, width = shape.channels, shape.height, shape.width
     for after, kernel, pool in zip(settings.widths, settings.kernels, settings.pools, strict=True):
-        layers += block(channels, after, kernel, pool=pool)
+        layers.append(Block(channels, after, kernel, pool=pool))
         channels = after
         if pool:
             height, width = height // 2, width // 2
-    head = nn.Linear(channels * height * width, shape.classes)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(settings.dropout), head)
-
-
-def block(before: int, after: int, kernel: int, *, pool: bool) -> list[nn.Module]:
-    """The layers of one block."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(after),
-        nn.ReLU(),
-    ]
-    return [*layers, nn.MaxPool2d(2)] if pool else layers
+    if settings.dropout:
+        layers.append(nn.Dropout2d(settings.dropout))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, shape.classes))
 
 
 def _check(settings: Settings, shape: Shape) -> None:

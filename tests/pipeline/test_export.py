@@ -77,8 +77,8 @@ def test_nodes_are_named_after_the_modules(exported: Project) -> None:
     assert len(names) == len(set(names))
     assert "main/Softmax" in names
     assert [name for name in names if name.endswith("/Conv")] == [
-        "network.1/Conv",
-        "network.5/Conv",
+        "network.0.conv/Conv",
+        "network.1.conv/Conv",
     ]
 
 

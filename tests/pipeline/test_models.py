@@ -77,6 +77,9 @@ def test_every_parameter_is_trained(name: str) -> None:
     network = build(name, SETTINGS[name] | {"dropout": 0})
     network(torch.randn(16, 1, 8, 8)).square().sum().backward()
     for key, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            assert key.endswith("norm.weight")
+            continue
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
 
@@ -154,7 +157,7 @@ def test_the_blocks_of_a_cnn() -> None:
         (4, 6, 5),
     ]
     assert sum(isinstance(layer, nn.MaxPool2d) for layer in network.modules()) == 1
-    assert [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout)] == [0.25]
+    assert [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout2d)] == [0.25]
     head = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     assert [layer.in_features for layer in head] == [6 * 5 * 3]
 
@@ -170,3 +173,23 @@ def test_the_layers_of_an_mlp() -> None:
     assert sum(isinstance(layer, nn.Dropout) for layer in network.modules()) == 2
     plain = build("mlp", {"hidden": [20, 12], "dropout": 0}, (4, 5, 3), classes=2)
     assert not any(isinstance(layer, nn.Dropout) for layer in plain.modules())
+
+
+def test_the_order_of_pooling_does_not_change_the_answer():
+    """The cnn pools first in training and last when served; with the same statistics, alike."""
+    from pipeline.models.cnn import Block
+
+    torch.manual_seed(0)
+    block = Block(3, 8, 3, pool=True)
+    block.norm.running_mean.normal_()
+    block.norm.running_var.uniform_(0.5, 2)
+    block.norm.bias.data.normal_()
+    planes = torch.randn(4, 3, 8, 8)
+    block.norm.eval()
+    block.training = True
+    first = block(planes)
+    block.training = False
+    last = block(planes)
+    assert torch.equal(first, last)
+    assert not block.norm.weight.requires_grad
+    assert torch.equal(block.norm.weight, torch.ones(8))

@@ -135,11 +135,11 @@ def edit(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.nd
 
 
 def weight_clamped(model: onnx.ModelProto) -> None:
-    edit(model, "network.4.weight", lambda weight: weight.clip(-0.02, 0.02))
+    edit(model, "network.1.conv.weight", lambda weight: weight.clip(-0.02, 0.02))
 
 
 def first_weight_swapped(model: onnx.ModelProto) -> None:
-    edit(model, "network.0.weight", lambda weight: weight.transpose(0, 1, 3, 2).copy())
+    edit(model, "network.0.conv.weight", lambda weight: weight.transpose(0, 1, 3, 2).copy())
 
 
 def bias_shifted(model: onnx.ModelProto) -> None:
@@ -169,11 +169,11 @@ def pool_of_averages(model: onnx.ModelProto) -> None:
     ("fault", "node"),
     [
         (mean_forgotten, "main/Sub"),
-        (first_weight_swapped, "network.1/Conv"),
-        (pool_of_averages, "network.3/MaxPool"),
-        (weight_clamped, "network.5/Conv"),
-        (relu_lost, "network.6/Relu"),
-        (bias_shifted, "network.10/Gemm"),
+        (first_weight_swapped, "network.0.conv/Conv"),
+        (pool_of_averages, "network.0.pool/MaxPool"),
+        (weight_clamped, "network.1.conv/Conv"),
+        (relu_lost, "network.1.relu/Relu"),
+        (bias_shifted, "network.4/Gemm"),
     ],
 )
 def test_a_planted_fault_is_named_at_its_layer(
@@ -199,14 +199,14 @@ def test_a_planted_fault_is_named_at_its_layer(
 
 def test_a_wrong_int8_scale_is_named_at_its_layer(exported: Project, tmp_path: Path) -> None:
     def double(model: onnx.ModelProto) -> None:
-        edit(model, "network.4.weight_scale", lambda scale: scale * 2)
+        edit(model, "network.1.conv.weight_scale", lambda scale: scale * 2)
 
     path = planted(exported, tmp_path, double, "int8")
     row = np.array(open_split(exported.data, "test").inputs[0])
     model = onnx.load(path)
     found = first_divergence(classifier_of(exported), model, row, 1.0)
     assert found is not None
-    assert found.node == "network.5/Conv"
+    assert found.node == "network.1.conv/Conv"
 
 
 def test_a_model_of_other_weights_is_refused(exported: Project, tmp_path: Path) -> None:
