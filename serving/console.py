@@ -4,6 +4,7 @@ stdout carries data only; progress and logs go to stderr. Nothing heavy is impor
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,10 +112,10 @@ class Commands(click.Group):
         except BrokenPipeError:
             import signal
 
-            # The reader of our stdout has left, as `head` does; a later flush must not complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _settle_stdout()
             ctx.exit(128 + signal.SIGPIPE)
         except OSError as error:
+            _settle_stdout()
             raise _Told(_system_error(error), 1) from error
 
 
@@ -183,6 +184,14 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
         for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
     ]
     return "  ".join(padded).rstrip()
+
+
+def _settle_stdout() -> None:
+    """Drop what stdout will not take (its reader has left, its disk is full), so that exit can."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class _Told(click.ClickException):
