@@ -53,6 +53,8 @@ PROVIDERS = {
     "qnn": "QNNExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
+# TF32 keeps ten bits of what it multiplies: fp32 that rounds so is no longer the trained model.
+PROVIDER_OPTIONS = {PROVIDERS["cuda"]: {"use_tf32": "0"}}
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -225,7 +227,8 @@ def _create(content: bytes, options: Any, asked: str, label: str) -> Any:
             onnxruntime.preload_dlls()
     try:
         # enable_fallback=0: else onnxruntime retries on the CPU and says so on stdout.
-        return onnxruntime.InferenceSession(content, options, providers=[asked], enable_fallback=0)
+        chosen = [(asked, PROVIDER_OPTIONS.get(asked, {}))]
+        return onnxruntime.InferenceSession(content, options, providers=chosen, enable_fallback=0)
     except ORT_ERRORS as error:
         if asked == PROVIDERS["cpu"]:
             raise ModelError(f"{label} cannot be loaded: {_one_line(error)}") from error

@@ -149,3 +149,16 @@ def test_threads_are_the_cores_we_may_use(model_file: Path) -> None:
 
 def test_telemetry_is_off_unless_the_user_wants_it() -> None:
     assert os.environ["ORT_DISABLE_TELEMETRY"] in {"0", "1"}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_runs_every_node_and_answers_as_numpy_does(provider: str) -> None:
+    reason = usable_providers(classifier()).get(provider, "not part of this onnxruntime")
+    if reason:
+        pytest.skip(f"{provider}: {reason}")
+    session = open_session(classifier(), provider=provider)
+    assert set(session.proof.nodes) == {PROVIDERS[provider]}
+    rows = images(9)
+    outputs = session.run({"images": rows})
+    np.testing.assert_allclose(outputs["probabilities"], expected_scores(rows), atol=1e-5)
