@@ -16,8 +16,8 @@ from pipeline import figures, ready, tracking
 from pipeline.classifier import Classifier, load_classifier
 from pipeline.config import Experiment
 from pipeline.figures import Point
-from pipeline.records.benchmark import BenchmarkReport, EagerTiming, VariantBenchmark
-from serving.bench import BenchReport, bench_providers
+from pipeline.records.benchmark import BenchmarkReport, EagerTiming, VariantBenchmark, sweeps
+from serving.bench import bench_providers
 from serving.environment import describe
 from serving.files import require, sha256_of_file, write_json, write_text
 from serving.session import allowed_cores, open_session
@@ -62,10 +62,10 @@ def benchmark(
         eager=tuple(_eager(classifier, images, config.batch_sizes, config.seconds)),
         eager_ratio=_eager_ratio(classifier, models["fp32"], images[:1]),
     )
-    sweeps = _sweeps(report)
-    write_text(plots / "benchmark.csv", _csv(sweeps))
+    timed = sweeps(report)
+    write_text(plots / "benchmark.csv", _csv(timed))
     write_json(metrics, report)
-    _record(report, sweeps, track=track)
+    _record(report, timed, track=track)
     return report
 
 
@@ -113,38 +113,18 @@ def _eager_ratio(classifier: Classifier, model: Path, image: np.ndarray[Any, Any
         torch.set_num_threads(allowed_cores())
 
 
-def _sweeps(report: BenchmarkReport) -> dict[str, list[Point]]:
-    """The points of the latency-against-throughput plot, by what was timed."""
-    timings: dict[str, Sequence[Timing | EagerTiming]] = {
-        f"{variant} · {row.provider}": row.batches
-        for variant, measured in report.variants.items()
-        for row in measured.providers
-        if isinstance(row, BenchReport)
-    }
-    timings["PyTorch eager"] = report.eager
-    return {name: [_point(timing) for timing in timings[name]] for name in timings}
-
-
-def _point(timing: Timing | EagerTiming) -> Point:
-    return Point(
-        batch_size=timing.batch_size,
-        p50_ms=timing.p50_ms,
-        images_per_second=timing.images_per_second,
-    )
-
-
-def _csv(sweeps: Mapping[str, Sequence[Point]]) -> str:
+def _csv(timed: Mapping[str, Sequence[Point]]) -> str:
     lines = [
         f"{name},{point.batch_size},{point.p50_ms},{point.images_per_second}"
-        for name, points in sweeps.items()
+        for name, points in timed.items()
         for point in points
     ]
     return "\n".join(["name,batch_size,p50_ms,images_per_second", *lines]) + "\n"
 
 
-def _record(report: BenchmarkReport, sweeps: Mapping[str, Sequence[Point]], *, track: bool) -> None:
+def _record(report: BenchmarkReport, timed: Mapping[str, Sequence[Point]], *, track: bool) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
-        for name, points in sweeps.items():
+        for name, points in timed.items():
             key = f"benchmark.{name.replace(' · ', '.').replace(' ', '_')}"
             for point in points:
                 tracker.log_metrics(
@@ -154,4 +134,4 @@ def _record(report: BenchmarkReport, sweeps: Mapping[str, Sequence[Point]], *, t
                     }
                 )
         tracker.log_metrics({"benchmark.eager_ratio": report.eager_ratio.median})
-        tracker.log_figure(figures.latency_throughput(sweeps), "latency_throughput.png")
+        tracker.log_figure(figures.latency_throughput(timed), "latency_throughput.png")

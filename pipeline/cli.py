@@ -192,7 +192,7 @@ def parity(experiment: "Experiment", track: bool, as_json: bool) -> None:
 
     report = parity(
         layout.weights(experiment.name),
-        {variant: layout.model(experiment.name, variant) for variant in layout.VARIANTS},
+        layout.models(experiment.name),
         layout.ready(experiment.dataset),
         layout.metrics(experiment.name, "parity"),
         experiment=experiment,
@@ -216,7 +216,7 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
 
     report = benchmark(
         layout.weights(experiment.name),
-        {variant: layout.model(experiment.name, variant) for variant in layout.VARIANTS},
+        layout.models(experiment.name),
         layout.ready(experiment.dataset),
         layout.metrics(experiment.name, "benchmark"),
         layout.plots(experiment.name, "benchmark"),
@@ -239,7 +239,7 @@ def bundle(experiment: "Experiment", track: bool, as_json: bool) -> None:
     from pipeline.bundle import bundle
 
     report = bundle(
-        {variant: layout.model(experiment.name, variant) for variant in layout.VARIANTS},
+        layout.models(experiment.name),
         layout.ready(experiment.dataset),
         layout.metrics(experiment.name, "bundle").parent,
         layout.bundle(experiment.name),

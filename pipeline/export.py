@@ -4,13 +4,8 @@ The same weights give the same bytes wherever the checkout lies; what the file s
 taken from the training's own record.
 """
 
-import contextlib
-import io
 import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +19,10 @@ from pipeline import layout, onnxmodel, ready, tracking
 from pipeline.classifier import Classifier, load_classifier
 from pipeline.config import Experiment
 from pipeline.errors import IntegrityError, ModelError
-from serving.files import read_json, require, sha256_of_bytes, sha256_of_file, write_json
-from serving.session import Session, open_session
+from pipeline.records import read
+from pipeline.records.train import TrainReport
+from serving.files import sha256_of_bytes, sha256_of_file, write_json
+from serving.session import open_session
 
 __all__ = ["OUTPUTS", "ExportReport", "export", "to_onnx", "to_program"]
 
@@ -105,7 +102,7 @@ def to_program(
     """What torch's exporter makes: the ONNX model beside the PyTorch graph it was made from."""
     images = torch.from_numpy(np.array(example))
     try:
-        with _quiet():
+        with onnxmodel.quiet():
             program = torch.onnx.export(
                 classifier.eval(),
                 (images,),
@@ -125,39 +122,25 @@ def to_program(
     return program
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress off stdout, which carries data only, and mute its advice."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger = logging.getLogger("torch.onnx")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
 def _facts(weights: Path, trained: Path, experiment: Experiment) -> dict[str, object]:
     """What the model says of itself; all of it follows from the training."""
     again = f"ferry train {experiment.name}"
-    record = read_json(require(trained, again))
+    record = read(TrainReport, trained, again)
     found = sha256_of_file(weights)
-    if found != record["weights_sha256"]:
+    if found != record.weights_sha256:
         raise IntegrityError(
             f"{weights} has sha256 {found[:12]}…, but {trained} is about "
-            f"{record['weights_sha256'][:12]}…; `{again}` makes both anew"
+            f"{record.weights_sha256[:12]}…; `{again}` makes both anew"
         )
     return {
         "version": metadata.version("onnx-ferry"),
         "experiment": experiment.name,
         "dataset": experiment.dataset,
         "variant": "fp32",
-        "labels": record["labels"],
-        "accuracy": json.dumps(record["accuracy"]),
-        "git_revision": record["git_revision"],
-        "data_sha256": record["data_sha256"],
+        "labels": record.labels,
+        "accuracy": json.dumps(record.accuracy),
+        "git_revision": record.git_revision,
+        "data_sha256": record.data_sha256,
         "weights_sha256": found,
     }
 
@@ -170,7 +153,7 @@ def _record(
     *,
     track: bool,
 ) -> None:
-    session: Session = open_session(model, threads=1)
+    session = open_session(model, threads=1)
     signature = session.inputs, session.outputs
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
         # Here and not in training, because tracing the module takes seconds that would count there.

@@ -8,8 +8,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -68,13 +67,20 @@ MAX_COUNTED_CLASSES = 20
 """Above this a confusion matrix shows colours alone."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One batch size of a sweep."""
+class Point(Protocol):
+    """One batch size of a sweep: what the timings of ONNX Runtime and of PyTorch share."""
 
-    batch_size: int
-    p50_ms: float
-    images_per_second: float
+    @property
+    def batch_size(self) -> int:
+        """Rows of one call."""
+
+    @property
+    def p50_ms(self) -> float:
+        """Median latency of one call."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Rows answered per second."""
 
 
 def learning_curve(history: Sequence[Epoch]) -> Figure:

@@ -14,6 +14,7 @@ __all__ = [
     "checkpoint",
     "metrics",
     "model",
+    "models",
     "plots",
     "raw",
     "ready",
@@ -49,6 +50,11 @@ def checkpoint(experiment: str) -> Path:
 def model(experiment: str, variant: str = "fp32") -> Path:
     """An ONNX file: `models/E/model.onnx`, or a variant of it."""
     return Path("models") / experiment / MODEL_FILES[variant]
+
+
+def models(experiment: str) -> dict[str, Path]:
+    """The ONNX file of each variant."""
+    return {variant: model(experiment, variant) for variant in VARIANTS}
 
 
 def metrics(experiment: str, stage: str) -> Path:

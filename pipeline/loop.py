@@ -240,8 +240,8 @@ def _optimizer(classifier: Classifier, config: TrainConfig) -> torch.optim.Optim
 def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
     """Lay moments out in memory as their weights are.
 
-    A file keeps rows in order and the weights are channels last; some of torch's optimizers walk
-    both by address and would pair the wrong elements.
+    A file keeps rows in order and the weights are channels last; torch's fused optimizers walk both
+    by address and would pair the wrong elements.
     """
     for weight, state in optimizer.state.items():
         for key, value in state.items():

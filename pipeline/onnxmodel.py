@@ -5,8 +5,12 @@ process that wrote it.
 """
 
 import ast
+import contextlib
+import io
 import json
-from collections.abc import Iterable, Mapping
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -22,6 +26,7 @@ __all__ = [
     "load",
     "metadata",
     "name_by_module",
+    "quiet",
     "save",
     "set_metadata",
     "strip",
@@ -54,6 +59,22 @@ def save(model: onnx.ModelProto, path: Path) -> bytes:
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
     """The model's own `metadata_props`."""
     return {entry.key: entry.value for entry in model.metadata_props}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress of exporters and quantizers off stdout, which carries data only.
+
+    Their warnings are muted as well: they advise on code that is not the user's.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 def set_metadata(model: onnx.ModelProto, facts: Mapping[str, object]) -> None:

@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float32]
 REFERENCE_BATCH = 256
 RELATIVE_FLOOR = 0.01
 """Logits below this part of the largest one are not divided by: their ratios say nothing."""
-ROUNDING = 1e-9
-"""Percentage points that a difference of two accuracies may be off by."""
+DIGITS = 9
+"""Of an accuracy loss: beyond them a difference of two shares is rounding, and no loss."""
 
 
 def parity(
@@ -101,7 +101,7 @@ def compare(
         passed=True,
         accuracy=accuracy,
         flips=int(flips.max()),
-        accuracy_loss=100 * (_accuracy(reference, test) - accuracy),
+        accuracy_loss=round(100 * (_accuracy(reference, test) - accuracy), DIGITS),
         max_abs_diff=float(errors.max()),
         max_abs_at=_place(errors),
         max_rel_diff=float(relative.max()),
@@ -160,7 +160,7 @@ def _failures(measured: VariantParity, gate: GateConfig) -> Iterator[str]:
         yield f"{batch:.1e} between batch sizes, limit {gate.batch_diff:.1e}"
     if measured.flips > gate.flips:
         yield f"{measured.flips} flips, limit {gate.flips}"
-    if loss > gate.accuracy_loss + ROUNDING:
+    if loss > gate.accuracy_loss:
         yield f"{loss:.2f} points of accuracy lost, limit {gate.accuracy_loss:.2f}"
 
 

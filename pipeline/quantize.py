@@ -4,13 +4,8 @@ int8 is QDQ with weights per channel (S8) and activations U8, calibrated on trai
 the form that ONNX Runtime's x86-64 kernels run fastest.
 """
 
-import contextlib
-import io
-import logging
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +102,7 @@ def calibration_rows(data: Path, config: QuantizeConfig, name: str) -> np.ndarra
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights and arithmetic in half precision; inputs and outputs keep their types."""
-    with _quiet():
+    with onnxmodel.quiet():
         half: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True)
     return half
 
@@ -116,7 +111,7 @@ def to_int8(
     model: onnx.ModelProto, rows: np.ndarray[Any, Any], config: QuantizeConfig
 ) -> onnx.ModelProto:
     """Quantize with ranges that are measured on `rows`, uint8 [rows, H, W, C]."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(_copy(model), prepared)
         quantize_static(
@@ -172,16 +167,3 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantizer's advice off stdout, and its warnings to itself."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logging.disable(level)

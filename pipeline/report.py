@@ -13,15 +13,13 @@ import jinja2
 from pipeline import figures
 from pipeline.config import Params
 from pipeline.errors import MissingInputError
-from pipeline.figures import Point
 from pipeline.measured import Measured, read_measured
-from pipeline.records.benchmark import BenchmarkReport, EagerTiming
+from pipeline.records.benchmark import BenchmarkReport, sweeps
 from pipeline.records.parity import VariantParity
 from pipeline.results import ResultRow, rows_of
 from serving.bench_report import BenchReport, SkippedProvider
 from serving.environment import Environment
 from serving.files import write_text
-from serving.timing import Timing
 
 __all__ = ["ReportSummary", "report"]
 
@@ -147,21 +145,8 @@ def _skipped(benchmark: BenchmarkReport | None) -> tuple[SkippedProvider, ...]:
 def _latency(name: str, benchmark: BenchmarkReport | None) -> str | None:
     if benchmark is None:
         return None
-    sweeps = {
-        f"{variant} · {row.provider}": [_point(timing) for timing in row.batches]
-        for variant, row in _timed(benchmark)
-    }
-    sweeps["PyTorch eager"] = [_point(timing) for timing in benchmark.eager]
-    figure = figures.latency_throughput(sweeps)
+    figure = figures.latency_throughput(sweeps(benchmark))
     return figures.as_svg(figure, f"{name}: latency against throughput")
-
-
-def _point(timing: Timing | EagerTiming) -> Point:
-    return Point(
-        batch_size=timing.batch_size,
-        p50_ms=timing.p50_ms,
-        images_per_second=timing.images_per_second,
-    )
 
 
 def _environments(sections: Sequence[Section]) -> list[tuple[Environment, list[str]]]:

@@ -75,10 +75,6 @@ class Tracker:
         """Record a figure as `figures/NAME`."""
         self._record(name, lambda mlflow: mlflow.log_figure(figure, f"figures/{name}"))
 
-    def log_file(self, path: Path) -> None:
-        """Record a file as an artifact."""
-        self._record(path.name, lambda mlflow: mlflow.log_artifact(str(path)))
-
     def log_data(self, dataset: "Dataset", manifest: Manifest, train: Split) -> None:
         """Record the data set with its digest."""
         self._record("data set", lambda mlflow: _log_data(mlflow, dataset, manifest, train))

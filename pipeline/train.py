@@ -54,7 +54,8 @@ def train(
     fit, and DivergedError when the loss is not a number.
     """
     manifest = ready.open_manifest(data)
-    loop = _prepare(data, manifest, experiment, choose_device(device or experiment.train.device))
+    rows = ready.open_split(data, "train"), ready.open_split(data, "validation")
+    loop = _prepare(rows, manifest, experiment, choose_device(device or experiment.train.device))
     state = weights.with_name(layout.checkpoint(experiment.name).name)
     fingerprint = _fingerprint(experiment, manifest, loop.device)
     found = checkpoint.load(state, fingerprint)
@@ -63,7 +64,8 @@ def train(
         logger.info("%s goes on after epoch %d", experiment.name, len(loop.history))
     run_id = found.run_id if found else None
     with tracking.run_of_training(experiment.name, run_id, track=track) as tracker:
-        _describe(tracker, experiment, manifest, data)
+        tracker.log_parameters(_flat(asdict(experiment)))
+        tracker.log_data(datasets.get(experiment.dataset), manifest, rows[0])
         _fit(loop, experiment.epochs, state, fingerprint, tracker)
         content = safetensors.torch.save(_on_cpu(loop.best))
         test = ready.open_split(data, "test")
@@ -92,7 +94,9 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
-def _prepare(data: Path, manifest: Manifest, experiment: Experiment, device: torch.device) -> Loop:
+def _prepare(
+    rows: tuple[Split, Split], manifest: Manifest, experiment: Experiment, device: torch.device
+) -> Loop:
     """Seed everything, so that two runs on one machine give the same weights, and set up."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Only warned of on CUDA, where some operators have no deterministic form.
@@ -103,8 +107,7 @@ def _prepare(data: Path, manifest: Manifest, experiment: Experiment, device: tor
     torch.set_num_threads(allowed_cores())
     torch.manual_seed(experiment.train.seed)
     classifier = build_classifier(experiment, manifest).to(device)
-    splits = ready.open_split(data, "train"), ready.open_split(data, "validation")
-    return Loop(classifier, experiment, *splits)
+    return Loop(classifier, experiment, *rows)
 
 
 def _fit(loop: Loop, epochs: int, state: Path, fingerprint: str, tracker: Tracker) -> None:
@@ -166,12 +169,6 @@ def _report(
         history=tuple(loop.history),
         confusion=(),
     )
-
-
-def _describe(tracker: Tracker, experiment: Experiment, manifest: Manifest, data: Path) -> None:
-    tracker.log_parameters(_flat(asdict(experiment)))
-    dataset = datasets.get(experiment.dataset)
-    tracker.log_data(dataset, manifest, ready.open_split(data, "train"))
 
 
 def _record(tracker: Tracker, report: TrainReport) -> None:

@@ -30,19 +30,24 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
 EXTRA_PACKAGES = frozenset(
-    (
-        *("dvc", "filelock", "jinja2", "matplotlib", "mlflow", "onnx", "onnxscript", "pydantic"),
-        *(
-            "pydantic_core",
-            "pynvml",
-            "requests",
-            "safetensors",
-            "sklearn",
-            "sympy",
-            "torch",
-            "yaml",
-        ),
-    )
+    {
+        "dvc",
+        "filelock",
+        "jinja2",
+        "matplotlib",
+        "mlflow",
+        "onnx",
+        "onnxscript",
+        "pydantic",
+        "pydantic_core",
+        "pynvml",
+        "requests",
+        "safetensors",
+        "sklearn",
+        "sympy",
+        "torch",
+        "yaml",
+    }
 )
 
 

@@ -8,7 +8,7 @@ from serving.console import table
 from serving.environment import Environment
 from serving.timing import PairedRatio, Timing
 
-__all__ = ["BenchmarkReport", "EagerTiming", "VariantBenchmark", "as_table"]
+__all__ = ["BenchmarkReport", "EagerTiming", "VariantBenchmark", "as_table", "sweeps"]
 
 HEADER = ("what", "threads", "batch", "p50 ms", "p99 ms", "images/s")
 
@@ -45,6 +45,17 @@ class BenchmarkReport:
     eager: tuple[EagerTiming, ...]
     eager_ratio: PairedRatio
     """How many times as long PyTorch eager takes as ONNX Runtime fp32: batch 1, one thread each."""
+
+
+def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing | EagerTiming, ...]]:
+    """Gather the timings over batch sizes, by variant and provider, and PyTorch's own."""
+    timings: dict[str, tuple[Timing | EagerTiming, ...]] = {
+        f"{variant} · {row.provider}": row.batches
+        for variant, measured in report.variants.items()
+        for row in measured.providers
+        if isinstance(row, BenchReport)
+    }
+    return timings | {"PyTorch eager": report.eager}
 
 
 def as_table(report: BenchmarkReport) -> str:

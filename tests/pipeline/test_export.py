@@ -149,6 +149,16 @@ def test_weights_of_another_architecture_are_refused(trained: Project, tmp_path:
         run(project, tmp_path)
 
 
+def test_a_spoilt_record_of_the_training_is_one_line(trained: Project, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(trained.root, root)
+    project = replace(trained, root=root)
+    project.metrics("train").write_text('{"weights_sha256": 3}')
+    with pytest.raises(IntegrityError, match=r"train\.json lacks the key") as caught:
+        run(project, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_weights_name_the_command(trained: Project, tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="`ferry train digits-cnn` makes it"):
         run(trained, tmp_path, tmp_path / "none.safetensors")

@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 from sample_metrics import LABELS, confusion, epochs
 
-from pipeline.figures import Point, as_svg, confusion_matrix, latency_throughput, learning_curve
+from pipeline.figures import as_svg, confusion_matrix, latency_throughput, learning_curve
+from pipeline.records.benchmark import EagerTiming
 
 
 def sweep(factor):
     return [
-        Point(batch_size=size, p50_ms=factor * size, images_per_second=1000 / factor)
+        EagerTiming(
+            batch_size=size,
+            threads=1,
+            p50_ms=factor * size,
+            p90_ms=factor * size,
+            p99_ms=factor * size,
+            images_per_second=1000 / factor,
+            num_calls=20,
+        )
         for size in (128, 1, 8)
     ]
 

@@ -239,6 +239,11 @@ def test_accuracy_that_is_lost_fails_its_gate(exported: Project) -> None:
     gate = replace(GATE, max_abs_diff=1e6, flips=10, accuracy_loss=1.0)
     measured = compare(open_session(exported.models["fp32"]), better, wrong, [256], gate)
     assert measured.failures == ("1.11 points of accuracy lost, limit 1.00",)
+    # What is lost to the digit of the limit is within it, here and in the bundle's own gate.
+    exactly = replace(gate, accuracy_loss=round(100 * 4 / 360, 9))
+    measured = compare(open_session(exported.models["fp32"]), better, wrong, [256], exactly)
+    assert measured.passed
+    assert measured.accuracy_loss <= exactly.accuracy_loss
 
 
 def test_the_sources_are_not_touched(exported: Project, tmp_path: Path) -> None:
