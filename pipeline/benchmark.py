@@ -90,7 +90,7 @@ def _eager(
                 p50_ms=timing.p50_ms,
                 p90_ms=timing.p90_ms,
                 p99_ms=timing.p99_ms,
-                images_per_second=timing.images_per_second,
+                rows_per_second=timing.rows_per_second,
                 num_calls=timing.num_calls,
             )
 
@@ -115,11 +115,11 @@ def _eager_ratio(classifier: Classifier, model: Path, image: np.ndarray[Any, Any
 
 def _csv(timed: Mapping[str, Sequence[Point]]) -> str:
     lines = [
-        f"{name},{point.batch_size},{point.p50_ms},{point.images_per_second}"
+        f"{name},{point.batch_size},{point.p50_ms},{point.rows_per_second}"
         for name, points in timed.items()
         for point in points
     ]
-    return "\n".join(["name,batch_size,p50_ms,images_per_second", *lines]) + "\n"
+    return "\n".join(["name,batch_size,p50_ms,rows_per_second", *lines]) + "\n"
 
 
 def _record(report: BenchmarkReport, timed: Mapping[str, Sequence[Point]], *, track: bool) -> None:
@@ -130,7 +130,7 @@ def _record(report: BenchmarkReport, timed: Mapping[str, Sequence[Point]], *, tr
                 tracker.log_metrics(
                     {
                         f"{key}.b{point.batch_size}.p50_ms": point.p50_ms,
-                        f"{key}.b{point.batch_size}.images_per_second": point.images_per_second,
+                        f"{key}.b{point.batch_size}.rows_per_second": point.rows_per_second,
                     }
                 )
         tracker.log_metrics({"benchmark.eager_ratio": report.eager_ratio.median})

@@ -125,7 +125,7 @@ def _cost(report: BenchReport, goal: str) -> float:
     if goal == "size":
         return report.file_bytes
     if goal == "throughput":
-        return 1 / report.fastest.images_per_second
+        return 1 / report.fastest.rows_per_second
     smallest = min(report.batches, key=lambda timing: timing.batch_size)
     return smallest.p50_ms
 

@@ -24,4 +24,4 @@ class Epoch:
     validation_accuracy: float
     seconds: float
     """Training steps alone."""
-    images_per_second: float
+    rows_per_second: float

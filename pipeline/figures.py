@@ -79,7 +79,7 @@ class Point(Protocol):
         """Median latency of one call."""
 
     @property
-    def images_per_second(self) -> float:
+    def rows_per_second(self) -> float:
         """Rows answered per second."""
 
 
@@ -134,7 +134,7 @@ def latency_throughput(sweeps: Mapping[str, Sequence[Point]]) -> Figure:
         for number, (name, points) in enumerate(sweeps.items()):
             _sweep(axes, name, points, number)
         axes.set(xscale="log", yscale="log")
-        axes.set(xlabel="median latency of one batch, ms", ylabel="images per second")
+        axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
         _logarithmic(axes.xaxis)
         _logarithmic(axes.yaxis)
         if sweeps:
@@ -189,12 +189,12 @@ def _sweep(axes: Axes, name: str, points: Sequence[Point], number: int) -> None:
     color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
     ordered = sorted(points, key=lambda point: point.batch_size)
     latencies = [point.p50_ms for point in ordered]
-    rates = [point.images_per_second for point in ordered]
+    rates = [point.rows_per_second for point in ordered]
     axes.plot(latencies, rates, color=color, marker=marker, markersize=5, label=name)
     for point in ordered:
         axes.annotate(
             str(point.batch_size),
-            (point.p50_ms, point.images_per_second),
+            (point.p50_ms, point.rows_per_second),
             xytext=(4, -9),
             textcoords="offset points",
             size=7.5,

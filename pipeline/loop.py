@@ -94,7 +94,7 @@ class Loop:
             validation_loss=checked.loss,
             validation_accuracy=checked.accuracy,
             seconds=seconds,
-            images_per_second=self.steps * self.batch_size / seconds,
+            rows_per_second=self.steps * self.batch_size / seconds,
         )
         if not self.history or _rank(epoch) >= max(_rank(done) for done in self.history):
             self.best = self.weights()

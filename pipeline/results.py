@@ -24,7 +24,7 @@ HEADER = (
     "largest diff",
     "flips",
     "p50 ms",
-    "images/s",
+    "rows/s",
     "size",
     "shipped",
 )
@@ -49,7 +49,7 @@ class ResultRow:
     """Whether every gate of parity was met."""
     p50_ms: float | None
     """Median latency of a batch of one."""
-    images_per_second: float | None
+    rows_per_second: float | None
     """The most of any batch size."""
     best_batch: int | None
     bytes: int | None
@@ -119,7 +119,7 @@ def _row(
         flips=parity.flips,
         passed=parity.passed,
         p50_ms=first.p50_ms if first else None,
-        images_per_second=report.fastest.images_per_second if report else None,
+        rows_per_second=report.fastest.rows_per_second if report else None,
         best_batch=report.fastest.batch_size if report else None,
         bytes=report.file_bytes if report else None,
         shipped=measured.shipped is not None and measured.shipped.variant == variant,
@@ -135,7 +135,7 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
         f"{row.max_abs_diff:.1e}",
         str(row.flips),
         NONE if row.p50_ms is None else f"{row.p50_ms:.3f}",
-        NONE if row.images_per_second is None else f"{row.images_per_second:,.0f}",
+        NONE if row.rows_per_second is None else f"{row.rows_per_second:,.0f}",
         NONE if row.bytes is None else f"{row.bytes / 1024:,.0f} KiB",
         _verdict(row),
     )

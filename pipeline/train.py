@@ -131,7 +131,7 @@ def _fit(loop: Loop, epochs: int, state: Path, fingerprint: str, tracker: Tracke
 def _line(name: str, epochs: int, epoch: Epoch) -> str:
     return (
         f"{name} {epoch.epoch}/{epochs}: loss {epoch.loss:.3f}, "
-        f"validation {epoch.validation_accuracy:.2%}, {epoch.images_per_second:,.0f} images/s"
+        f"validation {epoch.validation_accuracy:.2%}, {epoch.rows_per_second:,.0f} rows/s"
     )
 
 
@@ -156,7 +156,7 @@ def _report(
         epochs=experiment.epochs,
         best_epoch=best.epoch,
         seconds=seconds,
-        images_per_second=len(loop.history) * loop.steps * loop.batch_size / seconds,
+        rows_per_second=len(loop.history) * loop.steps * loop.batch_size / seconds,
         tracking_seconds=0.0,
         device=str(loop.device),
         threads=torch.get_num_threads(),

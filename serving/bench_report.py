@@ -14,7 +14,7 @@ from serving.timing import Timing
 
 __all__ = ["BenchReport", "SkippedBatch", "SkippedProvider", "as_table", "report_from"]
 
-HEADER = ("provider", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "")
+HEADER = ("provider", "batch", "p50 ms", "p90 ms", "p99 ms", "rows/s", "calls", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +64,8 @@ class BenchReport:
 
     @property
     def fastest(self) -> Timing:
-        """The batch size with the most images per second."""
-        return max(self.batches, key=lambda row: row.images_per_second)
+        """The batch size with the most rows per second."""
+        return max(self.batches, key=lambda row: row.rows_per_second)
 
 
 def report_from(raw: object, where: str = "the report") -> BenchReport:
@@ -89,7 +89,7 @@ def as_table(rows: Sequence[BenchReport | SkippedProvider]) -> str:
 
 def _line(provider: str, timing: Timing) -> tuple[str, ...]:
     times = (f"{value:.3f}" for value in (timing.p50_ms, timing.p90_ms, timing.p99_ms))
-    rest = (f"{timing.images_per_second:,.0f}", str(timing.num_calls))
+    rest = (f"{timing.rows_per_second:,.0f}", str(timing.num_calls))
     return (provider, str(timing.batch_size), *times, *rest, "" if timing.steady else "not steady")
 
 

@@ -44,7 +44,7 @@ class Timing:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    images_per_second: float
+    rows_per_second: float
     """Rows answered per second over all timed calls."""
     num_calls: int
     warmup_ms: float
@@ -76,7 +76,7 @@ def time_calls(call: Call, *, batch_size: int, seconds: float) -> Timing:
         p50_ms=_digits(p50),
         p90_ms=_digits(p90),
         p99_ms=_digits(p99),
-        images_per_second=_digits(batch_size * len(times) / (times.sum() / NS_PER_S)),
+        rows_per_second=_digits(batch_size * len(times) / (times.sum() / NS_PER_S)),
         num_calls=len(times),
         warmup_ms=_digits(warmup_ns / NS_PER_MS),
         steady=steady,

@@ -10,7 +10,7 @@ from serving.timing import PairedRatio, Timing
 
 __all__ = ["BenchmarkReport", "EagerTiming", "VariantBenchmark", "as_table", "sweeps"]
 
-HEADER = ("what", "threads", "batch", "p50 ms", "p99 ms", "images/s")
+HEADER = ("what", "threads", "batch", "p50 ms", "p99 ms", "rows/s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class EagerTiming:
     p50_ms: float
     p90_ms: float
     p99_ms: float
-    images_per_second: float
+    rows_per_second: float
     num_calls: int
 
 
@@ -79,4 +79,4 @@ def as_table(report: BenchmarkReport) -> str:
 
 def _line(name: str, threads: int, timing: Timing | EagerTiming) -> tuple[str, ...]:
     times = (f"{timing.p50_ms:.3f}", f"{timing.p99_ms:.3f}")
-    return (name, str(threads), str(timing.batch_size), *times, f"{timing.images_per_second:,.0f}")
+    return (name, str(threads), str(timing.batch_size), *times, f"{timing.rows_per_second:,.0f}")

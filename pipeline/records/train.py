@@ -23,7 +23,7 @@ class TrainReport:
     best_epoch: int
     seconds: float
     """Training steps of all epochs, without validation, checkpoints and tracking."""
-    images_per_second: float
+    rows_per_second: float
     tracking_seconds: float
     """Time spent in MLflow within this process."""
     device: str

@@ -44,7 +44,7 @@ def epochs(count: int = 6) -> list[Epoch]:
             validation_loss=1.2 * math.exp(-number / 2) + 0.05,
             validation_accuracy=1 - 0.2 * math.exp(-number / 2) - 0.006,
             seconds=5.0,
-            images_per_second=9000.0,
+            rows_per_second=9000.0,
         )
         for number in range(1, count + 1)
     ]
@@ -67,7 +67,7 @@ def training(name: str) -> dict[str, object]:
         "epochs": 6,
         "best_epoch": 5,
         "seconds": 30.25,
-        "images_per_second": 9000.0,
+        "rows_per_second": 9000.0,
         "tracking_seconds": 0.4,
         "device": "cpu",
         "threads": 2,
@@ -119,7 +119,7 @@ def timings(factor: float) -> tuple[Timing, ...]:
                 p50_ms=latency,
                 p90_ms=1.1 * latency,
                 p99_ms=1.4 * latency,
-                images_per_second=1000 * size / latency,
+                rows_per_second=1000 * size / latency,
                 num_calls=4000 // size,
                 warmup_ms=20.0,
                 steady=True,

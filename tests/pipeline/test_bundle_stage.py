@@ -52,7 +52,7 @@ def timing(batch_size: int, p50_ms: float) -> Timing:
         p50_ms=p50_ms,
         p90_ms=p50_ms,
         p99_ms=p50_ms,
-        images_per_second=1000 * batch_size / p50_ms,
+        rows_per_second=1000 * batch_size / p50_ms,
         num_calls=20,
         warmup_ms=1.0,
         steady=True,
@@ -96,7 +96,7 @@ def measured(exported: Project, tmp_path: Path) -> Project:
     )
     models = project.models
     eager = EagerTiming(
-        batch_size=1, threads=2, p50_ms=1, p90_ms=1, p99_ms=1, images_per_second=1, num_calls=1
+        batch_size=1, threads=2, p50_ms=1, p90_ms=1, p99_ms=1, rows_per_second=1, num_calls=1
     )
     report = BenchmarkReport(
         experiment="digits-cnn",

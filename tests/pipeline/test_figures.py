@@ -20,7 +20,7 @@ def sweep(factor):
             p50_ms=factor * size,
             p90_ms=factor * size,
             p99_ms=factor * size,
-            images_per_second=1000 / factor,
+            rows_per_second=1000 / factor,
             num_calls=20,
         )
         for size in (128, 1, 8)

@@ -49,7 +49,7 @@ def test_a_row_holds_the_figures_of_its_variant(params, metrics):
     assert row.max_abs_diff == 9.0e-5
     assert row.flips == 2
     assert row.p50_ms == timings[0].p50_ms
-    assert row.images_per_second == max(timing.images_per_second for timing in timings)
+    assert row.rows_per_second == max(timing.rows_per_second for timing in timings)
     assert row.best_batch == 128
     assert row.bytes == 61_000
 
@@ -122,7 +122,7 @@ def test_without_batch_one_there_is_no_latency(params, metrics):
     write_json(path, raw)
     row = results(params, metrics=metrics)[0]
     assert row.p50_ms is None
-    assert row.images_per_second is not None
+    assert row.rows_per_second is not None
 
 
 def test_each_provider_that_ran_is_a_row(params, metrics):

@@ -62,12 +62,12 @@ def test_a_report_says_what_ran_where_and_how_fast(model):
 
 def test_throughput_and_latency_agree(model):
     row = bench(model, batch_sizes=(64,), seconds=0.05).timing(64)
-    assert row.images_per_second <= 64 / (row.p50_ms / 1000) * 1.5
+    assert row.rows_per_second <= 64 / (row.p50_ms / 1000) * 1.5
 
 
 def test_the_fastest_batch_and_a_batch_that_was_not_measured(model):
     report = bench(model, **QUICK)
-    assert report.fastest.images_per_second == max(r.images_per_second for r in report.batches)
+    assert report.fastest.rows_per_second == max(r.rows_per_second for r in report.batches)
     assert report.timing(2) is None
 
 

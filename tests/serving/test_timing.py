@@ -15,7 +15,7 @@ def test_a_call_of_known_length_is_measured_as_that():
     timing = time_calls(sleeper(2), batch_size=4, seconds=0.1)
     assert 2 <= timing.p50_ms <= timing.p90_ms <= timing.p99_ms
     assert timing.p50_ms < 10
-    assert 4 / 0.02 < timing.images_per_second <= 4 / 0.002
+    assert 4 / 0.02 < timing.rows_per_second <= 4 / 0.002
     assert timing.num_calls >= MIN_CALLS
     assert timing.warmup_ms > 0
 
