@@ -40,6 +40,8 @@ class BenchReport:
     """One model on one provider."""
 
     model: str
+    rows: str | None = None
+    """The name of the file whose rows were fed, or None for random inputs."""
     sha256: str
     file_bytes: int
     provider: str
@@ -95,8 +97,9 @@ def _line(provider: str, timing: Timing) -> tuple[str, ...]:
 
 def _summary(report: BenchReport) -> str:
     nodes = ", ".join(f"{count} nodes on {name}" for name, count in report.proof.nodes.items())
+    fed = f"rows of {report.rows}" if report.rows else "random inputs"
     return (
-        f"{report.provider}: {nodes or 'no nodes'}; threads {report.threads}; "
+        f"{report.provider}: {nodes or 'no nodes'}; threads {report.threads}; {fed}; "
         f"session {report.session_ms:.1f} ms, first call {report.first_call_ms:.2f} ms; "
         f"file {report.file_bytes:,} bytes, peak memory {report.peak_memory_bytes / 2**20:.0f} MiB"
     )

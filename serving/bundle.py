@@ -54,6 +54,8 @@ __all__ = [
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
+NPZ_ARGUMENTS = ("file", "allow_pickle")
+"""What `np.savez` could not tell from the name of an array."""
 RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
 
 
@@ -68,6 +70,7 @@ class BundleContents:
     model: bytes
     """The ONNX file."""
     labels: tuple[str, ...]
+    """The names of the classes; none for a model that has no classes."""
     golden_input: npt.NDArray[Any]
     """Rows of the model's own dtype and shape; their outputs are computed here, on the CPU."""
     golden_max_abs_diff: float
@@ -140,8 +143,11 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
 
 
 def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
-    if len(session.inputs) != 1 or INPUT in [output.name for output in session.outputs]:
-        raise InputError(f"a bundle's model has one input, and no output named {INPUT!r}")
+    reserved = {INPUT, *NPZ_ARGUMENTS} & {output.name for output in session.outputs}
+    if len(session.inputs) != 1 or reserved:
+        raise InputError(
+            f"a bundle's model has one input, and no output named {min(reserved, default=INPUT)!r}"
+        )
     if any(len(label.splitlines()) != 1 for label in contents.labels):
         raise InputError("a label is one line of text")
     return {

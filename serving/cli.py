@@ -41,31 +41,28 @@ def serving() -> None:
 @click.option(
     "--seconds", metavar="S", type=float, default=0.5, show_default=True, help="Per batch size."
 )
+@click.option("--rows", metavar="FILE", type=PATH, help="Real rows to run: .npy, .npz or .txt.")
 @json_option
 def bench(
-    model: "Path",
-    provider: str,
-    threads: int | None,
-    batch_size: tuple[int, ...],
-    seconds: float,
-    as_json: bool,
+    model: "Path", provider: str, batch_size: tuple[int, ...], as_json: bool, **settings: Any
 ) -> None:
-    """Time MODEL, an ONNX file or a bundle, on random inputs.
+    """Time MODEL, an ONNX file or a bundle, on random inputs or on real rows.
 
-    Batch sizes 1, 8, 32 and 128 where none is given. With `--provider all` each provider has a
-    process of its own, and one that cannot run is shown with its reason.
+    Batch sizes 1, 8, 32 and 128 where none is given. With --rows the first rows of FILE are run,
+    over again to fill a batch; a model that takes text needs them. With `--provider all` each
+    provider has a process of its own, and one that cannot run is shown with its reason.
 
     Example: ferry bench bundles/digits-cnn --batch-size 1 --batch-size 32
     """
     from serving.bench import BATCH_SIZES, bench, bench_providers
     from serving.bench_report import as_table
 
-    sizes = batch_size or BATCH_SIZES
+    settings["batch_sizes"] = batch_size or BATCH_SIZES
     if provider == "all":
-        rows = bench_providers(model, threads=threads, batch_sizes=sizes, seconds=seconds)
-        show(rows, as_json=as_json, text=as_table(rows))
+        found = bench_providers(model, **settings)
+        show(found, as_json=as_json, text=as_table(found))
         return
-    report = bench(model, provider=provider, threads=threads, batch_sizes=sizes, seconds=seconds)
+    report = bench(model, provider=provider, **settings)
     show(report, as_json=as_json, text=as_table([report]))
 
 
@@ -81,6 +78,9 @@ def bench(
 @click.option("--probabilities", is_flag=True, help="Write the score of every class too.")
 @click.option("--resize", is_flag=True, help="Fit images to the model in size and mode.")
 @click.option("--array", metavar="NAME", help="The array to take from .npz files.")
+@click.option(
+    "--column", "columns", metavar="NAME", multiple=True, help="Of .csv, ...; may be repeated."
+)
 @click.option("--batch-size", "batch_rows", metavar="N", type=COUNT, help="Rows a run (32).")
 @click.option("--provider", metavar="NAME", help="Execution provider: cpu, cuda, ... (cpu)")
 @click.option("--threads", metavar="N", type=COUNT, help="Threads within one operator (all cores).")
@@ -88,13 +88,22 @@ def bench(
 def predict(
     model: "Path", inputs: "tuple[Path, ...]", output: "Path | None", as_json: bool, **settings: Any
 ) -> None:
-    """Classify every INPUT with MODEL, a bundle or an ONNX file.
+    """Run MODEL, a bundle or an ONNX file, on every row of every INPUT.
 
-    An INPUT is an image, a folder of images, a .npy or a .npz file. Rows go to stdout as CSV, with
-    --json as JSON Lines; with --output into a file (.csv, .jsonl or .parquet), with what could not
-    be read beside it in FILE.errors.jsonl, and --json then prints the report of the run.
+    An INPUT is a .npy or .npz file; for images also an image or a folder of them; for text a .txt
+    file, a text a line in UTF-8, or a column of a .csv, .jsonl or .parquet file (the only one, or
+    "text" or "sentence", unless --column names it); for rows of numbers the columns of such a file,
+    all in their order or those that --column names.
+
+    Answers go to stdout as CSV, with --json as JSON Lines; with --output into a file (.csv, .jsonl
+    or .parquet), with what could not be read beside it in FILE.errors.jsonl, and --json then prints
+    the report of the run. A classifier gives id, label, label_index and probability; a
+    reconstruction id, error and reconstruction; any other model id and its outputs. An id is the
+    image, or the file and the row, counted from 0: rows.csv:12.
 
     Example: ferry predict bundles/mnist-cnn images/ --output labels.csv
+
+    Example: ferry predict bundles/rt-lstm reviews.txt
     """
     from serving.predict import PredictOptions, summary
     from serving.predict import predict as run

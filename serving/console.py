@@ -38,6 +38,7 @@ EXTRA_PACKAGES = frozenset(
         "mlflow",
         "onnx",
         "onnxscript",
+        "optuna",
         "pydantic",
         "pydantic_core",
         "pynvml",

@@ -1,18 +1,24 @@
-"""Make up inputs for a model by the names, dtypes and shapes that it declares.
+"""What a model is fed for timing: inputs made up by what it declares, or real rows of a file.
 
-Timing needs no real rows: ONNX Runtime's kernels take as long for one value as for another.
+Numbers need not be real: ONNX Runtime's kernels take as long for one value as for another. Texts
+must be, as their words decide how long the model takes.
 """
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InputError
-from serving.session import TensorInfo
+from serving.errors import InputError, MissingInputError
+from serving.readers.arrays import ARRAY_SUFFIXES, open_array
+from serving.readers.items import Row
+from serving.readers.lines import open_lines
+from serving.tensors import TensorInfo
 
-__all__ = ["fixed_batch", "random_feeds"]
+__all__ = ["fixed_batch", "random_feeds", "read_rows", "refuse_free_axes", "row_feeds"]
 
 Array = npt.NDArray[Any]
 
@@ -29,18 +35,48 @@ def random_feeds(
     return {info.name: _random(info, batch_size, rng) for info in inputs}
 
 
-def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
-    """The batch size that the inputs prescribe, or None where any will do.
+def read_rows(path: Path, inputs: Sequence[TensorInfo], model: Path, most: int) -> Array:
+    """The first rows of a `.npy`, `.npz` or `.txt` file, `most` at most, for the one input.
 
-    Raises InputError when an axis other than the batch, axis 0, may have any length.
+    Raises InputError for a model with several inputs, and for a file without rows that it takes.
     """
+    if len(inputs) != 1:
+        names = ", ".join(info.name for info in inputs)
+        raise InputError(f"{model} has the inputs {names}; rows of a file can feed only one")
+    if not path.exists():
+        raise MissingInputError(f"{path} is not there")
+    suffix = path.suffix.lower()
+    if suffix in ARRAY_SUFFIXES:
+        return np.array(open_array(path, inputs[0], model)[:most])
+    if suffix != ".txt":
+        known = ", ".join((*ARRAY_SUFFIXES, ".txt"))
+        raise InputError(f"{path}: unknown suffix {suffix!r}; rows for timing are {known}")
+    items = list(itertools.islice(open_lines(path, inputs[0], model), most))
+    for item in items:
+        if not isinstance(item, Row):
+            raise InputError(f"{item.id}: {item.reason}")
+    return np.stack([item.value for item in items if isinstance(item, Row)])
+
+
+def row_feeds(inputs: Sequence[TensorInfo], rows: Array, batch_size: int) -> dict[str, Array]:
+    """A batch of `rows` for the one input, from the first on, and over again to fill it."""
+    batch = np.resize(rows, (batch_size, *rows.shape[1:]))
+    return {inputs[0].name: batch.astype(object) if inputs[0].is_text else batch}
+
+
+def refuse_free_axes(inputs: Sequence[TensorInfo]) -> None:
+    """Raise InputError when an axis other than the batch, axis 0, may have any length."""
     for info in inputs:
         for axis, size in enumerate(info.shape):
             if axis and not isinstance(size, int):
                 raise InputError(
                     f"axis {axis} ({size or 'unnamed'}) of input {info.name!r} may have any "
-                    f"length; only the batch, axis 0, may be free for timing"
+                    f"length; name a file of real rows with --rows"
                 )
+
+
+def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
+    """The batch size that the inputs prescribe, or None where any will do."""
     leading = [info.shape[0] for info in inputs if info.shape]
     fixed = [size for size in leading if isinstance(size, int)]
     return fixed[0] if fixed and len(fixed) == len(leading) else None
@@ -48,8 +84,11 @@ def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
 
 def _random(info: TensorInfo, batch_size: int, rng: np.random.Generator) -> Array:
     shape = [size if isinstance(size, int) else batch_size for size in info.shape]
-    if info.dtype == "object":
-        raise InputError(f"input {info.name!r} takes text; random text says nothing about speed")
+    if info.is_text:
+        raise InputError(
+            f"input {info.name!r} takes text, and random text says nothing about speed; "
+            f"name a file of real rows with --rows"
+        )
     dtype = np.dtype(info.dtype)
     if dtype == np.uint8:
         return rng.integers(0, 256, shape, dtype)

@@ -25,12 +25,15 @@ INPUT = "input"
 def make_golden(session: Session, rows: Array) -> bytes:
     """Run `rows`, of the model's own dtype and shape, and return the bytes of `golden.npz`.
 
-    Raises InputError for no rows and for outputs that are not finite.
+    Strings may be an array of numpy's text or of Python's `str`. Raises InputError for no rows and
+    for outputs that are not finite, and ModelError for an output that is no array.
     """
     if not len(rows):
         raise InputError("golden rows are needed, there are none")
-    arrays = {INPUT: rows} | session.run({session.inputs[0].name: rows})
+    arrays = {INPUT: rows} | session.run(_feeds(session, rows))
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ModelError(f"output {name} is no array but a {type(array).__name__}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"golden {name} holds a value that is not finite")
     file = io.BytesIO()
@@ -52,10 +55,8 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
     rows = arrays[INPUT]
     if len(rows) != golden.rows:
         raise IntegrityError(f"golden.npz holds {len(rows)} rows, expected {golden.rows}")
-    if session.inputs[0].dtype == "object":
-        rows = rows.astype(object)
     try:
-        outputs = session.run({session.inputs[0].name: rows})
+        outputs = session.run(_feeds(session, rows))
     except InputError as error:
         raise IntegrityError(f"golden.npz: {error}") from error
     worst = max(_difference(name, arrays[name], outputs[name]) for name in outputs)
@@ -64,6 +65,12 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
             f"the golden outputs differ by {worst:.3e} here, the limit is {golden.max_abs_diff:.3e}"
         )
     return worst
+
+
+def _feeds(session: Session, rows: Array) -> dict[str, Array]:
+    """The rows for the one input; strings as Python's."""
+    info = session.inputs[0]
+    return {info.name: rows.astype(object) if info.is_text else rows}
 
 
 def _load(content: bytes) -> Mapping[str, Array]:

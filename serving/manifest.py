@@ -12,7 +12,7 @@ from pathlib import Path
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import dump_json, read_json, sha256_of_bytes
 from serving.records import read_record
-from serving.session import TensorInfo
+from serving.tensors import TensorInfo
 
 __all__ = [
     "MANIFEST",
@@ -82,6 +82,7 @@ class Manifest:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     labels: tuple[str, ...]
+    """Of the classes; none for a model that has no classes."""
     metrics: Mapping[str, float]
     """Of the shipped variant, for instance {"accuracy": 99.5}."""
     parity: Mapping[str, Gate]

@@ -1,89 +1,70 @@
-"""A classifier that answers arrays: a bundle, or any ONNX file with one input and class scores.
+"""A model that answers arrays: a bundle, or any ONNX file with one input.
 
 from serving import open_model
-answer = open_model("bundles/mnist-cnn").predict(images)
+answer = open_model("bundles/mnist-cnn").predict(images)  # a classifier: labels and scores
 answer.label, answer.probability
+open_model("bundles/mnist-autoencoder").answers(images)["error"]  # any model: its outputs by name
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.bundle import open_bundle
 from serving.errors import InputError, MissingInputError, ModelError
+from serving.prediction import PROBABILITIES, Prediction
 from serving.session import Session, TensorInfo, open_session
 
-__all__ = ["BATCH_ROWS", "Model", "Prediction", "open_model"]
+__all__ = [
+    "BATCH_ROWS",
+    "ERROR",
+    "RECONSTRUCTION",
+    "Model",
+    "ModelKind",
+    "Prediction",
+    "open_model",
+]
 
 Array = npt.NDArray[Any]
+ModelKind = Literal["classifier", "reconstruction", "other"]
 
 BATCH_ROWS = 32
 FLOATS = ("float32", "float16", "float64")
-PROBABILITIES, LOGITS = "probabilities", "logits"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """The answers to some rows."""
-
-    labels: tuple[str, ...]
-    """The name of every class."""
-    label_index: npt.NDArray[np.int64]
-    """int64 [rows], the class with the highest score."""
-    scores: npt.NDArray[np.float32]
-    """float32 [rows, classes], as the model gave them."""
-    are_probabilities: bool
-    """Whether the scores are the output named `probabilities`; softmax is never guessed."""
-
-    def __len__(self) -> int:
-        return len(self.label_index)
-
-    @property
-    def label(self) -> list[str]:
-        """The name of each row's class."""
-        return [self.labels[index] for index in self.label_index]
-
-    @property
-    def score(self) -> npt.NDArray[np.float32]:
-        """float32 [rows], of each row's class."""
-        return self.scores[np.arange(len(self)), self.label_index]
-
-    @property
-    def probabilities(self) -> npt.NDArray[np.float32]:
-        """float32 [rows, classes]; ModelError when the model gives scores of another kind."""
-        if not self.are_probabilities:
-            raise ModelError(
-                f"the model has no output named {PROBABILITIES!r}; `scores` holds what it gives"
-            )
-        return self.scores
-
-    @property
-    def probability(self) -> npt.NDArray[np.float32]:
-        """float32 [rows], of each row's class; ModelError when there are only scores."""
-        return self.probabilities[np.arange(len(self)), self.label_index]
+LOGITS = "logits"
+RECONSTRUCTION, ERROR = "reconstruction", "error"
+NO_TENSORS = ("seq(", "map(", "optional(", "sparse_tensor(")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A classifier that is ready to run."""
+    """A model that is ready to run."""
 
     path: Path
     session: Session
     input: TensorInfo
-    output: TensorInfo
-    """The one that holds the scores."""
+    outputs: tuple[TensorInfo, ...]
+    """Those that are arrays; a sequence or a map, as some converters add, is left out."""
+    scores: TensorInfo | None
+    """The output that holds the scores of a classifier, None where there are none."""
     labels: tuple[str, ...] | None
     """The names of the classes, or None for a file that does not tell; see `class_names`."""
 
     @property
+    def kind(self) -> ModelKind:
+        """What it is: `predict` is for a classifier, `answers` for any."""
+        if self.scores:
+            return "classifier"
+        return "reconstruction" if _reconstructs(self.outputs) else "other"
+
+    @property
     def are_probabilities(self) -> bool:
         """Whether the scores are probabilities by the model's own word."""
-        return self.output.name == PROBABILITIES
+        return self.scores is not None and self.scores.name == PROBABILITIES
 
     @property
     def fixed_batch(self) -> int | None:
@@ -93,34 +74,46 @@ class Model:
 
     def takes(self) -> str:
         """What rows must be, for messages: "uint8 [rows, 8, 8, 1]"."""
-        axes = ", ".join(str(axis) for axis in self.input.shape[1:])
-        dtype = "string" if self.input.dtype == "object" else self.input.dtype
-        return f"{dtype} [rows{', ' if axes else ''}{axes}]"
+        return self.input.takes()
 
     def accepts(self, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> bool:
         """Whether rows of that dtype and shape, without the batch axis, are what it takes."""
-        if self.input.dtype == "object":
-            right_dtype = dtype.kind in "OUT"
-        else:
-            right_dtype = dtype == np.dtype(self.input.dtype)
-        axes = self.input.shape[1:]
-        return (
-            right_dtype
-            and len(axes) == len(row_shape)
-            and all(not isinstance(a, int) or a == b for a, b in zip(axes, row_shape, strict=True))
-        )
+        return self.input.accepts(dtype, row_shape)
+
+    def answers(self, rows: Array, *, batch_rows: int = BATCH_ROWS) -> dict[str, Array]:
+        """Run `rows`, an array of the dtype and shape that `takes` tells; all outputs by name.
+
+        Each is [rows, ...] of its own dtype, in the model's order. Strings may be an array of
+        numpy's text or of Python's `str`. The rows are run in batches of `batch_rows`. Raises
+        InputError for another dtype or shape, and when the model refuses its input, and ModelError
+        for an output that has not one entry a row.
+        """
+        batches = list(self._batches(rows, batch_rows, self.outputs))
+        if not batches:
+            return {info.name: _nothing(info) for info in self.outputs}
+        return {
+            info.name: self._joined(info.name, [batch[info.name] for batch in batches])
+            for info in self.outputs
+        }
 
     def predict(self, rows: Array, *, batch_rows: int = BATCH_ROWS) -> Prediction:
         """Classify `rows`, an array of the dtype and shape that `takes` tells.
 
         The rows are run in batches of `batch_rows`, so that memory does not grow with their number.
-        Raises InputError for another dtype or shape, and when the model refuses its input.
+        Raises InputError for another dtype or shape, and when the model refuses its input, and
+        ModelError for a model that is no classifier.
         """
-        if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
-            raise InputError(f"{self.path} takes {self.takes()}, got {_describe(rows)}")
-        size = self.fixed_batch or batch_rows
-        batches = [self._scores(rows[at : at + size]) for at in range(0, len(rows), size)]
-        scores = np.concatenate(batches) if batches else self._no_scores()
+        if self.scores is None:
+            raise ModelError(
+                f"{self.path} is no classifier that ferry can read: {_no_scores(self.outputs)}; "
+                f"`answers` gives its outputs"
+            )
+        wanted = [self.scores]
+        batches = [
+            self._checked_scores(batch[self.scores.name])
+            for batch in self._batches(rows, batch_rows, wanted)
+        ]
+        scores = np.concatenate(batches) if batches else self._no_rows(self.scores)
         labels = self.class_names(scores.shape[1])
         return Prediction(
             labels=labels,
@@ -141,26 +134,53 @@ class Model:
             )
         return labels
 
-    def _scores(self, rows: Array) -> npt.NDArray[np.float32]:
-        """The scores of one batch, float32 [rows, classes]."""
+    def _batches(
+        self, rows: Array, batch_rows: int, wanted: Sequence[TensorInfo]
+    ) -> Iterator[dict[str, Array]]:
+        """The wanted outputs of each batch of rows."""
+        if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
+            raise InputError(f"{self.path} takes {self.takes()}, got {_describe(rows)}")
+        size = self.fixed_batch or batch_rows
+        for at in range(0, len(rows), size):
+            yield self._run(rows[at : at + size], wanted)
+
+    def _run(self, rows: Array, wanted: Sequence[TensorInfo]) -> dict[str, Array]:
         count = len(rows)
-        if self.input.dtype == "object":
-            rows = rows.astype(object)
+        if self.input.is_text:
+            rows = _strings(rows)
         missing = (self.fixed_batch or count) - count
         if missing:
             # A model of one batch size: the last row again, and its extra answers dropped.
             rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        rows = np.ascontiguousarray(rows)
-        scores: Array = self.session.run({self.input.name: rows})[self.output.name][:count]
+        outputs = self.session.run({self.input.name: np.ascontiguousarray(rows)})
+        for info in wanted:
+            shape = list(outputs[info.name].shape)
+            if not shape or shape[0] != len(rows):
+                raise ModelError(
+                    f"{self.path}: output {info.name} has shape {shape} for {len(rows)} rows; "
+                    f"its first axis must be the rows"
+                )
+        return {info.name: outputs[info.name][:count] for info in wanted}
+
+    def _joined(self, name: str, parts: Sequence[Array]) -> Array:
+        try:
+            return np.concatenate(parts)
+        except ValueError as error:
+            raise ModelError(
+                f"{self.path}: output {name} has another shape from batch to batch"
+            ) from error
+
+    def _checked_scores(self, scores: Array) -> npt.NDArray[np.float32]:
+        """The scores of one batch, float32 [rows, classes]."""
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise ModelError(
-                f"{self.path}: output {self.output.name} has shape {list(scores.shape)}, "
-                f"a classifier gives [rows, classes]"
+                f"{self.path}: output {self.scores.name if self.scores else ''} has shape "
+                f"{list(scores.shape)}, a classifier gives [rows, classes]"
             )
         return scores.astype(np.float32)
 
-    def _no_scores(self) -> npt.NDArray[np.float32]:
-        axis = self.output.shape[1]
+    def _no_rows(self, scores: TensorInfo) -> npt.NDArray[np.float32]:
+        axis = scores.shape[1]
         classes = axis if isinstance(axis, int) else len(self.labels or ())
         return np.zeros((0, max(classes, 1)), np.float32)
 
@@ -169,7 +189,7 @@ def open_model(path: Path | str, *, provider: str = "cpu", threads: int | None =
     """Open a bundle's folder, whose every byte is checked, or an ONNX file.
 
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
-    ModelError for a file that cannot be run or is no classifier, and ProviderError when this
+    ModelError for a file that cannot be run or has not one input, and ProviderError when this
     machine cannot run it on `provider`.
     """
     path = Path(path)
@@ -189,22 +209,37 @@ def _model(path: Path, session: Session, labels: tuple[str, ...] | None) -> Mode
         raise ModelError(f"{path} has the inputs {names or '(none)'}; exactly one can be fed")
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")
-    output = _scores_output(path, session.outputs)
-    return Model(path=path, session=session, input=session.inputs[0], output=output, labels=labels)
+    outputs = tuple(info for info in session.outputs if not info.dtype.startswith(NO_TENSORS))
+    if not outputs:
+        raise ModelError(f"{path}: none of its outputs is an array")
+    return Model(
+        path=path,
+        session=session,
+        input=session.inputs[0],
+        outputs=outputs,
+        scores=None if _reconstructs(outputs) else _scores(outputs),
+        labels=labels,
+    )
 
 
-def _scores_output(path: Path, outputs: Sequence[TensorInfo]) -> TensorInfo:
+def _reconstructs(outputs: Sequence[TensorInfo]) -> bool:
+    return {RECONSTRUCTION, ERROR} <= {info.name for info in outputs}
+
+
+def _scores(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
     """The output with the scores: `probabilities`, else `logits`, else the only one that can be."""
     tables = {info.name: info for info in outputs if _is_table(info)}
     for name in (PROBABILITIES, LOGITS):
         if name in tables:
             return tables[name]
-    if len(tables) == 1:
-        return next(iter(tables.values()))
+    return next(iter(tables.values())) if len(tables) == 1 else None
+
+
+def _no_scores(outputs: Sequence[TensorInfo]) -> str:
     told = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
-    raise ModelError(
-        f"{path} is no classifier that ferry can read: of its outputs ({told}) none is named "
-        f"{PROBABILITIES} or {LOGITS}, and not exactly one is a float [batch, classes]"
+    return (
+        f"of its outputs ({told}) none is named {PROBABILITIES} or {LOGITS}, and not exactly one "
+        f"is a float [batch, classes]"
     )
 
 
@@ -232,3 +267,19 @@ def _describe(rows: object) -> str:
     if isinstance(rows, np.ndarray):
         return f"{rows.dtype} {list(rows.shape)}"
     return f"a {type(rows).__name__}, not a numpy array"
+
+
+def _strings(rows: Array) -> Array:
+    """The same strings as Python's, which ONNX Runtime takes whatever their length."""
+    rows = rows.astype(object)
+    for index, value in enumerate(rows.flat):
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise InputError(f"the model takes strings, value {index} of its input is a {kind}")
+    return rows
+
+
+def _nothing(info: TensorInfo) -> Array:
+    """An output for no rows; an axis of any length has none."""
+    axes = [axis if isinstance(axis, int) else 0 for axis in info.shape[1:]]
+    return np.zeros((0, *axes), info.dtype)

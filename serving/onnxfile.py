@@ -11,10 +11,15 @@ from serving.errors import ModelError
 
 __all__ = ["Header", "minimum_runtime", "read_header"]
 
-# The first ONNX Runtime that takes an opset of the default domain, and an IR version; from
+# The first ONNX Runtime that takes an opset of the default domain; from
 # https://onnxruntime.ai/docs/reference/compatibility.html
 OPSET_RUNTIME = {15: 10, 16: 11, 17: 12, 18: 14, 19: 15, 20: 17, 21: 18, 22: 21, 23: 23, 24: 24}
+# The same for the domain ai.onnx.ml, whose operators look words up and are trees.
+ML_RUNTIME = {3: 10, 4: 17, 5: 21}
+# The same for the version of the file format.
 IR_RUNTIME = {8: 10, 9: 15, 10: 18, 11: 23, 12: 24}
+
+ML_DOMAIN = "ai.onnx.ml"
 
 # Field numbers of ModelProto and of OperatorSetIdProto, and protobuf's wire types.
 IR_VERSION, OPSET_IMPORT = 1, 8
@@ -55,7 +60,8 @@ def read_header(content: bytes) -> Header:
 def minimum_runtime(header: Header) -> str:
     """The first ONNX Runtime that takes such a file, for instance "1.17"."""
     opset = _minor(OPSET_RUNTIME, header.opset, "opset")
-    return f"1.{max(opset, _minor(IR_RUNTIME, header.ir_version, 'IR version'))}"
+    learning = _minor(ML_RUNTIME, header.opsets.get(ML_DOMAIN, 0), f"{ML_DOMAIN} opset")
+    return f"1.{max(opset, learning, _minor(IR_RUNTIME, header.ir_version, 'IR version'))}"
 
 
 def _minor(table: Mapping[int, int], version: int, what: str) -> int:

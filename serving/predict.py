@@ -1,11 +1,10 @@
-"""`ferry predict MODEL INPUT... --output FILE`: classify images and arrays, however many.
+"""`ferry predict MODEL INPUT... --output FILE`: run a model on images, texts or rows of numbers.
 
 Rows are read, run and written batch by batch, so that memory does not grow with the input; what
 cannot be read is listed beside the output and does not stop the run.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import time
@@ -17,14 +16,16 @@ from typing import IO, Self
 
 import numpy as np
 
+from serving.answers import Columns, answer
 from serving.console import note
 from serving.errors import InputError, UsageError
 from serving.files import atomic_write
-from serving.model import BATCH_ROWS, Model, Prediction, open_model
-from serving.readers import Inputs, Row, Unreadable, open_inputs
+from serving.model import BATCH_ROWS, Model, open_model
+from serving.readers.inputs import Inputs, open_inputs
+from serving.readers.items import Row, Unreadable
 from serving.session import ProviderProof
 from serving.versions import ferry_version
-from serving.writers import Columns, format_of, open_writer
+from serving.writers import format_of, open_writer
 
 __all__ = ["PredictOptions", "PredictReport", "predict", "summary"]
 
@@ -41,10 +42,12 @@ class PredictOptions:
     batch_rows: int = BATCH_ROWS
     array: str | None = None
     """The array to take from `.npz` files."""
+    columns: tuple[str, ...] = ()
+    """The columns to read of `.csv`, `.jsonl` and `.parquet` files; () for all, or the text."""
     resize: bool = False
     """Whether images are fitted to the model in size and mode."""
     probabilities: bool = False
-    """Whether the score of every class is written too."""
+    """Whether the score of every class is written too; for classifiers only."""
     format: str | None = None
     """One of "csv", "jsonl" and "parquet"; None: by the output's suffix."""
     default_format: str = "csv"
@@ -80,7 +83,9 @@ def predict(
     output: Path | None,
     options: PredictOptions | None = None,
 ) -> PredictReport:
-    """Classify every row of `inputs` in order, and write one line for each to `output` or stdout.
+    """Run every row of `inputs` in order, and write one line for each to `output` or stdout.
+
+    What is written of a row is told by `serving.answers.answer`.
 
     Inputs that cannot be read are listed in `OUTPUT.errors.jsonl`, or told on stderr when there is
     no output. Raises UsageError, MissingInputError, ModelError, ProviderError or InputError before
@@ -91,11 +96,15 @@ def predict(
         raise UsageError("there is no input to predict")
     form = format_of(output, options.format, default=options.default_format)
     opened = open_model(model, provider=options.provider, threads=options.threads)
-    rows = open_inputs(inputs, opened, array=options.array, resize=options.resize)
+    if options.probabilities and opened.kind != "classifier":
+        raise UsageError(f"--probabilities is for classifiers, {model} gives no scores of classes")
+    rows = open_inputs(
+        inputs, opened, array=options.array, columns=options.columns, resize=options.resize
+    )
     start = time.perf_counter()
     with ErrorLog(output) as errors:
-        answers = _answers(opened, rows, errors, batch_rows=options.batch_rows)
-        done = _write(opened, answers, errors, output=output, form=form, options=options)
+        answers = _answers(opened, rows, errors, options)
+        done = _write(answers, errors, opened.session.sha256, output=output, form=form)
     seconds = time.perf_counter() - start
     return PredictReport(
         model=model,
@@ -163,46 +172,37 @@ class ErrorLog:
             note(f"not read: {self.count - MOST_NOTES} more")
 
 
-Answers = Iterator[tuple[list[str], Prediction]]
-
-
-def _answers(model: Model, rows: Inputs, errors: ErrorLog, *, batch_rows: int) -> Answers:
-    """The predictions of all rows that can be used, batch by batch, with the rows' ids."""
+def _answers(
+    model: Model, rows: Inputs, errors: ErrorLog, options: PredictOptions
+) -> Iterator[Columns]:
+    """The answers to all rows that can be used, batch by batch."""
     readable = _readable(_progress(rows), errors)
-    while batch := list(itertools.islice(readable, model.fixed_batch or batch_rows)):
+    while batch := list(itertools.islice(readable, model.fixed_batch or options.batch_rows)):
+        ids = [row.id for row in batch]
         values = np.stack([row.value for row in batch])
-        prediction = model.predict(values, batch_rows=len(batch))
-        ids, prediction = _finite([row.id for row in batch], prediction, errors)
-        if ids:
-            yield ids, prediction
+        columns, finite = answer(model, ids, values, all_classes=options.probabilities)
+        if not finite.all():
+            # A row without numbers has no highest one, and JSON could not hold it.
+            for index in np.flatnonzero(~finite):
+                errors.add(Unreadable(ids[index], "the model gave what is not a finite number"))
+            columns = {name: values[finite] for name, values in columns.items()}
+        if finite.any():
+            yield columns
 
 
 def _write(
-    model: Model,
-    answers: Answers,
-    errors: ErrorLog,
-    *,
-    output: Path | None,
-    form: str,
-    options: PredictOptions,
+    answers: Iterator[Columns], errors: ErrorLog, sha256: str, *, output: Path | None, form: str
 ) -> int:
     """Write all answers and return their number."""
     first = next(answers, None)
     if first is None:
         raise NothingReadableError(f"not one of {errors.count} rows can be used: {errors.first}")
-    columns = Columns(
-        score="probability" if model.are_probabilities else "score",
-        classes=first[1].labels if options.probabilities else (),
-    )
-    metadata = {
-        "ferry.model_sha256": model.session.sha256,
-        "ferry.version": ferry_version() or "unknown",
-    }
+    metadata = {"ferry.model_sha256": sha256, "ferry.version": ferry_version() or "unknown"}
     done = 0
-    with open_writer(output, form, columns, metadata) as writer:
-        for ids, prediction in itertools.chain([first], answers):
-            writer.write(ids, prediction)
-            done += len(ids)
+    with open_writer(output, form, first, metadata) as writer:
+        for columns in itertools.chain([first], answers):
+            writer.write(columns)
+            done += len(columns["id"])
     return done
 
 
@@ -214,24 +214,9 @@ def _readable(items: Iterable[Row | Unreadable], errors: ErrorLog) -> Iterator[R
             errors.add(item)
 
 
-def _finite(
-    ids: list[str], prediction: Prediction, errors: ErrorLog
-) -> tuple[list[str], Prediction]:
-    """Leave out the rows whose scores are not numbers: they have no highest one."""
-    keep = np.isfinite(prediction.scores).all(axis=1)
-    if keep.all():
-        return ids, prediction
-    for index in np.flatnonzero(~keep):
-        errors.add(Unreadable(ids[index], "the model gave a score that is not a finite number"))
-    kept = dataclasses.replace(
-        prediction, label_index=prediction.label_index[keep], scores=prediction.scores[keep]
-    )
-    return [ids[index] for index in np.flatnonzero(keep)], kept
-
-
 def _progress(rows: Inputs) -> Iterable[Row | Unreadable]:
     """The same items, counted by a bar on stderr if that is a terminal."""
     from tqdm import tqdm
 
-    bar: Iterable[Row | Unreadable] = tqdm(rows, total=len(rows), unit="row", disable=None)
+    bar: Iterable[Row | Unreadable] = tqdm(rows, total=rows.count, unit="row", disable=None)
     return bar

@@ -1,12 +1,12 @@
 """Run the model of this folder, with numpy and onnxruntime alone: copying the folder deploys it.
 
     python runner.py selftest
-    python runner.py predict rows.npy --output out.csv
+    python runner.py predict rows.npy --output out.csv        (or reviews.txt, or --output out.npz)
 
 Every file's sha256 is checked against manifest.json before the model is loaded. From Python:
 
     import runner
-    runner.predict(rows).label
+    runner.predict(rows).label, runner.answers(rows)["probabilities"]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import os
 import sys
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 # ONNX Runtime reports its use by default; whoever wants that sets the variable to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -35,7 +35,7 @@ except ImportError as missing:
         raise
     sys.exit(f"runner: {missing}; pip install numpy onnxruntime")
 
-__all__ = ["Prediction", "RunnerError", "check", "predict", "selftest"]
+__all__ = ["Prediction", "RunnerError", "answers", "check", "predict", "selftest"]
 
 FOLDER = Path(__file__).resolve().parent
 BATCH_ROWS = 32
@@ -50,13 +50,10 @@ class RunnerError(Exception):
 class Prediction(NamedTuple):
     """The answer to some rows."""
 
-    label_index: Any
-    """int64 [rows]."""
     label: list[str]
-    probability: Any
-    """float32 [rows], of the label."""
-    probabilities: Any
-    """float32 [rows, classes]."""
+    label_index: Any  # int64 [rows]
+    probability: Any  # float32 [rows], of the label
+    probabilities: Any  # float32 [rows, classes]
 
 
 def check() -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -68,9 +65,8 @@ def check() -> tuple[dict[str, Any], dict[str, bytes]]:
     try:
         manifest: dict[str, Any] = json.loads(text)
         content = {name: value for name, value in manifest.items() if name != "digest"}
-        intact = (
-            _text(manifest) == text and sha256(_text(content)).hexdigest() == manifest["digest"]
-        )
+        digest = sha256(_text(content)).hexdigest()
+        intact = _text(manifest) == text and digest == manifest["digest"]
         files = manifest["files"].items()
     except (ValueError, RecursionError, KeyError, AttributeError) as error:
         raise RunnerError("manifest.json was altered: it is no manifest any more") from error
@@ -83,34 +79,38 @@ def check() -> tuple[dict[str, Any], dict[str, bytes]]:
     return manifest, contents
 
 
-def predict(
+def answers(
     rows: Any, *, provider: str = "cpu", threads: int = 0, batch_rows: int = BATCH_ROWS
-) -> Prediction:
-    """Answer `rows`, an array of the dtype and shape that the model takes: [rows, ...].
+) -> dict[str, Any]:
+    """Every output for `rows`, an array of the dtype and shape that the model takes: [rows, ...].
 
     `threads` 0 lets ONNX Runtime choose. Raises RunnerError when a file of the folder was altered,
     the rows do not fit, or `provider` does not run the model.
     """
     manifest, _, session = _opened(provider, threads)
-    info = manifest["inputs"][0]
+    info, outputs = manifest["inputs"][0], manifest["outputs"]
+    names = [output["name"] for output in outputs]
     _check_rows(rows, info)
-    names = [output["name"] for output in manifest["outputs"]]
-    if "probabilities" not in names:
-        raise RunnerError(f"the model gives {', '.join(names)}, no probabilities")
-    batches = [
-        _run(session, ["probabilities"], {info["name"]: rows[start : start + batch_rows]})[0]
-        for start in range(0, len(rows), batch_rows)
-    ]
-    labels = manifest["labels"]
-    empty = np.zeros((0, len(labels)), np.float32)
-    probabilities = np.concatenate([empty, *batches]).astype(np.float32)
-    label_index = probabilities.argmax(axis=1).astype(np.int64)
-    return Prediction(
-        label_index=label_index,
-        label=[labels[index] for index in label_index],
-        probability=probabilities[np.arange(len(rows)), label_index],
-        probabilities=probabilities,
-    )
+    parts = []
+    for start in range(0, len(rows), batch_rows):
+        # Numbers stay what they are; strings become Python's own.
+        batch = rows[start : start + batch_rows].astype(info["dtype"], copy=False)
+        try:
+            parts.append(session.run(names, {info["name"]: batch}))
+        except ORT_ERRORS as error:
+            raise RunnerError(f"the model refused its input: {_one_line(error)}") from error
+    if not parts:
+        shapes = [[at if isinstance(at, int) else 0 for at in o["shape"][1:]] for o in outputs]
+        parts = [[np.zeros((0, *shapes[at]), o["dtype"]) for at, o in enumerate(outputs)]]
+    return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
+
+
+def predict(
+    rows: Any, *, provider: str = "cpu", threads: int = 0, batch_rows: int = BATCH_ROWS
+) -> Prediction:
+    """Classify `rows` as `answers` runs them; RunnerError for a model without probabilities."""
+    found = answers(rows, provider=provider, threads=threads, batch_rows=batch_rows)
+    return _classified(found, _opened(provider, threads)[0]["labels"])
 
 
 def selftest(*, provider: str = "cpu", threads: int = 0) -> float:
@@ -118,17 +118,32 @@ def selftest(*, provider: str = "cpu", threads: int = 0) -> float:
 
     Raises RunnerError when that is over the limit in the manifest, or a file was altered.
     """
-    manifest, contents, session = _opened(provider, threads)
+    manifest, contents, _ = _opened(provider, threads)
     with np.load(io.BytesIO(contents["golden.npz"]), allow_pickle=False) as archive:
         golden = {name: archive[name] for name in archive.files}
-    names = [output["name"] for output in manifest["outputs"]]
-    found = _run(session, names, {manifest["inputs"][0]["name"]: golden["input"]})
-    differences = [np.abs(golden[name] - found[at]).max() for at, name in enumerate(names)]
-    worst = float(np.max(differences))  # not a number if one of them is not
+    found = answers(golden["input"], provider=provider, threads=threads)
+    # Not a number if one of the differences is not.
+    worst = float(np.max([_difference(golden[name], found[name]) for name in found]))
     limit = manifest["golden"]["max_abs_diff"]
     if not worst <= limit:
         raise RunnerError(f"the golden outputs differ by {worst:.3e}, the limit is {limit:.3e}")
     return worst
+
+
+def _classified(found: dict[str, Any], labels: list[str]) -> Prediction:
+    if "probabilities" not in found:
+        raise RunnerError(f"the model gives {', '.join(found)}, no probabilities: use `answers`")
+    probabilities = found["probabilities"].astype(np.float32)
+    label_index = probabilities.argmax(axis=1).astype(np.int64)
+    probability = probabilities[np.arange(len(label_index)), label_index]
+    names = [labels[index] for index in label_index]
+    return Prediction(names, label_index, probability, probabilities)
+
+
+def _difference(expected: Any, found: Any) -> Any:
+    if expected.dtype.kind == "U":
+        return 0.0 if np.array_equal(expected, found.astype(str)) else np.inf
+    return np.abs(expected.astype(np.float64) - found).max(initial=0.0)
 
 
 @functools.lru_cache(maxsize=1)
@@ -145,15 +160,12 @@ def _open(manifest: dict[str, Any], contents: dict[str, bytes], provider: str, t
     known = {name[: -len("ExecutionProvider")].lower(): name for name in available}
     asked = known.get(provider.lower())
     if asked is None:
-        raise RunnerError(
-            f"provider {provider} is not part of onnxruntime {onnxruntime.__version__}; "
-            f"there are {', '.join(sorted(known))}"
-        )
+        there = f"onnxruntime {onnxruntime.__version__} has {', '.join(sorted(known))}"
+        raise RunnerError(f"provider {provider} is not there; {there}")
     options = _options(asked, threads)
+    model, chosen = contents["model.onnx"], [asked]
     try:
-        session = onnxruntime.InferenceSession(
-            contents["model.onnx"], options, providers=[asked], enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except ORT_ERRORS as error:
         raise RunnerError(f"{asked} does not run the model here: {_one_line(error)}") from error
     if session.get_providers()[0] != asked:
@@ -175,31 +187,23 @@ def _options(asked: str, threads: int) -> Any:
     return options
 
 
-def _run(session: Any, names: list[str], feeds: dict[str, Any]) -> list[Any]:
-    try:
-        outputs: list[Any] = session.run(names, feeds)
-    except ORT_ERRORS as error:
-        raise RunnerError(f"the model refused its input: {_one_line(error)}") from error
-    return outputs
-
-
 def _check_runtime(minimum: str) -> None:
     installed = onnxruntime.__version__
-    if [int(part) for part in installed.split(".")[:2]] < [
-        int(part) for part in minimum.split(".")
-    ]:
+    if [int(n) for n in installed.split(".")[:2]] < [int(n) for n in minimum.split(".")]:
         raise RunnerError(f"the model needs onnxruntime {minimum} or newer, this is {installed}")
 
 
 def _check_rows(rows: Any, info: dict[str, Any]) -> None:
-    """Refuse rows of another dtype or shape, saying what the model takes."""
     shape = ["rows", *info["shape"][1:]]
+    wanted = info["dtype"].replace("object", "string")
     dtype = str(getattr(rows, "dtype", type(rows).__name__))
+    if dtype == "object" or dtype.startswith("<U"):
+        dtype = "string"
     found = list(getattr(rows, "shape", ()))
     fixed = [at for at, axis in enumerate(shape) if isinstance(axis, int)]
     fits = len(found) == len(shape) and all(found[at] == shape[at] for at in fixed)
-    if dtype != info["dtype"] or not fits:
-        takes = f"{info['dtype']} [{', '.join(str(axis) for axis in shape)}]"
+    if dtype != wanted or not fits:
+        takes = f"{wanted} [{', '.join(str(axis) for axis in shape)}]"
         raise RunnerError(f"the model takes {takes}, got {dtype} {found}")
 
 
@@ -221,28 +225,42 @@ def _one_line(error: Exception) -> str:
 
 def _load_rows(path: Path) -> Any:
     try:
+        if path.suffix.lower() == ".txt":
+            lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+            return np.array(lines if lines[-1] else lines[:-1], dtype=object)
         return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
-        raise RunnerError(f"{path} cannot be read as a .npy file: {_one_line(error)}") from error
+        raise RunnerError(f"{path} cannot be read: {_one_line(error)}") from error
 
 
-def _write(prediction: Prediction, file: IO[str]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "label", "label_index", "probability"])
-    for row, label in enumerate(prediction.label):
-        writer.writerow([row, label, prediction.label_index[row], prediction.probability[row]])
+def _encoded(found: dict[str, Any], labels: list[str], output: Path | None) -> bytes:
+    """A .npz of every output; else CSV of a classifier's labels or, as JSON, of every output."""
+    if output is not None and output.suffix.lower() == ".npz":
+        archive = io.BytesIO()
+        plain = {n: a.astype(str) if a.dtype == object else a for n, a in found.items()}
+        np.savez(archive, **plain)
+        return archive.getvalue()
+    columns = _classified(found, labels)._asdict() if "probabilities" in found else found
+    columns = {name: column for name, column in columns.items() if name != "probabilities"}
+    file = io.StringIO(newline="")
+    write = csv.writer(file, lineterminator="\n").writerow
+    write(["row", *columns])
+    for row in range(len(next(iter(columns.values())))):
+        values = [column[row] for column in columns.values()]
+        cells = [json.dumps(v.tolist()) if np.ndim(v) else v for v in values]
+        write([row, *cells])
+    return file.getvalue().encode()
 
 
-def _save(prediction: Prediction, output: Path | None) -> None:
-    """Write CSV to stdout, or to a file that appears whole."""
+def _save(content: bytes, output: Path | None) -> None:
     if output is None:
-        with os.fdopen(os.dup(1), "w", encoding="utf-8", newline="") as file:
-            _write(prediction, file)
+        with os.fdopen(os.dup(1), "wb") as file:
+            file.write(content)
         return
+    # The file appears whole or not at all.
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            _write(prediction, file)
+        temporary.write_bytes(content)
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)
@@ -252,9 +270,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="runner", description="Run the model of this folder.")
     commands = parser.add_subparsers(dest="command", required=True)
     test = commands.add_parser("selftest", help="run the golden rows and compare")
-    answer = commands.add_parser("predict", help="answer the rows of a .npy file, as CSV")
-    answer.add_argument("rows", type=Path, metavar="ROWS.npy")
-    answer.add_argument("--output", type=Path, metavar="OUT.csv", help="default: stdout")
+    answer = commands.add_parser("predict", help="answer the rows of a .npy or a .txt file")
+    answer.add_argument("rows", type=Path, metavar="ROWS")
+    answer.add_argument("--output", type=Path, help="a .csv, or a .npz of all outputs; else stdout")
     for command in (test, answer):
         command.add_argument("--provider", default="cpu", help="cpu, cuda, coreml, ...")
         command.add_argument("--threads", type=int, default=0, help="0: as ONNX Runtime likes")
@@ -264,13 +282,14 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run one command; 0 done, 1 failed, 2 usage."""
     arguments = _arguments()
-    options: dict[str, Any] = {"provider": arguments.provider, "threads": arguments.threads}
+    options = {"provider": arguments.provider, "threads": arguments.threads}
     try:
         if arguments.command == "selftest":
             worst = selftest(**options)
             sys.stdout.write(f"selftest: passed, largest difference {worst:.1e}\n")
         else:
-            _save(predict(_load_rows(arguments.rows), **options), arguments.output)
+            found, output = answers(_load_rows(arguments.rows), **options), arguments.output
+            _save(_encoded(found, _opened(**options)[0]["labels"], output), output)
     except RunnerError as error:
         sys.stderr.write(f"runner: {error}\n")
         return 1

@@ -24,6 +24,7 @@ from serving.errors import (
     UnknownNameError,
 )
 from serving.files import sha256_of_bytes
+from serving.tensors import TensorInfo
 
 # ONNX Runtime 1.29 and later report their use by default; a user who wants that sets it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -60,7 +61,11 @@ DTYPES = {
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
     "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
     "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
     "tensor(int32)": "int32",
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
@@ -81,17 +86,6 @@ ORT_ERRORS = (
 )
 SILENT, ERRORS = 4, 3
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorInfo:
-    """An input or an output of a model."""
-
-    name: str
-    dtype: str
-    """The numpy name, for instance "uint8"; "object" for strings."""
-    shape: tuple[int | str | None, ...]
-    """A name or None stands for an axis of any length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ runner which this ferry ships.
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from serving.session import ProviderProof, Session, TensorInfo, open_session
 
 __all__ = ["Check", "VerifyReport", "as_table", "verify"]
 
+PROBABILITIES, LOGITS = "probabilities", "logits"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 RUNNER_SECONDS = 120
 
@@ -129,16 +130,18 @@ def _metadata(manifest: Manifest, session: Session) -> str:
     wrong = [
         f"{key} is {found.get(key)!r} in the model and {value!r} in the manifest"
         for key, value in expected.items()
-        if (_json(found.get(key)) if key == "ferry.labels" else found.get(key)) != value
+        if (_labels_of(found) if key == "ferry.labels" else found.get(key)) != value
     ]
     if wrong:
         raise IntegrityError("; ".join(wrong))
     return f"{len(expected)} entries agree"
 
 
-def _json(text: str | None) -> object:
+def _labels_of(metadata: Mapping[str, str]) -> object:
+    """The class names of a model's metadata; a model without classes need not say so."""
+    text = metadata.get("ferry.labels", "[]")
     try:
-        return json.loads(text or "null")
+        return json.loads(text)
     except ValueError:
         return text
 
@@ -162,10 +165,15 @@ def _labels(bundle: Bundle) -> str:
     _same(LABELS, tuple(bundle.contents[LABELS].decode(errors="replace").splitlines()), labels)
     if len(set(labels)) != len(labels):
         raise IntegrityError("two classes have the same label")
-    for output in bundle.manifest.outputs:
-        if output.name in ("logits", "probabilities"):
-            _same(f"classes of {output.name}", output.shape[-1], len(labels))
-    return f"{len(labels)} classes"
+    outputs = {output.name: output for output in bundle.manifest.outputs}
+    scores = outputs.get(PROBABILITIES)
+    if scores:
+        _same(f"classes of {PROBABILITIES}", scores.shape[-1], len(labels))
+    # One logit says which of two classes it is, so their number is that of the probabilities.
+    logits = outputs.get(LOGITS)
+    if logits and not (scores and logits.shape[-1] == 1 and len(labels) == 2):
+        _same(f"classes of {LOGITS}", logits.shape[-1], len(labels))
+    return f"{len(labels)} classes" if labels else "no classes"
 
 
 def _parity(manifest: Manifest) -> str:

@@ -1,26 +1,30 @@
-"""Write predictions batch by batch, as CSV, JSON Lines or Parquet, into a file that appears whole.
+"""Write columns batch by batch, as CSV, JSON Lines or Parquet, into a file that appears whole.
 
-The suffix of the output says which; without an output, rows go to stdout.
+The suffix of the output says which; without an output, rows go to stdout. Where a row has many
+values in a column, CSV holds them as a flat JSON list, JSON Lines as nested lists, and Parquet as a
+flat list, whose shape is in the schema's metadata as `ferry.shape.NAME`.
 """
 
 import contextlib
 import csv
 import io
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import UsageError
+from serving.answers import Columns
+from serving.errors import ModelError, UsageError
 from serving.files import atomic_write
-from serving.model import Prediction
 
-__all__ = ["FORMATS", "Columns", "Writer", "format_of", "open_writer"]
+__all__ = ["FORMATS", "Writer", "format_of", "open_writer"]
+
+Array = npt.NDArray[Any]
 
 FORMATS = ("csv", "jsonl", "parquet")
 SUFFIXES = {
@@ -34,31 +38,11 @@ SUFFIXES = {
 GROUP_CELLS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Columns:
-    """What is written of each row."""
-
-    score: str
-    """The name of the score: "probability", or "score" where it is none."""
-    classes: tuple[str, ...]
-    """The labels whose scores are written too, all or none of them."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The header."""
-        return ("id", "label", "label_index", self.score, *self.class_names)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One column per class: `probability_cat`."""
-        return tuple(f"{self.score}_{label}" for label in self.classes)
-
-
 class Writer(Protocol):
-    """Takes predictions batch by batch."""
+    """Takes columns batch by batch."""
 
-    def write(self, ids: Sequence[str], prediction: Prediction) -> None:
-        """Write one batch; OSError when the disk is full."""
+    def write(self, columns: Columns) -> None:
+        """Write one batch of the same columns; OSError when the disk is full."""
 
 
 def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
@@ -85,6 +69,7 @@ def open_writer(
 ) -> Iterator[Writer]:
     """A writer into `output` (None: stdout), which appears when the block ends well.
 
+    `columns` are those of the first batch: their names, dtypes and shapes. Nothing is written yet.
     `metadata` goes into the schema of a Parquet file; the text formats have no place for it.
     Raises OSError naming the output when it cannot be written.
     """
@@ -131,28 +116,29 @@ class CsvWriter:
     """Comma-separated values with a header, lines ended by a newline alone."""
 
     def __init__(self, file: IO[str], columns: Columns) -> None:
-        self._columns = columns
         self._csv = csv.writer(file, lineterminator="\n")
-        self._csv.writerow(columns.names)
+        self._csv.writerow(columns)
 
-    def write(self, ids: Sequence[str], prediction: Prediction) -> None:
+    def write(self, columns: Columns) -> None:
         """Write one batch."""
-        self._csv.writerows(_rows(ids, prediction, self._columns))
+        self._csv.writerows(zip(*map(_csv_cells, columns.values()), strict=True))
 
 
 class JsonLinesWriter:
     """One JSON object a line."""
 
     def __init__(self, file: IO[str], columns: Columns) -> None:
-        self._columns = columns
+        self._names = tuple(columns)
         self._file = file
 
-    def write(self, ids: Sequence[str], prediction: Prediction) -> None:
+    def write(self, columns: Columns) -> None:
         """Write one batch."""
-        names = self._columns.names
+        rows = zip(*map(_values, columns.values()), strict=True)
         lines = [
-            json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False)
-            for row in _rows(ids, prediction, self._columns)
+            json.dumps(
+                dict(zip(self._names, row, strict=True)), ensure_ascii=False, allow_nan=False
+            )
+            for row in rows
         ]
         self._file.write("".join(f"{line}\n" for line in lines))
 
@@ -165,61 +151,74 @@ class ParquetWriter:
         from pyarrow import parquet
 
         self._arrow = pa
-        self._columns = columns
-        floats = [(name, pa.float32()) for name in (columns.score, *columns.class_names)]
-        first = [("id", pa.string()), ("label", pa.string())]
-        fields = [*first, ("label_index", pa.int64()), *floats]
-        self._schema = pa.schema(fields, metadata=dict(metadata))
+        self._shapes = {name: values.shape[1:] for name, values in columns.items()}
+        told = {f"ferry.shape.{name}": json.dumps(s) for name, s in self._shapes.items() if s}
+        fields = [(name, self._type(values)) for name, values in columns.items()]
+        self._schema = pa.schema(fields, metadata={**metadata, **told})
         self._file = parquet.ParquetWriter(file, self._schema)
-        self._group_rows = max(1, GROUP_CELLS // len(fields))
-        self._waiting: list[tuple[Sequence[str], Prediction]] = []
+        cells = sum(math.prod(shape) for shape in self._shapes.values())
+        self._group_rows = max(1, GROUP_CELLS // cells)
+        self._waiting: list[Columns] = []
+        self._waiting_rows = 0
 
-    def write(self, ids: Sequence[str], prediction: Prediction) -> None:
-        """Keep one batch, and write a row group when there are enough."""
-        self._waiting.append((ids, prediction))
-        if sum(len(batch) for _, batch in self._waiting) >= self._group_rows:
+    def write(self, columns: Columns) -> None:
+        """Keep one batch, and write a row group when there are enough.
+
+        Raises ModelError when a row's values have another shape than those of the first batch.
+        """
+        for name, values in columns.items():
+            if values.shape[1:] != self._shapes[name]:
+                raise ModelError(
+                    f"output {name} has rows of shape {list(values.shape[1:])} after "
+                    f"{list(self._shapes[name])}; write .jsonl, which takes both"
+                )
+        self._waiting.append(columns)
+        self._waiting_rows += len(next(iter(columns.values())))
+        if self._waiting_rows >= self._group_rows:
             self.flush()
 
     def flush(self) -> None:
         """Write the rows that wait, as one row group."""
         if not self._waiting:
             return
-        scores = np.concatenate([batch.scores for _, batch in self._waiting])
-        arrays = [
-            [name for ids, _ in self._waiting for name in ids],
-            [label for _, batch in self._waiting for label in batch.label],
-            np.concatenate([batch.label_index for _, batch in self._waiting]),
-            np.concatenate([batch.score for _, batch in self._waiting]),
-            *(scores[:, index] for index in range(len(self._columns.classes))),
-        ]
-        made = [
-            self._arrow.array(array, type=field.type)
-            for array, field in zip(arrays, self._schema, strict=True)
-        ]
+        made = [self._array(field) for field in self._schema]
         table = self._arrow.Table.from_arrays(made, schema=self._schema)
         self._file.write_table(table, row_group_size=len(table))
-        self._waiting = []
+        self._waiting, self._waiting_rows = [], 0
 
     def close(self) -> None:
         """Write the footer."""
         self._file.close()
 
+    def _type(self, values: Array) -> Any:
+        text = values.dtype.kind in "OUT"
+        one = self._arrow.string() if text else self._arrow.from_numpy_dtype(values.dtype)
+        return self._arrow.list_(one) if values.ndim > 1 else one
 
-def _rows(ids: Sequence[str], prediction: Prediction, columns: Columns) -> Iterator[list[object]]:
-    scores = _shortest(prediction.scores) if columns.classes else [[]] * len(ids)
-    cells = zip(
-        ids,
-        prediction.label,
-        prediction.label_index.tolist(),
-        _shortest(prediction.score),
-        scores,
-        strict=True,
-    )
-    for name, label, index, score, more in cells:
-        yield [name, label, index, score, *more]
+    def _array(self, field: Any) -> Any:
+        """A column of all the rows that wait."""
+        values = np.concatenate([columns[field.name] for columns in self._waiting])
+        if values.ndim == 1:
+            return self._arrow.array(values, type=field.type)
+        size = math.prod(values.shape[1:])
+        offsets = self._arrow.array(np.arange(len(values) + 1) * size, self._arrow.int32())
+        flat = self._arrow.array(values.reshape(-1), type=field.type.value_type)
+        return self._arrow.ListArray.from_arrays(offsets, flat)
 
 
-def _shortest(values: npt.NDArray[np.float32]) -> list[Any]:
-    """As Python floats, each the shortest number that reads back as the same float32."""
-    shortest: list[Any] = values.astype(np.str_).astype(np.float64).tolist()
-    return shortest
+def _csv_cells(values: Array) -> Iterable[object]:
+    """One cell a row; a row of many values is a flat JSON list."""
+    if values.ndim == 1:
+        return _values(values)
+    flat = values.reshape(len(values), -1)
+    if values.dtype.kind == "f":  # what numpy writes is JSON, and ten times as fast
+        return (f"[{', '.join(row)}]" for row in flat.astype(np.str_).tolist())
+    return (json.dumps(row, ensure_ascii=False) for row in flat.tolist())
+
+
+def _values(values: Array) -> list[Any]:
+    """As Python values; a float is the shortest number that reads back as the same."""
+    if values.dtype.kind == "f" and values.dtype != np.float64:
+        values = values.astype(np.str_).astype(np.float64)
+    listed: list[Any] = values.tolist()
+    return listed

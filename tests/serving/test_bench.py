@@ -9,6 +9,7 @@ import pytest
 import tiny_onnx
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from tiny_kinds import TEXTS, text_classifier
 
 from serving.bench import bench, bench_in_subprocess, bench_providers
 from serving.bench_report import BenchReport, SkippedProvider, as_table, report_from
@@ -23,7 +24,7 @@ from serving.errors import (
     UnknownNameError,
     UsageError,
 )
-from serving.feeds import fixed_batch, random_feeds
+from serving.feeds import fixed_batch, random_feeds, read_rows, row_feeds
 from serving.files import dump_json, sha256_of_file
 from serving.probe import probe
 from serving.session import TensorInfo
@@ -104,10 +105,75 @@ def test_another_free_axis_is_refused_by_name(tmp_path):
         bench(path, **QUICK)
 
 
-def test_text_is_refused():
+@pytest.fixture
+def of_text(tmp_path):
+    return tiny_onnx.write(tmp_path / "text.onnx", text_classifier())
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    (tmp_path / "reviews.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    np.save(tmp_path / "reviews.npy", np.array(TEXTS))
+    return tmp_path / "reviews.txt"
+
+
+def test_text_is_refused(of_text):
     info = TensorInfo(name="sentences", dtype="object", shape=("batch",))
     with pytest.raises(InputError, match="'sentences' takes text"):
         random_feeds([info], 2)
+    with pytest.raises(InputError, match="name a file of real rows with --rows"):
+        bench(of_text, **QUICK)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".npy"])
+def test_real_rows_of_text_are_timed_and_named(of_text, reviews, suffix):
+    report = bench(of_text, **QUICK, rows=reviews.with_suffix(suffix))
+    assert [row.batch_size for row in report.batches] == [1, 4]
+    assert report.rows == f"reviews{suffix}"
+    assert f"rows of reviews{suffix}" in as_table([report])
+    assert report_from(json.loads(dump_json(report))) == report
+
+
+def test_the_first_rows_are_fed_over_again_to_fill_a_batch(reviews):
+    info = TensorInfo(name="text", dtype="object", shape=("batch",))
+    rows = read_rows(reviews, [info], Path("m.onnx"), 3)
+    assert rows.tolist() == TEXTS[:3]
+    (batch,) = row_feeds([info], rows, 7).values()
+    assert batch.tolist() == [*TEXTS[:3], *TEXTS[:3], TEXTS[0]]
+    pixels = TensorInfo(name="pixels", dtype="uint8", shape=("n", 2))
+    np.save(reviews.with_name("p.npy"), np.arange(6, dtype=np.uint8).reshape(3, 2))
+    rows = read_rows(reviews.with_name("p.npy"), [pixels], Path("m.onnx"), 128)
+    assert row_feeds([pixels], rows, 4)["pixels"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
+
+
+def test_rows_that_cannot_be_timed(model, of_text, reviews, tmp_path):
+    with pytest.raises(InputError, match="which no line of text is"):
+        bench(model, **QUICK, rows=reviews)
+    np.save(tmp_path / "numbers.npy", np.zeros(3))
+    with pytest.raises(InputError, match=r"takes string \[rows\]"):
+        bench(of_text, **QUICK, rows=tmp_path / "numbers.npy")
+    with pytest.raises(InputError, match="rows for timing are"):
+        bench(of_text, **QUICK, rows=of_text)
+    with pytest.raises(MissingInputError, match=r"none\.txt is not there"):
+        bench(of_text, **QUICK, rows=tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match="line 1 is not UTF-8"):
+        bench(of_text, **QUICK, rows=tmp_path / "latin.txt")
+
+
+def test_real_rows_give_a_free_axis_its_length(tmp_path):
+    path = tiny_onnx.write(tmp_path / "m.onnx", tiny_onnx.linear(["batch", "length", 8]))
+    np.save(tmp_path / "rows.npy", np.zeros((2, 5, 8), np.float32))
+    assert bench(path, **QUICK, rows=tmp_path / "rows.npy").timing(4)
+
+
+def test_real_rows_reach_every_process(of_text, reviews, monkeypatch):
+    monkeypatch.setenv("FERRY_BENCH_ROWS", "of somebody else")
+    assert bench_in_subprocess(of_text, **QUICK, rows=reviews).rows == "reviews.txt"
+    first, *_ = bench_providers(of_text, **QUICK, rows=reviews)
+    assert first.rows == "reviews.txt"
+    with pytest.raises(ModelError, match="with --rows"):
+        bench_in_subprocess(of_text, **QUICK)
 
 
 def test_a_batch_that_the_graph_cannot_take_is_a_row_with_its_reason(tmp_path):
@@ -308,7 +374,12 @@ def test_the_command_prints_a_table(model):
     header, row = result.stdout.splitlines()[:2]
     assert header.split()[:2] == ["provider", "batch"]
     assert row.split()[:2] == ["cpu", "2"]
-    assert f"nodes on {CPU}; threads 1" in result.stdout
+    assert f"nodes on {CPU}; threads 1; random inputs" in result.stdout
+
+
+def test_the_command_takes_real_rows(of_text, reviews):
+    result = run(of_text, "--batch-size", 2, "--seconds", "0.01", "--rows", reviews, "--json")
+    assert json.loads(result.stdout)["rows"] == "reviews.txt"
 
 
 def test_the_command_prints_json_and_nothing_else(model):

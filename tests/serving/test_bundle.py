@@ -1,16 +1,22 @@
+import dataclasses
+import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_classifier import LABELS, METADATA, classifier, contents, forge, images
+from tiny_kinds import TEXTS, autoencoder_contents, table_contents, text_contents
 
-from serving.bundle import FILES, Gate, open_bundle, read_manifest, write_bundle
+from serving.bundle import FILES, BundleContents, Gate, open_bundle, read_manifest, write_bundle
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import sha256_of_file
 from serving.manifest import MANIFEST
+from serving.model import open_model
 from serving.session import open_session
+from serving.verify import verify
 
 
 def refused(folder: Path) -> str:
@@ -249,3 +255,33 @@ def test_an_interrupted_build_leaves_the_old_bundle(
         write_bundle(bundle, contents())
     assert open_bundle(bundle).manifest == before
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+@pytest.mark.parametrize("made", [text_contents, table_contents, autoencoder_contents])
+def test_every_kind_of_model_goes_into_a_bundle(
+    tmp_path: Path, made: Callable[[], BundleContents]
+) -> None:
+    given = made()
+    write_bundle(tmp_path / "tiny", given)
+    opened = open_bundle(tmp_path / "tiny")
+    assert opened.manifest.labels == given.labels
+    assert opened.contents["labels.txt"].decode().splitlines() == list(given.labels)
+    with np.load(io.BytesIO(opened.contents["golden.npz"]), allow_pickle=False) as golden:
+        assert set(golden.files) == {"input", *(one.name for one in opened.manifest.outputs)}
+        np.testing.assert_array_equal(golden["input"], given.golden_input)
+    assert verify(tmp_path / "tiny").passed
+    assert (
+        open_model(tmp_path / "tiny").session.sha256 == opened.manifest.files["model.onnx"].sha256
+    )
+
+
+def test_golden_texts_may_be_pythons_own_strings(tmp_path: Path) -> None:
+    given = dataclasses.replace(text_contents(), golden_input=np.array(TEXTS, object))
+    assert write_bundle(tmp_path / "a", given).digest
+    assert (tmp_path / "a" / "golden.npz").read_bytes()
+
+
+def test_a_name_that_an_archive_cannot_hold_is_refused(tmp_path: Path) -> None:
+    model = classifier(outputs=("logits", "file"))
+    with pytest.raises(InputError, match="no output named 'file'"):
+        write_bundle(tmp_path / "tiny", contents(model=model))

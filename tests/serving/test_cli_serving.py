@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 from tiny_classifier import classifier, images
+from tiny_kinds import text_classifier
 
 from serving.cli import serving
 from serving.model import BATCH_ROWS
@@ -53,7 +54,7 @@ def work(tmp_path: Path, model_file: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["predict", "verify"])
+@pytest.mark.parametrize("name", ["bench", "predict", "verify"])
 def test_help_has_a_line_for_each_option_and_an_example(name: str) -> None:
     text = invoke(name, "--help").output
     assert f"Example: ferry {name} " in text
@@ -96,6 +97,22 @@ def test_predict_reports_as_json(work: Path) -> None:
     report = json.loads(out)
     assert (report["rows"], report["errors"], report["output"]) == (50, 0, "out.parquet")
     assert report["proof"]["asked"] == "CPUExecutionProvider"
+
+
+def test_predict_takes_lines_and_columns(work: Path) -> None:
+    (work / "text.onnx").write_bytes(text_classifier())
+    (work / "reviews.txt").write_text("good\nbad\n\n")
+    (work / "reviews.csv").write_text("title,body\na,good\nb,bad\n")
+    code, out, err = run("predict", "text.onnx", "reviews.txt", cwd=work)
+    labels = [line.split(",")[:2] for line in out.splitlines()]
+    assert (code, labels[0]) == (0, ["id", "label"])
+    assert labels[1:3] == [["reviews.txt:0", "positive"], ["reviews.txt:1", "negative"]]
+    assert err.startswith("3 rows; ")
+    code, out, err = run("predict", "text.onnx", "reviews.csv", "--column", "body", cwd=work)
+    assert [line.split(",")[1] for line in out.splitlines()[1:]] == ["positive", "negative"]
+    code, out, err = run("predict", "text.onnx", "reviews.csv", cwd=work)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "has the columns title, body; name the one with the text with --column" in err
 
 
 def test_an_environment_variable_stands_for_an_option(work: Path) -> None:
@@ -144,6 +161,7 @@ WRONG = {
     "output below a file": (1, ["tiny.onnx", "rows.npy", "-o", "rows.npy/x.csv"], "rows.npy"),
     "no threads": (2, ["tiny.onnx", "rows.npy", "--threads", "0"], "--threads"),
     "no batch": (2, ["tiny.onnx", "rows.npy", "--batch-size", "-1"], "--batch-size"),
+    "columns of none": (2, ["tiny.onnx", "rows.npy", "--column", "a"], "--column is for"),
     "no input": (2, ["tiny.onnx"], "INPUT"),
 }
 

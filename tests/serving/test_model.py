@@ -4,6 +4,19 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from tiny_classifier import LABELS, METADATA, classifier, expected_scores, images
+from tiny_kinds import (
+    SENTIMENTS,
+    TEXTS,
+    WEIGHT,
+    autoencoder,
+    errors,
+    features,
+    halved,
+    passing,
+    positive,
+    table_classifier,
+    text_classifier,
+)
 
 import serving
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError, ProviderError
@@ -15,27 +28,6 @@ def saved(tmp_path: Path, content: bytes) -> Path:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     return path
-
-
-def passing(
-    dtype: int, shape: list[int | str | None], outputs: int = 1, out_type: int | None = None
-) -> bytes:
-    """A model that hands its input on: `rows` to `out0`, `out1`, ..."""
-    nodes = [
-        helper.make_node("Cast", ["rows"], [f"out{i}"], to=out_type or TensorProto.FLOAT)
-        for i in range(outputs)
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "passing",
-        [helper.make_tensor_value_info("rows", dtype, shape)],
-        [
-            helper.make_tensor_value_info(f"out{i}", out_type or TensorProto.FLOAT, shape)
-            for i in range(outputs)
-        ],
-    )
-    imports = [helper.make_opsetid("", 18)]
-    return helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
 
 
 def test_the_package_itself_opens_models(built_bundle: Path) -> None:
@@ -132,19 +124,109 @@ def test_any_single_float_output_will_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (passing(TensorProto.FLOAT, ["n", 3], outputs=2), "is no classifier that ferry can read"),
-        (passing(TensorProto.FLOAT, ["n", 1]), "is no classifier"),
-        (passing(TensorProto.FLOAT, ["n", 3, 3]), "is no classifier"),
-        (passing(TensorProto.FLOAT, ["n", 3], out_type=TensorProto.INT64), "out0 int64"),
         (passing(TensorProto.FLOAT, []), "has no batch axis"),
         (classifier(metadata=METADATA | {"ferry.labels": "cat"}), "not JSON"),
         (classifier(metadata=METADATA | {"ferry.labels": "[1, 2, 3]"}), "not a list of names"),
         (classifier(metadata=METADATA | {"ferry.labels": '["a", "a", "b"]'}), "the same label"),
     ],
 )
-def test_what_is_no_classifier_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+def test_what_cannot_be_served_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
     with pytest.raises(ModelError, match=told):
         open_model(saved(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (passing(TensorProto.FLOAT, ["n", 3], outputs=2), "is no classifier that ferry can read"),
+        (passing(TensorProto.FLOAT, ["n", 3], out_type=TensorProto.INT64), "out0 int64"),
+        (autoencoder(), "reconstruction float32 .*error float32"),
+    ],
+    ids=["two tables", "integers", "reconstruction"],
+)
+def test_what_is_no_classifier_classifies_nothing(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    model = open_model(saved(tmp_path, content))
+    assert model.kind != "classifier"
+    with pytest.raises(ModelError, match=told):
+        model.predict(np.zeros((2, 3), np.float32))
+
+
+@pytest.mark.parametrize("batch_rows", [1, 7, 1000])
+def test_a_reconstruction_answers_with_both_outputs(tmp_path: Path, batch_rows: int) -> None:
+    model = open_model(saved(tmp_path, autoencoder()))
+    answers = model.answers(images(20), batch_rows=batch_rows)
+    assert (model.kind, list(answers)) == ("reconstruction", ["reconstruction", "error"])
+    np.testing.assert_allclose(answers["reconstruction"], halved(images(20)), atol=1e-6)
+    np.testing.assert_allclose(answers["error"], errors(images(20)), atol=1e-6)
+    assert (answers["reconstruction"].dtype, answers["error"].shape) == (np.float32, (20,))
+
+
+def test_a_reconstruction_of_rows_of_numbers_is_no_classifier(tmp_path: Path) -> None:
+    """Its output looks like scores; the names say what it is."""
+    infos = [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 3])]
+    outputs = [
+        helper.make_tensor_value_info("reconstruction", TensorProto.FLOAT, ["n", 3]),
+        helper.make_tensor_value_info("error", TensorProto.FLOAT, ["n"]),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["rows"], ["reconstruction"]),
+        helper.make_node("ReduceMax", ["rows"], ["error"], axes=[1], keepdims=0),
+    ]
+    graph = helper.make_graph(nodes, "g", infos, outputs)
+    imports = [helper.make_opsetid("", 17)]
+    content = helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
+    assert open_model(saved(tmp_path, content)).kind == "reconstruction"
+
+
+def test_any_other_model_gives_its_outputs_as_they_are(tmp_path: Path) -> None:
+    content = passing(TensorProto.INT64, ["n", 3, 2], outputs=2, out_type=TensorProto.INT32)
+    model = open_model(saved(tmp_path, content))
+    rows = np.arange(30).reshape(5, 3, 2)
+    answers = model.answers(rows, batch_rows=2)
+    assert (model.kind, list(answers)) == ("other", ["out0", "out1"])
+    np.testing.assert_array_equal(answers["out1"], rows)
+    assert answers["out1"].dtype == np.int32
+    assert model.answers(rows[:0])["out0"].shape == (0, 3, 2)
+
+
+def test_an_output_without_an_entry_a_row_is_named(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info("rows", TensorProto.INT64, ["n", 2])
+    out = helper.make_tensor_value_info("total", TensorProto.INT64, None)
+    node = helper.make_node("ReduceSum", ["rows"], ["total"], keepdims=0)
+    graph = helper.make_graph([node], "g", [info], [out])
+    imports = [helper.make_opsetid("", 18)]
+    content = helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
+    with pytest.raises(ModelError, match=r"output total has shape \[\] for 3 rows"):
+        open_model(saved(tmp_path, content)).answers(np.zeros((3, 2), np.int64))
+
+
+def test_one_logit_and_two_probabilities(tmp_path: Path) -> None:
+    rows = features(50)
+    model = open_model(saved(tmp_path, table_classifier()))
+    answer = model.predict(rows)
+    expected = 1 / (1 + np.exp(-(rows @ WEIGHT)[:, 0]))
+    np.testing.assert_allclose(answer.probabilities[:, 1], expected, atol=1e-6)
+    assert answer.label == ["yes" if p > 0.5 else "no" for p in expected]
+    assert model.answers(rows)["logits"].shape == (50, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.str_, object])
+def test_texts_are_classified(tmp_path: Path, dtype: type) -> None:
+    model = open_model(saved(tmp_path, text_classifier()))
+    answer = model.predict(np.array(TEXTS, dtype), batch_rows=2)
+    assert (model.kind, model.takes()) == ("classifier", "string [rows]")
+    assert set(answer.labels) == set(SENTIMENTS)
+    np.testing.assert_allclose(answer.probabilities[:, 1], positive(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [3.5, None, b"bytes"])
+def test_a_value_that_is_no_string_is_refused(tmp_path: Path, value: object) -> None:
+    model = open_model(saved(tmp_path, text_classifier()))
+    told = f"takes strings, value 1 of its input is a {type(value).__name__}"
+    with pytest.raises(InputError, match=told):
+        model.predict(np.array(["good", value], object))
 
 
 def test_labels_that_are_not_as_many_as_the_scores(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import onnx
 import pytest
 from onnx import helper
 from tiny_classifier import classifier
+from tiny_kinds import text_classifier
 
 from serving.errors import ModelError
 from serving.onnxfile import Header, minimum_runtime, read_header
@@ -32,6 +33,15 @@ def test_several_domains_and_the_long_name_of_the_default_one() -> None:
 )
 def test_the_first_runtime_that_takes_a_model(opset: int, ir_version: int, runtime: str) -> None:
     assert minimum_runtime(Header(ir_version=ir_version, opsets={"": opset})) == runtime
+
+
+def test_looking_words_up_needs_a_runtime_of_its_own() -> None:
+    old = Header(ir_version=8, opsets={"": 15, "ai.onnx.ml": 3})
+    new = Header(ir_version=8, opsets={"": 15, "ai.onnx.ml": 4})
+    assert (minimum_runtime(old), minimum_runtime(new)) == ("1.10", "1.17")
+    assert minimum_runtime(read_header(text_classifier())) == "1.17"
+    with pytest.raises(ModelError, match=r"ai\.onnx\.ml opset 99 is newer"):
+        minimum_runtime(Header(ir_version=8, opsets={"": 15, "ai.onnx.ml": 99}))
 
 
 def test_a_model_from_the_future() -> None:

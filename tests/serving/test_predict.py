@@ -9,7 +9,20 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 from tiny_classifier import LABELS, classifier, expected_scores, images
+from tiny_kinds import (
+    TEXTS,
+    autoencoder,
+    autoencoder_contents,
+    errors,
+    features,
+    halved,
+    passing,
+    positive,
+    table_classifier,
+    text_contents,
+)
 
+from serving.bundle import write_bundle
 from serving.errors import InputError, MissingInputError, UsageError
 from serving.predict import PredictOptions, predict, summary
 from serving.session import open_session
@@ -169,6 +182,89 @@ def test_a_model_without_probabilities_writes_scores(tmp_path: Path, rows: Path)
     assert first["label"] == first["label_index"]
 
 
+def test_texts_are_classified_line_by_line(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny", text_contents())
+    (tmp_path / "reviews.txt").write_text("\n".join([*TEXTS, ""]), encoding="utf-8")
+    report = predict(tmp_path / "tiny", [tmp_path / "reviews.txt"], output=tmp_path / "out.csv")
+    assert (report.rows, report.errors) == (len(TEXTS), 0)
+    rows = read(tmp_path / "out.csv")
+    assert list(rows[0]) == ["id", "label", "label_index", "probability"]
+    assert [row["id"] for row in rows] == [f"{tmp_path}/reviews.txt:{i}" for i in range(5)]
+    chance = positive(TEXTS)
+    assert [row["label"] for row in rows][:2] == ["positive", "negative"]
+    found = [float(row["probability"]) for row in rows]
+    np.testing.assert_allclose(found, np.maximum(chance, 1 - chance), atol=1e-6)
+
+
+def test_columns_of_a_table_are_classified(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(table_classifier())
+    rows = features(40)
+    lines = [",".join(map(str, row)) for row in rows[:, ::-1]]
+    (tmp_path / "rows.csv").write_text("\n".join(["c,b,a", *lines[:20], "1,x,3", *lines[20:]]))
+    options = PredictOptions(columns=("a", "b", "c"), probabilities=True)
+    report = predict(
+        tmp_path / "m.onnx",
+        [tmp_path / "rows.csv"],
+        output=tmp_path / "out.parquet",
+        options=options,
+    )
+    assert (report.rows, report.errors) == (40, 1)
+    predict(tmp_path / "m.onnx", [saved(tmp_path, rows)], output=tmp_path / "same.csv")
+    found = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    expected = [row["label"] for row in read(tmp_path / "same.csv")]
+    assert found["label"].to_pylist() == expected
+    assert found["id"][20].as_py().endswith("rows.csv:21")
+    (line,) = (tmp_path / "out.parquet.errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "line 22: column 'b' is 'x', not a number"
+
+
+def saved(tmp_path: Path, rows: np.ndarray) -> Path:
+    np.save(tmp_path / "rows.npy", rows)
+    return tmp_path / "rows.npy"
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_reconstruction_is_written_with_its_error(tmp_path: Path, form: str) -> None:
+    write_bundle(tmp_path / "tiny", autoencoder_contents())
+    rows = images(40)
+    output = tmp_path / f"out.{form}"
+    predict(tmp_path / "tiny", [saved(tmp_path, rows)], output=output)
+    if form == "csv":
+        found = [
+            row | {"reconstruction": json.loads(row["reconstruction"])} for row in read(output)
+        ]
+    elif form == "jsonl":
+        found = [json.loads(line) for line in output.read_text().splitlines()]
+        assert np.shape(found[0]["reconstruction"]) == (4, 5, 1)
+    else:
+        found = pyarrow.parquet.read_table(output).to_pylist()
+    assert list(found[0]) == ["id", "error", "reconstruction"]
+    np.testing.assert_allclose([float(row["error"]) for row in found], errors(rows), atol=1e-6)
+    pixels = np.array([row["reconstruction"] for row in found]).reshape(rows.shape)
+    np.testing.assert_allclose(pixels, halved(rows), atol=1e-6)
+
+
+def test_any_other_model_writes_its_outputs(tmp_path: Path) -> None:
+    content = passing(TensorProto.INT64, ["n", 2, 2], outputs=2, out_type=TensorProto.INT64)
+    (tmp_path / "m.onnx").write_bytes(content)
+    rows = np.arange(12).reshape(3, 2, 2)
+    predict(tmp_path / "m.onnx", [saved(tmp_path, rows)], output=tmp_path / "out.csv")
+    found = read(tmp_path / "out.csv")
+    assert list(found[0]) == ["id", "out0", "out1"]
+    assert [json.loads(row["out1"]) for row in found] == rows.reshape(3, 4).tolist()
+
+
+def test_probabilities_of_what_has_none(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(autoencoder())
+    with pytest.raises(UsageError, match="--probabilities is for classifiers"):
+        predict(
+            tmp_path / "m.onnx",
+            [saved(tmp_path, images(2))],
+            output=tmp_path / "out.csv",
+            options=PredictOptions(probabilities=True),
+        )
+
+
 def test_a_row_that_gives_no_number_has_no_label(tmp_path: Path) -> None:
     info = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 2])
     out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])
@@ -208,7 +304,7 @@ def test_a_failure_halfway_leaves_the_old_output(
     def broken(path: Path, *_: object, **__: object) -> None:
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr("serving.readers._read_image", broken)
+    monkeypatch.setattr("serving.readers.images._read_image", broken)
     with pytest.raises(OSError, match="Input/output error"):
         predict(model_file, [rows, folder], output=output)
     assert output.read_bytes() == before

@@ -8,7 +8,9 @@ from tiny_classifier import classifier, images
 
 from serving.errors import InputError, MissingInputError
 from serving.model import Model, open_model
-from serving.readers import IMAGE_SUFFIXES, Row, Unreadable, open_inputs
+from serving.readers.images import IMAGE_SUFFIXES
+from serving.readers.inputs import open_inputs
+from serving.readers.items import Row, Unreadable
 
 
 def model(tmp_path: Path, channels: int = 1) -> Model:
@@ -71,7 +73,7 @@ def test_a_folder_is_read_in_order_with_the_folders_in_it(tmp_path: Path) -> Non
     save(folder / ".cache" / "thumbnail.png", images(1)[0])
     (folder / "loop").symlink_to(folder)
     inputs = open_inputs([folder], model(tmp_path))
-    assert len(inputs) == 5
+    assert inputs.count == 5
     assert [item.id for item in inputs] == [
         str(folder / name) for name in ("Z.png", "a/10.png", "a/2.png", "b.png", "c/d/e.png")
     ]
@@ -196,7 +198,7 @@ def test_a_name_that_is_not_utf8_can_be_written_down(tmp_path: Path) -> None:
 def test_an_array_is_mapped_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", images(6))
     inputs = open_inputs([tmp_path / "rows.npy"], model(tmp_path))
-    assert len(inputs) == 6
+    assert inputs.count == 6
     assert isinstance(inputs.sources[0].array, np.memmap)
     values = np.stack([item.value for item in inputs])
     np.testing.assert_array_equal(values, images(6))
@@ -218,7 +220,7 @@ def test_which_array_of_an_archive(
     choices = [images(2), images(3)]
     np.savez(tmp_path / "rows.npz", **{name: choices[which] for name, which in arrays.items()})
     inputs = open_inputs([tmp_path / "rows.npz"], model(tmp_path), array=asked)
-    assert len(inputs) == len(choices[taken])
+    assert inputs.count == len(choices[taken])
 
 
 def refused(path: Path, model: Model, array: str | None = None) -> str:
@@ -302,7 +304,9 @@ def test_paths_that_are_no_input(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"gone\.npy is not there"):
         open_inputs([tmp_path / "gone.npy"], model(tmp_path))
     (tmp_path / "notes.txt").write_text("")
-    assert "unknown suffix '.txt'" in refused(tmp_path / "notes.txt", model(tmp_path))
+    assert "which no line of text is" in refused(tmp_path / "notes.txt", model(tmp_path))
+    (tmp_path / "notes.doc").write_text("")
+    assert "unknown suffix '.doc'" in refused(tmp_path / "notes.doc", model(tmp_path))
     (tmp_path / "noends").write_text("")
     assert "unknown suffix ''" in refused(tmp_path / "noends", model(tmp_path))
 

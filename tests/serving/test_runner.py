@@ -1,5 +1,6 @@
 import ast
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_classifier import LABELS, classifier, contents, expected_scores, forge, images
+from tiny_kinds import TEXTS, autoencoder_contents, errors, halved, positive, text_contents
 
 from serving.bundle import Golden, open_bundle, write_bundle
 
@@ -221,4 +223,62 @@ def test_a_model_without_probabilities(tmp_path: Path) -> None:
     write_bundle(tmp_path / "m", contents(model=classifier(outputs=("logits",))))
     np.save(tmp_path / "rows.npy", images(2))
     assert run(tmp_path / "m", "selftest").returncode == 0
-    refused(run(tmp_path / "m", "predict", "rows.npy"), "the model gives logits, no probabilities")
+    lines = list(csv.DictReader(run(tmp_path / "m", "predict", "rows.npy").stdout.splitlines()))
+    assert [list(line) for line in lines] == [["row", "logits"]] * 2
+    logits = np.array([json.loads(line["logits"]) for line in lines])
+    exponent = np.exp(logits)
+    found = exponent / exponent.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected_scores(images(2)), atol=1e-5)
+    done = python(
+        tmp_path / "m",
+        "import numpy as np, runner\n"
+        "try:\n"
+        "    runner.predict(np.load('../rows.npy'))\n"
+        "except runner.RunnerError as error:\n"
+        "    print(error)\n",
+    )
+    assert done.stdout == "the model gives logits, no probabilities: use `answers`\n"
+
+
+@pytest.mark.parametrize("rows", ["npy", "txt"])
+def test_texts_of_a_file(tmp_path: Path, rows: str) -> None:
+    write_bundle(tmp_path / "m", text_contents())
+    np.save(tmp_path / "rows.npy", np.array(TEXTS))
+    (tmp_path / "rows.txt").write_bytes("\r\n".join([*TEXTS, ""]).encode("utf-8-sig"))
+    assert run(tmp_path / "m", "selftest").stdout.startswith("selftest: passed")
+    done = run(tmp_path / "m", "predict", f"rows.{rows}", "--output", "out.npz")
+    assert (done.returncode, done.stderr) == (0, "")
+    with np.load(tmp_path / "out.npz") as found:
+        assert found["logits"].shape == (len(TEXTS), 1)
+        np.testing.assert_allclose(found["probabilities"][:, 1], positive(TEXTS), atol=1e-6)
+    lines = list(csv.DictReader(run(tmp_path / "m", "predict", "rows.txt").stdout.splitlines()))
+    assert [line["label"] for line in lines][:2] == ["positive", "negative"]
+
+
+def test_text_that_is_not_utf8_or_no_text(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "m", text_contents())
+    (tmp_path / "rows.txt").write_bytes("naïve".encode("cp1252"))
+    refused(run(tmp_path / "m", "predict", "rows.txt"), "rows.txt cannot be read: 'utf-8' codec")
+    np.save(tmp_path / "rows.npy", np.zeros(3))
+    told = "the model takes string [rows], got float64 [3]"
+    refused(run(tmp_path / "m", "predict", "rows.npy"), told)
+
+
+def test_a_reconstruction(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "m", autoencoder_contents())
+    np.save(tmp_path / "rows.npy", images(40))
+    done = run(tmp_path / "m", "predict", "rows.npy", "--output", "out.npz")
+    assert (done.returncode, done.stderr) == (0, "")
+    with np.load(tmp_path / "out.npz") as found:
+        np.testing.assert_allclose(found["error"], errors(images(40)), atol=1e-6)
+        np.testing.assert_allclose(found["reconstruction"], halved(images(40)), atol=1e-6)
+    lines = list(csv.DictReader(run(tmp_path / "m", "predict", "rows.npy").stdout.splitlines()))
+    assert list(lines[0]) == ["row", "reconstruction", "error"]
+    np.testing.assert_allclose([float(line["error"]) for line in lines], errors(images(40)), 1e-5)
+    done = python(
+        tmp_path / "m",
+        "import numpy as np, runner\n"
+        "found = runner.answers(np.zeros((0, 4, 5, 1), np.uint8))\n"
+        "print({name: array.shape for name, array in found.items()})\n",
+    )
+    assert done.stdout == "{'reconstruction': (0, 4, 5, 1), 'error': (0,)}\n"

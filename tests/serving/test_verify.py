@@ -1,13 +1,15 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_classifier import METADATA, SOURCE, classifier, forge
+from tiny_classifier import METADATA, SOURCE, classifier, contents, forge
+from tiny_kinds import autoencoder_contents, table_contents
 
-from serving.bundle import FileInfo, Gate, Golden, read_manifest
+from serving.bundle import BundleContents, FileInfo, Gate, Golden, read_manifest, write_bundle
 from serving.errors import IntegrityError, MissingInputError, ProviderError, UnknownNameError
 from serving.files import sha256_of_bytes
 from serving.verify import VerifyReport, as_table, verify
@@ -83,6 +85,46 @@ def test_a_file_that_is_no_model(bundle: Path) -> None:
 def test_labels_that_are_not_those_of_the_manifest(bundle: Path) -> None:
     replace_file(bundle, "labels.txt", b"a\nb\nc\n")
     assert "labels.txt" in failed(verify(bundle))["labels"]
+
+
+@pytest.mark.parametrize(
+    ("made", "labels", "told"),
+    [
+        (table_contents, ("no",), "classes of probabilities: found 2, expected 1"),
+        (table_contents, (), "classes of probabilities: found 2, expected 0"),
+        (contents, (), "classes of probabilities: found 3, expected 0"),
+    ],
+)
+def test_labels_that_are_not_as_many_as_the_classes(
+    tmp_path: Path, made: Callable[[], BundleContents], labels: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(IntegrityError, match=told):
+        write_bundle(tmp_path / "tiny", dataclasses.replace(made(), labels=labels))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_two_logits_of_one_class_are_wrong(tmp_path: Path) -> None:
+    """One logit stands for two classes only beside their two probabilities."""
+    write_bundle(tmp_path / "tiny", table_contents())
+    outputs = read_manifest(tmp_path / "tiny").outputs
+    forge(tmp_path / "tiny", outputs=tuple(one for one in outputs if one.name == "logits"))
+    assert failed(verify(tmp_path / "tiny"))["labels"] == "classes of logits: found 1, expected 2"
+
+
+def test_a_model_without_classes_has_no_labels(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny", autoencoder_contents())
+    report = verify(tmp_path / "tiny")
+    assert report.passed
+    assert "no classes" in as_table(report)
+
+
+def test_golden_errors_that_a_reconstruction_does_not_give(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny", autoencoder_contents())
+    arrays = golden_arrays(tmp_path / "tiny")
+    arrays["error"][3] += 0.5
+    save_golden(tmp_path / "tiny", tmp_path, arrays)
+    told = failed(verify(tmp_path / "tiny"))
+    assert set(told) == {"golden", "runner"}
 
 
 def test_a_gate_that_was_not_met(bundle: Path) -> None:

@@ -9,44 +9,46 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from serving.errors import UsageError
-from serving.model import Prediction
-from serving.writers import Columns, format_of, open_writer
+from serving.answers import Columns
+from serving.errors import ModelError, UsageError
+from serving.writers import format_of, open_writer
 
 LABELS = ("cat", 'a "b", c', "émeu\n")
 METADATA = {"ferry.model_sha256": "ab" * 32, "ferry.version": "0.1.0"}
+FORMS = pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 
 
-def prediction(rows: int, seed: int = 0) -> Prediction:
-    scores = np.random.default_rng(seed).random((rows, 3)).astype(np.float32)
-    return Prediction(
-        labels=LABELS,
-        label_index=scores.argmax(axis=1).astype(np.int64),
-        scores=scores,
-        are_probabilities=True,
-    )
+def columns(rows: int, seed: int = 0) -> Columns:
+    """Text, whole numbers and floats."""
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, 3, rows)
+    return {
+        "id": np.array([f"dir/ü,{seed}-{row}.png" for row in range(rows)], object),
+        "label": np.array([LABELS[at] for at in index], object),
+        "label_index": index,
+        "probability": rng.random(rows).astype(np.float32),
+        'probability_a "b", c': rng.random(rows),
+    }
 
 
-def columns(*, all_classes: bool = False, score: str = "probability") -> Columns:
-    return Columns(score=score, classes=LABELS if all_classes else ())
+def pictures(rows: int) -> Columns:
+    """A number a row, a block of floats a row, and words."""
+    rng = np.random.default_rng(4)
+    return {
+        "id": np.array([f"x:{row}" for row in range(rows)], object),
+        "error": rng.random(rows).astype(np.float32),
+        "reconstruction": rng.random((rows, 2, 3, 1)).astype(np.float32),
+        "words": np.array([["a", 'b"c']] * rows, object),
+    }
 
 
-def write(output: Path, form: str, shown: Columns, batches: int = 3) -> Prediction:
-    """Write some batches of 5 rows, and return all their rows as one prediction."""
-    parts = [prediction(5, seed) for seed in range(batches)]
-    with open_writer(output, form, shown, METADATA) as writer:
-        for number, part in enumerate(parts):
-            writer.write([f"dir/ü,{number}-{row}.png" for row in range(5)], part)
-    return Prediction(
-        labels=LABELS,
-        label_index=np.concatenate([part.label_index for part in parts]),
-        scores=np.concatenate([part.scores for part in parts]),
-        are_probabilities=True,
-    )
-
-
-def ids(batches: int = 3) -> list[str]:
-    return [f"dir/ü,{number}-{row}.png" for number in range(batches) for row in range(5)]
+def write(output: Path, form: str, batches: int = 3) -> Columns:
+    """Write some batches of 5 rows, and return the columns of them all."""
+    parts = [columns(5, seed) for seed in range(batches)]
+    with open_writer(output, form, parts[0], METADATA) as writer:
+        for part in parts:
+            writer.write(part)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def read(path: Path, form: str) -> Iterator[dict[str, object]]:
@@ -60,53 +62,78 @@ def read(path: Path, form: str) -> Iterator[dict[str, object]]:
         yield from pyarrow.parquet.read_table(path).to_pylist()
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@FORMS
 def test_what_is_written_reads_back_to_the_bit(tmp_path: Path, form: str) -> None:
-    path = tmp_path / "out"
-    written = write(path, form, columns(all_classes=True))
-    rows = list(read(path, form))
-    assert [row["id"] for row in rows] == ids()
-    assert [row["label"] for row in rows] == written.label
-    assert [int(row["label_index"]) for row in rows] == written.label_index.tolist()
-    np.testing.assert_array_equal(
-        np.array([row["probability"] for row in rows], np.float32), written.probability
-    )
-    for index, label in enumerate(LABELS):
-        values = np.array([row[f"probability_{label}"] for row in rows], np.float32)
-        np.testing.assert_array_equal(values, written.scores[:, index])
+    written = write(tmp_path / "out", form)
+    rows = list(read(tmp_path / "out", form))
+    assert list(rows[0]) == list(written)
+    for name, values in written.items():
+        found = [row[name] for row in rows]
+        if values.dtype == object:
+            assert found == values.tolist()
+        else:
+            np.testing.assert_array_equal(np.array(found).astype(values.dtype), values)
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_without_the_classes_there_are_four_columns(tmp_path: Path, form: str) -> None:
-    write(tmp_path / "out", form, columns(score="score"))
-    (first, *_) = read(tmp_path / "out", form)
-    assert list(first) == ["id", "label", "label_index", "score"]
+@FORMS
+def test_many_values_a_row(tmp_path: Path, form: str) -> None:
+    written = pictures(4)
+    with open_writer(tmp_path / "out", form, written, METADATA) as writer:
+        writer.write(written)
+    rows = list(read(tmp_path / "out", form))
+    cells = [row["reconstruction"] for row in rows]
+    words = [row["words"] for row in rows]
+    if form == "csv":
+        cells, words = list(map(json.loads, cells)), list(map(json.loads, words))
+    assert words == written["words"].tolist()
+    shape = (4, 2, 3, 1) if form == "jsonl" else (4, 6)
+    assert np.shape(cells) == shape
+    found = np.array(cells, np.float32).reshape(4, 2, 3, 1)
+    np.testing.assert_array_equal(found, written["reconstruction"])
+
+
+def test_parquet_tells_the_shape_of_a_list(tmp_path: Path) -> None:
+    with open_writer(tmp_path / "out", "parquet", pictures(2), METADATA) as writer:
+        writer.write(pictures(2))
+        writer.write(pictures(3))
+    schema = pyarrow.parquet.read_schema(tmp_path / "out")
+    assert schema.metadata[b"ferry.shape.reconstruction"] == b"[2, 3, 1]"
+    assert b"ferry.shape.error" not in schema.metadata
+    assert str(schema.field("reconstruction").type) == "list<element: float>"
+    table = pyarrow.parquet.read_table(tmp_path / "out")
+    expected = [row.ravel().tolist() for rows in (2, 3) for row in pictures(rows)["reconstruction"]]
+    assert table["reconstruction"].to_pylist() == expected
+
+
+def test_parquet_refuses_a_shape_that_changes(tmp_path: Path) -> None:
+    def changing() -> None:
+        first = pictures(2)
+        with open_writer(tmp_path / "out", "parquet", first, METADATA) as writer:
+            writer.write(first)
+            writer.write(first | {"reconstruction": np.zeros((2, 5), np.float32)})
+
+    with pytest.raises(
+        ModelError, match=r"reconstruction has rows of shape \[5\] after \[2, 3, 1\]"
+    ):
+        changing()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_are_as_short_as_they_can_be(tmp_path: Path) -> None:
-    tenth = Prediction(
-        labels=LABELS,
-        label_index=np.zeros(1, np.int64),
-        scores=np.array([[0.1, 0.05, 1e-9]], np.float32),
-        are_probabilities=True,
-    )
-    with open_writer(tmp_path / "out.csv", "csv", columns(all_classes=True), {}) as writer:
-        writer.write(["a"], tenth)
-    assert (tmp_path / "out.csv").read_text().splitlines()[-1] == "a,cat,0,0.1,0.1,0.05,1e-09"
+    tenth = {
+        "id": np.array(["a"], object),
+        "score": np.array([0.1], np.float32),
+        "many": np.array([[0.05, 1e-9]], np.float32),
+    }
+    with open_writer(tmp_path / "out.csv", "csv", tenth, {}) as writer:
+        writer.write(tenth)
+    assert (tmp_path / "out.csv").read_text().splitlines()[-1] == 'a,0.1,"[0.05, 1e-09]"'
 
 
 def test_parquet_has_types_and_says_which_model(tmp_path: Path) -> None:
-    write(tmp_path / "out.parquet", "parquet", columns(all_classes=True))
+    write(tmp_path / "out.parquet", "parquet")
     schema = pyarrow.parquet.read_schema(tmp_path / "out.parquet")
-    assert [str(field.type) for field in schema] == [
-        "string",
-        "string",
-        "int64",
-        "float",
-        "float",
-        "float",
-        "float",
-    ]
+    assert [str(field.type) for field in schema] == ["string", "string", "int64", "float", "double"]
     assert schema.metadata[b"ferry.model_sha256"] == b"ab" * 32
     assert schema.metadata[b"ferry.version"] == b"0.1.0"
 
@@ -114,15 +141,15 @@ def test_parquet_has_types_and_says_which_model(tmp_path: Path) -> None:
 def test_small_batches_make_no_small_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path / "out.parquet", "parquet", columns(), batches=9)
+    write(tmp_path / "out.parquet", "parquet", batches=9)
     assert pyarrow.parquet.read_metadata(tmp_path / "out.parquet").num_row_groups == 1
-    monkeypatch.setattr("serving.writers.GROUP_CELLS", 4 * 20)
-    write(tmp_path / "out.parquet", "parquet", columns(), batches=9)
+    monkeypatch.setattr("serving.writers.GROUP_CELLS", 5 * 20)
+    write(tmp_path / "out.parquet", "parquet", batches=9)
     metadata = pyarrow.parquet.read_metadata(tmp_path / "out.parquet")
     assert [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)] == [20, 20, 5]
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@FORMS
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_run_leaves_the_old_file(
     tmp_path: Path, form: str, error: type[BaseException]
@@ -131,8 +158,8 @@ def test_an_interrupted_run_leaves_the_old_file(
     path.write_text("old")
 
     def interrupted() -> None:
-        with open_writer(path, form, columns(), METADATA) as writer:
-            writer.write(["a", "b"], prediction(2))
+        with open_writer(path, form, columns(2), METADATA) as writer:
+            writer.write(columns(2))
             raise error
 
     with pytest.raises(error):
@@ -141,20 +168,20 @@ def test_an_interrupted_run_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@FORMS
 def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> None:
     """A limit on the size of files stands for the full disk."""
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from test_writers import columns, prediction\n"
+        "from test_writers import columns\n"
         "from serving.writers import open_writer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try:\n"
-        f"    with open_writer(Path('out'), {form!r}, columns(), {{}}) as writer:\n"
+        f"    with open_writer(Path('out'), {form!r}, columns(99), {{}}) as writer:\n"
         "        for batch in range(200):\n"
-        "            writer.write([f'{batch}-{row}' for row in range(99)], prediction(99, batch))\n"
+        "            writer.write(columns(99, batch))\n"
         "except OSError as error:\n"
         "    print('OSError', error.filename)\n"
     )

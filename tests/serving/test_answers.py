@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from tiny_classifier import LABELS, classifier, images
+from tiny_kinds import autoencoder
+
+from serving.answers import answer
+from serving.model import Model, open_model
+
+IDS = ["a", "b", "c"]
+
+
+def opened(tmp_path: Path, content: bytes) -> Model:
+    (tmp_path / "model.onnx").write_bytes(content)
+    return open_model(tmp_path / "model.onnx")
+
+
+def converted() -> bytes:
+    """As converters of other libraries make it: an output named id, scores, and a list of maps."""
+    maps = helper.make_sequence_type_proto(
+        helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(1, []))
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("ArgMax", ["rows"], ["id"], axis=1, keepdims=0),
+            helper.make_node("Unsqueeze", ["rows", "one"], ["scores"]),
+            helper.make_node(
+                "ZipMap", ["rows"], ["maps"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2]
+            ),
+        ],
+        "converted",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 3])],
+        [
+            helper.make_tensor_value_info("id", TensorProto.INT64, ["n"]),
+            helper.make_value_info("maps", maps),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 1, 3]),
+        ],
+        [helper.make_tensor("one", TensorProto.INT64, [1], [1])],
+    )
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
+
+
+@pytest.mark.parametrize("all_classes", [False, True])
+def test_the_columns_of_a_classifier(tmp_path: Path, all_classes: bool) -> None:
+    model = opened(tmp_path, classifier())
+    columns, finite = answer(model, IDS, images(3), all_classes=all_classes)
+    classes = [f"probability_{label}" for label in LABELS] if all_classes else []
+    assert list(columns) == ["id", "label", "label_index", "probability", *classes]
+    assert columns["id"].tolist() == IDS
+    assert finite.tolist() == [True] * 3
+
+
+def test_the_error_of_a_reconstruction_comes_first(tmp_path: Path) -> None:
+    columns, _ = answer(opened(tmp_path, autoencoder()), IDS, images(3))
+    assert list(columns) == ["id", "error", "reconstruction"]
+    assert columns["reconstruction"].shape == (3, 4, 5, 1)
+
+
+def test_outputs_of_a_strange_model(tmp_path: Path) -> None:
+    """A list of maps is left out, and an output named as our own column gets another name."""
+    rows = np.array([[1, 0, 0], [0, np.inf, 0], [0, 0, 1]], np.float32)
+    model = opened(tmp_path, converted())
+    columns, finite = answer(model, IDS, rows)
+    assert (model.kind, list(columns)) == ("other", ["id", "output_id", "scores"])
+    assert columns["output_id"].tolist() == [0, 1, 2]
+    assert finite.tolist() == [True, False, True]
