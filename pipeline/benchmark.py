@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from pipeline import figures, ready, tracking
-from pipeline.classifier import Classifier, load_classifier
 from pipeline.config import Experiment
 from pipeline.figures import Point
+from pipeline.graph import Graph, load_graph
 from pipeline.records.benchmark import BenchmarkReport, EagerTiming, VariantBenchmark, sweeps
 from serving.bench import bench_providers
 from serving.environment import describe
@@ -45,22 +45,26 @@ def benchmark(
     config = experiment.benchmark
     for path in models.values():
         require(path, f"dvc repro quantize@{experiment.name}")
+    rows = data / "test_inputs.npy"
     variants = {
         name: VariantBenchmark(
-            providers=bench_providers(path, batch_sizes=config.batch_sizes, seconds=config.seconds)
+            providers=bench_providers(
+                path, batch_sizes=config.batch_sizes, seconds=config.seconds, rows=rows
+            )
         )
         for name, path in models.items()
     }
-    classifier = load_classifier(weights, experiment, ready.open_manifest(data))
-    images = np.array(ready.open_split(data, "test").inputs[: max(config.batch_sizes)])
+    graph = load_graph(weights, experiment, ready.open_manifest(data))
+    inputs = np.array(ready.open_split(data, "test").inputs[: max(config.batch_sizes)])
     report = BenchmarkReport(
         experiment=experiment.name,
         environment=describe(),
         torch_version=torch.__version__,
         weights_sha256=sha256_of_file(weights),
         variants=variants,
-        eager=tuple(_eager(classifier, images, config.batch_sizes, config.seconds)),
-        eager_ratio=_eager_ratio(classifier, models["fp32"], images[:1]),
+        eager=tuple(_eager(graph, inputs, config.batch_sizes, config.seconds)),
+        eager_ratio=_eager_ratio(graph, models["fp32"], inputs[:1]),
+        skipped=experiment.quantize.reasons,
     )
     timed = sweeps(report)
     write_text(plots / "benchmark.csv", _csv(timed))
@@ -69,20 +73,20 @@ def benchmark(
     return report
 
 
-def _call(classifier: Classifier, images: np.ndarray[Any, Any]) -> object:
-    return classifier(torch.from_numpy(images))
+def _call(graph: Graph, rows: np.ndarray[Any, Any]) -> object:
+    return graph(graph.tensor(rows))
 
 
 def _eager(
-    classifier: Classifier, images: np.ndarray[Any, Any], sizes: Sequence[int], seconds: float
+    graph: Graph, inputs: np.ndarray[Any, Any], sizes: Sequence[int], seconds: float
 ) -> Iterator[EagerTiming]:
     threads = allowed_cores()
     torch.set_num_threads(threads)
     with torch.inference_mode():
         for size in sizes:
             # A test set smaller than the batch is repeated to fill it.
-            batch = np.resize(images, (size, *images.shape[1:]))
-            call = functools.partial(_call, classifier, batch)
+            batch = np.resize(inputs, (size, *inputs.shape[1:]))
+            call = functools.partial(_call, graph, batch)
             timing: Timing = time_calls(call, batch_size=size, seconds=seconds)
             yield EagerTiming(
                 batch_size=size,
@@ -95,16 +99,16 @@ def _eager(
             )
 
 
-def _eager_ratio(classifier: Classifier, model: Path, image: np.ndarray[Any, Any]) -> PairedRatio:
+def _eager_ratio(graph: Graph, model: Path, row: np.ndarray[Any, Any]) -> PairedRatio:
     """Interleave PyTorch eager and ONNX Runtime on the same row, one thread each."""
     session = open_session(model, threads=1)
-    feeds = {session.inputs[0].name: image}
+    feeds = {session.inputs[0].name: row}
     names = [output.name for output in session.outputs]
     torch.set_num_threads(1)
     try:
         with torch.inference_mode():
             return paired_ratio(
-                functools.partial(_call, classifier, image),
+                functools.partial(_call, graph, row),
                 functools.partial(session.raw.run, names, feeds),
                 seconds=RATIO_SECONDS,
                 seed=0,

@@ -58,7 +58,7 @@ def bundle(
         labels=trained.labels,
         golden_input=np.array(golden),
         golden_max_abs_diff=proven.limits.max_abs_diff,
-        metrics={"accuracy": proven.accuracy},
+        metrics=_metrics(trained, proven),
         parity=_gates(proven),
         source=Source(
             dataset=experiment.dataset,
@@ -145,11 +145,23 @@ def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, var
     return content
 
 
+def _metrics(trained: TrainReport, proven: VariantParity) -> dict[str, float]:
+    """How good the shipped variant is; of a reconstruction, how good the weights are."""
+    if proven.accuracy is None:
+        return {trained.loss_name: trained.loss}
+    return {"accuracy": proven.accuracy}
+
+
 def _gates(proven: VariantParity) -> dict[str, Gate]:
     limits = proven.limits
+    gates = {
+        "max_abs_diff": (proven.max_abs_diff, limits.max_abs_diff),
+        "flips": (proven.flips, limits.flips),
+        "accuracy_loss": (proven.accuracy_loss, limits.accuracy_loss),
+        "batch_diff": (proven.batch_diff, limits.batch_diff),
+    }
     return {
-        "max_abs_diff": Gate(measured=proven.max_abs_diff, limit=limits.max_abs_diff),
-        "flips": Gate(measured=proven.flips, limit=limits.flips),
-        "accuracy_loss": Gate(measured=proven.accuracy_loss, limit=limits.accuracy_loss),
-        "batch_diff": Gate(measured=proven.batch_diff, limit=limits.batch_diff),
+        name: Gate(measured=measured, limit=limit)
+        for name, (measured, limit) in gates.items()
+        if measured is not None and limit is not None
     }

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.arguments import experiment_argument, track_option
+from pipeline.asides import results
+from pipeline.tuning.cli import tune
 from serving import cli as serving_cli
-from serving.console import SETTINGS, Commands, json_option, log_to_stderr, note, show, summary
+from serving.console import SETTINGS, Commands, json_option, log_to_stderr, show, summary
 
 if TYPE_CHECKING:
     from pipeline.config import Experiment
@@ -34,8 +36,8 @@ OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 def ferry(directory: str | None) -> None:
     """Carry a model from training to where it runs, proven the same at every step.
 
-    The stages, in order: pull, preprocess, train, export, quantize, parity, benchmark, bundle and
-    report. `dvc repro` runs those that are out of date.
+    The stages, in order: pull, preprocess, train, evaluate, export, quantize, parity, benchmark,
+    bundle and report. `dvc repro` runs those that are out of date.
 
     An option may also come from the environment: FERRY_TRAIN_DEVICE=cpu is `ferry train --device
     cpu`.
@@ -113,6 +115,7 @@ def train(experiment: "Experiment", device: str | None, track: bool, as_json: bo
     """
     from pipeline import layout
     from pipeline.train import train
+    from pipeline.training.distributed import leads
 
     report = train(
         layout.ready(experiment.dataset),
@@ -123,8 +126,45 @@ def train(experiment: "Experiment", device: str | None, track: bool, as_json: bo
         device=device,
         track=track,
     )
-    shown = ("accuracy", "validation_accuracy", "best_epoch", "parameters", "seconds", "device")
-    show(report, as_json=as_json, text=summary(report, shown))
+    shown = (
+        "accuracy",
+        "loss",
+        "validation_accuracy",
+        "best_epoch",
+        "parameters",
+        "seconds",
+        "device",
+    )
+    if leads():  # among several processes one alone answers
+        show(report, as_json=as_json, text=summary(report, shown))
+
+
+@ferry.command()
+@experiment_argument
+@track_option
+@json_option
+def evaluate(experiment: "Experiment", track: bool, as_json: bool) -> None:
+    """Look inside EXPERIMENT's trained network: pictures, calibration, attacks.
+
+    The pictures are SVG files in reports/pictures/EXPERIMENT, which the report shows.
+
+    Example: ferry evaluate mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.evaluate import evaluate
+    from pipeline.records.evaluate import headline
+
+    report = evaluate(
+        layout.weights(experiment.name),
+        layout.ready(experiment.dataset),
+        layout.ready(experiment.evaluate.against),
+        layout.metrics(experiment.name, "evaluate"),
+        layout.pictures(experiment.name),
+        experiment=experiment,
+        track=track,
+    )
+    found = {"experiment": report.experiment, **headline(report), "pictures": len(report.pictures)}
+    show(report, as_json=as_json, text=summary(found))
 
 
 @ferry.command()
@@ -165,13 +205,15 @@ def quantize(experiment: "Experiment", as_json: bool) -> None:
     report = quantize(
         layout.model(experiment.name),
         layout.ready(experiment.dataset),
-        layout.model(experiment.name, "fp16"),
-        layout.model(experiment.name, "int8"),
+        layout.quantized(experiment.name),
         layout.metrics(experiment.name, "quantize"),
         experiment=experiment,
     )
-    sizes = {"fp16": f"{report.fp16.bytes:,} bytes", "int8": f"{report.int8.bytes:,} bytes"}
-    show(report, as_json=as_json, text=summary({"experiment": experiment.name, **sizes}))
+    made = {name: f"{variant.bytes:,} bytes" for name, variant in report.variants.items()}
+    skipped = {name: f"not made: {reason}" for name, reason in report.skipped.items()}
+    show(
+        report, as_json=as_json, text=summary({"experiment": report.experiment, **made, **skipped})
+    )
 
 
 @ferry.command()
@@ -192,7 +234,7 @@ def parity(experiment: "Experiment", track: bool, as_json: bool) -> None:
 
     report = parity(
         layout.weights(experiment.name),
-        layout.models(experiment.name),
+        layout.models(experiment.name, experiment.quantize.skip),
         layout.ready(experiment.dataset),
         layout.metrics(experiment.name, "parity"),
         experiment=experiment,
@@ -216,7 +258,7 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
 
     report = benchmark(
         layout.weights(experiment.name),
-        layout.models(experiment.name),
+        layout.models(experiment.name, experiment.quantize.skip),
         layout.ready(experiment.dataset),
         layout.metrics(experiment.name, "benchmark"),
         layout.plots(experiment.name, "benchmark"),
@@ -239,7 +281,7 @@ def bundle(experiment: "Experiment", track: bool, as_json: bool) -> None:
     from pipeline.bundle import bundle
 
     report = bundle(
-        layout.models(experiment.name),
+        layout.models(experiment.name, experiment.quantize.skip),
         layout.ready(experiment.dataset),
         layout.metrics(experiment.name, "bundle").parent,
         layout.bundle(experiment.name),
@@ -261,34 +303,13 @@ def report(as_json: bool) -> None:
     from pipeline import layout, params
     from pipeline.report import report
 
-    done = report(layout.METRICS, layout.REPORT, params=params.load())
+    done = report(layout.METRICS, layout.PICTURES, layout.REPORT, params=params.load())
     text = f"{done.page}: {', '.join(done.experiments)}"
     show(done, as_json=as_json, text=text)
 
 
-@ferry.command()
-@click.argument("experiments", metavar="[EXPERIMENT...]", nargs=-1)
-@json_option
-def results(experiments: tuple[str, ...], as_json: bool) -> None:
-    """Print what was measured: accuracy, parity, speed and size of every variant.
-
-    Of the experiments that have run, or of those that are named.
-
-    Example: ferry results digits-mlp digits-cnn
-    """
-    from pipeline import layout, params
-    from pipeline.results import as_table, results
-
-    rows = results(params.load(), experiments, metrics=layout.METRICS)
-    show(rows, as_json=as_json, text=as_table(rows))
-    if rows and not as_json:
-        note(
-            f"\nReport   {layout.REPORT} (`ferry report` makes it)\n"
-            f"Runs     make ui, then http://127.0.0.1:5000\n"
-            f"Predict  ferry predict {layout.bundle(rows[-1].experiment)} IMAGES..."
-        )
-
-
+ferry.add_command(results)
+ferry.add_command(tune)
 ferry.add_command(serving_cli.predict)
 ferry.add_command(serving_cli.bench)
 ferry.add_command(serving_cli.verify)

@@ -4,7 +4,7 @@ They hold no defaults, for those live in params.yaml alone; `pipeline.params` re
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -12,17 +12,22 @@ from pydantic import ConfigDict, Field
 from pipeline.errors import UnknownNameError
 
 __all__ = [
+    "LARGEST",
     "STRICT",
     "AugmentConfig",
     "BenchmarkConfig",
     "BundleConfig",
+    "Choice",
     "Count",
     "Counts",
     "DatasetConfig",
+    "EvaluateConfig",
     "Experiment",
     "ExportConfig",
     "Fraction",
     "GateConfig",
+    "Interval",
+    "Loss",
     "ModelConfig",
     "NaturalNumber",
     "NonNegativeNumber",
@@ -30,7 +35,9 @@ __all__ = [
     "ParityConfig",
     "PositiveNumber",
     "QuantizeConfig",
+    "SearchSpace",
     "TrainConfig",
+    "Variant",
 ]
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -43,6 +50,9 @@ PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+Loss = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"]
+Reason = Annotated[str, Field(min_length=1)]
+Variant = Literal["fp16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +61,8 @@ class DatasetConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    validation_rows: Count
-    """Rows taken from the training part, stratified by class."""
+    validation_rows: NaturalNumber
+    """Rows taken from the training part, stratified by class; 0 for a data set that is complete."""
     seed: NaturalNumber
 
 
@@ -76,6 +86,10 @@ class AugmentConfig:
     """Largest turn either way, in degrees."""
     scale: Fraction
     """Largest relative change of size either way."""
+    flip: bool
+    """Whether every second image, by chance, is mirrored left to right."""
+    cutout: NaturalNumber
+    """Side of the square that is blanked, in pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,20 +98,45 @@ class TrainConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
+    loss: Loss
     batch_size: Count
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "lbfgs"]
     lr: PositiveNumber
     """Peak learning rate of the schedule."""
     momentum: Fraction
     """Of sgd (Nesterov) and rmsprop; the decay of the first moment of adam and adamw."""
     weight_decay: NonNegativeNumber
-    schedule: Literal["onecycle", "cosine"]
+    schedule: Literal["onecycle", "cosine", "linear", "constant"]
     label_smoothing: Fraction
+    clip: NonNegativeNumber
+    """Largest norm of the gradient of all weights together; 0 does not clip."""
     augment: AugmentConfig
     ema: Fraction
     """Decay per step of the moving average of the weights that is kept; 0 keeps the weights."""
+    early_stop: NaturalNumber
+    """Epochs without a better one on validation after which training ends; 0 never does."""
+    init_from: str | None
+    """The experiment whose trained weights are the first ones, where names and shapes agree."""
+    compile: bool
+    """Whether torch.compile translates the network first."""
     seed: NaturalNumber
     device: Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """A look inside of the trained network."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    strengths: tuple[PositiveNumber, ...]
+    """Largest changes of a pixel that attacks may make, on pixels from 0 to 1."""
+    rows: Count
+    """Rows of the test set that are attacked."""
+    steps: Count
+    """Of projected gradient descent, the stronger attack."""
+    against: str
+    """Data set whose test images a reconstruction must tell apart; its own: no such comparison."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,13 +151,20 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeConfig:
-    """How activations are calibrated for int8."""
+    """Which variants are made, and how activations are calibrated for int8."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     calibration_rows: Count
     method: Literal["minmax", "entropy", "percentile"]
     seed: NaturalNumber
+    skip: Mapping[Variant, Reason]
+    """Why a variant is not made, where one is not."""
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The same, as the metrics keep it."""
+        return {str(variant): reason for variant, reason in self.skip.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,13 +174,13 @@ class GateConfig:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     max_abs_diff: PositiveNumber
-    """Largest absolute difference of any logit."""
-    flips: NaturalNumber
-    """Most rows whose predicted class may change."""
-    accuracy_loss: NonNegativeNumber
-    """Most percentage points of accuracy that may be lost."""
+    """Largest absolute difference of any logit, or of any pixel of a reconstruction."""
+    flips: NaturalNumber | None
+    """Most rows whose predicted class may change; null where no class is predicted."""
+    accuracy_loss: NonNegativeNumber | None
+    """Most percentage points of accuracy that may be lost; null where no class is predicted."""
     batch_diff: NonNegativeNumber
-    """Largest absolute difference of a logit of one row between batch sizes."""
+    """Largest absolute difference of a value of one row between batch sizes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +223,25 @@ class BundleConfig:
     golden_rows: Count
 
 
+Choice = bool | int | float | str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Numbers to search between, both ends included; whole ones if both ends are."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    low: int | float
+    high: int | float
+    log: bool
+    """Whether each power of ten is as likely as the next."""
+
+
+SearchSpace = Annotated[tuple[Choice, ...], Field(min_length=1)] | Interval
+"""The values to choose from, or an interval."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
     """A data set, a model and their settings: one section of params.yaml."""
@@ -188,11 +253,14 @@ class Experiment:
     epochs: Count
     model: ModelConfig
     train: TrainConfig
+    evaluate: EvaluateConfig
     export: ExportConfig
     quantize: QuantizeConfig
     parity: ParityConfig
     benchmark: BenchmarkConfig
     bundle: BundleConfig
+    search: Mapping[str, SearchSpace] = field(default_factory=dict)
+    """What `ferry tune` may change, by the key's path below the experiment; may be left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +270,8 @@ class Params:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     mirrors: tuple[str, ...]
+    short: tuple[str, ...]
+    """The experiments that `dvc repro short` runs, and no others."""
     datasets: Mapping[str, DatasetConfig]
     experiments: Mapping[str, Experiment]
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from pipeline.classifier import Classifier
-from pipeline.export import OUTPUTS, to_program
+from pipeline.export import to_program
+from pipeline.graph import Graph
 from pipeline.records.parity import Divergence
 from serving.session import open_session
 
@@ -22,17 +22,18 @@ Array = npt.NDArray[Any]
 
 
 def first_divergence(
-    classifier: Classifier, model: onnx.ModelProto, image: Array, limit: float
+    graph: Graph, model: onnx.ModelProto, row: Array, limit: float
 ) -> Divergence | None:
-    """The first node, in graph order, that is further off than the gate allows the logits to be.
+    """The first node, in graph order, that is further off than the gate allows the answer to be.
 
-    `image` is one row, uint8 [H, W, C], and `limit` the gate on the logits. Both are taken relative
-    to the largest value of their tensor, so that layers of different scale compare. Where no node
-    alone is beyond that, the one that is furthest off; None when no value can be compared.
+    `row` is one raw row, for instance uint8 [1, H, W, C], and `limit` the gate on the graph's first
+    output. Both are taken relative to the largest value of their tensor, so that layers of
+    different scale compare. Where no node alone is beyond that, the one that is furthest off; None
+    when no value can be compared.
     """
-    wanted = _torch_values(classifier, image, _opset(model))
-    found = _onnx_values(model, image)
-    allowed = limit / max(float(np.abs(wanted["logits"]).max()), 1e-12)
+    wanted = _torch_values(graph, row, _opset(model))
+    found = _onnx_values(model, row)
+    allowed = limit / max(float(np.abs(wanted[graph.head.outputs[0]]).max()), 1e-12)
     compared = []
     for node in model.graph.node:
         for name in node.output:
@@ -60,18 +61,19 @@ class _Recorder(torch.fx.Interpreter):
         return value
 
 
-def _torch_values(classifier: Classifier, image: Array, opset: int) -> dict[str, Array]:
+def _torch_values(graph: Graph, row: Array, opset: int) -> dict[str, Array]:
     """Every value that PyTorch computes on the way, by the names that the exporter gives."""
-    program = to_program(classifier, np.stack([image, image]), opset).exported_program
+    program = to_program(graph, np.concatenate([row, row]), opset).exported_program
     assert program is not None  # noqa: S101 - the exporter keeps what it exported
     recorder = _Recorder(program.module())
     with torch.no_grad():
-        outputs = recorder.run(torch.from_numpy(image[None].copy()))
-    named = {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}
+        outputs = recorder.run(graph.tensor(row))
+    answers = zip(graph.head.outputs, outputs, strict=True)
+    named = {name: value.numpy() for name, value in answers}
     return recorder.values | named
 
 
-def _onnx_values(model: onnx.ModelProto, image: Array) -> dict[str, Array]:
+def _onnx_values(model: onnx.ModelProto, row: Array) -> dict[str, Array]:
     """Every value that the ONNX graph computes, without any optimization."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
@@ -81,7 +83,7 @@ def _onnx_values(model: onnx.ModelProto, image: Array) -> dict[str, Array]:
         onnx.ValueInfoProto(name=name) for name in names if name not in known
     )
     session = open_session(exposed.SerializeToString(), threads=1, optimize=False)
-    values = session.run({session.inputs[0].name: image[None]})
+    values = session.run({session.inputs[0].name: row})
     # Behind a quantizer the value that goes on is the dequantized one: it may do a ReLU's clipping.
     return {name: values.get(f"{name}_DequantizeLinear_Output", values[name]) for name in values}
 

@@ -18,10 +18,15 @@ class Epoch:
     """At its last step."""
     loss: float
     """Mean over the epoch's steps, with augmentation and label smoothing."""
-    accuracy: float
-    """On the augmented rows, 0 to 1, while the weights moved."""
+    accuracy: float | None
+    """On the augmented rows, 0 to 1, while the weights moved; None where no class is predicted."""
     validation_loss: float
-    validation_accuracy: float
+    validation_accuracy: float | None
     seconds: float
     """Training steps alone."""
     rows_per_second: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Grows as the epoch is better on validation: by accuracy, then by loss."""
+        return self.validation_accuracy or 0.0, -self.validation_loss

@@ -21,6 +21,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from pipeline.epoch import Epoch
 
 __all__ = [
+    "BLUE",
+    "COLORS",
+    "INK",
+    "ORANGE",
+    "PALE",
+    "STYLE",
     "Point",
     "as_svg",
     "confusion_matrix",
@@ -84,21 +90,27 @@ class Point(Protocol):
 
 
 def learning_curve(history: Sequence[Epoch]) -> Figure:
-    """Draw loss and accuracy of each epoch, on the training rows and on validation."""
+    """Draw loss and error of each epoch, on the training rows and on validation.
+
+    Where no class is predicted there is no error to draw, and the loss stands alone.
+    """
+    classifies = history[0].accuracy is not None
+    unit = "cross-entropy, nats" if classifies else "mean squared error"
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.2), layout="constrained")
-        losses, accuracies = figure.subplots(1, 2)
+        losses, *others = figure.subplots(1, 1 + classifies, squeeze=False)[0]
         epochs = [epoch.epoch for epoch in history]
         _pair(losses, epochs, [e.loss for e in history], [e.validation_loss for e in history])
-        losses.set(title="Loss", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
+        losses.set(title="Loss", xlabel="epoch", ylabel=unit, yscale="log")
         _logarithmic(losses.yaxis)
-        wrong = [100 * (1 - e.accuracy) for e in history]
-        _pair(accuracies, epochs, wrong, [100 * (1 - e.validation_accuracy) for e in history])
-        accuracies.set(title="Error", xlabel="epoch", ylabel="rows answered wrongly, %")
-        accuracies.set_ylim(bottom=0)
-        for axes in (losses, accuracies):
+        for errors in others:
+            wrong = [_percent_wrong(epoch.accuracy) for epoch in history]
+            _pair(errors, epochs, wrong, [_percent_wrong(e.validation_accuracy) for e in history])
+            errors.set(title="Error", xlabel="epoch", ylabel="rows answered wrongly, %")
+            errors.set_ylim(bottom=0)
+        for axes in (losses, *others):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        accuracies.legend()
+        axes.legend()
     return figure
 
 
@@ -158,6 +170,10 @@ def as_svg(figure: Figure, title: str) -> str:
     text = re.sub(r' id="[^"_]*_\d+"', "", text)  # numbered alike in every figure of a page
     label = html.escape(title, quote=True)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+def _percent_wrong(accuracy: float | None) -> float:
+    return 100 * (1 - (accuracy or 0.0))
 
 
 def _pair(

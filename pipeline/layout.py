@@ -3,11 +3,12 @@
 Paths are relative to the folder of params.yaml; `D` is a data set, `E` an experiment.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 __all__ = [
     "METRICS",
-    "MODEL_FILES",
+    "PICTURES",
     "REPORT",
     "VARIANTS",
     "bundle",
@@ -15,16 +16,20 @@ __all__ = [
     "metrics",
     "model",
     "models",
+    "pictures",
     "plots",
+    "quantized",
     "raw",
     "ready",
+    "tune",
     "weights",
 ]
 
-MODEL_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-VARIANTS = tuple(MODEL_FILES)
+VARIANTS = ("fp32", "fp16", "int8")
+"""The exported model, and what is made of it."""
 METRICS = Path("metrics")
 REPORT = Path("reports/index.html")
+PICTURES = Path("reports/pictures")
 
 
 def raw(dataset: str) -> Path:
@@ -47,14 +52,23 @@ def checkpoint(experiment: str) -> Path:
     return Path("models") / experiment / "checkpoint.safetensors"
 
 
-def model(experiment: str, variant: str = "fp32") -> Path:
-    """An ONNX file: `models/E/model.onnx`, or a variant of it."""
-    return Path("models") / experiment / MODEL_FILES[variant]
+def model(experiment: str) -> Path:
+    """The exported model: `models/E/model.onnx`."""
+    return Path("models") / experiment / "model.onnx"
 
 
-def models(experiment: str) -> dict[str, Path]:
-    """The ONNX file of each variant."""
-    return {variant: model(experiment, variant) for variant in VARIANTS}
+def quantized(experiment: str) -> Path:
+    """The folder of what is made of it: `models/E/quantized`."""
+    return Path("models") / experiment / "quantized"
+
+
+def models(experiment: str, skip: Collection[str] = ()) -> dict[str, Path]:
+    """The ONNX file of each variant but those in `skip`, fp32 first."""
+    made = {"fp32": model(experiment)}
+    for variant in VARIANTS[1:]:
+        if variant not in skip:
+            made[variant] = quantized(experiment) / f"model.{variant}.onnx"
+    return made
 
 
 def metrics(experiment: str, stage: str) -> Path:
@@ -67,6 +81,16 @@ def plots(experiment: str, stage: str) -> Path:
     return Path("plots") / experiment / stage
 
 
+def pictures(experiment: str) -> Path:
+    """The folder of the SVG files that show the inside of a network: `reports/pictures/E`."""
+    return PICTURES / experiment
+
+
 def bundle(experiment: str) -> Path:
     """The folder that is deployed: `bundles/E`."""
     return Path("bundles") / experiment
+
+
+def tune(experiment: str) -> Path:
+    """The folder of a search for better settings: `models/E/tune`."""
+    return Path("models") / experiment / "tune"

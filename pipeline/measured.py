@@ -10,6 +10,7 @@ from typing import TypeVar
 from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport
 from pipeline.records.bundle import BundleReport
+from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport
 from pipeline.records.train import TrainReport
 
@@ -23,9 +24,10 @@ class Measured:
     """What is known of one experiment; None for a stage that has not run on these weights."""
 
     training: TrainReport
-    parity: ParityReport | None
-    benchmark: BenchmarkReport | None
-    shipped: BundleReport | None
+    inside: EvaluateReport | None
+    parity: ParityReport | None = None
+    benchmark: BenchmarkReport | None = None
+    shipped: BundleReport | None = None
 
 
 def read_measured(metrics: Path, experiment: str) -> Measured | None:
@@ -37,14 +39,19 @@ def read_measured(metrics: Path, experiment: str) -> Measured | None:
     training = _read(TrainReport, folder / "train.json")
     if training is None:
         return None
+    inside = _read(EvaluateReport, folder / "evaluate.json")
+    if inside is not None and inside.weights_sha256 != training.weights_sha256:
+        inside = None
     parity = _read(ParityReport, folder / "parity.json")
     if parity is None or parity.weights_sha256 != training.weights_sha256:
-        return Measured(training=training, parity=None, benchmark=None, shipped=None)
+        return Measured(training=training, inside=inside)
     benchmark = _read(BenchmarkReport, folder / "benchmark.json")
     if benchmark is None or benchmark.weights_sha256 != training.weights_sha256:
-        return Measured(training=training, parity=parity, benchmark=None, shipped=None)
+        return Measured(training=training, inside=inside, parity=parity)
     shipped = _read(BundleReport, folder / "bundle.json")
-    return Measured(training=training, parity=parity, benchmark=benchmark, shipped=shipped)
+    return Measured(
+        training=training, inside=inside, parity=parity, benchmark=benchmark, shipped=shipped
+    )
 
 
 def _read(record: type[Record], path: Path) -> Record | None:

@@ -4,6 +4,7 @@ Whatever is wrong in the file is refused with the key's full path, the value and
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from pipeline import datasets, models
@@ -57,15 +58,19 @@ def _refuse_unknown_names(params: Params) -> None:
     for name in params.datasets:
         if name not in datasets.names():
             raise ConfigError(f"datasets.{name}: no such data set{nearest(name, datasets.names())}")
+    for index, name in enumerate(params.short):
+        _refuse_unknown(f"short.{index}", "experiment", name, params.experiments)
     for experiment in params.experiments.values():
         where = f"experiments.{experiment.name}"
-        if experiment.dataset not in params.datasets:
-            raise ConfigError(
-                f"{where}.dataset: no data set named {experiment.dataset!r}"
-                f"{nearest(experiment.dataset, params.datasets)}"
-            )
-        if experiment.model.name not in models.names():
-            raise ConfigError(
-                f"{where}.model.name: no model named {experiment.model.name!r}"
-                f"{nearest(experiment.model.name, models.names())}"
-            )
+        against, source = experiment.evaluate.against, experiment.train.init_from
+        _refuse_unknown(f"{where}.dataset", "data set", experiment.dataset, params.datasets)
+        _refuse_unknown(f"{where}.evaluate.against", "data set", against, params.datasets)
+        _refuse_unknown(f"{where}.model.name", "model", experiment.model.name, models.names())
+        if source is not None:
+            others = params.experiments.keys() - {experiment.name}
+            _refuse_unknown(f"{where}.train.init_from", "other experiment", source, sorted(others))
+
+
+def _refuse_unknown(where: str, what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{where}: no {what} named {name!r}{nearest(name, known)}")

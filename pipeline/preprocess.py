@@ -1,9 +1,10 @@
 """`ferry preprocess mnist`: raw files in, arrays and their manifest out, in `data/ready/D`.
 
-A fixed, seeded, stratified validation split is taken from the training part; the official test set
-stays as it is, and every value stays raw.
+A fixed, seeded, stratified validation split is taken from the training part, unless these are all
+the rows there can be; the official test set stays as it is, and every value stays raw.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from pipeline.datasets import Dataset, Rows
 from pipeline.errors import ConfigError, InputError, IntegrityError
 from pipeline.ready import MANIFEST, SPLITS, ArrayInfo, Manifest, Split, write_array
 from pipeline.split import stratified
+from pipeline.words import words
 from serving.files import require, sha256_of_file, write_json
 
-__all__ = ["channel_statistics", "check_raw", "preprocess"]
+__all__ = ["channel_statistics", "check_raw", "preprocess", "vocabulary"]
 
 Labels = npt.NDArray[np.int64]
 
@@ -30,9 +32,9 @@ BLOCK_VALUES = 1 << 20
 def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> Manifest:
     """Write the splits of the data set `name` and their manifest to the folder `ready`.
 
-    `{train,validation,test}_inputs.npy` keep the raw dtype, for images uint8 [rows, H, W, C];
-    `_labels.npy` are int64 [rows]. The manifest comes last, and the same files and settings give
-    the same bytes.
+    `{train,validation,test}_inputs.npy` keep the raw dtype: uint8 [rows, H, W, C] for images,
+    float32 [rows, features] for tables, str [rows] for text; `_labels.npy` are int64 [rows]. The
+    manifest comes last, and the same files and settings give the same bytes.
 
     Raises MissingInputError and IntegrityError for a raw file that is not the official one,
     InputError for rows that cannot be used, and ConfigError for a `validation_rows` that does not
@@ -42,20 +44,18 @@ def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> M
     check_raw(raw, dataset, name)
     rows = dataset.read(raw)
     splits = _split(rows, dataset, name, config)
-    mean, std = channel_statistics(splits["train"].inputs)
-    if min(std) == 0:
-        raise InputError(
-            f"{name}: channel {std.index(0)} has the same value in every training row, so there "
-            f"is nothing to learn from it"
-        )
+    mean, std = _statistics(splits["train"], dataset, name)
+    known = vocabulary(splits["train"].inputs) if dataset.kind == "text" else ()
     # An interrupted run must not leave new arrays under an old manifest.
     (ready / MANIFEST).unlink(missing_ok=True)
     manifest = Manifest(
         dataset=name,
+        kind=dataset.kind,
         labels=dataset.labels,
         class_counts={part: _class_counts(split, dataset) for part, split in splits.items()},
         mean=mean,
         std=std,
+        vocabulary=known,
         seed=config.seed,
         arrays=_write_arrays(ready, splits),
     )
@@ -81,7 +81,7 @@ def check_raw(raw: Path, dataset: Dataset, name: str) -> None:
 def channel_statistics(
     inputs: npt.NDArray[Any],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, the last axis, in the units of `inputs`.
+    """Mean and standard deviation of each channel or feature, the last axis, in raw units.
 
     `inputs` has any numeric dtype and the shape [rows, ..., channels]. Computed in float64, in two
     passes over blocks of rows, so that no float copy of the whole is made.
@@ -93,6 +93,31 @@ def channel_statistics(
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
+def vocabulary(texts: npt.NDArray[np.str_]) -> tuple[str, ...]:
+    """Every word of the texts, str [rows], the most frequent first, ties in alphabetical order."""
+    counts = Counter(word for text in texts.tolist() for word in words(text))
+    return tuple(sorted(counts, key=lambda word: (-counts[word], word)))
+
+
+def _statistics(
+    train: Split, dataset: Dataset, name: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the graph standardizes with: mean and standard deviation, 0 and 1 to leave all as is."""
+    if dataset.kind == "text":
+        return (), ()
+    if not dataset.standardized:
+        count = train.inputs.shape[-1]
+        return (0.0,) * count, (1.0,) * count
+    mean, std = channel_statistics(train.inputs)
+    if min(std) == 0:
+        axis = "channel" if dataset.kind == "image" else "feature"
+        raise InputError(
+            f"{name}: {axis} {std.index(0)} has the same value in every training row, so there "
+            f"is nothing to learn from it"
+        )
+    return mean, std
+
+
 def _blocks(inputs: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float64]]:
     """Go through the inputs as float64 [values, channels], some rows at a time."""
     step = max(1, BLOCK_VALUES * len(inputs) // inputs.size)
@@ -102,6 +127,8 @@ def _blocks(inputs: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float64]]:
 
 def _split(rows: Rows, dataset: Dataset, name: str, config: DatasetConfig) -> Mapping[str, Split]:
     where = f"datasets.{name}.validation_rows"
+    if dataset.complete:
+        return _complete_splits(rows, where, config)
     train, validation = _validation_split(rows.train_labels, dataset, where, config)
     splits = {
         "train": Split(rows.train_inputs[train], rows.train_labels[train]),
@@ -117,6 +144,16 @@ def _split(rows: Rows, dataset: Dataset, name: str, config: DatasetConfig) -> Ma
                 f"class {missing!r}, of which there are too few; choose another number"
             )
     return splits
+
+
+def _complete_splits(rows: Rows, where: str, config: DatasetConfig) -> Mapping[str, Split]:
+    """Every row in every split, for a data set of all the rows there can be."""
+    if config.validation_rows:
+        raise ConfigError(
+            f"{where} must be 0, for its {len(rows.train_labels)} rows are all there can be and "
+            f"each is validated on, got {config.validation_rows}"
+        )
+    return dict.fromkeys(SPLITS, Split(rows.train_inputs, rows.train_labels))
 
 
 def _validation_split(

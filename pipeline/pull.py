@@ -53,6 +53,8 @@ class _Pull:
 
     raw: Path
     name: str
+    folder: str
+    """Below a mirror."""
     first: tuple[str, ...]
     later: tuple[str, ...]
 
@@ -61,7 +63,8 @@ def pull(raw: Path, *, name: str, mirrors: Sequence[str], mirror: str | None = N
     """Bring the official files of the data set `name` to the folder `raw`.
 
     `mirror` and `mirrors` are URLs or folders laid out as `MIRROR/DATASET/FILE`, holding an archive
-    or its members. Several processes may pull at once; all but the first wait and find the files.
+    or its members; a data set with a `mirrored_as` has that name there. Several processes may pull
+    at once; all but the first wait and find the files.
 
     Raises UnknownNameError for a data set that does not exist, UsageError or ConfigError for an
     address that is no mirror, and DownloadError when no address had a file.
@@ -71,7 +74,8 @@ def pull(raw: Path, *, name: str, mirrors: Sequence[str], mirror: str | None = N
     later = tuple(
         _checked(entry, f"mirrors[{index}]", ConfigError) for index, entry in enumerate(mirrors)
     )
-    run = _Pull(raw=raw, name=name, first=first, later=later)
+    folder = dataset.mirrored_as or name
+    run = _Pull(raw=raw, name=name, folder=folder, first=first, later=later)
     raw.mkdir(parents=True, exist_ok=True)
     with _alone(raw, name):
         files = [_pull_file(run, file) for file in dataset.files]
@@ -150,7 +154,7 @@ def _first_that_works(run: _Pull, name: str, attempts: Iterator[Attempt]) -> str
             return address
     raise DownloadError(
         f"{name} of {run.name} could not be pulled; tried {'; '.join(tried) or 'no address'}. "
-        f"Name a URL or folder that holds {run.name}/{name} with --mirror or FERRY_MIRROR, "
+        f"Name a URL or folder that holds {run.folder}/{name} with --mirror or FERRY_MIRROR, "
         f"or use a data set that needs no network: {', '.join(_embedded_names())}"
     )
 
@@ -159,9 +163,9 @@ def _file_attempts(run: _Pull, file: RawFile) -> Iterator[Attempt]:
     target = run.raw / file.name
     if file.embedded:
         yield file.embedded, partial(_copy_embedded, file, target)
-    addresses = [_below(mirror, run.name, file.name) for mirror in run.first]
+    addresses = [_below(mirror, run.folder, file.name) for mirror in run.first]
     addresses += file.urls
-    addresses += [_below(mirror, run.name, file.name) for mirror in run.later]
+    addresses += [_below(mirror, run.folder, file.name) for mirror in run.later]
     for address in addresses:
         yield _shown(address), partial(fetch, file, target, address)
 
@@ -179,9 +183,9 @@ def _archive_attempts(run: _Pull, archive: Archive, missing: list[RawFile]) -> I
 def _mirror_attempts(
     run: _Pull, archive: Archive, missing: list[RawFile], mirror: str
 ) -> Iterator[Attempt]:
-    whole = _below(mirror, run.name, archive.name)
+    whole = _below(mirror, run.folder, archive.name)
     yield _shown(whole), partial(_fetch_archive, run, archive, missing, whole)
-    folder = _below(mirror, run.name, "")
+    folder = _below(mirror, run.folder, "")
     yield f"{_shown(folder)} (members)", partial(_fetch_members, run, missing, mirror)
 
 
@@ -199,7 +203,7 @@ def _fetch_members(run: _Pull, missing: list[RawFile], mirror: str) -> None:
         if is_good(member, target):
             continue
         try:
-            fetch(member, target, _below(mirror, run.name, member.name))
+            fetch(member, target, _below(mirror, run.folder, member.name))
         except UnavailableError as error:
             raise UnavailableError(f"{member.name}: {error}") from error
 
@@ -210,10 +214,10 @@ def _copy_embedded(file: RawFile, target: Path) -> None:
         fetch(file, target, str(source))
 
 
-def _below(mirror: str, dataset: str, name: str) -> str:
+def _below(mirror: str, folder: str, name: str) -> str:
     if is_url(mirror):
-        return f"{mirror.rstrip('/')}/{dataset}/{name}"
-    return str(Path(mirror) / dataset / name)
+        return f"{mirror.rstrip('/')}/{folder}/{name}"
+    return str(Path(mirror) / folder / name)
 
 
 def _shown(address: str) -> str:

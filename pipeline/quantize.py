@@ -1,11 +1,13 @@
 """`ferry quantize EXPERIMENT`: write the fp16 and int8 variants of the exported model.
 
+A variant that params.yaml skips is not made, and the metrics say why.
 int8 is QDQ with weights per channel (S8) and activations U8, calibrated on training rows alone;
 the form that ONNX Runtime's x86-64 kernels run fastest.
 """
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from pipeline import onnxmodel, ready
-from pipeline.config import Experiment, QuantizeConfig
+from pipeline.config import Experiment, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from serving.files import sha256_of_bytes, write_json
 
@@ -56,14 +58,15 @@ class QuantizeReport:
     calibration_rows: int
     calibration_method: str
     seconds: float
-    fp16: VariantFile
-    int8: VariantFile
+    variants: Mapping[Variant, VariantFile]
+    skipped: Mapping[Variant, str]
+    """The variants that were not made, with the reason."""
 
 
 def quantize(
-    model: Path, data: Path, fp16: Path, int8: Path, metrics: Path, *, experiment: Experiment
+    model: Path, data: Path, folder: Path, metrics: Path, *, experiment: Experiment
 ) -> QuantizeReport:
-    """Write the variants of `model` beside it.
+    """Write the variants of `model` to `folder`, as `model.fp16.onnx` and `model.int8.onnx`.
 
     `data` is the preprocessed data set, whose training split is calibrated on. Raises
     MissingInputError, IntegrityError, ModelError and ConfigError for too few rows.
@@ -71,17 +74,26 @@ def quantize(
     start = time.perf_counter()
     config = experiment.quantize
     original = onnxmodel.load(model, f"ferry export {experiment.name}")
-    rows = calibration_rows(data, config, experiment.name)
-    half = onnxmodel.save(_tagged(to_fp16(original), original, "fp16"), fp16)
-    small = onnxmodel.save(_tagged(to_int8(original, rows, config), original, "int8"), int8)
-    size = model.stat().st_size
+    made: dict[Variant, onnx.ModelProto] = {}
+    rows = 0
+    if "fp16" not in config.skip:
+        made["fp16"] = to_fp16(original)
+    if "int8" not in config.skip:
+        calibrating = calibration_rows(data, config, experiment.name)
+        made["int8"], rows = to_int8(original, calibrating, config), len(calibrating)
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("model.*.onnx"):
+        left.unlink()  # of an earlier run that skipped less
     report = QuantizeReport(
         experiment=experiment.name,
-        calibration_rows=len(rows),
+        calibration_rows=rows,
         calibration_method=config.method,
         seconds=time.perf_counter() - start,
-        fp16=_file(half, size),
-        int8=_file(small, size),
+        variants={
+            variant: _save(_tagged(one, original, variant), folder, variant, model.stat().st_size)
+            for variant, one in made.items()
+        },
+        skipped=config.skip,
     )
     write_json(metrics, report)
     return report
@@ -110,7 +122,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 def to_int8(
     model: onnx.ModelProto, rows: np.ndarray[Any, Any], config: QuantizeConfig
 ) -> onnx.ModelProto:
-    """Quantize with ranges that are measured on `rows`, uint8 [rows, H, W, C]."""
+    """Quantize with ranges that are measured on `rows`, raw rows as the model takes them."""
     with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(_copy(model), prepared)
@@ -155,7 +167,10 @@ def _tagged(variant: onnx.ModelProto, original: onnx.ModelProto, name: str) -> o
     return variant
 
 
-def _file(content: bytes, original_size: int) -> VariantFile:
+def _save(
+    model: onnx.ModelProto, folder: Path, variant: Variant, original_size: int
+) -> VariantFile:
+    content = onnxmodel.save(model, folder / f"model.{variant}.onnx")
     return VariantFile(
         bytes=len(content),
         sha256=sha256_of_bytes(content),

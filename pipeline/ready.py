@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import IntegrityError
+from pipeline.kind import Kind
 from serving.files import (
     atomic_write,
     read_json,
@@ -51,12 +52,18 @@ class Manifest:
     """What lies in `data/ready/D`."""
 
     dataset: str
+    kind: Kind
     labels: tuple[str, ...]
     class_counts: Mapping[str, tuple[int, ...]]
     """Rows of each class, per split."""
     mean: tuple[float, ...]
-    """Per channel, over the training split alone, in raw units (0 to 255 for uint8)."""
+    """Per channel of images and per feature of tables, over the training split alone, in raw units
+    (0 to 255 for uint8); () for text, and 0 for values that are not to be standardized."""
     std: tuple[float, ...]
+    """As `mean`; 1 for values that are not to be standardized."""
+    vocabulary: tuple[str, ...]
+    """Every word of the training split of a text, the most frequent first, ties in alphabetical
+    order; () for images and tables."""
     seed: int
     arrays: Mapping[str, ArrayInfo]
     """Per file name, for instance `train_inputs.npy`."""
@@ -67,7 +74,7 @@ class Split:
     """The rows of one split, memory-mapped and still raw."""
 
     inputs: npt.NDArray[Any]
-    """uint8 [rows, H, W, C] for images."""
+    """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
     labels: npt.NDArray[np.int64]
     """int64 [rows]."""
 
@@ -83,10 +90,12 @@ def open_manifest(folder: Path) -> Manifest:
         }
         return Manifest(
             dataset=raw["dataset"],
+            kind=raw["kind"],
             labels=tuple(raw["labels"]),
             class_counts={split: tuple(counts) for split, counts in raw["class_counts"].items()},
             mean=tuple(raw["mean"]),
             std=tuple(raw["std"]),
+            vocabulary=tuple(raw["vocabulary"]),
             seed=raw["seed"],
             arrays=arrays,
         )

@@ -49,6 +49,15 @@ class GateLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A look inside of a network."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     """One experiment on the page."""
 
@@ -60,17 +69,24 @@ class Section:
     skipped: tuple[SkippedProvider, ...]
     learning_curve: str
     """SVG, as the other two."""
-    confusion_matrix: str
+    confusion_matrix: str | None
+    """None where no class is predicted."""
     latency_throughput: str | None
+    inside: tuple[tuple[str, str], ...]
+    """What the look inside measured, by what a person calls it."""
+    pictures: tuple[Picture, ...]
+    unseen: tuple[tuple[str, str], ...]
+    """What was not drawn, measured or made, with the reason."""
 
 
-def report(metrics: Path, page: Path, *, params: Params) -> ReportSummary:
+def report(metrics: Path, pictures: Path, page: Path, *, params: Params) -> ReportSummary:
     """Write the page of every experiment of `params` that has been trained.
 
+    `pictures` holds a folder of SVG files per experiment, as `ferry evaluate` leaves them.
     Raises MissingInputError when none has, and IntegrityError for metrics that cannot be read.
     """
     found = [read_measured(metrics, name) for name in params.experiments]
-    sections = tuple(_section(measured) for measured in found if measured)
+    sections = tuple(_section(measured, pictures) for measured in found if measured)
     if not sections:
         raise MissingInputError(f"{metrics} holds no trained experiment; `dvc repro` runs them")
     names = tuple(section.name for section in sections)
@@ -84,9 +100,8 @@ def report(metrics: Path, page: Path, *, params: Params) -> ReportSummary:
     )
 
 
-def _section(measured: Measured) -> Section:
+def _section(measured: Measured, pictures: Path) -> Section:
     training, name = measured.training, measured.training.experiment
-    matrix = figures.confusion_matrix(training.confusion, training.labels)
     curve = figures.learning_curve(training.history)
     variants = measured.parity.variants if measured.parity else {}
     return Section(
@@ -97,18 +112,70 @@ def _section(measured: Measured) -> Section:
         timed=tuple(_timed(measured.benchmark)),
         skipped=_skipped(measured.benchmark),
         learning_curve=figures.as_svg(curve, f"{name}: loss and error of each epoch"),
-        confusion_matrix=figures.as_svg(matrix, f"{name}: confusion matrix of the test set"),
+        confusion_matrix=_confusion(measured),
         latency_throughput=_latency(name, measured.benchmark),
+        inside=tuple(_inside(measured)),
+        pictures=tuple(_pictures(measured, pictures / name)),
+        unseen=tuple(_unseen(measured)),
     )
+
+
+def _confusion(measured: Measured) -> str | None:
+    training = measured.training
+    if not training.confusion:
+        return None
+    matrix = figures.confusion_matrix(training.confusion, training.labels)
+    return figures.as_svg(matrix, f"{training.experiment}: confusion matrix of the test set")
+
+
+def _inside(measured: Measured) -> Iterator[tuple[str, str]]:
+    """The numbers of the look inside, as a person reads them."""
+    classes = measured.inside.classes if measured.inside else None
+    drawn = measured.inside.reconstruction if measured.inside else None
+    if classes:
+        yield "expected calibration error", f"{classes.calibration.error:.3f}"
+        yield "mean confidence", f"{classes.calibration.mean_confidence:.1%}"
+        known = {name: part for name, part in classes.class_accuracy.items() if part is not None}
+        worst = min(known, key=lambda name: known[name])
+        yield "hardest class", f"{worst}, {known[worst]:.1%}"
+    if classes and classes.robustness:
+        yield f"first {classes.robustness.rows} rows", f"{classes.robustness.accuracy:.1%}"
+        for attack in classes.robustness.attacks:
+            yield f"{attack.name}, {attack.strength:g} of a pixel", f"{attack.accuracy:.1%}"
+    if drawn:
+        yield "mean error of a row", f"{drawn.mean_error:.5f}"
+    if drawn and drawn.strangers:
+        yield f"AUC against {drawn.strangers.dataset}", f"{drawn.strangers.auc:.4f}"
+
+
+def _pictures(measured: Measured, folder: Path) -> Iterator[Picture]:
+    """The pictures that lie in the folder; they are made by ferry, so they go in as they are."""
+    shown = measured.inside.pictures if measured.inside else {}
+    for name, caption in shown.items():
+        path = folder / f"{name}.svg"
+        if path.is_file():
+            yield Picture(name=name, caption=caption, svg=path.read_text(encoding="utf-8"))
+
+
+def _unseen(measured: Measured) -> Iterator[tuple[str, str]]:
+    if measured.inside:
+        yield from measured.inside.skipped.items()
+    if measured.parity:
+        yield from measured.parity.skipped.items()
 
 
 def _gate_lines(parity: VariantParity) -> tuple[GateLine, ...]:
     found, limits = parity, parity.limits
-    return (
-        _line("largest logit difference", found.max_abs_diff, limits.max_abs_diff, ".1e"),
-        _line("flipped predictions", found.flips, limits.flips, "d"),
-        _line("accuracy lost, points", found.accuracy_loss, limits.accuracy_loss, ".2f"),
-        _line("difference between batch sizes", found.batch_diff, limits.batch_diff, ".1e"),
+    lines = (
+        ("largest difference", found.max_abs_diff, limits.max_abs_diff, ".1e"),
+        ("flipped predictions", found.flips, limits.flips, "d"),
+        ("accuracy lost, points", found.accuracy_loss, limits.accuracy_loss, ".2f"),
+        ("difference between batch sizes", found.batch_diff, limits.batch_diff, ".1e"),
+    )
+    return tuple(
+        _line(quantity, measured, limit, form)
+        for quantity, measured, limit, form in lines
+        if measured is not None and limit is not None
     )
 
 

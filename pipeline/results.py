@@ -40,11 +40,13 @@ class ResultRow:
     variant: str
     provider: str | None
     """None for a variant that was not timed, as are the figures below."""
-    accuracy: float
-    """On the test set, 0 to 1."""
+    accuracy: float | None
+    """On the test set, 0 to 1; None where no class is predicted, as are the flips."""
+    loss: float
+    """Of the weights on the test set, in the unit of their loss."""
     max_abs_diff: float
-    """Largest difference of a logit to PyTorch."""
-    flips: int
+    """Largest difference of a logit, or of a reconstruction's pixel, to PyTorch."""
+    flips: int | None
     passed: bool
     """Whether every gate of parity was met."""
     p50_ms: float | None
@@ -115,6 +117,7 @@ def _row(
         variant=variant,
         provider=report.provider if report else None,
         accuracy=parity.accuracy,
+        loss=measured.training.loss,
         max_abs_diff=parity.max_abs_diff,
         flips=parity.flips,
         passed=parity.passed,
@@ -131,9 +134,9 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
         row.experiment,
         row.variant,
         row.provider or NONE,
-        f"{100 * row.accuracy:.2f} %",
+        f"MSE {row.loss:.4f}" if row.accuracy is None else f"{100 * row.accuracy:.2f} %",
         f"{row.max_abs_diff:.1e}",
-        str(row.flips),
+        NONE if row.flips is None else str(row.flips),
         NONE if row.p50_ms is None else f"{row.p50_ms:.3f}",
         NONE if row.rows_per_second is None else f"{row.rows_per_second:,.0f}",
         NONE if row.bytes is None else f"{row.bytes / 1024:,.0f} KiB",

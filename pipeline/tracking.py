@@ -8,12 +8,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline.epoch import Epoch
 from pipeline.ready import Manifest, Split, digest
 from serving.session import TensorInfo
 from serving.versions import runtime_wheels
@@ -31,6 +33,8 @@ Result = TypeVar("Result")
 
 MAX_FAILURES = 3
 """Failures after which nothing more is tried: a dead server costs its timeout each time."""
+MAX_METRICS = 1000
+"""Values that MLflow takes in one call."""
 WEIGHTS_TAG = "ferry.weights_sha256"
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -66,6 +70,23 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers, of an epoch where `step` is given."""
         self._record("metrics", lambda mlflow: mlflow.log_metrics(dict(metrics), step=step))
+
+    def log_epochs(self, epochs: Sequence[Epoch]) -> None:
+        """Record what epochs measured, all at once: a call of its own for each takes longer."""
+        self._record("epochs", lambda mlflow: _log_epochs(mlflow, self.run_id, epochs))
+
+    def log_trial(
+        self, name: str, settings: Mapping[str, object], epochs: Sequence[Epoch], state: str
+    ) -> None:
+        """Record a training that has ended as a run inside of this one."""
+
+        def nested(mlflow: Any) -> None:
+            tags = {"ferry.trial": state}
+            with mlflow.start_run(run_name=name, nested=True, tags=tags) as run:
+                mlflow.log_params(dict(settings))
+                _log_epochs(mlflow, run.info.run_id, epochs)
+
+        self._record(name, nested)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags."""
@@ -216,6 +237,21 @@ def _find(mlflow: Any, experiment: str, sha256: str) -> str | None:
     ) as run:
         restored: str = run.info.run_id
     return restored
+
+
+def _log_epochs(mlflow: Any, run_id: str | None, epochs: Sequence[Epoch]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(name, value, now, epoch.epoch)
+        for epoch in epochs
+        for name, value in asdict(epoch).items()
+        if name != "epoch" and value is not None
+    ]
+    client = mlflow.MlflowClient()
+    for start in range(0, len(metrics), MAX_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
 
 def _log_data(mlflow: Any, dataset: "Dataset", manifest: Manifest, train: Split) -> None:

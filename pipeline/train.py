@@ -1,38 +1,53 @@
 """`ferry train EXPERIMENT`: fit the experiment's model and keep the weights of its best epoch.
 
-A checkpoint after each epoch lets a killed training go on where it was; MLflow records the run,
-and its absence never stops one.
+Checkpoints on the way let a killed training go on where it was; MLflow records the run, and its
+absence never stops one.
 """
 
+import json
 import logging
-import os
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import checkpoint, datasets, figures, layout, ready, tracking
-from pipeline.classifier import Classifier, build_classifier
+from pipeline import datasets, figures, layout, ready, task, tracking
 from pipeline.config import Experiment
+from pipeline.epoch import Epoch
 from pipeline.errors import UsageError
-from pipeline.loop import Epoch, Evaluation, Loop, Rows, evaluate
+from pipeline.graph import build_graph
 from pipeline.provenance import git_revision
-from pipeline.ready import Manifest, Split
+from pipeline.ready import Split
 from pipeline.records.train import TrainReport
 from pipeline.tracking import WEIGHTS_TAG, Tracker
+from pipeline.training import checkpoint, distributed
+from pipeline.training.evaluation import Evaluation, Rows, evaluate
+from pipeline.training.loop import Loop
+from pipeline.training.setup import Training, prepare
+from pipeline.training.tables import confusion, confusion_csv, history_csv
 from serving.files import dump_json, sha256_of_bytes, write_bytes, write_json, write_text
-from serving.session import allowed_cores
+from serving.records import read_record
 
 __all__ = ["choose_device", "train"]
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_CHECKPOINTS = 1.0
+"""Epochs may be shorter than it takes to keep them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outputs:
+    """The files that a training writes."""
+
+    weights: Path
+    metrics: Path
+    plots: Path
+    checkpoint: Path
 
 
 def train(
@@ -48,41 +63,35 @@ def train(
     """Fit the experiment's model on the training rows and keep the weights of its best epoch.
 
     `data` is the preprocessed data set; `weights` (safetensors), `metrics` (JSON) and the folder
-    `plots` (history.csv, confusion.csv) are written. `device` overrides the experiment's.
+    `plots` (history.csv, confusion.csv) are written. `device` overrides the experiment's. Among
+    several processes, as torchrun starts them, the first one writes and all return its report.
 
-    Raises MissingInputError and IntegrityError for the data, ConfigError for settings that do not
-    fit, and DivergedError when the loss is not a number.
+    Raises ConfigError for settings that do not fit, before any data is read; MissingInputError and
+    IntegrityError for the data and for the weights to begin with; UsageError for a device that is
+    not there; and DivergedError when the loss is not a number.
     """
-    manifest = ready.open_manifest(data)
-    rows = ready.open_split(data, "train"), ready.open_split(data, "validation")
-    loop = _prepare(rows, manifest, experiment, choose_device(device or experiment.train.device))
+    task.check(experiment)
     state = weights.with_name(layout.checkpoint(experiment.name).name)
-    fingerprint = _fingerprint(experiment, manifest, loop.device)
-    found = checkpoint.load(state, fingerprint)
-    if found:
-        loop.restore(found)
-        logger.info("%s goes on after epoch %d", experiment.name, len(loop.history))
-    run_id = found.run_id if found else None
-    with tracking.run_of_training(experiment.name, run_id, track=track) as tracker:
-        tracker.log_parameters(_flat(asdict(experiment)))
-        tracker.log_data(datasets.get(experiment.dataset), manifest, rows[0])
-        _fit(loop, experiment.epochs, state, fingerprint, tracker)
-        content = safetensors.torch.save(_on_cpu(loop.best))
-        test = ready.open_split(data, "test")
-        result = _test(loop, build_classifier(experiment, manifest), test)
-        report = _report(loop, experiment, manifest, result, sha256_of_bytes(content))
-        report = replace(
-            report,
-            confusion=_confusion(test, result, len(manifest.labels)),
-            mlflow_run_id=tracker.run_id,
-        )
-        _record(tracker, report)
-    write_bytes(weights, content)
-    write_text(plots / "history.csv", _history_csv(loop.history))
-    write_text(plots / "confusion.csv", _confusion_csv(test, result, manifest.labels))
-    report = replace(report, tracking_seconds=tracker.seconds)
-    write_json(metrics, report)
-    state.unlink(missing_ok=True)
+    outputs = _Outputs(weights=weights, metrics=metrics, plots=plots, checkpoint=state)
+    with distributed.join(choose_device(device or experiment.train.device)) as team:
+        kept = checkpoint.read(state)
+        training = prepare(data, weights, experiment, team, state=kept)
+        if not team.leads:
+            _fit(training, outputs, Tracker())
+            return read_record(TrainReport, json.loads(team.share(b"")), str(metrics))
+        _sweep(outputs)
+        _tell(training)
+        with tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker:
+            tracker.log_parameters(_flat(asdict(experiment)))
+            rows = ready.open_split(data, "train")
+            tracker.log_data(datasets.get(experiment.dataset), training.manifest, rows)
+            del rows  # else they would stay mapped
+            _fit(training, outputs, tracker)
+            report = _finish(training, ready.open_split(data, "test"), outputs, tracker)
+        report = replace(report, tracking_seconds=tracker.seconds)
+        write_json(metrics, report)
+        state.unlink(missing_ok=True)
+        team.share(dump_json(report).encode())
     return report
 
 
@@ -94,107 +103,124 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
-def _prepare(
-    rows: tuple[Split, Split], manifest: Manifest, experiment: Experiment, device: torch.device
-) -> Loop:
-    """Seed everything, so that two runs on one machine give the same weights, and set up."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # Only warned of on CUDA, where some operators have no deterministic form.
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    # No step reads what it did not write, and filling it first would cost a tenth of the time.
-    deterministic: Any = torch.utils.deterministic
-    deterministic.fill_uninitialized_memory = False
-    torch.set_num_threads(allowed_cores())
-    torch.manual_seed(experiment.train.seed)
-    classifier = build_classifier(experiment, manifest).to(device)
-    return Loop(classifier, experiment, *rows)
+def _sweep(outputs: _Outputs) -> None:
+    """Remove what a killed training had begun to write."""
+    for path in (outputs.weights, outputs.checkpoint, outputs.metrics):
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
+            left.unlink()
 
 
-def _fit(loop: Loop, epochs: int, state: Path, fingerprint: str, tracker: Tracker) -> None:
-    """Run the epochs that are left, and leave a checkpoint after each."""
-    rows, done, told = loop.steps * loop.batch_size, len(loop.history), 0.0
+def _tell(training: Training) -> None:
+    """Say what is not as in a training from scratch."""
+    loop, begun = training.loop, training.transfer
+    if begun:
+        taken, left = ", ".join(begun.layers_taken), ", ".join(begun.layers_left) or "none"
+        logger.info("%s takes %s from %s; at random: %s", loop.name, taken, begun.experiment, left)
+    if loop.history:
+        logger.info("%s goes on after epoch %d", loop.name, len(loop.history))
+
+
+def _fit(training: Training, outputs: _Outputs, tracker: Tracker) -> None:
+    """Run the epochs that are left, and keep what is done as often as it is worth the time."""
+    loop = training.loop
+    rows, told, kept = loop.steps * loop.batch_size, 0.0, 0.0
+    kept_epochs = len(loop.history)
     # Without a terminal the bar is silent, and the log has a line now and then.
-    with tqdm(total=rows * epochs, initial=rows * done, unit=" images", disable=None) as bar:
-        for number in range(done + 1, epochs + 1):
-            bar.set_description(f"{loop.name} {number}/{epochs}")
+    with tqdm(
+        total=rows * loop.epochs,
+        initial=rows * len(loop.history),
+        unit=" rows",
+        disable=None if loop.team.leads else True,
+    ) as bar:
+        while not loop.ended:
+            bar.set_description(f"{loop.name} {len(loop.history) + 1}/{loop.epochs}", refresh=False)
             epoch = loop.run_epoch(bar)
-            if bar.disable and (
-                number == epochs or time.monotonic() - told > SECONDS_BETWEEN_LINES
-            ):
-                told = time.monotonic()
-                logger.info("%s", _line(loop.name, epochs, epoch))
-            measured = asdict(epoch)
-            tracker.log_metrics(measured, step=measured.pop("epoch"))
-            checkpoint.save(state, loop.checkpoint(fingerprint, tracker.run_id))
+            if not loop.team.leads:
+                continue
+            now = time.monotonic()
+            if bar.disable and (loop.ended or now - told > SECONDS_BETWEEN_LINES):
+                told = now
+                logger.info("%s", _line(loop, epoch))
+            if loop.ended or now - kept > SECONDS_BETWEEN_CHECKPOINTS:
+                tracker.log_epochs(loop.history[kept_epochs:])
+                kept_epochs = len(loop.history)
+                kept_state = loop.checkpoint(training.fingerprint, tracker.run_id)
+                checkpoint.save(outputs.checkpoint, kept_state)
+                kept = time.monotonic()
 
 
-def _line(name: str, epochs: int, epoch: Epoch) -> str:
+def _line(loop: Loop, epoch: Epoch) -> str:
+    right = epoch.validation_accuracy
+    reached = f"loss {epoch.validation_loss:.4f}" if right is None else f"{right:.2%}"
     return (
-        f"{name} {epoch.epoch}/{epochs}: loss {epoch.loss:.3f}, "
-        f"validation {epoch.validation_accuracy:.2%}, {epoch.rows_per_second:,.0f} rows/s"
+        f"{loop.name} {epoch.epoch}/{loop.epochs}: loss {epoch.loss:.4f}, "
+        f"validation {reached}, {epoch.rows_per_second:,.0f} rows/s"
     )
 
 
-def _test(loop: Loop, classifier: Classifier, test: Split) -> Evaluation:
-    """Evaluate the kept weights on the test set, on the CPU, as they will be served."""
-    classifier.load_state_dict(_on_cpu(loop.best))
-    return evaluate(classifier, Rows(test, torch.device("cpu")))
+def _finish(training: Training, test: Split, outputs: _Outputs, tracker: Tracker) -> TrainReport:
+    """Evaluate the kept weights as they will be served, on the CPU, and write all but metrics."""
+    weights = {key: value.cpu().contiguous() for key, value in training.loop.best.items()}
+    graph = build_graph(training.experiment, training.manifest)
+    graph.load_state_dict(weights)
+    result = evaluate(graph, Rows(graph, test, torch.device("cpu")))
+    content = safetensors.torch.save(weights)
+    report = _report(training, test, result, sha256_of_bytes(content), tracker.run_id)
+    _record(tracker, report)
+    write_bytes(outputs.weights, content)
+    write_text(outputs.plots / "history.csv", history_csv(report.history))
+    write_text(
+        outputs.plots / "confusion.csv", confusion_csv(test, result.predicted, report.labels)
+    )
+    return report
 
 
 def _report(
-    loop: Loop, experiment: Experiment, manifest: Manifest, result: Evaluation, weights_sha256: str
+    training: Training, test: Split, result: Evaluation, weights_sha256: str, run_id: str | None
 ) -> TrainReport:
+    loop, experiment = training.loop, training.experiment
     seconds = sum(epoch.seconds for epoch in loop.history)
-    best = loop.best_epoch()
+    best = max(loop.history, key=lambda epoch: (*epoch.rank, -epoch.epoch))
+    labels = training.manifest.labels if result.predicted is not None else ()
     return TrainReport(
         experiment=experiment.name,
         dataset=experiment.dataset,
         accuracy=result.accuracy,
+        loss_name=experiment.train.loss,
         loss=result.loss,
         validation_accuracy=best.validation_accuracy,
-        parameters=sum(weight.numel() for weight in loop.classifier.parameters()),
+        validation_loss=best.validation_loss,
+        parameters=sum(weight.numel() for weight in loop.graph.parameters()),
         epochs=experiment.epochs,
+        stopped_after=len(loop.history) if loop.stopped else None,
         best_epoch=best.epoch,
         seconds=seconds,
         rows_per_second=len(loop.history) * loop.steps * loop.batch_size / seconds,
         tracking_seconds=0.0,
-        device=str(loop.device),
+        device=loop.team.device.type,
         threads=torch.get_num_threads(),
+        processes=loop.team.size,
         seed=experiment.train.seed,
-        data_sha256=ready.digest(manifest),
+        data_sha256=ready.digest(training.manifest),
         weights_sha256=weights_sha256,
+        init_from=training.transfer,
         git_revision=git_revision(),
-        mlflow_run_id=None,
-        labels=manifest.labels,
+        mlflow_run_id=run_id,
+        labels=labels,
         history=tuple(loop.history),
-        confusion=(),
+        confusion=confusion(test, result.predicted, len(labels)),
     )
 
 
 def _record(tracker: Tracker, report: TrainReport) -> None:
-    tracker.log_metrics({"test_accuracy": report.accuracy, "test_loss": report.loss})
+    reached = {"test_loss": report.loss, "test_accuracy": report.accuracy}
+    tracker.log_metrics({key: value for key, value in reached.items() if value is not None})
     tags = {WEIGHTS_TAG: report.weights_sha256, "ferry.git_revision": report.git_revision}
     tracker.log_tags(tags | {"ferry.dataset": report.dataset})
     tracker.log_figure(figures.learning_curve(report.history), "learning_curve.png")
-    confusion = figures.confusion_matrix(report.confusion, report.labels)
-    tracker.log_figure(confusion, "confusion_matrix.png")
-
-
-def _fingerprint(experiment: Experiment, manifest: Manifest, device: torch.device) -> str:
-    """What a checkpoint must share with a training to be its own."""
-    trained = {
-        "epochs": experiment.epochs,
-        "model": asdict(experiment.model),
-        "train": asdict(experiment.train),
-        "data": ready.digest(manifest),
-        "device": device.type,
-        "torch": torch.__version__,
-    }
-    return sha256_of_bytes(dump_json(trained).encode())
-
-
-def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    if report.confusion:
+        matrix = figures.confusion_matrix(report.confusion, report.labels)
+        tracker.log_figure(matrix, "confusion_matrix.png")
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, object]:
@@ -206,21 +232,3 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _confusion(test: Split, result: Evaluation, classes: int) -> tuple[tuple[int, ...], ...]:
-    matrix = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(matrix, (test.labels, result.predicted.numpy()), 1)
-    return tuple(tuple(row) for row in matrix.tolist())
-
-
-def _history_csv(history: list[Epoch]) -> str:
-    names = [field.name for field in fields(Epoch)]
-    rows = [",".join(str(getattr(epoch, name)) for name in names) for epoch in history]
-    return "\n".join([",".join(names), *rows]) + "\n"
-
-
-def _confusion_csv(test: Split, result: Evaluation, labels: tuple[str, ...]) -> str:
-    pairs = zip(test.labels.tolist(), result.predicted.tolist(), strict=True)
-    rows = [f"{labels[actual]},{labels[predicted]}" for actual, predicted in pairs]
-    return "\n".join(["actual,predicted", *rows]) + "\n"

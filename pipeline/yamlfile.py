@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.errors import ConfigError, MissingInputError
 
-__all__ = ["read_yaml"]
+__all__ = ["dump_yaml", "read_yaml"]
 
 TAG = "tag:yaml.org,2002:"
 TEXT = f"{TAG}str"
@@ -38,6 +38,12 @@ def read_yaml(path: Path) -> object:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply") from error
+
+
+def dump_yaml(value: object) -> str:
+    """Text that `read_yaml` reads back as it was; numbers with an exponent get their point."""
+    text: str = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=100)
+    return text
 
 
 def _check(node: yaml.Node, where: tuple[str, ...], above: tuple[yaml.Node, ...]) -> None:

@@ -1,9 +1,15 @@
 """What every test is spared: the loggers that a command set up in this process."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# As the command `ferry` does, and before torch is imported: idle threads that spin steal the cores
+# from the other process that runs tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @pytest.fixture(autouse=True)

@@ -27,9 +27,10 @@ OWNERS = {
     "requests": {"pipeline/download.py"},
     "yaml": {"pipeline/yamlfile.py"},
     "jinja2": {"pipeline/report.py"},
-    "sklearn": {"pipeline/split.py"},
-    "filelock": {"pipeline/download.py", "pipeline/pull.py"},
-    "pyarrow": {"serving/readers.py", "serving/writers.py"},
+    "sklearn": {"pipeline/datasets/moons.py", "pipeline/split.py"},
+    "filelock": {"pipeline/download.py", "pipeline/pull.py", "pipeline/tuning/study.py"},
+    "optuna": {"pipeline/tuning/study.py"},
+    "pyarrow": {"serving/readers/formats.py", "serving/writers.py"},
     "onnxruntime": {
         "serving/session.py",
         "serving/runner.py",  # runs alone, copied into a bundle

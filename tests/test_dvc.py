@@ -52,10 +52,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     experiment = settings["experiments"][NAME]
     experiment["epochs"] = 3
+    experiment["evaluate"]["rows"] = 20
     experiment["benchmark"] = {"batch_sizes": [1, 4], "seconds": 0.05}
     experiment["parity"]["int8"]["flips"] = 20
     experiment["parity"]["int8"]["accuracy_loss"] = 5.0
     settings["experiments"] = {NAME: experiment}
+    settings["short"] = [NAME]
     settings["datasets"] = {"digits": settings["datasets"]["digits"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     run(folder, "git", "init", "--quiet")
@@ -79,7 +81,9 @@ def restore(folder: Path) -> None:
 
 def test_everything_has_been_made(project: Path) -> None:
     for path in (
-        *(f"models/{NAME}/model{suffix}" for suffix in (".onnx", ".fp16.onnx", ".int8.onnx")),
+        f"models/{NAME}/model.onnx",
+        *(f"models/{NAME}/quantized/model.{variant}.onnx" for variant in ("fp16", "int8")),
+        f"reports/pictures/{NAME}/saliency.svg",
         f"bundles/{NAME}/manifest.json",
         "reports/index.html",
         "mlflow.db",

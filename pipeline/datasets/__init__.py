@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import registry
+from pipeline.kind import Kind
 
 __all__ = ["Archive", "Dataset", "RawFile", "Rows", "get", "names"]
 
@@ -49,7 +50,7 @@ class Rows:
     """All rows of a data set as the official files hold them."""
 
     train_inputs: npt.NDArray[np.generic]
-    """uint8 [rows, H, W, C] for images."""
+    """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
     train_labels: npt.NDArray[np.int64]
     """int64 [rows], indices into the labels."""
     test_inputs: npt.NDArray[np.generic]
@@ -61,6 +62,7 @@ class Dataset:
     """What is known of a data set."""
 
     title: str
+    kind: Kind
     homepage: str
     citation: str
     licence: str
@@ -69,6 +71,12 @@ class Dataset:
     read: Callable[[Path], Rows]
     """Read the raw folder; raises InputError naming the file and what is wrong in it."""
     archives: tuple[Archive, ...] = ()
+    complete: bool = False
+    """These are all the rows there can ever be: they are trained on, validated and tested on."""
+    standardized: bool = True
+    """Whether the graph standardizes the values; False for values that mean what they are."""
+    mirrored_as: str | None = None
+    """The folder below a mirror, where it is not called as the data set is."""
 
     def raw_files(self) -> tuple[RawFile, ...]:
         """Every file of the raw folder: the single ones and the members of archives."""

@@ -12,14 +12,41 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.datasets import RawFile, Rows
 from pipeline.errors import InputError
 from serving.files import require
 
-__all__ = ["MAX_ROWS", "read_images", "read_labels", "read_part"]
+__all__ = ["MAX_ROWS", "idx_file", "read_images", "read_labels", "read_part", "read_rows"]
 
 IMAGES, LABELS = 2051, 2049
 MAX_ROWS = 1_000_000
 """A header that claims more is refused before anything is unpacked."""
+
+
+def idx_file(name: str, size: int, sha256: str, folders: tuple[str, ...]) -> RawFile:
+    """Describe a file that lies below each of the official addresses `folders`."""
+    urls = tuple(folder + name for folder in folders)
+    return RawFile(name=name, size=size, sha256=sha256, urls=urls)
+
+
+def read_rows(raw: Path, *, size: tuple[int, int], classes: int) -> Rows:
+    """Read the four files, named as MNIST's are, of a raw folder.
+
+    The images are uint8 [rows, height, width, 1]. Raises as `read_part` does.
+    """
+    parts = []
+    for part in ("train", "t10k"):
+        images, labels = (
+            raw / f"{part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")
+        )
+        parts.append(read_part(images, labels, size=size, classes=classes))
+    (train_inputs, train_labels), (test_inputs, test_labels) = parts
+    return Rows(
+        train_inputs=train_inputs,
+        train_labels=train_labels,
+        test_inputs=test_inputs,
+        test_labels=test_labels,
+    )
 
 
 def read_part(

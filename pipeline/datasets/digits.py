@@ -92,6 +92,7 @@ def _unpack(path: Path) -> bytes:
 
 DATASET = Dataset(
     title="UCI digits",
+    kind="image",
     homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
     citation=(
         "E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning "

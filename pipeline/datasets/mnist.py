@@ -7,11 +7,8 @@ Cortes, made available under CC BY-SA 3.0.
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from pipeline.datasets import Dataset, RawFile, Rows
-from pipeline.datasets._idx import read_part
+from pipeline.datasets import Dataset, Rows
+from pipeline.datasets._idx import idx_file, read_rows
 
 __all__ = ["DATASET", "read"]
 
@@ -26,28 +23,12 @@ def read(raw: Path) -> Rows:
     Raises MissingInputError for a file that is not there and InputError, naming file and value,
     for one that is not what it should be.
     """
-    train_inputs, train_labels = _part(raw, "train")
-    test_inputs, test_labels = _part(raw, "t10k")
-    return Rows(
-        train_inputs=train_inputs,
-        train_labels=train_labels,
-        test_inputs=test_inputs,
-        test_labels=test_labels,
-    )
-
-
-def _part(raw: Path, prefix: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    images, labels = raw / f"{prefix}-images-idx3-ubyte.gz", raw / f"{prefix}-labels-idx1-ubyte.gz"
-    return read_part(images, labels, size=SIZE, classes=CLASSES)
-
-
-def _file(name: str, size: int, sha256: str) -> RawFile:
-    urls = tuple(folder + name for folder in OFFICIAL)
-    return RawFile(name=name, size=size, sha256=sha256, urls=urls)
+    return read_rows(raw, size=SIZE, classes=CLASSES)
 
 
 DATASET = Dataset(
     title="MNIST",
+    kind="image",
     homepage="http://yann.lecun.com/exdb/mnist/",
     citation=(
         "Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, Gradient-based learning applied to document "
@@ -56,25 +37,29 @@ DATASET = Dataset(
     licence="CC BY-SA 3.0",
     labels=tuple(str(digit) for digit in range(CLASSES)),
     files=(
-        _file(
+        idx_file(
             "train-images-idx3-ubyte.gz",
             9912422,
             "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            OFFICIAL,
         ),
-        _file(
+        idx_file(
             "train-labels-idx1-ubyte.gz",
             28881,
             "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            OFFICIAL,
         ),
-        _file(
+        idx_file(
             "t10k-images-idx3-ubyte.gz",
             1648877,
             "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            OFFICIAL,
         ),
-        _file(
+        idx_file(
             "t10k-labels-idx1-ubyte.gz",
             4542,
             "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            OFFICIAL,
         ),
     ),
     read=read,

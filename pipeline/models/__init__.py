@@ -1,33 +1,61 @@
-"""The architectures: one file each, with `Settings` and `build`; the file name is the name.
+"""The architectures: one file each; the file name is the name.
 
-A network takes normalised float32 images [batch, C, H, W] and returns logits [batch, classes].
+Each has `TAKES`, the kinds of rows, `GIVES`, logits or a reconstruction, the record `Settings`, and
+`build`. A network takes standardised float32 values (images [batch, C, H, W], table rows [batch,
+features]) or ids of words, int64 [batch, length], and gives logits [batch, outputs] or planes from
+0 to 1, [batch, C, H, W].
 """
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline import registry
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError
+from pipeline.kind import Kind
 from pipeline.sections import read_section
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Shape", "build", "names"]
+__all__ = ["Gives", "Shape", "build", "gives", "names", "settings", "takes"]
 
 FOLDER = Path(__file__).parent
+Gives = Literal["logits", "reconstruction"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What a network takes and gives."""
 
-    height: int
-    width: int
-    channels: int
-    classes: int
+    kind: Kind
+    row: tuple[int, ...]
+    """Of one row: (channels, height, width) of an image, (features,) of a table, () of text."""
+    outputs: int
+    """Logits of a row: one per class, or one alone for two classes; 0 for a reconstruction."""
+
+    @property
+    def channels(self) -> int:
+        """Planes of an image."""
+        return self.row[0]
+
+    @property
+    def height(self) -> int:
+        """Of an image, in pixels."""
+        return self.row[1]
+
+    @property
+    def width(self) -> int:
+        """Of an image, in pixels."""
+        return self.row[2]
+
+    @property
+    def features(self) -> int:
+        """Values of a row, all taken together."""
+        return prod(self.row)
 
 
 def names() -> tuple[str, ...]:
@@ -35,17 +63,36 @@ def names() -> tuple[str, ...]:
     return registry.names(FOLDER)
 
 
-def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":
-    """Make an untrained network.
+def takes(name: str) -> tuple[Kind, ...]:
+    """The kinds of rows that an architecture is made for."""
+    kinds: tuple[Kind, ...] = _module(name).TAKES
+    return kinds
+
+
+def gives(name: str) -> Gives:
+    """What an architecture answers."""
+    answer: Gives = _module(name).GIVES
+    return answer
+
+
+def settings(config: ModelConfig, *, where: str) -> Any:
+    """Read the settings of an architecture into its own record.
 
     `where` is the path of the section in params.yaml, for the message of the ConfigError that a
-    wrong setting raises, be it wrong by itself or for this shape. Raises UnknownNameError for an
-    architecture that does not exist.
+    wrong setting raises. Raises UnknownNameError for an architecture that does not exist.
     """
-    module = registry.load("model", __name__, FOLDER, config.name)
-    settings = read_section(module.Settings, dict(config.settings), where)
+    return read_section(_module(config.name).Settings, dict(config.settings), where)
+
+
+def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":
+    """Make an untrained network; ConfigError also for settings that are wrong for this shape."""
+    checked = settings(config, where=where)
     try:
-        network: nn.Module = module.build(settings, shape)
+        network: nn.Module = _module(config.name).build(checked, shape)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return network
+
+
+def _module(name: str) -> ModuleType:
+    return registry.load("model", __name__, FOLDER, name)

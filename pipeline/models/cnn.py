@@ -1,19 +1,24 @@
 """A plain convolutional network: `name: cnn`, with one entry per block in each list of settings.
 
-A linear layer on the flattened planes of the last block gives the logits.
+A linear layer gives the logits, of the flattened planes of the last block or of their averages.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from pipeline.config import STRICT, Counts, Fraction
 from pipeline.errors import ConfigError
-from pipeline.models import Shape
+from pipeline.kind import Kind
+from pipeline.models import Gives, Shape
+from pipeline.models._layers import NEVER_FALLING, Activation, activation
 
-__all__ = ["Settings", "build"]
+__all__ = ["GIVES", "TAKES", "Settings", "build"]
+
+TAKES: tuple[Kind, ...] = ("image",)
+GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,33 +33,40 @@ class Settings:
     """Side of each block's kernel, odd: the planes keep their size."""
     pools: Annotated[tuple[bool, ...], Field(min_length=1)]
     """Whether each block ends by halving its planes."""
+    activation: Activation
+    head: Literal["flatten", "average"]
+    """What the linear layer sees: every value of the last planes, or one mean of each plane."""
     dropout: Fraction
     """Of whole planes, before the linear layer."""
 
 
 class Block(nn.Module):
-    """Convolution, batch normalisation, ReLU and, where asked, a 2×2 max pooling.
+    """Convolution, batch normalisation, activation and, where asked, a 2×2 max pooling.
 
-    Normalisation only shifts and scales upwards, so that it and ReLU commute with the maximum. In
-    training the pooling comes first, and they have a quarter of the values to go through; to be
-    served it comes last, and they melt into the convolution. The answer is the same.
+    Normalisation only shifts and scales upwards, so that it and an activation that never falls
+    commute with the maximum. In training the pooling then comes first, and they have a quarter of
+    the values to go through; to be served it comes last, and they melt into the convolution. The
+    answer is the same.
     """
 
-    def __init__(self, before: int, after: int, kernel: int, *, pool: bool) -> None:
+    def __init__(
+        self, before: int, after: int, kernel: int, *, pool: bool, name: Activation
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, after, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(after)
         self.norm.weight.requires_grad_(False)  # it stays 1: a negative scale would not commute
-        self.relu = nn.ReLU(inplace=True)
+        self.activation = activation(name)
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+        self.commutes = name in NEVER_FALLING
 
     def forward(self, planes: Tensor) -> Tensor:
         """Float32 [batch, before, H, W] to [batch, after, H or H/2, W or W/2]."""
         convolved = self.conv(planes)
-        if self.training:
-            pooled: Tensor = self.relu(self.norm(self.pool(convolved)))
+        if self.training and self.commutes:
+            pooled: Tensor = self.activation(self.norm(self.pool(convolved)))
             return pooled
-        served: Tensor = self.pool(self.relu(self.norm(convolved)))
+        served: Tensor = self.pool(self.activation(self.norm(convolved)))
         return served
 
 
@@ -64,13 +76,16 @@ def build(settings: Settings, shape: Shape) -> nn.Module:
     layers: list[nn.Module] = []
     channels, height, width = shape.channels, shape.height, shape.width
     for after, kernel, pool in zip(settings.widths, settings.kernels, settings.pools, strict=True):
-        layers.append(Block(channels, after, kernel, pool=pool))
+        layers.append(Block(channels, after, kernel, pool=pool, name=settings.activation))
         channels = after
         if pool:
             height, width = height // 2, width // 2
+    if settings.head == "average":
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        height, width = 1, 1
     if settings.dropout:
         layers.append(nn.Dropout2d(settings.dropout))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, shape.classes))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, shape.outputs))
 
 
 def _check(settings: Settings, shape: Shape) -> None:

@@ -1,4 +1,7 @@
-"""A multi-layer perceptron: `name: mlp`, with the widths of its hidden layers."""
+"""A multi-layer perceptron: `name: mlp`, with the widths of its hidden layers.
+
+Without any it is the linear model: for one output, a single unit.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,10 +10,15 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from torch import nn
 
-from pipeline.config import STRICT, Counts, Fraction
-from pipeline.models import Shape
+from pipeline.config import STRICT, Fraction
+from pipeline.kind import Kind
+from pipeline.models import Gives, Shape
+from pipeline.models._layers import Activation, Widths, activation
 
-__all__ = ["Settings", "build"]
+__all__ = ["GIVES", "TAKES", "Settings", "build"]
+
+TAKES: tuple[Kind, ...] = ("image", "table")
+GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,17 +27,19 @@ class Settings:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    hidden: Counts
+    hidden: Widths
     """Units of each hidden layer."""
+    activation: Activation
     dropout: Fraction
+    """After each hidden layer."""
 
 
 def build(settings: Settings, shape: Shape) -> nn.Module:
-    """Linear and ReLU layers over the flattened image."""
-    widths = (shape.height * shape.width * shape.channels, *settings.hidden)
+    """Linear layers over the flattened row, with the activation between them."""
+    widths = (shape.features, *settings.hidden)
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Linear(before, after), activation(settings.activation)]
         if settings.dropout:
             layers.append(nn.Dropout(settings.dropout))
-    return nn.Sequential(*layers, nn.Linear(widths[-1], shape.classes))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], shape.outputs))

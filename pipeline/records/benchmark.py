@@ -45,6 +45,8 @@ class BenchmarkReport:
     eager: tuple[EagerTiming, ...]
     eager_ratio: PairedRatio
     """How many times as long PyTorch eager takes as ONNX Runtime fp32: batch 1, one thread each."""
+    skipped: Mapping[str, str]
+    """The variants that were not made, with the reason."""
 
 
 def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing | EagerTiming, ...]]:

@@ -15,8 +15,8 @@ class Limits:
     """The gate of a variant, as params.yaml sets it."""
 
     max_abs_diff: float
-    flips: int
-    accuracy_loss: float
+    flips: int | None
+    accuracy_loss: float | None
     batch_diff: float
 
 
@@ -37,22 +37,23 @@ class VariantParity:
     """How far one variant is from the trained weights, over all rows and batch sizes."""
 
     passed: bool
-    accuracy: float
-    """0 to 1."""
-    flips: int
+    accuracy: float | None
+    """0 to 1; None where no class is predicted, as are the two below."""
+    flips: int | None
     """Rows whose predicted class is not PyTorch's, at the worst batch size."""
-    accuracy_loss: float
+    accuracy_loss: float | None
     """Percentage points; negative where the variant is the better one."""
     max_abs_diff: float
-    """Largest absolute difference of a logit."""
-    max_abs_at: tuple[int, int]
-    """Row and column of it."""
+    """Largest absolute difference of a value of the compared output."""
+    max_abs_at: tuple[int, ...]
+    """Row and column of it; of a reconstruction row, y, x and channel."""
     max_rel_diff: float
-    """Largest relative difference, of logits above 1 % of the largest one."""
-    max_rel_at: tuple[int, int]
+    """Largest relative difference, of values above 1 % of the largest one."""
+    max_rel_at: tuple[int, ...]
     mean_abs_diff: float
+    """Over all values, each at its worst batch size."""
     batch_diff: float
-    """Largest difference of a logit of one row between two batch sizes."""
+    """Largest difference of a value of one row between two batch sizes."""
     batch_sizes: tuple[int, ...]
     limits: Limits
     failures: tuple[str, ...]
@@ -70,26 +71,32 @@ class ParityReport:
     dataset: str
     rows: int
     passed: bool
-    torch_accuracy: float
+    output: str
+    """The one that is compared: "logits" or "reconstruction"."""
+    torch_accuracy: float | None
     weights_sha256: str
     variants: Mapping[str, VariantParity]
+    skipped: Mapping[str, str]
+    """The variants that were not made, with the reason."""
 
 
 def as_table(report: ParityReport) -> str:
-    """Lay out a report for a terminal: one line per variant."""
-    reference = f"PyTorch: accuracy {report.torch_accuracy:.2%} on {report.rows:,} rows"
-    rows = [_line(name, variant) for name, variant in report.variants.items()]
-    return f"{reference}\n\n{table(HEADER, rows)}"
+    """Lay out a report for a terminal: one line per variant, then what was skipped and why."""
+    known = report.torch_accuracy
+    accuracy = "" if known is None else f"accuracy {known:.2%} "
+    reference = f"PyTorch: {accuracy}on {report.rows:,} rows"
+    rows = [_line(name, variant, report.output) for name, variant in report.variants.items()]
+    skipped = [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
+    return "\n\n".join([reference, table(HEADER, rows), *skipped])
 
 
-def _line(name: str, variant: VariantParity) -> tuple[str, ...]:
-    row, column = variant.max_abs_at
+def _line(name: str, variant: VariantParity, output: str) -> tuple[str, ...]:
     return (
         name,
         "passed" if variant.passed else "FAILED",
-        f"{variant.accuracy:.2%}",
-        str(variant.flips),
+        "–" if variant.accuracy is None else f"{variant.accuracy:.2%}",
+        "–" if variant.flips is None else str(variant.flips),
         f"{variant.max_abs_diff:.1e}",
-        f"logits[{row}, {column}]",
+        f"{output}{list(variant.max_abs_at)}",
         f"{variant.batch_diff:.1e}",
     )

@@ -25,11 +25,11 @@ def params() -> Params:
 def tiny(params: Params) -> Experiment:
     """digits-cnn with two small blocks and two epochs."""
     experiment = params.experiment("digits-cnn")
-    settings = {"widths": [8, 8], "kernels": [3, 3], "pools": [True, True], "dropout": 0.1}
+    small = {"widths": [8, 8], "kernels": [3, 3], "pools": [True, True], "dropout": 0.1}
     return replace(
         experiment,
         epochs=2,
-        model=replace(experiment.model, settings=settings),
+        model=replace(experiment.model, settings={**experiment.model.settings, **small}),
         benchmark=replace(experiment.benchmark, batch_sizes=(1, 4), seconds=0.02),
     )
 
@@ -82,8 +82,7 @@ def exported(trained: Project) -> Project:
     quantize(
         models["fp32"],
         trained.data,
-        models["fp16"],
-        models["int8"],
+        trained.quantized,
         trained.metrics("quantize"),
         experiment=trained.experiment,
     )

@@ -26,8 +26,12 @@ class Project:
 
     @property
     def models(self) -> dict[str, Path]:
-        name = self.experiment.name
-        return {variant: self.root / layout.model(name, variant) for variant in layout.VARIANTS}
+        found = layout.models(self.experiment.name, self.experiment.quantize.skip)
+        return {variant: self.root / path for variant, path in found.items()}
+
+    @property
+    def quantized(self) -> Path:
+        return self.root / layout.quantized(self.experiment.name)
 
     def metrics(self, stage: str) -> Path:
         return self.root / layout.metrics(self.experiment.name, stage)

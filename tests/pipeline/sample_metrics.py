@@ -62,10 +62,15 @@ def training(name: str) -> dict[str, object]:
         "dataset": "digits",
         "accuracy": 0.9953,
         "loss": 0.02,
+        "loss_name": "cross_entropy",
         "validation_accuracy": 0.9961,
+        "validation_loss": 0.018,
         "parameters": 54321,
         "epochs": 6,
         "best_epoch": 5,
+        "stopped_after": None,
+        "processes": 1,
+        "init_from": None,
         "seconds": 30.25,
         "rows_per_second": 9000.0,
         "tracking_seconds": 0.4,
@@ -164,6 +169,7 @@ def benchmark(name: str) -> dict[str, object]:
         },
         "eager": eager,
         "eager_ratio": PairedRatio(median=4.2, low=4.1, high=4.4, num_pairs=900),
+        "skipped": {},
     }
 
 
@@ -173,13 +179,38 @@ def parity(name: str) -> dict[str, object]:
         "dataset": "digits",
         "rows": 360,
         "passed": True,
+        "output": "logits",
         "torch_accuracy": 0.9953,
+        "skipped": {},
         "weights_sha256": WEIGHTS,
         "variants": {
             "fp32": variant(),
             "fp16": variant(diff=4.0e-3, flips=1, passed=False),
             "int8": variant(diff=9.0e-5, flips=2),
         },
+    }
+
+
+def inside(name: str) -> dict[str, object]:
+    """What a look inside found, with one picture and no attack on words."""
+    attacks = [{"name": "PGD", "strength": 0.1, "accuracy": 0.4}]
+    attacked = {"rows": 500, "largest": 255.0, "steps": 10, "seed": 1}
+    return {
+        "experiment": name,
+        "dataset": "digits",
+        "rows": 360,
+        "weights_sha256": WEIGHTS,
+        "classes": {
+            "accuracy": 0.9953,
+            "class_accuracy": {"one": 0.99, "nine": 0.96, "none": None},
+            "calibration": {"error": 0.012, "mean_confidence": 0.98, "brier": 0.01, "bins": []},
+            "robustness": {**attacked, "accuracy": 0.99, "attacks": attacks},
+            "confident_mistakes": [],
+            "worst_mistakes": [],
+        },
+        "reconstruction": None,
+        "pictures": {"saliency": "where it looks"},
+        "skipped": {"attacks": "a word cannot change a little"},
     }
 
 

@@ -6,14 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.augment import augment
 from pipeline.config import AugmentConfig
+from pipeline.training.augment import augment, draw
 
-OFF = AugmentConfig(translate=0, rotate=0, scale=0)
+LAST = 1 - 2**-24
+"""The largest number that is ever drawn."""
+OFF = AugmentConfig(translate=0, rotate=0, scale=0, flip=False, cutout=0)
 
 
-def config(translate: int = 0, rotate: float = 0, scale: float = 0) -> AugmentConfig:
-    return AugmentConfig(translate=translate, rotate=rotate, scale=scale)
+def config(
+    translate: int = 0, rotate: float = 0, scale: float = 0, flip: bool = False, cutout: int = 0
+) -> AugmentConfig:
+    return AugmentConfig(translate=translate, rotate=rotate, scale=scale, flip=flip, cutout=cutout)
+
+
+def change(planes: Tensor, settings_of: AugmentConfig, seed: int = 1) -> Tensor:
+    return augment(planes, settings_of, draw(len(planes), settings_of, seeded(seed)))
 
 
 def seeded(seed: int = 1) -> torch.Generator:
@@ -40,21 +48,22 @@ def test_zeros_switch_it_off() -> None:
     planes = images(4, 1, 8, 8)
     generator = seeded()
     before = generator.get_state()
-    assert augment(planes, OFF, generator) is planes
+    assert augment(planes, OFF, draw(4, OFF, generator)) is planes
     assert torch.equal(generator.get_state(), before), "no draw is taken"
 
 
+@pytest.mark.parametrize("exact", [True, False], ids=["moved", "sampled"])
 @pytest.mark.parametrize("shape", [(64, 1, 8, 8), (64, 3, 28, 28), (64, 2, 12, 7)])
-def test_a_translation_moves_whole_pixels(shape: tuple[int, ...]) -> None:
+def test_a_translation_moves_whole_pixels(shape: tuple[int, ...], exact: bool) -> None:
     planes = images(*shape)
-    moved = augment(planes, config(translate=2), seeded())
+    moved = change(planes, config(translate=2, rotate=0 if exact else 1e-9))
     offsets = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
     seen = set()
     for before, after in zip(planes, moved, strict=True):
         fits = [
             offset
             for offset in offsets
-            if torch.allclose(shifted(before, *offset), after, atol=1e-2)
+            if torch.allclose(shifted(before, *offset), after, atol=0 if exact else 1e-2)
         ]
         assert len(fits) == 1
         seen.add(fits[0])
@@ -62,39 +71,89 @@ def test_a_translation_moves_whole_pixels(shape: tuple[int, ...]) -> None:
     assert {down for down, _ in seen} == {right for _, right in seen} == {-2, -1, 0, 1, 2}
 
 
+def test_each_shift_is_as_likely_as_the_others() -> None:
+    planes = torch.zeros(5000, 1, 7, 7)
+    planes[:, :, 3, 3] = 1
+    middles = change(planes, config(translate=1)).sum(0)[0, 2:5, 2:5]
+    assert middles.sum() == 5000
+    assert middles.min() > 5000 / 9 * 0.8
+
+
+@pytest.mark.parametrize("turned", [0.0, 1e-9])
+def test_a_flip_mirrors_about_half_of_the_images(turned: float) -> None:
+    planes = images(200, 3, 6, 9)
+    flipped = change(planes, config(flip=True, rotate=turned))
+    mirrored = planes.flip(3)
+    sides = [
+        (torch.allclose(after, before, atol=1e-2), torch.allclose(after, other, atol=1e-2))
+        for before, other, after in zip(planes, mirrored, flipped, strict=True)
+    ]
+    assert all(one != other for one, other in sides)
+    assert 60 < sum(other for _, other in sides) < 140
+
+
+def test_moving_and_sampling_agree() -> None:
+    planes = images(32, 3, 11, 8)
+    exact = change(planes, config(translate=2, flip=True, cutout=3))
+    sampled = change(planes, config(translate=2, flip=True, cutout=3, rotate=1e-9))
+    torch.testing.assert_close(sampled, exact, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_a_cutout_blanks_one_square(side: int) -> None:
+    planes = images(2000, 2, 9, 12) + 1
+    blanked = change(planes, config(cutout=side))
+    gone = blanked == 0
+    assert torch.equal(gone[:, 0], gone[:, 1]), "in every channel"
+    assert torch.equal(blanked[~gone], planes[~gone])
+    heights = gone[:, 0].any(2).sum(1)
+    widths = gone[:, 0].any(1).sum(1)
+    assert torch.equal(gone[:, 0].sum((1, 2)), heights * widths), "a rectangle"
+    assert heights.max() == widths.max() == side
+    assert heights.min() >= min(1, side // 2)
+    assert gone[:, 0].any(0).all(), "anywhere"
+
+
+def test_channels_last_stays_so() -> None:
+    planes = images(4, 3, 8, 8).to(memory_format=torch.channels_last)
+    changed = change(planes, config(translate=1, flip=True, cutout=2))
+    assert changed.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_original_is_left_alone() -> None:
     planes = images(8, 1, 8, 8)
     before = planes.clone()
-    augment(planes, config(2, 10, 0.1), seeded())
+    change(planes, config(2, 10, 0.1, flip=True, cutout=2))
+    change(planes, config(2, flip=True, cutout=2))
     assert torch.equal(planes, before)
 
 
 def test_the_seed_decides() -> None:
     planes = images(16, 1, 9, 9)
     settings_of = config(1, 20, 0.2)
-    first = augment(planes, settings_of, seeded(5))
-    assert torch.equal(first, augment(planes, settings_of, seeded(5)))
-    assert not torch.equal(first, augment(planes, settings_of, seeded(6)))
+    first = change(planes, settings_of, 5)
+    assert torch.equal(first, change(planes, settings_of, 5))
+    assert not torch.equal(first, change(planes, settings_of, 6))
 
 
-def test_a_generator_goes_on() -> None:
-    planes, generator = images(16, 1, 9, 9), seeded(5)
-    settings_of = config(1, 20, 0.2)
-    first = augment(planes, settings_of, generator)
-    assert not torch.equal(first, augment(planes, settings_of, generator))
+def test_an_image_is_changed_the_same_in_any_batch() -> None:
+    planes, settings_of = images(16, 1, 9, 9), config(1, 20, 0.2, flip=True, cutout=3)
+    draws = draw(16, settings_of, seeded())
+    whole = augment(planes, settings_of, draws)
+    parts = [augment(planes[i : i + 4], settings_of, draws[i : i + 4]) for i in (0, 4, 8, 12)]
+    torch.testing.assert_close(torch.cat(parts), whole)
 
 
-def quarter_turns(monkeypatch: pytest.MonkeyPatch, planes: Tensor, draw: float) -> Tensor:
-    """Augment with every draw at `draw`, between 0 and 1, and turns of 90 degrees."""
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, draw))
-    return augment(planes, config(rotate=90), seeded())
+def quarter_turns(planes: Tensor, drawn: float) -> Tensor:
+    """Augment with every draw at `drawn`, from 0 to 1, and turns of 90 degrees."""
+    return augment(planes, config(rotate=90), torch.full((len(planes), 7), drawn))
 
 
 @pytest.mark.parametrize("side", [7, 8])
-def test_a_quarter_turn_is_rot90(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+def test_a_quarter_turn_is_rot90(side: int) -> None:
     planes = images(3, 2, side, side)
-    one_way = quarter_turns(monkeypatch, planes, 1.0)
-    other_way = quarter_turns(monkeypatch, planes, 0.0)
+    one_way = quarter_turns(planes, LAST)
+    other_way = quarter_turns(planes, 0.0)
     ways = [torch.rot90(planes, turns, dims=(2, 3)) for turns in (1, -1)]
     if torch.allclose(one_way, ways[1], atol=1e-2):
         ways.reverse()
@@ -102,23 +161,20 @@ def test_a_quarter_turn_is_rot90(monkeypatch: pytest.MonkeyPatch, side: int) -> 
     torch.testing.assert_close(other_way, ways[1], atol=1e-2, rtol=0)
 
 
-def test_a_turn_keeps_the_form_of_what_is_in_an_oblong_image(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_turn_keeps_the_form_of_what_is_in_an_oblong_image() -> None:
     planes = torch.zeros(1, 1, 15, 9)
     planes[0, 0, 7, 2:7] = 255  # a bar through the middle, 5 pixels long
-    turned = quarter_turns(monkeypatch, planes, 1.0)
+    turned = quarter_turns(planes, LAST)
     expected = torch.zeros_like(planes)
     expected[0, 0, 5:10, 4] = 255
     torch.testing.assert_close(turned, expected, atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize(("draw", "larger"), [(0.0, True), (1.0, False)])
-def test_scale_changes_the_size(monkeypatch: pytest.MonkeyPatch, draw: float, larger: bool) -> None:
+@pytest.mark.parametrize(("drawn", "larger"), [(0.0, True), (LAST, False)])
+def test_scale_changes_the_size(drawn: float, larger: bool) -> None:
     planes = torch.zeros(1, 1, 21, 21)
     planes[..., 7:14, 7:14] = 100
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, draw))
-    area = augment(planes, config(scale=0.3), seeded()).sum() / planes.sum()
+    area = augment(planes, config(scale=0.3), torch.full((1, 7), drawn)).sum() / planes.sum()
     expected = 1 / (0.7 if larger else 1.3) ** 2
     assert area.item() == pytest.approx(expected, rel=0.08)
 
@@ -131,12 +187,14 @@ def test_scale_changes_the_size(monkeypatch: pytest.MonkeyPatch, draw: float, la
     translate=st.integers(0, 3),
     rotate=st.floats(0, 180),
     scale=st.floats(0, 0.9),
+    flip=st.booleans(),
+    cutout=st.integers(0, 20),
 )
 def test_any_shape_keeps_its_shape_dtype_and_range(
-    shape: tuple[int, ...], translate: int, rotate: float, scale: float
+    shape: tuple[int, ...], translate: int, rotate: float, scale: float, flip: bool, cutout: int
 ) -> None:
     planes = images(*shape)
-    result = augment(planes, config(translate, rotate, scale), seeded())
+    result = change(planes, config(translate, rotate, scale, flip, cutout))
     assert result.shape == planes.shape
     assert result.dtype == torch.float32
     assert torch.isfinite(result).all()

@@ -110,6 +110,7 @@ def measured(exported: Project, tmp_path: Path) -> Project:
         },
         eager=(eager,),
         eager_ratio=PairedRatio(median=4, low=4, high=4, num_pairs=50),
+        skipped={},
     )
     write_json(project.metrics("benchmark"), report)
     return project

@@ -1,11 +1,12 @@
 """Checkpoints: all that was put in comes back, and anything else is no checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.checkpoint import Checkpoint, load, save
+from pipeline.training.checkpoint import Checkpoint, load, read, save
 
 
 def make(fingerprint: str = "mine") -> Checkpoint:
@@ -28,7 +29,7 @@ def make(fingerprint: str = "mine") -> Checkpoint:
 def test_everything_comes_back(tmp_path: Path) -> None:
     before = make()
     save(tmp_path / "c.safetensors", before)
-    after = load(tmp_path / "c.safetensors", "mine")
+    after = load(read(tmp_path / "c.safetensors"), "mine")
     assert after is not None
     assert (after.history, after.run_id, after.scheduler) == (
         before.history,
@@ -47,23 +48,49 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert restored.param_groups[0]["lr"] == 0.1
 
 
+def test_the_state_of_a_line_search_comes_back_exactly(tmp_path: Path) -> None:
+    module = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.LBFGS(module.parameters(), 0.1, max_iter=2)
+    inputs = torch.randn(8, 3)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = module(inputs).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    for _ in range(2):
+        optimizer.step(closure)
+        before = optimizer.state_dict()["state"][0]
+        save(tmp_path / "c.safetensors", replace(make(), optimizer=optimizer.state_dict()))
+        found = load(read(tmp_path / "c.safetensors"), "mine")
+        assert found is not None
+        after = found.optimizer["state"][0]
+        assert set(before) - set(after) <= {"al"}, "scratch alone is left out"
+        assert after["prev_loss"] == before["prev_loss"]
+        assert after["n_iter"] == before["n_iter"]
+        assert len(after["old_dirs"]) == len(before["old_dirs"])
+        for one, other in zip(after["old_dirs"], before["old_dirs"], strict=True):
+            assert torch.equal(one, other)
+
+
 def test_another_trainings_checkpoint_is_none(tmp_path: Path) -> None:
     save(tmp_path / "c.safetensors", make("theirs"))
-    assert load(tmp_path / "c.safetensors", "mine") is None
+    assert load(read(tmp_path / "c.safetensors"), "mine") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
 def test_a_spoilt_file_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.safetensors").write_bytes(content)
-    assert load(tmp_path / "c.safetensors", "mine") is None
+    assert load(read(tmp_path / "c.safetensors"), "mine") is None
 
 
 def test_a_cut_file_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     save(path, make())
     path.write_bytes(path.read_bytes()[:-5])
-    assert load(path, "mine") is None
+    assert load(read(path), "mine") is None
 
 
 def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
-    assert load(tmp_path / "none.safetensors", "mine") is None
+    assert load(read(tmp_path / "none.safetensors"), "mine") is None

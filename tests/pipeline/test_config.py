@@ -154,7 +154,7 @@ EDITS = [
     ("mirrors: []", "mirrors: [/mnt, 3]", "mirrors.1 must be a string, got 3"),
     ("export: {opset: 20}", "export: 20", f"{FIRST}.export must be a mapping, got 20"),
     (
-        "model: {name: mlp, hidden: [128], dropout: 0.1}",
+        "model: {name: mlp, hidden: [128], activation: relu, dropout: 0.1}",
         "model: mlp",
         f"{FIRST}.model must be a mapping, got 'mlp'",
     ),
@@ -195,7 +195,12 @@ EDITS = [
     (
         "optimizer: adamw",
         "optimizer: lion",
-        f"{FIRST}.train.optimizer must be 'sgd', 'adam', 'adamw' or 'rmsprop', got 'lion'",
+        f"{FIRST}.train.optimizer must be 'sgd', 'adam', 'adamw', 'rmsprop' or 'lbfgs', got 'lion'",
+    ),
+    (
+        "loss: cross_entropy",
+        "loss: hinge",
+        f"{FIRST}.train.loss must be 'cross_entropy', 'binary_cross_entropy' or 'mean_squared_err",
     ),
     # Lists
     ("[1, 7, 256]", "7", f"{FIRST}.parity.batch_sizes must be a list, got 7"),
@@ -218,6 +223,24 @@ EDITS = [
         "name: mpl",
         f"{FIRST}.model.name: no model named 'mpl'; did you mean 'mlp'?",
     ),
+    ("- digits-mlp", "- digits-mpl", "short.0: no experiment named 'digits-mpl'; did you mean"),
+    (
+        "against: digits",
+        "against: digit",
+        f"{FIRST}.evaluate.against: no data set named 'digit'; did you mean 'digits'?",
+    ),
+    (
+        "init_from: null",
+        "init_from: digits-cn",
+        f"{FIRST}.train.init_from: no other experiment named 'digits-cn'; did you mean 'digits-c",
+    ),
+    (
+        "init_from: null",
+        "init_from: digits-mlp",
+        f"{FIRST}.train.init_from: no other experiment named 'digits-mlp'",
+    ),
+    ("skip: {}", "skip: {int4: large}", f"{FIRST}.quantize.skip.int4"),
+    ("skip: {}", "skip: {int8: ''}", f"{FIRST}.quantize.skip.int8 must"),
     ("  digits-mlp:", "  ../../mine:", "experiments.../../mine is not a name of letters"),
     ("  digits-mlp:", "  a.b:", "experiments.a.b is not a name of letters"),
     # What YAML would change or lose without a word
@@ -263,6 +286,7 @@ def test_a_mistake_in_a_later_experiment_is_told_by_that_experiment(refused: Ref
     assert message == "experiments.mnist-mlp.epochs must be an integer, got 'five'"
 
 
+LISTS = "mirrors: []\nshort: []\n"
 WHOLE_FILES = {
     "": "params.yaml is empty",
     "# nothing but this\n": "params.yaml is empty",
@@ -276,9 +300,9 @@ WHOLE_FILES = {
     "mirrors: \x00": "is not YAML: unacceptable character",
     "mirrors: " + "[" * 5000: "params.yaml is nested too deeply",
     "{}": "mirrors is missing",
-    "mirrors: []\ndatasets: []\nexperiments: {}\n": "datasets must be a mapping, got []",
-    "mirrors: []\ndatasets: {}\nexperiments: 3\n": "experiments must be a mapping, got 3",
-    "mirrors: []\ndatasets: {}\nexperiments: {a: 3}\n": "experiments.a must be a mapping, got 3",
+    f"{LISTS}datasets: []\nexperiments: {{}}\n": "datasets must be a mapping, got []",
+    f"{LISTS}datasets: {{}}\nexperiments: 3\n": "experiments must be a mapping, got 3",
+    f"{LISTS}datasets: {{}}\nexperiments: {{a: 3}}\n": "experiments.a must be a mapping, got 3",
 }
 
 
@@ -314,8 +338,8 @@ def test_params_yaml_of_the_working_directory_is_the_default(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingInputError, match=r"^params\.yaml is not there"):
         load()
-    Path("params.yaml").write_text("mirrors: [/mnt]\ndatasets: {}\nexperiments: {}\n")
-    assert load() == Params(mirrors=("/mnt",), datasets={}, experiments={})
+    Path("params.yaml").write_text("mirrors: [/mnt]\nshort: []\ndatasets: {}\nexperiments: {}\n")
+    assert load() == Params(mirrors=("/mnt",), short=(), datasets={}, experiments={})
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
@@ -366,7 +390,7 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
             yield (*path, str(key)), value
 
 
-SMALL = TEXT[: TEXT.index("  digits-cnn:")]
+SMALL = re.sub(r"(?m)^  - (?!digits-mlp$).*\n", "", TEXT[: TEXT.index("  digits-cnn:")])
 """With one experiment: faster to read, a hundred times over."""
 LEAVES = [path for path, _ in leaves(yaml.safe_load(SMALL))]
 SCALARS = st.one_of(

@@ -2,18 +2,29 @@ import ast
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import datasets
 from pipeline.errors import UnknownNameError
 from pipeline.params import load
+from pipeline.pull import pull
 
 ROOT = Path(datasets.__file__).parents[2]
 EVERY = pytest.mark.parametrize("name", datasets.names())
+EMBEDDED = ("digits", "moons", "xor")
+
+
+def told_by(name: str) -> str:
+    """The docstring of a data set's file, on one line."""
+    source = (Path(datasets.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return " ".join(str(ast.get_docstring(ast.parse(source))).split())
 
 
 def test_the_data_sets_are_the_files_of_the_folder() -> None:
-    assert {"digits", "mnist"} <= set(datasets.names())
+    assert set(datasets.names()) == {
+        "cifar10", "digits", "fashion_mnist", "mnist", "moons", "rt_polarity", "xor",
+    }  # fmt: skip
     assert not any(name.startswith("_") for name in datasets.names())
 
 
@@ -29,8 +40,7 @@ def test_what_is_known_is_told(name: str) -> None:
 
 @EVERY
 def test_the_docstring_gives_citation_and_licence(name: str) -> None:
-    source = (Path(datasets.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
-    told = " ".join(str(ast.get_docstring(ast.parse(source))).split())
+    told = told_by(name)
     dataset = datasets.get(name)
     assert dataset.licence in told
     assert dataset.citation.split(",")[0] in told
@@ -61,8 +71,29 @@ def test_official_addresses_end_in_the_files_name(name: str) -> None:
 
 
 @EVERY
-def test_params_has_a_section(name: str) -> None:
-    assert name in load(ROOT / "params.yaml").datasets
+def test_params_has_a_section_or_the_docstring_tells_it(name: str) -> None:
+    if name not in load(ROOT / "params.yaml").datasets:
+        assert f"`{name}: {{validation_rows:" in told_by(name)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_rows_are_what_their_kind_says(name: str, tmp_path: Path) -> None:
+    pull(tmp_path / name, name=name, mirrors=())
+    dataset = datasets.get(name)
+    rows = dataset.read(tmp_path / name)
+    for inputs, labels in (
+        (rows.train_inputs, rows.train_labels),
+        (rows.test_inputs, rows.test_labels),
+    ):
+        expected = {"image": (np.uint8, 4), "table": (np.float32, 2)}[dataset.kind]
+        assert (inputs.dtype, inputs.ndim) == expected
+        assert labels.dtype == np.int64
+        assert np.unique(labels).tolist() == list(range(len(dataset.labels)))
+
+
+@EVERY
+def test_only_what_is_complete_is_tested_on_its_training_rows(name: str) -> None:
+    assert datasets.get(name).complete == (name == "xor")
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

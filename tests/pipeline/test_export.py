@@ -15,9 +15,11 @@ from project import REPOSITORY, Project
 from torch import Tensor, nn
 
 from pipeline import onnxmodel
-from pipeline.classifier import Classifier, load_classifier
-from pipeline.errors import IntegrityError, MissingInputError, ModelError
+from pipeline.config import Params
+from pipeline.errors import ConfigError, IntegrityError, MissingInputError, ModelError
 from pipeline.export import export, to_onnx
+from pipeline.graph import Graph, load_graph
+from pipeline.heads import CrossEntropy
 from pipeline.ready import open_manifest, open_split
 from serving.session import open_session
 
@@ -39,10 +41,10 @@ def test_raw_images_in_logits_and_probabilities_out(exported: Project) -> None:
 
 def test_the_answer_is_pytorchs(exported: Project) -> None:
     manifest = open_manifest(exported.data)
-    classifier = load_classifier(exported.weights, exported.experiment, manifest)
+    network_graph = load_graph(exported.weights, exported.experiment, manifest)
     rows = np.array(open_split(exported.data, "test").inputs)
     with torch.inference_mode():
-        logits, _ = classifier(torch.from_numpy(rows))
+        logits, _ = network_graph(torch.from_numpy(rows))
     found = open_session(exported.models["fp32"]).run({"images": rows})["logits"]
     assert np.abs(found - logits.numpy()).max() < 1e-4
 
@@ -96,7 +98,8 @@ def test_the_same_bytes_wherever_the_checkout_lies(exported: Project, tmp_path: 
         "assert pipeline.__file__.startswith(sys.argv[1]), pipeline.__file__\n"
         "root, out = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])\n"
         "experiment = params.load(pathlib.Path(sys.argv[4])).experiment('digits-cnn')\n"
-        "settings = {'widths': [8, 8], 'kernels': [3, 3], 'pools': [True, True], 'dropout': 0.1}\n"
+        "small = {'widths': [8, 8], 'kernels': [3, 3], 'pools': [True, True], 'dropout': 0.1}\n"
+        "settings = {**experiment.model.settings, **small}\n"
         "model = dataclasses.replace(experiment.model, settings=settings)\n"
         "experiment = dataclasses.replace(experiment, model=model)\n"
         "for _ in range(2):\n"
@@ -173,16 +176,18 @@ class Fickle(nn.Module):
 
 def test_what_torch_cannot_export_is_one_line(exported: Project) -> None:
     rows = np.array(open_split(exported.data, "test").inputs[:2])
+    fickle = Graph(Fickle(), "image", CrossEntropy())
+    fickle.standardise((0.0,), (1.0,))
     with pytest.raises(ModelError, match="torch cannot export the model") as caught:
-        to_onnx(Classifier(Fickle(), (0.0,), (1.0,)), rows, 20)
+        to_onnx(fickle, rows, 20)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("opset", [18, 20, 21])
 def test_the_opset_is_the_one_that_was_asked_for(exported: Project, opset: int) -> None:
     manifest = open_manifest(exported.data)
-    classifier = load_classifier(exported.weights, exported.experiment, manifest)
-    graph = to_onnx(classifier, np.array(open_split(exported.data, "test").inputs[:2]), opset)
+    network_graph = load_graph(exported.weights, exported.experiment, manifest)
+    graph = to_onnx(network_graph, np.array(open_split(exported.data, "test").inputs[:2]), opset)
     onnxmodel.check(graph, opset)
     with pytest.raises(ModelError, match=rf"has opset {opset}, 19 was asked for"):
         onnxmodel.check(graph, 19)
@@ -233,3 +238,19 @@ def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\xff\xff not a model")
     with pytest.raises(ModelError, match=r"is not an ONNX file; `ferry export x` makes it anew"):
         onnxmodel.load(tmp_path / "model.onnx", "ferry export x")
+
+
+def test_an_opset_without_strings_is_refused_for_text(params: Params, tmp_path: Path) -> None:
+    text = params.experiment("rt-lstm")
+    manifest = {"dataset": "rt_polarity", "kind": "text", "labels": ["negative", "positive"]}
+    manifest |= {"class_counts": {}, "mean": [], "std": [], "vocabulary": ["the"], "seed": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"arrays": {}}))
+    with pytest.raises(ConfigError) as caught:
+        export(
+            *[tmp_path / name for name in ("weights", "train.json")],
+            tmp_path,
+            *[tmp_path / name for name in ("model.onnx", "export.json")],
+            experiment=replace(text, export=replace(text.export, opset=19)),
+            track=False,
+        )
+    assert str(caught.value).startswith("experiments.rt-lstm.export.opset must be 20 or more")

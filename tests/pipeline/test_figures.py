@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,11 @@ def test_pyplot_is_never_imported_and_nothing_is_left_set():
         check=True,
     )
     assert done.stdout.split() == ["False", "True", "False"]
+
+
+def test_without_classes_the_loss_stands_alone() -> None:
+    history = [replace(epoch, accuracy=None, validation_accuracy=None) for epoch in epochs()]
+    figure = learning_curve(history)
+    assert len(figure.axes) == 1
+    assert figure.axes[0].get_ylabel() == "mean squared error"
+    assert figure.axes[0].get_legend() is not None

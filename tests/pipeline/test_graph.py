@@ -9,9 +9,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pipeline.classifier import Classifier, build_classifier, load_classifier
 from pipeline.config import Experiment, ModelConfig
 from pipeline.errors import ConfigError, IntegrityError, MissingInputError
+from pipeline.graph import Graph, build_graph, load_graph
+from pipeline.heads import CrossEntropy
 from pipeline.params import load
 from pipeline.ready import ArrayInfo, Manifest
 
@@ -23,6 +24,8 @@ def manifest(shape: tuple[int, int, int] = (6, 5, 3), classes: int = 4) -> Manif
     rows = ArrayInfo(shape=(9, *shape), dtype="uint8", sha256="")
     return Manifest(
         dataset="mine",
+        kind="image",
+        vocabulary=(),
         labels=tuple(str(label) for label in range(classes)),
         class_counts={},
         mean=tuple(100.0 + 20 * channel for channel in range(channels)),
@@ -34,21 +37,27 @@ def manifest(shape: tuple[int, int, int] = (6, 5, 3), classes: int = 4) -> Manif
 
 @pytest.fixture
 def experiment() -> Experiment:
-    tiny = ModelConfig(name="mlp", settings={"hidden": [7], "dropout": 0.5})
+    tiny = ModelConfig(name="mlp", settings={"hidden": [7], "activation": "relu", "dropout": 0.5})
     return replace(load(ROOT / "params.yaml").experiment("digits-mlp"), model=tiny)
 
 
 @pytest.fixture
 def weights(experiment: Experiment, tmp_path: Path) -> Path:
-    """The weights of an untrained classifier, as a file."""
+    """The weights of an untrained graph, as a file."""
     path = tmp_path / "model.safetensors"
-    state = build_classifier(experiment, manifest()).state_dict()
+    state = build_graph(experiment, manifest()).state_dict()
     safetensors.torch.save_file({key: value.contiguous() for key, value in state.items()}, path)
     return path
 
 
 def rows(count: int = 8, shape: tuple[int, ...] = (6, 5, 3)) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def graph_of(network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Graph:
+    graph = Graph(network, "image", CrossEntropy())
+    graph.standardise(mean, std)
+    return graph
 
 
 class Seen(nn.Module):
@@ -61,7 +70,7 @@ class Seen(nn.Module):
 
 def test_planes_are_the_raw_values_with_channels_first() -> None:
     images = rows()
-    planes = Classifier(Seen(), (0.0,) * 3, (1.0,) * 3).planes(torch.from_numpy(images))
+    planes = graph_of(Seen(), (0.0,) * 3, (1.0,) * 3).values(torch.from_numpy(images))
     assert planes.dtype == torch.float32
     assert planes.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(planes.numpy(), images.transpose(0, 3, 1, 2).astype(np.float32))
@@ -69,12 +78,12 @@ def test_planes_are_the_raw_values_with_channels_first() -> None:
 
 def test_the_network_gets_standardised_channels() -> None:
     described = manifest()
-    classifier = Classifier(Seen(), described.mean, described.std)
+    graph = graph_of(Seen(), described.mean, described.std)
     images = rows()
-    classifier(torch.from_numpy(images))
+    graph(torch.from_numpy(images))
     mean, std = np.array(described.mean), np.array(described.std)
     expected = ((images.astype(np.float64) - mean) / std).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(classifier.network.planes.numpy(), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(graph.network.planes.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_standardised_training_rows_have_mean_0_and_deviation_1() -> None:
@@ -82,9 +91,9 @@ def test_standardised_training_rows_have_mean_0_and_deviation_1() -> None:
     flat = images.reshape(-1, 3).astype(np.float64)
     mean = tuple(float(value) for value in flat.mean(axis=0))
     std = tuple(float(value) for value in flat.std(axis=0))
-    classifier = Classifier(Seen(), mean, std)
-    classifier(torch.from_numpy(images))
-    planes = classifier.network.planes
+    graph = graph_of(Seen(), mean, std)
+    graph(torch.from_numpy(images))
+    planes = graph.network.planes
     torch.testing.assert_close(planes.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(
         planes.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0
@@ -92,16 +101,16 @@ def test_standardised_training_rows_have_mean_0_and_deviation_1() -> None:
 
 
 def test_answers_are_logits_and_their_softmax(experiment: Experiment) -> None:
-    classifier = build_classifier(experiment, manifest()).eval()
+    graph = build_graph(experiment, manifest()).eval()
     images = torch.from_numpy(rows())
-    logits, probabilities = classifier(images)
+    logits, probabilities = graph(images)
     assert logits.shape == probabilities.shape == (8, 4)
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(8))
     shifted = np.exp(logits.detach().double().numpy())
     np.testing.assert_allclose(
         probabilities.detach().numpy(), shifted / shifted.sum(axis=1, keepdims=True), rtol=1e-5
     )
-    assert torch.equal(logits, classifier.logits(classifier.planes(images)))
+    assert torch.equal(logits, graph.network(graph.inputs(graph.values(images))))
 
 
 def test_extreme_logits_still_give_probabilities() -> None:
@@ -109,7 +118,7 @@ def test_extreme_logits_still_give_probabilities() -> None:
         def forward(self, planes: torch.Tensor) -> torch.Tensor:
             return torch.tensor([[1e30, 0.0, -1e30]]).repeat(len(planes), 1)
 
-    _, probabilities = Classifier(Extreme(), (0.0,), (1.0,))(torch.zeros(2, 1, 1, 1).byte())
+    _, probabilities = graph_of(Extreme(), (0.0,), (1.0,))(torch.zeros(2, 1, 1, 1).byte())
     assert probabilities.tolist() == [[1, 0, 0]] * 2
 
 
@@ -121,29 +130,29 @@ def test_the_statistics_travel_with_the_weights(weights: Path) -> None:
 
 
 def test_they_are_not_trained(experiment: Experiment) -> None:
-    names = [name for name, _ in build_classifier(experiment, manifest()).named_parameters()]
+    names = [name for name, _ in build_graph(experiment, manifest()).named_parameters()]
     assert names
     assert all(name.startswith("network.") for name in names)
 
 
 def test_weights_come_back_ready_for_use(experiment: Experiment, weights: Path) -> None:
-    classifier = load_classifier(weights, experiment, manifest())
-    assert not classifier.training
+    graph = load_graph(weights, experiment, manifest())
+    assert not graph.training
     images = torch.from_numpy(rows())
-    assert torch.equal(classifier(images)[0], classifier(images)[0]), "no dropout"
+    assert torch.equal(graph(images)[0], graph(images)[0]), "no dropout"
     for key, value in safetensors.torch.load_file(weights).items():
-        assert torch.equal(classifier.state_dict()[key], value)
+        assert torch.equal(graph.state_dict()[key], value)
 
 
 def test_missing_weights_name_the_command(experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(MissingInputError) as caught:
-        load_classifier(tmp_path / "model.safetensors", experiment, manifest())
+        load_graph(tmp_path / "model.safetensors", experiment, manifest())
     assert str(caught.value).endswith("is not there; `ferry train digits-mlp` makes it")
 
 
 def one_line(path: Path, experiment: Experiment, described: Manifest) -> str:
     with pytest.raises(IntegrityError) as caught:
-        load_classifier(path, experiment, described)
+        load_graph(path, experiment, described)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert message.startswith(f"{path} does not hold the weights of digits-mlp: ")
@@ -157,7 +166,9 @@ def test_weights_of_another_shape(experiment: Experiment, weights: Path) -> None
 
 
 def test_weights_of_another_model(experiment: Experiment, weights: Path) -> None:
-    deeper = ModelConfig(name="mlp", settings={"hidden": [7, 7], "dropout": 0})
+    deeper = ModelConfig(
+        name="mlp", settings={"hidden": [7, 7], "activation": "relu", "dropout": 0}
+    )
     assert "Missing key" in one_line(weights, replace(experiment, model=deeper), manifest())
 
 
@@ -173,6 +184,8 @@ def test_a_truncated_file(experiment: Experiment, weights: Path) -> None:
 
 
 def test_wrong_settings_name_the_experiment(experiment: Experiment) -> None:
-    wrong = replace(experiment, model=ModelConfig(name="mlp", settings={"hidden": [7]}))
+    wrong = replace(
+        experiment, model=ModelConfig(name="mlp", settings={"hidden": [7], "activation": "relu"})
+    )
     with pytest.raises(ConfigError, match=r"^experiments\.digits-mlp\.model\.dropout is missing$"):
-        build_classifier(wrong, manifest())
+        build_graph(wrong, manifest())

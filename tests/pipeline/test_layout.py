@@ -13,10 +13,13 @@ PATHS: dict[str, Callable[[str], Path]] = {
     "models/N/model.safetensors": layout.weights,
     "models/N/checkpoint.safetensors": layout.checkpoint,
     "models/N/model.onnx": layout.model,
-    "models/N/model.fp16.onnx": lambda name: layout.model(name, "fp16"),
-    "models/N/model.int8.onnx": lambda name: layout.model(name, "int8"),
+    "models/N/quantized": layout.quantized,
+    "models/N/quantized/model.fp16.onnx": lambda name: layout.models(name)["fp16"],
+    "models/N/quantized/model.int8.onnx": lambda name: layout.models(name)["int8"],
     "metrics/N/train.json": lambda name: layout.metrics(name, "train"),
     "plots/N/train": lambda name: layout.plots(name, "train"),
+    "models/N/tune": layout.tune,
+    "reports/pictures/N": layout.pictures,
     "bundles/N": layout.bundle,
 }
 
@@ -39,16 +42,12 @@ def test_no_two_things_share_a_path() -> None:
 
 
 def test_fp32_is_the_model_itself() -> None:
-    assert layout.VARIANTS == ("fp32", "fp16", "int8")
-    assert layout.model("mine") == layout.model("mine", "fp32")
-    assert [layout.model("mine", name).name for name in layout.VARIANTS] == list(
-        layout.MODEL_FILES.values()
-    )
+    assert tuple(layout.models("mine")) == layout.VARIANTS == ("fp32", "fp16", "int8")
+    assert layout.models("mine")["fp32"] == layout.model("mine")
 
 
-def test_a_variant_that_does_not_exist() -> None:
-    with pytest.raises(KeyError):
-        layout.model("mine", "int4")
+def test_a_variant_that_is_skipped_has_no_place() -> None:
+    assert tuple(layout.models("mine", {"int8": "too small"})) == ("fp32", "fp16")
 
 
 def test_metrics_lie_below_the_folder_that_the_report_reads() -> None:

@@ -1,195 +1,244 @@
-"""Every architecture of the registry, and what each refuses of its settings."""
+"""What every architecture of the registry promises, and what each refuses of its settings."""
 
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
+import onnxruntime
 import pytest
 import torch
+from model_cases import CASES, TABLE, WHERE, build, case, image, refused, rows
 from torch import nn
 
 from pipeline import models, registry
-from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, UnknownNameError
-from pipeline.models import Shape
+from pipeline.datasets import Kind
+from pipeline.errors import UnknownNameError
+from pipeline.models import Gives, Shape
+from pipeline.onnxmodel import quiet
 from pipeline.params import load
 
 ROOT = Path(__file__).parents[2]
-SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
-WHERE = "experiments.mine.model"
-SETTINGS: dict[str, dict[str, Any]] = {
-    experiment.model.name: dict(experiment.model.settings)
-    for experiment in load(ROOT / "params.yaml").experiments.values()
-}
-"""Of each architecture that params.yaml uses, those of one experiment."""
-CNN = {"widths": [4, 6], "kernels": [3, 5], "pools": [True, False], "dropout": 0}
-MLP = {"hidden": [16], "dropout": 0}
+EXPERIMENTS = load(ROOT / "params.yaml").experiments.values()
 
 
 def module_of(name: str) -> ModuleType:
     return registry.load("model", "pipeline.models", models.FOLDER, name)
 
 
-def build(
-    name: str, settings: dict[str, Any], shape: tuple[int, int, int] = (8, 8, 1), classes: int = 10
-) -> nn.Module:
-    height, width, channels = shape
-    described = Shape(height=height, width=width, channels=channels, classes=classes)
-    return models.build(ModelConfig(name=name, settings=settings), described, where=WHERE)
+def onnx_bytes(network: nn.Module, shape: Shape) -> bytes:
+    with quiet():
+        program = torch.onnx.export(
+            network,
+            (rows(shape, 2),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=20,
+            input_names=["rows"],
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto.SerializeToString()
 
 
-def refused(name: str, settings: dict[str, Any], **shape: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        build(name, settings, **shape)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
+def test_every_architecture_has_its_case() -> None:
+    assert set(CASES) == set(models.names())
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_architecture_is_used_by_an_experiment(name: str) -> None:
-    assert name in SETTINGS
+    used = {experiment.model.name for experiment in EXPERIMENTS}
+    assert name in used
 
 
 @pytest.mark.parametrize("name", models.names())
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_architecture_builds_for_every_shape(name: str, shape: tuple[int, int, int]) -> None:
-    network = build(name, SETTINGS[name], shape, classes=7).eval()
-    height, width, channels = shape
-    logits = network(torch.randn(3, channels, height, width))
-    assert logits.shape == (3, 7)
-    assert logits.dtype == torch.float32
-    assert torch.isfinite(logits).all()
+def test_what_every_architecture_tells_of_itself(name: str) -> None:
+    module = module_of(name)
+    assert {"GIVES", "TAKES", "Settings", "build"} <= set(module.__all__)
+    assert set(CASES[name][0]) == {field.name for field in fields(module.Settings)}
+    assert set(models.takes(name)) <= set(get_args(Kind))
+    assert models.gives(name) in get_args(Gives)
+    assert CASES[name][1].kind in models.takes(name)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_what_a_network_answers(name: str) -> None:
+    shape = CASES[name][1]
+    network = case(name).eval()
+    answer = network(rows(shape, 3))
+    assert answer.dtype == torch.float32
+    if models.gives(name) == "reconstruction":
+        assert answer.shape == (3, *shape.row)
+        assert ((answer >= 0) & (answer <= 1)).all()
+    else:
+        assert answer.shape == (3, shape.outputs)
+    assert torch.isfinite(answer).all()
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_rows_do_not_depend_on_their_batch(name: str) -> None:
-    network = build(name, SETTINGS[name]).eval()
-    planes = torch.randn(5, 1, 8, 8)
-    together = network(planes)
-    alone = torch.cat([network(planes[row : row + 1]) for row in range(5)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    network = case(name).eval()
+    together = rows(CASES[name][1], 5)
+    alone = torch.cat([network(together[row : row + 1]) for row in range(5)])
+    torch.testing.assert_close(network(together), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_the_seed_alone_decides_the_first_weights(name: str) -> None:
+    first, again, other = (case(name, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_parameter_is_trained(name: str) -> None:
-    network = build(name, SETTINGS[name] | {"dropout": 0})
-    network(torch.randn(16, 1, 8, 8)).square().sum().backward()
+    network = case(name)
+    network(rows(CASES[name][1], 16)).square().sum().backward()
     for key, parameter in network.named_parameters():
         if not parameter.requires_grad:
-            assert key.endswith("norm.weight")
+            assert key.endswith("norm.weight") or key == "whitening.conv.weight"
             continue
         assert parameter.grad is not None, key
         assert parameter.grad.abs().sum() > 0, key
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_every_architecture_tells_its_settings(name: str) -> None:
-    module = module_of(name)
-    assert set(module.__all__) >= {"Settings", "build"}
-    assert set(SETTINGS[name]) == {field.name for field in fields(module.Settings)}
+def test_a_few_steps_lower_the_loss(name: str) -> None:
+    shape = CASES[name][1]
+    network = case(name)
+    given = rows(shape, 16)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = (network(given) - 0.9).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.names())
+def test_onnx_runtime_answers_the_same(name: str) -> None:
+    shape = CASES[name][1]
+    network = case(name).eval()
+    session = onnxruntime.InferenceSession(
+        onnx_bytes(network, shape), providers=["CPUExecutionProvider"]
+    )
+    assert session.get_outputs()[0].shape[0] == "batch"
+    for count in (1, 2, 3, 8):
+        given = rows(shape, count)
+        (answer,) = session.run(None, {"rows": given.numpy()})
+        expected = network(given).detach()
+        torch.testing.assert_close(torch.from_numpy(answer), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_an_unknown_a_missing_and_a_mistyped_setting(name: str) -> None:
-    settings = SETTINGS[name]
+    settings, shape = CASES[name]
     key = next(iter(settings))
+    without = {other: value for other, value in settings.items() if other != key}
     assert f"{WHERE}.{key}s is not a key; did you mean {key!r}?" in refused(
-        name, {f"{key}s": settings[key], **{k: v for k, v in settings.items() if k != key}}
+        name, {f"{key}s": settings[key], **without}, shape
     )
-    without = {k: v for k, v in settings.items() if k != key}
-    assert refused(name, without) == f"{WHERE}.{key} is missing"
-    assert refused(name, settings | {key: "x"}).startswith(f"{WHERE}.{key} must be ")
-    assert refused(name, settings | {"dropout": 1}) == f"{WHERE}.dropout must be less than 1, got 1"
+    assert refused(name, without, shape) == f"{WHERE}.{key} is missing"
+    message = refused(name, settings | {key: "x"}, shape)
+    assert message.startswith(f"{WHERE}.{key} must be ")
+    assert message.endswith("got 'x'")
+
+
+HAVE_DROPOUT = [name for name in CASES if "dropout" in CASES[name][0]]
+HAVE_ACTIVATION = [name for name in CASES if "activation" in CASES[name][0]]
+
+
+@pytest.mark.parametrize("name", HAVE_DROPOUT)
+def test_dropout_is_for_training(name: str) -> None:
+    settings, shape = CASES[name]
+    message = refused(name, settings | {"dropout": 1}, shape)
+    assert message == f"{WHERE}.dropout must be less than 1, got 1"
+    network = case(name, dropout=0.5)
+    given = rows(shape, 8)
+    assert not torch.equal(network(given), network(given))
+    network.eval()
+    assert torch.equal(network(given), network(given))
+    assert torch.equal(network(given), served(case(name), given, like=network))
+
+
+def served(network: nn.Module, given: torch.Tensor, *, like: nn.Module) -> torch.Tensor:
+    """The answer of `network` once it has the weights of `like`, in their order."""
+    values = list(like.state_dict().values())
+    state = dict(zip(network.state_dict(), values, strict=True))
+    network.load_state_dict(state)
+    answer: torch.Tensor = network.eval()(given)
+    return answer
+
+
+@pytest.mark.parametrize("name", HAVE_ACTIVATION)
+def test_every_activation_makes_another_network(name: str) -> None:
+    settings, shape = CASES[name]
+    given = rows(shape, 4)
+    answers = [
+        case(name, activation=function).eval()(given)
+        for function in ("sigmoid", "tanh", "relu", "gelu")
+    ]
+    for index, answer in enumerate(answers):
+        assert not any(torch.equal(answer, other) for other in answers[:index])
+    expected = f"{WHERE}.activation must be 'sigmoid', 'tanh', 'relu' or 'gelu', got 'swish'"
+    assert refused(name, settings | {"activation": "swish"}, shape) == expected
 
 
 def test_an_unknown_architecture() -> None:
     with pytest.raises(UnknownNameError, match="no model named 'mpl'; did you mean 'mlp'"):
-        build("mpl", MLP)
+        build("mpl", {}, TABLE)
 
 
-WRONG = [
-    ("mlp", MLP | {"hidden": []}, ".hidden must not be empty"),
-    ("mlp", MLP | {"hidden": [8, 0]}, ".hidden.1 must be greater than or equal to 1, got 0"),
-    ("mlp", MLP | {"hidden": 8}, ".hidden must be a list, got 8"),
-    ("cnn", CNN | {"pools": [1, 0]}, ".pools.0 must be a boolean, got 1"),
-    ("cnn", CNN | {"pools": []}, ".pools must not be empty"),
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("mlp", {"hidden": [8, 0]}, ".hidden.1 must be greater than or equal to 1, got 0"),
+    ("mlp", {"hidden": 8}, ".hidden must be a list, got 8"),
+    ("cnn", {"pools": [1, 0]}, ".pools.0 must be a boolean, got 1"),
+    ("cnn", {"pools": []}, ".pools must not be empty"),
+    ("cnn", {"head": "mean"}, ".head must be 'flatten' or 'average', got 'mean'"),
+    ("cnn", {"widths": [4]}, "widths, kernels and pools must be equally long, got 1, 2 and 2"),
+    ("cnn", {"kernels": [3, 3, 3]}, "must be equally long, got 2, 3 and 2"),
+    ("cnn", {"kernels": [3, 4]}, "kernels must be odd, got 4"),
+    ("lenet", {"kernel": 0}, ".kernel must be greater than or equal to 1, got 0"),
     (
-        "cnn",
-        CNN | {"widths": [4]},
-        "widths, kernels and pools must be equally long, got 1, 2 and 2",
+        "lenet",
+        {"kernel": 6},
+        ": 2 convolutions of side 6 with poolings between leave nothing of 12×12 pixels",
     ),
-    ("cnn", CNN | {"kernels": [3, 3, 3]}, "must be equally long, got 2, 3 and 2"),
-    ("cnn", CNN | {"kernels": [3, 4]}, "kernels must be odd, got 4"),
+    ("resnet", {"widths": []}, ".widths must not be empty"),
+    ("resnet", {"blocks": 0}, ".blocks must be greater than or equal to 1, got 0"),
+    ("gru", {"hidden": []}, ".hidden must not be empty"),
+    ("text_lstm", {"vocabulary": 2}, ".vocabulary must be greater than or equal to 3, got 2"),
+    ("text_lstm", {"length": 0}, ".length must be greater than or equal to 1, got 0"),
+    ("text_lstm", {"word_dropout": 1.0}, ".word_dropout must be less than 1, got 1.0"),
+    (
+        "autoencoder",
+        {"widths": [4, 4, 4]},
+        ": 3 widths halve the planes as often: both sides must be divisible by 8, got 8×12 pixels",
+    ),
+    ("autoencoder", {"code": -1}, ".code must be greater than or equal to 0, got -1"),
+    ("fast", {"depth": 4}, ".depth must be 2 or 3, got 4"),
+    ("fast", {"scale": 0}, ".scale must be greater than 0, got 0"),
+    (
+        "fast",
+        {"widths": [4] * 4},
+        ": patches of side 2 and 4 halvings leave nothing of 9×12 pixels",
+    ),
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "expected"), WRONG, ids=lambda value: str(value)[-30:]
-)
+@pytest.mark.parametrize(("name", "wrong", "expected"), WRONG, ids=lambda value: str(value)[-30:])
 def test_wrong_settings_are_refused_by_path(
-    name: str, settings: dict[str, Any], expected: str
+    name: str, wrong: dict[str, Any], expected: str
 ) -> None:
-    message = refused(name, settings)
-    assert message.startswith(WHERE)
-    assert expected in message
+    settings, shape = CASES[name]
+    assert expected in refused(name, settings | wrong, shape)
 
 
-def test_too_many_poolings_for_the_image() -> None:
-    pools = {"widths": [2] * 4, "kernels": [3] * 4, "pools": [True] * 4, "dropout": 0}
-    assert refused("cnn", pools) == f"{WHERE}: 4 poolings leave nothing of 8×8 pixels"
-    assert build("cnn", pools, (16, 16, 1)) is not None
-    assert "leave nothing of 40×8" in refused("cnn", pools, shape=(40, 8, 1))
-
-
-def test_an_odd_side_is_pooled_as_torch_pools_it() -> None:
-    settings = {"widths": [3, 3], "kernels": [3, 3], "pools": [True, True], "dropout": 0}
-    network = build("cnn", settings, (7, 13, 2), classes=4)
-    assert network(torch.randn(2, 2, 7, 13)).shape == (2, 4)
-
-
-def test_the_blocks_of_a_cnn() -> None:
-    network = build("cnn", CNN | {"dropout": 0.25}, (10, 6, 3))
-    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    assert [(c.in_channels, c.out_channels, c.kernel_size[0]) for c in convolutions] == [
-        (3, 4, 3),
-        (4, 6, 5),
-    ]
-    assert sum(isinstance(layer, nn.MaxPool2d) for layer in network.modules()) == 1
-    assert [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout2d)] == [0.25]
-    head = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    assert [layer.in_features for layer in head] == [6 * 5 * 3]
-
-
-def test_the_layers_of_an_mlp() -> None:
-    network = build("mlp", {"hidden": [20, 12], "dropout": 0.5}, (4, 5, 3), classes=2)
-    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in linear] == [
-        (60, 20),
-        (20, 12),
-        (12, 2),
-    ]
-    assert sum(isinstance(layer, nn.Dropout) for layer in network.modules()) == 2
-    plain = build("mlp", {"hidden": [20, 12], "dropout": 0}, (4, 5, 3), classes=2)
-    assert not any(isinstance(layer, nn.Dropout) for layer in plain.modules())
-
-
-def test_the_order_of_pooling_does_not_change_the_answer():
-    """The cnn pools first in training and last when served; with the same statistics, alike."""
-    from pipeline.models.cnn import Block
-
-    torch.manual_seed(0)
-    block = Block(3, 8, 3, pool=True)
-    block.norm.running_mean.normal_()
-    block.norm.running_var.uniform_(0.5, 2)
-    block.norm.bias.data.normal_()
-    planes = torch.randn(4, 3, 8, 8)
-    block.norm.eval()
-    block.training = True
-    first = block(planes)
-    block.training = False
-    last = block(planes)
-    assert torch.equal(first, last)
-    assert not block.norm.weight.requires_grad
-    assert torch.equal(block.norm.weight, torch.ones(8))
+def test_the_shape_of_a_row() -> None:
+    assert image(4, 5, 3).features == 60
+    assert (image(4, 5, 3).channels, image(4, 5, 3).height, image(4, 5, 3).width) == (3, 4, 5)
+    assert TABLE.features == 2

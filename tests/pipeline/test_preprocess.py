@@ -10,7 +10,7 @@ from pipeline import datasets
 from pipeline.config import DatasetConfig
 from pipeline.datasets import Dataset, RawFile, Rows
 from pipeline.errors import ConfigError, InputError, IntegrityError, MissingInputError
-from pipeline.preprocess import channel_statistics, preprocess
+from pipeline.preprocess import channel_statistics, preprocess, vocabulary
 from pipeline.pull import pull
 from pipeline.ready import open_manifest, open_split
 from serving.files import sha256_of_file
@@ -47,9 +47,13 @@ def expect_what_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch, **change
     return made
 
 
-def install(monkeypatch: pytest.MonkeyPatch, rows: Rows, labels: tuple[str, ...]) -> None:
+def install(
+    monkeypatch: pytest.MonkeyPatch, rows: Rows, labels: tuple[str, ...], **changes
+) -> None:
     """Make a data set without files whose reader gives these rows."""
-    made = replace(datasets.get("digits"), files=(), labels=labels, read=lambda folder: rows)
+    made = replace(
+        datasets.get("digits"), files=(), labels=labels, read=lambda folder: rows, **changes
+    )
     monkeypatch.setattr(datasets, "get", lambda name: made)
 
 
@@ -138,7 +142,7 @@ def test_a_missing_raw_file_names_the_command_that_makes_it(raw: Path, ready: Pa
         preprocess(raw, ready, name="mnist", config=CONFIG)
 
 
-@pytest.mark.parametrize("rows", [1, 9, 191, 200, 1000])
+@pytest.mark.parametrize("rows", [0, 1, 9, 191, 200, 1000])
 def test_validation_rows_that_do_not_fit_are_refused(raw: Path, ready: Path, rows: int) -> None:
     config = DatasetConfig(validation_rows=rows, seed=1)
     with pytest.raises(ConfigError) as caught:
@@ -185,6 +189,70 @@ def test_a_constant_channel_is_refused(ready: Path, monkeypatch: pytest.MonkeyPa
     install(monkeypatch, rows, ("a", "b"))
     with pytest.raises(InputError, match="toy: channel 1 has the same value in every training row"):
         preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=4, seed=1))
+
+
+def table_of(values: np.ndarray) -> Rows:
+    """Rows of a table, with two classes in turn, for training as for the test."""
+    labels = np.arange(len(values)) % 2
+    return Rows(train_inputs=values, train_labels=labels, test_inputs=values, test_labels=labels)
+
+
+def test_a_table_is_measured_by_feature(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal((1, -200), (2, 30), (40, 2)).astype(np.float32)
+    install(monkeypatch, table_of(values), ("a", "b"), kind="table")
+    manifest = preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=4, seed=1))
+    train = open_split(ready, "train").inputs
+    assert (train.dtype, train.shape) == (np.float32, (36, 2))
+    assert manifest.mean == pytest.approx(train.mean(axis=0, dtype=np.float64))
+    assert manifest.std == pytest.approx(train.std(axis=0, dtype=np.float64))
+    assert (manifest.kind, manifest.vocabulary) == ("table", ())
+
+
+def test_a_constant_feature_is_refused_unless_values_stay(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
+    values[:, 2] = 5
+    config = DatasetConfig(validation_rows=4, seed=1)
+    install(monkeypatch, table_of(values), ("a", "b"), kind="table")
+    with pytest.raises(InputError, match="toy: feature 2 has the same value in every training row"):
+        preprocess(ready, ready, name="toy", config=config)
+    install(monkeypatch, table_of(values), ("a", "b"), kind="table", standardized=False)
+    manifest = preprocess(ready, ready, name="toy", config=config)
+    assert (manifest.mean, manifest.std) == ((0.0,) * 3, (1.0,) * 3)
+
+
+def test_the_words_of_a_text_are_those_of_its_training_rows(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = np.array(["b a  a", " a c b", "B d\t", "a"] * 10)
+    rows = replace(table_of(texts), test_inputs=np.array(["only here", "b"] * 20))
+    install(monkeypatch, rows, ("a", "b"), kind="text")
+    manifest = preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=4, seed=1))
+    # 36 of the 40 rows; "d" and the tab after it are one word, and no word of the test counts.
+    assert set(manifest.vocabulary) == {"a", "b", "B", "c", "d\t"}
+    assert manifest.vocabulary[:2] == ("a", "b")
+    assert (manifest.kind, manifest.mean, manifest.std) == ("text", (), ())
+    assert open_split(ready, "test").inputs.tolist() == rows.test_inputs.tolist()
+    assert open_manifest(ready) == manifest
+
+
+def test_words_of_the_same_number_are_in_alphabetical_order() -> None:
+    texts = np.array(["z m a", "m z é", "  ", "z Z "])
+    assert vocabulary(texts) == ("z", "m", "Z", "a", "é")
+
+
+def test_all_the_rows_there_can_be_are_in_every_split(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(1).normal(size=(4, 2)).astype(np.float32)
+    install(monkeypatch, table_of(values), ("a", "b"), kind="table", complete=True)
+    manifest = preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=0, seed=1))
+    assert set(manifest.class_counts) == {"train", "validation", "test"}
+    for part in manifest.class_counts:
+        np.testing.assert_array_equal(open_split(ready, part).inputs, values)
+    with pytest.raises(ConfigError, match=r"^datasets\.toy\.validation_rows must be 0, .*, got 2$"):
+        preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=2, seed=1))
 
 
 def test_statistics_are_per_channel() -> None:

@@ -175,7 +175,7 @@ def test_offline_is_one_line_that_names_everything(
         f"{url}: Connection refused (3 tries)",
         "https://127.0.0.1:1/m/toy/images.bin: Connection refused",
         "--mirror or FERRY_MIRROR",
-        "needs no network: digits",
+        "needs no network: digits, moons, xor",
     ):
         assert part in message
     assert "secret" not in message
@@ -274,6 +274,32 @@ def test_a_mirror_may_hold_the_archive_or_its_members(
     assert names_in(raw) == ["set/images.bin", "set/labels.bin"]
     assert all(str(file.source).startswith(mirror) for file in report.files)
     assert not any(path.startswith("/official") for path, _ in server.seen)
+
+
+@pytest.mark.parametrize("holds", ["set.tar.gz", "set/labels.bin"])
+def test_a_data_set_may_have_another_name_below_a_mirror(
+    packed: Archive, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holds: str
+) -> None:
+    install(replace(datasets.get("toy"), mirrored_as="the-toy"), monkeypatch)
+    contents = {"set.tar.gz": TAR, "set/images.bin": IMAGES, "set/labels.bin": LABELS}
+    for name in (holds, "set/images.bin"):
+        path = tmp_path / "mirror/the-toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(contents[name])
+    report = pull(raw, name="toy", mirrors=(), mirror=str(tmp_path / "mirror"))
+    assert all(f"{tmp_path}/mirror/the-toy" in str(file.source) for file in report.files)
+    assert names_in(raw) == ["set/images.bin", "set/labels.bin"]
+
+
+def test_what_is_missing_is_told_by_its_name_below_a_mirror(
+    raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = dataset(raw_file("images.bin", IMAGES))
+    install(replace(toy, mirrored_as="the-toy"), monkeypatch)
+    with pytest.raises(
+        DownloadError, match=r"images\.bin of toy could .* holds the-toy/images\.bin"
+    ):
+        pull(raw, name="toy", mirrors=())
 
 
 def test_an_archive_left_by_a_killed_run_is_used_and_removed(

@@ -1,5 +1,6 @@
 """The variants: smaller, close, deterministic, and of the form that was promised."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from project import Project
 
 from pipeline import onnxmodel
 from pipeline.errors import ConfigError, MissingInputError, ModelError
-from pipeline.quantize import calibration_rows, quantize, to_int8
+from pipeline.quantize import QuantizeReport, calibration_rows, quantize, to_int8
 from pipeline.ready import open_split
 from serving.session import open_session
 
@@ -71,16 +72,9 @@ def test_the_logits_stay_in_float(exported: Project) -> None:
 
 
 def test_the_same_inputs_give_the_same_bytes(exported: Project, tmp_path: Path) -> None:
-    quantize(
-        exported.models["fp32"],
-        exported.data,
-        tmp_path / "fp16.onnx",
-        tmp_path / "int8.onnx",
-        tmp_path / "quantize.json",
-        experiment=exported.experiment,
-    )
+    run(exported, exported.models["fp32"], tmp_path)
     for variant in ("fp16", "int8"):
-        made = (tmp_path / f"{variant}.onnx").read_bytes()
+        made = (tmp_path / f"quantized/model.{variant}.onnx").read_bytes()
         assert made == exported.models[variant].read_bytes()
 
 
@@ -113,15 +107,27 @@ def test_more_rows_than_there_are_is_a_wrong_setting(exported: Project) -> None:
         calibration_rows(exported.data, config, "x")
 
 
-def run(project: Project, model: Path, folder: Path) -> None:
-    quantize(
+def run(project: Project, model: Path, folder: Path, **skip: str) -> QuantizeReport:
+    config = replace(project.experiment.quantize, skip=skip)
+    return quantize(
         model,
         project.data,
-        folder / "fp16.onnx",
-        folder / "int8.onnx",
+        folder / "quantized",
         folder / "quantize.json",
-        experiment=project.experiment,
+        experiment=replace(project.experiment, quantize=config),
     )
+
+
+def test_a_variant_that_is_skipped_is_not_made_and_the_metrics_say_why(
+    exported: Project, tmp_path: Path
+) -> None:
+    run(exported, exported.models["fp32"], tmp_path)
+    report = run(exported, exported.models["fp32"], tmp_path, int8="nine weights gain nothing")
+    assert [path.name for path in (tmp_path / "quantized").iterdir()] == ["model.fp16.onnx"]
+    assert list(report.variants) == ["fp16"]
+    assert report.calibration_rows == 0
+    written = json.loads((tmp_path / "quantize.json").read_text())
+    assert written["skipped"] == {"int8": "nine weights gain nothing"}
 
 
 def test_no_model_and_a_corrupt_model(exported: Project, tmp_path: Path) -> None:

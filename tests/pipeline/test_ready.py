@@ -2,6 +2,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ def folder(tmp_path: Path) -> Path:
     }
     manifest = Manifest(
         dataset="toy",
+        kind="image",
         labels=("a", "b"),
         class_counts={"train": (3, 3)},
         mean=(1.5,),
         std=(0.5,),
+        vocabulary=("the", "a"),
         seed=1,
         arrays=arrays,
     )
@@ -53,6 +56,7 @@ def test_a_manifest_comes_back_as_the_record_that_was_written(folder: Path) -> N
     )
     assert (manifest.labels, manifest.mean, manifest.seed) == (("a", "b"), (1.5,), 1)
     assert manifest.class_counts == {"train": (3, 3)}
+    assert (manifest.kind, manifest.vocabulary) == ("image", ("the", "a"))
 
 
 def test_an_array_in_another_order_of_memory_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -62,6 +66,17 @@ def test_an_array_in_another_order_of_memory_gives_the_same_bytes(tmp_path: Path
     assert np.load(tmp_path / "f.npy").flags.c_contiguous
     np.save(tmp_path / "numpy.npy", INPUTS)
     assert (tmp_path / "numpy.npy").read_bytes() == (tmp_path / "c.npy").read_bytes()
+
+
+def test_texts_come_back_memory_mapped_and_are_no_objects(folder: Path) -> None:
+    texts = np.array(["née – …", "", "a longer one "])
+    info = write_array(folder / "train_inputs.npy", texts)
+    manifest = replace(open_manifest(folder), kind="text")
+    arrays = manifest.arrays | {"train_inputs.npy": info}
+    write_json(folder / "manifest.json", replace(manifest, arrays=arrays))
+    inputs = open_split(folder, "train").inputs
+    assert isinstance(inputs, np.memmap)
+    assert (inputs.dtype, inputs.tolist()) == ("<U13", texts.tolist())
 
 
 def test_objects_are_not_written(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import html.parser
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def metrics(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(params, metrics, tmp_path_factory):
     path = tmp_path_factory.mktemp("reports") / "deep" / "index.html"
-    report(metrics, path, params=params)
+    report(metrics, metrics.parent / "pictures", path, params=params)
     return path.read_text()
 
 
@@ -152,7 +153,7 @@ def test_another_machine_is_told_apart_and_another_load_is_not(params, metrics, 
         raw["environment"] |= {"cores": cores, "load_average": [cores / 7, 0.0, 0.0]}
         write_json(path, raw)
     page = tmp_path / "page.html"
-    report(tmp_path, page, params=params)
+    report(tmp_path, tmp_path / "pictures", page, params=params)
     assert section(page.read_text(), "environment").count("processor") == 2
 
 
@@ -174,7 +175,7 @@ def test_the_revision_is_told_as_it_was(params, tmp_path, revision, shown, told)
     training = sample_metrics.training("digits-mlp") | {"git_revision": revision}
     write_json(tmp_path / "digits-mlp" / "train.json", training)
     page = tmp_path / "index.html"
-    report(tmp_path, page, params=params)
+    report(tmp_path, tmp_path / "pictures", page, params=params)
     assert shown in page.read_text()
     assert told in section(page.read_text(), "reproduce")
     assert "dirty\n" not in section(page.read_text(), "reproduce")
@@ -183,23 +184,24 @@ def test_the_revision_is_told_as_it_was(params, tmp_path, revision, shown, told)
 def test_the_same_metrics_give_the_same_bytes(params, metrics, tmp_path):
     paths = [tmp_path / "a.html", tmp_path / "elsewhere" / "b.html"]
     for path in paths:
-        report(metrics, path, params=params)
+        report(metrics, metrics.parent / "pictures", path, params=params)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_the_summary_says_what_is_on_the_page(params, metrics, tmp_path):
     path = tmp_path / "index.html"
-    summary = report(metrics, path, params=params)
+    summary = report(metrics, metrics.parent / "pictures", path, params=params)
     assert summary.page == path
     assert summary.bytes == path.stat().st_size
     assert summary.experiments == ("digits-mlp", "mnist-cnn")
-    assert summary.not_run == ("digits-cnn", "mnist-mlp")
+    others = [name for name in params.experiments if name not in ("digits-mlp", "mnist-cnn")]
+    assert list(summary.not_run) == others
 
 
 def test_an_experiment_that_is_only_trained_is_shown_without_the_rest(params, tmp_path):
     write_json(tmp_path / "digits-mlp" / "train.json", sample_metrics.training("digits-mlp"))
     path = tmp_path / "index.html"
-    report(tmp_path, path, params=params)
+    report(tmp_path, tmp_path / "pictures", path, params=params)
     part = section(path.read_text(), "digits-mlp")
     assert part.count("<svg ") == 2
     assert "Parity with PyTorch" not in part
@@ -209,7 +211,7 @@ def test_an_experiment_that_is_only_trained_is_shown_without_the_rest(params, tm
 def test_nothing_trained_is_one_clear_error_and_no_page(params, tmp_path):
     path = tmp_path / "index.html"
     with pytest.raises(MissingInputError, match="`dvc repro` runs them"):
-        report(tmp_path, path, params=params)
+        report(tmp_path, tmp_path / "pictures", path, params=params)
     assert not path.exists()
 
 
@@ -219,7 +221,7 @@ def test_metrics_that_cannot_be_read_leave_the_old_page(params, tmp_path):
     sample_metrics.write_all(tmp_path, "digits-mlp")
     (tmp_path / "digits-mlp" / "train.json").write_text("[]")
     with pytest.raises(IntegrityError, match=r"train\.json must be a JSON object"):
-        report(tmp_path, path, params=params)
+        report(tmp_path, tmp_path / "pictures", path, params=params)
     assert path.read_text() == "old"
 
 
@@ -232,10 +234,65 @@ def test_limits_of_zero_are_met_only_by_zero(params, tmp_path):
     raw["variants"]["fp32"]["accuracy_loss"] = -0.2
     write_json(path, raw)
     page = tmp_path / "index.html"
-    report(tmp_path, page, params=params)
+    report(tmp_path, tmp_path / "pictures", page, params=params)
     part = section(page.read_text(), "digits-mlp")
     fp32, fp16, int8 = part.split('<div class="gate"')[1:]
     assert "bar over" not in fp32
     assert "width: 0%" in fp32
     assert fp16.count("bar over") == 2
     assert int8.count("bar over") == 1
+
+
+def test_pictures_and_what_was_not_drawn_are_on_the_page(params, tmp_path):
+    metrics = tmp_path / "metrics"
+    sample_metrics.write_all(metrics, "mnist-cnn")
+    write_json(metrics / "mnist-cnn" / "evaluate.json", sample_metrics.inside("mnist-cnn"))
+    folder = tmp_path / "pictures" / "mnist-cnn"
+    folder.mkdir(parents=True)
+    (folder / "saliency.svg").write_text('<svg role="img"><title>look here</title></svg>')
+    (folder / "stray.svg").write_text("<svg><title>of an earlier run</title></svg>")
+    path = tmp_path / "index.html"
+    report(metrics, tmp_path / "pictures", path, params=params)
+    text = path.read_text()
+    assert "<title>look here</title>" in text
+    assert "where it looks" in text
+    assert "of an earlier run" not in text
+    assert "attacks: a word cannot change a little" in text
+    assert "<dt>expected calibration error</dt><dd>0.012</dd>" in text
+    assert "<dt>hardest class</dt><dd>nine, 96.0%</dd>" in text
+    assert "<dt>PGD, 0.1 of a pixel</dt><dd>40.0%</dd>" in text
+
+
+def test_a_look_inside_of_other_weights_is_not_shown(params, tmp_path):
+    metrics = tmp_path / "metrics"
+    sample_metrics.write_all(metrics, "mnist-cnn")
+    stale = sample_metrics.inside("mnist-cnn") | {"weights_sha256": "00" * 32}
+    write_json(metrics / "mnist-cnn" / "evaluate.json", stale)
+    path = tmp_path / "index.html"
+    report(metrics, tmp_path / "pictures", path, params=params)
+    assert "expected calibration error" not in path.read_text()
+
+
+def test_a_reconstruction_has_no_accuracy_and_no_confusion(params, tmp_path):
+    name = "mnist-autoencoder"
+    sample_metrics.write_all(tmp_path, name)
+    history = [asdict(epoch) for epoch in sample_metrics.epochs()]
+    none = {"accuracy": None, "validation_accuracy": None}
+    training = sample_metrics.training(name) | none
+    training |= {"loss_name": "mean_squared_error", "loss": 0.00321, "labels": [], "confusion": []}
+    training["history"] = [epoch | none for epoch in history]
+    write_json(tmp_path / name / "train.json", training)
+    parity = sample_metrics.parity(name) | {"torch_accuracy": None, "output": "reconstruction"}
+    nothing = {"accuracy": None, "flips": None, "accuracy_loss": None}
+    limits = {"max_abs_diff": 1e-4, "flips": None, "accuracy_loss": None, "batch_diff": 1e-4}
+    fp32 = sample_metrics.variant() | nothing | {"limits": limits, "max_abs_at": [3, 0, 1, 2]}
+    parity |= {"variants": {"fp32": fp32}, "skipped": {"int8": "there is nothing to gain"}}
+    write_json(tmp_path / name / "parity.json", parity)
+    path = tmp_path / "index.html"
+    report(tmp_path, tmp_path / "pictures", path, params=params)
+    text = path.read_text()
+    assert "<dt>test mean squared error</dt><dd>0.00321</dd>" in text
+    assert "Confusion matrix" not in text
+    assert "flipped predictions" not in text
+    assert "MSE 0.0032" in text
+    assert "int8: there is nothing to gain" in text

@@ -1,42 +1,29 @@
 """Training: what it writes, that it repeats, that it goes on, and that it stops when it must."""
 
 import csv
-import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from project import REPOSITORY, Project
 from safetensors.torch import load_file
+from training import OFF, run, stop_after, with_train
 
-from pipeline import checkpoint, layout
-from pipeline.config import AugmentConfig, Experiment
-from pipeline.errors import DivergedError, MissingInputError, UsageError
-from pipeline.loop import Loop
+from pipeline import layout
+from pipeline.config import AugmentConfig, Experiment, ParityConfig
+from pipeline.errors import ConfigError, DivergedError, MissingInputError, UsageError
 from pipeline.ready import open_manifest, open_split
 from pipeline.records import read
 from pipeline.records.train import TrainReport
 from pipeline.train import choose_device, train
-
-
-def run(root: Path, experiment: Experiment, folder: Path) -> TrainReport:
-    return train(
-        root / layout.ready(experiment.dataset),
-        folder / "model.safetensors",
-        folder / "train.json",
-        folder / "plots",
-        experiment=experiment,
-        device="cpu",
-        track=False,
-    )
+from pipeline.training.loop import Loop
+from pipeline.training.setup import checkpoint
 
 
 def test_the_report_is_about_the_weights_that_were_written(trained: Project) -> None:
@@ -70,9 +57,9 @@ def test_plots_hold_a_row_per_epoch_and_per_test_row(trained: Project) -> None:
 
 
 def test_no_checkpoint_is_left_behind(trained: Project) -> None:
-    assert sorted(
-        path.name for path in trained.weights.parent.iterdir() if path.suffix != ".onnx"
-    ) == ["model.safetensors"]
+    left = {path.name for path in trained.weights.parent.glob("*.safetensors")}
+    assert left == {"model.safetensors"}
+    assert not list(trained.weights.parent.glob(".*"))
 
 
 def test_the_same_seed_gives_the_same_weights(trained: Project, tmp_path: Path) -> None:
@@ -87,8 +74,16 @@ def test_another_seed_gives_other_weights(trained: Project, tmp_path: Path) -> N
     assert run(trained.root, other, tmp_path).weights_sha256 != first.weights_sha256
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
-@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+@pytest.mark.parametrize(
+    ("optimizer", "schedule"),
+    [
+        ("sgd", "onecycle"),
+        ("adam", "linear"),
+        ("adamw", "onecycle"),
+        ("adamw", "cosine"),
+        ("rmsprop", "constant"),
+    ],
+)
 def test_an_interrupted_training_ends_with_the_same_weights(
     ready: Path,
     tiny: Experiment,
@@ -97,34 +92,76 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     optimizer: str,
     schedule: str,
 ) -> None:
-    augmented = AugmentConfig(translate=1, rotate=5, scale=0.1)
-    changed = replace(
-        tiny.train,
-        optimizer=optimizer,  # type: ignore[arg-type]
-        schedule=schedule,  # type: ignore[arg-type]
-        lr=1e-3,
-        momentum=0.5,
-        ema=0.9,
-        augment=augmented,
-    )
-    experiment = replace(tiny, epochs=3, train=changed)
-    whole = run(ready, experiment, tmp_path / "whole")
-    original = Loop.run_epoch
+    changes = AugmentConfig(translate=1, rotate=5, scale=0.1, flip=True, cutout=2)
+    settings = {"lr": 1e-3, "momentum": 0.5, "ema": 0.9, "augment": changes, "clip": 1.0}
+    experiment = with_train(tiny, epochs=3, optimizer=optimizer, schedule=schedule, **settings)
+    check_that_it_goes_on(ready, experiment, tmp_path, monkeypatch)
 
-    def stop_in_epoch_two(loop: Loop, bar: object) -> object:
-        if len(loop.history) == 1:
-            raise KeyboardInterrupt
-        return original(loop, bar)  # type: ignore[arg-type]
 
+def test_an_interrupted_line_search_ends_with_the_same_weights(
+    ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "optimizer": "lbfgs",
+        "schedule": "constant",
+        "weight_decay": 0,
+        "momentum": 0,
+        "augment": OFF,
+    }
+    experiment = with_train(tiny, epochs=3, lr=0.5, batch_size=2000, **settings)
+    report = check_that_it_goes_on(ready, experiment, tmp_path, monkeypatch)
+    assert report.history[-1].loss < report.history[0].loss / 2
+
+
+def check_that_it_goes_on(
+    ready: Path, experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> TrainReport:
+    whole = run(ready, experiment, folder / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "run_epoch", stop_in_epoch_two)
+        stop_after(1, patch)
         with pytest.raises(KeyboardInterrupt):
-            run(ready, experiment, tmp_path / "parts")
-    assert (tmp_path / "parts" / "checkpoint.safetensors").exists()
-    assert not (tmp_path / "parts" / "model.safetensors").exists()
-    resumed = run(ready, experiment, tmp_path / "parts")
+            run(ready, experiment, folder / "parts")
+    assert (folder / "parts" / "checkpoint.safetensors").exists()
+    assert not (folder / "parts" / "model.safetensors").exists()
+    resumed = run(ready, experiment, folder / "parts")
     assert resumed.weights_sha256 == whole.weights_sha256
     assert [epoch.loss for epoch in resumed.history] == [epoch.loss for epoch in whole.history]
+    return whole
+
+
+def test_an_interrupted_training_still_stops_early(
+    ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still = with_train(tiny, epochs=20, optimizer="sgd", lr=1e-30, early_stop=3)
+    whole = run(ready, still, tmp_path / "whole")
+    assert whole.stopped_after == len(whole.history) == whole.best_epoch + 3 < 20
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        patch.setattr("pipeline.train.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            run(ready, still, tmp_path / "parts")
+    resumed = run(ready, still, tmp_path / "parts")
+    assert resumed.stopped_after == whole.stopped_after
+    assert resumed.weights_sha256 == whole.weights_sha256
+
+
+def test_patience_that_is_never_needed_changes_nothing(trained: Project, tmp_path: Path) -> None:
+    patient = with_train(trained.experiment, early_stop=50)
+    report = run(trained.root, patient, tmp_path)
+    first = read(TrainReport, trained.metrics("train"), "ferry train")
+    assert report.stopped_after is None
+    assert report.weights_sha256 == first.weights_sha256
+
+
+def test_short_epochs_share_a_checkpoint(
+    ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = []
+    original = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda *args: (saved.append(1), original(*args)))
+    monkeypatch.setattr("pipeline.train.SECONDS_BETWEEN_CHECKPOINTS", 3600.0)
+    report = run(ready, with_train(tiny, epochs=6), tmp_path)
+    assert (len(report.history), len(saved)) == (6, 2), "the first and the last"
 
 
 def test_a_checkpoint_of_other_settings_is_ignored(
@@ -145,37 +182,80 @@ def test_a_checkpoint_of_other_settings_is_ignored(
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_or_starts_clean(trained: Project, tmp_path: Path) -> None:
-    """SIGKILL at growing delays until one run lives long enough to end."""
-    text = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    section = text["experiments"]["digits-cnn"]
-    section["model"] |= trained.experiment.model.settings
-    section["epochs"] = trained.experiment.epochs
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(text))
-    (tmp_path / "data").symlink_to(trained.root / "data")
-    command = [sys.executable, "-m", "pipeline", "train", "digits-cnn", "--no-track"]
-    command += ["--device", "cpu"]
+def test_killed_at_any_moment_it_goes_on_or_starts_clean() -> None:
+    script = [sys.executable, "benchmarks/kills.py", "--kills", "5", "--epochs", "40"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    for delay in (1.5, 2.0, 2.5, 3.0):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
-        )
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "metrics/digits-cnn/train.json").read_text())
-    wanted = read(TrainReport, trained.metrics("train"), "ferry train")
-    assert found["weights_sha256"] == wanted.weights_sha256
-    leftovers = [path.name for path in (tmp_path / "models/digits-cnn").iterdir()]
-    assert [name for name in leftovers if not name.endswith(".tmp")] == ["model.safetensors"]
+    assert done.stdout.startswith("5 kills;")
+
+
+def test_what_a_kill_left_half_written_is_swept_away(
+    ready: Path, tiny: Experiment, tmp_path: Path
+) -> None:
+    for name in (".model.safetensors.x1.tmp", ".checkpoint.safetensors.x2.tmp", "mine.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    run(ready, with_train(tiny, epochs=1), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine.tmp",
+        "model.safetensors",
+        "plots",
+        "train.json",
+    ]
+
+
+def test_an_autoencoder_has_a_loss_alone(ready: Path, tiny: Experiment, tmp_path: Path) -> None:
+    settings = {"widths": [8], "code": 0, "activation": "relu"}
+    experiment = replace(
+        with_train(tiny, loss="mean_squared_error", label_smoothing=0.0, epochs=4),
+        model=replace(tiny.model, name="autoencoder", settings=settings),
+        parity=_without_classes(tiny.parity),
+    )
+    report = run(ready, experiment, tmp_path)
+    assert (report.accuracy, report.validation_accuracy) == (None, None)
+    assert (report.labels, report.confusion) == ((), ())
+    assert report.loss_name == "mean_squared_error"
+    best = min(report.history, key=lambda epoch: epoch.validation_loss)
+    assert (report.best_epoch, report.validation_loss) == (best.epoch, best.validation_loss)
+    assert report.history[-1].loss < report.history[0].loss
+    assert read(TrainReport, tmp_path / "train.json", "ferry train") == report
+    assert (tmp_path / "plots" / "confusion.csv").read_text() == "actual,predicted\n"
+
+
+def _without_classes(parity: ParityConfig) -> ParityConfig:
+    gates = {name: parity.gate(name) for name in ("fp32", "fp16", "int8")}
+    return replace(
+        parity,
+        **{name: replace(gate, flips=None, accuracy_loss=None) for name, gate in gates.items()},
+    )
+
+
+def test_settings_that_do_not_fit_are_refused_before_data_is_read(
+    tiny: Experiment, tmp_path: Path
+) -> None:
+    wrong = with_train(tiny, loss="mean_squared_error")
+    with pytest.raises(ConfigError, match=r"digits-cnn\.train\.loss: mean_squared_error"):
+        run(tmp_path / "nowhere", wrong, tmp_path)
+
+
+def test_a_line_search_that_diverges_is_told(ready: Path, tiny: Experiment, tmp_path: Path) -> None:
+    settings = {
+        "optimizer": "lbfgs",
+        "weight_decay": 0,
+        "momentum": 0,
+        "schedule": "constant",
+        "augment": OFF,
+    }
+    wild = with_train(tiny, lr=1e30, epochs=4, batch_size=300, **settings)
+    wild = replace(wild, model=replace(wild.model, settings={**wild.model.settings, "dropout": 0}))
+    with pytest.raises(DivergedError, match=r"epoch \d, step \d of 4, learning rate 1.00e\+30"):
+        run(ready, wild, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_the_training(
     ready: Path, tiny: Experiment, tmp_path: Path
 ) -> None:
-    wild = replace(tiny, train=replace(tiny.train, optimizer="sgd", lr=1e30, momentum=0.9))
+    wild = with_train(tiny, optimizer="sgd", lr=1e30, momentum=0.9)
     with pytest.raises(DivergedError, match=r"epoch 1, step \d+ of 19, learning rate .*train\.lr"):
         run(ready, wild, tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
@@ -224,3 +304,31 @@ def test_training_on_cuda_in_half_precision(ready: Path, tiny: Experiment, tmp_p
     )
     assert report.device == "cuda"
     assert report.accuracy > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+def test_no_step_on_cuda_waits_for_the_device(
+    ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Loop._step
+
+    def strictly(loop: Loop, *arguments: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            original(loop, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Loop, "_step", strictly)
+    changes = AugmentConfig(translate=1, rotate=5, scale=0.1, flip=True, cutout=2)
+    experiment = with_train(tiny, augment=changes, clip=1.0, ema=0.9, device="cuda")
+    report = train(
+        ready / layout.ready("digits"),
+        tmp_path / "model.safetensors",
+        tmp_path / "train.json",
+        tmp_path / "plots",
+        experiment=experiment,
+        track=False,
+    )
+    assert len(report.history) == 2

@@ -1,0 +1,1 @@
+"""What `ferry evaluate` is made of: calibration, attacks, mistakes, and the pictures of them."""

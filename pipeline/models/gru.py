@@ -1,0 +1,22 @@
+"""Gated recurrent units that read an image row by row: `name: gru`.
+
+Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical machine
+translation", 2014.
+"""
+
+from torch import nn
+
+from pipeline.kind import Kind
+from pipeline.models import Gives, Shape
+from pipeline.models._recurrent import ImageReader
+from pipeline.models._recurrent import RowSettings as Settings
+
+__all__ = ["GIVES", "TAKES", "Settings", "build"]
+
+TAKES: tuple[Kind, ...] = ("image",)
+GIVES: Gives = "logits"
+
+
+def build(settings: Settings, shape: Shape) -> nn.Module:
+    """The recurrent layers and a linear one."""
+    return ImageReader(nn.GRU, settings, shape)

@@ -1,0 +1,22 @@
+"""Long short-term memory that reads an image row by row: `name: lstm`.
+
+Hochreiter and Schmidhuber, "Long short-term memory", 1997, with the forget gate of Gers,
+Schmidhuber and Cummins, "Learning to forget", 2000. For sentences there is `text_lstm`.
+"""
+
+from torch import nn
+
+from pipeline.kind import Kind
+from pipeline.models import Gives, Shape
+from pipeline.models._recurrent import ImageReader
+from pipeline.models._recurrent import RowSettings as Settings
+
+__all__ = ["GIVES", "TAKES", "Settings", "build"]
+
+TAKES: tuple[Kind, ...] = ("image",)
+GIVES: Gives = "logits"
+
+
+def build(settings: Settings, shape: Shape) -> nn.Module:
+    """The recurrent layers and a linear one."""
+    return ImageReader(nn.LSTM, settings, shape)

@@ -1,0 +1,152 @@
+"""The weights that a training begins with: another experiment's, or what a network computes."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from project import Project
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from training import run, stop_after, with_train
+
+from pipeline.config import Experiment
+from pipeline.errors import ConfigError, IntegrityError, MissingInputError
+from pipeline.graph import Graph, build_graph
+from pipeline.heads import head_of
+from pipeline.ready import Split, open_manifest
+from pipeline.training.evaluation import Rows
+from pipeline.training.start import initialise, read_source, transfer
+from serving.files import sha256_of_file
+
+
+@pytest.fixture
+def wider(trained: Project) -> Experiment:
+    """The trained experiment with another last block: its first block fits alone."""
+    experiment = trained.experiment
+    settings = {**experiment.model.settings, "widths": [8, 12]}
+    model = replace(experiment.model, settings=settings)
+    return replace(experiment, name="wider", epochs=1, model=model)
+
+
+def test_layers_that_fit_are_taken_and_the_others_left(trained: Project, wider: Experiment) -> None:
+    graph = build_graph(wider, open_manifest(trained.data))
+    before = {key: value.clone() for key, value in graph.state_dict().items()}
+    taken = transfer(graph, trained.weights.read_bytes(), source="digits-cnn", name="wider")
+    source = load_file(trained.weights)
+    assert taken.layers_taken == ("0.conv", "0.norm")
+    assert "1.conv" in taken.layers_left
+    assert taken.weights_sha256 == sha256_of_file(trained.weights)
+    for key, value in graph.state_dict().items():
+        fits = key.startswith(("network.0.", "mean", "scale"))
+        assert torch.equal(value, source[key] if fits else before[key]), key
+
+
+def test_the_standardisation_stays_that_of_the_own_data(
+    trained: Project, wider: Experiment
+) -> None:
+    manifest = replace(open_manifest(trained.data), mean=(1.0,), std=(2.0,))
+    graph = build_graph(wider, manifest)
+    transfer(graph, trained.weights.read_bytes(), source="digits-cnn", name="wider")
+    assert (graph.mean.item(), graph.scale.item()) == (1.0, 0.5)
+
+
+def test_a_model_with_nothing_in_common_is_refused(trained: Project, params: object) -> None:
+    model = replace(trained.experiment.model, settings=dict(trained.experiment.model.settings))
+    narrow = replace(model, settings={**model.settings, "widths": [5, 5]})
+    graph = build_graph(replace(trained.experiment, model=narrow), open_manifest(trained.data))
+    with pytest.raises(ConfigError, match=r"experiments\.x\.train\.init_from: no layer of x has"):
+        transfer(graph, trained.weights.read_bytes(), source="digits-cnn", name="x")
+
+
+def test_weights_that_are_spoilt_are_told(trained: Project) -> None:
+    graph = build_graph(trained.experiment, open_manifest(trained.data))
+    with pytest.raises(IntegrityError, match="`ferry train digits-cnn` makes them anew"):
+        transfer(graph, b"spoilt", source="digits-cnn", name="x")
+
+
+def test_an_experiment_that_is_not_trained_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="`ferry train digits-cnn` makes it"):
+        read_source(tmp_path / "models/x/model.safetensors", "digits-cnn")
+
+
+def test_a_training_begins_there_and_says_so(
+    trained: Project,
+    wider: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = tmp_path / "digits-cnn" / "model.safetensors"
+    source.parent.mkdir()
+    source.write_bytes(trained.weights.read_bytes())
+    experiment = with_train(wider, init_from="digits-cnn", epochs=2)
+    with caplog.at_level(logging.INFO):
+        report = run(trained.root, experiment, tmp_path / "wider")
+    assert "wider takes 0.conv, 0.norm from digits-cnn; at random: 1.conv" in caplog.text
+    assert report.init_from is not None
+    assert report.init_from.experiment == "digits-cnn"
+    assert report.init_from.weights_sha256 == sha256_of_file(source)
+    alone = run(trained.root, with_train(wider, epochs=2), tmp_path / "alone")
+    assert alone.init_from is None
+    assert report.history[0].loss < alone.history[0].loss
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(trained.root, experiment, tmp_path / "again")
+    resumed = run(trained.root, experiment, tmp_path / "again")
+    assert resumed.weights_sha256 == report.weights_sha256
+    assert resumed.init_from == report.init_from
+
+
+def test_other_source_weights_start_a_training_anew(
+    trained: Project, wider: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "digits-cnn" / "model.safetensors"
+    source.parent.mkdir()
+    source.write_bytes(trained.weights.read_bytes())
+    experiment = with_train(wider, init_from="digits-cnn", epochs=2)
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(trained.root, experiment, tmp_path / "wider")
+    other = run(trained.root, with_train(trained.experiment, seed=9), tmp_path / "digits-cnn")
+    report = run(trained.root, experiment, tmp_path / "wider")
+    fresh = run(trained.root, experiment, tmp_path / "fresh")
+    assert report.weights_sha256 == fresh.weights_sha256
+    assert report.init_from is not None
+    assert report.init_from.weights_sha256 == other.weights_sha256
+
+
+class Seeing(nn.Linear):
+    """A layer that remembers what it was shown."""
+
+    seen: Tensor
+
+    def initialise(self, rows: Tensor) -> None:
+        self.seen = rows
+
+
+def test_a_network_may_look_at_standardised_rows_first() -> None:
+    graph = Graph(Seeing(2, 1), "table", head_of("binary_cross_entropy"))
+    graph.standardise((1.0, 2.0), (2.0, 4.0))
+    inputs = np.random.default_rng(1).normal((1.0, 2.0), (2.0, 4.0), (6000, 2)).astype("float32")
+    rows = Rows(graph, Split(inputs, np.zeros(6000, dtype=np.int64)), torch.device("cpu"))
+    initialise(graph, rows, seed=3)
+    first = graph.network.seen
+    assert isinstance(first, Tensor)
+    assert first.shape == (5000, 2)
+    assert first.mean(0).abs().max() < 0.1
+    assert (first.std(0) - 1).abs().max() < 0.1
+    initialise(graph, rows, seed=3)
+    assert torch.equal(first, graph.network.seen)
+
+
+def test_a_network_without_such_a_method_is_left_alone(trained: Project) -> None:
+    graph = build_graph(trained.experiment, open_manifest(trained.data))
+    before = {key: value.clone() for key, value in graph.state_dict().items()}
+    rows = Split(np.zeros((3, 8, 8, 1), dtype=np.uint8), np.zeros(3, dtype=np.int64))
+    initialise(graph, Rows(graph, rows, torch.device("cpu")), seed=1)
+    assert all(torch.equal(value, before[key]) for key, value in graph.state_dict().items())

@@ -1,0 +1,45 @@
+"""Short trainings for tests: without MLflow, on the CPU, into a folder of their own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import layout
+from pipeline.config import AugmentConfig, Experiment
+from pipeline.records.train import TrainReport
+from pipeline.train import train
+from pipeline.training.loop import Loop
+
+OFF = AugmentConfig(translate=0, rotate=0, scale=0, flip=False, cutout=0)
+
+
+def run(root: Path, experiment: Experiment, folder: Path) -> TrainReport:
+    return train(
+        root / layout.ready(experiment.dataset),
+        folder / "model.safetensors",
+        folder / "train.json",
+        folder / "plots",
+        experiment=experiment,
+        device="cpu",
+        track=False,
+    )
+
+
+def with_train(experiment: Experiment, **settings: Any) -> Experiment:
+    """Change settings of the training loop, and `epochs`."""
+    epochs = settings.pop("epochs", experiment.epochs)
+    return replace(experiment, epochs=epochs, train=replace(experiment.train, **settings))
+
+
+def stop_after(epochs: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the next training be interrupted after so many epochs."""
+    original = Loop.run_epoch
+
+    def stopping(loop: Loop, bar: Any) -> object:
+        if len(loop.history) == epochs:
+            raise KeyboardInterrupt
+        return original(loop, bar)
+
+    patch.setattr(Loop, "run_epoch", stopping)
