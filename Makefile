@@ -19,11 +19,11 @@ help:
 	@echo "make demo    train, export, prove, time and bundle the embedded experiments"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy --strict"
-	@echo "make bench   measure what ferry aims at (needs mnist)"
+	@echo "make bench   measure what ferry aims at (needs mnist and cifar10)"
 	@echo "make ui      browse the runs in MLflow on http://127.0.0.1:$(PORT)"
 
 demo: $(READY)
-	dvc repro $(DEMO:%=bundle@%)
+	dvc repro $(DEMO:%=short@%)
 	dvc repro --single-item report
 	ferry results $(DEMO)
 
@@ -45,6 +45,7 @@ ui: $(READY)
 bench: $(READY)
 	python benchmarks/startup.py
 	python benchmarks/first_epoch.py
+	python benchmarks/trainer.py
 	python benchmarks/aims.py
 
 clean:

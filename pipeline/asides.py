@@ -26,5 +26,5 @@ def results(experiments: tuple[str, ...], as_json: bool) -> None:
         note(
             f"\nReport   {layout.REPORT} (`ferry report` makes it)\n"
             f"Runs     make ui, then http://127.0.0.1:5000\n"
-            f"Predict  ferry predict {layout.bundle(rows[-1].experiment)} IMAGES..."
+            f"Predict  ferry predict {layout.bundle(rows[-1].experiment)} FILES..."
         )
