@@ -3,9 +3,10 @@
 The loop makes it, `metrics/E/train.json` keeps it, and figures and the report draw it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Epoch"]
+__all__ = ["Epoch", "best_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +31,8 @@ class Epoch:
     def rank(self) -> tuple[float, float]:
         """Grows as the epoch is better on validation: by accuracy, then by loss."""
         return self.validation_accuracy or 0.0, -self.validation_loss
+
+
+def best_of(history: Sequence[Epoch]) -> Epoch:
+    """The epoch whose weights are kept: the first of the best ones on validation."""
+    return max(history, key=lambda epoch: (*epoch.rank, -epoch.epoch))

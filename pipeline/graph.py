@@ -65,6 +65,16 @@ class Graph(nn.Module):
         # Copied only where torch could not write to it, as in a memory-mapped file.
         return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
 
+    @torch.inference_mode()
+    def answer(self, rows: npt.NDArray[Any], batch_size: int) -> tuple[Tensor, Tensor]:
+        """Answer raw rows as the data set keeps them, batch by batch."""
+        parts = [
+            self(self.tensor(rows[start : start + batch_size]))
+            for start in range(0, len(rows), batch_size)
+        ]
+        first, second = (torch.cat(output) for output in zip(*parts, strict=True))
+        return first, second
+
     def values(self, rows: Tensor) -> Tensor:
         """Raw values: of images float32 [batch, C, H, W], channels last in memory."""
         match self.kind:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pipeline import onnxmodel, ready, tracking
 from pipeline.config import Experiment, GateConfig
@@ -91,13 +90,9 @@ def parity(
 
 def reference_answers(graph: Graph, rows: npt.NDArray[Any]) -> Answers:
     """PyTorch's answers to raw rows, on the CPU."""
-    parts: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        for batch in _batches(rows, REFERENCE_BATCH):
-            outputs = graph(graph.tensor(batch))
-            named = zip(graph.head.outputs, outputs, strict=True)
-            parts.append({name: output.numpy() for name, output in named})
-    return _joined(parts)
+    outputs = graph.answer(rows, REFERENCE_BATCH)
+    named = zip(graph.head.outputs, outputs, strict=True)
+    return _joined([{name: output.numpy() for name, output in named}])
 
 
 def compare(

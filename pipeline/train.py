@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pipeline import datasets, figures, layout, ready, task, tracking
 from pipeline.config import Experiment
-from pipeline.epoch import Epoch
+from pipeline.epoch import Epoch, best_of
 from pipeline.errors import UsageError
 from pipeline.graph import build_graph
 from pipeline.provenance import git_revision
@@ -180,7 +180,7 @@ def _report(
 ) -> TrainReport:
     loop, experiment = training.loop, training.experiment
     seconds = sum(epoch.seconds for epoch in loop.history)
-    best = max(loop.history, key=lambda epoch: (*epoch.rank, -epoch.epoch))
+    best = best_of(loop.history)
     labels = training.manifest.labels if result.predicted is not None else ()
     return TrainReport(
         experiment=experiment.name,

@@ -40,7 +40,7 @@ def first_weights(graph: Graph, row: tuple[int, ...]) -> Tiles | Gates | None:
 
     None where they are none of those that can be drawn.
     """
-    first = next((layer for layer in graph.network.modules() if isinstance(layer, FIRST)), None)
+    first = _first(graph)
     match first:
         case nn.Conv2d():
             return Tiles(_array(first.weight.permute(0, 2, 3, 1)))
@@ -59,7 +59,7 @@ def feature_maps(graph: Graph, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.f
 
     `image` is one row, [H, W, C]. None for a network that does not begin with a convolution.
     """
-    first = next((layer for layer in graph.network.modules() if isinstance(layer, FIRST)), None)
+    first = _first(graph)
     if not isinstance(first, nn.Conv2d):
         return None
     seen: list[Tensor] = []
@@ -89,6 +89,11 @@ def saliency(graph: Graph, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.floa
     # Of a single logit both classes' derivatives differ by their sign alone.
     (gradient,) = torch.autograd.grad(output.amax(dim=1).sum(), values)
     return _array(gradient.abs().amax(dim=1))
+
+
+def _first(graph: Graph) -> nn.Module | None:
+    """The first layer of a kind that can be drawn."""
+    return next((layer for layer in graph.network.modules() if isinstance(layer, FIRST)), None)
 
 
 def _array(values: Tensor) -> npt.NDArray[np.float32]:

@@ -44,14 +44,10 @@ class Answers:
         return np.flatnonzero(self.predicted != self.labels)
 
 
-@torch.inference_mode()
 def answer(graph: Graph, split: Split) -> Answers:
     """Let a classifier answer all rows of a split."""
-    parts = [
-        _log_probabilities(graph(graph.tensor(split.inputs[start : start + BATCH]))[0])
-        for start in range(0, len(split.labels), BATCH)
-    ]
-    logs = torch.cat(parts).numpy()
+    logits, _ = graph.answer(split.inputs, BATCH)
+    logs = _log_probabilities(logits).numpy()
     labels = np.array(split.labels)
     losses = -logs[np.arange(len(labels)), labels]
     return Answers(probabilities=np.exp(logs), losses=losses, labels=labels)

@@ -32,13 +32,9 @@ class Drawn:
     """Mean squared error of each row, [rows]."""
 
 
-@torch.inference_mode()
 def draw(graph: Graph, images: npt.NDArray[np.uint8]) -> Drawn:
     """Let a network draw images again, uint8 [rows, H, W, C]."""
-    parts = [
-        graph(graph.tensor(images[start : start + BATCH])) for start in range(0, len(images), BATCH)
-    ]
-    planes, errors = (torch.cat(output) for output in zip(*parts, strict=True))
+    planes, errors = graph.answer(images, BATCH)
     return Drawn(planes.numpy(), errors.double().numpy())
 
 

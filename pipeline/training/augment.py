@@ -57,7 +57,7 @@ def _mirrored(config: AugmentConfig, draws: Tensor) -> Tensor:
 
 
 def _move(planes: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
-    """Shift by whole pixels and mirror: 18 times as fast on a CPU as to sample along a grid."""
+    """Shift by whole pixels and mirror: on a CPU several times as fast as sampling along a grid."""
     batch, channels, height, width = planes.shape
     edge, device = config.translate, planes.device
     padded = functional.pad(planes.permute(0, 2, 3, 1), (0, 0, edge, edge, edge, edge))

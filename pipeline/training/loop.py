@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.config import Experiment, TrainConfig
-from pipeline.epoch import Epoch
+from pipeline.epoch import Epoch, best_of
 from pipeline.errors import DivergedError
 from pipeline.graph import Graph
 from pipeline.training.augment import augment, draw
@@ -127,8 +127,7 @@ class Loop:
             }
         )
         self.history = [Epoch(**epoch) for epoch in checkpoint.history]
-        # The first of equals, as `run_epoch` keeps it.
-        self.best_epoch = max(self.history, key=lambda epoch: (*epoch.rank, -epoch.epoch))
+        self.best_epoch = best_of(self.history)
         self.best = {key: value.to(self.team.device) for key, value in checkpoint.best.items()}
 
     def _train(self, number: int, bar: "tqdm[Any]") -> _Tally:

@@ -3,7 +3,6 @@
 The test set is not even opened: settings that were chosen by it would make its figures worthless.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -81,8 +80,6 @@ def _train(
     with tqdm(disable=True) as bar:
         while not loop.ended:
             epoch = loop.run_epoch(bar)
-            if not math.isfinite(epoch.validation_loss):
-                raise DivergedError(f"the validation loss of epoch {epoch.epoch} is not a number")
             epochs.append(epoch)
             if not worth_going_on(epoch) and not loop.ended:
                 return False
