@@ -19,6 +19,7 @@ from pipeline.training import checkpoint
 from pipeline.training.distributed import Team
 from pipeline.training.evaluation import Rows
 from pipeline.training.loop import Loop
+from pipeline.training.memory import keep_freed_memory
 from pipeline.training.start import initialise, read_source, transfer
 from serving.cores import allowed_cores
 from serving.files import dump_json, sha256_of_bytes
@@ -47,6 +48,7 @@ def prepare(
     Beside `weights`, the file to be written some day, lie those that the training begins with.
     """
     _be_repeatable(team, experiment.train.seed)
+    keep_freed_memory()
     manifest = ready.open_manifest(data)
     graph = build_graph(experiment, manifest).to(team.device)
     # Not kept: mapped rows that were read count as memory for as long as they are mapped.
