@@ -8,7 +8,7 @@ import click
 if TYPE_CHECKING:
     from pipeline.config import Experiment
 
-__all__ = ["experiment_argument", "track_option"]
+__all__ = ["experiment_argument", "optional_experiment_argument", "track_option"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,6 +33,11 @@ class ExperimentName(click.ParamType["Experiment"]):
 def experiment_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT."""
     return click.argument("experiment", type=ExperimentName())(command)
+
+
+def optional_experiment_argument(command: Command) -> Command:
+    """Add the argument EXPERIMENT to a command that has other things to work on as well."""
+    return click.argument("experiment", type=ExperimentName(), required=False)(command)
 
 
 def track_option(command: Command) -> Command:

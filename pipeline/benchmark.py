@@ -36,11 +36,13 @@ def benchmark(
     plots: Path,
     *,
     experiment: Experiment,
+    skipped: Mapping[str, str] | None = None,
     track: bool = True,
 ) -> BenchmarkReport:
     """Time each variant in `models` and the weights they were made from.
 
-    Writes `metrics` and `plots`/benchmark.csv. Raises MissingInputError and ModelError.
+    `skipped` tells why other variants were not made. Writes `metrics` and `plots`/benchmark.csv.
+    Raises MissingInputError and ModelError.
     """
     config = experiment.benchmark
     for path in models.values():
@@ -64,7 +66,7 @@ def benchmark(
         variants=variants,
         eager=tuple(_eager(graph, inputs, config.batch_sizes, config.seconds)),
         eager_ratio=_eager_ratio(graph, models["fp32"], inputs[:1]),
-        skipped=experiment.quantize.reasons,
+        skipped=dict(skipped or {}),
     )
     timed = sweeps(report)
     write_text(plots / "benchmark.csv", _csv(timed))

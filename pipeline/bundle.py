@@ -57,7 +57,7 @@ def bundle(
         model=content,
         labels=trained.labels,
         golden_input=np.array(golden),
-        golden_max_abs_diff=proven.limits.max_abs_diff,
+        golden_max_abs_diff=_golden_limit(proven),
         metrics=_metrics(trained, proven),
         parity=_gates(proven),
         source=Source(
@@ -152,10 +152,21 @@ def _metrics(trained: TrainReport, proven: VariantParity) -> dict[str, float]:
     return {"accuracy": proven.accuracy}
 
 
+def _golden_limit(proven: VariantParity) -> float:
+    """How far off a device may be: as far as the gate allows, else as far as was measured."""
+    if proven.limits.max_abs_diff is not None:
+        return proven.limits.max_abs_diff
+    return max(proven.max_abs_diff, proven.max_probability_diff or 0.0)
+
+
 def _gates(proven: VariantParity) -> dict[str, Gate]:
     limits = proven.limits
     gates = {
         "max_abs_diff": (proven.max_abs_diff, limits.max_abs_diff),
+        "max_probability_diff": (
+            proven.max_probability_diff,
+            limits.max_probability_diff,
+        ),
         "flips": (proven.flips, limits.flips),
         "accuracy_loss": (proven.accuracy_loss, limits.accuracy_loss),
         "batch_diff": (proven.batch_diff, limits.batch_diff),

@@ -11,6 +11,10 @@ import click
 
 from pipeline.arguments import experiment_argument, track_option
 from pipeline.asides import results
+from pipeline.commands.bundle import bundle
+from pipeline.commands.export import export
+from pipeline.commands.parity import parity
+from pipeline.commands.quantize import quantize
 from pipeline.tuning.cli import tune
 from serving import cli as serving_cli
 from serving.console import SETTINGS, Commands, json_option, log_to_stderr, show, summary
@@ -171,82 +175,6 @@ def evaluate(experiment: "Experiment", track: bool, as_json: bool) -> None:
 @experiment_argument
 @track_option
 @json_option
-def export(experiment: "Experiment", track: bool, as_json: bool) -> None:
-    """Export EXPERIMENT's weights to one ONNX graph: raw rows in, answer out.
-
-    Example: ferry export mnist-cnn
-    """
-    from pipeline import layout
-    from pipeline.export import export
-
-    report = export(
-        layout.weights(experiment.name),
-        layout.metrics(experiment.name, "train"),
-        layout.ready(experiment.dataset),
-        layout.model(experiment.name),
-        layout.metrics(experiment.name, "export"),
-        experiment=experiment,
-        track=track,
-    )
-    show(report, as_json=as_json, text=summary(report))
-
-
-@ferry.command()
-@experiment_argument
-@json_option
-def quantize(experiment: "Experiment", as_json: bool) -> None:
-    """Write the fp16 and int8 variants of EXPERIMENT's model.
-
-    Example: ferry quantize mnist-cnn
-    """
-    from pipeline import layout
-    from pipeline.quantize import quantize
-
-    report = quantize(
-        layout.model(experiment.name),
-        layout.ready(experiment.dataset),
-        layout.quantized(experiment.name),
-        layout.metrics(experiment.name, "quantize"),
-        experiment=experiment,
-    )
-    made = {name: f"{variant.bytes:,} bytes" for name, variant in report.variants.items()}
-    skipped = {name: f"not made: {reason}" for name, reason in report.skipped.items()}
-    show(
-        report, as_json=as_json, text=summary({"experiment": report.experiment, **made, **skipped})
-    )
-
-
-@ferry.command()
-@experiment_argument
-@track_option
-@json_option
-def parity(experiment: "Experiment", track: bool, as_json: bool) -> None:
-    """Prove that EXPERIMENT's ONNX variants answer as its trained weights do.
-
-    The whole test set goes through PyTorch and through each variant. Exit status 1 when a gate of
-    params.yaml is not met; the report is written all the same.
-
-    Example: ferry parity mnist-cnn
-    """
-    from pipeline import layout
-    from pipeline.parity import parity
-    from pipeline.records.parity import as_table
-
-    report = parity(
-        layout.weights(experiment.name),
-        layout.models(experiment.name, experiment.quantize.skip),
-        layout.ready(experiment.dataset),
-        layout.metrics(experiment.name, "parity"),
-        experiment=experiment,
-        track=track,
-    )
-    show(report, as_json=as_json, text=as_table(report))
-
-
-@ferry.command()
-@experiment_argument
-@track_option
-@json_option
 def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
     """Time EXPERIMENT's variants on every provider of this machine, beside PyTorch eager.
 
@@ -254,43 +182,22 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
     """
     from pipeline import layout
     from pipeline.benchmark import benchmark
+    from pipeline.records import read
     from pipeline.records.benchmark import as_table
+    from pipeline.records.quantize import QuantizeReport
 
+    made = layout.metrics(experiment.name, "quantize")
     report = benchmark(
         layout.weights(experiment.name),
-        layout.models(experiment.name, experiment.quantize.skip),
+        layout.models(experiment.name),
         layout.ready(experiment.dataset),
         layout.metrics(experiment.name, "benchmark"),
         layout.plots(experiment.name, "benchmark"),
         experiment=experiment,
+        skipped=read(QuantizeReport, made, f"ferry quantize {experiment.name}").skipped,
         track=track,
     )
     show(report, as_json=as_json, text=as_table(report))
-
-
-@ferry.command()
-@experiment_argument
-@track_option
-@json_option
-def bundle(experiment: "Experiment", track: bool, as_json: bool) -> None:
-    """Make the folder to deploy, of the best of EXPERIMENT's variants that passed their gates.
-
-    Example: ferry bundle mnist-cnn
-    """
-    from pipeline import layout
-    from pipeline.bundle import bundle
-
-    report = bundle(
-        layout.models(experiment.name, experiment.quantize.skip),
-        layout.ready(experiment.dataset),
-        layout.metrics(experiment.name, "bundle").parent,
-        layout.bundle(experiment.name),
-        layout.metrics(experiment.name, "bundle"),
-        experiment=experiment,
-        track=track,
-    )
-    shown = ("experiment", "variant", "reason", "bytes", "digest")
-    show(report, as_json=as_json, text=summary(report, shown))
 
 
 @ferry.command()
@@ -308,6 +215,10 @@ def report(as_json: bool) -> None:
     show(done, as_json=as_json, text=text)
 
 
+ferry.add_command(bundle)
+ferry.add_command(export)
+ferry.add_command(parity)
+ferry.add_command(quantize)
 ferry.add_command(results)
 ferry.add_command(tune)
 ferry.add_command(serving_cli.predict)

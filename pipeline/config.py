@@ -10,6 +10,17 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from pipeline.errors import UnknownNameError
+from pipeline.gates import GateConfig, ParityConfig
+from pipeline.ranges import (
+    LARGEST,
+    STRICT,
+    Count,
+    Counts,
+    Fraction,
+    NaturalNumber,
+    NonNegativeNumber,
+    PositiveNumber,
+)
 
 __all__ = [
     "LARGEST",
@@ -28,6 +39,7 @@ __all__ = [
     "GateConfig",
     "Interval",
     "Loss",
+    "MinSpeedup",
     "ModelConfig",
     "NaturalNumber",
     "NonNegativeNumber",
@@ -40,16 +52,6 @@ __all__ = [
     "Variant",
 ]
 
-STRICT = ConfigDict(extra="forbid", strict=True)
-LARGEST = 2**32 - 1
-"""Where the seeds of numpy and scikit-learn end; no count comes near."""
-
-Count = Annotated[int, Field(ge=1, le=LARGEST)]
-NaturalNumber = Annotated[int, Field(ge=0, le=LARGEST)]
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Loss = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 Reason = Annotated[str, Field(min_length=1)]
 Variant = Literal["fp16", "int8"]
@@ -150,13 +152,42 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeConfig:
-    """Which variants are made, and how activations are calibrated for int8."""
+class MinSpeedup:
+    """The least ratio of fp32's time to a variant's, at each batch size."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
+    fp16: PositiveNumber
+    """A size and no speed on CPUs: how much slower than fp32 it may be."""
+    int8: PositiveNumber
+
+    def of(self, variant: str) -> float:
+        """That of `variant`, "fp16" or "int8"."""
+        return {"fp16": self.fp16, "int8": self.int8}[variant]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeConfig:
+    """Which variants are made, what they may cost, and how the best recipe is searched."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    goal: Literal["speed", "size"]
+    """By which the best is chosen of the recipes inside both budgets."""
+    accuracy_loss: NonNegativeNumber
+    """Most percentage points of accuracy that a variant may lose, on rows that are no test's."""
+    error_increase: NonNegativeNumber
+    """The same where no class is predicted: most per cent by which the mean error may grow."""
+    min_speedup: MinSpeedup
+    batch_sizes: Counts
+    """At each of which a variant must be fast enough."""
+    seconds: PositiveNumber
+    """Spent on each paired measurement, after warm-up."""
     calibration_rows: Count
-    method: Literal["minmax", "entropy", "percentile"]
+    recipes: tuple[Reason, ...]
+    """Names of the recipes to try, and no others; [] for the usual ones."""
+    qat_epochs: NaturalNumber
+    """Epochs of training with quantization where nothing else is accurate enough; 0 for none."""
     seed: NaturalNumber
     skip: Mapping[Variant, Reason]
     """Why a variant is not made, where one is not."""
@@ -165,39 +196,6 @@ class QuantizeConfig:
     def reasons(self) -> dict[str, str]:
         """The same, as the metrics keep it."""
         return {str(variant): reason for variant, reason in self.skip.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateConfig:
-    """How far one variant may be from the trained weights, over the whole test set."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    max_abs_diff: PositiveNumber
-    """Largest absolute difference of any logit, or of any pixel of a reconstruction."""
-    flips: NaturalNumber | None
-    """Most rows whose predicted class may change; null where no class is predicted."""
-    accuracy_loss: NonNegativeNumber | None
-    """Most percentage points of accuracy that may be lost; null where no class is predicted."""
-    batch_diff: NonNegativeNumber
-    """Largest absolute difference of a value of one row between batch sizes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParityConfig:
-    """The gates, one per variant."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    batch_sizes: Counts
-    fp32: GateConfig
-    fp16: GateConfig
-    int8: GateConfig
-
-    def gate(self, variant: str) -> GateConfig:
-        """The gate of `variant`, one of "fp32", "fp16" and "int8"."""
-        gates = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}
-        return gates[variant]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

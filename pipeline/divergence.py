@@ -1,91 +1,108 @@
-"""Find the first layer at which an ONNX variant leaves the trained model.
+"""Name the node at which an ONNX model leaves its reference: `first_divergence(...).told()`.
 
-The exporter names the values of the ONNX graph after the nodes of PyTorch's own graph, and the
-quantizers keep these names; so the two can be walked side by side, in the order of the graph.
+The reference is ferry's own graph or any other module in PyTorch, whose values the exporter's names
+find again, another ONNX model with the same names, or the operators' own definition.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import torch
 
-from pipeline.export import to_program
+from pipeline.errors import ModelError
 from pipeline.graph import Graph
+from pipeline.records.nonfinite import NonFinite
 from pipeline.records.parity import Divergence
-from serving.session import open_session
+from pipeline.tracing.blame import Blame
+from pipeline.tracing.difference import Difference, compared
+from pipeline.tracing.graphs import outputs_of
+from pipeline.tracing.nonfinite import first_nonfinite
+from pipeline.tracing.pairs import Pair, pair_values
+from pipeline.tracing.torch_values import TorchValues, Traced, of_graph
+from pipeline.tracing.values import Array, OnnxValues, ReferenceValues, Values
 
-__all__ = ["first_divergence"]
+__all__ = ["NonFinite", "Reference", "Traced", "first_divergence", "first_nonfinite"]
 
-Array = npt.NDArray[Any]
+Reference = Graph | Traced | onnx.ModelProto | None
+
+CHUNK_BYTES = 128 * 2**20
+"""Of values that are held at once, on either side."""
+FIRST_CHUNK, LARGEST_CHUNK = 64, 512
+"""Nodes that are looked at in one run."""
+LARGEST_REFERENCE = 1000
+"""Nodes that `onnx.reference`, which is slow, is asked to run."""
 
 
 def first_divergence(
-    graph: Graph, model: onnx.ModelProto, row: Array, limit: float
+    reference: Reference,
+    model: onnx.ModelProto,
+    feeds: Mapping[str, Array] | Array,
+    limit: float | None,
+    *,
+    provider: str = "cpu",
 ) -> Divergence | None:
-    """The first node, in graph order, that is further off than the gate allows the answer to be.
+    """The node that makes a difference larger than the gate `limit` allows the first output.
 
-    `row` is one raw row, for instance uint8 [1, H, W, C], and `limit` the gate on the graph's first
-    output. Both are taken relative to the largest value of their tensor, so that layers of
-    different scale compare. Where no node alone is beyond that, the one that is furthest off; None
-    when no value can be compared.
+    `reference` is ferry's `Graph`, a `Traced` module of PyTorch, another ONNX model, or None for
+    what the operators of `model` are defined to compute: then `onnx.reference` where it has them
+    all, else the unoptimized session of ONNX Runtime, against which the optimized one is held.
+    `feeds` is one raw row for each input of the model by its name, for instance uint8 [1, H, W, C],
+    or the bare array for a model of one input. Without a `limit` all are within it. `provider` runs
+    `model`; the reference runs on the CPU.
+
+    Nodes are walked in graph order, as many at a time as keeps the values that are held within
+    bounds: every value that has a counterpart is compared, so that nothing is assumed of how a
+    difference spreads. Differences are relative to the largest value of a tensor, so that layers of
+    different scale compare. The first value beyond `limit` names a suspect; where its own inputs
+    differ as well, it and what comes before it are run one by one on the reference's values, and
+    the one with the largest difference of its own is named. So is the one with the largest where
+    none is beyond the limit. None when nothing differs or nothing can be compared.
+
+    Raises ModelError and InputError for a model that does not run on its feeds.
     """
-    wanted = _torch_values(graph, row, _opset(model))
-    found = _onnx_values(model, row)
-    allowed = limit / max(float(np.abs(wanted[graph.head.outputs[0]]).max()), 1e-12)
-    compared = []
-    for node in model.graph.node:
-        for name in node.output:
-            if name in wanted and name in found and wanted[name].shape == found[name].shape:
-                divergence = _difference(node, name, wanted[name], found[name])
-                if not divergence.relative_diff <= allowed:
-                    return divergence
-                compared.append(divergence)
-    return max(compared, key=lambda one: one.relative_diff, default=None)
+    if not isinstance(feeds, Mapping):
+        feeds = {model.graph.input[0].name: feeds}
+    wanted = _reference(reference, model, feeds)
+    optimize = reference is None and isinstance(wanted, OnnxValues)
+    found = OnnxValues(model, feeds, provider=provider, optimize=optimize)
+    recurrent = wanted.recurrent if isinstance(wanted, TorchValues) else ()
+    pairs = pair_values(model, wanted.names, recurrent)
+    walk = _Walk(model=model, wanted=wanted, found=found, pairs=pairs)
+    blame = Blame(model, pairs, walk.differences)
+    suspect = walk.first_beyond(limit, blame)
+    value = blame.culprit(suspect, wanted, found)
+    return None if value is None else blame.divergence(value, wanted, found)
 
 
-class _Recorder(torch.fx.Interpreter):
-    """Runs a traced module and keeps every value by the name of its node."""
-
-    def __init__(self, module: torch.fx.GraphModule) -> None:
-        super().__init__(module)
-        self.values: dict[str, Array] = {}
-
-    def run_node(self, n: torch.fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, torch.Tensor):
-            # The graph was traced for one memory layout; this run may have chosen another.
-            value = value.contiguous()
-            self.values[n.name] = value.numpy()
-        return value
+def _reference(reference: Reference, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Values:
+    if isinstance(reference, Graph):
+        (row,) = feeds.values()
+        return of_graph(reference, row, _opset(model))
+    if isinstance(reference, Traced):
+        return TorchValues(traced=reference, feeds=feeds)
+    if isinstance(reference, onnx.ModelProto):
+        return OnnxValues(reference, _renamed(reference, feeds))
+    return _definition(model, feeds)
 
 
-def _torch_values(graph: Graph, row: Array, opset: int) -> dict[str, Array]:
-    """Every value that PyTorch computes on the way, by the names that the exporter gives."""
-    program = to_program(graph, np.concatenate([row, row]), opset).exported_program
-    assert program is not None  # noqa: S101 - the exporter keeps what it exported
-    recorder = _Recorder(program.module())
-    with torch.no_grad():
-        outputs = recorder.run(graph.tensor(row))
-    answers = zip(graph.head.outputs, outputs, strict=True)
-    named = {name: value.numpy() for name, value in answers}
-    return recorder.values | named
+def _renamed(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+    """The feeds by the names of this model's inputs; where these are others, in their order."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    names = [one.name for one in model.graph.input if one.name not in weights]
+    return feeds if set(names) == set(feeds) else dict(zip(names, feeds.values(), strict=False))
 
 
-def _onnx_values(model: onnx.ModelProto, row: Array) -> dict[str, Array]:
-    """Every value that the ONNX graph computes, without any optimization."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    known = {output.name for output in exposed.graph.output}
-    names = [name for node in exposed.graph.node for name in node.output if name]
-    exposed.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in known
-    )
-    session = open_session(exposed.SerializeToString(), threads=1, optimize=False)
-    values = session.run({session.inputs[0].name: row})
-    # Behind a quantizer the value that goes on is the dequantized one: it may do a ReLU's clipping.
-    return {name: values.get(f"{name}_DequantizeLinear_Output", values[name]) for name in values}
+def _definition(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Values:
+    """What the operators are defined to compute, else what ONNX Runtime computes as written."""
+    if len(model.graph.node) <= LARGEST_REFERENCE:
+        values = ReferenceValues(model, feeds)
+        try:
+            values.fetch([output.name for output in model.graph.output])
+        except ModelError:
+            return OnnxValues(model, feeds)
+        return values
+    return OnnxValues(model, feeds)
 
 
 def _opset(model: onnx.ModelProto) -> int:
@@ -93,14 +110,55 @@ def _opset(model: onnx.ModelProto) -> int:
     return versions[""]
 
 
-def _difference(node: onnx.NodeProto, name: str, wanted: Array, found: Array) -> Divergence:
-    wide, other = wanted.astype(np.float64), found.astype(np.float64)
-    worst = float(np.abs(wide - other).max(initial=0.0))
-    scale = max(float(np.abs(wide).max(initial=0.0)), 1e-12)
-    return Divergence(
-        node=node.name,
-        operator=node.op_type,
-        tensor=name,
-        max_abs_diff=worst,
-        relative_diff=worst / scale,
-    )
+@dataclass(slots=True, kw_only=True)
+class _Walk:
+    """Both models side by side, in graph order."""
+
+    model: onnx.ModelProto
+    wanted: Values
+    found: OnnxValues
+    pairs: Mapping[str, Pair]
+    differences: dict[str, Difference] = field(default_factory=dict)
+
+    def first_beyond(self, limit: float | None, blame: Blame) -> str | None:
+        """The first value that is further off than the limit on the first output allows."""
+        allowed = np.inf if limit is None else limit / self._scale()
+        start, size = 0, FIRST_CHUNK
+        while start < len(self.model.graph.node):
+            nodes = self.model.graph.node[start : start + size]
+            names = [name for node in nodes for name in outputs_of(node) if name in self.pairs]
+            there = self.wanted.fetch({self.pairs[name].wanted for name in names})
+            here = self.found.fetch(names)
+            for name in names:
+                wanted = there.get(self.pairs[name].wanted)
+                if wanted is None or name not in here:
+                    continue
+                self.differences[name] = compared(wanted, here[name], self.pairs[name])
+                if self._is_beyond(name, allowed, blame):
+                    return name
+            start += len(nodes)
+            size = _next_size(size, sum(array.nbytes for array in here.values()))
+        return None
+
+    def _is_beyond(self, name: str, allowed: float, blame: Blame) -> bool:
+        """Whole numbers and words are right or wrong, unless what they are made of is off."""
+        difference = self.differences[name]
+        if difference.exact and difference.relative > 0 and not blame.before(name):
+            return True
+        return difference.relative > allowed
+
+    def _scale(self) -> float:
+        """The largest value of the reference's first output."""
+        first = self.model.graph.output[0].name
+        if first not in self.pairs:
+            return 1.0
+        wanted = self.wanted.fetch([self.pairs[first].wanted])[self.pairs[first].wanted]
+        if wanted.dtype.kind not in "fiub":
+            return 1.0
+        return max(float(np.nan_to_num(np.abs(wanted.astype(np.float64))).max(initial=0)), 1e-12)
+
+
+def _next_size(size: int, held: int) -> int:
+    """How many nodes to look at next, of the bytes that the last ones left."""
+    fitting = size * CHUNK_BYTES // max(held, 1)
+    return max(1, min(fitting, 2 * size, LARGEST_CHUNK))

@@ -32,6 +32,7 @@ __all__ = [
     "confusion_matrix",
     "latency_throughput",
     "learning_curve",
+    "ulp_histogram",
 ]
 
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN = (
@@ -69,6 +70,8 @@ STYLE: dict[Any, Any] = {  # its keys are literals to a type checker
 }
 MIN_WORST = 0.02
 """Part of a class below which even its most frequent mistake is drawn pale."""
+MIN_SEEN = 0.001
+"""Part of the values below which a bin at the end of a histogram is left out."""
 MAX_COUNTED_CLASSES = 20
 """Above this a confusion matrix shows colours alone."""
 
@@ -154,6 +157,29 @@ def latency_throughput(sweeps: Mapping[str, Sequence[Point]]) -> Figure:
     return figure
 
 
+def ulp_histogram(counts: Mapping[str, Sequence[int]]) -> Figure:
+    """Draw which part of the values differs by how many units in the last place, for each variant.
+
+    `counts` are of 0, 1, 2, 3 to 4, 5 to 8, ... units.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 2.6), layout="constrained")
+        axes = figure.subplots()
+        longest = max((_last_seen(bins) for bins in counts.values()), default=1)
+        for number, (name, bins) in enumerate(counts.items()):
+            part = 100 * np.asarray(bins) / max(sum(bins), 1)
+            color = COLORS[number % len(COLORS)]
+            axes.stairs(part, np.arange(len(part) + 1) - 0.5, fill=True, color=color, alpha=0.25)
+            axes.stairs(part, np.arange(len(part) + 1) - 0.5, color=color, label=name)
+        ticks = [*range(min(longest, 3)), *range(4, longest, 2)]
+        axes.set(xticks=ticks, xticklabels=[_units(tick) for tick in ticks])
+        axes.set(xlabel="difference to PyTorch, units in the last place", ylabel="values, %")
+        axes.set(xlim=(-0.7, longest - 0.3), ylim=(0, None))
+        if counts:
+            axes.legend()
+    return figure
+
+
 def as_svg(figure: Figure, title: str) -> str:
     """Write a figure as an `<svg>` element for a page, the same text for the same figure.
 
@@ -170,6 +196,19 @@ def as_svg(figure: Figure, title: str) -> str:
     text = re.sub(r' id="[^"_]*_\d+"', "", text)  # numbered alike in every figure of a page
     label = html.escape(title, quote=True)
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+def _last_seen(bins: Sequence[int]) -> int:
+    """How many bins hold what an eye can see: values near zero that change sign are far out."""
+    seen = np.flatnonzero(np.asarray(bins) >= MIN_SEEN * max(sum(bins), 1))
+    return int(seen[-1]) + 1 if len(seen) else 1
+
+
+def _units(place: int) -> str:
+    """What a bin of units in the last place holds at most."""
+    if place < 2:
+        return str(place)
+    return str(2 ** (place - 1)) if place < 8 else f"$2^{{{place - 1}}}$"
 
 
 def _percent_wrong(accuracy: float | None) -> float:

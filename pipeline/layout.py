@@ -3,7 +3,6 @@
 Paths are relative to the folder of params.yaml; `D` is a data set, `E` an experiment.
 """
 
-from collections.abc import Collection
 from pathlib import Path
 
 __all__ = [
@@ -62,12 +61,16 @@ def quantized(experiment: str) -> Path:
     return Path("models") / experiment / "quantized"
 
 
-def models(experiment: str, skip: Collection[str] = ()) -> dict[str, Path]:
-    """The ONNX file of each variant but those in `skip`, fp32 first."""
-    made = {"fp32": model(experiment)}
+def models(experiment: str, root: Path = Path()) -> dict[str, Path]:
+    """The ONNX file of each variant that was made, fp32 first, below the folder of params.yaml.
+
+    Which ones `ferry quantize` made depends on what it measured: those whose files are there.
+    """
+    made = {VARIANTS[0]: root / model(experiment)}
     for variant in VARIANTS[1:]:
-        if variant not in skip:
-            made[variant] = quantized(experiment) / f"model.{variant}.onnx"
+        path = root / quantized(experiment) / f"model.{variant}.onnx"
+        if path.is_file():
+            made[variant] = path
     return made
 
 

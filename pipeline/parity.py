@@ -1,47 +1,57 @@
 """`ferry parity EXPERIMENT`: prove that every ONNX variant answers as the trained weights do.
 
-The whole test set goes through PyTorch and through each variant at several batch sizes; a variant
-outside its gate fails the stage, and the report is written all the same.
+The whole test set goes through PyTorch and through each variant in every way it can be run; a
+variant outside its gate fails the stage, and the report is written all the same. `compare` holds
+any two models against each other.
 """
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline import onnxmodel, ready, tracking
-from pipeline.config import Experiment, GateConfig
-from pipeline.divergence import first_divergence
-from pipeline.errors import ConfigError, IntegrityError, ParityError
-from pipeline.graph import Graph, load_graph
-from pipeline.ready import Split
-from pipeline.records.parity import Limits, ParityReport, VariantParity
-from serving.files import require, sha256_of_file, write_json
-from serving.session import Session, open_session
+from pipeline import figures, torchscript, tracking
+from pipeline.config import Experiment
+from pipeline.errors import ConfigError, FerryError, ModelError, ProviderError
+from pipeline.proof.batches import sample
+from pipeline.proof.compare import Plan, Way
+from pipeline.proof.explain import explained
+from pipeline.proof.gate import SHIPPED
+from pipeline.proof.measure import Kept
+from pipeline.proof.pair import (
+    compare,
+    keep_with_progress,
+    prove_with_progress,
+    refuse_failures,
+)
+from pipeline.proof.rows import Rows, rows_of_split
+from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
+from pipeline.proof.tables import ulps
+from pipeline.proof.variants import open_variant, open_weights
+from pipeline.records.parity import Cell, Limits, ParityReport, VariantParity
+from serving.files import write_json
+from serving.probe import probe
+from serving.session import usable_providers
 
-__all__ = ["Answers", "compare", "parity", "reference_answers"]
+__all__ = ["compare", "parity"]
 
-Floats = npt.NDArray[np.float32]
-REFERENCE_BATCH = 256
-RELATIVE_FLOOR = 0.01
-"""Values below this part of the largest one are not divided by: their ratios say nothing."""
-PROBABILITIES = "probabilities"
-DIGITS = 9
-"""Of an accuracy loss: beyond them a difference of two shares is rounding, and no loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What a model gave for some rows."""
-
-    values: Floats
-    """float32 [rows, ...]: logits, or the pixels of reconstructions."""
-    predicted: npt.NDArray[np.int64] | None
-    """The class of each row, int64 [rows]; None where no class is predicted."""
+FP32 = "fp32"
+RECORDED = (
+    "accuracy",
+    "flips",
+    "near_ties",
+    "accuracy_loss",
+    "mcnemar_p",
+    "max_abs_diff",
+    "max_rel_diff",
+    "max_probability_diff",
+    "snr_db",
+    "batch_diff",
+    "hostile_max_abs_diff",
+    "nonfinite",
+)
+"""Figures of a variant that MLflow keeps beside those of its cells."""
 
 
 def parity(
@@ -51,205 +61,151 @@ def parity(
     metrics: Path,
     *,
     experiment: Experiment,
+    skipped: Mapping[str, str] | None = None,
+    explain: bool = False,
     track: bool = True,
 ) -> ParityReport:
     """Compare each variant in `models` with PyTorch over the test set of `data`.
 
+    `skipped` tells why other variants were not made; with `explain` the layer with the largest
+    difference of each is named even where every limit is met.
+
     Raises ConfigError for gates that do not fit, ParityError when a gate is not met, after the
     report is written to `metrics`, and IntegrityError when a model was not exported from `weights`.
     """
-    _check_gates(experiment)
-    graph = load_graph(weights, experiment, ready.open_manifest(data))
-    test = ready.open_split(data, "test")
-    digest = sha256_of_file(weights)
-    sessions = {name: _open(path, digest, experiment) for name, path in models.items()}
-    reference = reference_answers(graph, test.inputs)
+    _check_config(experiment)
+    reference = open_weights(weights, data, experiment)
+    rows = rows_of_split(data, "test", reference.inputs[0])
+    for path in models.values():
+        # All of them, before any is run.
+        check_alike(reference, open_variant(path, reference.sha256, experiment))
+    kept = keep_with_progress(reference, rows)
+    providers = _providers()
     variants = {}
-    for name, session in sessions.items():
-        gate = experiment.parity.gate(name)
-        measured = compare(session, reference, test, experiment.parity.batch_sizes, gate)
-        if not measured.passed:
-            measured = _explained(measured, graph, models[name], test)
-        variants[name] = measured
+    for name, path in models.items():
+        side = open_variant(path, reference.sha256, experiment)
+        result = _variant(name, side, reference, kept, providers, experiment=experiment)
+        if explain or not result.passed:
+            result = explained(result, reference, side, rows)
+        variants[name] = result
     report = ParityReport(
         experiment=experiment.name,
         dataset=experiment.dataset,
-        rows=len(test.labels),
+        rows=len(rows),
         passed=all(variant.passed for variant in variants.values()),
-        output=graph.head.outputs[0],
-        torch_accuracy=_accuracy(reference, test),
-        weights_sha256=digest,
+        output=reference.outputs[0].name,
+        torch_accuracy=_reference_accuracy(variants),
+        weights_sha256=reference.sha256,
+        sample_rows=min(experiment.parity.sample_rows, len(rows)),
         variants=variants,
-        skipped=experiment.quantize.reasons,
+        skipped=dict(skipped or {}),
     )
     write_json(metrics, report)
     _record(report, track=track)
-    _refuse_failures(report, metrics)
+    refuse_failures({f"{experiment.name} {name}": one for name, one in variants.items()}, metrics)
     return report
 
 
-def reference_answers(graph: Graph, rows: npt.NDArray[Any]) -> Answers:
-    """PyTorch's answers to raw rows, on the CPU."""
-    outputs = graph.answer(rows, REFERENCE_BATCH)
-    named = zip(graph.head.outputs, outputs, strict=True)
-    return _joined([{name: output.numpy() for name, output in named}])
-
-
-def compare(
-    session: Session, reference: Answers, test: Split, batch_sizes: Sequence[int], gate: GateConfig
-) -> VariantParity:
-    """Compare a session's answers with the reference's.
-
-    Each row is asked at every batch size; the figures are those of the worst one.
-    """
-    answers = [_answers(session, test.inputs, size) for size in batch_sizes]
-    errors = _largest([np.abs(answer.values - reference.values) for answer in answers])
-    floor = RELATIVE_FLOOR * float(np.abs(reference.values).max())
-    relative = errors / np.maximum(np.abs(reference.values), floor)
-    accuracy = _lowest([_accuracy(answer, test) for answer in answers])
-    highest, lowest = (_largest([sign * answer.values for answer in answers]) for sign in (1, -1))
-    measured = VariantParity(
-        passed=True,
-        accuracy=accuracy,
-        flips=_flips(answers, reference),
-        accuracy_loss=_loss(_accuracy(reference, test), accuracy),
-        max_abs_diff=float(errors.max()),
-        max_abs_at=_place(errors),
-        max_rel_diff=float(relative.max()),
-        max_rel_at=_place(relative),
-        mean_abs_diff=float(errors.mean()),
-        batch_diff=float((highest + lowest).max()),
-        batch_sizes=tuple(batch_sizes),
-        limits=Limits(**asdict(gate)),
-        failures=(),
-        first_divergence=None,
-        sha256=session.sha256,
-    )
-    failures = tuple(_failures(measured, gate, session.outputs[0].name))
-    return replace(measured, passed=not failures, failures=failures)
-
-
-def _check_gates(experiment: Experiment) -> None:
+def _check_config(experiment: Experiment) -> None:
     """Where no class is predicted none can flip; where one is, a gate must say how many may."""
+    where = f"experiments.{experiment.name}.parity"
+    config = experiment.parity
+    if SHIPPED not in config.levels:
+        raise ConfigError(f"{where}.levels must hold {SHIPPED!r}, which ships, got {config.levels}")
+    if "dynamo" not in config.exporters:
+        raise ConfigError(
+            f"{where}.exporters must hold 'dynamo', which ships, got {config.exporters}"
+        )
+    if config.fp32.max_abs_diff is None:
+        raise ConfigError(
+            f"{where}.fp32.max_abs_diff must be a number, got None: near-ties are told by it"
+        )
     no_class = experiment.train.loss == "mean_squared_error"
     for variant in ("fp32", "fp16", "int8"):
-        gate = experiment.parity.gate(variant)
+        gate = config.gate(variant)
         for key, limit in (("flips", gate.flips), ("accuracy_loss", gate.accuracy_loss)):
             if (limit is None) != no_class:
                 wanted = "null: no class is predicted" if no_class else "a number"
-                raise ConfigError(
-                    f"experiments.{experiment.name}.parity.{variant}.{key} must be {wanted}, "
-                    f"got {limit}"
-                )
+                raise ConfigError(f"{where}.{variant}.{key} must be {wanted}, got {limit}")
 
 
-def _open(path: Path, weights_sha256: str, experiment: Experiment) -> Session:
-    session = open_session(require(path, f"dvc repro quantize@{experiment.name}"))
-    if session.metadata.get(f"{onnxmodel.METADATA}weights_sha256") != weights_sha256:
-        raise IntegrityError(
-            f"{path} was not exported from the weights {weights_sha256[:12]}…; "
-            f"`dvc repro quantize@{experiment.name}` makes it anew"
-        )
-    return session
+def _providers() -> dict[str, str | None]:
+    """The providers of this machine but the CPU, each with the reason why it cannot be used."""
+    found = usable_providers(probe())
+    return {name: reason for name, reason in found.items() if name != "cpu"}
 
 
-def _batches(rows: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _variant(
+    name: str,
+    side: ModelSide,
+    reference: WeightsSide,
+    kept: Kept,
+    providers: Mapping[str, str | None],
+    *,
+    experiment: Experiment,
+) -> VariantParity:
+    config = experiment.parity
+    plan = Plan(
+        limits=Limits(**asdict(config.gate(name))),
+        near=2 * (config.fp32.max_abs_diff or 0.0),
+        batch_sizes=config.batch_sizes,
+        levels=config.levels,
+        sample=sample(len(kept.rows), config.sample_rows, config.seed),
+        opinion_rows=config.opinion_rows,
+        hostile=True,
+    )
+    ways = [Way(exporter="dynamo", provider="cpu", side=side, ships=True)]
+    for provider, reason in providers.items():
+        other = reason or _on(side, provider)
+        ways.append(Way(exporter="dynamo", provider=provider, side=other, ships=True))
+    if name == FP32 and "torchscript" in config.exporters:
+        second = _second_exporter(reference, kept.rows, experiment)
+        ways.append(Way(exporter="torchscript", provider="cpu", side=second, ships=False))
+    return prove_with_progress(reference, kept, ways, plan, f"{experiment.name} {name}")
 
 
-def _answers(session: Session, rows: npt.NDArray[Any], batch_size: int) -> Answers:
-    name = session.inputs[0].name
-    return _joined([session.run({name: batch}) for batch in _batches(rows, batch_size)])
+def _on(side: ModelSide, provider: str) -> ModelSide | str:
+    try:
+        return model_side(side.name, side.content, provider)
+    except (ModelError, ProviderError) as error:
+        return str(error)
 
 
-def _joined(parts: Sequence[Mapping[str, Any]]) -> Answers:
-    """The answers of some batches; the first output of a graph is the one that is compared."""
-    values = np.concatenate([next(iter(part.values())) for part in parts])
-    if PROBABILITIES not in parts[0]:
-        return Answers(values, None)
-    return Answers(values, np.concatenate([part[PROBABILITIES].argmax(1) for part in parts]))
+def _second_exporter(reference: WeightsSide, rows: Rows, experiment: Experiment) -> ModelSide | str:
+    """The weights by way of TorchScript, or why they cannot go that way."""
+    example = np.array(next(iter(rows.slice(0, 2).values())))
+    try:
+        model = torchscript.to_onnx(reference.graph, example, experiment.export.opset)
+        side = model_side("TorchScript", model.SerializeToString())
+        side.answer({side.inputs[0].name: example}, 1)
+    except FerryError as error:
+        return str(error)
+    return side
 
 
-def _accuracy(answers: Answers, test: Split) -> float | None:
-    if answers.predicted is None:
-        return None
-    return float((answers.predicted == test.labels).mean())
-
-
-def _flips(answers: Sequence[Answers], reference: Answers) -> int | None:
-    if reference.predicted is None:
-        return None
-    return max(int(np.sum(answer.predicted != reference.predicted)) for answer in answers)
-
-
-def _lowest(accuracies: Sequence[float | None]) -> float | None:
-    return min((accuracy for accuracy in accuracies if accuracy is not None), default=None)
-
-
-def _loss(before: float | None, after: float | None) -> float | None:
-    if before is None or after is None:
-        return None
-    return round(100 * (before - after), DIGITS)
-
-
-def _largest(arrays: Sequence[Floats]) -> Floats:
-    """Element by element, the largest; NaN where there is one."""
-    largest: Floats = functools.reduce(np.maximum, arrays)
-    return largest
-
-
-def _place(errors: npt.NDArray[Any]) -> tuple[int, ...]:
-    """Where the largest value of [rows, ...] is; a NaN is largest."""
-    return tuple(int(axis) for axis in np.unravel_index(int(errors.argmax()), errors.shape))
-
-
-def _failures(measured: VariantParity, gate: GateConfig, output: str) -> Iterator[str]:
-    worst, batch = measured.max_abs_diff, measured.batch_diff
-    flips, loss = measured.flips, measured.accuracy_loss
-    # Written so that a NaN fails: no comparison with it is true.
-    if not worst <= gate.max_abs_diff:
-        yield f"{worst:.1e} at {output}{list(measured.max_abs_at)}, limit {gate.max_abs_diff:.1e}"
-    if not batch <= gate.batch_diff:
-        yield f"{batch:.1e} between batch sizes, limit {gate.batch_diff:.1e}"
-    if flips is not None and gate.flips is not None and flips > gate.flips:
-        yield f"{flips} flips, limit {gate.flips}"
-    if loss is not None and gate.accuracy_loss is not None and loss > gate.accuracy_loss:
-        yield f"{loss:.2f} points of accuracy lost, limit {gate.accuracy_loss:.2f}"
-
-
-def _explained(measured: VariantParity, graph: Graph, path: Path, test: Split) -> VariantParity:
-    """Add where a variant that failed leaves the trained model, on its worst row."""
-    row = measured.max_abs_at[0]
-    model = onnxmodel.load(path, "ferry export")
-    worst = test.inputs[row : row + 1]
-    found = first_divergence(graph, model, worst, measured.limits.max_abs_diff)
-    return replace(measured, first_divergence=found)
-
-
-def _refuse_failures(report: ParityReport, metrics: Path) -> None:
-    told = []
-    for name, variant in report.variants.items():
-        if not variant.passed:
-            where = variant.first_divergence
-            place = f"; first divergence at {where.node}" if where else ""
-            told.append(f"{report.experiment} {name}: {', '.join(variant.failures)}{place}")
-    if told:
-        raise ParityError(f"{'; '.join(told)}; see {metrics}")
+def _reference_accuracy(variants: Mapping[str, VariantParity]) -> float | None:
+    cells = [cell for one in variants.values() for cell in one.cells if isinstance(cell, Cell)]
+    known = [cell for cell in cells if cell.decisions is not None]
+    whole = max(known, key=lambda cell: cell.rows, default=None)
+    return whole.decisions.reference_accuracy if whole and whole.decisions else None
 
 
 def _record(report: ParityReport, *, track: bool) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
         for name, variant in report.variants.items():
             values = asdict(variant)
-            names = (
-                "accuracy",
-                "flips",
-                "accuracy_loss",
-                "max_abs_diff",
-                "max_rel_diff",
-                "batch_diff",
-            )
-            known = {key: values[key] for key in names if values[key] is not None}
+            known = {key: values[key] for key in RECORDED if values[key] is not None}
             tracker.log_metrics({f"parity.{name}.{key}": float(known[key]) for key in known})
+            for cell in variant.cells:
+                if isinstance(cell, Cell):
+                    tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))
             tracker.log_tags({f"ferry.gate.{name}": "passed" if variant.passed else "failed"})
+        tracker.log_figure(figures.ulp_histogram(ulps(report)), "parity_ulps.png")
+
+
+def _cell_metrics(name: str, cell: Cell) -> dict[str, float]:
+    way = f"{name}.{cell.exporter}.{cell.provider}.{cell.level}.b{cell.batch_size}"
+    found = {f"{way}.{one.output}.max_abs_diff": one.max_abs_diff for one in cell.outputs}
+    if cell.decisions is not None:
+        found[f"{way}.flips"] = float(cell.decisions.flips)
+    return found

@@ -1,184 +1,144 @@
-"""`ferry quantize EXPERIMENT`: write the fp16 and int8 variants of the exported model.
+"""`ferry quantize EXPERIMENT`: search the recipe that makes the model smaller or faster, not worse.
 
-A variant that params.yaml skips is not made, and the metrics say why.
-int8 is QDQ with weights per channel (S8) and activations U8, calibrated on training rows alone;
-the form that ONNX Runtime's x86-64 kernels run fastest.
+A variant is made of the best recipe that is inside both budgets of params.yaml: what accuracy it
+may lose, on rows that are no test's, and how fast it must be beside fp32 on this machine. Where
+none is, fp32 ships and the metrics say why. Each recipe gives the same bytes of the same inputs;
+which one is chosen depends on speeds that are measured, so `recipes` in params.yaml may name it.
 """
 
-import tempfile
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from pipeline import onnxmodel, ready
-from pipeline.config import Experiment, QuantizeConfig, Variant
-from pipeline.errors import ConfigError
-from serving.files import sha256_of_bytes, write_json
+from pipeline import figures, layout, onnxmodel, ready, tracking
+from pipeline.config import Experiment, QuantizeConfig
+from pipeline.errors import ConfigError, UnknownNameError
+from pipeline.proof.rows import Rows, rows_of_split
+from pipeline.quantization import recipes
+from pipeline.quantization.job import Job, Training, chosen_rows, run, write_variants
+from pipeline.quantization.plots import pareto, tries_csv
+from pipeline.quantization.recipes import Recipe
+from pipeline.quantization.search import Settings
+from pipeline.records.quantize import Budget, QuantizeReport
+from serving.files import write_json, write_text
+from serving.session import open_session
+from serving.tensors import TensorInfo
 
-__all__ = ["QuantizeReport", "VariantFile", "quantize", "to_fp16", "to_int8"]
-
-METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}
-CALIBRATION_BATCH = 64
-QUANTIZED_OPERATORS = ["Conv", "Gemm", "MatMul", "MaxPool", "Relu", "Reshape"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VariantFile:
-    """One variant that was written."""
-
-    bytes: int
-    sha256: str
-    size_ratio: float
-    """Of the fp32 file."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeReport:
-    """What was written: `metrics/E/quantize.json`."""
-
-    experiment: str
-    calibration_rows: int
-    calibration_method: str
-    seconds: float
-    variants: Mapping[Variant, VariantFile]
-    skipped: Mapping[Variant, str]
-    """The variants that were not made, with the reason."""
+__all__ = ["calibration_rows", "judging_rows", "quantize"]
 
 
 def quantize(
-    model: Path, data: Path, folder: Path, metrics: Path, *, experiment: Experiment
+    model: Path,
+    data: Path,
+    folder: Path,
+    metrics: Path,
+    plots: Path,
+    *,
+    experiment: Experiment,
+    track: bool = True,
 ) -> QuantizeReport:
-    """Write the variants of `model` to `folder`, as `model.fp16.onnx` and `model.int8.onnx`.
+    """Write the variants of `model` that are inside both budgets to `folder`: model.int8.onnx, ...
 
-    `data` is the preprocessed data set, whose training split is calibrated on. Raises
-    MissingInputError, IntegrityError, ModelError and ConfigError for too few rows.
+    `data` is the preprocessed data set: its training rows are calibrated on, its validation rows
+    judged on. The trained weights lie beside `model`; they are read only where `qat_epochs` asks
+    for training. The trace goes to `metrics` and to `plots` (tries.csv and pareto.svg).
+
+    Raises MissingInputError, IntegrityError, ModelError, and ConfigError for too few rows and for
+    recipes that do not exist.
     """
-    start = time.perf_counter()
     config = experiment.quantize
+    _check_recipes(config, experiment.name)
     original = onnxmodel.load(model, f"ferry export {experiment.name}")
-    made: dict[Variant, onnx.ModelProto] = {}
-    rows = 0
-    if "fp16" not in config.skip:
-        made["fp16"] = to_fp16(original)
-    if "int8" not in config.skip:
-        calibrating = calibration_rows(data, config, experiment.name)
-        made["int8"], rows = to_int8(original, calibrating, config), len(calibrating)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("model.*.onnx"):
-        left.unlink()  # of an earlier run that skipped less
-    report = QuantizeReport(
-        experiment=experiment.name,
-        calibration_rows=rows,
-        calibration_method=config.method,
-        seconds=time.perf_counter() - start,
-        variants={
-            variant: _save(_tagged(one, original, variant), folder, variant, model.stat().st_size)
-            for variant, one in made.items()
-        },
-        skipped=config.skip,
+    info = open_session(model, threads=1).inputs[0]
+
+    def trained(recipe: Recipe) -> onnx.ModelProto:
+        from pipeline.quantization.qat import trained_again  # torch, which nothing else needs
+
+        weights = model.with_name(layout.weights(experiment.name).name)
+        return trained_again(original, weights, data, recipe, experiment=experiment)
+
+    outcome = run(
+        Job(
+            name=experiment.name,
+            model=original,
+            calibration=calibration_rows(data, info, config, experiment.name),
+            rows=judging_rows(data, info),
+            settings=_settings(config),
+            budgets={
+                variant: _budget(config, variant)
+                for variant in ("fp16", "int8")
+                if variant not in config.skip
+            },
+            skip=config.reasons,
+            training=Training(epochs=config.qat_epochs, model=trained)
+            if config.qat_epochs
+            else None,
+        )
     )
-    write_json(metrics, report)
-    return report
+    write_variants(outcome, folder)
+    write_text(plots / "tries.csv", tries_csv(outcome.report))
+    title = f"{experiment.name}: what each recipe lost and won"
+    write_text(plots / "pareto.svg", figures.as_svg(pareto(outcome.report), title) + "\n")
+    _record(outcome.report, onnxmodel.metadata(original), track=track)
+    write_json(metrics, outcome.report)
+    return outcome.report
 
 
-def calibration_rows(data: Path, config: QuantizeConfig, name: str) -> np.ndarray[Any, Any]:
+def calibration_rows(data: Path, info: TensorInfo, config: QuantizeConfig, name: str) -> Rows:
     """Rows drawn from the training split with the experiment's seed, in a fixed order."""
-    train = ready.open_split(data, "train")
-    if config.calibration_rows > len(train.labels):
+    train = rows_of_split(data, "train", info)
+    if config.calibration_rows > len(train):
         raise ConfigError(
-            f"experiments.{name}.quantize.calibration_rows must be at most {len(train.labels)}, "
+            f"experiments.{name}.quantize.calibration_rows must be at most {len(train)}, "
             f"the rows of the training split, got {config.calibration_rows}"
         )
-    generator = np.random.default_rng(config.seed)
-    chosen = generator.choice(len(train.labels), config.calibration_rows, replace=False)
-    return np.asarray(train.inputs[np.sort(chosen)])
+    return chosen_rows(train, config.calibration_rows, config.seed, f"{train.name}, drawn")
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in half precision; inputs and outputs keep their types."""
-    with onnxmodel.quiet():
-        half: onnx.ModelProto = convert_float_to_float16(_copy(model), keep_io_types=True)
-    return half
+def judging_rows(data: Path, info: TensorInfo) -> Rows:
+    """The validation rows, or the training rows of a data set without; the test set is parity's."""
+    validation = ready.open_manifest(data).arrays["validation_inputs.npy"]
+    return rows_of_split(data, "validation" if validation.shape[0] else "train", info)
 
 
-def to_int8(
-    model: onnx.ModelProto, rows: np.ndarray[Any, Any], config: QuantizeConfig
-) -> onnx.ModelProto:
-    """Quantize with ranges that are measured on `rows`, raw rows as the model takes them."""
-    with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
-        prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quant_pre_process(_copy(model), prepared)
-        quantize_static(
-            prepared,
-            target,
-            _Rows(model.graph.input[0].name, rows),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=QUANTIZED_OPERATORS,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=METHODS[config.method],
-            # Logits in 256 steps would tie where the trained model decides.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
-        )
-        return onnx.load(target)
+def _check_recipes(config: QuantizeConfig, name: str) -> None:
+    for number, recipe in enumerate(config.recipes):
+        try:
+            recipes.parse(recipe)
+        except UnknownNameError as error:
+            raise ConfigError(f"experiments.{name}.quantize.recipes.{number}: {error}") from error
 
 
-class _Rows(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Feeds the calibration rows in batches of a fixed size."""
-
-    def __init__(self, name: str, rows: np.ndarray[Any, Any]) -> None:
-        self._feeds = iter(
-            {name: rows[start : start + CALIBRATION_BATCH]}
-            for start in range(0, len(rows), CALIBRATION_BATCH)
-        )
-
-    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        return next(self._feeds, None)
-
-
-def _tagged(variant: onnx.ModelProto, original: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """Give a variant the original's metadata, and nothing of the tools that made it."""
-    prefix = onnxmodel.METADATA
-    facts = {key.removeprefix(prefix): value for key, value in onnxmodel.metadata(original).items()}
-    onnxmodel.strip(variant)
-    onnxmodel.drop_unused_domains(variant)
-    onnxmodel.set_metadata(variant, facts | {"variant": name})
-    variant.producer_name = original.producer_name
-    variant.producer_version = original.producer_version
-    return variant
-
-
-def _save(
-    model: onnx.ModelProto, folder: Path, variant: Variant, original_size: int
-) -> VariantFile:
-    content = onnxmodel.save(model, folder / f"model.{variant}.onnx")
-    return VariantFile(
-        bytes=len(content),
-        sha256=sha256_of_bytes(content),
-        size_ratio=len(content) / original_size,
+def _settings(config: QuantizeConfig) -> Settings:
+    return Settings(
+        goal=config.goal,
+        batch_sizes=config.batch_sizes,
+        seconds=config.seconds,
+        seed=config.seed,
+        only=config.recipes,
     )
 
 
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
+def _budget(config: QuantizeConfig, variant: str) -> Budget:
+    return Budget(
+        accuracy_loss=config.accuracy_loss,
+        error_increase=config.error_increase,
+        min_speedup=config.min_speedup.of(variant),
+    )
+
+
+def _record(report: QuantizeReport, metadata: dict[str, str], *, track: bool) -> None:
+    weights = metadata.get(f"{onnxmodel.METADATA}weights_sha256", "")
+    with tracking.run_of_weights(report.experiment, weights, track=track) as tracker:
+        for variant, search in report.searches.items():
+            tracker.log_tags({f"ferry.quantize.{variant}": search.chosen or "refused"})
+            for one in search.tries:
+                prefix = f"quantize.{variant}.{one.recipe}"
+                found = {"size_ratio": one.size_ratio, "speed": one.speed or None}
+                if one.quality:
+                    found |= {"loss": one.quality.loss, "flips": one.quality.flips}
+                tracker.log_metrics(
+                    {f"{prefix}.{key}": value for key, value in found.items() if value is not None}
+                )
+        if report.searches:
+            tracker.log_figure(pareto(report), "quantize.png")

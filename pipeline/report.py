@@ -14,8 +14,9 @@ from pipeline import figures
 from pipeline.config import Params
 from pipeline.errors import MissingInputError
 from pipeline.measured import Measured, read_measured
+from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.benchmark import BenchmarkReport, sweeps
-from pipeline.records.parity import VariantParity
+from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.results import ResultRow, rows_of
 from serving.bench_report import BenchReport, SkippedProvider
 from serving.environment import Environment
@@ -39,7 +40,7 @@ class ReportSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateLine:
-    """A quantity, its limit, and the part of the limit that is used up, at most 1."""
+    """A quantity, its limit in words, and the part of it that is used up, at most 1."""
 
     quantity: str
     measured: str
@@ -72,6 +73,8 @@ class Section:
     confusion_matrix: str | None
     """None where no class is predicted."""
     latency_throughput: str | None
+    ulps: str | None
+    """How many units in the last place the variants are off; None before they were compared."""
     inside: tuple[tuple[str, str], ...]
     """What the look inside measured, by what a person calls it."""
     pictures: tuple[Picture, ...]
@@ -114,6 +117,7 @@ def _section(measured: Measured, pictures: Path) -> Section:
         learning_curve=figures.as_svg(curve, f"{name}: loss and error of each epoch"),
         confusion_matrix=_confusion(measured),
         latency_throughput=_latency(name, measured.benchmark),
+        ulps=_ulps(measured.parity),
         inside=tuple(_inside(measured)),
         pictures=tuple(_pictures(measured, pictures / name)),
         unseen=tuple(_unseen(measured)),
@@ -168,15 +172,29 @@ def _gate_lines(parity: VariantParity) -> tuple[GateLine, ...]:
     found, limits = parity, parity.limits
     lines = (
         ("largest difference", found.max_abs_diff, limits.max_abs_diff, ".1e"),
-        ("flipped predictions", found.flips, limits.flips, "d"),
+        ("of a probability", found.max_probability_diff, limits.max_probability_diff, ".1e"),
+        ("real flips", found.flips, limits.flips, "d"),
         ("accuracy lost, points", found.accuracy_loss, limits.accuracy_loss, ".2f"),
         ("difference between batch sizes", found.batch_diff, limits.batch_diff, ".1e"),
     )
-    return tuple(
+    small = [
         _line(quantity, measured, limit, form)
         for quantity, measured, limit, form in lines
         if measured is not None and limit is not None
-    )
+    ]
+    return (*small, *_signal(found.snr_db, limits.min_snr_db))
+
+
+def _signal(snr_db: float | None, limit: float | None) -> Iterator[GateLine]:
+    """The one quantity that must be large."""
+    if snr_db is not None and limit is not None:
+        yield GateLine(
+            quantity="signal to noise",
+            measured=f"{snr_db:.0f} dB",
+            limit=f"at least {limit:g} dB",
+            part=min(limit / snr_db, 1.0) if snr_db > 0 else 1.0,
+            met=snr_db >= limit,
+        )
 
 
 def _line(quantity: str, measured: float, limit: float, form: str) -> GateLine:
@@ -184,7 +202,7 @@ def _line(quantity: str, measured: float, limit: float, form: str) -> GateLine:
     return GateLine(
         quantity=quantity,
         measured=format(measured, form) if measured else "0",
-        limit=format(limit, form),
+        limit=f"of {format(limit, form)}",
         part=min(max(part, 0.0), 1.0),
         met=measured <= limit,
     )
@@ -207,6 +225,13 @@ def _skipped(benchmark: BenchmarkReport | None) -> tuple[SkippedProvider, ...]:
     rows = [row for timed in benchmark.variants.values() for row in timed.providers]
     told = {row.provider: row for row in rows if isinstance(row, SkippedProvider)}
     return tuple(told.values())
+
+
+def _ulps(parity: ParityReport | None) -> str | None:
+    if parity is None:
+        return None
+    figure = figures.ulp_histogram(ulps(parity))
+    return figures.as_svg(figure, f"{parity.experiment}: differences in units in the last place")
 
 
 def _latency(name: str, benchmark: BenchmarkReport | None) -> str | None:
@@ -236,6 +261,7 @@ def _render(sections: Sequence[Section]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
     )
     environment.filters |= {"number": _number, "size": _size, "short": _short_revision}
+    environment.filters |= {"proof": facts, "cells": cell_lines}
     page: str = environment.get_template(TEMPLATE.name).render(
         sections=sections,
         rows=[row for section in sections for row in section.rows],

@@ -44,6 +44,7 @@ EXTRA_PACKAGES = frozenset(
         "pynvml",
         "requests",
         "safetensors",
+        "scipy",
         "sklearn",
         "sympy",
         "torch",

@@ -5,7 +5,7 @@ must be, as their words decide how long the model takes.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +35,33 @@ def random_feeds(
     return {info.name: _random(info, batch_size, rng) for info in inputs}
 
 
-def read_rows(path: Path, inputs: Sequence[TensorInfo], model: Path, most: int) -> Array:
-    """The first rows of a `.npy`, `.npz` or `.txt` file, `most` at most, for the one input.
+def read_rows(path: Path, inputs: Sequence[TensorInfo], model: Path, most: int) -> dict[str, Array]:
+    """The first rows of a `.npy`, `.npz` or `.txt` file, `most` at most, by the input's name.
 
-    Raises InputError for a model with several inputs, and for a file without rows that it takes.
+    A model of several inputs takes a `.npz` with an array of each one's name. Raises InputError for
+    another file, and for one without rows that the model takes.
     """
-    if len(inputs) != 1:
-        names = ", ".join(info.name for info in inputs)
-        raise InputError(f"{model} has the inputs {names}; rows of a file can feed only one")
     if not path.exists():
         raise MissingInputError(f"{path} is not there")
-    suffix = path.suffix.lower()
-    if suffix in ARRAY_SUFFIXES:
-        return np.array(open_array(path, inputs[0], model)[:most])
-    if suffix != ".txt":
-        known = ", ".join((*ARRAY_SUFFIXES, ".txt"))
-        raise InputError(f"{path}: unknown suffix {suffix!r}; rows for timing are {known}")
-    items = list(itertools.islice(open_lines(path, inputs[0], model), most))
-    for item in items:
-        if not isinstance(item, Row):
-            raise InputError(f"{item.id}: {item.reason}")
-    return np.stack([item.value for item in items if isinstance(item, Row)])
+    if len(inputs) == 1:
+        return {inputs[0].name: _read(path, inputs[0], model, most)}
+    if path.suffix.lower() != ".npz":
+        names = ", ".join(info.name for info in inputs)
+        raise InputError(
+            f"{model} has the inputs {names}; give its rows as a .npz with an array of each name"
+        )
+    return {info.name: open_array(path, info, model, info.name)[:most] for info in inputs}
 
 
-def row_feeds(inputs: Sequence[TensorInfo], rows: Array, batch_size: int) -> dict[str, Array]:
-    """A batch of `rows` for the one input, from the first on, and over again to fill it."""
-    batch = np.resize(rows, (batch_size, *rows.shape[1:]))
-    return {inputs[0].name: batch.astype(object) if inputs[0].is_text else batch}
+def row_feeds(
+    inputs: Sequence[TensorInfo], rows: Mapping[str, Array], batch_size: int
+) -> dict[str, Array]:
+    """A batch of `rows` for each input, from the first on, and over again to fill it."""
+    feeds = {}
+    for info in inputs:
+        batch = np.resize(rows[info.name], (batch_size, *rows[info.name].shape[1:]))
+        feeds[info.name] = batch.astype(object) if info.is_text else batch
+    return feeds
 
 
 def refuse_free_axes(inputs: Sequence[TensorInfo]) -> None:
@@ -80,6 +80,20 @@ def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
     leading = [info.shape[0] for info in inputs if info.shape]
     fixed = [size for size in leading if isinstance(size, int)]
     return fixed[0] if fixed and len(fixed) == len(leading) else None
+
+
+def _read(path: Path, info: TensorInfo, model: Path, most: int) -> Array:
+    suffix = path.suffix.lower()
+    if suffix in ARRAY_SUFFIXES:
+        return np.array(open_array(path, info, model)[:most])
+    if suffix != ".txt":
+        known = ", ".join((*ARRAY_SUFFIXES, ".txt"))
+        raise InputError(f"{path}: unknown suffix {suffix!r}; rows for timing are {known}")
+    items = list(itertools.islice(open_lines(path, info, model), most))
+    for item in items:
+        if not isinstance(item, Row):
+            raise InputError(f"{item.id}: {item.reason}")
+    return np.stack([item.value for item in items if isinstance(item, Row)])
 
 
 def _random(info: TensorInfo, batch_size: int, rng: np.random.Generator) -> Array:

@@ -15,6 +15,7 @@ from serving.records import read_record
 from serving.tensors import TensorInfo
 
 __all__ = [
+    "FOREIGN",
     "MANIFEST",
     "SCHEMA_VERSION",
     "FileInfo",
@@ -28,6 +29,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+FOREIGN = "file"
+"""The variant of a model that ferry did not export, and that says nothing of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,9 @@ class Source:
     """What the model was made from."""
 
     dataset: str
+    """Of a file that ferry did not export: the rows it was proven on."""
     weights_sha256: str
+    """Of such a file: the sum of the reference it was proven against."""
     git_revision: str
     ferry_version: str
 
@@ -72,9 +77,9 @@ class Manifest:
 
     schema_version: int
     name: str
-    """The experiment."""
+    """The experiment, or the name of the file."""
     variant: str
-    """One of "fp32", "fp16" and "int8"."""
+    """For instance "fp32", "fp16" or "int8"; "file" for a model that ferry did not export."""
     opset: int
     ir_version: int
     minimum_runtime: str

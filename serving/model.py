@@ -206,7 +206,10 @@ def open_model(path: Path | str, *, provider: str = "cpu", threads: int | None =
 def _model(path: Path, session: Session, labels: tuple[str, ...] | None) -> Model:
     if len(session.inputs) != 1:
         names = ", ".join(info.name for info in session.inputs)
-        raise ModelError(f"{path} has the inputs {names or '(none)'}; exactly one can be fed")
+        raise ModelError(
+            f"{path} has the inputs {names or '(none)'}; exactly one can be fed here, several by "
+            f"`ferry bench --rows ROWS.npz` and by `serving.session.open_session`"
+        )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")
     outputs = tuple(info for info in session.outputs if not info.dtype.startswith(NO_TENSORS))

@@ -5,7 +5,7 @@ Missing, unknown and mistyped keys are refused by their path, as the file may ha
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from serving.errors import IntegrityError
 
@@ -17,8 +17,9 @@ Record = TypeVar("Record")
 def read_record(record: type[Record], raw: object, where: str) -> Record:
     """Make a `record`, a dataclass, of what `json.loads` gave; `where` names it in messages.
 
-    Fields may be str, int, float, bool, None, unions of these, records, `tuple[X, ...]` and
-    `Mapping[str, X]`. Raises IntegrityError for the first key that is missing, unknown or mistyped.
+    Fields may be str, int, float, bool, None, unions of these, literal texts, records,
+    `tuple[X, ...]` and `Mapping[str, X]`. Raises IntegrityError for the first key that is missing,
+    unknown or mistyped.
     """
     if not isinstance(raw, dict):
         raise IntegrityError(f"{where} must be a JSON object, got {_short(raw)}")
@@ -51,6 +52,8 @@ def _value(hint: Any, raw: object, where: str) -> Any:
     if origin is Mapping:
         return _mapping(get_args(hint)[1], raw, where)
     allowed = get_args(hint) or (hint,)
+    if origin is Literal and type(raw) is str and raw in allowed:
+        return raw
     # A whole number stands for a float as well: JSON does not tell them apart. bool is no int.
     if type(raw) in allowed or (type(raw) is int and float in allowed):
         return raw

@@ -91,10 +91,10 @@ def answers(
     info, outputs = manifest["inputs"][0], manifest["outputs"]
     names = [output["name"] for output in outputs]
     _check_rows(rows, info)
-    parts = []
-    for start in range(0, len(rows), batch_rows):
+    parts, size = [], info["shape"][0] if isinstance(info["shape"][0], int) else batch_rows
+    for start in range(0, len(rows), size):
         # Numbers stay what they are; strings become Python's own.
-        batch = rows[start : start + batch_rows].astype(info["dtype"], copy=False)
+        batch = rows[start : start + size].astype(info["dtype"], copy=False)
         try:
             parts.append(session.run(names, {info["name"]: batch}))
         except ORT_ERRORS as error:

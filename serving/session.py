@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 __all__ = [
+    "LEVELS",
     "PROVIDERS",
+    "Level",
     "ProviderProof",
     "Session",
     "TensorInfo",
@@ -54,6 +56,14 @@ PROVIDERS = {
     "qnn": "QNNExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
+Level = Literal["none", "basic", "extended", "all"]
+LEVELS: dict[Level, str] = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+"""How much ONNX Runtime may rewrite a graph, by its own names."""
 # TF32 keeps ten bits of what it multiplies: fp32 that rounds so is no longer the trained model.
 PROVIDER_OPTIONS = {PROVIDERS["cuda"]: {"use_tf32": "0"}}
 DTYPES = {
@@ -85,6 +95,8 @@ ORT_ERRORS = (
     ort_state.RuntimeException,
 )
 SILENT, ERRORS = 4, 3
+RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+"""Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -115,14 +127,21 @@ class Session:
     """Of the very bytes that the session was made from."""
     threads: int
     proof: ProviderProof
+    recurrent: bool
+    """Whether it has a recurrent layer, which cannot be run on a batch without rows."""
     raw: Any
     """The `onnxruntime.InferenceSession`."""
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on named inputs and return its outputs by name.
 
-        Raises InputError when ONNX Runtime refuses an input's dtype or shape.
+        Raises InputError when ONNX Runtime refuses an input's dtype or shape, and for a batch
+        without rows that it would not survive.
         """
+        if self.recurrent and any(array.size == 0 for array in feeds.values()):
+            raise InputError(
+                "the model refused its input: a recurrent layer needs at least one row of one step"
+            )
         names = [output.name for output in self.outputs]
         try:
             values = self.raw.run(names, dict(feeds))
@@ -136,12 +155,13 @@ def open_session(
     *,
     provider: str = "cpu",
     threads: int | None = None,
-    optimize: bool = True,
+    optimize: Level = "all",
 ) -> Session:
     """Make a session of an ONNX file, or of its bytes, on exactly one provider.
 
     `provider` is a key of `PROVIDERS`, `threads` the threads within one operator (default: the
-    cores this process may use), `optimize` whether ONNX Runtime may rewrite the graph.
+    cores this process may use), `optimize` how much ONNX Runtime may rewrite the
+    graph.
 
     Raises MissingInputError for a file that is not there, ModelError for one that ONNX Runtime
     cannot load, UnknownNameError for a provider it has never heard of and ProviderError for one
@@ -160,6 +180,7 @@ def open_session(
         sha256=sha256_of_bytes(content),
         threads=options.intra_op_num_threads,
         proof=_prove(raw, asked, label),
+        recurrent=any(operator in RECURRENT for operator in _operators(raw)),
         raw=raw,
     )
 
@@ -199,7 +220,7 @@ def _installed(provider: str) -> str:
     return PROVIDERS[provider]
 
 
-def _options(threads: int, provider: str, *, optimize: bool) -> Any:
+def _options(threads: int, provider: str, *, optimize: Level) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = SILENT  # what goes wrong arrives as an exception
@@ -209,9 +230,8 @@ def _options(threads: int, provider: str, *, optimize: bool) -> Any:
     options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if not optimize:
-        level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.graph_optimization_level = level
+    level = LEVELS[optimize]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     return options
 
 
@@ -240,6 +260,11 @@ def _prove(raw: Any, asked: str, label: str) -> ProviderProof:
     if asked not in raw.get_providers() or proof.share < 1:
         raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {nodes}")
     return proof
+
+
+def _operators(raw: Any) -> Iterator[str]:
+    for part in raw.get_provider_graph_assignment_info():
+        yield from (node.op_type for node in part.get_nodes())
 
 
 def _info(value: Any) -> TensorInfo:

@@ -14,11 +14,11 @@ from pathlib import Path
 from serving.bundle import GOLDEN, LABELS, RUNNER, RUNNER_SOURCE, Bundle, open_bundle
 from serving.errors import IntegrityError, ModelError
 from serving.golden import check_golden
-from serving.manifest import Manifest
+from serving.manifest import FOREIGN, Manifest
 from serving.onnxfile import minimum_runtime, read_header
 from serving.session import ProviderProof, Session, TensorInfo, open_session
 
-__all__ = ["Check", "VerifyReport", "as_table", "verify"]
+__all__ = ["LOGITS", "PROBABILITIES", "Check", "VerifyReport", "as_table", "verify"]
 
 PROBABILITIES, LOGITS = "probabilities", "logits"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -116,6 +116,8 @@ def _check(name: str, work: Callable[[], str]) -> Check:
 
 def _metadata(manifest: Manifest, session: Session) -> str:
     """The model says of itself what the manifest says of it."""
+    if manifest.variant == FOREIGN:
+        return "not a model of ferry's export, which says nothing of itself"
     source = manifest.source
     expected = {
         "ferry.experiment": manifest.name,
@@ -166,6 +168,9 @@ def _labels(bundle: Bundle) -> str:
     if len(set(labels)) != len(labels):
         raise IntegrityError("two classes have the same label")
     outputs = {output.name: output for output in bundle.manifest.outputs}
+    if bundle.manifest.variant == FOREIGN:
+        # Its outputs may have any form under these names; those of classes are a table.
+        outputs = {name: one for name, one in outputs.items() if _is_table(one)}
     scores = outputs.get(PROBABILITIES)
     if scores:
         _same(f"classes of {PROBABILITIES}", scores.shape[-1], len(labels))
@@ -174,6 +179,10 @@ def _labels(bundle: Bundle) -> str:
     if logits and not (scores and logits.shape[-1] == 1 and len(labels) == 2):
         _same(f"classes of {LOGITS}", logits.shape[-1], len(labels))
     return f"{len(labels)} classes" if labels else "no classes"
+
+
+def _is_table(info: TensorInfo) -> bool:
+    return len(info.shape) == 2 and isinstance(info.shape[1], int)
 
 
 def _parity(manifest: Manifest) -> str:

@@ -20,7 +20,7 @@ SOURCES = [path.as_posix() for path in FILES]
 SERVING = [source for source in SOURCES if source.startswith("serving/")]
 TRAINING = {
     *("dvc", "matplotlib", "mlflow", "onnx", "onnxscript", "pipeline", "pydantic", "requests"),
-    *("safetensors", "sklearn", "torch", "yaml"),
+    *("safetensors", "scipy", "sklearn", "torch", "yaml"),
 }
 OWNERS = {
     "mlflow": {"pipeline/tracking.py"},
@@ -34,7 +34,9 @@ OWNERS = {
     "onnxruntime": {
         "serving/session.py",
         "serving/runner.py",  # runs alone, copied into a bundle
-        "pipeline/quantize.py",
+        "pipeline/quantization/apply.py",
+        "pipeline/quantization/prepare.py",
+        "pipeline/quantization/weights.py",
         "pipeline/tracking.py",  # its version
     },
 }

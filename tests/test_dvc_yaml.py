@@ -4,7 +4,7 @@ import ast
 import inspect
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 import yaml
@@ -57,6 +57,19 @@ def code_of(stage: str) -> set[str]:
     return files
 
 
+def read_by_the_command(stage: str) -> set[str]:
+    """What the command itself reads of an experiment, such as where the data set lies."""
+    own = ROOT / "pipeline" / "commands" / f"{stage}.py"
+    if not own.exists():
+        return sections_read("pipeline.cli", stage)
+    functions = [node.name for node in ast.parse(own.read_text()).body if named(node)]
+    return set().union(*(sections_read(f"pipeline.commands.{stage}", name) for name in functions))
+
+
+def named(node: ast.stmt) -> TypeGuard[ast.FunctionDef]:
+    return isinstance(node, ast.FunctionDef)
+
+
 def with_names(path: Path) -> str:
     return path.as_posix().replace("NAME", "${key}").replace("DATA", "${item.dataset}")
 
@@ -102,8 +115,7 @@ def test_the_data_set_and_the_model_are_templated(stage: str) -> None:
 def test_the_parameters_of_a_stage_are_the_sections_that_it_reads(stage: str) -> None:
     listed = [entry.removeprefix("experiments.${key}.") for entry in body(stage)["params"]]
     assert set(listed) <= {field.name for field in fields(Experiment)}
-    # The command itself reads where the data set lies.
-    read = sections_read(f"pipeline.{stage}", stage) | sections_read("pipeline.cli", stage)
+    read = sections_read(f"pipeline.{stage}", stage) | read_by_the_command(stage)
     assert "dataset" in read
     assert sorted(listed) == sorted(read - {"name"})
 
@@ -178,9 +190,9 @@ MADE_BEFORE = {
     "train": [],
     "evaluate": [layout.weights("NAME"), Path(AGAINST)],
     "export": [layout.weights("NAME"), layout.metrics("NAME", "train")],
-    "quantize": [layout.model("NAME")],
-    "parity": [layout.weights("NAME"), *MODELS],
-    "benchmark": [layout.weights("NAME"), *MODELS],
+    "quantize": [layout.weights("NAME"), layout.model("NAME")],
+    "parity": [layout.weights("NAME"), *MODELS, layout.metrics("NAME", "quantize")],
+    "benchmark": [layout.weights("NAME"), *MODELS, layout.metrics("NAME", "quantize")],
     "bundle": [
         *MODELS,
         *(layout.metrics("NAME", stage) for stage in ("train", "parity", "benchmark")),

@@ -1,66 +1,274 @@
-"""What `ferry parity` measured: `metrics/E/parity.json`."""
+"""What `ferry parity` measured: `metrics/E/parity.json`, and the report of any two models.
+
+Lists stay lists here, so that `dvc metrics show` tells what matters and leaves out the cells.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serving.console import table
+from pipeline.records.nonfinite import NonFinite
 
-__all__ = ["Divergence", "Limits", "ParityReport", "VariantParity", "as_table"]
-
-HEADER = ("variant", "gate", "accuracy", "flips", "max diff", "at", "between batches")
+__all__ = [
+    "BatchDifference",
+    "Cell",
+    "Decisions",
+    "Divergence",
+    "Flip",
+    "HostileRow",
+    "Interval",
+    "Limits",
+    "McNemar",
+    "Opinion",
+    "OutputDifference",
+    "PairReport",
+    "ParityReport",
+    "Quantile",
+    "SideInfo",
+    "SkippedCell",
+    "VariantParity",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The gate of a variant, as params.yaml sets it."""
+    """A gate; None does not look at a quantity."""
 
-    max_abs_diff: float
+    max_abs_diff: float | None
+    """Of any value of any output but the probabilities."""
+    max_probability_diff: float | None
+    min_snr_db: float | None
+    """Of any output, in decibels."""
     flips: int | None
+    """Real ones: near-ties are told and not counted."""
     accuracy_loss: float | None
     batch_diff: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """A node whose output is not PyTorch's."""
+    """A node whose output is not the reference's, where its inputs are."""
 
     node: str
     operator: str
     tensor: str
+    """The output that differs, by its name in the model."""
+    max_abs_diff: float | None
+    """None where no number tells it: another shape, other words, or NaN; so is the one below."""
+    relative_diff: float | None
+    """The largest absolute difference over the tensor's largest value in the reference."""
+    input_relative_diff: float | None
+    """The same of the node's own inputs, at most; None where nothing before it can be compared."""
+    reference: str
+    """What it was compared with: "PyTorch", "onnx.reference" or "unoptimized ONNX Runtime"."""
+
+    def told(self) -> str:
+        """The finding in one line."""
+        off = "differs" if self.relative_diff is None else f"is off by {self.relative_diff:.1e}"
+        read = self.input_relative_diff
+        before = "" if read is None else f", its inputs by {read:.1e}"
+        return f"{self.node} ({self.operator}): {self.tensor} {off} beside {self.reference}{before}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantile:
+    """The difference that a part of the values does not exceed, at most 1 % too large."""
+
+    part: float
+    diff: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDifference:
+    """How far one output is from the reference's, over all rows of a cell."""
+
+    output: str
+    values: int
+    nonfinite: int
+    """Values that are NaN or infinite on either side; the figures below leave them out."""
     max_abs_diff: float
-    relative_diff: float
-    """The largest absolute difference over the tensor's largest value in PyTorch."""
+    max_abs_at: tuple[int, ...]
+    """Row and column of it, or of the first value that is not finite; () where nothing differs."""
+    max_rel_diff: float
+    """Largest relative difference; values below 1 % of their row's largest are divided by that."""
+    max_rel_at: tuple[int, ...]
+    mean_abs_diff: float
+    quantiles: tuple[Quantile, ...]
+    ulps: tuple[int, ...]
+    """Values that differ by 0, 1, 2, 3 to 4, 5 to 8, ... units in the last place."""
+    snr_db: float | None
+    """Ten times the logarithm of the reference's power over that of the difference; None where
+    there is none."""
+    cosine: float | None
+    """Between all values of both; None where one side is all zeros."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A 95 % confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class McNemar:
+    """Whether one side is better, by the rows that exactly one of them gets right."""
+
+    lost: int
+    """Rows that the reference alone gets right."""
+    gained: int
+    """Rows that the other alone gets right."""
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip:
+    """One row whose predicted class is another one."""
+
+    row: int
+    reference: int
+    """The class that the reference answers."""
+    other: int
+    margin: float | None
+    """Between the reference's two largest scores; None where it is no number."""
+    near_tie: bool
+    label: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """The classes that both sides predict."""
+
+    rows: int
+    flips: int
+    """Real ones, outside of near-ties."""
+    near_ties: int
+    """Flips of rows whose margin is at most `near_tie_margin`: rounding may decide them."""
+    near_tie_rows: int
+    """All rows of such a margin, flipped or not."""
+    near_tie_margin: float
+    flip_rate: Interval
+    """Of real flips among all rows, by Wilson."""
+    classes: Mapping[str, int]
+    """Real flips by the class that the reference predicts."""
+    named: tuple[Flip, ...]
+    """The first flips, real or not."""
+    reference_accuracy: float | None
+    """0 to 1; None without labels, as are the two below."""
+    accuracy: float | None
+    mcnemar: McNemar | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One way to run a model: its exporter, provider, optimization level and batch size."""
+
+    exporter: str
+    """"dynamo", as it ships; "torchscript", a second way that is compared and never ships; or
+    "file" for a model that ferry did not export."""
+    provider: str
+    level: str
+    """Of ONNX Runtime's graph optimization: "none", "basic", "extended" or "all"."""
+    batch_size: int
+    rows: int
+    passed: bool
+    failures: tuple[str, ...]
+    outputs: tuple[OutputDifference, ...]
+    decisions: Decisions | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedCell:
+    """A way that could not be run; an empty level stands for all of them."""
+
+    exporter: str
+    provider: str
+    level: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDifference:
+    """How far the answers to one and the same row are apart."""
+
+    max_abs_diff: float
+    """Over all outputs."""
+    where: str
+    """The two ways it was asked, for instance "alone and last of 7"; "" where nothing differs."""
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostileRow:
+    """A row that no data set holds, and what became of it."""
+
+    name: str
+    passed: bool
+    max_abs_diff: float | None
+    """Over all outputs; None where there is no answer to compare."""
+    limit: float | None
+    """Of that output on this row; None where the gate has none."""
+    told: str
+    """What is remarkable about it, "" for nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opinion:
+    """What `onnx.reference`, a second runtime, says to a sample of rows."""
+
+    rows: int
+    to_reference: float | None
+    """Largest difference to the reference's answers, over all outputs; None if it did not run."""
+    to_model: float | None
+    """Largest difference to the model's answers in ONNX Runtime."""
+    skipped: str | None
+    """Why it did not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VariantParity:
-    """How far one variant is from the trained weights, over all rows and batch sizes."""
+    """How far one model is from its reference: the worst over all cells of what would ship."""
 
     passed: bool
     accuracy: float | None
-    """0 to 1; None where no class is predicted, as are the two below."""
+    """0 to 1; None where no class is predicted or known, as are accuracy_loss and mcnemar_p."""
     flips: int | None
-    """Rows whose predicted class is not PyTorch's, at the worst batch size."""
+    """Rows whose predicted class is really another one; None where no class is predicted."""
+    near_ties: int | None
+    """Rows that rounding alone may have decided otherwise, and that differ."""
+    flip_rate: Interval | None
     accuracy_loss: float | None
     """Percentage points; negative where the variant is the better one."""
+    mcnemar_p: float | None
     max_abs_diff: float
-    """Largest absolute difference of a value of the compared output."""
+    """Largest absolute difference of a value of any output but the probabilities."""
+    max_abs_output: str
     max_abs_at: tuple[int, ...]
     """Row and column of it; of a reconstruction row, y, x and channel."""
     max_rel_diff: float
-    """Largest relative difference, of values above 1 % of the largest one."""
-    max_rel_at: tuple[int, ...]
+    max_probability_diff: float | None
     mean_abs_diff: float
-    """Over all values, each at its worst batch size."""
+    snr_db: float | None
+    """Of the worst output; None where nothing differs."""
+    nonfinite: int
+    """Values that are NaN or infinite."""
     batch_diff: float
-    """Largest difference of a value of one row between two batch sizes."""
+    """Largest difference of a value of one row between two batches."""
     batch_sizes: tuple[int, ...]
     limits: Limits
     failures: tuple[str, ...]
     """What is outside its limit, one line each."""
     first_divergence: Divergence | None
+    first_nonfinite: NonFinite | None
     sha256: str
     """Of the ONNX file that was compared."""
+    zero_rows: str
+    """What becomes of a batch without rows."""
+    hostile_max_abs_diff: float
+    cells: tuple[Cell | SkippedCell, ...]
+    batches: tuple[BatchDifference, ...]
+    hostile: tuple[HostileRow, ...]
+    opinion: Opinion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,31 +280,31 @@ class ParityReport:
     rows: int
     passed: bool
     output: str
-    """The one that is compared: "logits" or "reconstruction"."""
+    """The first one: "logits" or "reconstruction"."""
     torch_accuracy: float | None
     weights_sha256: str
+    sample_rows: int
+    """Rows of the cells that are not asked the whole test set."""
     variants: Mapping[str, VariantParity]
     skipped: Mapping[str, str]
     """The variants that were not made, with the reason."""
 
 
-def as_table(report: ParityReport) -> str:
-    """Lay out a report for a terminal: one line per variant, then what was skipped and why."""
-    known = report.torch_accuracy
-    accuracy = "" if known is None else f"accuracy {known:.2%} "
-    reference = f"PyTorch: {accuracy}on {report.rows:,} rows"
-    rows = [_line(name, variant, report.output) for name, variant in report.variants.items()]
-    skipped = [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
-    return "\n\n".join([reference, table(HEADER, rows), *skipped])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideInfo:
+    """One of two models that were compared."""
+
+    name: str
+    sha256: str
 
 
-def _line(name: str, variant: VariantParity, output: str) -> tuple[str, ...]:
-    return (
-        name,
-        "passed" if variant.passed else "FAILED",
-        "–" if variant.accuracy is None else f"{variant.accuracy:.2%}",
-        "–" if variant.flips is None else str(variant.flips),
-        f"{variant.max_abs_diff:.1e}",
-        f"{output}{list(variant.max_abs_at)}",
-        f"{variant.batch_diff:.1e}",
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairReport:
+    """Any two models on any rows, as `ferry parity A B --data ROWS` leaves it."""
+
+    reference: SideInfo
+    other: SideInfo
+    data: str
+    rows: int
+    passed: bool
+    result: VariantParity

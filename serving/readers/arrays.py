@@ -17,7 +17,7 @@ from serving.errors import InputError
 from serving.readers.items import Row, Unreadable, printable, reason_of
 from serving.tensors import TensorInfo
 
-__all__ = ["ARRAY_SUFFIXES", "Rows", "open_array"]
+__all__ = ["ARRAY_NAMES", "ARRAY_SUFFIXES", "Rows", "open_array"]
 
 Array = npt.NDArray[Any]
 

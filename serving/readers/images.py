@@ -18,8 +18,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import InputError
-from serving.model import Model
 from serving.readers.items import Row, Unreadable, printable, reason_of
+from serving.tensors import TensorInfo
 
 __all__ = ["IMAGE_SUFFIXES", "Images", "open_images"]
 
@@ -64,9 +64,12 @@ class Images:
             yield _read_image(path, self.shape, resize=self.resize)
 
 
-def open_images(path: Path, model: Model, *, resize: bool) -> Images:
-    """The images of `path`; InputError when there are none, or the model takes no images."""
-    shape = _image_shape(path, model)
+def open_images(path: Path, info: TensorInfo, model: Path, *, resize: bool) -> Images:
+    """The images of `path` as rows for the input `info` of `model`.
+
+    Raises InputError when there are none, and for a model that takes no images.
+    """
+    shape = _image_shape(path, info, model)
     Image.init()  # else Pillow raises KeyError for all but the commonest formats
     count = sum(1 for _ in _image_files(path))
     if not count:
@@ -74,15 +77,15 @@ def open_images(path: Path, model: Model, *, resize: bool) -> Images:
     return Images(path, count, shape, resize)
 
 
-def _image_shape(path: Path, model: Model) -> tuple[int, int, int]:
+def _image_shape(path: Path, info: TensorInfo, model: Path) -> tuple[int, int, int]:
     """Height, width and channels of the images that the model takes."""
-    axes = model.input.shape[1:]
-    if model.input.dtype == "uint8" and len(axes) == 3 and axes[2] in MODES:
+    axes = info.shape[1:]
+    if info.dtype == "uint8" and len(axes) == 3 and axes[2] in MODES:
         height, width, channels = axes
         if isinstance(height, int) and isinstance(width, int) and isinstance(channels, int):
             return height, width, channels
     raise InputError(
-        f"{path}: {model.path} takes {model.takes()}, which no image is; give such rows as .npy"
+        f"{path}: {model} takes {info.takes()}, which no image is; give such rows as .npy"
     )
 
 

@@ -71,7 +71,7 @@ def _source(
         raise MissingInputError(f"{path} is not there")
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        return open_images(path, model, resize=resize)
+        return open_images(path, model.input, model.path, resize=resize)
     if suffix in ARRAY_SUFFIXES:
         return Rows(path, open_array(path, model.input, model.path, array))
     if suffix == TEXT_SUFFIX:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from project import REPOSITORY, Project
+from project import REPOSITORY, Project, generous
 
 from pipeline import layout
 from pipeline.config import Experiment, Params
@@ -30,6 +30,7 @@ def tiny(params: Params) -> Experiment:
         experiment,
         epochs=2,
         model=replace(experiment.model, settings={**experiment.model.settings, **small}),
+        quantize=generous(experiment.quantize),
         benchmark=replace(experiment.benchmark, batch_sizes=(1, 4), seconds=0.02),
     )
 
@@ -84,6 +85,8 @@ def exported(trained: Project) -> Project:
         trained.data,
         trained.quantized,
         trained.metrics("quantize"),
+        trained.plots("quantize"),
         experiment=trained.experiment,
+        track=False,
     )
     return trained

@@ -1,10 +1,10 @@
-"""Where a tiny experiment's files lie in a test."""
+"""Where a tiny experiment's files lie in a test, and what it may cost to quantize it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import layout
-from pipeline.config import Experiment
+from pipeline.config import Experiment, MinSpeedup, QuantizeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -26,8 +26,7 @@ class Project:
 
     @property
     def models(self) -> dict[str, Path]:
-        found = layout.models(self.experiment.name, self.experiment.quantize.skip)
-        return {variant: self.root / path for variant, path in found.items()}
+        return layout.models(self.experiment.name, self.root)
 
     @property
     def quantized(self) -> Path:
@@ -38,3 +37,16 @@ class Project:
 
     def plots(self, stage: str) -> Path:
         return self.root / layout.plots(self.experiment.name, stage)
+
+
+def generous(config: QuantizeConfig, *recipes: str) -> QuantizeConfig:
+    """Budgets that every machine is inside of, and few recipes, measured for an instant."""
+    return replace(
+        config,
+        accuracy_loss=100,
+        error_increase=1000,
+        min_speedup=MinSpeedup(fp16=0.001, int8=0.001),
+        batch_sizes=(1,),
+        seconds=0.01,
+        recipes=recipes or ("half", "static-u8s8"),
+    )

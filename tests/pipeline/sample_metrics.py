@@ -5,6 +5,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.epoch import Epoch
+from pipeline.records.parity import (
+    BatchDifference,
+    Cell,
+    Decisions,
+    Divergence,
+    Flip,
+    HostileRow,
+    Interval,
+    Limits,
+    McNemar,
+    Opinion,
+    OutputDifference,
+    Quantile,
+    SkippedCell,
+    VariantParity,
+)
 from serving.bench_report import BenchReport, SkippedProvider
 from serving.environment import Environment
 from serving.files import write_json
@@ -87,31 +103,102 @@ def training(name: str) -> dict[str, object]:
     }
 
 
-def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> dict[str, object]:
-    node: dict[str, object] = {
-        "node": "/conv2/Conv",
-        "operator": "Conv",
-        "tensor": "x",
-        "max_abs_diff": 0.3,
-    }
-    node["relative_diff"] = 0.1
-    return {
-        "passed": passed,
-        "accuracy": 0.995,
-        "flips": flips,
-        "accuracy_loss": 0.03,
-        "max_abs_diff": diff,
-        "max_abs_at": [812, 7],
-        "max_rel_diff": 1e-5,
-        "max_rel_at": [1, 2],
-        "mean_abs_diff": 1e-7,
-        "batch_diff": 2e-6,
-        "batch_sizes": [1, 7, 256],
-        "limits": {"max_abs_diff": 1e-4, "flips": 2, "accuracy_loss": 0.1, "batch_diff": 1e-4},
-        "failures": [] if passed else [f"{diff:.1e} at logits[812, 7], limit 1.0e-04"],
-        "first_divergence": None if passed else node,
-        "sha256": "cd" * 32,
-    }
+def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int = 256) -> Cell:
+    def output(name: str, worst: float) -> OutputDifference:
+        return OutputDifference(
+            output=name,
+            values=3600,
+            nonfinite=0,
+            max_abs_diff=worst,
+            max_abs_at=(812, 7),
+            max_rel_diff=1e-5,
+            max_rel_at=(1, 2),
+            mean_abs_diff=1e-7,
+            quantiles=(Quantile(part=0.5, diff=1e-8),),
+            ulps=(1000, 2000, 500, 100),
+            snr_db=60.0,
+            cosine=0.99999,
+        )
+
+    named = tuple(
+        Flip(row=12 + row, reference=3, other=5, margin=0.2, near_tie=False, label=3)
+        for row in range(flips)
+    )
+    decisions = Decisions(
+        rows=360,
+        flips=flips,
+        near_ties=1,
+        near_tie_rows=2,
+        near_tie_margin=2e-4,
+        flip_rate=Interval(low=0.0, high=0.015),
+        classes={"3": flips} if flips else {},
+        named=named,
+        reference_accuracy=0.9953,
+        accuracy=0.995,
+        mcnemar=McNemar(lost=1, gained=0, p_value=1.0),
+    )
+    return Cell(
+        exporter="dynamo",
+        provider="cpu",
+        level="all",
+        batch_size=size,
+        rows=360,
+        passed=not failures,
+        failures=failures,
+        outputs=(output("logits", diff), output("probabilities", diff / 10)),
+        decisions=decisions,
+    )
+
+
+def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> VariantParity:
+    failures = () if passed else (f"{diff:.1e} at logits[812, 7], limit 1.0e-04",)
+    node = Divergence(
+        node="/conv2/Conv",
+        operator="Conv",
+        tensor="x",
+        max_abs_diff=0.3,
+        relative_diff=0.1,
+        input_relative_diff=0.0,
+        reference="PyTorch",
+    )
+    cuda = SkippedCell(exporter="dynamo", provider="cuda", level="", reason="no <card> here")
+    return VariantParity(
+        passed=passed,
+        accuracy=0.995,
+        flips=flips,
+        near_ties=1,
+        flip_rate=Interval(low=0.0, high=0.015),
+        accuracy_loss=0.03,
+        mcnemar_p=1.0,
+        max_abs_diff=diff,
+        max_abs_output="logits",
+        max_abs_at=(812, 7),
+        max_rel_diff=1e-5,
+        max_probability_diff=diff / 10,
+        mean_abs_diff=1e-7,
+        snr_db=60.0,
+        nonfinite=0,
+        batch_diff=2e-6,
+        batch_sizes=(1, 7, 256),
+        limits=Limits(
+            max_abs_diff=1e-4,
+            max_probability_diff=1e-3,
+            min_snr_db=50.0,
+            flips=2,
+            accuracy_loss=0.1,
+            batch_diff=1e-4,
+        ),
+        failures=failures,
+        first_divergence=None if passed else node,
+        first_nonfinite=None,
+        sha256="cd" * 32,
+        zero_rows="answered 0 rows",
+        hostile_max_abs_diff=2e-6,
+        cells=(cell(diff=diff, flips=flips, failures=failures), cuda),
+        batches=(BatchDifference(max_abs_diff=2e-6, where="alone and last of 7", rows=16),),
+        hostile=(HostileRow(name="zeros", passed=True, max_abs_diff=2e-6, limit=1e-4, told=""),),
+        opinion=Opinion(rows=4, to_reference=1e-6, to_model=2e-6, skipped=None),
+    )
 
 
 def timings(factor: float) -> tuple[Timing, ...]:
@@ -183,6 +270,7 @@ def parity(name: str) -> dict[str, object]:
         "torch_accuracy": 0.9953,
         "skipped": {},
         "weights_sha256": WEIGHTS,
+        "sample_rows": 360,
         "variants": {
             "fp32": variant(),
             "fp16": variant(diff=4.0e-3, flips=1, passed=False),

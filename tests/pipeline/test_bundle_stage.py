@@ -15,8 +15,12 @@ from pipeline.bundle import bundle, choose
 from pipeline.config import BundleConfig
 from pipeline.errors import GateError, IntegrityError, MissingInputError
 from pipeline.parity import parity
+from pipeline.proof.opening import open_side
+from pipeline.proof.rows import rows_of_split
 from pipeline.ready import open_split
+from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport, EagerTiming, VariantBenchmark
+from pipeline.records.parity import ParityReport
 from serving import open_model
 from serving.bench_report import BenchReport
 from serving.environment import describe
@@ -139,6 +143,28 @@ def test_the_goal_decides(measured: Project, goal: str, variant: str) -> None:
     manifest = read_manifest(folder)
     assert manifest.variant == variant
     assert sha256_of_file(folder / "model.onnx") == sha256_of_file(measured.models[variant])
+
+
+def test_a_bundle_is_a_side_of_its_own(measured: Project) -> None:
+    folder = run(measured)
+    side = open_side(f"{folder}@cpu")
+    assert side.sha256 == sha256_of_file(measured.models["int8"])
+    rows = rows_of_split(measured.data, "test", side.inputs[0])
+    found = side.answer(rows.slice(0, 20), 20)["probabilities"].argmax(1)
+    assert (
+        found == open_model(folder).predict(np.array(rows.inputs["images"][:20])).label_index
+    ).all()
+
+
+def test_how_far_a_device_may_be_off_is_measured_where_the_gate_has_no_limit(
+    measured: Project,
+) -> None:
+    proven = read(ParityReport, measured.metrics("parity"), "ferry parity").variants["int8"]
+    assert proven.limits.max_abs_diff is None
+    manifest = read_manifest(run(measured))
+    assert manifest.golden.max_abs_diff == proven.max_abs_diff > 0.01
+    assert "max_abs_diff" not in manifest.parity
+    assert {"flips", "accuracy_loss", "batch_diff"} <= set(manifest.parity)
 
 
 def test_the_bundle_is_verified_and_answers_as_the_weights_do(measured: Project) -> None:

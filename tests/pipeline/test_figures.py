@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 from sample_metrics import LABELS, confusion, epochs
 
-from pipeline.figures import as_svg, confusion_matrix, latency_throughput, learning_curve
+from pipeline.figures import (
+    as_svg,
+    confusion_matrix,
+    latency_throughput,
+    learning_curve,
+    ulp_histogram,
+)
 from pipeline.records.benchmark import EagerTiming
 
 
@@ -178,3 +184,19 @@ def test_without_classes_the_loss_stands_alone() -> None:
     assert len(figure.axes) == 1
     assert figure.axes[0].get_ylabel() == "mean squared error"
     assert figure.axes[0].get_legend() is not None
+
+
+def test_units_in_the_last_place_are_drawn_for_each_variant() -> None:
+    counts = {"fp32": (900, 50, 50), "int8": (0, 0, 100, 200, 9000, 699, 0, 0, 0, 0, 0, 0, 1)}
+    figure = ulp_histogram(counts)
+    (axes,) = figure.axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["fp32", "int8"]
+    # 0, 1, 2 and then every second bin by the most that it holds.
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "2", "8"]
+    assert axes.get_xlim()[1] < 7, "a single value far out does not stretch the figure"
+    assert "<svg" in as_svg(figure, "units")
+
+
+def test_no_variants_are_an_empty_figure() -> None:
+    assert "<svg" in as_svg(ulp_histogram({}), "units")

@@ -14,8 +14,6 @@ PATHS: dict[str, Callable[[str], Path]] = {
     "models/N/checkpoint.safetensors": layout.checkpoint,
     "models/N/model.onnx": layout.model,
     "models/N/quantized": layout.quantized,
-    "models/N/quantized/model.fp16.onnx": lambda name: layout.models(name)["fp16"],
-    "models/N/quantized/model.int8.onnx": lambda name: layout.models(name)["int8"],
     "metrics/N/train.json": lambda name: layout.metrics(name, "train"),
     "plots/N/train": lambda name: layout.plots(name, "train"),
     "models/N/tune": layout.tune,
@@ -41,13 +39,21 @@ def test_no_two_things_share_a_path() -> None:
     assert len(set(paths)) == len(paths)
 
 
-def test_fp32_is_the_model_itself() -> None:
-    assert tuple(layout.models("mine")) == layout.VARIANTS == ("fp32", "fp16", "int8")
-    assert layout.models("mine")["fp32"] == layout.model("mine")
+def test_fp32_is_the_model_itself_whether_it_is_there_or_not() -> None:
+    assert layout.VARIANTS == ("fp32", "fp16", "int8")
+    assert layout.models("no-such-experiment") == {"fp32": layout.model("no-such-experiment")}
 
 
-def test_a_variant_that_is_skipped_has_no_place() -> None:
-    assert tuple(layout.models("mine", {"int8": "too small"})) == ("fp32", "fp16")
+def test_a_variant_is_what_lies_in_its_place(tmp_path: Path) -> None:
+    folder = tmp_path / layout.quantized("mine")
+    folder.mkdir(parents=True)
+    (folder / "model.int8.onnx").touch()
+    (folder / "model.fp16.onnx").mkdir()  # a folder is no file
+    (folder / "model.int4.onnx").touch()  # nor is this a variant
+    assert layout.models("mine", tmp_path) == {
+        "fp32": tmp_path / "models/mine/model.onnx",
+        "int8": tmp_path / "models/mine/quantized/model.int8.onnx",
+    }
 
 
 def test_metrics_lie_below_the_folder_that_the_report_reads() -> None:

@@ -1,4 +1,4 @@
-"""Parity: what passes, what fails and how it is told, down to the layer."""
+"""The stage: what passes, what fails and how it is told, down to the layer."""
 
 import json
 import shutil
@@ -13,17 +13,16 @@ from onnx import numpy_helper
 from project import Project
 
 from pipeline import onnxmodel
-from pipeline.config import GateConfig, Params
+from pipeline.config import Params
 from pipeline.divergence import first_divergence
 from pipeline.errors import ConfigError, IntegrityError, MissingInputError, ParityError
 from pipeline.graph import Graph, load_graph
-from pipeline.parity import Answers, compare, parity, reference_answers
-from pipeline.ready import Split, open_manifest, open_split
+from pipeline.parity import parity
+from pipeline.proof.tables import parity_table, ulps
+from pipeline.ready import open_manifest, open_split
 from pipeline.records import read
-from pipeline.records.parity import ParityReport, as_table
+from pipeline.records.parity import Cell, ParityReport, SkippedCell
 from serving.session import open_session
-
-GATE = GateConfig(max_abs_diff=1e-4, flips=0, accuracy_loss=0.0, batch_diff=1e-4)
 
 
 def graph_of(project: Project) -> Graph:
@@ -38,86 +37,145 @@ def run(project: Project, models: dict[str, Path], metrics: Path) -> ParityRepor
         project.data,
         metrics,
         experiment=project.experiment,
+        skipped={"int4": "nothing is gained"},
         track=False,
     )
 
 
-def test_all_variants_pass_over_the_whole_test_set(exported: Project, tmp_path: Path) -> None:
-    report = run(exported, exported.models, tmp_path / "parity.json")
+@pytest.fixture(scope="module")
+def report(exported: Project, tmp_path_factory: pytest.TempPathFactory) -> ParityReport:
+    """The tiny experiment's own, as it is read back."""
+    metrics = tmp_path_factory.mktemp("metrics") / "parity.json"
+    run(exported, exported.models, metrics)
+    return read(ParityReport, metrics, "ferry parity")
+
+
+def cells(report: ParityReport, variant: str) -> list[Cell]:
+    return [cell for cell in report.variants[variant].cells if isinstance(cell, Cell)]
+
+
+def test_all_variants_pass_over_the_whole_test_set(exported: Project, report: ParityReport) -> None:
     assert report.passed
     assert report.rows == 360
     assert report.variants["fp32"].flips == 0
     assert report.variants["fp32"].max_abs_diff <= 1e-4
+    assert report.variants["fp32"].max_probability_diff <= 1e-5  # type: ignore[operator]
     assert report.variants["int8"].max_abs_diff > report.variants["fp16"].max_abs_diff
     trained = json.loads(exported.metrics("train").read_text())
     assert report.torch_accuracy == pytest.approx(trained["accuracy"])
-    assert read(ParityReport, tmp_path / "parity.json", "ferry parity").passed
-    table = as_table(report)
+    assert report.skipped == {"int4": "nothing is gained"}
+
+
+def test_the_table_tells_it_at_a_glance(report: ParityReport) -> None:
+    table = parity_table(report)
     assert table.count("passed") == 3
-    assert "360 rows" in table
+    assert "on 360 rows" in table
+    assert "int4: not made: nothing is gained" in table
+    assert "fp32: onnx.reference on 4 rows: " in table
+    assert list(ulps(report)) == ["fp32", "fp16", "int8"]
 
 
-def test_the_figures_are_those_of_a_calculation_by_hand(exported: Project) -> None:
+def test_the_matrix_is_whole(exported: Project, report: ParityReport) -> None:
+    """The test set is smaller than the sample, so that every cell is asked all of it."""
+    for variant in report.variants:
+        found = {
+            (one.level, one.batch_size) for one in cells(report, variant) if one.provider == "cpu"
+        }
+        levels = exported.experiment.parity.levels
+        assert found == {(level, size) for level in levels for size in (1, 7, 256)}
+        assert all(one.rows == 360 for one in cells(report, variant))
+    assert {one.exporter for one in cells(report, "fp32")} == {"dynamo", "torchscript"}
+    assert {one.exporter for one in cells(report, "int8")} == {"dynamo"}
+    skipped = [one for one in report.variants["int8"].cells if isinstance(one, SkippedCell)]
+    assert all(one.reason for one in skipped)
+
+
+def test_both_exporters_agree(report: ParityReport) -> None:
+    second = [one for one in cells(report, "fp32") if one.exporter == "torchscript"]
+    assert second
+    assert all(one.passed for one in second)
+
+
+def test_the_figures_are_those_of_a_calculation_by_hand(
+    exported: Project, report: ParityReport
+) -> None:
     test = open_split(exported.data, "test")
-    reference = reference_answers(graph_of(exported), test.inputs)
-    session = open_session(exported.models["int8"])
-    found = session.run({"images": np.array(test.inputs)})["logits"]
-    measured = compare(session, reference, test, [len(test.labels)], GATE)
-    wanted = reference.values
-    errors = np.abs(found - wanted)
-    row, column = np.unravel_index(errors.argmax(), errors.shape)
-    assert measured.max_abs_diff == pytest.approx(errors.max())
-    assert measured.max_abs_at == (row, column)
-    assert measured.mean_abs_diff == pytest.approx(errors.mean())
-    assert measured.flips == (found.argmax(1) != wanted.argmax(1)).sum()
-    assert measured.accuracy == (found.argmax(1) == test.labels).mean()
-    big = np.abs(wanted) >= 0.01 * np.abs(wanted).max()
-    expected = (errors[big] / np.abs(wanted)[big]).max()
-    assert measured.max_rel_diff >= expected - 1e-7
-    assert not measured.passed
+    wanted = graph_of(exported).answer(test.inputs, 360)[0].numpy()
+    found = open_session(exported.models["int8"]).run({"images": np.array(test.inputs)})["logits"]
+    (cell,) = [one for one in cells(report, "int8") if (one.level, one.batch_size) == ("all", 256)]
+    errors = np.abs(found.astype(np.float64) - wanted)
+    logits = cell.outputs[0]
+    assert logits.max_abs_diff == pytest.approx(errors.max(), rel=1e-4)
+    assert logits.max_abs_at == np.unravel_index(errors.argmax(), errors.shape)
+    assert logits.mean_abs_diff == pytest.approx(errors.mean(), rel=1e-4)
+    decisions = cell.decisions
+    assert decisions is not None
+    flipped = found.argmax(1) != wanted.argmax(1)
+    assert decisions.flips + decisions.near_ties == flipped.sum()
+    assert decisions.accuracy == (found.argmax(1) == test.labels).mean()
 
 
-def test_what_fails_is_named_with_value_place_and_limit(exported: Project) -> None:
-    test = open_split(exported.data, "test")
-    reference = reference_answers(graph_of(exported), test.inputs)
-    spoilt = reference.values.copy()
-    spoilt[12, 7] += 0.5
-    spoilt[33] = -spoilt[33]
-    answers = Answers(spoilt, spoilt.argmax(1))
-    measured = compare(open_session(exported.models["fp32"]), answers, test, [7, 256], GATE)
-    assert not measured.passed
-    assert any("at logits[33, " in failure for failure in measured.failures)
-    assert "1 flips, limit 0" in measured.failures
+def test_the_summary_is_the_worst_of_the_cells(report: ParityReport) -> None:
+    for name, variant in report.variants.items():
+        shipped = [one for one in cells(report, name) if one.exporter == "dynamo"]
+        assert variant.max_abs_diff == max(one.outputs[0].max_abs_diff for one in shipped)
+        assert variant.max_probability_diff == max(one.outputs[1].max_abs_diff for one in shipped)
+        assert variant.flips == max(one.decisions.flips for one in shipped if one.decisions)
+        assert variant.accuracy == min(
+            one.decisions.accuracy for one in shipped if one.decisions and one.decisions.accuracy
+        )
+        assert variant.hostile_max_abs_diff == max(
+            row.max_abs_diff for row in variant.hostile if row.max_abs_diff is not None
+        )
 
 
-def test_a_nan_never_passes(exported: Project) -> None:
-    test = open_split(exported.data, "test")
-    reference = reference_answers(graph_of(exported), test.inputs)
-    reference.values[5, 3] = np.nan
-    measured = compare(open_session(exported.models["fp32"]), reference, test, [256], GATE)
-    assert not measured.passed
-    assert measured.max_abs_at == (5, 3)
+def test_hostile_rows_and_no_rows_are_asked(report: ParityReport) -> None:
+    for variant in report.variants.values():
+        assert [row.name for row in variant.hostile] == [
+            "zeros",
+            "all 255",
+            "one hot pixel",
+            "noise",
+        ]
+        assert variant.zero_rows == "answered 0 rows"
 
 
-def test_an_answer_that_depends_on_the_batch_fails(exported: Project, tmp_path: Path) -> None:
-    """A model that takes the batch's mean off every logit."""
+def test_an_explanation_on_demand(exported: Project, tmp_path: Path) -> None:
+    models = {"int8": exported.models["int8"]}
+    explained = parity(
+        exported.weights,
+        models,
+        exported.data,
+        tmp_path / "parity.json",
+        experiment=exported.experiment,
+        explain=True,
+        track=False,
+    )
+    assert explained.passed
+    assert explained.variants["int8"].first_divergence is not None
 
-    def plant(model: onnx.ModelProto) -> None:
-        nodes = list(model.graph.node)
-        (gemm,) = [node for node in nodes if node.op_type == "Gemm"]
-        gemm.output[0] = "before"
-        axes = numpy_helper.from_array(np.array([0], np.int64), "batch_axis")
-        model.graph.initializer.append(axes)
-        mean = onnx.helper.make_node("ReduceMean", ["before", "batch_axis"], ["mean_logits"])
-        minus = onnx.helper.make_node("Sub", ["before", "mean_logits"], ["logits"])
-        del model.graph.node[:]
-        model.graph.node.extend([*nodes[:-1], mean, minus, nodes[-1]])
 
-    path = planted(exported, tmp_path, plant)
-    test = open_split(exported.data, "test")
-    reference = reference_answers(graph_of(exported), test.inputs)
-    measured = compare(open_session(path), reference, test, [1, 7, 256], GATE)
-    assert any("between batch sizes, limit 1.0e-04" in failure for failure in measured.failures)
+def test_mlflow_gets_gates_and_cells(
+    exported: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    models = {"fp32": exported.models["fp32"]}
+    parity(
+        exported.weights,
+        models,
+        exported.data,
+        tmp_path / "parity.json",
+        experiment=exported.experiment,
+    )
+    mlflow.set_tracking_uri(store)
+    (run_,) = mlflow.search_runs(experiment_names=["digits-cnn"], output_format="list")
+    assert run_.data.tags["ferry.gate.fp32"] == "passed"
+    assert run_.data.metrics["parity.fp32.flips"] == 0
+    assert run_.data.metrics["parity.fp32.snr_db"] > 100
+    assert "parity.fp32.dynamo.cpu.none.b7.logits.max_abs_diff" in run_.data.metrics
 
 
 def planted(
@@ -228,25 +286,59 @@ def test_a_missing_variant_names_the_command(exported: Project, tmp_path: Path) 
         run(exported, models, tmp_path / "parity.json")
 
 
-def test_accuracy_that_is_lost_fails_its_gate(exported: Project) -> None:
-    test = open_split(exported.data, "test")
-    reference = reference_answers(graph_of(exported), test.inputs)
-    right = np.where(reference.predicted == test.labels)[0][:4]
-    found = open_session(exported.models["fp32"]).run({"images": np.array(test.inputs)})["logits"]
-    wrong = Split(test.inputs, np.array(test.labels))
-    # The reference answers four rows more rightly than the model does.
-    wrong.labels[right] = (wrong.labels[right] + 1) % 10
-    better = found.copy()
-    better[right, wrong.labels[right]] += 100
-    answers = Answers(better, better.argmax(1))
-    gate = replace(GATE, max_abs_diff=1e6, flips=10, accuracy_loss=1.0)
-    measured = compare(open_session(exported.models["fp32"]), answers, wrong, [256], gate)
-    assert measured.failures == ("1.11 points of accuracy lost, limit 1.00",)
-    # What is lost to the digit of the limit is within it, here and in the bundle's own gate.
-    exactly = replace(gate, accuracy_loss=round(100 * 4 / 360, 9))
-    measured = compare(open_session(exported.models["fp32"]), answers, wrong, [256], exactly)
-    assert measured.passed
-    assert measured.accuracy_loss <= exactly.accuracy_loss
+def test_accuracy_that_is_lost_fails_its_gate(exported: Project, tmp_path: Path) -> None:
+    def forget(model: onnx.ModelProto) -> None:
+        (gemm,) = [node for node in model.graph.node if node.op_type == "Gemm"]
+        edit(model, gemm.input[2], lambda bias: bias + np.eye(10, dtype=np.float32)[3] * 50)
+
+    path = planted(exported, tmp_path, forget)
+    with pytest.raises(ParityError) as caught:
+        run(exported, {"fp32": path}, tmp_path / "parity.json")
+    told = str(caught.value)
+    assert "points of accuracy lost, limit 0.00" in told
+    assert "flips, limit 0" in told
+    failed = read(ParityReport, tmp_path / "parity.json", "ferry parity")
+    assert failed.variants["fp32"].accuracy_loss is not None
+    assert failed.variants["fp32"].accuracy_loss > 50
+    assert failed.variants["fp32"].mcnemar_p is not None
+    assert failed.variants["fp32"].mcnemar_p < 1e-10
+    assert "FAILED: " in parity_table(failed)
+
+
+def test_a_nan_never_passes_and_its_maker_is_named(exported: Project, tmp_path: Path) -> None:
+    def poison(model: onnx.ModelProto) -> None:
+        def change(weight: np.ndarray) -> np.ndarray:
+            weight[0, 0, 0, 0] = np.nan
+            return weight
+
+        edit(model, "network.1.conv.weight", change)
+
+    path = planted(exported, tmp_path, poison)
+    with pytest.raises(ParityError) as caught:
+        run(exported, {"fp32": path}, tmp_path / "parity.json")
+    assert "values are NaN or infinite, first at " in str(caught.value)
+    assert "network.1.conv/Conv (Conv) is the first to make NaN" in str(caught.value)
+    failed = read(ParityReport, tmp_path / "parity.json", "ferry parity")
+    assert failed.variants["fp32"].nonfinite > 0
+
+
+def test_an_answer_that_depends_on_the_batch_fails(exported: Project, tmp_path: Path) -> None:
+    """A model that takes the batch's mean off every logit."""
+
+    def plant(model: onnx.ModelProto) -> None:
+        nodes = list(model.graph.node)
+        (gemm,) = [node for node in nodes if node.op_type == "Gemm"]
+        gemm.output[0] = "before"
+        axes = numpy_helper.from_array(np.array([0], np.int64), "batch_axis")
+        model.graph.initializer.append(axes)
+        mean = onnx.helper.make_node("ReduceMean", ["before", "batch_axis"], ["mean_logits"])
+        minus = onnx.helper.make_node("Sub", ["before", "mean_logits"], ["logits"])
+        del model.graph.node[:]
+        model.graph.node.extend([*nodes[:-1], mean, minus, nodes[-1]])
+
+    path = planted(exported, tmp_path, plant)
+    with pytest.raises(ParityError, match=r"(in batches of|alone and) .*, limit 1\.0e-04"):
+        run(exported, {"fp32": path}, tmp_path / "parity.json")
 
 
 def test_the_sources_are_not_touched(exported: Project, tmp_path: Path) -> None:
@@ -281,3 +373,30 @@ def test_a_gate_on_classes_that_are_not_there(params: Params) -> None:
         "experiments.mnist-autoencoder.parity.int8.accuracy_loss must be null: no class is "
         "predicted, got 0.1"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"levels": ("none",)}, "levels must hold 'all', which ships, got ('none',)"),
+        ({"exporters": ("torchscript",)}, "exporters must hold 'dynamo', which ships"),
+    ],
+)
+def test_what_ships_is_always_compared(
+    params: Params, changes: dict[str, object], told: str
+) -> None:
+    experiment = params.experiment("digits-mlp")
+    config = replace(experiment.parity, **changes)  # type: ignore[arg-type]
+    nowhere = Path("nowhere")
+    with pytest.raises(ConfigError) as caught:
+        parity(nowhere, {}, nowhere, nowhere, experiment=replace(experiment, parity=config))
+    assert told in str(caught.value)
+
+
+def test_near_ties_need_a_number_to_be_told_by(params: Params) -> None:
+    experiment = params.experiment("digits-mlp")
+    fp32 = replace(experiment.parity.fp32, max_abs_diff=None)
+    experiment = replace(experiment, parity=replace(experiment.parity, fp32=fp32))
+    nowhere = Path("nowhere")
+    with pytest.raises(ConfigError, match=r"fp32\.max_abs_diff must be a number, got None"):
+        parity(nowhere, {}, nowhere, nowhere, experiment=experiment)

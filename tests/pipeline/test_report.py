@@ -99,7 +99,7 @@ def test_every_experiment_that_ran_has_its_section_and_figures(page, read):
     assert "digits-cnn" not in read.ids
     for name in ("mnist-cnn", "digits-mlp"):
         part = section(page, name)
-        assert part.count("<svg ") == 3
+        assert part.count("<svg ") == 4
         assert "confusion matrix of the test set" in part
 
 
@@ -120,7 +120,7 @@ def test_gates_are_shown_with_their_limits_and_what_failed(page):
     assert 'class="bar over"><i style="width: 100%"' in part
     assert 'class="bar"><i style="width: 90%"' in part
     assert "4.0e-03 at logits[812, 7], limit 1.0e-04" in part
-    assert "first divergence at /conv2/Conv" in part
+    assert "/conv2/Conv (Conv): x is off by 1.0e-01 beside PyTorch, its inputs by 0.0e+00" in part
 
 
 def test_speed_is_shown_with_its_proof_and_what_was_skipped(page):
@@ -284,8 +284,9 @@ def test_a_reconstruction_has_no_accuracy_and_no_confusion(params, tmp_path):
     write_json(tmp_path / name / "train.json", training)
     parity = sample_metrics.parity(name) | {"torch_accuracy": None, "output": "reconstruction"}
     nothing = {"accuracy": None, "flips": None, "accuracy_loss": None}
-    limits = {"max_abs_diff": 1e-4, "flips": None, "accuracy_loss": None, "batch_diff": 1e-4}
-    fp32 = sample_metrics.variant() | nothing | {"limits": limits, "max_abs_at": [3, 0, 1, 2]}
+    nothing |= {"near_ties": None, "flip_rate": None, "mcnemar_p": None}
+    fp32 = asdict(sample_metrics.variant()) | nothing | {"max_abs_at": [3, 0, 1, 2]}
+    fp32["limits"] |= {"flips": None, "accuracy_loss": None, "max_probability_diff": None}
     parity |= {"variants": {"fp32": fp32}, "skipped": {"int8": "there is nothing to gain"}}
     write_json(tmp_path / name / "parity.json", parity)
     path = tmp_path / "index.html"
@@ -293,6 +294,53 @@ def test_a_reconstruction_has_no_accuracy_and_no_confusion(params, tmp_path):
     text = path.read_text()
     assert "<dt>test mean squared error</dt><dd>0.00321</dd>" in text
     assert "Confusion matrix" not in text
-    assert "flipped predictions" not in text
+    assert "real flips" not in text
     assert "MSE 0.0032" in text
     assert "int8: there is nothing to gain" in text
+
+
+def test_the_proof_of_each_variant_is_on_the_page(page):
+    part = section(page, "mnist-cnn")
+    proof = part[part.index("<h3>Proof</h3>") :]
+    assert "differences in units in the last place" in proof
+    assert "<dt>real flips (95 %)</dt><dd>2 (0.00% to 1.50%)</dd>" in proof
+    assert "<dt>McNemar p</dt><dd>1</dd>" in proof
+    assert "<dt>hostile rows</dt><dd>1, up to 2.0e-06</dd>" in proof
+    assert "<dt>batch without rows</dt><dd>answered 0 rows</dd>" in proof
+    assert (
+        "<dt>onnx.reference, 4 rows</dt><dd>2.0e-06 from this, 1.0e-06 from PyTorch</dd>" in proof
+    )
+    assert "60 dB" in part
+    assert "at least 50 dB" in part
+
+
+def test_every_way_it_was_run_is_a_line_and_so_is_one_that_could_not_be(page):
+    part = section(page, "mnist-cnn")
+    assert part.count("Every way it was run") == 3
+    assert part.count('<td>all</td><td class="n">256</td>') == 3
+    assert part.count('<td>skipped</td><td class="n">no &lt;card&gt; here</td>') == 3
+
+
+def test_a_node_that_makes_no_number_is_named(params, tmp_path):
+    sample_metrics.write_all(tmp_path, "digits-mlp")
+    path = tmp_path / "digits-mlp" / "parity.json"
+    raw = json.loads(path.read_text())
+    broken = {"node": "main/Log", "operator": "Log", "tensor": "log", "kind": "NaN"}
+    raw["variants"]["fp16"]["first_nonfinite"] = broken
+    write_json(path, raw)
+    page = tmp_path / "index.html"
+    report(tmp_path, tmp_path / "pictures", page, params=params)
+    assert "main/Log (Log) is the first to make NaN, in log" in page.read_text()
+
+
+def test_a_signal_that_drowns_fails_its_bar(params, tmp_path):
+    sample_metrics.write_all(tmp_path, "digits-mlp")
+    path = tmp_path / "digits-mlp" / "parity.json"
+    raw = json.loads(path.read_text())
+    raw["variants"]["int8"]["snr_db"] = 12.0
+    write_json(path, raw)
+    page = tmp_path / "index.html"
+    report(tmp_path, tmp_path / "pictures", page, params=params)
+    int8 = section(page.read_text(), "digits-mlp").split('<div class="gate"')[3]
+    assert '12 dB</td><td class="n soft">at least 50 dB' in int8
+    assert int8.count("bar over") == 1

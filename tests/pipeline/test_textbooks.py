@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from project import Project
+from project import Project, generous
 
 from pipeline import layout
 from pipeline.config import Experiment, ModelConfig, Params
@@ -82,12 +82,14 @@ def proven(root: Path, experiment: Experiment) -> ParityReport:
         experiment=experiment,
         track=False,
     )
-    quantize(
+    made = quantize(
         project.models["fp32"],
         project.data,
         project.quantized,
         project.metrics("quantize"),
+        project.plots("quantize"),
         experiment=experiment,
+        track=False,
     )
     return parity(
         project.weights,
@@ -95,6 +97,7 @@ def proven(root: Path, experiment: Experiment) -> ParityReport:
         project.data,
         project.metrics("parity"),
         experiment=experiment,
+        skipped=made.skipped,
         track=False,
     )
 
@@ -104,7 +107,8 @@ def changed(experiment: Experiment, epochs: int, **settings: object) -> Experime
     model = ModelConfig(
         name=experiment.model.name, settings={**experiment.model.settings, **settings}
     )
-    few = replace(experiment.quantize, calibration_rows=16)
+    recurrent = "dynamic" if experiment.model.name.endswith(("lstm", "gru")) else "static-u8s8"
+    few = replace(generous(experiment.quantize, "half", recurrent), calibration_rows=16)
     return replace(experiment, epochs=epochs, model=model, quantize=few)
 
 

@@ -137,7 +137,7 @@ def test_real_rows_of_text_are_timed_and_named(of_text, reviews, suffix):
 def test_the_first_rows_are_fed_over_again_to_fill_a_batch(reviews):
     info = TensorInfo(name="text", dtype="object", shape=("batch",))
     rows = read_rows(reviews, [info], Path("m.onnx"), 3)
-    assert rows.tolist() == TEXTS[:3]
+    assert rows["text"].tolist() == TEXTS[:3]
     (batch,) = row_feeds([info], rows, 7).values()
     assert batch.tolist() == [*TEXTS[:3], *TEXTS[:3], TEXTS[0]]
     pixels = TensorInfo(name="pixels", dtype="uint8", shape=("n", 2))
@@ -165,6 +165,38 @@ def test_real_rows_give_a_free_axis_its_length(tmp_path):
     path = tiny_onnx.write(tmp_path / "m.onnx", tiny_onnx.linear(["batch", "length", 8]))
     np.save(tmp_path / "rows.npy", np.zeros((2, 5, 8), np.float32))
     assert bench(path, **QUICK, rows=tmp_path / "rows.npy").timing(4)
+
+
+def test_rows_for_each_of_several_inputs(tmp_path):
+    path = tiny_onnx.write(tmp_path / "m.onnx", _of_two_inputs())
+    with pytest.raises(InputError, match=r"axis 1 \(length\) of input 'words'"):
+        bench(path, **QUICK)
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, words=np.zeros((3, 5), np.float32), other=np.zeros((3, 1), np.float32))
+    assert bench(path, **QUICK, rows=rows).timing(4)
+    np.savez(rows, words=np.zeros((3, 5), np.float32))
+    with pytest.raises(InputError, match="holds no array named 'other'; there are: words"):
+        bench(path, **QUICK, rows=rows)
+    np.savez(rows, words=np.zeros((3, 5), np.float32), other=np.zeros((3, 2), np.float32))
+    with pytest.raises(InputError, match=r"takes float32 \[rows, 1\]"):
+        bench(path, **QUICK, rows=rows)
+    np.save(tmp_path / "rows.npy", np.zeros((3, 5), np.float32))
+    with pytest.raises(InputError, match="has the inputs words, other; give its rows"):
+        bench(path, **QUICK, rows=tmp_path / "rows.npy")
+
+
+def _of_two_inputs():
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["words", "other"], ["sums"])],
+        "two-inputs",
+        [
+            helper.make_tensor_value_info("words", TensorProto.FLOAT, ["batch", "length"]),
+            helper.make_tensor_value_info("other", TensorProto.FLOAT, ["batch", 1]),
+        ],
+        [helper.make_tensor_value_info("sums", TensorProto.FLOAT, ["batch", "length"])],
+    )
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
 
 
 def test_real_rows_reach_every_process(of_text, reviews, monkeypatch):

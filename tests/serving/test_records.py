@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -54,3 +55,15 @@ def test_what_is_wrong_is_named_by_its_path(changes: dict[str, object], told: st
         read_record(Outer, GOOD | changes, "file")
     assert told in str(caught.value)
     assert len(str(caught.value)) < 120
+
+
+@dataclass(frozen=True)
+class Chosen:
+    kind: Literal["NaN", "infinity"]
+
+
+def test_a_literal_text_is_one_of_its_words() -> None:
+    assert read_record(Chosen, {"kind": "infinity"}, "file") == Chosen("infinity")
+    for wrong in ("nan", 1, None):
+        with pytest.raises(IntegrityError, match=r"file\.kind must be NaN or infinity"):
+            read_record(Chosen, {"kind": wrong}, "file")

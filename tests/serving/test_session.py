@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tiny_onnx
 from tiny_classifier import LABELS, classifier, expected_scores, images
 
 from serving.cores import allowed_cores
@@ -42,10 +43,28 @@ def test_it_computes_what_numpy_computes() -> None:
 
 def test_optimized_or_not_the_answer_is_the_same() -> None:
     rows = images(5)
-    plain = open_session(classifier(), optimize=False).run({"images": rows})
+    plain = open_session(classifier(), optimize="none").run({"images": rows})
     np.testing.assert_allclose(
         plain["logits"], open_session(classifier()).run({"images": rows})["logits"], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_a_recurrent_layer_is_never_run_on_no_rows(operator: str) -> None:
+    """Its kernel would end the process, and all that it had not written yet with it."""
+    session = open_session(tiny_onnx.recurrent(operator))
+    assert session.recurrent
+    with pytest.raises(InputError, match="needs at least one row"):
+        session.run({"inputs": np.zeros((0, 3, 2), np.float32)})
+    with pytest.raises(InputError, match="needs at least one row"):
+        session.run({"inputs": np.zeros((2, 0, 2), np.float32)})
+    assert session.run({"inputs": np.ones((2, 3, 2), np.float32)})["values"].shape == (2, 4)
+
+
+def test_other_models_answer_no_rows_with_none() -> None:
+    session = open_session(classifier())
+    assert not session.recurrent
+    assert session.run({"images": images(3)[:0]})["logits"].shape == (0, len(LABELS))
 
 
 def test_every_session_carries_the_proof_of_its_provider(model_file: Path) -> None:

@@ -193,6 +193,22 @@ def test_a_source_that_is_not_the_models(bundle: Path) -> None:
     assert "ferry.git_revision" in failed(verify(bundle))["metadata"]
 
 
+def test_a_model_of_nobody_knows_whom_need_not_tell_what_it_is(tmp_path: Path) -> None:
+    unsaid = classifier(metadata={})
+    with pytest.raises(IntegrityError, match=r"ferry\.experiment is None in the model"):
+        write_bundle(tmp_path / "ours", contents(model=unsaid))
+    write_bundle(tmp_path / "theirs", contents(model=unsaid, variant="file"))
+    report = verify(tmp_path / "theirs")
+    assert report.passed
+    assert "says nothing of itself" in as_table(report)
+
+
+def test_its_labels_are_as_many_as_its_classes_all_the_same(tmp_path: Path) -> None:
+    made = contents(model=classifier(metadata={}), variant="file", labels=("one", "two"))
+    with pytest.raises(IntegrityError, match="classes of probabilities: found 3, expected 2"):
+        write_bundle(tmp_path / "theirs", made)
+
+
 def test_a_provider_that_is_not_there_is_an_error(bundle: Path) -> None:
     with pytest.raises(UnknownNameError):
         verify(bundle, provider="gpu")

@@ -1,0 +1,71 @@
+"""Export image architectures that ferry did not make, and print how far each is from PyTorch.
+
+    python benchmarks/architectures.py            # the twelve of the tests and some more
+    python benchmarks/architectures.py ViT Swin   # some of them
+
+Each is exported at the standard settings of `ferry export --module` from random weights: opset 20,
+a symbolic batch axis, 64 random images at batch sizes of 1, 2, 7 and 32, and a limit of 1e-4 on the
+largest absolute difference of the logits.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+import transformers
+
+from pipeline.errors import FerryError
+from pipeline.foreign.module import export_module
+from pipeline.foreign.specs import InputSpec
+from serving.console import table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pipeline"))
+
+from architectures import MORE, TWELVE, Architecture
+
+HEADER = ("architecture", "parameters", "nodes", "exported", "max diff", "of", "flips", "s")
+
+
+def main(names: list[str]) -> int:
+    """Export each and print the table; the number of those that failed."""
+    packages = (torch, transformers, onnx, onnxruntime)
+    print(", ".join(f"{one.__name__} {one.__version__}" for one in packages), flush=True)
+    chosen = [one for one in (*TWELVE, *MORE) if not names or one.name in names]
+    lines, reasons = [], list[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture in chosen:
+            print(architecture.name, file=sys.stderr, flush=True)
+            start = time.perf_counter()
+            try:
+                cells = measured(architecture, Path(folder) / "model.onnx")
+            except FerryError as error:
+                cells = ("–", "–", "NO", "–", "–", "–")
+                reasons.append(f"{architecture.name}: {error}")
+            lines.append((architecture.name, *cells, f"{time.perf_counter() - start:.1f}"))
+    print(table(HEADER, lines))
+    print("\n".join([f"{len(chosen) - len(reasons)} of {len(chosen)} with parity", *reasons]))
+    return len(reasons)
+
+
+def measured(architecture: Architecture, path: Path) -> tuple[str, ...]:
+    """The cells of one architecture."""
+    axes = (3, architecture.pixels, architecture.pixels)
+    images = InputSpec(name="pixel_values", dtype="float32", axes=axes)
+    report = export_module(architecture.build(), [images], path)
+    (logits,) = report.outputs
+    return (
+        f"{report.parameters:,}",
+        str(report.nodes),
+        "yes",
+        f"{logits.max_abs_diff:.1e}",
+        f"{logits.largest:.2g}",
+        str(logits.flips),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(sys.argv[1:]) else 0)

@@ -1,0 +1,42 @@
+"""How many planted faults are named at the node that they were planted in.
+
+Run: python benchmarks/planted_faults.py
+
+The faults are those of tests/pipeline/planted_faults.py: each is planted in a small model of
+ferry's own export and looked for with `first_divergence`, beside PyTorch and beside the sound ONNX
+model. Aim: all.
+"""
+
+import sys
+from pathlib import Path
+
+from pipeline.divergence import first_divergence
+from serving.console import table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pipeline"))
+
+from planted_faults import FAULTS, Fault, cases, planted
+
+
+def main() -> None:
+    """Print each fault, the node it was planted in and the node that was named."""
+    rows = [row(fault, against) for fault, against in cases()]
+    print(table(("fault", "beside", "planted in", "named", "right"), rows))
+    right = sum(found[-1] == "yes" for found in rows)
+    wrong = {found[0] for found in rows if found[-1] != "yes"}
+    print(
+        f"\n{right} of {len(rows)} named at the right node; "
+        f"{len(FAULTS) - len(wrong)} of {len(FAULTS)} kinds"
+    )
+
+
+def row(fault: Fault, against: str) -> tuple[str, ...]:
+    """One line of the table."""
+    case = planted(fault, against)
+    found = first_divergence(case.reference, case.model, case.feeds, case.limit)
+    named = found.node if found else "–"
+    return (fault.kind, against, case.node, named, "yes" if named == case.node else "NO")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The larger commands of `ferry`, one per file; `pipeline.cli` mounts them."""

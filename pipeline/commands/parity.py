@@ -1,0 +1,157 @@
+"""The command `ferry parity`: the stage of an experiment, or any two models on any rows."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.arguments import track_option
+from serving.console import PATH, json_option, show
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["parity"]
+
+LIMIT = 1e-4
+BATCH_SIZES = (1, 7, 256)
+
+
+@click.command()
+@click.argument("sides", metavar="EXPERIMENT | A B", nargs=-1, required=True)
+@click.option("--data", metavar="ROWS", help="What A and B are asked: see above.")
+@click.option(
+    "--limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=LIMIT,
+    show_default=True,
+    help="Largest absolute difference of any output.",
+)
+@click.option(
+    "--flips",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Most rows whose predicted class may really change.",
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=BATCH_SIZES,
+    show_default=True,
+    help="Asked at each; may be given several times.",
+)
+@click.option(
+    "--hostile/--no-hostile",
+    default=True,
+    show_default=True,
+    help="Whether rows that no data set holds are asked.",
+)
+@click.option("--explain", is_flag=True, help="Name the layer that differs, even on success.")
+@click.option("--output", type=PATH, metavar="REPORT", help="Also write the report as JSON.")
+@track_option
+@json_option
+def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -> None:
+    """Prove that models answer alike; exit status 1 when a limit is not met.
+
+    EXPERIMENT alone is the stage: its ONNX variants against its trained weights over the whole test
+    set, with the gates of params.yaml. The report is written all the same, to
+    metrics/EXPERIMENT/parity.json.
+
+    A and B are any two of: an experiment's weights in PyTorch (mnist-cnn), one of its ONNX files
+    (mnist-cnn:int8), an ONNX file (model.onnx), a bundle (bundles/mnist-cnn), each ONNX one on a
+    provider if wanted (model.onnx@cuda). ROWS are a .npy, a .npz with an array of each input and
+    perhaps `labels`, a folder of images, lines of text, a table, or a data set's split
+    (mnist:test).
+
+    Example: ferry parity mnist-cnn
+
+    Example: ferry parity model.onnx model.int8.onnx@cuda --data rows.npz
+    """
+    from serving.errors import UsageError
+
+    if len(sides) == 1 and options["data"] is None:
+        _stage(sides[0], explain=bool(options["explain"]), track=track, as_json=as_json)
+    elif len(sides) == 2 and options["data"] is not None:
+        _pair(sides, options, as_json=as_json)
+    else:
+        raise UsageError(
+            f"give one experiment, or two models and --data ROWS; got {len(sides)} "
+            f"({', '.join(sides)}) and {'no ' if options['data'] is None else ''}--data"
+        )
+
+
+def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
+    from pipeline import layout, params
+    from pipeline.errors import ParityError
+    from pipeline.parity import parity
+    from pipeline.proof.tables import parity_table
+    from pipeline.records import read
+    from pipeline.records.parity import ParityReport
+
+    experiment = params.load().experiment(name)
+    metrics = layout.metrics(name, "parity")
+    try:
+        report = parity(
+            layout.weights(name),
+            layout.models(name),
+            layout.ready(experiment.dataset),
+            metrics,
+            experiment=experiment,
+            skipped=_not_made(layout.metrics(name, "quantize"), name),
+            explain=explain,
+            track=track,
+        )
+    except ParityError:
+        failed = read(ParityReport, metrics, f"ferry parity {name}")
+        show(failed, as_json=as_json, text=parity_table(failed))
+        raise
+    show(report, as_json=as_json, text=parity_table(report))
+
+
+def _not_made(metrics: "Path", name: str) -> dict[str, str]:
+    """Why `ferry quantize` did not make a variant; nothing is known before it has run."""
+    from pipeline.records import read
+    from pipeline.records.quantize import QuantizeReport
+
+    if not metrics.exists():
+        return {}
+    return dict(read(QuantizeReport, metrics, f"ferry quantize {name}").skipped)
+
+
+def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:
+    from pipeline.parity import compare
+    from pipeline.proof.opening import open_side
+    from pipeline.proof.pair import refuse_failures
+    from pipeline.proof.rows import open_rows
+    from pipeline.proof.sides import check_alike
+    from pipeline.proof.tables import pair_table
+    from pipeline.records.parity import Limits
+    from serving.files import write_json
+
+    reference, other = (open_side(side) for side in sides)
+    check_alike(reference, other)
+    limit = options["limit"]
+    limits = Limits(
+        max_abs_diff=limit,
+        max_probability_diff=limit,
+        min_snr_db=None,
+        flips=options["flips"],
+        accuracy_loss=None,
+        batch_diff=limit,
+    )
+    report = compare(
+        reference,
+        other,
+        open_rows(options["data"], reference.inputs),
+        limits=limits,
+        batch_sizes=options["batch_sizes"],
+        hostile=options["hostile"],
+        explain=options["explain"],
+    )
+    if options["output"]:
+        write_json(options["output"], report)
+    show(report, as_json=as_json, text=pair_table(report))
+    refuse_failures({other.name: report.result}, options["output"])

@@ -1,0 +1,1 @@
+"""Models that ferry did not make: any `torch.nn.Module`, exported and proven the same."""

@@ -1,0 +1,171 @@
+"""How far one output of a model is from another's, added up row by row in a fixed amount of memory.
+
+Largest, mean and typical differences, their size in units in the last place, the signal-to-noise
+ratio and the cosine. A value that is NaN or infinite is the worst there is, whatever it stands
+beside.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.records.parity import OutputDifference, Quantile
+
+__all__ = ["Differences", "ulp_bins", "units_in_the_last_place"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+PIECE = 2**20
+"""Values that are compared at once: what is needed in between is a few dozen bytes for each."""
+RELATIVE_FLOOR = 0.01
+"""Values below this part of the largest one of their row are divided by that part of it: ratios of
+values near zero say nothing."""
+QUANTILES = (0.5, 0.9, 0.99, 0.999)
+SHIFT = 16
+"""Bits of a float32 that its bin drops: 7 of the fraction stay, 128 bins to each power of two."""
+BINS = 2 ** (31 - SHIFT)
+ULP_BINS = 66
+"""Of units in the last place: 0, 1, 2, 3 to 4, 5 to 8, and so on, to all 64 bits."""
+FAINTEST, HUGE = 1e-300, 1e300
+"""What is divided by at least, and the most that a ratio is told as: JSON knows no infinity."""
+
+
+class Differences:
+    """The differences of one output, of all rows that were added so far."""
+
+    def __init__(self, output: str) -> None:
+        """Nothing is added yet."""
+        self.output = output
+        self.values = 0
+        self.nonfinite = 0
+        self.max_abs, self.max_rel = 0.0, 0.0
+        self._broken_at: tuple[int, ...] = ()
+        self._abs_at: tuple[int, ...] = ()
+        self._rel_at: tuple[int, ...] = ()
+        self._sum = 0.0
+        # Of wanted², found², wanted·found and error².
+        self._products = np.zeros(4)
+        self._bins = np.zeros(BINS, np.int64)
+        self._ulps = np.zeros(ULP_BINS, np.int64)
+
+    def add(self, wanted: Array, found: Array, numbers: npt.NDArray[np.int64]) -> None:
+        """Add rows: what was wanted and what was found, both [rows, ...] of one shape.
+
+        `numbers` are the rows' own numbers, int64 [rows], by which places are told. Texts and
+        truth values differ by 1 or by 0.
+        """
+        step = max(1, PIECE // max(1, math.prod(wanted.shape[1:])))
+        for start in range(0, len(wanted), step):
+            piece = slice(start, start + step)
+            self._add(wanted[piece], found[piece], numbers[piece])
+
+    def report(self) -> OutputDifference:
+        """All figures; the places are () while nothing differs."""
+        signal, power, product, noise = (float(value) for value in self._products)
+        finite = self.values - self.nonfinite
+        filled = np.flatnonzero(self._ulps)
+        return OutputDifference(
+            output=self.output,
+            values=self.values,
+            nonfinite=self.nonfinite,
+            max_abs_diff=self.max_abs,
+            max_abs_at=self._broken_at or self._abs_at,
+            max_rel_diff=self.max_rel,
+            max_rel_at=self._broken_at or self._rel_at,
+            mean_abs_diff=self._sum / finite if finite else 0.0,
+            quantiles=tuple(self._quantile(part, finite) for part in QUANTILES),
+            ulps=tuple(int(count) for count in self._ulps[: filled[-1] + 1 if len(filled) else 0]),
+            snr_db=10 * math.log10(max(signal, FAINTEST) / noise) if noise else None,
+            cosine=product / math.sqrt(signal * power) if signal and power else None,
+        )
+
+    def _add(self, wanted: Array, found: Array, numbers: npt.NDArray[np.int64]) -> None:
+        if wanted.dtype.kind in "OUSb":
+            wanted, found = np.zeros(wanted.shape), (wanted != found).astype(np.float64)
+        ulps = units_in_the_last_place(wanted, found)
+        left, right = wanted.astype(np.float64), found.astype(np.float64)
+        self.values += left.size
+        broken = ~(np.isfinite(left) & np.isfinite(right))
+        if broken.any():
+            self._broken_at = self._broken_at or _place(broken, numbers)
+            self.nonfinite += int(broken.sum())
+            left, right = np.where(broken, 0.0, left), np.where(broken, 0.0, right)
+            ulps = ulps[~broken]
+        self._ulps += np.bincount(ulp_bins(ulps).ravel(), minlength=ULP_BINS)
+        errors = np.abs(left - right)
+        self._add_errors(errors, left, numbers, errors[~broken])
+        for index, (a, b) in enumerate(
+            ((left, left), (right, right), (left, right), (errors, errors))
+        ):
+            self._products[index] += np.dot(a.ravel(), b.ravel())
+
+    def _add_errors(
+        self, errors: Floats, wanted: Floats, numbers: npt.NDArray[np.int64], finite: Floats
+    ) -> None:
+        self._sum += float(errors.sum())
+        self._bins += np.bincount(_bin(finite), minlength=BINS)
+        worst = float(errors.max(initial=0.0))
+        if worst > self.max_abs:
+            self.max_abs, self._abs_at = worst, _place(errors, numbers)
+        axes = tuple(range(1, errors.ndim))
+        scale = np.abs(wanted)
+        floor = RELATIVE_FLOOR * scale.max(axis=axes, keepdims=True, initial=0.0)
+        relative = errors / np.maximum(np.maximum(scale, floor), FAINTEST)
+        largest = min(float(relative.max(initial=0.0)), HUGE)
+        if largest > self.max_rel:
+            self.max_rel, self._rel_at = largest, _place(relative, numbers)
+
+    def _quantile(self, part: float, finite: int) -> Quantile:
+        """The upper edge of the bin that holds the difference of that rank, at most the largest."""
+        rank = math.ceil(part * finite)
+        found = int(np.searchsorted(np.cumsum(self._bins), max(rank, 1)))
+        if not finite or found == 0:
+            return Quantile(part=part, diff=0.0)
+        edge = np.array([(found + 1) << SHIFT], np.int32).view(np.float32)[0]
+        return Quantile(part=part, diff=min(float(edge), self.max_abs))
+
+
+def units_in_the_last_place(wanted: Array, found: Array) -> npt.NDArray[np.uint64]:
+    """How many values of the wanted dtype lie between two, uint64 of their shape.
+
+    The bits of a float, read as an integer, count the floats from zero; those below zero count
+    downwards (Bruce Dawson, "Comparing Floating Point Numbers", 2012). Integers count by 1.
+    """
+    if wanted.dtype.kind != "f":
+        return np.abs(wanted.astype(np.float64) - found.astype(np.float64)).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        other = found.astype(wanted.dtype)
+    left, right = _counted(wanted), _counted(other)
+    larger, smaller = np.maximum(left, right), np.minimum(left, right)
+    # As unsigned numbers, for between the ends of float64 there are more than int64 holds.
+    return larger.astype(np.uint64) - smaller.astype(np.uint64)
+
+
+def ulp_bins(ulps: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The bin of each number of units: 0, 1, 2, 3 to 4, 5 to 8, ... are 0, 1, 2, 3, 4, ...."""
+    _, exponents = np.frexp(np.maximum(ulps, 1).astype(np.float64) - 1)
+    bins: npt.NDArray[np.int64] = np.where(ulps == 0, 0, 1 + exponents.astype(np.int64))
+    return bins
+
+
+def _counted(values: Array) -> npt.NDArray[np.int64]:
+    integers = {2: np.int16, 4: np.int32, 8: np.int64}[values.dtype.itemsize]
+    bits = np.ascontiguousarray(values).view(integers).astype(np.int64)
+    magnitude = bits & (2 ** (8 * values.dtype.itemsize - 1) - 1)
+    counted: npt.NDArray[np.int64] = np.where(bits < 0, -magnitude, magnitude)
+    return counted
+
+
+def _bin(errors: Floats) -> npt.NDArray[np.int64]:
+    largest = float(np.finfo(np.float32).max)
+    single = np.minimum(errors, largest).astype(np.float32)
+    return (single.view(np.int32) >> SHIFT).astype(np.int64).ravel()
+
+
+def _place(values: Array, numbers: npt.NDArray[np.int64]) -> tuple[int, ...]:
+    """Where the first largest value is: the row's own number, then the other axes."""
+    row, *others = np.unravel_index(int(values.argmax()), values.shape)
+    return (int(numbers[row]), *(int(axis) for axis in others))

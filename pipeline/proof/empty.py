@@ -1,0 +1,74 @@
+"""`python -m pipeline.proof.empty PROVIDER INPUTS < model.onnx`: feed a model a batch without rows.
+
+In a process of its own, because some kernels, the recurrent ones of ONNX Runtime 1.31 among them,
+divide by the number of rows in a thread and take the whole process down with them.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import FerryError
+
+__all__ = ["ask_nothing"]
+
+SECONDS = 60
+REFUSED = 3
+"""The exit status for a model that refuses in words, which are on stdout."""
+
+
+def ask_nothing(
+    model: bytes, provider: str, example: Mapping[str, npt.NDArray[Any]]
+) -> tuple[str, bool]:
+    """What becomes of a batch without rows, in words, and whether that is sane.
+
+    `example` is a row for each input, [1, ...]. An answer of no rows is sane, and a refusal too.
+    """
+    inputs = {name: [str(row.dtype), [0, *row.shape[1:]]] for name, row in example.items()}
+    command = [sys.executable, "-m", "pipeline.proof.empty", provider, json.dumps(inputs)]
+    try:
+        done = subprocess.run(
+            command, input=model, capture_output=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"did not end within {SECONDS} s", False
+    told = done.stdout.decode("utf-8", "replace").strip()
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"ends the process with {name}", False
+    if done.returncode == REFUSED:
+        return f"refused: {told}", True
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        return f"fails without a clear word: {lines[-1] if lines else done.returncode}", False
+    return f"answered {told} rows", told == "0"
+
+
+def _main() -> int:
+    """Run in the other process: print the rows that were answered, or why none were."""
+    from serving.session import open_session
+
+    provider, inputs = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        session = open_session(sys.stdin.buffer.read(), provider=provider, threads=1)
+        feeds = {
+            name: np.zeros(shape, object if dtype.startswith("<U") else dtype)
+            for name, (dtype, shape) in inputs.items()
+        }
+        found = session.run(feeds)
+    except FerryError as error:
+        sys.stdout.write(str(error))
+        return REFUSED
+    counts = sorted({len(array) for array in found.values()})
+    sys.stdout.write(", ".join(str(count) for count in counts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

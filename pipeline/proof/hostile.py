@@ -1,0 +1,188 @@
+"""Rows that no data set holds, and that a model in the world will be sent.
+
+Every value at its end, a single bright pixel, noise, floats near zero, no text and far too much of
+it, and a batch without rows. Each must be answered alike, or refused in clear words.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import FerryError
+from pipeline.proof.empty import ask_nothing
+from pipeline.proof.sides import ModelSide, Side
+from pipeline.records.parity import HostileRow
+
+__all__ = ["hostile_feeds", "hostile_rows", "zero_rows"]
+
+Array = npt.NDArray[Any]
+Maker = Callable[[Array, np.random.Generator], Array]
+
+SEED = 1
+BRIGHT = 255
+MANY_WORDS = 10_000
+BLANKS = " \t \n  "
+ODD_TEXT = "\u200b\u202e naïve 中文 \U0001f600 ½ …"
+
+
+def hostile_rows(
+    reference: Side,
+    other: Side,
+    example: Mapping[str, Array],
+    limit: float | None,
+    usual: Mapping[str, float],
+) -> tuple[HostileRow, ...]:
+    """Ask both sides each hostile row; `example` is one row of each input, [1, ...].
+
+    A row passes if the answers differ by at most `limit` (None: by anything), if both are NaN or
+    infinite in the same places, and if both sides refuse it. `usual` is the largest value of each
+    output on ordinary rows: where a hostile row's answer is so many times larger, so is its limit,
+    for rounding grows with what is rounded.
+    """
+    rows = []
+    for name, feeds in hostile_feeds(example).items():
+        wanted, found = _answer(reference, feeds), _answer(other, feeds)
+        rows.append(_row(name, wanted, found, limit, usual))
+    return tuple(rows)
+
+
+def hostile_feeds(example: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """The hostile rows by name, each with one row for every input, of its dtype and shape."""
+    feeds = {}
+    for name, (fits, make) in MAKERS.items():
+        if any(fits(row.dtype) for row in example.values()):
+            generator = np.random.default_rng(SEED)
+            feeds[name] = {
+                key: make(row, generator) if fits(row.dtype) else row
+                for key, row in example.items()
+            }
+    return feeds
+
+
+def zero_rows(side: Side, example: Mapping[str, Array]) -> tuple[str, bool]:
+    """What becomes of a batch without rows, in words, and whether that is sane.
+
+    An ONNX model is asked in a process of its own, which it may take down.
+    """
+    if isinstance(side, ModelSide):
+        return ask_nothing(side.content, side.provider, example)
+    found = _answer(side, {name: row[:0] for name, row in example.items()})
+    if isinstance(found, str):
+        return f"refused: {found}", True
+    counts = {len(array) for array in found.values()}
+    return f"answered {', '.join(str(count) for count in sorted(counts))} rows", counts == {0}
+
+
+def _answer(side: Side, feeds: Mapping[str, Array]) -> dict[str, Array] | str:
+    """The answers, or the reason why there are none."""
+    try:
+        return side.answer(feeds, 1)
+    except FerryError as error:
+        return str(error)
+
+
+def _row(
+    name: str,
+    wanted: dict[str, Array] | str,
+    found: dict[str, Array] | str,
+    limit: float | None,
+    usual: Mapping[str, float],
+) -> HostileRow:
+    if isinstance(wanted, str) or isinstance(found, str):
+        both = isinstance(wanted, str) and isinstance(found, str)
+        told = "refused by both" if both else f"refused by one side: {_reason(wanted, found)}"
+        return HostileRow(name=name, passed=both, max_abs_diff=None, limit=None, told=told)
+    worst, allowed, strange, alike, within = 0.0, limit, False, True, True
+    for output, left in wanted.items():
+        right = found[output]
+        if left.dtype.kind in "OUSb":
+            alike = alike and bool((left == right).all())
+            continue
+        wide, other = left.astype(np.float64), right.astype(np.float64)
+        finite = np.isfinite(wide) & np.isfinite(other)
+        strange = strange or not finite.all()
+        alike = alike and np.array_equal(wide[~finite], other[~finite], equal_nan=True)
+        apart = float(np.abs(wide[finite] - other[finite]).max(initial=0.0))
+        if limit is not None:
+            largest = float(np.abs(wide[finite]).max(initial=0.0))
+            scaled = limit * max(1.0, largest / max(usual.get(output, 0.0), limit))
+            within = within and apart <= scaled
+            allowed = scaled if apart >= worst else allowed
+        worst = max(worst, apart)
+    told = f"NaN or infinite on {'both sides' if alike else 'one side alone'}" if strange else ""
+    return HostileRow(
+        name=name, passed=alike and within, max_abs_diff=worst, limit=allowed, told=told
+    )
+
+
+def _reason(wanted: object, found: object) -> str:
+    return str(wanted if isinstance(wanted, str) else found)
+
+
+def _is_text(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "OU"
+
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fiub"
+
+
+def _is_wide(dtype: np.dtype[Any]) -> bool:
+    """Values that may be anything: integers of more than a byte look something up."""
+    return dtype.kind == "f" or (dtype.itemsize == 1 and dtype.kind in "iu")
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f"
+
+
+def _full(value: float) -> Maker:
+    def make(row: Array, _generator: np.random.Generator) -> Array:
+        largest = np.iinfo(row.dtype).max if row.dtype.kind in "iu" else value
+        return np.full_like(row, min(value, largest))
+
+    return make
+
+
+def _hot_pixel(row: Array, _generator: np.random.Generator) -> Array:
+    made = np.zeros_like(row)
+    made.reshape(-1)[made.size // 2] = (
+        min(BRIGHT, np.iinfo(row.dtype).max) if (row.dtype.kind in "iu") else BRIGHT
+    )
+    return made
+
+
+def _noise(row: Array, generator: np.random.Generator) -> Array:
+    if row.dtype.kind == "f":
+        return generator.standard_normal(row.shape).astype(row.dtype)
+    limits = np.iinfo(row.dtype)
+    return generator.integers(limits.min, limits.max, row.shape, row.dtype, endpoint=True)
+
+
+def _denormals(row: Array, _generator: np.random.Generator) -> Array:
+    return np.full_like(row, np.finfo(row.dtype).smallest_subnormal * 3)
+
+
+def _text(text: str) -> Maker:
+    def make(row: Array, _generator: np.random.Generator) -> Array:
+        made = np.empty(row.shape, object)
+        made[...] = text
+        return made
+
+    return make
+
+
+MAKERS: dict[str, tuple[Callable[[np.dtype[Any]], bool], Maker]] = {
+    "zeros": (_is_number, _full(0)),
+    f"all {BRIGHT}": (_is_wide, _full(BRIGHT)),
+    "one hot pixel": (_is_wide, _hot_pixel),
+    "noise": (_is_wide, _noise),
+    "denormals": (_is_float, _denormals),
+    "empty text": (_is_text, _text("")),
+    "blanks": (_is_text, _text(BLANKS)),
+    "odd letters": (_is_text, _text(ODD_TEXT)),
+    f"{MANY_WORDS:,} words": (_is_text, _text("good bad film " * (MANY_WORDS // 3) + "end")),
+}
+"""By name: the dtypes that it is made for, and how."""

@@ -1,0 +1,184 @@
+"""Hold a model's answers against those of its reference, chunk by chunk, at several batch sizes.
+
+The reference answers once and its answers lie in a nameless file; a chunk of rows and of answers
+is all that memory holds, so that the number of rows does not matter.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import InputError
+from pipeline.proof.decisions import DecisionCount, scores_of
+from pipeline.proof.differences import Differences
+from pipeline.proof.rows import Rows
+from pipeline.proof.sides import Side
+from pipeline.records.parity import BatchDifference, Decisions, OutputDifference
+
+__all__ = ["REFERENCE_BATCH", "Kept", "Measured", "Tick", "keep", "measure"]
+
+Array = npt.NDArray[Any]
+Numbers = npt.NDArray[np.int64]
+Tick = Callable[[float], object]
+"""Told how many rows were answered, for a progress bar."""
+
+REFERENCE_BATCH = 256
+CHUNK_BYTES = 32 * 2**20
+"""Of rows and of answers that are held at once, each."""
+CHUNK_ROWS = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The reference's answers to all rows."""
+
+    outputs: Mapping[str, Array]
+    """By name, each [rows, ...], mapped into memory."""
+    rows: Rows
+    chunk: int
+    """Rows that are worked on at once."""
+
+    def take(self, numbers: Numbers) -> dict[str, Array]:
+        """The answers to some rows."""
+        return {name: _picked(array, numbers) for name, array in self.outputs.items()}
+
+    def labels(self, numbers: Numbers) -> Numbers | None:
+        """The classes of some rows, int64, where they are known."""
+        known = self.rows.labels
+        return None if known is None else np.asarray(_picked(known, numbers))
+
+    def largest(self) -> dict[str, float]:
+        """The largest finite size of a value of each output, over a chunk of rows."""
+        chunk = self.take(np.arange(min(self.chunk, len(self.rows))))
+        return {
+            name: float(np.abs(values[np.isfinite(values)].astype(np.float64)).max(initial=0.0))
+            for name, values in chunk.items()
+            if values.dtype.kind in "fiu"
+        }
+
+    @property
+    def decides(self) -> bool:
+        """Whether the outputs answer a class."""
+        first = {name: array[:1] for name, array in self.outputs.items()}
+        return scores_of(first, labelled=self.rows.labels is not None) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One batch size."""
+
+    batch_size: int
+    rows: int
+    outputs: tuple[OutputDifference, ...]
+    decisions: Decisions | None
+
+
+def keep(reference: Side, rows: Rows, tick: Tick) -> Kept:
+    """Let the reference answer all rows, once."""
+    first = reference.answer(rows.slice(0, 1), 1)
+    answered = sum(array.nbytes for array in first.values())
+    taken = sum(array[:1].nbytes for array in rows.inputs.values())
+    chunk = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(answered, taken, 1)))
+    if any(array.dtype.hasobject for array in first.values()):
+        outputs = reference.answer(rows.slice(0, len(rows)), REFERENCE_BATCH)
+        return Kept(outputs=outputs, rows=rows, chunk=chunk)
+    outputs = {name: _file(len(rows), array) for name, array in first.items()}
+    for numbers in _chunks(np.arange(len(rows)), chunk):
+        answers = reference.answer(rows.slice(numbers[0], numbers[-1] + 1), REFERENCE_BATCH)
+        for name, array in answers.items():
+            outputs[name][numbers[0] : numbers[-1] + 1] = array
+        tick(len(numbers))
+    return Kept(outputs=outputs, rows=rows, chunk=chunk)
+
+
+def measure(
+    kept: Kept, side: Side, numbers: Numbers, batch_sizes: Sequence[int], near: float, tick: Tick
+) -> tuple[tuple[Measured, ...], BatchDifference]:
+    """Compare the answers to the rows of these numbers, int64 in rising order, at each batch size.
+
+    `near` is the largest margin of a near-tie. Returns a record for each batch size, and how far
+    the answers to one row are apart between them.
+    """
+    differences = {size: {name: Differences(name) for name in kept.outputs} for size in batch_sizes}
+    decisions = {size: DecisionCount(near) for size in batch_sizes if kept.decides}
+    spread = 0.0
+    for part in _chunks(numbers, kept.chunk):
+        feeds, wanted, labels = kept.rows.take(part), kept.take(part), kept.labels(part)
+        answers = []
+        for size in batch_sizes:
+            found = side.answer(feeds, size)
+            _check_shapes(wanted, found, side.name)
+            for name, difference in differences[size].items():
+                difference.add(wanted[name], found[name], part)
+            if size in decisions:
+                known = labels is not None
+                before, after = (scores_of(one, labelled=known) for one in (wanted, found))
+                decisions[size].add(before or {}, after or {}, part, labels)
+            answers.append(found)
+            tick(len(part))
+        spread = max(spread, _spread(answers))
+    return (
+        tuple(
+            Measured(
+                batch_size=size,
+                rows=len(numbers),
+                outputs=tuple(difference.report() for difference in differences[size].values()),
+                decisions=decisions[size].report() if size in decisions else None,
+            )
+            for size in batch_sizes
+        ),
+        BatchDifference(
+            max_abs_diff=spread,
+            where=f"in batches of {', '.join(map(str, batch_sizes))}",
+            rows=len(numbers),
+        ),
+    )
+
+
+def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name: str) -> None:
+    for output, array in wanted.items():
+        if found[output].shape != array.shape:
+            raise InputError(
+                f"{name} answers {output} as {list(found[output].shape)}, the other side as "
+                f"{list(array.shape)}: they cannot be compared"
+            )
+
+
+def _chunks(numbers: Numbers, chunk: int) -> Iterator[Numbers]:
+    for start in range(0, len(numbers), chunk):
+        yield numbers[start : start + chunk]
+
+
+def _picked(array: Array, numbers: Numbers) -> Array:
+    """Rows of an array; neighbours are a view and no copy."""
+    start, stop = int(numbers[0]), int(numbers[-1]) + 1
+    return array[start:stop] if stop - start == len(numbers) else array[numbers]
+
+
+def _file(rows: int, first: Array) -> Array:
+    shape = (rows, *first.shape[1:])
+    if 0 in shape:
+        return np.zeros(shape, first.dtype)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, first.dtype, "w+", 0, shape)
+
+
+def _spread(answers: Sequence[Mapping[str, Array]]) -> float:
+    """The largest difference between several answers to the same rows; NaN beside NaN is none."""
+    largest = 0.0
+    for name, first in answers[0].items():
+        if first.dtype.kind in "OUSb":
+            differs = any((first != other[name]).any() for other in answers[1:])
+            largest = max(largest, float(differs))
+            continue
+        low = high = first
+        for other in answers[1:]:
+            low, high = np.minimum(low, other[name]), np.maximum(high, other[name])
+        with np.errstate(invalid="ignore"):
+            apart = np.nan_to_num(high - low, nan=0.0)
+        largest = max(largest, float(apart.max(initial=0.0)))
+    return largest

@@ -1,0 +1,232 @@
+"""The rows that two models are compared on: of a file, a folder of images, or a data set's split.
+
+They stay on the disk, mapped into memory, so that their number does not matter.
+"""
+
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import datasets, layout, ready
+from pipeline.errors import InputError, MissingInputError, UnknownNameError
+from serving.readers.arrays import ARRAY_NAMES, open_array
+from serving.readers.formats import COLUMN_SUFFIXES
+from serving.readers.images import IMAGE_SUFFIXES, open_images
+from serving.readers.items import Row, Unreadable, reason_of
+from serving.readers.lines import open_lines
+from serving.readers.tables import open_table
+from serving.tensors import TensorInfo
+
+__all__ = ["LABELS", "Rows", "open_rows", "rows_of_split"]
+
+Array = npt.NDArray[Any]
+LABELS = "labels"
+"""The array of a `.npz` that holds the classes."""
+MODEL = Path("the model")
+"""What takes the rows, in messages."""
+KNOWN = ".npy, .npz, .txt, .csv, .jsonl, .parquet, an image, a folder of images or DATASET:SPLIT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Raw rows for every input of a model, with the class of each where it is known."""
+
+    name: str
+    """Where they are from, for instance "mnist:test"."""
+    inputs: Mapping[str, Array]
+    """By the name of the model's input, each [rows, ...]; mapped into memory where it can be."""
+    labels: npt.NDArray[np.int64] | None
+    """int64 [rows], or None where no class is known."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def slice(self, start: int, stop: int) -> dict[str, Array]:
+        """The rows from `start` to before `stop`, by the name of the input."""
+        return {name: array[start:stop] for name, array in self.inputs.items()}
+
+    def take(self, indices: npt.NDArray[np.int64]) -> dict[str, Array]:
+        """The rows at some indices, by the name of the input."""
+        return {name: array[indices] for name, array in self.inputs.items()}
+
+
+def open_rows(spec: str, inputs: Sequence[TensorInfo]) -> Rows:
+    """Open the rows that `spec` names, for the inputs of a model.
+
+    `spec` is a `.npy`, a `.npz` with an array for each input (or one array for a model of one
+    input) and perhaps `labels`, lines of text, a table, an image, a folder of images, or
+    `DATASET:SPLIT` of the preprocessed data, for instance "mnist:test".
+
+    Raises MissingInputError for what is not there, UnknownNameError for a data set or a split that
+    does not exist, and InputError for rows that the model does not take, and for no rows at all.
+    """
+    path = Path(spec)
+    dataset, colon, split = spec.partition(":")
+    if colon and not path.exists():
+        return _of_dataset(dataset, split, _only(inputs, spec))
+    if not path.exists():
+        raise MissingInputError(f"{spec} is not there; rows are {KNOWN}")
+    if path.suffix.lower() == ".npz":
+        return _of_archive(path, inputs)
+    info = _only(inputs, spec)
+    if path.suffix.lower() == ".npy":
+        array = open_array(path, info, MODEL)
+    else:
+        array = _gathered(_source(path, info), info)
+    return Rows(name=spec, inputs={info.name: array}, labels=None)
+
+
+def rows_of_split(folder: Path, split: str, info: TensorInfo) -> Rows:
+    """The rows of a preprocessed data set's split, for instance of `data/ready/mnist`.
+
+    Raises MissingInputError, IntegrityError for altered files, and InputError for rows that the
+    input does not take.
+    """
+    found = ready.open_split(folder, split)
+    name = f"{folder.name}:{split}"
+    _check(name, {info.name: found.inputs}, [info])
+    return Rows(name=name, inputs={info.name: found.inputs}, labels=found.labels)
+
+
+def _only(inputs: Sequence[TensorInfo], spec: str) -> TensorInfo:
+    if len(inputs) != 1:
+        names = ", ".join(info.name for info in inputs)
+        raise InputError(
+            f"{spec} has rows for one input, the model has {len(inputs)} ({names}); give a .npz "
+            f"with an array of each of these names"
+        )
+    return inputs[0]
+
+
+def _of_dataset(dataset: str, split: str, info: TensorInfo) -> Rows:
+    if dataset not in datasets.names():
+        raise UnknownNameError("data set", dataset, datasets.names())
+    if split not in ready.SPLITS:
+        raise UnknownNameError(f"split of {dataset}", split, ready.SPLITS)
+    return rows_of_split(layout.ready(dataset), split, info)
+
+
+def _of_archive(path: Path, inputs: Sequence[TensorInfo]) -> Rows:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            members = _members(path, names, inputs)
+            arrays = {name: _mapped(archive, member) for name, member in members.items()}
+            labels = _mapped(archive, LABELS) if LABELS in names else None
+    except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} is not a .npz file that can be read: {reason_of(error)}"
+        ) from error
+    _check(str(path), arrays, inputs)
+    counted = len(next(iter(arrays.values())))
+    return Rows(name=str(path), inputs=arrays, labels=_checked_labels(path, labels, counted))
+
+
+def _members(path: Path, names: Sequence[str], inputs: Sequence[TensorInfo]) -> dict[str, str]:
+    """The member of a `.npz` for each input: of its name, else the one that must be meant."""
+    others = [name for name in names if name != LABELS]
+    usual = [name for name in ARRAY_NAMES if name in others] or others
+    found = {}
+    for info in inputs:
+        if info.name in names:
+            found[info.name] = info.name
+        elif len(inputs) == 1 and (len(others) == 1 or usual[0] in ARRAY_NAMES):
+            found[info.name] = usual[0]
+        else:
+            raise InputError(
+                f"{path} holds no array named {info.name!r}, which the model takes as "
+                f"{info.takes()}; there are: {', '.join(names) or 'none'}"
+            )
+    return found
+
+
+def _mapped(archive: zipfile.ZipFile, member: str) -> Array:
+    """An array of a `.npz`, copied to a nameless file and mapped, whatever its size."""
+    with archive.open(f"{member}.npy") as packed, tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(packed, file)
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member} holds pickled objects")
+        return _memmap(file, dtype, shape, offset=file.tell(), order="F" if fortran else "C")
+
+
+def _memmap(
+    file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...], offset: int = 0, order: Any = "C"
+) -> Array:
+    if 0 in shape:  # nothing to map
+        return np.zeros(shape, dtype)
+    return np.memmap(file, dtype, "r", offset, shape, order)
+
+
+def _check(name: str, arrays: Mapping[str, Array], inputs: Sequence[TensorInfo]) -> None:
+    """Refuse arrays that the inputs do not take, that hold no rows, or not the same number."""
+    for info in inputs:
+        array = arrays[info.name]
+        if not array.ndim or not info.accepts(array.dtype, array.shape[1:]):
+            raise InputError(
+                f"{name} holds {array.dtype} {list(array.shape)} for the input {info.name!r}; the "
+                f"model takes {info.takes()}"
+            )
+        if not len(array):
+            raise InputError(f"{name} holds no rows")
+    counts = {key: len(array) for key, array in arrays.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} of {key}" for key, count in counts.items())
+        raise InputError(f"{name} must hold as many rows of each input, got {told}")
+
+
+def _checked_labels(path: Path, labels: Array | None, rows: int) -> npt.NDArray[np.int64] | None:
+    if labels is None:
+        return None
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: {LABELS!r} must be whole numbers [{rows}], got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    return labels.astype(np.int64)
+
+
+def _source(path: Path, info: TensorInfo) -> Iterator[Row | Unreadable]:
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix in IMAGE_SUFFIXES:
+        return iter(open_images(path, info, MODEL, resize=False))
+    if suffix == ".txt":
+        return iter(open_lines(path, info, MODEL))
+    if suffix in COLUMN_SUFFIXES:
+        return iter(open_table(path, info, MODEL))
+    raise InputError(f"{path}: unknown suffix {suffix!r}; rows are {KNOWN}")
+
+
+def _gathered(items: Iterator[Row | Unreadable], info: TensorInfo) -> Array:
+    """All rows of a stream: texts in memory, all else in a nameless file that is mapped."""
+    if info.is_text:
+        return np.stack([_value(item) for item in items])
+    with tempfile.TemporaryFile() as file:
+        first = _value(next(items))
+        count = 1
+        first.tofile(file)
+        for item in items:
+            _value(item).tofile(file)
+            count += 1
+        return _memmap(file, first.dtype, (count, *first.shape))
+
+
+def _value(item: Row | Unreadable) -> Array:
+    if isinstance(item, Unreadable):
+        raise InputError(f"{item.id}: {item.reason}")
+    return item.value

@@ -1,0 +1,223 @@
+"""Whoever answers raw rows and can be compared: PyTorch with trained weights, or an ONNX model.
+
+A side keeps its inputs and outputs as they are: any number of them, of any dtype.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from pipeline.errors import InputError, ModelError
+from pipeline.graph import Graph
+from serving.session import Level, Session, open_session
+from serving.tensors import TensorInfo
+
+__all__ = ["ModelSide", "Side", "WeightsSide", "answer_in_batches", "check_alike", "model_side"]
+
+Array = npt.NDArray[Any]
+
+NO_TENSORS = ("seq(", "map(", "optional(", "sparse_tensor(")
+"""Outputs that are no arrays, as some converters add; they are left out."""
+
+
+class Side(Protocol):
+    """One of two models that are compared."""
+
+    @property
+    def name(self) -> str:
+        """As a person calls it."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """What it takes; the first axis of each is the rows."""
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """What it answers, in order."""
+
+    @property
+    def sha256(self) -> str:
+        """Of its file."""
+
+    def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
+        """Answer raw rows by the name of the input, [rows, ...] each, in batches of that size.
+
+        Returns each output by name, [rows, ...]. No rows at all are one empty batch. Raises
+        InputError for what it does not take and ModelError for an output that is not one entry a
+        row.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSide:
+    """An experiment's trained weights, answered by PyTorch on the CPU."""
+
+    name: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    sha256: str
+    graph: Graph
+
+    def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
+        """As `Side.answer`."""
+        return answer_in_batches(self._call, feeds, batch_size)
+
+    def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        rows = feeds[self.inputs[0].name]
+        try:
+            outputs = self.graph.answer(rows, max(1, len(rows)))
+        except (RuntimeError, IndexError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"PyTorch refused its input: {reason}") from error
+        named = zip(self.graph.head.outputs, outputs, strict=True)
+        return {name: output.numpy() for name, output in named}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSide:
+    """An ONNX model on one provider of ONNX Runtime."""
+
+    name: str
+    session: Session
+    provider: str
+    level: Level
+    content: bytes
+    """The very bytes that run."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The model's inputs."""
+        return self.session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """The model's outputs that are arrays."""
+        return tuple(one for one in self.session.outputs if not one.dtype.startswith(NO_TENSORS))
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return self.session.sha256
+
+    def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
+        """As `Side.answer`; a model of one fixed batch size is fed that, filled up."""
+        fixed = self.inputs[0].shape[0]
+        if isinstance(fixed, int):
+            return answer_in_batches(self._filled, feeds, fixed)
+        return answer_in_batches(self._call, feeds, batch_size)
+
+    def model(self) -> onnx.ModelProto:
+        """The model itself, for those that look inside."""
+        return onnx.load_from_string(self.content)
+
+    def at(self, level: Level) -> "ModelSide":
+        """The same model with another amount of optimization."""
+        return model_side(self.name, self.content, self.provider, level)
+
+    def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        known = {info.name for info in self.outputs}
+        found = self.session.run({name: _fed(rows) for name, rows in feeds.items()})
+        return {name: array for name, array in found.items() if name in known}
+
+    def _filled(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        count, size = _count(feeds), self.inputs[0].shape[0]
+        if not count or not isinstance(size, int):
+            raise InputError(f"{self.name} takes batches of {size} and no others")
+        full = {name: np.resize(rows, (size, *rows.shape[1:])) for name, rows in feeds.items()}
+        return {name: array[:count] for name, array in self._call(full).items()}
+
+
+def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = "all") -> ModelSide:
+    """A side of an ONNX file's bytes.
+
+    Raises ModelError for a model that cannot be run or has no rows to be asked, and ProviderError.
+    """
+    session = open_session(content, provider=provider, optimize=level)
+    for info in session.inputs:
+        if not info.shape:
+            raise ModelError(f"{name}: input {info.name} has no batch axis")
+    if not session.inputs:
+        raise ModelError(f"{name} has no inputs, so there is nothing to compare it on")
+    return ModelSide(name=name, session=session, provider=provider, level=level, content=content)
+
+
+def check_alike(reference: Side, other: Side) -> None:
+    """Refuse two sides that do not take the same rows, or do not answer the same outputs.
+
+    An axis of any length is like every other, and so are floats of any precision that are
+    answered. Raises InputError that names what differs.
+    """
+    for what, left, right in (
+        ("takes", reference.inputs, other.inputs),
+        ("answers", reference.outputs, other.outputs),
+    ):
+        names = {info.name: info for info in right}
+        same = len(left) == len(right) and all(
+            info.name in names and _alike(info, names[info.name], answered=what == "answers")
+            for info in left
+        )
+        if not same:
+            raise InputError(
+                f"{reference.name} {what} {_told(left)}, {other.name} {what} {_told(right)}: they "
+                f"cannot be compared"
+            )
+
+
+def answer_in_batches(
+    call: Callable[[Mapping[str, Array]], dict[str, Array]],
+    feeds: Mapping[str, Array],
+    batch_size: int,
+) -> dict[str, Array]:
+    """The answers to all rows, batch by batch; `call` answers one batch.
+
+    Raises ModelError for an output whose first axis is not the rows, or whose others change.
+    """
+    rows = _count(feeds)
+    parts = []
+    for start in range(0, max(rows, 1), batch_size):
+        batch = {name: array[start : start + batch_size] for name, array in feeds.items()}
+        part = call(batch)
+        for name, array in part.items():
+            if not array.ndim or len(array) != _count(batch):
+                raise ModelError(
+                    f"output {name} has shape {list(array.shape)} for {_count(batch)} rows; its "
+                    f"first axis must be the rows"
+                )
+        parts.append(part)
+    try:
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    except ValueError as error:
+        raise ModelError(f"an output has another shape from batch to batch: {error}") from error
+
+
+def _fed(rows: Array) -> Array:
+    """Rows as ONNX Runtime takes them: contiguous, and texts as Python's own."""
+    return rows.astype(object) if rows.dtype.kind == "U" else np.ascontiguousarray(rows)
+
+
+def _count(feeds: Mapping[str, Array]) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _alike(left: TensorInfo, right: TensorInfo, *, answered: bool) -> bool:
+    floats = answered and "float" in left.dtype and "float" in right.dtype
+    # An unknown rank is told as no shape at all.
+    unknown = answered and not (left.shape and right.shape)
+    return (floats or left.dtype == right.dtype) and (
+        unknown
+        or (
+            len(left.shape) == len(right.shape)
+            and all(
+                not (isinstance(a, int) and isinstance(b, int)) or a == b
+                for a, b in zip(left.shape[1:], right.shape[1:], strict=True)
+            )
+        )
+    )
+
+
+def _told(infos: Sequence[TensorInfo]) -> str:
+    return ", ".join(f"{info.name} {info.takes()}" for info in infos) or "nothing"

@@ -1,0 +1,217 @@
+"""What parity found, for a terminal and for a page: the verdict first, then what is behind it."""
+
+from collections.abc import Iterator, Mapping
+
+from pipeline.records.parity import (
+    Cell,
+    Opinion,
+    PairReport,
+    ParityReport,
+    SkippedCell,
+    VariantParity,
+)
+from serving.console import table
+
+__all__ = ["cell_lines", "facts", "notes", "pair_table", "parity_table", "ulps"]
+
+HEADER = (
+    "variant",
+    "gate",
+    "accuracy",
+    "flips",
+    "near-ties",
+    "max diff",
+    "at",
+    "probability",
+    "SNR",
+    "between batches",
+)
+NONE = "–"
+PROBABILITIES = "probabilities"
+
+
+def parity_table(report: ParityReport) -> str:
+    """Lay out a report: one line per variant, then what failed, what was skipped and why."""
+    known = report.torch_accuracy
+    accuracy = "" if known is None else f"accuracy {known:.2%} "
+    reference = f"PyTorch: {accuracy}on {report.rows:,} rows"
+    rows = [_line(name, variant) for name, variant in report.variants.items()]
+    told = [
+        f"{name}: {note}" for name, variant in report.variants.items() for note in notes(variant)
+    ]
+    told += [f"{provider}: skipped: {why}" for provider, why in _skipped(report.variants).items()]
+    told += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
+    return "\n\n".join([reference, table(HEADER, rows), "\n".join(told)]).rstrip()
+
+
+def pair_table(report: PairReport) -> str:
+    """Lay out the comparison of two models."""
+    known = next(
+        (
+            cell.decisions.reference_accuracy
+            for cell in report.result.cells
+            if isinstance(cell, Cell) and cell.decisions is not None
+        ),
+        None,
+    )
+    accuracy = "" if known is None else f", accuracy {known:.2%}"
+    head = f"{report.reference.name}{accuracy}, on {report.rows:,} rows of {report.data}"
+    told = "\n".join(notes(report.result))
+    line = table(HEADER, [_line(report.other.name, report.result)])
+    return f"{head}\n\n{line}\n\n{told}".rstrip()
+
+
+def notes(variant: VariantParity) -> Iterator[str]:
+    """What a person should know beside the figures, one line each."""
+    for failure in variant.failures:
+        yield f"FAILED: {failure}"
+    if variant.first_nonfinite is not None:
+        yield variant.first_nonfinite.told()
+    if variant.first_divergence is not None:
+        yield f"largest divergence: {variant.first_divergence.told()}"
+    yield from _flipped(variant)
+    for row in variant.hostile:
+        if row.told:
+            yield f"hostile row {row.name!r}: {row.told}"
+    if variant.zero_rows not in ("answered 0 rows", "not asked"):
+        yield f"a batch without rows {variant.zero_rows}"
+    yield from _opinion(variant.opinion)
+
+
+def facts(variant: VariantParity) -> tuple[tuple[str, str], ...]:
+    """What is behind a verdict, by what a person calls it."""
+    told = [
+        ("signal to noise", _decibels(variant.snr_db)),
+        ("largest relative difference", f"{variant.max_rel_diff:.1e}"),
+    ]
+    if variant.flips is not None and variant.flip_rate is not None:
+        low, high = variant.flip_rate.low, variant.flip_rate.high
+        told.append(("real flips (95 %)", f"{variant.flips} ({low:.2%} to {high:.2%})"))
+        told.append(("flipped near-ties", str(variant.near_ties)))
+    if variant.mcnemar_p is not None:
+        told.append(("McNemar p", f"{variant.mcnemar_p:.2g}"))
+    if variant.hostile:
+        most = f"{len(variant.hostile)}, up to {variant.hostile_max_abs_diff:.1e}"
+        told.append(("hostile rows", most))
+    told.append(("batch without rows", variant.zero_rows))
+    opinion = variant.opinion
+    if opinion.to_model is None or opinion.to_reference is None:
+        told.append(("third opinion", f"none: {opinion.skipped}"))
+    else:
+        text = f"{opinion.to_model:.1e} from this, {opinion.to_reference:.1e} from PyTorch"
+        told.append((f"onnx.reference, {opinion.rows} rows", text))
+    return tuple(told)
+
+
+def cell_lines(variant: VariantParity) -> list[tuple[str, ...]]:
+    """Every way a model was run, a line each: how, the verdict, and the figures."""
+    return [_cell_line(cell) for cell in variant.cells]
+
+
+def ulps(report: ParityReport) -> dict[str, tuple[int, ...]]:
+    """The histogram of units in the last place of each variant's first output.
+
+    Of the cell with the largest difference, among those of all rows that ship.
+    """
+    found = {}
+    for name, variant in report.variants.items():
+        whole = [
+            cell
+            for cell in variant.cells
+            if isinstance(cell, Cell) and cell.rows == report.rows and cell.exporter == "dynamo"
+        ]
+        worst = max(whole, key=lambda cell: cell.outputs[0].max_abs_diff, default=None)
+        if worst is not None:
+            found[name] = worst.outputs[0].ulps
+    return found
+
+
+def _line(name: str, variant: VariantParity) -> tuple[str, ...]:
+    place = f"{variant.max_abs_output}{list(variant.max_abs_at)}" if variant.max_abs_at else NONE
+    probability = variant.max_probability_diff
+    return (
+        name,
+        "passed" if variant.passed else "FAILED",
+        NONE if variant.accuracy is None else f"{variant.accuracy:.2%}",
+        NONE if variant.flips is None else str(variant.flips),
+        NONE if variant.near_ties is None else str(variant.near_ties),
+        f"{variant.max_abs_diff:.1e}",
+        place,
+        NONE if probability is None else f"{probability:.1e}",
+        _decibels(variant.snr_db),
+        f"{variant.batch_diff:.1e}",
+    )
+
+
+def _cell_line(cell: Cell | SkippedCell) -> tuple[str, ...]:
+    if isinstance(cell, SkippedCell):
+        return (
+            cell.exporter,
+            cell.provider,
+            cell.level or "any",
+            *[NONE] * 2,
+            "skipped",
+            cell.reason,
+        )
+    worst = {
+        is_probability: max(
+            (one for one in cell.outputs if (one.output == PROBABILITIES) == is_probability),
+            key=lambda one: one.max_abs_diff,
+            default=None,
+        )
+        for is_probability in (False, True)
+    }
+    ratios = [one.snr_db for one in cell.outputs if one.snr_db is not None]
+    decided = cell.decisions
+    return (
+        cell.exporter,
+        cell.provider,
+        cell.level,
+        str(cell.batch_size),
+        f"{cell.rows:,}",
+        "passed" if cell.passed else "failed",
+        *[f"{one.max_abs_diff:.1e}" if one else NONE for one in worst.values()],
+        _decibels(min(ratios, default=None)),
+        str(decided.flips) if decided else NONE,
+        str(decided.near_ties) if decided else NONE,
+    )
+
+
+def _decibels(snr_db: float | None) -> str:
+    return "exact" if snr_db is None else f"{snr_db:.0f} dB"
+
+
+def _named(variant: VariantParity) -> str:
+    """The first rows that really flip, by number."""
+    decided = [one.decisions for one in variant.cells if isinstance(one, Cell) and one.decisions]
+    worst = max(decided, key=lambda one: one.flips)
+    rows = [str(flip.row) for flip in worst.named if not flip.near_tie][:5]
+    more = ", …" if worst.flips > len(rows) else ""
+    return f"of rows {', '.join(rows)}{more}"
+
+
+def _flipped(variant: VariantParity) -> Iterator[str]:
+    if variant.flips and variant.flip_rate is not None:
+        low, high = variant.flip_rate.low, variant.flip_rate.high
+        p_value = "" if variant.mcnemar_p is None else f", McNemar p = {variant.mcnemar_p:.2g}"
+        yield f"flips {_named(variant)}: {low:.2%} to {high:.2%} of all rows{p_value}"
+
+
+def _opinion(opinion: Opinion) -> Iterator[str]:
+    if opinion.skipped is not None:
+        yield f"no third opinion: {opinion.skipped}"
+    elif opinion.to_reference is not None and opinion.to_model is not None:
+        yield (
+            f"onnx.reference on {opinion.rows} rows: {opinion.to_model:.1e} from this model, "
+            f"{opinion.to_reference:.1e} from the reference"
+        )
+
+
+def _skipped(variants: Mapping[str, VariantParity]) -> dict[str, str]:
+    """Why a way was not run, told once and not once per variant."""
+    cells = [cell for one in variants.values() for cell in one.cells]
+    return {
+        cell.provider if cell.exporter != "torchscript" else "torchscript": cell.reason
+        for cell in cells
+        if isinstance(cell, SkippedCell)
+    }

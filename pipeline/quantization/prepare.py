@@ -1,0 +1,170 @@
+"""Make a graph ready for quantization: constants folded, normalisation merged, rows as they are.
+
+Quantizers look for constant weights behind known operators; what a trainer's exporter writes is
+brought to that form by ONNX Runtime's own optimizations of the lowest level, which run anywhere.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from pipeline import onnxmodel
+
+__all__ = ["RawInput", "constants", "copied", "prepare", "replace_constant", "with_raw_input"]
+
+Array = npt.NDArray[Any]
+LARGEST_PIXEL = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawInput:
+    """A graph whose first layer has swallowed the standardisation of its uint8 rows."""
+
+    model: onnx.ModelProto
+    """It takes `pixels - zero` instead, where `zero` is a whole number."""
+    pixels: str
+    """The tensor of uint8 that is cast."""
+    centred: str
+    """The tensor of `pixels - zero`."""
+    zero: int
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with constants folded and batch normalisation in the convolutions before it."""
+    with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
+        source, target = Path(folder) / "model.onnx", Path(folder) / "prepared.onnx"
+        onnx.save(model, source)
+        # Shapes that are inferred now would be wrong behind each node that a quantizer rewrites.
+        quant_pre_process(source, target, skip_symbolic_shape=True, skip_onnx_shape=True)
+        prepared = onnx.load(target)
+    del prepared.graph.value_info[:]
+    onnxmodel.drop_unused_domains(prepared)
+    for number, node in enumerate(prepared.graph.node):
+        node.name = node.name or f"{node.op_type}.{number}"
+    return prepared
+
+
+def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
+    """Merge `(pixels - mean) * scale` into the first layer, so that it takes `pixels - zero`.
+
+    `zero` is the mean of all channels as a whole number: such rows are quantized already, with
+    scale 1. Exact but for the edge that a convolution pads: there a channel's own mean would
+    stand. None for a graph that does not begin in this way.
+    """
+    found = _standardisation(model)
+    if found is None:
+        return None
+    cast, subtract, multiply, layer = found
+    known = constants(model)
+    mean, scale = (known[node.input[1]].astype(np.float64).ravel() for node in (subtract, multiply))
+    weight = known[layer.input[1]].astype(np.float64)
+    zero = int(np.clip(np.rint(mean.mean()), 0, LARGEST_PIXEL))
+    axes = (slice(None), *(None,) * (weight.ndim - 2))
+    scaled = weight * scale[axes]
+    shift = (scaled * (zero - mean)[axes]).sum(axis=tuple(range(1, weight.ndim)))
+    bias = known[layer.input[2]].astype(np.float64) if len(layer.input) > 2 else 0.0
+    changed = copied(model)
+    _merge(changed, layer, scaled.astype(np.float32), (bias + shift).astype(np.float32))
+    _rewire(changed, subtract, multiply, zero)
+    return RawInput(model=changed, pixels=cast.input[0], centred=subtract.output[0], zero=zero)
+
+
+def constants(model: onnx.ModelProto) -> dict[str, Array]:
+    """The initializers by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def replace_constant(model: onnx.ModelProto, name: str, value: Array) -> None:
+    """Give an initializer another value, or add it."""
+    made = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(made)
+            return
+    model.graph.initializer.append(made)
+
+
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that may be changed."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _standardisation(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...] | None:
+    """The nodes Cast, Sub, Mul and Conv of a graph that begins with them, each used once."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    known = constants(model)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    for node in model.graph.node:
+        if node.op_type != "Cast" or not _reads_pixels(model, node.input[0], kinds):
+            continue
+        chain = [node]
+        while len(chain) < 4 and len(users.get(chain[-1].output[0], ())) == 1:
+            chain.append(users[chain[-1].output[0]][0])
+        if [one.op_type for one in chain] != ["Cast", "Sub", "Mul", "Conv"]:
+            continue
+        if all(one.input[1] in known for one in chain[1:]) and _per_channel(chain, known):
+            return tuple(chain)
+    return None
+
+
+def _reads_pixels(model: onnx.ModelProto, name: str, kinds: dict[str, int]) -> bool:
+    """Whether a tensor is an input of uint8, perhaps with its axes in another order."""
+    if name in kinds:
+        return kinds[name] == onnx.TensorProto.UINT8
+    makers = [node for node in model.graph.node if name in node.output]
+    return (
+        bool(makers)
+        and makers[0].op_type == "Transpose"
+        and kinds.get(makers[0].input[0]) == onnx.TensorProto.UINT8
+    )
+
+
+def _per_channel(chain: list[onnx.NodeProto], known: dict[str, Array]) -> bool:
+    """Whether mean and scale are one number per channel of the convolution, or one for all."""
+    channels = known[chain[3].input[1]].shape[1]
+    shapes = [known[node.input[1]].shape for node in chain[1:3]]
+    return all(
+        np.prod(s) in (1, channels) and (len(s) < 3 or s[-2:] == (1, 1)) for s in shapes
+    ) and all(len(s) >= 3 or np.prod(s) == 1 for s in shapes)
+
+
+def _merge(model: onnx.ModelProto, layer: onnx.NodeProto, weight: Array, bias: Array) -> None:
+    replace_constant(model, layer.input[1], weight)
+    for node in model.graph.node:
+        if node.output[0] == layer.output[0]:
+            name = node.input[2] if len(node.input) > 2 else f"{layer.input[1]}.bias"
+            if len(node.input) < 3:
+                node.input.append(name)
+            replace_constant(model, name, bias)
+
+
+def _rewire(
+    model: onnx.ModelProto, subtract: onnx.NodeProto, multiply: onnx.NodeProto, zero: int
+) -> None:
+    """Subtract the whole number alone, and take the multiplication out."""
+    name = f"{subtract.input[1]}.rounded"
+    replace_constant(model, name, np.array(zero, np.float32))
+    for node in list(model.graph.node):
+        if node.output[0] == multiply.output[0]:
+            model.graph.node.remove(node)
+            continue
+        if node.output[0] == subtract.output[0]:
+            node.input[1] = name
+        for index, taken in enumerate(node.input):
+            if taken == multiply.output[0]:
+                node.input[index] = subtract.output[0]
+    used = {taken for node in model.graph.node for taken in node.input}
+    for tensor in [one for one in model.graph.initializer if one.name not in used]:
+        model.graph.initializer.remove(tensor)

@@ -1,0 +1,196 @@
+"""Quantization-aware training, the last resort: train on with rounded weights and activations.
+
+The forward pass rounds as the quantized model will, the backward pass lets gradients through as if
+it had not (the straight-through estimator: Bengio, Léonard and Courville, 2013; Jacob et al.,
+"Quantization and Training of Neural Networks", 2018). Weights and loop are the experiment's own.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+
+from pipeline import onnxmodel, ready
+from pipeline.config import Experiment
+from pipeline.export import to_onnx
+from pipeline.graph import Graph, load_graph
+from pipeline.quantization.recipes import Recipe
+from pipeline.training.distributed import Team
+from pipeline.training.evaluation import Rows
+from pipeline.training.loop import Loop
+from serving.cores import allowed_cores
+
+__all__ = ["fine_tune", "rounding", "trained_again"]
+
+logger = logging.getLogger(__name__)
+
+LR_PART = 0.05
+"""Of the training's own peak: the weights are nearly right already."""
+BLOCK = 32
+"""Weights of a matrix that share a scale where weights alone are quantized."""
+MEMORY = 0.95
+"""Decay per step of the ranges of activations."""
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+def trained_again(
+    original: onnx.ModelProto, weights: Path, data: Path, recipe: Recipe, *, experiment: Experiment
+) -> onnx.ModelProto:
+    """The experiment's model after training with a recipe's rounding, exported in float.
+
+    `original` is the model of the trained `weights`, whose metadata it keeps; `data` is the
+    preprocessed data set. The same inputs give the same bytes on a CPU.
+    """
+    graph = load_graph(weights, experiment, ready.open_manifest(data))
+    fine_tune(graph, data, recipe, experiment=experiment)
+    example = ready.open_split(data, "train").inputs[:2]
+    made = to_onnx(graph, np.array(example), experiment.export.opset)
+    facts = onnxmodel.metadata(original)
+    facts[f"{onnxmodel.METADATA}qat_epochs"] = str(experiment.quantize.qat_epochs)
+    del made.metadata_props[:]
+    for key, value in facts.items():
+        made.metadata_props.add(key=key, value=value)
+    return made
+
+
+def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experiment) -> None:
+    """Train a graph on, rounded as `recipe` does, and leave it with the best epoch's weights.
+
+    Best on validation, with all that is rounded; the graph itself is in float again afterwards, in
+    evaluation mode on the CPU.
+    """
+    config = experiment.train
+    on_cuda = torch.cuda.is_available() and config.device != "cpu"
+    device = torch.device("cuda" if on_cuda else "cpu")
+    torch.use_deterministic_algorithms(True, warn_only=on_cuda)
+    torch.set_num_threads(allowed_cores())
+    torch.manual_seed(config.seed)
+    again = replace(
+        experiment,
+        epochs=experiment.quantize.qat_epochs,
+        train=replace(config, lr=config.lr * LR_PART, ema=0, early_stop=0, compile=False),
+    )
+    handles = rounding(graph, recipe)
+    graph.to(device)
+    loop = Loop(
+        graph,
+        again,
+        Rows(graph, ready.open_split(data, "train"), device),
+        Rows(graph, ready.open_split(data, "validation"), device),
+        Team(device=device),
+    )
+    with tqdm(disable=True) as bar:
+        while not loop.ended:
+            epoch = loop.run_epoch(bar)
+            logger.info(
+                "%s, quantized, %d/%d: loss %.4f, validation loss %.4f",
+                *(experiment.name, epoch.epoch, loop.epochs, epoch.loss, epoch.validation_loss),
+            )
+    graph.load_state_dict(loop.best)
+    _in_float(graph, handles)
+    graph.to("cpu").eval().requires_grad_(False)
+
+
+def rounding(graph: nn.Module, recipe: Recipe) -> list[RemovableHandle]:
+    """Round the weights of all convolutions and linear layers, and what goes into them.
+
+    As `recipe` does: its bits, its scales, and activations where they are quantized at all. Returns
+    the hooks that round activations.
+    """
+    handles = []
+    for layer in list(graph.modules()):
+        if not isinstance(layer, LAYERS):
+            continue
+        blocks = recipe.kind == "weights" and isinstance(layer, nn.Linear)
+        axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+        per_channel = recipe.static.per_channel if recipe.kind == "static" else True
+        bits = recipe.bits if blocks else 8
+        rounded = _RoundedWeight(bits, axis if per_channel else None, blocks=blocks)
+        parametrize.register_parametrization(layer, "weight", rounded)
+        if recipe.kind == "static":
+            layer.rounded_input = _RoundedInput(signed=recipe.static.activation == "S8")
+            handles.append(layer.register_forward_pre_hook(_round_input))
+    return handles
+
+
+def _in_float(graph: nn.Module, handles: Sequence[RemovableHandle]) -> None:
+    """Take the rounding off, and keep the weights that were rounded."""
+    for layer in list(graph.modules()):
+        if isinstance(layer, LAYERS) and parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            if hasattr(layer, "rounded_input"):
+                del layer.rounded_input
+    for handle in handles:
+        handle.remove()
+
+
+def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    rounded: nn.Module = layer.rounded_input  # type: ignore[assignment]  # a module, set above
+    return (rounded(inputs[0]), *inputs[1:])
+
+
+class _RoundedWeight(nn.Module):
+    """A weight in whole numbers around zero, with a scale per channel, per block or for all."""
+
+    def __init__(self, bits: int, axis: int | None, *, blocks: bool) -> None:
+        super().__init__()
+        self.axis = axis
+        self.blocks = blocks
+        self.highest = 2 ** (bits - 1) - 1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.blocks and weight.shape[1] % BLOCK == 0:
+            return self._round(weight.reshape(-1, BLOCK), 0).view_as(weight)
+        return self._round(weight, self.axis)
+
+    def _round(self, weight: Tensor, axis: int | None) -> Tensor:
+        size = weight.detach().abs()
+        if axis is None:
+            scale = float(size.max().clamp(min=1e-12)) / self.highest
+            return torch.fake_quantize_per_tensor_affine(
+                weight, scale, 0, -self.highest, self.highest
+            )
+        others = [number for number in range(weight.ndim) if number != axis]
+        scales = size.amax(dim=others).clamp(min=1e-12) / self.highest
+        zeros = torch.zeros(len(scales), dtype=torch.int32, device=weight.device)
+        return torch.fake_quantize_per_channel_affine(
+            weight, scales, zeros, axis, -self.highest, self.highest
+        )
+
+
+class _RoundedInput(nn.Module):
+    """Activations in 256 steps between the ends that they had in training of late."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, *, signed: bool) -> None:
+        super().__init__()
+        self.lowest = -128 if signed else 0
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.training:
+            self._follow(values.detach())
+        scale = ((self.high - self.low) / 255).clamp(min=1e-12)
+        zero = (self.lowest - self.low / scale).round().clamp(self.lowest, self.lowest + 255)
+        return torch.fake_quantize_per_tensor_affine(
+            values, scale, zero.to(torch.int32), self.lowest, self.lowest + 255
+        )
+
+    def _follow(self, values: Tensor) -> None:
+        # Zero is always among them, for it must be a whole number's: edges are padded with it.
+        low, high = values.min().clamp(max=0), values.max().clamp(min=0)
+        memory = MEMORY if float(self.high - self.low) > 0 else 0.0
+        self.low.mul_(memory).add_(low * (1 - memory))
+        self.high.mul_(memory).add_(high * (1 - memory))

@@ -1,0 +1,160 @@
+"""How much worse a quantized model answers than the model it was made of, on the same rows.
+
+Both answer every row, so the difference is paired: only rows that one of them gets right and the
+other wrong say anything about it, and the interval comes from these.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.proof.decisions import predicted, scores_of, wilson
+from pipeline.proof.rows import Rows
+from pipeline.records.quantize import Quality
+from serving.session import Session
+
+__all__ = ["answers", "paired_loss", "quality"]
+
+Array = npt.NDArray[Any]
+Answers = Mapping[str, Array]
+BATCH = 64
+Z = 1.959964
+"""Of a normal distribution, 95 % of which lies less than this many deviations from its mean."""
+ERROR = "error"
+"""The output of a reconstruction that holds the error of each row."""
+
+
+def answers(session: Session, rows: Rows, batch: int | None = None) -> dict[str, Array]:
+    """All outputs for all rows, by name; `batch` is the one batch size that the model takes.
+
+    With a fixed batch the last rows that do not fill one are left out.
+    """
+    size = batch or BATCH
+    last = len(rows) - len(rows) % size if batch else len(rows)
+    parts = [
+        session.run(_fed(session, rows.slice(start, min(start + size, last))))
+        for start in range(0, last, size)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def quality(wanted: Answers, found: Answers, labels: npt.NDArray[np.int64] | None) -> Quality:
+    """Compare the answers of fp32, `wanted`, with those of a variant, `found`.
+
+    The accuracy where classes are answered and `labels` (int64 [rows]) are known; how often both
+    decide alike where they are not; the mean error of reconstructions; and else the mean difference
+    of the first output of floats, as a part of its mean size. What is not finite has no quality.
+    """
+    rows = len(next(iter(wanted.values())))
+    if not all(np.isfinite(array).all() for array in found.values() if array.dtype.kind == "f"):
+        return _broken(rows)
+    before, after = (scores_of(one, labelled=True) for one in (wanted, found))
+    if before is not None and after is not None:
+        known = None if labels is None else labels[:rows]
+        return _decided(predicted(before), predicted(after), known)
+    if ERROR in wanted and wanted[ERROR].ndim == 1:
+        errors, others = (array[ERROR].astype(np.float64) for array in (wanted, found))
+        return _measured("mean error", errors, others - errors)
+    name = next((name for name, array in wanted.items() if array.dtype.kind == "f"), None)
+    if name is None:
+        same = _same(wanted, found)
+        return _decided(np.ones(rows, np.int64), same.astype(np.int64), None)
+    left, right = (array[name].astype(np.float64).reshape(rows, -1) for array in (wanted, found))
+    return _measured("difference", np.abs(left).mean(axis=1), np.abs(right - left).mean(axis=1))
+
+
+def paired_loss(lost: int, gained: int, rows: int) -> tuple[float, float]:
+    """The 95 % interval of the accuracy that is lost, a part of `rows`, from paired answers.
+
+    `lost` rows are right before and wrong after, `gained` the other way round. Wald's interval with
+    one row added to each of the two counts: Bonett and Price, "Adjusted Wald Confidence Interval
+    for a Difference of Binomial Proportions Based on Paired Data", 2012.
+    """
+    left, right = (lost + 1) / (rows + 2), (gained + 1) / (rows + 2)
+    width = Z * math.sqrt((left + right - (left - right) ** 2) / (rows + 2))
+    return max(left - right - width, -1.0), min(left - right + width, 1.0)
+
+
+def _fed(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Strings as ONNX Runtime takes them: Python's own."""
+    texts = {info.name for info in session.inputs if info.is_text}
+    return {
+        name: array.astype(object) if name in texts else np.ascontiguousarray(array)
+        for name, array in feeds.items()
+    }
+
+
+def _decided(
+    before: npt.NDArray[np.int64],
+    after: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64] | None,
+) -> Quality:
+    rows, flips = len(before), int((before != after).sum())
+    if labels is None:
+        interval = wilson(flips, rows)
+        return Quality(
+            measure="agreement",
+            rows=rows,
+            reference=1.0,
+            value=1 - flips / rows,
+            loss=100 * flips / rows,
+            low=100 * interval.low,
+            high=100 * interval.high,
+            flips=flips,
+        )
+    right, still = before == labels, after == labels
+    lost, gained = int((right & ~still).sum()), int((~right & still).sum())
+    low, high = paired_loss(lost, gained, rows)
+    return Quality(
+        measure="accuracy",
+        rows=rows,
+        reference=float(right.mean()),
+        value=float(still.mean()),
+        loss=100 * (lost - gained) / rows,
+        low=100 * low,
+        high=100 * high,
+        flips=flips,
+    )
+
+
+def _measured(
+    measure: str, sizes: npt.NDArray[np.float64], change: npt.NDArray[np.float64]
+) -> Quality:
+    """The mean change as a part of the mean size, with a normal interval over the rows' changes."""
+    mean = max(float(sizes.mean()), float(np.finfo(np.float32).tiny))
+    middle = float(change.mean())
+    spread = Z * float(change.std()) / math.sqrt(len(change))
+    return Quality(
+        measure=measure,
+        rows=len(change),
+        reference=float(sizes.mean()) if measure == "mean error" else 0.0,
+        value=float(sizes.mean()) + middle if measure == "mean error" else middle / mean,
+        loss=100 * middle / mean,
+        low=100 * (middle - spread) / mean,
+        high=100 * (middle + spread) / mean,
+        flips=None,
+    )
+
+
+def _broken(rows: int) -> Quality:
+    return Quality(
+        measure="not finite",
+        rows=rows,
+        reference=None,
+        value=None,
+        loss=None,
+        low=None,
+        high=None,
+        flips=None,
+    )
+
+
+def _same(wanted: Answers, found: Answers) -> npt.NDArray[np.bool_]:
+    """Whether each row has the very same answers."""
+    alike = np.ones(len(next(iter(wanted.values()))), np.bool_)
+    for name, array in wanted.items():
+        alike &= (array == found[name]).reshape(len(array), -1).all(axis=1)
+    return alike

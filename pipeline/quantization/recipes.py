@@ -1,0 +1,176 @@
+"""The recipes of quantization: a short name says all of one, as `static-u8s8-raw-entropy` does.
+
+A name goes into params.yaml, into the metrics and into the model's own metadata, and `parse` makes
+the recipe of it again.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from pipeline.config import Variant
+from serving.errors import UnknownNameError
+
+__all__ = [
+    "CALIBRATIONS",
+    "DYNAMIC",
+    "HALF",
+    "STATIC",
+    "WEIGHTS",
+    "Calibration",
+    "Recipe",
+    "Static",
+    "parse",
+    "variant_of",
+    "words",
+]
+
+Kind = Literal["static", "dynamic", "weights", "half"]
+Calibration = Literal["minmax", "entropy", "percentile", "few"]
+"""Where the ranges of activations come from; "few" is the least and largest of an eighth of the
+rows."""
+TYPES = {"u8s8": ("U8", "S8"), "s8s8": ("S8", "S8"), "u8u8": ("U8", "U8")}
+CALIBRATIONS: Final[tuple[Calibration, ...]] = ("percentile", "entropy", "few")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Static:
+    """Ranges of activations that are measured beforehand: what only static quantization has."""
+
+    activation: str = "U8"
+    """"U8" or "S8", as `weight`."""
+    weight: str = "S8"
+    per_channel: bool = True
+    """Whether each output channel of a weight has a scale of its own."""
+    raw_input: bool = False
+    """Whether uint8 rows are taken for quantized ones, without a quantizer of the input."""
+    calibration: Calibration = "minmax"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One way to make a model smaller."""
+
+    name: str
+    kind: Kind
+    static: Static = Static()
+    per_channel: bool = False
+    """Of dynamic quantization."""
+    bits: int = 8
+    """Of the weights, where they alone are quantized."""
+    float_layers: int = 0
+    """How many of the layers stay in float, those with the worst signal-to-noise ratio first."""
+
+    def with_calibration(self, calibration: Calibration) -> "Recipe":
+        """The same with other ranges."""
+        static = replace(self.static, calibration=calibration)
+        return replace(self, name=f"{self.name}-{calibration}", static=static)
+
+    def with_float_layers(self, count: int) -> "Recipe":
+        """The same with the `count` noisiest layers in float."""
+        return replace(self, name=f"{self.name}-float{count}", float_layers=count)
+
+
+def parse(name: str) -> Recipe:
+    """Make the recipe of a name; UnknownNameError for one that is none.
+
+    The parts of a name, in any order behind the first two: `static-TYPES` with `-raw`, `-tensor`,
+    `-entropy`, `-percentile` or `-few`; `dynamic` with `-channel`; `weights-int8`, `weights-int4`;
+    `half`; and `-floatN` behind `static` and `half`.
+    """
+    recipe = _parse(name)
+    if recipe is None:
+        raise UnknownNameError("recipe", name, [*BASIC, *(f"{STATIC[0].name}-entropy",)])
+    return recipe
+
+
+def variant_of(recipe: Recipe) -> Variant:
+    """The variant whose file a recipe makes."""
+    return "fp16" if recipe.kind == "half" else "int8"
+
+
+def words(recipe: Recipe) -> str:
+    """What a recipe does, for a person."""
+    match recipe.kind:
+        case "static":
+            told = _static_words(recipe.static)
+        case "dynamic":
+            scales = "a scale per channel" if recipe.per_channel else "a scale per tensor"
+            told = f"int8 weights, {scales}, activations measured at each call"
+        case "weights":
+            told = (
+                f"int{recipe.bits} weights of matrices, int8 of other layers, ranges never measured"
+            )
+        case "half":
+            told = "half precision, inputs and outputs as they are"
+    if recipe.float_layers:
+        layers = "layer" if recipe.float_layers == 1 else f"{recipe.float_layers} layers"
+        told = f"{told}, noisiest {layers} in float"
+    return told
+
+
+def _static_words(static: Static) -> str:
+    names = {"U8": "uint8", "S8": "int8"}
+    ranges = {
+        "minmax": "least and largest values",
+        "entropy": "ranges of least divergence",
+        "percentile": "ranges without the rarest values",
+        "few": "least and largest values of few rows",
+    }
+    scales = "channel" if static.per_channel else "tensor"
+    raw = ", pixels as they are" if static.raw_input else ""
+    return (
+        f"{names[static.activation]} activations, {names[static.weight]} weights, a scale per "
+        f"{scales}, {ranges[static.calibration]}{raw}"
+    )
+
+
+def _parse(name: str) -> Recipe | None:
+    kind, *parts = name.split("-")
+    match kind, parts:
+        case "static", [types, *flags] if types in TYPES:
+            return _parse_static(name, types, flags)
+        case "dynamic", []:
+            return Recipe(name=name, kind="dynamic")
+        case "dynamic", ["channel"]:
+            return Recipe(name=name, kind="dynamic", per_channel=True)
+        case "weights", ["int8" | "int4" as bits]:
+            return Recipe(name=name, kind="weights", bits=int(bits.removeprefix("int")))
+        case "half", []:
+            return Recipe(name=name, kind="half")
+        case "half", [flag] if layers := _float_layers(flag):
+            return Recipe(name=name, kind="half", float_layers=layers)
+    return None
+
+
+def _parse_static(name: str, types: str, flags: list[str]) -> Recipe | None:
+    activation, weight = TYPES[types]
+    static, layers = Static(activation=activation, weight=weight), 0
+    for flag in flags:
+        if flag == "raw":
+            static = replace(static, raw_input=True)
+        elif flag == "tensor":
+            static = replace(static, per_channel=False)
+        elif flag in CALIBRATIONS:
+            static = replace(static, calibration=flag)
+        elif found := _float_layers(flag):
+            layers = found
+        else:
+            return None
+    return Recipe(name=name, kind="static", static=static, float_layers=layers)
+
+
+def _float_layers(flag: str) -> int:
+    found = re.fullmatch(r"float([1-9]\d{0,3})", flag)
+    return int(found[1]) if found else 0
+
+
+BASIC = (
+    *("static-u8s8", "static-u8s8-raw", "static-s8s8", "static-u8u8", "static-u8s8-tensor"),
+    *("dynamic", "dynamic-channel", "weights-int8", "weights-int4", "half"),
+)
+STATIC: Final = tuple(parse(name) for name in BASIC[:5])
+"""The types, with the least and largest values of all calibration rows for ranges."""
+DYNAMIC: Final = (parse("dynamic"), parse("dynamic-channel"))
+WEIGHTS: Final = (parse("weights-int8"), parse("weights-int4"))
+HALF: Final = parse("half")

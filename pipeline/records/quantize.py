@@ -1,0 +1,176 @@
+"""What `ferry quantize` tried and what it kept: `metrics/E/quantize.json`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from serving.console import table
+from serving.timing import PairedRatio
+
+__all__ = ["Budget", "Quality", "QuantizeReport", "Search", "Try", "VariantFile", "as_table"]
+
+HEADER = ("variant", "recipe", "loss (95 %)", "flips", "size")
+NONE = "–"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a variant may cost and must bring."""
+
+    accuracy_loss: float
+    """Most percentage points of accuracy, or of agreement where no class is known."""
+    error_increase: float
+    """Most per cent by which a mean error may grow, or by which values may differ."""
+    min_speedup: float
+    """Least ratio of fp32's time to the variant's, at each batch size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How much worse than fp32 a variant answers the rows that it was judged on."""
+
+    measure: str
+    """"accuracy"; "agreement" with fp32's decisions; "mean error" of reconstructions; "difference"
+    of values; "not finite" for answers that are no numbers, with None for all that follows."""
+    rows: int
+    reference: float | None
+    """Of fp32; 0 to 1, or the mean error."""
+    value: float | None
+    loss: float | None
+    """Percentage points, or per cent by which a mean error grew; below 0 for a gain."""
+    low: float | None
+    """Lower end of the paired 95 % interval of the loss."""
+    high: float | None
+    flips: int | None
+    """Rows that are decided otherwise than by fp32; None where no class is decided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """One recipe, and what came of it."""
+
+    recipe: str
+    what: str
+    """The same for a person."""
+    accurate: bool
+    """Whether its answers are inside the budget."""
+    fast: bool
+    """Whether its speed and size are."""
+    verdict: str
+    """Why it is or is not."""
+    quality: Quality | None
+    """None where the recipe cannot be applied, as are the figures below."""
+    bytes: int | None
+    size_ratio: float | None
+    """Of the fp32 file."""
+    speedup: Mapping[str, PairedRatio]
+    """fp32's time over the variant's, by batch size; one thread each, in pairs."""
+    float_layers: tuple[str, ...]
+    """Nodes that were left in float."""
+    sha256: str | None
+    qat_epochs: int
+    """Of training with quantization before it; 0 for none."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether it is inside both budgets."""
+        return self.accurate and self.fast
+
+    @property
+    def speed(self) -> float:
+        """The geometric mean of the speedups over the batch sizes; 0 where there are none."""
+        product, count = 1.0, len(self.speedup)
+        for ratio in self.speedup.values():
+            product *= ratio.median
+        return product ** (1 / count) if count else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """All that was tried for one variant, in order."""
+
+    budget: Budget
+    tries: tuple[Try, ...]
+    not_tried: Mapping[str, str]
+    """Groups of recipes that were left out, with the reason."""
+    chosen: str | None
+    """The recipe that was kept, or None where fp32 ships."""
+    reason: str
+    qat_epochs: int
+    """Of training with quantization that the file went through; 0 for none."""
+
+    def kept(self, one: Try) -> bool:
+        """Whether it is the one that was kept."""
+        return one.recipe == self.chosen and one.qat_epochs == self.qat_epochs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFile:
+    """One variant that was written."""
+
+    recipe: str
+    bytes: int
+    sha256: str
+    size_ratio: float
+    """Of the fp32 file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeReport:
+    """What was tried and what was written: `metrics/E/quantize.json`."""
+
+    experiment: str
+    """Its name, or the ONNX file's."""
+    model_sha256: str
+    goal: str
+    """"speed" or "size": by which the best is chosen of those inside both budgets."""
+    judged_on: str
+    """Whose rows the accuracy is of, never the test set's."""
+    rows: int
+    calibration_rows: int
+    machine: str
+    """The processor that the speeds were measured on. The files are the same everywhere; which one
+    is chosen depends on these speeds, so another machine may choose another."""
+    threads: int
+    seconds: float
+    variants: Mapping[str, VariantFile]
+    skipped: Mapping[str, str]
+    """The variants that were not made, with the reason."""
+    searches: Mapping[str, Search]
+
+
+def as_table(report: QuantizeReport) -> str:
+    """Lay out all tries for a terminal: what was kept is marked, and each has its verdict."""
+    tries = [(v, one) for v, search in report.searches.items() for one in search.tries]
+    sizes = list(dict.fromkeys(size for _, one in tries for size in one.speedup))
+    header = (*HEADER, *(f"speed b{size}" for size in sizes), "verdict")
+    rows = [_line(variant, one, sizes, report) for variant, one in tries]
+    lines = [table(header, rows)] if rows else []
+    for variant, search in report.searches.items():
+        lines += ["", f"{variant}: {search.reason}"]
+        lines += [f"  {one.recipe}: {one.verdict}" for one in search.tries if not one.inside]
+        lines += [f"  not tried: {name}: {why}" for name, why in search.not_tried.items()]
+    told = {name: why for name, why in report.skipped.items() if name not in report.searches}
+    lines += [f"{name}: not made: {why}" for name, why in told.items()]
+    return "\n".join(lines).strip()
+
+
+def _line(variant: str, one: Try, sizes: list[str], report: QuantizeReport) -> tuple[str, ...]:
+    kept = report.searches[variant].kept(one)
+    quality = one.quality
+    loss, flips = NONE, NONE
+    if quality and quality.loss is not None:
+        loss = f"{quality.loss:.2f} ({quality.low:.2f} to {quality.high:.2f})"
+        flips = NONE if quality.flips is None else str(quality.flips)
+    speeds = [f"{one.speedup[size].median:.2f}" if size in one.speedup else NONE for size in sizes]
+    size = NONE if one.size_ratio is None else f"{one.size_ratio:.2f}"
+    verdict = "KEPT" if kept else _verdict(one)
+    name = f"{one.recipe} after training" if one.qat_epochs else one.recipe
+    return (variant, name, loss, flips, size, *speeds, verdict)
+
+
+def _verdict(one: Try) -> str:
+    """In a word or two; why, stands below the table."""
+    if one.quality is None:
+        return "failed"
+    wrong = ([] if one.accurate else ["inaccurate"]) + ([] if one.fast else ["slow or large"])
+    return ", ".join(wrong) or "inside"

@@ -1,0 +1,67 @@
+"""Twelve image architectures that ferry did not make, exported and proven."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from architectures import CLASSES, TWELVE, Architecture
+
+from pipeline.foreign.module import ModuleOptions, export_module
+from pipeline.foreign.specs import parse_input
+from serving.bench import bench
+from serving.model import open_model
+
+pytest.importorskip("transformers", reason="transformers is not installed: no architectures")
+
+LIMIT = 1e-4
+# Two batch sizes and 24 rows: the benchmark asks more.
+QUICK = ModuleOptions(limit=LIMIT, batch_sizes=(1, 7), num_rows=24)
+
+
+def test_the_twelve_are_there() -> None:
+    names = {one.name for one in TWELVE}
+    assert len(names) == 12
+    required = {"ResNet", "RegNet", "MobileNetV2", "EfficientNet", "ConvNeXt", "ViT", "Swin"}
+    assert required | {"BEiT"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", TWELVE, ids=lambda one: one.name)
+def test_it_is_exported_with_parity_and_served(architecture: Architecture, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    pixels = architecture.pixels
+    images = parse_input(f"pixel_values:float32[batch,3,{pixels},{pixels}]")
+    report = export_module(architecture.build(), [images], path, options=QUICK)
+    assert report.passed
+    assert report.max_abs_diff <= LIMIT
+    assert report.flips == 0
+    (logits,) = report.outputs
+    assert logits.name == "logits"
+    assert logits.spread > 1000 * report.max_abs_diff, "the answers depend on the image"
+    assert report.notes == () or architecture.name == "BiT"
+
+    made = onnx.load(path).graph
+    for value in (*made.input, *made.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param
+    content = path.read_bytes()
+    for leak in (b"site-packages", b"pkg.torch", b".py", str(tmp_path).encode()):
+        assert leak not in content
+
+    rows = np.random.default_rng(3).standard_normal((5, 3, pixels, pixels)).astype(np.float32)
+    answer = open_model(path).predict(rows, batch_rows=3)
+    assert answer.scores.shape == (5, CLASSES)
+    timed = bench(path, batch_sizes=(1, 3), seconds=0.01)
+    assert [row.batch_size for row in timed.batches] == [1, 3]
+
+
+@pytest.mark.slow
+def test_a_padding_of_zeros_before_a_pool_stays_one(tmp_path: Path) -> None:
+    """BiT pads before its pool; ONNX Runtime would take the padding into the pool."""
+    bit = next(one for one in TWELVE if one.name == "BiT")
+    images = parse_input("float32[batch,3,32,32]")
+    report = export_module(bit.build(), [images], tmp_path / "m.onnx", options=QUICK)
+    assert "padding of zeros" in report.notes[0]
+    operators = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
+    at = operators.index("MaxPool")
+    assert operators[at - 2 : at + 1] == ["Pad", "Max", "MaxPool"]

@@ -1,0 +1,347 @@
+"""Bundling an ONNX file that ferry did not make: with its proof alone, and as any other bundle."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from small_onnx import FLOAT, model, node
+
+from pipeline.bundle_file import GOLDEN_ROWS, bundle_file
+from pipeline.cli import ferry
+from pipeline.errors import (
+    FerryError,
+    GateError,
+    InputError,
+    IntegrityError,
+    MissingInputError,
+    ModelError,
+)
+from pipeline.records.module import ModuleReport
+from pipeline.records.parity import Limits, PairReport
+from serving import open_model
+from serving.bench import bench
+from serving.files import sha256_of_file, write_json
+from serving.manifest import read_manifest
+from serving.verify import verify
+
+ROWS = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
+LIMITS = Limits(
+    max_abs_diff=1e-4,
+    max_probability_diff=None,
+    min_snr_db=None,
+    flips=0,
+    accuracy_loss=None,
+    batch_diff=1e-4,
+)
+
+
+def net(output: str = "out", batch: int | str = "n", classes: int | str = 4) -> onnx.ModelProto:
+    """Of rows of three numbers the scores of four classes."""
+    weight = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    nodes = [node("MatMul", "rows w", "product"), node("Softmax", "product", output, axis=1)]
+    inputs = {"rows": (FLOAT, [batch, 3])}
+    return model(nodes, inputs, {output: (FLOAT, [batch, classes])}, {"w": weight})
+
+
+def kept(folder: Path, made: onnx.ModelProto, name: str = "net.onnx") -> Path:
+    path = folder / name
+    path.write_bytes(made.SerializeToString())
+    np.save(folder / "rows.npy", ROWS)
+    return path
+
+
+def proof(path: Path, *, rows: str = "rows.npy") -> Path:
+    """What `ferry parity` leaves of the file beside a copy of itself that says something else."""
+    from pipeline.parity import compare
+    from pipeline.proof.opening import open_side
+    from pipeline.proof.rows import open_rows
+
+    other = onnx.load(path)
+    other.doc_string = "the reference"
+    reference = open_side(str(kept(path.parent, other, "reference.onnx")))
+    side = open_side(str(path))
+    opened = open_rows(str(path.parent / rows), side.inputs)
+    report = compare(reference, side, opened, limits=LIMITS, batch_sizes=(1, 7), hostile=False)
+    write_json(path.with_suffix(".json"), report)
+    return path.with_suffix(".json")
+
+
+def bundled(path: Path, labels: Path | None = None) -> Path:
+    folder = path.parent / "bundles" / path.stem
+    rows = str(path.parent / "rows.npy")
+    bundle_file(path, folder, rows=rows, parity=path.with_suffix(".json"), labels=labels)
+    return folder
+
+
+def refused(path: Path, error: type[FerryError], labels: Path | None = None) -> str:
+    with pytest.raises(error) as caught:
+        bundled(path, labels)
+    told = str(caught.value)
+    assert len(told.splitlines()) == 1
+    assert not (path.parent / "bundles").exists(), "nothing is left"
+    return told
+
+
+@pytest.fixture
+def proven(tmp_path: Path) -> Path:
+    path = kept(tmp_path, net())
+    proof(path)
+    return path
+
+
+def test_the_file_is_shipped_byte_for_byte(proven: Path) -> None:
+    folder = bundled(proven)
+    assert (folder / "model.onnx").read_bytes() == proven.read_bytes()
+    manifest = read_manifest(folder)
+    assert (manifest.name, manifest.variant) == ("net", "file")
+    assert manifest.labels == ("0", "1", "2", "3")
+    assert manifest.golden.rows == GOLDEN_ROWS
+    assert manifest.golden.max_abs_diff == LIMITS.max_abs_diff
+    assert {"max_abs_diff", "batch_diff"} <= set(manifest.parity)
+    assert manifest.parity["max_abs_diff"].limit == LIMITS.max_abs_diff
+    assert manifest.source.weights_sha256 == sha256_of_file(proven.parent / "reference.onnx")
+
+
+def test_the_golden_rows_are_the_first(proven: Path) -> None:
+    with np.load(bundled(proven) / "golden.npz", allow_pickle=False) as golden:
+        np.testing.assert_array_equal(golden["input"], ROWS[:GOLDEN_ROWS])
+
+
+def test_predict_verify_bench_and_runner_take_it(proven: Path) -> None:
+    labels = proven.parent / "labels.txt"
+    labels.write_text("ant\nbee\ncat\ndog\n", encoding="utf-8")
+    folder = bundled(proven, labels)
+    assert verify(folder).passed
+    found = open_model(folder).predict(ROWS)
+    assert set(found.label) <= {"ant", "bee", "cat", "dog"}
+    assert bench(folder, batch_sizes=(1, 4), seconds=0.01).batches
+    done = subprocess.run(
+        [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
+        cwd=proven.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "row,out"
+    assert len(lines) == len(ROWS) + 1
+    np.testing.assert_allclose(json.loads(lines[1].split(",", 1)[1].strip('"')), found.scores[0])
+
+
+def test_scores_of_the_usual_name_are_classified_by_the_runner(tmp_path: Path) -> None:
+    path = kept(tmp_path, net("probabilities", classes="classes"))
+    proof(path)
+    folder = bundled(path)
+    assert verify(folder).passed
+    done = subprocess.run(
+        [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("row,label,label_index,probability\n"), done.stderr
+
+
+def test_a_model_of_one_batch_size(tmp_path: Path) -> None:
+    path = kept(tmp_path, net(batch=1))
+    module_proof(path)
+    folder = bundled(path)
+    assert read_manifest(folder).golden.rows == 1
+    assert verify(folder).passed
+    assert len(open_model(folder).predict(ROWS).label) == len(ROWS)
+    done = subprocess.run(
+        [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert len(done.stdout.splitlines()) == len(ROWS) + 1, done.stderr
+
+
+def module_proof(path: Path, **changes: object) -> None:
+    """What `ferry export --module` leaves beside its model."""
+    report = ModuleReport(
+        module="nets.small:build",
+        model=path.name,
+        bytes=path.stat().st_size,
+        sha256=sha256_of_file(path),
+        parameters=12,
+        weights_sha256="3" * 64,
+        torch="2",
+        opset=18,
+        ir_version=8,
+        nodes=2,
+        inputs=("rows float32 [n, 3]",),
+        export_seconds=1.0,
+        data="rows.npy",
+        rows=40,
+        batch_sizes=(1, 7),
+        limit=2e-4,
+        passed=True,
+        max_abs_diff=1e-6,
+        flips=0,
+        outputs=(),
+        failures=(),
+        first_divergence=None,
+        notes=(),
+    )
+    write_json(path.with_suffix(".json"), replace(report, **changes))  # type: ignore[arg-type]
+
+
+def test_the_report_of_an_export_is_a_proof_too(tmp_path: Path) -> None:
+    path = kept(tmp_path, net())
+    module_proof(path)
+    manifest = read_manifest(bundled(path))
+    assert manifest.golden.max_abs_diff == 2e-4
+    assert manifest.source.weights_sha256 == "3" * 64
+    assert set(manifest.parity) == {"max_abs_diff", "flips"}
+
+
+# Nothing unproven ships
+
+
+def test_a_file_without_a_proof(tmp_path: Path) -> None:
+    path = kept(tmp_path, net())
+    told = refused(path, MissingInputError)
+    assert "`ferry parity REFERENCE" in told
+
+
+def test_a_proof_of_another_file(proven: Path) -> None:
+    other = net()
+    other.graph.name = "another"
+    proven.write_bytes(other.SerializeToString())
+    told = refused(proven, IntegrityError)
+    assert f"{proven} has sha256 {sha256_of_file(proven)[:12]}…, but" in told
+    assert "proves this one" in told
+
+
+def test_the_reference_is_not_what_was_proven(proven: Path) -> None:
+    reference = proven.parent / "reference.onnx"
+    reference.with_suffix(".json").write_bytes(proven.with_suffix(".json").read_bytes())
+    refused(reference, IntegrityError)
+
+
+def test_a_proof_that_failed(proven: Path) -> None:
+    report = proven.with_suffix(".json")
+    raw = json.loads(report.read_text())
+    raw["passed"] = raw["result"]["passed"] = False
+    raw["result"]["failures"] = ["9 flips, limit 0"]
+    report.write_text(json.dumps(raw))
+    assert "did not pass its gate, so it is not bundled: 9 flips" in refused(proven, GateError)
+
+
+def test_an_export_that_failed(tmp_path: Path) -> None:
+    path = kept(tmp_path, net())
+    module_proof(path, passed=False, failures=("logits is off",))
+    assert "logits is off" in refused(path, GateError)
+
+
+def test_a_spoilt_proof_is_one_line(proven: Path) -> None:
+    for text in ("not JSON", "[1]", '{"passed": true}'):
+        proven.with_suffix(".json").write_text(text)
+        refused(proven, IntegrityError)
+
+
+def test_the_report_has_the_keys_that_are_read(proven: Path) -> None:
+    raw = json.loads(proven.with_suffix(".json").read_text())
+    assert set(raw) == set(PairReport.__dataclass_fields__)
+
+
+# What does not fit
+
+
+def test_a_model_of_several_inputs(tmp_path: Path) -> None:
+    made = net()
+    made.graph.input.append(onnx.helper.make_tensor_value_info("more", FLOAT, ["n"]))
+    path = kept(tmp_path, made)
+    module_proof(path)
+    told = refused(path, InputError)
+    assert "has the inputs rows, more; a bundle's model has one" in told
+
+
+def test_a_file_that_ferry_does_not_run(tmp_path: Path) -> None:
+    made = net()
+    made.graph.node[0].domain = "evil.org"
+    path = kept(tmp_path, made)
+    assert "needs the operator evil.org::MatMul" in refused(path, ModelError)
+
+
+def test_rows_that_the_model_does_not_take(proven: Path) -> None:
+    np.save(proven.parent / "rows.npy", ROWS[:, :2])
+    assert "the model takes float32 [rows, 3]" in refused(proven, InputError)
+
+
+def test_rows_that_are_too_few_for_a_fixed_batch(tmp_path: Path) -> None:
+    path = kept(tmp_path, net(batch=64))
+    module_proof(path)
+    assert "holds 40 rows, the model takes 64 at once" in refused(path, InputError)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"ant\nbee\n", "has 2 labels, the model tells 4 classes"),
+        (b"a\nb\na\nc\n", "has 'a' twice"),
+        (b"a\nb\n\nc\n", "has an empty label"),
+        (b"\xff\xfe", "is not a text in UTF-8"),
+    ],
+)
+def test_labels_that_do_not_fit(proven: Path, text: bytes, told: str) -> None:
+    labels = proven.parent / "labels.txt"
+    labels.write_bytes(text)
+    assert told in refused(proven, InputError, labels)
+
+
+def test_labels_of_a_model_that_tells_no_classes(tmp_path: Path) -> None:
+    nodes = [node("ReduceSum", "rows axis", "sum", keepdims=0)]
+    made = model(
+        nodes, {"rows": (FLOAT, ["n", 3])}, {"sum": (FLOAT, ["n"])}, {"axis": np.array([1])}
+    )
+    path = kept(tmp_path, made)
+    module_proof(path)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("ant\nbee\n")
+    assert "no output of the model tells classes: it has sum" in refused(path, InputError, labels)
+    folder = bundled(path)
+    assert verify(folder).passed
+    assert read_manifest(folder).labels == ()
+
+
+# The command
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    done = CliRunner().invoke(ferry, ["bundle", *map(str, arguments)])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_the_command(proven: Path) -> None:
+    folder = proven.parent / "shipped"
+    rows, report = proven.parent / "rows.npy", proven.with_suffix(".json")
+    code, out, err = run(proven, "--data", rows, "--parity", report, "--output", folder, "--json")
+    assert code == 0, err
+    assert json.loads(out)["golden_rows"] == GOLDEN_ROWS
+    assert verify(folder).passed
+
+
+def test_what_the_command_lacks_is_told(proven: Path) -> None:
+    code, _, err = run(proven, "--data", "rows.npy")
+    assert code == 2
+    assert "needs --data, --parity and --output" in err
+
+
+def test_an_experiment_takes_none_of_the_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Path(__file__).resolve().parents[2]
+    (tmp_path / "params.yaml").write_bytes((repository / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("digits-cnn", "--labels", "labels.txt")
+    assert code == 2
+    assert "are for MODEL.onnx" in err

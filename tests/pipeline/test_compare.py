@@ -1,0 +1,408 @@
+"""The whole comparison of two models: what passes, what fails and in which words."""
+
+import json
+import tracemalloc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import proof_models as small
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper
+
+from pipeline.cli import ferry
+from pipeline.errors import InputError, ParityError
+from pipeline.parity import compare
+from pipeline.proof.compare import Plan, Way, asked_rows, prove
+from pipeline.proof.gate import failures
+from pipeline.proof.measure import keep, measure
+from pipeline.proof.pair import refuse_failures
+from pipeline.proof.rows import Rows
+from pipeline.proof.sides import ModelSide
+from pipeline.proof.tables import cell_lines, facts, pair_table
+from pipeline.records import read
+from pipeline.records.parity import Cell, Limits, PairReport, SkippedCell
+from serving.files import write_json
+from serving.tensors import TensorInfo
+
+LIMITS = Limits(
+    max_abs_diff=1e-4,
+    max_probability_diff=1e-4,
+    min_snr_db=None,
+    flips=0,
+    accuracy_loss=0.0,
+    batch_diff=1e-4,
+)
+LOOSE = replace(LIMITS, max_abs_diff=1e3, max_probability_diff=None, flips=1000)
+
+
+def pair(
+    reference: ModelSide, other: ModelSide, rows: Rows | None = None, limits: Limits = LIMITS
+) -> PairReport:
+    return compare(
+        reference, other, rows or small.rows(), limits=limits, batch_sizes=(1, 7, 64), hostile=False
+    )
+
+
+def ignored(_rows: float) -> None:
+    """A progress bar that nobody sees."""
+
+
+def test_the_same_model_passes_at_every_batch_size() -> None:
+    side = small.side(small.linear())
+    report = compare(side, side.at("none"), small.rows(), limits=LIMITS, batch_sizes=(1, 7, 64))
+    assert report.passed
+    assert report.rows == 300
+    result = report.result
+    assert [cell.batch_size for cell in result.cells if isinstance(cell, Cell)] == [1, 7, 64]
+    assert (result.flips, result.near_ties) == (0, 0)
+    assert result.accuracy is not None
+    assert result.accuracy_loss == 0
+    assert result.mcnemar_p == 1
+    assert result.zero_rows == "answered 0 rows"
+    assert len(result.hostile) == 5
+    assert result.first_divergence is None
+
+
+def test_planted_flips_are_counted_named_and_failed() -> None:
+    """A bias on one class flips the rows that numpy says it does."""
+    bias = np.array([0, 0, 0.5, 0], np.float32)
+    rows = small.rows()
+    logits = rows.inputs["features"] @ small.weights()
+    expected = np.flatnonzero(logits.argmax(1) != (logits + bias).argmax(1))
+    report = pair(small.side(small.linear()), small.side(small.linear(bias=bias)))
+    result = report.result
+    assert not report.passed
+    assert result.flips == len(expected) > 5
+    named = [flip.row for flip in result.cells[0].decisions.named]  # type: ignore[union-attr]
+    assert named == expected[:20].tolist()
+    assert any(told.startswith("5.0e-01 at logits[") for told in result.failures)
+    assert f"{len(expected)} flips, limit 0" in result.failures
+    assert result.first_divergence is not None
+    assert result.first_divergence.node == "dense/Gemm"
+    assert result.flip_rate is not None
+    assert result.flip_rate.low < len(expected) / 300 < result.flip_rate.high
+
+
+def test_a_wider_limit_makes_no_more_near_ties() -> None:
+    bias = np.array([0, 0, 0.5, 0], np.float32)
+    sides = small.side(small.linear()), small.side(small.linear(bias=bias))
+    strict, loose = pair(*sides), pair(*sides, limits=LOOSE)
+    assert loose.result.flips == strict.result.flips
+    # But what a limit of the gate on accuracy says still holds.
+    assert loose.passed == (loose.result.accuracy_loss <= 0)
+
+
+def test_what_is_no_number_fails_and_its_maker_is_named() -> None:
+    side = small.side(small.logarithm())
+    report = pair(side, side.at("basic"), limits=replace(LOOSE, accuracy_loss=None))
+    assert not report.passed
+    (told,) = report.result.failures
+    assert "values are NaN or infinite, first at values[" in told
+    assert report.result.first_nonfinite is not None
+    assert report.result.first_nonfinite.node == "main/Log"
+    with pytest.raises(ParityError, match=r"main/Log \(Log\) is the first to make NaN"):
+        refuse_failures({"b.onnx": report.result}, None)
+    assert "NaN" not in json.dumps(json.loads(json.dumps(report.result.max_abs_diff)))
+
+
+def test_a_report_with_nan_can_be_written_and_read(tmp_path: Path) -> None:
+    side = small.side(small.logarithm())
+    report = pair(side, side)
+    write_json(tmp_path / "report.json", report)
+    assert read(PairReport, tmp_path / "report.json", "ferry parity") == report
+
+
+def test_models_without_classes_decide_nothing() -> None:
+    side = small.side(small.two_inputs())
+    generator = np.random.default_rng(0)
+    inputs = {
+        "ids": generator.integers(0, 4, 50),
+        "offsets": generator.random((50, small.FEATURES), dtype=np.float32),
+    }
+    report = pair(side, side.at("none"), Rows(name="two", inputs=inputs, labels=None))
+    assert report.passed
+    assert report.result.flips is None
+    assert report.result.accuracy is None
+    assert [one.output for one in report.result.cells[0].outputs] == ["sum", "odd"]  # type: ignore[union-attr]
+    assert "–" in pair_table(report)
+
+
+def test_an_answer_that_depends_on_its_batch_fails() -> None:
+    side = small.side(small.less_the_mean())
+    report = pair(side, side, limits=LOOSE)
+    assert not report.passed
+    told = [failure for failure in report.result.failures if "limit 1.0e-04" in failure]
+    assert len(told) == 1
+    assert "in batches of 1, 7, 64" in told[0] or "alone and" in told[0]
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A side with an answer of a thousand values a row, and a count of the rows it was asked."""
+
+    asked: list[int]
+    name: str = "wide"
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    sha256: str = ""
+
+    def answer(self, feeds: Mapping[str, np.ndarray], _batch_size: int) -> dict[str, np.ndarray]:
+        features = feeds["features"]
+        self.asked.append(len(features))
+        return {"values": np.repeat(features, 1000 // small.FEATURES, axis=1)}
+
+
+def test_answers_of_another_shape_are_refused() -> None:
+    class Narrow(Wide):
+        def answer(self, feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+            return {"values": super().answer(feeds, size)["values"][:, :10]}
+
+    kept = keep(Wide([]), small.rows(9, labelled=False), ignored)
+    with pytest.raises(InputError) as caught:
+        measure(kept, Narrow([], name="narrow"), np.arange(9), (4,), 0.0, ignored)
+    assert str(caught.value) == (
+        "narrow answers values as [9, 10], the other side as [9, 996]: they cannot be compared"
+    )
+
+
+def test_the_memory_does_not_grow_with_the_rows() -> None:
+    """40,000 rows answer 160 MB a side; a chunk of them is what is held."""
+    side, rows = Wide([]), small.rows(40_000, labelled=False)
+    tracemalloc.start()
+    kept = keep(side, rows, ignored)
+    (measured,), spread = measure(kept, side, np.arange(40_000), (64,), 0.0, ignored)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert measured.outputs[0].values == 40_000 * 996
+    assert measured.outputs[0].snr_db is None
+    assert spread.max_abs_diff == 0
+    assert max(side.asked) <= 2048
+    assert peak < 130 * 2**20
+
+
+def test_a_sample_keeps_the_numbers_of_its_rows() -> None:
+    rows = small.rows(200)
+    reference = small.side(small.linear())
+    kept = keep(reference, rows, ignored)
+    off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
+    numbers = np.array([5, 90, 199])
+    (measured,), _ = measure(kept, off, numbers, (2,), 0.0, ignored)
+    assert measured.rows == 3
+    assert measured.outputs[0].max_abs_at[0] in numbers
+    assert measured.outputs[0].max_abs_diff == pytest.approx(3, abs=1e-5)
+
+
+def plan(rows: int, sample: int, **changes: object) -> Plan:
+    made = Plan(
+        limits=LIMITS,
+        near=2e-4,
+        batch_sizes=(1, 7, 64),
+        levels=("none", "all"),
+        sample=np.arange(sample),
+        opinion_rows=2,
+        hostile=True,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
+    side, rows = small.side(small.linear()), small.rows(150)
+    kept = keep(side, rows, ignored)
+    ways = [
+        Way(exporter="dynamo", provider="cpu", side=side, ships=True),
+        Way(exporter="dynamo", provider="cuda", side="no card", ships=True),
+        Way(exporter="torchscript", provider="cpu", side=side, ships=False),
+    ]
+    told: list[float] = []
+    result = prove(side, kept, ways, plan(150, 20), told.append)
+    cells = {
+        (cell.exporter, cell.level, cell.batch_size): cell.rows
+        for cell in result.cells
+        if isinstance(cell, Cell)
+    }
+    assert cells == {
+        ("dynamo", "all", 1): 150,
+        ("dynamo", "all", 7): 150,
+        ("dynamo", "all", 64): 150,
+        ("dynamo", "none", 64): 150,
+        ("dynamo", "none", 1): 20,
+        ("dynamo", "none", 7): 20,
+        ("torchscript", "all", 64): 150,
+        ("torchscript", "all", 1): 20,
+        ("torchscript", "all", 7): 20,
+        ("torchscript", "none", 64): 20,
+        ("torchscript", "none", 1): 20,
+        ("torchscript", "none", 7): 20,
+    }
+    (skipped,) = [cell for cell in result.cells if isinstance(cell, SkippedCell)]
+    assert (skipped.provider, skipped.reason) == ("cuda", "no card")
+    assert result.passed
+    assert sum(told) == asked_rows(ways, plan(150, 20), 150)
+    assert len(cell_lines(result)) == 13
+
+
+def test_a_way_that_does_not_ship_fails_alone() -> None:
+    side, rows = small.side(small.linear()), small.rows(100)
+    off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
+    ways = [
+        Way(exporter="dynamo", provider="cpu", side=side, ships=True),
+        Way(exporter="torchscript", provider="cpu", side=off, ships=False),
+    ]
+    result = prove(side, keep(side, rows, ignored), ways, plan(100, 100), ignored)
+    assert result.passed
+    assert result.max_abs_diff < 1e-4
+    failed = [cell for cell in result.cells if isinstance(cell, Cell) and not cell.passed]
+    assert {cell.exporter for cell in failed} == {"torchscript"}
+
+
+def test_accuracy_is_not_judged_on_a_sample() -> None:
+    bias = np.array([0, 0, 9, 0], np.float32)
+    side, rows = small.side(small.linear()), small.rows(100)
+    loose = replace(LOOSE, accuracy_loss=1.0)
+    kept = keep(side, rows, ignored)
+    ways = [Way(exporter="dynamo", provider="cpu", side=side.at("none"), ships=True)]
+    whole = prove(side, kept, ways, plan(100, 100, limits=loose), ignored)
+    (cell, *_) = [one for one in whole.cells if isinstance(one, Cell)]
+    off = Way(
+        exporter="dynamo", provider="cpu", side=small.side(small.linear(bias=bias)), ships=True
+    )
+    (lost, *_) = [
+        one
+        for one in prove(side, kept, [off], plan(100, 100, limits=loose), ignored).cells
+        if isinstance(one, Cell)
+    ]
+    assert any("points of accuracy lost" in told for told in failures([lost], 100, loose))
+    assert not list(failures([lost], 10_000, loose))
+    assert not list(failures([cell], 100, loose))
+
+
+def test_the_way_is_told_where_it_is_not_the_one_that_ships() -> None:
+    side, rows = small.side(small.linear()), small.rows(50)
+    kept = keep(side, rows, ignored)
+    off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
+    ways = [Way(exporter="dynamo", provider="cpu", side=off.at("none"), ships=True)]
+    result = prove(side, kept, ways, plan(50, 50, levels=("none",)), ignored)
+    assert any("(optimization none), limit" in told for told in result.failures)
+
+
+def test_noise_has_a_limit_of_its_own() -> None:
+    bias = np.full(small.CLASSES, 0.02, np.float32)
+    limits = replace(LOOSE, min_snr_db=60.0, accuracy_loss=None)
+    report = pair(small.side(small.linear()), small.side(small.linear(bias=bias)), limits=limits)
+    (told,) = report.result.failures
+    assert told.endswith(" dB of logits over the noise, limit 60 dB")
+    assert dict(facts(report.result))["signal to noise"].endswith(" dB")
+
+
+def test_a_hostile_row_alone_is_explained_by_itself() -> None:
+    nodes = [
+        helper.make_node("Clip", ["features", "low", "high"], ["clipped"], name="main/Clip"),
+        helper.make_node("Gemm", ["clipped", "weight"], ["logits"], name="dense/Gemm"),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1, name="main/Softmax"),
+    ]
+    table = (TensorProto.FLOAT, ["batch", small.CLASSES])
+    bounds = {"low": np.array(-99, np.float32), "high": np.array(99, np.float32)}
+    clipped = small.model(
+        nodes,
+        {"features": (TensorProto.FLOAT, ["batch", small.FEATURES])},
+        {"logits": table, "probabilities": table},
+        {**bounds, "weight": small.weights()},
+    )
+    report = compare(
+        small.side(small.linear()),
+        small.side(clipped),
+        small.rows(),
+        limits=LIMITS,
+        batch_sizes=(64,),
+    )
+    (told,) = report.result.failures
+    assert "at the hostile row 'all 255', limit " in told
+    assert report.result.first_divergence is not None
+    # The value that the reference knows too.
+    assert report.result.first_divergence.node == "dense/Gemm"
+
+
+# The command
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(ferry, ["parity", *arguments])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "a.onnx").write_bytes(small.linear().SerializeToString())
+    bias = np.array([0, 0, 0.5, 0], np.float32)
+    (tmp_path / "b.onnx").write_bytes(small.linear(bias=bias).SerializeToString())
+    rows = small.rows()
+    np.savez(tmp_path / "rows.npz", **rows.inputs, labels=rows.labels)
+    return tmp_path
+
+
+def test_two_files_that_agree_exit_with_0(files: Path) -> None:
+    report = files / "report.json"
+    found = invoke(
+        str(files / "a.onnx"),
+        f"{files / 'a.onnx'}@cpu",
+        "--data",
+        str(files / "rows.npz"),
+        "--output",
+        str(report),
+        "--json",
+    )
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout) == json.loads(report.read_text())
+    assert json.loads(found.stdout)["result"]["batch_sizes"] == [1, 7, 256]
+
+
+def test_two_files_that_do_not_exit_with_1_and_the_whole_table(files: Path) -> None:
+    report = files / "report.json"
+    found = invoke(
+        str(files / "a.onnx"),
+        str(files / "b.onnx"),
+        "--data",
+        str(files / "rows.npz"),
+        "--output",
+        str(report),
+    )
+    assert found.exit_code == 1
+    assert "FAILED: " in found.stdout
+    assert "dense/Gemm" in found.stdout
+    assert f"first divergence at dense/Gemm; see {report}" in found.stderr
+    assert not read(PairReport, report, "ferry parity").passed
+
+
+def test_limits_are_options(files: Path) -> None:
+    found = invoke(
+        *(str(files / "a.onnx"), str(files / "b.onnx"), "--data", str(files / "rows.npz")),
+        *("--limit", "0.6", "--flips", "300", "--batch-size", "5", "--explain"),
+    )
+    assert found.exit_code == 0, found.output
+    assert "largest divergence: dense/Gemm (Gemm)" in found.stdout
+    assert "McNemar p" in found.stdout
+
+
+def test_rows_that_no_data_holds_can_be_left_out(files: Path) -> None:
+    arguments = [str(files / "a.onnx")] * 2 + ["--data", str(files / "rows.npz"), "--json"]
+    assert json.loads(invoke(*arguments).stdout)["result"]["hostile"]
+    result = json.loads(invoke(*arguments, "--no-hostile").stdout)["result"]
+    assert result["hostile"] == []
+    assert result["zero_rows"] == "not asked"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("a.onnx", "b.onnx"), "got 2 (a.onnx, b.onnx) and no --data"),
+        (("mnist-cnn", "--data", "mnist:test"), "got 1 (mnist-cnn) and --data"),
+        (("a", "b", "c", "--data", "x.npy"), "give one experiment, or two models and --data ROWS"),
+        ((), "Missing argument"),
+    ],
+)
+def test_what_makes_no_sense_exits_with_2(arguments: tuple[str, ...], told: str) -> None:
+    found = invoke(*arguments)
+    assert found.exit_code == 2
+    assert told in found.stderr

@@ -1,0 +1,111 @@
+"""Inputs as a person writes them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import InputError, MissingInputError, UnknownNameError, UsageError
+from pipeline.foreign.specs import DTYPES, InputSpec, example, parse_input, random_rows
+
+
+def test_a_name_a_dtype_and_axes() -> None:
+    spec = parse_input("pixels:float32[batch,3,224,224]")
+    assert spec == InputSpec(name="pixels", dtype="float32", axes=(3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("text", "axes"),
+    [
+        ("float32[2,3,8,8]", (3, 8, 8)),
+        ("float32[n]", ()),
+        ("int64[batch,length]", ("length",)),
+        ("uint8[ batch, 4, width ,1 ]", (4, "width", 1)),
+    ],
+)
+def test_the_first_axis_is_the_batch_whatever_it_is_called(
+    text: str, axes: tuple[int | str, ...]
+) -> None:
+    spec = parse_input(text)
+    assert spec.name is None
+    assert spec.axes == axes
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "float32", "float32[2,3", "a:b:float32[2]", "float32[[2]]", "[2,3]", "x.txt"]
+)
+def test_another_form_is_refused_with_the_right_one(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_input(text)
+    assert repr(text) in str(caught.value)
+    assert "write NAME:float32[batch,3,224,224]" in str(caught.value)
+
+
+@pytest.mark.parametrize("axis", ["0", "-1", "1.5", "", "2x"])
+def test_an_axis_is_a_name_or_a_number(axis: str) -> None:
+    with pytest.raises(UsageError, match="must be a name or a number of 1 or more, got"):
+        parse_input(f"float32[batch,{axis}]")
+
+
+def test_an_input_without_a_batch() -> None:
+    with pytest.raises(UsageError, match="has no batch axis"):
+        parse_input("float32[]")
+
+
+def test_an_unknown_dtype_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'float32'"):
+        parse_input("float31[batch,3]")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_example_of_every_dtype(dtype: str) -> None:
+    rows = example(parse_input(f"{dtype}[batch,5]"))
+    assert rows.shape == (2, 5)
+    assert rows.dtype == dtype
+
+
+def test_random_rows_are_seeded_and_fill_free_axes() -> None:
+    specs = [parse_input("float32[batch,3]"), parse_input("int64[batch,length]")]
+    first, again, other = (random_rows(specs, 6, seed=seed) for seed in (1, 1, 2))
+    assert [one.shape for one in first] == [(6, 3), (6, 8)]
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert (first[0] != other[0]).all()
+    assert len(np.unique(first[0], axis=0)) == 6
+
+
+def test_a_file_of_rows(tmp_path: Path) -> None:
+    rows = np.arange(24, dtype=np.float32).reshape(6, 4)
+    np.save(tmp_path / "rows.npy", rows)
+    spec = parse_input(f"x:{tmp_path / 'rows.npy'}")
+    assert (spec.name, spec.dtype, spec.axes) == ("x", "float32", (4,))
+    assert (example(spec) == rows[:2]).all()
+    assert spec.rows is not None
+    assert len(spec.rows) == 6
+
+
+def test_a_file_of_one_row_is_repeated_for_the_exporter(tmp_path: Path) -> None:
+    np.save(tmp_path / "row.npy", np.ones((1, 4), np.float32))
+    assert example(parse_input(str(tmp_path / "row.npy"))).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (np.zeros((0, 4), np.float32), "holds no rows"),
+        (np.float32(1), "holds no rows"),
+        (np.array(["a", "b"]), "holds <U1; a module takes one of float32"),
+        (np.zeros((2, 2), np.complex64), "holds complex64"),
+    ],
+)
+def test_rows_that_no_module_takes(tmp_path: Path, rows: object, told: str) -> None:
+    np.save(tmp_path / "rows.npy", rows)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=told):
+        parse_input(str(tmp_path / "rows.npy"))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.npy").write_bytes(b"no array")
+    with pytest.raises(InputError, match=r"is not a \.npy file that can be read"):
+        parse_input(str(tmp_path / "rows.npy"))
+    with pytest.raises(MissingInputError, match="is not there; it should hold rows"):
+        parse_input(str(tmp_path / "none.npy"))

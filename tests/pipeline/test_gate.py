@@ -1,0 +1,219 @@
+"""The gate and the summary: which quantity fails where, in which words, and what is left alone."""
+
+from dataclasses import replace
+
+import pytest
+import sample_metrics
+from sample_metrics import cell
+
+from pipeline.proof.gate import accuracy_loss, failures, probabilities, values
+from pipeline.proof.summary import Evidence, summarize
+from pipeline.records.parity import (
+    BatchDifference,
+    Cell,
+    HostileRow,
+    Limits,
+    Opinion,
+    SkippedCell,
+    VariantParity,
+)
+
+NOTHING = Limits(
+    max_abs_diff=None,
+    max_probability_diff=None,
+    min_snr_db=None,
+    flips=None,
+    accuracy_loss=None,
+    batch_diff=1e-4,
+)
+ROWS = 360
+
+
+def told(found: Cell, rows: int = ROWS, **limits: float) -> list[str]:
+    return list(failures([found], rows, replace(NOTHING, **limits)))
+
+
+def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
+    assert told(cell(diff=1e6, flips=360)) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "line"),
+    [
+        ({"max_abs_diff": 1e-4}, "2.0e-03 at logits[812, 7], limit 1.0e-04"),
+        ({"max_probability_diff": 1e-5}, "2.0e-04 at probabilities[812, 7], limit 1.0e-05"),
+        ({"min_snr_db": 70.0}, "60 dB of logits over the noise, limit 70 dB"),
+        ({"flips": 2}, "3 flips, limit 2"),
+        ({"accuracy_loss": 0.02}, "0.03 points of accuracy lost, limit 0.02"),
+    ],
+)
+def test_each_quantity_fails_alone(limits: dict[str, float], line: str) -> None:
+    assert told(cell(diff=2e-3, flips=3), **limits) == [line]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_abs_diff": 2e-3},
+        {"max_probability_diff": 2e-4},
+        {"min_snr_db": 60.0},
+        {"flips": 3},
+        {"accuracy_loss": 0.03},
+    ],
+)
+def test_what_is_at_its_limit_is_within_it(limits: dict[str, float]) -> None:
+    assert told(cell(diff=2e-3, flips=3), **limits) == []
+
+
+def test_no_number_is_beyond_every_limit() -> None:
+    found = cell(diff=1e-9, flips=0)
+    logits = replace(found.outputs[0], nonfinite=4, max_abs_at=(17, 2))
+    broken = replace(found, outputs=(logits, found.outputs[1]))
+    assert told(broken) == ["4 values are NaN or infinite, first at logits[17, 2]"]
+
+
+def test_a_loss_of_accuracy_counts_on_the_whole_set_alone() -> None:
+    sample = replace(cell(diff=1e-9, flips=0), rows=100)
+    assert told(sample, accuracy_loss=0.0) == []
+    assert told(sample, rows=100, accuracy_loss=0.0) != []
+
+
+def test_accuracy_that_is_not_known_is_not_lost() -> None:
+    found = cell(diff=1e-9, flips=0)
+    assert found.decisions is not None
+    unknown = replace(found.decisions, accuracy=None, reference_accuracy=None)
+    assert accuracy_loss(replace(found, decisions=unknown)) is None
+    assert accuracy_loss(replace(found, decisions=None)) is None
+    assert accuracy_loss(found) == pytest.approx(0.03)
+
+
+def test_a_gain_is_a_negative_loss() -> None:
+    found = cell(diff=1e-9, flips=0)
+    assert found.decisions is not None
+    better = replace(found, decisions=replace(found.decisions, accuracy=0.9963))
+    assert accuracy_loss(better) == pytest.approx(-0.1)
+    assert told(better, accuracy_loss=0.0) == []
+
+
+def test_the_worst_cell_is_the_one_that_is_named() -> None:
+    mild = cell(diff=2e-4, flips=1)
+    bad = replace(cell(diff=5e-4, flips=9), level="basic", provider="cuda")
+    limits = replace(NOTHING, max_abs_diff=1e-4, flips=0)
+    assert list(failures([mild, bad], ROWS, limits)) == [
+        "5.0e-04 at logits[812, 7] (cuda, optimization basic), limit 1.0e-04",
+        "9 flips (cuda, optimization basic), limit 0",
+    ]
+
+
+def test_outputs_are_told_apart() -> None:
+    cells = [cell(diff=1e-3, flips=0), cell(diff=2e-3, flips=0)]
+    assert {one.output for _, one in values(cells)} == {"logits"}
+    assert [one.max_abs_diff for _, one in probabilities(cells)] == [1e-4, 2e-4]
+
+
+def evidence(*cells: Cell, **changes: object) -> Evidence:
+    made = Evidence(
+        cells=cells,
+        counted=cells,
+        rows=ROWS,
+        batch_sizes=(1, 256),
+        batches=(BatchDifference(max_abs_diff=1e-6, where="alone and last of 7", rows=16),),
+        hostile=(),
+        zero_rows="answered 0 rows",
+        zero_rows_sane=True,
+        opinion=Opinion(rows=4, to_reference=0.0, to_model=0.0, skipped=None),
+        sha256="cd" * 32,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def summary(*cells: Cell, limits: Limits = NOTHING, **changes: object) -> VariantParity:
+    return summarize(evidence(*cells, **changes), limits)
+
+
+def test_a_summary_is_the_worst_of_every_quantity() -> None:
+    few = cell(diff=9e-3, flips=1, size=1)
+    many = cell(diff=1e-3, flips=7)
+    found = summary(few, many)
+    assert found.passed
+    assert found.max_abs_diff == 9e-3
+    assert found.max_probability_diff == pytest.approx(9e-4)
+    assert found.flips == 7
+    assert found.snr_db == 60
+    assert found.cells == (few, many)
+
+
+def test_what_fails_as_it_ships_hides_what_fails_otherwise() -> None:
+    """One line is enough, and the plain one is the one to look at."""
+    limits = replace(NOTHING, max_abs_diff=1e-4)
+    plain = cell(diff=2e-4, flips=0)
+    worse = replace(cell(diff=9e-4, flips=0), level="none")
+    found = summary(plain, worse, limits=limits)
+    assert found.failures == ("2.0e-04 at logits[812, 7], limit 1.0e-04",)
+    assert found.max_abs_diff == 9e-4
+    good = cell(diff=1e-6, flips=0)
+    (line,) = summary(good, worse, limits=limits).failures
+    assert "(optimization none)" in line
+
+
+def test_batches_hostile_rows_and_no_rows_fail_too() -> None:
+    good = cell(diff=1e-6, flips=0)
+    batches = (BatchDifference(max_abs_diff=2e-4, where="alone and first of 7", rows=16),)
+    found = summary(good, batches=batches)
+    assert found.failures == ("2.0e-04 alone and first of 7, limit 1.0e-04",)
+    assert found.batch_diff == 2e-4
+    hostile = (
+        HostileRow(name="zeros", passed=True, max_abs_diff=1e-6, limit=1e-4, told=""),
+        HostileRow(name="noise", passed=False, max_abs_diff=3e-3, limit=2e-4, told=""),
+        HostileRow(name="all 255", passed=False, max_abs_diff=5e-3, limit=3e-4, told=""),
+        HostileRow(
+            name="denormals",
+            passed=False,
+            max_abs_diff=None,
+            limit=None,
+            told="refused by one side: too small",
+        ),
+    )
+    found = summary(good, hostile=hostile)
+    assert found.failures == (
+        "5.0e-03 at the hostile row 'all 255', limit 3.0e-04",
+        "hostile row 'denormals': refused by one side: too small",
+    )
+    assert found.hostile_max_abs_diff == 5e-3
+    found = summary(good, zero_rows="ends the process with SIGABRT", zero_rows_sane=False)
+    assert found.failures == ("a batch without rows: ends the process with SIGABRT",)
+
+
+def test_a_model_without_classes_has_no_decisions_to_sum_up() -> None:
+    found = summary(replace(cell(diff=1e-6, flips=0), decisions=None))
+    assert (found.flips, found.near_ties, found.flip_rate) == (None, None, None)
+    assert (found.accuracy, found.accuracy_loss, found.mcnemar_p) == (None, None, None)
+
+
+def test_a_model_of_probabilities_alone_is_summed_up_by_them() -> None:
+    whole = cell(diff=1e-3, flips=0)
+    found = summary(replace(whole, outputs=(whole.outputs[1],)))
+    assert found.max_abs_output == "probabilities"
+    assert found.max_abs_diff == found.max_probability_diff == 1e-4
+
+
+def test_what_is_no_number_is_the_place_that_is_told() -> None:
+    whole = cell(diff=1e-3, flips=0)
+    broken = replace(whole.outputs[1], nonfinite=2, max_abs_at=(5, 1))
+    found = summary(replace(whole, outputs=(whole.outputs[0], broken)))
+    assert (found.max_abs_output, found.max_abs_at) == ("probabilities", (5, 1))
+    assert found.nonfinite == 2
+    assert not found.passed
+
+
+def test_cells_that_were_skipped_are_kept_and_count_for_nothing() -> None:
+    good = cell(diff=1e-6, flips=0)
+    skipped = SkippedCell(exporter="dynamo", provider="cuda", level="", reason="no card")
+    found = summary(good, cells=(good, skipped))
+    assert found.passed
+    assert skipped in found.cells
+
+
+def test_the_samples_of_other_tests_are_such_a_summary() -> None:
+    made = sample_metrics.variant(passed=False, diff=4e-3, flips=1)
+    assert list(failures([made.cells[0]], ROWS, made.limits)) == list(made.failures)  # type: ignore[list-item]

@@ -1,0 +1,284 @@
+"""Hostile rows, batches without rows and rows beside others: what is answered and what breaks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import proof_models as small
+import pytest
+from onnx import TensorProto, helper
+
+from pipeline.errors import InputError
+from pipeline.proof.batches import beside_others, sample
+from pipeline.proof.empty import ask_nothing
+from pipeline.proof.hostile import hostile_feeds, hostile_rows, zero_rows
+from pipeline.proof.opinion import third_opinion
+from pipeline.proof.rows import Rows
+from serving.tensors import TensorInfo
+
+USUAL = {"logits": 10.0, "probabilities": 1.0}
+EXAMPLE = {"features": np.ones((1, small.FEATURES), np.float32)}
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A side that answers what a function says."""
+
+    answers: Mapping[str, float | str]
+    name: str = "answering"
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
+    sha256: str = ""
+
+    def answer(self, feeds: Mapping[str, np.ndarray], _batch_size: int) -> dict[str, np.ndarray]:
+        row = feeds["features"]
+        kind = "zeros" if not row.any() else "denormals" if (row < 1e-30).all() else "others"
+        answer = self.answers.get(kind, 0.0)
+        if isinstance(answer, str):
+            raise InputError(answer)
+        return {"values": np.full((len(row), 2), answer)}
+
+
+def test_images_get_ends_a_pixel_and_noise() -> None:
+    feeds = hostile_feeds({"images": np.full((1, 5, 5, 1), 7, np.uint8)})
+    assert list(feeds) == ["zeros", "all 255", "one hot pixel", "noise"]
+    assert not feeds["zeros"]["images"].any()
+    assert (feeds["all 255"]["images"] == 255).all()
+    assert feeds["one hot pixel"]["images"].sum() == 255
+    assert len(np.unique(feeds["noise"]["images"])) > 15
+    assert all(one["images"].dtype == np.uint8 for one in feeds.values())
+    assert all(one["images"].shape == (1, 5, 5, 1) for one in feeds.values())
+
+
+def test_floats_get_denormals_too() -> None:
+    feeds = hostile_feeds(EXAMPLE)
+    values = feeds["denormals"]["features"]
+    assert (values > 0).all()
+    assert (values < np.finfo(np.float32).tiny).all()
+
+
+def test_texts_get_none_and_far_too_much() -> None:
+    feeds = hostile_feeds({"text": np.array(["fine"], object)})
+    assert list(feeds) == ["empty text", "blanks", "odd letters", "10,000 words"]
+    assert feeds["empty text"]["text"].tolist() == [""]
+    assert len(feeds["10,000 words"]["text"][0].split()) == 10_000
+
+
+def test_ids_are_not_looked_up_beyond_their_table() -> None:
+    feeds = hostile_feeds({"ids": np.array([3]), **EXAMPLE})
+    assert feeds["zeros"]["ids"].tolist() == [0]
+    assert feeds["all 255"]["ids"].tolist() == [3]
+    assert (feeds["all 255"]["features"] == 255).all()
+
+
+def test_noise_is_the_same_each_time() -> None:
+    first, second = hostile_feeds(EXAMPLE), hostile_feeds(EXAMPLE)
+    np.testing.assert_array_equal(first["noise"]["features"], second["noise"]["features"])
+
+
+def test_the_same_model_passes_every_row() -> None:
+    side = small.side(small.linear())
+    rows = hostile_rows(side, side.at("none"), EXAMPLE, 1e-3, USUAL)
+    assert [row.name for row in rows] == ["zeros", "all 255", "one hot pixel", "noise", "denormals"]
+    assert all(row.passed for row in rows)
+    assert all(row.told == "" for row in rows)
+
+
+def test_a_difference_that_only_a_hostile_row_shows() -> None:
+    """Weights that are clipped far above all that the data holds."""
+    nodes = [
+        helper.make_node("Clip", ["features", "low", "high"], ["clipped"]),
+        helper.make_node("Gemm", ["clipped", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    table = (TensorProto.FLOAT, ["batch", small.CLASSES])
+    constants = {
+        "low": np.array(-9, np.float32),
+        "high": np.array(9, np.float32),
+        "weight": small.weights(),
+    }
+    features = (TensorProto.FLOAT, ["batch", small.FEATURES])
+    outputs = {"logits": table, "probabilities": table}
+    clipped = small.side(small.model(nodes, {"features": features}, outputs, constants))
+    rows = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, 1e-3, USUAL)
+    assert [row.name for row in rows if not row.passed] == ["all 255", "one hot pixel"]
+    assert all(row.passed for row in hostile_rows(clipped, clipped, EXAMPLE, 1e-3, USUAL))
+    # Without a limit it is told and no failure.
+    told = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, None, USUAL)
+    assert all(row.passed for row in told)
+    assert max(row.max_abs_diff or 0 for row in told) > 10
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "passed", "told"),
+    [
+        (np.nan, np.nan, True, "NaN or infinite on both sides"),
+        (np.inf, np.inf, True, "NaN or infinite on both sides"),
+        (np.inf, -np.inf, False, "NaN or infinite on one side alone"),
+        (1.0, np.nan, False, "NaN or infinite on one side alone"),
+        (np.nan, 1.0, False, "NaN or infinite on one side alone"),
+        (1.0, np.inf, False, "NaN or infinite on one side alone"),
+        ("too odd", "odd", True, "refused by both"),
+        ("too odd", 1.0, False, "refused by one side: too odd"),
+        (1.0, "too odd", False, "refused by one side: too odd"),
+        (1.0, 1.5, True, ""),
+        (1.0, 3.5, False, ""),
+    ],
+)
+def test_what_is_no_number_must_be_so_on_both_sides(
+    left: float | str, right: float | str, passed: bool, told: str
+) -> None:
+    rows = hostile_rows(Answering({"zeros": left}), Answering({"zeros": right}), EXAMPLE, 2.0, {})
+    zeros = next(row for row in rows if row.name == "zeros")
+    assert zeros.passed is passed
+    assert zeros.told == told
+    assert all(row.passed for row in rows if row.name != "zeros")
+
+
+def test_a_batch_without_rows_is_answered() -> None:
+    assert zero_rows(small.side(small.linear()), EXAMPLE) == ("answered 0 rows", True)
+    assert zero_rows(Answering({}), EXAMPLE) == ("answered 0 rows", True)
+
+
+def test_a_batch_without_rows_may_be_refused_in_words() -> None:
+    made = small.linear()
+    for value in (*made.graph.input, *made.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    told, sane = zero_rows(small.side(made), EXAMPLE)
+    assert sane
+    assert told.startswith("refused: the model refused its input: ")
+    assert zero_rows(Answering({"zeros": "none?"}), EXAMPLE) == ("refused: none?", True)
+
+
+def test_an_answer_out_of_nothing_is_not_sane() -> None:
+    class Inventing(Answering):
+        def answer(self, feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+            return {"values": np.zeros((1, 2))}
+
+    assert zero_rows(Inventing({}), EXAMPLE) == ("answered 1 rows", False)
+
+
+def recurrent() -> onnx.ModelProto:
+    """A GRU over three steps of two numbers."""
+    generator = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Transpose", ["features"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["steps", "w", "r"], ["all", "last"], hidden_size=4),
+        helper.make_node("Squeeze", ["last", "axis"], ["values"]),
+    ]
+    constants = {
+        "w": generator.standard_normal((1, 12, 2)).astype(np.float32),
+        "r": generator.standard_normal((1, 12, 4)).astype(np.float32),
+        "axis": np.array([0], np.int64),
+    }
+    return small.model(
+        nodes,
+        {"features": (TensorProto.FLOAT, ["batch", 3, 2])},
+        {"values": (TensorProto.FLOAT, ["batch", 4])},
+        constants,
+    )
+
+
+def test_a_recurrent_layer_refuses_what_would_take_the_process_down() -> None:
+    side = small.side(recurrent())
+    example = {"features": np.ones((1, 3, 2), np.float32)}
+    told, sane = zero_rows(side, example)
+    assert told.startswith("refused: ")
+    assert "needs at least one row" in told
+    assert sane
+    assert side.answer(example, 1)["values"].shape == (1, 4)
+
+
+def test_bytes_that_are_no_model_are_refused_in_the_other_process() -> None:
+    told, sane = ask_nothing(b"no model", "cpu", EXAMPLE)
+    assert sane
+    assert "refused: the model cannot be loaded" in told
+
+
+def rows_of(array: np.ndarray) -> Rows:
+    return Rows(name="rows", inputs={"features": array}, labels=None)
+
+
+def test_a_row_is_answered_alike_wherever_it_stands() -> None:
+    found = beside_others(small.side(small.linear()), small.rows(40), sample(40, 9, 1))
+    assert found.rows == 9
+    assert found.max_abs_diff < 1e-5
+
+
+def test_an_answer_that_depends_on_the_rows_beside_it_is_found() -> None:
+    rows = small.rows(40)
+    found = beside_others(small.side(small.less_the_mean()), rows, sample(40, 9, 1))
+    assert found.max_abs_diff > 0.1
+    assert found.where.startswith("alone and ")
+    assert found.where.endswith(" of 7")
+
+
+def test_equal_rows_hide_nothing_of_nan() -> None:
+    """NaN beside NaN is the same answer."""
+    rows = rows_of(np.full((10, small.FEATURES), -1, np.float32))
+    found = beside_others(small.side(small.logarithm()), rows, np.arange(10))
+    assert found.max_abs_diff == 0
+
+
+def test_a_sample_is_seeded_sorted_and_without_repeats() -> None:
+    drawn = sample(1000, 64, 5)
+    assert drawn.dtype == np.int64
+    assert len(np.unique(drawn)) == 64
+    assert (np.diff(drawn) > 0).all()
+    assert drawn.tolist() == sample(1000, 64, 5).tolist() != sample(1000, 64, 6).tolist()
+    assert sample(5, 64, 1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_third_opinion_agrees_with_both() -> None:
+    side = small.side(small.linear())
+    found = third_opinion(side, side, small.rows(3).slice(0, 3))
+    assert found.skipped is None
+    assert found.rows == 3
+    assert found.to_model is not None
+    assert found.to_model < 1e-5
+
+
+def test_a_third_opinion_tells_a_wrong_runtime_from_a_wrong_model() -> None:
+    """The file means one thing, and its runtime and the reference answer another."""
+    side = small.side(small.linear())
+    lying = replace(side, content=small.linear(small.weights() * 2).SerializeToString())
+    found = third_opinion(side, lying, small.rows(3).slice(0, 3))
+    assert found.to_model is not None
+    assert found.to_model > 0.5
+    assert found.to_reference == pytest.approx(found.to_model)
+
+
+def test_what_numpy_lacks_is_told() -> None:
+    node = helper.make_node(
+        "FusedGemm", ["features", "weight"], ["values"], domain="com.microsoft", activation="Relu"
+    )
+    made = small.model(
+        [node],
+        {"features": (TensorProto.FLOAT, ["batch", small.FEATURES])},
+        {"values": (TensorProto.FLOAT, ["batch", small.CLASSES])},
+        {"weight": small.weights()},
+        domains=["com.microsoft"],
+    )
+    side = small.side(made)
+    found = third_opinion(side, side, small.rows(3).slice(0, 3))
+    assert found.to_model is None
+    assert found.skipped is not None
+    assert found.skipped.startswith("onnx.reference cannot run it: ")
+    assert "FusedGemm" in found.skipped
+
+
+def test_pytorch_has_no_operators_to_ask() -> None:
+    found = third_opinion(Answering({}), Answering({}), EXAMPLE)
+    assert found.skipped == "answering is no ONNX model"
+
+
+def test_the_limit_grows_with_an_answer_that_is_larger_than_usual() -> None:
+    """Rounding does; what is off by more than that still fails."""
+    sides = Answering({"zeros": 5000.0}), Answering({"zeros": 5000.4})
+    (zeros, *_) = hostile_rows(*sides, EXAMPLE, 1e-3, {"values": 5.0})
+    assert zeros.passed
+    assert zeros.limit == pytest.approx(1.0)
+    (zeros, *_) = hostile_rows(*sides, EXAMPLE, 1e-3, {"values": 5000.0})
+    assert not zeros.passed
+    assert zeros.limit == pytest.approx(1e-3)

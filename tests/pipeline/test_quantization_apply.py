@@ -1,0 +1,221 @@
+"""Recipes applied to small models: of the form that was promised, close, and the same bytes."""
+
+import numpy as np
+import onnx
+import pytest
+from small_models import image_net, product_net, recurrent_net, rows_for
+
+from pipeline import onnxmodel
+from pipeline.proof.rows import Rows
+from pipeline.quantization.apply import Source, to_fp16
+from pipeline.quantization.prepare import constants
+from pipeline.quantization.recipes import parse
+from serving.session import Session, open_session
+
+IMAGES = image_net()
+UINT8, INT8 = onnx.TensorProto.UINT8, onnx.TensorProto.INT8
+
+
+@pytest.fixture(scope="module")
+def images() -> Source:
+    return Source(IMAGES, rows_for(IMAGES, 64))
+
+
+def session_of(model: onnx.ModelProto) -> Session:
+    return open_session(model.SerializeToString(), threads=1)
+
+
+def quantized_types(model: onnx.ModelProto) -> tuple[set[int], set[int]]:
+    """Of activations and of convolutions' weights."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    activations = {
+        tensors[node.input[2]].data_type
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+    weights = {
+        tensors[node.input[0]].data_type
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in tensors
+        and len(tensors[node.input[0]].dims) > 1
+    }
+    return activations, weights
+
+
+def test_types_are_those_of_the_name(images: Source) -> None:
+    assert quantized_types(images.apply(parse("static-u8s8"))) == ({UINT8}, {INT8})
+    assert quantized_types(images.apply(parse("static-s8s8"))) == ({INT8}, {INT8})
+    assert quantized_types(images.apply(parse("static-u8u8"))) == ({UINT8}, {UINT8})
+
+
+def test_scales_are_per_channel_or_one(images: Source) -> None:
+    for name, shape in (("static-u8s8", (8,)), ("static-u8s8-tensor", ())):
+        known = constants(images.apply(parse(name)))
+        assert known["w1_scale"].shape == shape
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("static-u8s8", "static-u8s8-raw", "static-u8s8-entropy", "static-u8s8-percentile"),
+        *("static-s8s8-tensor-few", "weights-int8", "dynamic", "half"),
+    ],
+)
+def test_every_recipe_is_close_and_keeps_inputs_and_outputs(images: Source, name: str) -> None:
+    made, whole = session_of(images.apply(parse(name))), session_of(IMAGES)
+    rows = rows_for(IMAGES, 100, seed=3).inputs
+    assert (made.inputs, made.outputs) == (whole.inputs, whole.outputs)
+    found, wanted = made.run(rows)["logits"], whole.run(rows)["logits"]
+    assert 0 < np.abs(found - wanted).mean() < 0.1 * np.abs(wanted).mean()
+
+
+@pytest.mark.parametrize("name", ["static-u8s8-raw", "static-u8s8-percentile", "half", "dynamic"])
+def test_the_same_inputs_give_the_same_bytes(name: str) -> None:
+    contents = [
+        Source(image_net(), rows_for(IMAGES, 64))
+        .apply(parse(name))
+        .SerializeToString(deterministic=True)
+        for _ in range(2)
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_raw_rows_meet_no_quantizer(images: Source) -> None:
+    made = images.apply(parse("static-u8s8-raw"))
+    makers = {name: node for node in made.graph.node for name in node.output}
+    (first,) = [node for node in made.graph.node if node.name == "first"]
+    dequantizer = makers[first.input[0]]
+    assert dequantizer.op_type == "DequantizeLinear"
+    assert dequantizer.input[0] == "planes"
+    known = constants(made)
+    assert known[dequantizer.input[1]] == 1
+    assert known[dequantizer.input[2]] == 120
+    assert not {"Cast", "Sub", "Mul"} & {node.op_type for node in made.graph.node}
+
+
+def test_raw_rows_are_as_close_as_quantized_ones(images: Source) -> None:
+    rows = rows_for(IMAGES, 100, seed=3).inputs
+    wanted = session_of(IMAGES).run(rows)["logits"]
+    errors = {
+        name: np.abs(session_of(images.apply(parse(name))).run(rows)["logits"] - wanted).mean()
+        for name in ("static-u8s8", "static-u8s8-raw")
+    }
+    # The means of these channels are 40 apart, ten times as much as those of real images.
+    assert errors["static-u8s8-raw"] < 8 * errors["static-u8s8"]
+
+
+def test_layers_in_float_stay_in_float(images: Source) -> None:
+    recipe = parse("static-u8s8-float1")
+    layers = images.layers(recipe)
+    assert len(layers) == 1
+    made = images.apply(recipe, layers)
+    makers = {name: node for node in made.graph.node for name in node.output}
+    (layer,) = [node for node in made.graph.node if node.name == layers[0]]
+    assert layer.input[1] not in makers, "its weight is a constant"
+    others = [n for n in made.graph.node if n.op_type == "Conv" and n.name != layers[0]]
+    assert all(makers[node.input[1]].op_type == "DequantizeLinear" for node in others)
+
+
+def test_layers_in_float_bring_the_answers_nearer() -> None:
+    model = image_net()
+    outlier = constants(model)["w2"].copy()
+    outlier[:, 0, 0, 0] *= 60  # one weight that spoils the scale of its whole channel
+    for tensor in model.graph.initializer:
+        if tensor.name == "w2":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(outlier, "w2"))
+    source = Source(model, rows_for(model, 64))
+    rows = rows_for(model, 100, seed=3).inputs
+    wanted = session_of(model).run(rows)["logits"]
+
+    def error(name: str) -> float:
+        recipe = parse(name)
+        made = source.apply(recipe, source.layers(recipe))
+        return float(np.abs(session_of(made).run(rows)["logits"] - wanted).mean())
+
+    assert source.layers(parse("static-u8s8-float1")) == ("second",)
+    assert error("static-u8s8-float1") < 0.7 * error("static-u8s8")
+
+
+def test_the_first_layer_in_float_takes_no_raw_rows(images: Source) -> None:
+    made = images.apply(parse("static-u8s8-raw"), ["first"])
+    rows = rows_for(IMAGES, 20).inputs
+    assert np.isfinite(session_of(made).run(rows)["logits"]).all()
+
+
+def test_no_recipe_without_float_layers_measures_noise(images: Source) -> None:
+    assert images.layers(parse("static-u8s8")) == ()
+    assert len(images.layers(parse("half-float2"))) == 2
+
+
+def test_an_lstm_is_quantized_at_each_call_and_a_gru_is_not() -> None:
+    for operator, made_of in (("LSTM", "DynamicQuantizeLSTM"), ("GRU", "GRU")):
+        model = recurrent_net(operator)
+        made = Source(model, rows_for(model, 8)).apply(parse("dynamic"))
+        assert made_of in [node.op_type for node in made.graph.node]
+        assert session_of(made).proof.share == 1
+
+
+def test_a_convolution_is_not_quantized_at_each_call(images: Source) -> None:
+    operators = {node.op_type for node in images.apply(parse("dynamic")).graph.node}
+    assert "ConvInteger" not in operators
+    assert "MatMulInteger" in operators
+
+
+def test_half_precision_halves_the_weights() -> None:
+    half = to_fp16(IMAGES)
+    assert {array.dtype for array in constants(half).values()} == {np.dtype(np.float16)}
+    kept = to_fp16(IMAGES, ["last"])
+    types = {name: array.dtype for name, array in constants(kept).items()}
+    assert types["w3"] == np.float32
+    assert types["w1"] == np.float16
+
+
+def test_a_variant_says_what_it_is_and_keeps_what_it_said() -> None:
+    model = image_net()
+    model.producer_name, model.producer_version = "somebody", "1.2"
+    model.metadata_props.add(key="author", value="somebody")
+    model.metadata_props.add(key="ferry.variant", value="fp32")
+    made = Source(model, rows_for(model, 8)).apply(parse("static-u8s8-few"))
+    assert onnxmodel.metadata(made) == {
+        "author": "somebody",
+        "ferry.variant": "int8",
+        "ferry.recipe": "static-u8s8-few",
+    }
+    assert (made.producer_name, made.producer_version) == ("somebody", "1.2")
+    assert (made.graph.name, made.ir_version) == (model.graph.name, 10)
+    assert {entry.domain for entry in made.opset_import} == {""}
+
+
+def test_zero_points_of_zero_are_dropped_before_convolutions_alone(images: Source) -> None:
+    made = images.apply(parse("static-u8s8"))
+    inputs = {
+        node.output[0]: len(node.input)
+        for node in made.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    layers = {node.name: node for node in made.graph.node if node.op_type in ("Conv", "Gemm")}
+    assert inputs[layers["second"].input[1]] == 2
+    assert inputs[layers["last"].input[1]] == 3
+    used = {name for node in made.graph.node for name in node.input}
+    assert {tensor.name for tensor in made.graph.initializer} <= used
+
+
+def test_few_rows_are_an_eighth_of_them() -> None:
+    model = product_net()
+    rows = rows_for(model, 64)
+    spoilt = {name: array.copy() for name, array in rows.inputs.items()}
+    spoilt["features"][8:] *= 100  # behind the first eighth
+    source = Source(model, Rows(name="x", inputs=spoilt, labels=None))
+    few, all_rows = (
+        constants(source.apply(parse(name)))["features_scale"]
+        for name in ("static-u8s8-few", "static-u8s8")
+    )
+    assert all_rows > 20 * few
+
+
+def test_a_fixed_batch_is_calibrated_in_batches_of_that_size() -> None:
+    model = product_net(batch=4)
+    made = Source(model, rows_for(model, 11), 4).apply(parse("static-u8s8"))
+    rows = rows_for(model, 4).inputs
+    assert session_of(made).run(rows)["logits"].shape == (4, 20)

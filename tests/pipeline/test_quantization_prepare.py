@@ -1,0 +1,120 @@
+"""Graphs that are brought to the form that quantizers know still compute the same."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from small_models import image_net, normal, product_net, recurrent_net, rows_for
+
+from pipeline.quantization.prepare import (
+    constants,
+    copied,
+    prepare,
+    replace_constant,
+    with_raw_input,
+)
+from serving.session import open_session
+
+
+def run(model: onnx.ModelProto, count: int = 16) -> dict[str, np.ndarray]:
+    session = open_session(model.SerializeToString(), threads=1)
+    return session.run(rows_for(model, count).inputs)
+
+
+def largest_difference(one: onnx.ModelProto, other: onnx.ModelProto) -> float:
+    left, right = run(one), run(other)
+    assert left.keys() == right.keys()
+    return max(float(np.abs(left[name] - right[name]).max()) for name in left)
+
+
+def test_a_prepared_model_computes_the_same_and_has_names() -> None:
+    model = recurrent_net("LSTM")
+    for node in model.graph.node:
+        node.name = ""
+    prepared = prepare(model)
+    assert largest_difference(model, prepared) < 1e-5
+    assert all(node.name for node in prepared.graph.node)
+    assert {entry.domain for entry in prepared.opset_import} == {""}
+
+
+def test_constants_are_folded() -> None:
+    model = product_net()
+    doubled = helper.make_node("Add", ["w2", "w2"], ["w2.twice"], "twice")
+    model.graph.node.insert(0, doubled)
+    model.graph.node[-1].input[1] = "w2.twice"
+    prepared = prepare(model)
+    assert [node.op_type for node in prepared.graph.node] == ["Gemm", "Relu", "MatMul"]
+    assert np.array_equal(
+        constants(prepared)[prepared.graph.node[-1].input[1]], 2 * constants(model)["w2"]
+    )
+
+
+def test_the_model_itself_stays_as_it_is() -> None:
+    model = image_net()
+    before = model.SerializeToString(deterministic=True)
+    raw = with_raw_input(prepare(model))
+    assert raw is not None
+    assert model.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_standardisation_is_merged_exactly_where_nothing_is_padded(channels: int) -> None:
+    model = image_net(channels, padded=False)
+    raw = with_raw_input(model)
+    assert raw is not None
+    assert largest_difference(model, raw.model) < 1e-4
+    assert "Mul" not in [node.op_type for node in raw.model.graph.node]
+
+
+def test_only_edges_change_where_a_convolution_pads() -> None:
+    model = image_net(3, padded=True)
+    raw = with_raw_input(model)
+    assert raw is not None
+    outputs = {}
+    for name, one in (("before", model), ("after", raw.model)):
+        opened = copied(one)
+        opened.graph.output.append(onnx.ValueInfoProto(name="c1"))
+        outputs[name] = run(opened)["c1"]
+    changed = np.abs(outputs["before"] - outputs["after"])
+    assert changed[:, :, 1:-1, 1:-1].max() < 1e-4
+    assert changed.max() > 0.01, "the means of the channels differ by 40 of 255"
+
+
+def test_the_zero_is_the_mean_as_a_whole_number() -> None:
+    raw = with_raw_input(image_net(3))
+    assert raw is not None
+    assert raw.zero == 120  # of 100, 120 and 140
+    assert (raw.pixels, raw.centred) == ("planes", "centred")
+
+
+def test_a_convolution_without_a_bias_gets_one() -> None:
+    model = image_net(3, padded=False)
+    (first,) = [node for node in model.graph.node if node.name == "first"]
+    del first.input[2]
+    raw = with_raw_input(model)
+    assert raw is not None
+    assert largest_difference(model, raw.model) < 1e-4
+
+
+def test_other_beginnings_are_left_alone() -> None:
+    assert with_raw_input(product_net()) is None
+    assert with_raw_input(recurrent_net("GRU")) is None
+    used_twice = image_net()
+    used_twice.graph.node.append(helper.make_node("Identity", ["standard"], ["more"], "again"))
+    assert with_raw_input(used_twice) is None
+    per_pixel = image_net()
+    replace_constant(per_pixel, "mean", normal(1, 3, 8, 8))
+    assert with_raw_input(per_pixel) is None
+    floats = image_net()
+    floats.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    assert with_raw_input(floats) is None
+
+
+def test_a_constant_is_replaced_or_added() -> None:
+    model = product_net()
+    count = len(model.graph.initializer)
+    replace_constant(model, "b1", np.zeros(64, np.float32))
+    assert len(model.graph.initializer) == count
+    assert not constants(model)["b1"].any()
+    replace_constant(model, "new", np.ones(2, np.float32))
+    assert len(model.graph.initializer) == count + 1

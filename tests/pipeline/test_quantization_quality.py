@@ -1,0 +1,122 @@
+"""What a variant costs, from answers that can be counted by hand."""
+
+import numpy as np
+import pytest
+from small_models import image_net, product_net, rows_for
+
+from pipeline.quantization.quality import answers, paired_loss, quality
+from serving.session import open_session
+
+
+def scores(classes: list[int], count: int = 3) -> dict[str, np.ndarray]:
+    table = np.zeros((len(classes), count), np.float32)
+    table[np.arange(len(classes)), classes] = 1
+    return {"logits": table}
+
+
+def test_accuracy_that_is_lost_and_won() -> None:
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    before, after = labels.copy(), labels.copy()
+    before[0] = 1  # wrong before, right after
+    after[1:4] = (labels[1:4] + 1) % 3  # three the other way round
+    found = quality(scores(list(before)), scores(list(after)), labels)
+    assert found.measure == "accuracy"
+    assert (found.reference, found.value) == (0.9, 0.7)
+    assert found.loss == pytest.approx(20)
+    assert found.flips == 4
+    assert found.rows == 10
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < 20 < found.high
+
+
+def test_flips_between_wrong_answers_cost_nothing() -> None:
+    found = quality(scores([1, 1, 0]), scores([2, 1, 0]), np.array([0, 1, 0]))
+    assert (found.loss, found.flips) == (0, 1)
+
+
+def test_without_classes_agreement_counts() -> None:
+    found = quality(scores([0, 1, 2, 0]), scores([0, 1, 2, 1]), None)
+    assert found.measure == "agreement"
+    assert found.loss == pytest.approx(25)
+    assert (found.reference, found.value) == (1, 0.75)
+
+
+def test_the_one_table_of_an_unknown_model_is_taken_for_scores() -> None:
+    one, other = scores([0, 1])["logits"], scores([0, 2])["logits"]
+    found = quality({"output_7": one}, {"output_7": other}, None)
+    assert (found.measure, found.flips) == ("agreement", 1)
+
+
+def test_a_mean_error_that_grows() -> None:
+    pictures = np.zeros((4, 2, 2, 1), np.float32)
+    before = {"reconstruction": pictures, "error": np.array([1.0, 2.0, 3.0, 2.0], np.float32)}
+    after = {**before, "error": before["error"] * 1.1}
+    found = quality(before, after, np.zeros(4, np.int64))
+    assert found.measure == "mean error"
+    assert found.loss == pytest.approx(10, rel=1e-5)
+    assert found.flips is None
+    assert (found.reference, found.value) == (2, pytest.approx(2.2))
+
+
+def test_values_that_decide_nothing_differ_by_a_part_of_their_size() -> None:
+    values = np.ones((5, 3, 3), np.float32)
+    found = quality({"map": values}, {"map": values * 0.98}, None)
+    assert found.measure == "difference"
+    assert found.loss == pytest.approx(2, rel=1e-4)
+
+
+def test_texts_agree_or_do_not() -> None:
+    one = {"label": np.array(["a", "b", "c", "d"], object)}
+    other = {"label": np.array(["a", "b", "x", "d"], object)}
+    found = quality(one, other, None)
+    assert (found.measure, found.loss) == ("agreement", 25)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_has_no_quality(value: float) -> None:
+    broken = scores([0, 1, 2])
+    broken["logits"][1, 1] = value
+    found = quality(scores([0, 1, 2]), broken, np.array([0, 1, 2]))
+    assert (found.measure, found.loss, found.flips) == ("not finite", None, None)
+
+
+def test_the_interval_is_that_of_bonett_and_price() -> None:
+    # By hand: (59 + 1 - 32 - 1) / 1602 and its deviation.
+    low, high = paired_loss(59, 32, 1600)
+    middle = (60 - 33) / 1602
+    width = 1.959964 * np.sqrt((93 / 1602 - middle**2) / 1602)
+    assert low == pytest.approx(middle - width)
+    assert high == pytest.approx(middle + width)
+
+
+def test_the_interval_holds_the_true_loss_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    lost, gained, rows, inside = 0.02, 0.01, 1000, 0
+    for _ in range(2000):
+        counts = rng.multinomial(rows, [lost, gained, 1 - lost - gained])
+        low, high = paired_loss(int(counts[0]), int(counts[1]), rows)
+        inside += low <= lost - gained <= high
+    assert 0.93 < inside / 2000 < 0.975
+
+
+def test_no_discordant_row_leaves_an_interval_all_the_same() -> None:
+    low, high = paired_loss(0, 0, 100)
+    assert low == -high
+    assert 0.02 < high < 0.05
+    assert paired_loss(0, 0, 1) >= (-1, 0)
+
+
+def test_answers_come_row_by_row_whatever_the_batch() -> None:
+    model = image_net()
+    rows = rows_for(model, 130)
+    found = answers(open_session(model.SerializeToString(), threads=1), rows)
+    alone = open_session(model.SerializeToString(), threads=1).run(rows.slice(129, 130))
+    assert found["logits"].shape == (130, 5)
+    assert np.allclose(found["logits"][129], alone["logits"][0], atol=1e-4)
+
+
+def test_a_fixed_batch_leaves_out_the_rows_that_do_not_fill_one() -> None:
+    model = product_net(batch=4)
+    session = open_session(model.SerializeToString(), threads=1)
+    assert len(answers(session, rows_for(model, 11), 4)["logits"]) == 8
