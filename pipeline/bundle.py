@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import ready, tracking
+from pipeline.bundle_proof import gates_of
 from pipeline.config import BundleConfig, Experiment
 from pipeline.errors import GateError, IntegrityError
 from pipeline.records import read
@@ -18,7 +19,7 @@ from pipeline.records.bundle import BundleReport
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.train import TrainReport
 from serving.bench_report import BenchReport
-from serving.bundle import BundleContents, Gate, Source, write_bundle
+from serving.bundle import BundleContents, Source, write_bundle
 from serving.files import require, sha256_of_bytes, write_json
 from serving.session import open_session
 
@@ -59,7 +60,7 @@ def bundle(
         golden_input=np.array(golden),
         golden_max_abs_diff=_golden_limit(proven),
         metrics=_metrics(trained, proven),
-        parity=_gates(proven),
+        parity=gates_of(proven),
         source=Source(
             dataset=experiment.dataset,
             weights_sha256=trained.weights_sha256,
@@ -157,22 +158,3 @@ def _golden_limit(proven: VariantParity) -> float:
     if proven.limits.max_abs_diff is not None:
         return proven.limits.max_abs_diff
     return max(proven.max_abs_diff, proven.max_probability_diff or 0.0)
-
-
-def _gates(proven: VariantParity) -> dict[str, Gate]:
-    limits = proven.limits
-    gates = {
-        "max_abs_diff": (proven.max_abs_diff, limits.max_abs_diff),
-        "max_probability_diff": (
-            proven.max_probability_diff,
-            limits.max_probability_diff,
-        ),
-        "flips": (proven.flips, limits.flips),
-        "accuracy_loss": (proven.accuracy_loss, limits.accuracy_loss),
-        "batch_diff": (proven.batch_diff, limits.batch_diff),
-    }
-    return {
-        name: Gate(measured=measured, limit=limit)
-        for name, (measured, limit) in gates.items()
-        if measured is not None and limit is not None
-    }

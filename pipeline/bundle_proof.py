@@ -4,7 +4,7 @@ Both are read into one record, which says of which file it is, what it was held 
 it may be off.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from pipeline.records.parity import PairReport, VariantParity
 from serving.files import read_json, require
 from serving.manifest import Gate
 
-__all__ = ["Proof", "read_proof"]
+__all__ = ["Proof", "gates_of", "read_proof"]
 
 MODULE = "module"
 """A key that only the report of `ferry export --module` has."""
@@ -77,24 +77,27 @@ def _of_pair(report: PairReport) -> Proof:
         data=report.data,
         passed=report.passed and result.passed,
         failures=result.failures,
-        gates=dict(_gates(result)),
+        gates=gates_of(result),
         limit=max(known, default=None),
         accuracy=result.accuracy,
     )
 
 
-def _gates(result: VariantParity) -> Iterator[tuple[str, Gate]]:
-    """Those of the quantities that must be small; a gate holds nothing else."""
+def gates_of(result: VariantParity) -> dict[str, Gate]:
+    """The quantities that must be small, each beside its limit; a gate holds nothing else."""
     limits = result.limits
-    for name, measured, limit in (
-        ("max_abs_diff", result.max_abs_diff, limits.max_abs_diff),
-        ("max_probability_diff", result.max_probability_diff, limits.max_probability_diff),
-        ("flips", result.flips, limits.flips),
-        ("accuracy_loss", result.accuracy_loss, limits.accuracy_loss),
-        ("batch_diff", result.batch_diff, limits.batch_diff),
-    ):
-        if measured is not None and limit is not None:
-            yield name, Gate(measured=measured, limit=limit)
+    gates = {
+        "max_abs_diff": (result.max_abs_diff, limits.max_abs_diff),
+        "max_probability_diff": (result.max_probability_diff, limits.max_probability_diff),
+        "flips": (result.flips, limits.flips),
+        "accuracy_loss": (result.accuracy_loss, limits.accuracy_loss),
+        "batch_diff": (result.batch_diff, limits.batch_diff),
+    }
+    return {
+        name: Gate(measured=measured, limit=limit)
+        for name, (measured, limit) in gates.items()
+        if measured is not None and limit is not None
+    }
 
 
 def _of_module(report: ModuleReport) -> Proof:
