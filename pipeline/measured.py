@@ -3,7 +3,7 @@
 What was measured on other weights than those of the last training is not shown beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from pipeline.records.benchmark import BenchmarkReport
 from pipeline.records.bundle import BundleReport
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport
+from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 
 __all__ = ["Measured", "read_measured"]
@@ -26,6 +27,8 @@ class Measured:
     training: TrainReport
     inside: EvaluateReport | None
     parity: ParityReport | None = None
+    quantized: QuantizeReport | None = None
+    """Of the ONNX file that was compared, and of no other."""
     benchmark: BenchmarkReport | None = None
     shipped: BundleReport | None = None
 
@@ -45,13 +48,15 @@ def read_measured(metrics: Path, experiment: str) -> Measured | None:
     parity = _read(ParityReport, folder / "parity.json")
     if parity is None or parity.weights_sha256 != training.weights_sha256:
         return Measured(training=training, inside=inside)
+    quantized = _read(QuantizeReport, folder / "quantize.json")
+    if quantized is not None and quantized.model_sha256 != parity.variants["fp32"].sha256:
+        quantized = None
+    proven = Measured(training=training, inside=inside, parity=parity, quantized=quantized)
     benchmark = _read(BenchmarkReport, folder / "benchmark.json")
     if benchmark is None or benchmark.weights_sha256 != training.weights_sha256:
-        return Measured(training=training, inside=inside, parity=parity)
+        return proven
     shipped = _read(BundleReport, folder / "bundle.json")
-    return Measured(
-        training=training, inside=inside, parity=parity, benchmark=benchmark, shipped=shipped
-    )
+    return replace(proven, benchmark=benchmark, shipped=shipped)
 
 
 def _read(record: type[Record], path: Path) -> Record | None:

@@ -15,8 +15,10 @@ from pipeline.config import Params
 from pipeline.errors import MissingInputError
 from pipeline.measured import Measured, read_measured
 from pipeline.proof.tables import cell_lines, facts, ulps
+from pipeline.quantization.plots import pareto
 from pipeline.records.benchmark import BenchmarkReport, sweeps
 from pipeline.records.parity import ParityReport, VariantParity
+from pipeline.records.quantize import QuantizeReport
 from pipeline.results import ResultRow, rows_of
 from serving.bench_report import BenchReport, SkippedProvider
 from serving.environment import Environment
@@ -75,6 +77,8 @@ class Section:
     latency_throughput: str | None
     ulps: str | None
     """How many units in the last place the variants are off; None before they were compared."""
+    pareto: str | None
+    """What the recipes of quantization lost and won; None where none was tried."""
     inside: tuple[tuple[str, str], ...]
     """What the look inside measured, by what a person calls it."""
     pictures: tuple[Picture, ...]
@@ -118,6 +122,7 @@ def _section(measured: Measured, pictures: Path) -> Section:
         confusion_matrix=_confusion(measured),
         latency_throughput=_latency(name, measured.benchmark),
         ulps=_ulps(measured.parity),
+        pareto=_pareto(measured.quantized),
         inside=tuple(_inside(measured)),
         pictures=tuple(_pictures(measured, pictures / name)),
         unseen=tuple(_unseen(measured)),
@@ -232,6 +237,12 @@ def _ulps(parity: ParityReport | None) -> str | None:
         return None
     figure = figures.ulp_histogram(ulps(parity))
     return figures.as_svg(figure, f"{parity.experiment}: differences in units in the last place")
+
+
+def _pareto(quantized: QuantizeReport | None) -> str | None:
+    if quantized is None or not any(search.tries for search in quantized.searches.values()):
+        return None
+    return figures.as_svg(pareto(quantized), f"{quantized.experiment}: recipes of quantization")
 
 
 def _latency(name: str, benchmark: BenchmarkReport | None) -> str | None:

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+import tries
+
 from pipeline.epoch import Epoch
 from pipeline.records.parity import (
     BatchDifference,
@@ -21,6 +23,7 @@ from pipeline.records.parity import (
     SkippedCell,
     VariantParity,
 )
+from pipeline.records.quantize import QuantizeReport, Search
 from serving.bench_report import BenchReport, SkippedProvider
 from serving.environment import Environment
 from serving.files import write_json
@@ -277,6 +280,32 @@ def parity(name: str) -> dict[str, object]:
             "int8": variant(diff=9.0e-5, flips=2),
         },
     }
+
+
+def quantized(name: str, model_sha256: str = "cd" * 32) -> QuantizeReport:
+    """A search that kept the faster of two recipes, on the file that `parity` is about."""
+    search = Search(
+        budget=tries.BUDGET,
+        tries=(tries.attempt("static-u8s8", 1.7, 0.3), tries.attempt("dynamic", 0.6, 0.28)),
+        not_tried={},
+        chosen="static-u8s8",
+        reason="the fastest inside both budgets",
+        qat_epochs=0,
+    )
+    return QuantizeReport(
+        experiment=name,
+        model_sha256=model_sha256,
+        goal="speed",
+        judged_on="digits:validation",
+        rows=180,
+        calibration_rows=64,
+        machine="a processor",
+        threads=1,
+        seconds=2.0,
+        variants={},
+        skipped={},
+        searches={"int8": search},
+    )
 
 
 def inside(name: str) -> dict[str, object]:

@@ -344,3 +344,31 @@ def test_a_signal_that_drowns_fails_its_bar(params, tmp_path):
     int8 = section(page.read_text(), "digits-mlp").split('<div class="gate"')[3]
     assert '12 dB</td><td class="n soft">at least 50 dB' in int8
     assert int8.count("bar over") == 1
+
+
+def test_every_recipe_that_was_tried_is_on_the_page_with_its_verdict(params, tmp_path):
+    metrics = tmp_path / "metrics"
+    sample_metrics.write_all(metrics, "mnist-cnn")
+    write_json(metrics / "mnist-cnn" / "quantize.json", sample_metrics.quantized("mnist-cnn"))
+    path = tmp_path / "index.html"
+    report(metrics, tmp_path / "pictures", path, params=params)
+    text = path.read_text()
+    part = text[text.index("<h3>Quantization</h3>") :]
+    part = part[: part.index("</details>")]
+    assert 'aria-label="mnist-cnn: recipes of quantization"' in part
+    assert "lost on digits:validation" in part
+    kept, other = re.findall(r"<tr[^>]*><td>int8</td>.*?</tr>", part)
+    assert kept.startswith('<tr class="shipped">')
+    assert "static-u8s8</td>" in kept
+    assert "0.60 times as fast" in other
+    assert "shipped" not in other
+
+
+def test_recipes_that_were_tried_on_another_file_are_not_shown(params, tmp_path):
+    metrics = tmp_path / "metrics"
+    sample_metrics.write_all(metrics, "mnist-cnn")
+    stale = sample_metrics.quantized("mnist-cnn", model_sha256="00" * 32)
+    write_json(metrics / "mnist-cnn" / "quantize.json", stale)
+    path = tmp_path / "index.html"
+    report(metrics, tmp_path / "pictures", path, params=params)
+    assert "<h3>Quantization</h3>" not in path.read_text()
