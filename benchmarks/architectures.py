@@ -1,7 +1,7 @@
 """Export image architectures that ferry did not make, and print how far each is from PyTorch.
 
-    python benchmarks/architectures.py            # the twelve of the tests and some more
-    python benchmarks/architectures.py ViT Swin   # some of them
+Run: python benchmarks/architectures.py            # the twelve of the tests and some more
+     python benchmarks/architectures.py ViT Swin   # some of them
 
 Each is exported at the standard settings of `ferry export --module` from random weights: opset 20,
 a symbolic batch axis, 64 random images at batch sizes of 1, 2, 7 and 32, and a limit of 1e-4 on the

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from serving.timing import paired_ratio
+from serving.pairing import paired_ratio
 
 AIM = 2.5
 SECONDS = 8.0

@@ -1,31 +1,39 @@
-"""`ferry benchmark EXPERIMENT`: time every variant on every provider, beside PyTorch eager.
+"""`ferry benchmark EXPERIMENT`: time every variant on every provider, beside PyTorch and MLflow.
 
-Each variant is timed by `ferry bench` in a process of its own; a provider that this machine cannot
-run is a row with its reason.
+Everything runs in processes of its own and takes turns (`serving.measuring`), so that speedups over
+PyTorch eager are paired. What this machine cannot run is a row with its reason.
 """
 
-import functools
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from pipeline import figures, ready, tracking
+from pipeline import benching_figures, ready, tracking
+from pipeline.beside.contestants import contestants_of
 from pipeline.config import Experiment
-from pipeline.figures import Point
-from pipeline.graph import Graph, load_graph
-from pipeline.records.benchmark import BenchmarkReport, EagerTiming, VariantBenchmark, sweeps
-from serving.bench import bench_providers
-from serving.environment import describe
+from pipeline.errors import ModelError
+from pipeline.graph import load_graph
+from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
+from pipeline.rivals import BenchmarkConfig
+from serving.bench import Extras, run
+from serving.bench_report import BenchReport, Measured, Skipped
+from serving.bench_table import as_csv
 from serving.files import require, sha256_of_file, write_json, write_text
-from serving.session import allowed_cores, open_session
-from serving.timing import PairedRatio, Timing, paired_ratio, time_calls
+from serving.measuring.client import TORCH, Spec
+from serving.measuring.rounds import Plan, Tell
+from serving.session import allowed_cores
+from serving.settings import SessionSettings
 
 __all__ = ["benchmark"]
 
-RATIO_SECONDS = 2.0
+FIGURES = {
+    "latency_throughput.png": benching_figures.latency_throughput,
+    "scaling.png": benching_figures.scaling,
+    "latency_distribution.png": benching_figures.latency_distribution,
+    "cold_start.png": benching_figures.cold_start_bars,
+}
 
 
 def benchmark(
@@ -38,106 +46,135 @@ def benchmark(
     experiment: Experiment,
     skipped: Mapping[str, str] | None = None,
     track: bool = True,
+    tell: Tell = lambda _: None,
 ) -> BenchmarkReport:
     """Time each variant in `models` and the weights they were made from.
 
-    `skipped` tells why other variants were not made. Writes `metrics` and `plots`/benchmark.csv.
-    Raises MissingInputError and ModelError.
+    `skipped` tells why other variants were not made; `tell` is given a line before each step.
+    Writes `metrics` and CSV files in `plots`. Interrupted with Ctrl-C it keeps what was measured
+    until then, as a partial report. Raises MissingInputError, IntegrityError for weights of another
+    model, and ModelError when PyTorch eager cannot be measured.
     """
-    config = experiment.benchmark
     for path in models.values():
         require(path, f"dvc repro quantize@{experiment.name}")
-    rows = data / "test_inputs.npy"
-    variants = {
-        name: VariantBenchmark(
-            providers=bench_providers(
-                path, batch_sizes=config.batch_sizes, seconds=config.seconds, rows=rows
-            )
-        )
-        for name, path in models.items()
-    }
-    graph = load_graph(weights, experiment, ready.open_manifest(data))
-    inputs = np.array(ready.open_split(data, "test").inputs[: max(config.batch_sizes)])
+    # Tells of wrong weights now, and not from another process as a row that is skipped.
+    load_graph(weights, experiment, ready.open_manifest(data))
     report = BenchmarkReport(
         experiment=experiment.name,
-        environment=describe(),
         torch_version=torch.__version__,
         weights_sha256=sha256_of_file(weights),
-        variants=variants,
-        eager=tuple(_eager(graph, inputs, config.batch_sizes, config.seconds)),
-        eager_ratio=_eager_ratio(graph, models["fp32"], inputs[:1]),
+        bench=_measure(weights, models, data, experiment=experiment, tell=tell),
         skipped=dict(skipped or {}),
     )
-    timed = sweeps(report)
-    write_text(plots / "benchmark.csv", _csv(timed))
+    _require_eager(report)
+    write_text(plots / "benchmark.csv", as_csv(report.bench))
+    write_text(plots / "scaling.csv", _scaling_csv(report))
+    write_text(plots / "cold_start.csv", _cold_csv(report))
     write_json(metrics, report)
-    _record(report, timed, track=track)
+    if not report.bench.partial:
+        _record(report, track=track)
     return report
 
 
-def _call(graph: Graph, rows: np.ndarray[Any, Any]) -> object:
-    return graph(graph.tensor(rows))
+def _measure(
+    weights: Path, models: Mapping[str, Path], data: Path, *, experiment: Experiment, tell: Tell
+) -> BenchReport:
+    config = experiment.benchmark
+    threads, beyond = _threads(config.threads)
+    with tempfile.TemporaryDirectory() as saved:
+        contestants = contestants_of(
+            weights, models, data, Path(saved), threads=threads, experiment=experiment
+        )
+        return run(
+            contestants.specs,
+            _plan(config, threads),
+            Extras(
+                cold=contestants.cold if config.cold_starts else (),
+                num_cold_starts=config.cold_starts,
+            ),
+            model=models["fp32"],
+            rows=data / "test_inputs.npy",
+            skipped=(*contestants.skipped, *_too_many(contestants.specs, beyond)),
+            tell=tell,
+        )
 
 
-def _eager(
-    graph: Graph, inputs: np.ndarray[Any, Any], sizes: Sequence[int], seconds: float
-) -> Iterator[EagerTiming]:
-    threads = allowed_cores()
-    torch.set_num_threads(threads)
-    with torch.inference_mode():
-        for size in sizes:
-            # A test set smaller than the batch is repeated to fill it.
-            batch = np.resize(inputs, (size, *inputs.shape[1:]))
-            call = functools.partial(_call, graph, batch)
-            timing: Timing = time_calls(call, batch_size=size, seconds=seconds)
-            yield EagerTiming(
-                batch_size=size,
-                threads=threads,
-                p50_ms=timing.p50_ms,
-                p90_ms=timing.p90_ms,
-                p99_ms=timing.p99_ms,
-                rows_per_second=timing.rows_per_second,
-                num_calls=timing.num_calls,
-            )
+def _threads(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The thread counts to measure with, and those that are more than the cores there are."""
+    cores = allowed_cores()
+    wanted = list(dict.fromkeys(count or cores for count in counts))
+    return [n for n in wanted if n <= cores], [n for n in wanted if n > cores]
 
 
-def _eager_ratio(graph: Graph, model: Path, row: np.ndarray[Any, Any]) -> PairedRatio:
-    """Interleave PyTorch eager and ONNX Runtime on the same row, one thread each."""
-    session = open_session(model, threads=1)
-    feeds = {session.inputs[0].name: row}
-    names = [output.name for output in session.outputs]
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            return paired_ratio(
-                functools.partial(_call, graph, row),
-                functools.partial(session.raw.run, names, feeds),
-                seconds=RATIO_SECONDS,
-                seed=0,
-            )
-    finally:
-        torch.set_num_threads(allowed_cores())
+def _plan(config: BenchmarkConfig, threads: Sequence[int]) -> Plan:
+    return Plan(
+        settings=tuple(SessionSettings(threads=count) for count in threads),
+        batch_sizes=config.batch_sizes,
+        seconds=config.seconds,
+        num_rounds=config.rounds,
+        growth_calls=config.growth_calls,
+        seed=config.seed,
+    )
 
 
-def _csv(timed: Mapping[str, Sequence[Point]]) -> str:
+def _too_many(specs: Sequence[Spec], beyond: Sequence[int]) -> Iterator[Skipped]:
+    reason = f"this process may use {allowed_cores()} cores"
+    for count in beyond:
+        for spec in specs:
+            yield Skipped(subject=spec.name, provider=spec.provider, threads=count, skipped=reason)
+
+
+def _require_eager(report: BenchmarkReport) -> None:
+    """Refuse a report whose speedups would be over something else."""
+    if report.bench.partial or any(report.bench.of(EAGER, TORCH)):
+        return
+    reasons = [one.skipped for one in report.bench.skipped if one.subject == EAGER]
+    raise ModelError(f"{report.experiment}: {EAGER} was not measured: {'; '.join(reasons)}")
+
+
+def _scaling_csv(report: BenchmarkReport) -> str:
     lines = [
-        f"{name},{point.batch_size},{point.p50_ms},{point.rows_per_second}"
-        for name, points in timed.items()
-        for point in points
+        f'"{name}",{timing.batch_size},{timing.rows_per_second}'
+        for name, timings in sweeps(report).items()
+        for timing in timings
     ]
-    return "\n".join(["name,batch_size,p50_ms,rows_per_second", *lines]) + "\n"
+    return "\n".join(["what,batch_size,rows_per_second", *lines]) + "\n"
 
 
-def _record(report: BenchmarkReport, timed: Mapping[str, Sequence[Point]], *, track: bool) -> None:
+def _cold_csv(report: BenchmarkReport) -> str:
+    lines = [f"{cold.subject},{cold.p50_ms}" for cold in report.bench.cold_starts]
+    return "\n".join(["subject,p50_ms", *lines]) + "\n"
+
+
+def _record(report: BenchmarkReport, *, track: bool) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
-        for name, points in timed.items():
-            key = f"benchmark.{name.replace(' · ', '.').replace(' ', '_')}"
-            for point in points:
-                tracker.log_metrics(
-                    {
-                        f"{key}.b{point.batch_size}.p50_ms": point.p50_ms,
-                        f"{key}.b{point.batch_size}.rows_per_second": point.rows_per_second,
-                    }
-                )
-        tracker.log_metrics({"benchmark.eager_ratio": report.eager_ratio.median})
-        tracker.log_figure(figures.latency_throughput(timed), "latency_throughput.png")
+        for one in report.bench.measured:
+            tracker.log_metrics(_metrics(one))
+        tracker.log_metrics(
+            {
+                f"benchmark.cold_start.{_key(cold.subject)}.p50_ms": cold.p50_ms
+                for cold in report.bench.cold_starts
+            }
+        )
+        for name, draw in FIGURES.items() if track else ():
+            tracker.log_figure(draw(report), name)
+
+
+def _metrics(one: Measured) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in one.rows:
+        timing = row.timing
+        key = f"benchmark.{_key(one.label)}.t{one.settings.threads}.b{timing.batch_size}"
+        found |= {
+            f"{key}.p50_ms": timing.p50_ms,
+            f"{key}.p99_ms": timing.p99_ms,
+            f"{key}.rows_per_second": timing.rows_per_second,
+        }
+        if row.speedup:
+            found[f"{key}.speedup"] = row.speedup.median
+    return found
+
+
+def _key(label: str) -> str:
+    """A label as part of a name that MLflow takes: "fp32.cpu", "PyTorch_eager"."""
+    return label.replace(" · ", ".").replace(" ", "_")

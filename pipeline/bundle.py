@@ -13,12 +13,12 @@ from pipeline import ready, tracking
 from pipeline.bundle_proof import gates_of
 from pipeline.config import BundleConfig, Experiment
 from pipeline.errors import GateError, IntegrityError
+from pipeline.gains import gains_over_fp32, on_cpu
 from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport
-from pipeline.records.bundle import BundleReport
+from pipeline.records.bundle import BundleReport, Gain
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.train import TrainReport
-from serving.bench_report import BenchReport
 from serving.bundle import BundleContents, Source, write_bundle
 from serving.files import require, sha256_of_bytes, write_json
 from serving.session import open_session
@@ -84,51 +84,44 @@ def bundle(
     return report
 
 
-def choose(gains: Mapping[str, float], config: BundleConfig) -> tuple[str, str]:
+def choose(gains: Mapping[str, Gain], config: BundleConfig) -> tuple[str, str]:
     """The variant to ship, and why: the best by the goal, if it is enough better than fp32.
 
-    `gains` says how many times better than fp32 each variant that passed its gate is.
+    `gains` has each variant that passed its gate. One counts as better only if the whole interval
+    of its gain is, and the best of those must be `min_gain` times as good.
     """
-    best = max(gains, key=lambda name: gains[name])
-    if best == "fp32" or gains[best] < config.min_gain:
-        others = ", ".join(f"{name} {gain:.2f}" for name, gain in gains.items() if name != "fp32")
-        told = f" ({others} times as good)" if others else ""
-        return (
-            "fp32",
-            f"no other variant is {config.min_gain:g} times better in {config.goal}{told}",
-        )
-    return best, f"{gains[best]:.2f} times as good as fp32 in {config.goal}"
+    better = {
+        name: gain
+        for name, gain in gains.items()
+        if name != "fp32" and gain.low > 1 and gain.times >= config.min_gain
+    }
+    if better:
+        best = max(better, key=lambda name: better[name].times)
+        return best, f"{_told(better[best])} times as good as fp32 in {config.goal}"
+    others = ", ".join(f"{name} {_told(gain)}" for name, gain in gains.items() if name != "fp32")
+    told = f" ({others} times as good)" if others else ""
+    return "fp32", f"no other variant is {config.min_gain:g} times better in {config.goal}{told}"
 
 
-def _gains(parity: ParityReport, timed: BenchmarkReport, goal: str) -> dict[str, float]:
+def _told(gain: Gain) -> str:
+    if gain.low == gain.high:
+        return f"{gain.times:.2f}"
+    return f"{gain.times:.2f} [{gain.low:.2f} to {gain.high:.2f}]"
+
+
+def _gains(parity: ParityReport, timed: BenchmarkReport, goal: str) -> dict[str, Gain]:
     if not parity.variants["fp32"].passed:
         raise GateError(
             f"{parity.experiment} fp32 did not pass its gate: "
             f"{', '.join(parity.variants['fp32'].failures)}"
         )
-    costs = {
-        name: _cost(_on_cpu(timed, name), goal)
-        for name, variant in parity.variants.items()
-        if variant.passed
-    }
-    return {name: costs["fp32"] / cost for name, cost in costs.items()}
-
-
-def _on_cpu(timed: BenchmarkReport, variant: str) -> BenchReport:
-    for row in timed.variants[variant].providers:
-        if isinstance(row, BenchReport) and row.provider == "cpu":
-            return row
-    raise IntegrityError(f"{timed.experiment}: benchmark.json has no CPU row for {variant}")
-
-
-def _cost(report: BenchReport, goal: str) -> float:
-    """What the goal wants small: milliseconds, seconds per image, or bytes."""
-    if goal == "size":
-        return report.file_bytes
-    if goal == "throughput":
-        return 1 / report.fastest.rows_per_second
-    smallest = min(report.batches, key=lambda timing: timing.batch_size)
-    return smallest.p50_ms
+    if timed.bench.partial:
+        raise IntegrityError(
+            f"{timed.experiment}: benchmark.json is of an interrupted run; "
+            f"`ferry benchmark {timed.experiment}` measures it anew"
+        )
+    passed = [name for name, variant in parity.variants.items() if variant.passed]
+    return gains_over_fp32(timed, passed, goal)
 
 
 def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, variant: str) -> bytes:
@@ -136,7 +129,7 @@ def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, var
     found = sha256_of_bytes(content)
     for stage, recorded in (
         ("parity", proven.sha256),
-        ("benchmark", _on_cpu(timed, variant).sha256),
+        ("benchmark", on_cpu(timed, variant)[0].sha256 or ""),
     ):
         if found != recorded:
             raise IntegrityError(

@@ -185,19 +185,24 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
     from pipeline.records import read
     from pipeline.records.benchmark import as_table
     from pipeline.records.quantize import QuantizeReport
+    from serving.console import progress
 
     made = layout.metrics(experiment.name, "quantize")
-    report = benchmark(
-        layout.weights(experiment.name),
-        layout.models(experiment.name),
-        layout.ready(experiment.dataset),
-        layout.metrics(experiment.name, "benchmark"),
-        layout.plots(experiment.name, "benchmark"),
-        experiment=experiment,
-        skipped=read(QuantizeReport, made, f"ferry quantize {experiment.name}").skipped,
-        track=track,
-    )
+    with progress() as tell:
+        report = benchmark(
+            layout.weights(experiment.name),
+            layout.models(experiment.name),
+            layout.ready(experiment.dataset),
+            layout.metrics(experiment.name, "benchmark"),
+            layout.plots(experiment.name, "benchmark"),
+            experiment=experiment,
+            skipped=read(QuantizeReport, made, f"ferry quantize {experiment.name}").skipped,
+            track=track,
+            tell=tell,
+        )
     show(report, as_json=as_json, text=as_table(report))
+    if report.bench.partial:
+        click.get_current_context().exit(1)
 
 
 @ferry.command()

@@ -21,6 +21,7 @@ from pipeline.ranges import (
     NonNegativeNumber,
     PositiveNumber,
 )
+from pipeline.rivals import BenchmarkConfig
 
 __all__ = [
     "LARGEST",
@@ -196,17 +197,6 @@ class QuantizeConfig:
     def reasons(self) -> dict[str, str]:
         """The same, as the metrics keep it."""
         return {str(variant): reason for variant, reason in self.skip.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkConfig:
-    """What is timed, and for how long."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    batch_sizes: Counts
-    seconds: PositiveNumber
-    """Time spent on each batch size, after warm-up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

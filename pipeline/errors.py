@@ -16,6 +16,7 @@ from serving.errors import (
     MissingInputError,
     ModelError,
     ProviderError,
+    SlowerError,
     UnknownNameError,
     UsageError,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ModelError",
     "ParityError",
     "ProviderError",
+    "SlowerError",
     "UnknownNameError",
     "UsageError",
 ]

@@ -1,4 +1,4 @@
-"""The figures of a training and a benchmark, for the report and for MLflow alike.
+"""The figures of a training and of parity, for the report and for MLflow alike.
 
 They are drawn with matplotlib's objects alone, never through pyplot, which keeps global state and
 looks for a display.
@@ -8,7 +8,7 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -27,11 +27,10 @@ __all__ = [
     "ORANGE",
     "PALE",
     "STYLE",
-    "Point",
     "as_svg",
     "confusion_matrix",
-    "latency_throughput",
     "learning_curve",
+    "logarithmic",
     "ulp_histogram",
 ]
 
@@ -44,7 +43,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BROWN = (
     "#8a6a56",
 )
 COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, BROWN)
-MARKERS = "osD^vP"
 INK, PALE = "#3b4252", "#8a93a3"
 STYLE: dict[Any, Any] = {  # its keys are literals to a type checker
     "svg.fonttype": "none",
@@ -76,22 +74,6 @@ MAX_COUNTED_CLASSES = 20
 """Above this a confusion matrix shows colours alone."""
 
 
-class Point(Protocol):
-    """One batch size of a sweep: what the timings of ONNX Runtime and of PyTorch share."""
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of one call."""
-
-    @property
-    def p50_ms(self) -> float:
-        """Median latency of one call."""
-
-    @property
-    def rows_per_second(self) -> float:
-        """Rows answered per second."""
-
-
 def learning_curve(history: Sequence[Epoch]) -> Figure:
     """Draw loss and error of each epoch, on the training rows and on validation.
 
@@ -105,7 +87,7 @@ def learning_curve(history: Sequence[Epoch]) -> Figure:
         epochs = [epoch.epoch for epoch in history]
         _pair(losses, epochs, [e.loss for e in history], [e.validation_loss for e in history])
         losses.set(title="Loss", xlabel="epoch", ylabel=unit, yscale="log")
-        _logarithmic(losses.yaxis)
+        logarithmic(losses.yaxis)
         for errors in others:
             wrong = [_percent_wrong(epoch.accuracy) for epoch in history]
             _pair(errors, epochs, wrong, [_percent_wrong(e.validation_accuracy) for e in history])
@@ -138,25 +120,6 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
     return figure
 
 
-def latency_throughput(sweeps: Mapping[str, Sequence[Point]]) -> Figure:
-    """Draw latency against throughput of each sweep over batch sizes, both on logarithmic scales.
-
-    Up and to the left is better. Each mark carries its batch size.
-    """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.4), layout="constrained")
-        axes = figure.subplots()
-        for number, (name, points) in enumerate(sweeps.items()):
-            _sweep(axes, name, points, number)
-        axes.set(xscale="log", yscale="log")
-        axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
-        _logarithmic(axes.xaxis)
-        _logarithmic(axes.yaxis)
-        if sweeps:
-            figure.legend(loc="outside right upper")
-    return figure
-
-
 def ulp_histogram(counts: Mapping[str, Sequence[int]]) -> Figure:
     """Draw which part of the values differs by how many units in the last place, for each variant.
 
@@ -178,6 +141,13 @@ def ulp_histogram(counts: Mapping[str, Sequence[int]]) -> Figure:
         if counts:
             axes.legend()
     return figure
+
+
+def logarithmic(axis: Axis) -> None:
+    """Put ticks at 1, 2 and 5 of each power of ten, so that a short range has some as well."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_short))
 
 
 def as_svg(figure: Figure, title: str) -> str:
@@ -238,30 +208,6 @@ def _fill_cells(axes: Axes, counts: np.ndarray[tuple[int, ...], np.dtype[np.int6
         if len(counts) <= MAX_COUNTED_CLASSES:
             weight = "bold" if right else "normal"
             axes.text(column, row, f"{count}", ha="center", va="center", size=8, weight=weight)
-
-
-def _sweep(axes: Axes, name: str, points: Sequence[Point], number: int) -> None:
-    color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-    ordered = sorted(points, key=lambda point: point.batch_size)
-    latencies = [point.p50_ms for point in ordered]
-    rates = [point.rows_per_second for point in ordered]
-    axes.plot(latencies, rates, color=color, marker=marker, markersize=5, label=name)
-    for point in ordered:
-        axes.annotate(
-            str(point.batch_size),
-            (point.p50_ms, point.rows_per_second),
-            xytext=(4, -9),
-            textcoords="offset points",
-            size=7.5,
-            color=color,
-        )
-
-
-def _logarithmic(axis: Axis) -> None:
-    """Put ticks at 1, 2 and 5 of each power of ten, so that a short range has some as well."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(_short))
 
 
 def _short(value: float, _position: int | None = None) -> str:

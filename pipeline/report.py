@@ -5,7 +5,7 @@ titles.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -16,12 +16,11 @@ from pipeline.errors import MissingInputError
 from pipeline.measured import Measured, read_measured
 from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.quantization.plots import pareto
-from pipeline.records.benchmark import BenchmarkReport, sweeps
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.quantize import QuantizeReport
+from pipeline.report_machines import machines
+from pipeline.report_speed import SPEED_TEMPLATE, Speed, speed_of
 from pipeline.results import ResultRow, rows_of
-from serving.bench_report import BenchReport, SkippedProvider
-from serving.environment import Environment
 from serving.files import write_text
 
 __all__ = ["ReportSummary", "report"]
@@ -68,13 +67,10 @@ class Section:
     measured: Measured
     rows: tuple[ResultRow, ...]
     gates: tuple[tuple[str, VariantParity, tuple[GateLine, ...]], ...]
-    timed: tuple[tuple[str, BenchReport], ...]
-    skipped: tuple[SkippedProvider, ...]
     learning_curve: str
-    """SVG, as the other two."""
+    """SVG, as those below."""
     confusion_matrix: str | None
     """None where no class is predicted."""
-    latency_throughput: str | None
     ulps: str | None
     """How many units in the last place the variants are off; None before they were compared."""
     pareto: str | None
@@ -84,6 +80,8 @@ class Section:
     pictures: tuple[Picture, ...]
     unseen: tuple[tuple[str, str], ...]
     """What was not drawn, measured or made, with the reason."""
+    speed: Speed | None
+    """None before its benchmark has run."""
 
 
 def report(metrics: Path, pictures: Path, page: Path, *, params: Params) -> ReportSummary:
@@ -116,16 +114,14 @@ def _section(measured: Measured, pictures: Path) -> Section:
         measured=measured,
         rows=rows_of(measured),
         gates=tuple((key, parity, _gate_lines(parity)) for key, parity in variants.items()),
-        timed=tuple(_timed(measured.benchmark)),
-        skipped=_skipped(measured.benchmark),
         learning_curve=figures.as_svg(curve, f"{name}: loss and error of each epoch"),
         confusion_matrix=_confusion(measured),
-        latency_throughput=_latency(name, measured.benchmark),
         ulps=_ulps(measured.parity),
         pareto=_pareto(measured.quantized),
         inside=tuple(_inside(measured)),
         pictures=tuple(_pictures(measured, pictures / name)),
         unseen=tuple(_unseen(measured)),
+        speed=speed_of(measured),
     )
 
 
@@ -213,25 +209,6 @@ def _line(quantity: str, measured: float, limit: float, form: str) -> GateLine:
     )
 
 
-def _timed(benchmark: BenchmarkReport | None) -> Iterator[tuple[str, BenchReport]]:
-    """Each variant and provider that was timed."""
-    if benchmark is None:
-        return
-    for variant, timed in benchmark.variants.items():
-        for row in timed.providers:
-            if isinstance(row, BenchReport):
-                yield variant, row
-
-
-def _skipped(benchmark: BenchmarkReport | None) -> tuple[SkippedProvider, ...]:
-    """The providers that were not timed, told once and not once per variant."""
-    if benchmark is None:
-        return ()
-    rows = [row for timed in benchmark.variants.values() for row in timed.providers]
-    told = {row.provider: row for row in rows if isinstance(row, SkippedProvider)}
-    return tuple(told.values())
-
-
 def _ulps(parity: ParityReport | None) -> str | None:
     if parity is None:
         return None
@@ -245,24 +222,6 @@ def _pareto(quantized: QuantizeReport | None) -> str | None:
     return figures.as_svg(pareto(quantized), f"{quantized.experiment}: recipes of quantization")
 
 
-def _latency(name: str, benchmark: BenchmarkReport | None) -> str | None:
-    if benchmark is None:
-        return None
-    figure = figures.latency_throughput(sweeps(benchmark))
-    return figures.as_svg(figure, f"{name}: latency against throughput")
-
-
-def _environments(sections: Sequence[Section]) -> list[tuple[Environment, list[str]]]:
-    """The machines that were measured on, each with its experiments."""
-    groups: dict[Environment, list[str]] = {}
-    for section in sections:
-        if section.measured.benchmark:
-            # The load differs from minute to minute; it does not make another machine.
-            machine = replace(section.measured.benchmark.environment, load_average=())
-            groups.setdefault(machine, []).append(section.name)
-    return list(groups.items())
-
-
 def _render(sections: Sequence[Section]) -> str:
     environment = jinja2.Environment(
         autoescape=True,
@@ -272,11 +231,13 @@ def _render(sections: Sequence[Section]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
     )
     environment.filters |= {"number": _number, "size": _size, "short": _short_revision}
+    environment.filters |= {"percent": _percent, "times": _times}
     environment.filters |= {"proof": facts, "cells": cell_lines}
     page: str = environment.get_template(TEMPLATE.name).render(
         sections=sections,
+        speed_template=SPEED_TEMPLATE,
         rows=[row for section in sections for row in section.rows],
-        environments=_environments(sections),
+        machines=machines(section.measured.benchmark for section in sections),
         revisions=sorted({section.measured.training.git_revision for section in sections}),
     )
     return page
@@ -286,13 +247,24 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else format(value, form) + unit
 
 
+def _times(ratio: float) -> str:
+    """A ratio with three digits that count, and no power of ten."""
+    digits = 2 if ratio < 10 else 1 if ratio < 100 else 0
+    return f"{ratio:.3g}" if ratio < 1 else f"{ratio:,.{digits}f}"
+
+
+def _percent(part: float | None) -> str:
+    """A part of 1 in percent, and never 100 for less than all of it."""
+    return "–" if part is None else f"{min(round(100 * part, 1), 100 if part == 1 else 99.9):g} %"
+
+
 def _size(value: int | None) -> str:
-    """Bytes in the unit that a person reads: 812 B, 39 KiB, 1.6 MiB."""
+    """Bytes in the unit that a person reads: 812 B, -39 KiB, 1.6 MiB."""
     if value is None:
         return "–"
-    if value < 1024:
+    if abs(value) < 1024:
         return f"{value} B"
-    return f"{value / 1024:,.0f} KiB" if value < 2**20 else f"{value / 2**20:,.1f} MiB"
+    return f"{value / 1024:,.0f} KiB" if abs(value) < 2**20 else f"{value / 2**20:,.1f} MiB"
 
 
 def _short_revision(revision: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from pipeline.config import Params
 from pipeline.errors import MissingInputError
 from pipeline.measured import Measured, read_measured
+from pipeline.records.benchmark import timed
 from pipeline.records.parity import VariantParity
-from serving.bench_report import BenchReport
+from serving.bench_report import Measured as Timed
 from serving.console import table
 
 __all__ = ["ResultRow", "as_table", "results", "rows_of"]
@@ -50,9 +51,9 @@ class ResultRow:
     passed: bool
     """Whether every gate of parity was met."""
     p50_ms: float | None
-    """Median latency of a batch of one."""
+    """Median latency of a batch of one, with the thread count that is best at it."""
     rows_per_second: float | None
-    """The most of any batch size."""
+    """The most of any batch size and thread count."""
     best_batch: int | None
     bytes: int | None
     shipped: bool
@@ -84,8 +85,8 @@ def rows_of(measured: Measured) -> tuple[ResultRow, ...]:
         return ()
     rows: list[ResultRow] = []
     for variant, parity in measured.parity.variants.items():
-        timed = tuple(_timed(measured, variant)) or (None,)
-        rows += [_row(measured, variant, parity, report) for report in timed]
+        timings = list(_timings(measured, variant)) or [()]
+        rows += [_row(measured, variant, parity, one) for one in timings]
     return tuple(rows)
 
 
@@ -99,32 +100,39 @@ def as_table(rows: Sequence[ResultRow]) -> str:
     return table(lines[0], lines[1:])
 
 
-def _timed(measured: Measured, variant: str) -> Iterator[BenchReport]:
-    if measured.benchmark is None:
+def _timings(measured: Measured, variant: str) -> Iterator[Sequence[Timed]]:
+    """What was timed of a variant, provider by provider: each with one or more thread counts."""
+    report = measured.benchmark
+    if report is None:
         return
-    timed = measured.benchmark.variants.get(variant)
-    for row in timed.providers if timed else ():
-        if isinstance(row, BenchReport):
-            yield row
+    ran = (one.provider for one in report.bench.measured if one.subject == variant)
+    for provider in dict.fromkeys(ran):
+        yield timed(report, variant, provider)
 
 
 def _row(
-    measured: Measured, variant: str, parity: VariantParity, report: BenchReport | None
+    measured: Measured, variant: str, parity: VariantParity, timings: Sequence[Timed]
 ) -> ResultRow:
-    first = report.timing(1) if report else None
+    """Put the figures of the best thread count for each of them into the row."""
+    firsts = [row.timing.p50_ms for one in timings if (row := one.row(1))]
+    fastest = max(
+        (one.fastest for one in timings),
+        key=lambda timing: timing.rows_per_second,
+        default=None,
+    )
     return ResultRow(
         experiment=measured.training.experiment,
         variant=variant,
-        provider=report.provider if report else None,
+        provider=timings[0].provider if timings else None,
         accuracy=parity.accuracy,
         loss=measured.training.loss,
         max_abs_diff=parity.max_abs_diff,
         flips=parity.flips,
         passed=parity.passed,
-        p50_ms=first.p50_ms if first else None,
-        rows_per_second=report.fastest.rows_per_second if report else None,
-        best_batch=report.fastest.batch_size if report else None,
-        bytes=report.file_bytes if report else None,
+        p50_ms=min(firsts, default=None),
+        rows_per_second=fastest.rows_per_second if fastest else None,
+        best_batch=fastest.batch_size if fastest else None,
+        bytes=timings[0].file_bytes if timings else None,
         shipped=measured.shipped is not None and measured.shipped.variant == variant,
     )
 

@@ -20,7 +20,6 @@ from pipeline.config import Experiment
 from pipeline.epoch import Epoch, best_of
 from pipeline.errors import UsageError
 from pipeline.graph import build_graph
-from pipeline.provenance import git_revision
 from pipeline.ready import Split
 from pipeline.records.train import TrainReport
 from pipeline.tracking import WEIGHTS_TAG, Tracker
@@ -30,6 +29,7 @@ from pipeline.training.loop import Loop
 from pipeline.training.setup import Training, prepare
 from pipeline.training.tables import confusion, confusion_csv, history_csv
 from serving.files import dump_json, sha256_of_bytes, write_bytes, write_json, write_text
+from serving.provenance import git_revision
 from serving.records import read_record
 
 __all__ = ["choose_device", "train"]

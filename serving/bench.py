@@ -1,245 +1,219 @@
 """`ferry bench MODEL`: how fast an ONNX file or a bundle is on this machine, with proof of where.
 
-The library measures in the process that calls it; `bench_in_subprocess` and `bench_providers` give
-each measurement a fresh process, so that neither memory nor threads of one leak into another.
+    from serving.bench import BenchOptions, bench
+    bench(Path("bundles/mnist-cnn"), BenchOptions(batch_sizes=(1, 32)))
+
+Everything is measured in processes of its own (`serving.measuring`), so that neither memory nor
+threads of one thing leak into another, nor those of the program that calls this.
 """
 
-import functools
-import json
-import os
-import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter_ns
-from typing import Any
 
-import numpy.typing as npt
-
-from serving.bench_report import BenchReport, SkippedBatch, SkippedProvider, report_from
-from serving.bundle import open_bundle
-from serving.environment import describe, peak_memory_bytes
-from serving.errors import InputError, ModelError, ProviderError, UsageError
-from serving.feeds import fixed_batch, random_feeds, read_rows, refuse_free_axes, row_feeds
+from serving.bench_report import AGAINST, BenchReport, ColdStart, Skipped
+from serving.environment import describe
+from serving.errors import MissingInputError, UsageError
+from serving.measuring import first_answer, onnx_subject
+from serving.measuring.client import Spec
+from serving.measuring.cold import ColdProgram, cold_starts
+from serving.measuring.energy import energy_meter
+from serving.measuring.load import LoadMeter
+from serving.measuring.records import ScenarioPlan, ScenarioResult
+from serving.measuring.rounds import Findings, Plan, Tell, measure
+from serving.measuring.scenario_runs import run_scenarios
+from serving.measuring.scenarios import check_plan
 from serving.probe import probe
-from serving.session import (
-    Session,
-    allowed_cores,
-    open_session,
-    usable_providers,
-)
-from serving.timing import NS_PER_MS, Timing, time_calls
+from serving.runtime import installed
+from serving.session import allowed_cores, usable_providers
+from serving.settings import SessionSettings, check_settings, parse_settings
+from serving.timing import check_clock
 
 __all__ = [
     "BATCH_SIZES",
-    "BenchReport",
-    "SkippedBatch",
-    "SkippedProvider",
+    "BenchOptions",
+    "Extras",
     "bench",
-    "bench_in_subprocess",
-    "bench_providers",
+    "cold_program",
+    "model_spec",
+    "plan_of",
+    "run",
 ]
 
 BATCH_SIZES = (1, 8, 32, 128)
-"""What the command sweeps when it is not told."""
-SECONDS = 0.5
-NUM_SESSIONS = 3
+"""What is swept when it is not told."""
+ALL = "all"
 
-MakeFeeds = Callable[[int], dict[str, npt.NDArray[Any]]]
-"""The inputs of a batch of so many rows."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What is measured of a model, and how long."""
+
+    providers: tuple[str, ...] = ("cpu",)
+    """Keys of `serving.session.PROVIDERS`, or ("all",) for those of the installed wheel."""
+    threads: tuple[int, ...] = ()
+    """Within one operator, each in turn; () for the cores that this process may use."""
+    settings: tuple[str, ...] = ()
+    """More of `serving.settings.SessionSettings`, as "parallel=2"."""
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    """Of the sweep; () for none, where there are scenarios."""
+    seconds: float = 0.5
+    """For each row, all its turns together, after warm-up."""
+    num_rounds: int = 10
+    """Turns that each competing thing gets."""
+    growth_calls: int = 0
+    """Calls of mixed batch sizes after which memory is looked at."""
+    num_cold_starts: int = 0
+    scenarios: tuple[ScenarioPlan, ...] = ()
+    rows: Path | None = None
+    """A `.npy`, `.npz` or `.txt` file, whose first rows are fed, over again to fill a batch."""
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What a run measures beside the rows."""
+
+    cold: tuple[ColdProgram, ...] = ()
+    num_cold_starts: int = 0
+    scenarios: tuple[ScenarioPlan, ...] = ()
+    """Of the first thing that is measured, with the plan's first settings."""
 
 
 def bench(
-    model: Path,
-    *,
-    provider: str = "cpu",
-    threads: int | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    seconds: float = SECONDS,
-    rows: Path | None = None,
+    model: Path, options: BenchOptions, *, against: Path | None = None, tell: Tell = lambda _: None
 ) -> BenchReport:
-    """Time an ONNX file or a bundle on seeded random inputs or on `rows`, in this process.
+    """Measure a model, and in turns with it the model `against`, over which speedups then are.
 
-    `provider` is a key of `serving.session.PROVIDERS`, `threads` the threads within one operator
-    (default: the cores this process may use), `seconds` the time spent on each batch size. `rows`
-    is a `.npy`, `.npz` or `.txt` file, whose first rows are fed, over again to fill a batch.
-
-    Raises UsageError for senseless arguments, InputError for a model whose inputs cannot be made
-    up or are not those of `rows`, and what `serving.bundle.open_bundle` and
-    `serving.session.open_session` raise.
+    Interrupted with Ctrl-C it returns what was measured until then, as a partial report. `tell` is
+    given a line before each step. Raises UsageError and UnknownNameError for senseless options,
+    MissingInputError for a file that is not there, and when nothing could be measured the reason.
     """
-    _check(batch_sizes, seconds, threads)
-    environment = describe()
-    source = open_bundle(model).model if model.is_dir() else model
-    session_ms, session = _create(source, provider, threads)
-    make_feeds = _feeds(model, session, rows, max(batch_sizes))
-    runnable, skipped = _split(fixed_batch(session.inputs), batch_sizes)
-    first_calls: list[float] = []
-    batches: list[Timing] = []
-    for batch_size in runnable:
-        try:
-            first_calls.append(_first_call_ms(session, make_feeds(batch_size)))
-        except InputError as error:  # too large for the memory, or fixed somewhere inside the graph
-            skipped.append(SkippedBatch(batch_size=batch_size, skipped=str(error)))
-        else:
-            batches.append(_time_batch(session, make_feeds, batch_size, seconds))
-    if not batches:
-        raise InputError(f"{model}: {skipped[-1].skipped}")
+    plan = plan_of(options)
+    for scenario in options.scenarios:
+        check_plan(scenario)
+    for path in filter(None, (model, against, options.rows)):
+        if not path.exists():
+            raise MissingInputError(f"{path} is not there")
+    providers, skipped = _providers(options, model)
+    for provider in providers:
+        for settings in plan.settings:
+            check_settings(settings, provider)
+    named = {AGAINST: against, model.name: model} if against else {model.name: model}
+    specs = [
+        model_spec(name, path, provider, options.rows)
+        for provider in providers
+        for name, path in named.items()
+        if path
+    ]
+    extras = Extras(
+        cold=tuple(cold_program(spec) for spec in specs) if options.num_cold_starts else (),
+        num_cold_starts=options.num_cold_starts,
+        scenarios=options.scenarios,
+    )
+    return run(specs, plan, extras, model=model, rows=options.rows, skipped=skipped, tell=tell)
+
+
+def run(
+    specs: Sequence[Spec],
+    plan: Plan,
+    extras: Extras,
+    *,
+    model: Path,
+    rows: Path | None,
+    skipped: Iterable[Skipped] = (),
+    tell: Tell,
+) -> BenchReport:
+    """Measure `specs` by a plan, all speedups over the first of them; see `bench`.
+
+    When nothing at all could be measured, the last reason is raised as it came.
+    """
+    environment, load = describe(), LoadMeter()
+    findings = Findings(skipped=list(skipped))
+    scenarios: list[ScenarioResult] = []
+    cold: tuple[ColdStart, ...] = ()
+    partial = False
+    try:
+        if plan.batch_sizes:
+            measure(specs, plan, findings, tell)
+        if extras.scenarios:
+            scenarios.extend(run_scenarios(specs[0], plan.settings[0], extras.scenarios, tell))
+        if extras.cold:
+            cold, silent = cold_starts(extras.cold, extras.num_cold_starts, tell, seed=plan.seed)
+            findings.skipped += silent
+    except KeyboardInterrupt:
+        partial = True
+    if findings.errors and not (findings.measured or partial):
+        raise findings.errors[-1]
+    meter = energy_meter(specs[0].provider if specs else "cpu")
     return BenchReport(
         model=str(model),
         rows=rows.name if rows else None,
-        sha256=session.sha256,
-        file_bytes=len(source) if isinstance(source, bytes) else source.stat().st_size,
-        provider=provider,
-        proof=session.proof,
-        share=session.proof.share,
-        threads=session.threads,
-        session_ms=session_ms,
-        first_call_ms=first_calls[0],
-        peak_memory_bytes=peak_memory_bytes(),
-        batches=tuple(batches),
-        skipped=tuple(skipped),
+        baseline=specs[0].label if specs else "",
+        measured=tuple(findings.measured),
+        skipped=tuple(findings.skipped),
+        cold_starts=cold,
+        scenarios=tuple(scenarios),
+        partial=partial,
+        seed=plan.seed,
+        num_rounds=plan.num_rounds,
+        energy=meter.source or meter.reason,
+        clock=check_clock(),
+        load=load.read(),
         environment=environment,
     )
 
 
-def bench_in_subprocess(
-    model: Path,
-    *,
-    provider: str = "cpu",
-    threads: int | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    seconds: float = SECONDS,
-    rows: Path | None = None,
-) -> BenchReport:
-    """Do as `bench` does, in a fresh process that holds nothing but this model.
-
-    Raises UsageError for senseless arguments, ProviderError when another provider than the CPU
-    failed and ModelError for anything else that went wrong there; the message is the process's own.
-    """
-    _check(batch_sizes, seconds, threads)
-    command = [sys.executable, "-m", "serving", "bench", str(model), "--json"]
-    command += ["--provider", provider, "--seconds", str(seconds)]
-    command += ["--threads", str(threads or allowed_cores())]
-    command += [f"--batch-size={size}" for size in batch_sizes]
-    command += [f"--rows={rows}"] if rows else []
-    done = subprocess.run(command, capture_output=True, text=True, env=_child_environment())
-    if done.returncode:
-        error = ModelError if provider == "cpu" else ProviderError
-        raise error(_reason(model, provider, done))
-    return report_from(_parsed(done.stdout, provider))
-
-
-def bench_providers(
-    model: Path,
-    *,
-    threads: int | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    seconds: float = SECONDS,
-    rows: Path | None = None,
-) -> tuple[BenchReport | SkippedProvider, ...]:
-    """Time a model on every provider of the installed wheel, each in a fresh process.
-
-    A provider that cannot run on this machine, or not this model, is a row with its reason; the
-    CPU always can, so there its error is raised.
-    """
-    time_on = functools.partial(
-        bench_in_subprocess,
-        model,
-        threads=threads,
-        batch_sizes=batch_sizes,
-        seconds=seconds,
-        rows=rows,
-    )
-    found: list[BenchReport | SkippedProvider] = []
-    for provider, reason in usable_providers(probe()).items():
-        if reason is not None:
-            found.append(SkippedProvider(provider=provider, skipped=reason))
-            continue
-        try:
-            found.append(time_on(provider=provider))
-        except ProviderError as error:
-            found.append(SkippedProvider(provider=provider, skipped=str(error)))
-    return tuple(found)
-
-
-def _check(batch_sizes: Sequence[int], seconds: float, threads: int | None) -> None:
-    wrong = [size for size in batch_sizes if size < 1]
-    if wrong or not batch_sizes:
-        raise UsageError(f"a batch size must be 1 or more, got {wrong[0] if wrong else 'none'}")
-    if not 0 < seconds <= 3600:
-        raise UsageError(f"seconds must be above 0 and at most 3600, got {seconds:g}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be 1 or more, got {threads}")
-
-
-def _create(source: Path | bytes, provider: str, threads: int | None) -> tuple[float, Session]:
-    """The median time of making a session in milliseconds, and the last one made."""
-    times: list[float] = []
-    while True:
-        start = perf_counter_ns()
-        session = open_session(source, provider=provider, threads=threads)
-        times.append((perf_counter_ns() - start) / NS_PER_MS)
-        if len(times) == NUM_SESSIONS:
-            return round(statistics.median(times), 3), session
-        del session  # only one lives at a time, or the peak of memory would be that of two
-
-
-def _split(fixed: int | None, batch_sizes: Sequence[int]) -> tuple[list[int], list[SkippedBatch]]:
-    """The batch sizes that the model takes, and the others with their reason."""
-    if fixed is None:
-        return list(batch_sizes), []
-    reason = f"the model takes batches of {fixed} and no other"
-    if fixed not in batch_sizes:
-        raise InputError(f"{reason}; ask for batch size {fixed}")
-    others = [size for size in batch_sizes if size != fixed]
-    return [fixed], [SkippedBatch(batch_size=size, skipped=reason) for size in others]
-
-
-def _feeds(model: Path, session: Session, rows: Path | None, most: int) -> MakeFeeds:
-    """What makes the inputs of a batch: from the first rows of a file, or at random."""
-    if rows is None:
-        refuse_free_axes(session.inputs)
-        return functools.partial(random_feeds, session.inputs)
-    return functools.partial(
-        row_feeds, session.inputs, read_rows(rows, session.inputs, model, most)
+def plan_of(options: BenchOptions) -> Plan:
+    """The plan that options ask for; UsageError for what makes no sense."""
+    wrong = [size for size in options.batch_sizes if size < 1]
+    if wrong:
+        raise UsageError(f"a batch size must be 1 or more, got {wrong[0]}")
+    if not (options.batch_sizes or options.scenarios):
+        raise UsageError("there is neither a batch size nor a scenario to measure")
+    if not 0 < options.seconds <= 3600:
+        raise UsageError(f"seconds must be above 0 and at most 3600, got {options.seconds:g}")
+    if options.num_rounds < 1:
+        raise UsageError(f"rounds must be 1 or more, got {options.num_rounds}")
+    threads = options.threads or (allowed_cores(),)
+    return Plan(
+        settings=tuple(
+            parse_settings(options.settings, SessionSettings(threads=count)) for count in threads
+        ),
+        batch_sizes=options.batch_sizes,
+        seconds=options.seconds,
+        num_rounds=options.num_rounds,
+        growth_calls=options.growth_calls,
+        seed=options.seed,
     )
 
 
-def _first_call_ms(session: Session, feeds: dict[str, npt.NDArray[Any]]) -> float:
-    start = perf_counter_ns()
-    session.run(feeds)
-    return round((perf_counter_ns() - start) / NS_PER_MS, 3)
+def model_spec(name: str, model: Path, provider: str, rows: Path | None) -> Spec:
+    """A model on a provider, as something to measure."""
+    setup = {
+        "model": str(model.absolute()),
+        "provider": provider,
+        "rows": str(rows.absolute()) if rows else None,
+    }
+    return Spec(name=name, provider=provider, module=onnx_subject.__name__, setup=setup)
 
 
-def _time_batch(session: Session, make_feeds: MakeFeeds, batch_size: int, seconds: float) -> Timing:
-    names = [output.name for output in session.outputs]
-    call = functools.partial(session.raw.run, names, make_feeds(batch_size))
-    return time_calls(call, batch_size=batch_size, seconds=seconds)
+def cold_program(spec: Spec) -> ColdProgram:
+    """The program that starts a model of `model_spec` from cold."""
+    told = [spec.setup["model"], spec.provider, *filter(None, [spec.setup["rows"]])]
+    return ColdProgram(subject=spec.label, arguments=("-m", first_answer.__name__, *told))
 
 
-def _child_environment() -> dict[str, str]:
-    """This process's environment, with the folder that `serving` lies in on the path.
-
-    Without the options of `ferry bench` that it may hold: those that count are in the command.
-    """
-    kept = {name: value for name, value in os.environ.items() if name[:12] != "FERRY_BENCH_"}
-    home = str(Path(__file__).resolve().parents[1])
-    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _parsed(stdout: str, provider: str) -> object:
-    try:
-        return json.loads(stdout)
-    except ValueError as error:
-        told = " ".join(stdout.split())[:200]
-        raise ProviderError(f"{provider} wrote to stdout where JSON was due: {told}") from error
-
-
-def _reason(model: Path, provider: str, done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:
-        return f"timing {model} on {provider} was killed by signal {-done.returncode}"
-    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return lines[-1].removeprefix("Error: ")
+def _providers(options: BenchOptions, model: Path) -> tuple[list[str], list[Skipped]]:
+    """The providers to measure on, and those of the wheel that do not start, with the reason."""
+    if options.providers != (ALL,):
+        for provider in options.providers:
+            installed(provider)
+        return list(options.providers), []
+    reasons = usable_providers(probe())
+    skipped = [
+        Skipped(subject=model.name, provider=name, threads=None, skipped=reason)
+        for name, reason in reasons.items()
+        if reason is not None
+    ]
+    return [name for name, reason in reasons.items() if reason is None], skipped

@@ -3,18 +3,47 @@
 Only plain values, so that a report goes through JSON and back without loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from serving.console import table
 from serving.environment import Environment
+from serving.measuring.client import label_of
+from serving.measuring.growth import Growth
+from serving.measuring.load import Load
+from serving.measuring.records import ScenarioResult
+from serving.measuring.subject import Share
+from serving.pairing import PairedRatio
 from serving.records import read_record
 from serving.session import ProviderProof
-from serving.timing import Timing
+from serving.settings import SessionSettings
+from serving.timing import Clock, Timing
 
-__all__ = ["BenchReport", "SkippedBatch", "SkippedProvider", "as_table", "report_from"]
+__all__ = [
+    "AGAINST",
+    "BenchReport",
+    "ColdStart",
+    "Measured",
+    "Row",
+    "Skipped",
+    "SkippedBatch",
+    "report_from",
+]
 
-HEADER = ("provider", "batch", "p50 ms", "p90 ms", "p99 ms", "rows/s", "calls", "")
+
+AGAINST = "before"
+"""The subject that a model is compared with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One thing at one batch size."""
+
+    timing: Timing
+    first_call_ms: float
+    speedup: PairedRatio | None
+    """How many times as fast as the report's baseline, turn by turn; None for the baseline."""
+    millijoules_per_row: float | None
+    """Of the whole device, idle parts included; None where nothing counts energy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,79 +56,97 @@ class SkippedBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SkippedProvider:
-    """A provider that was not measured."""
+class Skipped:
+    """A subject that was not measured at all."""
 
+    subject: str
     provider: str
+    threads: int | None
+    """None for any number."""
     skipped: str
     """The reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchReport:
-    """One model on one provider."""
+class Measured:
+    """One thing with its settings, measured in a process of its own."""
 
-    model: str
-    rows: str | None = None
-    """The name of the file whose rows were fed, or None for random inputs."""
-    sha256: str
-    file_bytes: int
+    subject: str
+    """For instance "fp32" or "PyTorch eager"."""
     provider: str
-    """A key of `serving.session.PROVIDERS`."""
-    proof: ProviderProof
-    """Which nodes ONNX Runtime gave to which provider."""
-    share: float
-    """The part of the nodes that ran where it was asked to; below 1 there is no report."""
-    threads: int
-    session_ms: float
-    """Time to read, check and optimise the model: the median of three sessions."""
-    first_call_ms: float
+    """A key of `serving.session.PROVIDERS`, or "torch"."""
+    settings: SessionSettings
+    cores: tuple[int, ...]
+    """The numbers of the cores that the process was pinned to."""
+    sha256: str | None
+    """Of the model's file; None where there is no single one."""
+    file_bytes: int | None
+    proof: ProviderProof | None
+    """Which nodes ONNX Runtime gave to which provider; None for what it does not run."""
+    share: Share | None
+    """Where the time went, at the first batch size."""
+    ready_ms: float
+    """Time to read, check and optimise the model: of ONNX Runtime the median of three sessions."""
     peak_memory_bytes: int
-    """The most memory that the measuring process ever held."""
-    batches: tuple[Timing, ...]
+    """The most memory that the process ever held, whole, over all batch sizes."""
+    gpu_memory_bytes: int | None
+    growth: Growth | None
+    """What calls of mixed batch sizes left behind; None where that was not asked for."""
+    rows: tuple[Row, ...]
     skipped: tuple[SkippedBatch, ...]
-    environment: Environment
 
-    def timing(self, batch_size: int) -> Timing | None:
+    @property
+    def label(self) -> str:
+        """The subject, with its provider where that is one of ONNX Runtime's."""
+        return label_of(self.subject, self.provider)
+
+    def row(self, batch_size: int) -> Row | None:
         """The figures of one batch size, or None if it was not measured."""
-        return next((row for row in self.batches if row.batch_size == batch_size), None)
+        return next((row for row in self.rows if row.timing.batch_size == batch_size), None)
 
     @property
     def fastest(self) -> Timing:
         """The batch size with the most rows per second."""
-        return max(self.batches, key=lambda row: row.rows_per_second)
+        return max((row.timing for row in self.rows), key=lambda timing: timing.rows_per_second)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdStart:
+    """From starting a process to its first answer."""
+
+    subject: str
+    p50_ms: float
+    runs_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """All that one run measured."""
+
+    model: str
+    rows: str | None
+    """The name of the file whose rows were fed, or None for random inputs."""
+    baseline: str
+    """The label of what speedups are over."""
+    measured: tuple[Measured, ...]
+    skipped: tuple[Skipped, ...]
+    cold_starts: tuple[ColdStart, ...]
+    scenarios: tuple[ScenarioResult, ...]
+    partial: bool
+    """Whether it was interrupted; what had been measured by then is here."""
+    seed: int
+    num_rounds: int
+    energy: str
+    """The counter that energy was read from, or why there is none."""
+    clock: Clock
+    load: Load
+    environment: Environment
+
+    def of(self, subject: str, provider: str = "cpu") -> Iterator[Measured]:
+        """What was measured of a subject on a provider, one for each setting."""
+        return (m for m in self.measured if (m.subject, m.provider) == (subject, provider))
 
 
 def report_from(raw: object, where: str = "the report") -> BenchReport:
     """Read a report back from its JSON; IntegrityError when it is not one."""
     return read_record(BenchReport, raw, where)
-
-
-def as_table(rows: Sequence[BenchReport | SkippedProvider]) -> str:
-    """Lay out reports for a terminal: one line per batch size, and one on the rest of each."""
-    lines: list[tuple[str, ...]] = []
-    notes: list[str] = []
-    for row in rows:
-        if isinstance(row, SkippedProvider):
-            notes.append(f"{row.provider}: skipped: {row.skipped}")
-            continue
-        lines += [_line(row.provider, timing) for timing in row.batches]
-        notes += [f"{row.provider}: batch {b.batch_size} skipped: {b.skipped}" for b in row.skipped]
-        notes.append(_summary(row))
-    return "\n".join([*([table(HEADER, lines), ""] if lines else []), *notes])
-
-
-def _line(provider: str, timing: Timing) -> tuple[str, ...]:
-    times = (f"{value:.3f}" for value in (timing.p50_ms, timing.p90_ms, timing.p99_ms))
-    rest = (f"{timing.rows_per_second:,.0f}", str(timing.num_calls))
-    return (provider, str(timing.batch_size), *times, *rest, "" if timing.steady else "not steady")
-
-
-def _summary(report: BenchReport) -> str:
-    nodes = ", ".join(f"{count} nodes on {name}" for name, count in report.proof.nodes.items())
-    fed = f"rows of {report.rows}" if report.rows else "random inputs"
-    return (
-        f"{report.provider}: {nodes or 'no nodes'}; threads {report.threads}; {fed}; "
-        f"session {report.session_ms:.1f} ms, first call {report.first_call_ms:.2f} ms; "
-        f"file {report.file_bytes:,} bytes, peak memory {report.peak_memory_bytes / 2**20:.0f} MiB"
-    )

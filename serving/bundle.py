@@ -2,7 +2,8 @@
 
     open_bundle("bundles/mnist-cnn")  refuses a folder in which one byte is not the one written
 
-`write_bundle` proves what it wrote before it takes the place of the bundle that was there.
+`write_bundle` proves what it wrote before it takes the place of the bundle that was there, and
+`write_profile` proves a bundle before it adds what was tuned.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import sha256_of_bytes, write_bytes, write_json
-from serving.golden import INPUT, make_golden
+from serving.golden import INPUT, check_golden, make_golden
 from serving.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -32,6 +33,7 @@ from serving.manifest import (
     sealed,
 )
 from serving.onnxfile import minimum_runtime, read_header
+from serving.profiles import Profile, check_profiles, with_profile
 from serving.session import Session, open_session
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "open_bundle",
     "read_manifest",
     "write_bundle",
+    "write_profile",
 ]
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
@@ -142,6 +145,34 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
     return manifest
 
 
+def write_profile(folder: Path, profile: Profile) -> Manifest:
+    """Add a profile to the bundle's manifest and seal it anew; returns the manifest.
+
+    It takes the place of the one for the same goal, provider and kind of machine. The bundle is
+    verified first, and its golden rows are run with the profile's settings: nothing unproven ships.
+    Raises IntegrityError when one of the two fails, with the old manifest left, and OSError when
+    the bundle, or the folder that holds it, cannot be written.
+    """
+    from serving.verify import verify
+
+    folder = folder.resolve()
+    verify(folder, provider=profile.provider).require()
+    bundle = open_bundle(folder)
+    session = open_session(bundle.model, provider=profile.provider, settings=profile.applied)
+    check_golden(session, bundle.contents[GOLDEN], bundle.manifest.golden)
+    profiles = with_profile(bundle.manifest.profiles, profile)
+    manifest = sealed(dataclasses.replace(bundle.manifest, profiles=profiles))
+    check_profiles(profiles, str(folder / MANIFEST))
+    # Written beside the bundle: a file more in it, for a moment even, makes it none.
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write_json(beside, manifest)
+        beside.replace(folder / MANIFEST)
+    finally:
+        beside.unlink(missing_ok=True)
+    return manifest
+
+
 def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
     reserved = {INPUT, *NPZ_ARGUMENTS} & {output.name for output in session.outputs}
     if len(session.inputs) != 1 or reserved:
@@ -178,6 +209,7 @@ def _manifest(contents: BundleContents, session: Session, files: Mapping[str, by
             name: FileInfo(size=len(content), sha256=sha256_of_bytes(content))
             for name, content in files.items()
         },
+        profiles=(),
         digest="",
     )
     return sealed(manifest)

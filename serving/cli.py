@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.bench_command import bench
 from serving.console import PATH, SETTINGS, Commands, json_option, log_to_stderr, note, show
 
 if TYPE_CHECKING:
@@ -25,45 +26,6 @@ COUNT = click.IntRange(min=1)
 def serving() -> None:
     """Run, time and check what ferry exported."""
     log_to_stderr()
-
-
-@serving.command()
-@click.argument("model", type=PATH)
-@click.option(
-    "--provider",
-    metavar="NAME",
-    default="cpu",
-    show_default=True,
-    help="Execution provider (cpu, cuda, ...), or `all` for every one of the installed wheel.",
-)
-@click.option("--threads", metavar="N", type=int, help="Threads within one operator.")
-@click.option("--batch-size", metavar="N", multiple=True, type=int, help="May be repeated.")
-@click.option(
-    "--seconds", metavar="S", type=float, default=0.5, show_default=True, help="Per batch size."
-)
-@click.option("--rows", metavar="FILE", type=PATH, help="Real rows to run: .npy, .npz or .txt.")
-@json_option
-def bench(
-    model: "Path", provider: str, batch_size: tuple[int, ...], as_json: bool, **settings: Any
-) -> None:
-    """Time MODEL, an ONNX file or a bundle, on random inputs or on real rows.
-
-    Batch sizes 1, 8, 32 and 128 where none is given. With --rows the first rows of FILE are run,
-    over again to fill a batch; a model that takes text needs them. With `--provider all` each
-    provider has a process of its own, and one that cannot run is shown with its reason.
-
-    Example: ferry bench bundles/digits-cnn --batch-size 1 --batch-size 32
-    """
-    from serving.bench import BATCH_SIZES, bench, bench_providers
-    from serving.bench_report import as_table
-
-    settings["batch_sizes"] = batch_size or BATCH_SIZES
-    if provider == "all":
-        found = bench_providers(model, **settings)
-        show(found, as_json=as_json, text=as_table(found))
-        return
-    report = bench(model, provider=provider, **settings)
-    show(report, as_json=as_json, text=as_table([report]))
 
 
 @serving.command()
@@ -157,6 +119,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     diagnosis = diagnose(Path())
     show(diagnosis, as_json=as_json, text=as_text(diagnosis))
     ctx.exit(1 if diagnosis.problems else 0)
+
+
+serving.add_command(bench)
 
 
 def main() -> None:

@@ -3,9 +3,10 @@
 stdout carries data only; progress and logs go to stderr. Nothing heavy is imported here.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -21,6 +22,7 @@ __all__ = [
     "json_option",
     "log_to_stderr",
     "note",
+    "progress",
     "show",
     "summary",
     "table",
@@ -148,6 +150,24 @@ def log_to_stderr() -> None:
 def note(message: str) -> None:
     """Tell the person at the terminal something; goes to stderr."""
     click.echo(message, err=True)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """What tells the step of a long work: one line on stderr that is written over, if a terminal.
+
+    The line is gone when the block ends.
+    """
+    terminal = sys.stderr.isatty()
+
+    def tell(step: str) -> None:
+        if terminal:
+            click.echo(f"\r\x1b[K{step[: terminal_columns() - 1]}", err=True, nl=False)
+
+    try:
+        yield tell
+    finally:
+        tell("")
 
 
 def show(record: Any, *, as_json: bool, text: str) -> None:

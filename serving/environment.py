@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,35 +14,14 @@ import numpy as np
 import psutil
 
 from serving.cores import allowed_cores, quota_cores
+from serving.machine import cpuinfo, flags_of, processor_of
+from serving.provenance import git_revision
 from serving.versions import ferry_version, runtime_wheels
 
 __all__ = ["Environment", "describe", "peak_memory_bytes"]
 
-# What ONNX Runtime's kernels choose by; a figure on a processor without them says little.
-RELEVANT_FLAGS = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512bw",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "avx_vnni",
-    "amx_tile",
-    "amx_int8",
-    "amx_bf16",
-    "neon",
-    "asimd",
-    "asimdhp",
-    "asimddp",
-    "i8mm",
-    "bf16",
-    "sve",
-    "sve2",
-)
-CPUINFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
@@ -62,6 +40,8 @@ class Environment:
     """Cores that this process may use."""
     quota_cores: float | None
     """Cores that a container's quota grants, or None where there is none."""
+    governor: str | None
+    """How the system sets the processor's frequency, for instance "performance"; None if hidden."""
     memory_bytes: int
     """Of the machine, or of the container where that has less."""
     load_average: tuple[float, ...]
@@ -74,6 +54,8 @@ class Environment:
     numpy: str
     ferry: str | None
     """None when it runs from a folder that is not installed."""
+    git_revision: str
+    """Of the folder that the command ran in; "unknown" outside of a checkout."""
     gpu: str | None
     gpu_driver: str | None
 
@@ -82,14 +64,15 @@ def describe() -> Environment:
     """Describe this machine as it is now."""
     wheels = runtime_wheels()
     gpu, driver = _gpu()
-    info = _cpuinfo()
+    info = cpuinfo()
     return Environment(
-        processor=_processor(info),
+        processor=processor_of(info),
         architecture=platform.machine(),
-        flags=_flags(info),
+        flags=flags_of(info),
         cores=os.cpu_count() or 1,
         allowed_cores=allowed_cores(),
         quota_cores=quota_cores(),
+        governor=_governor(),
         memory_bytes=_memory_bytes(),
         load_average=tuple(round(load, 2) for load in psutil.getloadavg()),
         python=platform.python_version(),
@@ -98,6 +81,7 @@ def describe() -> Environment:
         onnxruntime_package=" + ".join(wheels) or None,
         numpy=np.__version__,
         ferry=ferry_version(),
+        git_revision=git_revision(),
         gpu=gpu,
         gpu_driver=driver,
     )
@@ -116,23 +100,11 @@ def peak_memory_bytes() -> int:
     return int(marks[0]) * 1024 if marks else _peak_elsewhere()
 
 
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; empty where there is no such file."""
+def _governor() -> str | None:
     try:
-        first = CPUINFO.read_text().split("\n\n", 1)[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _processor(info: Mapping[str, str]) -> str:
-    return info.get("model name") or platform.processor() or platform.machine() or "unknown"
-
-
-def _flags(info: Mapping[str, str]) -> tuple[str, ...]:
-    words = set((info.get("flags") or info.get("Features") or "").split())
-    return tuple(flag for flag in RELEVANT_FLAGS if flag in words)
+        return GOVERNOR.read_text().strip()
+    except OSError:  # a guest of a virtual machine is not told
+        return None
 
 
 def _memory_bytes() -> int:

@@ -6,6 +6,7 @@
     ├── IntegrityError      (ValueError)         bytes that are not the ones that were recorded
     ├── ModelError          (ValueError)         an ONNX file that cannot be run
     ├── ProviderError       (RuntimeError)       an execution provider that is not there
+    ├── SlowerError         (RuntimeError)       a model that has become slower than it may
     ├── UsageError          (ValueError)         exit 2: arguments that make no sense together
     └── UnknownNameError    (LookupError)        exit 2: no such experiment, data set, model, ...
 
@@ -22,6 +23,7 @@ __all__ = [
     "MissingInputError",
     "ModelError",
     "ProviderError",
+    "SlowerError",
     "UnknownNameError",
     "UsageError",
     "nearest",
@@ -54,6 +56,10 @@ class ProviderError(FerryError, RuntimeError):
     """An execution provider that was asked for and does not run the model."""
 
 
+class SlowerError(FerryError, RuntimeError):
+    """A model that takes longer than what it was compared with, beyond the limit and the noise."""
+
+
 class UsageError(FerryError, ValueError):
     """Arguments that make no sense together."""
 
@@ -65,8 +71,9 @@ class UnknownNameError(FerryError, LookupError):
 
     exit_code = 2
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"no {kind} named {name!r}{nearest(name, known)}")
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+        told = f"; {hint}" if hint else ""
+        super().__init__(f"no {kind} named {name!r}{nearest(name, known)}{told}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

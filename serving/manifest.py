@@ -11,6 +11,7 @@ from pathlib import Path
 
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import dump_json, read_json, sha256_of_bytes
+from serving.profiles import Profile, check_profiles
 from serving.records import read_record
 from serving.tensors import TensorInfo
 
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FOREIGN = "file"
 """The variant of a model that ferry did not export, and that says nothing of itself."""
 
@@ -96,6 +97,8 @@ class Manifest:
     golden: Golden
     files: Mapping[str, FileInfo]
     """Every file of the folder but the manifest itself."""
+    profiles: tuple[Profile, ...]
+    """What `ferry bench --tune` found, one for each goal and kind of machine; none when built."""
     digest: str
     """The sha256 of the canonical text of all of the above: the identity of the bundle."""
 
@@ -109,17 +112,14 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.json` of a bundle and check it against itself.
 
     Raises MissingInputError when there is none and IntegrityError when it is not, to the byte,
-    what ferry wrote.
+    what ferry wrote, is of another schema, or has a profile that cannot be.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise MissingInputError(f"{folder} is not a bundle: it has no {MANIFEST}")
-    manifest = read_record(Manifest, read_json(path), str(path))
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise IntegrityError(
-            f"{path} has schema version {manifest.schema_version}, this ferry reads "
-            f"{SCHEMA_VERSION}"
-        )
+    raw = read_json(path)
+    _check_schema(raw, path)
+    manifest = read_record(Manifest, raw, str(path))
     expected = _digest(manifest)
     if manifest.digest != expected:
         raise IntegrityError(
@@ -128,7 +128,18 @@ def read_manifest(folder: Path) -> Manifest:
         )
     if path.read_bytes() != dump_json(manifest).encode():
         raise IntegrityError(f"{path} was altered: its text is not the one that ferry writes")
+    check_profiles(manifest.profiles, str(path))
     return manifest
+
+
+def _check_schema(raw: object, path: Path) -> None:
+    """Before the record is read: that of another schema has other keys."""
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise IntegrityError(
+            f"{path} has schema version {version}, this ferry reads {SCHEMA_VERSION}; make the "
+            f"bundle anew with `ferry bundle`"
+        )
 
 
 def _digest(manifest: Manifest) -> str:

@@ -4,21 +4,33 @@ from serving import open_model
 answer = open_model("bundles/mnist-cnn").predict(images)  # a classifier: labels and scores
 answer.label, answer.probability
 open_model("bundles/mnist-autoencoder").answers(images)["error"]  # any model: its outputs by name
+
+A bundle runs as its profile for this machine says, if `ferry bench --tune` wrote one.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.bound_pool import BoundPool, can_bind
 from serving.bundle import open_bundle
-from serving.errors import InputError, MissingInputError, ModelError
+from serving.errors import InputError, MissingInputError, ModelError, UsageError
+from serving.parallel_map import ordered_map
 from serving.prediction import PROBABILITIES, Prediction
-from serving.session import Session, TensorInfo, open_session
+from serving.profiles import Goal, Profile, profile_for
+from serving.session import Session, SessionSettings, TensorInfo, open_session
+from serving.signature import (
+    ERROR,
+    RECONSTRUCTION,
+    is_reconstruction,
+    labels_of,
+    no_scores,
+    scores_of,
+)
 
 __all__ = [
     "BATCH_ROWS",
@@ -34,9 +46,6 @@ Array = npt.NDArray[Any]
 ModelKind = Literal["classifier", "reconstruction", "other"]
 
 BATCH_ROWS = 32
-FLOATS = ("float32", "float16", "float64")
-LOGITS = "logits"
-RECONSTRUCTION, ERROR = "reconstruction", "error"
 NO_TENSORS = ("seq(", "map(", "optional(", "sparse_tensor(")
 
 
@@ -53,13 +62,17 @@ class Model:
     """The output that holds the scores of a classifier, None where there are none."""
     labels: tuple[str, ...] | None
     """The names of the classes, or None for a file that does not tell; see `class_names`."""
+    profile: Profile | None = None
+    """What the session's settings were taken from, or None where no profile fitted."""
+    bound: BoundPool | None = None
+    """Memory for full batches, where the settings have `binding` and the model allows it."""
 
     @property
     def kind(self) -> ModelKind:
         """What it is: `predict` is for a classifier, `answers` for any."""
         if self.scores:
             return "classifier"
-        return "reconstruction" if _reconstructs(self.outputs) else "other"
+        return "reconstruction" if is_reconstruction(self.outputs) else "other"
 
     @property
     def are_probabilities(self) -> bool:
@@ -72,6 +85,17 @@ class Model:
         axis = self.input.shape[0]
         return axis if isinstance(axis, int) else None
 
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch where the caller does not say: those of a profile for throughput."""
+        tuned = self.profile is not None and self.profile.goal == "throughput"
+        return self.profile.batch_size if self.profile and tuned else BATCH_ROWS
+
+    @property
+    def parallel(self) -> int:
+        """The batches that run at a time."""
+        return self.session.settings.parallel
+
     def takes(self) -> str:
         """What rows must be, for messages: "uint8 [rows, 8, 8, 1]"."""
         return self.input.takes()
@@ -80,13 +104,13 @@ class Model:
         """Whether rows of that dtype and shape, without the batch axis, are what it takes."""
         return self.input.accepts(dtype, row_shape)
 
-    def answers(self, rows: Array, *, batch_rows: int = BATCH_ROWS) -> dict[str, Array]:
+    def answers(self, rows: Array, *, batch_rows: int | None = None) -> dict[str, Array]:
         """Run `rows`, an array of the dtype and shape that `takes` tells; all outputs by name.
 
         Each is [rows, ...] of its own dtype, in the model's order. Strings may be an array of
-        numpy's text or of Python's `str`. The rows are run in batches of `batch_rows`. Raises
-        InputError for another dtype or shape, and when the model refuses its input, and ModelError
-        for an output that has not one entry a row.
+        numpy's text or of Python's `str`. The rows are run in batches of `batch_rows`, by default
+        the property of that name. Raises InputError for another dtype or shape, and when the model
+        refuses its input, and ModelError for an output that has not one entry a row.
         """
         batches = list(self._batches(rows, batch_rows, self.outputs))
         if not batches:
@@ -96,16 +120,16 @@ class Model:
             for info in self.outputs
         }
 
-    def predict(self, rows: Array, *, batch_rows: int = BATCH_ROWS) -> Prediction:
+    def predict(self, rows: Array, *, batch_rows: int | None = None) -> Prediction:
         """Classify `rows`, an array of the dtype and shape that `takes` tells.
 
-        The rows are run in batches of `batch_rows`, so that memory does not grow with their number.
-        Raises InputError for another dtype or shape, and when the model refuses its input, and
-        ModelError for a model that is no classifier.
+        The rows are run in batches of `batch_rows`, by default the property of that name, so that
+        memory does not grow with their number. Raises InputError for another dtype or shape, and
+        when the model refuses its input, and ModelError for a model that is no classifier.
         """
         if self.scores is None:
             raise ModelError(
-                f"{self.path} is no classifier that ferry can read: {_no_scores(self.outputs)}; "
+                f"{self.path} is no classifier that ferry can read: {no_scores(self.outputs)}; "
                 f"`answers` gives its outputs"
             )
         wanted = [self.scores]
@@ -135,14 +159,19 @@ class Model:
         return labels
 
     def _batches(
-        self, rows: Array, batch_rows: int, wanted: Sequence[TensorInfo]
+        self, rows: Array, batch_rows: int | None, wanted: Sequence[TensorInfo]
     ) -> Iterator[dict[str, Array]]:
-        """The wanted outputs of each batch of rows."""
+        """The wanted outputs of each batch of rows, in order."""
         if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
             raise InputError(f"{self.path} takes {self.takes()}, got {_describe(rows)}")
-        size = self.fixed_batch or batch_rows
-        for at in range(0, len(rows), size):
-            yield self._run(rows[at : at + size], wanted)
+        size = self.fixed_batch or batch_rows or self.batch_rows
+        starts = range(0, len(rows), size)
+        yield from ordered_map(
+            lambda at: self._run(rows[at : at + size], wanted),
+            starts,
+            # A single batch needs no thread of its own.
+            parallel=max(1, min(self.parallel, len(starts))),
+        )
 
     def _run(self, rows: Array, wanted: Sequence[TensorInfo]) -> dict[str, Array]:
         count = len(rows)
@@ -152,7 +181,7 @@ class Model:
         if missing:
             # A model of one batch size: the last row again, and its extra answers dropped.
             rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        outputs = self.session.run({self.input.name: np.ascontiguousarray(rows)})
+        outputs = self._outputs(rows)
         for info in wanted:
             shape = list(outputs[info.name].shape)
             if not shape or shape[0] != len(rows):
@@ -161,6 +190,11 @@ class Model:
                     f"its first axis must be the rows"
                 )
         return {info.name: outputs[info.name][:count] for info in wanted}
+
+    def _outputs(self, rows: Array) -> dict[str, Array]:
+        if self.bound and len(rows) == self.bound.batch_size:
+            return self.bound.run(self.input.name, rows)
+        return self.session.run({self.input.name: np.ascontiguousarray(rows)})
 
     def _joined(self, name: str, parts: Sequence[Array]) -> Array:
         try:
@@ -185,25 +219,47 @@ class Model:
         return np.zeros((0, max(classes, 1)), np.float32)
 
 
-def open_model(path: Path | str, *, provider: str = "cpu", threads: int | None = None) -> Model:
+def open_model(
+    path: Path | str,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    settings: SessionSettings | None = None,
+    goal: Goal = "throughput",
+) -> Model:
     """Open a bundle's folder, whose every byte is checked, or an ONNX file.
 
+    Given neither `threads` nor `settings`, a bundle runs with the settings of its profile for
+    `goal` on `provider` and this kind of machine, if there is one: all of them but `cuda_graph`,
+    which replays calls of one shape and no others. `binding` is for full batches.
+
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
-    ModelError for a file that cannot be run or has not one input, and ProviderError when this
-    machine cannot run it on `provider`.
+    ModelError for a file that cannot be run or has not one input, ProviderError when this machine
+    cannot run it on `provider`, and UsageError for settings that do not go together.
     """
     path = Path(path)
     if not path.exists():
         raise MissingInputError(f"{path} is not there; it should be a bundle or an ONNX file")
-    if path.is_dir():
-        bundle = open_bundle(path)
-        session = open_session(bundle.model, provider=provider, threads=threads)
-        return _model(path, session, bundle.manifest.labels)
-    session = open_session(path, provider=provider, threads=threads)
-    return _model(path, session, _labels(path, session.metadata))
+    if settings and settings.cuda_graph:
+        raise UsageError(
+            "cuda_graph=on replays calls of one shape; a model takes any number of rows"
+        )
+    if not path.is_dir():
+        session = open_session(path, provider=provider, threads=threads, settings=settings)
+        return _model(path, session, labels_of(path, session.metadata), None)
+    bundle = open_bundle(path)
+    profile: Profile | None = None
+    if threads is None and settings is None:
+        profile = profile_for(bundle.manifest.profiles, provider, goal)
+    if profile:
+        settings = profile.applied
+    session = open_session(bundle.model, provider=provider, threads=threads, settings=settings)
+    return _model(path, session, bundle.manifest.labels, profile)
 
 
-def _model(path: Path, session: Session, labels: tuple[str, ...] | None) -> Model:
+def _model(
+    path: Path, session: Session, labels: tuple[str, ...] | None, profile: Profile | None
+) -> Model:
     if len(session.inputs) != 1:
         names = ", ".join(info.name for info in session.inputs)
         raise ModelError(
@@ -215,55 +271,18 @@ def _model(path: Path, session: Session, labels: tuple[str, ...] | None) -> Mode
     outputs = tuple(info for info in session.outputs if not info.dtype.startswith(NO_TENSORS))
     if not outputs:
         raise ModelError(f"{path}: none of its outputs is an array")
-    return Model(
+    model = Model(
         path=path,
         session=session,
         input=session.inputs[0],
         outputs=outputs,
-        scores=None if _reconstructs(outputs) else _scores(outputs),
+        scores=None if is_reconstruction(outputs) else scores_of(outputs),
         labels=labels,
+        profile=profile,
     )
-
-
-def _reconstructs(outputs: Sequence[TensorInfo]) -> bool:
-    return {RECONSTRUCTION, ERROR} <= {info.name for info in outputs}
-
-
-def _scores(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
-    """The output with the scores: `probabilities`, else `logits`, else the only one that can be."""
-    tables = {info.name: info for info in outputs if _is_table(info)}
-    for name in (PROBABILITIES, LOGITS):
-        if name in tables:
-            return tables[name]
-    return next(iter(tables.values())) if len(tables) == 1 else None
-
-
-def _no_scores(outputs: Sequence[TensorInfo]) -> str:
-    told = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
-    return (
-        f"of its outputs ({told}) none is named {PROBABILITIES} or {LOGITS}, and not exactly one "
-        f"is a float [batch, classes]"
-    )
-
-
-def _is_table(info: TensorInfo) -> bool:
-    return info.dtype in FLOATS and len(info.shape) == 2 and info.shape[1] != 1
-
-
-def _labels(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
-    """The class names that an exported model carries, or None."""
-    text = metadata.get("ferry.labels")
-    if text is None:
-        return None
-    try:
-        labels = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"{path}: its ferry.labels is not JSON: {text[:60]!r}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ModelError(f"{path}: its ferry.labels is not a list of names: {text[:60]!r}")
-    if len(set(labels)) != len(labels):
-        raise ModelError(f"{path}: two of its classes have the same label")
-    return tuple(labels)
+    if not session.settings.binding or not can_bind(session):
+        return model
+    return replace(model, bound=BoundPool(session, model.fixed_batch or model.batch_rows))
 
 
 def _describe(rows: object) -> str:

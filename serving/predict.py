@@ -8,19 +8,22 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.answers import Columns, answer
 from serving.console import note
 from serving.errors import InputError, UsageError
 from serving.files import atomic_write
-from serving.model import BATCH_ROWS, Model, open_model
+from serving.model import Model, open_model
+from serving.parallel_map import ordered_map
+from serving.profiles import Profile
 from serving.readers.inputs import Inputs, open_inputs
 from serving.readers.items import Row, Unreadable
 from serving.session import ProviderProof
@@ -38,8 +41,9 @@ class PredictOptions:
 
     provider: str = "cpu"
     threads: int | None = None
-    """None: the cores that this process may use."""
-    batch_rows: int = BATCH_ROWS
+    """None: as the bundle's profile says, or the cores that this process may use without one."""
+    batch_rows: int | None = None
+    """None: as the bundle's profile says, or 32 without one that fits."""
     array: str | None = None
     """The array to take from `.npz` files."""
     columns: tuple[str, ...] = ()
@@ -69,6 +73,8 @@ class PredictReport:
     """From the first row read to the last one written."""
     rows_per_second: float
     threads: int
+    profile: Profile | None
+    """What of the bundle's profiles the settings were taken from; None where none was used."""
     proof: ProviderProof
 
 
@@ -102,8 +108,11 @@ def predict(
         inputs, opened, array=options.array, columns=options.columns, resize=options.resize
     )
     start = time.perf_counter()
-    with ErrorLog(output) as errors:
-        answers = _answers(opened, rows, errors, options)
+    # The answers are closed when the writing fails, which drops the batches that wait.
+    with (
+        ErrorLog(output) as errors,
+        contextlib.closing(_answers(opened, rows, errors, options)) as answers,
+    ):
         done = _write(answers, errors, opened.session.sha256, output=output, form=form)
     seconds = time.perf_counter() - start
     return PredictReport(
@@ -116,6 +125,7 @@ def predict(
         seconds=seconds,
         rows_per_second=done / seconds,
         threads=opened.session.threads,
+        profile=opened.profile,
         proof=opened.session.proof,
     )
 
@@ -125,9 +135,10 @@ def summary(report: PredictReport) -> str:
     where = f" to {report.output}" if report.output else ""
     errors = f", {report.errors} not read" if report.errors else ""
     listed = f" (see {report.errors_file})" if report.errors_file else ""
+    profile = f", {report.profile.told()}" if report.profile else ""
     return (
         f"{report.rows} rows{where}{errors}{listed}; {report.seconds:.2f} s, "
-        f"{report.rows_per_second:,.0f} rows/s on {report.proof.asked}"
+        f"{report.rows_per_second:,.0f} rows/s on {report.proof.asked}{profile}"
     )
 
 
@@ -174,20 +185,30 @@ class ErrorLog:
 
 def _answers(
     model: Model, rows: Inputs, errors: ErrorLog, options: PredictOptions
-) -> Iterator[Columns]:
-    """The answers to all rows that can be used, batch by batch."""
-    readable = _readable(_progress(rows), errors)
-    while batch := list(itertools.islice(readable, model.fixed_batch or options.batch_rows)):
+) -> Generator[Columns, None, None]:
+    """The answers to all rows that can be used, batch by batch, in the order of the rows."""
+    size = model.fixed_batch or options.batch_rows or model.batch_rows
+
+    def answered(batch: list[Row]) -> tuple[Columns, npt.NDArray[np.bool_]]:
         ids = [row.id for row in batch]
         values = np.stack([row.value for row in batch])
-        columns, finite = answer(model, ids, values, all_classes=options.probabilities)
-        if not finite.all():
-            # A row without numbers has no highest one, and JSON could not hold it.
-            for index in np.flatnonzero(~finite):
-                errors.add(Unreadable(ids[index], "the model gave what is not a finite number"))
-            columns = {name: values[finite] for name, values in columns.items()}
-        if finite.any():
+        return answer(model, ids, values, all_classes=options.probabilities)
+
+    batches = _batches(_readable(_progress(rows), errors), size)
+    for columns, finite in ordered_map(answered, batches, parallel=model.parallel):
+        # A row without numbers has no highest one, and JSON could not hold it.
+        for index in np.flatnonzero(~finite):
+            reason = "the model gave what is not a finite number"
+            errors.add(Unreadable(columns["id"][index], reason))
+        if finite.all():
             yield columns
+        elif finite.any():
+            yield {name: values[finite] for name, values in columns.items()}
+
+
+def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    while batch := list(itertools.islice(rows, size)):
+        yield batch
 
 
 def _write(

@@ -6,31 +6,30 @@ session has the one provider that was asked for, or there is an error.
 
 import contextlib
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.cores import allowed_cores
-from serving.errors import (
-    InputError,
-    MissingInputError,
-    ModelError,
-    ProviderError,
-    UnknownNameError,
-)
+from serving.errors import InputError, MissingInputError, ModelError, ProviderError
 from serving.files import sha256_of_bytes
+from serving.runtime import (
+    GPU_PROVIDERS,
+    ORT_ERRORS,
+    PROVIDERS,
+    built_in_providers,
+    installed,
+    one_line,
+    onnxruntime,
+    provider_options,
+    why_not,
+)
+from serving.settings import LEVELS, Level, SessionSettings, check_settings
 from serving.tensors import TensorInfo
-
-# ONNX Runtime 1.29 and later report their use by default; a user who wants that sets it to 0.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 __all__ = [
     "LEVELS",
@@ -38,34 +37,16 @@ __all__ = [
     "Level",
     "ProviderProof",
     "Session",
+    "SessionSettings",
     "TensorInfo",
     "allowed_cores",
     "open_session",
+    "share_of",
     "usable_providers",
 ]
 
 Array = npt.NDArray[Any]
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-}
-Level = Literal["none", "basic", "extended", "all"]
-LEVELS: dict[Level, str] = {
-    "none": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
-}
-"""How much ONNX Runtime may rewrite a graph, by its own names."""
-# TF32 keeps ten bits of what it multiplies: fp32 that rounds so is no longer the trained model.
-PROVIDER_OPTIONS = {PROVIDERS["cuda"]: {"use_tf32": "0"}}
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -81,19 +62,6 @@ DTYPES = {
     "tensor(bool)": "bool",
     "tensor(string)": "object",
 }
-ORT_ERRORS = (
-    RuntimeError,
-    ort_state.EPFail,
-    ort_state.EngineError,
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NoModel,
-    ort_state.NoSuchFile,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
 SILENT, ERRORS = 4, 3
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 """Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
@@ -111,8 +79,7 @@ class ProviderProof:
     @property
     def share(self) -> float:
         """The part of the nodes, 0 to 1, that runs where it was asked to."""
-        total = sum(self.nodes.values())
-        return self.nodes.get(self.asked, 0) / total if total else 1.0
+        return share_of(self.nodes, self.asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +92,22 @@ class Session:
     """The model's `metadata_props`."""
     sha256: str
     """Of the very bytes that the session was made from."""
-    threads: int
+    provider: str
+    """A key of `PROVIDERS`."""
+    settings: SessionSettings
     proof: ProviderProof
     recurrent: bool
     """Whether it has a recurrent layer, which cannot be run on a batch without rows."""
     raw: Any
     """The `onnxruntime.InferenceSession`."""
+    call: Callable[[list[str], dict[str, Array], None], list[Array]]
+    """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
+    output_names: list[str]
+
+    @property
+    def threads(self) -> int:
+        """The threads within one operator."""
+        return self.settings.threads
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on named inputs and return its outputs by name.
@@ -142,12 +119,17 @@ class Session:
             raise InputError(
                 "the model refused its input: a recurrent layer needs at least one row of one step"
             )
-        names = [output.name for output in self.outputs]
         try:
-            values = self.raw.run(names, dict(feeds))
-        except (*ORT_ERRORS, ValueError) as error:
-            raise InputError(f"the model refused its input: {_one_line(error)}") from error
-        return dict(zip(names, values, strict=True))
+            values = self.call(self.output_names, dict(feeds), None)
+        except (*ORT_ERRORS, ValueError, TypeError) as error:
+            raise InputError(f"the model refused its input: {self._why(error, feeds)}") from error
+        return dict(zip(self.output_names, values, strict=True))
+
+    def _why(self, error: Exception, feeds: Mapping[str, Array]) -> str:
+        names = [info.name for info in self.inputs]
+        if set(feeds) != set(names):
+            return f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
+        return one_line(error)
 
 
 def open_session(
@@ -156,33 +138,48 @@ def open_session(
     provider: str = "cpu",
     threads: int | None = None,
     optimize: Level = "all",
+    settings: SessionSettings | None = None,
+    profile: Path | None = None,
 ) -> Session:
     """Make a session of an ONNX file, or of its bytes, on exactly one provider.
 
     `provider` is a key of `PROVIDERS`, `threads` the threads within one operator (default: the
-    cores this process may use), `optimize` how much ONNX Runtime may rewrite the
-    graph.
+    cores this process may use), `optimize` how much ONNX Runtime may rewrite the graph; `settings`
+    says all of that at once, in place of the two. With `profile` ONNX Runtime writes the times of
+    all nodes to a file whose path begins so.
 
     Raises MissingInputError for a file that is not there, ModelError for one that ONNX Runtime
-    cannot load, UnknownNameError for a provider it has never heard of and ProviderError for one
-    that this machine cannot run.
+    cannot load, UnknownNameError for a provider it has never heard of, ProviderError for one
+    that this machine cannot run and UsageError for settings that do not go together.
     """
     content = _read(model)
     label = str(model) if isinstance(model, Path) else "the model"
-    asked = _installed(provider)
-    options = _options(threads or allowed_cores(), provider, optimize=optimize)
+    asked = installed(provider)
+    settings = settings or SessionSettings(threads=threads or allowed_cores(), optimize=optimize)
+    check_settings(settings, provider)
+    options = _options(settings, provider, profile)
     with _logging(SILENT):
-        raw = _create(content, options, asked, label)
+        raw = _create(content, options, settings, provider, label)
+    outputs = tuple(_info(value) for value in raw.get_outputs())
     return Session(
         inputs=tuple(_info(value) for value in raw.get_inputs()),
-        outputs=tuple(_info(value) for value in raw.get_outputs()),
+        outputs=outputs,
         metadata=dict(raw.get_modelmeta().custom_metadata_map),
         sha256=sha256_of_bytes(content),
-        threads=options.intra_op_num_threads,
+        provider=provider,
+        settings=settings,
         proof=_prove(raw, asked, label),
         recurrent=any(operator in RECURRENT for operator in _operators(raw)),
         raw=raw,
+        call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
+        output_names=[output.name for output in outputs],
     )
+
+
+def share_of(parts: Mapping[str, float], name: str) -> float:
+    """The part, 0 to 1, that `name` has of the whole; 1 where there is nothing to share."""
+    total = sum(parts.values())
+    return parts.get(name, 0) / total if total else 1.0
 
 
 def usable_providers(probe: bytes) -> dict[str, str | None]:
@@ -190,7 +187,7 @@ def usable_providers(probe: bytes) -> dict[str, str | None]:
 
     `probe` is the model that each one is asked to run.
     """
-    return {name: _reason(name, probe) for name in PROVIDERS if _is_built_in(name)}
+    return {name: _reason(name, probe) for name in built_in_providers()}
 
 
 def _read(model: Path | bytes) -> bytes:
@@ -205,24 +202,14 @@ def _read(model: Path | bytes) -> bytes:
         raise InputError(f"{model} is a folder, not an ONNX file") from error
 
 
-def _is_built_in(provider: str) -> bool:
-    return PROVIDERS[provider] in onnxruntime.get_available_providers()
-
-
-def _installed(provider: str) -> str:
-    if provider not in PROVIDERS:
-        raise UnknownNameError("provider", provider, PROVIDERS)
-    if not _is_built_in(provider):
-        raise ProviderError(
-            f"{provider} is not part of the installed onnxruntime {onnxruntime.__version__}; "
-            f"`ferry doctor` says what is"
-        )
-    return PROVIDERS[provider]
-
-
-def _options(threads: int, provider: str, *, optimize: Level) -> Any:
+def _options(settings: SessionSettings, provider: str, profile: Path | None) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
+    if not settings.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.log_severity_level = SILENT  # what goes wrong arrives as an exception
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # Weights in other files would not be hashed; ONNX Runtime looks for them in a folder that
@@ -230,24 +217,27 @@ def _options(threads: int, provider: str, *, optimize: Level) -> Any:
     options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    level = LEVELS[optimize]
+    level = LEVELS[settings.optimize]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     return options
 
 
-def _create(content: bytes, options: Any, asked: str, label: str) -> Any:
-    if asked in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) and hasattr(onnxruntime, "preload_dlls"):
+def _create(
+    content: bytes, options: Any, settings: SessionSettings, provider: str, label: str
+) -> Any:
+    asked = PROVIDERS[provider]
+    if provider in GPU_PROVIDERS and hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(None):  # it tells what it did not find on stdout
             onnxruntime.preload_dlls()
     try:
         # enable_fallback=0: else onnxruntime retries on the CPU and says so on stdout.
-        chosen = [(asked, PROVIDER_OPTIONS.get(asked, {}))]
+        chosen = [(asked, provider_options(settings, provider))]
         return onnxruntime.InferenceSession(content, options, providers=chosen, enable_fallback=0)
     except ORT_ERRORS as error:
-        if asked == PROVIDERS["cpu"]:
-            raise ModelError(f"{label} cannot be loaded: {_one_line(error)}") from error
+        if provider == "cpu":
+            raise ModelError(f"{label} cannot be loaded: {one_line(error)}") from error
         raise ProviderError(
-            f"{asked} does not run {label} on this machine: {_why(error)}; "
+            f"{asked} does not run {label} on this machine: {why_not(provider, error)}; "
             f"`ferry doctor` says which providers do"
         ) from error
 
@@ -291,16 +281,3 @@ def _logging(severity: int) -> Iterator[None]:
         yield
     finally:
         onnxruntime.set_default_logger_severity(ERRORS)
-
-
-def _why(error: Exception) -> str:
-    text = _one_line(error)
-    if "fallback to CPU EP has been explicitly disabled" in text:
-        return "it did not start, or cannot run every node (are its driver and libraries there?)"
-    return text
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
-    text = re.sub(r"/onnxruntime_src/\S+ .*?\) ", "", text)  # a place in its own sources
-    return text.rstrip(".") or type(error).__name__

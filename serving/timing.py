@@ -1,24 +1,39 @@
-"""Time a call: warm up until its rate is steady, then count, and compare two calls in pairs.
+"""Time a call in this process: check the clock, warm up until the rate is steady, then count.
 
-The method is that of the benchmarks we trust: a monotonic clock in nanoseconds, nothing of our own
-in the timed region, medians, and ratios of interleaved pairs instead of ratios of two runs.
+A monotonic clock in nanoseconds, nothing of our own in the timed region, no garbage collection, and
+quantiles instead of means. `serving.pairing` compares; `serving.measuring` does both over
+processes.
 """
 
 import contextlib
+import functools
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "MIN_CALLS",
     "NS_PER_MS",
-    "PairedRatio",
+    "NS_PER_S",
+    "Call",
+    "Clock",
+    "Samples",
     "Timing",
-    "paired_ratio",
+    "WarmUp",
+    "check_clock",
+    "digits",
+    "enough_calls",
+    "no_garbage_collection",
+    "take_samples",
     "time_calls",
+    "time_once",
+    "timing_of",
+    "warm_up",
 ]
 
 Call = Callable[[], object]
@@ -30,10 +45,46 @@ MAX_OVERRUN = 10
 STEADY = 0.05
 """Two windows of warm-up whose medians differ by less than this part are a steady rate."""
 MIN_WINDOWS, MAX_WINDOWS = 3, 40
-MAX_PAIRS = 20_000
-NUM_RESAMPLES = 1000
+MIN_TICKS = 20
+"""A sample lasts at least so many ticks of the clock; shorter calls are timed in groups."""
+CLOCK_READINGS = 2000
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """What the clock can tell apart."""
+
+    resolution_ns: float
+    """The smallest step that it was seen to make."""
+    reading_ns: float
+    """The median time of reading it, which every sample contains once."""
+
+    def calls_per_sample(self, call_ns: float) -> int:
+        """How many calls make a sample that the clock can measure."""
+        tick = max(self.resolution_ns, self.reading_ns)
+        return max(1, int(np.ceil(MIN_TICKS * tick / max(call_ns, 1))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """The calls before those that count."""
+
+    ms: float
+    steady: bool
+    """Whether the rate settled before warm-up was cut off; if not, distrust the figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Times of calls made one after the other."""
+
+    call_ns: npt.NDArray[np.float64]
+    """Nanoseconds per call, one of each sample."""
+    num_calls: int
+    elapsed_ns: int
+    """Of all of them, with what lies between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,23 +95,27 @@ class Timing:
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p999_ms: float
+    """Of fewer than 1000 calls it is near the slowest one."""
+    max_ms: float
     rows_per_second: float
-    """Rows answered per second over all timed calls."""
+    """Rows answered per second over all timed calls, those of parallel threads together."""
     num_calls: int
     warmup_ms: float
     steady: bool
     """Whether the rate settled before warm-up was cut off; if not, distrust the figures."""
+    turns_ms: tuple[float, ...]
+    """The median of each turn, in order; turns of what is compared alternate."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairedRatio:
-    """How many times as long the first of two calls takes as the second."""
-
-    median: float
-    low: float
-    """Lower end of the 95 % bootstrap interval of the median."""
-    high: float
-    num_pairs: int
+@functools.cache
+def check_clock() -> Clock:
+    """Measure the resolution of the clock that all figures come from."""
+    readings = np.array([perf_counter_ns() for _ in range(CLOCK_READINGS)])
+    steps = np.diff(readings)
+    moved = steps[steps > 0]
+    smallest = float(moved.min()) if moved.size else float(NS_PER_MS)
+    return Clock(resolution_ns=smallest, reading_ns=float(np.median(steps)))
 
 
 def time_calls(call: Call, *, batch_size: int, seconds: float) -> Timing:
@@ -68,114 +123,88 @@ def time_calls(call: Call, *, batch_size: int, seconds: float) -> Timing:
 
     Slow calls are cut off after ten times `seconds`, then with fewer than 20 of them.
     """
-    warmup_ns, steady = _warm_up(call, int(seconds * NS_PER_S))
-    times = _measure(call, int(seconds * NS_PER_S))
-    p50, p90, p99 = np.percentile(times, (50, 90, 99)) / NS_PER_MS
+    warm = warm_up(call, seconds)
+    return timing_of([take_samples(call, seconds)], batch_size=batch_size, warm=warm)
+
+
+def timing_of(turns: Sequence[Samples], *, batch_size: int, warm: WarmUp) -> Timing:
+    """Put the samples of one or several turns together."""
+    times = np.concatenate([turn.call_ns for turn in turns])
+    p50, p90, p99, p999 = np.percentile(times, (50, 90, 99, 99.9)) / NS_PER_MS
+    num_calls = sum(turn.num_calls for turn in turns)
+    elapsed = sum(turn.elapsed_ns for turn in turns)
     return Timing(
         batch_size=batch_size,
-        p50_ms=_digits(p50),
-        p90_ms=_digits(p90),
-        p99_ms=_digits(p99),
-        rows_per_second=_digits(batch_size * len(times) / (times.sum() / NS_PER_S)),
-        num_calls=len(times),
-        warmup_ms=_digits(warmup_ns / NS_PER_MS),
-        steady=steady,
+        p50_ms=digits(p50),
+        p90_ms=digits(p90),
+        p99_ms=digits(p99),
+        p999_ms=digits(p999),
+        max_ms=digits(times.max() / NS_PER_MS),
+        rows_per_second=digits(batch_size * num_calls / (elapsed / NS_PER_S)),
+        num_calls=num_calls,
+        warmup_ms=warm.ms,
+        steady=warm.steady,
+        turns_ms=tuple(digits(np.median(turn.call_ns) / NS_PER_MS) for turn in turns),
     )
 
 
-def paired_ratio(first: Call, second: Call, *, seconds: float, seed: int) -> PairedRatio:
-    """Compare two calls by the median of the ratios of their times, run in pairs.
-
-    Each pair runs both, A B and B A equally often in an order drawn from `seed`, so that what the
-    machine does meanwhile falls on both alike. The interval is a percentile bootstrap (Efron 1979)
-    of the median, at 95 %.
-    """
-    for call in (first, second):
-        _warm_up(call, int(seconds * NS_PER_S / 4))
-    rng = np.random.default_rng(seed)
-    ratios = _ratios(first, second, int(seconds * NS_PER_S), rng)
-    medians = [
-        np.median(rng.choice(ratios, size=ratios.size, replace=True)) for _ in range(NUM_RESAMPLES)
-    ]
-    low, high = np.percentile(medians, (2.5, 97.5))
-    return PairedRatio(
-        median=_digits(np.median(ratios)),
-        low=_digits(low),
-        high=_digits(high),
-        num_pairs=ratios.size,
-    )
-
-
-def _warm_up(call: Call, limit_ns: int) -> tuple[int, bool]:
-    """Call in windows until two in a row have the same median; the time spent, and if they did."""
+def warm_up(call: Call, seconds: float) -> WarmUp:
+    """Call in windows until two in a row have the same median."""
+    limit_ns = int(seconds * NS_PER_S)
     start = perf_counter_ns()
     call()  # the very first one allocates what the later ones reuse
-    window_calls = int(np.clip(limit_ns / 20 / _time(call), 5, 1000))
+    window_calls = int(np.clip(limit_ns / 20 / time_once(call), 5, 1000))
     medians: list[float] = []
+    steady = False
     for _ in range(MAX_WINDOWS):
-        medians.append(float(np.median([_time(call) for _ in range(window_calls)])))
-        if len(medians) >= MIN_WINDOWS and abs(medians[-1] / medians[-2] - 1) < STEADY:
-            return perf_counter_ns() - start, True
-        if perf_counter_ns() - start > max(limit_ns, NS_PER_S) * 2:
+        medians.append(float(np.median([time_once(call) for _ in range(window_calls)])))
+        steady = len(medians) >= MIN_WINDOWS and abs(medians[-1] / medians[-2] - 1) < STEADY
+        if steady or perf_counter_ns() - start > max(limit_ns, NS_PER_S) * 2:
             break
-    return perf_counter_ns() - start, False
+    return WarmUp(ms=digits((perf_counter_ns() - start) / NS_PER_MS), steady=steady)
 
 
-def _measure(call: Call, limit_ns: int) -> npt.NDArray[np.int64]:
-    """Times in nanoseconds of calls made one after the other."""
+def take_samples(call: Call, seconds: float, *, min_calls: int = MIN_CALLS) -> Samples:
+    """Time calls made one after the other for about `seconds`.
+
+    A call that is too short for the clock is timed in groups, whose mean is a sample.
+    """
+    limit_ns = int(seconds * NS_PER_S)
+    group = check_clock().calls_per_sample(min(time_once(call) for _ in range(3)))
+    call = call if group == 1 else functools.partial(_repeat, call, group)
     clock = perf_counter_ns
     times: list[int] = []
     keep = times.append
-    with _no_garbage_collection():
+    with no_garbage_collection():
         start = before = clock()
-        while len(times) < MAX_CALLS:
+        while True:
             call()
             after = clock()
             keep(after - before)
             elapsed = after - start
-            if elapsed >= limit_ns and _enough(len(times), elapsed, limit_ns):
+            if enough_calls(len(times), elapsed, limit_ns, min_calls) or len(times) >= MAX_CALLS:
                 break
             before = clock()
-    return np.maximum(np.array(times, np.int64), 1)
+    per_call = np.maximum(np.array(times, np.float64), 1) / group
+    return Samples(call_ns=per_call, num_calls=len(times) * group, elapsed_ns=max(elapsed, 1))
 
 
-def _enough(num_calls: int, elapsed_ns: int, limit_ns: int) -> bool:
-    return num_calls >= MIN_CALLS or elapsed_ns >= MAX_OVERRUN * limit_ns
+def enough_calls(num_calls: int, elapsed_ns: int, limit_ns: int, min_calls: int) -> bool:
+    """Whether the time is up with calls enough, or is long over without."""
+    return elapsed_ns >= limit_ns and (
+        num_calls >= min_calls or elapsed_ns >= MAX_OVERRUN * limit_ns
+    )
 
 
-def _ratios(
-    first: Call, second: Call, limit_ns: int, rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    ratios: list[float] = []
-    start = perf_counter_ns()
-    with _no_garbage_collection():
-        while len(ratios) < MAX_PAIRS:
-            orders = rng.permutation([True, False])
-            ratios += [_ratio(first, second, first_leads=leads) for leads in orders]
-            elapsed = perf_counter_ns() - start
-            if elapsed >= limit_ns and _enough(len(ratios), elapsed, limit_ns):
-                break
-    return np.array(ratios)
-
-
-def _ratio(first: Call, second: Call, *, first_leads: bool) -> float:
-    if first_leads:
-        first_ns = _time(first)
-        second_ns = _time(second)
-    else:
-        second_ns = _time(second)
-        first_ns = _time(first)
-    return first_ns / second_ns
-
-
-def _time(call: Call) -> int:
+def time_once(call: Call) -> int:
+    """Nanoseconds of one call, at least 1."""
     before = perf_counter_ns()
     call()
     return max(1, perf_counter_ns() - before)
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Keep Python's collector from running inside the timed region, as `timeit` does."""
     was_on = gc.isenabled()
     gc.disable()
@@ -186,6 +215,11 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _digits(value: float) -> float:
+def digits(value: Any) -> float:
     """Six significant digits: more would be noise in files that are compared."""
     return float(f"{value:.6g}")
+
+
+def _repeat(call: Call, times: int) -> None:
+    for _ in range(times):
+        call()

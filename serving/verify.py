@@ -16,6 +16,7 @@ from serving.errors import IntegrityError, ModelError
 from serving.golden import check_golden
 from serving.manifest import FOREIGN, Manifest
 from serving.onnxfile import minimum_runtime, read_header
+from serving.profiles import Profile
 from serving.session import ProviderProof, Session, TensorInfo, open_session
 
 __all__ = ["LOGITS", "PROBABILITIES", "Check", "VerifyReport", "as_table", "verify"]
@@ -101,6 +102,7 @@ def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
     yield _check("labels", lambda: _labels(bundle))
     yield _check("parity", lambda: _parity(bundle.manifest))
     yield _check("golden", lambda: _golden(bundle, session))
+    yield _check("profiles", lambda: _profiles(bundle.manifest))
     if bundle.contents[RUNNER] == RUNNER_SOURCE.read_bytes():
         yield _check("runner", lambda: _runner(bundle))
     else:
@@ -203,6 +205,19 @@ def _golden(bundle: Bundle, session: Session) -> str:
     golden = bundle.manifest.golden
     worst = check_golden(session, bundle.contents[GOLDEN], golden)
     return f"{golden.rows} rows differ by {worst:.1e} at most, limit {golden.max_abs_diff:.1e}"
+
+
+def _profiles(manifest: Manifest) -> str:
+    """What was tuned, each for its processor; the manifest was refused if one cannot be."""
+    told = [f"{one.told()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles]
+    return "; ".join(told) or "none; `ferry bench --tune` makes one"
+
+
+def _machine(profile: Profile) -> str:
+    machine = profile.machine
+    return (
+        f"{machine.allowed_cores} × {machine.processor}{f', {machine.gpu}' if machine.gpu else ''}"
+    )
 
 
 def _runner(bundle: Bundle) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from pipeline.records.quantize import Budget, Quality, Try
-from serving.timing import PairedRatio
+from serving.pairing import PairedRatio
 
 __all__ = ["Goal", "best_of", "reason_of", "told", "too_inaccurate", "too_slow_or_large"]
 

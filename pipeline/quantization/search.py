@@ -22,8 +22,8 @@ from pipeline.quantization.quality import answers, quality
 from pipeline.quantization.recipes import Recipe, words
 from pipeline.records.quantize import Budget, Search, Try
 from serving.files import sha256_of_bytes
+from serving.pairing import PairedRatio, paired_ratio
 from serving.session import Session, open_session
-from serving.timing import PairedRatio, paired_ratio
 
 __all__ = ["Judge", "Settings", "search"]
 

@@ -1,36 +1,28 @@
 """What `ferry benchmark` measured: `metrics/E/benchmark.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from serving.bench_report import BenchReport, SkippedProvider
-from serving.console import table
-from serving.environment import Environment
-from serving.timing import PairedRatio, Timing
+from serving import bench_table
+from serving.bench_report import BenchReport, Measured
+from serving.pairing import PairedRatio, ratio_of_turns
+from serving.timing import Timing
 
-__all__ = ["BenchmarkReport", "EagerTiming", "VariantBenchmark", "as_table", "sweeps"]
+__all__ = [
+    "EAGER",
+    "BenchmarkReport",
+    "as_table",
+    "over_eager",
+    "ratio_of_rows",
+    "speedup_over",
+    "sweeps",
+    "timed",
+]
 
-HEADER = ("what", "threads", "batch", "p50 ms", "p99 ms", "rows/s")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EagerTiming:
-    """PyTorch eager on the CPU at one batch size."""
-
-    batch_size: int
-    threads: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    rows_per_second: float
-    num_calls: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VariantBenchmark:
-    """One variant on each provider of the installed ONNX Runtime."""
-
-    providers: tuple[BenchReport | SkippedProvider, ...]
+EAGER = "PyTorch eager"
+"""The baseline: every row's speedup is over it, at the same threads and batch size."""
+CLAIMED = ("fp32", 1)
+"""The variant and the threads of what the table says in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,47 +30,83 @@ class BenchmarkReport:
     """All that was timed: `metrics/E/benchmark.json`."""
 
     experiment: str
-    environment: Environment
     torch_version: str
     weights_sha256: str
-    variants: Mapping[str, VariantBenchmark]
-    eager: tuple[EagerTiming, ...]
-    eager_ratio: PairedRatio
-    """How many times as long PyTorch eager takes as ONNX Runtime fp32: batch 1, one thread each."""
+    bench: BenchReport
+    """A `Measured` per variant, provider and thread count, and one per rival and thread count."""
     skipped: Mapping[str, str]
     """The variants that were not made, with the reason."""
 
 
-def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing | EagerTiming, ...]]:
-    """Gather the timings over batch sizes, by variant and provider, and PyTorch's own."""
-    timings: dict[str, tuple[Timing | EagerTiming, ...]] = {
-        f"{variant} · {row.provider}": row.batches
-        for variant, measured in report.variants.items()
-        for row in measured.providers
-        if isinstance(row, BenchReport)
+def timed(report: BenchmarkReport, variant: str, provider: str = "cpu") -> tuple[Measured, ...]:
+    """What was measured of a variant on a provider: one for each thread count."""
+    return tuple(report.bench.of(variant, provider))
+
+
+def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing, ...]]:
+    """The timings over batch sizes, by what was timed: "fp32 · cpu, 2 threads"."""
+    return {
+        f"{one.label}, {_threads(one.settings.threads)}": tuple(row.timing for row in one.rows)
+        for one in report.bench.measured
     }
-    return timings | {"PyTorch eager": report.eager}
+
+
+def speedup_over(
+    report: BenchmarkReport, first: str, second: str, threads: int, batch_size: int
+) -> PairedRatio | None:
+    """How many times as fast `first` is as `second` on the CPU, by turns that alternated.
+
+    Both are subjects: a variant, or a rival such as `EAGER`. None where one was not measured so.
+    """
+    ours, theirs = (_timing(report, name, threads, batch_size) for name in (first, second))
+    if ours is None or theirs is None:
+        return None
+    return ratio_of_rows(ours, theirs, seed=report.bench.seed)
+
+
+def ratio_of_rows(ours: Timing, theirs: Timing, *, seed: int) -> PairedRatio:
+    """How many times as many rows a second `ours` answers as `theirs`, turn by turn.
+
+    At one batch size their turns alternated. At two, turns of the same number are paired, which lie
+    further apart, and the interval is the wider for it.
+    """
+    return ratio_of_turns(
+        [turn / theirs.batch_size for turn in theirs.turns_ms],
+        [turn / ours.batch_size for turn in ours.turns_ms],
+        seed=seed,
+    )
+
+
+def over_eager(report: BenchmarkReport) -> Iterator[tuple[int, PairedRatio]]:
+    """By batch size, how many times as fast ONNX Runtime's fp32 is as eager, one thread each."""
+    variant, threads = CLAIMED
+    for one in timed(report, variant):
+        if one.settings.threads == threads:
+            for row in one.rows:
+                if row.speedup:
+                    yield row.timing.batch_size, row.speedup
 
 
 def as_table(report: BenchmarkReport) -> str:
-    """Lay out a report for a terminal: a line per batch size, then what was skipped and why."""
-    rows, skipped = [], []
-    for variant, measured in report.variants.items():
-        for provider in measured.providers:
-            if isinstance(provider, SkippedProvider):
-                skipped.append(f"{variant} · {provider.provider}: skipped: {provider.skipped}")
-                continue
-            name = f"{variant} · {provider.provider}"
-            rows += [_line(name, provider.threads, timing) for timing in provider.batches]
-    rows += [_line("PyTorch eager", timing.threads, timing) for timing in report.eager]
-    ratio = report.eager_ratio
-    compared = (
-        f"ONNX Runtime fp32 is {ratio.median:.2f} times as fast as PyTorch eager at batch 1, one "
-        f"thread each (95 % interval {ratio.low:.2f} to {ratio.high:.2f}, {ratio.num_pairs} pairs)"
-    )
-    return "\n".join([table(HEADER, rows), "", *skipped, compared])
+    """Lay out a report for a terminal: its rows, what was not made and why, and what it says."""
+    skipped = [f"{variant}: not made: {reason}" for variant, reason in report.skipped.items()]
+    claims = [
+        f"ONNX Runtime fp32 is {ratio.median:.2f} times as fast as {EAGER} at batch {size}, one "
+        f"thread each (95 % interval {ratio.low:.2f} to {ratio.high:.2f}, {ratio.num_pairs} turns)"
+        for size, ratio in over_eager(report)
+    ]
+    parts = [bench_table.as_table(report.bench), "\n".join([*skipped, *claims])]
+    return "\n\n".join(filter(None, parts))
 
 
-def _line(name: str, threads: int, timing: Timing | EagerTiming) -> tuple[str, ...]:
-    times = (f"{timing.p50_ms:.3f}", f"{timing.p99_ms:.3f}")
-    return (name, str(threads), str(timing.batch_size), *times, f"{timing.rows_per_second:,.0f}")
+def _timing(report: BenchmarkReport, subject: str, threads: int, batch_size: int) -> Timing | None:
+    for provider in ("cpu", "torch"):
+        for one in timed(report, subject, provider):
+            row = one.row(batch_size)
+            if row and one.settings.threads == threads:
+                return row.timing
+    return None
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["BundleReport"]
+__all__ = ["BundleReport", "Gain"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """How many times better than fp32 a variant is, by the goal."""
+
+    times: float
+    """Of speeds the median of turns that both took."""
+    low: float
+    """Lower end of the 95 % bootstrap interval; sizes are exact, and all three are one number."""
+    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +25,8 @@ class BundleReport:
     variant: str
     reason: str
     goal: str
-    gains: Mapping[str, float]
-    """How many times better than fp32 each variant that passed is, by the goal."""
+    gains: Mapping[str, Gain]
+    """Of each variant that passed."""
     bytes: int
     """Of the whole folder."""
     digest: str

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.console import table
-from serving.timing import PairedRatio
+from serving.pairing import PairedRatio
 
 __all__ = ["Budget", "Quality", "QuantizeReport", "Search", "Try", "VariantFile", "as_table"]
 

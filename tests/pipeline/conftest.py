@@ -31,7 +31,16 @@ def tiny(params: Params) -> Experiment:
         epochs=2,
         model=replace(experiment.model, settings={**experiment.model.settings, **small}),
         quantize=generous(experiment.quantize),
-        benchmark=replace(experiment.benchmark, batch_sizes=(1, 4), seconds=0.02),
+        benchmark=replace(
+            experiment.benchmark,
+            batch_sizes=(1, 4),
+            threads=(1,),
+            seconds=0.04,
+            rounds=4,
+            beside=("eager",),
+            growth_calls=0,
+            cold_starts=0,
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """Metrics files as the stages write them, with chosen figures, for tests of what reads them."""
 
+import functools
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -24,11 +25,16 @@ from pipeline.records.parity import (
     VariantParity,
 )
 from pipeline.records.quantize import QuantizeReport, Search
-from serving.bench_report import BenchReport, SkippedProvider
+from serving.bench_report import BenchReport, ColdStart, Measured, Row, Skipped
 from serving.environment import Environment
 from serving.files import write_json
+from serving.measuring.growth import Growth
+from serving.measuring.load import Load
+from serving.measuring.subject import Share
+from serving.pairing import ratio_of_turns
 from serving.session import ProviderProof
-from serving.timing import PairedRatio, Timing
+from serving.settings import SessionSettings
+from serving.timing import Clock, Timing
 
 LABELS = [str(digit) for digit in range(10)]
 CPU = "CPUExecutionProvider"
@@ -40,6 +46,7 @@ MACHINE = Environment(
     cores=2,
     allowed_cores=2,
     quota_cores=None,
+    governor=None,
     memory_bytes=16 * 2**30,
     load_average=(0.5, 0.4, 0.3),
     python="3.11.7",
@@ -48,6 +55,7 @@ MACHINE = Environment(
     onnxruntime_package="onnxruntime-gpu",
     numpy="2.4.6",
     ferry="0.1.0",
+    git_revision="4f0c1d2e",
     gpu=None,
     gpu_driver=None,
 )
@@ -204,61 +212,121 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
     )
 
 
-def timings(factor: float) -> tuple[Timing, ...]:
-    rows = []
-    for size in (1, 8, 32, 128):
-        latency = factor * (0.05 + 0.012 * size)
-        rows.append(
-            Timing(
-                batch_size=size,
-                p50_ms=latency,
-                p90_ms=1.1 * latency,
-                p99_ms=1.4 * latency,
-                rows_per_second=1000 * size / latency,
-                num_calls=4000 // size,
-                warmup_ms=20.0,
-                steady=True,
-            )
-        )
-    return tuple(rows)
+TURNS = (1.0, 1.02, 0.98, 1.01)
+"""What the machine did to each turn: the same to all that was compared."""
 
 
-def bench_report(factor: float, size: int, provider: str = "cpu") -> BenchReport:
-    return BenchReport(
-        model="models/x/model.onnx",
+def timing(latency_ms: float, size: int, turns: tuple[float, ...] = TURNS) -> Timing:
+    return Timing(
+        batch_size=size,
+        p50_ms=latency_ms,
+        p90_ms=1.1 * latency_ms,
+        p99_ms=1.4 * latency_ms,
+        p999_ms=1.9 * latency_ms,
+        max_ms=2.5 * latency_ms,
+        rows_per_second=1000 * size / latency_ms,
+        num_calls=4000 // size,
+        warmup_ms=20.0,
+        steady=True,
+        turns_ms=tuple(latency_ms * turn for turn in turns),
+    )
+
+
+def timings(factor: float, threads: int = 2) -> tuple[Timing, ...]:
+    """A sweep over batch sizes; what a second thread is worth grows with the batch."""
+    return tuple(
+        timing(factor * (0.05 + 0.012 * size * (1.8 if threads == 1 else 1)), size)
+        for size in (1, 8, 32, 128)
+    )
+
+
+def measured(
+    subject: str, factor: float, *, threads: int = 2, size: int | None = 1, provider: str = "cpu"
+) -> Measured:
+    """What `timings` makes of a factor, beside a PyTorch eager of factor 3."""
+    runs = provider != "torch"
+    eager = timings(3.0, threads)
+    return Measured(
+        subject=subject,
+        provider=provider,
+        settings=SessionSettings(threads=threads),
+        cores=tuple(range(2 - threads, 2)),
         sha256="cd" * 32,
         file_bytes=size,
-        provider=provider,
-        proof=ProviderProof(asked=CPU, nodes={CPU: 12}),
-        share=1.0,
-        threads=2,
-        session_ms=12.5,
-        first_call_ms=0.4,
-        peak_memory_bytes=90 * 2**20,
-        batches=timings(factor),
+        proof=ProviderProof(asked=CPU, nodes={CPU: 12}) if runs else None,
+        share=Share(time_us={CPU: 900.0}, share=1.0) if runs else None,
+        ready_ms=12.5,
+        peak_memory_bytes=(90 if runs else 400) * 2**20,
+        gpu_memory_bytes=None,
+        growth=Growth(
+            num_calls=1000, batch_sizes=(1, 8, 32, 128), arena_bytes=3 * 2**20, drift_bytes=4096
+        ),
+        rows=tuple(
+            Row(
+                timing=one,
+                first_call_ms=0.4,
+                speedup=None
+                if subject == "PyTorch eager"
+                else ratio_of_turns(beside.turns_ms, one.turns_ms, seed=1),
+                millijoules_per_row=None,
+            )
+            for one, beside in zip(timings(factor, threads), eager, strict=True)
+        ),
         skipped=(),
+    )
+
+
+@functools.cache
+def bench_report(name: str) -> BenchReport:
+    """Three variants and two rivals at one and two threads; one that has no compiler, and CUDA."""
+    sizes = {"fp32": (1.0, 220_000), "fp16": (1.15, 112_000), "int8": (0.6, 61_000)}
+    found = []
+    for threads in (1, 2):
+        found += [
+            measured("PyTorch eager", 3.0, threads=threads, size=218_000, provider="torch"),
+            *(
+                measured(variant, factor, threads=threads, size=size)
+                for variant, (factor, size) in sizes.items()
+            ),
+            measured("MLflow pyfunc", 8.0, threads=threads, size=None, provider="torch"),
+        ]
+    skipped = [
+        Skipped(subject=variant, provider="cuda", threads=None, skipped="no <card> here")
+        for variant in sizes
+    ]
+    compiler = "no C++ compiler is there"
+    skipped += [
+        Skipped(subject="torch.compile", provider="torch", threads=threads, skipped=compiler)
+        for threads in (1, 2)
+    ]
+    cold = {"PyTorch eager": 2100.0, "fp32": 310.0, "int8": 300.0, "MLflow pyfunc": 3900.0}
+    return BenchReport(
+        model=name,
+        rows="test_inputs.npy",
+        baseline="PyTorch eager",
+        measured=tuple(found),
+        skipped=tuple(skipped),
+        cold_starts=tuple(
+            ColdStart(subject=subject, p50_ms=ms, runs_ms=(0.98 * ms, ms, 1.1 * ms))
+            for subject, ms in cold.items()
+        ),
+        scenarios=(),
+        partial=False,
+        seed=1,
+        num_rounds=4,
+        energy="no counter of energy (RAPL) is there",
+        clock=Clock(resolution_ns=30.0, reading_ns=40.0),
+        load=Load(seconds=60.0, own_cores=1.4, other_cores=0.1, stolen_cores=0.0, warning=None),
         environment=MACHINE,
     )
 
 
 def benchmark(name: str) -> dict[str, object]:
-    sizes = {"fp32": (1.0, 220_000), "fp16": (1.15, 112_000), "int8": (0.6, 61_000)}
-    skipped = SkippedProvider(provider="cuda", skipped="no <card> here")
-    eager = []
-    for timing in timings(3.0):
-        row = asdict(timing) | {"threads": 2}
-        eager.append({key: row[key] for key in row if key not in ("warmup_ms", "steady")})
     return {
         "experiment": name,
-        "environment": MACHINE,
         "torch_version": "2.13.0",
         "weights_sha256": WEIGHTS,
-        "variants": {
-            key: {"providers": [bench_report(factor, size), skipped]}
-            for key, (factor, size) in sizes.items()
-        },
-        "eager": eager,
-        "eager_ratio": PairedRatio(median=4.2, low=4.1, high=4.4, num_pairs=900),
+        "bench": bench_report(name),
         "skipped": {},
     }
 
@@ -337,7 +405,10 @@ def bundle(name: str) -> dict[str, object]:
         "variant": "int8",
         "reason": "1.7 times the speed of fp32 & within its gate",
         "goal": "latency",
-        "gains": {"fp32": 1.0, "int8": 1.7},
+        "gains": {
+            "fp32": {"times": 1.0, "low": 1.0, "high": 1.0},
+            "int8": {"times": 1.7, "low": 1.6, "high": 1.8},
+        },
         "digest": "ef" * 32,
         "bytes": 65_000,
     }

@@ -1,88 +1,202 @@
 """The benchmark stage: a row with proof for what ran, a reason for what did not."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from project import Project
 
+from pipeline import tracking
 from pipeline.benchmark import benchmark
-from pipeline.errors import MissingInputError
+from pipeline.beside.contestants import NAMES
+from pipeline.errors import IntegrityError, MissingInputError
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport, as_table
-from serving.bench_report import BenchReport, SkippedProvider
+from pipeline.records.benchmark import EAGER, BenchmarkReport, as_table, speedup_over
 from serving.files import sha256_of_file
 from serving.probe import probe
-from serving.session import usable_providers
+from serving.session import allowed_cores, usable_providers
+
+TOO_MANY = 4096
+VARIANTS = ("fp32", "int8")
+
+
+def run(project: Project, folder: Path, **changes: object) -> BenchmarkReport:
+    """Measure fp32 and int8 as the project says but for `changes`; tell goes to a list."""
+    tell, track = changes.pop("tell", lambda _: None), changes.pop("track", False)
+    config = replace(project.experiment.benchmark, **changes)  # type: ignore[arg-type]
+    return benchmark(
+        project.weights,
+        {name: project.models[name] for name in VARIANTS},
+        project.data,
+        folder / "benchmark.json",
+        folder / "plots",
+        experiment=replace(project.experiment, benchmark=config),
+        skipped={"fp16": "no smaller"},
+        track=bool(track),
+        tell=tell,  # type: ignore[arg-type]
+    )
 
 
 @pytest.fixture(scope="module")
-def timed(exported: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The metrics file and the folder of plots of one run over fp32 and int8."""
+def folder(exported: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The metrics file and the plots of one run with all that is quick to start."""
     folder = tmp_path_factory.mktemp("benchmark")
-    models = {name: exported.models[name] for name in ("fp32", "int8")}
-    benchmark(
-        exported.weights,
-        models,
-        exported.data,
-        folder / "benchmark.json",
-        folder / "plots",
-        experiment=exported.experiment,
-        track=False,
+    run(
+        exported,
+        folder,
+        threads=(1, 1, TOO_MANY),
+        beside=("pyfunc", "channels_last", "eager"),
+        growth_calls=20,
+        cold_starts=1,
     )
-    return folder / "benchmark.json", folder / "plots"
+    return folder
+
+
+@pytest.fixture
+def report(folder: Path) -> BenchmarkReport:
+    return read(BenchmarkReport, folder / "benchmark.json", "ferry benchmark")
 
 
 @pytest.mark.slow
-def test_every_variant_has_a_row_per_provider(timed: tuple[Path, Path], exported: Project) -> None:
-    report = read(BenchmarkReport, timed[0], "ferry benchmark")
+def test_every_variant_has_a_row_per_provider(report: BenchmarkReport, exported: Project) -> None:
     usable = usable_providers(probe())
-    for variant in ("fp32", "int8"):
-        rows = report.variants[variant].providers
-        assert [row.provider for row in rows] == list(usable)
-        for row in rows:
-            if usable[row.provider] is None:
-                assert isinstance(row, BenchReport)
-                assert row.share == 1
+    for variant in VARIANTS:
+        for provider, reason in usable.items():
+            rows = list(report.bench.of(variant, provider))
+            if reason is None:
+                (row,) = rows  # thread count 1 was asked for twice
+                assert row.settings.threads == 1
+                assert row.proof is not None
+                assert row.proof.share == 1
                 assert sum(row.proof.nodes.values()) > 0
                 assert row.sha256 == sha256_of_file(exported.models[variant])
-                assert [timing.batch_size for timing in row.batches] == [1, 4]
-                assert all(t.p50_ms <= t.p90_ms <= t.p99_ms for t in row.batches)
+                assert [one.timing.batch_size for one in row.rows] == [1, 4]
+                assert row.growth is not None
+                assert row.growth.num_calls == 20
                 assert row.peak_memory_bytes > 10_000_000
             else:
-                assert isinstance(row, SkippedProvider)
-                assert row.skipped
+                assert rows == []
+                (skipped,) = [
+                    one
+                    for one in report.bench.skipped
+                    if (one.subject, one.provider, one.threads) == (variant, provider, None)
+                ]
+                assert skipped.skipped == reason
 
 
 @pytest.mark.slow
-def test_pytorch_is_measured_beside_it(timed: tuple[Path, Path]) -> None:
-    report = read(BenchmarkReport, timed[0], "ferry benchmark")
-    assert [row.batch_size for row in report.eager] == [1, 4]
-    assert report.eager_ratio.num_pairs > 20
-    assert report.eager_ratio.low <= report.eager_ratio.median <= report.eager_ratio.high
-    assert report.environment.allowed_cores >= 1
-    assert report.torch_version
+def test_rivals_are_measured_beside_and_every_speedup_is_over_eager(
+    report: BenchmarkReport, exported: Project
+) -> None:
+    assert report.bench.baseline == EAGER
+    assert report.bench.measured[0].subject == EAGER
+    rivals = [one for one in report.bench.measured if one.provider == "torch"]
+    assert [one.subject for one in rivals] == [EAGER, NAMES["channels_last"], NAMES["pyfunc"]]
+    assert rivals[0].sha256 == report.weights_sha256 == sha256_of_file(exported.weights)
+    assert rivals[0].proof is None
+    assert rivals[2].sha256 == sha256_of_file(exported.models["fp32"])
+    assert rivals[2].proof is not None
+    assert rivals[2].proof.share == 1
+    for one in report.bench.measured:
+        for row in one.rows:
+            assert len(row.timing.turns_ms) == report.bench.num_rounds == 4
+            if one.subject == EAGER:
+                assert row.speedup is None
+            else:
+                found = speedup_over(report, one.subject, EAGER, 1, row.timing.batch_size)
+                assert row.speedup == found or one.provider not in ("cpu", "torch")
 
 
 @pytest.mark.slow
-def test_the_plot_has_a_point_per_measurement(timed: tuple[Path, Path]) -> None:
-    report = read(BenchmarkReport, timed[0], "ferry benchmark")
-    rows = list(csv.DictReader((timed[1] / "benchmark.csv").open()))
-    names = {row["name"] for row in rows}
-    assert {"fp32 · cpu", "int8 · cpu", "PyTorch eager"} <= names
-    (point,) = [r for r in rows if r["name"] == "PyTorch eager" and r["batch_size"] == "4"]
-    assert float(point["p50_ms"]) == report.eager[1].p50_ms
+def test_more_threads_than_cores_are_skipped_with_that_reason(report: BenchmarkReport) -> None:
+    skipped = {one.subject for one in report.bench.skipped if one.threads == TOO_MANY}
+    assert skipped == {one.subject for one in report.bench.measured}
+    reasons = {one.skipped for one in report.bench.skipped if one.threads == TOO_MANY}
+    assert reasons == {f"this process may use {allowed_cores()} cores"}
 
 
 @pytest.mark.slow
-def test_the_table_tells_rows_reasons_and_the_ratio(timed: tuple[Path, Path]) -> None:
-    report = read(BenchmarkReport, timed[0], "ferry benchmark")
+def test_cold_starts_are_those_of_processes(report: BenchmarkReport) -> None:
+    cold = {one.subject: one.p50_ms for one in report.bench.cold_starts}
+    assert {EAGER, "MLflow pyfunc", "fp32 · cpu", "int8 · cpu"} <= set(cold)
+    assert NAMES["channels_last"] not in cold
+    # It imports PyTorch, which the other has no need of.
+    assert cold[EAGER] > cold["fp32 · cpu"] > 0
+
+
+@pytest.mark.slow
+def test_the_plots_have_a_point_per_measurement(folder: Path, report: BenchmarkReport) -> None:
+    rows = list(csv.DictReader((folder / "plots" / "benchmark.csv").open()))
+    assert len(rows) == sum(len(one.rows) for one in report.bench.measured)
+    (point,) = [row for row in rows if (row["subject"], row["batch_size"]) == (EAGER, "4")]
+    row = report.bench.measured[0].row(4)
+    assert row is not None
+    assert float(point["p50_ms"]) == row.timing.p50_ms
+    scaling = list(csv.DictReader((folder / "plots" / "scaling.csv").open()))
+    assert {"what": f"{EAGER}, 1 thread", "batch_size": "4"}.items() <= scaling[1].items()
+    assert float(scaling[1]["rows_per_second"]) == row.timing.rows_per_second
+    starts = list(csv.DictReader((folder / "plots" / "cold_start.csv").open()))
+    assert {start["subject"]: float(start["p50_ms"]) for start in starts} == {
+        one.subject: one.p50_ms for one in report.bench.cold_starts
+    }
+
+
+@pytest.mark.slow
+def test_the_table_tells_rows_reasons_and_the_speedups(report: BenchmarkReport) -> None:
     text = as_table(report)
-    for variant in report.variants.values():
-        for row in variant.providers:
-            if isinstance(row, SkippedProvider):
-                assert f"{row.provider}: skipped: {row.skipped}" in text
-    assert f"{report.eager_ratio.median:.2f} times as fast as PyTorch eager" in text
+    for skipped in report.bench.skipped:
+        assert f"skipped: {skipped.skipped}" in text
+    assert "fp16: not made: no smaller" in text
+    for size in (1, 4):
+        ratio = speedup_over(report, "fp32", EAGER, 1, size)
+        assert ratio is not None
+        told = f"ONNX Runtime fp32 is {ratio.median:.2f} times as fast as {EAGER} at batch {size},"
+        assert told in text
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_keeps_what_it_measured(
+    exported: Project, tmp_path: Path
+) -> None:
+    def stop(line: str) -> None:
+        if "batch 4" in line:
+            raise KeyboardInterrupt
+
+    report = run(exported, tmp_path, tell=stop)
+    assert report.bench.partial
+    assert {one.subject for one in report.bench.measured} >= {EAGER, "fp32", "int8"}
+    for one in report.bench.measured:
+        assert [row.timing.batch_size for row in one.rows] == [1]
+    assert read(BenchmarkReport, tmp_path / "benchmark.json", "ferry benchmark") == report
+    assert "interrupted" in as_table(report)
+
+
+@pytest.mark.slow
+def test_mlflow_holds_every_row_and_the_figures(
+    exported: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    report = run(exported, tmp_path, track=True, cold_starts=1)
+    client = MlflowClient(tracking.store_uri())
+    (experiment,) = [one for one in client.search_experiments() if one.name == "digits-cnn"]
+    (found,) = client.search_runs([experiment.experiment_id])
+    fp32 = next(report.bench.of("fp32")).row(4)
+    assert fp32 is not None
+    assert fp32.speedup is not None
+    kept = found.data.metrics
+    assert kept["benchmark.fp32.cpu.t1.b4.p50_ms"] == fp32.timing.p50_ms
+    assert kept["benchmark.fp32.cpu.t1.b4.speedup"] == fp32.speedup.median
+    assert kept["benchmark.PyTorch_eager.t1.b1.rows_per_second"] > 0
+    assert "benchmark.PyTorch_eager.t1.b1.speedup" not in kept
+    assert kept["benchmark.cold_start.fp32.cpu.p50_ms"] > 0
+    figures = [Path(one.path).name for one in client.list_artifacts(found.info.run_id, "figures")]
+    assert figures == [
+        *("cold_start.png", "latency_distribution.png", "latency_throughput.png", "scaling.png"),
+    ]
 
 
 def test_a_missing_variant_names_the_command(exported: Project, tmp_path: Path) -> None:
@@ -96,4 +210,17 @@ def test_a_missing_variant_names_the_command(exported: Project, tmp_path: Path) 
             experiment=exported.experiment,
             track=False,
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_measured(
+    exported: Project, tmp_path: Path
+) -> None:
+    settings = {**exported.experiment.model.settings, "widths": [8, 16]}
+    other = replace(exported.experiment.model, settings=settings)
+    project = replace(exported, experiment=replace(exported.experiment, model=other))
+    told: list[str] = []
+    with pytest.raises(IntegrityError, match="does not hold the weights of digits-cnn"):
+        run(project, tmp_path, tell=told.append)
+    assert told == []
     assert list(tmp_path.iterdir()) == []

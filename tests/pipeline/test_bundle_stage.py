@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sample_metrics
 from project import Project
 
 from pipeline.bundle import bundle, choose
@@ -19,69 +20,66 @@ from pipeline.proof.opening import open_side
 from pipeline.proof.rows import rows_of_split
 from pipeline.ready import open_split
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport, EagerTiming, VariantBenchmark
+from pipeline.records.benchmark import BenchmarkReport
+from pipeline.records.bundle import BundleReport, Gain
 from pipeline.records.parity import ParityReport
 from serving import open_model
-from serving.bench_report import BenchReport
-from serving.environment import describe
+from serving.bench_report import Measured
 from serving.files import sha256_of_file, write_json
 from serving.manifest import read_manifest
-from serving.session import ProviderProof
-from serving.timing import PairedRatio, Timing
 from serving.verify import verify
 
 LATENCY = BundleConfig(goal="latency", min_gain=1.1, golden_rows=4)
 
 
+def gain(times: float, low: float | None = None) -> Gain:
+    return Gain(times=times, low=times if low is None else low, high=times)
+
+
+FP32 = gain(1.0)
+
+
 @pytest.mark.parametrize(
     ("gains", "variant"),
     [
-        ({"fp32": 1.0, "fp16": 0.9, "int8": 2.0}, "int8"),
-        ({"fp32": 1.0, "fp16": 1.3, "int8": 1.2}, "fp16"),
-        ({"fp32": 1.0, "int8": 1.09}, "fp32"),
-        ({"fp32": 1.0, "int8": 1.1}, "int8"),
-        ({"fp32": 1.0}, "fp32"),
-        ({"fp32": 1.0, "int8": 0.5}, "fp32"),
+        ({"fp32": FP32, "fp16": gain(0.9), "int8": gain(2.0)}, "int8"),
+        ({"fp32": FP32, "fp16": gain(1.3), "int8": gain(1.2)}, "fp16"),
+        ({"fp32": FP32, "int8": gain(1.09)}, "fp32"),
+        ({"fp32": FP32, "int8": gain(1.1)}, "int8"),
+        ({"fp32": FP32}, "fp32"),
+        ({"fp32": FP32, "int8": gain(0.5)}, "fp32"),
+        # A median alone shows nothing: the whole interval must be above 1.
+        ({"fp32": FP32, "int8": gain(1.5, low=0.98)}, "fp32"),
+        ({"fp32": FP32, "int8": gain(1.5, low=1.0)}, "fp32"),
+        ({"fp32": FP32, "int8": gain(1.5, low=1.01)}, "int8"),
+        ({"fp32": FP32, "fp16": gain(1.2, low=1.1), "int8": gain(1.5, low=0.98)}, "fp16"),
     ],
 )
-def test_the_best_is_shipped_if_it_is_enough_better(gains: dict[str, float], variant: str) -> None:
+def test_the_best_is_shipped_if_it_is_enough_better(gains: dict[str, Gain], variant: str) -> None:
     chosen, reason = choose(gains, LATENCY)
     assert chosen == variant
     assert "latency" in reason
 
 
-def timing(batch_size: int, p50_ms: float) -> Timing:
-    return Timing(
-        batch_size=batch_size,
-        p50_ms=p50_ms,
-        p90_ms=p50_ms,
-        p99_ms=p50_ms,
-        rows_per_second=1000 * batch_size / p50_ms,
-        num_calls=20,
-        warmup_ms=1.0,
-        steady=True,
+def test_the_reason_tells_gains_with_their_intervals() -> None:
+    int8 = Gain(times=1.5, low=1.25, high=1.75)
+    _, reason = choose({"fp32": FP32, "int8": int8}, LATENCY)
+    assert reason == "1.50 [1.25 to 1.75] times as good as fp32 in latency"
+    _, reason = choose({"fp32": FP32, "fp16": gain(0.9), "int8": replace(int8, low=0.9)}, LATENCY)
+    assert reason == (
+        "no other variant is 1.1 times better in latency "
+        "(fp16 0.90, int8 1.50 [0.90 to 1.75] times as good)"
     )
 
 
-def timed(path: Path, p50_ms: float, bulk_ms: float) -> VariantBenchmark:
+def timed(variant: str, path: Path, p50_ms: float, bulk_ms: float) -> Measured:
     """A CPU row for a model file with chosen latencies at batch 1 and 32."""
-    cpu = "CPUExecutionProvider"
-    row = BenchReport(
-        model=str(path),
-        sha256=sha256_of_file(path),
-        file_bytes=path.stat().st_size,
-        provider="cpu",
-        proof=ProviderProof(asked=cpu, nodes={cpu: 9}),
-        share=1.0,
-        threads=2,
-        session_ms=1.0,
-        first_call_ms=1.0,
-        peak_memory_bytes=1,
-        batches=(timing(1, p50_ms), timing(32, bulk_ms)),
-        skipped=(),
-        environment=describe(),
+    one = sample_metrics.measured(variant, 1.0, size=path.stat().st_size)
+    rows = tuple(
+        replace(row, timing=sample_metrics.timing(ms, size))
+        for row, size, ms in zip(one.rows, (1, 32), (p50_ms, bulk_ms), strict=False)
     )
-    return VariantBenchmark(providers=(row,))
+    return replace(one, sha256=sha256_of_file(path), rows=rows)
 
 
 @pytest.fixture
@@ -89,7 +87,11 @@ def measured(exported: Project, tmp_path: Path) -> Project:
     """A project with a real parity report and chosen timings: int8 for one row, fp16 in bulk."""
     root = tmp_path / "project"
     shutil.copytree(exported.root, root)
-    project = replace(exported, root=root)
+    # How far two epochs of int8 are off depends on the processor, and is not what is tested here.
+    gates = exported.experiment.parity
+    wide = replace(gates.int8, flips=360, min_snr_db=0, accuracy_loss=100, batch_diff=10)
+    experiment = replace(exported.experiment, parity=replace(gates, int8=wide))
+    project = replace(exported, root=root, experiment=experiment)
     parity(
         project.weights,
         project.models,
@@ -99,21 +101,16 @@ def measured(exported: Project, tmp_path: Path) -> Project:
         track=False,
     )
     models = project.models
-    eager = EagerTiming(
-        batch_size=1, threads=2, p50_ms=1, p90_ms=1, p99_ms=1, rows_per_second=1, num_calls=1
+    found = (
+        timed("fp32", models["fp32"], 0.4, 4.0),
+        timed("fp16", models["fp16"], 0.5, 1.0),
+        timed("int8", models["int8"], 0.2, 3.0),
     )
     report = BenchmarkReport(
         experiment="digits-cnn",
-        environment=describe(),
         torch_version="2",
         weights_sha256=sha256_of_file(project.weights),
-        variants={
-            "fp32": timed(models["fp32"], 0.4, 4.0),
-            "fp16": timed(models["fp16"], 0.5, 1.0),
-            "int8": timed(models["int8"], 0.2, 3.0),
-        },
-        eager=(eager,),
-        eager_ratio=PairedRatio(median=4, low=4, high=4, num_pairs=50),
+        bench=replace(sample_metrics.bench_report("digits-cnn"), measured=found),
         skipped={},
     )
     write_json(project.metrics("benchmark"), report)
@@ -143,6 +140,22 @@ def test_the_goal_decides(measured: Project, goal: str, variant: str) -> None:
     manifest = read_manifest(folder)
     assert manifest.variant == variant
     assert sha256_of_file(folder / "model.onnx") == sha256_of_file(measured.models[variant])
+
+
+def test_the_gains_are_recorded_with_their_intervals(measured: Project) -> None:
+    run(measured)
+    report = read(BundleReport, measured.metrics("bundle"), "ferry bundle")
+    assert set(report.gains) == {"fp32", "fp16", "int8"}
+    assert report.gains["int8"].times == pytest.approx(2)
+    assert report.gains["fp16"].high == pytest.approx(0.8)
+
+
+def test_an_interrupted_benchmark_chooses_nothing(measured: Project) -> None:
+    path = measured.metrics("benchmark")
+    path.write_text(path.read_text().replace('"partial": false', '"partial": true'))
+    with pytest.raises(IntegrityError, match="`ferry benchmark digits-cnn` measures it anew"):
+        run(measured)
+    assert not (measured.root / "bundles").exists()
 
 
 def test_a_bundle_is_a_side_of_its_own(measured: Project) -> None:

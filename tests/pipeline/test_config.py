@@ -207,6 +207,31 @@ EDITS = [
     ("[1, 7, 256]", "[]", f"{FIRST}.parity.batch_sizes must not be empty"),
     ("[1, 7, 256]", "[1, x]", f"{FIRST}.parity.batch_sizes.1 must be an integer, got 'x'"),
     ("[1, 7, 256]", "[7, 0]", f"{FIRST}.parity.batch_sizes.1 must be greater than or equal to 1"),
+    ("beside: [eager]", "beside: []", f"{FIRST}.benchmark.beside must be a list with eager, over"),
+    (
+        "beside: [eager]",
+        "beside: [pyfunc]",
+        f"{FIRST}.benchmark.beside must be a list with eager, over which all speedups are, got",
+    ),
+    (
+        "beside: [eager]",
+        "beside: [eager, pyfunc, eager]",
+        f"{FIRST}.benchmark.beside must be a list that has nothing twice, got ['eager', 'pyfunc'",
+    ),
+    (
+        "beside: [eager]",
+        "beside: [eager, jit]",
+        f"{FIRST}.benchmark.beside.1 must be 'eager', 'channels_last', 'compile' or 'pyfunc', got",
+    ),
+    (
+        "[1, 64], threads",
+        "[64, 64], threads",
+        f"{FIRST}.benchmark.batch_sizes must be a list that has nothing twice, got [64, 64]",
+    ),
+    ("threads: [1, 0]", "threads: []", f"{FIRST}.benchmark.threads must not be empty"),
+    ("threads: [1, 0]", "threads: [-1]", f"{FIRST}.benchmark.threads.0 must be greater than or eq"),
+    ("rounds: 10", "rounds: 0", f"{FIRST}.benchmark.rounds must be greater than or equal to 1"),
+    ("cold_starts: 0,", "", f"{FIRST}.benchmark.cold_starts is missing"),
     # Names
     (
         "  digits: {",

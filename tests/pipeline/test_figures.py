@@ -7,31 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from sample_metrics import LABELS, confusion, epochs
 
 from pipeline.figures import (
     as_svg,
     confusion_matrix,
-    latency_throughput,
     learning_curve,
+    logarithmic,
     ulp_histogram,
 )
-from pipeline.records.benchmark import EagerTiming
-
-
-def sweep(factor):
-    return [
-        EagerTiming(
-            batch_size=size,
-            threads=1,
-            p50_ms=factor * size,
-            p90_ms=factor * size,
-            p99_ms=factor * size,
-            rows_per_second=1000 / factor,
-            num_calls=20,
-        )
-        for size in (128, 1, 8)
-    ]
 
 
 def texts(figure):
@@ -105,23 +90,21 @@ def test_many_classes_are_drawn_without_counts():
     assert not axes.texts
 
 
-def test_sweeps_are_lines_in_order_of_batch_size():
-    (axes,) = latency_throughput({"fp32 · cpu": sweep(1), "int8 · cpu": sweep(0.5)}).axes
-    first, second = axes.get_lines()
-    assert list(first.get_xdata()) == [1, 8, 128]
-    assert list(second.get_xdata()) == [0.5, 4, 64]
-    assert first.get_color() != second.get_color()
-    assert [text.get_text() for text in axes.texts] == ["1", "8", "128"] * 2
-    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
-
-
-def test_no_sweep_at_all_is_an_empty_figure():
-    assert as_svg(latency_throughput({}), "empty").endswith("</svg>")
+@pytest.mark.parametrize(
+    ("lowest", "highest", "shown"),
+    [(0.02, 3, {"0.05", "0.5", "2"}), (900, 3e6, {"1k", "50k", "2M"})],
+)
+def test_a_logarithmic_axis_tells_short_numbers(lowest, highest, shown):
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set(yscale="log", ylim=(lowest, highest))
+    logarithmic(axes.yaxis)
+    assert shown <= set(texts(figure))
 
 
 def test_the_same_figure_gives_the_same_svg():
-    first = as_svg(latency_throughput({"a": sweep(1)}), "sweep")
-    assert first == as_svg(latency_throughput({"a": sweep(1)}), "sweep")
+    first = as_svg(learning_curve(epochs()), "curve")
+    assert first == as_svg(learning_curve(epochs()), "curve")
     assert "dc:date" not in first
 
 
@@ -135,7 +118,7 @@ def test_two_figures_of_a_page_share_no_id():
 
 
 def test_ids_that_are_referred_to_are_there():
-    svg = as_svg(latency_throughput({"a": sweep(1)}), "sweep")
+    svg = as_svg(learning_curve(epochs()), "curve")
     referred = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'href="#([^"]+)"', svg))
     assert referred
     assert referred <= set(re.findall(r'id="([^"]+)"', svg))
@@ -163,8 +146,8 @@ def test_pyplot_is_never_imported_and_nothing_is_left_set():
     program = (
         "import sys, matplotlib as mpl; keys = 'font.size', 'axes.grid', 'svg.fonttype'; "
         "before = [mpl.rcParams[key] for key in keys]; "
-        "from pipeline.figures import latency_throughput, as_svg; "
-        "as_svg(latency_throughput({}), 'x'); "
+        "from pipeline.figures import ulp_histogram, as_svg; "
+        "as_svg(ulp_histogram({'fp32': (1, 2)}), 'x'); "
         "print('matplotlib.pyplot' in sys.modules, before == [mpl.rcParams[key] for key in keys], "
         "'torch' in sys.modules)"
     )

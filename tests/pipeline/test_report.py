@@ -1,16 +1,20 @@
 import html.parser
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import sample_benches
 import sample_metrics
 
 from pipeline.errors import IntegrityError, MissingInputError
 from pipeline.params import load
 from pipeline.report import report
+from serving.bench_report import Skipped, SkippedBatch
 from serving.files import write_json
+from serving.pairing import PairedRatio
+from serving.session import ProviderProof
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "br", "img", "link", "hr", "input"}
@@ -99,7 +103,7 @@ def test_every_experiment_that_ran_has_its_section_and_figures(page, read):
     assert "digits-cnn" not in read.ids
     for name in ("mnist-cnn", "digits-mlp"):
         part = section(page, name)
-        assert part.count("<svg ") == 4
+        assert part.count("<svg ") == 7
         assert "confusion matrix of the test set" in part
 
 
@@ -123,12 +127,198 @@ def test_gates_are_shown_with_their_limits_and_what_failed(page):
     assert "/conv2/Conv (Conv): x is off by 1.0e-01 beside PyTorch, its inputs by 0.0e+00" in part
 
 
-def test_speed_is_shown_with_its_proof_and_what_was_skipped(page):
+def with_bench(folder, change, name="mnist-cnn"):
+    """Metrics whose benchmark is a crowded one, changed."""
+    report = sample_benches.crowded()
+    write_json(folder / name / "train.json", sample_metrics.training(name))
+    write_json(folder / name / "parity.json", sample_metrics.parity(name))
+    write_json(folder / name / "benchmark.json", replace(report, bench=change(report.bench)))
+
+
+def speed(params, folder, name="mnist-cnn"):
+    """The section of the page, from where the speed begins."""
+    page = folder / "index.html"
+    report(folder, folder / "pictures", page, params=params)
+    part = section(page.read_text(), name)
+    return part[part.index("<h3>Speed</h3>") :]
+
+
+def faster_at(bench, batch_size, low, high):
+    """A bench in which fp32 with one thread has this interval at a batch size."""
+
+    def changed(one):
+        if (one.subject, one.settings.threads) != ("fp32", 1):
+            return one
+        ratio = PairedRatio(median=(low + high) / 2, low=low, high=high, num_pairs=12)
+        rows = [
+            replace(row, speedup=ratio) if row.timing.batch_size == batch_size else row
+            for row in one.rows
+        ]
+        return replace(one, rows=tuple(rows))
+
+    return replace(bench, measured=tuple(changed(one) for one in bench.measured))
+
+
+def test_speed_opens_with_what_is_claimed(params, tmp_path):
+    with_bench(tmp_path, lambda bench: faster_at(faster_at(bench, 1, 4.1, 4.5), 64, 0.97, 1.03))
+    claim = re.search(r"<p>With one thread each.*?</p>", speed(params, tmp_path))[0]
+    assert "at batch 1 is <strong>4.30 times</strong> as fast as PyTorch eager" in claim
+    assert "95&nbsp;% interval 4.10 to 4.50, 12 turns each" in claim
+    assert ", and at batch 64 is <strong>no faster and no slower</strong>" in claim
+    assert "(1.00 times as fast, 95&nbsp;% interval 0.97 to 1.03" in claim
+
+
+def test_without_a_batch_of_64_the_largest_is_claimed(page):
+    claim = re.search(r"<p>With one thread each.*?</p>", section(page, "mnist-cnn"))[0]
+    assert re.findall(r"at batch (\d+)", claim) == ["1", "128"]
+
+
+def test_without_eager_nothing_is_claimed(params, tmp_path):
+    def alone(bench):
+        return sample_benches.single().bench
+
+    with_bench(tmp_path, alone)
+    part = speed(params, tmp_path)
+    assert "times</strong>" not in part
+    assert "were not measured beside each other with one thread" in part
+    assert part.count("<svg ") == 3
+
+
+def test_every_row_of_speed_is_a_line_with_its_interval_and_verdict(params, tmp_path):
+    with_bench(tmp_path, lambda bench: faster_at(bench, 8, 0.99, 1.05))
+    part = speed(params, tmp_path)
+    rows = part[part.index("Every row") :].split("</details>")[0]
+    assert rows.count("<tr") == 1 + 14 * 4
+    assert rows.count(">baseline</td>") == 8
+    assert '1.02 <span class="soft">(0.99–1.05)</span></td><td class="soft">no difference' in rows
+    assert '<th class="n">p99.9 ms</th>' in rows
+    assert "× PyTorch eager" in rows
+    assert "no counter of energy (RAPL) is there" in rows
+    assert "mJ a row" not in rows
+    assert "not steady" not in rows
+
+
+def test_processes_are_shown_with_their_proof(page):
     part = section(page, "mnist-cnn")
-    assert "4.2 times" in part
-    assert "4.1 to 4.4" in part
-    assert "12 on CPUExecutionProvider" in part
+    processes = part[part.index("What each process") :].split("</details>")[0]
+    assert processes.count("12 on CPUExecutionProvider") == 6
+    assert processes.count("not in ONNX Runtime") == 4
+    assert "<td>CPU</td>" in processes
+    assert '3.0 MiB</td><td class="n">4 KiB</td><td class="n">1,000</td>' in processes
+    assert "GPU memory" not in processes
+    assert "<dt>nodes where asked</dt><dd>100 %</dd>" in part
+
+
+def test_a_share_that_is_not_whole_never_reads_as_100(params, tmp_path):
+    def shared(bench):
+        *others, last = bench.measured
+        nodes = {"CUDAExecutionProvider": 9999, "CPUExecutionProvider": 1}
+        proof = ProviderProof(asked="CUDAExecutionProvider", nodes=nodes)
+        last = replace(last, proof=proof, gpu_memory_bytes=2**30)
+        return replace(bench, measured=(*others, last))
+
+    with_bench(tmp_path, shared)
+    part = speed(params, tmp_path)
+    assert "<dt>nodes where asked</dt><dd>99.9 %</dd>" in part
+    assert "9999 on CUDAExecutionProvider, 1 on CPUExecutionProvider" in part
+    assert "1,024.0 MiB" in part[part.index("GPU memory") :]
+
+
+def test_what_was_skipped_is_told_once_for_the_same_reason(page):
+    part = section(page, "mnist-cnn")
+    assert part.count("fp32, fp16, int8 on cuda: skipped: ") == 1
     assert part.count("cuda: skipped: ") == 1
+    assert "torch.compile: skipped: no C++ compiler is there" in part
+
+
+def test_skipped_threads_and_batches_and_variants_are_told(params, tmp_path):
+    def skipping(bench):
+        first, *others = bench.measured
+        batch = SkippedBatch(batch_size=512, skipped="too <large>")
+        skipped = Skipped(subject="int8", provider="cpu", threads=2, skipped="it stopped")
+        first = replace(first, skipped=(batch,))
+        return replace(bench, measured=(first, *others), skipped=(skipped,))
+
+    with_bench(tmp_path, skipping)
+    path = tmp_path / "mnist-cnn" / "benchmark.json"
+    raw = json.loads(path.read_text())
+    write_json(path, raw | {"skipped": {"qat": "nothing to gain"}})
+    part = speed(params, tmp_path)
+    assert "PyTorch eager with threads 1, batch 512: skipped: too &lt;large&gt;" in part
+    assert "int8 on cpu with threads 2: skipped: it stopped" in part
+    assert "qat: not made: nothing to gain" in part
+
+
+def test_doubts_stand_in_a_box_before_the_figures(params, tmp_path):
+    busy = "other programs kept 0.9 of 2 cores busy: distrust the figures"
+
+    def doubtful(bench):
+        first, *others = bench.measured
+        shaky = replace(first.rows[0], timing=replace(first.rows[0].timing, steady=False))
+        first = replace(first, rows=(shaky, *first.rows[1:]))
+        load = replace(bench.load, warning=busy)
+        return replace(bench, measured=(first, *others), partial=True, load=load)
+
+    with_bench(tmp_path, doubtful)
+    part = speed(params, tmp_path)
+    box = re.search(r'<div class="warning".*?</div>', part, re.DOTALL)
+    assert "The benchmark was interrupted" in box[0]
+    assert busy in box[0]
+    assert box.start() < part.index("<svg ")
+    assert part.count(">not steady</span>") == 1
+    assert "1 of 56 rows were still changing" in part
+
+
+def test_without_doubts_there_is_no_box(page):
+    assert '<div class="warning"' not in page
+
+
+def test_a_benchmark_that_measured_nothing_has_its_section(params, tmp_path):
+    with_bench(tmp_path, lambda _: sample_benches.empty().bench)
+    part = speed(params, tmp_path)
+    assert "The benchmark was interrupted" in part
+    assert "<svg " not in part
+    assert "<dt>nodes where asked</dt><dd>–</dd>" in part
+
+
+def test_scenarios_and_energy_are_shown_where_they_were_measured(params, tmp_path):
+    def counted(bench):
+        first, *others = bench.measured
+        row = replace(first.rows[0], millijoules_per_row=0.1234)
+        first = replace(first, rows=(row, *first.rows[1:]))
+        return replace(bench, measured=(first, *others), energy="intel-rapl:0")
+
+    with_bench(tmp_path, counted)
+    part = speed(params, tmp_path)
+    assert "Energy: intel-rapl:0" in part
+    assert "mJ a row" in part
+    assert '<td class="n">0.123</td>' in part
+    server = part[part.index("<h4>Scenarios</h4>") :].split("</table>")[0]
+    assert "<td>server</td><td>ferry</td><td>fp32 · cpu</td>" in server
+    assert '<td class="n">3,000</td><td class="n">2 ms</td>' in server
+
+
+def test_without_scenarios_there_is_no_table_of_them(page):
+    assert "Scenarios" not in page
+
+
+def test_ratios_keep_three_digits(params, tmp_path):
+    ratios = {
+        1: (0.01234, "0.0123"),
+        8: (9.876, "9.88"),
+        64: (26.02, "26.0"),
+        256: (1234.6, "1,235"),
+    }
+
+    def changed(bench):
+        for size, (ratio, _) in ratios.items():
+            bench = faster_at(bench, size, ratio, ratio)
+        return bench
+
+    with_bench(tmp_path, changed)
+    part = speed(params, tmp_path)
+    for _, shown in ratios.values():
+        assert f'{shown} <span class="soft">({shown}–{shown})' in part
 
 
 def test_what_the_files_say_is_text_and_never_markup(page):
@@ -148,13 +338,31 @@ def test_the_environment_is_told_once_for_the_same_machine(page):
 def test_another_machine_is_told_apart_and_another_load_is_not(params, metrics, tmp_path):
     for name, cores in (("mnist-cnn", 2), ("digits-mlp", 64)):
         sample_metrics.write_all(tmp_path, name)
-        path = tmp_path / name / "benchmark.json"
-        raw = json.loads(path.read_text())
-        raw["environment"] |= {"cores": cores, "load_average": [cores / 7, 0.0, 0.0]}
-        write_json(path, raw)
+        change_machine(tmp_path, name, cores=cores, load_average=[cores / 7, 0.0, 0.0])
     page = tmp_path / "page.html"
     report(tmp_path, tmp_path / "pictures", page, params=params)
     assert section(page.read_text(), "environment").count("processor") == 2
+
+
+def test_the_same_machine_measured_at_two_revisions_is_one(params, tmp_path):
+    for name, revision in (("mnist-cnn", "a" * 40), ("digits-mlp", "b" * 40 + "-dirty")):
+        sample_metrics.write_all(tmp_path, name)
+        change_machine(tmp_path, name, git_revision=revision, governor="performance")
+    page = tmp_path / "page.html"
+    report(tmp_path, tmp_path / "pictures", page, params=params)
+    part = section(page.read_text(), "environment")
+    assert part.count("processor") == 1
+    assert f"<dd>{'a' * 12}, {'b' * 12}-dirty</dd>" in part
+    assert "<dt>frequency governor</dt><dd>performance</dd>" in part
+    assert "<dt>clock</dt><dd>steps of 30 ns</dd>" in part
+    assert "<dt>torch</dt><dd>2.13.0</dd>" in part
+
+
+def change_machine(metrics, name, **changes):
+    path = metrics / name / "benchmark.json"
+    raw = json.loads(path.read_text())
+    raw["bench"]["environment"] |= changes
+    write_json(path, raw)
 
 
 def test_it_says_how_to_reproduce(page):

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,25 +113,43 @@ def test_figures_of_other_weights_are_not_shown(params, metrics, stage):
     assert not any(row.shipped for row in rows)
 
 
-def test_without_batch_one_there_is_no_latency(params, metrics):
-    path = metrics / "mnist-cnn" / "benchmark.json"
+def alter_bench(path, change):
+    """Change the list of what was measured."""
     raw = json.loads(path.read_text())
-    for variant in raw["variants"].values():
-        del variant["providers"][0]["batches"][0]
+    raw["bench"]["measured"] = change(raw["bench"]["measured"])
     write_json(path, raw)
+
+
+def test_each_figure_is_that_of_its_best_thread_count(params, metrics):
+    def quicker_alone(found):
+        alone = found[1]
+        assert (alone["subject"], alone["settings"]["threads"]) == ("fp32", 1)
+        alone["rows"][0]["timing"]["p50_ms"] = 0.001
+        return found
+
+    alter_bench(metrics / "mnist-cnn" / "benchmark.json", quicker_alone)
+    row = results(params, metrics=metrics)[0]
+    assert row.p50_ms == 0.001
+    assert row.rows_per_second == sample_metrics.timings(1.0, threads=2)[-1].rows_per_second
+
+
+def test_without_batch_one_there_is_no_latency(params, metrics):
+    def without(found):
+        return [one | {"rows": one["rows"][1:]} for one in found]
+
+    alter_bench(metrics / "mnist-cnn" / "benchmark.json", without)
     row = results(params, metrics=metrics)[0]
     assert row.p50_ms is None
     assert row.rows_per_second is not None
 
 
 def test_each_provider_that_ran_is_a_row(params, metrics):
-    path = metrics / "mnist-cnn" / "benchmark.json"
-    raw = json.loads(path.read_text())
-    cuda = replace(sample_metrics.bench_report(0.1, 61_000), provider="cuda")
-    raw["variants"]["int8"]["providers"][1] = json.loads(dump_json(cuda))
-    write_json(path, raw)
+    cuda = sample_metrics.measured("int8", 0.1, size=61_000, provider="cuda")
+    added = [json.loads(dump_json(cuda))]
+    alter_bench(metrics / "mnist-cnn" / "benchmark.json", lambda found: found + added)
     rows = results(params, metrics=metrics)
     assert [row.provider for row in rows] == ["cpu", "cpu", "cpu", "cuda"]
+    assert rows[3].rows_per_second > rows[2].rows_per_second
     assert "provider" in as_table(rows).splitlines()[0]
 
 
@@ -162,8 +179,9 @@ def test_what_is_read_is_what_was_written(metrics):
     written = sample_metrics.training("mnist-cnn")
     assert measured.training.history == tuple(sample_metrics.epochs())
     assert measured.training.accuracy == written["accuracy"]
-    assert measured.benchmark.environment == sample_metrics.MACHINE
+    assert measured.benchmark.bench.environment == sample_metrics.MACHINE
     assert measured.shipped.variant == "int8"
+    assert measured.shipped.gains["int8"].low == 1.6
     assert read_measured(metrics, "digits-mlp") is None
 
 

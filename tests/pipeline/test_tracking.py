@@ -17,6 +17,7 @@ from pipeline.figures import learning_curve
 from pipeline.parity import parity
 from pipeline.records import read
 from pipeline.records.train import TrainReport
+from pipeline.tracking.store import load_mlflow
 from pipeline.train import train
 
 
@@ -201,7 +202,7 @@ def test_no_tracking_imports_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> None:
         raise AssertionError("MLflow was asked for")
 
-    monkeypatch.setattr(tracking, "_mlflow", never)
+    monkeypatch.setattr(tracking.runs, "load_mlflow", never)
     with tracking.run_of_training("digits-cnn", None, track=False) as tracker:
         tracker.log_metrics({"x": 1.0})
         tracker.log_parameters({"a": 1})
@@ -217,5 +218,5 @@ def test_the_store_is_the_users_own_if_one_is_set(monkeypatch: pytest.MonkeyPatc
 
 
 def test_usage_statistics_are_off_unless_the_user_says_otherwise() -> None:
-    tracking._mlflow()
+    load_mlflow()
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

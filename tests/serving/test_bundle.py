@@ -133,8 +133,22 @@ def test_a_forged_list_of_files_cannot_reach_outside(bundle: Path) -> None:
 
 
 def test_a_manifest_of_another_schema_is_refused(bundle: Path) -> None:
-    forge(bundle, schema_version=2)
-    assert "schema version 2" in refused(bundle)
+    forge(bundle, schema_version=3)
+    assert "schema version 3, this ferry reads 2; make the bundle anew" in refused(bundle)
+
+
+def test_a_manifest_of_the_schema_before_is_refused_for_that(bundle: Path) -> None:
+    """Not for the keys that it lacks."""
+    raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    del raw["profiles"]
+    (bundle / MANIFEST).write_text(json.dumps(raw | {"schema_version": 1}), encoding="utf-8")
+    told = f"{bundle / MANIFEST} has schema version 1, this ferry reads 2; make the bundle anew"
+    assert refused(bundle) == f"{told} with `ferry bundle`"
+    assert failed_checks(bundle) == ["files"]
+
+
+def failed_checks(bundle: Path) -> list[str]:
+    return [check.name for check in verify(bundle).checks if check.status == "failed"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from serving.console import (
     json_option,
     log_to_stderr,
     note,
+    progress,
     show,
     summary,
     table,
@@ -219,3 +220,23 @@ def test_the_same_of_a_command_that_echoes(tmp_path: Path) -> None:
     done = pipeline_of('"$PYTHON" words.py words | head -1', tmp_path)
     assert (done.stdout, done.stderr) == ("0\n", "")
     assert (tmp_path / "status").read_text().strip() == "141"
+
+
+def test_progress_is_one_line_of_a_terminal_and_gone_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress() as tell:
+        tell("first")
+        tell("second " * 50)
+    told = capsys.readouterr().err
+    assert told.startswith("\r\x1b[Kfirst\r\x1b[Ksecond")
+    assert told.endswith("\r\x1b[K")
+    assert "\n" not in told
+    assert len(told) < 150, "it is cut to the width of the terminal"
+
+
+def test_without_a_terminal_there_is_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as tell:
+        tell("first")
+    assert capsys.readouterr().err == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import environment
+from serving import environment, machine
 from serving.environment import Environment, describe
 from serving.files import dump_json
 from serving.records import read_record
@@ -51,14 +51,14 @@ def test_it_survives_json():
 def test_the_flags_of_an_arm_processor_are_read(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(ARM)
-    monkeypatch.setattr(environment, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(environment, "cpuinfo", lambda: machine.cpuinfo(cpuinfo))
     found = describe()
     assert found.flags == ("asimd", "asimddp", "i8mm", "bf16")
     assert found.processor
 
 
 def test_without_proc_the_processor_still_has_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(environment, "cpuinfo", lambda: machine.cpuinfo(tmp_path / "missing"))
     assert describe().processor
     assert describe().flags == ()
 
@@ -111,3 +111,18 @@ def test_the_record_cannot_be_changed():
     with pytest.raises(AttributeError):
         describe().cores = 3  # type: ignore[misc]
     assert Environment.__slots__
+
+
+def test_the_governor_is_told_where_the_system_shows_it(tmp_path, monkeypatch):
+    shown = tmp_path / "scaling_governor"
+    shown.write_text("performance\n")
+    monkeypatch.setattr(environment, "GOVERNOR", shown)
+    assert describe().governor == "performance"
+    monkeypatch.setattr(environment, "GOVERNOR", tmp_path / "hidden")
+    assert describe().governor is None
+
+
+def test_the_revision_is_that_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert describe().git_revision == "unknown"

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet
 import pytest
 from onnx import TensorProto, helper
 from PIL import Image
-from tiny_classifier import LABELS, classifier, expected_scores, images
+from tiny_classifier import LABELS, classifier, expected_scores, images, profile
 from tiny_kinds import (
     TEXTS,
     autoencoder,
@@ -22,10 +23,11 @@ from tiny_kinds import (
     text_contents,
 )
 
-from serving.bundle import write_bundle
+from serving.bundle import write_bundle, write_profile
 from serving.errors import InputError, MissingInputError, UsageError
+from serving.model import Model
 from serving.predict import PredictOptions, predict, summary
-from serving.session import open_session
+from serving.session import SessionSettings, open_session
 
 
 @pytest.fixture
@@ -86,6 +88,63 @@ def test_the_batch_size_changes_no_answer(
     found = np.stack([table[f"probability_{label}"].to_numpy() for label in LABELS], axis=1)
     np.testing.assert_allclose(found, expected_scores(images(70)), atol=1e-6)
     assert table.schema.metadata[b"ferry.model_sha256"]
+
+
+@pytest.mark.parametrize("binding", [False, True])
+def test_a_profile_changes_no_answer(bundle: Path, tmp_path: Path, binding: bool) -> None:
+    np.save(tmp_path / "rows.npy", images(1000))
+    plain = PredictOptions(threads=1, batch_rows=16, probabilities=True)
+    predict(bundle, [tmp_path / "rows.npy"], output=tmp_path / "plain.csv", options=plain)
+    settings = SessionSettings(threads=1, parallel=2, binding=binding)
+    write_profile(bundle, profile(settings=settings))
+    report = predict(
+        bundle,
+        [tmp_path / "rows.npy"],
+        output=tmp_path / "tuned.csv",
+        options=PredictOptions(probabilities=True),
+    )
+    assert (tmp_path / "tuned.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
+    assert report.profile == profile(settings=settings)
+    assert "profile throughput: threads 1, parallel 2, " in summary(report)
+
+
+def test_a_run_without_a_profile_names_none(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    write_profile(bundle, profile())
+    options = PredictOptions(threads=1)
+    report = predict(bundle, [rows], output=tmp_path / "out.csv", options=options)
+    assert (report.profile, report.threads) == (None, 1)
+    assert "profile throughput" not in summary(report)
+
+
+def test_batches_side_by_side_list_what_cannot_be_read(
+    bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    write_profile(bundle, profile(batch_size=2))
+    report = predict(bundle, [folder], output=tmp_path / "out.csv")
+    assert (report.rows, report.errors) == (10, 2)
+    assert [Path(row["id"]).name for row in read(tmp_path / "out.csv")] == [
+        f"{i:02}.png" for i in range(10)
+    ]
+
+
+def test_a_failure_among_batches_side_by_side_surfaces(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_profile(bundle, profile(batch_size=2))
+    np.save(tmp_path / "rows.npy", images(100))
+    before = threading.active_count()
+
+    def broken(self: Model, rows: np.ndarray, wanted: object) -> object:
+        if (rows == images(100)[40]).all(axis=(1, 2, 3)).any():
+            raise InputError("the model refused its input: row 40")
+        return run(self, rows, wanted)
+
+    run = Model._run
+    monkeypatch.setattr(Model, "_run", broken)
+    with pytest.raises(InputError, match="row 40"):
+        predict(bundle, [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+    assert threading.active_count() == before
 
 
 def test_unreadable_images_are_listed_and_do_not_stop_the_run(
@@ -311,17 +370,18 @@ def test_a_failure_halfway_leaves_the_old_output(
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_memory_does_not_grow_with_the_input(
-    model_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("tuned", [False, True])
+def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path, tuned: bool) -> None:
     """Ten times the rows, and no list of ten times the length is ever held."""
     import tracemalloc
 
+    if tuned:
+        write_profile(bundle, profile())
     peaks = []
     for rows in (2_000, 20_000):
         np.save(tmp_path / "rows.npy", images(rows))
         tracemalloc.start()
-        predict(model_file, [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
+        predict(bundle, [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.5

@@ -1,8 +1,10 @@
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tiny_onnx
 from tiny_classifier import LABELS, classifier, expected_scores, images
@@ -14,13 +16,16 @@ from serving.errors import (
     ModelError,
     ProviderError,
     UnknownNameError,
+    UsageError,
 )
 from serving.files import sha256_of_file
 from serving.session import (
     PROVIDERS,
     ProviderProof,
+    SessionSettings,
     TensorInfo,
     open_session,
+    share_of,
     usable_providers,
 )
 
@@ -115,13 +120,13 @@ def test_a_corrupt_file_is_one_line(model_file: Path, damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_provider_offers_the_nearest(model_file: Path) -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'cuda'"):
+def test_an_unknown_provider_offers_the_nearest_and_says_what_is_there(model_file: Path) -> None:
+    with pytest.raises(UnknownNameError, match=r"did you mean .cuda.*has .*cpu"):
         open_session(model_file, provider="cudda")
 
 
 def test_a_provider_that_is_not_built_in_is_refused(model_file: Path) -> None:
-    with pytest.raises(ProviderError, match="not part of the installed onnxruntime"):
+    with pytest.raises(ProviderError, match=r"coreml is not there: the installed .* has .*cpu"):
         open_session(model_file, provider="coreml")
 
 
@@ -164,6 +169,42 @@ def test_threads_are_the_cores_we_may_use(model_file: Path) -> None:
     assert open_session(model_file).threads == allowed_cores()
     assert open_session(model_file, threads=1).threads == 1
     assert 1 <= allowed_cores() <= (os.cpu_count() or 1)
+
+
+def test_a_call_is_no_slower_than_onnxruntimes_own_and_answers_alike(model_file: Path) -> None:
+    session = open_session(model_file, threads=1)
+    feeds = {"images": images(3)}
+    assert session.call is not session.raw.run
+    plain = session.raw.run(session.output_names, feeds)
+    for name, expected in zip(session.output_names, plain, strict=True):
+        np.testing.assert_array_equal(session.run(feeds)[name], expected)
+
+
+def test_settings_reach_the_session(model_file: Path) -> None:
+    settings = SessionSettings(threads=1, spinning=False, optimize="none")
+    session = open_session(model_file, settings=settings)
+    assert session.settings == settings
+    assert session.raw.get_session_options().intra_op_num_threads == 1
+    level = session.raw.get_session_options().graph_optimization_level
+    assert level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with pytest.raises(UsageError, match="nhwc=on is for cuda, not for cpu"):
+        open_session(model_file, settings=SessionSettings(threads=1, nhwc=True))
+
+
+def test_a_profile_names_the_provider_of_every_node(model_file: Path, tmp_path: Path) -> None:
+    session = open_session(model_file, threads=1, profile=tmp_path / "times")
+    session.run({"images": images(2)})
+    written = Path(session.raw.end_profiling())
+    assert written.parent == tmp_path
+    events = json.loads(written.read_text())
+    nodes = [event for event in events if event.get("cat") == "Node"]
+    assert {event["args"]["provider"] for event in nodes} == {PROVIDERS["cpu"]}
+
+
+def test_a_share_is_a_part_of_the_whole() -> None:
+    assert share_of({"a": 1, "b": 3}, "b") == 0.75
+    assert share_of({"a": 1}, "b") == 0
+    assert share_of({}, "b") == 1
 
 
 def test_telemetry_is_off_unless_the_user_wants_it() -> None:

@@ -2,9 +2,19 @@ import gc
 import itertools
 import time
 
+import numpy as np
 import pytest
 
-from serving.timing import MIN_CALLS, paired_ratio, time_calls
+from serving.timing import (
+    MIN_CALLS,
+    Clock,
+    Samples,
+    WarmUp,
+    check_clock,
+    take_samples,
+    time_calls,
+    timing_of,
+)
 
 
 def sleeper(milliseconds):
@@ -78,28 +88,52 @@ def test_the_collector_is_back_after_a_failure():
     assert gc.isenabled()
 
 
-def test_a_ratio_is_that_of_first_to_second():
-    ratio = paired_ratio(sleeper(4), sleeper(2), seconds=0.2, seed=1)
-    assert 1.3 < ratio.low <= ratio.median <= ratio.high < 2.6
-    assert ratio.num_pairs >= MIN_CALLS
-    assert ratio.num_pairs % 2 == 0
+def test_the_clock_tells_its_resolution_and_its_price():
+    clock = check_clock()
+    assert 1 <= clock.resolution_ns <= 1_000_000
+    assert 0 < clock.reading_ns < 100_000
 
 
-def test_a_call_against_itself_is_one():
-    call = sleeper(1)
-    ratio = paired_ratio(call, call, seconds=0.2, seed=2)
-    assert 0.8 < ratio.median < 1.25
-    assert ratio.low <= ratio.median <= ratio.high
+def test_calls_too_short_for_the_clock_are_timed_in_groups():
+    clock = Clock(resolution_ns=1, reading_ns=50)
+    assert clock.calls_per_sample(10_000) == 1
+    assert clock.calls_per_sample(100) == 10
+    assert Clock(resolution_ns=1_000_000, reading_ns=50).calls_per_sample(2_000_000) == 10
 
 
-def test_each_order_is_run_equally_often():
-    order: list[str] = []
-    paired_ratio(
-        lambda: (order.append("a"), time.sleep(0.001)),
-        lambda: (order.append("b"), time.sleep(0.001)),
-        seconds=0.1,
-        seed=3,
+def test_a_sample_of_a_group_is_the_time_of_one_call(monkeypatch):
+    """On a clock that moves a microsecond a call, and by steps of 100 µs."""
+    now = [0]
+
+    def call():
+        now[0] += 1000
+
+    monkeypatch.setattr("serving.timing.perf_counter_ns", lambda: now[0] // 100_000 * 100_000)
+    monkeypatch.setattr(
+        "serving.timing.check_clock", lambda: Clock(resolution_ns=100_000, reading_ns=1)
     )
-    pairs = ["".join(order[-40:][start : start + 2]) for start in range(0, 40, 2)]
-    assert pairs.count("ab") == pairs.count("ba") == 10
-    assert pairs != ["ab", "ba"] * 10
+    monkeypatch.setattr("serving.timing.time_once", lambda _: 1000)
+    samples = take_samples(call, 0.1)
+    assert samples.num_calls == 2000 * len(samples.call_ns)
+    assert np.median(samples.call_ns) == 1000
+
+
+def test_turns_are_put_together_and_kept_apart():
+    first = Samples(call_ns=np.array([1e6, 2e6, 3e6]), num_calls=3, elapsed_ns=6_000_000)
+    second = Samples(call_ns=np.array([5e6]), num_calls=1, elapsed_ns=6_000_000)
+    timing = timing_of([first, second], batch_size=3, warm=WarmUp(ms=7.0, steady=True))
+    assert timing.turns_ms == (2.0, 5.0)
+    assert timing.num_calls == 4
+    assert timing.p50_ms == 2.5
+    assert timing.max_ms == 5.0
+    assert timing.rows_per_second == 1000
+    assert (timing.warmup_ms, timing.steady) == (7.0, True)
+
+
+def test_the_tail_is_the_rare_slow_call():
+    times = np.full(10_000, 1e6)
+    times[:20] = 50e6
+    samples = Samples(call_ns=times, num_calls=10_000, elapsed_ns=11_000_000_000)
+    timing = timing_of([samples], batch_size=1, warm=WarmUp(ms=1.0, steady=True))
+    assert timing.p99_ms == 1.0
+    assert timing.p999_ms == 50.0

@@ -32,7 +32,9 @@ def test_a_good_bundle_passes_every_check(built_bundle: Path) -> None:
     assert report.passed
     assert {check.status for check in report.checks} == {"passed"}
     names = [check.name for check in report.checks]
-    assert names == ["files", "metadata", "signature", "labels", "parity", "golden", "runner"]
+    assert names == [
+        *("files", "metadata", "signature", "labels", "parity", "golden", "profiles", "runner")
+    ]
     assert report.digest == read_manifest(built_bundle).digest
     assert report.proof is not None
     assert report.proof.asked == "CPUExecutionProvider"

@@ -9,7 +9,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serving.bundle import BundleContents, Gate, Source, read_manifest
 from serving.files import dump_json
+from serving.machine import this_machine
 from serving.manifest import MANIFEST, sealed
+from serving.profiles import Profile
+from serving.settings import SessionSettings
 
 # Unlike one another, so that a mix-up of the axes shows.
 HEIGHT, WIDTH = 4, 5
@@ -100,6 +103,23 @@ def contents(**changes: object) -> BundleContents:
         "source": SOURCE,
     }
     return BundleContents(**(given | changes))
+
+
+def profile(**changes: object) -> Profile:
+    """A profile for this machine, with some changes; it may promise cores that are not there."""
+    machine = this_machine("cpu")
+    given = {
+        "goal": "throughput",
+        "provider": "cpu",
+        "machine": machine,
+        "onnxruntime": "1.31.1",
+        "settings": SessionSettings(threads=1, parallel=2),
+        "batch_size": 16,
+        "p50_ms": 1.5,
+        "rows_per_second": 20_000.0,
+        "over_defaults": 1.25,
+    }
+    return Profile(**(given | changes))
 
 
 def forge(bundle: Path, **changes: object) -> None:

@@ -1,12 +1,7 @@
-"""MLflow, and the only place that imports it: one run per training, which later stages add to.
-
-Tracking never stops a stage. What MLflow could not record is told in one warning at the end, and
-the metrics files are complete without it.
-"""
+"""One MLflow run: what stages write into it, and how a later stage finds it again."""
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.epoch import Epoch
-from pipeline.ready import Manifest, Split, digest
-from serving.session import TensorInfo
-from serving.versions import runtime_wheels
+from pipeline.ready import Manifest, Split
+from pipeline.tracking.models import log_data, log_onnx_model, log_torch_model
+from pipeline.tracking.signature import Signature
+from pipeline.tracking.store import load_mlflow, store_uri
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 
     from pipeline.datasets import Dataset
 
-__all__ = ["WEIGHTS_TAG", "Signature", "Tracker", "run_of_training", "run_of_weights", "store_uri"]
+__all__ = ["MAX_FAILURES", "WEIGHTS_TAG", "Tracker", "run_of_training", "run_of_weights"]
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -36,20 +32,6 @@ MAX_FAILURES = 3
 MAX_METRICS = 1000
 """Values that MLflow takes in one call."""
 WEIGHTS_TAG = "ferry.weights_sha256"
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
-}
-Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
-"""The inputs and the outputs of a model."""
-
-
-def store_uri() -> str:
-    """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of params.yaml."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd()}/mlflow.db"
 
 
 class Tracker:
@@ -98,17 +80,17 @@ class Tracker:
 
     def log_data(self, dataset: "Dataset", manifest: Manifest, train: Split) -> None:
         """Record the data set with its digest."""
-        self._record("data set", lambda mlflow: _log_data(mlflow, dataset, manifest, train))
+        self._record("data set", lambda mlflow: log_data(mlflow, dataset, manifest, train))
 
     def log_torch_model(
         self, module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
     ) -> None:
         """Record the PyTorch model as an exported program, which holds no pickle."""
-        self._record("PyTorch model", lambda _mlflow: _log_torch_model(module, example, signature))
+        self._record("PyTorch model", lambda _mlflow: log_torch_model(module, example, signature))
 
     def log_onnx_model(self, path: Path, name: str, signature: Signature) -> None:
         """Record an ONNX file as the model NAME."""
-        self._record("ONNX model", lambda _mlflow: _log_onnx_model(path, name, signature))
+        self._record("ONNX model", lambda _mlflow: log_onnx_model(path, name, signature))
 
     def start(self, experiment: str, find: Callable[[Any], str | None]) -> None:
         """Go on with the run that `find` finds in the store, or start one."""
@@ -130,7 +112,7 @@ class Tracker:
             return None
         start = time.perf_counter()
         try:
-            return action(_mlflow())
+            return action(load_mlflow())
         except Exception as error:  # noqa: BLE001 - tracking must never stop a training
             self._failures += 1
             self._missed.setdefault(what, " ".join(str(error).split())[:300])
@@ -182,18 +164,6 @@ def _tracked(
         raise
     finally:
         tracker.finish(status)
-
-
-def _mlflow() -> Any:
-    for variable, value in DEFAULTS.items():
-        os.environ.setdefault(variable, value)
-    import mlflow
-
-    # Its migrations are told line by line, and its advice is not about this run. After the import,
-    # which sets the level itself.
-    for name in ("alembic", "mlflow", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return mlflow
 
 
 def _start(mlflow: Any, experiment: str, find: Callable[[Any], str | None]) -> str:
@@ -252,69 +222,3 @@ def _log_epochs(mlflow: Any, run_id: str | None, epochs: Sequence[Epoch]) -> Non
     client = mlflow.MlflowClient()
     for start in range(0, len(metrics), MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
-
-
-def _log_data(mlflow: Any, dataset: "Dataset", manifest: Manifest, train: Split) -> None:
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-
-    # MLflow keeps at most 36 characters of a digest; the tag has all of them.
-    full = digest(manifest)
-    source = CodeDatasetSource({"homepage": dataset.homepage, "licence": dataset.licence})
-    data = mlflow.data.from_numpy(
-        train.inputs, source, train.labels, name=manifest.dataset, digest=full[:36]
-    )
-    mlflow.log_input(data, context="training")
-    mlflow.set_tags({"ferry.data_sha256": full, "ferry.data_citation": dataset.citation})
-
-
-def _log_torch_model(
-    module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
-) -> None:
-    import mlflow.pytorch
-    import torch
-
-    mlflow.pytorch.log_model(
-        module,
-        name="pytorch",
-        input_example=example,
-        signature=_signature(signature),
-        serialization_format="pt2",
-        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-    )
-
-
-def _log_onnx_model(path: Path, name: str, signature: Signature) -> None:
-    import mlflow.onnx
-    import onnx
-
-    # MLflow would require plain onnxruntime, which must not be installed beside onnxruntime-gpu.
-    wheels = [f"{wheel}=={version}" for wheel, version in runtime_wheels().items()]
-    mlflow.onnx.log_model(
-        onnx.load(path),
-        name=name,
-        signature=_signature(signature),
-        save_as_external_data=False,  # one file, with the sha256 that the report gives
-        pip_requirements=[*wheels, f"onnx=={onnx.__version__}"],
-    )
-
-
-def _signature(signature: Signature) -> Any:
-    from mlflow.models import ModelSignature
-
-    inputs, outputs = signature
-    return ModelSignature(inputs=_schema(inputs), outputs=_schema(outputs))
-
-
-def _schema(tensors: tuple[TensorInfo, ...]) -> Any:
-    from mlflow.types import Schema, TensorSpec
-
-    return Schema(
-        [
-            TensorSpec(
-                np.dtype(tensor.dtype),
-                tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
-                tensor.name,
-            )
-            for tensor in tensors
-        ]
-    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.provenance import git_revision
+from serving.provenance import git_revision
 
 Git = Callable[..., str]
 

@@ -1,0 +1,115 @@
+"""What `ferry bench --tune` chooses, beside the best of the whole grid, and how long it takes.
+
+Run: python benchmarks/tuner.py [MODEL.onnx ...]        (after `dvc repro export@digits-cnn`)
+
+The grid is measured as a careful person would: for each candidate a new process, warm-up, half a
+second. Its best and the tuner's choice are then measured against each other, in turns: figures of
+two separate runs would differ by what the machine did meanwhile.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+
+from serving.console import progress, table
+from serving.errors import FerryError
+from serving.measuring.candidates import Candidate
+from serving.measuring.client import Spec, Worker
+from serving.measuring.finals import Final, compare
+from serving.measuring.rounds import Tell, cores_for
+from serving.measuring.screening import ms_per_row
+from serving.measuring.tune_report import TuneReport, as_text
+from serving.measuring.tuner import TuneOptions, grid_of, spec_of, tune
+from serving.pairing import PairedRatio
+from serving.profiles import Goal
+from serving.records import read_record
+from serving.timing import Timing
+
+MODELS = (Path("models/cifar10-resnet8/model.onnx"), Path("models/digits-cnn/model.onnx"))
+GOALS: tuple[Goal, ...] = ("latency", "throughput")
+SECONDS = 0.5
+QUALITY, TIME_PART = 0.97, 0.2
+
+
+@dataclass(frozen=True)
+class Line:
+    """One aim."""
+
+    what: str
+    reached: str
+    aim: str
+    met: bool
+
+
+def main() -> None:
+    """Print what was chosen of each model for each goal, and the table of aims."""
+    models = [Path(word) for word in sys.argv[1:]] or [path for path in MODELS if path.exists()]
+    lines = [line for model in models for goal in GOALS for line in of_goal(model, goal)]
+    rows = [(line.what, line.reached, line.aim, "yes" if line.met else "NO") for line in lines]
+    print(table(("what", "reached", "aim", "met"), rows))
+
+
+def of_goal(model: Path, goal: Goal) -> Iterator[Line]:
+    """Tune, measure the whole grid, and compare the two winners."""
+    options = TuneOptions(goal=goal, seconds=SECONDS)
+    with progress() as tell:
+        report = tune(model, options, tell=tell)
+        best, seconds = exhaustive(model, options, tell)
+        quality = against(spec_of(model, options), best, report, tell)
+    print(as_text(report))
+    print(f"best of the grid: {best.told()}, found in {seconds:.0f} s\n")
+    name = f"{model.parent.name}, {goal}"
+    reached = f"{quality.median:.3f} ({quality.low:.3f} to {quality.high:.3f})"
+    aim = f"at least {QUALITY}"
+    yield Line(f"{name}: choice over the grid's best", reached, aim, quality.median >= QUALITY)
+    part = report.seconds / seconds
+    reached = f"{part:.3f} ({report.seconds:.1f} s of {seconds:.1f} s)"
+    yield Line(
+        f"{name}: part of the grid's time", reached, f"at most {TIME_PART}", part <= TIME_PART
+    )
+    own = report.over_defaults
+    reached = f"{own.median:.2f} ({own.low:.2f} to {own.high:.2f})"
+    yield Line(f"{name}: over ONNX Runtime's own", reached, "at least 1", own.median >= 1)
+
+
+def exhaustive(model: Path, options: TuneOptions, tell: Tell) -> tuple[Candidate, float]:
+    """The best of the grid by the full measurement of each candidate, and the seconds it took."""
+    start = perf_counter()
+    grid, spec = grid_of(model, options), spec_of(model, options)
+    costs: dict[Candidate, float] = {}
+    for number, candidate in enumerate(grid, start=1):
+        tell(f"the grid: {number} of {len(grid)}: {candidate.told()}")
+        try:
+            costs[candidate] = ms_per_row(candidate, measured(spec, candidate).p50_ms)
+        except FerryError:
+            continue  # the tuner's report says why
+    return min(costs, key=lambda one: costs[one]), perf_counter() - start
+
+
+def measured(spec: Spec, candidate: Candidate) -> Timing:
+    """Measure one candidate in a process of its own."""
+    with Worker(spec) as worker:
+        cores = list(cores_for(candidate.settings))
+        worker.ask("start", settings=asdict(candidate.settings), cores=cores)
+        worker.ask("prepare", batch_size=candidate.batch_size, seconds=SECONDS)
+        worker.ask("turn", seconds=SECONDS)
+        return read_record(Timing, worker.ask("timing"), candidate.told())
+
+
+def against(spec: Spec, best: Candidate, report: TuneReport, tell: Tell) -> PairedRatio:
+    """How fast the tuner's choice is, as a part of the grid's best."""
+    choice = Candidate(settings=report.settings, batch_size=report.batch_size)
+    final = Final(
+        finalists=2,
+        seconds=4 * SECONDS,
+        slowest_ms=report.p50_ms,
+        memory_limit_bytes=None,
+        seed=report.seed,
+    )
+    return compare(spec, best, choice, final, tell)[1].over_defaults
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The figures of a benchmark, for the report and for MLflow alike.
+
+Each takes the whole report and always returns a figure: one that says so where there is nothing to
+draw.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from pipeline.benching_lines import Style, Thing, batch_sizes, colors, ordered, styles, things
+from pipeline.figures import INK, PALE, STYLE, logarithmic
+from pipeline.line_names import End, name_ends
+from pipeline.records.benchmark import BenchmarkReport
+from serving.bench_report import BenchReport, ColdStart, Measured
+from serving.timing import Timing
+
+__all__ = ["cold_start_bars", "latency_distribution", "latency_throughput", "scaling"]
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+NINES = [float(-np.log10(1 - part)) for part in QUANTILES.values()]
+SLOWEST = 3.7
+"""Where the slowest call is drawn, past the three nines of p99.9."""
+ENOUGH_CALLS = 1000
+"""Of fewer calls p99.9 is near the slowest one, and is drawn hollow."""
+
+
+def latency_throughput(report: BenchmarkReport) -> Figure:
+    """Draw latency against throughput of each thing over batch sizes, both logarithmic.
+
+    Up and to the left is better. Pale lines join what had the same batch size; names stand at the
+    number of threads that was the best.
+    """
+    drawn = things(report.bench)
+    kinds = styles(drawn)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 5.4), layout="constrained")
+        axes = figure.subplots()
+        if not drawn:
+            return _nothing(figure, axes, "nothing was measured")
+        for thing in drawn:
+            for threads, one in thing.by_threads.items():
+                _sweep(axes, thing, one, kinds[threads])
+        axes.set(xscale="log", yscale="log")
+        axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
+        axes.margins(x=0.08, y=0.08)
+        _join_batches(axes, report.bench)
+        for axis in (axes.xaxis, axes.yaxis):
+            logarithmic(axis)
+        lasts = [(thing, ordered(thing.best)[-1]) for thing in drawn]
+        name_ends(axes, figure, [_end(thing, last.p50_ms, last) for thing, last in lasts])
+        _tell_threads(axes, kinds)
+    return figure
+
+
+def scaling(report: BenchmarkReport) -> Figure:
+    """Draw rows per second over the batch size, and what more threads add to it.
+
+    On the left each thing with the threads that were the best; on the right the most threads over
+    the fewest, where the upper line is as many times as there are threads.
+    """
+    drawn = things(report.bench)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.2), layout="constrained")
+        if not drawn:
+            return _nothing(figure, figure.subplots(), "nothing was measured")
+        rates, gains = figure.subplots(1, 2)
+        _rates(rates, figure, drawn)
+        _gains(gains, figure, drawn)
+        for axes in (rates, gains):
+            if axes.axison:
+                _over_batches(axes, list(batch_sizes(report.bench)))
+    return figure
+
+
+def latency_distribution(report: BenchmarkReport) -> Figure:
+    """Draw the latency of a batch of one, or the smallest that was measured, over percentiles.
+
+    Each step to the right leaves out nine of ten calls that were left; of each thing the threads
+    with the lowest median. p99.9 of fewer than 1000 calls is hollow.
+    """
+    drawn = things(report.bench)
+    size = min(batch_sizes(report.bench), default=1)
+    quickest = [(thing, thing.quickest(size)) for thing in drawn]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.4), layout="constrained")
+        axes = figure.subplots()
+        ends = [_tail(axes, thing, timing) for thing, timing in quickest if timing]
+        if not ends:
+            return _nothing(figure, axes, "nothing was measured")
+        axes.set(yscale="log", xlim=(0.2, SLOWEST + 0.1), ylabel=f"latency at batch {size}, ms")
+        axes.set_xticks([*NINES, SLOWEST], [*QUANTILES, "slowest"])
+        axes.set_xlabel("percentile of the calls")
+        logarithmic(axes.yaxis)
+        name_ends(axes, figure, ends)
+    return figure
+
+
+def cold_start_bars(report: BenchmarkReport) -> Figure:
+    """Draw the median time from starting a process to its first answer, the shortest on top.
+
+    Dots are the single runs.
+    """
+    cold = sorted(report.bench.cold_starts, key=lambda one: one.p50_ms)
+    color = colors(report.bench)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 0.9 + 0.42 * max(len(cold), 2)), layout="constrained")
+        axes = figure.subplots()
+        if not cold:
+            return _nothing(figure, axes, "no cold start was measured")
+        for place, one in enumerate(cold):
+            _bar(axes, place, one, color[one.subject])
+        axes.set_yticks(range(len(cold)), [one.subject for one in cold])
+        axes.set(xlabel="ms from starting a process to its first answer", xlim=(0, None))
+        axes.set_ylim(len(cold) - 0.4, -0.6)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+    return figure
+
+
+def _end(thing: Thing, across: float, timing: Timing) -> End:
+    return End(name=thing.name, color=thing.color, x=across, y=timing.rows_per_second)
+
+
+def _sweep(axes: Axes, thing: Thing, one: Measured, style: Style) -> None:
+    timings = ordered(one)
+    best = one is thing.best
+    axes.plot(
+        [timing.p50_ms for timing in timings],
+        [timing.rows_per_second for timing in timings],
+        color=thing.color,
+        marker=thing.marker,
+        linestyle=style,
+        markersize=5 if best else 4,
+        markerfacecolor=thing.color if best else "none",
+        linewidth=1.6 if best else 1,
+        alpha=1 if best else 0.6,
+        label=f"{thing.name}, {_threads(one.settings.threads)}",
+    )
+
+
+def _join_batches(axes: Axes, bench: BenchReport) -> None:
+    """Join the marks of each batch size, and write it beside the quickest."""
+    for number, (size, timings) in enumerate(batch_sizes(bench).items()):
+        marks = [(timing.p50_ms, timing.rows_per_second) for timing in timings]
+        across, up = zip(*marks, strict=True)
+        axes.plot(across, up, color=PALE, linewidth=0.8, alpha=0.6, zorder=0)
+        axes.annotate(
+            str(size) if number else f"batch {size}",
+            marks[0],
+            xytext=(-5, 5),
+            textcoords="offset points",
+            ha="right",
+            size=8,
+        )
+
+
+def _rates(axes: Axes, figure: Figure, drawn: Iterable[Thing]) -> None:
+    ends = []
+    for thing in drawn:
+        timings = ordered(thing.best)
+        up = [timing.rows_per_second for timing in timings]
+        _over_sizes(axes, thing, [timing.batch_size for timing in timings], up)
+        ends.append(_end(thing, timings[-1].batch_size, timings[-1]))
+    axes.set(title="Rows per second", xscale="log", yscale="log")
+    logarithmic(axes.yaxis)
+    name_ends(axes, figure, ends)
+
+
+def _gains(axes: Axes, figure: Figure, drawn: Sequence[Thing]) -> None:
+    counts = sorted({count for thing in drawn for count in thing.by_threads})
+    fewest, most = counts[0], counts[-1]
+    levels = [1, most / fewest]
+    ends = []
+    for thing in drawn:
+        found = thing.gains(fewest, most)
+        if found:
+            sizes, gains = zip(*found, strict=True)
+            _over_sizes(axes, thing, sizes, gains)
+            ends.append(End(name=thing.name, color=thing.color, x=sizes[-1], y=gains[-1]))
+            levels += gains
+    if not ends:
+        _say(axes, f"measured with {_threads(fewest)} alone")
+        return
+    for level in levels[:2]:
+        axes.axhline(level, color=PALE, linestyle="--", linewidth=1, zorder=0)
+    axes.set(title=f"{most} threads over {fewest}", ylabel="times as many rows per second")
+    axes.set(xscale="log", ylim=(0.9 * min(levels), 1.05 * max(levels)))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    name_ends(axes, figure, ends)
+
+
+def _over_sizes(axes: Axes, thing: Thing, sizes: Sequence[int], up: Sequence[float]) -> None:
+    axes.plot(sizes, up, color=thing.color, marker=thing.marker, markersize=4.5, label=thing.name)
+
+
+def _over_batches(axes: Axes, sizes: Sequence[int]) -> None:
+    """Put a tick at each batch size."""
+    axes.set(xlabel="batch size")
+    axes.xaxis.set_major_locator(FixedLocator(sizes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+
+
+def _tail(axes: Axes, thing: Thing, timing: Timing) -> End:
+    color = thing.color
+    up = [timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.p999_ms]
+    few = timing.num_calls < ENOUGH_CALLS
+    axes.plot(NINES, up, color=color, label=thing.name)
+    for place, (across, height) in enumerate(zip(NINES, up, strict=True)):
+        hollow = few and place == len(NINES) - 1
+        face = "none" if hollow else color
+        axes.plot(
+            across, height, color=color, marker=thing.marker, markersize=5, markerfacecolor=face
+        )
+    ends = [NINES[-1], SLOWEST], [up[-1], timing.max_ms]
+    axes.plot(*ends, color=color, linestyle=":", marker="_", markevery=[1])
+    return End(name=thing.name, color=color, x=SLOWEST, y=timing.max_ms)
+
+
+def _bar(axes: Axes, place: int, one: ColdStart, color: str) -> None:
+    axes.barh(place, one.p50_ms, height=0.66, color=color, alpha=0.35)
+    # Runs are apart in height, or the same times would hide each other.
+    heights = place + np.linspace(-0.2, 0.2, len(one.runs_ms))
+    axes.plot(one.runs_ms, heights, color=color, marker="o", markersize=3.5, linestyle="none")
+    axes.annotate(
+        f"median {one.p50_ms:,.0f} ms",
+        (max((one.p50_ms, *one.runs_ms)), place),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        size=8.5,
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _tell_threads(axes: Axes, kinds: Mapping[int, Style]) -> None:
+    """Explain the lines, where there are several kinds."""
+    proxies = [
+        Line2D([], [], color=INK, linestyle=kind, linewidth=1.2, label=_threads(count))
+        for count, kind in kinds.items()
+    ]
+    if len(proxies) > 1:
+        axes.legend(handles=proxies, loc="lower right", handlelength=3)
+
+
+def _nothing(figure: Figure, axes: Axes, told: str) -> Figure:
+    figure.set_size_inches(10, 1)
+    _say(axes, told)
+    return figure
+
+
+def _say(axes: Axes, told: str) -> None:
+    """Write in a panel why it is empty."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, told, ha="center", va="center", transform=axes.transAxes)

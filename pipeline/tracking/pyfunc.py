@@ -1,0 +1,90 @@
+"""A model as MLflow serves it: saved in its format, opened again as a `pyfunc`."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from pipeline.errors import ModelError
+from pipeline.tracking.models import model_requirements
+from pipeline.tracking.signature import Signature, mlflow_signature
+from pipeline.tracking.store import load_mlflow
+from serving.runtime import ORT_ERRORS, PROVIDERS
+from serving.session import ProviderProof
+
+__all__ = ["Pyfunc", "open_pyfunc", "save_pyfunc"]
+
+Pyfunc = Callable[[npt.NDArray[Any]], object]
+"""Answers rows of the model's one input."""
+CPU = PROVIDERS["cpu"]
+MOST_CHARACTERS = 300
+"""Of the end of an error: MLflow's begin with all the rows that were refused."""
+
+
+def save_pyfunc(
+    model: Path, folder: Path, signature: Signature, *, threads: int | None = None
+) -> None:
+    """Save an ONNX file as an MLflow model that runs on the CPU.
+
+    `threads` is that within one operator, None for MLflow's own way, which leaves it to ONNX
+    Runtime.
+    """
+    load_mlflow()
+    import mlflow.onnx
+    import onnx
+
+    options: dict[str, Any] = {
+        "extra_session_config": {"session.record_ep_graph_assignment_info": "1"}
+    }
+    if threads is not None:
+        options["intra_op_num_threads"] = threads
+    mlflow.onnx.save_model(
+        onnx.load(model),
+        str(folder),
+        signature=mlflow_signature(signature),
+        save_as_external_data=False,
+        pip_requirements=model_requirements(),
+        onnx_execution_providers=[CPU],
+        onnx_session_options=options,
+    )
+
+
+def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
+    """Open what `save_pyfunc` saved, and say where its nodes run. Texts may be of any dtype.
+
+    Raises ModelError when MLflow cannot open it, and so does the pyfunc for rows that it refuses.
+    """
+    load_mlflow()
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        loaded = mlflow.pyfunc.load_model(str(folder))
+    except MlflowException as error:
+        raise ModelError(f"MLflow cannot open {folder}: {_one_line(error)}") from error
+    session = loaded.get_raw_model()
+    name = session.get_inputs()[0].name
+
+    def answer(rows: npt.NDArray[Any]) -> object:
+        # ONNX Runtime takes texts as objects.
+        values = rows.astype(object) if rows.dtype.kind == "U" else rows
+        try:
+            return loaded.predict({name: values})
+        except (MlflowException, *ORT_ERRORS) as error:
+            raise ModelError(f"MLflow refused its input: {_one_line(error)}") from error
+
+    return answer, _proof(session)
+
+
+def _proof(session: Any) -> ProviderProof:
+    """By ONNX Runtime's own record, which `save_pyfunc` asked it to keep."""
+    nodes: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        nodes[part.ep_name] += len(part.get_nodes())
+    return ProviderProof(asked=CPU, nodes=dict(nodes))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[-MOST_CHARACTERS:]

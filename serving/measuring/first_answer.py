@@ -1,0 +1,34 @@
+"""Answer one row and say so: what a cold start is measured with.
+
+Run: python -m serving.measuring.first_answer MODEL PROVIDER [ROWS]
+"""
+
+import sys
+from pathlib import Path
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Open the model as `ferry predict` does, answer one row, print a line."""
+    from serving.bundle import open_bundle
+    from serving.feeds import fixed_batch, random_feeds, read_rows, row_feeds
+    from serving.session import open_session
+
+    model, provider, *files = sys.argv[1:]
+    path = Path(model)
+    source = open_bundle(path).model if path.is_dir() else path
+    session = open_session(source, provider=provider)
+    rows = fixed_batch(session.inputs) or 1
+    if files:
+        real = read_rows(Path(files[0]), session.inputs, path, rows)
+        feeds = row_feeds(session.inputs, real, rows)
+    else:
+        feeds = random_feeds(session.inputs, rows)
+    session.run(feeds)
+    sys.stdout.write("answered\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

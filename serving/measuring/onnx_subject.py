@@ -1,0 +1,151 @@
+"""A model in ONNX Runtime as the subject of a benchmark.
+
+Run by the coordinator: python -m serving.measuring.onnx_subject
+"""
+
+import functools
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.binding import Bound, bind
+from serving.bundle import open_bundle
+from serving.errors import InputError
+from serving.feeds import fixed_batch, random_feeds, read_rows, refuse_free_axes, row_feeds
+from serving.measuring.gpu import gpu_bytes_of
+from serving.measuring.subject import Share, Started
+from serving.measuring.worker import serve
+from serving.session import Session, open_session, share_of
+from serving.settings import SessionSettings
+from serving.timing import NS_PER_MS, Call, digits
+
+__all__ = ["OnnxSubject", "main"]
+
+Array = npt.NDArray[Any]
+
+NUM_SESSIONS = 3
+PROFILED_CALLS = 20
+MOST_ROWS = 1024
+"""Of a file of rows; larger batches are filled by going over them again."""
+
+
+class OnnxSubject:
+    """An ONNX file or a bundle on one provider."""
+
+    def __init__(self, model: Path, provider: str, rows: Path | None) -> None:
+        """Take the bytes of `model`, those of a bundle after its every file was checked."""
+        self.model = model
+        self.provider = provider
+        self.rows_file = rows
+        self.content = open_bundle(model).model if model.is_dir() else model
+        self.session: Session | None = None
+        self.real_rows: Mapping[str, Array] = {}
+
+    def start(self, settings: SessionSettings) -> Started:
+        """Make the session, three times to time it; only one lives at a time."""
+        times: list[float] = []
+        for _ in range(NUM_SESSIONS):
+            self.session = None
+            start = perf_counter_ns()
+            self.session = open_session(self.content, provider=self.provider, settings=settings)
+            times.append((perf_counter_ns() - start) / NS_PER_MS)
+        session = self._ready()
+        if self.rows_file is None:
+            refuse_free_axes(session.inputs)
+        else:
+            self.real_rows = read_rows(self.rows_file, session.inputs, self.model, MOST_ROWS)
+        return Started(
+            ready_ms=digits(statistics.median(times)),
+            sha256=session.sha256,
+            file_bytes=_size(self.content),
+            proof=session.proof,
+            fixed_batch=fixed_batch(session.inputs),
+        )
+
+    def call(self, batch_size: int) -> Call:
+        """One batch through `session.run` as ferry calls it, or through bound memory."""
+        session = self._ready()
+        feeds = self.feeds(batch_size)
+        session.run(feeds)  # refuses in ferry's own words what the model does not take
+        if session.settings.binding:
+            return functools.partial(_run_bound, bind(session, feeds), feeds)
+        return functools.partial(session.run, feeds)
+
+    def feeds(self, batch_size: int) -> dict[str, Array]:
+        """The inputs of a batch: from the first rows of the file, or at random."""
+        session = self._ready()
+        if self.real_rows:
+            return row_feeds(session.inputs, self.real_rows, batch_size)
+        return random_feeds(session.inputs, batch_size)
+
+    def answer(self, rows: Array) -> object:
+        """Answer rows of the first input."""
+        session = self._ready()
+        if len(session.inputs) != 1:
+            raise InputError(f"{self.model} has several inputs: scenarios feed one")
+        return session.run({session.inputs[0].name: rows})
+
+    def rows(self, count: int) -> Array:
+        """So many rows of the first input."""
+        return self.feeds(count)[self._ready().inputs[0].name]
+
+    def share(self, batch_size: int) -> Share | None:
+        """Profile some calls of a session made for it: timing nodes costs time itself."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = open_session(
+                self.content,
+                provider=self.provider,
+                settings=self._ready().settings,
+                profile=Path(folder) / "profile",
+            )
+            for _ in range(PROFILED_CALLS):
+                session.run(self.feeds(batch_size))
+            events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
+        times: dict[str, float] = {}
+        for event in events:
+            provider = event.get("args", {}).get("provider")
+            if event.get("cat") == "Node" and provider:
+                times[provider] = times.get(provider, 0) + event["dur"]
+        return Share(time_us=times, share=share_of(times, session.proof.asked))
+
+    def gpu_bytes(self) -> int | None:
+        """Memory of a GPU that this process holds."""
+        return gpu_bytes_of(os.getpid()) if self.provider != "cpu" else None
+
+    def _ready(self) -> Session:
+        if self.session is None:
+            raise InputError(f"{self.model} was not started")
+        return self.session
+
+
+def main() -> None:
+    """Measure what the coordinator asks for."""
+    serve(_open)
+
+
+def _open(setup: Mapping[str, Any]) -> OnnxSubject:
+    rows = setup["rows"]
+    return OnnxSubject(Path(setup["model"]), setup["provider"], Path(rows) if rows else None)
+
+
+def _run_bound(bound: Bound, feeds: Mapping[str, Array]) -> object:
+    """A call with bound memory as a program makes it: new rows must be copied there."""
+    for name, array in feeds.items():
+        np.copyto(bound.inputs[name], array)
+    return bound.run()
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The process that measures one thing, at the word of the coordinator: a line of JSON each way.
+
+It measures nothing of its own accord, so that competing processes take turns; between its turns it
+waits for the next line and takes no processor time. It ends when its standard input does.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from serving.environment import peak_memory_bytes
+from serving.errors import FerryError, InputError
+from serving.measuring.growth import growth
+from serving.measuring.parallel import take_parallel_samples
+from serving.measuring.scenarios import run_scenario
+from serving.measuring.subject import Subject
+from serving.records import read_record
+from serving.settings import SessionSettings
+from serving.timing import NS_PER_MS, Call, Samples, WarmUp, digits, time_once, timing_of, warm_up
+
+__all__ = ["Desk", "pin", "serve"]
+
+FIRST_CALLS = 2
+"""Uncounted at the start of a turn: the process that ran before has the caches."""
+MIN_TURN_CALLS = 2
+
+Answer = Mapping[str, Any]
+
+
+class Desk:
+    """Answers what the coordinator asks; the name of a request is that of a method."""
+
+    def __init__(self, subject: Subject) -> None:
+        """Measure `subject`."""
+        self.subject = subject
+        self.settings = SessionSettings(threads=1)
+        self.calls: list[Call] = []
+        self.batch_size = 0
+        self.warm = WarmUp(ms=0.0, steady=False)
+        self.turns: list[Samples] = []
+
+    def start(self, settings: Mapping[str, Any], cores: list[int]) -> Answer:
+        """Pin this process to `cores` and make the subject ready."""
+        pin(cores)
+        self.settings = read_record(SessionSettings, settings, "settings")
+        started = self.subject.start(self.settings)
+        return dataclasses.asdict(started)
+
+    def prepare(self, batch_size: int, seconds: float) -> Answer:
+        """Make inputs for a batch size, run the first call and warm up."""
+        self.batch_size, self.turns = batch_size, []
+        first = self.subject.call(batch_size)
+        first_call_ms = digits(time_once(first) / NS_PER_MS)
+        others = [self.subject.call(batch_size) for _ in range(self.settings.parallel - 1)]
+        self.calls = [first, *others]
+        self.warm = warm_up(first, seconds)
+        return {"first_call_ms": first_call_ms}
+
+    def turn(self, seconds: float) -> Answer:
+        """Measure for `seconds`; the samples are kept here until `timing` is asked for."""
+        for call in self.calls:
+            for _ in range(FIRST_CALLS):
+                call()
+        self.turns.append(take_parallel_samples(self.calls, seconds, min_calls=MIN_TURN_CALLS))
+        return {}
+
+    def timing(self) -> Answer:
+        """The figures of all turns."""
+        if not self.turns:
+            raise InputError("nothing was measured yet")
+        return dataclasses.asdict(timing_of(self.turns, batch_size=self.batch_size, warm=self.warm))
+
+    def glance(self, batch_size: int, seconds: float) -> Answer:
+        """A rough figure in little time: the median of a short turn after a call or two."""
+        calls = [self.subject.call(batch_size) for _ in range(self.settings.parallel)]
+        for call in calls:
+            call()
+        samples = take_parallel_samples(calls, seconds, min_calls=MIN_TURN_CALLS)
+        return {"p50_ms": digits(np.median(samples.call_ns) / NS_PER_MS)}
+
+    def memory(self) -> Answer:
+        """The most memory that this process ever held, and what it holds on a GPU."""
+        return {"peak_bytes": peak_memory_bytes(), "gpu_bytes": self.subject.gpu_bytes()}
+
+    def share(self, batch_size: int) -> Answer | None:
+        """Where the time of a batch goes."""
+        found = self.subject.share(batch_size)
+        return dataclasses.asdict(found) if found else None
+
+    def growth(self, num_calls: int, batch_sizes: list[int], seed: int) -> Answer:
+        """How much memory calls of mixed batch sizes leave behind."""
+        calls = {size: self.subject.call(size) for size in batch_sizes}
+        return dataclasses.asdict(growth(calls, num_calls=num_calls, seed=seed))
+
+    def scenario(self, **plan: Any) -> Answer:
+        """Run a scenario."""
+        return run_scenario(self.subject, self.settings, plan)
+
+
+def pin(cores: list[int]) -> None:
+    """Keep this process on `cores`, where the system lets it."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+
+
+def serve(open_subject: Callable[[Mapping[str, Any]], Subject]) -> None:
+    """Read requests from stdin until it ends; the first line says what to open.
+
+    Answers go to the file descriptor that the first argument names, and not to stdout, where any
+    library may print.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends this
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
+        desk: Desk | None = None
+        for line in sys.stdin:
+            request = json.loads(line)
+            try:
+                if desk is None:
+                    desk, answer = Desk(open_subject(request)), {}
+                else:
+                    answer = getattr(desk, request.pop("do"))(**request)
+            except (FerryError, OSError) as error:
+                answer = {"error": type(error).__name__, "told": str(error)}
+            channel.write(json.dumps(answer) + "\n")
+            channel.flush()

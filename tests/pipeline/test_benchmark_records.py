@@ -1,0 +1,94 @@
+"""What is read out of a benchmark's record: sweeps, paired speedups, and the table."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sample_metrics
+
+from pipeline.records import read
+from pipeline.records.benchmark import (
+    EAGER,
+    BenchmarkReport,
+    as_table,
+    over_eager,
+    ratio_of_rows,
+    speedup_over,
+    sweeps,
+    timed,
+)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> BenchmarkReport:
+    sample_metrics.write_all(tmp_path, "digits-cnn")
+    return read(BenchmarkReport, tmp_path / "digits-cnn" / "benchmark.json", "ferry benchmark")
+
+
+def test_a_variant_was_timed_once_per_thread_count(report: BenchmarkReport) -> None:
+    assert [one.settings.threads for one in timed(report, "int8")] == [1, 2]
+    assert timed(report, "int8", "cuda") == ()
+    assert [one.provider for one in timed(report, EAGER, "torch")] == ["torch", "torch"]
+
+
+def test_a_sweep_is_named_by_thing_provider_and_threads(report: BenchmarkReport) -> None:
+    found = sweeps(report)
+    assert len(found) == len(report.bench.measured)
+    assert found["fp32 · cpu, 1 thread"] == sample_metrics.timings(1.0, threads=1)
+    assert found["PyTorch eager, 2 threads"] == sample_metrics.timings(3.0)
+
+
+def test_a_speedup_is_that_of_the_turns(report: BenchmarkReport) -> None:
+    ratio = speedup_over(report, "int8", "fp32", 2, 8)
+    assert ratio is not None
+    assert ratio.median == pytest.approx(1 / 0.6, abs=1e-4)
+    assert ratio.num_pairs == len(sample_metrics.TURNS)
+    slower = speedup_over(report, "fp32", "int8", 2, 8)
+    assert slower is not None
+    assert slower.median == pytest.approx(0.6, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "threads", "batch_size"),
+    [("int4", "fp32", 2, 8), ("int8", "fp32", 3, 8), ("int8", "fp32", 2, 9), ("int8", "x", 2, 8)],
+)
+def test_there_is_no_speedup_of_what_was_not_measured(
+    report: BenchmarkReport, first: str, second: str, threads: int, batch_size: int
+) -> None:
+    assert speedup_over(report, first, second, threads, batch_size) is None
+
+
+def test_rows_of_two_batch_sizes_are_compared_as_rows() -> None:
+    ours, theirs = sample_metrics.timing(4.0, 8), sample_metrics.timing(1.0, 1)
+    assert ratio_of_rows(ours, theirs, seed=1).median == 2
+    assert ratio_of_rows(theirs, ours, seed=1).median == 0.5
+
+
+def test_a_turn_that_was_slow_for_one_alone_widens_the_interval() -> None:
+    ours = sample_metrics.timing(1.0, 1, turns=(1.0, 3.0, 1.0, 1.0))
+    ratio = ratio_of_rows(ours, sample_metrics.timing(2.0, 1), seed=1)
+    assert ratio.low < ratio.median <= ratio.high
+
+
+def test_the_claim_is_that_of_one_thread(report: BenchmarkReport) -> None:
+    claims = dict(over_eager(report))
+    assert list(claims) == [1, 8, 32, 128]
+    assert claims[1].median == pytest.approx(3, abs=1e-4)
+    two = replace(
+        report.bench,
+        measured=tuple(one for one in report.bench.measured if one.settings.threads == 2),
+    )
+    assert dict(over_eager(replace(report, bench=two))) == {}
+
+
+def test_the_table_ends_with_what_was_not_made_and_the_claims(report: BenchmarkReport) -> None:
+    text = as_table(replace(report, skipped={"fp16": "larger than fp32"}))
+    skipped, *claims = text.rsplit("\n\n", 1)[1].splitlines()
+    assert skipped == "fp16: not made: larger than fp32"
+    assert claims[0] == (
+        "ONNX Runtime fp32 is 3.00 times as fast as PyTorch eager at batch 1, one thread each "
+        "(95 % interval 3.00 to 3.00, 4 turns)"
+    )
+    assert len(claims) == 4
+    assert "int8 · cpu" in text
+    assert "no <card> here" in text

@@ -1,0 +1,367 @@
+"""The load patterns on a system of known speed, the search for a rate, and a real model."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_onnx
+from steady import Steady, plan
+
+from serving.errors import FerryError, InputError, UnknownNameError, UsageError
+from serving.measuring.client import Spec
+from serving.measuring.rate_search import MIN_QUERIES, highest_rate, num_queries
+from serving.measuring.records import Probe, Run, ScenarioFigures, ScenarioPlan
+from serving.measuring.scenario_runs import run_scenarios
+from serving.measuring.scenarios import FERRY, SCENARIOS, check_plan, measure_scenario, run_scenario
+from serving.measuring.system import ServerLoad, System
+from serving.records import read_record
+from serving.settings import SessionSettings
+
+ONE = SessionSettings(threads=1)
+
+
+def figures(subject: Steady, asked: ScenarioPlan, parallel: int = 1) -> ScenarioFigures:
+    settings = SessionSettings(threads=1, parallel=parallel)
+    return measure_scenario(System(subject, settings, asked.batch_size), asked)
+
+
+def load(rate: float, count: int, limit_ms: float | None = None) -> ServerLoad:
+    return ServerLoad(rate_per_second=rate, num_queries=count, seed=1, limit_ms=limit_ms)
+
+
+# Streams and offline
+
+
+def test_a_single_stream_asks_one_row_after_the_other() -> None:
+    subject = Steady(call_ms=2)
+    found = figures(subject, plan("single-stream", batch_size=16))
+    assert {len(rows) for rows in subject.asked} == {1}
+    assert (found.rows_per_query, found.batch_size) == (1, 1)
+    assert found.num_queries >= MIN_QUERIES
+    assert 2 <= found.p50_ms <= found.p90_ms <= found.p99_ms <= found.p999_ms
+    assert found.rows_per_second <= 500
+    assert (found.rate_per_second, found.p99_limit_ms, found.probes) == (None, None, ())
+
+
+def test_a_slow_system_ends_a_stream_before_its_number_of_queries() -> None:
+    found = figures(Steady(call_ms=50), plan("single-stream", seconds=0.03))
+    assert 1 <= found.num_queries < MIN_QUERIES
+    assert found.seconds >= 0.3
+
+
+def test_a_multi_stream_asks_eight_rows_at_a_time() -> None:
+    subject = Steady(call_ms=1, row_ms=0.25)
+    found = figures(subject, plan("multi-stream"))
+    assert {len(rows) for rows in subject.asked} == {8}
+    assert found.rows_per_query == 8
+    assert found.p50_ms >= 3, "the latency is that of the whole query"
+    assert found.rows_per_second == pytest.approx(8 * found.num_queries / found.seconds, rel=1e-3)
+
+
+def test_offline_answers_all_rows_in_batches_from_all_threads() -> None:
+    one = figures(Steady(call_ms=4), plan("offline", batch_size=32))
+    two = figures(Steady(call_ms=4), plan("offline", batch_size=32), parallel=2)
+    assert (one.num_queries, one.batch_size) == (1, 32)
+    assert one.rows_per_query % 32 == 0
+    assert one.rows_per_second <= 32 / 0.004
+    # Two sleep side by side; a busy machine does not make that one.
+    assert two.rows_per_second > 1.3 * one.rows_per_second
+    assert one.p999_ms == pytest.approx(1000 * one.seconds, rel=1e-3), "the last rows come last"
+
+
+def test_the_rows_of_the_pool_take_their_turns() -> None:
+    subject = Steady(call_ms=0)
+    call = System(subject, ONE, 1).call(8)
+    for _ in range(1024 // 8 + 1):
+        call()
+    asked = np.concatenate(subject.asked)[:, 0]
+    assert sorted(asked[:1024]) == list(range(1024))
+    assert list(asked[1024:]) == list(asked[:8])
+
+
+def test_bound_memory_is_called_as_it_lies() -> None:
+    subject = Steady(call_ms=0)
+    settings = SessionSettings(threads=1, binding=True)
+    measure_scenario(System(subject, settings, 1), plan("multi-stream", seconds=0.01))
+    assert all((rows == -1).all() and len(rows) == 8 for rows in subject.asked)
+
+
+def test_a_graph_of_one_shape_serves_no_batches_of_any_size() -> None:
+    settings = SessionSettings(threads=1, binding=True, cuda_graph=True)
+    with pytest.raises(UsageError, match="cuda_graph=on replays one shape"):
+        FERRY.server(System(Steady(call_ms=0), settings, 4), load(100, 10))
+
+
+# Server
+
+
+def test_at_a_low_rate_nobody_waits() -> None:
+    found = figures(Steady(call_ms=5), plan("server", rate_per_second=50.0, seconds=1), parallel=4)
+    assert found.num_queries == MIN_QUERIES
+    assert found.rate_per_second == 50
+    assert 5 <= found.p50_ms < 15
+    # 100 of them in about 2 s: an open loop does not hurry.
+    assert found.seconds > 1
+
+
+def test_latency_counts_from_the_schedule_as_the_backlog_grows() -> None:
+    # 10 ms of work every 2 ms: the last of 100 is answered 800 ms after it was due.
+    found = FERRY.server(System(Steady(call_ms=10), ONE, 1), load(500, 100))
+    assert found.p999_ms > 600
+    assert 250 < found.p50_ms < found.p90_ms < found.p99_ms
+    assert found.seconds >= 1
+
+
+def test_a_stall_shows_in_p99_and_not_in_p50() -> None:
+    subject = Steady(call_ms=0.5)
+    subject.stall_at = 100
+    found = FERRY.server(System(subject, ONE, 1), load(200, 400))
+    # Some forty queries fell due meanwhile; a closed loop would have made one of them late.
+    assert found.p99_ms > 140
+    assert found.p50_ms < 50
+
+
+def test_queries_that_are_due_share_a_call() -> None:
+    subject = Steady(call_ms=10)
+    found = FERRY.server(System(subject, ONE, 8), load(400, 200))
+    sizes = [len(rows) for rows in subject.asked[8:]]  # after one call of each size
+    assert sum(sizes) == found.num_queries == 200
+    assert max(sizes) <= 8
+    assert np.mean(sizes) > 2
+    assert found.batch_size == 8
+    # 100 calls of one a second would leave 1.5 s of backlog, 100 of several keep up.
+    assert found.p99_ms < 1000
+
+
+def test_a_hopeless_run_is_given_up_and_is_known_to_be_hopeless() -> None:
+    subject = Steady(call_ms=5)
+    found = FERRY.server(System(subject, ONE, 1), load(2000, 500, limit_ms=20))
+    assert found.num_queries < 100
+    assert found.p99_ms > 20
+
+
+def test_an_error_of_the_subject_ends_all_threads() -> None:
+    subject = Steady(call_ms=1)
+    subject.fail_at = 20
+    interval = sys.getswitchinterval()
+    with pytest.raises(ArithmeticError, match="the subject broke"):
+        FERRY.server(System(subject, SessionSettings(threads=1, parallel=2), 1), load(100, 10_000))
+    assert sys.getswitchinterval() == interval
+
+
+# The highest rate
+
+
+def queue_of(capacity: float, service_ms: float) -> Any:
+    """A server whose p99 follows from the rate as in a queue, without waiting for it."""
+
+    def serve(asked: ServerLoad) -> Run:
+        busy = asked.rate_per_second / capacity
+        p99 = service_ms / (1 - busy) if busy < 1 else 1e6
+        return Run(
+            batch_size=1,
+            rows_per_query=1,
+            num_queries=asked.num_queries,
+            seconds=1.0,
+            p50_ms=service_ms,
+            p90_ms=service_ms,
+            p99_ms=p99,
+            p999_ms=p99,
+            rows_per_second=asked.rate_per_second,
+        )
+
+    return serve
+
+
+@pytest.mark.parametrize("measured", [0.4, 1.0, 1.3])
+@pytest.mark.parametrize(("limit_ms", "part"), [(2.0, 0.5), (10.0, 0.9), (1.05, 1 - 1 / 1.05)])
+def test_the_search_ends_within_three_percent(
+    measured: float, limit_ms: float, part: float
+) -> None:
+    serve = queue_of(capacity=1000, service_ms=1)
+    asked = plan("server", p99_limit_ms=limit_ms, seconds=1)
+    found = highest_rate(serve, 1000 * measured, asked, limit_ms)
+    assert 1000 * part / 1.03 <= found.rate_per_second <= 1000 * part
+    assert found.run.rows_per_second == found.rate_per_second
+    assert found.run.p99_ms <= limit_ms
+    kept = [probe.rate_per_second for probe in found.probes if probe.kept]
+    missed = [probe.rate_per_second for probe in found.probes if not probe.kept]
+    assert max(kept) == found.rate_per_second < min(missed)
+    assert len(found.probes) < 20
+
+
+def test_a_limit_that_no_rate_breaks_ends_the_search_too() -> None:
+    serve = queue_of(capacity=1e9, service_ms=1)
+    found = highest_rate(serve, 1000, plan("server", p99_limit_ms=5.0), 5.0)
+    assert found.rate_per_second > 2000
+    assert all(probe.kept for probe in found.probes)
+
+
+def test_a_limit_out_of_reach_tells_the_best_that_was_reached() -> None:
+    serve = queue_of(capacity=1000, service_ms=1)
+    with pytest.raises(InputError) as caught:
+        highest_rate(serve, 1000, plan("server", p99_limit_ms=0.01, seconds=10), 0.01)
+    assert str(caught.value) == (
+        "no rate keeps p99 under 0.01 ms: the best was 1.01 ms at 10 queries/s"
+    )
+
+
+def test_probes_are_long_enough_for_p99_and_for_a_backlog_but_not_endless() -> None:
+    asked: list[ServerLoad] = []
+    serve = queue_of(capacity=1000, service_ms=1)
+
+    def noting(load: ServerLoad) -> Run:
+        asked.append(load)
+        return serve(load)
+
+    highest_rate(noting, 1000, plan("server", p99_limit_ms=200.0, seconds=1), 200.0)
+    # 30 limits are 6 s.
+    assert all(one.num_queries >= 6 * one.rate_per_second for one in asked)
+    assert len({one.seed for one in asked}) == len(asked)
+    assert all(one.limit_ms == 200 for one in asked)
+    assert num_queries(1000.0, 1.0, 500) == 1000
+    assert num_queries(100.0, 1.0, 500) == 500
+    assert num_queries(10.0, 1.0, 500) == 100
+    assert num_queries(0.01, 1.0, 500) == 1
+    assert num_queries(1e9, 1.0, 500) == 1_000_000
+
+
+def test_the_highest_rate_of_a_real_system_is_below_its_capacity_and_near() -> None:
+    found = figures(Steady(call_ms=3), plan("server", p99_limit_ms=60.0, seconds=0.5))
+    assert found.rate_per_second is not None
+    assert 80 < found.rate_per_second < 1000 / 3
+    assert found.p99_ms <= 60
+    assert found.p99_limit_ms == 60
+    assert {probe.kept for probe in found.probes} == {True, False}
+
+
+def test_a_real_system_that_is_too_slow_for_a_limit_is_told() -> None:
+    message = r"no rate keeps p99 under 1 ms: the best was [\d.]+ ms at [\d.]+ queries/s"
+    with pytest.raises(InputError, match=message):
+        figures(Steady(call_ms=4), plan("server", p99_limit_ms=1.0))
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"scenario": "singel-stream"}, UnknownNameError, "did you mean 'single-stream'"),
+        ({"engine": "loadgne"}, UnknownNameError, "did you mean 'loadgen'"),
+        ({"batch_size": 0}, UsageError, "the batch size must be 1 or more, got 0"),
+        ({"seconds": 0.0}, UsageError, "the seconds must be above 0, got 0"),
+        ({"seconds": float("nan")}, UsageError, "the seconds must be above 0, got nan"),
+        ({"rate_per_second": 0.0}, UsageError, "the rate must be above 0 queries/s, got 0"),
+        ({"rate_per_second": -2.0}, UsageError, "the rate must be above 0 queries/s, got -2"),
+        ({"p99_limit_ms": 0.0}, UsageError, "the p99 limit must be above 0 ms, got 0"),
+        ({"p99_limit_ms": float("inf")}, UsageError, "must be above 0 ms, got inf"),
+        ({}, UsageError, "one of them, got neither"),
+        (
+            {"rate_per_second": 5.0, "p99_limit_ms": 2.0},
+            UsageError,
+            "one of them, got 5 queries/s and 2 ms",
+        ),
+        (
+            {"scenario": "offline", "rate_per_second": 5.0},
+            UsageError,
+            "a rate or a p99 limit is for server, not for offline",
+        ),
+        ({"scenario": "multi-stream", "p99_limit_ms": 5.0}, UsageError, "not for multi-stream"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(
+    changes: dict[str, Any], error: type[FerryError], message: str
+) -> None:
+    asked = dataclasses.replace(plan("server"), **changes)
+    with pytest.raises(error, match=message):
+        check_plan(asked)
+    subject = Steady(call_ms=0)
+    with pytest.raises(error, match=message):
+        run_scenario(subject, ONE, dataclasses.asdict(asked))
+    assert not subject.asked
+    with pytest.raises(error, match=message):  # and no process was started: there is no such module
+        run_scenarios(Spec(name="", provider="cpu", module="nowhere", setup={}), ONE, [asked], note)
+
+
+def test_what_a_scenario_gives_goes_through_json() -> None:
+    asked = plan("server", rate_per_second=400, seconds=0.05)
+    found = run_scenario(Steady(call_ms=1), ONE, dataclasses.asdict(asked))
+    read = read_record(ScenarioFigures, json.loads(json.dumps(found)), "a scenario")
+    assert (read.scenario, read.engine, read.num_queries) == ("server", "ferry", MIN_QUERIES)
+    probed = dataclasses.replace(
+        read, probes=(Probe(rate_per_second=400.0, p99_ms=2.0, kept=True),)
+    )
+    again = json.loads(json.dumps(dataclasses.asdict(probed)))
+    assert read_record(ScenarioFigures, again, "a scenario") == probed
+
+
+# A real model in a process of its own
+
+
+def note(_: str) -> None:
+    """Nobody listens."""
+
+
+def onnx_spec(model: Path, setup: Mapping[str, Any] | None = None) -> Spec:
+    told = {"model": str(model), "provider": "cpu", "rows": None, **(setup or {})}
+    return Spec(name="fp32", provider="cpu", module="serving.measuring.onnx_subject", setup=told)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scenarios") / "tiny.onnx"
+    return tiny_onnx.write(path, tiny_onnx.linear(["batch", 4]))
+
+
+@pytest.mark.parametrize("settings", [ONE, SessionSettings(threads=1, parallel=2, binding=True)])
+def test_every_scenario_of_a_real_model(model: Path, settings: SessionSettings) -> None:
+    streams = [plan(name, seconds=0.05, batch_size=4) for name in SCENARIOS if name != "server"]
+    server = plan("server", seconds=0.2, batch_size=4, rate_per_second=400.0)
+    told: list[str] = []
+    found = list(run_scenarios(onnx_spec(model), settings, [*streams, server], told.append))
+    assert [one.scenario for one in found] == list(SCENARIOS)
+    assert [one.rows_per_query for one in found[:2]] == [1, 8]
+    assert found[3].rate_per_second == 400
+    for one in found:
+        assert (one.subject, one.provider, one.settings) == ("fp32", "cpu", settings)
+        assert one.rows_per_second > 0
+        assert 0 < one.p50_ms <= one.p90_ms <= one.p99_ms <= one.p999_ms
+    assert told[0] == "starting fp32 · cpu"
+    assert told[-1] == "fp32 · cpu, server by ferry at 400 queries/s"
+
+
+def test_the_highest_rate_of_a_real_model(model: Path) -> None:
+    told: list[str] = []
+    asked = plan("server", seconds=0.05, batch_size=4, p99_limit_ms=50.0)
+    [found] = run_scenarios(onnx_spec(model), ONE, [asked], told.append)
+    assert found.probes
+    assert found.rate_per_second in {probe.rate_per_second for probe in found.probes if probe.kept}
+    assert found.p99_ms <= found.p99_limit_ms == 50
+    assert told[-1] == "fp32 · cpu, server by ferry, the highest rate with p99 under 50 ms"
+
+
+def test_what_was_found_before_an_error_is_kept(model: Path) -> None:
+    plans = [plan("offline", seconds=0.05), plan("server", seconds=0.05, p99_limit_ms=1e-6)]
+    results = run_scenarios(onnx_spec(model), ONE, plans, note)
+    assert next(results).scenario == "offline"
+    with pytest.raises(InputError, match=r"no rate keeps p99 under 1e-06 ms: the best was"):
+        next(results)
+
+
+def test_a_model_of_one_batch_size_says_so(tmp_path: Path) -> None:
+    fixed = tiny_onnx.write(tmp_path / "fixed.onnx", tiny_onnx.linear([4, 4]))
+    with pytest.raises(InputError, match="the model takes batches of 4, not of 8"):
+        list(run_scenarios(onnx_spec(fixed), ONE, [plan("multi-stream")], note))
+    with pytest.raises(InputError, match="the model refused its input"):
+        list(run_scenarios(onnx_spec(fixed), ONE, [plan("single-stream")], note))
+
+
+def test_no_plans_start_no_process() -> None:
+    spec = Spec(name="", provider="cpu", module="nowhere", setup={})
+    assert list(run_scenarios(spec, ONE, [], note)) == []
