@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from pipeline import figures, layout, onnxmodel, ready, tracking
-from pipeline.config import Experiment, QuantizeConfig
+from pipeline.config import Experiment, ParityConfig, QuantizeConfig
 from pipeline.errors import ConfigError, UnknownNameError
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.quantization import recipes
@@ -63,7 +63,7 @@ def quantize(
             model=original,
             calibration=calibration_rows(data, info, config, experiment.name),
             rows=judging_rows(data, info),
-            settings=_settings(config),
+            settings=_settings(config, experiment.parity),
             budgets={
                 variant: _budget(config, variant)
                 for variant in ("fp16", "int8")
@@ -109,13 +109,14 @@ def _check_recipes(config: QuantizeConfig, name: str) -> None:
             raise ConfigError(f"experiments.{name}.quantize.recipes.{number}: {error}") from error
 
 
-def _settings(config: QuantizeConfig) -> Settings:
+def _settings(config: QuantizeConfig, gates: ParityConfig) -> Settings:
     return Settings(
         goal=config.goal,
         batch_sizes=config.batch_sizes,
         seconds=config.seconds,
         seed=config.seed,
         only=config.recipes,
+        min_snr_db={"fp16": gates.fp16.min_snr_db, "int8": gates.int8.min_snr_db},
     )
 
 

@@ -43,8 +43,8 @@ MAX_CALLS = 200_000
 MAX_OVERRUN = 10
 """How many times the time asked for may pass for the sake of MIN_CALLS."""
 STEADY = 0.05
-"""Two windows of warm-up whose medians differ by less than this part are a steady rate."""
-MIN_WINDOWS, MAX_WINDOWS = 3, 40
+"""Three windows of warm-up whose medians differ by less than this part are a steady rate."""
+STEADY_WINDOWS, MAX_WINDOWS = 3, 40
 MIN_TICKS = 20
 """A sample lasts at least so many ticks of the clock; shorter calls are timed in groups."""
 CLOCK_READINGS = 2000
@@ -149,7 +149,7 @@ def timing_of(turns: Sequence[Samples], *, batch_size: int, warm: WarmUp) -> Tim
 
 
 def warm_up(call: Call, seconds: float) -> WarmUp:
-    """Call in windows until two in a row have the same median."""
+    """Call in windows until three in a row have the same median; two would pass a slow slope."""
     limit_ns = int(seconds * NS_PER_S)
     start = perf_counter_ns()
     call()  # the very first one allocates what the later ones reuse
@@ -158,7 +158,8 @@ def warm_up(call: Call, seconds: float) -> WarmUp:
     steady = False
     for _ in range(MAX_WINDOWS):
         medians.append(float(np.median([time_once(call) for _ in range(window_calls)])))
-        steady = len(medians) >= MIN_WINDOWS and abs(medians[-1] / medians[-2] - 1) < STEADY
+        last = medians[-STEADY_WINDOWS:]
+        steady = len(last) == STEADY_WINDOWS and max(last) / min(last) - 1 < STEADY
         if steady or perf_counter_ns() - start > max(limit_ns, NS_PER_S) * 2:
             break
     return WarmUp(ms=digits((perf_counter_ns() - start) / NS_PER_MS), steady=steady)

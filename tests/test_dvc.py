@@ -57,7 +57,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment["benchmark"] |= {"beside": ["eager"], "growth_calls": 0, "cold_starts": 1}
     # Both variants are made, whatever else the machine does meanwhile.
     experiment["quantize"] |= {"accuracy_loss": 5.0, "min_speedup": {"fp16": 0.01, "int8": 0.01}}
-    experiment["quantize"] |= {"recipes": ["half", "static-u8s8"], "seconds": 0.05}
+    experiment["quantize"] |= {"recipes": ["half", "static-u8u8"], "seconds": 0.05}
     experiment["parity"]["int8"]["flips"] = 20
     experiment["parity"]["int8"]["accuracy_loss"] = 5.0
     settings["experiments"] = {NAME: experiment}

@@ -6,9 +6,19 @@ from typing import Literal
 from pipeline.records.quantize import Budget, Quality, Try
 from serving.pairing import PairedRatio
 
-__all__ = ["Goal", "best_of", "reason_of", "told", "too_inaccurate", "too_slow_or_large"]
+__all__ = [
+    "Goal",
+    "best_of",
+    "reason_of",
+    "told",
+    "too_inaccurate",
+    "too_noisy",
+    "too_slow_or_large",
+]
 
 Goal = Literal["speed", "size"]
+DECIBELS = 1.0
+"""Of margin to parity's limit, which is held on other rows."""
 MARGIN = 0.02
 """How much better a later recipe must be to be preferred: less is noise."""
 
@@ -23,6 +33,15 @@ def too_inaccurate(judged: Quality, budget: Budget) -> Iterator[str]:
         unit = "points" if counts else "%"
         interval = f"{judged.low:.2f} to {judged.high:.2f}"
         yield f"loses {judged.loss:.2f} {unit} of {judged.measure} ({interval}), {limit:g} allowed"
+
+
+def too_noisy(snr_db: float | None, limit: float | None) -> Iterator[str]:
+    """Why parity would not let it pass, on other rows than these: numbers that are too far off.
+
+    Decisions alone do not tell: on processors without VNNI products of u8 and s8 overflow.
+    """
+    if snr_db is not None and limit is not None and snr_db < limit + DECIBELS:
+        yield f"{snr_db:.0f} dB of signal over the noise, parity asks {limit:.0f} dB"
 
 
 def too_slow_or_large(

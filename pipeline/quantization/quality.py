@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.proof.decisions import predicted, scores_of, wilson
+from pipeline.proof.differences import Differences
 from pipeline.proof.rows import Rows
 from pipeline.records.quantize import Quality
 from serving.session import Session
 
-__all__ = ["answers", "paired_loss", "quality"]
+__all__ = ["answers", "faintest", "paired_loss", "quality"]
 
 Array = npt.NDArray[Any]
 Answers = Mapping[str, Array]
@@ -64,6 +65,19 @@ def quality(wanted: Answers, found: Answers, labels: npt.NDArray[np.int64] | Non
         return _decided(np.ones(rows, np.int64), same.astype(np.int64), None)
     left, right = (array[name].astype(np.float64).reshape(rows, -1) for array in (wanted, found))
     return _measured("difference", np.abs(left).mean(axis=1), np.abs(right - left).mean(axis=1))
+
+
+def faintest(wanted: Answers, found: Answers) -> float | None:
+    """The lowest signal-to-noise ratio of any output of numbers, in dB; None where all are exact.
+
+    As parity measures it, which holds a variant to it afterwards.
+    """
+    ratios = []
+    for name, array in wanted.items():
+        differences = Differences(name)
+        differences.add(array, found[name], np.arange(len(array)))
+        ratios.append(differences.report().snr_db)
+    return min((ratio for ratio in ratios if ratio is not None), default=None)
 
 
 def paired_loss(lost: int, gained: int, rows: int) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Variant
@@ -15,11 +16,12 @@ from pipeline.quantization.budget import (
     reason_of,
     told,
     too_inaccurate,
+    too_noisy,
     too_slow_or_large,
 )
 from pipeline.quantization.plan import plan
-from pipeline.quantization.quality import answers, quality
-from pipeline.quantization.recipes import Recipe, words
+from pipeline.quantization.quality import answers, faintest, quality
+from pipeline.quantization.recipes import Recipe, variant_of, words
 from pipeline.records.quantize import Budget, Search, Try
 from serving.files import sha256_of_bytes
 from serving.pairing import PairedRatio, paired_ratio
@@ -44,6 +46,8 @@ class Settings:
     seed: int
     only: tuple[str, ...] = ()
     """The recipes to try, and no others; empty for the usual ones."""
+    min_snr_db: Mapping[str, float | None] = field(default_factory=dict)
+    """What parity asks of each variant's signal-to-noise ratio; nothing where it is not said."""
 
 
 class Judge:
@@ -80,7 +84,9 @@ class Judge:
         judged = quality(self.reference, found, self.rows.labels)
         speedup = self._speedup(session, budget.min_speedup)
         size_ratio = len(content) / len(self.content)
-        inaccurate = tuple(too_inaccurate(judged, budget))
+        limit = self.settings.min_snr_db.get(variant_of(recipe))
+        noisy = too_noisy(faintest(self.reference, found), limit)
+        inaccurate = (*too_inaccurate(judged, budget), *noisy)
         slow = tuple(too_slow_or_large(speedup, size_ratio, budget))
         tried = Try(
             recipe=recipe.name,

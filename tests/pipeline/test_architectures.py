@@ -9,7 +9,7 @@ from architectures import CLASSES, TWELVE, Architecture
 
 from pipeline.foreign.module import ModuleOptions, export_module
 from pipeline.foreign.specs import parse_input
-from serving.bench import bench
+from serving.bench import BenchOptions, bench
 from serving.model import open_model
 
 pytest.importorskip("transformers", reason="transformers is not installed: no architectures")
@@ -51,8 +51,8 @@ def test_it_is_exported_with_parity_and_served(architecture: Architecture, tmp_p
     rows = np.random.default_rng(3).standard_normal((5, 3, pixels, pixels)).astype(np.float32)
     answer = open_model(path).predict(rows, batch_rows=3)
     assert answer.scores.shape == (5, CLASSES)
-    timed = bench(path, batch_sizes=(1, 3), seconds=0.01)
-    assert [row.batch_size for row in timed.batches] == [1, 3]
+    timed = bench(path, BenchOptions(batch_sizes=(1, 3), seconds=0.01, num_rounds=1))
+    assert [row.timing.batch_size for row in timed.measured[0].rows] == [1, 3]
 
 
 @pytest.mark.slow

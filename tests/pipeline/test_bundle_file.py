@@ -25,7 +25,7 @@ from pipeline.errors import (
 from pipeline.records.module import ModuleReport
 from pipeline.records.parity import Limits, PairReport
 from serving import open_model
-from serving.bench import bench
+from serving.bench import BenchOptions, bench
 from serving.files import sha256_of_file, write_json
 from serving.manifest import read_manifest
 from serving.verify import verify
@@ -120,7 +120,7 @@ def test_predict_verify_bench_and_runner_take_it(proven: Path) -> None:
     assert verify(folder).passed
     found = open_model(folder).predict(ROWS)
     assert set(found.label) <= {"ant", "bee", "cat", "dog"}
-    assert bench(folder, batch_sizes=(1, 4), seconds=0.01).batches
+    assert bench(folder, BenchOptions(batch_sizes=(1, 4), seconds=0.01, num_rounds=1)).measured
     done = subprocess.run(
         [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
         cwd=proven.parent,

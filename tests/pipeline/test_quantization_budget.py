@@ -10,6 +10,7 @@ from pipeline.quantization.budget import (
     reason_of,
     told,
     too_inaccurate,
+    too_noisy,
     too_slow_or_large,
 )
 
@@ -87,3 +88,18 @@ def test_figures_that_are_unknown_are_not_told() -> None:
         verdict="cannot be applied: no kernel",
     )
     assert told(failed) == "cannot be applied: no kernel"
+
+
+@pytest.mark.parametrize(
+    ("snr_db", "limit", "refused"),
+    [(18.0, 25.0, True), (25.5, 25.0, True), (26.5, 25.0, False), (None, 25.0, False)],
+)
+def test_what_parity_would_refuse_is_not_kept(
+    snr_db: float | None, limit: float, refused: bool
+) -> None:
+    assert bool(list(too_noisy(snr_db, limit))) == refused
+    assert list(too_noisy(snr_db, None)) == []
+
+
+def test_the_noise_and_what_is_asked_are_told() -> None:
+    assert list(too_noisy(18.2, 25.0)) == ["18 dB of signal over the noise, parity asks 25 dB"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_models import image_net, product_net, rows_for
 
-from pipeline.quantization.quality import answers, paired_loss, quality
+from pipeline.quantization.quality import answers, faintest, paired_loss, quality
 from serving.session import open_session
 
 
@@ -120,3 +120,11 @@ def test_a_fixed_batch_leaves_out_the_rows_that_do_not_fill_one() -> None:
     model = product_net(batch=4)
     session = open_session(model.SerializeToString(), threads=1)
     assert len(answers(session, rows_for(model, 11), 4)["logits"]) == 8
+
+
+def test_the_faintest_output_decides_and_exact_ones_do_not() -> None:
+    wanted = {"a": np.ones((4, 2), np.float32), "b": np.ones((4, 2), np.float32)}
+    assert faintest(wanted, wanted) is None
+    noisy = {"a": 1.1 * wanted["a"], "b": 1.01 * wanted["b"]}
+    assert faintest(wanted, noisy) == pytest.approx(20, abs=0.1)
+    assert faintest(wanted, {**noisy, "a": wanted["a"]}) == pytest.approx(40, abs=0.1)

@@ -46,7 +46,7 @@ def test_a_variant_is_smaller_and_close(exported: Project, variant: str, times: 
 
 def test_inputs_outputs_and_metadata_stay(exported: Project) -> None:
     whole = open_session(exported.models["fp32"])
-    for variant, recipe in (("fp16", "half"), ("int8", "static-u8s8")):
+    for variant, recipe in (("fp16", "half"), ("int8", "static-u8u8-tensor")):
         session = open_session(exported.models[variant])
         assert (session.inputs, session.outputs) == (whole.inputs, whole.outputs)
         assert session.metadata == {
@@ -80,8 +80,8 @@ def test_the_record_tells_what_was_written_and_on_what_it_was_judged(exported: P
 def test_the_trace_is_a_picture_and_rows(exported: Project) -> None:
     folder = exported.plots("quantize")
     rows = list(csv.DictReader((folder / "tries.csv").open()))
-    assert [row["recipe"] for row in rows] == ["half", "static-u8s8"]
-    assert "static-u8s8" in (folder / "pareto.svg").read_text()
+    assert [row["recipe"] for row in rows] == ["half", "static-u8u8-tensor"]
+    assert "static-u8u8-tensor" in (folder / "pareto.svg").read_text()
     assert sorted(path.name for path in folder.iterdir()) == ["pareto.svg", "tries.csv"]
 
 
