@@ -46,6 +46,9 @@ bench: $(READY)
 	python benchmarks/startup.py
 	python benchmarks/first_epoch.py
 	python benchmarks/trainer.py
+	python benchmarks/benching.py
+	python benchmarks/scenarios.py
+	python benchmarks/tuner.py
 	python benchmarks/aims.py
 
 clean:

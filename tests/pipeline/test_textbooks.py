@@ -110,8 +110,10 @@ def changed(experiment: Experiment, epochs: int, **settings: object) -> Experime
     recurrent = "dynamic" if experiment.model.name.endswith(("lstm", "gru")) else "static-u8s8"
     few = replace(generous(experiment.quantize, "half", recurrent), calibration_rows=16)
     # How far int8 is off after so few epochs depends on the processor.
-    int8 = replace(experiment.parity.int8, flips=10**6, min_snr_db=0, accuracy_loss=100)
-    parity = replace(experiment.parity, int8=int8)
+    gates = experiment.parity.int8
+    if gates.flips is not None:  # else no class is predicted that could flip
+        gates = replace(gates, flips=10**6, accuracy_loss=100)
+    parity = replace(experiment.parity, int8=replace(gates, min_snr_db=None))
     return replace(experiment, epochs=epochs, model=model, quantize=few, parity=parity)
 
 

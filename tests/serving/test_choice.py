@@ -103,3 +103,15 @@ def test_memory_that_is_exactly_the_limit_keeps_it(limit: int | None, keeps: boo
 def test_the_order_of_the_ranking_decides_between_those_that_keep_it() -> None:
     first, second = finalist(1.2), finalist(1.9, batch=32)
     assert choose([first, second], defaults(), 100 * MIB) == first
+
+
+def test_the_same_settings_with_more_rows_are_ranked_by_the_row() -> None:
+    """A batch of 64 in ten times the time of one row is far better than one row."""
+    settings = SessionSettings(threads=1)
+    one, many = (Candidate(settings=settings, batch_size=size) for size in (1, 64))
+    assert ms_per_row(many, 10.0) < ms_per_row(one, 1.0)
+
+
+def test_an_empty_ranking_is_not_a_choice() -> None:
+    with pytest.raises((InputError, ValueError)):
+        choose([], defaults(), 50 * MIB)
