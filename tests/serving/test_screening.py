@@ -1,0 +1,191 @@
+"""The screening of candidates on real models: how often it looks, and how it ranks them."""
+
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+from odd_models import reshaping_to_two_rows
+from tiny_onnx import linear, recurrent, write
+
+from serving.errors import InputError, MissingInputError
+from serving.measuring.candidates import Candidate
+from serving.measuring.client import Spec
+from serving.measuring.screening import ScreenedSubject, Trial, ms_per_row, screen
+from serving.measuring.tuner import SCREENING, TuneOptions, spec_of
+from serving.settings import SessionSettings
+
+Array = npt.NDArray[Any]
+
+ONE = SessionSettings(threads=1)
+BOUND = SessionSettings(threads=1, binding=True)
+TWO = SessionSettings(threads=1, parallel=2)
+
+
+def spec_for(model: Path, rows: Path | None = None) -> Spec:
+    return spec_of(model, TuneOptions(rows=rows), SCREENING)
+
+
+def ways(settings: SessionSettings, *sizes: int) -> list[Candidate]:
+    return [Candidate(settings=settings, batch_size=size) for size in sizes]
+
+
+def looked(spec: Spec, grid: list[Candidate], finalists: int = 1) -> tuple[Trial, ...]:
+    return screen(spec, grid, finalists=finalists, tell=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("screening") / "tiny.onnx", linear(["batch", 8]))
+
+
+@pytest.fixture(scope="module")
+def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that refuses every batch but one of two rows."""
+    path = tmp_path_factory.mktemp("screening") / "two.onnx"
+    return write(path, reshaping_to_two_rows())
+
+
+# Ranking
+
+
+@pytest.mark.parametrize(
+    ("num", "finalists", "looks"),
+    [
+        (10, 1, [3, 3, 2, 2, 1, 1, 1, 1, 1, 1]),  # 10, 4, 2, and the best of these
+        (9, 1, [2, 2, 2, 1, 1, 1, 1, 1, 1]),
+        (9, 4, [1] * 9),  # a look leaves four, as many as are wanted
+        (3, 3, [1, 1, 1]),
+    ],
+)
+def test_a_third_goes_on_until_few_are_left(
+    model: Path, num: int, finalists: int, looks: list[int]
+) -> None:
+    told: list[str] = []
+    grid = ways(ONE, *range(1, num + 1))
+    trials = screen(spec_for(model), grid, finalists=finalists, tell=told.append)
+    assert [trial.looks for trial in trials] == looks
+    assert len(told) == sum(looks)
+    assert told[0] == f"look 1, 1 of {num}: threads 1, batch 1"
+
+
+def test_the_rank_is_how_far_it_went_and_then_its_cost(model: Path) -> None:
+    grid = [*ways(ONE, 1, 4, 16), *ways(BOUND, 1, 4, 16), *ways(TWO, 1, 4, 16)]
+    trials = looked(spec_for(model), grid)
+    assert sorted(map(grid.index, (trial.candidate for trial in trials))) == list(range(9))
+    for first, second in itertools.pairwise(trials):
+        assert (-first.looks, first.cost) <= (-second.looks, second.cost)
+
+
+def test_a_cost_is_that_of_a_row_in_work(model: Path) -> None:
+    for trial in looked(spec_for(model), [*ways(ONE, 1, 8), *ways(TWO, 8)], finalists=3):
+        assert trial.p50_ms is not None
+        rows = trial.candidate.batch_size * trial.candidate.settings.parallel
+        assert trial.cost == ms_per_row(trial.candidate, trial.p50_ms) == trial.p50_ms / rows
+
+
+def test_an_empty_grid_has_no_trials(model: Path) -> None:
+    assert looked(spec_for(model), []) == ()
+
+
+# What cannot run
+
+
+def test_a_batch_that_the_model_refuses_comes_last(two_rows: Path) -> None:
+    """The session stays good for the batches after it."""
+    trials = looked(spec_for(two_rows), [*ways(ONE, 3, 2, 5), *ways(BOUND, 3, 2)], finalists=2)
+    assert {trial.candidate for trial in trials[:2]} == {*ways(ONE, 2), *ways(BOUND, 2)}
+    assert [trial.candidate for trial in trials[2:]] == [*ways(ONE, 3, 5), *ways(BOUND, 3)]
+    for trial in trials[2:]:
+        assert trial.p50_ms is None
+        assert trial.cost == float("inf")
+        assert "refused" in (trial.skipped or "")
+        assert trial.looks == 1  # what cannot run is not looked at again
+
+
+def test_the_one_that_runs_is_found_among_those_that_do_not(two_rows: Path) -> None:
+    trials = looked(spec_for(two_rows), ways(ONE, 2, 3, 4, 5, 6, 7), finalists=2)
+    assert [trial.candidate.batch_size for trial in trials] == [2, 3, 4, 5, 6, 7]
+    assert [bool(trial.skipped) for trial in trials] == [False] + [True] * 5
+
+
+def test_a_file_that_is_no_model_gives_each_candidate_the_reason(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.onnx", b"nothing")
+    trials = looked(spec_for(path), [*ways(ONE, 1), *ways(TWO, 1)])
+    assert [trial.candidate for trial in trials] == [*ways(ONE, 1), *ways(TWO, 1)]
+    assert all("bad.onnx" in (trial.skipped or "") for trial in trials)
+
+
+def test_no_process_is_left(two_rows: Path) -> None:
+    before = {child.pid for child in psutil.Process(os.getpid()).children()}
+    looked(spec_for(two_rows), ways(ONE, 2, 3))
+    assert {child.pid for child in psutil.Process(os.getpid()).children()} <= before
+
+
+# Rows
+
+
+def test_free_axes_need_real_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "lstm.onnx", recurrent())
+    (without,) = looked(spec_for(path), ways(ONE, 2))
+    assert "--rows" in (without.skipped or "")
+    np.save(tmp_path / "rows.npy", np.ones((5, 7, 2), np.float32))
+    (with_rows,) = looked(spec_for(path, tmp_path / "rows.npy"), ways(ONE, 2))
+    assert with_rows.skipped is None
+    assert 0 < with_rows.cost < float("inf")
+
+
+def test_rows_that_are_not_there_are_told(model: Path, tmp_path: Path) -> None:
+    subject = ScreenedSubject(model, "cpu", tmp_path / "none.npy")
+    with pytest.raises(MissingInputError, match=r"none\.npy"):
+        subject.start(ONE)
+    (trial,) = looked(spec_for(model, tmp_path / "none.npy"), ways(ONE, 1))
+    assert "none.npy" in (trial.skipped or "")
+
+
+# The session
+
+
+def logits_of(subject: ScreenedSubject, rows: Array) -> Array:
+    answer = subject.answer(rows)
+    assert isinstance(answer, dict)
+    logits: Array = answer["logits"]
+    return logits
+
+
+def test_a_session_is_kept_where_only_binding_differs(model: Path) -> None:
+    subject = ScreenedSubject(model, "cpu", None)
+    subject.start(ONE)
+    assert subject.session is not None
+    raw = subject.session.raw
+    subject.start(BOUND)
+    assert subject.session.raw is raw
+    assert subject.session.settings == BOUND
+    subject.start(SessionSettings(threads=1, spinning=False))
+    assert subject.session.raw is not raw
+
+
+def test_both_ways_of_a_kept_session_give_the_same_answers(model: Path) -> None:
+    subject = ScreenedSubject(model, "cpu", None)
+    subject.start(ONE)
+    rows = subject.rows(6)
+    unbound = logits_of(subject, rows)
+    subject.start(BOUND)
+    np.testing.assert_array_equal(logits_of(subject, rows), unbound)
+
+
+def test_a_start_tells_of_the_model_what_a_full_one_does(model: Path, tmp_path: Path) -> None:
+    started = ScreenedSubject(model, "cpu", None).start(ONE)
+    fixed = ScreenedSubject(write(tmp_path / "four.onnx", linear([4, 8])), "cpu", None).start(ONE)
+    assert (started.fixed_batch, fixed.fixed_batch) == (None, 4)
+    assert len(started.sha256 or "") == 64
+    assert started.sha256 != fixed.sha256
+
+
+def test_nothing_runs_before_a_start(model: Path) -> None:
+    with pytest.raises(InputError, match="was not started"):
+        ScreenedSubject(model, "cpu", None).call(1)
