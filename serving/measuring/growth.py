@@ -8,7 +8,7 @@ import psutil
 
 from serving.timing import Call
 
-__all__ = ["Growth", "growth"]
+__all__ = ["Growth", "growth", "resident_bytes"]
 
 SETTLING_PART = 0.1
 """The calls that are not held against the later ones: the allocators still fill their lists."""
@@ -21,27 +21,34 @@ class Growth:
     num_calls: int
     batch_sizes: tuple[int, ...]
     arena_bytes: int
-    """From before the first call of each size to after the last of them all."""
+    """From the ready session, before its first call of all, to after the last of these."""
     drift_bytes: int
     """Of that, after the first tenth of the calls: what never stops growing is a leak."""
 
 
-def growth(calls: Mapping[int, Call], *, num_calls: int, seed: int) -> Growth:
-    """Make `num_calls` calls of batch sizes drawn from `seed`, and see what memory they leave."""
+def resident_bytes() -> int:
+    """The memory that this process holds at the moment."""
+    held: int = psutil.Process().memory_info().rss
+    return held
+
+
+def growth(calls: Mapping[int, Call], *, num_calls: int, seed: int, before_bytes: int) -> Growth:
+    """Make `num_calls` calls of batch sizes drawn from `seed`, and see what memory they leave.
+
+    `before_bytes` is what was resident before the first call of any size, which fills the arena.
+    """
     sizes = list(calls)
     drawn = np.random.default_rng(seed).integers(0, len(sizes), num_calls)
-    process = psutil.Process()
-    before: int = process.memory_info().rss
-    settled = before
+    settled = before_bytes
     settling = max(len(sizes), int(num_calls * SETTLING_PART))
     for number, index in enumerate(drawn):
         if number == settling:
-            settled = process.memory_info().rss
+            settled = resident_bytes()
         calls[sizes[index]]()
-    after: int = process.memory_info().rss
+    after = resident_bytes()
     return Growth(
         num_calls=num_calls,
         batch_sizes=tuple(sizes),
-        arena_bytes=after - before,
+        arena_bytes=after - before_bytes,
         drift_bytes=after - settled,
     )

@@ -227,18 +227,18 @@ def _row(one: _Running, timing: Timing, baseline: Timing | None, seed: int) -> R
 
 
 def _look_at_memory(one: _Running, plan: Plan) -> None:
-    """Where the time goes, and what many calls leave behind; last, as both disturb the rest."""
+    """What many calls leave behind, and where the time goes; last, as both disturb the rest."""
     if not one.rows:
         return
     sizes = [row.timing.batch_size for row in one.rows]
     try:
-        share = one.worker.ask("share", batch_size=sizes[0])
-        one.share = read_record(Share, share, one.name) if share else None
         if plan.growth_calls and _may_grow(one, plan):
             found = one.worker.ask(
                 "growth", num_calls=plan.growth_calls, batch_sizes=sizes, seed=plan.seed
             )
             one.growth = read_record(Growth, found, one.name)
+        share = one.worker.ask("share", batch_size=sizes[0])  # in a second session
+        one.share = read_record(Share, share, one.name) if share else None
     except FerryError as error:
         one.skipped.append(SkippedBatch(batch_size=sizes[-1], skipped=f"memory: {error}"))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from serving.environment import peak_memory_bytes
 from serving.errors import FerryError, InputError
-from serving.measuring.growth import growth
+from serving.measuring.growth import growth, resident_bytes
 from serving.measuring.parallel import take_parallel_samples
 from serving.measuring.scenarios import run_scenario
 from serving.measuring.subject import Subject
@@ -40,6 +40,7 @@ class Desk:
         """Measure `subject`."""
         self.subject = subject
         self.settings = SessionSettings(threads=1)
+        self.ready_bytes = 0
         self.calls: list[Call] = []
         self.batch_size = 0
         self.warm = WarmUp(ms=0.0, steady=False)
@@ -50,6 +51,7 @@ class Desk:
         pin(cores)
         self.settings = read_record(SessionSettings, settings, "settings")
         started = self.subject.start(self.settings)
+        self.ready_bytes = resident_bytes()
         return dataclasses.asdict(started)
 
     def prepare(self, batch_size: int, seconds: float) -> Answer:
@@ -96,7 +98,8 @@ class Desk:
     def growth(self, num_calls: int, batch_sizes: list[int], seed: int) -> Answer:
         """How much memory calls of mixed batch sizes leave behind."""
         calls = {size: self.subject.call(size) for size in batch_sizes}
-        return dataclasses.asdict(growth(calls, num_calls=num_calls, seed=seed))
+        found = growth(calls, num_calls=num_calls, seed=seed, before_bytes=self.ready_bytes)
+        return dataclasses.asdict(found)
 
     def scenario(self, **plan: Any) -> Answer:
         """Run a scenario."""

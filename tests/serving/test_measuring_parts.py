@@ -13,7 +13,7 @@ from serving.measuring import load
 from serving.measuring.cold import ColdProgram, cold_starts
 from serving.measuring.energy import energy_meter
 from serving.measuring.gpu import gpu_bytes_of, gpu_joules
-from serving.measuring.growth import growth
+from serving.measuring.growth import growth, resident_bytes
 from serving.measuring.load import LoadMeter
 from serving.measuring.parallel import take_parallel_samples
 
@@ -54,14 +54,19 @@ def test_a_failure_in_a_thread_is_ours():
 
 def test_a_leak_is_a_drift_and_a_full_arena_is_not():
     kept: list[bytearray] = []
-    leaking = growth({1: lambda: kept.append(bytearray(2**17))}, num_calls=200, seed=1)
+    leaking = growth(
+        {1: lambda: kept.append(bytearray(2**17))},
+        num_calls=200,
+        seed=1,
+        before_bytes=resident_bytes(),
+    )
     assert leaking.drift_bytes > 10 * 2**20
     arena: dict[int, bytearray] = {}
 
     def fill():
         arena.setdefault(0, bytearray(b"x") * 2**25)
 
-    filled = growth({1: fill, 2: fill}, num_calls=200, seed=1)
+    filled = growth({1: fill, 2: fill}, num_calls=200, seed=1, before_bytes=resident_bytes())
     assert filled.arena_bytes > 20 * 2**20
     assert filled.drift_bytes < 2**20
     assert filled.batch_sizes == (1, 2)
@@ -70,7 +75,12 @@ def test_a_leak_is_a_drift_and_a_full_arena_is_not():
 def test_every_batch_size_is_called_in_an_order_of_the_seed():
     def order(seed):
         called: list[int] = []
-        growth({n: lambda n=n: called.append(n) for n in (1, 8, 64)}, num_calls=60, seed=seed)
+        growth(
+            {n: lambda n=n: called.append(n) for n in (1, 8, 64)},
+            num_calls=60,
+            seed=seed,
+            before_bytes=resident_bytes(),
+        )
         return called
 
     assert order(1) == order(1)

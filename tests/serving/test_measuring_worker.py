@@ -110,6 +110,23 @@ def test_memory_and_share_are_told(desk):
     assert desk.subject.calls[1] + desk.subject.calls[2] == 20
 
 
+def test_growth_counts_from_the_session_that_has_not_been_called(desk):
+    """What the first calls of a sweep have filled is no less grown for that."""
+    arena = bytearray()
+    plain = desk.subject.call
+
+    def filling(batch_size):
+        arena.extend(b"x" * max(0, 2**24 * batch_size - len(arena)))
+        return plain(batch_size)
+
+    desk.subject.call = filling
+    desk.start(dataclasses.asdict(ONE), CORES)
+    desk.prepare(4, 0.01)
+    found = desk.growth(20, [1, 4], 1)
+    assert found["arena_bytes"] > 2**25
+    assert found["drift_bytes"] < 2**24
+
+
 def test_a_process_stays_on_its_cores():
     try:
         pin(CORES[-1:])

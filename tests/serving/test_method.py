@@ -18,7 +18,7 @@ from serving.bench_report import report_from
 from serving.bench_table import as_csv, as_table
 from serving.cli import serving
 from serving.files import dump_json
-from serving.measuring.growth import growth
+from serving.measuring.growth import growth, resident_bytes
 from serving.measuring.rounds import Findings, Plan, measure
 from serving.measuring.subject import Started
 from serving.measuring.worker import Desk
@@ -190,7 +190,12 @@ def test_growth_is_told_apart_from_drift() -> None:
 
         return run
 
-    found = growth({size: call(size) for size in (1, 2, 4)}, num_calls=400, seed=2)
+    found = growth(
+        {size: call(size) for size in (1, 2, 4)},
+        num_calls=400,
+        seed=2,
+        before_bytes=resident_bytes(),
+    )
     assert found.arena_bytes > 8 * 2**20
     assert found.drift_bytes < 4 * 2**20
 
