@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipeline.figures import COLORS
 from serving.bench_report import BenchReport, Measured
+from serving.measuring.client import TORCH
 from serving.timing import Timing
 
 __all__ = ["Style", "Thing", "batch_sizes", "colors", "ordered", "styles", "things"]
@@ -61,7 +62,7 @@ def things(bench: BenchReport) -> list[Thing]:
         if one.rows:
             key = (one.subject, one.provider, one.settings.told())
             found.setdefault(key, {})[one.settings.threads] = one
-    providers = dict.fromkeys(provider for _, provider, _ in found if provider != "torch")
+    providers = dict.fromkeys(provider for _, provider, _ in found if provider != TORCH)
     markers = {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(providers)}
     by_subject = colors(bench)
     return [
@@ -77,7 +78,7 @@ def things(bench: BenchReport) -> list[Thing]:
 
 def colors(bench: BenchReport) -> dict[str, str]:
     """A colour by subject and by label, those of ONNX Runtime first, as in figures of parity."""
-    measured = sorted(bench.measured, key=lambda one: one.provider == "torch")
+    measured = sorted(bench.measured, key=lambda one: one.provider == TORCH)
     labels = [one.label for one in measured] + [one.subject for one in bench.cold_starts]
     subjects = {label: label.partition(" · ")[0] for label in labels}
     numbers = {name: number for number, name in enumerate(dict.fromkeys(subjects.values()))}

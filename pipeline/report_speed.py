@@ -11,6 +11,7 @@ from pipeline.measured import Measured
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from serving.bench_report import BenchReport, Row
 from serving.bench_report import Measured as Process
+from serving.measuring.client import TORCH
 from serving.pairing import PairedRatio, Verdict, verdict
 
 __all__ = ["SPEED_TEMPLATE", "Claim", "Drawing", "Line", "Speed", "speed_of"]
@@ -173,7 +174,7 @@ def _skipped(bench: BenchReport) -> Iterator[str]:
     for (subject, provider, reason), counts in threads.items():
         known = {count for count in counts if count is not None}
         some = f" with threads {', '.join(map(str, sorted(known)))}"
-        place = "" if provider == "torch" else f" on {provider}"
+        place = "" if provider == TORCH else f" on {provider}"
         where = place + ("" if None in counts or known == every else some)
         lines.setdefault((where, reason), []).append(subject)
     for (where, reason), subjects in lines.items():

@@ -190,11 +190,7 @@ def plan_of(options: BenchOptions) -> Plan:
 
 def model_spec(name: str, model: Path, provider: str, rows: Path | None) -> Spec:
     """A model on a provider, as something to measure."""
-    setup = {
-        "model": str(model.absolute()),
-        "provider": provider,
-        "rows": str(rows.absolute()) if rows else None,
-    }
+    setup = onnx_subject.setup_of(model.absolute(), provider, rows.absolute() if rows else None)
     return Spec(name=name, provider=provider, module=onnx_subject.__name__, setup=setup)
 
 

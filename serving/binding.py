@@ -19,11 +19,13 @@ import numpy.typing as npt
 from serving.errors import InputError
 from serving.runtime import ORT_ERRORS, one_line, onnxruntime
 from serving.session import Session
+from serving.settings import GPU_PROVIDERS
 
 __all__ = ["Bound", "bind"]
 
 Array = npt.NDArray[Any]
-ON_DEVICE = {"cuda": "cuda", "tensorrt": "cuda"}
+DEVICE = "cuda"
+"""Where the providers of GPUs keep their memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +64,8 @@ def bind(session: Session, feeds: Mapping[str, Array]) -> Bound:
     outputs = _empty_outputs(session, inputs)
     binding = session.raw.io_binding()
     run: Callable[[], object] = functools.partial(session.raw.run_with_iobinding, binding)
-    if session.provider in ON_DEVICE:
-        run = _on_device(binding, run, inputs, outputs, ON_DEVICE[session.provider])
+    if session.provider in GPU_PROVIDERS:
+        run = _on_device(binding, run, inputs, outputs)
         return Bound(inputs=inputs, outputs=outputs, call=run)
     for name, array in inputs.items():
         binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -77,11 +79,10 @@ def _on_device(
     run: Callable[[], object],
     inputs: Mapping[str, Array],
     outputs: Mapping[str, Array],
-    device: str,
 ) -> Callable[[], object]:
     """The same call on memory of a GPU, which the inputs are copied to and the answers from."""
     values = {
-        name: onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(array, DEVICE, 0)
         for name, array in {**inputs, **outputs}.items()
     }
     for name in inputs:

@@ -49,6 +49,7 @@ __all__ = [
     "Golden",
     "Manifest",
     "Source",
+    "model_source",
     "open_bundle",
     "read_manifest",
     "write_bundle",
@@ -121,6 +122,11 @@ def open_bundle(folder: Path) -> Bundle:
         told = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
         raise IntegrityError(f"{folder} is not the bundle that was written: {told}")
     return Bundle(folder=folder, manifest=manifest, contents=contents)
+
+
+def model_source(path: Path) -> Path | bytes:
+    """What to make a session of: an ONNX file as it is, or that of a bundle, checked whole."""
+    return open_bundle(path).model if path.is_dir() else path
 
 
 def write_bundle(folder: Path, contents: BundleContents) -> Manifest:

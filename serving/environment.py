@@ -5,7 +5,6 @@ Every benchmark carries this record, because a latency without its machine is no
 
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import psutil
 
 from serving.cores import allowed_cores, quota_cores
-from serving.machine import cpuinfo, flags_of, processor_of
+from serving.machine import cpuinfo, flags_of, nvidia_smi, processor_of
 from serving.provenance import git_revision
 from serving.versions import ferry_version, runtime_wheels
 
@@ -23,7 +22,6 @@ __all__ = ["Environment", "describe", "peak_memory_bytes"]
 STATUS = Path("/proc/self/status")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
-NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,14 +115,10 @@ def _memory_bytes() -> int:
 
 
 def _gpu() -> tuple[str | None, str | None]:
-    """Name and driver of the NVIDIA cards, by the tool that comes with their driver."""
-    try:
-        result = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
+    """Names of the NVIDIA cards, and their driver."""
+    cards = [line.rpartition(", ") for line in nvidia_smi("name,driver_version")]
+    if not cards:
         return None, None
-    if result.returncode or not result.stdout.strip():
-        return None, None
-    cards = [line.rpartition(", ") for line in result.stdout.strip().splitlines()]
     return ", ".join(name for name, _, _ in cards), cards[0][2]
 
 

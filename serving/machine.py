@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.cores import allowed_cores
+from serving.settings import GPU_PROVIDERS
 
-__all__ = ["Machine", "cpuinfo", "flags_of", "processor_of", "this_machine"]
+__all__ = ["Machine", "cpuinfo", "flags_of", "nvidia_smi", "processor_of", "this_machine"]
 
 # What ONNX Runtime's kernels choose by; a figure on a processor without them says little.
 RELEVANT_FLAGS = (
@@ -38,8 +39,6 @@ RELEVANT_FLAGS = (
     "sve2",
 )
 CPUINFO = Path("/proc/cpuinfo")
-ON_NVIDIA = ("cuda", "tensorrt")
-NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +63,7 @@ def this_machine(provider: str) -> Machine:
         architecture=platform.machine(),
         flags=flags_of(info),
         allowed_cores=allowed_cores(),
-        gpu=_gpus() if provider in ON_NVIDIA else None,
+        gpu=", ".join(nvidia_smi("name")) or None if provider in GPU_PROVIDERS else None,
     )
 
 
@@ -91,13 +90,16 @@ def flags_of(info: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(flag for flag in RELEVANT_FLAGS if flag in words)
 
 
-def _gpus() -> str | None:
+def nvidia_smi(fields: str) -> list[str]:
+    """What the tool that comes with NVIDIA's driver says of each card; [] where it does not answer.
+
+    `fields` are those of its `--query-gpu`, for instance "name,driver_version".
+    """
     import subprocess
 
+    command = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
     try:
-        result = subprocess.run(NVIDIA_SMI, capture_output=True, text=True, timeout=20)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    if result.returncode:
-        return None
-    return ", ".join(result.stdout.strip().splitlines()) or None
+        return []
+    return result.stdout.strip().splitlines() if result.returncode == 0 else []

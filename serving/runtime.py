@@ -19,7 +19,6 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 __all__ = [
-    "GPU_PROVIDERS",
     "ORT_ERRORS",
     "PROVIDERS",
     "built_in_providers",
@@ -40,7 +39,6 @@ PROVIDERS = {
     "qnn": "QNNExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
 }
-GPU_PROVIDERS = ("cuda", "tensorrt")
 ORT_ERRORS = (
     RuntimeError,
     ort_state.EPFail,

@@ -18,7 +18,6 @@ from serving.cores import allowed_cores
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError
 from serving.files import sha256_of_bytes
 from serving.runtime import (
-    GPU_PROVIDERS,
     ORT_ERRORS,
     PROVIDERS,
     built_in_providers,
@@ -28,7 +27,7 @@ from serving.runtime import (
     provider_options,
     why_not,
 )
-from serving.settings import LEVELS, Level, SessionSettings, check_settings
+from serving.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettings, check_settings
 from serving.tensors import TensorInfo
 
 __all__ = [
@@ -41,6 +40,7 @@ __all__ = [
     "TensorInfo",
     "allowed_cores",
     "open_session",
+    "proof_of",
     "share_of",
     "usable_providers",
 ]
@@ -176,6 +176,17 @@ def open_session(
     )
 
 
+def proof_of(raw: Any, asked: str) -> ProviderProof:
+    """Where the nodes of an `onnxruntime.InferenceSession` went, by the record that it kept.
+
+    It keeps one if "session.record_ep_graph_assignment_info" was set.
+    """
+    nodes: dict[str, int] = {}
+    for part in raw.get_provider_graph_assignment_info():
+        nodes[part.ep_name] = nodes.get(part.ep_name, 0) + len(part.get_nodes())
+    return ProviderProof(asked=asked, nodes=nodes)
+
+
 def share_of(parts: Mapping[str, float], name: str) -> float:
     """The part, 0 to 1, that `name` has of the whole; 1 where there is nothing to share."""
     total = sum(parts.values())
@@ -243,12 +254,10 @@ def _create(
 
 
 def _prove(raw: Any, asked: str, label: str) -> ProviderProof:
-    nodes: dict[str, int] = {}
-    for part in raw.get_provider_graph_assignment_info():
-        nodes[part.ep_name] = nodes.get(part.ep_name, 0) + len(part.get_nodes())
-    proof = ProviderProof(asked=asked, nodes=nodes)
+    proof = proof_of(raw, asked)
     if asked not in raw.get_providers() or proof.share < 1:
-        raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {nodes}")
+        went = dict(proof.nodes)
+        raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
     return proof
 
 

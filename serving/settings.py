@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 from serving.errors import UnknownNameError, UsageError
 
-__all__ = ["LEVELS", "ConvSearch", "Level", "SessionSettings", "check_settings", "parse_settings"]
+__all__ = [
+    "GPU_PROVIDERS",
+    "LEVELS",
+    "ConvSearch",
+    "Level",
+    "SessionSettings",
+    "check_settings",
+    "parse_settings",
+]
 
 Level = Literal["none", "basic", "extended", "all"]
 LEVELS: dict[Level, str] = {
@@ -23,9 +31,10 @@ LEVELS: dict[Level, str] = {
 }
 """How much ONNX Runtime may rewrite a graph, by its own names."""
 ConvSearch = Literal["default", "heuristic", "exhaustive"]
+GPU_PROVIDERS = ("cuda", "tensorrt")
 SWITCH = {"on": True, "off": False}
 ONLY_ON = {
-    "cuda_graph": ("cuda", "tensorrt"),
+    "cuda_graph": GPU_PROVIDERS,
     "tf32": ("cuda",),
     "nhwc": ("cuda",),
     "conv_search": ("cuda",),

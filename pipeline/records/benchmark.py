@@ -14,7 +14,6 @@ __all__ = [
     "as_table",
     "over_eager",
     "ratio_of_rows",
-    "speedup_over",
     "sweeps",
     "timed",
 ]
@@ -51,19 +50,6 @@ def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing, ...]]:
     }
 
 
-def speedup_over(
-    report: BenchmarkReport, first: str, second: str, threads: int, batch_size: int
-) -> PairedRatio | None:
-    """How many times as fast `first` is as `second` on the CPU, by turns that alternated.
-
-    Both are subjects: a variant, or a rival such as `EAGER`. None where one was not measured so.
-    """
-    ours, theirs = (_timing(report, name, threads, batch_size) for name in (first, second))
-    if ours is None or theirs is None:
-        return None
-    return ratio_of_rows(ours, theirs, seed=report.bench.seed)
-
-
 def ratio_of_rows(ours: Timing, theirs: Timing, *, seed: int) -> PairedRatio:
     """How many times as many rows a second `ours` answers as `theirs`, turn by turn.
 
@@ -97,15 +83,6 @@ def as_table(report: BenchmarkReport) -> str:
     ]
     parts = [bench_table.as_table(report.bench), "\n".join([*skipped, *claims])]
     return "\n\n".join(filter(None, parts))
-
-
-def _timing(report: BenchmarkReport, subject: str, threads: int, batch_size: int) -> Timing | None:
-    for provider in ("cpu", "torch"):
-        for one in timed(report, subject, provider):
-            row = one.row(batch_size)
-            if row and one.settings.threads == threads:
-                return row.timing
-    return None
 
 
 def _threads(count: int) -> str:

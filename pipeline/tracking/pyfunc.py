@@ -1,6 +1,5 @@
 """A model as MLflow serves it: saved in its format, opened again as a `pyfunc`."""
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from pipeline.tracking.models import model_requirements
 from pipeline.tracking.signature import Signature, mlflow_signature
 from pipeline.tracking.store import load_mlflow
 from serving.runtime import ORT_ERRORS, PROVIDERS
-from serving.session import ProviderProof
+from serving.session import ProviderProof, proof_of
 
 __all__ = ["Pyfunc", "open_pyfunc", "save_pyfunc"]
 
@@ -75,15 +74,8 @@ def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
         except (MlflowException, *ORT_ERRORS) as error:
             raise ModelError(f"MLflow refused its input: {_one_line(error)}") from error
 
-    return answer, _proof(session)
-
-
-def _proof(session: Any) -> ProviderProof:
-    """By ONNX Runtime's own record, which `save_pyfunc` asked it to keep."""
-    nodes: Counter[str] = Counter()
-    for part in session.get_provider_graph_assignment_info():
-        nodes[part.ep_name] += len(part.get_nodes())
-    return ProviderProof(asked=CPU, nodes=dict(nodes))
+    # By ONNX Runtime's own record, which `save_pyfunc` asked it to keep.
+    return answer, proof_of(session, CPU)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from serving.errors import UsageError
 from serving.profiles import Goal, in_words
-from serving.runtime import GPU_PROVIDERS
-from serving.settings import ConvSearch, SessionSettings, check_settings
+from serving.settings import GPU_PROVIDERS, ConvSearch, SessionSettings, check_settings
 
 __all__ = [
     "BATCH_SIZES",

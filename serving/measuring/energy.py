@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.measuring.client import TORCH
 from serving.measuring.gpu import gpu_joules
 
 __all__ = ["EnergyMeter", "energy_meter"]
@@ -27,7 +28,7 @@ def energy_meter(provider: str, powercap: Path = POWERCAP) -> EnergyMeter:
 
     A processor's counts whole packages, whoever uses them, and starts over now and then.
     """
-    if provider not in ("cpu", "torch"):
+    if provider not in ("cpu", TORCH):
         joules = gpu_joules()
         if joules is None:
             return _none("NVML tells no energy of a GPU here")

@@ -11,14 +11,13 @@ __all__ = ["main"]
 
 def main() -> None:
     """Open the model as `ferry predict` does, answer one row, print a line."""
-    from serving.bundle import open_bundle
+    from serving.bundle import model_source
     from serving.feeds import fixed_batch, random_feeds, read_rows, row_feeds
     from serving.session import open_session
 
     model, provider, *files = sys.argv[1:]
     path = Path(model)
-    source = open_bundle(path).model if path.is_dir() else path
-    session = open_session(source, provider=provider)
+    session = open_session(model_source(path), provider=provider)
     rows = fixed_batch(session.inputs) or 1
     if files:
         real = read_rows(Path(files[0]), session.inputs, path, rows)

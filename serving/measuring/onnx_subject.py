@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.binding import Bound, bind
-from serving.bundle import open_bundle
+from serving.bundle import model_source
 from serving.errors import InputError
 from serving.feeds import fixed_batch, random_feeds, read_rows, refuse_free_axes, row_feeds
 from serving.measuring.gpu import gpu_bytes_of
@@ -27,7 +27,7 @@ from serving.session import Session, open_session, share_of
 from serving.settings import SessionSettings
 from serving.timing import NS_PER_MS, Call, digits
 
-__all__ = ["OnnxSubject", "main"]
+__all__ = ["OnnxSubject", "main", "setup_of"]
 
 Array = npt.NDArray[Any]
 
@@ -45,9 +45,15 @@ class OnnxSubject:
         self.model = model
         self.provider = provider
         self.rows_file = rows
-        self.content = open_bundle(model).model if model.is_dir() else model
+        self.content = model_source(model)
         self.session: Session | None = None
         self.real_rows: Mapping[str, Array] = {}
+
+    @classmethod
+    def of(cls, setup: Mapping[str, Any]) -> Self:
+        """The subject of a setup that `setup_of` made."""
+        rows = setup["rows"]
+        return cls(Path(setup["model"]), setup["provider"], Path(rows) if rows else None)
 
     def start(self, settings: SessionSettings) -> Started:
         """Make the session, three times to time it; only one lives at a time."""
@@ -57,13 +63,16 @@ class OnnxSubject:
             start = perf_counter_ns()
             self.session = open_session(self.content, provider=self.provider, settings=settings)
             times.append((perf_counter_ns() - start) / NS_PER_MS)
-        session = self._ready()
+        return self.started(self._ready(), ready_ms=digits(statistics.median(times)))
+
+    def started(self, session: Session, *, ready_ms: float) -> Started:
+        """Take a session that was made, with the rows that it is fed, which are read once."""
         if self.rows_file is None:
             refuse_free_axes(session.inputs)
-        else:
+        elif not self.real_rows:
             self.real_rows = read_rows(self.rows_file, session.inputs, self.model, MOST_ROWS)
         return Started(
-            ready_ms=digits(statistics.median(times)),
+            ready_ms=ready_ms,
             sha256=session.sha256,
             file_bytes=_size(self.content),
             proof=session.proof,
@@ -126,14 +135,14 @@ class OnnxSubject:
         return self.session
 
 
+def setup_of(model: Path, provider: str, rows: Path | None) -> dict[str, str | None]:
+    """What a measuring process is told of a model, as plain values."""
+    return {"model": str(model), "provider": provider, "rows": str(rows) if rows else None}
+
+
 def main() -> None:
     """Measure what the coordinator asks for."""
-    serve(_open)
-
-
-def _open(setup: Mapping[str, Any]) -> OnnxSubject:
-    rows = setup["rows"]
-    return OnnxSubject(Path(setup["model"]), setup["provider"], Path(rows) if rows else None)
+    serve(OnnxSubject.of)
 
 
 def _run_bound(bound: Bound, feeds: Mapping[str, Array]) -> object:

@@ -6,13 +6,11 @@ third, and so on until a few are left. A process for each would cost more than i
 Run by the coordinator: python -m serving.measuring.screening
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from serving.errors import FerryError, ModelError
-from serving.feeds import fixed_batch, read_rows, refuse_free_axes
 from serving.measuring.candidates import Candidate
 from serving.measuring.client import Spec, Worker
 from serving.measuring.onnx_subject import OnnxSubject
@@ -28,7 +26,6 @@ LOOK_SECONDS = 0.02
 """The first look at a candidate; each later one is longer by KEPT_OF."""
 KEPT_OF = 3
 """One of so many goes on."""
-MOST_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,27 +124,12 @@ class ScreenedSubject(OnnxSubject):
             self.session = None  # only one lives at a time
             session = open_session(self.content, provider=self.provider, settings=settings)
         self.session = session
-        if self.rows_file is None:
-            refuse_free_axes(session.inputs)
-        elif not self.real_rows:
-            self.real_rows = read_rows(self.rows_file, session.inputs, self.model, MOST_ROWS)
-        return Started(
-            ready_ms=0.0,  # not what is asked for here
-            sha256=session.sha256,
-            file_bytes=None,
-            proof=session.proof,
-            fixed_batch=fixed_batch(session.inputs),
-        )
+        return self.started(session, ready_ms=0.0)  # that is not what is asked for here
 
 
 def main() -> None:
     """Look at what the coordinator asks for."""
-    serve(_open)
-
-
-def _open(setup: Mapping[str, Any]) -> ScreenedSubject:
-    rows = setup["rows"]
-    return ScreenedSubject(Path(setup["model"]), setup["provider"], Path(rows) if rows else None)
+    serve(ScreenedSubject.of)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from pathlib import Path
 from time import perf_counter
 
 from serving.bound_pool import can_bind
-from serving.bundle import open_bundle
+from serving.bundle import model_source
 from serving.cores import allowed_cores
 from serving.environment import describe
 from serving.errors import InputError, UsageError
 from serving.feeds import fixed_batch
+from serving.measuring import onnx_subject, screening
 from serving.measuring.candidates import BATCH_SIZES, Candidate, candidates, defaults
 from serving.measuring.client import Spec
 from serving.measuring.finals import Final, Results, choose, run_finals
@@ -28,7 +29,7 @@ from serving.session import open_session
 __all__ = ["TuneOptions", "grid_of", "spec_of", "tune"]
 
 MOST_FINALISTS = 3
-SCREENING, MEASURING = "serving.measuring.screening", "serving.measuring.onnx_subject"
+SCREENING, MEASURING = screening.__name__, onnx_subject.__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +75,13 @@ def tune(
     tell(f"opening {model}")
     grid = grid_of(model, options)
     spec = spec_of(model, options, SCREENING)
-    trials = screen(spec, grid, finalists=_num_finalists(grid), tell=tell)
+    finalists = _num_finalists(grid)
+    trials = screen(spec, grid, finalists=finalists, tell=tell)
     running = [trial for trial in trials if not trial.skipped]
     if not running:
         raise InputError(f"no settings run {model}: {trials[0].skipped}")
     base = _defaults_of(running)
-    results = _finals(model, options, trials, base, tell)
+    results = _finals(model, options, running, base, finalists, tell)
     best_first = sorted(results.finalists, key=lambda one: -one.over_defaults.median)
     chosen = choose(best_first, results.defaults, options.memory_limit_bytes)
     return TuneReport(
@@ -108,8 +110,7 @@ def tune(
 
 def grid_of(model: Path, options: TuneOptions) -> tuple[Candidate, ...]:
     """All candidates for a model, which is opened for that once."""
-    content = open_bundle(model).model if model.is_dir() else model
-    session = open_session(content, provider=options.provider, threads=1)
+    session = open_session(model_source(model), provider=options.provider, threads=1)
     fixed = fixed_batch(session.inputs)
     if fixed and options.batch_sizes not in ((), (fixed,)):
         raise UsageError(f"{model} takes batches of {fixed} and no other")
@@ -126,11 +127,7 @@ def grid_of(model: Path, options: TuneOptions) -> tuple[Candidate, ...]:
 
 def spec_of(model: Path, options: TuneOptions, module: str = MEASURING) -> Spec:
     """What a measuring process is told."""
-    setup = {
-        "model": str(model),
-        "provider": options.provider,
-        "rows": str(options.rows) if options.rows else None,
-    }
+    setup = onnx_subject.setup_of(model, options.provider, options.rows)
     return Spec(name=model.stem, provider=options.provider, module=module, setup=setup)
 
 
@@ -149,10 +146,13 @@ def _defaults_of(running: Sequence[Trial]) -> Trial:
 
 
 def _finals(
-    model: Path, options: TuneOptions, trials: Sequence[Trial], base: Trial, tell: Tell
+    model: Path,
+    options: TuneOptions,
+    running: Sequence[Trial],
+    base: Trial,
+    finalists: int,
+    tell: Tell,
 ) -> Results:
-    running = [trial for trial in trials if not trial.skipped]
-    finalists = _num_finalists([trial.candidate for trial in trials])
     best = [*running[:finalists], base]
     final = Final(
         finalists=finalists,

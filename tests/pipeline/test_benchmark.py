@@ -12,7 +12,13 @@ from pipeline.benchmark import benchmark
 from pipeline.beside.contestants import NAMES
 from pipeline.errors import IntegrityError, MissingInputError
 from pipeline.records import read
-from pipeline.records.benchmark import EAGER, BenchmarkReport, as_table, speedup_over
+from pipeline.records.benchmark import (
+    EAGER,
+    BenchmarkReport,
+    as_table,
+    over_eager,
+    ratio_of_rows,
+)
 from serving.files import sha256_of_file
 from serving.probe import probe
 from serving.session import allowed_cores, usable_providers
@@ -104,8 +110,11 @@ def test_rivals_are_measured_beside_and_every_speedup_is_over_eager(
             if one.subject == EAGER:
                 assert row.speedup is None
             else:
-                found = speedup_over(report, one.subject, EAGER, 1, row.timing.batch_size)
-                assert row.speedup == found or one.provider not in ("cpu", "torch")
+                (eager,) = report.bench.of(EAGER, "torch")
+                theirs = eager.row(row.timing.batch_size)
+                assert theirs is not None
+                found = ratio_of_rows(row.timing, theirs.timing, seed=report.bench.seed)
+                assert row.speedup == found
 
 
 @pytest.mark.slow
@@ -149,8 +158,7 @@ def test_the_table_tells_rows_reasons_and_the_speedups(report: BenchmarkReport) 
         assert f"skipped: {skipped.skipped}" in text
     assert "fp16: not made: no smaller" in text
     for size in (1, 4):
-        ratio = speedup_over(report, "fp32", EAGER, 1, size)
-        assert ratio is not None
+        ratio = dict(over_eager(report))[size]
         told = f"ONNX Runtime fp32 is {ratio.median:.2f} times as fast as {EAGER} at batch {size},"
         assert told in text
 

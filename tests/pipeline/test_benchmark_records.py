@@ -13,7 +13,6 @@ from pipeline.records.benchmark import (
     as_table,
     over_eager,
     ratio_of_rows,
-    speedup_over,
     sweeps,
     timed,
 )
@@ -38,24 +37,12 @@ def test_a_sweep_is_named_by_thing_provider_and_threads(report: BenchmarkReport)
     assert found["PyTorch eager, 2 threads"] == sample_metrics.timings(3.0)
 
 
-def test_a_speedup_is_that_of_the_turns(report: BenchmarkReport) -> None:
-    ratio = speedup_over(report, "int8", "fp32", 2, 8)
-    assert ratio is not None
+def test_a_speedup_is_that_of_the_turns() -> None:
+    quick, slow = sample_metrics.timing(0.6, 8), sample_metrics.timing(1.0, 8)
+    ratio = ratio_of_rows(quick, slow, seed=1)
     assert ratio.median == pytest.approx(1 / 0.6, abs=1e-4)
     assert ratio.num_pairs == len(sample_metrics.TURNS)
-    slower = speedup_over(report, "fp32", "int8", 2, 8)
-    assert slower is not None
-    assert slower.median == pytest.approx(0.6, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "threads", "batch_size"),
-    [("int4", "fp32", 2, 8), ("int8", "fp32", 3, 8), ("int8", "fp32", 2, 9), ("int8", "x", 2, 8)],
-)
-def test_there_is_no_speedup_of_what_was_not_measured(
-    report: BenchmarkReport, first: str, second: str, threads: int, batch_size: int
-) -> None:
-    assert speedup_over(report, first, second, threads, batch_size) is None
+    assert ratio_of_rows(slow, quick, seed=1).median == pytest.approx(0.6, abs=1e-4)
 
 
 def test_rows_of_two_batch_sizes_are_compared_as_rows() -> None:
