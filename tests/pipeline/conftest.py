@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from project import REPOSITORY, Project, generous
+from project import REPOSITORY, Project, generous, lenient
 
 from pipeline import layout
 from pipeline.config import Experiment, Params
@@ -31,6 +31,7 @@ def tiny(params: Params) -> Experiment:
         epochs=2,
         model=replace(experiment.model, settings={**experiment.model.settings, **small}),
         quantize=generous(experiment.quantize),
+        parity=replace(experiment.parity, int8=lenient(experiment.parity.int8)),
         benchmark=replace(
             experiment.benchmark,
             batch_sizes=(1, 4),

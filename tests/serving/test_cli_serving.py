@@ -153,7 +153,11 @@ WRONG = {
     "empty folder": (1, ["tiny.onnx", "empty"], "empty holds no images"),
     "other rows": (1, ["tiny.onnx", "float.npy"], "takes uint8 [rows, 4, 5, 1]"),
     "nothing readable": (1, ["tiny.onnx", "large.png"], "not one of 1 rows can be used"),
-    "missing provider": (1, ["tiny.onnx", "rows.npy", "--provider", "coreml"], "not part of"),
+    "missing provider": (
+        1,
+        ["tiny.onnx", "rows.npy", "--provider", "coreml"],
+        "coreml is not there",
+    ),
     "misspelt provider": (2, ["tiny.onnx", "rows.npy", "--provider", "cpuu"], "mean 'cpu'"),
     "unknown output": (2, ["tiny.onnx", "rows.npy", "-o", "out.txt"], "choose with --format"),
     "parquet on stdout": (2, ["tiny.onnx", "rows.npy", "--format", "parquet"], "--output"),

@@ -5,6 +5,7 @@ Each test plants something that a careless benchmark gets wrong, and looks wheth
 
 import dataclasses
 import json
+import mmap
 import time
 from collections.abc import Callable
 
@@ -180,13 +181,17 @@ def test_turns_of_different_lengths_count_by_their_calls() -> None:
 
 
 def test_growth_is_told_apart_from_drift() -> None:
-    """An arena that doubles at its first large batch, and then stays."""
-    arena: list[bytes] = []
+    """An arena that grows with its first large batches, and then stays.
+
+    Fresh pages from the system, since a large allocation may reuse what a test before this freed.
+    """
+    arena: list[mmap.mmap] = []
 
     def call(size: int) -> Callable[[], None]:
         def run() -> None:
             if len(arena) < size:
-                arena.append(bytes(4 * 2**20) + b"x" * 4 * 2**20)
+                arena.append(mmap.mmap(-1, 4 * 2**20))
+                arena[-1].write(b"x" * len(arena[-1]))
 
         return run
 
