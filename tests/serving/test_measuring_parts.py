@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fresh_pages import fresh_pages
 
 from serving.errors import ModelError
 from serving.measuring import load
@@ -53,18 +54,19 @@ def test_a_failure_in_a_thread_is_ours():
 
 
 def test_a_leak_is_a_drift_and_a_full_arena_is_not():
-    kept: list[bytearray] = []
+    kept = []
     leaking = growth(
-        {1: lambda: kept.append(bytearray(2**17))},
+        {1: lambda: kept.append(fresh_pages(2**17))},
         num_calls=200,
         seed=1,
         before_bytes=resident_bytes(),
     )
     assert leaking.drift_bytes > 10 * 2**20
-    arena: dict[int, bytearray] = {}
+    arena = []
 
     def fill():
-        arena.setdefault(0, bytearray(b"x") * 2**25)
+        if not arena:
+            arena.append(fresh_pages(2**25))
 
     filled = growth({1: fill, 2: fill}, num_calls=200, seed=1, before_bytes=resident_bytes())
     assert filled.arena_bytes > 20 * 2**20

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import tiny_onnx
+from fresh_pages import fresh_pages
 from odd_models import reshaping_to_two_rows
 
 from serving.bench import model_spec
@@ -112,11 +113,12 @@ def test_memory_and_share_are_told(desk):
 
 def test_growth_counts_from_the_session_that_has_not_been_called(desk):
     """What the first calls of a sweep have filled is no less grown for that."""
-    arena = bytearray()
+    arena = {}
     plain = desk.subject.call
 
     def filling(batch_size):
-        arena.extend(b"x" * max(0, 2**24 * batch_size - len(arena)))
+        if batch_size not in arena:
+            arena[batch_size] = fresh_pages(2**24 * batch_size)
         return plain(batch_size)
 
     desk.subject.call = filling

@@ -5,7 +5,6 @@ Each test plants something that a careless benchmark gets wrong, and looks wheth
 
 import dataclasses
 import json
-import mmap
 import time
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_onnx
 from click.testing import CliRunner
+from fresh_pages import fresh_pages
 
 from serving.bench import BenchOptions, bench, model_spec
 from serving.bench_report import report_from
@@ -181,17 +181,13 @@ def test_turns_of_different_lengths_count_by_their_calls() -> None:
 
 
 def test_growth_is_told_apart_from_drift() -> None:
-    """An arena that grows with its first large batches, and then stays.
-
-    Fresh pages from the system, since a large allocation may reuse what a test before this freed.
-    """
-    arena: list[mmap.mmap] = []
+    """An arena that grows with its first large batches, and then stays."""
+    arena = []
 
     def call(size: int) -> Callable[[], None]:
         def run() -> None:
             if len(arena) < size:
-                arena.append(mmap.mmap(-1, 4 * 2**20))
-                arena[-1].write(b"x" * len(arena[-1]))
+                arena.append(fresh_pages(4 * 2**20))
 
         return run
 
