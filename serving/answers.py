@@ -3,56 +3,97 @@
 A classifier gives a label and its score, any other model its outputs as they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.errors import UsageError
 from serving.model import ERROR, RECONSTRUCTION, Model
 from serving.prediction import Prediction
+from serving.readers.items import NumberedIds
 
-__all__ = ["Columns", "answer"]
+__all__ = ["ID", "Answer", "Column", "Columns", "answer"]
 
 Array = npt.NDArray[Any]
-Columns = dict[str, Array]
-"""By name, in order: arrays of [rows] or, for a list a row, of [rows, ...]; text is object."""
+Column = Array | NumberedIds
+"""An array of [rows] or, for a list a row, of [rows, ...], where text is object; or ids."""
+Columns = dict[str, Column]
+"""By name, in order."""
 
 ID = "id"
 
 
-def answer(
-    model: Model, ids: list[str], rows: Array, *, all_classes: bool = False
-) -> tuple[Columns, npt.NDArray[np.bool_]]:
-    """Run one batch; its columns, and whether each row's numbers are finite.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model says of some rows."""
 
-    A classifier gives id, label, label_index, probability (score where it is none) and, with
-    `all_classes`, one column per class; a reconstruction id, error and reconstruction; any other
-    model id and its outputs in their order. Raises what `Model.predict` and `Model.answers` raise.
+    columns: Columns
+    finite: npt.NDArray[np.bool_]
+    """Whether all numbers of each row are finite, bool [rows]."""
+
+
+def answer(
+    model: Model,
+    ids: Sequence[str],
+    rows: Array,
+    *,
+    batch_rows: int | None = None,
+    all_classes: bool = False,
+    top_k: int | None = None,
+) -> Answer:
+    """Run rows in batches of `batch_rows`, by default all at once, one batch after the other.
+
+    A classifier gives id, label, label_index, probability (score where it is none), with `top_k`
+    the best classes and their scores as lists, best first, and with `all_classes` one column per
+    class; a reconstruction id, error and reconstruction; any other model id and its outputs in
+    their order. Raises what `Model.predict` and `Model.answers` raise, and UsageError for a `top_k`
+    of more classes than there are.
     """
-    columns: Columns = {ID: np.array(ids, object)}
+    size = batch_rows or len(rows)
+    columns: Columns = {ID: ids if isinstance(ids, NumberedIds) else np.array(ids, object)}
     if model.kind == "classifier":
-        prediction = model.predict(rows, batch_rows=len(rows))
-        classes = _classes(prediction, all_classes=all_classes)
-        return columns | classes, _finite([prediction.scores], len(rows))
-    outputs = model.answers(rows, batch_rows=len(rows))
+        prediction = model.predict(rows, batch_rows=size, parallel=1)
+        columns |= _classes(prediction, all_classes=all_classes, top_k=top_k)
+        return Answer(columns=columns, finite=_finite([prediction.scores], len(rows)))
+    outputs = model.answers(rows, batch_rows=size, parallel=1)
     first = [ERROR, RECONSTRUCTION] if model.kind == "reconstruction" else []
     for name in dict.fromkeys([*first, *outputs]):
         columns[f"output_{name}" if name == ID else name] = outputs[name]
-    return columns, _finite(outputs.values(), len(rows))
+    return Answer(columns=columns, finite=_finite(outputs.values(), len(rows)))
 
 
-def _classes(prediction: Prediction, *, all_classes: bool) -> Columns:
+def _classes(prediction: Prediction, *, all_classes: bool, top_k: int | None) -> Columns:
     score = "probability" if prediction.are_probabilities else "score"
+    names = np.array(prediction.labels, object)
     columns: Columns = {
-        "label": np.array(prediction.label, object),
+        "label": names[prediction.label_index],
         "label_index": prediction.label_index,
         score: prediction.score,
     }
+    if top_k:
+        best = _best(prediction.scores, top_k)
+        columns["top_labels"] = names[best]
+        columns[f"top_{_plural(score)}"] = np.take_along_axis(prediction.scores, best, axis=1)
     if all_classes:
         for index, label in enumerate(prediction.labels):
             columns[f"{score}_{label}"] = prediction.scores[:, index]
     return columns
+
+
+def _best(scores: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.int64]:
+    """The classes with the highest scores, best first and of equal ones the first: [rows, k]."""
+    classes = scores.shape[1]
+    if top_k > classes:
+        raise UsageError(f"--top-k must be at most {classes}, the classes there are, got {top_k}")
+    order: npt.NDArray[np.int64] = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return order
+
+
+def _plural(score: str) -> str:
+    return "scores" if score == "score" else "probabilities"
 
 
 def _finite(arrays: Iterable[Array], rows: int) -> npt.NDArray[np.bool_]:

@@ -54,6 +54,9 @@ EXTRA_PACKAGES = frozenset(
     }
 )
 
+OTHER_EXTRAS = {"fsspec": "remote", "gcsfs": "remote", "ray": "ray", "s3fs": "remote"}
+"""The extras that other packages are in."""
+
 
 def terminal_columns() -> int:
     """The width of the terminal, 80 without one; click would import shutil to find it out."""
@@ -115,7 +118,7 @@ class Commands(click.Group):
             raise _Told(str(error), error.exit_code) from error
         except ModuleNotFoundError as error:
             package = (error.name or "").split(".")[0]
-            if package not in EXTRA_PACKAGES:
+            if package not in EXTRA_PACKAGES and package not in OTHER_EXTRAS:
                 raise
             raise _Told(_missing_extra(ctx, package), 1) from error
         except BrokenPipeError:
@@ -231,7 +234,8 @@ class _Told(click.ClickException):
 
 def _missing_extra(ctx: click.Context, package: str) -> str:
     command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
-    return f"`{command}` needs {package}: pip install 'onnx-ferry[pipeline]'"
+    extra = OTHER_EXTRAS.get(package, "pipeline")
+    return f"`{command}` needs {package}: pip install 'onnx-ferry[{extra}]'"
 
 
 def _system_error(error: OSError) -> str:

@@ -6,6 +6,8 @@
     ├── IntegrityError      (ValueError)         bytes that are not the ones that were recorded
     ├── ModelError          (ValueError)         an ONNX file that cannot be run
     ├── ProviderError       (RuntimeError)       an execution provider that is not there
+    ├── EngineError         (RuntimeError)       a cluster, or its processes, that cannot be had
+    ├── OutputError         (FileExistsError)    an output that is there and is of something else
     ├── SlowerError         (RuntimeError)       a model that has become slower than it may
     ├── UsageError          (ValueError)         exit 2: arguments that make no sense together
     └── UnknownNameError    (LookupError)        exit 2: no such experiment, data set, model, ...
@@ -17,11 +19,13 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "EngineError",
     "FerryError",
     "InputError",
     "IntegrityError",
     "MissingInputError",
     "ModelError",
+    "OutputError",
     "ProviderError",
     "SlowerError",
     "UnknownNameError",
@@ -54,6 +58,14 @@ class ModelError(FerryError, ValueError):
 
 class ProviderError(FerryError, RuntimeError):
     """An execution provider that was asked for and does not run the model."""
+
+
+class EngineError(FerryError, RuntimeError):
+    """A cluster, or processes of this machine, that cannot be had or have died."""
+
+
+class OutputError(FerryError, FileExistsError):
+    """An output that is there already and would not be what this run writes."""
 
 
 class SlowerError(FerryError, RuntimeError):

@@ -104,15 +104,18 @@ class Model:
         """Whether rows of that dtype and shape, without the batch axis, are what it takes."""
         return self.input.accepts(dtype, row_shape)
 
-    def answers(self, rows: Array, *, batch_rows: int | None = None) -> dict[str, Array]:
+    def answers(
+        self, rows: Array, *, batch_rows: int | None = None, parallel: int | None = None
+    ) -> dict[str, Array]:
         """Run `rows`, an array of the dtype and shape that `takes` tells; all outputs by name.
 
         Each is [rows, ...] of its own dtype, in the model's order. Strings may be an array of
-        numpy's text or of Python's `str`. The rows are run in batches of `batch_rows`, by default
-        the property of that name. Raises InputError for another dtype or shape, and when the model
-        refuses its input, and ModelError for an output that has not one entry a row.
+        numpy's text or of Python's `str`. The rows are run in batches of `batch_rows`, `parallel`
+        at a time, by default the properties of these names. Raises InputError for another dtype or
+        shape, and when the model refuses its input, and ModelError for an output that has not one
+        entry a row.
         """
-        batches = list(self._batches(rows, batch_rows, self.outputs))
+        batches = list(self._batches(rows, batch_rows, parallel, self.outputs))
         if not batches:
             return {info.name: _nothing(info) for info in self.outputs}
         return {
@@ -120,12 +123,15 @@ class Model:
             for info in self.outputs
         }
 
-    def predict(self, rows: Array, *, batch_rows: int | None = None) -> Prediction:
+    def predict(
+        self, rows: Array, *, batch_rows: int | None = None, parallel: int | None = None
+    ) -> Prediction:
         """Classify `rows`, an array of the dtype and shape that `takes` tells.
 
-        The rows are run in batches of `batch_rows`, by default the property of that name, so that
-        memory does not grow with their number. Raises InputError for another dtype or shape, and
-        when the model refuses its input, and ModelError for a model that is no classifier.
+        The rows are run in batches of `batch_rows`, `parallel` at a time, by default the properties
+        of these names, so that memory does not grow with their number. Raises InputError for
+        another dtype or shape, and when the model refuses its input, and ModelError for a model
+        that is no classifier.
         """
         if self.scores is None:
             raise ModelError(
@@ -135,7 +141,7 @@ class Model:
         wanted = [self.scores]
         batches = [
             self._checked_scores(batch[self.scores.name])
-            for batch in self._batches(rows, batch_rows, wanted)
+            for batch in self._batches(rows, batch_rows, parallel, wanted)
         ]
         scores = np.concatenate(batches) if batches else self._no_rows(self.scores)
         labels = self.class_names(scores.shape[1])
@@ -159,7 +165,11 @@ class Model:
         return labels
 
     def _batches(
-        self, rows: Array, batch_rows: int | None, wanted: Sequence[TensorInfo]
+        self,
+        rows: Array,
+        batch_rows: int | None,
+        parallel: int | None,
+        wanted: Sequence[TensorInfo],
     ) -> Iterator[dict[str, Array]]:
         """The wanted outputs of each batch of rows, in order."""
         if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
@@ -170,7 +180,7 @@ class Model:
             lambda at: self._run(rows[at : at + size], wanted),
             starts,
             # A single batch needs no thread of its own.
-            parallel=max(1, min(self.parallel, len(starts))),
+            parallel=max(1, min(parallel or self.parallel, len(starts))),
         )
 
     def _run(self, rows: Array, wanted: Sequence[TensorInfo]) -> dict[str, Array]:
@@ -225,13 +235,15 @@ def open_model(
     provider: str = "cpu",
     threads: int | None = None,
     settings: SessionSettings | None = None,
+    untuned: SessionSettings | None = None,
     goal: Goal = "throughput",
 ) -> Model:
     """Open a bundle's folder, whose every byte is checked, or an ONNX file.
 
     Given neither `threads` nor `settings`, a bundle runs with the settings of its profile for
     `goal` on `provider` and this kind of machine, if there is one: all of them but `cuda_graph`,
-    which replays calls of one shape and no others. `binding` is for full batches.
+    which replays calls of one shape and no others. `binding` is for full batches. Where there is no
+    profile, it runs with the settings `untuned`, by default one batch at a time on all cores.
 
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
     ModelError for a file that cannot be run or has not one input, ProviderError when this machine
@@ -245,14 +257,14 @@ def open_model(
             "cuda_graph=on replays calls of one shape; a model takes any number of rows"
         )
     if not path.is_dir():
+        settings = settings or (untuned if threads is None else None)
         session = open_session(path, provider=provider, threads=threads, settings=settings)
         return _model(path, session, labels_of(path, session.metadata), None)
     bundle = open_bundle(path)
     profile: Profile | None = None
     if threads is None and settings is None:
         profile = profile_for(bundle.manifest.profiles, provider, goal)
-    if profile:
-        settings = profile.applied
+        settings = profile.applied if profile else untuned
     session = open_session(bundle.model, provider=provider, threads=threads, settings=settings)
     return _model(path, session, bundle.manifest.labels, profile)
 

@@ -5,10 +5,10 @@ Only a few items are taken ahead, so that memory does not grow with their number
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["ordered_map"]
+__all__ = ["ordered_map", "ordered_results"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,15 +28,22 @@ def ordered_map(
     if parallel == 1:
         yield from map(work, items)
         return
-    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(parallel) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) == AHEAD * parallel:
-                    yield waiting.popleft().result()
-            while waiting:
+        yield from ordered_results(pool, work, items, parallel=parallel)
+
+
+def ordered_results(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, parallel: int
+) -> Iterator[Result]:
+    """The same with a pool of the caller's, of threads or of processes, that has `parallel`."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == AHEAD * parallel:
                 yield waiting.popleft().result()
-        finally:
-            for one in waiting:
-                one.cancel()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for one in waiting:
+            one.cancel()

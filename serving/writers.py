@@ -1,15 +1,14 @@
-"""Write columns batch by batch, as CSV, JSON Lines or Parquet, into a file that appears whole.
+"""Write columns batch by batch: CSV, JSON Lines, Parquet or Arrow, into a file that appears whole.
 
 The suffix of the output says which; without an output, rows go to stdout. Where a row has many
-values in a column, CSV holds them as a flat JSON list, JSON Lines as nested lists, and Parquet as a
-flat list, whose shape is in the schema's metadata as `ferry.shape.NAME`.
+values in a column, CSV holds them as a flat JSON list, JSON Lines as nested lists, and Parquet and
+Arrow as a flat list, whose shape is in the schema's metadata as `ferry.shape.NAME`.
 """
 
 import contextlib
 import csv
 import io
 import json
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,24 +17,28 @@ from typing import IO, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import Columns
-from serving.errors import ModelError, UsageError
+from serving.answers import Column, Columns
+from serving.arrow_writer import STREAM, ArrowWriter, arrow_file
+from serving.errors import UsageError
 from serving.files import atomic_write
+from serving.readers.items import NumberedIds
 
-__all__ = ["FORMATS", "Writer", "format_of", "open_writer"]
+__all__ = ["FOLDER_FORMAT", "FORMATS", "Writer", "format_of", "is_folder", "open_writer"]
 
 Array = npt.NDArray[Any]
 
-FORMATS = ("csv", "jsonl", "parquet")
+FORMATS = ("csv", "jsonl", "parquet", "arrow")
+FOLDER_FORMAT = "parquet"
+"""Of an output without a suffix, which is a folder of shards."""
 SUFFIXES = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
 }
-# Cells of a Parquet row group: enough to compress well, little enough to hold in memory.
-GROUP_CELLS = 1_000_000
 
 
 class Writer(Protocol):
@@ -57,24 +60,43 @@ def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
         return chosen
     if asked:
         return asked
+    if is_folder(output):
+        return FOLDER_FORMAT
     if output.suffix.lower() not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise UsageError(f"{output}: its suffix is none of {known}; choose with --format")
     return SUFFIXES[output.suffix.lower()]
 
 
+def is_folder(output: Path) -> bool:
+    """Whether an output is a folder of shards: it has no suffix, or is a folder with any name."""
+    return output.suffix.lower() not in SUFFIXES and (not output.suffix or output.is_dir())
+
+
 @contextlib.contextmanager
 def open_writer(
-    output: Path | None, form: str, columns: Columns, metadata: Mapping[str, str]
+    output: Path | None,
+    form: str,
+    columns: Columns,
+    metadata: Mapping[str, str],
+    *,
+    header: bool = True,
 ) -> Iterator[Writer]:
     """A writer into `output` (None: stdout), which appears when the block ends well.
 
     `columns` are those of the first batch: their names, dtypes and shapes. Nothing is written yet.
-    `metadata` goes into the schema of a Parquet file; the text formats have no place for it.
+    `metadata` goes into the schema of a Parquet or Arrow file; the text formats have no place for
+    it. A CSV begins with its `header`, unless it is to follow another one. On stdout Arrow is the
+    streaming form, in a file the one with random access.
     Raises OSError naming the output when it cannot be written.
     """
+    if output is None and form == "arrow":
+        form = STREAM
     try:
-        with _opened(output) as file, _writer(file, form, columns, metadata) as writer:
+        with (
+            _opened(output) as file,
+            _writer(file, form, columns, metadata, header=header) as writer,
+        ):
             yield writer
     except OSError as error:
         # A full disk says only that it is full.
@@ -95,29 +117,35 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _writer(
-    file: IO[bytes], form: str, columns: Columns, metadata: Mapping[str, str]
+    file: IO[bytes], form: str, columns: Columns, metadata: Mapping[str, str], *, header: bool
 ) -> Iterator[Writer]:
-    if form == "parquet":
-        parquet = ParquetWriter(file, columns, metadata)
+    if form not in ("csv", "jsonl"):
+        made = arrow_file(file, form)
+        arrow = ArrowWriter(made, columns, metadata)
         try:
-            yield parquet
-            parquet.flush()
+            yield arrow
+            arrow.flush()
         finally:
-            parquet.close()
+            arrow.close()
         return
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     try:
-        yield CsvWriter(text, columns) if form == "csv" else JsonLinesWriter(text, columns)
+        yield (
+            CsvWriter(text, columns, header=header)
+            if form == "csv"
+            else JsonLinesWriter(text, columns)
+        )
     finally:
         text.detach()  # the file is its owner's to close
 
 
 class CsvWriter:
-    """Comma-separated values with a header, lines ended by a newline alone."""
+    """Comma-separated values, lines ended by a newline alone."""
 
-    def __init__(self, file: IO[str], columns: Columns) -> None:
+    def __init__(self, file: IO[str], columns: Columns, *, header: bool) -> None:
         self._csv = csv.writer(file, lineterminator="\n")
-        self._csv.writerow(columns)
+        if header:
+            self._csv.writerow(columns)
 
     def write(self, columns: Columns) -> None:
         """Write one batch."""
@@ -143,72 +171,9 @@ class JsonLinesWriter:
         self._file.write("".join(f"{line}\n" for line in lines))
 
 
-class ParquetWriter:
-    """Columns with types, in row groups of some thousand rows."""
-
-    def __init__(self, file: IO[bytes], columns: Columns, metadata: Mapping[str, str]) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        self._arrow = pa
-        self._shapes = {name: values.shape[1:] for name, values in columns.items()}
-        told = {f"ferry.shape.{name}": json.dumps(s) for name, s in self._shapes.items() if s}
-        fields = [(name, self._type(values)) for name, values in columns.items()]
-        self._schema = pa.schema(fields, metadata={**metadata, **told})
-        self._file = parquet.ParquetWriter(file, self._schema)
-        cells = sum(math.prod(shape) for shape in self._shapes.values())
-        self._group_rows = max(1, GROUP_CELLS // cells)
-        self._waiting: list[Columns] = []
-        self._waiting_rows = 0
-
-    def write(self, columns: Columns) -> None:
-        """Keep one batch, and write a row group when there are enough.
-
-        Raises ModelError when a row's values have another shape than those of the first batch.
-        """
-        for name, values in columns.items():
-            if values.shape[1:] != self._shapes[name]:
-                raise ModelError(
-                    f"output {name} has rows of shape {list(values.shape[1:])} after "
-                    f"{list(self._shapes[name])}; write .jsonl, which takes both"
-                )
-        self._waiting.append(columns)
-        self._waiting_rows += len(next(iter(columns.values())))
-        if self._waiting_rows >= self._group_rows:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the rows that wait, as one row group."""
-        if not self._waiting:
-            return
-        made = [self._array(field) for field in self._schema]
-        table = self._arrow.Table.from_arrays(made, schema=self._schema)
-        self._file.write_table(table, row_group_size=len(table))
-        self._waiting, self._waiting_rows = [], 0
-
-    def close(self) -> None:
-        """Write the footer."""
-        self._file.close()
-
-    def _type(self, values: Array) -> Any:
-        text = values.dtype.kind in "OUT"
-        one = self._arrow.string() if text else self._arrow.from_numpy_dtype(values.dtype)
-        return self._arrow.list_(one) if values.ndim > 1 else one
-
-    def _array(self, field: Any) -> Any:
-        """A column of all the rows that wait."""
-        values = np.concatenate([columns[field.name] for columns in self._waiting])
-        if values.ndim == 1:
-            return self._arrow.array(values, type=field.type)
-        size = math.prod(values.shape[1:])
-        offsets = self._arrow.array(np.arange(len(values) + 1) * size, self._arrow.int32())
-        flat = self._arrow.array(values.reshape(-1), type=field.type.value_type)
-        return self._arrow.ListArray.from_arrays(offsets, flat)
-
-
-def _csv_cells(values: Array) -> Iterable[object]:
+def _csv_cells(values: Column) -> Iterable[object]:
     """One cell a row; a row of many values is a flat JSON list."""
-    if values.ndim == 1:
+    if isinstance(values, NumberedIds) or values.ndim == 1:
         return _values(values)
     flat = values.reshape(len(values), -1)
     if values.dtype.kind == "f":  # what numpy writes is JSON, and ten times as fast
@@ -216,8 +181,10 @@ def _csv_cells(values: Array) -> Iterable[object]:
     return (json.dumps(row, ensure_ascii=False) for row in flat.tolist())
 
 
-def _values(values: Array) -> list[Any]:
+def _values(values: Column) -> list[Any]:
     """As Python values; a float is the shortest number that reads back as the same."""
+    if isinstance(values, NumberedIds):
+        return list(values)
     if values.dtype.kind == "f" and values.dtype != np.float64:
         values = values.astype(np.str_).astype(np.float64)
     listed: list[Any] = values.tolist()

@@ -27,13 +27,17 @@ OWNERS = {
         f"pipeline/tracking/{name}.py"
         for name in ("models", "pyfunc", "runs", "signature", "store")
     },
+    "cv2": {"serving/readers/decoding.py"},
     "requests": {"pipeline/download.py"},
     "yaml": {"pipeline/yamlfile.py"},
     "jinja2": {"pipeline/report.py"},
     "sklearn": {"pipeline/datasets/moons.py", "pipeline/split.py"},
     "filelock": {"pipeline/download.py", "pipeline/pull.py", "pipeline/tuning/study.py"},
     "optuna": {"pipeline/tuning/study.py"},
-    "pyarrow": {"serving/readers/formats.py", "serving/writers.py"},
+    "pyarrow": {
+        "serving/arrow_writer.py",
+        *(f"serving/readers/{name}.py" for name in ("arrow", "cells", "fitting")),
+    },
     "onnxruntime": {
         "serving/runtime.py",
         "serving/runner.py",  # runs alone, copied into a bundle

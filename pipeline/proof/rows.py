@@ -20,7 +20,7 @@ from pipeline.errors import InputError, MissingInputError, UnknownNameError
 from serving.readers.arrays import ARRAY_NAMES, open_array
 from serving.readers.formats import COLUMN_SUFFIXES
 from serving.readers.images import IMAGE_SUFFIXES, open_images
-from serving.readers.items import Row, Unreadable, reason_of
+from serving.readers.items import Row, Unreadable, items_of, reason_of
 from serving.readers.lines import open_lines
 from serving.readers.tables import open_table
 from serving.tensors import TensorInfo
@@ -204,11 +204,11 @@ def _checked_labels(path: Path, labels: Array | None, rows: int) -> npt.NDArray[
 def _source(path: Path, info: TensorInfo) -> Iterator[Row | Unreadable]:
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        return iter(open_images(path, info, MODEL, resize=False))
+        return items_of(open_images([path], info, MODEL, resize=False))
     if suffix == ".txt":
-        return iter(open_lines(path, info, MODEL))
+        return items_of(open_lines(path, info, MODEL))
     if suffix in COLUMN_SUFFIXES:
-        return iter(open_table(path, info, MODEL))
+        return items_of(open_table(path, info, MODEL))
     raise InputError(f"{path}: unknown suffix {suffix!r}; rows are {KNOWN}")
 
 

@@ -1,23 +1,33 @@
-"""Named columns of CSV, JSON Lines and Parquet files, streamed record by record.
+"""Named columns of CSV and JSON Lines, of files and of stdin, cut into chunks of raw records.
 
-No file is ever held in memory; what is wrong with one record is told in it.
+Nothing is ever held in memory; what is wrong with one record is told in it.
 """
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from serving.errors import InputError
-from serving.readers.items import reason_of
+from serving.readers.items import Chunk
 from serving.readers.lines import decoded_lines, text_fault
+from serving.readers.streams import Stream, cut, name_of, opened
 
-__all__ = ["COLUMN_SUFFIXES", "ColumnFile", "Record", "open_column_file"]
+__all__ = [
+    "ARROW_SUFFIXES",
+    "COLUMN_SUFFIXES",
+    "ColumnFile",
+    "CsvFile",
+    "JsonLinesFile",
+    "Record",
+    "open_csv",
+    "open_json_lines",
+]
 
-PARQUET_ROWS = 1024
-COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq")
+ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
+COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,111 +37,126 @@ class Record:
     values: Sequence[object]
     """Of the columns asked for, in that order; none where there is a fault."""
     place: str
-    """Where in the file it is, "line 14: ", or "" for a file without lines."""
+    """Where in the file it is, "line 14: "."""
     fault: str | None = None
 
 
 class ColumnFile(Protocol):
-    """A file with named columns."""
+    """Lines with named columns, of a file, or of stdin where the path is None."""
+
+    @property
+    def path(self) -> str | None:
+        """The file."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names, as they stand in the file."""
 
-    @property
-    def count(self) -> int | None:
-        """The number of records, or None where only reading it all would tell."""
+    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
+        """Records that are not looked into, `size` at a time, from the one at `start` on."""
 
-    def records(self, names: Sequence[str]) -> Iterator[Record]:
-        """The records, with the values of the columns `names`."""
-
-
-def open_column_file(path: Path) -> ColumnFile:
-    """Look at the columns of a file; InputError when it has none or cannot be read."""
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return _open_csv(path)
-    if suffix in (".parquet", ".pq"):
-        return _open_parquet(path)
-    return _open_json_lines(path)
+    def records(self, names: Sequence[str], content: Any) -> list[Record]:
+        """The records of a chunk's content, with the values of the columns `names`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CsvFile:
     """Comma-separated values whose first line names the columns; blank lines are no records."""
 
-    path: Path
+    path: str | None
     columns: tuple[str, ...]
-    count: None = None
+    head: bytes
+    """The first lines, where stdin was read up to its header."""
 
-    def records(self, names: Sequence[str]) -> Iterator[Record]:
-        """The records after the header."""
+    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
+        """The fields of the records after the header, each with the number of its last line."""
+        with opened(self.path, self.head) as stream:
+            yield from cut(stream, itertools.islice(_csv_records(stream), 1, None), size, start)
+
+    def records(self, names: Sequence[str], content: Any) -> list[Record]:
+        """The records of a chunk's content."""
         at = [self.columns.index(name) for name in names]
-        for line, fields in _csv_records(self.path, skip=1):
-            place = f"line {line}: "
-            if len(fields) == len(self.columns):
-                yield Record([fields[index] for index in at], place)
-            else:
-                fault = f"it has {len(fields)} fields, the header has {len(self.columns)}"
-                yield Record((), place, fault)
+        return [self._record(line, fields, at) for line, fields in content]
+
+    def _record(self, line: int, fields: list[str], at: Sequence[int]) -> Record:
+        place = f"line {line}: "
+        if len(fields) != len(self.columns):
+            fault = f"it has {len(fields)} fields, the header has {len(self.columns)}"
+            return Record((), place, fault)
+        return Record([fields[index] for index in at], place)
 
 
-def _open_csv(path: Path) -> CsvFile:
-    _, header = next(_csv_records(path), (0, []))
-    if not header:
-        raise InputError(f"{path} is empty; its first line should name the columns")
-    fault = next(filter(None, map(text_fault, header)), None)
-    if fault:
-        raise InputError(f"{path}: the name of a column {fault}")
-    return CsvFile(path, tuple(header))
+def open_csv(path: str | None) -> CsvFile:
+    """Look at the header of a file, or of stdin; InputError when it has none."""
+    name = name_of(path)
+    with opened(path) as stream:
+        stream.keep()
+        _, header = next(_csv_records(stream), (0, []))
+        if not header:
+            raise InputError(f"{name} is empty; its first line should name the columns")
+        fault = next(filter(None, map(text_fault, header)), None)
+        if fault:
+            raise InputError(f"{name}: the name of a column {fault}")
+        return CsvFile(path=path, columns=tuple(header), head=stream.kept())
 
 
-def _csv_records(path: Path, skip: int = 0) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(stream: Stream) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank, each with the number of its last line."""
-    reader = csv.reader(decoded_lines(path))
+    reader = csv.reader(decoded_lines(stream))
     try:
         for fields in reader:
-            if fields and skip:
-                skip -= 1
-            elif fields:
+            if fields:
                 yield reader.line_num, fields
     except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: {error}") from error
+        raise InputError(f"{stream.name}: line {reader.line_num}: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JsonLinesFile:
     """One JSON object a line; the first one names the columns, blank lines are no records."""
 
-    path: Path
+    path: str | None
     columns: tuple[str, ...]
-    count: None = None
+    head: bytes
+    """The first lines, where stdin was read up to its first record."""
 
-    def records(self, names: Sequence[str]) -> Iterator[Record]:
-        """The records, from the first line."""
-        for number, line in _json_lines(self.path):
-            record, place = _json_object(line), f"line {number}: "
-            missing = [name for name in names if record is None or name not in record]
-            if record is None:
-                yield Record((), place, "it is not a JSON object")
-            elif missing:
-                yield Record((), place, f"it has no {missing[0]!r}")
-            else:
-                yield Record([record[name] for name in names], place)
+    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
+        """The lines with a record, with their numbers."""
+        with opened(self.path, self.head) as stream:
+            yield from cut(stream, _json_lines(stream), size, start)
+
+    def records(self, names: Sequence[str], content: Any) -> list[Record]:
+        """The records of a chunk's content."""
+        return [_json_record(names, line, f"line {number}: ") for number, line in content]
 
 
-def _open_json_lines(path: Path) -> JsonLinesFile:
-    _, line = next(_json_lines(path), (0, ""))
-    first = _json_object(line)
-    if not first:
-        raise InputError(f"{path}: line 1 should be a JSON object with the columns as its keys")
-    return JsonLinesFile(path, tuple(first))
+def open_json_lines(path: str | None) -> JsonLinesFile:
+    """Look at the first record of a file, or of stdin; InputError when it is no object."""
+    with opened(path) as stream:
+        stream.keep()
+        _, line = next(_json_lines(stream), (0, ""))
+        first = _json_object(line)
+        if not first:
+            raise InputError(
+                f"{stream.name}: line 1 should be a JSON object with the columns as its keys"
+            )
+        return JsonLinesFile(path=path, columns=tuple(first), head=stream.kept())
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _json_lines(stream: Stream) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers."""
-    lines = enumerate(decoded_lines(path), start=1)
+    lines = enumerate(decoded_lines(stream), start=1)
     return ((number, line) for number, line in lines if line.strip())
+
+
+def _json_record(names: Sequence[str], line: str, place: str) -> Record:
+    found = _json_object(line)
+    if found is None:
+        return Record((), place, "it is not a JSON object")
+    missing = [name for name in names if name not in found]
+    if missing:
+        return Record((), place, f"it has no {missing[0]!r}")
+    return Record([found[name] for name in names], place)
 
 
 def _json_object(line: str) -> dict[str, object] | None:
@@ -140,41 +165,3 @@ def _json_object(line: str) -> dict[str, object] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
-
-
-@dataclass(frozen=True, slots=True)
-class ParquetFile:
-    """A Parquet file, read in batches of some columns."""
-
-    path: Path
-    columns: tuple[str, ...]
-    count: int
-
-    def records(self, names: Sequence[str]) -> Iterator[Record]:
-        """The records of all row groups."""
-        for batch in _parquet_batches(self.path, names):
-            columns = {name: batch.column(name).to_pylist() for name in names}
-            for values in zip(*(columns[name] for name in names), strict=True):
-                yield Record(values, "")
-
-
-def _open_parquet(path: Path) -> ParquetFile:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            return ParquetFile(path, tuple(file.schema_arrow.names), file.metadata.num_rows)
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{path} is no Parquet file to read: {reason_of(error)}") from error
-
-
-def _parquet_batches(path: Path, names: Sequence[str]) -> Iterator[Any]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(
-                batch_size=PARQUET_ROWS, columns=list(dict.fromkeys(names))
-            )
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read to its end: {reason_of(error)}") from error

@@ -1,147 +1,134 @@
-"""Images as rows: one file, or a folder of them, decoded by Pillow one at a time.
+"""Images as rows: single files, and folders of them with the folders in these, sorted by name.
 
-An image that is damaged, or not of the model's size and mode, is an item with its reason.
+What is named as an image and cannot be read is a row with its reason; none is left out unseen.
 """
 
-import logging
+import hashlib
+import itertools
 import os
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from serving.errors import InputError
-from serving.readers.items import Row, Unreadable, printable, reason_of
+from serving.readers.decoding import ImageDecoder, image_decoder
+from serving.readers.items import Batch, Chunk
 from serving.tensors import TensorInfo
 
-__all__ = ["IMAGE_SUFFIXES", "Images", "open_images"]
-
-Array = npt.NDArray[Any]
+__all__ = ["IMAGE_SUFFIXES", "Images", "fingerprint_of_files", "open_images"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-# What Pillow's decoders raise on broken files, beside the OSError they should.
-DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-# Pillow logs some of what it raises; without a handler that would go to stderr.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """A single image, or all images of a folder and the folders in it, sorted by name."""
+    """Images of files and folders, in the order in which these were given."""
 
-    path: Path
+    roots: tuple[str, ...]
     count: int
-    shape: tuple[int, int, int]
-    """Height, width and channels that the model takes."""
-    resize: bool
+    decoder: ImageDecoder
+    slow: bool = True
 
-    def __iter__(self) -> Iterator[Row | Unreadable]:
-        for path in _image_files(self.path):
-            yield _read_image(path, self.shape, resize=self.resize)
+    def fingerprint(self) -> str:
+        """The sha256 of the path, size and time of change of every image."""
+        return fingerprint_of_files(self._paths())
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Paths, `size` at a time, from the image `start` on."""
+        paths = itertools.islice(self._paths(), start, None)
+        while content := tuple(itertools.islice(paths, size)):
+            yield Chunk(start=start, count=len(content), content=content)
+            start += len(content)
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The images of a chunk; an image's id is its path."""
+        return self.decoder.decode_files(chunk.content)
+
+    def _paths(self) -> Iterator[str]:
+        for root in self.roots:
+            yield from _image_files(root)
 
 
-def open_images(path: Path, info: TensorInfo, model: Path, *, resize: bool) -> Images:
-    """The images of `path` as rows for the input `info` of `model`.
+def open_images(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> Images:
+    """The images of files and folders as rows for the input `info` of `model`.
 
-    Raises InputError when there are none, and for a model that takes no images.
+    Raises InputError for a folder without any, and for a model that takes no images.
     """
-    shape = _image_shape(path, info, model)
-    Image.init()  # else Pillow raises KeyError for all but the commonest formats
-    count = sum(1 for _ in _image_files(path))
-    if not count:
-        raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return Images(path, count, shape, resize)
+    decoder = image_decoder(paths[0], info, model, resize=resize)
+    count = 0
+    for path in paths:
+        found = sum(1 for _ in _image_files(str(path)))
+        if not found:
+            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        count += found
+    return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
 
 
-def _image_shape(path: Path, info: TensorInfo, model: Path) -> tuple[int, int, int]:
-    """Height, width and channels of the images that the model takes."""
-    axes = info.shape[1:]
-    if info.dtype == "uint8" and len(axes) == 3 and axes[2] in MODES:
-        height, width, channels = axes
-        if isinstance(height, int) and isinstance(width, int) and isinstance(channels, int):
-            return height, width, channels
-    raise InputError(
-        f"{path}: {model} takes {info.takes()}, which no image is; give such rows as .npy"
-    )
+def fingerprint_of_files(paths: Iterable[str]) -> str:
+    """The sha256 of the path, size and time of change of every file, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path))
+        try:
+            found = Path(path).stat()
+        except (OSError, ValueError):  # its row tells the reason
+            digest.update(b"\0-\0")
+        else:
+            digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
 
 
-def _image_files(path: Path) -> Iterator[Path]:
-    """The image itself, or those of a folder and the folders in it; hidden ones are left out."""
-    if not path.is_dir():
-        yield path
+def _image_files(root: str) -> Iterator[str]:
+    """The file itself, or the images of a folder and the folders in it; hidden ones are left out.
+
+    Of a folder that cannot be listed the path is given, so that it becomes a row with the reason.
+    """
+    if not Path(root).is_dir():
+        yield root
         return
-    with os.scandir(path) as entries:
-        found = sorted((entry for entry in entries if entry.name[0] != "."), key=_by_name)
-    for entry in found:
-        # A link to a folder is not followed: it may lead back here.
-        if entry.is_dir(follow_symlinks=False):
-            yield from _image_files(Path(entry.path))
-        elif entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
-            yield Path(entry.path)
+    # A stack and no recursion: a tree may be deeper than Python's calls.
+    stack = [_listing(root)]
+    while stack:
+        path, is_folder = next(stack[-1], ("", False))
+        if is_folder:
+            stack.append(_listing(path))
+        elif path:
+            yield path
+        else:
+            stack.pop()
 
 
-def _by_name(entry: "os.DirEntry[str]") -> str:
-    return entry.name
-
-
-def _read_image(path: Path, shape: tuple[int, int, int], *, resize: bool) -> Row | Unreadable:
+def _listing(folder: str) -> Iterator[tuple[str, bool]]:
+    """The images and folders of a folder by name, and whether each is a folder."""
+    names, folders = [], set()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged tags: the picture is there or it is not
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                return Row(printable(path), _pixels(image, shape, resize=resize))
-    except DECODING_ERRORS as error:
-        return Unreadable(printable(path), _reason(error))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                elif not _is_image(entry):
+                    continue
+                names.append(entry.name)
+    except OSError:
+        yield folder, False
+        return
+    names.sort()
+    base = {".": "", "/": "/"}.get(folder, f"{folder}/")
+    for name in names:
+        yield f"{base}{name}", name in folders
 
 
-def _pixels(image: Image.Image, shape: tuple[int, int, int], *, resize: bool) -> Array:
-    """The image as uint8 [H, W, C]; ValueError when that is not what it is."""
-    height, width, channels = shape
-    mode = MODES[channels]
-    frames = getattr(image, "n_frames", 1)
-    # MPO is what many cameras write into a .jpg: the picture, and a preview after it.
-    if frames > 1 and image.format != "MPO":
-        raise ValueError(f"it holds {frames} pictures, not one")
-    if image.mode not in EIGHT_BIT_MODES:
-        raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel first")
-    if resize:
-        image = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-    elif image.size != (width, height) or image.mode != mode:
-        found = f"{image.width}x{image.height} {image.mode}"
-        raise ValueError(
-            f"it is {found}, the model takes {width}x{height} {mode}; --resize fits it"
-        )
-    return np.asarray(image, dtype=np.uint8).reshape(shape)
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    # A link to a folder is not followed: it may lead back here.
+    return not (entry.is_symlink() and _leads_to_folder(entry))
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image, or not of a known format"
-    return reason_of(error)
+def _leads_to_folder(link: "os.DirEntry[str]") -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # a loop, or a folder that cannot be entered
+        return False

@@ -1,57 +1,87 @@
-"""Texts of a `.txt` file, one a line, in UTF-8; an empty line is an empty text.
+"""Texts of a `.txt` file or of stdin, one a line, in UTF-8; an empty line is an empty text.
 
-A line that is not UTF-8 is an item with its number, counted from 1 as editors do.
+A line that is not UTF-8 is a row that cannot be read, told with its number, counted from 1 as
+editors do.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.readers.items import Row, Unreadable, printable, text_value
+from serving.readers.images import fingerprint_of_files
+from serving.readers.items import Batch, Chunk, NumberedIds
+from serving.readers.streams import Stream, cut, name_of, opened
 from serving.tensors import TensorInfo
 
-__all__ = ["Lines", "decoded_lines", "open_lines", "row_shape_of_texts", "text_fault"]
+__all__ = [
+    "Lines",
+    "decoded_lines",
+    "open_lines",
+    "row_shape_of_texts",
+    "text_batch",
+    "text_fault",
+]
 
+Array = npt.NDArray[Any]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lines:
     """The lines of a file, without their ends."""
 
-    path: Path
+    path: str | None
+    """None for stdin, which can be read once."""
     row_shape: tuple[int, ...]
+    count: None = None
+    slow: bool = False
 
-    @property
-    def count(self) -> None:
-        """Unknown before the last line is read."""
+    def fingerprint(self) -> str | None:
+        """The sha256 of the path, size and time of change of the file; None for stdin."""
+        return None if self.path is None else fingerprint_of_files([self.path])
 
-    def __iter__(self) -> Iterator[Row | Unreadable]:
-        name = printable(self.path)
-        for index, line in enumerate(decoded_lines(self.path)):
-            text = line.removesuffix("\n").removesuffix("\r")
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Lines as they are, `size` at a time, from the one at `start` on.
+
+        Raises InputError for stdin without a line.
+        """
+        with opened(self.path) as stream:
+            yield from cut(stream, _raw_lines(stream), size, start)
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The texts of a chunk."""
+        texts = [_decoded(line).removesuffix("\n").removesuffix("\r") for line in chunk.content]
+        faults = {}
+        for index, text in enumerate(texts):
             fault = text_fault(text)
             if fault:
-                yield Unreadable(f"{name}:{index}", f"line {index + 1} {fault}")
-            else:
-                yield Row(f"{name}:{index}", text_value(text, self.row_shape))
+                faults[index] = f"line {chunk.start + index + 1} {fault}"
+        ids = NumberedIds(name_of(self.path), chunk.start, len(texts))
+        return text_batch(ids, texts, faults, self.row_shape)
 
 
-def open_lines(path: Path, info: TensorInfo, model: Path) -> Lines:
-    """The lines of `path` as rows for the input `info` of `model`.
+def open_lines(path: Path | None, info: TensorInfo, model: Path) -> Lines:
+    """The lines of `path`, or of stdin for None, as rows for the input `info` of `model`.
 
     Raises InputError for a file without a line, and for a model that takes no text.
     """
     row_shape = row_shape_of_texts(info)
     if row_shape is None:
         raise InputError(
-            f"{path}: {model} takes {info.takes()}, which no line of text is; "
+            f"{path or 'stdin'}: {model} takes {info.takes()}, which no line of text is; "
             f"give such rows as .npy"
         )
-    if next(decoded_lines(path), None) is None:
-        raise InputError(f"{path} holds no rows")
-    return Lines(path, row_shape)
+    if path is not None:
+        with opened(str(path)) as stream:
+            if next(_raw_lines(stream), None) is None:
+                raise InputError(f"{path} holds no rows")
+    return Lines(path=None if path is None else str(path), row_shape=row_shape)
 
 
 def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:
@@ -60,13 +90,22 @@ def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:
     return (1,) * (len(info.shape) - 1) if fits else None
 
 
-def decoded_lines(path: Path) -> Iterator[str]:
-    """The lines of a file with their ends; bytes that are not UTF-8 stay as lone surrogates."""
-    with path.open("rb") as file:
-        for index, line in enumerate(file):
-            content = line if index else line.removeprefix(BYTE_ORDER_MARK)
-            if content:  # a mark alone is no line
-                yield content.decode("utf-8", "surrogateescape")
+def decoded_lines(stream: Stream) -> Iterator[str]:
+    """The lines with their ends; bytes that are not UTF-8 stay as lone surrogates."""
+    return map(_decoded, _raw_lines(stream))
+
+
+def text_batch(
+    ids: Sequence[str],
+    texts: Sequence[str],
+    faults: Mapping[int, str],
+    row_shape: tuple[int, ...],
+) -> Batch:
+    """A batch of the texts, of those at the indices in `faults` only the reasons."""
+    good = [text for index, text in enumerate(texts) if index not in faults] if faults else texts
+    rows: Array = np.empty(len(good), object)  # object, as the length of a text is its own
+    rows[:] = good
+    return Batch(ids=ids, rows=rows.reshape(len(good), *row_shape), faults=faults)
 
 
 def text_fault(text: str) -> str | None:
@@ -81,3 +120,14 @@ def text_fault(text: str) -> str | None:
         byte = ord(text[error.start]) & 0xFF
         return f"is not UTF-8: byte 0x{byte:02x} after {error.start} characters"
     return None
+
+
+def _raw_lines(stream: Stream) -> Iterator[bytes]:
+    lines = stream.lines()
+    first = next(lines, b"").removeprefix(BYTE_ORDER_MARK)
+    # A mark alone is no line.
+    return itertools.chain([first] if first else [], lines)
+
+
+def _decoded(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape")

@@ -1,11 +1,10 @@
-"""Rows of files with named columns: one column of text, or as many numbers as the model takes.
+"""Rows of tables: one column of text, or as many numbers as the model takes.
 
-A value that is no text or no number makes its row an item with the column and the line named.
+A value that is no text or no number makes its row one that cannot be read, with the column and the
+line named. Columns of Parquet and Arrow may hold encoded images and arrays as well.
 """
 
-import decimal
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,170 +12,145 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InputError, nearest
-from serving.readers.formats import ColumnFile, open_column_file
-from serving.readers.items import Row, Unreadable, printable, text_value
-from serving.readers.lines import row_shape_of_texts, text_fault
+from serving.errors import InputError
+from serving.readers.columns import number_columns, refuse_twice, refuse_unknown, text_column
+from serving.readers.formats import (
+    ARROW_SUFFIXES,
+    ColumnFile,
+    Record,
+    open_csv,
+    open_json_lines,
+)
+from serving.readers.images import fingerprint_of_files
+from serving.readers.items import Batch, Chunk, NumberedIds, Source, batch_of
+from serving.readers.lines import row_shape_of_texts, text_batch, text_fault
+from serving.readers.numeric import number, number_rows, shown
+from serving.readers.streams import name_of
 from serving.tensors import TensorInfo
 
-__all__ = ["Table", "open_table"]
+__all__ = ["Table", "open_table", "open_table_of_lines", "takes_numbers", "text_of"]
 
 Array = npt.NDArray[Any]
 
-TEXT_NAMES = ("text", "sentence")
-MOST_SHOWN = 40
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """The records of a file, as rows of the model."""
 
-    path: Path
     file: ColumnFile
     names: tuple[str, ...]
     """The columns that are read."""
-    convert: Callable[[Sequence[str], Sequence[object]], Array]
-    """The names and values of a record to a row; ValueError says what does not fit."""
+    info: TensorInfo
+    """The model's input."""
+    count: None = None
+    slow: bool = False
 
-    @property
-    def count(self) -> int | None:
-        """The number of records, where the file tells."""
-        return self.file.count
+    def fingerprint(self) -> str | None:
+        """The sha256 of the path, size and time of change of the file; None for stdin."""
+        return None if self.file.path is None else fingerprint_of_files([self.file.path])
 
-    def __iter__(self) -> Iterator[Row | Unreadable]:
-        name = printable(self.path)
-        for index, record in enumerate(self.file.records(self.names)):
-            at = f"{name}:{index}"
-            if record.fault:
-                yield Unreadable(at, record.place + record.fault)
-                continue
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Records, `size` at a time, from the one at `start` on.
+
+        Raises InputError where the file cannot be read on.
+        """
+        return self.file.chunks(size, start)
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The rows of a chunk."""
+        records = self.file.records(self.names, chunk.content)
+        ids = NumberedIds(name_of(self.file.path), chunk.start, len(records))
+        return self._texts(ids, records) if self.info.is_text else self._numbers(ids, records)
+
+    def _texts(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
+        texts, faults = [], {}
+        for index, record in enumerate(records):
             try:
-                row = Row(at, self.convert(self.names, record.values))
+                texts.append(text_of(self.names[0], _values(record)[0]))
             except ValueError as error:
-                yield Unreadable(at, f"{record.place}{error}")
-            else:
-                yield row
+                texts.append("")
+                faults[index] = f"{record.place}{error}"
+        return text_batch(ids, texts, faults, row_shape_of_texts(self.info) or ())
+
+    def _numbers(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
+        dtype = np.dtype(self.info.dtype)
+        rows = None
+        if not any(record.fault for record in records):
+            rows = number_rows([record.values for record in records], dtype)
+        if rows is not None:
+            return Batch(ids=ids, rows=rows)
+        values = [self._row(record, dtype) for record in records]
+        return batch_of(ids, values, np.empty((0, len(self.names)), dtype))
+
+    def _row(self, record: Record, dtype: np.dtype[Any]) -> Array | str:
+        try:
+            found = zip(self.names, _values(record), strict=True)
+            return np.array([number(name, value, dtype) for name, value in found], dtype)
+        except ValueError as error:
+            return f"{record.place}{error}"
 
 
-def open_table(path: Path, info: TensorInfo, model: Path, asked: Sequence[str] = ()) -> Table:
-    """The records of a CSV, JSON Lines or Parquet file as rows for the input `info` of `model`.
+def open_table(
+    path: Path, info: TensorInfo, model: Path, asked: Sequence[str] = (), *, resize: bool = False
+) -> Source:
+    """The records of a table as rows for the input `info` of `model`.
 
     `asked` are the columns to read. Without it a model that takes text reads the only column, or
     the one named "text" or "sentence", and one that takes numbers reads them all, in their order.
+    Parquet and Arrow may hold whole rows in one column; `resize` fits images in it to the model.
     Raises InputError for columns that are not there or too many or few, a file that cannot be read
     or holds no record, and a model that takes neither texts nor rows of numbers.
     """
-    converter = _converter(info)
-    if converter is None:
+    suffix = path.suffix.lower()
+    if suffix not in ARROW_SUFFIXES:
+        form = "csv" if suffix == ".csv" else "jsonl"
+        return open_table_of_lines(path, info, model, asked, form=form)
+    from serving.readers.arrow import open_arrow  # pyarrow takes long to load
+
+    return open_arrow(path, info, model, asked, resize=resize)
+
+
+def open_table_of_lines(
+    path: Path | None, info: TensorInfo, model: Path, asked: Sequence[str] = (), *, form: str
+) -> Table:
+    """The records of a file, or of stdin for None, whose `form` is "csv" or "jsonl".
+
+    Raises what `open_table` raises. Of stdin no more than the first record is read yet.
+    """
+    name = str(path or "stdin")
+    if row_shape_of_texts(info) is None and not takes_numbers(info):
         raise InputError(
-            f"{path}: {model} takes {info.takes()}, which no record is; give such rows as .npy"
+            f"{name}: {model} takes {info.takes()}, which no record is; give such rows as .npy"
         )
-    file = open_column_file(path)
-    _refuse_unknown(path, file, asked)
-    if row_shape_of_texts(info) is not None:
-        names = _text_column(path, file.columns, asked)
+    place = None if path is None else str(path)
+    file: ColumnFile = open_csv(place) if form == "csv" else open_json_lines(place)
+    refuse_unknown(name, file.columns, asked)
+    if info.is_text:
+        names = text_column(name, file.columns, asked)
     else:
-        names = _number_columns(path, file.columns, asked, info)
-    twice = [name for name in names if file.columns.count(name) > 1]
-    if twice:
-        raise InputError(f"{path} has several columns named {twice[0]!r}")
-    if next(file.records(names), None) is None:
-        raise InputError(f"{path} holds no rows")
-    return Table(path, file, names, converter)
+        names = number_columns(name, file.columns, asked, info)
+    refuse_twice(name, file.columns, names)
+    if path is not None:
+        next(file.chunks(1, 0))
+    return Table(file=file, names=names, info=info)
 
 
-def _converter(info: TensorInfo) -> Callable[[Sequence[str], Sequence[object]], Array] | None:
-    row_shape = row_shape_of_texts(info)
-    if row_shape is not None:
-        return lambda names, values: text_value(_text(names[0], values[0]), row_shape)
-    if info.is_text or len(info.shape) != 2 or np.dtype(info.dtype).kind not in "fiu":
-        return None
-    dtype = np.dtype(info.dtype)
-    return lambda names, values: np.array(
-        [_number(name, value, dtype) for name, value in zip(names, values, strict=True)], dtype
-    )
+def takes_numbers(info: TensorInfo) -> bool:
+    """Whether a row of the input is some numbers, one after the other."""
+    return not info.is_text and len(info.shape) == 2 and np.dtype(info.dtype).kind in "fiu"
 
 
-def _refuse_unknown(path: Path, file: ColumnFile, asked: Sequence[str]) -> None:
-    unknown = [name for name in asked if name not in file.columns]
-    if unknown:
-        raise InputError(f"{path} has no column {unknown[0]!r}{nearest(unknown[0], file.columns)}")
-
-
-def _text_column(path: Path, there: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:
-    if len(asked) > 1:
-        raise InputError(f"{path}: the model takes one text, --column names {', '.join(asked)}")
-    usual = [name for name in TEXT_NAMES if name in there]
-    found = [*asked, *(there if len(there) == 1 else usual)]
-    if not found:
-        raise InputError(
-            f"{path} has the columns {', '.join(there)}; name the one with the text with --column"
-        )
-    return (found[0],)
-
-
-def _number_columns(
-    path: Path, there: Sequence[str], asked: Sequence[str], info: TensorInfo
-) -> tuple[str, ...]:
-    if all(_is_number(name) for name in there):
-        raise InputError(f"{path}: its first line is numbers; it should name the columns")
-    names = tuple(asked or there)
-    features = info.shape[1]
-    if isinstance(features, int) and len(names) != features:
-        raise InputError(
-            f"{path}: the model takes {info.takes()}, and there are {len(names)} columns "
-            f"({', '.join(names)}); name {features} of them with --column"
-        )
-    return names
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _text(name: str, value: object) -> str:
+def text_of(name: str, value: object) -> str:
+    """The value of the column `name` as a text; ValueError for what is none."""
     if isinstance(value, str):
         fault = text_fault(value)
         if fault:
             raise ValueError(f"column {name!r} {fault}")
         return value
-    raise ValueError(f"column {name!r} is {_shown(value)}, not text")
+    raise ValueError(f"column {name!r} is {shown(value)}, not text")
 
 
-def _number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
-    """The value as a number that the dtype can hold."""
-    number = _parsed(value)
-    if number is None or not math.isfinite(number):
-        raise ValueError(f"column {name!r} is {_shown(value)}, not a number")
-    if dtype.kind == "f":
-        limit = float(np.finfo(dtype).max)
-        if abs(number) > limit:
-            raise ValueError(f"column {name!r} is {_shown(value)}, more than {dtype} holds")
-        return number
-    whole, limits = int(number), np.iinfo(dtype)
-    if whole != number or not limits.min <= whole <= limits.max:
-        raise ValueError(f"column {name!r} is {_shown(value)}, which is no {dtype}")
-    return whole
-
-
-def _parsed(value: object) -> float | int | None:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, decimal.Decimal)):
-        return None
-    if isinstance(value, str) and "_" in value:  # Python's own spelling of 1000 as 1_000
-        return None
-    try:
-        number = float(value)
-        # A whole number stays one: a float holds it to 53 bits only.
-        is_whole = isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())
-        return int(value) if is_whole else number
-    except (ValueError, OverflowError):
-        return None
-
-
-def _shown(value: object) -> str:
-    text = "empty" if value in (None, "") else repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+def _values(record: Record) -> Sequence[object]:
+    if record.fault:
+        raise ValueError(record.fault)
+    return record.values

@@ -7,6 +7,7 @@ from tiny_classifier import LABELS, classifier, images
 from tiny_kinds import autoencoder
 
 from serving.answers import answer
+from serving.errors import UsageError
 from serving.model import Model, open_model
 
 IDS = ["a", "b", "c"]
@@ -46,7 +47,8 @@ def converted() -> bytes:
 @pytest.mark.parametrize("all_classes", [False, True])
 def test_the_columns_of_a_classifier(tmp_path: Path, all_classes: bool) -> None:
     model = opened(tmp_path, classifier())
-    columns, finite = answer(model, IDS, images(3), all_classes=all_classes)
+    found = answer(model, IDS, images(3), all_classes=all_classes)
+    columns, finite = found.columns, found.finite
     classes = [f"probability_{label}" for label in LABELS] if all_classes else []
     assert list(columns) == ["id", "label", "label_index", "probability", *classes]
     assert columns["id"].tolist() == IDS
@@ -54,7 +56,7 @@ def test_the_columns_of_a_classifier(tmp_path: Path, all_classes: bool) -> None:
 
 
 def test_the_error_of_a_reconstruction_comes_first(tmp_path: Path) -> None:
-    columns, _ = answer(opened(tmp_path, autoencoder()), IDS, images(3))
+    columns = answer(opened(tmp_path, autoencoder()), IDS, images(3)).columns
     assert list(columns) == ["id", "error", "reconstruction"]
     assert columns["reconstruction"].shape == (3, 4, 5, 1)
 
@@ -63,7 +65,39 @@ def test_outputs_of_a_strange_model(tmp_path: Path) -> None:
     """A list of maps is left out, and an output named as our own column gets another name."""
     rows = np.array([[1, 0, 0], [0, np.inf, 0], [0, 0, 1]], np.float32)
     model = opened(tmp_path, converted())
-    columns, finite = answer(model, IDS, rows)
+    found = answer(model, IDS, rows)
+    columns, finite = found.columns, found.finite
     assert (model.kind, list(columns)) == ("other", ["id", "output_id", "scores"])
     assert columns["output_id"].tolist() == [0, 1, 2]
     assert finite.tolist() == [True, False, True]
+
+
+def test_the_best_classes_come_in_their_order(tmp_path: Path) -> None:
+    model = opened(tmp_path, classifier())
+    found = answer(model, IDS, images(3), top_k=2).columns
+    scores = model.predict(images(3)).scores
+    order = np.argsort(-scores, axis=1)[:, :2]
+    assert list(found)[-2:] == ["top_labels", "top_probabilities"]
+    assert found["top_labels"].tolist() == [[LABELS[index] for index in row] for row in order]
+    np.testing.assert_array_equal(found["top_labels"][:, 0], found["label"])
+    np.testing.assert_allclose(
+        found["top_probabilities"], np.take_along_axis(scores, order, axis=1)
+    )
+
+
+def test_more_best_classes_than_there_are(tmp_path: Path) -> None:
+    model = opened(tmp_path, classifier())
+    with pytest.raises(UsageError, match="--top-k must be at most 3, the classes there are, got 4"):
+        answer(model, IDS, images(3), top_k=4)
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 3, 9])
+def test_rows_in_batches_answer_as_one(tmp_path: Path, batch_rows: int) -> None:
+    model = opened(tmp_path, classifier())
+    whole = answer(model, IDS, images(3), all_classes=True).columns
+    parts = answer(model, IDS, images(3), batch_rows=batch_rows, all_classes=True).columns
+    for name, values in whole.items():
+        if values.dtype == object:
+            assert parts[name].tolist() == values.tolist()
+        else:
+            np.testing.assert_allclose(parts[name], values, atol=1e-6)

@@ -8,9 +8,9 @@ from tiny_classifier import classifier, images
 
 from serving.errors import InputError, MissingInputError
 from serving.model import Model, open_model
-from serving.readers.images import IMAGE_SUFFIXES
-from serving.readers.inputs import open_inputs
-from serving.readers.items import Row, Unreadable
+from serving.readers.images import IMAGE_SUFFIXES, Images, open_images
+from serving.readers.inputs import ReadOptions, open_inputs
+from serving.readers.items import Row, Unreadable, items_of
 
 
 def model(tmp_path: Path, channels: int = 1) -> Model:
@@ -25,8 +25,12 @@ def save(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
+def opened(path: Path, model: Model, *, resize: bool = False) -> Images:
+    return open_images([path], model.input, model.path, resize=resize)
+
+
 def only(path: Path, model: Model, *, resize: bool = False) -> Row | Unreadable:
-    (item,) = open_inputs([path], model, resize=resize)
+    (item,) = items_of(opened(path, model, resize=resize))
     return item
 
 
@@ -72,12 +76,12 @@ def test_a_folder_is_read_in_order_with_the_folders_in_it(tmp_path: Path) -> Non
     (folder / ".cache").mkdir()
     save(folder / ".cache" / "thumbnail.png", images(1)[0])
     (folder / "loop").symlink_to(folder)
-    inputs = open_inputs([folder], model(tmp_path))
-    assert inputs.count == 5
-    assert [item.id for item in inputs] == [
+    found = opened(folder, model(tmp_path))
+    assert found.count == 5
+    assert [item.id for item in items_of(found)] == [
         str(folder / name) for name in ("Z.png", "a/10.png", "a/2.png", "b.png", "c/d/e.png")
     ]
-    assert [item.id for item in inputs] == [item.id for item in inputs]
+    assert [item.id for item in items_of(found)] == [item.id for item in items_of(found)]
 
 
 def test_inputs_keep_the_order_they_were_given_in(tmp_path: Path) -> None:
@@ -183,10 +187,12 @@ def test_an_image_that_vanishes_is_an_error_of_that_row(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     save(folder / "a.png", images(1)[0])
     (folder / "b.png").symlink_to(save(tmp_path / "target.png", images(1)[0]))
-    inputs = open_inputs([folder], model(tmp_path))
+    found = opened(folder, model(tmp_path))
     (tmp_path / "target.png").unlink()
-    assert isinstance(next(iter(inputs)), Row)
-    assert [type(item) for item in inputs] == [Row]  # a dangling link is no file
+    assert [type(item) for item in items_of(found)] == [Row, Unreadable]
+    assert list(items_of(found))[1] == Unreadable(
+        str(folder / "b.png"), "No such file or directory"
+    )
 
 
 def test_a_name_that_is_not_utf8_can_be_written_down(tmp_path: Path) -> None:
@@ -199,7 +205,9 @@ def test_an_array_is_mapped_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", images(6))
     inputs = open_inputs([tmp_path / "rows.npy"], model(tmp_path))
     assert inputs.count == 6
-    assert isinstance(inputs.sources[0].array, np.memmap)
+    ((_, chunk),) = inputs.chunks(8)
+    rows = inputs.sources[0].decode(chunk).rows
+    assert isinstance(rows.base, np.memmap)
     values = np.stack([item.value for item in inputs])
     np.testing.assert_array_equal(values, images(6))
 
@@ -219,13 +227,13 @@ def test_which_array_of_an_archive(
 ) -> None:
     choices = [images(2), images(3)]
     np.savez(tmp_path / "rows.npz", **{name: choices[which] for name, which in arrays.items()})
-    inputs = open_inputs([tmp_path / "rows.npz"], model(tmp_path), array=asked)
+    inputs = open_inputs([tmp_path / "rows.npz"], model(tmp_path), ReadOptions(array=asked))
     assert inputs.count == len(choices[taken])
 
 
 def refused(path: Path, model: Model, array: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        open_inputs([path], model, array=array)
+        list(open_inputs([path], model, ReadOptions(array=array)))
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
     return str(caught.value)

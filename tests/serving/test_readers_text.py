@@ -13,7 +13,7 @@ from tiny_onnx import FLOAT, INT64, STRING
 
 from serving.errors import FerryError, InputError, UsageError
 from serving.model import Model, open_model
-from serving.readers.inputs import open_inputs
+from serving.readers.inputs import ReadOptions, open_inputs
 from serving.readers.items import Row, Unreadable
 
 AWKWARD = ["plain", "", "a, b", 'say "hi"', "two\nlines", "naïve café", " blanks ", "\u2028"]
@@ -36,7 +36,7 @@ def of_numbers(tmp_path: Path) -> Model:
 
 
 def items(path: Path, model: Model, *columns: str) -> list[Row | Unreadable]:
-    return list(open_inputs([path], model, columns=columns))
+    return list(open_inputs([path], model, ReadOptions(columns=columns)))
 
 
 def texts(path: Path, model: Model, *columns: str) -> list[str]:
@@ -291,7 +291,7 @@ def test_records_for_a_model_of_images(tmp_path: Path, suffix: str) -> None:
 def test_columns_of_no_table(tmp_path: Path, of_text: Model) -> None:
     (tmp_path / "rows.txt").write_text("good\n")
     with pytest.raises(UsageError, match=r"--column is for \.csv, "):
-        open_inputs([tmp_path / "rows.txt"], of_text, columns=["text"])
+        open_inputs([tmp_path / "rows.txt"], of_text, ReadOptions(columns=("text",)))
 
 
 def test_how_many_there_are_is_told_where_the_file_tells(tmp_path: Path, of_text: Model) -> None:

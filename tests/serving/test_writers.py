@@ -15,7 +15,7 @@ from serving.writers import format_of, open_writer
 
 LABELS = ("cat", 'a "b", c', "émeu\n")
 METADATA = {"ferry.model_sha256": "ab" * 32, "ferry.version": "0.1.0"}
-FORMS = pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+FORMS = pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "arrow"])
 
 
 def columns(rows: int, seed: int = 0) -> Columns:
@@ -58,6 +58,9 @@ def read(path: Path, form: str) -> Iterator[dict[str, object]]:
     elif form == "jsonl":
         for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
             yield json.loads(line)
+    elif form == "arrow":
+        with pyarrow.OSFile(str(path)) as source:
+            yield from pyarrow.ipc.open_file(source).read_all().to_pylist()
     else:
         yield from pyarrow.parquet.read_table(path).to_pylist()
 
@@ -143,7 +146,7 @@ def test_small_batches_make_no_small_row_groups(
 ) -> None:
     write(tmp_path / "out.parquet", "parquet", batches=9)
     assert pyarrow.parquet.read_metadata(tmp_path / "out.parquet").num_row_groups == 1
-    monkeypatch.setattr("serving.writers.GROUP_CELLS", 5 * 20)
+    monkeypatch.setattr("serving.arrow_writer.GROUP_CELLS", 5 * 20)
     write(tmp_path / "out.parquet", "parquet", batches=9)
     metadata = pyarrow.parquet.read_metadata(tmp_path / "out.parquet")
     assert [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)] == [20, 20, 5]
@@ -211,6 +214,10 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> N
         ("a.parquet", None, "parquet"),
         ("a.txt", "csv", "csv"),
         ("a.csv", "parquet", "parquet"),
+        ("a.arrow", None, "arrow"),
+        ("a.feather", None, "arrow"),
+        ("a", None, "parquet"),
+        ("a", "csv", "csv"),
         (None, None, "csv"),
         (None, "jsonl", "jsonl"),
     ],
@@ -219,7 +226,7 @@ def test_the_format_of_an_output(output: str | None, asked: str | None, form: st
     assert format_of(Path(output) if output else None, asked, default="csv") == form
 
 
-@pytest.mark.parametrize("name", ["out.txt", "out", "out.json", "out.csv.gz"])
+@pytest.mark.parametrize("name", ["out.txt", "out.json", "out.csv.gz"])
 def test_a_suffix_that_says_nothing(name: str) -> None:
     with pytest.raises(UsageError, match=r"none of \.csv, \.jsonl, .*choose with --format"):
         format_of(Path(name), None, default="csv")

@@ -1,0 +1,90 @@
+"""What tests of sources share: inputs of models that are not there, all rows of a source, stdin."""
+
+import hashlib
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from serving.readers.items import Batch, Source
+from serving.tensors import TensorInfo
+
+ROOT = Path(__file__).parents[2]
+MODEL = Path("model.onnx")
+IMAGES = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1))
+FEATURES = TensorInfo(name="features", dtype="float32", shape=("batch", 3))
+IDS = TensorInfo(name="ids", dtype="int64", shape=("batch", 2))
+TEXT = TensorInfo(name="text", dtype="object", shape=("batch",))
+
+
+def batches(source: Source, size: int = 4, start: int = 0) -> list[Batch]:
+    """The decoded chunks, each of which went to another process and back."""
+    made = []
+    there = pickle.loads(pickle.dumps(source))
+    for chunk in source.chunks(size, start):
+        assert chunk.start == start
+        batch = there.decode(pickle.loads(pickle.dumps(chunk)))
+        here = source.decode(chunk)
+        assert list(batch.ids) == list(here.ids)
+        assert batch.faults == here.faults
+        np.testing.assert_array_equal(batch.rows, here.rows)
+        assert len(batch.ids) == chunk.count == len(batch.rows) + len(batch.faults)
+        start += chunk.count
+        made.append(here)
+    assert all(len(batch.ids) == size for batch in made[:-1])
+    return made
+
+
+def rows_of(source: Source, size: int = 4, start: int = 0) -> np.ndarray:
+    """The rows that can be read."""
+    return np.concatenate([batch.rows for batch in batches(source, size, start)])
+
+
+def faults_of(source: Source, size: int = 4) -> dict[int, str]:
+    """Why rows cannot be read, by their index."""
+    return {
+        index * size + row: reason
+        for index, batch in enumerate(batches(source, size))
+        for row, reason in batch.faults.items()
+    }
+
+
+def as_stdin(content: bytes) -> io.TextIOWrapper:
+    """What `sys.stdin` is when some bytes are piped in."""
+    return io.TextIOWrapper(io.BytesIO(content))
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def resident_growth(code: str) -> int:
+    """The MiB by which a process grows at most while it runs `code`, which defines `source`.
+
+    The largest it ever was is looked at after every chunk, whose rows are all read.
+    """
+    program = f"""
+import numpy as np
+from pathlib import Path
+from serving.tensors import TensorInfo
+{code}
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
+for chunk in source.chunks(256):
+    source.decode(chunk).rows.sum()
+    break
+before = most = resident()
+for chunk in source.chunks(256):
+    source.decode(chunk).rows.sum()
+    most = max(most, resident())
+print((most - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)

@@ -1,0 +1,256 @@
+"""Arrays as sources: mapped or unpacked, from any row on, and never more of them than needed."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples_of_rows import (
+    FEATURES,
+    IMAGES,
+    MODEL,
+    TEXT,
+    as_stdin,
+    batches,
+    resident_growth,
+    rows_of,
+    sha256,
+)
+
+from serving.errors import InputError
+from serving.readers.arrays import open_array_rows, open_array_stream
+from serving.readers.rows import MappedRows, PackedRows
+
+ROWS = np.random.default_rng(3).normal(size=(11, 3)).astype(np.float32)
+
+
+def saved(path: Path, rows: np.ndarray, how: str) -> Path:
+    """The rows as a file: `how` is npy, stored or packed, and "columns" for Fortran's order."""
+    rows = np.asfortranarray(rows) if "columns" in how else rows
+    if "npy" in how:
+        np.save(path.with_suffix(".npy"), rows)
+        return path.with_suffix(".npy")
+    (np.savez_compressed if "packed" in how else np.savez)(path.with_suffix(".npz"), input=rows)
+    return path.with_suffix(".npz")
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("npy", MappedRows),
+        ("npy columns", MappedRows),
+        ("stored", MappedRows),
+        ("stored columns", MappedRows),
+        ("packed", PackedRows),
+        ("packed columns", PackedRows),
+    ],
+)
+@pytest.mark.parametrize("start", [0, 4, 8, 11])
+def test_the_rows_from_any_chunk_on(tmp_path: Path, how: str, kind: type, start: int) -> None:
+    path = saved(tmp_path / "rows", ROWS, how)
+    source = open_array_rows(path, FEATURES, MODEL)
+    assert isinstance(source, kind)
+    assert source.count == 11
+    assert not source.slow
+    made = batches(source, 4, start)
+    assert sum(len(batch.rows) for batch in made) == 11 - start
+    if made:
+        np.testing.assert_array_equal(np.concatenate([batch.rows for batch in made]), ROWS[start:])
+        assert [one for batch in made for one in batch.ids] == [
+            f"{path}:{index}" for index in range(start, 11)
+        ]
+        assert all(batch.rows.flags.c_contiguous for batch in made)
+        assert all(batch.rows.flags.aligned for batch in made)
+
+
+@pytest.mark.parametrize("how", ["npy", "stored"])
+def test_mapped_rows_are_not_copied(tmp_path: Path, how: str) -> None:
+    """Bytes lie well wherever they lie; what is larger is copied where it does not."""
+    pixels = np.random.default_rng(1).integers(0, 256, (9, 4, 5, 1), np.uint8)
+    source = open_array_rows(saved(tmp_path / "rows", pixels, how), IMAGES, MODEL)
+    for batch in batches(source):
+        assert isinstance(batch.rows.base, np.memmap)
+        assert not batch.rows.flags.writeable
+    np.testing.assert_array_equal(rows_of(source), pixels)
+
+
+def test_numbers_that_lie_badly_are_put_right(tmp_path: Path) -> None:
+    for name in ("x.npy", "xy.npy", "xyz.npy", "xyzz.npy"):
+        with (
+            zipfile.ZipFile(tmp_path / "rows.npz", "w") as archive,
+            archive.open(name, "w") as file,
+        ):
+            np.save(file, ROWS)
+        source = open_array_rows(tmp_path / "rows.npz", FEATURES, MODEL)
+        assert isinstance(source, MappedRows)
+        assert all(batch.rows.flags.aligned for batch in batches(source))
+        np.testing.assert_array_equal(rows_of(source), ROWS)
+
+
+def test_an_archive_behind_something_else(tmp_path: Path) -> None:
+    path = saved(tmp_path / "rows", ROWS, "stored")
+    path.write_bytes(b"#!/bin/sh\nexit\n" + path.read_bytes())
+    np.testing.assert_array_equal(rows_of(open_array_rows(path, FEATURES, MODEL)), ROWS)
+
+
+def test_a_chunk_of_which_not_all_rows_count(tmp_path: Path) -> None:
+    """As a limit cuts it: what is decoded has as many ids as rows."""
+    for how in ("npy", "packed"):
+        source = open_array_rows(saved(tmp_path / "rows", ROWS, how), FEATURES, MODEL)
+        chunk = dataclasses.replace(next(iter(source.chunks(8))), count=3)
+        batch = source.decode(chunk).first(chunk.count)
+        np.testing.assert_array_equal(batch.rows, ROWS[:3])
+        assert len(batch.ids) == 3
+
+
+def test_texts(tmp_path: Path) -> None:
+    texts = np.array(["good", "", "naïve"])
+    for how in ("npy", "stored", "packed"):
+        source = open_array_rows(saved(tmp_path / "rows", texts, how), TEXT, MODEL)
+        assert rows_of(source, 2).tolist() == texts.tolist()
+
+
+def test_the_fingerprint_tells_a_change(tmp_path: Path) -> None:
+    path = saved(tmp_path / "rows", ROWS, "npy")
+    before = open_array_rows(path, FEATURES, MODEL).fingerprint()
+    assert open_array_rows(path, FEATURES, MODEL).fingerprint() == before
+    np.save(path, ROWS[:5])
+    assert open_array_rows(path, FEATURES, MODEL).fingerprint() != before
+
+
+# What is damaged
+
+
+def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "rows", ROWS, "npy")
+    source = open_array_rows(path, FEATURES, MODEL)
+    first, *_, last = source.chunks(4)
+    path.write_bytes(path.read_bytes()[:-8])
+    np.testing.assert_array_equal(source.decode(first).rows, ROWS[:4])
+    with pytest.raises(InputError, match=r"rows\.npy changed while it was read"):
+        source.decode(last)
+
+
+def test_a_spoilt_member_is_told_when_it_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path / "rows", np.tile(ROWS, (500, 1)), "packed")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    source = open_array_rows(path, FEATURES, MODEL)
+    with pytest.raises(InputError, match=r"rows\.npz cannot be read to its end: "):
+        batches(source, 64)
+
+
+def test_a_sum_that_is_not_the_content_s(tmp_path: Path) -> None:
+    """Nothing else tells what was spoilt and can still be unpacked."""
+    path = saved(tmp_path / "rows", ROWS, "packed")
+    content = bytearray(path.read_bytes())
+    for signature, at in ((b"PK\3\4", 14), (b"PK\1\2", 16)):
+        content[content.index(signature) + at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="CRC"):
+        batches(open_array_rows(path, FEATURES, MODEL))
+
+
+def test_an_array_that_is_shorter_than_its_header_says(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", ROWS)
+    whole = (tmp_path / "rows.npy").read_bytes()
+    for content in (whole[:-1], whole[:20], b""):
+        for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            with zipfile.ZipFile(tmp_path / "rows.npz", "w", method) as archive:
+                archive.writestr("input.npy", content)
+            with pytest.raises(InputError, match=r"rows\.npz is not a \.npz file that can be read"):
+                open_array_rows(tmp_path / "rows.npz", FEATURES, MODEL)
+
+
+def test_a_member_that_does_not_lie_where_the_archive_says(tmp_path: Path) -> None:
+    path = saved(tmp_path / "rows", ROWS, "stored")
+    content = bytearray(path.read_bytes())
+    content[28:30] = b"\xff\xff"  # an extra field that reaches beyond the end
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"rows\.npz is not a \.npz file that can be read"):
+        open_array_rows(path, FEATURES, MODEL)
+
+
+# Stdin
+
+
+def npy(rows: np.ndarray, tmp_path: Path) -> bytes:
+    np.save(tmp_path / "sent.npy", rows)
+    return (tmp_path / "sent.npy").read_bytes()
+
+
+def test_an_array_from_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = npy(ROWS, tmp_path)
+    monkeypatch.setattr("sys.stdin", as_stdin(content))
+    source = open_array_stream(FEATURES, MODEL)
+    assert source.count == 11
+    assert source.fingerprint() is None
+    chunks = list(source.chunks(4))
+    np.testing.assert_array_equal(
+        np.concatenate([source.decode(chunk).rows for chunk in chunks]), ROWS
+    )
+    assert list(source.decode(chunks[-1]).ids) == ["stdin:8", "stdin:9", "stdin:10"]
+    header = len(content) - ROWS.nbytes
+    assert [chunk.digest for chunk in chunks] == [
+        sha256(content[: header + rows * 12]) for rows in (4, 8, 11)
+    ]
+
+
+def test_an_array_from_stdin_from_a_later_row_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = npy(ROWS, tmp_path)
+    monkeypatch.setattr("sys.stdin", as_stdin(content))
+    source = open_array_stream(FEATURES, MODEL)
+    (chunk,) = source.chunks(8, 8)
+    np.testing.assert_array_equal(source.decode(chunk).rows, ROWS[8:])
+    assert chunk.digest == sha256(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda content: content[:-1], "stdin ends after 10 rows, its header tells of 11"),
+        (lambda content: content + b"x", "stdin goes on after the 11 rows of its header"),
+        (lambda content: content[:9], "stdin is not a .npy file that can be read"),
+        (lambda content: b"a,b,c\n", "stdin is not a .npy file that can be read"),
+    ],
+)
+def test_stdin_that_is_no_whole_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: object, told: str
+) -> None:
+    content = npy(ROWS, tmp_path)
+    monkeypatch.setattr("sys.stdin", as_stdin(change(content)))  # type: ignore[operator]
+    with pytest.raises(InputError) as caught:
+        list(open_array_stream(FEATURES, MODEL).chunks(4))
+    assert told in str(caught.value)
+
+
+def test_objects_from_stdin_are_not_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = npy(np.array([{"a": 1}], dtype=object), tmp_path)
+    monkeypatch.setattr("sys.stdin", as_stdin(content))
+    with pytest.raises(InputError, match="pickled objects"):
+        open_array_stream(FEATURES, MODEL)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("in_columns", [False, True])
+def test_a_large_array_does_not_fill_the_memory(tmp_path: Path, in_columns: bool) -> None:
+    path = tmp_path / "rows.npy"
+    rows = 400_000  # 200 MiB, none of which is on the disk
+    header = {"descr": "|u1", "fortran_order": in_columns, "shape": (rows, 512)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + rows * 512)
+    growth = resident_growth(f"""
+from serving.readers.arrays import open_array_rows
+info = TensorInfo(name="x", dtype="uint8", shape=("n", 512))
+source = open_array_rows(Path({str(path)!r}), info, Path("m"))
+""")
+    assert growth < 64

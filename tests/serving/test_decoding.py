@@ -1,0 +1,474 @@
+import io
+import pickle
+import struct
+import sys
+import threading
+import types
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_images import (
+    MODES,
+    as_image,
+    chunks_of,
+    decoder,
+    encoded,
+    header,
+    picture,
+    png,
+    saved,
+    with_segment,
+    write,
+)
+
+from serving.errors import InputError
+from serving.readers import decoding
+from serving.readers.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large, tried
+from serving.readers.items import Unreadable
+from serving.readers.plain import plain_picture
+from serving.tensors import TensorInfo
+
+ADOBE = b"Adobe\0\x64\0\0\0\0\x01"
+PLAIN: dict[str, tuple[int, Callable[[np.ndarray], bytes]]] = {
+    "grey.png": (1, lambda pixels: encoded(pixels, "PNG")),
+    "rgb.png": (3, lambda pixels: encoded(pixels, "PNG")),
+    "rgba.png": (4, lambda pixels: encoded(pixels, "PNG")),
+    "resolution.png": (3, lambda pixels: encoded(pixels, "PNG", dpi=(72, 72))),
+    "grey.jpg": (1, lambda pixels: encoded(pixels, "JPEG")),
+    "rgb.jpg": (3, lambda pixels: encoded(pixels, "JPEG", quality=90)),
+    "444.jpg": (3, lambda pixels: encoded(pixels, "JPEG", subsampling=0)),
+    "422.jpg": (3, lambda pixels: encoded(pixels, "JPEG", subsampling=1)),
+    "progressive.jpg": (3, lambda pixels: encoded(pixels, "JPEG", progressive=True)),
+    "progressive-grey.jpg": (1, lambda pixels: encoded(pixels, "JPEG", progressive=True)),
+    "optimized.jpg": (3, lambda pixels: encoded(pixels, "JPEG", optimize=True, comment="a cat")),
+    "profile.jpg": (3, lambda pixels: encoded(pixels, "JPEG", icc_profile=b"p" * 300)),
+    "adobe.jpg": (3, lambda pixels: with_segment(encoded(pixels, "JPEG"), 0xEE, ADOBE)),
+}
+
+
+@pytest.fixture
+def opencv() -> None:
+    """OpenCV is there; without it Pillow would be compared with itself."""
+    pytest.importorskip("cv2")
+    assert decoding._opencv() is not None
+
+
+@pytest.fixture
+def no_pillow(opencv: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow opens nothing."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Pillow was asked")
+
+    monkeypatch.setattr(Image, "open", refuse)
+
+
+@pytest.fixture
+def without_opencv(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    decoding._opencv.cache_clear()
+    yield
+    decoding._opencv.cache_clear()
+
+
+def by_pillow(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def reason(content: bytes, one: ImageDecoder) -> str:
+    with pytest.raises(ValueError, match=r".") as caught:
+        one.decode(content)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def agree(content: bytes, one: ImageDecoder) -> str:
+    """What the two decoders make of bytes is the same; which of the two it is."""
+    alone = ImageDecoder(shape=one.shape, resize=one.resize, opencv=False)
+    found, expected = tried(one.decode, content), tried(alone.decode, content)
+    if isinstance(expected, str):
+        assert isinstance(found, str), (expected, content)
+        assert found == expected
+        return "refused"
+    assert not isinstance(found, str), (found, content)
+    np.testing.assert_array_equal(found, expected)
+    return "read"
+
+
+# What is plain goes through OpenCV, with the pixels of Pillow
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_images_have_the_same_pixels(opencv: None, name: str) -> None:
+    channels, encode = PLAIN[name]
+    pixels = picture(channels=channels)
+    content = encode(pixels)
+    assert agree(content, decoder(pixels)) == "read"
+    assert agree(content, decoder(pixels, resize=True)) == "read"
+    np.testing.assert_array_equal(decoder(pixels).decode(content), by_pillow(content))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_images_do_without_pillow(no_pillow: None, name: str) -> None:
+    channels, encode = PLAIN[name]
+    pixels = picture(channels=channels)
+    read = decoder(pixels).decode(encode(pixels))
+    assert (read.shape, read.dtype) == (pixels.shape, np.uint8)
+    assert abs(read.astype(int) - pixels).mean() < (1e-9 if name.endswith("png") else 12)
+
+
+@pytest.mark.parametrize("size", [(20, 30), (224, 224), (37, 61), (1, 1), (8, 9)])
+@pytest.mark.parametrize("quality", [30, 75, 95])
+def test_jpegs_have_the_same_pixels_at_any_size(
+    opencv: None, size: tuple[int, int], quality: int
+) -> None:
+    pixels = picture(*size)
+    for subsampling in (0, 1, 2):
+        content = encoded(pixels, "JPEG", quality=quality, subsampling=subsampling)
+        assert plain_picture(content, pixels.shape) is not None
+        assert agree(content, decoder(pixels)) == "read"
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("shape", [(20, 30), (7, 5), (64, 90)])
+def test_resized_pixels_are_the_same(opencv: None, name: str, shape: tuple[int, int]) -> None:
+    channels, encode = PLAIN[name]
+    content = encode(picture(40, 50, channels))
+    assert agree(content, ImageDecoder(shape=(*shape, channels), resize=True)) == "read"
+
+
+def test_what_is_no_picture_is_left_out() -> None:
+    plain = plain_picture(encoded(picture(20, 30, 4), "PNG", dpi=(72, 72)), (20, 30, 4))
+    assert plain is not None
+    assert [kind for kind, _ in chunks_of(plain)] == [b"IHDR", b"IDAT", b"IEND"]
+    plain = plain_picture(encoded(picture(20, 30, 1), "JPEG", comment="a cat"), (20, 30, 1))
+    assert plain is not None
+    assert b"a cat" not in plain
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_picture_of_another_shape_is_not_looked_into(name: str) -> None:
+    channels, encode = PLAIN[name]
+    content = encode(picture(20, 30, channels))
+    assert plain_picture(content, (20, 30, channels)) is not None
+    for shape in ((30, 20, channels), (20, 31, channels), (21, 30, channels), (20, 30, 2)):
+        assert plain_picture(content, shape) is None
+
+
+# What is not plain goes to Pillow
+
+
+def not_plain() -> dict[str, bytes]:
+    pixels = picture()
+    grey, image = picture(channels=1), as_image(pixels)
+    whole, jpeg = encoded(pixels, "PNG"), encoded(pixels, "JPEG")
+    (_, ihdr), (_, idat), (_, iend) = chunks_of(whole)
+    parts = (b"IHDR", ihdr), (b"IDAT", idat), (b"IEND", iend)
+    wrong_sum = bytearray(whole)
+    wrong_sum[-16] ^= 1  # the sum of the pixels
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    scan = jpeg.index(b"\xff\xda")
+    return {
+        "palette": saved(image.convert("P"), "PNG"),
+        "one bit": saved(image.convert("1"), "PNG"),
+        "grey with alpha": saved(image.convert("LA"), "PNG"),
+        "16 bits": saved(Image.fromarray(np.zeros((20, 30), np.uint16)), "PNG"),
+        "transparent colour": saved(image, "PNG", transparency=(1, 2, 3)),
+        "animated": saved(image, "PNG", save_all=True, append_images=[image.rotate(90)]),
+        "interlaced": png((b"IHDR", ihdr[:-1] + b"\1"), *parts[1:]),
+        "profile": encoded(pixels, "PNG", icc_profile=b"p" * 50),
+        "wrong sum": bytes(wrong_sum),
+        "no pixels": png(parts[0], parts[2]),
+        "no end": png(*parts[:2]),
+        "more after the end": whole + b"\0",
+        "two headers": png(parts[0], *parts),
+        "pixels in two places": png(
+            parts[0], (b"IDAT", idat[:50]), (b"pHYs", bytes(9)), (b"IDAT", idat[50:]), parts[2]
+        ),
+        "short resolution": png(parts[0], (b"pHYs", bytes(8)), *parts[1:]),
+        "a text that Pillow takes for a flag": png(
+            parts[0], (b"tEXt", b"interlace\0001"), *parts[1:]
+        ),
+        "unknown chunk": png(parts[0], (b"quIt", b""), *parts[1:]),
+        "cmyk": saved(image.convert("CMYK"), "JPEG"),
+        "turned": saved(image, "JPEG", exif=exif),
+        "two pictures": saved(image, "MPO", save_all=True, append_images=[image]),
+        "restart markers": saved(image, "JPEG", restart_marker_blocks=1),
+        "adobe without a transform": with_segment(jpeg, 0xEE, ADOBE[:-1] + b"\0"),
+        "photoshop": with_segment(jpeg, 0xED, b"Photoshop 3.0\x008BIM"),
+        "short profile": with_segment(jpeg, 0xE2, b"ICC_PROFILE\0\1"),
+        "short name": with_segment(jpeg, 0xE0, b"JFIF\0"),
+        "marker among the pixels": jpeg[: scan + 40] + b"\xff\xc4" + jpeg[scan + 40 :],
+        "no end of the JPEG": jpeg[:-2],
+        "two frames": with_segment(jpeg, 0xC0, struct.pack(">BHHB", 8, 20, 30, 3) + bytes(9)),
+        "bmp": encoded(pixels, "BMP"),
+        "webp": encoded(pixels, "WEBP", lossless=True),
+        "tiff": encoded(grey, "TIFF"),
+        "nothing": b"",
+        "a text": b"hello",
+        "a start alone": b"\x89PNG\r\n\x1a\n",
+        "a start of a JPEG alone": b"\xff\xd8\xff",
+        "a marker alone": b"\xff\xd8\xff\xd9",
+    }
+
+
+@pytest.mark.parametrize("name", not_plain())
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("resize", [False, True])
+def test_all_else_is_judged_by_pillow(name: str, channels: int, resize: bool) -> None:
+    content = not_plain()[name]
+    assert plain_picture(content, (20, 30, channels)) is None
+    agree(content, ImageDecoder(shape=(20, 30, channels), resize=resize))
+
+
+def test_an_image_that_lies_on_its_side_is_not_turned() -> None:
+    pixels = picture()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(pixels, "JPEG", exif=exif)
+    assert decoder(pixels).decode(content).shape == pixels.shape
+
+
+def test_texts_do_not_matter(no_pillow: None) -> None:
+    pixels = picture(channels=1)
+    (_, ihdr), (_, idat), (_, iend) = chunks_of(encoded(pixels, "PNG"))
+    texts = [
+        (b"tEXt", b"Software\0Matplotlib"),
+        (b"tEXt", b"date:create\x002026"),
+        (b"gAMA", b"\0" * 4),
+    ]
+    content = png(
+        (b"IHDR", ihdr),
+        *texts,
+        (b"IDAT", idat[:9]),
+        (b"IDAT", idat[9:]),
+        (b"tIME", bytes(7)),
+        (b"IEND", iend),
+    )
+    np.testing.assert_array_equal(decoder(pixels).decode(content), pixels)
+
+
+# What is spoilt: the verdict and the pixels are those of Pillow
+
+
+def spoilt(content: bytes, rng: np.random.Generator, first: int = 0) -> bytes:
+    """Bytes changed, cut off, doubled or left out."""
+    found = bytearray(content)
+    kind = rng.integers(0, 8)
+    at, other = sorted(rng.integers(first, len(content), 2))
+    if kind == 0:
+        return bytes(found[:at])
+    if kind == 1:
+        return bytes(found[:at] + found[other:])
+    if kind == 2:
+        return bytes(found[:other] + found[at:])
+    for _ in range(rng.integers(1, 4)):
+        found[rng.integers(first, len(content))] ^= rng.integers(1, 256)
+    return bytes(found)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("resize", [False, True])
+def test_spoilt_files(opencv: None, name: str, resize: bool) -> None:
+    channels, encode = PLAIN[name]
+    pixels = picture(channels=channels)
+    content, rng = encode(pixels), np.random.default_rng(len(name))
+    takes = decoder(pixels, resize=resize)
+    verdicts = [agree(spoilt(content, rng), takes) for _ in range(150)]
+    assert "refused" in verdicts
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name.endswith("png")])
+def test_spoilt_chunks_whose_sums_are_right(opencv: None, name: str) -> None:
+    """What no sum tells: the pixels themselves, or the sizes, are not what they should be."""
+    channels, encode = PLAIN[name]
+    pixels = picture(channels=channels)
+    chunks, rng = chunks_of(encode(pixels)), np.random.default_rng(len(name))
+    plain = 0
+    for _ in range(150):
+        which = rng.integers(0, len(chunks) - 1)
+        kind, payload = chunks[which]
+        changed = [*chunks]
+        changed[which] = (kind, spoilt(payload, rng))
+        content = png(*changed)
+        plain += plain_picture(content, pixels.shape) is not None
+        agree(content, decoder(pixels))
+    assert plain > 20
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name.endswith("jpg")])
+def test_spoilt_scans(opencv: None, name: str) -> None:
+    channels, encode = PLAIN[name]
+    pixels = picture(40, 50, channels)
+    content, rng = encode(pixels), np.random.default_rng(len(name))
+    first, plain = content.index(b"\xff\xda") + 12, 0
+    for _ in range(150):
+        broken = bytearray(content)
+        broken[rng.integers(first, len(content) - 2)] ^= rng.integers(1, 256)
+        plain += plain_picture(bytes(broken), pixels.shape) is not None
+        agree(bytes(broken), decoder(pixels))
+    assert plain > 20
+
+
+def test_pixels_that_are_too_few_or_too_many(opencv: None) -> None:
+    pixels = picture(channels=1)
+    lines = b"".join(b"\0" + row.tobytes() for row in pixels)
+    for idat in (
+        zlib.compress(lines[:100]),
+        zlib.compress(lines + b"more"),
+        zlib.compress(lines) + b"more",
+        zlib.compress(lines)[:-4],
+        zlib.compress(lines)[:-40],
+        zlib.compress(b"\x09" + lines[1:]),
+        zlib.compress(b""),
+        b"",
+    ):
+        content = png(
+            (b"IHDR", chunks_of(encoded(pixels, "PNG"))[0][1]), (b"IDAT", idat), (b"IEND", b"")
+        )
+        agree(content, decoder(pixels))
+
+
+# Sizes
+
+
+def test_a_picture_of_too_many_pixels_is_refused_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = picture()
+    for limit in (400, 100):  # Pillow alone warns up to twice its limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        for form in ("PNG", "JPEG", "WEBP", "BMP", "TIFF"):
+            for opencv in (False, True):
+                takes = decoder(pixels, opencv=opencv)
+                assert reason(encoded(pixels, form), takes) == f"it has more than {limit} pixels"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert decoder(pixels).decode(encoded(pixels, "PNG")).shape == pixels.shape
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    content = (
+        b"\x89PNG\r\n\x1a\n" + header(60_000, 60_000) + png((b"IDAT", b""), (b"IEND", b""))[8:]
+    )
+    for resize in (False, True):
+        assert "it has more than" in reason(content, ImageDecoder(shape=(4, 5, 1), resize=resize))
+
+
+def test_large_files_are_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "large.png", encoded(picture(), "PNG"))
+    with path.open("r+b") as file:
+        file.truncate(MOST_BYTES + 1)
+    told = f"it has {MOST_BYTES + 1} bytes, the limit is {MOST_BYTES}"
+    assert tried(decoder(picture()).decode_file, path) == told
+    with pytest.raises(ValueError, match=r"it has 11 bytes, the limit is 10"):
+        refuse_large(11, 10)
+    refuse_large(10, 10)
+
+
+def test_files_of_some_size_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = picture()
+    monkeypatch.setattr(decoding, "WHOLE_BYTES", 100)
+    monkeypatch.setattr(ImageDecoder, "decode", None)
+    for form in ("png", "jpeg", "tiff", "bmp"):
+        content = encoded(pixels, form)
+        path = write(tmp_path / f"a.{form}", content)
+        np.testing.assert_array_equal(decoder(pixels).decode_file(path), by_pillow(content))
+
+
+# Batches, processes and threads
+
+
+def test_a_batch_of_files(tmp_path: Path) -> None:
+    pixels = picture()
+    good = write(tmp_path / "a.png", encoded(pixels, "PNG"))
+    empty = write(tmp_path / "b.png", b"")
+    batch = decoder(pixels).decode_files([str(good), str(empty), str(good), "a\0b"])
+    assert batch.ids == [str(good), str(empty), str(good), "a\0b"]
+    assert batch.rows.shape == (2, *pixels.shape)
+    assert batch.unreadable[0] == Unreadable(str(empty), "it is empty")
+    assert "null byte" in batch.unreadable[1].reason
+    nothing = decoder(pixels).decode_files([str(empty)])
+    assert (nothing.rows.shape, nothing.rows.dtype) == ((0, *pixels.shape), np.uint8)
+
+
+def test_a_decoder_can_be_sent() -> None:
+    takes = decoder(picture(), resize=True, opencv=False)
+    assert pickle.loads(pickle.dumps(takes)) == takes
+
+
+def test_threads_leave_the_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of many threads would otherwise restore what another had set."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    small, large = picture(10, 10), picture(20, 30)
+    contents = [encoded(small, "BMP"), encoded(large, "BMP")] * 100
+    takes = decoder(small)
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda content: tried(takes.decode, content), contents))
+    assert not caught
+    assert warnings.filters == before
+    assert all(isinstance(result, np.ndarray) for result in results[::2])
+    assert set(results[1::2]) == {"it has more than 400 pixels"}
+    assert threading.active_count() < 8
+
+
+def test_pillow_alone(without_opencv: None) -> None:
+    assert decoding._opencv() is None
+    pixels = picture(channels=4)
+    np.testing.assert_array_equal(decoder(pixels).decode(encoded(pixels, "PNG")), pixels)
+
+
+def test_an_old_opencv_is_not_used(without_opencv: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
+    assert decoding._opencv() is None
+
+
+def test_an_opencv_that_fails_leaves_it_to_pillow(
+    opencv: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cv2
+
+    def fail(*_: object) -> None:
+        raise cv2.error("out of memory")
+
+    monkeypatch.setattr(cv2, "imdecode", fail)
+    pixels = picture()
+    np.testing.assert_array_equal(decoder(pixels).decode(encoded(pixels, "PNG")), pixels)
+
+
+# Models
+
+
+def info(*axes: int | str, dtype: str = "uint8") -> TensorInfo:
+    return TensorInfo(name="images", dtype=dtype, shape=("batch", *axes))
+
+
+@pytest.mark.parametrize("channels", MODES)
+def test_a_model_that_takes_images(channels: int) -> None:
+    found = image_decoder("a.png", info(4, 5, channels), Path("m.onnx"), resize=True)
+    assert found == ImageDecoder(shape=(4, 5, channels), resize=True)
+
+
+@pytest.mark.parametrize(
+    "takes",
+    [
+        info(4, 5, 2),
+        info(4, 5),
+        info("height", "width", 3),
+        info(4, 5, 3, dtype="float32"),
+        info(dtype="object"),
+    ],
+)
+def test_a_model_that_takes_none(takes: TensorInfo) -> None:
+    with pytest.raises(InputError) as caught:
+        image_decoder(Path("a.png"), takes, Path("m.onnx"), resize=False)
+    assert str(caught.value) == (
+        f"a.png: m.onnx takes {takes.takes()}, which no image is; give such rows as .npy"
+    )
