@@ -19,7 +19,9 @@ from pipeline.records.benchmark import BenchmarkReport
 from pipeline.records.bundle import BundleReport, Gain
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.train import TrainReport
+from pipeline.reference import reference_of
 from serving.bundle import BundleContents, Source, write_bundle
+from serving.drift.reference import Reference
 from serving.files import require, sha256_of_bytes, write_json
 from serving.session import open_session
 
@@ -39,7 +41,7 @@ def bundle(
     """Write the bundle `folder` of the best of `models`.
 
     `measured` is the folder of the experiment's train.json, parity.json and benchmark.json, `data`
-    the preprocessed data set that the golden rows come from.
+    the preprocessed data set that the golden rows and the statistics of `reference.json` come from.
 
     Raises MissingInputError, GateError when fp32 did not pass its gate, and IntegrityError when a
     file is not the one that was measured.
@@ -51,22 +53,19 @@ def bundle(
     variant, reason = choose(gains, experiment.bundle)
     proven = parity.variants[variant]
     content = _proven_bytes(models[variant], proven, timed, variant)
-    golden = ready.open_split(data, "test").inputs[: experiment.bundle.golden_rows]
     contents = BundleContents(
         name=experiment.name,
         variant=variant,
         model=content,
         labels=trained.labels,
-        golden_input=np.array(golden),
+        golden_input=np.array(
+            ready.open_split(data, "test").inputs[: experiment.bundle.golden_rows]
+        ),
         golden_max_abs_diff=_golden_limit(proven),
         metrics=_metrics(trained, proven),
         parity=gates_of(proven),
-        source=Source(
-            dataset=experiment.dataset,
-            weights_sha256=trained.weights_sha256,
-            git_revision=trained.git_revision,
-            ferry_version=open_session(content, threads=1).metadata["ferry.version"],
-        ),
+        source=_source(experiment, trained, content),
+        reference=_reference(models[variant], data),
     )
     manifest = write_bundle(folder, contents)
     report = BundleReport(
@@ -101,6 +100,25 @@ def choose(gains: Mapping[str, Gain], config: BundleConfig) -> tuple[str, str]:
     others = ", ".join(f"{name} {_told(gain)}" for name, gain in gains.items() if name != "fp32")
     told = f" ({others} times as good)" if others else ""
     return "fp32", f"no other variant is {config.min_gain:g} times better in {config.goal}{told}"
+
+
+def _source(experiment: Experiment, trained: TrainReport, content: bytes) -> Source:
+    return Source(
+        dataset=experiment.dataset,
+        weights_sha256=trained.weights_sha256,
+        git_revision=trained.git_revision,
+        ferry_version=open_session(content, threads=1).metadata["ferry.version"],
+    )
+
+
+def _reference(model: Path, data: Path) -> Reference:
+    """Of the rows that the model was fitted to, and of its answers to rows that it was not."""
+    return reference_of(
+        model,
+        ready.open_split(data, "train").inputs,
+        held_out=ready.open_split(data, "validation").inputs,
+        data=data.name,
+    )
 
 
 def _told(gain: Gain) -> str:

@@ -15,8 +15,10 @@ from pipeline.bundle_proof import Proof, read_proof
 from pipeline.errors import InputError
 from pipeline.onnxfile_checks import load_foreign
 from pipeline.proof.rows import open_rows
+from pipeline.reference import reference_of
 from pipeline.tracing.values import Array, fed
 from serving.bundle import BundleContents, Source, write_bundle
+from serving.drift.reference import Reference
 from serving.feeds import fixed_batch
 from serving.files import require, sha256_of_bytes
 from serving.manifest import FOREIGN
@@ -42,6 +44,8 @@ class FileBundleReport:
     """The reference of its parity report."""
     classes: int
     golden_rows: int
+    reference_rows: int
+    """Whose distribution the bundle keeps, 0 if none were given."""
     bytes: int
     """Of the whole folder."""
     digest: str
@@ -49,13 +53,21 @@ class FileBundleReport:
 
 
 def bundle_file(
-    model: Path, folder: Path, *, rows: str, parity: Path, labels: Path | None = None
+    model: Path,
+    folder: Path,
+    *,
+    rows: str,
+    parity: Path,
+    labels: Path | None = None,
+    reference: str | None = None,
 ) -> FileBundleReport:
     """Write the bundle `folder` of the ONNX file `model`, byte for byte as it is.
 
     `rows` is what `open_rows` takes, whose first ones become the golden rows; `parity` the report
     of a comparison in which `model` was the candidate, or of its export; `labels` a text file with
-    a line for each class. Without it the classes are numbered, as `ferry predict` does.
+    a line for each class. Without it the classes are numbered, as `ferry predict` does. `reference`
+    is the rows that the model was trained on, or others like them, if their distribution is to be
+    kept.
 
     Raises MissingInputError; ModelError for a file that `load_foreign` refuses or that does not
     run; GateError for a report that did not pass; IntegrityError for one about another file; and
@@ -70,6 +82,7 @@ def bundle_file(
     golden = _golden_rows(rows, session)
     answers = session.run({session.inputs[0].name: fed(golden)})
     names = _labels(labels, answers)
+    training = None if reference is None else _reference(model, reference, session)
     contents = BundleContents(
         name=model.stem,
         variant=FOREIGN,
@@ -79,12 +92,8 @@ def bundle_file(
         golden_max_abs_diff=_tolerance(proof, list(answers.values())),
         metrics={} if proof.accuracy is None else {"accuracy": proof.accuracy},
         parity=proof.gates,
-        source=Source(
-            dataset=proof.data,
-            weights_sha256=proof.reference_sha256,
-            git_revision=UNKNOWN,
-            ferry_version=metadata.version("onnx-ferry"),
-        ),
+        source=_source(proof),
+        reference=training,
     )
     manifest = write_bundle(folder, contents)
     return FileBundleReport(
@@ -93,9 +102,25 @@ def bundle_file(
         proven_against=proof.reference,
         classes=len(names),
         golden_rows=len(golden),
+        reference_rows=training.rows if training else 0,
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         digest=manifest.digest,
     )
+
+
+def _source(proof: Proof) -> Source:
+    return Source(
+        dataset=proof.data,
+        weights_sha256=proof.reference_sha256,
+        git_revision=UNKNOWN,
+        ferry_version=metadata.version("onnx-ferry"),
+    )
+
+
+def _reference(model: Path, rows: str, session: Session) -> Reference:
+    opened = open_rows(rows, session.inputs)
+    array = opened.inputs[session.inputs[0].name]
+    return reference_of(model, array, held_out=array, data=opened.name)
 
 
 def _check_inputs(model: Path, session: Session) -> None:

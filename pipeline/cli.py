@@ -14,6 +14,7 @@ from pipeline.asides import results
 from pipeline.commands.bundle import bundle
 from pipeline.commands.export import export
 from pipeline.commands.parity import parity
+from pipeline.commands.predict import predict
 from pipeline.commands.quantize import quantize
 from pipeline.tuning.cli import tune
 from serving import cli as serving_cli
@@ -226,7 +227,7 @@ ferry.add_command(parity)
 ferry.add_command(quantize)
 ferry.add_command(results)
 ferry.add_command(tune)
-ferry.add_command(serving_cli.predict)
+ferry.add_command(predict)
 ferry.add_command(serving_cli.bench)
 ferry.add_command(serving_cli.verify)
 ferry.add_command(serving_cli.doctor)

@@ -11,13 +11,14 @@ import dataclasses
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
+from serving.drift.reference import REFERENCE, Reference, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import sha256_of_bytes, write_bytes, write_json
 from serving.golden import INPUT, check_golden, make_golden
@@ -40,6 +41,7 @@ __all__ = [
     "FILES",
     "GOLDEN",
     "LABELS",
+    "OPTIONAL",
     "RUNNER",
     "RUNNER_SOURCE",
     "Bundle",
@@ -58,6 +60,7 @@ __all__ = [
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
+OPTIONAL = (REFERENCE,)
 NPZ_ARGUMENTS = ("file", "allow_pickle")
 """What `np.savez` could not tell from the name of an array."""
 RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
@@ -82,6 +85,8 @@ class BundleContents:
     metrics: Mapping[str, float]
     parity: Mapping[str, Gate]
     source: Source
+    reference: Reference | None = None
+    """How the training data are distributed; None where nobody has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,15 @@ class Bundle:
         """The ONNX file."""
         return self.contents[MODEL]
 
+    def reference(self) -> Reference | None:
+        """How the training data are distributed, None if nobody had them.
+
+        Raises IntegrityError for one that ferry did not write.
+        """
+        if REFERENCE not in self.contents:
+            return None
+        return read_reference(self.contents[REFERENCE], str(self.folder / REFERENCE))
+
 
 def open_bundle(folder: Path) -> Bundle:
     """Read a bundle after checking the size and the sha256 of each of its files.
@@ -108,13 +122,15 @@ def open_bundle(folder: Path) -> Bundle:
     if not folder.is_dir():
         raise MissingInputError(f"{folder} is not a folder; `ferry bundle {folder.name}` makes it")
     manifest = read_manifest(folder)
-    if set(manifest.files) != set(FILES):
+    names = set(manifest.files)
+    if names - set(OPTIONAL) != set(FILES):
         raise IntegrityError(
-            f"{folder / MANIFEST} lists {sorted(manifest.files)}, a bundle has {sorted(FILES)}"
+            f"{folder / MANIFEST} lists {sorted(names)}, a bundle has {sorted(FILES)} and may have "
+            f"{', '.join(OPTIONAL)}"
         )
-    wrong = _surprises(folder)
+    wrong = _surprises(folder, names)
     contents: dict[str, bytes] = {}
-    for name in sorted(set(FILES) - set(wrong)):
+    for name in sorted(names - set(wrong)):
         contents[name], difference = _read(folder / name, manifest.files[name])
         if difference:
             wrong[name] = difference
@@ -187,12 +203,15 @@ def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
         )
     if any(len(label.splitlines()) != 1 for label in contents.labels):
         raise InputError("a label is one line of text")
-    return {
+    files = {
         MODEL: contents.model,
         LABELS: "".join(f"{label}\n" for label in contents.labels).encode(),
         GOLDEN: make_golden(session, contents.golden_input),
         RUNNER: RUNNER_SOURCE.read_bytes(),
     }
+    if contents.reference:
+        files[REFERENCE] = contents.reference.content()
+    return files
 
 
 def _manifest(contents: BundleContents, session: Session, files: Mapping[str, bytes]) -> Manifest:
@@ -221,18 +240,18 @@ def _manifest(contents: BundleContents, session: Session, files: Mapping[str, by
     return sealed(manifest)
 
 
-def _surprises(folder: Path) -> dict[str, str]:
+def _surprises(folder: Path, names: Set[str]) -> dict[str, str]:
     """Every entry of a bundle's folder that has no business there, and every file it lacks."""
     wrong: dict[str, str] = {}
     found = set()
     with os.scandir(folder) as entries:
         for entry in entries:
             found.add(entry.name)
-            if entry.name not in (*FILES, MANIFEST):
+            if entry.name not in {*names, MANIFEST}:
                 wrong[entry.name] = "is not listed in the manifest (take it away)"
             elif not entry.is_file(follow_symlinks=False):
                 wrong[entry.name] = "is a link or a folder, not a plain file"
-    return wrong | {name: "is missing" for name in FILES if name not in found}
+    return wrong | {name: "is missing" for name in sorted(names) if name not in found}
 
 
 def _read(path: Path, info: FileInfo) -> tuple[bytes, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundle import GOLDEN, LABELS, RUNNER, RUNNER_SOURCE, Bundle, open_bundle
+from serving.drift.reference import REFERENCE, read_reference
 from serving.errors import IntegrityError, ModelError
 from serving.golden import check_golden
 from serving.manifest import FOREIGN, Manifest
@@ -103,6 +104,8 @@ def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
     yield _check("parity", lambda: _parity(bundle.manifest))
     yield _check("golden", lambda: _golden(bundle, session))
     yield _check("profiles", lambda: _profiles(bundle.manifest))
+    if REFERENCE in bundle.contents:
+        yield _check("reference", lambda: _reference(bundle.contents[REFERENCE], bundle.manifest))
     if bundle.contents[RUNNER] == RUNNER_SOURCE.read_bytes():
         yield _check("runner", lambda: _runner(bundle))
     else:
@@ -211,6 +214,14 @@ def _profiles(manifest: Manifest) -> str:
     """What was tuned, each for its processor; the manifest was refused if one cannot be."""
     told = [f"{one.told()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles]
     return "; ".join(told) or "none; `ferry bench --tune` makes one"
+
+
+def _reference(content: bytes, manifest: Manifest) -> str:
+    """It can be read, and is of these classes; only the training data could prove what it says."""
+    reference = read_reference(content, REFERENCE)
+    if reference.classes:
+        _same(f"classes of {REFERENCE}", len(reference.classes), len(manifest.labels))
+    return f"{len(reference.quantities)} quantities of {reference.rows} rows of {reference.data}"
 
 
 def _machine(profile: Profile) -> str:

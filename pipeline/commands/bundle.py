@@ -41,10 +41,11 @@ class Subject(click.ParamType["Experiment | Path"]):
 @click.option("--parity", metavar="REPORT.json", type=PATH, help="The proof of MODEL.onnx.")
 @click.option("-o", "--output", metavar="DIR", type=PATH, help="The bundle of MODEL.onnx.")
 @click.option("--labels", metavar="FILE", type=PATH, help="A line for each class of MODEL.onnx.")
+@click.option("--reference", metavar="ROWS", help="Training rows of MODEL.onnx, to tell drift.")
 @track_option
 @json_option
 def bundle(
-    experiment: "Experiment | Path", rows: str | None, track: bool, as_json: bool, **files: Any
+    experiment: "Experiment | Path", rows: str | None, track: bool, as_json: bool, **given: Any
 ) -> None:
     """Make the folder to deploy, of the best of EXPERIMENT's variants that passed their gates.
 
@@ -53,17 +54,23 @@ def bundle(
     `export --module`; the first 16 of ROWS become the rows that every device must answer alike. A
     model of several inputs can be compared, but not bundled: its runner feeds one.
 
+    The bundle of an experiment keeps how the training rows are distributed, and the answers to
+    those for validation, so that `ferry predict --reference` warns when its rows are others; that
+    of MODEL.onnx does with --reference ROWS.
+
     Example: ferry bundle mnist-cnn
 
     Example: ferry bundle net.onnx --data rows.npy --parity net.json -o made
     """
-    given = {name: value for name, value in files.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
     if isinstance(experiment, Path):
         if rows is None or "parity" not in given or "output" not in given:
             raise click.UsageError(f"{experiment} needs --data, --parity and --output")
         _bundle_file(experiment, rows, as_json=as_json, **given)
     elif rows is not None or given:
-        raise click.UsageError("--data, --parity, --output and --labels are for MODEL.onnx")
+        raise click.UsageError(
+            "--data, --parity, --output, --labels and --reference are for MODEL.onnx"
+        )
     else:
         _bundle_experiment(experiment, track=track, as_json=as_json)
 
@@ -91,10 +98,10 @@ def _bundle_file(
     *,
     parity: Path,
     output: Path,
-    labels: Path | None = None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     from pipeline.bundle_file import bundle_file
 
-    report = bundle_file(model, output, rows=rows, parity=parity, labels=labels)
+    report = bundle_file(model, output, rows=rows, parity=parity, **given)
     show(report, as_json=as_json, text=summary(report))

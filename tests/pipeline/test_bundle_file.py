@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -24,8 +25,12 @@ from pipeline.errors import (
 )
 from pipeline.records.module import ModuleReport
 from pipeline.records.parity import Limits, PairReport
+from pipeline.tracking.predictions import experiment_of
 from serving import open_model
+from serving.answers import answer
 from serving.bench import BenchOptions, bench
+from serving.bundle import open_bundle
+from serving.drift.check import open_check
 from serving.files import sha256_of_file, write_json
 from serving.manifest import read_manifest
 from serving.verify import verify
@@ -203,6 +208,56 @@ def test_the_report_of_an_export_is_a_proof_too(tmp_path: Path) -> None:
     assert set(manifest.parity) == {"max_abs_diff", "flips"}
 
 
+def test_predictions_are_tracked_under_the_bundles_name(proven: Path) -> None:
+    renamed = bundled(proven).rename(proven.parent / "on a device")
+    assert experiment_of(SimpleNamespace(model=renamed)) == "net"  # type: ignore[arg-type]
+    assert experiment_of(SimpleNamespace(model=proven)) == "net"  # type: ignore[arg-type]
+
+
+# How the training data are distributed
+
+
+def test_without_training_rows_there_is_no_reference(proven: Path) -> None:
+    folder = bundled(proven)
+    assert open_bundle(folder).reference() is None
+    assert not (folder / "reference.json").exists()
+
+
+def test_training_rows_tell_when_others_have_moved(proven: Path) -> None:
+    rng = np.random.default_rng(6)
+    np.save(proven.parent / "train.npy", rng.normal(size=(3000, 3)).astype(np.float32))
+    folder = proven.parent / "made"
+    arguments = {"rows": str(proven.parent / "rows.npy"), "parity": proven.with_suffix(".json")}
+    report = bundle_file(proven, folder, **arguments, reference=str(proven.parent / "train.npy"))
+    assert report.reference_rows == 3000
+    assert verify(folder).passed
+    reference = open_bundle(folder).reference()
+    assert reference is not None
+    assert reference.data == str(proven.parent / "train.npy")
+    assert sum(reference.classes) == 3000
+    assert len(reference.classes) == 4
+    check = open_check(folder)
+    rows = rng.normal(size=(500, 3)).astype(np.float32)
+    check.add(rows, answer(open_model(folder), [""] * 500, rows).columns)
+    assert check.report().moved == ()
+    rows[:, 2] += 3
+    check.add(rows, answer(open_model(folder), [""] * 500, rows).columns)
+    assert "feature 2" in {one.name for one in check.report().moved}
+
+
+def test_training_rows_that_the_model_does_not_take(proven: Path) -> None:
+    np.save(proven.parent / "train.npy", ROWS[:, :2])
+    arguments = {"rows": str(proven.parent / "rows.npy"), "parity": proven.with_suffix(".json")}
+    with pytest.raises(InputError, match=r"the model takes float32 \[rows, 3\]"):
+        bundle_file(
+            proven,
+            proven.parent / "made",
+            **arguments,
+            reference=str(proven.parent / "train.npy"),
+        )
+    assert not (proven.parent / "made").exists()
+
+
 # Nothing unproven ships
 
 
@@ -328,6 +383,14 @@ def test_the_command(proven: Path) -> None:
     assert code == 0, err
     assert json.loads(out)["golden_rows"] == GOLDEN_ROWS
     assert verify(folder).passed
+
+
+def test_the_command_takes_training_rows(proven: Path) -> None:
+    rows, report = proven.parent / "rows.npy", proven.with_suffix(".json")
+    given = ["--data", rows, "--parity", report, "--output", proven.parent / "shipped"]
+    code, out, err = run(proven, *given, "--reference", rows, "--json")
+    assert code == 0, err
+    assert json.loads(out)["reference_rows"] == len(ROWS)
 
 
 def test_what_the_command_lacks_is_told(proven: Path) -> None:

@@ -24,7 +24,11 @@ from pipeline.records.benchmark import BenchmarkReport
 from pipeline.records.bundle import BundleReport, Gain
 from pipeline.records.parity import ParityReport
 from serving import open_model
+from serving.answers import answer
 from serving.bench_report import Measured
+from serving.bundle import open_bundle
+from serving.drift.check import open_check
+from serving.drift.report import DriftReport
 from serving.files import sha256_of_file, write_json
 from serving.manifest import read_manifest
 from serving.verify import verify
@@ -192,6 +196,34 @@ def test_the_bundle_is_verified_and_answers_as_the_weights_do(measured: Project)
     assert manifest.source.weights_sha256 == trained["weights_sha256"]
     assert manifest.parity["flips"].limit == measured.experiment.parity.int8.flips
     assert manifest.golden.rows == measured.experiment.bundle.golden_rows
+
+
+def test_the_reference_is_of_the_training_rows_and_of_answers_to_others(measured: Project) -> None:
+    folder = run(measured)
+    reference = open_bundle(folder).reference()
+    assert reference is not None
+    rows = {
+        split: len(open_split(measured.data, split).labels) for split in ("train", "validation")
+    }
+    assert reference.data == "digits"
+    assert reference.rows == rows["train"]
+    assert sum(reference.classes) == reference.quantities["confidence"].rows == rows["validation"]
+    content = (folder / "reference.json").read_bytes()
+    assert (run(measured) / "reference.json").read_bytes() == content
+
+
+def test_the_test_rows_have_not_moved_and_their_negatives_have(measured: Project) -> None:
+    folder = run(measured)
+    rows = np.array(open_split(measured.data, "test").inputs)
+    assert drift(folder, rows).moved == ()
+    moved = {one.name: one.verdict for one in drift(folder, rows.max() - rows).moved}
+    assert moved["mean brightness"] == "strongly moved"
+
+
+def drift(folder: Path, rows: np.ndarray) -> DriftReport:
+    check = open_check(folder)
+    check.add(rows, answer(open_model(folder), [""] * len(rows), rows).columns)
+    return check.report()
 
 
 @pytest.mark.slow

@@ -1,0 +1,5 @@
+"""Whether rows and answers are still those of the training data: `ferry predict --reference`.
+
+The bundle stage measures some numbers of each training row, and keeps in the bundle how they are
+distributed. A run measures the same of its own rows and tells what has moved.
+"""

@@ -1,0 +1,102 @@
+"""Bins at the quantiles of a quantity, the counts of rows in them, and bins for classes.
+
+All quantities of a batch are counted at once, as a batch may be of a few rows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.drift.reference import Quantity, Side
+
+__all__ = ["ClassBins", "Counter", "bin_edges", "quantity_of"]
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+BINS = 10
+MOST_CLASSES = 31
+"""That have a bin of their own; the others share one."""
+
+
+def bin_edges(values: Floats) -> tuple[float, ...]:
+    """The deciles of the finite values, each once, in ascending order; () where there is none.
+
+    A bin holds the values over one edge, up to and with the next. A value of several deciles, or
+    of all as in a constant feature, gets a bin for itself, so that what is less is not counted
+    with it.
+    """
+    finite = np.sort(values[np.isfinite(values)])
+    if not len(finite):
+        return ()
+    # Values of the sample, not between two of them: the edge of whole numbers is a whole number.
+    places = [-(-len(finite) * part // BINS) - 1 for part in range(1, BINS)]
+    deciles = finite[places]
+    edges = set(deciles.tolist())
+    for value in np.unique(deciles[1:][deciles[1:] == deciles[:-1]]):
+        edges.add(math.nextafter(value, -math.inf))
+    return tuple(sorted(edges - {-math.inf}))
+
+
+class Counter:
+    """Counts how many rows of a batch lie in each bin of each quantity."""
+
+    def __init__(self, edges: Sequence[Sequence[float]]) -> None:
+        """The edges of each quantity."""
+        self._sizes = [len(one) + 2 for one in edges]
+        self._most = max(self._sizes, default=2)
+        # Nothing is greater than infinity, so that shorter lists can be filled up with it.
+        self._edges = np.full((self._most - 2, len(edges), 1), np.inf)
+        for index, one in enumerate(edges):
+            self._edges[: len(one), index, 0] = one
+
+    def count(self, values: Sequence[Floats]) -> list[Counts]:
+        """The rows in the bins of each quantity, of which the last is for NaN."""
+        if not values:
+            return []
+        table = np.stack(values)
+        places = np.zeros(table.shape, np.int64)
+        for edge in self._edges:
+            places += table > edge
+        lost = np.isnan(table)
+        if lost.any():
+            ends = np.array(self._sizes)[:, None] - 1
+            places = np.where(lost, ends, places)
+        places += np.arange(len(values))[:, None] * self._most
+        counts = np.bincount(places.ravel(), minlength=len(values) * self._most)
+        rows = counts.reshape(len(values), self._most)
+        return [row[:size] for row, size in zip(rows, self._sizes, strict=True)]
+
+
+def quantity_of(values: Floats, of: Side) -> Quantity:
+    """The distribution of a quantity, with bins at its own deciles."""
+    edges = bin_edges(values)
+    (counts,) = Counter([edges]).count([values])
+    return Quantity(of=of, edges=edges, counts=tuple(counts.tolist()))
+
+
+class ClassBins:
+    """Which bin a class is in: the most frequent ones have their own, the rest the last one."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        """How many rows were of each class."""
+        order = np.argsort(-np.array(counts, np.int64), kind="stable")
+        self.classes: tuple[int, ...] = tuple(int(one) for one in order[:MOST_CLASSES])
+        """Those with a bin of their own, in the order of the bins."""
+        self._bins = np.full(len(counts) + 1, len(self.classes))
+        self._bins[list(self.classes)] = np.arange(len(self.classes))
+
+    def count(self, label_index: npt.NDArray[Any]) -> Counts:
+        """The rows in each bin; one of a class that was never counted is with the rest."""
+        known = np.minimum(label_index, len(self._bins) - 1)
+        counts: Counts = np.bincount(self._bins[known], minlength=len(self.classes) + 1)
+        return counts
+
+    def group(self, counts: Sequence[int]) -> Counts:
+        """The counts of all classes as counts of the bins."""
+        weights = np.array([*counts, 0], np.float64)
+        grouped = np.bincount(self._bins, weights=weights, minlength=len(self.classes) + 1)
+        return grouped.astype(np.int64)

@@ -1,0 +1,187 @@
+"""Hold the rows of a run against the reference of its bundle, batch by batch.
+
+check = open_check(Path("bundles/mnist-cnn"))
+check.add(images, answer(model, ids, images).columns)
+check.report().lines()  # ["inputs moved: mean brightness PSI 0.17 over 1,000 rows (limit 0.1)"]
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundle import open_bundle
+from serving.drift.bins import ClassBins, Counter
+from serving.drift.quantities import CLASS, measure_answers, measure_rows
+from serving.drift.reference import REFERENCE, Quantity, Reference
+from serving.drift.report import MOVED, STRONGLY_MOVED, DriftReport, QuantityDrift, Verdict
+from serving.drift.stability import population_stability, psi_of_chance
+from serving.errors import IntegrityError, UsageError
+from serving.files import sha256_of_bytes
+
+__all__ = ["DriftCheck", "DriftState", "open_check"]
+
+Array = npt.NDArray[Any]
+Counts = npt.NDArray[np.int64]
+
+FALSE_ALARMS = 0.001
+"""The share of reports on rows of the same distribution in which chance alone moves something."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftState:
+    """What a check has counted, for a run that goes on later; a few hundred numbers at most."""
+
+    reference_sha256: str
+    """Of the reference that the bins are of."""
+    rows: int
+    counts: Mapping[str, tuple[int, ...]]
+    """Rows in each bin, by the name of the quantity."""
+
+
+class DriftCheck:
+    """Counts the rows of a run in the bins of a reference; to be used by one thread at a time."""
+
+    def __init__(self, reference: Reference, labels: Sequence[str] = ()) -> None:
+        """Nothing is counted yet; `labels` are the names of the classes, for messages."""
+        self._reference = reference
+        self._labels = labels
+        self._sha256 = sha256_of_bytes(reference.content())
+        self._known = frozenset(reference.known_words.split())
+        self._counter = Counter([one.edges for one in reference.quantities.values()])
+        self._classes = ClassBins(reference.classes)
+        self._expected = _expected(reference, self._classes)
+        self._found = {name: np.zeros_like(one) for name, one in self._expected.items()}
+        self._rows = 0
+
+    def add(self, rows: Array, columns: Mapping[str, Array]) -> None:
+        """Count rows as the model takes them, and the answers that `answer` gave to them.
+
+        Raises IntegrityError when they are not of the kind that the reference is of.
+        """
+        if not len(rows):
+            return
+        measured = measure_rows(rows, self._known)
+        measured |= measure_answers(self._reference.kind, columns)
+        names = self._reference.quantities
+        lacking = sorted(set(names) ^ set(measured))
+        if lacking:
+            raise IntegrityError(
+                f"{REFERENCE} is of another model: {lacking[0]} is not in both the reference and "
+                f"the rows"
+            )
+        counted = self._counter.count([measured[name] for name in names])
+        for name, counts in zip(names, counted, strict=True):
+            self._found[name] += counts
+        if CLASS in self._found:
+            self._found[CLASS] += self._classes.count(columns["label_index"])
+        self._rows += len(rows)
+
+    def report(self) -> DriftReport:
+        """How all rows that were added are distributed."""
+        chance = FALSE_ALARMS / max(len(self._expected), 1)
+        return DriftReport(
+            data=self._reference.data,
+            rows=self._rows,
+            quantities=tuple(self._drift(name, chance) for name in self._expected),
+        )
+
+    def to_record(self) -> DriftState:
+        """What has been counted so far."""
+        return DriftState(
+            reference_sha256=self._sha256,
+            rows=self._rows,
+            counts={name: tuple(counts.tolist()) for name, counts in self._found.items()},
+        )
+
+    def restore(self, state: DriftState) -> None:
+        """Go on from what another check of the same reference had counted.
+
+        Raises IntegrityError for counts of another reference.
+        """
+        found = {name: np.array(counts, np.int64) for name, counts in state.counts.items()}
+        shapes = {name: counts.shape for name, counts in found.items()}
+        if state.reference_sha256 != self._sha256 or shapes != {
+            name: counts.shape for name, counts in self._expected.items()
+        }:
+            raise IntegrityError(
+                f"the rows counted so far were held against another {REFERENCE}: its sha256 is "
+                f"{state.reference_sha256[:12]}…, not {self._sha256[:12]}…"
+            )
+        self._found, self._rows = found, state.rows
+
+    def _drift(self, name: str, chance: float) -> QuantityDrift:
+        expected, found = self._expected[name], self._found[name]
+        quantity = self._reference.quantities.get(name)
+        psi, bins = population_stability(expected, found) if self._rows else (0.0, 0)
+        noise = psi_of_chance(bins, int(expected.sum()), self._rows, chance)
+        verdict, limit = _verdict(psi, noise)
+        return QuantityDrift(
+            name=name,
+            of=quantity.of if quantity else "predictions",
+            psi=psi,
+            limit=limit,
+            verdict=verdict,
+            most=self._most(quantity, expected, found) if self._rows else "",
+        )
+
+    def _most(self, quantity: Quantity | None, expected: Counts, found: Counts) -> str:
+        """The bin whose share differs most, for a person."""
+        then, now = expected / expected.sum(), found / found.sum()
+        index = int(np.abs(now - then).argmax())
+        told = self._class(index) if quantity is None else _range(quantity, index)
+        return f"{told}: {then[index]:.1%} in training, {now[index]:.1%} here"
+
+    def _class(self, index: int) -> str:
+        if index == len(self._classes.classes):
+            return "other classes"
+        number = self._classes.classes[index]
+        return self._labels[number] if number < len(self._labels) else f"class {number}"
+
+
+def open_check(bundle: Path) -> DriftCheck:
+    """A check against the reference of a bundle.
+
+    Raises UsageError for a file, which holds none, and for a bundle without one, and what
+    `open_bundle` raises.
+    """
+    opened = open_bundle(bundle) if bundle.is_dir() else None
+    reference = opened.reference() if opened else None
+    if opened is None or reference is None:
+        raise UsageError(
+            f"{bundle} has no {REFERENCE} to hold its rows against; `ferry bundle` puts it into "
+            f"the bundle of an experiment, and of an ONNX file with --reference ROWS"
+        )
+    return DriftCheck(reference, opened.manifest.labels)
+
+
+def _expected(reference: Reference, classes: ClassBins) -> dict[str, Counts]:
+    expected = {name: np.array(one.counts, np.int64) for name, one in reference.quantities.items()}
+    if reference.classes:
+        expected[CLASS] = classes.group(reference.classes)
+    return expected
+
+
+def _verdict(psi: float, noise: float) -> tuple[Verdict, float]:
+    """Whether it has moved, and the limit; what chance may give is never told as a move."""
+    moved, strongly = max(MOVED, noise), max(STRONGLY_MOVED, noise)
+    if psi > strongly:
+        return "strongly moved", strongly
+    return ("moved" if psi > moved else "none"), moved
+
+
+def _range(quantity: Quantity, index: int) -> str:
+    edges = quantity.edges
+    if index == len(edges) + 1:
+        return "no number"
+    if not edges:
+        return "any number"
+    if index == 0:
+        return f"up to {edges[0]:.4g}"
+    if index == len(edges):
+        return f"over {edges[-1]:.4g}"
+    low, high = f"{edges[index - 1]:.4g}", f"{edges[index]:.4g}"
+    return f"{high}" if low == high else f"{low} to {high}"

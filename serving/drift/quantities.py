@@ -1,0 +1,130 @@
+"""What is measured of each row and of each answer: a few numbers, whatever the model takes.
+
+The same functions measure the training data and the rows of a run, batch by batch.
+"""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.drift.reference import AnswerKind
+
+__all__ = [
+    "CLASS",
+    "MOST_FEATURES",
+    "UNKNOWN_WORDS",
+    "Measured",
+    "measure_answers",
+    "measure_rows",
+]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Measured = dict[str, Floats]
+"""By the name of the quantity, a number a row: float64 [rows], NaN where there is none."""
+
+CLASS = "class"
+"""The quantity that is no number."""
+UNKNOWN_WORDS = "unknown words"
+"""The share of the words of a text that the model does not know, 0 to 1."""
+MOST_FEATURES = 64
+MOST_OUTPUTS = 8
+GRID = 32
+"""Pixels a side: of a larger image every second, third, ... is looked at."""
+DECIMALS = 4
+"""Of a probability: what processors round otherwise must not move rows between bins, and of a good
+model half of the probabilities differ from 1 by less."""
+CHANNELS = {3: ("mean red", "mean green", "mean blue")}
+BLANK = " "
+"""Where words end, as in ONNX's StringSplit."""
+
+
+def measure_rows(rows: Array, known: Set[str] = frozenset()) -> Measured:
+    """Measure rows as a model takes them, [rows, ...]; `known` are the words of its vocabulary.
+
+    Images, which are uint8, give their mean brightness and contrast (0 to 255), and the mean of
+    each of several channels, over a grid of at most 32 by 32 pixels; tables each feature, and of
+    more than 64 as many, evenly spaced; texts their characters, their words and, with a vocabulary,
+    the share of the words that it lacks; any other rows the mean and the spread of their values.
+    """
+    if rows.dtype.kind in "OUT":
+        return _of_texts(rows, known)
+    if rows.ndim <= 2:
+        return _of_features(rows.reshape(len(rows), -1))
+    return _of_images(rows)
+
+
+def measure_answers(kind: AnswerKind, columns: Mapping[str, Array]) -> Measured:
+    """Measure the answers that `serving.answers.answer` gave, but for the class.
+
+    A classifier gives its probability, or score, of the chosen class; a reconstruction its error;
+    any other model the mean of each of its first outputs of numbers.
+    """
+    if kind == "classifier":
+        if "probability" in columns:
+            probability: Floats = columns["probability"].astype(np.float64)
+            return {"confidence": probability.round(DECIMALS)}
+        return {"score": columns["score"].astype(np.float64)}
+    if kind == "reconstruction":
+        return {"error": _means(columns["error"])}
+    numbers = [name for name, values in columns.items() if values.dtype.kind in "fiub"]
+    return {f"mean of {name}": _means(columns[name]) for name in numbers[:MOST_OUTPUTS]}
+
+
+def _means(values: Array) -> Floats:
+    flat: Floats = values.reshape(len(values), -1).astype(np.float64)
+    # Of no values at all there is no mean; numpy would warn.
+    return flat.mean(axis=1) if flat.shape[1] else np.full(len(flat), np.nan)
+
+
+def _of_features(rows: Array) -> Measured:
+    features = rows.shape[1]
+    chosen = np.unique(np.linspace(0, max(features - 1, 0), min(features, MOST_FEATURES)).round())
+    return {f"feature {int(one)}": rows[:, int(one)].astype(np.float64) for one in chosen}
+
+
+def _of_images(rows: Array) -> Measured:
+    """Rows of three axes or more; float32 adds up the bytes of a grid without rounding."""
+    rows = _on_grid(rows)
+    values = rows.reshape(len(rows), -1).astype(np.float32)
+    if not values.shape[1]:
+        return {}
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinite values
+        means = values.mean(axis=1)
+        values -= means[:, None]
+        spread = np.sqrt(np.einsum("rv,rv->r", values, values) / values.shape[1])
+    names = ("mean brightness", "contrast")
+    if rows.dtype != np.uint8:
+        names = ("mean value", "spread of values")
+    measured = {names[0]: means.astype(np.float64), names[1]: spread.astype(np.float64)}
+    channels = rows.shape[3] if rows.ndim == 4 and rows.dtype == np.uint8 else 1
+    if not 2 <= channels <= 4:
+        return measured
+    told = CHANNELS.get(channels, tuple(f"mean of channel {one}" for one in range(channels)))
+    for index, name in enumerate(told):
+        around = values[:, index::channels].mean(axis=1)
+        measured[name] = (around + means).astype(np.float64)
+    return measured
+
+
+def _on_grid(rows: Array) -> Array:
+    if rows.ndim != 4:
+        return rows
+    height, width = (max(1, -(-side // GRID)) for side in rows.shape[1:3])
+    return rows[:, ::height, ::width]
+
+
+def _of_texts(rows: Array, known: Set[str]) -> Measured:
+    texts = [BLANK.join(row) for row in rows.reshape(len(rows), -1).tolist()]
+    split = [text.split(BLANK) for text in texts]
+    # Between two blanks is an empty text, which is no word.
+    words = np.array([len(one) - one.count("") for one in split], np.float64)
+    measured = {"characters": np.array([len(text) for text in texts], np.float64), "words": words}
+    if known:
+        found = np.array([sum(map(known.__contains__, one)) for one in split], np.float64)
+        share = np.full(len(rows), np.nan)
+        np.divide(words - found, words, out=share, where=words > 0)
+        measured[UNKNOWN_WORDS] = share
+    return measured

@@ -1,0 +1,185 @@
+"""`reference.json`: it comes back as it was, travels in the bundle, and is read strictly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drift_samples import classified, pictures, reference
+from tiny_classifier import contents, forge, images
+from tiny_kinds import SENTIMENTS, TEXTS, text_contents
+
+from serving.bundle import FILES, OPTIONAL, FileInfo, open_bundle, read_manifest, write_bundle
+from serving.drift.check import open_check
+from serving.drift.reference import REFERENCE, Reference, read_reference
+from serving.errors import IntegrityError, UsageError
+from serving.files import sha256_of_bytes
+from serving.verify import verify
+
+
+def some() -> Reference:
+    labels = np.random.default_rng(3).integers(0, 3, 60)
+    return reference(images(60), classified(labels), classes=3)
+
+
+@pytest.fixture
+def with_reference(tmp_path: Path) -> Path:
+    folder = tmp_path / "tiny"
+    write_bundle(folder, contents(reference=some()))
+    return folder
+
+
+def test_it_comes_back_as_it_was_written() -> None:
+    for one in (some(), reference(np.array(TEXTS), classified(np.arange(5)), known="a good")):
+        assert read_reference(one.content(), "here") == one
+
+
+def test_the_rows_are_those_of_the_inputs() -> None:
+    assert some().rows == 60
+    assert {one.rows for one in some().quantities.values()} == {60}
+
+
+def test_the_same_rows_give_the_same_bytes() -> None:
+    assert some().content() == some().content()
+
+
+def test_it_is_a_file_of_the_bundle(with_reference: Path) -> None:
+    names = sorted(path.name for path in with_reference.iterdir())
+    assert names == sorted([*FILES, *OPTIONAL, "manifest.json"])
+    info = read_manifest(with_reference).files[REFERENCE]
+    assert info.sha256 == sha256_of_bytes(some().content())
+    assert open_bundle(with_reference).reference() == some()
+    checks = {check.name: check for check in verify(with_reference).checks}
+    assert checks["reference"].status == "passed"
+    assert checks["reference"].detail == "3 quantities of 60 rows of toy"
+    assert checks["runner"].status == "passed"
+
+
+def test_a_bundle_without_one_opens(bundle: Path) -> None:
+    assert open_bundle(bundle).reference() is None
+    assert "reference" not in [check.name for check in verify(bundle).checks]
+    with pytest.raises(UsageError, match=r"has no reference\.json to hold its rows against"):
+        open_check(bundle)
+
+
+def test_a_file_has_none(model_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"tiny\.onnx has no reference\.json"):
+        open_check(model_file)
+
+
+def test_one_changed_byte_is_refused(with_reference: Path) -> None:
+    path = with_reference / REFERENCE
+    path.write_bytes(path.read_bytes().replace(b"toy", b"yot"))
+    with pytest.raises(IntegrityError, match=r"reference\.json has sha256"):
+        open_bundle(with_reference)
+
+
+def test_one_that_is_listed_and_missing_is_refused(with_reference: Path) -> None:
+    (with_reference / REFERENCE).unlink()
+    with pytest.raises(IntegrityError, match=r"reference\.json is missing"):
+        open_bundle(with_reference)
+
+
+def test_one_that_is_not_listed_is_refused(bundle: Path) -> None:
+    (bundle / REFERENCE).write_bytes(some().content())
+    with pytest.raises(IntegrityError, match="is not listed in the manifest"):
+        open_bundle(bundle)
+
+
+def replaced(bundle: Path, content: bytes) -> None:
+    """Put another reference into a bundle, sealed as if it were the right one."""
+    (bundle / REFERENCE).write_bytes(content)
+    info = FileInfo(size=len(content), sha256=sha256_of_bytes(content))
+    forge(bundle, files={**read_manifest(bundle).files, REFERENCE: info})
+
+
+def test_a_sealed_one_that_cannot_be_read_fails_verification(with_reference: Path) -> None:
+    replaced(with_reference, b"{}")
+    failed = {check.name for check in verify(with_reference).checks if check.status == "failed"}
+    assert failed == {"reference"}
+    with pytest.raises(IntegrityError, match=r"reference\.json lacks the key"):
+        open_check(with_reference)
+
+
+def test_one_of_other_classes_fails_verification(with_reference: Path) -> None:
+    replaced(with_reference, reference(images(9), classified(np.zeros(9, int))).content())
+    failed = {check.name: check.detail for check in verify(with_reference).checks}["reference"]
+    assert "found 10, expected 3" in failed
+
+
+def test_a_bad_reference_makes_no_bundle(tmp_path: Path) -> None:
+    wrong = reference(images(9), classified(np.zeros(9, int)))
+    with pytest.raises(IntegrityError, match="found 10, expected 3"):
+        write_bundle(tmp_path / "tiny", contents(reference=wrong))
+    assert not (tmp_path / "tiny").exists()
+
+
+SPOILT: dict[str, tuple[Any, str]] = {
+    "schema_version": (2, "schema version 2, this ferry reads 1; make the bundle anew"),
+    "data": (None, "data must be str, got None"),
+    "kind": ("cat", "kind must be"),
+    "classes": ([3, -1], "classes are no counts of rows"),
+    "surprise": (1, "unknown key 'surprise'"),
+    "known_words": ([], "known_words must be str"),
+}
+
+
+@pytest.mark.parametrize("key", SPOILT)
+def test_a_spoilt_one_is_refused_by_path(key: str) -> None:
+    value, told = SPOILT[key]
+    raw = json.loads(some().content()) | {key: value}
+    with pytest.raises(IntegrityError, match=told):
+        read_reference(json.dumps(raw).encode(), "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"counts": [1, 2]}, "has 2 counts for"),
+        ({"edges": [2.0, 1.0], "counts": [1, 1, 1, 0]}, "not finite numbers in ascending order"),
+        ({"edges": [1.0, 1.0], "counts": [1, 1, 1, 0]}, "not finite numbers in ascending order"),
+        ({"edges": [float("nan")], "counts": [1, 1, 0]}, "not finite numbers"),
+        ({"edges": [float("inf")], "counts": [1, 1, 0]}, "not finite numbers"),
+        ({"edges": [1.0], "counts": [-1, 2, 0]}, "are no counts of rows"),
+        ({"edges": [1.0], "counts": [0, 0, 0]}, "are no counts of rows"),
+        ({"edges": [1.0], "counts": [1, 2.5, 0]}, r"counts\[1\] must be int"),
+        ({"of": "weather"}, "of must be"),
+    ],
+)
+def test_a_spoilt_quantity_is_refused(changes: dict[str, Any], told: str) -> None:
+    raw = json.loads(some().content())
+    raw["quantities"]["contrast"] |= changes
+    with pytest.raises(IntegrityError, match=told):
+        read_reference(json.dumps(raw).encode(), "here")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"[" * 100_000])
+def test_what_is_no_reference(content: bytes) -> None:
+    with pytest.raises(IntegrityError, match="here"):
+        read_reference(content, "here")
+
+
+def test_a_vocabulary_travels_too(tmp_path: Path) -> None:
+    given = text_contents()
+    answers = classified(np.array([0, 1, 0, 1, 1]))
+    known = reference(np.array(TEXTS), answers, known="good fine bad", classes=len(SENTIMENTS))
+    bundle = tmp_path / "texts"
+    write_bundle(bundle, contents(**{**_fields(given), "reference": known}))
+    check = open_check(bundle)
+    check.add(np.array(TEXTS, object), answers)
+    assert check.report().rows == len(TEXTS)
+    assert check.report().moved == ()
+
+
+def _fields(given: Any) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in given.__dataclass_fields__}
+
+
+def test_a_reference_is_small() -> None:
+    rng = np.random.default_rng(0)
+    wide = reference(
+        rng.normal(size=(5000, 64)).astype(np.float32), classified(np.arange(5000) % 9)
+    )
+    assert len(wide.content()) < 60_000
+    assert len(reference(pictures(rng, 5000), classified(np.arange(5000) % 9)).content()) < 6000
