@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from serving.errors import InputError, MissingInputError
 from serving.readers.arrays import ARRAY_SUFFIXES, open_array
-from serving.readers.items import Row
+from serving.readers.items import Row, items_of
 from serving.readers.lines import open_lines
 from serving.tensors import TensorInfo
 
@@ -89,7 +89,7 @@ def _read(path: Path, info: TensorInfo, model: Path, most: int) -> Array:
     if suffix != ".txt":
         known = ", ".join((*ARRAY_SUFFIXES, ".txt"))
         raise InputError(f"{path}: unknown suffix {suffix!r}; rows for timing are {known}")
-    items = list(itertools.islice(open_lines(path, info, model), most))
+    items = list(itertools.islice(items_of(open_lines(path, info, model)), most))
     for item in items:
         if not isinstance(item, Row):
             raise InputError(f"{item.id}: {item.reason}")

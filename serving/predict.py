@@ -1,81 +1,33 @@
 """`ferry predict MODEL INPUT... --output FILE`: run a model on images, texts or rows of numbers.
 
-Rows are read, run and written batch by batch, so that memory does not grow with the input; what
-cannot be read is listed beside the output and does not stop the run.
+Rows are read, run and written chunk by chunk, so that memory does not grow with the input; what
+cannot be read is listed beside the output and does not stop the run. A run that was stopped, or
+killed, goes on where it was when the same command is given again.
 """
 
 import contextlib
-import itertools
-import json
+import sys
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from serving.answers import Columns, answer
 from serving.console import note
-from serving.errors import InputError, UsageError
-from serving.files import atomic_write
-from serving.model import Model, open_model
-from serving.parallel_map import ordered_map
-from serving.profiles import Profile
-from serving.readers.inputs import Inputs, open_inputs
-from serving.readers.items import Row, Unreadable
-from serving.session import ProviderProof
-from serving.versions import ferry_version
-from serving.writers import format_of, open_writer
+from serving.drift.check import DriftCheck, DriftState, open_check
+from serving.errors import FerryError, InputError
+from serving.predicting import local, on_ray, resume
+from serving.predicting.answered import Answered
+from serving.predicting.journal import Journal, read_journal
+from serving.predicting.local import Work
+from serving.predicting.options import PredictOptions
+from serving.predicting.outputs import Layout, Output, ShardedOutput, Stdout
+from serving.predicting.preview import Preview, preview
+from serving.predicting.report import PredictReport, Stages, summary
+from serving.predicting.run import Run, prepare
+from serving.predicting.stopping import Stop, stoppable
 
-__all__ = ["PredictOptions", "PredictReport", "predict", "summary"]
-
-MOST_NOTES = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictOptions:
-    """How a run is done."""
-
-    provider: str = "cpu"
-    threads: int | None = None
-    """None: as the bundle's profile says, or the cores that this process may use without one."""
-    batch_rows: int | None = None
-    """None: as the bundle's profile says, or 32 without one that fits."""
-    array: str | None = None
-    """The array to take from `.npz` files."""
-    columns: tuple[str, ...] = ()
-    """The columns to read of `.csv`, `.jsonl` and `.parquet` files; () for all, or the text."""
-    resize: bool = False
-    """Whether images are fitted to the model in size and mode."""
-    probabilities: bool = False
-    """Whether the score of every class is written too; for classifiers only."""
-    format: str | None = None
-    """One of "csv", "jsonl" and "parquet"; None: by the output's suffix."""
-    default_format: str = "csv"
-    """What goes to stdout when `format` is None."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictReport:
-    """What a run did."""
-
-    model: Path
-    model_sha256: str
-    output: Path | None
-    rows: int
-    errors: int
-    errors_file: Path | None
-    """Where the unreadable inputs are listed."""
-    seconds: float
-    """From the first row read to the last one written."""
-    rows_per_second: float
-    threads: int
-    profile: Profile | None
-    """What of the bundle's profiles the settings were taken from; None where none was used."""
-    proof: ProviderProof
+__all__ = ["PredictOptions", "PredictReport", "dry_run", "predict", "summary"]
 
 
 class NothingReadableError(InputError):
@@ -83,161 +35,208 @@ class NothingReadableError(InputError):
 
 
 def predict(
-    model: Path,
-    inputs: Sequence[Path],
+    model: Path | str,
+    inputs: Sequence[Path | str],
     *,
     output: Path | None,
     options: PredictOptions | None = None,
 ) -> PredictReport:
     """Run every row of `inputs` in order, and write one line for each to `output` or stdout.
 
-    What is written of a row is told by `serving.answers.answer`.
+    What is written of a row is told by `serving.answers.answer`. An `output` without a suffix is a
+    folder of shards. What is there of the same run is not done again; SIGINT and SIGTERM end the
+    run after the batch in hand, and the report says so.
 
     Inputs that cannot be read are listed in `OUTPUT.errors.jsonl`, or told on stderr when there is
-    no output. Raises UsageError, MissingInputError, ModelError, ProviderError or InputError before
-    anything is written, and InputError when not one row could be read.
+    no output. Raises UsageError, MissingInputError, ModelError, ProviderError, InputError or
+    OutputError before anything is written, and InputError when not one row could be read, or more
+    than `max_errors` could not.
     """
     options = options or PredictOptions()
-    if not inputs:
-        raise UsageError("there is no input to predict")
-    form = format_of(output, options.format, default=options.default_format)
-    opened = open_model(model, provider=options.provider, threads=options.threads)
-    if options.probabilities and opened.kind != "classifier":
-        raise UsageError(f"--probabilities is for classifiers, {model} gives no scores of classes")
-    rows = open_inputs(
-        inputs, opened, array=options.array, columns=options.columns, resize=options.resize
-    )
-    start = time.perf_counter()
-    # The answers are closed when the writing fails, which drops the batches that wait.
-    with (
-        ErrorLog(output) as errors,
-        contextlib.closing(_answers(opened, rows, errors, options)) as answers,
-    ):
-        done = _write(answers, errors, opened.session.sha256, output=output, form=form)
-    seconds = time.perf_counter() - start
-    return PredictReport(
-        model=model,
-        model_sha256=opened.session.sha256,
-        output=output,
-        rows=done,
-        errors=errors.count,
-        errors_file=errors.path if errors.count else None,
-        seconds=seconds,
-        rows_per_second=done / seconds,
-        threads=opened.session.threads,
-        profile=opened.profile,
-        proof=opened.session.proof,
-    )
+    run = prepare(Path(model), inputs, output, options)
+    check = open_check(run.model.path) if options.reference else None
+    if output is None:
+        loop = Loop(run, Stdout(run.form, run.metadata()), None, check)
+        loop.go()
+        return loop.report(None, None)
+    layout = Layout(output=output, form=run.form)
+    journal = resume.begin(layout, run.provenance(), overwrite=options.overwrite)
+    sharded = ShardedOutput(layout, run.metadata(), tuple(journal.shards))
+    loop = Loop(run, sharded, journal, check)
+    with _kept(layout):
+        if not journal.complete:
+            loop.go()
+        if not loop.stop:
+            _finish(layout, journal, loop)
+    return loop.report(output, layout.errors)
 
 
-def summary(report: PredictReport) -> str:
-    """One line for a person."""
-    where = f" to {report.output}" if report.output else ""
-    errors = f", {report.errors} not read" if report.errors else ""
-    listed = f" (see {report.errors_file})" if report.errors_file else ""
-    profile = f", {report.profile.told()}" if report.profile else ""
-    return (
-        f"{report.rows} rows{where}{errors}{listed}; {report.seconds:.2f} s, "
-        f"{report.rows_per_second:,.0f} rows/s on {report.proof.asked}{profile}"
-    )
+def dry_run(
+    model: Path | str,
+    inputs: Sequence[Path | str],
+    *,
+    output: Path | None,
+    options: PredictOptions | None = None,
+) -> Preview:
+    """What `predict` would read and write, and the first rows; raises what that raises at first."""
+    return preview(prepare(Path(model), inputs, output, options or PredictOptions()), output)
 
 
-class ErrorLog:
-    """The inputs that could not be used: a file of JSON Lines that appears whole, or stderr."""
+class Loop:
+    """The rows that are left of a run, from the engine to the output."""
 
-    def __init__(self, output: Path | None) -> None:
-        self.path = output.with_name(f"{output.name}.errors.jsonl") if output else None
-        self.count = 0
-        self.first = ""
-        self._stack = contextlib.ExitStack()
-        self._file: IO[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def add(self, item: Unreadable) -> None:
-        """Record one."""
-        self.count += 1
-        self.first = self.first or f"{item.id}: {item.reason}"
-        if self.path:
-            if self._file is None:  # only a run with errors leaves a file
-                self._file = self._stack.enter_context(atomic_write(self.path))
-            text = json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False)
-            self._file.write(f"{text}\n".encode())
-        elif self.count <= MOST_NOTES:
-            note(f"not read: {item.id}: {item.reason}")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def __init__(
+        self, run: Run, output: Output, journal: Journal | None, check: DriftCheck | None
     ) -> None:
-        if error is not None and not isinstance(error, NothingReadableError):
-            self._stack.__exit__(kind, error, trace)
-            return
-        self._stack.close()
-        if self.path and not self.count:
-            self.path.unlink(missing_ok=True)  # that of an earlier run
-        if not self.path and self.count > MOST_NOTES:
-            note(f"not read: {self.count - MOST_NOTES} more")
+        """Go on after the shards of `journal`, and count the rows for `check`."""
+        self._run = run
+        self._output = output
+        self._journal = journal
+        self._check = check
+        if check and journal and journal.drift:
+            check.restore(journal.drift)
+        self._before = output.rows
+        self._seconds = self._decode = self._inference = self._write = 0.0
+        self.stop = Stop()
+        self.first_error = ""
+
+    def go(self) -> None:
+        """Answer and write them; raises InputError for more unreadable rows than are allowed."""
+        begin = time.perf_counter()
+        with stoppable() as self.stop, self._output, _progress(self._run, self._output) as told:
+            # The answers are closed when the writing fails, which drops the batches that wait.
+            with contextlib.closing(self._answers()) as answers:
+                for one in answers:
+                    self._take(one)
+                    told(one)
+                    if self.stop or self._too_many():
+                        break
+                else:
+                    self._output.close(last=True)
+            if self.stop or self._too_many():
+                self._output.close(last=False)
+        self._seconds = time.perf_counter() - begin
+        self._refuse_too_many()
+
+    def nothing_readable(self) -> NothingReadableError:
+        """The error for an input without one good row."""
+        return NothingReadableError(
+            f"not one of {self._output.errors} rows can be used: {self.first_error}"
+        )
+
+    def report(self, output: Path | None, errors_file: Path | None) -> PredictReport:
+        """What was done; raises InputError when there was no row to write."""
+        if not self._output.rows and not self.stop:
+            raise self.nothing_readable()
+        model, done = self._run.model, self._output.rows - self._before
+        return PredictReport(
+            model=model.path,
+            model_sha256=model.session.sha256,
+            output=output,
+            rows=self._output.rows,
+            resumed_rows=self._before,
+            errors=self._output.errors,
+            errors_file=errors_file if self._output.errors else None,
+            seconds=self._seconds,
+            rows_per_second=done / self._seconds if self._seconds else 0.0,
+            batch_rows=self._run.batch_rows,
+            workers=self._run.workers,
+            threads=model.session.threads,
+            profile=model.profile,
+            proof=model.session.proof,
+            stages=Stages(
+                decode_seconds=self._decode,
+                inference_seconds=self._inference,
+                write_seconds=self._write,
+            ),
+            drift=self._check.report() if self._check else None,
+            stopped=self.stop.signal.name if self.stop.signal else None,
+        )
+
+    def _answers(self) -> Generator[Answered]:
+        run, output = self._run, self._output
+        work = Work(
+            inputs=run.inputs,
+            chunks=run.chunks(self._journal),
+            count=run.count(output.rows + output.errors),
+            how=run.how,
+            chunk_rows=run.chunk_rows,
+            workers=run.workers,
+        )
+        if run.options.engine == "ray":
+            return on_ray.answers(run.model, work, address=run.options.ray_address)
+        return local.answers(run.model, work)
+
+    def _take(self, one: Answered) -> None:
+        begin = time.perf_counter()
+        if one.unreadable and not self.first_error:
+            self.first_error = f"{one.unreadable[0].id}: {one.unreadable[0].reason}"
+        self._output.take(one, self._counted(one))
+        self._decode += one.decode_seconds
+        self._inference += one.run_seconds
+        self._write += time.perf_counter() - begin
+
+    def _counted(self, one: Answered) -> DriftState | None:
+        """What the drift check has counted with these rows."""
+        if self._check is None:
+            return None
+        if one.columns and one.rows is not None:
+            numbers = {k: v for k, v in one.columns.items() if isinstance(v, np.ndarray)}
+            self._check.add(one.rows, numbers)
+        return self._check.to_record()
+
+    def _too_many(self) -> bool:
+        most = self._run.options.max_errors
+        return most is not None and self._output.errors > most
+
+    def _refuse_too_many(self) -> None:
+        if self._too_many():
+            raise InputError(
+                f"{self._output.errors} rows cannot be read, --max-errors is "
+                f"{self._run.options.max_errors}: {self.first_error}; a higher one goes on from "
+                f"here"
+            )
 
 
-def _answers(
-    model: Model, rows: Inputs, errors: ErrorLog, options: PredictOptions
-) -> Generator[Columns, None, None]:
-    """The answers to all rows that can be used, batch by batch, in the order of the rows."""
-    size = model.fixed_batch or options.batch_rows or model.batch_rows
-
-    def answered(batch: list[Row]) -> tuple[Columns, npt.NDArray[np.bool_]]:
-        ids = [row.id for row in batch]
-        values = np.stack([row.value for row in batch])
-        return answer(model, ids, values, all_classes=options.probabilities)
-
-    batches = _batches(_readable(_progress(rows), errors), size)
-    for columns, finite in ordered_map(answered, batches, parallel=model.parallel):
-        # A row without numbers has no highest one, and JSON could not hold it.
-        for index in np.flatnonzero(~finite):
-            reason = "the model gave what is not a finite number"
-            errors.add(Unreadable(columns["id"][index], reason))
-        if finite.all():
-            yield columns
-        elif finite.any():
-            yield {name: values[finite] for name, values in columns.items()}
+def _finish(layout: Layout, journal: Journal, loop: Loop) -> None:
+    """Make the output of the shards."""
+    whole = read_journal(layout.manifest) or journal
+    resume.finish(layout, whole)
+    if not whole.rows:
+        raise loop.nothing_readable()
 
 
-def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    while batch := list(itertools.islice(rows, size)):
-        yield batch
+@contextlib.contextmanager
+def _kept(layout: Layout) -> Iterator[None]:
+    """Tell what a run that fails leaves behind, and take it away if that is nothing."""
+    try:
+        yield
+    except (OSError, FerryError):
+        journal = read_journal(layout.manifest)
+        if journal is not None and journal.rows:
+            note(f"{journal.rows} rows are kept in {layout.parts}; the same command goes on")
+        raise
+    finally:
+        journal = read_journal(layout.manifest)
+        if journal is not None and not journal.shards:
+            resume.drop(layout)
 
 
-def _write(
-    answers: Iterator[Columns], errors: ErrorLog, sha256: str, *, output: Path | None, form: str
-) -> int:
-    """Write all answers and return their number."""
-    first = next(answers, None)
-    if first is None:
-        raise NothingReadableError(f"not one of {errors.count} rows can be used: {errors.first}")
-    metadata = {"ferry.model_sha256": sha256, "ferry.version": ferry_version() or "unknown"}
-    done = 0
-    with open_writer(output, form, first, metadata) as writer:
-        for columns in itertools.chain([first], answers):
-            writer.write(columns)
-            done += len(columns["id"])
-    return done
-
-
-def _readable(items: Iterable[Row | Unreadable], errors: ErrorLog) -> Iterator[Row]:
-    for item in items:
-        if isinstance(item, Row):
-            yield item
-        else:
-            errors.add(item)
-
-
-def _progress(rows: Inputs) -> Iterable[Row | Unreadable]:
-    """The same items, counted by a bar on stderr if that is a terminal."""
+@contextlib.contextmanager
+def _progress(run: Run, output: Output) -> Iterator[Callable[[Answered], None]]:
+    """What counts rows on a bar on stderr, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _one: None
+        return
     from tqdm import tqdm
 
-    bar: Iterable[Row | Unreadable] = tqdm(rows, total=rows.count, unit="row", disable=None)
-    return bar
+    done, left = output.rows + output.errors, run.count(output.rows + output.errors)
+    total = None if left is None else done + left
+    with tqdm(total=total, initial=done, unit="row", disable=None) as bar:
+
+        def told(one: Answered) -> None:
+            bar.update(one.count + len(one.unreadable))
+            if output.errors:
+                bar.set_postfix(errors=output.errors, refresh=False)
+
+        yield told

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 import yaml
 from onnx import TensorProto
@@ -70,3 +72,29 @@ def test_what_mlflow_refuses_is_one_short_line(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"^MLflow cannot open {tmp_path}: "):
         open_pyfunc(tmp_path)
+
+
+def spark_batch(folder: Path, column: pd.Series) -> pd.DataFrame:
+    """What `mlflow.pyfunc.spark_udf` does in a worker with a batch of one column, for a struct."""
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    (name,) = loaded.metadata.get_input_schema().input_names()
+    result = loaded.predict(pd.DataFrame({name: column}))
+    return pd.DataFrame({output: list(values) for output, values in result.items()})
+
+
+def test_a_column_of_arrays_is_answered_as_spark_hands_it_over(tmp_path: Path) -> None:
+    made = model(
+        [node("Neg", "rows", "turned")],
+        {"rows": (TensorProto.FLOAT, ["n", 3])},
+        {"turned": (TensorProto.FLOAT, ["n", 3])},
+    )
+    folder = save(made, tmp_path)
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    found = spark_batch(folder, pd.Series(list(rows)))
+    assert list(found.columns) == ["turned"]
+    np.testing.assert_array_equal(np.stack(found["turned"].to_list()), -rows)
+
+
+def test_a_column_of_texts_is_answered_as_spark_hands_it_over(tmp_path: Path) -> None:
+    found = spark_batch(save(words(), tmp_path), pd.Series(["bc", "?", "def"]))
+    assert found["lengths"].tolist() == [2, -1, 3]

@@ -1,9 +1,7 @@
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -11,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from tiny_classifier import classifier, images
+from tiny_classifier import images
 from tiny_kinds import text_classifier
 
 from serving.cli import serving
@@ -75,7 +73,8 @@ def test_predict_to_a_file_prints_one_line(work: Path) -> None:
     )
     assert (code, err) == (0, "")
     assert out.startswith("55 rows to out.csv; ")
-    assert out.count("\n") == 1
+    assert out.splitlines()[1].startswith("decode ")
+    assert out.count("\n") == 2
     assert len((work / "out.csv").read_text(encoding="utf-8").splitlines()) == 56
 
 
@@ -196,25 +195,6 @@ def test_a_name_that_looks_like_an_array_is_no_array(work: Path) -> None:
     code, out, err = run("predict", "tiny.onnx", "rows.npz", cwd=work)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "Traceback" not in err
-
-
-def test_ctrl_c_leaves_no_half_file(work: Path) -> None:
-    (work / "big.onnx").write_bytes(classifier())
-    np.lib.format.open_memmap(
-        work / "many.npy", mode="w+", dtype=np.uint8, shape=(3_000_000, 4, 5, 1)
-    )
-    running = process("predict", "big.onnx", "many.npy", "-o", "out.csv", cwd=work)
-    deadline = time.monotonic() + 30
-    while not list(work.glob(".out.csv.*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert list(work.glob(".out.csv.*")), "the run did not start"
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=30)
-    assert running.returncode not in (0, None)
-    assert "Traceback" not in err
-    assert out == ""
-    assert not list(work.glob("*out.csv*"))
-    assert not list(work.glob(".out.csv*"))
 
 
 def test_the_reader_of_stdout_may_leave(work: Path) -> None:

@@ -1,0 +1,274 @@
+"""How near `ferry predict` comes to what the machine can do, beside the aims.
+
+Run: python benchmarks/predicting.py [packed|png|jpeg|memory|cold|ray ...]     (all without a name)
+
+Needs `dvc repro export@mnist-mlp export@mnist-cnn`; the images are made. Competing programs take
+turns whose order is drawn from a seed, and the medians of the ratios of turns are quoted.
+"""
+
+import argparse
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mobilenet
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from serving.console import table
+from serving.cores import allowed_cores
+from serving.model import open_model
+from serving.pairing import orders, ratio_of_turns
+from serving.predict import PredictOptions, predict
+from serving.readers.inputs import ReadOptions, open_inputs
+from serving.settings import SessionSettings
+
+MLP, CNN = Path("models/mnist-mlp/model.onnx"), Path("models/mnist-cnn/model.onnx")
+IMAGES = Path("data/ready/mnist/test_inputs.npy")
+PHOTOS = Path("data/ready/cifar10/test_inputs.npy")
+MIB = 2**20
+TURNS = 5
+
+
+@dataclass(frozen=True)
+class Line:
+    """One aim."""
+
+    what: str
+    reached: str
+    aim: str
+    met: bool | None
+    """None for what could not be measured here."""
+
+
+def main() -> None:
+    """Print the table of aims."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*PARTS, []])
+    names = parser.parse_args().names or list(PARTS)
+    lines = []
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+        for part in names:
+            for line in PARTS[part](Path(name)):
+                print(f"{line.what}: {line.reached} (aim {line.aim})", flush=True)
+                lines.append(line)
+    words = {True: "yes", False: "NO", None: "–"}
+    print(
+        table(
+            ("what", "reached", "aim", "met"),
+            [(line.what, line.reached, line.aim, words[line.met]) for line in lines],
+        )
+    )
+
+
+# Packed rows
+
+
+def packed(folder: Path) -> Iterator[Line]:
+    """A million rows against a bare loop over a session with as many threads."""
+    for model, count in ((MLP, 1_000_000), (CNN, 100_000)):
+        rows = repeated(folder / f"{count}.npy", count)
+        for batch_rows in (32, 256):
+            bare = functools.partial(bare_loop, model, rows, batch_rows)
+            ours = functools.partial(written, model, rows, folder, batch_rows=batch_rows)
+            ratio = turns(bare, ours)
+            what = f"{model.parent.name}, {count:,} rows, batch {batch_rows}: rate over a bare loop"
+            yield Line(what, f"{ratio:.2f}", "0.95, stretch 1.10", ratio >= 0.95)
+
+
+def repeated(path: Path, count: int) -> Path:
+    """The test images over and over."""
+    images = np.load(IMAGES)
+    rows = np.lib.format.open_memmap(path, "w+", images.dtype, (count, *images.shape[1:]))
+    for start in range(0, count, len(images)):
+        rows[start : start + len(images)] = images[: count - start]
+    rows.flush()
+    return path
+
+
+def bare_loop(model: Path, rows: Path, batch_rows: int) -> None:
+    """What one would write without ferry: no labels, no output."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = allowed_cores()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    array = np.load(rows, mmap_mode="r")
+    name = session.get_inputs()[0].name
+    for start in range(0, len(array), batch_rows):
+        session.run(None, {name: array[start : start + batch_rows]})
+
+
+def written(model: Path, rows: Path, folder: Path, **settings: object) -> None:
+    """Ferry, with its Parquet on the disk."""
+    options = PredictOptions(overwrite=True, **settings)  # type: ignore[arg-type]
+    predict(model, [rows], output=folder / "out.parquet", options=options)
+
+
+# Images
+
+
+def png(folder: Path) -> Iterator[Line]:
+    """A folder of small images."""
+    images = np.load(IMAGES)
+    source = folder / "png"
+    source.mkdir()
+    for index in range(50_000):
+        Image.fromarray(images[index % len(images), ..., 0]).save(source / f"{index:05}.png")
+    yield from decoded(CNN, source, folder, 2000)
+
+
+def jpeg(folder: Path) -> Iterator[Line]:
+    """A folder of larger ones, and a model of the size of a MobileNet."""
+    photos = np.load(PHOTOS)
+    source = folder / "jpeg"
+    source.mkdir()
+    for index in range(1_500):
+        photo = Image.fromarray(photos[index]).resize((224, 224), Image.Resampling.BICUBIC)
+        photo.save(source / f"{index:05}.jpg", quality=90)
+    model = folder / "mobilenet.onnx"
+    model.write_bytes(mobilenet.classifier())
+    yield from decoded(model, source, folder, 200)
+
+
+def decoded(model: Path, source: Path, folder: Path, sample: int) -> Iterator[Line]:
+    """Beside cores ÷ (decoding + inference), each by one thread, and a loop with Pillow."""
+    decode, run = seconds_of(model, source, sample)
+    count = sum(1 for _ in source.iterdir())
+    ours = min(timed(functools.partial(written, model, source, folder)) for _ in range(3)) / count
+    bound = (decode + run) / allowed_cores()
+    name = f"{count:,} {source.name}, {model.stem}"
+    told = f"decode {1e6 * decode:.0f} us, inference {1e6 * run:.0f} us, ferry {1e6 * ours:.0f} us"
+    yield Line(
+        f"{name}: rate over the bound", f"{bound / ours:.2f} ({told})", "0.85", bound / ours >= 0.85
+    )
+    loop = timed(functools.partial(pillow_loop, model, source, sample)) / sample
+    yield Line(f"{name}: over a Pillow loop", f"{loop / ours:.1f}", "5", loop / ours >= 5)
+
+
+def seconds_of(model: Path, source: Path, sample: int) -> tuple[float, float]:
+    """Of one image in one thread: to decode it, and to run it in a batch."""
+    opened = open_model(model, settings=SessionSettings(threads=1))
+    inputs = open_inputs([str(source)], opened, ReadOptions())
+    chunk = next(inputs.sources[0].chunks(sample))
+    batch = inputs.sources[0].decode(chunk)
+    decode = min(timed(functools.partial(inputs.sources[0].decode, chunk)) for _ in range(3))
+    run = min(timed(functools.partial(opened.predict, batch.rows)) for _ in range(3))
+    return decode / sample, run / sample
+
+
+def pillow_loop(model: Path, source: Path, count: int) -> None:
+    """What one would write at first: an image at a time."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    info = session.get_inputs()[0]
+    for path in sorted(source.iterdir())[:count]:
+        with Image.open(path) as image:
+            row = np.asarray(image).reshape(1, *info.shape[1:])
+        session.run(None, {info.name: row})
+
+
+# Processes
+
+
+def memory(folder: Path) -> Iterator[Line]:
+    """The peak of ten million rows beside that of a thousand."""
+    few, many = folder / "few.npy", folder / "many.npy"
+    shape = np.load(IMAGES, mmap_mode="r").shape[1:]
+    for path, count in ((few, 1_000), (many, 10_000_000)):
+        # Never written: the file system keeps no block of it.
+        np.lib.format.open_memmap(path, "w+", np.uint8, (count, *shape))
+    peaks = [peak_mib(MLP, path, folder) for path in (few, many)]
+    grown = peaks[1] - peaks[0]
+    told = f"{grown:.0f} MiB ({peaks[1]:.0f} over {peaks[0]:.0f})"
+    yield Line("peak memory of 10,000,000 rows over that of 1,000", told, "400 MiB", grown <= 400)
+
+
+def peak_mib(model: Path, rows: Path, folder: Path) -> float:
+    """The most resident memory of `ferry predict` on some rows."""
+    output = folder / f"{rows.stem}.parquet"
+    command = [sys.executable, "-m", "serving", "predict", str(model), str(rows), "-o", str(output)]
+    with subprocess.Popen(
+        [*command, "--batch-size", "256"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command} failed")
+    return usage.ru_maxrss / 1024
+
+
+BARE = """
+import sys
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+rows = np.load(sys.argv[2])
+print(session.run(None, {session.get_inputs()[0].name: rows})[0][0], flush=True)
+"""
+
+
+def cold(folder: Path) -> Iterator[Line]:
+    """From starting a process to its first line."""
+    rows = folder / "one.npy"
+    np.save(rows, np.load(IMAGES)[:1])
+    bare = [sys.executable, "-c", BARE, str(CNN), str(rows)]
+    ours = [sys.executable, "-m", "serving", "predict", str(CNN), str(rows)]
+    ratio = 1 / turns(functools.partial(first_line, bare), functools.partial(first_line, ours), 21)
+    yield Line(
+        "first row of a cold process over a bare script", f"{ratio:.2f}", "1.3", ratio <= 1.3
+    )
+
+
+def first_line(command: Sequence[str]) -> None:
+    """Start a program and wait for its first line."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        if process.stdout is None or not process.stdout.readline():
+            raise SystemExit(f"{command} printed nothing")
+
+
+def ray(folder: Path) -> Iterator[Line]:
+    """Two actors of a local cluster, from their first answer on, against this machine's engine."""
+    rows = repeated(folder / "ray.npy", 400_000)
+    seconds = {}
+    for engine in ("local", "ray"):
+        options = PredictOptions(overwrite=True, batch_rows=256, workers=2, engine=engine)
+        report = predict(CNN, [rows], output=folder / f"{engine}.parquet", options=options)
+        seconds[engine] = report.seconds
+    ratio = seconds["local"] / seconds["ray"]
+    told = f"{ratio:.2f} (with the start of the cluster)"
+    yield Line("Ray, two actors, over the engine of this machine", told, "0.7", ratio >= 0.7)
+
+
+def turns(first: Callable[[], None], second: Callable[[], None], count: int = TURNS) -> float:
+    """How many times as fast the second one is: the median of the ratios of turns."""
+    programs = {"first": first, "second": second}
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for order in orders(list(programs), count, np.random.default_rng(1)):
+        for name in order:
+            taken[name].append(timed(programs[name]))
+    return ratio_of_turns(taken["first"], taken["second"], seed=1).median
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+PARTS: dict[str, Callable[[Path], Iterator[Line]]] = {
+    "packed": packed,
+    "png": png,
+    "jpeg": jpeg,
+    "memory": memory,
+    "cold": cold,
+    "ray": ray,
+}
+
+if __name__ == "__main__":
+    main()

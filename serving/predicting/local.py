@@ -1,0 +1,133 @@
+"""The engine on this machine: decode, run, in the order of the rows, and with bounded memory.
+
+Batches run side by side in threads, which ONNX Runtime leaves free while it computes. Images are
+decoded in processes of their own where there are enough of them: Python decodes in one thread at a
+time. Everything else is decoded in the thread that runs it.
+"""
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from serving.errors import EngineError
+from serving.model import Model
+from serving.parallel_map import ordered_map, ordered_results
+from serving.predicting.answered import Answered, Answering, answered
+from serving.readers.inputs import Inputs, Place
+from serving.readers.items import Batch, Chunk
+
+__all__ = ["Decoded", "Work", "answers"]
+
+PROCESSES_PAY = 2000
+"""Images that take longer to decode than processes take to start."""
+INPUTS: list[Inputs] = []
+"""Of a decoding process: what it was started with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a run has to do."""
+
+    inputs: Inputs
+    chunks: Iterator[tuple[int, Chunk]]
+    """Those that are left, each with the number of its source."""
+    count: int | None
+    """Their rows, None where only reading them all would tell."""
+    how: Answering
+    chunk_rows: int
+    """What the chunks were cut to."""
+    workers: int
+    """Batches at a time, and decoding processes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A chunk whose rows are there."""
+
+    batch: Batch
+    end: Place
+    digest: str | None
+    seconds: float
+
+
+def answers(model: Model, work: Work) -> Generator[Answered]:
+    """The answers to all chunks, in their order.
+
+    Raises what the sources and the model raise, and EngineError when a decoding process dies.
+    """
+    run = functools.partial(_run, model, work.how)
+    processes = work.workers if _processes_pay(work) else 0
+    if not processes:
+        decode = functools.partial(_decode, work.inputs)
+        yield from ordered_map(lambda item: run(decode(item)), work.chunks, parallel=work.workers)
+        return
+    with _decoders(work.inputs, processes) as pool:
+        try:
+            decoded = ordered_results(pool, _decode_there, work.chunks, parallel=processes)
+            yield from ordered_map(run, decoded, parallel=work.workers)
+        except BrokenProcessPool as error:
+            raise EngineError(
+                "a process that decoded images died; the memory may be too small for --workers "
+                f"{processes}, or the script that called has no `if __name__ == '__main__':`"
+            ) from error
+
+
+def _processes_pay(work: Work) -> bool:
+    slow = any(source.slow for source in work.inputs.sources)
+    return slow and work.workers > 1 and (work.count is None or work.count >= PROCESSES_PAY)
+
+
+def _decoders(inputs: Inputs, processes: int) -> ProcessPoolExecutor:
+    # Not forked: the threads of ONNX Runtime would not come along, but their locks would.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(inputs,))
+
+
+def _begin(inputs: Inputs) -> None:
+    """Make a decoding process ready."""
+    # Ctrl-C is for the whole group; the run that asked for the batch ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    INPUTS.append(inputs)
+
+
+def _end_with_the_run() -> None:
+    """End the process when the one that started it is gone, even if it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _decode_there(item: tuple[int, Chunk]) -> Decoded:
+    return _decode(INPUTS[0], item)
+
+
+def _decode(inputs: Inputs, item: tuple[int, Chunk]) -> Decoded:
+    number, chunk = item
+    begin = time.perf_counter()
+    batch = inputs.sources[number].decode(chunk).first(chunk.count)
+    return Decoded(
+        batch=batch,
+        end=Place(number, chunk.start + chunk.count),
+        digest=chunk.digest,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _run(model: Model, how: Answering, decoded: Decoded) -> Answered:
+    return answered(
+        model,
+        decoded.batch,
+        how,
+        end=decoded.end,
+        digest=decoded.digest,
+        decode_seconds=decoded.seconds,
+    )

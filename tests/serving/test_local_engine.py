@@ -1,0 +1,140 @@
+"""The engine of this machine: order, processes that decode, and what becomes of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from tiny_classifier import expected_scores, images
+
+from serving.errors import EngineError
+from serving.predict import PredictOptions, predict, summary
+from serving.predicting import local
+from serving.predicting.options import RunKey
+from serving.predicting.report import Stages
+
+COUNT = 300
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images of which every fiftieth cannot be read."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, row in enumerate(images(COUNT)):
+        path = folder / f"{index:03}.png"
+        if index % 50 == 49:
+            path.write_bytes(b"no image")
+        else:
+            Image.fromarray(row[..., 0]).save(path)
+    return folder
+
+
+@pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "PROCESSES_PAY", 1)
+    monkeypatch.setattr("serving.predicting.run.CHUNK_ROWS", 32)
+
+
+def test_processes_give_what_threads_give(
+    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PredictOptions(workers=2, batch_rows=16)
+    predict(model_file, [folder], output=tmp_path / "threads.jsonl", options=options)
+    monkeypatch.setattr(local, "PROCESSES_PAY", 1)
+    monkeypatch.setattr("serving.predicting.run.CHUNK_ROWS", 32)
+    report = predict(model_file, [folder], output=tmp_path / "processes.jsonl", options=options)
+    assert (report.rows, report.errors) == (COUNT - 6, 6)
+    written = (tmp_path / "processes.jsonl").read_bytes()
+    assert written == (tmp_path / "threads.jsonl").read_bytes()
+    found = [json.loads(line)["label_index"] for line in written.splitlines()]
+    good = [index for index in range(COUNT) if index % 50 != 49]
+    assert found == expected_scores(images(COUNT)).argmax(axis=1)[good].tolist()
+    left = [child.cmdline() for child in psutil.Process().children()]
+    assert not [command for command in left if "spawn_main" in " ".join(command)]
+
+
+@pytest.mark.usefixtures("in_processes")
+def test_a_decoding_process_that_dies_is_told(
+    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_decode_there", dying)
+    with pytest.raises(EngineError, match="a process that decoded images died; the memory may"):
+        predict(
+            model_file, [folder], output=tmp_path / "out.csv", options=PredictOptions(workers=2)
+        )
+
+
+def dying(_item: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from serving.predict import PredictOptions, predict
+from serving.predicting import local, run
+if __name__ == "__main__":
+    local.PROCESSES_PAY = 1
+    run.CHUNK_ROWS = 1
+    options = PredictOptions(workers=2, batch_rows=1)
+    predict(sys.argv[1], [sys.argv[2]], output=Path(sys.argv[3]), options=options)
+"""
+
+
+def test_decoding_processes_end_with_a_run_that_is_killed(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    for index in range(COUNT):
+        os.link(folder / "000.png", folder / f"more-{index}.png")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py", str(model_file), str(folder), "out.csv"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).resolve().parents[2])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
+        children = wait_for_children(process)
+        process.kill()
+    assert len(children) >= 2
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
+def wait_for_children(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    end = time.monotonic() + 60
+    children: list[psutil.Process] = []
+    while len(children) < 3 and process.poll() is None and time.monotonic() < end:
+        children = psutil.Process(process.pid).children(recursive=True) or children
+        time.sleep(0.005)
+    return children
+
+
+def test_the_summary_says_where_the_time_went_and_what_would_help(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    report = predict(model_file, [folder], output=tmp_path / "out.csv")
+    assert sum(report.stages.shares.values()) == pytest.approx(1)
+    told = summary(report).splitlines()
+    assert told[1].startswith("decode ")
+    assert f"most by {report.stages.bottleneck}: " in told[1]
+
+
+def test_the_stage_with_the_most_work_is_the_bottleneck() -> None:
+    stages = Stages(decode_seconds=1.0, inference_seconds=2.0, write_seconds=1.0)
+    assert stages.shares == {"decode": 0.25, "inference": 0.5, "write": 0.25}
+    assert stages.bottleneck == "inference"
+    assert set(Stages(decode_seconds=0, inference_seconds=0, write_seconds=0).shares.values()) == {
+        0
+    }
+
+
+def test_every_option_that_changes_the_answers_is_part_of_the_key() -> None:
+    """A new option must be looked at: does it change what is written?"""
+    free = {"threads", "workers", "default_format", "overwrite", "max_errors", "engine"}
+    free |= {"ray_address", "resume"}
+    fields = set(PredictOptions.__dataclass_fields__) - free
+    assert fields <= set(RunKey.__dataclass_fields__)

@@ -1,0 +1,100 @@
+"""The same rows from a cluster of Ray, as exact when the run is stopped."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_classifier import images
+
+from serving.errors import EngineError, UsageError
+from serving.predict import PredictOptions, predict
+from serving.predicting import outputs
+from serving.predicting.outputs import ShardedOutput
+
+pytest.importorskip("ray", reason="ray is not installed: pip install 'onnx-ferry[ray]'")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+LOCAL = PredictOptions(workers=2, batch_rows=8)
+RAY = PredictOptions(workers=2, batch_rows=8, engine="ray")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> list[str]:
+    """Rows, and images of which one cannot be read: several chunks, in two sources."""
+    np.save(tmp_path / "rows.npy", images(3000))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, row in enumerate(images(30)):
+        Image.fromarray(row[..., 0]).save(folder / f"{index:02}.png")
+    (folder / "07.png").write_bytes(b"")
+    return [str(tmp_path / "rows.npy"), str(folder)]
+
+
+def test_two_actors_write_what_this_machine_writes(
+    model_file: Path, source: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(model_file, source, output=tmp_path / "local.csv", options=LOCAL)
+    output = tmp_path / "ray.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "SHARD_ROWS", 1)
+        patch.setattr(ShardedOutput, "take", failing_after(2))
+        with pytest.raises(OSError, match="No space left"):
+            predict(model_file, source, output=output, options=RAY)
+    report = predict(model_file, source, output=output, options=RAY)
+    assert (report.rows, report.errors, report.resumed_rows) == (3029, 1, 2048)
+    assert output.read_bytes() == (tmp_path / "local.csv").read_bytes()
+    (line,) = (tmp_path / "ray.csv.errors.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"].endswith("07.png")
+
+
+def failing_after(count: int) -> object:
+    take, taken = ShardedOutput.take, []
+
+    def failing(self: ShardedOutput, *given: object) -> None:
+        if len(taken) == count:
+            raise OSError(28, "No space left on device")
+        taken.append(given)
+        take(self, *given)  # type: ignore[arg-type]
+
+    return failing
+
+
+def test_a_limit_and_the_best_classes(model_file: Path, source: list[str], tmp_path: Path) -> None:
+    given = {"workers": 1, "batch_rows": 8, "limit": 1500, "top_k": 2}
+    for engine in ("local", "ray"):
+        options = PredictOptions(**given, engine=engine)  # type: ignore[arg-type]
+        assert (
+            predict(model_file, source, output=tmp_path / f"{engine}.jsonl", options=options).rows
+            == 1500
+        )
+    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "local.jsonl").read_bytes()
+
+
+def test_a_stream_is_not_for_a_cluster(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="--engine ray reads files; a stream is for"):
+        predict(model_file, ["-"], output=tmp_path / "out.csv", options=RAY)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_cluster_that_is_not_there(model_file: Path, source: list[str], tmp_path: Path) -> None:
+    options = PredictOptions(engine="ray", ray_address="127.0.0.1:1")
+    with pytest.raises(EngineError, match=r"Ray cannot be reached at 127\.0\.0\.1:1"):
+        predict(model_file, source, output=tmp_path / "out.csv", options=options)
+
+
+def test_without_ray_the_command_says_what_to_install(
+    model_file: Path, source: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from serving.cli import serving
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = CliRunner().invoke(serving, ["predict", str(model_file), *source, "--engine", "ray"])
+    assert result.exit_code == 1
+    assert "needs ray: pip install 'onnx-ferry[ray]'" in result.stderr

@@ -1,0 +1,429 @@
+"""A run that is stopped, killed or starved of disk goes on, and every row is written once."""
+
+import csv
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from tiny_classifier import classifier, images
+
+from serving.errors import InputError, IntegrityError, OutputError
+from serving.predict import PredictOptions, predict, summary
+from serving.predicting import outputs
+from serving.predicting.journal import read_journal
+from serving.predicting.outputs import Layout, ShardedOutput
+
+ROWS = 3000
+ONE = PredictOptions(workers=1, batch_rows=8)
+FORMS = ["csv", "jsonl", "parquet", "arrow"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.npy"
+    np.save(path, images(ROWS))
+    return path
+
+
+@pytest.fixture
+def shards_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "SHARD_ROWS", 1)
+
+
+class CutShortError(RuntimeError):
+    pass
+
+
+@pytest.fixture
+def cut_short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of chunks that are written before a run breaks off; [-1] for all."""
+    left = [-1]
+    take = ShardedOutput.take
+
+    def limited(self: ShardedOutput, *given: object) -> None:
+        if left[0] == 0:
+            raise CutShortError
+        left[0] -= 1
+        take(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ShardedOutput, "take", limited)
+    yield left
+    left[0] = -1
+
+
+def ids(path: Path) -> list[str]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["id"] for row in csv.DictReader(file)]
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "out")))
+
+
+@pytest.mark.usefixtures("shards_of_one_chunk")
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_cut_short_goes_on_and_equals_an_undisturbed_run(
+    model_file: Path, rows: Path, tmp_path: Path, cut_short: list[int], form: str
+) -> None:
+    predict(model_file, [rows], output=tmp_path / f"whole.{form}", options=ONE)
+    output = tmp_path / f"out.{form}"
+    for chunks in (1, 0, 1):
+        cut_short[0] = chunks
+        with pytest.raises(CutShortError):
+            predict(model_file, [rows], output=output, options=ONE)
+        assert not output.exists()
+    cut_short[0] = -1
+    report = predict(model_file, [rows], output=output, options=ONE)
+    assert (report.rows, report.resumed_rows) == (ROWS, 2048)
+    assert "3000 rows" in summary(report)
+    assert "(2048 of them before)" in summary(report)
+    assert left_over(tmp_path) == [f"out.{form}", f"out.{form}.manifest.jsonl"]
+    if form in ("csv", "jsonl"):
+        assert output.read_bytes() == (tmp_path / f"whole.{form}").read_bytes()
+        return
+    read = pyarrow.parquet.read_table if form == "parquet" else arrow_table
+    assert read(output).equals(read(tmp_path / f"whole.{form}"))
+    assert read(output).schema.metadata[b"ferry.model_sha256"].decode() == report.model_sha256
+
+
+def arrow_table(path: Path) -> pyarrow.Table:
+    with pyarrow.OSFile(str(path)) as source:
+        return pyarrow.ipc.open_file(source).read_all()
+
+
+@pytest.mark.usefixtures("shards_of_one_chunk")
+def test_a_folder_of_shards_is_read_as_one_table(
+    model_file: Path, rows: Path, tmp_path: Path, cut_short: list[int]
+) -> None:
+    output = tmp_path / "out"
+    cut_short[0] = 1
+    with pytest.raises(CutShortError):
+        predict(model_file, [rows], output=output, options=ONE)
+    cut_short[0] = -1
+    report = predict(model_file, [rows], output=output, options=ONE)
+    assert report.rows == ROWS
+    table = pyarrow.parquet.read_table(output)
+    assert table["id"].to_pylist() == [f"{rows}:{index}" for index in range(ROWS)]
+    journal = read_journal(output / "_manifest.jsonl")
+    assert journal is not None
+    assert journal.complete
+    assert journal.provenance.key.model_sha256 == report.model_sha256
+
+
+def test_a_finished_run_is_not_done_again(model_file: Path, rows: Path, tmp_path: Path) -> None:
+    for output in (tmp_path / "out.csv", tmp_path / "out"):
+        predict(model_file, [rows], output=output, options=ONE)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        report = predict(model_file, [rows], output=output, options=ONE)
+        assert (report.rows, report.resumed_rows, report.seconds) == (ROWS, ROWS, 0)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+OTHERS = {
+    "other settings": ({"probabilities": True}, "was begun with probabilities False, not True"),
+    "another batch size": ({"batch_rows": 4}, "was begun with batch rows 8, not 4"),
+    "a limit": ({"limit": 12}, "was begun with limit None, not 12"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("name", ["out.csv", "out"])
+def test_another_run_is_refused_and_says_what_differs(
+    model_file: Path, rows: Path, tmp_path: Path, case: str, name: str
+) -> None:
+    predict(model_file, [rows], output=tmp_path / name, options=ONE)
+    before = sorted(tmp_path.rglob("*"))
+    changed, told = OTHERS[case]
+    options = PredictOptions(**{"workers": 1, "batch_rows": 8, **changed})  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match=f"{told}; --overwrite begins again"):
+        predict(model_file, [rows], output=tmp_path / name, options=options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_another_model_and_changed_inputs_are_refused(
+    model_file: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    predict(model_file, [rows], output=output, options=ONE)
+    other = tmp_path / "other.onnx"
+    other.write_bytes(classifier(metadata={"ferry.labels": '["a", "b", "c"]'}))
+    with pytest.raises(OutputError, match=r"out\.csv was begun with another model"):
+        predict(other, [rows], output=output, options=ONE)
+    np.save(rows, images(ROWS + 1))
+    with pytest.raises(OutputError, match="inputs that have changed since"):
+        predict(model_file, [rows], output=output, options=ONE)
+    again = PredictOptions(workers=1, batch_rows=8, overwrite=True)
+    assert predict(model_file, [rows], output=output, options=again).rows == ROWS + 1
+    assert len(ids(output)) == ROWS + 1
+
+
+def test_what_no_run_made_is_never_replaced(model_file: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"out\.csv exists already; --overwrite replaces it"):
+        predict(model_file, [rows], output=tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").write_text("mine")
+    for overwrite in (False, True):
+        options = PredictOptions(overwrite=overwrite)
+        with pytest.raises(OutputError, match=r"out is a folder with other files \(notes\)"):
+            predict(model_file, [rows], output=tmp_path / "out", options=options)
+    assert left_over(tmp_path / "out") == []
+    assert (tmp_path / "out" / "notes").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("shards_of_one_chunk")
+def test_a_shard_that_was_altered_is_not_gone_on_from(
+    model_file: Path, rows: Path, tmp_path: Path, cut_short: list[int]
+) -> None:
+    output = tmp_path / "out.csv"
+    cut_short[0] = 2
+    with pytest.raises(CutShortError):
+        predict(model_file, [rows], output=output, options=ONE)
+    shard = tmp_path / "out.csv.parts" / "part-00001.csv"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match=r"part-00001\.csv should have \d+ bytes"):
+        predict(model_file, [rows], output=output, options=ONE)
+    shard.unlink()
+    with pytest.raises(IntegrityError, match=r"part-00001\.csv .* is not there"):
+        predict(model_file, [rows], output=output, options=ONE)
+
+
+@pytest.mark.usefixtures("shards_of_one_chunk")
+def test_half_a_line_and_files_that_no_line_lists_are_swept_away(
+    model_file: Path, rows: Path, tmp_path: Path, cut_short: list[int]
+) -> None:
+    predict(model_file, [rows], output=tmp_path / "whole.csv", options=ONE)
+    output = tmp_path / "out.csv"
+    cut_short[0] = 2
+    with pytest.raises(CutShortError):
+        predict(model_file, [rows], output=output, options=ONE)
+    parts = tmp_path / "out.csv.parts"
+    lines = (parts / "_manifest.jsonl").read_bytes()
+    (parts / "_manifest.jsonl").write_bytes(lines[:-20])
+    (parts / ".part-00002.csv.x1.tmp").write_text("half")
+    cut_short[0] = -1
+    report = predict(model_file, [rows], output=output, options=ONE)
+    assert report.resumed_rows == 1024
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_manifest_that_no_run_wrote(model_file: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_manifest.jsonl").write_text("{}\n")
+    with pytest.raises(IntegrityError, match=r"_manifest\.jsonl: line 1 lacks the key"):
+        predict(model_file, [rows], output=tmp_path / "out")
+    (tmp_path / "out" / "_manifest.jsonl").write_text("oops\n")
+    with pytest.raises(IntegrityError, match="line 1 is not JSON; --overwrite begins again"):
+        predict(model_file, [rows], output=tmp_path / "out")
+    options = PredictOptions(overwrite=True)
+    assert predict(model_file, [rows], output=tmp_path / "out", options=options).rows == ROWS
+
+
+@pytest.mark.usefixtures("shards_of_one_chunk")
+def test_joining_can_be_interrupted_anywhere(
+    model_file: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(model_file, [rows], output=tmp_path / "whole.csv", options=ONE)
+    output = tmp_path / "out.csv"
+    for name in ("atomic_write", "write_bytes", "sync_folder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"serving.predicting.resume.{name}", broken)
+            with pytest.raises(CutShortError):
+                predict(model_file, [rows], output=output, options=ONE)
+    real, calls = shutil.rmtree, []
+
+    def half(path: Path, **given: object) -> None:
+        calls.append(path)
+        raise CutShortError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.predicting.resume.shutil.rmtree", half)
+        with pytest.raises(CutShortError):
+            predict(model_file, [rows], output=output, options=ONE)
+    assert calls
+    assert real is shutil.rmtree
+    report = predict(model_file, [rows], output=output, options=ONE)
+    assert report.resumed_rows == ROWS
+    assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert left_over(tmp_path) == ["out.csv", "out.csv.manifest.jsonl"]
+
+
+def broken(*_: object, **__: object) -> None:
+    raise CutShortError
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_later(
+    model_file: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "SHARD_ROWS", 1)
+    output = tmp_path / "out.csv"
+    write = ShardedOutput.take
+    taken = []
+
+    def full(self: ShardedOutput, *given: object) -> None:
+        write(self, *given)  # type: ignore[arg-type]
+        taken.append(given)
+        if len(taken) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardedOutput, "take", full)
+        with pytest.raises(OSError, match="No space left"):
+            predict(model_file, [rows], output=output, options=ONE)
+    report = predict(model_file, [rows], output=output, options=ONE)
+    assert report.resumed_rows == 2048
+    assert ids(output) == [f"{rows}:{index}" for index in range(ROWS)]
+
+
+def test_a_run_that_fails_before_its_first_shard_leaves_nothing(
+    tmp_path: Path, rows: Path, cut_short: list[int], model_file: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    cut_short[0] = 0
+    with pytest.raises(CutShortError):
+        predict(model_file, [rows], output=tmp_path / "new" / "out.csv")
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file()
+    ]
+
+
+def test_too_many_errors_stop_a_run_that_a_higher_number_goes_on_with(
+    model_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, row in enumerate(images(40)):
+        Image.fromarray(row[..., 0]).save(folder / f"{index:02}.png")
+    for index in (5, 15, 25):
+        (folder / f"{index:02}.png").write_bytes(b"")
+    output = tmp_path / "out.csv"
+    strict = PredictOptions(workers=1, max_errors=1)
+    with pytest.raises(InputError, match=r"cannot be read, --max-errors is 1: .*05\.png: "):
+        predict(model_file, [folder], output=output, options=strict)
+    assert not output.exists()
+    report = predict(model_file, [folder], output=output, options=PredictOptions(workers=1))
+    assert (report.rows, report.errors) == (37, 3)
+    assert len(set(ids(output))) == 37
+    listed = (tmp_path / "out.csv.errors.jsonl").read_text().splitlines()
+    assert [Path(json.loads(line)["id"]).name for line in listed] == ["05.png", "15.png", "25.png"]
+
+
+def test_a_limit_counts_what_cannot_be_read_too(model_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, row in enumerate(images(40)):
+        Image.fromarray(row[..., 0]).save(folder / f"{index:02}.png")
+    (folder / "03.png").write_bytes(b"")
+    output = tmp_path / "out.csv"
+    report = predict(model_file, [folder], output=output, options=PredictOptions(limit=10))
+    assert (report.rows, report.errors) == (9, 1)
+    assert [Path(one).stem for one in ids(output)] == [f"{n:02}" for n in range(10) if n != 3]
+
+
+# Signals and kills, of real processes
+
+
+PROGRAM = [sys.executable, "-m", "serving", "predict", "--workers", "1", "--batch-size", "1"]
+
+
+def start(model: Path, rows: Path, output: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [*PROGRAM, str(model), str(rows), "-o", str(output)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
+    end = time.monotonic() + 60
+    while not path.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Rows that take a second or so, one by one."""
+    path = tmp_path / "rows.npy"
+    np.save(path, np.resize(images(1000), (60_000, 4, 5, 1)))
+    return path
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_batch_in_hand(
+    model_file: Path, many: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "out.csv"
+    process = start(model_file, many, output)
+    wait_for(tmp_path / "out.csv.parts" / "_manifest.jsonl", process)
+    time.sleep(0.1)
+    process.send_signal(number)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, told
+    assert f"stopped by {number.name}; the same command goes on" in told.decode()
+    journal = read_journal(tmp_path / "out.csv.parts" / "_manifest.jsonl")
+    assert journal is not None
+    assert 0 < journal.rows < 60_000
+    assert not list((tmp_path / "out.csv.parts").glob(".*"))
+    assert start(model_file, many, output).communicate(timeout=120)
+    assert output.exists()
+    assert ids(output) == [f"{many}:{index}" for index in range(60_000)]
+
+
+def test_kills_at_any_moment_lose_and_double_nothing(
+    model_file: Path, many: Path, tmp_path: Path
+) -> None:
+    """A few here; `benchmarks/predict_kills.py` makes 200."""
+    output = tmp_path / "out.csv"
+    moments = random.Random(1)
+    for _ in range(6):
+        process = start(model_file, many, output)
+        wait_for(tmp_path / "out.csv.parts", process)
+        time.sleep(moments.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert start(model_file, many, output).communicate(timeout=120)
+    assert output.exists()
+    assert ids(output) == [f"{many}:{index}" for index in range(60_000)]
+    assert left_over(tmp_path) == ["out.csv", "out.csv.manifest.jsonl"]
+
+
+def test_outside_the_main_thread_signals_are_left_alone(
+    model_file: Path, rows: Path, tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    done: list[int] = []
+
+    def work() -> None:
+        done.append(predict(model_file, [rows], output=tmp_path / "out.csv").rows)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [ROWS]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_layout_names_what_belongs_together(tmp_path: Path) -> None:
+    file = Layout(output=tmp_path / "a.parquet", form="parquet")
+    assert file.shard(3) == tmp_path / "a.parquet.parts" / "part-00003.parquet"
+    assert file.errors == tmp_path / "a.parquet.errors.jsonl"
+    folder = Layout(output=tmp_path / "a", form="parquet")
+    assert folder.shard(3) == tmp_path / "a" / "part-00003.parquet"
+    # What begins with an underscore or a dot is no part of a data set for Arrow and for Spark.
+    assert folder.manifest.name.startswith("_")
+    assert folder.errors.name.startswith("_")
