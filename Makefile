@@ -49,6 +49,8 @@ bench: $(READY)
 	python benchmarks/benching.py
 	python benchmarks/scenarios.py
 	python benchmarks/tuner.py
+	python benchmarks/predicting.py
+	python benchmarks/predict_kills.py
 	python benchmarks/aims.py
 
 clean:

@@ -1,7 +1,12 @@
 """A classifier of the shape and cost of MobileNet v1 (Howard et al., 2017) with drawn weights.
 
+Run: python benchmarks/mobilenet.py MODEL.onnx
+
 It answers uint8 photographs of 224 × 224 × 3 with 1,000 probabilities; only its cost counts.
 """
+
+import sys
+from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -77,3 +82,12 @@ def model_of(network: Network) -> ModelProto:
     graph = helper.make_graph(network.nodes, "mobilenet", [images], [answers], network.weights)
     imports = [helper.make_opsetid("", 18)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+def main() -> None:
+    """Write the model."""
+    Path(sys.argv[1]).write_bytes(classifier())
+
+
+if __name__ == "__main__":
+    main()

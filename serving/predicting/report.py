@@ -1,5 +1,6 @@
 """What a run of `ferry predict` did, for people and for programs."""
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class PredictReport:
 
 
 ADVICE = {
-    "decode": "decode once into .npy, or install opencv-python-headless",
+    "decode": "decode once into .npy",
     "inference": "`ferry bench --tune` finds the best settings, a GPU or int8 may be faster",
     "write": "write Parquet, on a faster disk",
 }
@@ -77,19 +78,32 @@ ADVICE = {
 def summary(report: PredictReport) -> str:
     """Some lines for a person."""
     where = f" to {report.output}" if report.output else ""
-    before = f" ({report.resumed_rows} of them before)" if report.resumed_rows else ""
+    before = f" ({report.resumed_rows:,} of them before)" if report.resumed_rows else ""
     errors = f", {report.errors} not read" if report.errors else ""
     listed = f" (see {report.errors_file})" if report.errors_file else ""
     profile = f", {report.profile.told()}" if report.profile else ""
-    told = (
-        f"{report.rows} rows{where}{before}{errors}{listed}; {report.seconds:.2f} s, "
-        f"{report.rows_per_second:,.0f} rows/s on {report.proof.asked}{profile}"
-    )
+    told = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
+    if report.seconds:
+        told += (
+            f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s on "
+            f"{report.proof.asked}{profile}"
+        )
+    else:
+        told += "the run was complete already"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
-    told += f"\n{shares}; most by {report.stages.bottleneck}: {ADVICE[report.stages.bottleneck]}"
+    if report.seconds:
+        told += f"\n{shares}; {_advice(report.stages.bottleneck)}"
     if report.drift:
         told += "".join(f"\n{line}" for line in report.drift.lines())
     if report.stopped:
         again = "; the same command goes on" if report.output else ""
         told += f"\nstopped by {report.stopped}{again}"
     return told
+
+
+def _advice(stage: str) -> str:
+    """What would help where a stage has the most work."""
+    advice = ADVICE[stage]
+    if stage == "decode" and importlib.util.find_spec("cv2") is None:
+        advice += ", or pip install 'onnx-ferry[images]'"
+    return f"most by {stage}: {advice}"

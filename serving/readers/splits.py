@@ -28,9 +28,7 @@ def path_of_split(name: str) -> Path:
     """
     dataset, _, split = name.partition(":")
     if split not in SPLITS:
-        raise UnknownNameError(
-            f"split of {dataset}", split, SPLITS, hint=f"there are {', '.join(SPLITS)}"
-        )
+        raise UnknownNameError(f"split of {dataset}", split, SPLITS)
     command = f"ferry preprocess {dataset}"
     path = require(READY / dataset / f"{split}_inputs.npy", command)
     manifest = require(READY / dataset / MANIFEST, command)

@@ -88,8 +88,8 @@ def test_what_was_cut_short_goes_on_and_equals_an_undisturbed_run(
     cut_short[0] = -1
     report = predict(model_file, [rows], output=output, options=ONE)
     assert (report.rows, report.resumed_rows) == (ROWS, 2048)
-    assert "3000 rows" in summary(report)
-    assert "(2048 of them before)" in summary(report)
+    assert "3,000 rows" in summary(report)
+    assert "(2,048 of them before)" in summary(report)
     assert left_over(tmp_path) == [f"out.{form}", f"out.{form}.manifest.jsonl"]
     if form in ("csv", "jsonl"):
         assert output.read_bytes() == (tmp_path / f"whole.{form}").read_bytes()
@@ -129,6 +129,7 @@ def test_a_finished_run_is_not_done_again(model_file: Path, rows: Path, tmp_path
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
         report = predict(model_file, [rows], output=output, options=ONE)
         assert (report.rows, report.resumed_rows, report.seconds) == (ROWS, ROWS, 0)
+        assert summary(report).endswith("(3,000 of them before); the run was complete already")
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
