@@ -26,7 +26,11 @@ class AutoCount(click.ParamType["int | None"]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | None:
         """None for "auto"."""
-        return None if value == "auto" else COUNT.convert(value, param, ctx)
+        if value == "auto":
+            return None
+        if not str(value).isdecimal():
+            self.fail(f"{value!r} is neither a count nor auto", param, ctx)
+        return COUNT.convert(value, param, ctx)
 
 
 AUTO = AutoCount()

@@ -68,6 +68,8 @@ class PredictReport:
     """The signal that ended the run before its input did, None where none did."""
 
 
+WORTH_SECONDS = 2.0
+"""A shorter run needs no advice."""
 ADVICE = {
     "decode": "decode once into .npy",
     "inference": "`ferry bench --tune` finds the best settings, a GPU or int8 may be faster",
@@ -92,7 +94,9 @@ def summary(report: PredictReport) -> str:
         told += "the run was complete already"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
     if report.seconds:
-        told += f"\n{shares}; {_advice(report.stages.bottleneck)}"
+        told += f"\n{shares}"
+    if report.seconds >= WORTH_SECONDS:
+        told += f"; {_advice(report.stages.bottleneck)}"
     if report.drift:
         told += "".join(f"\n{line}" for line in report.drift.lines())
     if report.stopped:

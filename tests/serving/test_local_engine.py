@@ -114,8 +114,9 @@ def wait_for_children(process: "subprocess.Popen[bytes]") -> list[psutil.Process
 
 
 def test_the_summary_says_where_the_time_went_and_what_would_help(
-    model_file: Path, folder: Path, tmp_path: Path
+    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("serving.predicting.report.WORTH_SECONDS", 0)
     report = predict(model_file, [folder], output=tmp_path / "out.csv")
     assert sum(report.stages.shares.values()) == pytest.approx(1)
     told = summary(report).splitlines()
