@@ -58,7 +58,7 @@ AUTO = AutoCount()
 @click.option(
     "--input-format",
     metavar="NAME",
-    help="What stdin holds: list, text, csv, jsonl or arrow (what the model takes).",
+    help="What stdin holds: list, text, csv, jsonl, npy or arrow (what the model takes).",
 )
 @click.option("--limit", metavar="N", type=COUNT, help="Read N rows at most.")
 @click.option("--max-errors", metavar="N", type=click.IntRange(min=0), help="Stop when more fail.")

@@ -29,7 +29,7 @@ Form = Literal["parquet", "file", "stream"]
 """Arrow's own two: a file begins and ends with a mark, and tells where its batches are."""
 FILE_MARK = b"ARROW1"
 BUFFER_BYTES = 1 << 20
-WINDOW_BYTES = 64 << 20
+WINDOW_BYTES = 32 << 20
 """Of a mapped file, after which what was read is let go."""
 ERRORS = (pa.ArrowException, OSError, ValueError)
 

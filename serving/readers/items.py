@@ -27,7 +27,6 @@ __all__ = [
     "items_of",
     "printable",
     "reason_of",
-    "text_value",
 ]
 
 Array = npt.NDArray[Any]
@@ -180,10 +179,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def text_value(text: str, row_shape: tuple[int, ...]) -> Array:
-    """A text as a row of a model that takes strings; object, as its length is its own."""
-    value = np.empty(row_shape, object)
-    value[...] = text
-    return value

@@ -249,7 +249,6 @@ def test_a_large_array_does_not_fill_the_memory(tmp_path: Path, in_columns: bool
         np.lib.format.write_array_header_1_0(file, header)
         file.truncate(file.tell() + rows * 512)
     growth = resident_growth(f"""
-from serving.readers.arrays import open_array_rows
 info = TensorInfo(name="x", dtype="uint8", shape=("n", 512))
 source = open_array_rows(Path({str(path)!r}), info, Path("m"))
 """)
