@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bound_pool import BoundPool, can_bind
-from serving.bundle import open_bundle
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
 from serving.parallel_map import ordered_map
 from serving.prediction import PROBABILITIES, Prediction
@@ -260,6 +259,8 @@ def open_model(
         settings = settings or (untuned if threads is None else None)
         session = open_session(path, provider=provider, threads=threads, settings=settings)
         return _model(path, session, labels_of(path, session.metadata), None)
+    from serving.bundle import open_bundle  # a file has no use for it
+
     bundle = open_bundle(path)
     profile: Profile | None = None
     if threads is None and settings is None:

@@ -10,22 +10,27 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from serving.console import note
-from serving.drift.check import DriftCheck, DriftState, open_check
 from serving.errors import FerryError, InputError
-from serving.predicting import local, on_ray, resume
+from serving.predicting import local, resume
 from serving.predicting.answered import Answered
 from serving.predicting.journal import Journal, read_journal
 from serving.predicting.local import Work
 from serving.predicting.options import PredictOptions
 from serving.predicting.outputs import Layout, Output, ShardedOutput, Stdout
-from serving.predicting.preview import Preview, preview
 from serving.predicting.report import PredictReport, Stages, summary
 from serving.predicting.run import Run, prepare
 from serving.predicting.stopping import Stop, stoppable
+
+if TYPE_CHECKING:
+    # The first row of a process that has no use for them does not wait for these.
+    from serving.drift.check import DriftCheck
+    from serving.drift.state import DriftState
+    from serving.predicting.preview import Preview
 
 __all__ = ["PredictOptions", "PredictReport", "dry_run", "predict", "summary"]
 
@@ -54,7 +59,7 @@ def predict(
     """
     options = options or PredictOptions()
     run = prepare(Path(model), inputs, output, options)
-    check = open_check(run.model.path) if options.reference else None
+    check = _check(run)
     if output is None:
         loop = Loop(run, Stdout(run.form, run.metadata()), None, check)
         loop.go()
@@ -77,8 +82,10 @@ def dry_run(
     *,
     output: Path | None,
     options: PredictOptions | None = None,
-) -> Preview:
+) -> "Preview":
     """What `predict` would read and write, and the first rows; raises what that raises at first."""
+    from serving.predicting.preview import preview
+
     return preview(prepare(Path(model), inputs, output, options or PredictOptions()), output)
 
 
@@ -86,7 +93,7 @@ class Loop:
     """The rows that are left of a run, from the engine to the output."""
 
     def __init__(
-        self, run: Run, output: Output, journal: Journal | None, check: DriftCheck | None
+        self, run: Run, output: Output, journal: Journal | None, check: "DriftCheck | None"
     ) -> None:
         """Go on after the shards of `journal`, and count the rows for `check`."""
         self._run = run
@@ -164,6 +171,8 @@ class Loop:
             workers=run.workers,
         )
         if run.options.engine == "ray":
+            from serving.predicting import on_ray
+
             return on_ray.answers(run.model, work, address=run.options.ray_address)
         return local.answers(run.model, work)
 
@@ -176,7 +185,7 @@ class Loop:
         self._inference += one.run_seconds
         self._write += time.perf_counter() - begin
 
-    def _counted(self, one: Answered) -> DriftState | None:
+    def _counted(self, one: Answered) -> "DriftState | None":
         """What the drift check has counted with these rows."""
         if self._check is None:
             return None
@@ -196,6 +205,15 @@ class Loop:
                 f"{self._run.options.max_errors}: {self.first_error}; a higher one goes on from "
                 f"here"
             )
+
+
+def _check(run: Run) -> "DriftCheck | None":
+    """What holds the rows against the training data, if that is asked."""
+    if not run.options.reference:
+        return None
+    from serving.drift.check import open_check
+
+    return open_check(run.model.path)
 
 
 def _finish(layout: Layout, journal: Journal, loop: Loop) -> None:

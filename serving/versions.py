@@ -3,8 +3,6 @@
 ONNX Runtime comes in several wheels that write the same folder; two of them break each other.
 """
 
-from importlib import metadata
-
 __all__ = ["RUNTIME_WHEELS", "ferry_version", "installed_version", "runtime_wheels"]
 
 RUNTIME_WHEELS = (
@@ -19,6 +17,8 @@ RUNTIME_WHEELS = (
 
 def installed_version(distribution: str) -> str | None:
     """The version of an installed distribution, or None."""
+    from importlib import metadata  # brings the parser of e-mails along
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

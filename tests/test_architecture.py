@@ -28,6 +28,7 @@ OWNERS = {
         for name in ("models", "pyfunc", "runs", "signature", "store")
     },
     "cv2": {"serving/readers/decoding.py"},
+    "fsspec": {"serving/readers/remote.py"},
     "requests": {"pipeline/download.py"},
     "yaml": {"pipeline/yamlfile.py"},
     "jinja2": {"pipeline/report.py"},

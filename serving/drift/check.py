@@ -6,7 +6,6 @@ check.report().lines()  # ["inputs moved: mean brightness PSI 0.17 over 1,000 ro
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,17 @@ from serving.drift.quantities import CLASS, measure_answers, measure_rows
 from serving.drift.reference import REFERENCE, Quantity, Reference
 from serving.drift.report import MOVED, STRONGLY_MOVED, DriftReport, QuantityDrift, Verdict
 from serving.drift.stability import population_stability, psi_of_chance
+from serving.drift.state import DriftState
 from serving.errors import IntegrityError, UsageError
 from serving.files import sha256_of_bytes
 
-__all__ = ["DriftCheck", "DriftState", "open_check"]
+__all__ = ["DriftCheck", "open_check"]
 
 Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
 
 FALSE_ALARMS = 0.001
 """The share of reports on rows of the same distribution in which chance alone moves something."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftState:
-    """What a check has counted, for a run that goes on later; a few hundred numbers at most."""
-
-    reference_sha256: str
-    """Of the reference that the bins are of."""
-    rows: int
-    counts: Mapping[str, tuple[int, ...]]
-    """Rows in each bin, by the name of the quantity."""
 
 
 class DriftCheck:

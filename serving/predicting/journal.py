@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.drift.check import DriftState
+from serving.drift.state import DriftState
 from serving.errors import IntegrityError
 from serving.files import dump_json, write_text
 from serving.predicting.options import RunKey

@@ -6,15 +6,13 @@ time. Everything else is decoded in the thread that runs it.
 """
 
 import functools
-import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from serving.errors import EngineError
 from serving.model import Model
@@ -22,6 +20,9 @@ from serving.parallel_map import ordered_map, ordered_results
 from serving.predicting.answered import Answered, Answering, answered
 from serving.readers.inputs import Inputs, Place
 from serving.readers.items import Batch, Chunk
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 __all__ = ["Decoded", "Work", "answers"]
 
@@ -68,6 +69,8 @@ def answers(model: Model, work: Work) -> Generator[Answered]:
         decode = functools.partial(_decode, work.inputs)
         yield from ordered_map(lambda item: run(decode(item)), work.chunks, parallel=work.workers)
         return
+    from concurrent.futures.process import BrokenProcessPool
+
     with _decoders(work.inputs, processes) as pool:
         try:
             decoded = ordered_results(pool, _decode_there, work.chunks, parallel=processes)
@@ -84,7 +87,10 @@ def _processes_pay(work: Work) -> bool:
     return slow and work.workers > 1 and (work.count is None or work.count >= PROCESSES_PAY)
 
 
-def _decoders(inputs: Inputs, processes: int) -> ProcessPoolExecutor:
+def _decoders(inputs: Inputs, processes: int) -> "ProcessPoolExecutor":
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     # Not forked: the threads of ONNX Runtime would not come along, but their locks would.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(inputs,))
@@ -100,7 +106,9 @@ def _begin(inputs: Inputs) -> None:
 
 def _end_with_the_run() -> None:
     """End the process when the one that started it is gone, even if it was killed."""
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+
+    parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Protocol, Self
 
 from serving.console import note
-from serving.drift.check import DriftState
+from serving.drift.state import DriftState
 from serving.files import atomic_write
 from serving.predicting.answered import Answered
 from serving.predicting.journal import Shard, add_to_journal

@@ -4,10 +4,13 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serving.drift.report import DriftReport
 from serving.profiles import Profile
 from serving.session import ProviderProof
+
+if TYPE_CHECKING:
+    from serving.drift.report import DriftReport
 
 __all__ = ["PredictReport", "Stages", "summary"]
 
@@ -62,7 +65,7 @@ class PredictReport:
     """What of the bundle's profiles the settings were taken from; None where none was used."""
     proof: ProviderProof
     stages: Stages
-    drift: DriftReport | None
+    drift: "DriftReport | None"
     """How the rows are distributed beside the training data, where that was asked."""
     stopped: str | None
     """The signal that ended the run before its input did, None where none did."""

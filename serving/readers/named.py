@@ -1,35 +1,50 @@
-"""What the names of inputs stand for: files, folders, patterns of these, splits, and stdin."""
+"""What the names of inputs stand for: files, folders, patterns, addresses, splits, and stdin."""
 
 import glob
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from serving.errors import InputError
+from serving.readers.images import IMAGE_SUFFIXES
+from serving.readers.remote import is_address, is_pattern, matching
 from serving.readers.splits import is_split, path_of_split
 from serving.readers.stdin import STDIN
 
 __all__ = ["expanded"]
 
 ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+LOCAL = re.compile(r"file://(localhost)?(?=/)")
 MAGIC = re.compile(r"[*?[]")
 
 
 def expanded(name: str) -> list[str]:
-    """The paths that `name` stands for, sorted; itself for one that needs no explaining.
+    """The paths or addresses that `name` stands for, sorted; itself where it needs no explaining.
 
-    Raises InputError for a pattern that nothing matches and for an address, and what
-    `path_of_split` raises.
+    Raises InputError for a pattern that nothing matches and for an address of a kind that is not
+    read, and what `path_of_split` raises.
     """
-    address = ADDRESS.match(name)
-    if address:
-        # Whatever opens addresses goes by the scheme, here.
-        raise InputError(f"{name}: {address[1]}:// cannot be read; fetch the files, or mount them")
+    local = LOCAL.match(name)
+    if local:
+        return expanded(unquote(name[local.end() :]))
+    if ADDRESS.match(name):
+        return _at_address(name)
     if name == STDIN or Path(name).exists():
         return [name]
     if MAGIC.search(name):
         return _matching(name)
     if is_split(name):
         return [str(path_of_split(name))]
+    return [name]
+
+
+def _at_address(name: str) -> list[str]:
+    if not is_address(name):
+        scheme = name.partition("://")[0]
+        raise InputError(f"{name}: {scheme}:// cannot be read; fetch the files, or mount them")
+    # A listing of images tells their sizes too, so that whoever opens them looks.
+    if is_pattern(name) and not name.lower().endswith(IMAGE_SUFFIXES):
+        return matching(name)
     return [name]
 
 

@@ -12,10 +12,11 @@ from tiny_kinds import errors, halved
 
 from serving.answers import answer
 from serving.bundle import write_bundle
-from serving.drift.check import DriftCheck, DriftState, open_check
+from serving.drift.check import DriftCheck, open_check
 from serving.drift.quantities import CLASS
 from serving.drift.reference import Reference
 from serving.drift.report import DriftReport
+from serving.drift.state import DriftState
 from serving.errors import IntegrityError
 from serving.files import dump_json
 from serving.model import Model, open_model

@@ -213,12 +213,6 @@ def test_splits_that_are_not_there(here: Path, of_images: Model) -> None:
         open_inputs(["toy:test"], of_images)
 
 
-def test_an_address_is_not_taken_for_a_path(here: Path, of_images: Model) -> None:
-    for address in ("s3://bucket/photos/*.png", "https://example.org/rows.npy"):
-        told = refused([address], of_images)
-        assert told.startswith(f"{address}: {address.partition(':')[0]}:// cannot be read")
-
-
 def test_what_no_input_is(here: Path, of_images: Model) -> None:
     with pytest.raises(MissingInputError, match=r"^gone\.npy is not there$"):
         open_inputs(["gone.npy"], of_images)
