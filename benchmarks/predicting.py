@@ -27,7 +27,8 @@ from serving.cores import allowed_cores
 from serving.model import open_model
 from serving.pairing import orders, ratio_of_turns
 from serving.predict import PredictOptions, predict
-from serving.readers.inputs import ReadOptions, open_inputs
+from serving.readers.inputs import open_inputs
+from serving.readers.kinds import ReadOptions
 from serving.settings import SessionSettings
 
 MLP, CNN = Path("models/mnist-mlp/model.onnx"), Path("models/mnist-cnn/model.onnx")

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError, MissingInputError
-from serving.readers.arrays import ARRAY_SUFFIXES, open_array
+from serving.readers.arrays import open_array
 from serving.readers.items import Row, items_of
 from serving.readers.lines import open_lines
+from serving.readers.suffixes import ARRAY_SUFFIXES
 from serving.tensors import TensorInfo
 
 __all__ = ["fixed_batch", "random_feeds", "read_rows", "refuse_free_axes", "row_feeds"]

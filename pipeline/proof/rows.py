@@ -18,10 +18,10 @@ import numpy.typing as npt
 from pipeline import datasets, layout, ready
 from pipeline.errors import InputError, MissingInputError, UnknownNameError
 from serving.readers.arrays import ARRAY_NAMES, open_array
-from serving.readers.formats import COLUMN_SUFFIXES
-from serving.readers.images import IMAGE_SUFFIXES, open_images
+from serving.readers.images import open_images
 from serving.readers.items import Row, Unreadable, items_of, reason_of
 from serving.readers.lines import open_lines
+from serving.readers.suffixes import COLUMN_SUFFIXES, IMAGE_SUFFIXES
 from serving.readers.tables import open_table
 from serving.tensors import TensorInfo
 

@@ -13,8 +13,9 @@ from serving.model import Model, open_model
 from serving.predicting.answered import Answering
 from serving.predicting.journal import Journal, Provenance
 from serving.predicting.options import PredictOptions, RunKey
-from serving.readers.inputs import Inputs, Place, ReadOptions, open_inputs
+from serving.readers.inputs import Inputs, Place, open_inputs
 from serving.readers.items import Chunk
+from serving.readers.kinds import ReadOptions
 from serving.settings import GPU_PROVIDERS, SessionSettings
 from serving.versions import ferry_version, runtime_wheels
 from serving.writers import format_of

@@ -22,7 +22,6 @@ from serving.tensors import TensorInfo
 
 __all__ = [
     "ARRAY_NAMES",
-    "ARRAY_SUFFIXES",
     "open_array",
     "open_array_rows",
     "open_array_stream",
@@ -32,7 +31,6 @@ Array = npt.NDArray[Any]
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 """Shape, whether the first axis is the fastest, and dtype."""
 
-ARRAY_SUFFIXES = (".npy", ".npz")
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a member of a zip archive: its signature, and the lengths of its name and its extra field."""

@@ -17,8 +17,8 @@ from pyarrow import ipc, parquet
 
 from serving.errors import InputError
 from serving.readers.cells import Cells, plain, raw
+from serving.readers.fingerprints import fingerprint_of_files
 from serving.readers.fitting import fitting_cells
-from serving.readers.images import fingerprint_of_files
 from serving.readers.items import Batch, Chunk, NumberedIds, reason_of
 from serving.readers.streams import Stream, name_of, opened
 from serving.tensors import TensorInfo

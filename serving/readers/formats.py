@@ -16,8 +16,6 @@ from serving.readers.lines import decoded_lines, text_fault
 from serving.readers.streams import Stream, cut, name_of, opened
 
 __all__ = [
-    "ARROW_SUFFIXES",
-    "COLUMN_SUFFIXES",
     "ColumnFile",
     "CsvFile",
     "JsonLinesFile",
@@ -25,9 +23,6 @@ __all__ = [
     "open_csv",
     "open_json_lines",
 ]
-
-ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
-COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)

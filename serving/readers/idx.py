@@ -5,7 +5,6 @@ each axis as uint32, then the values. Y. LeCun, http://yann.lecun.com/exdb/mnist
 """
 
 import gzip
-import re
 import struct
 import zlib
 from pathlib import Path
@@ -17,18 +16,11 @@ from serving.readers.items import Source, reason_of
 from serving.readers.rows import MappedRows, PackedRows, row_bytes
 from serving.tensors import TensorInfo
 
-__all__ = ["IDX_NAMES", "is_idx", "open_idx"]
+__all__ = ["open_idx"]
 
-IDX_NAMES = ("IDX files (*-ubyte, *.idx, *.gz of these)",)
-NAME_END = re.compile(r"(\.idx\d*|-ubyte)(\.gz)?$", re.IGNORECASE)
 UINT8 = np.dtype(np.uint8)
 BYTES = 8
 """The code of values that are bytes."""
-
-
-def is_idx(path: Path) -> bool:
-    """Whether a file is named as IDX: `t10k-images-idx3-ubyte.gz`, `images.idx`."""
-    return NAME_END.search(path.name) is not None
 
 
 def open_idx(path: Path, info: TensorInfo, model: Path) -> Source:

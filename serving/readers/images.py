@@ -3,21 +3,20 @@
 What is named as an image and cannot be read is a row with its reason; none is left out unseen.
 """
 
-import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InputError
 from serving.readers.decoding import ImageDecoder, image_decoder
+from serving.readers.fingerprints import fingerprint_of_files
 from serving.readers.items import Batch, Chunk
+from serving.readers.suffixes import IMAGE_SUFFIXES
 from serving.tensors import TensorInfo
 
-__all__ = ["IMAGE_SUFFIXES", "Images", "fingerprint_of_files", "open_images"]
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+__all__ = ["Images", "open_images"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,20 +61,6 @@ def open_images(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize:
             raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
         count += found
     return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
-
-
-def fingerprint_of_files(paths: Iterable[str]) -> str:
-    """The sha256 of the path, size and time of change of every file, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(os.fsencode(path))
-        try:
-            found = Path(path).stat()
-        except (OSError, ValueError):  # its row tells the reason
-            digest.update(b"\0-\0")
-        else:
-            digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
 
 
 def _image_files(root: str) -> Iterator[str]:

@@ -4,47 +4,21 @@ Images, folders and tars of them, arrays, lines of text and tables, told apart b
 this machine or at addresses.
 """
 
-import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InputError, MissingInputError, UsageError
+from serving.errors import UsageError
 from serving.model import Model
-from serving.readers.arrays import ARRAY_SUFFIXES, open_array_rows
-from serving.readers.fetched import open_fetched, open_remote_images
-from serving.readers.formats import ARROW_SUFFIXES, COLUMN_SUFFIXES
-from serving.readers.idx import IDX_NAMES, is_idx, open_idx
-from serving.readers.images import IMAGE_SUFFIXES, open_images
+from serving.readers.addresses import file_name, is_address
 from serving.readers.items import Chunk, Row, Source, Unreadable, items_of
-from serving.readers.lines import open_lines
-from serving.readers.listed import LIST_SUFFIXES, open_image_list
+from serving.readers.kinds import ReadOptions, Target, kind_of
 from serving.readers.named import expanded
-from serving.readers.remote import file_name, is_address
-from serving.readers.stdin import STDIN, format_of_stdin, open_stdin
-from serving.readers.tables import open_table
-from serving.readers.tars import TAR_SUFFIXES, is_tar, open_tars
-from serving.tensors import TensorInfo
+from serving.readers.suffixes import COLUMN_SUFFIXES, STDIN
 
-__all__ = ["Inputs", "Place", "ReadOptions", "open_inputs"]
-
-TEXT_SUFFIX = ".txt"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadOptions:
-    """How inputs are read."""
-
-    array: str | None = None
-    """The array of `.npz` files."""
-    columns: tuple[str, ...] = ()
-    """The columns of tables; none for those that fit."""
-    resize: bool = False
-    """Whether images are fitted to the model in size and mode."""
-    input_format: str | None = None
-    """One of `serving.readers.stdin.INPUT_FORMATS`; None for what the model takes."""
+__all__ = ["Inputs", "Place", "open_inputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,32 +28,6 @@ class Place:
     source: int
     row: int
     """Of the source, unreadable ones counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What the readers ask of a model; it can be sent to other processes."""
-
-    input: TensorInfo
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of inputs."""
-
-    fits: Callable[[Path], bool]
-    """Whether a file or a folder is one of them, by its name."""
-    open: Callable[[Sequence[Path], Target, ReadOptions], Source]
-    joined: bool = False
-    """Whether several in a row are one source, so that its chunks are full."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteKind:
-    """A kind of inputs at addresses."""
-
-    open: Callable[[Sequence[str], Target, ReadOptions], Sequence[Source]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,47 +71,6 @@ class Inputs:
                 yield number, chunk
 
 
-def _has(suffixes: Sequence[str]) -> Callable[[Path], bool]:
-    return lambda path: path.suffix.lower() in suffixes
-
-
-KINDS = (
-    Kind(
-        lambda path: path.is_dir() or _has(IMAGE_SUFFIXES)(path),
-        lambda paths, to, how: open_images(paths, to.input, to.path, resize=how.resize),
-        joined=True,
-    ),
-    Kind(
-        is_tar,
-        lambda paths, to, how: open_tars(paths, to.input, to.path, resize=how.resize),
-        joined=True,
-    ),
-    Kind(
-        _has(LIST_SUFFIXES),
-        lambda paths, to, how: open_image_list(paths[0], to.input, to.path, resize=how.resize),
-    ),
-    Kind(
-        _has(ARRAY_SUFFIXES),
-        lambda paths, to, how: open_array_rows(paths[0], to.input, to.path, how.array),
-    ),
-    Kind(is_idx, lambda paths, to, _how: open_idx(paths[0], to.input, to.path)),
-    Kind(_has((TEXT_SUFFIX,)), lambda paths, to, _how: open_lines(paths[0], to.input, to.path)),
-    Kind(
-        _has(COLUMN_SUFFIXES),
-        lambda paths, to, how: open_table(
-            paths[0], to.input, to.path, how.columns, resize=how.resize
-        ),
-    ),
-)
-STREAM = Kind(lambda _path: False, lambda _paths, to, how: _stdin(to, how))
-REMOTE_IMAGES = RemoteKind(
-    lambda names, to, how: [open_remote_images(names, to.input, to.path, resize=how.resize)]
-)
-REMOTE_FILES = RemoteKind(lambda names, to, how: [_fetched(name, to, how) for name in names])
-FILES = tuple(kind for kind in KINDS[1:] if not kind.fits(Path(f"a{LIST_SUFFIXES[0]}")))
-"""What is fetched as a whole; a list names paths, which an address may not lead to."""
-
-
 def open_inputs(
     paths: Sequence[Path | str], model: Model, options: ReadOptions | None = None
 ) -> Inputs:
@@ -179,12 +86,9 @@ def open_inputs(
     names = [name for path in paths for name in expanded(str(path))]
     _refuse_unused(names, model, options)
     sources: list[Source] = []
-    for kind, group in itertools.groupby(names, _kind):
-        if isinstance(kind, RemoteKind):
-            sources += kind.open(list(group), to, options)
-            continue
-        found = list(map(Path, group))
-        together = [found] if kind.joined else [[path] for path in found]
+    for kind, group in itertools.groupby(names, kind_of):
+        found = list(group)
+        together = [found] if kind.joined else [[name] for name in found]
         sources += [kind.open(some, to, options) for some in together]
     return Inputs(tuple(sources))
 
@@ -197,60 +101,8 @@ def _refuse_unused(names: Sequence[str], model: Model, options: ReadOptions) -> 
         raise UsageError(f"--input-format is for stdin; no input is {STDIN}")
     forms = [Path(file_name(name) if is_address(name) else name).suffix.lower() for name in names]
     if options.columns and STDIN in names:
+        from serving.readers.stdin import format_of_stdin
+
         forms.append(f".{format_of_stdin(model.input, model.path, options.input_format)}")
     if options.columns and not set(forms) & set(COLUMN_SUFFIXES):
         raise UsageError(f"--column is for {', '.join(COLUMN_SUFFIXES)}; no input is one of these")
-
-
-def _kind(name: str) -> Kind | RemoteKind:
-    """What an input is, by its name; MissingInputError and InputError for what is none."""
-    if name == STDIN:
-        return STREAM
-    if is_address(name):
-        return _kind_of_address(name)
-    path = Path(name)
-    if not path.exists():
-        raise MissingInputError(f"{path} is not there")
-    for kind in KINDS:
-        if kind.fits(path):
-            return kind
-    raise _unknown(name, path.suffix, LIST_SUFFIXES)
-
-
-def _kind_of_address(address: str) -> RemoteKind:
-    """The same of an address, without a look at what is there."""
-    path = Path(file_name(address))
-    if any(kind.fits(path) for kind in FILES):
-        return REMOTE_FILES
-    if _has(IMAGE_SUFFIXES)(path) or not path.suffix:
-        return REMOTE_IMAGES
-    raise _unknown(address, path.suffix, ())
-
-
-def _unknown(name: str, suffix: str, more: Sequence[str]) -> InputError:
-    known = (TEXT_SUFFIX, *COLUMN_SUFFIXES, *ARRAY_SUFFIXES, *IMAGE_SUFFIXES, *TAR_SUFFIXES)
-    return InputError(
-        f"{name}: unknown suffix {suffix.lower()!r}; give a folder of images, or "
-        f"{', '.join((*known, *more, *IDX_NAMES))}"
-    )
-
-
-def _fetched(address: str, to: Target, options: ReadOptions) -> Source:
-    path = Path(file_name(address))
-    images = to.input.dtype == "uint8" and len(to.input.shape) == 4
-    return open_fetched(
-        address,
-        functools.partial(_open_fetched, to, options),
-        slow=is_tar(path) or (images and _has(ARROW_SUFFIXES)(path)),
-    )
-
-
-def _open_fetched(to: Target, options: ReadOptions, path: Path) -> Source:
-    """The rows of a file that was fetched to `path`, as those of one that was there before."""
-    kind = next(kind for kind in FILES if kind.fits(path))
-    return kind.open([path], to, options)
-
-
-def _stdin(model: Target, options: ReadOptions) -> Source:
-    form = format_of_stdin(model.input, model.path, options.input_format)
-    return open_stdin(form, model.input, model.path, options.columns, resize=options.resize)

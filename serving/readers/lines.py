@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.readers.images import fingerprint_of_files
+from serving.readers.fingerprints import fingerprint_of_files
 from serving.readers.items import Batch, Chunk, NumberedIds
 from serving.readers.streams import Stream, cut, name_of, opened
 from serving.tensors import TensorInfo

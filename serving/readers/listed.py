@@ -18,9 +18,8 @@ from serving.readers.decoding import ImageDecoder, image_decoder
 from serving.readers.items import Batch, Chunk, printable
 from serving.tensors import TensorInfo
 
-__all__ = ["LIST_SUFFIXES", "ListedImages", "open_image_list"]
+__all__ = ["ListedImages", "open_image_list"]
 
-LIST_SUFFIXES = (".lst",)
 MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from serving.errors import InputError
-from serving.readers.images import IMAGE_SUFFIXES
-from serving.readers.remote import is_address, is_pattern, matching
+from serving.readers.addresses import is_address, is_pattern
 from serving.readers.splits import is_split, path_of_split
-from serving.readers.stdin import STDIN
+from serving.readers.suffixes import IMAGE_SUFFIXES, STDIN
 
 __all__ = ["expanded"]
 
@@ -44,6 +43,8 @@ def _at_address(name: str) -> list[str]:
         raise InputError(f"{name}: {scheme}:// cannot be read; fetch the files, or mount them")
     # A listing of images tells their sizes too, so that whoever opens them looks.
     if is_pattern(name) and not name.lower().endswith(IMAGE_SUFFIXES):
+        from serving.readers.remote import matching
+
         return matching(name)
     return [name]
 

@@ -12,32 +12,25 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from serving.errors import FerryError, InputError, MissingInputError
+from serving.readers.addresses import PACKAGES, WEB, file_name, is_pattern, scheme_of
 from serving.readers.decoding import MOST_BYTES, refuse_large
-from serving.readers.images import IMAGE_SUFFIXES
 from serving.readers.items import reason_of
+from serving.readers.suffixes import IMAGE_SUFFIXES
 
 __all__ = [
     "FETCHES",
     "There",
     "content_of",
     "fetched",
-    "file_name",
     "images_at",
-    "is_address",
-    "is_pattern",
     "look",
     "matching",
 ]
 
 Result = TypeVar("Result")
 
-PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}
-"""What opens a scheme, beside fsspec."""
-ADDRESS = re.compile(rf"({'|'.join(PACKAGES)})://", re.IGNORECASE)
-WEB = ("http", "https")
 FETCHES = 16
 """Files that are asked for at a time: most of an answer is waiting."""
 WAITS = (0.0, 0.5, 2.0)
@@ -80,24 +73,6 @@ class There:
     """What changes when the file does, as far as the server tells."""
 
 
-def is_address(name: str) -> bool:
-    """Whether a name is an address that can be opened."""
-    return ADDRESS.match(name) is not None
-
-
-def is_pattern(address: str) -> bool:
-    """Whether an address stands for several; on the web a `?` begins a query."""
-    path = address.partition("://")[2].partition("/")[2]
-    return re.search(r"[*\[]" if _scheme(address) in WEB else r"[*?\[]", path) is not None
-
-
-def file_name(address: str) -> str:
-    """What a file is called; "" for a folder, as `s3://bucket/photos/`."""
-    if _scheme(address) not in WEB:
-        return address.partition("://")[2].rsplit("/", 1)[-1]
-    return unquote(urlsplit(address).path).rsplit("/", 1)[-1]
-
-
 def look(address: str) -> There:
     """What the server tells of a file; MissingInputError or InputError where it cannot be had."""
     try:
@@ -121,7 +96,7 @@ def images_at(root: str) -> list[There]:
     found = [there for there in _listed(root) if _is_image(there.address)]
     if not found:
         raise InputError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    if _scheme(root) not in WEB:
+    if scheme_of(root) not in WEB:
         return found
     # A page of links tells neither sizes nor times.
     with ThreadPoolExecutor(FETCHES) as pool:
@@ -159,10 +134,6 @@ def fetched(there: There, folder: Path) -> Path:
     return path
 
 
-def _scheme(address: str) -> str:
-    return address.partition("://")[0].lower()
-
-
 def _look(address: str) -> There:
     return _there(address, _attempt(address, lambda files: files.info(address)))
 
@@ -196,7 +167,7 @@ def _listed(root: str) -> Sequence[There]:
 
 def _listing(files: Any, root: str) -> Sequence[There]:
     # Else a folder of the web that cannot be listed would be left out unseen.
-    more = {"on_error": "raise"} if _scheme(root) in WEB else {}
+    more = {"on_error": "raise"} if scheme_of(root) in WEB else {}
     if is_pattern(root):
         infos = files.glob(root, detail=True, **more)
         fixed = len(re.split(r"[*?\[]", root)[0].rpartition("/")[0])
@@ -213,7 +184,7 @@ def _listing(files: Any, root: str) -> Sequence[There]:
 
 def _whole(root: str, name: str) -> str:
     """The address of what a listing names."""
-    return name if "://" in name else f"{_scheme(root)}://{name.lstrip('/')}"
+    return name if "://" in name else f"{scheme_of(root)}://{name.lstrip('/')}"
 
 
 def _is_image(address: str) -> bool:
@@ -236,11 +207,11 @@ def _attempt(address: str, call: Callable[[Any], Result]) -> Result:
     for wait in WAITS:
         time.sleep(wait)
         try:
-            return call(_file_system(_scheme(address)))
+            return call(_file_system(scheme_of(address)))
         except FerryError:
             raise
         except Exception as error:  # noqa: BLE001 - every library raises errors of its own
-            failed = _failure(error, web=_scheme(address) in WEB)
+            failed = _failure(error, web=scheme_of(address) in WEB)
             failed.__cause__ = error
             if not _may_pass(error, failed):
                 break

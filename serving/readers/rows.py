@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.readers.images import fingerprint_of_files
+from serving.readers.fingerprints import fingerprint_of_files
 from serving.readers.items import Batch, Chunk, NumberedIds, reason_of
 from serving.readers.streams import Stream, name_of, opened
 

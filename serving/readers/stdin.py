@@ -12,9 +12,8 @@ from serving.readers.listed import open_image_list
 from serving.readers.tables import open_table_of_lines, takes_numbers
 from serving.tensors import TensorInfo
 
-__all__ = ["INPUT_FORMATS", "STDIN", "format_of_stdin", "open_stdin"]
+__all__ = ["INPUT_FORMATS", "format_of_stdin", "open_stdin"]
 
-STDIN = "-"
 INPUT_FORMATS = ("list", "text", "csv", "jsonl", "arrow", "npy")
 """Paths of images and texts, one a line; tables; and an array."""
 

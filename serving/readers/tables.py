@@ -14,18 +14,18 @@ import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.readers.columns import number_columns, refuse_twice, refuse_unknown, text_column
+from serving.readers.fingerprints import fingerprint_of_files
 from serving.readers.formats import (
-    ARROW_SUFFIXES,
     ColumnFile,
     Record,
     open_csv,
     open_json_lines,
 )
-from serving.readers.images import fingerprint_of_files
 from serving.readers.items import Batch, Chunk, NumberedIds, Source, batch_of
 from serving.readers.lines import row_shape_of_texts, text_batch, text_fault
 from serving.readers.numeric import number, number_rows, shown
 from serving.readers.streams import name_of
+from serving.readers.suffixes import ARROW_SUFFIXES
 from serving.tensors import TensorInfo
 
 __all__ = ["Table", "open_table", "open_table_of_lines", "takes_numbers", "text_of"]

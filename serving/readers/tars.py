@@ -19,15 +19,15 @@ import numpy.typing as npt
 from serving.errors import InputError
 from serving.readers.archives import READING_ERRORS, members_of
 from serving.readers.decoding import MOST_BYTES, ImageDecoder, image_decoder, tried
-from serving.readers.images import IMAGE_SUFFIXES, fingerprint_of_files
+from serving.readers.fingerprints import fingerprint_of_files
 from serving.readers.items import Batch, Chunk, printable, reason_of
+from serving.readers.suffixes import IMAGE_SUFFIXES
 from serving.tensors import TensorInfo
 
-__all__ = ["TAR_SUFFIXES", "Member", "Tars", "is_tar", "open_tars"]
+__all__ = ["Member", "Tars", "open_tars"]
 
 Array = npt.NDArray[Any]
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MOST_PACKED_BYTES = 16 << 20
 """Of an image in a compressed shard: a chunk holds many of them."""
 MOST_SHOWN = 80
@@ -116,11 +116,6 @@ def open_tars(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: b
         if next(_images_of(str(path)), None) is None:
             raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return Tars(shards=tuple(map(str, paths)), decoder=decoder)
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a file is named as a shard."""
-    return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 def _images_of(shard: str, unread: int = 0) -> Iterator[Member]:

@@ -28,8 +28,9 @@ from serving.errors import (
 )
 from serving.model import Model, open_model
 from serving.readers.images import Images
-from serving.readers.inputs import Inputs, Place, ReadOptions, open_inputs
+from serving.readers.inputs import Inputs, Place, open_inputs
 from serving.readers.items import Row
+from serving.readers.kinds import ReadOptions
 from serving.readers.tars import Tars
 
 PIXELS = images(10)

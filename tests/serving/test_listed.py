@@ -12,7 +12,8 @@ from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
 from serving.readers.items import Row, Unreadable, items_of
-from serving.readers.listed import LIST_SUFFIXES, MOST_LINE_BYTES, ListedImages, open_image_list
+from serving.readers.listed import MOST_LINE_BYTES, ListedImages, open_image_list
+from serving.readers.suffixes import LIST_SUFFIXES
 from serving.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1))

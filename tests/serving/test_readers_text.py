@@ -13,8 +13,9 @@ from tiny_onnx import FLOAT, INT64, STRING
 
 from serving.errors import FerryError, InputError, UsageError
 from serving.model import Model, open_model
-from serving.readers.inputs import ReadOptions, open_inputs
+from serving.readers.inputs import open_inputs
 from serving.readers.items import Row, Unreadable
+from serving.readers.kinds import ReadOptions
 
 AWKWARD = ["plain", "", "a, b", 'say "hi"', "two\nlines", "naïve café", " blanks ", "\u2028"]
 

@@ -32,8 +32,9 @@ from serving.predicting import local, outputs
 from serving.predicting.outputs import ShardedOutput
 from serving.readers import fetched, remote
 from serving.readers.fetched import Fetched, RemoteImages, open_remote_images
-from serving.readers.inputs import Inputs, ReadOptions, open_inputs
+from serving.readers.inputs import Inputs, open_inputs
 from serving.readers.items import Batch, Chunk, Row, Source
+from serving.readers.kinds import ReadOptions
 
 PIXELS = images(10)
 PNGS = [encoded(pixels, "PNG") for pixels in PIXELS]
@@ -430,6 +431,7 @@ def test_nobody_without_addresses_waits_for_the_library() -> None:
 def test_s3_without_credentials_or_server(
     of_images: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    pytest.importorskip("s3fs")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -511,6 +513,7 @@ def test_two_processes_decode_what_was_fetched(
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_buckets(web: Web, model_file: Path, tmp_path: Path, scheme: str) -> None:
     """In a process of its own, as the environment is looked at once."""
+    pytest.importorskip(remote.PACKAGES[scheme])
     names = ["photos/", "photos", "photos/**/*.png", "photos/?/[03].png", "rows.npy", "rows.tar*"]
     here = [*["photos"] * 3, "photos/?/[03].png", "rows.npy", "rows.tar", "rows.tar.gz"]
     options = PredictOptions(workers=1, batch_rows=4)

@@ -13,9 +13,9 @@ from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
 from serving.readers import archives, tars
-from serving.readers.images import IMAGE_SUFFIXES
 from serving.readers.items import Row, Unreadable, items_of
-from serving.readers.tars import Tars, is_tar, open_tars
+from serving.readers.suffixes import IMAGE_SUFFIXES, is_tar
+from serving.readers.tars import Tars, open_tars
 from serving.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 20, 30, 1))
