@@ -28,6 +28,8 @@ __all__ = ["Decoded", "Work", "answers"]
 
 PROCESSES_PAY = 2000
 """Images that take longer to decode than processes take to start."""
+GRACE_SECONDS = 5
+"""For the chunks in hand of a decoding process that is told to end."""
 INPUTS: list[Inputs] = []
 """Of a decoding process: what it was started with."""
 
@@ -98,10 +100,17 @@ def _decoders(inputs: Inputs, processes: int) -> "ProcessPoolExecutor":
 
 def _begin(inputs: Inputs) -> None:
     """Make a decoding process ready."""
-    # Ctrl-C is for the whole group; the run that asked for the batch ends this process.
+    # Both signals are often for the whole group; the run still waits for the chunks in hand.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_soon)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     INPUTS.append(inputs)
+
+
+def _end_soon(_number: int, _frame: object) -> None:
+    end = threading.Timer(GRACE_SECONDS, os._exit, (1,))
+    end.daemon = True
+    end.start()
 
 
 def _end_with_the_run() -> None:

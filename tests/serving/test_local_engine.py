@@ -16,6 +16,7 @@ from tiny_classifier import expected_scores, images
 from serving.errors import EngineError
 from serving.predict import PredictOptions, predict, summary
 from serving.predicting import local
+from serving.predicting.journal import read_journal
 from serving.predicting.options import RunKey
 from serving.predicting.report import Stages
 
@@ -102,6 +103,26 @@ def test_decoding_processes_end_with_a_run_that_is_killed(
     assert len(children) >= 2
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive
+
+
+def test_a_signal_to_the_whole_group_ends_the_run_after_the_batch_in_hand(
+    model_file: Path, folder: Path, tmp_path: Path
+) -> None:
+    for index in range(20 * COUNT):
+        os.link(folder / "000.png", folder / f"more-{index}.png")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py", str(model_file), str(folder), "out.csv"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).resolve().parents[2])}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, start_new_session=True
+    ) as process:
+        wait_for_children(process)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 0  # the report says that it was stopped
+    journal = read_journal(tmp_path / "out.csv.parts" / "_manifest.jsonl")
+    assert journal is not None
+    assert not journal.complete
 
 
 def wait_for_children(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
