@@ -78,9 +78,16 @@ def dying(_item: object) -> None:
 
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 from serving.predict import PredictOptions, predict
 from serving.predicting import local, run
+from serving.readers.decoding import ImageDecoder
+decode_file = ImageDecoder.decode_file
+def slowly(self, path):
+    time.sleep(0.02)
+    return decode_file(self, path)
+ImageDecoder.decode_file = slowly  # in the decoding processes too, which import this program
 if __name__ == "__main__":
     local.PROCESSES_PAY = 1
     run.CHUNK_ROWS = 1
