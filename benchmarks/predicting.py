@@ -234,7 +234,7 @@ def first_line(command: Sequence[str]) -> None:
 
 def ray(folder: Path) -> Iterator[Line]:
     """Two actors of a local cluster, from their first answer on, against this machine's engine."""
-    rows = repeated(folder / "ray.npy", 400_000)
+    rows = repeated(folder / "ray.npy", 1_000_000)
     seconds = {}
     for engine in ("local", "ray"):
         options = PredictOptions(overwrite=True, batch_rows=256, workers=2, engine=engine)
