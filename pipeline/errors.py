@@ -10,11 +10,13 @@ FerryError                                   exit 1
 """
 
 from serving.errors import (
+    EngineError,
     FerryError,
     InputError,
     IntegrityError,
     MissingInputError,
     ModelError,
+    OutputError,
     ProviderError,
     SlowerError,
     UnknownNameError,
@@ -25,12 +27,14 @@ __all__ = [
     "ConfigError",
     "DivergedError",
     "DownloadError",
+    "EngineError",
     "FerryError",
     "GateError",
     "InputError",
     "IntegrityError",
     "MissingInputError",
     "ModelError",
+    "OutputError",
     "ParityError",
     "ProviderError",
     "SlowerError",
