@@ -8,7 +8,7 @@ turns whose order is drawn from a seed, and the medians of the ratios of turns a
 
 import argparse
 import functools
-import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -190,17 +190,21 @@ def memory(folder: Path) -> Iterator[Line]:
 
 
 def peak_mib(model: Path, rows: Path, folder: Path) -> float:
-    """The most resident memory of `ferry predict` on some rows."""
+    """The most resident memory of `ferry predict` on some rows, as the kernel last told it."""
     output = folder / f"{rows.stem}.parquet"
     command = [sys.executable, "-m", "serving", "predict", str(model), str(rows), "-o", str(output)]
-    with subprocess.Popen(
-        [*command, "--batch-size", "256"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    quiet = subprocess.DEVNULL
+    peak = 0
+    with subprocess.Popen([*command, "--batch-size", "256"], stdout=quiet, stderr=quiet) as process:
+        while process.poll() is None:
+            # Not the usage that is told at the end: a child begins with the peak of its parent.
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+            found = re.search(r"VmHWM:\s+(\d+) kB", status)
+            peak = int(found[1]) if found else peak
+            time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"{command} failed")
-    return usage.ru_maxrss / 1024
+    return peak / 1024
 
 
 BARE = """

@@ -5,6 +5,7 @@ inputs itself, and sends the answers back. So every machine must see the inputs 
 the same names, and have ferry installed. The answers come back in order, into the same shards.
 """
 
+import logging
 import socket
 import time
 from collections.abc import Generator, Iterator, Mapping
@@ -167,6 +168,7 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells its plan at every run
 
 
 def _refuse_silent(address: str) -> None:

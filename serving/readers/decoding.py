@@ -89,7 +89,7 @@ class ImageDecoder:
         pixels = self._by_opencv(content) if self.opencv else None
         return self._by_pillow(io.BytesIO(content)) if pixels is None else pixels
 
-    def decode_file(self, path: Path) -> Array:
+    def decode_file(self, path: Path | str) -> Array:
         """The image in a file, as uint8 [H, W, C].
 
         Raises ValueError for what `decode` refuses, and for what is no file or cannot be read.
@@ -106,10 +106,9 @@ class ImageDecoder:
 
     def decode_files(self, paths: Sequence[str]) -> Batch:
         """A batch of files; the id of a row is its path."""
-        found = [Path(path) for path in paths]
         return self.batch(
-            [printable(path) for path in found],
-            [tried(self.decode_file, path) for path in found],
+            [path if path.isascii() else printable(Path(path)) for path in paths],
+            [tried(self.decode_file, path) for path in paths],
         )
 
     def batch(self, ids: Sequence[str], values: Sequence[Array | str]) -> Batch:
@@ -197,9 +196,9 @@ def refuse_large(size: int, limit: int = MOST_BYTES) -> None:
         raise ValueError(f"it has {size} bytes, the limit is {limit}")
 
 
-def _size_of_file(path: Path) -> int:
+def _size_of_file(path: Path | str) -> int:
     """The bytes in a file; ValueError or OSError when it is none, or too large."""
-    found = path.stat()
+    found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than to look
     if stat.S_ISDIR(found.st_mode):
         os.scandir(path).close()  # raises the reason why a folder of a tree was not looked into
     if not stat.S_ISREG(found.st_mode):
@@ -209,12 +208,12 @@ def _size_of_file(path: Path) -> int:
     return found.st_size
 
 
-def _opened(path: Path) -> int:
+def _opened(path: Path | str) -> int:
     # It was a file just now; should it have become a pipe, opening must not wait for a writer.
     return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _content(path: Path, size: int) -> bytes:
+def _content(path: Path | str, size: int) -> bytes:
     """The first `size` bytes of a file; fewer when it has become shorter."""
     # Python's own files ask the system four times as much, which small images feel.
     handle = _opened(path)
