@@ -32,16 +32,18 @@ OURS = ("part-*", "_part-*", ".part-*", "._part-*", "_errors.jsonl", "_manifest.
 def begin(layout: Layout, provenance: Provenance, *, overwrite: bool) -> Journal:
     """The journal of a run of `provenance`: that of its earlier, stopped runs, or a new one.
 
-    With `overwrite` what is there goes first. Raises OutputError when something else is there, or
-    shards of another model, other settings or other inputs, and IntegrityError for shards that are
-    not as the manifest lists them.
+    With `overwrite` shards that are there go first; a file stays until another takes its place.
+    Raises OutputError when something else is there, or shards of another model, other settings or
+    other inputs, and IntegrityError for shards that are not as the manifest lists them.
     """
     if overwrite:
         drop(layout)
-    journal = found(layout, provenance)
-    if journal is not None:
-        _sweep(layout, journal)
-        return journal
+        _refuse_occupied(layout, overwrite=True)
+    else:
+        journal = found(layout, provenance)
+        if journal is not None:
+            _sweep(layout, journal)
+            return journal
     layout.parts.mkdir(parents=True, exist_ok=True)
     begin_journal(layout.manifest, provenance)
     return Journal(provenance=provenance, shards=())
@@ -60,7 +62,7 @@ def found(layout: Layout, provenance: Provenance) -> Journal | None:
     if journal is not None:
         refuse_another(journal.provenance.key, provenance.key, str(layout.output))
     else:
-        _refuse_occupied(layout)
+        _refuse_occupied(layout, overwrite=False)
     return journal
 
 
@@ -75,7 +77,8 @@ def finish(layout: Layout, journal: Journal) -> None:
     if journal.rows:
         shards = [layout.shard(shard.index) for shard in journal.shards if shard.rows]
         if len(shards) == 1:
-            shards[0].replace(layout.output)
+            if shards[0].exists():  # else it has become the output already
+                shards[0].replace(layout.output)
         else:
             with atomic_write(layout.output) as file:
                 _join(file, shards, layout.form)
@@ -86,15 +89,12 @@ def finish(layout: Layout, journal: Journal) -> None:
 
 
 def drop(layout: Layout) -> None:
-    """Remove an output, and all that a run left of it."""
-    if not layout.is_folder:
-        # The manifest first: without it the rest is swept up, whenever this is interrupted.
-        layout.manifest.unlink(missing_ok=True)
-        shutil.rmtree(layout.parts, ignore_errors=True)
-        for path in (layout.finished_manifest, layout.errors, layout.output):
-            path.unlink(missing_ok=True)
-        return
+    """Remove the shards, and all that a run left beside them; a file that is joined stays."""
+    # The manifest first: without it the rest is swept up, whenever this is interrupted.
     layout.manifest.unlink(missing_ok=True)
+    if not layout.is_folder:
+        shutil.rmtree(layout.parts, ignore_errors=True)
+        return
     for path in _ours(layout):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # others have files there
@@ -102,15 +102,20 @@ def drop(layout: Layout) -> None:
 
 
 def _check_shards(layout: Layout, journal: Journal) -> None:
-    if journal.complete and layout.output.exists() and not layout.is_folder:
-        return  # joining was interrupted: a single shard may have become the output already
-    for shard in journal.shards:
+    with_rows = [shard for shard in journal.shards if shard.rows]
+    for shard in with_rows:
         path = layout.shard(shard.index)
-        if shard.rows and not (path.exists() and path.stat().st_size == shard.bytes):
+        # Where joining was interrupted, the only shard may have become the output already.
+        joined = [layout.output] if journal.complete and len(with_rows) == 1 else []
+        if not any(_has_size(one, shard.bytes) for one in (path, *joined)):
             raise IntegrityError(
                 f"{path} should have {shard.bytes} bytes by {layout.manifest}, and "
                 f"{'has not' if path.exists() else 'is not there'}; --overwrite begins again"
             )
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _sweep(layout: Layout, journal: Journal) -> None:
@@ -130,7 +135,7 @@ def _ours(layout: Layout) -> Iterator[Path]:
         yield from layout.parts.glob(pattern)
 
 
-def _refuse_occupied(layout: Layout) -> None:
+def _refuse_occupied(layout: Layout, *, overwrite: bool) -> None:
     if layout.output.is_dir() and not layout.is_folder:
         raise OutputError(f"{layout.output} is a folder; name a file")
     if layout.output.is_dir():
@@ -139,7 +144,7 @@ def _refuse_occupied(layout: Layout) -> None:
             raise OutputError(
                 f"{layout.output} is a folder with other files ({others.name}); name a new one"
             )
-    elif layout.output.exists():
+    elif layout.output.exists() and not overwrite:
         raise OutputError(f"{layout.output} exists already; --overwrite replaces it")
 
 

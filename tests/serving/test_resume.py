@@ -263,6 +263,39 @@ def test_joining_can_be_interrupted_anywhere(
     assert left_over(tmp_path) == ["out.csv", "out.csv.manifest.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["write_bytes", "sync_folder"])
+def test_a_single_shard_that_became_the_output_is_not_asked_for_again(
+    model_file: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    output = tmp_path / "out.csv"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"serving.predicting.resume.{name}", broken)
+        with pytest.raises(CutShortError):
+            predict(model_file, [rows], output=output, options=ONE)
+    report = predict(model_file, [rows], output=output, options=ONE)
+    assert report.resumed_rows == ROWS
+    assert ids(output) == [f"{rows}:{index}" for index in range(ROWS)]
+    assert left_over(tmp_path) == ["out.csv", "out.csv.manifest.jsonl"]
+
+
+def test_a_failure_halfway_leaves_the_output_that_was_to_be_replaced(
+    model_file: Path, rows: Path, tmp_path: Path, cut_short: list[int]
+) -> None:
+    output = tmp_path / "out.csv"
+    predict(model_file, [rows], output=output, options=ONE)
+    before = {path: path.read_bytes() for path in tmp_path.glob("out*")}
+    np.save(rows, images(ROWS)[::-1])
+    again = PredictOptions(workers=1, batch_rows=8, overwrite=True)
+    for chunks in (0, 1):
+        cut_short[0] = chunks
+        with pytest.raises(CutShortError):
+            predict(model_file, [rows], output=output, options=again)
+        assert {path: path.read_bytes() for path in tmp_path.glob("out.csv*")} == before
+    cut_short[0] = -1
+    assert predict(model_file, [rows], output=output, options=again).rows == ROWS
+    assert output.read_bytes() != before[output]
+
+
 def broken(*_: object, **__: object) -> None:
     raise CutShortError
 
