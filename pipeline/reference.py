@@ -97,8 +97,7 @@ def _answers(model: Model, rows: Array) -> dict[str, Array]:
 
 def _finite(model: Model, rows: Array) -> dict[str, Array]:
     found = answer(model, [""] * len(rows), rows, batch_rows=model.batch_rows)
-    columns = {name: one for name, one in found.columns.items() if isinstance(one, np.ndarray)}
-    return {name: values[found.finite] for name, values in columns.items()}
+    return {name: np.asarray(values) for name, values in found.finite_columns().items()}
 
 
 def _quantities(measured: Measured, of: Side) -> dict[str, Quantity]:

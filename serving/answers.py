@@ -34,6 +34,12 @@ class Answer:
     finite: npt.NDArray[np.bool_]
     """Whether all numbers of each row are finite, bool [rows]."""
 
+    def finite_columns(self) -> Columns:
+        """The columns of the rows whose numbers are; another has no highest one, nor would JSON."""
+        if self.finite.all():
+            return self.columns
+        return {name: _kept(values, self.finite) for name, values in self.columns.items()}
+
 
 def answer(
     model: Model,
@@ -63,6 +69,11 @@ def answer(
     for name in dict.fromkeys([*first, *outputs]):
         columns[f"output_{name}" if name == ID else name] = outputs[name]
     return Answer(columns=columns, finite=_finite(outputs.values(), len(rows)))
+
+
+def _kept(values: Column, kept: npt.NDArray[np.bool_]) -> Array:
+    whole = np.array(values[:], object) if isinstance(values, NumberedIds) else values
+    return whole[kept]
 
 
 def _classes(prediction: Prediction, *, all_classes: bool, top_k: int | None) -> Columns:

@@ -1,6 +1,6 @@
-"""What an engine gives for every chunk, and what it takes to make it: a model that answers batches.
+"""From a chunk to its answers, in two steps that may be taken by different processes.
 
-The same two on this machine and on a cluster, so that both write the same rows.
+The same on this machine and on a cluster, so that both write the same rows.
 """
 
 import time
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import Answer, Columns, answer
+from serving.answers import ID, Columns, answer
 from serving.model import Model
-from serving.readers.inputs import Place
-from serving.readers.items import Batch, NumberedIds, Unreadable
+from serving.readers.inputs import Inputs, Place
+from serving.readers.items import Batch, Chunk, Unreadable
 
-__all__ = ["Answered", "Answering", "answered"]
+__all__ = ["Answered", "Answering", "Decoded", "answered", "decoded"]
 
 Array = npt.NDArray[Any]
 NOT_FINITE = "the model gave what is not a finite number"
@@ -31,6 +31,16 @@ class Answering:
     top_k: int | None
     keep_rows: bool
     """Whether the rows come with their answers, for the drift check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """A chunk whose rows are there."""
+
+    batch: Batch
+    end: Place
+    digest: str | None
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,23 +63,28 @@ class Answered:
     @property
     def count(self) -> int:
         """The rows that were answered."""
-        return len(self.columns["id"]) if self.columns else 0
+        return len(self.columns[ID]) if self.columns else 0
 
 
-def answered(
-    model: Model,
-    batch: Batch,
-    how: Answering,
-    *,
-    end: Place,
-    digest: str | None,
-    decode_seconds: float,
-) -> Answered:
+def decoded(inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
+    """The rows of a chunk of the source `number`; raises what the source does."""
+    begin = time.perf_counter()
+    batch = inputs.sources[number].decode(chunk).first(chunk.count)
+    return Decoded(
+        batch=batch,
+        end=Place(number, chunk.start + chunk.count),
+        digest=chunk.digest,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def answered(model: Model, how: Answering, taken: Decoded) -> Answered:
     """Run a model on a batch. Rows that give numbers that are not finite become unreadable.
 
     Raises what `Model.predict` and `Model.answers` raise.
     """
     begin = time.perf_counter()
+    batch = taken.batch
     bad, rows, ids = batch.unreadable, batch.rows, batch.readable_ids
     columns: Columns | None = None
     if len(rows):
@@ -81,35 +96,20 @@ def answered(
             all_classes=how.probabilities,
             top_k=how.top_k,
         )
-        columns, rows, nowhere = _finite(found, ids, rows)
-        if nowhere:
-            bad = _in_order(batch.ids, [*bad, *nowhere])
+        nowhere = np.flatnonzero(~found.finite)
+        if len(nowhere):
+            new = [Unreadable(ids[int(index)], NOT_FINITE) for index in nowhere]
+            bad, rows = _in_order(batch.ids, [*bad, *new]), rows[found.finite]
+        columns = found.finite_columns() if len(rows) else None
     return Answered(
-        end=end,
+        end=taken.end,
         columns=columns,
         unreadable=bad,
-        digest=digest,
+        digest=taken.digest,
         rows=rows if how.keep_rows else None,
-        decode_seconds=decode_seconds,
+        decode_seconds=taken.seconds,
         run_seconds=time.perf_counter() - begin,
     )
-
-
-def _finite(
-    found: Answer, ids: Sequence[str], rows: Array
-) -> tuple[Columns | None, Array, list[Unreadable]]:
-    """The answers whose numbers are finite; a row without has no highest one, nor would JSON."""
-    if found.finite.all():
-        return found.columns, rows, []
-    bad = [Unreadable(ids[int(index)], NOT_FINITE) for index in np.flatnonzero(~found.finite)]
-    if not found.finite.any():
-        return None, rows[:0], bad
-    kept = found.finite
-    columns: Columns = {
-        name: np.array(values[:], object)[kept] if isinstance(values, NumberedIds) else values[kept]
-        for name, values in found.columns.items()
-    }
-    return columns, rows[kept], bad
 
 
 def _in_order(ids: Sequence[str], items: Sequence[Unreadable]) -> list[Unreadable]:

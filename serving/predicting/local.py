@@ -9,7 +9,6 @@ import functools
 import os
 import signal
 import threading
-import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING
 from serving.errors import EngineError
 from serving.model import Model
 from serving.parallel_map import ordered_map, ordered_results
-from serving.predicting.answered import Answered, Answering, answered
-from serving.readers.inputs import Inputs, Place
-from serving.readers.items import Batch, Chunk
+from serving.predicting.answered import Answered, Answering, Decoded, answered, decoded
+from serving.readers.inputs import Inputs
+from serving.readers.items import Chunk
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-__all__ = ["Decoded", "Work", "answers"]
+__all__ = ["Work", "answers"]
 
 PROCESSES_PAY = 2000
 """Images that take longer to decode than processes take to start."""
@@ -50,33 +49,24 @@ class Work:
     """Batches at a time, and decoding processes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
-    """A chunk whose rows are there."""
-
-    batch: Batch
-    end: Place
-    digest: str | None
-    seconds: float
-
-
 def answers(model: Model, work: Work) -> Generator[Answered]:
     """The answers to all chunks, in their order.
 
     Raises what the sources and the model raise, and EngineError when a decoding process dies.
     """
-    run = functools.partial(_run, model, work.how)
+    run = functools.partial(answered, model, work.how)
     processes = work.workers if _processes_pay(work) else 0
     if not processes:
-        decode = functools.partial(_decode, work.inputs)
-        yield from ordered_map(lambda item: run(decode(item)), work.chunks, parallel=work.workers)
+        yield from ordered_map(
+            lambda item: run(decoded(work.inputs, *item)), work.chunks, parallel=work.workers
+        )
         return
     from concurrent.futures.process import BrokenProcessPool
 
     with _decoders(work.inputs, processes) as pool:
         try:
-            decoded = ordered_results(pool, _decode_there, work.chunks, parallel=processes)
-            yield from ordered_map(run, decoded, parallel=work.workers)
+            batches = ordered_results(pool, _decode_there, work.chunks, parallel=processes)
+            yield from ordered_map(run, batches, parallel=work.workers)
         except BrokenProcessPool as error:
             raise EngineError(
                 "a process that decoded images died; the memory may be too small for --workers "
@@ -124,27 +114,4 @@ def _end_with_the_run() -> None:
 
 
 def _decode_there(item: tuple[int, Chunk]) -> Decoded:
-    return _decode(INPUTS[0], item)
-
-
-def _decode(inputs: Inputs, item: tuple[int, Chunk]) -> Decoded:
-    number, chunk = item
-    begin = time.perf_counter()
-    batch = inputs.sources[number].decode(chunk).first(chunk.count)
-    return Decoded(
-        batch=batch,
-        end=Place(number, chunk.start + chunk.count),
-        digest=chunk.digest,
-        seconds=time.perf_counter() - begin,
-    )
-
-
-def _run(model: Model, how: Answering, decoded: Decoded) -> Answered:
-    return answered(
-        model,
-        decoded.batch,
-        how,
-        end=decoded.end,
-        digest=decoded.digest,
-        decode_seconds=decoded.seconds,
-    )
+    return decoded(INPUTS[0], *item)

@@ -7,7 +7,6 @@ the same names, and have ferry installed. The answers come back in order, into t
 
 import logging
 import socket
-import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ import numpy.typing as npt
 from serving.cores import allowed_cores
 from serving.errors import EngineError, ModelError, UsageError
 from serving.model import Model, open_model
-from serving.predicting.answered import Answered, Answering, answered
+from serving.predicting.answered import Answered, Answering, answered, decoded
 from serving.predicting.local import Work
-from serving.readers.inputs import Inputs, Place
+from serving.readers.inputs import Inputs
 from serving.readers.items import Chunk
 from serving.settings import GPU_PROVIDERS, SessionSettings
 
@@ -77,7 +76,7 @@ def answers(model: Model, work: Work, *, address: str | None) -> Generator[Answe
             Actor,
             fn_constructor_args=(task,),
             batch_size=1,
-            concurrency=work.workers,
+            compute=ray.data.ActorPoolStrategy(size=work.workers),
             num_cpus=1,
             num_gpus=1 if model.session.provider in GPU_PROVIDERS else 0,
         )
@@ -95,7 +94,7 @@ class Actor:
     def __init__(self, task: Task) -> None:
         """Open the model; raises ModelError when it is not the one that the run was begun with."""
         self._task = task
-        one_at_a_time = _one_at_a_time(task.settings)
+        one_at_a_time = replace(task.settings, parallel=1)
         self._model = open_model(task.model, provider=task.provider, settings=one_at_a_time)
         if self._model.session.sha256 != task.model_sha256:
             raise ModelError(f"{task.model} is another model here than where the run was begun")
@@ -110,18 +109,9 @@ class Actor:
         return {"answered": made}
 
     def _answered(self, number: int, start: int, count: int) -> Answered:
-        begin = time.perf_counter()
-        source = self._task.inputs.sources[number]
         cutter = self._cutters.setdefault(number, Cutter(self._task, number))
-        batch = source.decode(cutter.chunk(start)).first(count)
-        return answered(
-            self._model,
-            batch,
-            self._task.how,
-            end=Place(number, start + count),
-            digest=None,
-            decode_seconds=time.perf_counter() - begin,
-        )
+        chunk = replace(cutter.chunk(start), count=count)
+        return answered(self._model, self._task.how, decoded(self._task.inputs, number, chunk))
 
 
 @dataclass(slots=True)
@@ -147,10 +137,6 @@ class Cutter:
         source = self.task.inputs.sources[self.number]
         self._chunks = source.chunks(self.task.chunk_rows, start)
         self._next = start
-
-
-def _one_at_a_time(settings: SessionSettings) -> SessionSettings:
-    return replace(settings, parallel=1)
 
 
 def _connect(ray: Any, address: str | None, workers: int) -> None:

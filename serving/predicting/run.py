@@ -83,7 +83,7 @@ class Run:
         """
         if journal is None or not journal.shards:
             chunks = self.inputs.chunks(self.chunk_rows)
-        elif self.inputs.fingerprint() is None:
+        elif journal.provenance.key.fingerprint is None:
             chunks = self._later_of_stream(journal)
         else:
             chunks = self.inputs.chunks(self.chunk_rows, journal.end)
