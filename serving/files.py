@@ -19,10 +19,12 @@ from serving.errors import IntegrityError, MissingInputError
 __all__ = [
     "atomic_write",
     "dump_json",
+    "json_line",
     "read_json",
     "require",
     "sha256_of_bytes",
     "sha256_of_file",
+    "sync_folder",
     "write_bytes",
     "write_json",
     "write_text",
@@ -54,6 +56,15 @@ def atomic_write(target: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a loss of power."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_bytes(target: Path, content: bytes) -> None:
     """Write `content` to `target`, whole or not at all."""
     with atomic_write(target) as file:
@@ -76,6 +87,11 @@ def dump_json(record: object) -> str:
     Raises ValueError for NaN and infinities, which JSON cannot hold.
     """
     return json.dumps(record, default=_plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_line(record: object) -> str:
+    """The same on one line, for files of JSON Lines."""
+    return json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

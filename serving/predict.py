@@ -29,7 +29,6 @@ from serving.predicting.stopping import Stop, stoppable
 if TYPE_CHECKING:
     # The first row of a process that has no use for them does not wait for these.
     from serving.drift.check import DriftCheck
-    from serving.drift.state import DriftState
     from serving.predicting.preview import Preview
 
 __all__ = ["PredictOptions", "PredictReport", "dry_run", "predict", "summary"]
@@ -66,7 +65,8 @@ def predict(
         return loop.report(None, None)
     layout = Layout(output=output, form=run.form)
     journal = resume.begin(layout, run.provenance(), overwrite=options.overwrite)
-    sharded = ShardedOutput(layout, run.metadata(), tuple(journal.shards))
+    state = check.to_record if check else _nothing
+    sharded = ShardedOutput(layout, run.metadata(), journal, state)
     loop = Loop(run, sharded, journal, check)
     with _kept(layout):
         if not journal.complete:
@@ -180,19 +180,17 @@ class Loop:
         begin = time.perf_counter()
         if one.unreadable and not self.first_error:
             self.first_error = f"{one.unreadable[0].id}: {one.unreadable[0].reason}"
-        self._output.take(one, self._counted(one))
+        self._count(one)
+        self._output.take(one)
         self._decode += one.decode_seconds
         self._inference += one.run_seconds
         self._write += time.perf_counter() - begin
 
-    def _counted(self, one: Answered) -> "DriftState | None":
-        """What the drift check has counted with these rows."""
-        if self._check is None:
-            return None
-        if one.columns and one.rows is not None:
+    def _count(self, one: Answered) -> None:
+        """Let the drift check count these rows."""
+        if self._check and one.columns and one.rows is not None:
             numbers = {k: v for k, v in one.columns.items() if isinstance(v, np.ndarray)}
             self._check.add(one.rows, numbers)
-        return self._check.to_record()
 
     def _too_many(self) -> bool:
         most = self._run.options.max_errors
@@ -214,6 +212,10 @@ def _check(run: Run) -> "DriftCheck | None":
     from serving.drift.check import open_check
 
     return open_check(run.model.path)
+
+
+def _nothing() -> None:
+    """What is counted where nothing is."""
 
 
 def _finish(layout: Layout, journal: Journal, loop: Loop) -> None:
@@ -250,7 +252,7 @@ def _progress(run: Run, output: Output) -> Iterator[Callable[[Answered], None]]:
 
     done, left = output.rows + output.errors, run.count(output.rows + output.errors)
     total = None if left is None else done + left
-    with tqdm(total=total, initial=done, unit="row", disable=None) as bar:
+    with tqdm(total=total, initial=done, unit="row") as bar:
 
         def told(one: Answered) -> None:
             bar.update(one.count + len(one.unreadable))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from serving.drift.state import DriftState
 from serving.errors import IntegrityError
-from serving.files import dump_json, write_text
+from serving.files import json_line, sync_folder, write_text
 from serving.predicting.options import RunKey
 from serving.readers.inputs import Place
 from serving.records import read_record
@@ -24,7 +24,6 @@ __all__ = [
     "add_to_journal",
     "begin_journal",
     "read_journal",
-    "sync_folder",
 ]
 
 
@@ -128,7 +127,7 @@ def read_journal(path: Path) -> Journal | None:
 
 def begin_journal(path: Path, provenance: Provenance) -> None:
     """Make a manifest without shards, whole or not at all."""
-    write_text(path, _line(provenance))
+    write_text(path, json_line(provenance))
     sync_folder(path.parent)
 
 
@@ -136,23 +135,9 @@ def add_to_journal(path: Path, shard: Shard) -> None:
     """Add a shard that has its name, so that a kill after it loses nothing of it."""
     sync_folder(path.parent)
     with path.open("ab") as file:
-        file.write(_line(shard).encode())
+        file.write(json_line(shard).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _line(record: object) -> str:
-    """A record as one line of JSON."""
-    return json.dumps(json.loads(dump_json(record)), ensure_ascii=False) + "\n"
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a loss of power."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> object:

@@ -5,21 +5,21 @@ A folder `labels/` is the shards themselves, a file `labels.csv` is joined of th
 read beside it, gets its name when it is whole and synced; then the manifest gets a line.
 """
 
+import abc
 import contextlib
-import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import IO, Self
 
 from serving.console import note
 from serving.drift.state import DriftState
-from serving.files import atomic_write
+from serving.files import atomic_write, json_line
 from serving.predicting.answered import Answered
-from serving.predicting.journal import Shard, add_to_journal
+from serving.predicting.journal import Journal, Shard, add_to_journal
 from serving.readers.inputs import Place
 from serving.readers.items import Unreadable
 from serving.writers import Writer, is_folder, open_writer
@@ -33,31 +33,34 @@ SHARD_SECONDS = 10
 PARTS = ".parts"
 
 
-class Output(Protocol):
+class Output(abc.ABC):
     """Takes the answers to one chunk after the other; a block that fails leaves no half of any."""
 
-    @property
-    def rows(self) -> int:
-        """Written, by runs before this one too."""
+    def __init__(self, *, rows: int = 0, errors: int = 0) -> None:
+        """Go on after so many `rows` that were written and `errors` that were listed before."""
+        self.rows = rows
+        self.errors = errors
+        self._stack = contextlib.ExitStack()
+        """What is open: closed when it is whole, taken back when the block fails."""
 
-    @property
-    def errors(self) -> int:
-        """Listed, by runs before this one too."""
+    @abc.abstractmethod
+    def take(self, one: Answered) -> None:
+        """Write one."""
 
-    def take(self, one: Answered, drift: DriftState | None) -> None:
-        """Write one; `drift` is what the check has counted after it."""
-
+    @abc.abstractmethod
     def close(self, *, last: bool) -> None:
         """Make what was taken last; `last` says that the input has ended."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,32 +117,34 @@ class _Open:
     rows: int = 0
     errors: int = 0
     digest: str | None = None
-    drift: DriftState | None = None
     writer: Writer | None = None
     listed: IO[bytes] | None = None
 
 
-class ShardedOutput:
+class ShardedOutput(Output):
     """Shards in a folder, listed in its manifest."""
 
     def __init__(
-        self, layout: Layout, metadata: Mapping[str, str], finished: tuple[Shard, ...]
+        self,
+        layout: Layout,
+        metadata: Mapping[str, str],
+        journal: Journal,
+        drift: Callable[[], DriftState | None],
     ) -> None:
-        """Go on after the shards that are `finished`; the folder and its manifest are there."""
+        """Go on after the shards of `journal`; the folder and its manifest are there.
+
+        `drift` gives what the drift check has counted of all that was taken.
+        """
+        super().__init__(rows=journal.rows, errors=journal.errors)
         self._layout = layout
         self._metadata = metadata
-        self._index = len(finished)
-        self.rows = sum(shard.rows for shard in finished)
-        self.errors = sum(shard.errors for shard in finished)
+        self._drift = drift
+        self._index = len(journal.shards)
         self._begin = time.monotonic()
-        self._stack = contextlib.ExitStack()
         self._open: _Open | None = None
-        self._before = finished[-1] if finished else None
+        self._before = journal.shards[-1] if journal.shards else None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def take(self, one: Answered, drift: DriftState | None) -> None:
+    def take(self, one: Answered) -> None:
         """Write one into the open shard, and close that when it is large or old enough."""
         shard = self._open = self._open or _Open(since=time.monotonic(), end=one.end)
         if one.columns:
@@ -150,7 +155,7 @@ class ShardedOutput:
             self._list(shard, item)
         shard.rows += one.count
         shard.errors += len(one.unreadable)
-        shard.end, shard.digest, shard.drift = one.end, one.digest, drift
+        shard.end, shard.digest = one.end, one.digest
         self.rows += one.count
         self.errors += len(one.unreadable)
         if shard.rows >= SHARD_ROWS or time.monotonic() - shard.since >= SHARD_SECONDS:
@@ -182,18 +187,9 @@ class ShardedOutput:
             digest=shard.digest,
             bytes=path.stat().st_size if shard.rows else 0,
             seconds=time.monotonic() - self._begin,
-            drift=shard.drift,
+            drift=self._drift(),
             last=last,
         )
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # Without an error nothing is open; with one, what is open goes.
-        self._stack.__exit__(kind, error, trace)
 
     def _writer(self, one: Answered) -> contextlib.AbstractContextManager[Writer]:
         # Shards of one file are joined byte by byte, so that only the first names the columns.
@@ -206,25 +202,19 @@ class ShardedOutput:
         if shard.listed is None:
             path = self._layout.shard_errors(self._index)
             shard.listed = self._stack.enter_context(atomic_write(path))
-        text = json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False)
-        shard.listed.write(f"{text}\n".encode())
+        shard.listed.write(json_line(item).encode())
 
 
-class Stdout:
+class Stdout(Output):
     """Rows to stdout as they come, and what could not be read to stderr; nothing to go on from."""
 
     def __init__(self, form: str, metadata: Mapping[str, str]) -> None:
+        super().__init__()
         self._form = form
         self._metadata = metadata
-        self._stack = contextlib.ExitStack()
         self._writer: Writer | None = None
-        self.rows = 0
-        self.errors = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def take(self, one: Answered, drift: DriftState | None) -> None:  # noqa: ARG002 - the protocol's
+    def take(self, one: Answered) -> None:
         """Write one."""
         if one.columns:
             if self._writer is None:
@@ -238,16 +228,8 @@ class Stdout:
                 note(f"not read: {item.id}: {item.reason}")
         self.rows += one.count
 
-    def close(self, *, last: bool) -> None:  # noqa: ARG002 - the protocol's
+    def close(self, *, last: bool) -> None:  # noqa: ARG002 - of every output
         """Flush."""
         self._stack.close()
         if self.errors > MOST_NOTES:
             note(f"not read: {self.errors - MOST_NOTES} more")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)

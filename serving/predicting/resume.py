@@ -12,14 +12,8 @@ from typing import IO
 
 from serving.arrow_writer import join_arrow
 from serving.errors import IntegrityError, OutputError
-from serving.files import atomic_write, write_bytes
-from serving.predicting.journal import (
-    Journal,
-    Provenance,
-    begin_journal,
-    read_journal,
-    sync_folder,
-)
+from serving.files import atomic_write, sync_folder, write_bytes
+from serving.predicting.journal import Journal, Provenance, begin_journal, read_journal
 from serving.predicting.options import refuse_another
 from serving.predicting.outputs import Layout
 
