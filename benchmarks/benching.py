@@ -8,7 +8,7 @@ half precision bring there; without one, that is told.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,11 @@ class Line:
 
 def main() -> None:
     """Print the table of aims."""
-    lines = [*against_itself(CNN), *own_call(MLP), *memory(CNN), *gpu(WIDE)]
+    show([*against_itself(CNN), *own_call(MLP), *memory(CNN), *gpu(WIDE)])
+
+
+def show(lines: Sequence[Line]) -> None:
+    """Print a table of aims."""
     words = {True: "yes", False: "NO", None: "–"}
     rows = [(line.what, line.reached, line.aim, words[line.met]) for line in lines]
     print(table(("what", "reached", "aim", "met"), rows))

@@ -14,15 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import mobilenet
 import numpy as np
 import onnxruntime
+from benching import Line, show
 from PIL import Image
 
-from serving.console import table
 from serving.cores import allowed_cores
 from serving.model import open_model
 from serving.pairing import orders, ratio_of_turns
@@ -34,19 +33,7 @@ from serving.settings import SessionSettings
 MLP, CNN = Path("models/mnist-mlp/model.onnx"), Path("models/mnist-cnn/model.onnx")
 IMAGES = Path("data/ready/mnist/test_inputs.npy")
 PHOTOS = Path("data/ready/cifar10/test_inputs.npy")
-MIB = 2**20
 TURNS = 5
-
-
-@dataclass(frozen=True)
-class Line:
-    """One aim."""
-
-    what: str
-    reached: str
-    aim: str
-    met: bool | None
-    """None for what could not be measured here."""
 
 
 def main() -> None:
@@ -60,13 +47,7 @@ def main() -> None:
             for line in PARTS[part](Path(name)):
                 print(f"{line.what}: {line.reached} (aim {line.aim})", flush=True)
                 lines.append(line)
-    words = {True: "yes", False: "NO", None: "–"}
-    print(
-        table(
-            ("what", "reached", "aim", "met"),
-            [(line.what, line.reached, line.aim, words[line.met]) for line in lines],
-        )
-    )
+    show(lines)
 
 
 # Packed rows
@@ -143,7 +124,7 @@ def decoded(model: Path, source: Path, folder: Path, sample: int) -> Iterator[Li
     count = sum(1 for _ in source.iterdir())
     ours = min(timed(functools.partial(written, model, source, folder)) for _ in range(3)) / count
     bound = (decode + run) / allowed_cores()
-    name = f"{count:,} {source.name}, {model.stem}"
+    name = f"{count:,} {source.name}, {model.parent.name if model == CNN else model.stem}"
     told = f"decode {1e6 * decode:.0f} us, inference {1e6 * run:.0f} us, ferry {1e6 * ours:.0f} us"
     yield Line(
         f"{name}: rate over the bound", f"{bound / ours:.2f} ({told})", "0.85", bound / ours >= 0.85

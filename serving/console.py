@@ -54,8 +54,8 @@ EXTRA_PACKAGES = frozenset(
     }
 )
 
-OTHER_EXTRAS = {"fsspec": "remote", "gcsfs": "remote", "ray": "ray", "s3fs": "remote"}
-"""The extras that other packages are in."""
+OTHER_EXTRAS = {"ray": "ray"}
+"""The extras of packages that are imported where they are used; the rest tell for themselves."""
 
 
 def terminal_columns() -> int:

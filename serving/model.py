@@ -30,6 +30,7 @@ from serving.signature import (
     no_scores,
     scores_of,
 )
+from serving.tensors import described, strings_of
 
 __all__ = [
     "BATCH_ROWS",
@@ -116,7 +117,7 @@ class Model:
         """
         batches = list(self._batches(rows, batch_rows, parallel, self.outputs))
         if not batches:
-            return {info.name: _nothing(info) for info in self.outputs}
+            return {info.name: info.no_rows() for info in self.outputs}
         return {
             info.name: self._joined(info.name, [batch[info.name] for batch in batches])
             for info in self.outputs
@@ -172,7 +173,7 @@ class Model:
     ) -> Iterator[dict[str, Array]]:
         """The wanted outputs of each batch of rows, in order."""
         if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
-            raise InputError(f"{self.path} takes {self.takes()}, got {_describe(rows)}")
+            raise InputError(f"{self.path} takes {self.takes()}, got {described(rows)}")
         size = self.fixed_batch or batch_rows or self.batch_rows
         starts = range(0, len(rows), size)
         yield from ordered_map(
@@ -185,7 +186,7 @@ class Model:
     def _run(self, rows: Array, wanted: Sequence[TensorInfo]) -> dict[str, Array]:
         count = len(rows)
         if self.input.is_text:
-            rows = _strings(rows)
+            rows = strings_of(rows)
         missing = (self.fixed_batch or count) - count
         if missing:
             # A model of one batch size: the last row again, and its extra answers dropped.
@@ -296,25 +297,3 @@ def _model(
     if not session.settings.binding or not can_bind(session):
         return model
     return replace(model, bound=BoundPool(session, model.fixed_batch or model.batch_rows))
-
-
-def _describe(rows: object) -> str:
-    if isinstance(rows, np.ndarray):
-        return f"{rows.dtype} {list(rows.shape)}"
-    return f"a {type(rows).__name__}, not a numpy array"
-
-
-def _strings(rows: Array) -> Array:
-    """The same strings as Python's, which ONNX Runtime takes whatever their length."""
-    rows = rows.astype(object)
-    for index, value in enumerate(rows.flat):
-        if not isinstance(value, str):
-            kind = type(value).__name__
-            raise InputError(f"the model takes strings, value {index} of its input is a {kind}")
-    return rows
-
-
-def _nothing(info: TensorInfo) -> Array:
-    """An output for no rows; an axis of any length has none."""
-    axes = [axis if isinstance(axis, int) else 0 for axis in info.shape[1:]]
-    return np.zeros((0, *axes), info.dtype)

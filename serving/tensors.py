@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["TensorInfo"]
+from serving.errors import InputError
+
+__all__ = ["TensorInfo", "described", "strings_of"]
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,3 +45,28 @@ class TensorInfo:
             and len(axes) == len(row_shape)
             and all(not isinstance(a, int) or a == b for a, b in zip(axes, row_shape, strict=True))
         )
+
+    def no_rows(self) -> Array:
+        """The array of an output for no rows; an axis of any length has none."""
+        axes = [axis if isinstance(axis, int) else 0 for axis in self.shape[1:]]
+        return np.zeros((0, *axes), self.dtype)
+
+
+def described(rows: object) -> str:
+    """What rows are, for messages: "float32 [2, 3]"."""
+    if isinstance(rows, np.ndarray):
+        return f"{rows.dtype} {list(rows.shape)}"
+    return f"a {type(rows).__name__}, not a numpy array"
+
+
+def strings_of(rows: Array) -> Array:
+    """The same strings as Python's, which ONNX Runtime takes whatever their length.
+
+    Raises InputError for a value that is none.
+    """
+    rows = rows.astype(object)
+    for index, value in enumerate(rows.flat):
+        if not isinstance(value, str):
+            kind = type(value).__name__
+            raise InputError(f"the model takes strings, value {index} of its input is a {kind}")
+    return rows

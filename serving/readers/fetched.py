@@ -20,15 +20,12 @@ from serving.readers.decoding import ImageDecoder, image_decoder, tried
 from serving.readers.items import Batch, Chunk, NumberedIds, Source, printable
 from serving.readers.remote import FETCHES, There, content_of, fetched, images_at, look
 from serving.readers.rows import MappedRows
-from serving.readers.tars import Member, Tars
+from serving.readers.tars import MOST_PACKED_BYTES, Member, Tars
 from serving.tensors import TensorInfo
 
 __all__ = ["Fetched", "RemoteImages", "open_fetched", "open_remote_images"]
 
 Array = npt.NDArray[Any]
-
-MOST_HELD_BYTES = 16 << 20
-"""Of an image in a shard: a chunk holds many of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +170,10 @@ def _with_bytes(members: Sequence[Member], path: str) -> tuple[Member, ...]:
 def _with_content(member: Member, file: Any) -> Member:
     if member.fault is not None or member.content is not None:
         return member
-    if member.size > MOST_HELD_BYTES:
+    if member.size > MOST_PACKED_BYTES:
         told = f"it has {member.size} bytes, the limit in a shard that is fetched is"
         return replace(
-            member, fault=f"{told} {MOST_HELD_BYTES}; download the shard, and give its path"
+            member, fault=f"{told} {MOST_PACKED_BYTES}; download the shard, and give its path"
         )
     file.seek(member.offset)
     return replace(member, content=file.read(member.size))

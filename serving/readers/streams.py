@@ -16,7 +16,7 @@ from typing import IO, TypeVar
 from serving.errors import InputError
 from serving.readers.items import Chunk, printable
 
-__all__ = ["Stream", "cut", "name_of", "opened"]
+__all__ = ["Stream", "cut", "name_of", "opened", "taken"]
 
 Item = TypeVar("Item")
 
@@ -100,19 +100,19 @@ def cut(stream: Stream, items: Iterator[Item], size: int, start: int) -> Iterato
     if passed < start:
         raise InputError(f"{stream.name} holds {passed} rows, and {start} were read of it before")
     while True:
-        taken, error = _taken(items, size)
-        if taken:
-            yield Chunk(start=passed, count=len(taken), content=taken, digest=stream.digest)
-            passed += len(taken)
+        content, error = taken(items, size)
+        if content:
+            yield Chunk(start=passed, count=len(content), content=content, digest=stream.digest)
+            passed += len(content)
         if error is not None:
             raise error
-        if not taken:
+        if not content:
             break
     if not passed:
         raise InputError(f"{stream.name} holds no rows")
 
 
-def _taken(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
+def taken(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
     """The next `size` items, or those before the fault and the fault."""
     found: list[Item] = []
     try:

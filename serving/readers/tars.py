@@ -21,15 +21,16 @@ from serving.readers.archives import READING_ERRORS, members_of
 from serving.readers.decoding import MOST_BYTES, ImageDecoder, image_decoder, tried
 from serving.readers.fingerprints import fingerprint_of_files
 from serving.readers.items import Batch, Chunk, printable, reason_of
+from serving.readers.streams import taken
 from serving.readers.suffixes import IMAGE_SUFFIXES
 from serving.tensors import TensorInfo
 
-__all__ = ["Member", "Tars", "open_tars"]
+__all__ = ["MOST_PACKED_BYTES", "Member", "Tars", "open_tars"]
 
 Array = npt.NDArray[Any]
 
 MOST_PACKED_BYTES = 16 << 20
-"""Of an image in a compressed shard: a chunk holds many of them."""
+"""Of an image whose bytes are in its chunk, which holds many: of a compressed shard."""
 MOST_SHOWN = 80
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -75,7 +76,7 @@ class Tars:
         """
         members = self._members(start)
         while True:
-            content, error = _taken(members, size)
+            content, error = taken(members, size)
             if content:
                 yield Chunk(start=start, count=len(content), content=content)
                 start += len(content)
@@ -208,14 +209,3 @@ def _bytes_of(member: Member) -> bytes:
             return os.pread(file.fileno(), member.size, member.offset)
     except OSError as error:
         raise ValueError(reason_of(error)) from error
-
-
-def _taken(members: Iterator[Member], size: int) -> tuple[tuple[Member, ...], InputError | None]:
-    """The next `size` members, or those before the damage and what is damaged."""
-    found: list[Member] = []
-    try:
-        while len(found) < size and (member := next(members, None)) is not None:
-            found.append(member)
-    except InputError as error:
-        return tuple(found), error
-    return tuple(found), None

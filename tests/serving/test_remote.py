@@ -185,7 +185,7 @@ def test_a_stopped_reader_leaves_nothing(web: Web, of_images: Model, tmp_path: P
 def test_large_images_of_a_shard_are_not_held(
     web: Web, of_images: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetched, "MOST_HELD_BYTES", len(PNGS[3]) - 1)
+    monkeypatch.setattr(fetched, "MOST_PACKED_BYTES", len(PNGS[3]) - 1)
     source = only(open_inputs([f"{web.url}/rows.tar"], of_images))
     faults = faults_of(source)
     assert 3 in faults
