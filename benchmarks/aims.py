@@ -8,9 +8,10 @@ Every figure is read from metrics/, where the stages left it.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline import layout, params
-from pipeline.measured import Measured, read_measured
+from pipeline import layout
+from pipeline.config import params
 from pipeline.records.benchmark import over_eager
+from pipeline.stages.results import Measured, read_measured
 from serving.console import table
 
 ACCURACIES = {

@@ -18,10 +18,10 @@ import onnxruntime
 import torch
 import transformers
 
-from pipeline.errors import FerryError
-from pipeline.foreign.module import export_module
-from pipeline.foreign.specs import InputSpec
+from pipeline.exporting.module import export_module
+from pipeline.exporting.signatures import InputSpec
 from serving.console import table
+from serving.errors import FerryError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pipeline"))
 

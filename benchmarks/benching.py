@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import layout
-from serving.bench import BenchOptions, bench
-from serving.bench_report import BenchReport
-from serving.binding import bind
 from serving.console import table
-from serving.pairing import PairedRatio, paired_ratio, verdict
-from serving.probe import probe
-from serving.session import open_session, usable_providers
+from serving.measuring.bench import BenchOptions, bench
+from serving.measuring.pairing import PairedRatio, paired_ratio, verdict
+from serving.measuring.report import BenchReport
+from serving.runtime.binding import bind
+from serving.runtime.session import open_session, probe, usable_providers
 
 NUM_REPEATS = 40
 GROWTH_CALLS = 100_000

@@ -11,9 +11,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import layout, params
-from pipeline.config import AugmentConfig
-from pipeline.train import train
+from pipeline import layout
+from pipeline.config import params
+from pipeline.config.experiment import AugmentConfig
+from pipeline.stages.train import train
 
 SEEDS = (1, 2, 3)
 

@@ -20,9 +20,10 @@ from pathlib import Path
 import safetensors.torch
 import yaml
 
-from pipeline import layout, params
-from pipeline.preprocess import preprocess
-from pipeline.pull import pull
+from pipeline import layout
+from pipeline.config import params
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.pull import pull
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "digits-mlp"

@@ -10,7 +10,7 @@ model. Aim: all.
 import sys
 from pathlib import Path
 
-from pipeline.divergence import first_divergence
+from pipeline.proof.tracing.divergence import first_divergence
 from serving.console import table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "pipeline"))

@@ -22,13 +22,14 @@ import onnxruntime
 from benching import Line, show
 from PIL import Image
 
-from serving.cores import allowed_cores
+from serving.batch.options import PredictOptions
+from serving.batch.predict import predict
+from serving.inputs.inputs import open_inputs
+from serving.inputs.kinds import ReadOptions
+from serving.measuring.pairing import orders, ratio_of_turns
 from serving.model import open_model
-from serving.pairing import orders, ratio_of_turns
-from serving.predict import PredictOptions, predict
-from serving.readers.inputs import open_inputs
-from serving.readers.kinds import ReadOptions
-from serving.settings import SessionSettings
+from serving.runtime.cores import allowed_cores
+from serving.runtime.settings import SessionSettings
 
 MLP, CNN = Path("models/mnist-mlp/model.onnx"), Path("models/mnist-cnn/model.onnx")
 IMAGES = Path("data/ready/mnist/test_inputs.npy")

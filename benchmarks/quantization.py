@@ -14,16 +14,19 @@ from dataclasses import dataclass
 import onnx
 import torch
 
-from pipeline import layout, onnxmodel, params, ready
-from pipeline.config import Experiment
-from pipeline.export import to_onnx
-from pipeline.graph import build_graph
+from pipeline import layout
+from pipeline.config import params
+from pipeline.config.experiment import Experiment
+from pipeline.exporting import onnxmodel
+from pipeline.network.graph import build_graph
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.quantization.job import Job, chosen_rows, run
 from pipeline.quantization.search import Settings
+from pipeline.records import ready
 from pipeline.records.quantize import Budget, QuantizeReport, Search, Try, as_table
+from pipeline.stages.export import to_onnx
 from serving.console import table
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 CALIBRATION_ROWS = 256
 JUDGED_ROWS = 512

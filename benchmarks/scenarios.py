@@ -16,12 +16,12 @@ import numpy as np
 
 from serving.console import table
 from serving.measuring.onnx_subject import OnnxSubject
-from serving.measuring.records import Run
-from serving.measuring.scenarios import ENGINES
-from serving.measuring.system import Engine, System
-from serving.pairing import orders, ratio_of_turns
-from serving.settings import SessionSettings
-from serving.timing import warm_up
+from serving.measuring.pairing import orders, ratio_of_turns
+from serving.measuring.scenarios.records import Run
+from serving.measuring.scenarios.scenarios import ENGINES
+from serving.measuring.scenarios.system import Engine, System
+from serving.measuring.timing import warm_up
+from serving.runtime.settings import SessionSettings
 
 MODEL = Path("models/cifar10-resnet8/model.onnx")
 PAIRS = 9

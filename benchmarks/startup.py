@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-from serving.pairing import paired_ratio
+from serving.measuring.pairing import paired_ratio
 
 AIM = 2.5
 SECONDS = 8.0

@@ -23,15 +23,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pipeline import layout, params, ready
-from pipeline.config import Experiment
-from pipeline.graph import Graph, build_graph
-from pipeline.ready import Manifest, Split
+from pipeline import layout
+from pipeline.config import params
+from pipeline.config.experiment import Experiment
+from pipeline.network.graph import Graph, build_graph
+from pipeline.records import ready
+from pipeline.records.ready import Manifest, Split
 from pipeline.training.distributed import Team
 from pipeline.training.evaluation import Rows
 from pipeline.training.loop import Loop
-from pipeline.training.memory import keep_freed_memory
-from serving.cores import allowed_cores
+from pipeline.training.setup import keep_freed_memory
+from serving.runtime.cores import allowed_cores
 
 AIMS = {"mnist-cnn": 1.6, "cifar10-resnet8": 1.5}
 MEMORY = "cifar10-resnet8"

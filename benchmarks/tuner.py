@@ -13,19 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
+from serving.bundles.profiles import Goal
 from serving.console import progress, table
 from serving.errors import FerryError
-from serving.measuring.candidates import Candidate
+from serving.files import read_record
 from serving.measuring.client import Spec, Worker
-from serving.measuring.finals import Final, compare
+from serving.measuring.pairing import PairedRatio
 from serving.measuring.rounds import Tell, cores_for
-from serving.measuring.screening import ms_per_row
-from serving.measuring.tune_report import TuneReport, as_text
-from serving.measuring.tuner import TuneOptions, grid_of, spec_of, tune
-from serving.pairing import PairedRatio
-from serving.profiles import Goal
-from serving.records import read_record
-from serving.timing import Timing
+from serving.measuring.timing import Timing
+from serving.measuring.tuning.candidates import Candidate
+from serving.measuring.tuning.finals import Final, compare
+from serving.measuring.tuning.screening import ms_per_row
+from serving.measuring.tuning.tuner import TuneOptions, TuneReport, as_text, grid_of, spec_of, tune
 
 MODELS = (Path("models/cifar10-resnet8/model.onnx"), Path("models/digits-cnn/model.onnx"))
 GOALS: tuple[Goal, ...] = ("latency", "throughput")

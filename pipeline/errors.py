@@ -9,38 +9,7 @@ FerryError                                   exit 1
     └── ParityError                          an ONNX variant that is not the trained model
 """
 
-from serving.errors import (
-    EngineError,
-    FerryError,
-    InputError,
-    IntegrityError,
-    MissingInputError,
-    ModelError,
-    OutputError,
-    ProviderError,
-    SlowerError,
-    UnknownNameError,
-    UsageError,
-)
-
-__all__ = [
-    "ConfigError",
-    "DivergedError",
-    "DownloadError",
-    "EngineError",
-    "FerryError",
-    "GateError",
-    "InputError",
-    "IntegrityError",
-    "MissingInputError",
-    "ModelError",
-    "OutputError",
-    "ParityError",
-    "ProviderError",
-    "SlowerError",
-    "UnknownNameError",
-    "UsageError",
-]
+from serving.errors import FerryError
 
 
 class ConfigError(FerryError, ValueError):

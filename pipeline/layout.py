@@ -5,25 +5,6 @@ Paths are relative to the folder of params.yaml; `D` is a data set, `E` an exper
 
 from pathlib import Path
 
-__all__ = [
-    "METRICS",
-    "PICTURES",
-    "REPORT",
-    "VARIANTS",
-    "bundle",
-    "checkpoint",
-    "metrics",
-    "model",
-    "models",
-    "pictures",
-    "plots",
-    "quantized",
-    "raw",
-    "ready",
-    "tune",
-    "weights",
-]
-
 VARIANTS = ("fp32", "fp16", "int8")
 """The exported model, and what is made of it."""
 METRICS = Path("metrics")

@@ -14,20 +14,6 @@ import click
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = [
-    "EXTRA_PACKAGES",
-    "PATH",
-    "SETTINGS",
-    "Commands",
-    "json_option",
-    "log_to_stderr",
-    "note",
-    "progress",
-    "show",
-    "summary",
-    "table",
-]
-
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)

@@ -18,21 +18,6 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "EngineError",
-    "FerryError",
-    "InputError",
-    "IntegrityError",
-    "MissingInputError",
-    "ModelError",
-    "OutputError",
-    "ProviderError",
-    "SlowerError",
-    "UnknownNameError",
-    "UsageError",
-    "nearest",
-]
-
 
 class FerryError(Exception):
     """Base of everything ferry raises on purpose; the message is one line for a person."""

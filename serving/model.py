@@ -16,31 +16,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from serving.bound_pool import BoundPool, can_bind
-from serving.errors import InputError, MissingInputError, ModelError, UsageError
-from serving.parallel_map import ordered_map
-from serving.prediction import PROBABILITIES, Prediction
-from serving.profiles import Goal, Profile, profile_for
-from serving.session import Session, SessionSettings, TensorInfo, open_session
-from serving.signature import (
-    ERROR,
-    RECONSTRUCTION,
+from serving.bundles.profiles import Goal, Profile, profile_for
+from serving.bundles.signature import (
+    PROBABILITIES,
+    Prediction,
     is_reconstruction,
     labels_of,
     no_scores,
     scores_of,
 )
-from serving.tensors import described, strings_of
-
-__all__ = [
-    "BATCH_ROWS",
-    "ERROR",
-    "RECONSTRUCTION",
-    "Model",
-    "ModelKind",
-    "Prediction",
-    "open_model",
-]
+from serving.errors import InputError, MissingInputError, ModelError, UsageError
+from serving.runtime.binding import BoundPool, can_bind
+from serving.runtime.cores import ordered_map
+from serving.runtime.session import Session, open_session
+from serving.runtime.settings import SessionSettings
+from serving.runtime.tensors import TensorInfo, described, strings_of
 
 Array = npt.NDArray[Any]
 ModelKind = Literal["classifier", "reconstruction", "other"]
@@ -260,7 +250,7 @@ def open_model(
         settings = settings or (untuned if threads is None else None)
         session = open_session(path, provider=provider, threads=threads, settings=settings)
         return _model(path, session, labels_of(path, session.metadata), None)
-    from serving.bundle import open_bundle  # a file has no use for it
+    from serving.bundles.bundle import open_bundle
 
     bundle = open_bundle(path)
     profile: Profile | None = None
@@ -278,7 +268,7 @@ def _model(
         names = ", ".join(info.name for info in session.inputs)
         raise ModelError(
             f"{path} has the inputs {names or '(none)'}; exactly one can be fed here, several by "
-            f"`ferry bench --rows ROWS.npz` and by `serving.session.open_session`"
+            f"`ferry bench --rows ROWS.npz` and by `serving.runtime.session.open_session`"
         )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")

@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 from closure import ROOT
 
-from serving.measuring.growth import Growth
-from serving.pairing import PairedRatio
-from serving.probe import probe
+from serving.measuring.meters import Growth
+from serving.measuring.pairing import PairedRatio
+from serving.runtime.session import probe
 
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 

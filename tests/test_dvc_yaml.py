@@ -13,7 +13,7 @@ from settings_read import sections_read, takes_experiment
 
 from pipeline import layout
 from pipeline.cli import ferry
-from pipeline.config import Experiment, Params
+from pipeline.config.experiment import Experiment, Params
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 WORKING = [name for name in STAGES if name != "short"]
@@ -46,7 +46,7 @@ def paths(stage: str, kind: str) -> dict[str, dict[str, Any]]:
 
 def code_of(stage: str) -> set[str]:
     """The files of code that a stage depends on."""
-    files = closure(f"pipeline.{stage}")
+    files = closure(f"pipeline.stages.{stage}")
     for entry, registry in REGISTRIES.items():
         if entry in body(stage)["deps"]:
             files.add(entry)
@@ -86,7 +86,7 @@ def test_a_stage_is_a_command_a_module_and_a_function(stage: str) -> None:
     argument = " ${key}" if "foreach" in STAGES[stage] else ""
     assert body(stage)["cmd"] == f"ferry {stage}{argument}"
     assert stage in ferry.commands
-    tree = ast.parse((ROOT / "pipeline" / f"{stage}.py").read_text())
+    tree = ast.parse((ROOT / "pipeline" / "stages" / f"{stage}.py").read_text())
     assert stage in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert body(stage)["desc"].endswith(".")
 
@@ -115,14 +115,14 @@ def test_the_data_set_and_the_model_are_templated(stage: str) -> None:
 def test_the_parameters_of_a_stage_are_the_sections_that_it_reads(stage: str) -> None:
     listed = [entry.removeprefix("experiments.${key}.") for entry in body(stage)["params"]]
     assert set(listed) <= {field.name for field in fields(Experiment)}
-    read = sections_read(f"pipeline.{stage}", stage) | read_by_the_command(stage)
+    read = sections_read(f"pipeline.stages.{stage}", stage) | read_by_the_command(stage)
     assert "dataset" in read
     assert sorted(listed) == sorted(read - {"name"})
 
 
 def test_no_function_keeps_an_experiment_for_later() -> None:
     # What it reads then could not be followed.
-    imported = set().union(*(closure(f"pipeline.{stage}") for stage in WORKING))
+    imported = set().union(*(closure(f"pipeline.stages.{stage}") for stage in WORKING))
     for path in (ROOT / name for name in sorted(imported)):
         if path.suffix == ".py" and takes_experiment(path):
             text = path.read_text()

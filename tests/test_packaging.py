@@ -64,7 +64,11 @@ def test_the_wheel_holds_every_file_of_both_packages(wheel: zipfile.ZipFile) -> 
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    data = {"pipeline/report.html.j2", "serving/probe.onnx", "serving/runner.py"}
+    data = {
+        "pipeline/stages/page/report.html.j2",
+        "serving/runtime/probe.onnx",
+        "serving/bundles/runner.py",
+    }
     assert data | {"pipeline/py.typed", "serving/py.typed"} <= files
     assert files <= set(wheel.namelist())
 
@@ -77,7 +81,11 @@ def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_bytes_are_those_of_the_sources(wheel: zipfile.ZipFile) -> None:
-    for name in ("pipeline/report.html.j2", "serving/probe.onnx", "serving/runner.py"):
+    for name in (
+        "pipeline/stages/page/report.html.j2",
+        "serving/runtime/probe.onnx",
+        "serving/bundles/runner.py",
+    ):
         assert wheel.read(name) == (ROOT / name).read_bytes()
 
 

@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.arguments import track_option
+from pipeline.commands.options import track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
-    from pipeline.config import Experiment
-
-__all__ = ["bundle"]
+    from pipeline.config.experiment import Experiment
 
 SUFFIX = ".onnx"
 
@@ -30,7 +28,7 @@ class Subject(click.ParamType["Experiment | Path"]):
         """Read params.yaml for an experiment alone."""
         if isinstance(value, str) and value.endswith(SUFFIX):
             return Path(value)
-        from pipeline import params
+        from pipeline.config import params
 
         return params.load().experiment(value)
 
@@ -77,7 +75,7 @@ def bundle(
 
 def _bundle_experiment(experiment: "Experiment", *, track: bool, as_json: bool) -> None:
     from pipeline import layout
-    from pipeline.bundle import bundle
+    from pipeline.stages.bundle import bundle
 
     report = bundle(
         layout.models(experiment.name),
@@ -101,7 +99,7 @@ def _bundle_file(
     as_json: bool,
     **given: Any,
 ) -> None:
-    from pipeline.bundle_file import bundle_file
+    from pipeline.bundling.foreign import bundle_file
 
     report = bundle_file(model, output, rows=rows, parity=parity, **given)
     show(report, as_json=as_json, text=summary(report))

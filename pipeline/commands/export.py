@@ -4,15 +4,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.arguments import optional_experiment_argument, track_option
+from pipeline.commands.options import optional_experiment_argument, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.config import Experiment
-
-__all__ = ["export"]
+    from pipeline.config.experiment import Experiment
 
 
 @click.command()
@@ -74,7 +72,7 @@ def export(
 
 def _export_experiment(experiment: "Experiment", *, track: bool, as_json: bool) -> None:
     from pipeline import layout
-    from pipeline.export import export
+    from pipeline.stages.export import export
 
     report = export(
         layout.weights(experiment.name),
@@ -97,9 +95,9 @@ def _export_module(
     rows: str | None = None,
     **settings: Any,
 ) -> None:
-    from pipeline.foreign.importing import load_module
-    from pipeline.foreign.module import ModuleOptions, export_module
-    from pipeline.foreign.specs import parse_input
+    from pipeline.exporting.module import ModuleOptions, export_module
+    from pipeline.exporting.signatures import parse_input
+    from pipeline.exporting.users_code import load_module
     from pipeline.records.module import as_table
 
     specs = [parse_input(text) for text in inputs]

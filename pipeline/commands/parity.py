@@ -4,14 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.arguments import track_option
+from pipeline.commands.options import track_option
 from serving.console import PATH, json_option, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-__all__ = ["parity"]
 
 LIMIT = 1e-4
 BATCH_SIZES = (1, 7, 256)
@@ -84,12 +82,13 @@ def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -
 
 
 def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
-    from pipeline import layout, params
+    from pipeline import layout
+    from pipeline.config import params
     from pipeline.errors import ParityError
-    from pipeline.parity import parity
     from pipeline.proof.tables import parity_table
     from pipeline.records import read
     from pipeline.records.parity import ParityReport
+    from pipeline.stages.parity import parity
 
     experiment = params.load().experiment(name)
     metrics = layout.metrics(name, "parity")
@@ -122,12 +121,11 @@ def _not_made(metrics: "Path", name: str) -> dict[str, str]:
 
 
 def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:
-    from pipeline.parity import compare
-    from pipeline.proof.opening import open_side
-    from pipeline.proof.pair import refuse_failures
+    from pipeline.proof.pair import compare, refuse_failures
     from pipeline.proof.rows import open_rows
     from pipeline.proof.sides import check_alike
     from pipeline.proof.tables import pair_table
+    from pipeline.proof.variants import open_side
     from pipeline.records.parity import Limits
     from serving.files import write_json
 

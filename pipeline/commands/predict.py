@@ -5,9 +5,7 @@ from typing import Any
 
 import click
 
-from serving import cli as serving_cli
-
-__all__ = ["predict", "tracked"]
+from serving.commands.predict import predict as serving_predict
 
 
 def tracked(command: click.Command) -> click.Command:
@@ -20,7 +18,7 @@ def tracked(command: click.Command) -> click.Command:
     def callback(*, track: bool, **given: Any) -> Any:
         report = run(**given)
         if track and report is not None:
-            from pipeline.tracking.predictions import log_predictions
+            from pipeline.tracking.runs import log_predictions
 
             log_predictions(report, [str(one) for one in given["inputs"]])
         return report
@@ -40,4 +38,4 @@ def _nothing(**_given: Any) -> None:
     """What a command without a callback does."""
 
 
-predict = tracked(serving_cli.predict)
+predict = tracked(serving_predict)

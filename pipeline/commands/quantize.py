@@ -5,13 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.arguments import track_option
+from pipeline.commands.options import track_option
 from serving.console import PATH, json_option, note, show
 
 if TYPE_CHECKING:
-    from pipeline.config import Experiment
-
-__all__ = ["quantize"]
+    from pipeline.config.experiment import Experiment
 
 SUFFIX = ".onnx"
 MIN_SPEEDUP = {"int8": 1.0, "fp16": 0.7}
@@ -40,7 +38,7 @@ class Subject(click.ParamType["Experiment | Path"]):
         """Read params.yaml for an experiment alone."""
         if isinstance(value, str) and value.endswith(SUFFIX):
             return Path(value)
-        from pipeline import params
+        from pipeline.config import params
 
         return params.load().experiment(value)
 
@@ -115,8 +113,8 @@ def quantize(
 
 def _quantize_experiment(experiment: "Experiment", *, track: bool, as_json: bool) -> None:
     from pipeline import layout
-    from pipeline.quantize import quantize
     from pipeline.records.quantize import as_table
+    from pipeline.stages.quantize import quantize
 
     report = quantize(
         layout.model(experiment.name),
@@ -133,7 +131,7 @@ def _quantize_experiment(experiment: "Experiment", *, track: bool, as_json: bool
 def _quantize_file(
     model: Path, rows: str, folder: Path, settings: dict[str, Any], *, as_json: bool
 ) -> None:
-    from pipeline.quantize_file import FileSettings, quantize_file
+    from pipeline.quantization.foreign import FileSettings, quantize_file
     from pipeline.records.quantize import Budget, as_table
 
     asked = settings["min_speedup"]

@@ -1,6 +1,10 @@
 """The data sets: one file each, with a module-level `DATASET`; the file name is the name.
 
 A file says where the official bytes are and how to read them; nothing here is fetched or split.
+
+Split rows by class: a fixed, seeded share of every class goes one way, the rest the other.
+
+The order of the rows is kept, and the same labels, count and seed give the same split.
 """
 
 from collections.abc import Callable
@@ -10,10 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import registry
-from pipeline.kind import Kind
-
-__all__ = ["Archive", "Dataset", "RawFile", "Rows", "get", "names"]
+from pipeline.config import reading
+from pipeline.records.ready import Kind
 
 FOLDER = Path(__file__).parent
 
@@ -85,10 +87,28 @@ class Dataset:
 
 def names() -> tuple[str, ...]:
     """The data sets there are."""
-    return registry.names(FOLDER)
+    return reading.names(FOLDER)
 
 
 def get(name: str) -> Dataset:
     """The data set of that name; UnknownNameError with the nearest one if there is none."""
-    dataset: Dataset = registry.load("data set", __name__, FOLDER, name).DATASET
+    dataset: Dataset = reading.load("data set", __name__, FOLDER, name).DATASET
     return dataset
+
+
+Indices = npt.NDArray[np.int64]
+
+
+def stratified(labels: npt.NDArray[np.int64], rows: int, seed: int) -> tuple[Indices, Indices]:
+    """Take `rows` of the rows, each class in its share, and return (those left, those taken).
+
+    `labels` is int64 [rows]; both results are int64 row indices in ascending order. Raises
+    ValueError when `rows`, or what is left, is less than the number of classes, or when a class
+    has a single row.
+    """
+    from sklearn.model_selection import train_test_split
+
+    left, taken = train_test_split(
+        np.arange(len(labels), dtype=np.int64), test_size=rows, random_state=seed, stratify=labels
+    )
+    return np.sort(left), np.sort(taken)

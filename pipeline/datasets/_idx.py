@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import RawFile, Rows
-from pipeline.errors import InputError
+from serving.errors import InputError
 from serving.files import require
-
-__all__ = ["MAX_ROWS", "idx_file", "read_images", "read_labels", "read_part", "read_rows"]
 
 IMAGES, LABELS = 2051, 2049
 MAX_ROWS = 1_000_000

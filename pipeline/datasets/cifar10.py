@@ -12,10 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.datasets import Archive, Dataset, RawFile, Rows
-from pipeline.errors import InputError
+from serving.errors import InputError
 from serving.files import require
-
-__all__ = ["DATASET", "read"]
 
 SIDE, CHANNELS = 32, 3
 RECORD = 1 + CHANNELS * SIDE * SIDE

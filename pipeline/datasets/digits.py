@@ -14,12 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Dataset, RawFile, Rows
-from pipeline.errors import InputError
-from pipeline.split import stratified
+from pipeline.datasets import Dataset, RawFile, Rows, stratified
+from serving.errors import InputError
 from serving.files import require
-
-__all__ = ["DATASET", "read"]
 
 FILE = "digits.csv.gz"
 SIDE, CLASSES, BRIGHTEST = 8, 10, 16

@@ -11,8 +11,6 @@ from pathlib import Path
 from pipeline.datasets import Dataset, Rows
 from pipeline.datasets._idx import idx_file, read_rows
 
-__all__ = ["DATASET", "read"]
-
 OFFICIAL = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",

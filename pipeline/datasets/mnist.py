@@ -10,8 +10,6 @@ from pathlib import Path
 from pipeline.datasets import Dataset, Rows
 from pipeline.datasets._idx import idx_file, read_rows
 
-__all__ = ["DATASET", "read"]
-
 OFFICIAL = ("http://yann.lecun.com/exdb/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/")
 SIZE = (28, 28)
 CLASSES = 10

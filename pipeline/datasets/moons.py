@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import Dataset, Rows
-from pipeline.split import stratified
-
-__all__ = ["DATASET", "read"]
+from pipeline.datasets import Dataset, Rows, stratified
 
 ROWS, NOISE, SEED = 2000, 0.1, 1
 """Noise is the standard deviation of what is added to both coordinates; the radius is 1."""

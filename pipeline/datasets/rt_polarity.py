@@ -10,12 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import Archive, Dataset, RawFile, Rows
-from pipeline.errors import InputError
-from pipeline.split import stratified
+from pipeline.datasets import Archive, Dataset, RawFile, Rows, stratified
+from serving.errors import InputError
 from serving.files import require
-
-__all__ = ["DATASET", "read"]
 
 NAME = "rt-polaritydata.tar.gz"
 FILES = ("rt-polaritydata/rt-polarity.neg", "rt-polaritydata/rt-polarity.pos")

@@ -10,8 +10,6 @@ import numpy as np
 
 from pipeline.datasets import Dataset, Rows
 
-__all__ = ["DATASET", "read"]
-
 TABLE = ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 """Both inputs and the answer."""
 

@@ -12,16 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline import registry
-from pipeline.config import ModelConfig
+from pipeline.config import reading
+from pipeline.config.experiment import ModelConfig
+from pipeline.config.reading import read_section
 from pipeline.errors import ConfigError
-from pipeline.kind import Kind
-from pipeline.sections import read_section
+from pipeline.records.ready import Kind
 
 if TYPE_CHECKING:
     from torch import nn
-
-__all__ = ["Gives", "Shape", "build", "gives", "names", "settings", "takes"]
 
 FOLDER = Path(__file__).parent
 Gives = Literal["logits", "reconstruction"]
@@ -60,7 +58,7 @@ class Shape:
 
 def names() -> tuple[str, ...]:
     """The architectures there are."""
-    return registry.names(FOLDER)
+    return reading.names(FOLDER)
 
 
 def takes(name: str) -> tuple[Kind, ...]:
@@ -95,4 +93,4 @@ def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":
 
 
 def _module(name: str) -> ModuleType:
-    return registry.load("model", __name__, FOLDER, name)
+    return reading.load("model", __name__, FOLDER, name)

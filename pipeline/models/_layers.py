@@ -1,12 +1,17 @@
-"""Layers that several architectures share, by the names that params.yaml gives them."""
+"""Layers that several architectures share, by the names that params.yaml gives them.
 
-from typing import Final, Literal
+Recurrent layers one over the other, and an image read through them row by row.
+"""
 
-from torch import nn
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Final, Literal
 
-from pipeline.config import Count
+from pydantic import ConfigDict
+from torch import Tensor, nn
 
-__all__ = ["NEVER_FALLING", "Activation", "Widths", "activation"]
+from pipeline.config.experiment import STRICT, Count, Counts, Fraction
+from pipeline.models import Shape
 
 Activation = Literal["sigmoid", "tanh", "relu", "gelu"]
 NEVER_FALLING: Final[tuple[Activation, ...]] = ("sigmoid", "tanh", "relu")
@@ -26,3 +31,52 @@ def activation(name: Activation) -> nn.Module:
             return nn.ReLU(inplace=True)
         case "gelu":
             return nn.GELU()
+
+
+Cell = type[nn.LSTM] | type[nn.GRU]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSettings:
+    """The section of params.yaml of a network that reads images row by row."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    hidden: Counts
+    """Units of each recurrent layer; each reads all states of the one below."""
+    dropout: Fraction
+    """After each recurrent layer."""
+
+
+class Stack(nn.Module):
+    """Recurrent layers of one cell, each with its own width, and dropout after each."""
+
+    def __init__(self, cell: Cell, widths: tuple[int, ...], dropout: float) -> None:
+        """`widths` begins with the features of a step."""
+        super().__init__()
+        self.layers = nn.ModuleList(
+            cell(before, after, batch_first=True) for before, after in pairwise(widths)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """Float32 [batch, steps, features] to the last layer's states, [batch, steps, units]."""
+        for layer in self.layers:
+            steps = self.dropout(layer(steps)[0])
+        return steps
+
+
+class ImageReader(nn.Module):
+    """Each row of pixels is one step; the state after the last row gives the logits."""
+
+    def __init__(self, cell: Cell, settings: RowSettings, shape: Shape) -> None:
+        super().__init__()
+        features = shape.channels * shape.width
+        self.stack = Stack(cell, (features, *settings.hidden), settings.dropout)
+        self.linear = nn.Linear(settings.hidden[-1], shape.outputs)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """Float32 [batch, C, H, W] to logits [batch, outputs]."""
+        steps = planes.transpose(1, 2).flatten(start_dim=2)
+        logits: Tensor = self.linear(self.stack(steps)[:, -1])
+        return logits

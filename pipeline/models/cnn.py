@@ -9,13 +9,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from pipeline.config import STRICT, Counts, Fraction
+from pipeline.config.experiment import STRICT, Counts, Fraction
 from pipeline.errors import ConfigError
-from pipeline.kind import Kind
 from pipeline.models import Gives, Shape
 from pipeline.models._layers import NEVER_FALLING, Activation, activation
-
-__all__ = ["GIVES", "TAKES", "Settings", "build"]
+from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
 GIVES: Gives = "logits"

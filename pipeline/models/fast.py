@@ -15,13 +15,11 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config import STRICT, Count, Counts, NaturalNumber, PositiveNumber
+from pipeline.config.experiment import STRICT, Count, Counts, NaturalNumber, PositiveNumber
 from pipeline.errors import ConfigError
-from pipeline.kind import Kind
 from pipeline.models import Gives, Shape
 from pipeline.models._layers import Activation, activation
-
-__all__ = ["GIVES", "TAKES", "Fast", "Settings", "build"]
+from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
 GIVES: Gives = "logits"

@@ -11,13 +11,11 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from torch import nn
 
-from pipeline.config import STRICT, Count, Counts, Fraction
+from pipeline.config.experiment import STRICT, Count, Counts, Fraction
 from pipeline.errors import ConfigError
-from pipeline.kind import Kind
 from pipeline.models import Gives, Shape
 from pipeline.models._layers import Activation, Widths, activation
-
-__all__ = ["GIVES", "TAKES", "Settings", "build"]
+from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
 GIVES: Gives = "logits"

@@ -6,12 +6,10 @@ Schmidhuber and Cummins, "Learning to forget", 2000. For sentences there is `tex
 
 from torch import nn
 
-from pipeline.kind import Kind
 from pipeline.models import Gives, Shape
-from pipeline.models._recurrent import ImageReader
-from pipeline.models._recurrent import RowSettings as Settings
-
-__all__ = ["GIVES", "TAKES", "Settings", "build"]
+from pipeline.models._layers import ImageReader
+from pipeline.models._layers import RowSettings as Settings
+from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
 GIVES: Gives = "logits"

@@ -10,12 +10,10 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from torch import nn
 
-from pipeline.config import STRICT, Fraction
-from pipeline.kind import Kind
+from pipeline.config.experiment import STRICT, Fraction
 from pipeline.models import Gives, Shape
 from pipeline.models._layers import Activation, Widths, activation
-
-__all__ = ["GIVES", "TAKES", "Settings", "build"]
+from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image", "table")
 GIVES: Gives = "logits"

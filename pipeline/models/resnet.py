@@ -12,12 +12,10 @@ from typing import ClassVar
 from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from pipeline.config import STRICT, Count, Counts, Fraction
-from pipeline.kind import Kind
+from pipeline.config.experiment import STRICT, Count, Counts, Fraction
 from pipeline.models import Gives, Shape
 from pipeline.models._layers import Activation, activation
-
-__all__ = ["GIVES", "TAKES", "Settings", "build"]
+from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
 GIVES: Gives = "logits"

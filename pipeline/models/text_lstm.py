@@ -10,13 +10,11 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from pipeline.config import LARGEST, STRICT, Count, Counts, Fraction
-from pipeline.kind import Kind
+from pipeline.config.experiment import LARGEST, STRICT, Count, Counts, Fraction
 from pipeline.models import Gives, Shape
-from pipeline.models._recurrent import Stack
-from pipeline.vocabulary import PADDING, UNKNOWN
-
-__all__ = ["GIVES", "TAKES", "Settings", "TextLstm", "build"]
+from pipeline.models._layers import Stack
+from pipeline.network.vocabulary import PADDING, UNKNOWN
+from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("text",)
 GIVES: Gives = "logits"

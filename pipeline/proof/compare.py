@@ -11,24 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ModelError, ProviderError
-from pipeline.proof.batches import beside_others
-from pipeline.proof.gate import SHIPPED, failures
+from pipeline.proof.gate import SHIPPED, Evidence, failures, summarize
 from pipeline.proof.hostile import hostile_rows, zero_rows
-from pipeline.proof.measure import Kept, Measured, Tick, measure
-from pipeline.proof.opinion import third_opinion
+from pipeline.proof.measure import Kept, Measured, Tick, beside_others, measure
+from pipeline.proof.onnx_reference import third_opinion
 from pipeline.proof.sides import ModelSide, Side
-from pipeline.proof.summary import Evidence, summarize
-from pipeline.records.parity import (
-    BatchDifference,
-    Cell,
-    Limits,
-    SkippedCell,
-    VariantParity,
-)
-from serving.session import Level
-
-__all__ = ["Plan", "Way", "asked_rows", "prove"]
+from pipeline.records.parity import BatchDifference, Cell, Limits, SkippedCell, VariantParity
+from serving.errors import ModelError, ProviderError
+from serving.runtime.settings import Level
 
 Numbers = npt.NDArray[np.int64]
 

@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import FerryError
-
-__all__ = ["ask_nothing"]
+from serving.errors import FerryError
 
 SECONDS = 60
 REFUSED = 3
@@ -52,7 +50,7 @@ def ask_nothing(
 
 def _main() -> int:
     """Run in the other process: print the rows that were answered, or why none were."""
-    from serving.session import open_session
+    from serving.runtime.session import open_session
 
     provider, inputs = sys.argv[1], json.loads(sys.argv[2])
     try:

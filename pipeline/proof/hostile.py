@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import FerryError
 from pipeline.proof.empty import ask_nothing
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.records.parity import HostileRow
-
-__all__ = ["hostile_feeds", "hostile_rows", "zero_rows"]
+from serving.errors import FerryError
 
 Array = npt.NDArray[Any]
 Maker = Callable[[Array, np.random.Generator], Array]

@@ -15,17 +15,16 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import datasets, layout, ready
-from pipeline.errors import InputError, MissingInputError, UnknownNameError
-from serving.readers.arrays import ARRAY_NAMES, open_array
-from serving.readers.images import open_images
-from serving.readers.items import Row, Unreadable, items_of, reason_of
-from serving.readers.lines import open_lines
-from serving.readers.suffixes import COLUMN_SUFFIXES, IMAGE_SUFFIXES
-from serving.readers.tables import open_table
-from serving.tensors import TensorInfo
-
-__all__ = ["LABELS", "Rows", "open_rows", "rows_of_split"]
+from pipeline import datasets, layout
+from pipeline.records import ready
+from serving.errors import InputError, MissingInputError, UnknownNameError
+from serving.inputs.arrays import ARRAY_NAMES, open_array
+from serving.inputs.images import open_images
+from serving.inputs.items import Row, Unreadable, items_of, reason_of
+from serving.inputs.lines import open_lines
+from serving.inputs.names import COLUMN_SUFFIXES, IMAGE_SUFFIXES
+from serving.inputs.tables import open_table
+from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 LABELS = "labels"

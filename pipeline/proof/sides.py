@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline.errors import InputError, ModelError
-from pipeline.graph import Graph
-from serving.session import Level, Session, open_session
-from serving.tensors import TensorInfo
-
-__all__ = ["ModelSide", "Side", "WeightsSide", "answer_in_batches", "check_alike", "model_side"]
+from pipeline.network.graph import Graph
+from serving.errors import InputError, ModelError
+from serving.runtime.session import Session, open_session
+from serving.runtime.settings import Level
+from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 

@@ -12,8 +12,6 @@ from pipeline.records.parity import (
 )
 from serving.console import table
 
-__all__ = ["cell_lines", "facts", "notes", "pair_table", "parity_table", "ulps"]
-
 HEADER = (
     "variant",
     "gate",

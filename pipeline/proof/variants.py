@@ -1,20 +1,31 @@
-"""The sides of an experiment: its trained weights in PyTorch, and the ONNX files made of them."""
+"""The sides of an experiment: its trained weights in PyTorch, and the ONNX files made of them.
+
+Open the sides of a comparison, as one types them.
+
+`mnist-cnn` is PyTorch with the experiment's weights, `mnist-cnn:int8` one of its ONNX files,
+`model.onnx` any ONNX file and `bundles/mnist-cnn` a bundle; each ONNX one may end in `@PROVIDER`.
+"""
 
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import onnxmodel, ready
-from pipeline.config import Experiment
-from pipeline.errors import IntegrityError
-from pipeline.export import INPUTS
-from pipeline.graph import load_graph
-from pipeline.proof.sides import ModelSide, WeightsSide, model_side
-from pipeline.tokenizer import INPUT
+from pipeline import layout
+from pipeline.config import params
+from pipeline.config.experiment import Experiment
+from pipeline.exporting import onnxmodel
+from pipeline.exporting.onnxfile_checks import load_foreign
+from pipeline.exporting.tokenizer import INPUT
+from pipeline.network.graph import load_graph
+from pipeline.proof.sides import ModelSide, Side, WeightsSide, model_side
+from pipeline.records import ready
+from pipeline.stages.export import INPUTS
+from serving.bundles.bundle import open_bundle
+from serving.errors import IntegrityError, MissingInputError, UnknownNameError, UsageError
 from serving.files import require, sha256_of_file
-from serving.tensors import TensorInfo
-
-__all__ = ["open_variant", "open_weights"]
+from serving.runtime.providers import PROVIDERS
+from serving.runtime.settings import Level
+from serving.runtime.tensors import TensorInfo
 
 BATCH = "batch"
 
@@ -61,3 +72,44 @@ def open_variant(
             f"`{again}` makes it anew"
         )
     return side
+
+
+def open_side(spec: str, *, optimize: Level = "all") -> Side:
+    """Open what `spec` names: `EXPERIMENT`, `EXPERIMENT:VARIANT`, an ONNX file or a bundle.
+
+    The last three may end in `@PROVIDER`, a key of `PROVIDERS` of sessions. A path comes first
+    where both would do. Raises MissingInputError, UnknownNameError, UsageError, IntegrityError for
+    a bundle or weights that are not what was recorded, ModelError for a model that cannot be run or
+    proven, and ProviderError for a provider that this machine lacks.
+    """
+    name, at, provider = spec.rpartition("@")
+    if not at or Path(spec).exists() or provider not in PROVIDERS:
+        if at and not Path(spec).exists():
+            raise UnknownNameError("provider", provider, PROVIDERS)
+        name, provider = spec, "cpu"
+    path = Path(name)
+    if path.is_dir():
+        return model_side(spec, open_bundle(path).model, provider, optimize)
+    if path.exists():
+        load_foreign(path)
+        return model_side(spec, path.read_bytes(), provider, optimize)
+    if "/" in name or path.suffix == ".onnx":
+        raise MissingInputError(f"{name} is not there; it should be an ONNX file or a bundle")
+    return _of_experiment(name, provider, spec, optimize)
+
+
+def _of_experiment(name: str, provider: str, spec: str, optimize: Level) -> Side:
+    experiment_name, colon, variant = name.partition(":")
+    experiment = params.load().experiment(experiment_name)
+    weights, data = layout.weights(experiment.name), layout.ready(experiment.dataset)
+    if not colon:
+        if provider != "cpu":
+            raise UsageError(
+                f"{spec}: PyTorch answers on the CPU; {name}:fp32@{provider} is the exported model"
+            )
+        return open_weights(weights, data, experiment)
+    models = layout.models(experiment.name)
+    if variant not in models:
+        raise UnknownNameError(f"variant of {experiment.name}", variant, models)
+    side = open_variant(models[variant], sha256_of_file(weights), experiment, provider)
+    return model_side(spec, side.content, provider, optimize)

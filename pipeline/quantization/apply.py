@@ -22,21 +22,19 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from pipeline import onnxmodel
+from pipeline.exporting import onnxmodel
 from pipeline.proof.rows import Rows
-from pipeline.quantization.noise import noisiest
 from pipeline.quantization.prepare import (
     RawInput,
     constants,
     copied,
+    noisiest,
     prepare,
     replace_constant,
     with_raw_input,
 )
 from pipeline.quantization.recipes import Recipe
 from pipeline.quantization.weights import weight_only
-
-__all__ = ["STATIC_OPERATORS", "Source", "to_fp16"]
 
 Array = npt.NDArray[Any]
 METHODS = {

@@ -8,18 +8,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pipeline.config import Variant
+from pipeline.config.experiment import Variant
 from pipeline.proof.rows import Rows
 from pipeline.quantization import recipes
 from pipeline.quantization.apply import Source
-from pipeline.quantization.budget import best_of, reason_of
+from pipeline.quantization.quality import best_of, reason_of
 from pipeline.quantization.recipes import Recipe
 from pipeline.quantization.search import Judge, Settings, search
 from pipeline.records.quantize import Budget, QuantizeReport, Search, Try, VariantFile
-from serving.environment import describe
 from serving.files import sha256_of_bytes, write_bytes
-
-__all__ = ["Job", "Outcome", "Training", "chosen_rows", "run", "write_variants"]
+from serving.machine.environment import describe
 
 VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
 

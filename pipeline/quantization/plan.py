@@ -8,15 +8,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from pipeline.config import Variant
+from pipeline.config.experiment import Variant
 from pipeline.quantization import recipes
 from pipeline.quantization.apply import STATIC_OPERATORS, Source
-from pipeline.quantization.budget import Goal
 from pipeline.quantization.prepare import constants
+from pipeline.quantization.quality import Goal
 from pipeline.quantization.recipes import Recipe
 from pipeline.records.quantize import Try
-
-__all__ = ["Step", "plan"]
 
 Tries = Sequence[Try]
 MOST_FLOAT = (1, 2, 4, 8)

@@ -19,17 +19,16 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
-from pipeline import onnxmodel, ready
-from pipeline.config import Experiment
-from pipeline.export import to_onnx
-from pipeline.graph import Graph, load_graph
+from pipeline.config.experiment import Experiment
+from pipeline.exporting import onnxmodel
+from pipeline.network.graph import Graph, load_graph
 from pipeline.quantization.recipes import Recipe
+from pipeline.records import ready
+from pipeline.stages.export import to_onnx
 from pipeline.training.distributed import Team
 from pipeline.training.evaluation import Rows
 from pipeline.training.loop import Loop
-from serving.cores import allowed_cores
-
-__all__ = ["fine_tune", "rounding", "trained_again"]
+from serving.runtime.cores import allowed_cores
 
 logger = logging.getLogger(__name__)
 

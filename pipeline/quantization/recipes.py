@@ -8,22 +8,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from pipeline.config import Variant
+from pipeline.config.experiment import Variant
 from serving.errors import UnknownNameError
-
-__all__ = [
-    "CALIBRATIONS",
-    "DYNAMIC",
-    "HALF",
-    "STATIC",
-    "WEIGHTS",
-    "Calibration",
-    "Recipe",
-    "Static",
-    "parse",
-    "variant_of",
-    "words",
-]
 
 Kind = Literal["static", "dynamic", "weights", "half"]
 Calibration = Literal["minmax", "entropy", "percentile", "few"]

@@ -6,28 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import Variant
-from pipeline.errors import ModelError
+from pipeline.config.experiment import Variant
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Source
-from pipeline.quantization.budget import (
+from pipeline.quantization.plan import plan
+from pipeline.quantization.quality import (
     Goal,
+    answers,
     best_of,
+    faintest,
+    quality,
     reason_of,
     told,
     too_inaccurate,
     too_noisy,
     too_slow_or_large,
 )
-from pipeline.quantization.plan import plan
-from pipeline.quantization.quality import answers, faintest, quality
 from pipeline.quantization.recipes import Recipe, variant_of, words
 from pipeline.records.quantize import Budget, Search, Try
+from serving.errors import ModelError
 from serving.files import sha256_of_bytes
-from serving.pairing import PairedRatio, paired_ratio
-from serving.session import Session, open_session
-
-__all__ = ["Judge", "Settings", "search"]
+from serving.measuring.pairing import PairedRatio, paired_ratio
+from serving.runtime.session import Session, open_session
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,8 @@ import onnx
 from onnx import helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-from pipeline import onnxmodel
+from pipeline.exporting import onnxmodel
 from pipeline.quantization.prepare import constants, copied, replace_constant
-
-__all__ = ["weight_only"]
 
 Array = npt.NDArray[Any]
 SMALLEST = 256

@@ -6,10 +6,7 @@ They import no heavy package, so that results, report and bundle read them witho
 from pathlib import Path
 from typing import TypeVar
 
-from serving.files import read_json, require
-from serving.records import read_record
-
-__all__ = ["read"]
+from serving.files import read_json, read_record, require
 
 Record = TypeVar("Record")
 

@@ -1,22 +1,15 @@
-"""What `ferry benchmark` measured: `metrics/E/benchmark.json`."""
+"""What `ferry benchmark` measured: `metrics/E/benchmark.json`.
+
+What `ferry bundle` shipped: `metrics/E/bundle.json`.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from serving import bench_table
-from serving.bench_report import BenchReport, Measured
-from serving.pairing import PairedRatio, ratio_of_turns
-from serving.timing import Timing
-
-__all__ = [
-    "EAGER",
-    "BenchmarkReport",
-    "as_table",
-    "over_eager",
-    "ratio_of_rows",
-    "sweeps",
-    "timed",
-]
+from serving.measuring import table
+from serving.measuring.pairing import PairedRatio, ratio_of_turns
+from serving.measuring.report import BenchReport, Measured
+from serving.measuring.timing import Timing
 
 EAGER = "PyTorch eager"
 """The baseline: every row's speedup is over it, at the same threads and batch size."""
@@ -81,9 +74,36 @@ def as_table(report: BenchmarkReport) -> str:
         f"thread each (95 % interval {ratio.low:.2f} to {ratio.high:.2f}, {ratio.num_pairs} turns)"
         for size, ratio in over_eager(report)
     ]
-    parts = [bench_table.as_table(report.bench), "\n".join([*skipped, *claims])]
+    parts = [table.as_table(report.bench), "\n".join([*skipped, *claims])]
     return "\n\n".join(filter(None, parts))
 
 
 def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """How many times better than fp32 a variant is, by the goal."""
+
+    times: float
+    """Of speeds the median of turns that both took."""
+    low: float
+    """Lower end of the 95 % bootstrap interval; sizes are exact, and all three are one number."""
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleReport:
+    """The variant that was chosen, and why."""
+
+    experiment: str
+    variant: str
+    reason: str
+    goal: str
+    gains: Mapping[str, Gain]
+    """Of each variant that passed."""
+    bytes: int
+    """Of the whole folder."""
+    digest: str
+    """The identity of the bundle, as its manifest has it."""

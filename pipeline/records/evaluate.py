@@ -3,19 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = [
-    "Attack",
-    "Bin",
-    "Calibration",
-    "Classes",
-    "EvaluateReport",
-    "Mistake",
-    "Reconstruction",
-    "Robustness",
-    "Strangers",
-    "headline",
-]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:

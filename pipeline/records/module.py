@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pipeline.records.parity import Divergence
 from serving.console import summary, table
 
-__all__ = ["ModuleReport", "OutputProof", "as_table"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputProof:

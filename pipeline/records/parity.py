@@ -1,32 +1,27 @@
 """What `ferry parity` measured: `metrics/E/parity.json`, and the report of any two models.
 
 Lists stay lists here, so that `dvc metrics show` tells what matters and leaves out the cells.
+
+Where a model makes the first value that is no finite number.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from pipeline.records.nonfinite import NonFinite
 
-__all__ = [
-    "BatchDifference",
-    "Cell",
-    "Decisions",
-    "Divergence",
-    "Flip",
-    "HostileRow",
-    "Interval",
-    "Limits",
-    "McNemar",
-    "Opinion",
-    "OutputDifference",
-    "PairReport",
-    "ParityReport",
-    "Quantile",
-    "SideInfo",
-    "SkippedCell",
-    "VariantParity",
-]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NonFinite:
+    """A node that makes NaN or infinities of finite inputs."""
+
+    node: str
+    operator: str
+    tensor: str
+    kind: Literal["NaN", "infinity"]
+
+    def told(self) -> str:
+        """The finding in one line."""
+        return f"{self.node} ({self.operator}) is the first to make {self.kind}, in {self.tensor}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serving.console import table
-from serving.pairing import PairedRatio
-
-__all__ = ["Budget", "Quality", "QuantizeReport", "Search", "Try", "VariantFile", "as_table"]
+from serving.measuring.pairing import PairedRatio
 
 HEADER = ("variant", "recipe", "loss (95 %)", "flips", "size")
 NONE = "–"

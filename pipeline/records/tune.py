@@ -9,8 +9,6 @@ from typing import Literal
 
 from serving.console import table
 
-__all__ = ["Setting", "Trial", "TuneReport", "as_table", "best_of", "settings_text"]
-
 Setting = bool | int | float | str | tuple[int, ...]
 SHOWN = 10
 

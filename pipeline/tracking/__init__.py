@@ -4,15 +4,15 @@ Tracking never stops a stage. What MLflow could not record is told in one warnin
 the metrics files are complete without it.
 """
 
+from pipeline.tracking.models import Signature
 from pipeline.tracking.runs import (
     MAX_FAILURES,
     WEIGHTS_TAG,
     Tracker,
     run_of_training,
     run_of_weights,
+    store_uri,
 )
-from pipeline.tracking.signature import Signature
-from pipeline.tracking.store import store_uri
 
 __all__ = [
     "MAX_FAILURES",

@@ -1,20 +1,48 @@
-"""What a run holds beside numbers: its models and its data set."""
+"""What a run holds beside numbers: its models and its data set.
+
+What a model takes and gives, in MLflow's words.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.ready import Manifest, Split, digest
-from pipeline.tracking.signature import Signature, mlflow_signature
-from serving.versions import runtime_wheels
+from pipeline.records.ready import Manifest, Split, digest
+from serving.machine.versions import runtime_wheels
+from serving.runtime.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.datasets import Dataset
 
-__all__ = ["log_data", "log_onnx_model", "log_torch_model", "model_requirements"]
+
+Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
+"""The inputs and the outputs of a model."""
+
+
+def mlflow_signature(signature: Signature) -> Any:
+    """The `ModelSignature` of inputs and outputs, named tensors whose free axes are -1."""
+    from mlflow.models import ModelSignature
+
+    inputs, outputs = signature
+    return ModelSignature(inputs=_schema(inputs), outputs=_schema(outputs))
+
+
+def _schema(tensors: tuple[TensorInfo, ...]) -> Any:
+    from mlflow.types import Schema, TensorSpec
+
+    return Schema(
+        [
+            TensorSpec(
+                np.dtype(tensor.dtype),
+                tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
+                tensor.name,
+            )
+            for tensor in tensors
+        ]
+    )
 
 
 def model_requirements() -> list[str]:

@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from pipeline.errors import ModelError
-from pipeline.tracking.models import model_requirements
-from pipeline.tracking.signature import Signature, mlflow_signature
-from pipeline.tracking.store import load_mlflow
-from serving.runtime import ORT_ERRORS, PROVIDERS
-from serving.session import ProviderProof, proof_of
-
-__all__ = ["Pyfunc", "open_pyfunc", "save_pyfunc"]
+from pipeline.tracking.models import Signature, mlflow_signature, model_requirements
+from pipeline.tracking.runs import load_mlflow
+from serving.errors import ModelError
+from serving.runtime.providers import ORT_ERRORS, PROVIDERS
+from serving.runtime.session import ProviderProof, proof_of
 
 Pyfunc = Callable[[npt.NDArray[Any]], object]
 """Answers rows of the model's one input."""

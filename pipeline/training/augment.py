@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import AugmentConfig
-
-__all__ = ["augment", "draw"]
+from pipeline.config.experiment import AugmentConfig
 
 DRAWS = 7
 """Of an image: shift down and right, turn, size, side, and the middle of what is blanked."""

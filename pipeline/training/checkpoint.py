@@ -16,8 +16,6 @@ from torch import Tensor
 
 from serving.files import write_bytes
 
-__all__ = ["Checkpoint", "load", "read", "save"]
-
 State = Mapping[str, Tensor]
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one model: `torchrun --nproc-per-node 2 -m pipeline train E`.
+"""Several processes that train one model: `torchrun --nproc-per-node 2 -m pipeline.cli train E`.
 
 Each takes its part of every global batch and all take the same step. The first one, the lead, alone
 validates, tracks and writes. Without torchrun the team is one process, and nothing here costs time.
@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import ConfigError, UsageError
-
-__all__ = ["Team", "join", "leads"]
+from pipeline.errors import ConfigError
+from serving.errors import UsageError
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others: the lead validates and writes meanwhile."""

@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.graph import Graph
-from pipeline.ready import Split
-from pipeline.vocabulary import PADDING
-
-__all__ = ["Evaluation", "Rows", "evaluate"]
+from pipeline.network.graph import Graph
+from pipeline.network.vocabulary import PADDING
+from pipeline.records.ready import Split
 
 EVALUATION_BATCH = 250
 """Rows at once: few enough for the planes of a wide network to stay in the cache of a CPU."""

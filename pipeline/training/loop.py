@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.config import Experiment, TrainConfig
-from pipeline.epoch import Epoch, best_of
+from pipeline.config.experiment import Experiment, TrainConfig
 from pipeline.errors import DivergedError
-from pipeline.graph import Graph
+from pipeline.network.graph import Graph
+from pipeline.records.train import Epoch, best_of
 from pipeline.training.augment import augment, draw
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import Evaluation, Rows, evaluate
+from pipeline.training.evaluation import Rows, evaluate
 from pipeline.training.step import Stepper
-
-__all__ = ["Epoch", "Evaluation", "Loop", "Rows", "evaluate"]
 
 STEPS_BETWEEN_CHECKS = 25
 """How often the loss is read back on a CPU. A GPU would have to wait: there it is once an epoch."""

@@ -1,30 +1,132 @@
 """A training that is set up and has not run yet: its loop, and what it begins with.
 
 `ferry train` runs it to its end, a trial of `ferry tune` as far as it is worth it.
+
+The weights that a training begins with, where they are not merely drawn at random.
+
+They come from another experiment (`init_from`), or from the training rows, for networks that look
+at some of them first.
+
+Keep the memory that one step frees for the next one, where the C library is glibc.
+
+glibc gives a large block back to the kernel as soon as it is freed, and asks for it again in the
+next step: on two cores a tenth of a training went into fresh pages that the kernel had to clear.
 """
 
+import ctypes
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
+from torch import Tensor
 
-from pipeline import ready
-from pipeline.config import Experiment
-from pipeline.graph import build_graph
-from pipeline.ready import Manifest
+from pipeline.config.experiment import Experiment
+from pipeline.errors import ConfigError
+from pipeline.network.graph import Graph, build_graph
+from pipeline.records import ready
+from pipeline.records.ready import Manifest
 from pipeline.records.train import Transfer
 from pipeline.training import checkpoint
 from pipeline.training.distributed import Team
 from pipeline.training.evaluation import Rows
 from pipeline.training.loop import Loop
-from pipeline.training.memory import keep_freed_memory
-from pipeline.training.start import initialise, read_source, transfer
-from serving.cores import allowed_cores
-from serving.files import dump_json, sha256_of_bytes
+from serving.errors import IntegrityError
+from serving.files import dump_json, require, sha256_of_bytes
+from serving.runtime.cores import allowed_cores
 
-__all__ = ["Training", "prepare"]
+ROWS = 5000
+"""Training rows that a network may look at before it is trained."""
+
+
+def initialise(graph: Graph, rows: Rows, seed: int) -> None:
+    """Let a network that has a method `initialise` set itself up on standardised training rows.
+
+    It is given float32 [5000, C, H, W], or all rows where there are fewer; `seed` chooses them.
+    """
+    method = getattr(graph.network, "initialise", None)
+    if method is None:
+        return
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:ROWS]
+    inputs, _ = next(rows.batches(order, ROWS))
+    with torch.no_grad():
+        method(graph.inputs(graph.values(inputs)))
+
+
+def read_source(weights: Path, experiment: str) -> bytes:
+    """The weights of another experiment, which lie beside `weights`, the ones to be written.
+
+    Raises MissingInputError where that experiment is not trained.
+    """
+    path = weights.parent.parent / experiment / weights.name
+    return require(path, f"ferry train {experiment}").read_bytes()
+
+
+def transfer(graph: Graph, content: bytes, *, source: str, name: str) -> Transfer:
+    """Copy the layers whose names and shapes are those of the experiment `source`.
+
+    `content` are that experiment's weights. The standardisation stays that of the graph's own data.
+    Raises ConfigError when no layer of experiment `name` fits.
+    """
+    found = _read(content, source)
+    own = {key: value for key, value in graph.state_dict().items() if key.startswith("network.")}
+    layers: dict[str, bool] = {}
+    for key, value in own.items():
+        fits = key in found and found[key].shape == value.shape
+        layers[_layer(key)] = layers.get(_layer(key), True) and fits
+    taken = tuple(layer for layer, fits in layers.items() if fits)
+    left = tuple(layer for layer, fits in layers.items() if not fits)
+    if not taken:
+        raise ConfigError(
+            f"experiments.{name}.train.init_from: no layer of {name} has the name and shapes of "
+            f"one of {source}; choose an experiment with a model like {name}'s, or null"
+        )
+    for key, value in own.items():
+        if _layer(key) in taken:
+            value.copy_(found[key])
+    return Transfer(
+        experiment=source,
+        weights_sha256=sha256_of_bytes(content),
+        layers_taken=taken,
+        layers_left=left,
+    )
+
+
+def _read(content: bytes, source: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise IntegrityError(
+            f"the weights of {source} are no safetensors file: {error}; `ferry train {source}` "
+            f"makes them anew"
+        ) from error
+
+
+def _layer(key: str) -> str:
+    return key.removeprefix("network.").rpartition(".")[0]
+
+
+# Of mallopt(3), by their numbers in malloc.h.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+LARGEST_BLOCK = 2**30
+LARGEST_KEPT = 2**31 - 1
+"""Bytes, the largest `int`."""
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees; whether its C library can be told so.
+
+    What it takes at its peak does not grow, for that is what it keeps.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    told = mallopt(MMAP_THRESHOLD, LARGEST_BLOCK), mallopt(TRIM_THRESHOLD, LARGEST_KEPT)
+    return told == (1, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

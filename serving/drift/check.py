@@ -3,26 +3,109 @@
 check = open_check(Path("bundles/mnist-cnn"))
 check.add(images, answer(model, ids, images).columns)
 check.report().lines()  # ["inputs moved: mean brightness PSI 0.17 over 1,000 rows (limit 0.1)"]
+
+What a drift check has counted so far, which a run keeps beside its shards.
+
+What has moved, for programs and in lines for people.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundle import open_bundle
-from serving.drift.bins import ClassBins, Counter
+from serving.bundles.bundle import open_bundle
+from serving.bundles.reference import REFERENCE, Quantity, Reference, Side
+from serving.drift.bins import ClassBins, Counter, population_stability, psi_of_chance
 from serving.drift.quantities import CLASS, measure_answers, measure_rows
-from serving.drift.reference import REFERENCE, Quantity, Reference
-from serving.drift.report import MOVED, STRONGLY_MOVED, DriftReport, QuantityDrift, Verdict
-from serving.drift.stability import population_stability, psi_of_chance
-from serving.drift.state import DriftState
 from serving.errors import IntegrityError, UsageError
 from serving.files import sha256_of_bytes
 
-__all__ = ["DriftCheck", "open_check"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftState:
+    """What a check has counted, for a run that goes on later; a few hundred numbers at most."""
+
+    reference_sha256: str
+    """Of the reference that the bins are of."""
+    rows: int
+    counts: Mapping[str, tuple[int, ...]]
+    """Rows in each bin, by the name of the quantity."""
+
+
+Verdict = Literal["none", "moved", "strongly moved"]
+
+MOVED, STRONGLY_MOVED = 0.1, 0.25
+"""The usual limits of the population stability index: N. Siddiqi, Credit Risk Scorecards, 2006."""
+MOST_LINES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantityDrift:
+    """How one quantity of the rows is distributed beside the reference."""
+
+    name: str
+    of: Side
+    psi: float
+    """The population stability index; see `serving.drift.bins`."""
+    limit: float
+    """What it is over, or would have to be to have moved: a usual limit, or what chance may give
+    with so few rows where that is more."""
+    verdict: Verdict
+    most: str
+    """The bin that has moved most, with its share of the reference and of the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftReport:
+    """How some rows, and the answers to them, are distributed beside the reference."""
+
+    data: str
+    """What the reference is of."""
+    rows: int
+    quantities: tuple[QuantityDrift, ...]
+
+    @property
+    def moved(self) -> tuple[QuantityDrift, ...]:
+        """Those that have moved, the most moved first."""
+        found = [one for one in self.quantities if one.verdict != "none"]
+        return tuple(sorted(found, key=lambda one: -one.psi))
+
+    def lines(self) -> list[str]:
+        """What to warn of; one line that says so if there is nothing."""
+        moved = self.moved
+        if not moved:
+            return [self._nothing()]
+        lines = [self._line(one) for one in moved[:MOST_LINES]]
+        more = moved[MOST_LINES:]
+        return [*lines, f"and {_named(more)}"] if more else lines
+
+    def _line(self, one: QuantityDrift) -> str:
+        return (
+            f"{one.of} {one.verdict}: {one.name} PSI {one.psi:.2f} over {self.rows:,} rows "
+            f"(limit {one.limit:.2g}); {one.most}"
+        )
+
+    def _nothing(self) -> str:
+        if not self.rows or not self.quantities:
+            return "nothing to hold against the training data"
+        told = (
+            f"no drift from {self.data} in {len(self.quantities)} quantities of {self.rows:,} rows"
+        )
+        least = max(one.limit for one in self.quantities)
+        if least > STRONGLY_MOVED:
+            told += f"; so few show no PSI below {least:.2g}"
+        return told
+
+
+def _named(moved: Sequence[QuantityDrift]) -> str:
+    if len(moved) > MOST_LINES:
+        return f"{len(moved)} more quantities moved"
+    return f"{', '.join(one.name for one in moved)} moved too"
+
 
 Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]

@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.drift.reference import AnswerKind
-
-__all__ = [
-    "CLASS",
-    "MOST_FEATURES",
-    "UNKNOWN_WORDS",
-    "Measured",
-    "measure_answers",
-    "measure_rows",
-]
+from serving.bundles.reference import AnswerKind
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -57,7 +48,7 @@ def measure_rows(rows: Array, known: Set[str] = frozenset()) -> Measured:
 
 
 def measure_answers(kind: AnswerKind, columns: Mapping[str, Array]) -> Measured:
-    """Measure the answers that `serving.answers.answer` gave, but for the class.
+    """Measure the answers that `serving.batch.answers.answer` gave, but for the class.
 
     A classifier gives its probability, or score, of the chosen class; a reconstruction its error;
     any other model the mean of each of its first outputs of numbers.

@@ -15,8 +15,6 @@ from typing import Any, Self
 from serving import errors
 from serving.errors import FerryError, ModelError, UnknownNameError, UsageError
 
-__all__ = ["TORCH", "Spec", "Worker", "child_environment", "label_of"]
-
 ENDING_SECONDS = 10
 TORCH = "torch"
 """What stands for a provider where ONNX Runtime does not run."""
@@ -29,7 +27,7 @@ class Spec:
     name: str
     """In tables and records, for instance "fp32" or "PyTorch eager"."""
     provider: str
-    """A key of `serving.session.PROVIDERS`, or "torch"."""
+    """A key of `serving.runtime.session.PROVIDERS`, or "torch"."""
     module: str
     """Its program: `python -m module`."""
     setup: Mapping[str, Any]

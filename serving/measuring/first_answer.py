@@ -6,14 +6,12 @@ Run: python -m serving.measuring.first_answer MODEL PROVIDER [ROWS]
 import sys
 from pathlib import Path
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Open the model as `ferry predict` does, answer one row, print a line."""
-    from serving.bundle import model_source
-    from serving.feeds import fixed_batch, random_feeds, read_rows, row_feeds
-    from serving.session import open_session
+    from serving.bundles.bundle import model_source
+    from serving.measuring.feeds import fixed_batch, random_feeds, read_rows, row_feeds
+    from serving.runtime.session import open_session
 
     model, provider, *files = sys.argv[1:]
     path = Path(model)

@@ -16,18 +16,21 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from serving.binding import Bound, bind
-from serving.bundle import model_source
+from serving.bundles.bundle import model_source
 from serving.errors import InputError
-from serving.feeds import fixed_batch, random_feeds, read_rows, refuse_free_axes, row_feeds
-from serving.measuring.gpu import gpu_bytes_of
-from serving.measuring.subject import Share, Started
-from serving.measuring.worker import serve
-from serving.session import Session, open_session, share_of
-from serving.settings import SessionSettings
-from serving.timing import NS_PER_MS, Call, digits
-
-__all__ = ["OnnxSubject", "main", "setup_of"]
+from serving.measuring.feeds import (
+    fixed_batch,
+    random_feeds,
+    read_rows,
+    refuse_free_axes,
+    row_feeds,
+)
+from serving.measuring.meters import gpu_bytes_of
+from serving.measuring.timing import NS_PER_MS, Call, digits
+from serving.measuring.worker import Share, Started, serve
+from serving.runtime.binding import Bound, bind
+from serving.runtime.session import Session, open_session, share_of
+from serving.runtime.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 

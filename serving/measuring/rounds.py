@@ -11,18 +11,15 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from serving.bench_report import Measured, Row, Skipped, SkippedBatch
 from serving.errors import FerryError, InputError
+from serving.files import read_record
 from serving.measuring.client import TORCH, Spec, Worker
-from serving.measuring.energy import EnergyMeter, energy_meter
-from serving.measuring.growth import Growth
-from serving.measuring.subject import Share, Started
-from serving.pairing import PairedRatio, orders, ratio_of_turns
-from serving.records import read_record
-from serving.settings import SessionSettings
-from serving.timing import Timing, digits
-
-__all__ = ["Findings", "Plan", "Tell", "cores_for", "measure"]
+from serving.measuring.meters import EnergyMeter, Growth, energy_meter
+from serving.measuring.pairing import PairedRatio, orders, ratio_of_turns
+from serving.measuring.report import Measured, Row, Skipped, SkippedBatch
+from serving.measuring.timing import Timing, digits
+from serving.measuring.worker import Share, Started
+from serving.runtime.settings import SessionSettings
 
 Tell = Callable[[str], None]
 """Is given a line before each step."""

@@ -2,6 +2,12 @@
 
 It measures nothing of its own accord, so that competing processes take turns; between its turns it
 waits for the next line and takes no processor time. It ends when its standard input does.
+
+What a measuring process measures: something that answers batches of rows.
+
+`serving.measuring.onnx_subject` is a model in ONNX Runtime; the pipeline has others, to compare.
+
+Time the same call from several threads at once, as a server with one session would make it.
 """
 
 import dataclasses
@@ -9,22 +15,108 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from serving.environment import peak_memory_bytes
 from serving.errors import FerryError, InputError
-from serving.measuring.growth import growth, resident_bytes
-from serving.measuring.parallel import take_parallel_samples
-from serving.measuring.scenarios import run_scenario
-from serving.measuring.subject import Subject
-from serving.records import read_record
-from serving.settings import SessionSettings
-from serving.timing import NS_PER_MS, Call, Samples, WarmUp, digits, time_once, timing_of, warm_up
+from serving.files import read_record
+from serving.machine.environment import peak_memory_bytes
+from serving.measuring.meters import growth, resident_bytes
+from serving.measuring.scenarios.scenarios import run_scenario
+from serving.measuring.timing import (
+    NS_PER_MS,
+    Call,
+    Samples,
+    WarmUp,
+    digits,
+    take_samples,
+    time_once,
+    timing_of,
+    warm_up,
+)
+from serving.runtime.session import ProviderProof
+from serving.runtime.settings import SessionSettings
 
-__all__ = ["Desk", "pin", "serve"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A subject that is ready to answer."""
+
+    ready_ms: float
+    """Time to read, check and optimise the model: of ONNX Runtime the median of three sessions."""
+    sha256: str | None
+    """Of the model's file; None where there is no single one."""
+    file_bytes: int | None
+    proof: ProviderProof | None
+    """None for what does not run in ONNX Runtime."""
+    fixed_batch: int | None
+    """The one batch size that the model takes, or None where any will do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Where the time goes, by ONNX Runtime's own profile of some calls."""
+
+    time_us: Mapping[str, float]
+    """Microseconds in nodes, per provider."""
+    share: float
+    """The part, 0 to 1, of that time that was spent on the provider that was asked for."""
+
+
+class Subject(Protocol):
+    """Something whose speed is measured."""
+
+    def start(self, settings: SessionSettings) -> Started:
+        """Make ready, anew each time it is called."""
+
+    def call(self, batch_size: int) -> Call:
+        """What runs one batch of so many rows, on inputs made beforehand; InputError if none can.
+
+        Each call of this method gives one that may run beside the others, in a thread of its own.
+        """
+
+    def answer(self, rows: npt.NDArray[Any]) -> object:
+        """Answer rows of the first input."""
+
+    def rows(self, count: int) -> npt.NDArray[Any]:
+        """So many rows of the first input, real ones or made up: what scenarios ask about."""
+
+    def share(self, batch_size: int) -> Share | None:
+        """Where the time of a batch goes; None where nothing tells."""
+
+    def gpu_bytes(self) -> int | None:
+        """Memory of a GPU that this process holds; None without one."""
+
+
+def take_parallel_samples(calls: Sequence[Call], seconds: float, *, min_calls: int) -> Samples:
+    """Time each of `calls` in a thread of its own for about `seconds`; one alone in this thread."""
+    if len(calls) == 1:
+        return take_samples(calls[0], seconds, min_calls=min_calls)
+    together = threading.Barrier(len(calls) + 1)
+
+    def run(call: Call) -> Samples:
+        together.wait()
+        return take_samples(call, seconds, min_calls=min_calls)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        waiting = [pool.submit(run, call) for call in calls]
+        together.wait()
+        start = perf_counter_ns()
+        parts = [one.result() for one in waiting]
+        elapsed = perf_counter_ns() - start
+    return Samples(
+        call_ns=np.concatenate([part.call_ns for part in parts]),
+        num_calls=sum(part.num_calls for part in parts),
+        elapsed_ns=elapsed,
+    )
+
 
 FIRST_CALLS = 2
 """Uncounted at the start of a turn: the process that ran before has the caches."""

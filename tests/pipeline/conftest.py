@@ -10,10 +10,10 @@ import pytest
 from project import REPOSITORY, Project, generous, lenient
 
 from pipeline import layout
-from pipeline.config import Experiment, Params
-from pipeline.params import load
-from pipeline.preprocess import preprocess
-from pipeline.pull import pull
+from pipeline.config.experiment import Experiment, Params
+from pipeline.config.params import load
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.pull import pull
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
 @pytest.fixture(scope="session")
 def trained(ready: Path, tiny: Experiment) -> Project:
     """Weights and train.json."""
-    from pipeline.train import train
+    from pipeline.stages.train import train
 
     project = Project(ready, tiny)
     train(
@@ -77,8 +77,8 @@ def trained(ready: Path, tiny: Experiment) -> Project:
 @pytest.fixture(scope="session")
 def exported(trained: Project) -> Project:
     """All three variants."""
-    from pipeline.export import export
-    from pipeline.quantize import quantize
+    from pipeline.stages.export import export
+    from pipeline.stages.quantize import quantize
 
     models = trained.models
     export(

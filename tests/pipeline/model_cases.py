@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import models
-from pipeline.config import ModelConfig
+from pipeline.config.experiment import ModelConfig
 from pipeline.errors import ConfigError
 from pipeline.models import Shape
 

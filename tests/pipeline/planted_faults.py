@@ -19,11 +19,11 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from trained_graphs import fit, graph_of, stripes
 
-from pipeline import onnxmodel
-from pipeline.export import to_onnx
-from pipeline.graph import Graph
-from pipeline.heads import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
-from pipeline.vocabulary import Vocabulary
+from pipeline.exporting import onnxmodel
+from pipeline.network.graph import Graph
+from pipeline.network.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from pipeline.network.vocabulary import Vocabulary
+from pipeline.stages.export import to_onnx
 
 OPSET = 20
 LIMIT = 1e-4

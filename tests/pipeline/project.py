@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import layout
-from pipeline.config import Experiment, GateConfig, MinSpeedup, QuantizeConfig
+from pipeline.config.experiment import Experiment, GateConfig, MinSpeedup, QuantizeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

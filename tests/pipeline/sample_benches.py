@@ -8,11 +8,11 @@ import numpy as np
 import sample_metrics
 
 from pipeline.records.benchmark import EAGER, BenchmarkReport
-from serving.bench_report import BenchReport, ColdStart, Measured, Row
-from serving.measuring.records import Probe, ScenarioResult
-from serving.pairing import PairedRatio
-from serving.settings import SessionSettings
-from serving.timing import Timing
+from serving.measuring.pairing import PairedRatio
+from serving.measuring.report import BenchReport, ColdStart, Measured, Row
+from serving.measuring.scenarios.records import Probe, ScenarioResult
+from serving.measuring.timing import Timing
+from serving.runtime.settings import SessionSettings
 
 SIZES = (1, 8, 64, 256)
 TURNS = 12

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tries
 
-from pipeline.epoch import Epoch
 from pipeline.records.parity import (
     BatchDifference,
     Cell,
@@ -25,16 +24,16 @@ from pipeline.records.parity import (
     VariantParity,
 )
 from pipeline.records.quantize import QuantizeReport, Search
-from serving.bench_report import BenchReport, ColdStart, Measured, Row, Skipped
-from serving.environment import Environment
+from pipeline.records.train import Epoch
 from serving.files import write_json
-from serving.measuring.growth import Growth
-from serving.measuring.load import Load
-from serving.measuring.subject import Share
-from serving.pairing import ratio_of_turns
-from serving.session import ProviderProof
-from serving.settings import SessionSettings
-from serving.timing import Clock, Timing
+from serving.machine.environment import Environment
+from serving.measuring.meters import Growth, Load
+from serving.measuring.pairing import ratio_of_turns
+from serving.measuring.report import BenchReport, ColdStart, Measured, Row, Skipped
+from serving.measuring.timing import Clock, Timing
+from serving.measuring.worker import Share
+from serving.runtime.session import ProviderProof
+from serving.runtime.settings import SessionSettings
 
 LABELS = [str(digit) for digit in range(10)]
 CPU = "CPUExecutionProvider"

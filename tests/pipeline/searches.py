@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.config import Experiment, Params, SearchSpace
+from pipeline.config.experiment import Experiment, Params, SearchSpace
 
 __all__ = ["searching"]
 

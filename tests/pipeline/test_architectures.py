@@ -7,9 +7,9 @@ import onnx
 import pytest
 from architectures import CLASSES, TWELVE, Architecture
 
-from pipeline.foreign.module import ModuleOptions, export_module
-from pipeline.foreign.specs import parse_input
-from serving.bench import BenchOptions, bench
+from pipeline.exporting.module import ModuleOptions, export_module
+from pipeline.exporting.signatures import parse_input
+from serving.measuring.bench import BenchOptions, bench
 from serving.model import open_model
 
 pytest.importorskip("transformers", reason="transformers is not installed: no architectures")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.config import AugmentConfig
+from pipeline.config.experiment import AugmentConfig
 from pipeline.training.augment import augment, draw
 
 LAST = 1 - 2**-24

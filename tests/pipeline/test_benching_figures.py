@@ -7,17 +7,20 @@ import pytest
 import sample_benches
 from matplotlib.text import Text
 
-from pipeline.benching_figures import (
+from pipeline.stages.page.figures import as_svg
+from pipeline.stages.page.line_names import apart
+from pipeline.stages.page.speed_figures import (
+    batch_sizes,
     cold_start_bars,
+    colors,
     latency_distribution,
     latency_throughput,
     scaling,
+    styles,
+    things,
 )
-from pipeline.benching_lines import batch_sizes, colors, styles, things
-from pipeline.figures import as_svg
-from pipeline.line_names import apart
-from serving.bench_report import ColdStart
-from serving.settings import SessionSettings
+from serving.measuring.report import ColdStart
+from serving.runtime.settings import SessionSettings
 
 FIGURES = (latency_throughput, scaling, latency_distribution, cold_start_bars)
 NAMES = {

@@ -8,20 +8,14 @@ import pytest
 from project import Project
 
 from pipeline import tracking
-from pipeline.benchmark import benchmark
-from pipeline.beside.contestants import NAMES
-from pipeline.errors import IntegrityError, MissingInputError
 from pipeline.records import read
-from pipeline.records.benchmark import (
-    EAGER,
-    BenchmarkReport,
-    as_table,
-    over_eager,
-    ratio_of_rows,
-)
+from pipeline.records.benchmark import EAGER, BenchmarkReport, as_table, over_eager, ratio_of_rows
+from pipeline.stages.baselines.subjects import NAMES
+from pipeline.stages.benchmark import benchmark
+from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file
-from serving.probe import probe
-from serving.session import allowed_cores, usable_providers
+from serving.runtime.cores import allowed_cores
+from serving.runtime.session import probe, usable_providers
 
 TOO_MANY = 4096
 VARIANTS = ("fp32", "int8")

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Params
+from pipeline.config.experiment import BenchmarkConfig, Params
+from pipeline.config.params import load
+from pipeline.config.reading import read_section
 from pipeline.errors import ConfigError
-from pipeline.params import load
-from pipeline.rivals import BenchmarkConfig
-from pipeline.sections import read_section
 
 WHERE = "experiments.x.benchmark"
 GOOD: dict[str, Any] = {

@@ -15,20 +15,19 @@ import pytest
 import torch
 from project import REPOSITORY, Project
 
-from pipeline.beside import pyfunc_subject, torch_model
-from pipeline.beside.batches import batch_of, first_row
-from pipeline.beside.contestants import NAMES, contestants_of
-from pipeline.beside.pyfunc_subject import PyfuncSubject, save_pyfuncs
-from pipeline.beside.torch_model import open_torch
-from pipeline.beside.torch_subject import TorchSubject
-from pipeline.config import Experiment
-from pipeline.errors import InputError, ModelError
-from pipeline.graph import load_graph
-from pipeline.ready import open_manifest, open_split
+from pipeline.config.experiment import Experiment
+from pipeline.network.graph import load_graph
+from pipeline.records.ready import open_manifest, open_split
+from pipeline.stages.baselines import pyfunc_subject, torch_model
+from pipeline.stages.baselines.pyfunc_subject import PyfuncSubject, save_pyfuncs
+from pipeline.stages.baselines.subjects import NAMES, contestants_of
+from pipeline.stages.baselines.torch_model import batch_of, first_row, open_torch
+from pipeline.stages.baselines.torch_subject import TorchSubject
+from serving.errors import InputError, ModelError
 from serving.files import sha256_of_file
 from serving.measuring.client import Spec, Worker
-from serving.session import open_session
-from serving.settings import SessionSettings
+from serving.runtime.session import open_session
+from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
 
@@ -93,7 +92,7 @@ def test_a_network_without_convolutions_has_no_channels_to_move(
 ) -> None:
     from safetensors.torch import save_file
 
-    from pipeline.graph import build_graph
+    from pipeline.network.graph import build_graph
 
     settings = {"hidden": [4], "activation": "relu", "dropout": 0.0}
     model = replace(trained.experiment.model, name="mlp", settings=settings)
@@ -143,7 +142,7 @@ def test_a_subject_that_was_not_started_says_so(trained: Project, tmp_path: Path
 
 
 def compiled(project: Project) -> Spec:
-    module = "pipeline.beside.torch_subject"
+    module = "pipeline.stages.baselines.torch_subject"
     return Spec(
         name="torch.compile", provider="torch", module=module, setup=setup(project, "compile")
     )
@@ -219,7 +218,7 @@ def test_a_program_tells_its_first_answer(exported: Project, saved: Path, rival:
         else setup(exported)
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.beside.first_answer", json.dumps(told)],
+        [sys.executable, "-m", "pipeline.stages.baselines.first_answer", json.dumps(told)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,

@@ -13,27 +13,21 @@ import pytest
 from click.testing import CliRunner
 from small_onnx import FLOAT, model, node
 
-from pipeline.bundle_file import GOLDEN_ROWS, bundle_file
+from pipeline.bundling.foreign import GOLDEN_ROWS, bundle_file
 from pipeline.cli import ferry
-from pipeline.errors import (
-    FerryError,
-    GateError,
-    InputError,
-    IntegrityError,
-    MissingInputError,
-    ModelError,
-)
+from pipeline.errors import GateError
 from pipeline.records.module import ModuleReport
 from pipeline.records.parity import Limits, PairReport
-from pipeline.tracking.predictions import experiment_of
+from pipeline.tracking.runs import experiment_of
 from serving import open_model
-from serving.answers import answer
-from serving.bench import BenchOptions, bench
-from serving.bundle import open_bundle
+from serving.batch.answers import answer
+from serving.bundles.bundle import open_bundle
+from serving.bundles.manifest import read_manifest
+from serving.bundles.verify import verify
 from serving.drift.check import open_check
+from serving.errors import FerryError, InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import sha256_of_file, write_json
-from serving.manifest import read_manifest
-from serving.verify import verify
+from serving.measuring.bench import BenchOptions, bench
 
 ROWS = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
 LIMITS = Limits(
@@ -63,9 +57,9 @@ def kept(folder: Path, made: onnx.ModelProto, name: str = "net.onnx") -> Path:
 
 def proof(path: Path, *, rows: str = "rows.npy") -> Path:
     """What `ferry parity` leaves of the file beside a copy of itself that says something else."""
-    from pipeline.parity import compare
-    from pipeline.proof.opening import open_side
+    from pipeline.proof.pair import compare
     from pipeline.proof.rows import open_rows
+    from pipeline.proof.variants import open_side
 
     other = onnx.load(path)
     other.doc_string = "the reference"

@@ -12,26 +12,25 @@ import pytest
 import sample_metrics
 from project import Project
 
-from pipeline.bundle import bundle, choose
-from pipeline.config import BundleConfig
-from pipeline.errors import GateError, IntegrityError, MissingInputError
-from pipeline.parity import parity
-from pipeline.proof.opening import open_side
+from pipeline.config.experiment import BundleConfig
+from pipeline.errors import GateError
 from pipeline.proof.rows import rows_of_split
-from pipeline.ready import open_split
+from pipeline.proof.variants import open_side
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport
-from pipeline.records.bundle import BundleReport, Gain
+from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain
 from pipeline.records.parity import ParityReport
+from pipeline.records.ready import open_split
+from pipeline.stages.bundle import bundle, choose
+from pipeline.stages.parity import parity
 from serving import open_model
-from serving.answers import answer
-from serving.bench_report import Measured
-from serving.bundle import open_bundle
-from serving.drift.check import open_check
-from serving.drift.report import DriftReport
+from serving.batch.answers import answer
+from serving.bundles.bundle import open_bundle
+from serving.bundles.manifest import read_manifest
+from serving.bundles.verify import verify
+from serving.drift.check import DriftReport, open_check
+from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file, write_json
-from serving.manifest import read_manifest
-from serving.verify import verify
+from serving.measuring.report import Measured
 
 LATENCY = BundleConfig(goal="latency", min_gain=1.1, golden_rows=4)
 

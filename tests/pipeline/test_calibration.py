@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pipeline.insight.calibration import BINS, calibrate
+from pipeline.stages.insight.answers import BINS, calibrate
 
 
 def two_classes(confident: list[float]) -> np.ndarray:

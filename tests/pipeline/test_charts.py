@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from pipeline.figures import BLUE, ORANGE, as_svg
-from pipeline.insight.calibration import calibrate
-from pipeline.insight.charts import attacks, errors, regions, reliability
 from pipeline.records.evaluate import Attack, Robustness
+from pipeline.stages.insight.answers import calibrate
+from pipeline.stages.insight.drawing import attacks, errors, regions, reliability
+from pipeline.stages.page.figures import BLUE, ORANGE, as_svg
 
 
 def robustness(*points: tuple[str, float, float]) -> Robustness:

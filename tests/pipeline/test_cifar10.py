@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
-from pipeline.config import DatasetConfig
-from pipeline.errors import InputError, MissingInputError
-from pipeline.preprocess import preprocess
-from pipeline.pull import pull
-from pipeline.ready import open_split
+from pipeline.config.experiment import DatasetConfig
+from pipeline.records.ready import open_split
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.pull import pull
+from serving.errors import InputError, MissingInputError
 
 CIFAR10 = datasets.get("cifar10")
 FILES = [file.name for file in CIFAR10.raw_files()]

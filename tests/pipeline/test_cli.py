@@ -130,7 +130,7 @@ def test_version() -> None:
 
 def test_ferry_is_also_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "pipeline.cli", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: ferry ")

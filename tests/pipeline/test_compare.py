@@ -13,19 +13,19 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
 from pipeline.cli import ferry
-from pipeline.errors import InputError, ParityError
-from pipeline.parity import compare
+from pipeline.errors import ParityError
 from pipeline.proof.compare import Plan, Way, asked_rows, prove
 from pipeline.proof.gate import failures
 from pipeline.proof.measure import keep, measure
-from pipeline.proof.pair import refuse_failures
+from pipeline.proof.pair import compare, refuse_failures
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide
 from pipeline.proof.tables import cell_lines, facts, pair_table
 from pipeline.records import read
 from pipeline.records.parity import Cell, Limits, PairReport, SkippedCell
+from serving.errors import InputError
 from serving.files import write_json
-from serving.tensors import TensorInfo
+from serving.runtime.tensors import TensorInfo
 
 LIMITS = Limits(
     max_abs_diff=1e-4,

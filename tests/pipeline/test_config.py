@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import datasets, models
-from pipeline.config import Experiment, Params
-from pipeline.errors import ConfigError, MissingInputError, UnknownNameError
-from pipeline.params import load
-from pipeline.sections import read_section
+from pipeline.config.experiment import Experiment, Params
+from pipeline.config.params import load
+from pipeline.config.reading import read_section
+from pipeline.errors import ConfigError
+from serving.errors import MissingInputError, UnknownNameError
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
-from pipeline.errors import UnknownNameError
-from pipeline.params import load
-from pipeline.pull import pull
+from pipeline.config.params import load
+from pipeline.stages.pull import pull
+from serving.errors import UnknownNameError
 
 ROOT = Path(datasets.__file__).parents[2]
 EVERY = pytest.mark.parametrize("name", datasets.names())

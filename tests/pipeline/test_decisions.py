@@ -6,14 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.proof.decisions import (
-    DecisionCount,
-    margins,
-    mcnemar,
-    predicted,
-    scores_of,
-    wilson,
-)
+from pipeline.proof.differences import DecisionCount, margins, mcnemar, predicted, scores_of, wilson
 from pipeline.records.parity import Decisions
 
 NEAR = 2e-4

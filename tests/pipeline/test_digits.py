@@ -6,8 +6,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pipeline import datasets
-from pipeline.errors import InputError, MissingInputError
-from pipeline.pull import pull
+from pipeline.stages.pull import pull
+from serving.errors import InputError, MissingInputError
 from serving.files import sha256_of_bytes
 
 DIGITS = datasets.get("digits")

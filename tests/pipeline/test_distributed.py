@@ -60,7 +60,7 @@ def project(tmp_path: Path, ready: Path) -> Path:
 
 def command(*launcher: str) -> list[str]:
     options = ["train", "digits-mlp", "--no-track", "--device", "cpu", "--json"]
-    return [sys.executable, *launcher, "-m", "pipeline", *options]
+    return [sys.executable, *launcher, "-m", "pipeline.cli", *options]
 
 
 def environment() -> dict[str, str]:

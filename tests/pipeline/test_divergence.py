@@ -9,10 +9,11 @@ import torch
 from planted_faults import subject
 from small_onnx import FLOAT, chain, changed, copied, model, node
 
-from pipeline import divergence
-from pipeline.divergence import Traced, first_divergence, first_nonfinite
-from pipeline.errors import InputError
-from pipeline.tracing.values import OnnxValues
+from pipeline.proof.tracing import divergence
+from pipeline.proof.tracing.divergence import first_divergence, first_nonfinite
+from pipeline.proof.tracing.torch_values import Traced
+from pipeline.proof.tracing.values import OnnxValues
+from serving.errors import InputError
 
 FEEDS = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
 LIMIT = 1e-4

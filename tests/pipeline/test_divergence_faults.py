@@ -5,7 +5,7 @@ from math import isfinite
 import pytest
 from planted_faults import FAULTS, INT8_LIMIT, PYTORCH, SOUND, Fault, cases, planted, subject
 
-from pipeline.divergence import first_divergence
+from pipeline.proof.tracing.divergence import first_divergence
 
 KINDS = 12
 """Of faults, at least."""

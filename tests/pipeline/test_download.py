@@ -12,9 +12,8 @@ import pytest
 from file_server import FileServer, cut, status
 
 import pipeline
-from pipeline import download
-from pipeline.datasets import RawFile
-from pipeline.download import PAUSES, UnavailableError, fetch, finish, part_of
+from pipeline.datasets import RawFile, _download
+from pipeline.datasets._download import PAUSES, UnavailableError, fetch, finish, part_of
 
 BODY = np.random.default_rng(1).bytes(300_000)
 HALF = len(BODY) // 2
@@ -29,7 +28,7 @@ FILE = record()
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(_download, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -160,7 +159,7 @@ def test_a_server_that_stays_busy_is_given_up(server: FileServer, target: Path) 
 
 def test_the_pauses_grow(server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(download, "PAUSES", PAUSES)
+    monkeypatch.setattr(_download, "PAUSES", PAUSES)
     monkeypatch.setattr("time.sleep", slept.append)
     server.script = [status(503)] * 9
     with pytest.raises(UnavailableError):
@@ -229,7 +228,7 @@ def test_nobody_listening_is_said_in_the_systems_words(target: Path) -> None:
 def test_silence_is_a_timeout(
     server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "TIMEOUT", (0.2, 0.2))
+    monkeypatch.setattr(_download, "TIMEOUT", (0.2, 0.2))
     server.goes_on.clear()
     with pytest.raises(UnavailableError, match=r"^no answer in time \(3 tries\)$"):
         fetch(FILE, target, f"{server.url}/rows.bin")
@@ -277,7 +276,7 @@ def test_a_full_disk_is_an_error_here_and_names_the_file(tmp_path: Path, target:
 import sys
 from pathlib import Path
 from pipeline.datasets import RawFile
-from pipeline.download import fetch
+from pipeline.datasets._download import fetch
 file = RawFile(name="rows.bin", size={FILE.size}, sha256="{FILE.sha256}")
 try:
     fetch(file, Path({str(target)!r}), {str(source)!r})

@@ -16,15 +16,16 @@ from mlflow import MlflowClient
 from project import Project
 
 from pipeline import tracking
-from pipeline.config import Experiment, Params
-from pipeline.errors import ConfigError, IntegrityError, MissingInputError
-from pipeline.evaluate import evaluate
-from pipeline.graph import build_graph
-from pipeline.insight.album import CAPTIONS
-from pipeline.ready import ArrayInfo, Manifest, open_manifest, write_array
+from pipeline.config.experiment import Experiment, Params
+from pipeline.errors import ConfigError
+from pipeline.network.graph import build_graph
 from pipeline.records import read
 from pipeline.records.evaluate import EvaluateReport, headline
+from pipeline.records.ready import ArrayInfo, Manifest, open_manifest, write_array
 from pipeline.records.train import TrainReport
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.insight.album import CAPTIONS
+from serving.errors import IntegrityError, MissingInputError
 from serving.files import write_json
 
 OF_IMAGES = {"first_layer", "feature_maps", "mistakes", "saliency", "reliability", "attacks"}

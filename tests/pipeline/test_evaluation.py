@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.graph import Graph
-from pipeline.heads import head_of
-from pipeline.ready import Split
+from pipeline.network.graph import Graph
+from pipeline.network.losses import head_of
+from pipeline.network.vocabulary import Vocabulary
+from pipeline.records.ready import Split
 from pipeline.training.evaluation import Rows, evaluate
-from pipeline.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 

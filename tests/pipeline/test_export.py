@@ -14,14 +14,15 @@ import torch
 from project import REPOSITORY, Project
 from torch import Tensor, nn
 
-from pipeline import onnxmodel
-from pipeline.config import Params
-from pipeline.errors import ConfigError, IntegrityError, MissingInputError, ModelError
-from pipeline.export import export, to_onnx
-from pipeline.graph import Graph, load_graph
-from pipeline.heads import CrossEntropy
-from pipeline.ready import open_manifest, open_split
-from serving.session import open_session
+from pipeline.config.experiment import Params
+from pipeline.errors import ConfigError
+from pipeline.exporting import onnxmodel
+from pipeline.network.graph import Graph, load_graph
+from pipeline.network.losses import CrossEntropy
+from pipeline.records.ready import open_manifest, open_split
+from pipeline.stages.export import export, to_onnx
+from serving.errors import IntegrityError, MissingInputError, ModelError
+from serving.runtime.session import open_session
 
 
 def test_raw_images_in_logits_and_probabilities_out(exported: Project) -> None:
@@ -93,7 +94,7 @@ def test_the_same_bytes_wherever_the_checkout_lies(exported: Project, tmp_path: 
     script = (
         "import sys, pickle, pathlib, dataclasses\n"
         "from pipeline import params\n"
-        "from pipeline.export import export\n"
+        "from pipeline.stages.export import export\n"
         "import pipeline\n"
         "assert pipeline.__file__.startswith(sys.argv[1]), pipeline.__file__\n"
         "root, out = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])\n"

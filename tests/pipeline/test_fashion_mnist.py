@@ -5,7 +5,7 @@ import pytest
 from idx_files import write_labels, write_mnist
 
 from pipeline import datasets
-from pipeline.errors import InputError, MissingInputError
+from serving.errors import InputError, MissingInputError
 
 FASHION = datasets.get("fashion_mnist")
 

@@ -26,12 +26,16 @@ from foreign_nets import (
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from pipeline.errors import InputError, ModelError
-from pipeline.foreign.exporting import Exported, check_weights, export_flat, weights_sha256
-from pipeline.foreign.flat import FlatModule, flatten
-from pipeline.foreign.padded_pools import keep_padding
-from pipeline.foreign.specs import parse_input
-from serving.session import open_session
+from pipeline.exporting.exporter import (
+    Exported,
+    check_weights,
+    export_flat,
+    keep_padding,
+    weights_sha256,
+)
+from pipeline.exporting.signatures import FlatModule, flatten, parse_input
+from serving.errors import InputError, ModelError
+from serving.runtime.session import open_session
 
 PIXELS = "float32[batch,3,8,8]"
 

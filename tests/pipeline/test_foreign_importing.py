@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pipeline.errors import FerryError, ModelError, UnknownNameError, UsageError
-from pipeline.foreign.importing import load_module
-from pipeline.foreign.users_code import causes, first_line, running
+from pipeline.exporting.users_code import causes, first_line, load_module, running
+from serving.errors import FerryError, ModelError, UnknownNameError, UsageError
 
 
 @pytest.fixture

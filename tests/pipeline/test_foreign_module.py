@@ -12,16 +12,16 @@ from foreign_nets import Infinite, Lying, Still, Two, plain
 from onnx import numpy_helper
 from torch import nn
 
-from pipeline.errors import InputError, MissingInputError, ModelError, ParityError, UsageError
-from pipeline.foreign.exporting import Exported, export_flat
-from pipeline.foreign.flat import FlatModule
-from pipeline.foreign.module import ModuleOptions, export_module
-from pipeline.foreign.proof import explain, prove, rounding
-from pipeline.foreign.specs import InputSpec, parse_input, random_rows
+from pipeline.errors import ParityError
+from pipeline.exporting.exporter import Exported, export_flat
+from pipeline.exporting.module import ModuleOptions, export_module
+from pipeline.exporting.module_proof import explain, prove, rounding
+from pipeline.exporting.signatures import FlatModule, InputSpec, parse_input, random_rows
 from pipeline.proof.rows import Rows
 from pipeline.records.module import as_table
 from pipeline.records.parity import Divergence
-from serving.session import open_session
+from serving.errors import InputError, MissingInputError, ModelError, UsageError
+from serving.runtime.session import open_session
 
 PIXELS = "images:float32[batch,3,8,8]"
 FOUR = [parse_input("x:float32[batch,4]")]

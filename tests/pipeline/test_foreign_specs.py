@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError, MissingInputError, UnknownNameError, UsageError
-from pipeline.foreign.specs import DTYPES, InputSpec, example, parse_input, random_rows
+from pipeline.exporting.signatures import DTYPES, InputSpec, example, parse_input, random_rows
+from serving.errors import InputError, MissingInputError, UnknownNameError, UsageError
 
 
 def test_a_name_a_dtype_and_axes() -> None:

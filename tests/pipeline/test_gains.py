@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import sample_metrics
 
-from pipeline.errors import IntegrityError
-from pipeline.gains import gains_over_fp32, on_cpu
+from pipeline.bundling.gains import gains_over_fp32, on_cpu
 from pipeline.records.benchmark import BenchmarkReport
-from serving.bench_report import Measured, Row
+from serving.errors import IntegrityError
+from serving.measuring.report import Measured, Row
 
 Turns = tuple[float, ...]
 ALIKE: Turns = (1.0, 1.0, 1.0, 1.0)

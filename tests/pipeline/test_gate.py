@@ -6,8 +6,7 @@ import pytest
 import sample_metrics
 from sample_metrics import cell
 
-from pipeline.proof.gate import accuracy_loss, failures, probabilities, values
-from pipeline.proof.summary import Evidence, summarize
+from pipeline.proof.gate import Evidence, accuracy_loss, failures, probabilities, summarize, values
 from pipeline.records.parity import (
     BatchDifference,
     Cell,

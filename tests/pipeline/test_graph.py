@@ -9,12 +9,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pipeline.config import Experiment, ModelConfig
-from pipeline.errors import ConfigError, IntegrityError, MissingInputError
-from pipeline.graph import Graph, build_graph, load_graph
-from pipeline.heads import CrossEntropy
-from pipeline.params import load
-from pipeline.ready import ArrayInfo, Manifest
+from pipeline.config.experiment import Experiment, ModelConfig
+from pipeline.config.params import load
+from pipeline.errors import ConfigError
+from pipeline.network.graph import Graph, build_graph, load_graph
+from pipeline.network.losses import CrossEntropy
+from pipeline.records.ready import ArrayInfo, Manifest
+from serving.errors import IntegrityError, MissingInputError
 
 ROOT = Path(__file__).parents[2]
 

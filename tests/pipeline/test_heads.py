@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.heads import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, head_of
+from pipeline.network.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, head_of
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 0.0]])
 NOTHING = torch.empty(0)

@@ -9,13 +9,13 @@ import proof_models as small
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline.errors import InputError
-from pipeline.proof.batches import beside_others, sample
 from pipeline.proof.empty import ask_nothing
 from pipeline.proof.hostile import hostile_feeds, hostile_rows, zero_rows
-from pipeline.proof.opinion import third_opinion
+from pipeline.proof.measure import beside_others, sample
+from pipeline.proof.onnx_reference import third_opinion
 from pipeline.proof.rows import Rows
-from serving.tensors import TensorInfo
+from serving.errors import InputError
+from serving.runtime.tensors import TensorInfo
 
 USUAL = {"logits": 10.0, "probabilities": 1.0}
 EXAMPLE = {"features": np.ones((1, small.FEATURES), np.float32)}

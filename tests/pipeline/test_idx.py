@@ -9,7 +9,7 @@ import pytest
 from idx_files import packed, write_images, write_labels
 
 from pipeline.datasets._idx import MAX_ROWS, read_images, read_labels, read_part
-from pipeline.errors import InputError, MissingInputError
+from serving.errors import InputError, MissingInputError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 4, 3), np.uint8)
 LABELS = np.array([0, 9, 3, 3, 1])

@@ -5,10 +5,10 @@ from project import REPOSITORY
 from torch import nn
 from trained_graphs import convolutional_graph, graph_of, linear_graph, stripes
 
-from pipeline.heads import CrossEntropy
-from pipeline.insight.inside import Gates, Tiles, feature_maps, first_weights, saliency
+from pipeline.config.params import load
 from pipeline.models import Shape, build
-from pipeline.params import load
+from pipeline.network.losses import CrossEntropy
+from pipeline.stages.insight.saliency import Gates, Tiles, feature_maps, first_weights, saliency
 
 COLOUR = Shape(kind="image", row=(3, 8, 10), outputs=4)
 MODELS = {"cnn": "digits-cnn", "resnet": "cifar10-resnet8", "mlp": "digits-mlp"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.line_names import End, apart, name_ends
+from pipeline.stages.page.line_names import End, apart, name_ends
 
 PLACES = st.lists(st.floats(-1, 2), max_size=12).map(sorted)
 GAPS = st.floats(0.001, 0.5)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from training import OFF, with_train
 
-from pipeline.config import Experiment
+from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError, DivergedError
-from pipeline.graph import Graph
-from pipeline.heads import head_of
-from pipeline.ready import Split
+from pipeline.network.graph import Graph
+from pipeline.network.losses import head_of
+from pipeline.records.ready import Split
 from pipeline.training.distributed import Team
 from pipeline.training.evaluation import Rows
 from pipeline.training.loop import Loop

@@ -6,9 +6,9 @@ import pytest
 import sample_metrics
 
 from pipeline.records.benchmark import BenchmarkReport
-from pipeline.report_machines import machines
-from serving.environment import Environment
-from serving.timing import Clock
+from pipeline.stages.page.speed import machines
+from serving.machine.environment import Environment
+from serving.measuring.timing import Clock
 
 
 def report(name: str, *, torch_version: str = "2.13.0", **changes: object) -> BenchmarkReport:

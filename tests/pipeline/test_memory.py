@@ -8,7 +8,7 @@ import pytest
 SCRIPT = """
 import resource
 import numpy as np
-from pipeline.training.memory import keep_freed_memory
+from pipeline.training.setup import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from trained_graphs import linear_graph, stripes
 
-from pipeline.insight.mistakes import (
+from pipeline.records.ready import Split
+from pipeline.stages.insight.answers import (
     MISTAKES,
     Answers,
     answer,
@@ -15,7 +16,6 @@ from pipeline.insight.mistakes import (
     most_confident,
     worst,
 )
-from pipeline.ready import Split
 
 
 def answers(probabilities: list[list[float]], labels: list[int]) -> Answers:

@@ -6,7 +6,7 @@ import pytest
 from idx_files import write_labels, write_mnist
 
 from pipeline import datasets
-from pipeline.errors import InputError, MissingInputError
+from serving.errors import InputError, MissingInputError
 
 MNIST = datasets.get("mnist")
 

@@ -11,19 +11,20 @@ import torch
 from model_cases import CASES, TABLE, WHERE, build, case, image, refused, rows
 from torch import nn
 
-from pipeline import models, registry
-from pipeline.datasets import Kind
-from pipeline.errors import UnknownNameError
+from pipeline import models
+from pipeline.config import reading
+from pipeline.config.params import load
+from pipeline.exporting.onnxmodel import quiet
 from pipeline.models import Gives, Shape
-from pipeline.onnxmodel import quiet
-from pipeline.params import load
+from pipeline.records.ready import Kind
+from serving.errors import UnknownNameError
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = load(ROOT / "params.yaml").experiments.values()
 
 
 def module_of(name: str) -> ModuleType:
-    return registry.load("model", "pipeline.models", models.FOLDER, name)
+    return reading.load("model", "pipeline.models", models.FOLDER, name)
 
 
 def onnx_bytes(network: nn.Module, shape: Shape) -> bytes:

@@ -6,7 +6,7 @@ from model_cases import CASES, LENGTH, TEXT, build, case, image, parameters, row
 from torch import nn
 
 from pipeline.models.text_lstm import TextLstm
-from pipeline.vocabulary import PADDING, UNKNOWN, Vocabulary
+from pipeline.network.vocabulary import PADDING, UNKNOWN, Vocabulary
 
 # gru and lstm
 

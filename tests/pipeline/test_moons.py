@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
-from pipeline.config import DatasetConfig
-from pipeline.preprocess import preprocess
-from pipeline.pull import pull
-from pipeline.ready import open_split
+from pipeline.config.experiment import DatasetConfig
+from pipeline.records.ready import open_split
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.pull import pull
 
 MOONS = datasets.get("moons")
 

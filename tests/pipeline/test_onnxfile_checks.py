@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_onnx import FLOAT, chain, model, node
 
-from pipeline.errors import FerryError, InputError, MissingInputError, ModelError
-from pipeline.onnxfile_checks import load_foreign
+from pipeline.exporting.onnxfile_checks import load_foreign
+from serving.errors import FerryError, InputError, MissingInputError, ModelError
 
 ROW = {"x": (FLOAT, ["n", 2])}
 ANSWER = {"y": (FLOAT, ["n", 2])}

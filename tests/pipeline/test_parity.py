@@ -12,17 +12,18 @@ import pytest
 from onnx import numpy_helper
 from project import Project
 
-from pipeline import onnxmodel
-from pipeline.config import Params
-from pipeline.divergence import first_divergence
-from pipeline.errors import ConfigError, IntegrityError, MissingInputError, ParityError
-from pipeline.graph import Graph, load_graph
-from pipeline.parity import parity
+from pipeline.config.experiment import Params
+from pipeline.errors import ConfigError, ParityError
+from pipeline.exporting import onnxmodel
+from pipeline.network.graph import Graph, load_graph
 from pipeline.proof.tables import parity_table, ulps
-from pipeline.ready import open_manifest, open_split
+from pipeline.proof.tracing.divergence import first_divergence
 from pipeline.records import read
 from pipeline.records.parity import Cell, ParityReport, SkippedCell
-from serving.session import open_session
+from pipeline.records.ready import open_manifest, open_split
+from pipeline.stages.parity import parity
+from serving.errors import IntegrityError, MissingInputError
+from serving.runtime.session import open_session
 
 
 def graph_of(project: Project) -> Graph:

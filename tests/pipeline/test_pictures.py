@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.figures import as_svg
-from pipeline.insight import pictures
+from pipeline.stages.insight import drawing
+from pipeline.stages.page.figures import as_svg
 
 MAKE = np.random.default_rng(0)
 MOST_BYTES = 150_000
@@ -37,12 +37,12 @@ def every_picture() -> dict[str, Figure]:
     weights = MAKE.normal(size=(40, 5, 5, 3)).astype(np.float32)
     eight, notes = images(8, 3, 32), ["cat\n→ dog 97.1%"] * 8
     return {
-        "first layer": pictures.first_layer(weights),
-        "gates": pictures.first_layer_gates(weights.reshape(-1, 25)[:112], ("a", "b", "c", "d")),
-        "feature maps": pictures.feature_maps(eight[0], 255, waves(64, 32)),
-        "mistakes": pictures.mistakes([("first", eight, notes), ("second", eight, notes)], 255),
-        "saliency": pictures.saliency(eight, 255, MAKE.random((8, 32, 32)), notes),
-        "reconstructions": pictures.reconstructions(
+        "first layer": drawing.first_layer(weights),
+        "gates": drawing.first_layer_gates(weights.reshape(-1, 25)[:112], ("a", "b", "c", "d")),
+        "feature maps": drawing.feature_maps(eight[0], 255, waves(64, 32)),
+        "mistakes": drawing.mistakes([("first", eight, notes), ("second", eight, notes)], 255),
+        "saliency": drawing.saliency(eight, 255, MAKE.random((8, 32, 32)), notes),
+        "reconstructions": drawing.reconstructions(
             images(10), MAKE.random((10, 28, 28, 1)), ["0\n0.0031"] * 10, 255
         ),
     }
@@ -66,7 +66,7 @@ def test_each_is_one_small_element_without_double_ids(svgs: dict[str, str]) -> N
 
 def test_the_same_image_twice_has_no_id_twice() -> None:
     twice = np.concatenate([images(1)] * 2)
-    svg = as_svg(pictures.mistakes([("x", twice, ["a", "b"])], 255), "twice")
+    svg = as_svg(drawing.mistakes([("x", twice, ["a", "b"])], 255), "twice")
     assert svg.count("data:image/png") == 2
     assert "<image " in svg
     assert ' id="image' not in svg
@@ -86,13 +86,13 @@ def test_a_file_of_its_own_can_be_opened(svgs: dict[str, str], tmp_path: Path) -
 
 
 def test_an_image_keeps_its_own_resolution() -> None:
-    (shown, *_) = drawn(pictures.mistakes([("x", images(2, side=9), ["a", "b"])], 255))
+    (shown, *_) = drawn(drawing.mistakes([("x", images(2, side=9), ["a", "b"])], 255))
     assert shown.shape == (9, 9)
 
 
 def test_white_is_the_largest_value_of_the_data() -> None:
     image = np.array([[[0], [8]], [[16], [16]]], dtype=np.uint8)
-    (shown,) = drawn(pictures.mistakes([("x", image[None], ["a"])], 16))
+    (shown,) = drawn(drawing.mistakes([("x", image[None], ["a"])], 16))
     assert shown.tolist() == [[0, 0.5], [1, 1]]
 
 
@@ -100,7 +100,7 @@ def test_weights_of_grey_images_share_one_scale_about_zero() -> None:
     weights = np.zeros((2, 3, 3, 1), np.float32)
     weights[0, 1, 1], weights[1, 0, 0] = 2.0, -4.0
     first, second = (
-        axes.get_images()[0] for axes in pictures.first_layer(weights).axes if axes.get_images()
+        axes.get_images()[0] for axes in drawing.first_layer(weights).axes if axes.get_images()
     )
     assert first.get_clim() == second.get_clim() == (-4, 4)
 
@@ -108,29 +108,29 @@ def test_weights_of_grey_images_share_one_scale_about_zero() -> None:
 def test_weights_of_colour_images_are_colours_about_grey() -> None:
     weights = np.zeros((1, 2, 2, 3), np.float32)
     weights[0, 0, 0] = [3.0, -3.0, 0.0]
-    (tile,) = drawn(pictures.first_layer(weights))
+    (tile,) = drawn(drawing.first_layer(weights))
     assert tile[0, 0].tolist() == [1, 0, 0.5]
     assert tile[1, 1].tolist() == [0.5] * 3
 
 
 def test_of_many_units_some_are_drawn_and_it_says_so() -> None:
-    figure = pictures.first_layer(MAKE.normal(size=(100, 3, 3, 1)).astype(np.float32))
-    assert len(drawn(figure)) == pictures.MOST_TILES
+    figure = drawing.first_layer(MAKE.normal(size=(100, 3, 3, 1)).astype(np.float32))
+    assert len(drawn(figure)) == drawing.MOST_TILES
     assert "32 of 100 units" in texts(figure)
 
 
 def test_a_network_of_zeros_can_be_drawn() -> None:
     for figure in (
-        pictures.first_layer(np.zeros((1, 3, 3, 3), np.float32)),
-        pictures.feature_maps(images(1)[0], 255, np.zeros((1, 3, 3), np.float32)),
-        pictures.saliency(images(1) * 0, 0, np.zeros((1, 28, 28)), ["0"]),
+        drawing.first_layer(np.zeros((1, 3, 3, 3), np.float32)),
+        drawing.feature_maps(images(1)[0], 255, np.zeros((1, 3, 3), np.float32)),
+        drawing.saliency(images(1) * 0, 0, np.zeros((1, 28, 28)), ["0"]),
     ):
         assert as_svg(figure, "zeros")
 
 
 def test_the_row_stands_first_beside_its_planes() -> None:
     image, planes = images(1, side=6)[0], MAKE.random((20, 4, 4)).astype(np.float32)
-    shown = drawn(pictures.feature_maps(image, 255, planes))
+    shown = drawn(drawing.feature_maps(image, 255, planes))
     np.testing.assert_allclose(shown[0], image[..., 0] / 255)
     assert len(shown) == 21
     by_content = {one.tobytes() for one in shown[1:]}
@@ -139,19 +139,17 @@ def test_the_row_stands_first_beside_its_planes() -> None:
 
 def test_each_mistake_has_its_note() -> None:
     notes = ["cat\n→ dog 97.1%", "owl\n→ cat 64.0%"]
-    found = texts(pictures.mistakes([("most confident", images(2), notes)], 255))
+    found = texts(drawing.mistakes([("most confident", images(2), notes)], 255))
     assert {"cat", "→ dog 97.1%", "owl", "→ cat 64.0%", "most confident"} <= set(found)
 
 
 def test_orders_of_unequal_length() -> None:
-    figure = pictures.mistakes(
-        [("one", images(3), ["a", "b", "c"]), ("two", images(1), ["d"])], 255
-    )
+    figure = drawing.mistakes([("one", images(3), ["a", "b", "c"]), ("two", images(1), ["d"])], 255)
     assert len(drawn(figure)) == 4
 
 
 def test_labels_cannot_break_out_of_a_picture() -> None:
-    svg = as_svg(pictures.mistakes([("x", images(1), ["<script>&"])], 255), "x")
+    svg = as_svg(drawing.mistakes([("x", images(1), ["<script>&"])], 255), "x")
     assert "<script>" not in svg
     ET.fromstring(svg)
 
@@ -159,6 +157,6 @@ def test_labels_cannot_break_out_of_a_picture() -> None:
 def test_errors_of_reconstructions_are_squared_differences() -> None:
     image = np.full((1, 2, 2, 1), 255, np.uint8)
     half = np.full((1, 2, 2, 1), 0.5, np.float32)
-    _, made, error = drawn(pictures.reconstructions(image, half, ["a"], 255))
+    _, made, error = drawn(drawing.reconstructions(image, half, ["a"], 255))
     assert (made == 0.5).all()
     assert (error == 0.25).all()

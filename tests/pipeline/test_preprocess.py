@@ -7,12 +7,13 @@ import pytest
 from idx_files import write_mnist
 
 from pipeline import datasets
-from pipeline.config import DatasetConfig
+from pipeline.config.experiment import DatasetConfig
 from pipeline.datasets import Dataset, RawFile, Rows
-from pipeline.errors import ConfigError, InputError, IntegrityError, MissingInputError
-from pipeline.preprocess import channel_statistics, preprocess, vocabulary
-from pipeline.pull import pull
-from pipeline.ready import open_manifest, open_split
+from pipeline.errors import ConfigError
+from pipeline.records.ready import open_manifest, open_split
+from pipeline.stages.preprocess import channel_statistics, preprocess, vocabulary
+from pipeline.stages.pull import pull
+from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import sha256_of_file
 
 CONFIG = DatasetConfig(validation_rows=20, seed=1)

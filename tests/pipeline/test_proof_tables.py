@@ -5,9 +5,9 @@ from dataclasses import replace
 import sample_metrics
 
 from pipeline.proof.tables import cell_lines, facts, notes, pair_table, parity_table, ulps
-from pipeline.records.nonfinite import NonFinite
 from pipeline.records.parity import (
     HostileRow,
+    NonFinite,
     Opinion,
     PairReport,
     ParityReport,

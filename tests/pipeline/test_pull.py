@@ -17,10 +17,11 @@ import pytest
 from file_server import FileServer
 
 import pipeline
-from pipeline import datasets, download
-from pipeline.datasets import Archive, Dataset, RawFile
-from pipeline.errors import ConfigError, DownloadError, UnknownNameError, UsageError
-from pipeline.pull import pull
+from pipeline import datasets
+from pipeline.datasets import Archive, Dataset, RawFile, _download
+from pipeline.errors import ConfigError, DownloadError
+from pipeline.stages.pull import pull
+from serving.errors import UnknownNameError, UsageError
 
 RANDOM = np.random.default_rng(1)
 IMAGES, LABELS = RANDOM.bytes(200_000), RANDOM.bytes(1000)
@@ -50,7 +51,7 @@ def tar_of(**members: bytes) -> bytes:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(_download, "PAUSES", (0.0, 0.0))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -324,7 +325,7 @@ url, raw, size, sha256 = sys.argv[1:]
 file = RawFile(name="images.bin", size=int(size), sha256=sha256, urls=(url,))
 toy = replace(datasets.get("digits"), files=(file,))
 datasets.get = lambda name: toy
-from pipeline.pull import pull
+from pipeline.stages.pull import pull
 print(pull(Path(raw), name="toy", mirrors=()).files[0].source)
 """
 

@@ -11,9 +11,9 @@ import yaml
 from onnx import TensorProto
 from small_onnx import chain, model, node
 
-from pipeline.errors import ModelError
 from pipeline.tracking.pyfunc import open_pyfunc, save_pyfunc
-from serving.session import open_session
+from serving.errors import ModelError
+from serving.runtime.session import open_session
 
 
 def save(made: onnx.ModelProto, folder: Path, threads: int | None = None) -> Path:

@@ -5,12 +5,12 @@ import onnx
 import pytest
 from small_models import image_net, product_net, recurrent_net, rows_for
 
-from pipeline import onnxmodel
+from pipeline.exporting import onnxmodel
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Source, to_fp16
 from pipeline.quantization.prepare import constants
 from pipeline.quantization.recipes import parse
-from serving.session import Session, open_session
+from serving.runtime.session import Session, open_session
 
 IMAGES = image_net()
 UINT8, INT8 = onnx.TensorProto.UINT8, onnx.TensorProto.INT8

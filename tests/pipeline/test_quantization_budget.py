@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tries import BUDGET, attempt, judged, ratio
 
-from pipeline.quantization.budget import (
+from pipeline.quantization.quality import (
     best_of,
     reason_of,
     told,

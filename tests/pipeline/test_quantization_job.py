@@ -9,8 +9,7 @@ import onnx
 import pytest
 from small_models import image_net, product_net, rows_for
 
-from pipeline.config import Variant
-from pipeline.errors import UnknownNameError
+from pipeline.config.experiment import Variant
 from pipeline.proof.rows import Rows
 from pipeline.quantization.job import Job, Outcome, Training, chosen_rows, run, write_variants
 from pipeline.quantization.prepare import constants, copied, replace_constant
@@ -18,6 +17,7 @@ from pipeline.quantization.recipes import Recipe
 from pipeline.quantization.search import Settings
 from pipeline.records import read
 from pipeline.records.quantize import Budget, QuantizeReport
+from serving.errors import UnknownNameError
 from serving.files import sha256_of_bytes, write_json
 
 GENEROUS = Budget(accuracy_loss=100, error_increase=100, min_speedup=0.001)

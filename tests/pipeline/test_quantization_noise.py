@@ -7,8 +7,7 @@ import pytest
 from onnx import helper
 from small_models import image_net, product_net, rows_for
 
-from pipeline.quantization.noise import decibels, noisiest
-from pipeline.quantization.prepare import constants, copied, replace_constant
+from pipeline.quantization.prepare import constants, copied, decibels, noisiest, replace_constant
 
 OPERATORS = ("Conv", "Gemm")
 

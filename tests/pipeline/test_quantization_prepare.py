@@ -13,7 +13,7 @@ from pipeline.quantization.prepare import (
     replace_constant,
     with_raw_input,
 )
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 
 def run(model: onnx.ModelProto, count: int = 16) -> dict[str, np.ndarray]:

@@ -10,11 +10,12 @@ import torch
 from project import Project
 from torch import nn
 
-from pipeline import onnxmodel, ready
-from pipeline.config import Experiment, ModelConfig, Params
-from pipeline.graph import Graph, load_graph
+from pipeline.config.experiment import Experiment, ModelConfig, Params
+from pipeline.exporting import onnxmodel
+from pipeline.network.graph import Graph, load_graph
 from pipeline.quantization.qat import fine_tune, rounding, trained_again
 from pipeline.quantization.recipes import Recipe, parse
+from pipeline.records import ready
 
 STATIC = parse("static-u8s8")
 TERNARY = replace(parse("weights-int4"), bits=2)
@@ -98,7 +99,7 @@ def mlp_of(params: Params) -> Experiment:
 @pytest.fixture(scope="module")
 def mlp(ready: Path, params: Params, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small perceptron that really is trained on the digits."""
-    from pipeline.train import train
+    from pipeline.stages.train import train
 
     folder = tmp_path_factory.mktemp("mlp")
     experiment = mlp_of(params)

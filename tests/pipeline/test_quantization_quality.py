@@ -5,7 +5,7 @@ import pytest
 from small_models import image_net, product_net, rows_for
 
 from pipeline.quantization.quality import answers, faintest, paired_loss, quality
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 
 def scores(classes: list[int], count: int = 3) -> dict[str, np.ndarray]:

@@ -9,16 +9,16 @@ import pytest
 from small_models import image_net, product_net, recurrent_net, rows_for, table_net
 from tries import attempt
 
-from pipeline.config import Variant
-from pipeline.errors import UnknownNameError
+from pipeline.config.experiment import Variant
 from pipeline.quantization.apply import Source
-from pipeline.quantization.budget import Goal
 from pipeline.quantization.plan import Step, plan
+from pipeline.quantization.quality import Goal
 from pipeline.quantization.recipes import parse
 from pipeline.quantization.search import Judge, Settings, search
 from pipeline.records.quantize import Budget, Try
+from serving.errors import UnknownNameError
 from serving.files import sha256_of_bytes
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 GENEROUS = Budget(accuracy_loss=100, error_increase=100, min_speedup=0.001)
 QUICK = Settings(goal="speed", batch_sizes=(1, 4), seconds=0.005, seed=1)

@@ -7,7 +7,7 @@ from small_models import image_net, product_net, recurrent_net, rows_for, table_
 
 from pipeline.quantization.prepare import constants, prepare
 from pipeline.quantization.weights import weight_only
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 
 def answers(model: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -14,14 +14,15 @@ from onnx import numpy_helper
 from project import Project
 
 from pipeline import layout
-from pipeline.config import MinSpeedup, QuantizeConfig
-from pipeline.errors import ConfigError, MissingInputError, ModelError
-from pipeline.quantize import calibration_rows, judging_rows, quantize
-from pipeline.ready import open_split
+from pipeline.config.experiment import MinSpeedup, QuantizeConfig
+from pipeline.errors import ConfigError
 from pipeline.records import read
 from pipeline.records.quantize import QuantizeReport
+from pipeline.records.ready import open_split
+from pipeline.stages.quantize import calibration_rows, judging_rows, quantize
+from serving.errors import MissingInputError, ModelError
 from serving.files import sha256_of_file
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 
 def logits(path: Path, rows: np.ndarray) -> np.ndarray:

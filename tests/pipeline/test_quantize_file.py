@@ -12,12 +12,12 @@ from onnx import helper
 from small_models import image_net, product_net, recurrent_net, rows_for, table_net
 
 from pipeline.cli import ferry
-from pipeline.config import Variant
-from pipeline.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
-from pipeline.quantize_file import FileSettings, quantize_file
+from pipeline.config.experiment import Variant
+from pipeline.quantization.foreign import FileSettings, quantize_file
 from pipeline.records import read
 from pipeline.records.quantize import Budget, QuantizeReport
-from serving.session import open_session
+from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
+from serving.runtime.session import open_session
 
 GENEROUS = Budget(accuracy_loss=100, error_increase=1000, min_speedup=0.001)
 

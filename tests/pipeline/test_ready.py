@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline.errors import IntegrityError, MissingInputError
-from pipeline.ready import ArrayInfo, Manifest, digest, open_manifest, open_split, write_array
+from pipeline.records.ready import (
+    ArrayInfo,
+    Manifest,
+    digest,
+    open_manifest,
+    open_split,
+    write_array,
+)
+from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file, write_json
 
 INPUTS = np.random.default_rng(1).integers(0, 256, (6, 4, 4, 1), np.uint8)
@@ -90,7 +97,7 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import numpy as np
-from pipeline.ready import write_array
+from pipeline.records.ready import write_array
 try:
     write_array(Path(sys.argv[1]), np.zeros((100, 1000), np.uint8))
 except OSError as error:

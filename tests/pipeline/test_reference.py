@@ -8,12 +8,12 @@ import pytest
 from onnx import TensorProto, helper
 from small_onnx import FLOAT, model, node
 
-from pipeline.errors import InputError
-from pipeline.reference import MOST_ROWS, known_words, reference_of
-from pipeline.tokenizer import prepend
-from pipeline.vocabulary import Vocabulary
+from pipeline.bundling.reference import MOST_ROWS, known_words, reference_of
+from pipeline.exporting.tokenizer import prepend
+from pipeline.network.vocabulary import Vocabulary
 from serving.drift.check import DriftCheck
 from serving.drift.quantities import UNKNOWN_WORDS
+from serving.errors import InputError
 
 WORDS = ("the", "film", "good", "naïve", "dull")
 RNG = np.random.default_rng(0)

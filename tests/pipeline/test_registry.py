@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import datasets, models, registry
-from pipeline.errors import UnknownNameError
+from pipeline import datasets, models
+from pipeline.config import reading
+from serving.errors import UnknownNameError
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,28 +27,28 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_names_are_the_public_files_sorted(folder: Path) -> None:
-    assert registry.names(folder) == ("canoe", "raft")
+    assert reading.names(folder) == ("canoe", "raft")
 
 
 def test_names_import_nothing(folder: Path) -> None:
     (folder / "canoe.py").write_text("raise RuntimeError('imported')")
-    assert "canoe" in registry.names(folder)
+    assert "canoe" in reading.names(folder)
 
 
 def test_a_new_file_is_a_new_name(folder: Path) -> None:
     (folder / "kayak.py").write_text("NAME = 'kayak'")
-    assert registry.names(folder) == ("canoe", "kayak", "raft")
-    assert registry.load("boat", "boats_for_test", folder, "kayak").NAME == "kayak"
+    assert reading.names(folder) == ("canoe", "kayak", "raft")
+    assert reading.load("boat", "boats_for_test", folder, "kayak").NAME == "kayak"
 
 
 def test_load_gives_the_module(folder: Path) -> None:
-    assert registry.load("boat", "boats_for_test", folder, "raft").NAME == "raft"
+    assert reading.load("boat", "boats_for_test", folder, "raft").NAME == "raft"
 
 
 @pytest.mark.parametrize("name", ["rafft", "_shared", "__init__", "", "sub.dinghy", "../raft"])
 def test_what_is_no_public_file_is_unknown(folder: Path, name: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
-        registry.load("boat", "boats_for_test", folder, name)
+        reading.load("boat", "boats_for_test", folder, name)
     message = str(caught.value)
     assert message.startswith(f"no boat named {name!r}; ")
     assert caught.value.exit_code == 2
@@ -56,15 +57,15 @@ def test_what_is_no_public_file_is_unknown(folder: Path, name: str) -> None:
 
 def test_the_nearest_name_is_offered(folder: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"did you mean 'raft'\?$"):
-        registry.load("boat", "boats_for_test", folder, "rafft")
+        reading.load("boat", "boats_for_test", folder, "rafft")
     with pytest.raises(UnknownNameError, match=r"; there are canoe, raft$"):
-        registry.load("boat", "boats_for_test", folder, "submarine")
+        reading.load("boat", "boats_for_test", folder, "submarine")
 
 
 def test_an_empty_folder_has_no_names(tmp_path: Path) -> None:
-    assert registry.names(tmp_path) == ()
+    assert reading.names(tmp_path) == ()
     with pytest.raises(UnknownNameError, match="no boat named 'raft'; there are none"):
-        registry.load("boat", "nothing", tmp_path, "raft")
+        reading.load("boat", "nothing", tmp_path, "raft")
 
 
 def test_the_registries_of_ferry() -> None:

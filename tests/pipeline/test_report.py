@@ -8,13 +8,13 @@ import pytest
 import sample_benches
 import sample_metrics
 
-from pipeline.errors import IntegrityError, MissingInputError
-from pipeline.params import load
-from pipeline.report import report
-from serving.bench_report import Skipped, SkippedBatch
+from pipeline.config.params import load
+from pipeline.stages.report import report
+from serving.errors import IntegrityError, MissingInputError
 from serving.files import write_json
-from serving.pairing import PairedRatio
-from serving.session import ProviderProof
+from serving.measuring.pairing import PairedRatio
+from serving.measuring.report import Skipped, SkippedBatch
+from serving.runtime.session import ProviderProof
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "br", "img", "link", "hr", "input"}

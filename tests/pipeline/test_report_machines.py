@@ -6,8 +6,8 @@ import pytest
 import sample_benches
 
 from pipeline.records.benchmark import BenchmarkReport
-from pipeline.report_machines import machines
-from serving.environment import Environment
+from pipeline.stages.page.speed import machines
+from serving.machine.environment import Environment
 
 IGNORED = {"load_average", "git_revision"}
 TOLD = sorted({field.name for field in fields(Environment)} - IGNORED)

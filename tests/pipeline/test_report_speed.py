@@ -8,11 +8,11 @@ import pytest
 import sample_benches
 import sample_metrics
 
-from pipeline.measured import Measured, read_measured
 from pipeline.records.benchmark import BenchmarkReport
-from pipeline.report_speed import Speed, speed_of
-from serving.bench_report import Skipped
-from serving.pairing import PairedRatio
+from pipeline.stages.page.speed import Speed, speed_of
+from pipeline.stages.results import Measured, read_measured
+from serving.measuring.pairing import PairedRatio
+from serving.measuring.report import Skipped
 
 Told = Callable[[BenchmarkReport], Speed]
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import sample_metrics
 
-from pipeline.errors import IntegrityError, MissingInputError, UnknownNameError
-from pipeline.measured import read_measured
-from pipeline.params import load
-from pipeline.results import as_table, results
+from pipeline.config.params import load
+from pipeline.stages.results import as_table, read_measured, results
+from serving.errors import IntegrityError, MissingInputError, UnknownNameError
 from serving.files import dump_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -187,7 +186,7 @@ def test_what_is_read_is_what_was_written(metrics):
 
 def test_neither_torch_nor_matplotlib_is_needed():
     program = (
-        "import sys, pipeline.results; "
+        "import sys, pipeline.stages.results; "
         "print([m for m in ('torch', 'matplotlib', 'mlflow', 'onnx') if m in sys.modules])"
     )
     done = subprocess.run(

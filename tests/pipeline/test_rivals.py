@@ -5,10 +5,9 @@ from typing import Any, get_args
 
 import pytest
 
+from pipeline.config.experiment import LARGEST, BenchmarkConfig, Rival
+from pipeline.config.reading import read_section
 from pipeline.errors import ConfigError
-from pipeline.ranges import LARGEST
-from pipeline.rivals import BenchmarkConfig, Rival
-from pipeline.sections import read_section
 
 WHERE = "experiments.digits-cnn.benchmark"
 NAMES = "'eager', 'channels_last', 'compile' or 'pyfunc'"

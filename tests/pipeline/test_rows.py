@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import InputError, IntegrityError, MissingInputError, UnknownNameError
 from pipeline.proof.rows import open_rows, rows_of_split
-from serving.tensors import TensorInfo
+from serving.errors import InputError, IntegrityError, MissingInputError, UnknownNameError
+from serving.runtime.tensors import TensorInfo
 
 IMAGES = TensorInfo(name="images", dtype="uint8", shape=("batch", 8, 8, 1))
 FEATURES = TensorInfo(name="features", dtype="float32", shape=("batch", 3))

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from pipeline import datasets
-from pipeline.config import DatasetConfig
-from pipeline.errors import InputError, MissingInputError
-from pipeline.preprocess import preprocess
-from pipeline.pull import pull
-from pipeline.ready import open_manifest, open_split
+from pipeline.config.experiment import DatasetConfig
+from pipeline.records.ready import open_manifest, open_split
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.pull import pull
+from serving.errors import InputError, MissingInputError
 from serving.files import sha256_of_bytes
 
 RT = datasets.get("rt_polarity")

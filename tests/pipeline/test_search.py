@@ -7,11 +7,11 @@ import yaml
 from project import REPOSITORY
 from searches import searching
 
-from pipeline.config import Interval, Params, SearchSpace
+from pipeline.config.experiment import Interval, Params, SearchSpace
+from pipeline.config.params import load
 from pipeline.errors import ConfigError
-from pipeline.params import load
 from pipeline.records.tune import Setting
-from pipeline.tuning import search
+from pipeline.training.tuning import search
 
 LR = Interval(low=1e-4, high=1e-1, log=True)
 WRONG: list[tuple[str, SearchSpace, str]] = [

@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 from project import REPOSITORY, Project
 
-from pipeline.errors import (
+from pipeline.proof.sides import answer_in_batches, check_alike
+from pipeline.proof.variants import open_side, open_variant, open_weights
+from serving.errors import (
     InputError,
     IntegrityError,
     MissingInputError,
@@ -18,10 +20,7 @@ from pipeline.errors import (
     UnknownNameError,
     UsageError,
 )
-from pipeline.proof.opening import open_side
-from pipeline.proof.sides import answer_in_batches, check_alike
-from pipeline.proof.variants import open_variant, open_weights
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 
 @pytest.fixture

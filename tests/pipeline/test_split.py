@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.split import stratified
+from pipeline.datasets import stratified
 
 LABELS = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [600, 300, 100]))
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training import run, stop_after, with_train
 
-from pipeline.config import Experiment
-from pipeline.errors import ConfigError, IntegrityError, MissingInputError
-from pipeline.graph import Graph, build_graph
-from pipeline.heads import head_of
-from pipeline.ready import Split, open_manifest
+from pipeline.config.experiment import Experiment
+from pipeline.errors import ConfigError
+from pipeline.network.graph import Graph, build_graph
+from pipeline.network.losses import head_of
+from pipeline.records.ready import Split, open_manifest
 from pipeline.training.evaluation import Rows
-from pipeline.training.start import initialise, read_source, transfer
+from pipeline.training.setup import initialise, read_source, transfer
+from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file
 
 

@@ -12,13 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training import run, with_train
 
-from pipeline.config import Experiment, Params
+from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError
-from pipeline.graph import Graph
-from pipeline.heads import head_of
+from pipeline.network.graph import Graph
+from pipeline.network.losses import head_of
 from pipeline.training.distributed import Team
-from pipeline.training.optimizers import make_optimizer, make_scheduler
-from pipeline.training.step import Stepper
+from pipeline.training.step import Stepper, make_optimizer, make_scheduler
 
 ALONE = Team(device=torch.device("cpu"))
 INPUTS = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])

@@ -4,7 +4,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from trained_graphs import drawing_graph, stripes
 
-from pipeline.insight.strangers import auc, draw, fitting, quantiles
+from pipeline.stages.insight.answers import auc, draw, fitting, quantiles
 
 
 def test_the_area_by_hand() -> None:

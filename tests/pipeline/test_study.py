@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from searches import searching
 
-from pipeline.config import Experiment, Interval, Params
-from pipeline.epoch import Epoch
-from pipeline.errors import IntegrityError, UsageError
+from pipeline.config.experiment import Experiment, Interval, Params
+from pipeline.records.train import Epoch
 from pipeline.records.tune import Setting, Trial
-from pipeline.tuning.study import Plan, Study
+from pipeline.training.tuning.study import Plan, Study
+from serving.errors import IntegrityError, UsageError
 
 NAME = "digits-mlp-abc"
 JOURNAL = "study.journal"

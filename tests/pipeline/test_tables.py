@@ -6,9 +6,9 @@ from io import StringIO
 import numpy as np
 import torch
 
-from pipeline.epoch import Epoch
-from pipeline.ready import Split
-from pipeline.training.tables import confusion, confusion_csv, history_csv
+from pipeline.records.ready import Split
+from pipeline.records.train import Epoch
+from pipeline.stages.train import confusion, confusion_csv, history_csv
 
 SPLIT = Split(np.zeros((4, 1)), np.array([0, 1, 1, 2]))
 

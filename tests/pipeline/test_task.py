@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import task
-from pipeline.config import Experiment, ModelConfig, Params
+from pipeline.config import params
+from pipeline.config.experiment import Experiment, ModelConfig, Params
 from pipeline.errors import ConfigError
-from pipeline.train import train
+from pipeline.stages.train import train
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def digits(params: Params) -> Experiment:
 def test_every_experiment_of_the_file_fits(params: Params) -> None:
     assert params.experiments
     for experiment in params.experiments.values():
-        task.check(experiment)
+        params.check(experiment)
 
 
 def with_train(experiment: Experiment, **changes: object) -> Experiment:
@@ -28,7 +28,7 @@ def with_train(experiment: Experiment, **changes: object) -> Experiment:
 
 def refused(experiment: Experiment) -> str:
     with pytest.raises(ConfigError) as caught:
-        task.check(experiment)
+        params.check(experiment)
     return str(caught.value)
 
 

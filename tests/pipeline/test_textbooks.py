@@ -10,19 +10,19 @@ import torch
 from project import Project, generous
 
 from pipeline import layout
-from pipeline.config import Experiment, ModelConfig, Params
-from pipeline.evaluate import evaluate
-from pipeline.export import export
-from pipeline.parity import parity
-from pipeline.preprocess import preprocess, vocabulary
-from pipeline.pull import pull
-from pipeline.quantize import quantize
-from pipeline.ready import MANIFEST, Manifest, write_array
+from pipeline.config.experiment import Experiment, ModelConfig, Params
 from pipeline.records.parity import ParityReport
+from pipeline.records.ready import MANIFEST, Manifest, write_array
 from pipeline.records.train import TrainReport
-from pipeline.train import train
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.export import export
+from pipeline.stages.parity import parity
+from pipeline.stages.preprocess import preprocess, vocabulary
+from pipeline.stages.pull import pull
+from pipeline.stages.quantize import quantize
+from pipeline.stages.train import train
 from serving.files import write_json
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 pytestmark = pytest.mark.slow
 

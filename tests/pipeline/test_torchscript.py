@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from trained_graphs import convolutional_graph, drawing_graph, graph_of, linear_graph, stripes
 
-from pipeline import export, torchscript
-from pipeline.errors import ModelError
-from pipeline.graph import Graph
-from pipeline.heads import CrossEntropy
+from pipeline.exporting import torchscript
+from pipeline.network.graph import Graph
+from pipeline.network.losses import CrossEntropy
 from pipeline.proof.sides import model_side
+from pipeline.stages import export
+from serving.errors import ModelError
 
 
 @pytest.mark.parametrize(

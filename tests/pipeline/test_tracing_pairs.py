@@ -5,7 +5,7 @@ import onnx
 import pytest
 from small_onnx import FLOAT, model, node
 
-from pipeline.tracing.pairs import Pair, Steps, pair_values, product_of
+from pipeline.proof.tracing.pairs import Pair, Steps, pair_values, product_of
 
 ROW = {"x": (FLOAT, ["n", 4])}
 ANSWER = {"y": (FLOAT, ["n", 4])}

@@ -9,12 +9,11 @@ import torch
 from planted_faults import subject
 from small_onnx import FLOAT, chain, model, node
 
-from pipeline.errors import InputError, ModelError
-from pipeline.tracing.difference import Difference, compared
-from pipeline.tracing.graphs import called, reads, submodel
-from pipeline.tracing.pairs import Pair, Steps
-from pipeline.tracing.torch_values import TorchValues, Traced, of_graph
-from pipeline.tracing.values import OnnxValues, ReferenceValues
+from pipeline.proof.tracing.blame import Difference, compared
+from pipeline.proof.tracing.pairs import Pair, Steps
+from pipeline.proof.tracing.torch_values import TorchValues, Traced, of_graph
+from pipeline.proof.tracing.values import OnnxValues, ReferenceValues, called, reads, submodel
+from serving.errors import InputError, ModelError
 
 FEEDS = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
 SAME = Pair(wanted="a")

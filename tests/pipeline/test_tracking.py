@@ -12,13 +12,13 @@ from mlflow import MlflowClient
 from project import Project
 
 from pipeline import tracking
-from pipeline.export import export
-from pipeline.figures import learning_curve
-from pipeline.parity import parity
 from pipeline.records import read
 from pipeline.records.train import TrainReport
-from pipeline.tracking.store import load_mlflow
-from pipeline.train import train
+from pipeline.stages.export import export
+from pipeline.stages.page.figures import learning_curve
+from pipeline.stages.parity import parity
+from pipeline.stages.train import train
+from pipeline.tracking.runs import load_mlflow
 
 
 @pytest.fixture

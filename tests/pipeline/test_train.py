@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from training import OFF, run, stop_after, with_train
 
 from pipeline import layout
-from pipeline.config import AugmentConfig, Experiment, ParityConfig
-from pipeline.errors import ConfigError, DivergedError, MissingInputError, UsageError
-from pipeline.ready import open_manifest, open_split
+from pipeline.config.experiment import AugmentConfig, Experiment, ParityConfig
+from pipeline.errors import ConfigError, DivergedError
 from pipeline.records import read
+from pipeline.records.ready import open_manifest, open_split
 from pipeline.records.train import TrainReport
-from pipeline.train import choose_device, train
+from pipeline.stages.train import choose_device, train
+from pipeline.training import checkpoint
 from pipeline.training.loop import Loop
-from pipeline.training.setup import checkpoint
+from serving.errors import MissingInputError, UsageError
 
 
 def test_the_report_is_about_the_weights_that_were_written(trained: Project) -> None:
@@ -137,7 +138,7 @@ def test_an_interrupted_training_still_stops_early(
     assert whole.stopped_after == len(whole.history) == whole.best_epoch + 3 < 20
     with monkeypatch.context() as patch:
         stop_after(2, patch)
-        patch.setattr("pipeline.train.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr("pipeline.stages.train.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             run(ready, still, tmp_path / "parts")
     resumed = run(ready, still, tmp_path / "parts")
@@ -159,7 +160,7 @@ def test_short_epochs_share_a_checkpoint(
     saved = []
     original = checkpoint.save
     monkeypatch.setattr(checkpoint, "save", lambda *args: (saved.append(1), original(*args)))
-    monkeypatch.setattr("pipeline.train.SECONDS_BETWEEN_CHECKPOINTS", 3600.0)
+    monkeypatch.setattr("pipeline.stages.train.SECONDS_BETWEEN_CHECKPOINTS", 3600.0)
     report = run(ready, with_train(tiny, epochs=6), tmp_path)
     assert (len(report.history), len(saved)) == (6, 2), "the first and the last"
 

@@ -8,11 +8,11 @@ import pytest
 from searches import searching
 
 from pipeline import layout
-from pipeline.config import Params
-from pipeline.epoch import Epoch
-from pipeline.errors import MissingInputError
+from pipeline.config.experiment import Params
+from pipeline.records.train import Epoch
 from pipeline.records.tune import Setting
-from pipeline.tuning.trial import Job, Outcome, run
+from pipeline.training.tuning.workers import Job, Outcome, run
+from serving.errors import MissingInputError
 
 
 @pytest.fixture

@@ -21,10 +21,12 @@ from searches import searching
 
 from pipeline import layout, tracking
 from pipeline.cli import ferry
-from pipeline.config import Experiment, Interval, Params
-from pipeline.errors import ConfigError, FerryError, MissingInputError
+from pipeline.config.experiment import Experiment, Interval, Params
+from pipeline.errors import ConfigError
 from pipeline.records.tune import TuneReport, as_table
-from pipeline.tune import BEST, Plan, as_fragment, tune
+from pipeline.stages.tune import BEST, as_fragment, tune
+from pipeline.training.tuning.study import Plan
+from serving.errors import FerryError, MissingInputError
 
 GRID = Plan(trials=99, sampler="grid")
 HOPELESS = 1e-9

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.datasets import RawFile
-from pipeline.download import UnavailableError
-from pipeline.unpack import unpack
+from pipeline.datasets._download import UnavailableError, unpack
 
 ROWS = b"0123456789" * 1000
 WANTED = RawFile(name="set/rows.bin", size=len(ROWS), sha256=hashlib.sha256(ROWS).hexdigest())

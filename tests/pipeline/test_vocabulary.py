@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from pipeline.tokenizer import prepend
-from pipeline.vocabulary import PADDING, UNKNOWN, Vocabulary
-from serving.session import Session, open_session
+from pipeline.exporting.tokenizer import prepend
+from pipeline.network.vocabulary import PADDING, UNKNOWN, Vocabulary
+from serving.runtime.session import Session, open_session
 
 KNOWN = Vocabulary(("the", "film", "is", "n't", "café", "."), 5)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from pipeline.words import words
-from serving.session import Session, open_session
+from pipeline.records.ready import words
+from serving.runtime.session import Session, open_session
 
 CHARACTERS = " \t\n\r\v\f\u0085\u00a0\u2003\u3000a.é\U0001f600"
 

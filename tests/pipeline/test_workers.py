@@ -14,11 +14,10 @@ from project import REPOSITORY
 from searches import searching
 
 from pipeline import layout
-from pipeline.config import Params
-from pipeline.epoch import Epoch
-from pipeline.errors import FerryError
-from pipeline.tuning.trial import Job, Outcome
-from pipeline.tuning.workers import Worker, workers
+from pipeline.config.experiment import Params
+from pipeline.records.train import Epoch
+from pipeline.training.tuning.workers import Job, Outcome, Worker, workers
+from serving.errors import FerryError
 
 
 def job_of(data: Path, params: Params) -> Job:
@@ -81,9 +80,9 @@ def test_what_would_stop_every_trial_is_raised(tmp_path: Path, params: Params) -
 ORPHANS = """
 import sys, time
 from pathlib import Path
-from pipeline.params import load
-from pipeline.tuning.trial import Job
-from pipeline.tuning.workers import workers
+from pipeline.config.params import load
+from pipeline.training.tuning.workers import Job
+from pipeline.training.tuning.workers import workers
 
 if __name__ == "__main__":
     experiment = load(Path("params.yaml")).experiment("digits-mlp")

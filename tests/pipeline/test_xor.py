@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import datasets
-from pipeline.config import DatasetConfig
-from pipeline.preprocess import preprocess
-from pipeline.pull import pull
-from pipeline.ready import open_manifest, open_split
+from pipeline.config.experiment import DatasetConfig
+from pipeline.records.ready import open_manifest, open_split
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.pull import pull
 
 
 def test_the_rows_are_the_truth_table() -> None:

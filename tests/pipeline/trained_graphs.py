@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.graph import Graph
-from pipeline.heads import BinaryCrossEntropy, CrossEntropy, Head, MeanSquaredError
-from pipeline.ready import Split
+from pipeline.network.graph import Graph
+from pipeline.network.losses import BinaryCrossEntropy, CrossEntropy, Head, MeanSquaredError
+from pipeline.records.ready import Split
 
 
 class Flat(nn.Module):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline import layout
-from pipeline.config import AugmentConfig, Experiment
+from pipeline.config.experiment import AugmentConfig, Experiment
 from pipeline.records.train import TrainReport
-from pipeline.train import train
+from pipeline.stages.train import train
 from pipeline.training.loop import Loop
 
 OFF = AugmentConfig(translate=0, rotate=0, scale=0, flip=False, cutout=0)

@@ -1,7 +1,7 @@
 """Made-up tries of a search, and the budget they are held against."""
 
 from pipeline.records.quantize import Budget, Quality, Try
-from serving.pairing import PairedRatio
+from serving.measuring.pairing import PairedRatio
 
 BUDGET = Budget(accuracy_loss=0.3, error_increase=5.0, min_speedup=1.0)
 

@@ -1,21 +1,13 @@
 """A benchmark's report with chosen figures, for tests of what reads one."""
 
-from serving.bench_report import (
-    BenchReport,
-    ColdStart,
-    Measured,
-    Row,
-    Skipped,
-    SkippedBatch,
-)
-from serving.environment import Environment
-from serving.measuring.growth import Growth
-from serving.measuring.load import Load
-from serving.measuring.subject import Share
-from serving.pairing import ratio_of_turns
-from serving.session import ProviderProof
-from serving.settings import SessionSettings
-from serving.timing import Clock, Timing
+from serving.machine.environment import Environment
+from serving.measuring.meters import Growth, Load
+from serving.measuring.pairing import ratio_of_turns
+from serving.measuring.report import BenchReport, ColdStart, Measured, Row, Skipped, SkippedBatch
+from serving.measuring.timing import Clock, Timing
+from serving.measuring.worker import Share
+from serving.runtime.session import ProviderProof
+from serving.runtime.settings import SessionSettings
 
 __all__ = ["CPU", "MACHINE", "measured", "report", "row"]
 

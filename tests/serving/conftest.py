@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_classifier import classifier, contents
 
-from serving.bundle import write_bundle
+from serving.bundles.writing import write_bundle
 
 
 @pytest.fixture

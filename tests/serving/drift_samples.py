@@ -1,13 +1,13 @@
-"""References of known distributions, and answers as `serving.answers.answer` gives them."""
+"""References of known distributions, and answers as `serving.batch.answers.answer` gives them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from serving.bundles.reference import AnswerKind, Reference
 from serving.drift.bins import quantity_of
 from serving.drift.quantities import measure_answers, measure_rows
-from serving.drift.reference import AnswerKind, Reference
 
 Array = np.ndarray[Any, Any]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.readers.items import Batch, Source
-from serving.tensors import TensorInfo
+from serving.inputs.items import Batch, Source
+from serving.runtime.tensors import TensorInfo
 
 ROOT = Path(__file__).parents[2]
 MODEL = Path("model.onnx")
@@ -69,9 +69,9 @@ def resident_growth(code: str) -> int:
     program = f"""
 import numpy as np
 from pathlib import Path
-from serving.readers.arrays import open_array_rows
-from serving.readers.arrow import open_arrow
-from serving.tensors import TensorInfo
+from serving.inputs.arrays import open_array_rows
+from serving.inputs.arrow import open_arrow
+from serving.runtime.tensors import TensorInfo
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()

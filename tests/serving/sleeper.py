@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from serving.measuring.subject import Started
-from serving.measuring.worker import serve
-from serving.settings import SessionSettings
+from serving.measuring.worker import Started, serve
+from serving.runtime.settings import SessionSettings
 
 MIB = 2**20
 

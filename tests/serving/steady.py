@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.measuring.records import ScenarioPlan
-from serving.timing import Call
+from serving.measuring.scenarios.records import ScenarioPlan
+from serving.measuring.timing import Call
 
 PLAN = ScenarioPlan(
     scenario="single-stream",

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 from tiny_classifier import LABELS, classifier, images
 from tiny_kinds import autoencoder
 
-from serving.answers import answer
+from serving.batch.answers import answer
 from serving.errors import UsageError
 from serving.model import Model, open_model
 

@@ -19,8 +19,8 @@ from samples_of_rows import (
 )
 
 from serving.errors import InputError
-from serving.readers.arrays import open_array_rows, open_array_stream
-from serving.readers.rows import MappedRows, PackedRows
+from serving.inputs.arrays import open_array_rows, open_array_stream
+from serving.inputs.packed import MappedRows, PackedRows
 
 ROWS = np.random.default_rng(3).normal(size=(11, 3)).astype(np.float32)
 

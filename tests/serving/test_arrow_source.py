@@ -24,8 +24,8 @@ from samples_of_rows import (
 )
 
 from serving.errors import InputError
-from serving.readers.arrow import ArrowRows, open_arrow
-from serving.tensors import TensorInfo
+from serving.inputs.arrow import ArrowRows, open_arrow
+from serving.runtime.tensors import TensorInfo
 
 ROWS = 11
 PIXELS = np.random.default_rng(1).integers(0, 256, (ROWS, 4, 5, 1), np.uint8)

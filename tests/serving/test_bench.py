@@ -13,8 +13,6 @@ import tiny_onnx
 from odd_models import of_two_inputs, reshaping_to_two_rows
 from tiny_kinds import TEXTS, text_classifier
 
-from serving.bench import BenchOptions, bench, plan_of
-from serving.bench_report import AGAINST, report_from
 from serving.errors import (
     InputError,
     IntegrityError,
@@ -25,7 +23,9 @@ from serving.errors import (
     UsageError,
 )
 from serving.files import dump_json, sha256_of_file
-from serving.pairing import verdict
+from serving.measuring.bench import BenchOptions, bench, plan_of
+from serving.measuring.pairing import verdict
+from serving.measuring.report import AGAINST, report_from
 
 QUICK = BenchOptions(batch_sizes=(1, 4), seconds=0.02, num_rounds=2, threads=(1,))
 CPU = "CPUExecutionProvider"
@@ -381,7 +381,10 @@ def test_all_cores_are_the_default_of_threads():
 
 
 def test_the_library_reads_no_torch():
-    program = "import sys, serving.bench; print([m for m in sys.modules if m in ('torch', 'onnx')])"
+    program = (
+        "import sys, serving.measuring.bench; "
+        "print([m for m in sys.modules if m in ('torch', 'onnx')])"
+    )
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program],

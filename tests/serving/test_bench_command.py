@@ -12,8 +12,8 @@ import tiny_onnx
 from click.testing import CliRunner
 from tiny_kinds import TEXTS, text_classifier
 
-from serving.bench_report import report_from
 from serving.cli import serving
+from serving.measuring.report import report_from
 from serving.model import open_model
 
 QUICK = ("--batch-size", 2, "--seconds", "0.02", "--rounds", 2, "--threads", 1)

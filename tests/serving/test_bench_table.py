@@ -6,9 +6,9 @@ import io
 
 from bench_samples import COLD, CPU, SKIPPED, SKIPPED_BATCH, measured, report, row
 
-from serving.bench_table import as_csv, as_table
-from serving.measuring.records import ScenarioResult
-from serving.settings import SessionSettings
+from serving.measuring.scenarios.records import ScenarioResult
+from serving.measuring.table import as_csv, as_table
+from serving.runtime.settings import SessionSettings
 
 
 def two():

@@ -6,10 +6,10 @@ import tiny_onnx
 from odd_models import reshaping_to_two_rows
 from tiny_kinds import TEXTS, text_classifier
 
-from serving.binding import bind
 from serving.errors import InputError
-from serving.runtime import PROVIDERS
-from serving.session import open_session, usable_providers
+from serving.runtime.binding import bind
+from serving.runtime.providers import PROVIDERS
+from serving.runtime.session import open_session, usable_providers
 
 ROWS = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
 
@@ -64,7 +64,7 @@ def test_what_the_model_does_not_take_is_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", ["cuda_graph=on", "cuda_graph=off"])
 def test_memory_of_a_gpu_is_bound(graph):
-    from serving.settings import SessionSettings, parse_settings
+    from serving.runtime.settings import SessionSettings, parse_settings
 
     content = tiny_onnx.linear(["batch", 16])
     reason = usable_providers(content).get("cuda", "not part of this onnxruntime")

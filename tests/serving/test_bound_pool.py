@@ -8,10 +8,12 @@ from onnx import TensorProto
 from tiny_classifier import classifier, expected_scores, images
 from tiny_kinds import autoencoder, passing, text_classifier
 
-from serving.bound_pool import BoundPool, can_bind
 from serving.errors import InputError
 from serving.model import open_model
-from serving.session import SessionSettings, TensorInfo, open_session
+from serving.runtime.binding import BoundPool, can_bind
+from serving.runtime.session import open_session
+from serving.runtime.settings import SessionSettings
+from serving.runtime.tensors import TensorInfo
 
 BOUND = SessionSettings(threads=1, parallel=2, binding=True)
 

@@ -10,13 +10,14 @@ import pytest
 from tiny_classifier import LABELS, METADATA, classifier, contents, forge, images
 from tiny_kinds import TEXTS, autoencoder_contents, table_contents, text_contents
 
-from serving.bundle import FILES, BundleContents, Gate, open_bundle, read_manifest, write_bundle
+from serving.bundles.bundle import FILES, open_bundle
+from serving.bundles.manifest import MANIFEST, Gate, read_manifest
+from serving.bundles.verify import verify
+from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import sha256_of_file
-from serving.manifest import MANIFEST
 from serving.model import open_model
-from serving.session import open_session
-from serving.verify import verify
+from serving.runtime.session import open_session
 
 
 def refused(folder: Path) -> str:
@@ -264,7 +265,7 @@ def test_an_interrupted_build_leaves_the_old_bundle(
         raise KeyboardInterrupt
 
     before = read_manifest(bundle)
-    monkeypatch.setattr("serving.bundle.write_json", interrupt)
+    monkeypatch.setattr("serving.bundles.writing.write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_bundle(bundle, contents())
     assert open_bundle(bundle).manifest == before

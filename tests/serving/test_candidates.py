@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from serving.errors import UsageError
-from serving.measuring.candidates import Candidate, candidates, defaults, powers_up_to
-from serving.settings import SessionSettings, check_settings
+from serving.measuring.tuning.candidates import Candidate, candidates, defaults, powers_up_to
+from serving.runtime.settings import SessionSettings, check_settings
 
 GOALS = ("latency", "throughput")
 

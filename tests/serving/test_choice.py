@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from serving.errors import InputError
-from serving.measuring.candidates import Candidate
-from serving.measuring.finals import Final, Finalist, choose
-from serving.measuring.screening import Trial, ms_per_row
-from serving.pairing import PairedRatio
-from serving.settings import SessionSettings
-from serving.timing import Timing
+from serving.measuring.pairing import PairedRatio
+from serving.measuring.timing import Timing
+from serving.measuring.tuning.candidates import Candidate
+from serving.measuring.tuning.finals import Final, Finalist, choose
+from serving.measuring.tuning.screening import Trial, ms_per_row
+from serving.runtime.settings import SessionSettings
 
 MIB = 2**20
 OWN = Candidate(settings=SessionSettings(threads=2), batch_size=1)

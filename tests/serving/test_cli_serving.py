@@ -12,9 +12,9 @@ from PIL import Image
 from tiny_classifier import images
 from tiny_kinds import text_classifier
 
+from serving.batch.writers import FORMATS
 from serving.cli import serving
 from serving.model import BATCH_ROWS
-from serving.writers import FORMATS
 
 ROOT = Path(__file__).parents[2]
 

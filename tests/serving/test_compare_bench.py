@@ -9,12 +9,11 @@ import pytest
 import tiny_onnx
 from bench_samples import MACHINE, measured, report, row
 
-from serving.bench_report import AGAINST
 from serving.errors import InputError, IntegrityError, MissingInputError, SlowerError
 from serving.files import write_json
-from serving.measuring.before import find_before
-from serving.measuring.compare import as_text, compare_saved, compare_turns
-from serving.settings import SessionSettings
+from serving.measuring.compare import as_text, compare_saved, compare_turns, find_before
+from serving.measuring.report import AGAINST
+from serving.runtime.settings import SessionSettings
 
 
 def both(now: float, before: float):

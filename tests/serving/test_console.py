@@ -100,8 +100,8 @@ def test_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 def test_log_lines_go_to_stderr_once(capsys: pytest.CaptureFixture[str]) -> None:
     log_to_stderr()
     log_to_stderr()
-    logging.getLogger("pipeline.train").info("epoch 1")
-    logging.getLogger("serving.predict").warning("slow")
+    logging.getLogger("pipeline.stages.train").info("epoch 1")
+    logging.getLogger("serving.batch.predict").warning("slow")
     logging.getLogger("urllib3").info("no business of ours")
     assert capsys.readouterr() == ("", "epoch 1\nslow\n")
 

@@ -28,11 +28,11 @@ from tiny_images import (
 )
 
 from serving.errors import InputError
-from serving.readers import decoding
-from serving.readers.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large, tried
-from serving.readers.items import Unreadable
-from serving.readers.plain import plain_picture
-from serving.tensors import TensorInfo
+from serving.inputs import decoding
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large, tried
+from serving.inputs.items import Unreadable
+from serving.inputs.plain import plain_picture
+from serving.runtime.tensors import TensorInfo
 
 ADOBE = b"Adobe\0\x64\0\0\0\0\x01"
 PLAIN: dict[str, tuple[int, Callable[[np.ndarray], bytes]]] = {

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from serving import doctor
 from serving.cli import serving
-from serving.doctor import Diagnosis, Finding, as_text, diagnose
-from serving.doctor_store import look_at_store
+from serving.machine import doctor
+from serving.machine.doctor import Diagnosis, Finding, as_text, diagnose, look_at_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -267,7 +266,7 @@ def test_the_command_prints_findings_and_its_status_tells_problems(project, monk
 
 def test_mlflow_torch_and_dvc_are_found_without_importing_them(project):
     program = (
-        "import sys; from pathlib import Path; from serving.doctor import diagnose; "
+        "import sys; from pathlib import Path; from serving.machine.doctor import diagnose; "
         "diagnose(Path()); print([m for m in ('mlflow', 'torch', 'dvc') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -10,17 +10,14 @@ from drift_samples import Array, classified, pictures, reference
 from tiny_classifier import LABELS, contents, images
 from tiny_kinds import errors, halved
 
-from serving.answers import answer
-from serving.bundle import write_bundle
-from serving.drift.check import DriftCheck, open_check
+from serving.batch.answers import answer
+from serving.bundles.reference import Reference
+from serving.bundles.writing import write_bundle
+from serving.drift.check import DriftCheck, DriftReport, DriftState, open_check
 from serving.drift.quantities import CLASS
-from serving.drift.reference import Reference
-from serving.drift.report import DriftReport
-from serving.drift.state import DriftState
 from serving.errors import IntegrityError
-from serving.files import dump_json
+from serving.files import dump_json, read_record
 from serving.model import Model, open_model
-from serving.records import read_record
 
 TRAINING = 5000
 WORDS = ["the", "film", "is", "a", "joy", "to", "see", "and", "so", "dull"]

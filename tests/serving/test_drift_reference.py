@@ -10,12 +10,14 @@ from drift_samples import classified, pictures, reference
 from tiny_classifier import contents, forge, images
 from tiny_kinds import SENTIMENTS, TEXTS, text_contents
 
-from serving.bundle import FILES, OPTIONAL, FileInfo, open_bundle, read_manifest, write_bundle
+from serving.bundles.bundle import FILES, OPTIONAL, open_bundle
+from serving.bundles.manifest import FileInfo, read_manifest
+from serving.bundles.reference import REFERENCE, Reference, read_reference
+from serving.bundles.verify import verify
+from serving.bundles.writing import write_bundle
 from serving.drift.check import open_check
-from serving.drift.reference import REFERENCE, Reference, read_reference
 from serving.errors import IntegrityError, UsageError
 from serving.files import sha256_of_bytes
-from serving.verify import verify
 
 
 def some() -> Reference:

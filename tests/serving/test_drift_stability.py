@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from serving.drift.stability import chi_square_quantile, population_stability, psi_of_chance
+from serving.drift.bins import chi_square_quantile, population_stability, psi_of_chance
 
 # Of tables: degrees of freedom, probability, quantile.
 QUANTILES = [

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import environment, machine
-from serving.environment import Environment, describe
-from serving.files import dump_json
-from serving.records import read_record
+from serving.files import dump_json, read_record
+from serving.machine import environment, processor
+from serving.machine.environment import Environment, describe
 
 ARM = """processor\t: 0
 BogoMIPS\t: 50.00
@@ -51,14 +50,14 @@ def test_it_survives_json():
 def test_the_flags_of_an_arm_processor_are_read(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(ARM)
-    monkeypatch.setattr(environment, "cpuinfo", lambda: machine.cpuinfo(cpuinfo))
+    monkeypatch.setattr(environment, "cpuinfo", lambda: processor.cpuinfo(cpuinfo))
     found = describe()
     assert found.flags == ("asimd", "asimddp", "i8mm", "bf16")
     assert found.processor
 
 
 def test_without_proc_the_processor_still_has_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "cpuinfo", lambda: machine.cpuinfo(tmp_path / "missing"))
+    monkeypatch.setattr(environment, "cpuinfo", lambda: processor.cpuinfo(tmp_path / "missing"))
     assert describe().processor
     assert describe().flags == ()
 
@@ -93,7 +92,9 @@ def test_a_driver_that_does_not_answer_is_no_card(tmp_path, monkeypatch, script)
 def test_peak_memory_is_that_of_the_process_itself_not_of_its_parent():
     ballast = bytearray(200 * 2**20)
     ballast[:: 2**12] = b"x" * len(ballast[:: 2**12])
-    program = "from serving.environment import peak_memory_bytes; print(peak_memory_bytes())"
+    program = (
+        "from serving.machine.environment import peak_memory_bytes; print(peak_memory_bytes())"
+    )
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True

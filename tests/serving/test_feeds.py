@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_kinds import TEXTS
 
 from serving.errors import InputError
-from serving.feeds import fixed_batch, random_feeds, read_rows, row_feeds
-from serving.probe import probe
-from serving.session import TensorInfo
+from serving.measuring.feeds import fixed_batch, random_feeds, read_rows, row_feeds
+from serving.runtime.session import probe
+from serving.runtime.tensors import TensorInfo
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, write
 
-from serving.bench import model_spec
 from serving.errors import InputError, ModelError
-from serving.measuring.candidates import Candidate
+from serving.measuring.bench import model_spec
 from serving.measuring.client import Spec
-from serving.measuring.finals import Final, Finalist, Results, choose, compare, run_finals
-from serving.pairing import PairedRatio, ratio_of_turns
-from serving.settings import SessionSettings
+from serving.measuring.pairing import PairedRatio, ratio_of_turns
+from serving.measuring.tuning.candidates import Candidate
+from serving.measuring.tuning.finals import Final, Finalist, Results, choose, compare, run_finals
+from serving.runtime.settings import SessionSettings
 
 MIB = 2**20
 ONE = SessionSettings(threads=1)

@@ -10,10 +10,9 @@ import pytest
 from samples_of_rows import IMAGES, MODEL, batches, rows_of
 
 from serving.errors import InputError
-from serving.readers.idx import open_idx
-from serving.readers.rows import MappedRows, PackedRows
-from serving.readers.suffixes import is_idx
-from serving.tensors import TensorInfo
+from serving.inputs.names import is_idx
+from serving.inputs.packed import MappedRows, PackedRows, open_idx
+from serving.runtime.tensors import TensorInfo
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (11, 4, 5), np.uint8)
 MNIST = TensorInfo(name="images", dtype="uint8", shape=("batch", 28, 28, 1))

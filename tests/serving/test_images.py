@@ -13,10 +13,10 @@ import pytest
 from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
-from serving.readers.images import Images, open_images
-from serving.readers.items import Row, Unreadable, items_of
-from serving.readers.suffixes import IMAGE_SUFFIXES
-from serving.tensors import TensorInfo
+from serving.inputs.images import Images, open_images
+from serving.inputs.items import Row, Unreadable, items_of
+from serving.inputs.names import IMAGE_SUFFIXES
+from serving.runtime.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1))
 NOBODY = 65534

@@ -58,7 +58,7 @@ def test_a_prediction_needs_no_training_packages(built_bundle: Path, tmp_path: P
     np.save(tmp_path / "rows.npy", images(3))
     code = (
         "from pathlib import Path\n"
-        "from serving.predict import predict\n"
+        "from serving.batch.predict import predict\n"
         f"predict(Path({str(built_bundle)!r}), [Path({str(tmp_path / 'rows.npy')!r})],"
         f" output=Path({str(tmp_path / 'out.csv')!r}))"
     )
@@ -70,7 +70,7 @@ def test_a_prediction_needs_no_training_packages(built_bundle: Path, tmp_path: P
 def test_verify_needs_no_training_packages(built_bundle: Path) -> None:
     code = (
         "from pathlib import Path\n"
-        "from serving.verify import verify\n"
+        "from serving.bundles.verify import verify\n"
         f"assert verify(Path({str(built_bundle)!r})).passed"
     )
     assert not loaded(code) & (TRAINING | {"pyarrow", "PIL"})

@@ -26,12 +26,12 @@ from serving.errors import (
     UnknownNameError,
     UsageError,
 )
+from serving.inputs.images import Images
+from serving.inputs.inputs import Inputs, Place, open_inputs
+from serving.inputs.items import Row
+from serving.inputs.kinds import ReadOptions
+from serving.inputs.tars import Tars
 from serving.model import Model, open_model
-from serving.readers.images import Images
-from serving.readers.inputs import Inputs, Place, open_inputs
-from serving.readers.items import Row
-from serving.readers.kinds import ReadOptions
-from serving.readers.tars import Tars
 
 PIXELS = images(10)
 

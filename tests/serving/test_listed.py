@@ -11,10 +11,10 @@ import pytest
 from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
-from serving.readers.items import Row, Unreadable, items_of
-from serving.readers.listed import MOST_LINE_BYTES, ListedImages, open_image_list
-from serving.readers.suffixes import LIST_SUFFIXES
-from serving.tensors import TensorInfo
+from serving.inputs.images import MOST_LINE_BYTES, ListedImages, open_image_list
+from serving.inputs.items import Row, Unreadable, items_of
+from serving.inputs.names import LIST_SUFFIXES
+from serving.runtime.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1))
 
@@ -61,8 +61,8 @@ def test_images_of_a_pipe(paths: list[str]) -> None:
     """They are read while they come, not when the last has come."""
     script = (
         "import sys; from pathlib import Path\n"
-        "from serving.readers.listed import open_image_list\n"
-        "from serving.tensors import TensorInfo\n"
+        "from serving.inputs.images import open_image_list\n"
+        "from serving.runtime.tensors import TensorInfo\n"
         "info = TensorInfo(name='images', dtype='uint8', shape=('batch', 4, 5, 1))\n"
         "for chunk in open_image_list(None, info, Path('m'), resize=False).chunks(1):\n"
         "    print(chunk.content[0], flush=True)\n"

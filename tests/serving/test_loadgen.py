@@ -15,10 +15,10 @@ import pytest
 from steady import Steady, plan
 
 from serving.errors import FerryError
-from serving.measuring.records import Run, ScenarioPlan
-from serving.measuring.scenarios import FERRY, check_plan, measure_scenario
-from serving.measuring.system import Engine, ServerLoad, System
-from serving.settings import SessionSettings
+from serving.measuring.scenarios.records import Run, ScenarioPlan
+from serving.measuring.scenarios.scenarios import FERRY, check_plan, measure_scenario
+from serving.measuring.scenarios.system import Engine, ServerLoad, System
+from serving.runtime.settings import SessionSettings
 
 AGREEMENT = 0.03
 MOST_PAIRS = 5
@@ -31,7 +31,7 @@ PERCENTILES = {"p50_ms": 50, "p90_ms": 90}
 @pytest.fixture
 def loadgen() -> Engine:
     pytest.importorskip("mlperf_loadgen", reason="mlcommons_loadgen is not installed")
-    from serving.measuring.loadgen import LOADGEN
+    from serving.measuring.scenarios.loadgen import LOADGEN
 
     return LOADGEN
 

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from tiny_classifier import expected_scores, images
 
+from serving.batch import engine
+from serving.batch.journal import read_journal
+from serving.batch.options import PredictOptions, RunKey
+from serving.batch.predict import predict
+from serving.batch.report import Stages, summary
 from serving.errors import EngineError
-from serving.predict import PredictOptions, predict, summary
-from serving.predicting import local
-from serving.predicting.journal import read_journal
-from serving.predicting.options import RunKey
-from serving.predicting.report import Stages
 
 COUNT = 300
 
@@ -39,8 +39,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "PROCESSES_PAY", 1)
-    monkeypatch.setattr("serving.predicting.run.CHUNK_ROWS", 32)
+    monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
+    monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 32)
 
 
 def test_processes_give_what_threads_give(
@@ -48,8 +48,8 @@ def test_processes_give_what_threads_give(
 ) -> None:
     options = PredictOptions(workers=2, batch_rows=16)
     predict(model_file, [folder], output=tmp_path / "threads.jsonl", options=options)
-    monkeypatch.setattr(local, "PROCESSES_PAY", 1)
-    monkeypatch.setattr("serving.predicting.run.CHUNK_ROWS", 32)
+    monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
+    monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 32)
     report = predict(model_file, [folder], output=tmp_path / "processes.jsonl", options=options)
     assert (report.rows, report.errors) == (COUNT - 6, 6)
     written = (tmp_path / "processes.jsonl").read_bytes()
@@ -65,7 +65,7 @@ def test_processes_give_what_threads_give(
 def test_a_decoding_process_that_dies_is_told(
     model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_decode_there", dying)
+    monkeypatch.setattr(engine, "_decode_there", dying)
     with pytest.raises(EngineError, match="a process that decoded images died; the memory may"):
         predict(
             model_file, [folder], output=tmp_path / "out.csv", options=PredictOptions(workers=2)
@@ -80,16 +80,16 @@ PROGRAM = """
 import sys
 import time
 from pathlib import Path
-from serving.predict import PredictOptions, predict
-from serving.predicting import local, run
-from serving.readers.decoding import ImageDecoder
+from serving.batch.predict import PredictOptions, predict
+from serving.batch import local, run
+from serving.inputs.decoding import ImageDecoder
 decode_file = ImageDecoder.decode_file
 def slowly(self, path):
     time.sleep(0.02)
     return decode_file(self, path)
 ImageDecoder.decode_file = slowly  # in the decoding processes too, which import this program
 if __name__ == "__main__":
-    local.PROCESSES_PAY = 1
+    engine.PROCESSES_PAY = 1
     run.CHUNK_ROWS = 1
     options = PredictOptions(workers=2, batch_rows=1)
     predict(sys.argv[1], [sys.argv[2]], output=Path(sys.argv[3]), options=options)
@@ -103,7 +103,7 @@ def test_decoding_processes_end_with_a_run_that_is_killed(
         os.link(folder / "000.png", folder / f"more-{index}.png")
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "program.py", str(model_file), str(folder), "out.csv"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(engine.__file__).resolve().parents[2])}
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
         children = wait_for_children(process)
         process.kill()
@@ -119,7 +119,7 @@ def test_a_signal_to_the_whole_group_ends_the_run_after_the_batch_in_hand(
         os.link(folder / "000.png", folder / f"more-{index}.png")
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "program.py", str(model_file), str(folder), "out.csv"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(engine.__file__).resolve().parents[2])}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, start_new_session=True
     ) as process:
@@ -144,7 +144,7 @@ def wait_for_children(process: "subprocess.Popen[bytes]") -> list[psutil.Process
 def test_the_summary_says_where_the_time_went_and_what_would_help(
     model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.predicting.report.WORTH_SECONDS", 0)
+    monkeypatch.setattr("serving.batch.report.WORTH_SECONDS", 0)
     report = predict(model_file, [folder], output=tmp_path / "out.csv")
     assert sum(report.stages.shares.values()) == pytest.approx(1)
     told = summary(report).splitlines()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.cores import allowed_cores
-from serving.environment import describe
-from serving.machine import cpuinfo, flags_of, processor_of, this_machine
+from serving.machine.environment import describe
+from serving.machine.processor import cpuinfo, flags_of, processor_of, this_machine
+from serving.runtime.cores import allowed_cores
 
 TWO = """processor\t: 0
 model name\t: Tiny CPU @ 2.00GHz

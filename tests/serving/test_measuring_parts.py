@@ -10,13 +10,17 @@ import pytest
 from fresh_pages import fresh_pages
 
 from serving.errors import ModelError
-from serving.measuring import load
-from serving.measuring.cold import ColdProgram, cold_starts
-from serving.measuring.energy import energy_meter
-from serving.measuring.gpu import gpu_bytes_of, gpu_joules
-from serving.measuring.growth import growth, resident_bytes
-from serving.measuring.load import LoadMeter
-from serving.measuring.parallel import take_parallel_samples
+from serving.measuring import meters
+from serving.measuring.bench import ColdProgram, cold_starts
+from serving.measuring.meters import (
+    LoadMeter,
+    energy_meter,
+    gpu_bytes_of,
+    gpu_joules,
+    growth,
+    resident_bytes,
+)
+from serving.measuring.worker import take_parallel_samples
 
 # Calls at a time
 
@@ -106,10 +110,10 @@ def test_work_of_others_is_told(monkeypatch):
     """On a machine whose counters we set: 2 s busy and 1 s stolen in 1 s, 0.5 s of it our own."""
     machine, own = iter([(10.0, 0.0), (12.0, 1.0)]), iter([1.0, 1.5])
     now = iter([0.0, 1.0])
-    monkeypatch.setattr(load, "_machine_seconds", lambda: next(machine))
-    monkeypatch.setattr(load, "_own_seconds", lambda: next(own))
-    monkeypatch.setattr(load, "perf_counter", lambda: next(now))
-    monkeypatch.setattr(load.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(meters, "_machine_seconds", lambda: next(machine))
+    monkeypatch.setattr(meters, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(meters, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(meters.os, "cpu_count", lambda: 4)
     found = LoadMeter().read()
     assert (found.own_cores, found.other_cores, found.stolen_cores) == (0.5, 1.5, 1.0)
     assert found.warning == (
@@ -120,9 +124,9 @@ def test_work_of_others_is_told(monkeypatch):
 
 def test_a_quiet_machine_is_no_warning(monkeypatch):
     machine, own = iter([(10.0, 0.0), (11.0, 0.0)]), iter([1.0, 1.9])
-    monkeypatch.setattr(load, "_machine_seconds", lambda: next(machine))
-    monkeypatch.setattr(load, "_own_seconds", lambda: next(own))
-    monkeypatch.setattr(load, "perf_counter", iter([0.0, 1.0]).__next__)
+    monkeypatch.setattr(meters, "_machine_seconds", lambda: next(machine))
+    monkeypatch.setattr(meters, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(meters, "perf_counter", iter([0.0, 1.0]).__next__)
     assert LoadMeter().read().warning is None
 
 

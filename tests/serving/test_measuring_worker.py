@@ -10,19 +10,12 @@ import tiny_onnx
 from fresh_pages import fresh_pages
 from odd_models import reshaping_to_two_rows
 
-from serving.bench import model_spec
-from serving.errors import (
-    InputError,
-    MissingInputError,
-    ModelError,
-    UnknownNameError,
-    UsageError,
-)
+from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
+from serving.measuring.bench import model_spec
 from serving.measuring.client import Spec, Worker, label_of
 from serving.measuring.rounds import Findings, Plan, cores_for, measure
-from serving.measuring.subject import Started
-from serving.measuring.worker import FIRST_CALLS, Desk, pin
-from serving.settings import SessionSettings
+from serving.measuring.worker import FIRST_CALLS, Desk, Started, pin
+from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
 CORES = sorted(os.sched_getaffinity(0))

@@ -14,18 +14,25 @@ import tiny_onnx
 from click.testing import CliRunner
 from fresh_pages import fresh_pages
 
-from serving.bench import BenchOptions, bench, model_spec
-from serving.bench_report import report_from
-from serving.bench_table import as_csv, as_table
 from serving.cli import serving
 from serving.files import dump_json
-from serving.measuring.growth import growth, resident_bytes
+from serving.measuring.bench import BenchOptions, bench, model_spec
+from serving.measuring.meters import growth, resident_bytes
+from serving.measuring.pairing import orders, paired_ratio, ratio_of_turns, verdict
+from serving.measuring.report import report_from
 from serving.measuring.rounds import Findings, Plan, measure
-from serving.measuring.subject import Started
-from serving.measuring.worker import Desk
-from serving.pairing import orders, paired_ratio, ratio_of_turns, verdict
-from serving.settings import SessionSettings
-from serving.timing import Clock, Samples, WarmUp, take_samples, time_calls, timing_of, warm_up
+from serving.measuring.table import as_csv, as_table
+from serving.measuring.timing import (
+    Clock,
+    Samples,
+    WarmUp,
+    take_samples,
+    time_calls,
+    timing_of,
+    warm_up,
+)
+from serving.measuring.worker import Desk, Started
+from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
 
@@ -38,7 +45,7 @@ class Machine:
         for module in ("timing", "pairing"):
             monkeypatch.setattr(f"serving.{module}.perf_counter_ns", lambda: self.now)
         clock = Clock(resolution_ns=1, reading_ns=1)
-        monkeypatch.setattr("serving.timing.check_clock", lambda: clock)
+        monkeypatch.setattr("serving.measuring.timing.check_clock", lambda: clock)
 
     def call(self, duration: Callable[[int], float]) -> Callable[[], None]:
         """A call that takes what `duration` says of the present time, in nanoseconds."""

@@ -21,7 +21,7 @@ from tiny_kinds import (
 import serving
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError, ProviderError
 from serving.model import open_model
-from serving.session import open_session
+from serving.runtime.session import open_session
 
 
 def saved(tmp_path: Path, content: bytes) -> Path:

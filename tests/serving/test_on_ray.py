@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from tiny_classifier import images
 
+from serving.batch import outputs
+from serving.batch.options import PredictOptions
+from serving.batch.outputs import ShardedOutput
+from serving.batch.predict import predict
 from serving.errors import EngineError, UsageError
-from serving.predict import PredictOptions, predict
-from serving.predicting import outputs
-from serving.predicting.outputs import ShardedOutput
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'onnx-ferry[ray]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

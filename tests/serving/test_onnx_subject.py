@@ -14,8 +14,8 @@ from serving.errors import InputError, IntegrityError, MissingInputError, ModelE
 from serving.files import sha256_of_file
 from serving.measuring.client import child_environment
 from serving.measuring.onnx_subject import MOST_ROWS, OnnxSubject
-from serving.runtime import PROVIDERS
-from serving.settings import SessionSettings
+from serving.runtime.providers import PROVIDERS
+from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
 BOUND = SessionSettings(threads=1, binding=True)

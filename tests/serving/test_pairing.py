@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from serving.pairing import (
+from serving.measuring.pairing import (
     PairedRatio,
     interval_of_median,
     orders,
@@ -15,7 +15,7 @@ from serving.pairing import (
     ratio_of_turns,
     verdict,
 )
-from serving.timing import MIN_CALLS
+from serving.measuring.timing import MIN_CALLS
 
 
 def sleeper(milliseconds):

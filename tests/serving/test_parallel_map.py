@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.parallel_map import AHEAD, ordered_map
+from serving.runtime.cores import AHEAD, ordered_map
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 5])

@@ -24,10 +24,10 @@ from tiny_images import (
     write,
 )
 
-from serving.readers.decoding import MOST_BYTES, ImageDecoder
-from serving.readers.images import Images, open_images
-from serving.readers.items import Row, Unreadable, items_of
-from serving.tensors import TensorInfo
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder
+from serving.inputs.images import Images, open_images
+from serving.inputs.items import Row, Unreadable, items_of
+from serving.runtime.tensors import TensorInfo
 
 HEIGHT, WIDTH = 20, 30
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", HEIGHT, WIDTH, 3))
@@ -225,9 +225,9 @@ def test_every_poison_is_named_and_every_good_image_read(
 MEASURE = """
 import sys
 from pathlib import Path
-from serving.readers.images import open_images
-from serving.readers.items import Row, items_of
-from serving.tensors import TensorInfo
+from serving.inputs.images import open_images
+from serving.inputs.items import Row, items_of
+from serving.runtime.tensors import TensorInfo
 
 info = TensorInfo(name="images", dtype="uint8", shape=("batch", 20, 30, 3))
 # Unlike getrusage it does not begin with what the parent held.

@@ -23,11 +23,14 @@ from tiny_kinds import (
     text_contents,
 )
 
-from serving.bundle import write_bundle, write_profile
+from serving.batch.options import PredictOptions
+from serving.batch.predict import predict
+from serving.batch.report import summary
+from serving.bundles.writing import write_bundle, write_profile
 from serving.errors import InputError, MissingInputError, UsageError
 from serving.model import Model
-from serving.predict import PredictOptions, predict, summary
-from serving.session import SessionSettings, open_session
+from serving.runtime.session import open_session
+from serving.runtime.settings import SessionSettings
 
 
 @pytest.fixture

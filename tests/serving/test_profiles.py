@@ -11,15 +11,16 @@ import pytest
 from tiny_classifier import forge, images, profile
 from tiny_kinds import TEXTS, text_contents
 
-import serving.bundle
-from serving.bundle import open_bundle, read_manifest, write_bundle, write_profile
+import serving.bundles.writing
+from serving.bundles.bundle import open_bundle
+from serving.bundles.manifest import MANIFEST, read_manifest
+from serving.bundles.profiles import Profile, check_profiles, fits, profile_for, with_profile
+from serving.bundles.verify import verify
+from serving.bundles.writing import write_bundle, write_profile
 from serving.errors import IntegrityError, MissingInputError, ProviderError, UsageError
 from serving.files import dump_json
-from serving.manifest import MANIFEST
 from serving.model import BATCH_ROWS, open_model
-from serving.profiles import Profile, check_profiles, fits, profile_for, with_profile
-from serving.session import SessionSettings
-from serving.verify import verify
+from serving.runtime.settings import SessionSettings
 
 
 def refused(opens: Callable[[Path], object], bundle: Path) -> str:
@@ -73,7 +74,7 @@ def test_the_one_for_the_goal_and_the_provider_is_taken() -> None:
 
 
 def test_no_machine_is_asked_for_without_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.profiles.this_machine", None)
+    monkeypatch.setattr("serving.bundles.profiles.this_machine", None)
     assert profile_for([profile()], "cuda", "latency") is None
 
 
@@ -232,7 +233,7 @@ def test_an_interruption_leaves_the_old_manifest(
         target.write_text(dump_json(record)[:100], encoding="utf-8")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serving.bundle, "write_json", interrupted)
+    monkeypatch.setattr(serving.bundles.writing, "write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_profile(bundle, profile())
     assert open_bundle(bundle).manifest.profiles == ()

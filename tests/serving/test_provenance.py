@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.provenance import git_revision
+from serving.machine.environment import git_revision
 
 Git = Callable[..., str]
 
@@ -35,7 +35,7 @@ def git(tmp_path: Path) -> Git:
 @pytest.fixture
 def repository(tmp_path: Path, git: Git) -> Path:
     """A checkout with one commit of everything that a project has."""
-    for name in ("pipeline/train.py", "serving/model.py", "metrics/x/train.json"):
+    for name in ("pipeline/stages/train.py", "serving/model.py", "metrics/x/train.json"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         path.write_text("1\n")
@@ -52,7 +52,7 @@ def test_a_clean_checkout_is_its_commit(repository: Path, git: Git) -> None:
     assert len(git_revision(repository)) == 40
 
 
-@pytest.mark.parametrize("name", ["pipeline/train.py", "serving/model.py", "params.yaml"])
+@pytest.mark.parametrize("name", ["pipeline/stages/train.py", "serving/model.py", "params.yaml"])
 def test_a_changed_source_is_dirty(repository: Path, git: Git, name: str) -> None:
     (repository / name).write_text("2\n")
     assert git_revision(repository) == git("rev-parse", "HEAD") + "-dirty"

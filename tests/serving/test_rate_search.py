@@ -7,15 +7,15 @@ import pytest
 from steady import plan
 
 from serving.errors import InputError, ModelError
-from serving.measuring.rate_search import (
+from serving.measuring.scenarios.rate_search import (
     MAX_OVERRUN,
     MIN_QUERIES,
     Found,
     highest_rate,
     num_queries,
 )
-from serving.measuring.records import Run, ScenarioPlan
-from serving.measuring.system import ServerLoad
+from serving.measuring.scenarios.records import Run, ScenarioPlan
+from serving.measuring.scenarios.system import ServerLoad
 
 CAPACITY = 1000.0
 LIMIT_MS = 10.0

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from serving.errors import InputError
-from serving.measuring.rate_search import MAX_OVERRUN, highest_rate, num_queries
-from serving.measuring.records import Run, ScenarioPlan
-from serving.measuring.system import ServerLoad
+from serving.measuring.scenarios.rate_search import MAX_OVERRUN, highest_rate, num_queries
+from serving.measuring.scenarios.records import Run, ScenarioPlan
+from serving.measuring.scenarios.system import ServerLoad
 
 PLAN = ScenarioPlan(
     scenario="server",

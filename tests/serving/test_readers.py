@@ -7,12 +7,12 @@ from PIL import Image
 from tiny_classifier import classifier, images
 
 from serving.errors import InputError, MissingInputError
+from serving.inputs.images import Images, open_images
+from serving.inputs.inputs import open_inputs
+from serving.inputs.items import Row, Unreadable, items_of
+from serving.inputs.kinds import ReadOptions
+from serving.inputs.names import IMAGE_SUFFIXES
 from serving.model import Model, open_model
-from serving.readers.images import Images, open_images
-from serving.readers.inputs import open_inputs
-from serving.readers.items import Row, Unreadable, items_of
-from serving.readers.kinds import ReadOptions
-from serving.readers.suffixes import IMAGE_SUFFIXES
 
 
 def model(tmp_path: Path, channels: int = 1) -> Model:

@@ -12,10 +12,10 @@ from tiny_kinds import TEXTS, features, passing, table_classifier, text_classifi
 from tiny_onnx import FLOAT, INT64, STRING
 
 from serving.errors import FerryError, InputError, UsageError
+from serving.inputs.inputs import open_inputs
+from serving.inputs.items import Row, Unreadable
+from serving.inputs.kinds import ReadOptions
 from serving.model import Model, open_model
-from serving.readers.inputs import open_inputs
-from serving.readers.items import Row, Unreadable
-from serving.readers.kinds import ReadOptions
 
 AWKWARD = ["plain", "", "a, b", 'say "hi"', "two\nlines", "naïve café", " blanks ", "\u2028"]
 

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from serving.errors import IntegrityError
-from serving.records import read_record
+from serving.files import read_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,16 +25,17 @@ from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, table_classifier, text_classifier
 from web_folder import Web, served
 
+from serving.batch import engine, outputs
+from serving.batch.options import PredictOptions
+from serving.batch.outputs import ShardedOutput
+from serving.batch.predict import dry_run, predict
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
+from serving.inputs import fetched, remote
+from serving.inputs.fetched import Fetched, RemoteImages, open_remote_images
+from serving.inputs.inputs import Inputs, open_inputs
+from serving.inputs.items import Batch, Chunk, Row, Source
+from serving.inputs.kinds import ReadOptions
 from serving.model import Model, open_model
-from serving.predict import PredictOptions, dry_run, predict
-from serving.predicting import local, outputs
-from serving.predicting.outputs import ShardedOutput
-from serving.readers import fetched, remote
-from serving.readers.fetched import Fetched, RemoteImages, open_remote_images
-from serving.readers.inputs import Inputs, open_inputs
-from serving.readers.items import Batch, Chunk, Row, Source
-from serving.readers.kinds import ReadOptions
 
 PIXELS = images(10)
 PNGS = [encoded(pixels, "PNG") for pixels in PIXELS]
@@ -423,7 +424,7 @@ main()
 
 
 def test_nobody_without_addresses_waits_for_the_library() -> None:
-    program = "import sys, serving.predict; print({'fsspec', 'aiohttp'} & set(sys.modules))"
+    program = "import sys, serving.batch.predict; print({'fsspec', 'aiohttp'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "set()\n"
 
@@ -466,7 +467,7 @@ def test_a_run_that_was_cut_short_goes_on(
     predict(model_file, inputs, output=tmp_path / "whole.csv", options=options)
     monkeypatch.setattr(outputs, "SHARD_ROWS", 1)
     if name == "photos/":
-        monkeypatch.setattr("serving.predicting.run.CHUNK_ROWS", 8)
+        monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 8)
     take, taken = ShardedOutput.take, []
 
     def limited(self: ShardedOutput, *given: object) -> None:
@@ -497,11 +498,11 @@ def test_two_processes_decode_what_was_fetched(
     names = ["photos/", "rows.tar", "rows.parquet", "rows.npy", "rows.tar.gz"]
     inputs = [f"{web.url}/{name}" for name in names]
     here = [str(web.folder / name) for name in names]
-    monkeypatch.setattr("serving.predicting.run.CHUNK_ROWS", 4)
+    monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 4)
     one, two = (PredictOptions(workers=workers, batch_rows=4) for workers in (1, 2))
     predict(model_file, here, output=tmp_path / "here.csv", options=one)
     predict(model_file, inputs, output=tmp_path / "one.csv", options=one)
-    monkeypatch.setattr(local, "PROCESSES_PAY", 1)
+    monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
     report = predict(model_file, inputs, output=tmp_path / "two.csv", options=two)
     assert (report.rows, report.errors) == (50, 0)
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()

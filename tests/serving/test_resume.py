@@ -20,11 +20,13 @@ import pytest
 from PIL import Image
 from tiny_classifier import classifier, images
 
+from serving.batch import outputs
+from serving.batch.journal import read_journal
+from serving.batch.options import PredictOptions
+from serving.batch.outputs import Layout, ShardedOutput
+from serving.batch.predict import predict
+from serving.batch.report import summary
 from serving.errors import InputError, IntegrityError, OutputError
-from serving.predict import PredictOptions, predict, summary
-from serving.predicting import outputs
-from serving.predicting.journal import read_journal
-from serving.predicting.outputs import Layout, ShardedOutput
 
 ROWS = 3000
 ONE = PredictOptions(workers=1, batch_rows=8)
@@ -242,7 +244,7 @@ def test_joining_can_be_interrupted_anywhere(
     output = tmp_path / "out.csv"
     for name in ("atomic_write", "write_bytes", "sync_folder"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"serving.predicting.resume.{name}", broken)
+            patch.setattr(f"serving.batch.resume.{name}", broken)
             with pytest.raises(CutShortError):
                 predict(model_file, [rows], output=output, options=ONE)
     real, calls = shutil.rmtree, []
@@ -252,7 +254,7 @@ def test_joining_can_be_interrupted_anywhere(
         raise CutShortError
 
     with monkeypatch.context() as patch:
-        patch.setattr("serving.predicting.resume.shutil.rmtree", half)
+        patch.setattr("serving.batch.resume.shutil.rmtree", half)
         with pytest.raises(CutShortError):
             predict(model_file, [rows], output=output, options=ONE)
     assert calls
@@ -269,7 +271,7 @@ def test_a_single_shard_that_became_the_output_is_not_asked_for_again(
 ) -> None:
     output = tmp_path / "out.csv"
     with monkeypatch.context() as patch:
-        patch.setattr(f"serving.predicting.resume.{name}", broken)
+        patch.setattr(f"serving.batch.resume.{name}", broken)
         with pytest.raises(CutShortError):
             predict(model_file, [rows], output=output, options=ONE)
     report = predict(model_file, [rows], output=output, options=ONE)

@@ -12,7 +12,9 @@ import pytest
 from tiny_classifier import LABELS, classifier, contents, expected_scores, forge, images
 from tiny_kinds import TEXTS, autoencoder_contents, errors, halved, positive, text_contents
 
-from serving.bundle import Golden, open_bundle, write_bundle
+from serving.bundles.bundle import open_bundle
+from serving.bundles.manifest import Golden
+from serving.bundles.writing import write_bundle
 
 RUNNER = Path(__file__).parents[2] / "serving" / "runner.py"
 

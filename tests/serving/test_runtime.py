@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from serving import runtime
 from serving.errors import ProviderError, UnknownNameError
-from serving.runtime import (
+from serving.runtime import providers
+from serving.runtime.providers import (
     PROVIDERS,
     built_in_providers,
     installed,
@@ -14,7 +14,7 @@ from serving.runtime import (
     provider_options,
     why_not,
 )
-from serving.settings import SessionSettings, parse_settings
+from serving.runtime.settings import SessionSettings, parse_settings
 
 BASE = SessionSettings(threads=1)
 HIDDEN = RuntimeError("the fallback to CPU EP has been explicitly disabled by the user.")
@@ -61,13 +61,13 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "capi").mkdir()
     library = tmp_path / "capi" / "libonnxruntime_providers_cuda.so"
     library.write_bytes(b"")
-    monkeypatch.setattr(runtime.onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(providers.onnxruntime, "__file__", str(tmp_path / "__init__.py"))
 
     def load(path: str) -> None:
         assert path == str(library)
         raise OSError("libcublasLt.so.13: cannot open shared object file: No such file")
 
-    monkeypatch.setattr(runtime.ctypes, "CDLL", load)
+    monkeypatch.setattr(providers.ctypes, "CDLL", load)
     assert why_not("cuda", HIDDEN) == "it needs libcublasLt.so.13, which is not there"
 
 

@@ -13,14 +13,20 @@ import tiny_onnx
 from steady import Steady, plan
 
 from serving.errors import FerryError, InputError, UnknownNameError, UsageError
+from serving.files import read_record
+from serving.measuring.bench import run_scenarios
 from serving.measuring.client import Spec
-from serving.measuring.rate_search import MIN_QUERIES, highest_rate, num_queries
-from serving.measuring.records import Probe, Run, ScenarioFigures, ScenarioPlan
-from serving.measuring.scenario_runs import run_scenarios
-from serving.measuring.scenarios import FERRY, SCENARIOS, check_plan, measure_scenario, run_scenario
-from serving.measuring.system import ServerLoad, System
-from serving.records import read_record
-from serving.settings import SessionSettings
+from serving.measuring.scenarios.rate_search import MIN_QUERIES, highest_rate, num_queries
+from serving.measuring.scenarios.records import Probe, Run, ScenarioFigures, ScenarioPlan
+from serving.measuring.scenarios.scenarios import (
+    FERRY,
+    SCENARIOS,
+    check_plan,
+    measure_scenario,
+    run_scenario,
+)
+from serving.measuring.scenarios.system import ServerLoad, System
+from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
 

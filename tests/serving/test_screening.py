@@ -13,11 +13,11 @@ from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, recurrent, write
 
 from serving.errors import InputError, MissingInputError
-from serving.measuring.candidates import Candidate
 from serving.measuring.client import Spec
-from serving.measuring.screening import ScreenedSubject, Trial, ms_per_row, screen
-from serving.measuring.tuner import SCREENING, TuneOptions, spec_of
-from serving.settings import SessionSettings
+from serving.measuring.tuning.candidates import Candidate
+from serving.measuring.tuning.screening import ScreenedSubject, Trial, ms_per_row, screen
+from serving.measuring.tuning.tuner import SCREENING, TuneOptions, spec_of
+from serving.runtime.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 

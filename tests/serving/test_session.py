@@ -9,7 +9,6 @@ import pytest
 import tiny_onnx
 from tiny_classifier import LABELS, classifier, expected_scores, images
 
-from serving.cores import allowed_cores
 from serving.errors import (
     InputError,
     MissingInputError,
@@ -19,15 +18,11 @@ from serving.errors import (
     UsageError,
 )
 from serving.files import sha256_of_file
-from serving.session import (
-    PROVIDERS,
-    ProviderProof,
-    SessionSettings,
-    TensorInfo,
-    open_session,
-    share_of,
-    usable_providers,
-)
+from serving.runtime.cores import allowed_cores
+from serving.runtime.providers import PROVIDERS
+from serving.runtime.session import ProviderProof, open_session, share_of, usable_providers
+from serving.runtime.settings import SessionSettings
+from serving.runtime.tensors import TensorInfo
 
 
 def test_a_session_tells_what_the_model_takes_and_gives(model_file: Path) -> None:

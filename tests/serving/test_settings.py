@@ -3,7 +3,7 @@
 import pytest
 
 from serving.errors import UnknownNameError, UsageError
-from serving.settings import SessionSettings, check_settings, parse_settings
+from serving.runtime.settings import SessionSettings, check_settings, parse_settings
 
 BASE = SessionSettings(threads=2)
 

@@ -12,11 +12,11 @@ import pytest
 from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
-from serving.readers import archives, tars
-from serving.readers.items import Row, Unreadable, items_of
-from serving.readers.suffixes import IMAGE_SUFFIXES, is_tar
-from serving.readers.tars import Tars, open_tars
-from serving.tensors import TensorInfo
+from serving.inputs import tars
+from serving.inputs.items import Row, Unreadable, items_of
+from serving.inputs.names import IMAGE_SUFFIXES, is_tar
+from serving.inputs.tars import Tars, open_tars
+from serving.runtime.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 20, 30, 1))
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -113,7 +113,7 @@ def test_a_source_and_its_chunks_can_be_sent(tmp_path: Path, suffix: str) -> Non
 def test_what_was_read_is_forgotten(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", samples(50), pax_headers={"comment": "a" * 1000})
     with path.open("rb") as file:
-        archive = archives.Forgetful(fileobj=file, mode="r")
+        archive = tars.Forgetful(fileobj=file, mode="r")
         seen = 0
         while archive.next() is not None:
             seen += 1

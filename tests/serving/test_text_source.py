@@ -21,10 +21,10 @@ from samples_of_rows import (
 )
 
 from serving.errors import InputError
-from serving.readers.items import Source
-from serving.readers.lines import open_lines
-from serving.readers.stdin import open_stdin
-from serving.readers.tables import open_table
+from serving.inputs.items import Source
+from serving.inputs.lines import open_lines
+from serving.inputs.stdin import open_stdin
+from serving.inputs.tables import open_table
 
 TEXTS = ["good", "", "naïve", " b ", "\u2028", "x,y", "7", "8", "9", "10", "last"]
 CSV = 'id,text\n0,good\n1,\n\n2,naïve\n3,"two\nlines"\n4,a\n5\n6,b\n'

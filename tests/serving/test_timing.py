@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from serving.timing import (
+from serving.measuring.timing import (
     MIN_CALLS,
     Clock,
     Samples,
@@ -65,7 +65,7 @@ def test_a_rate_that_never_settles_is_told(monkeypatch):
     def slower_and_slower():
         now[0] += int(1_000_000 * 1.02 ** next(calls))
 
-    monkeypatch.setattr("serving.timing.perf_counter_ns", lambda: now[0])
+    monkeypatch.setattr("serving.measuring.timing.perf_counter_ns", lambda: now[0])
     assert not time_calls(slower_and_slower, batch_size=1, seconds=0.01).steady
 
 
@@ -108,11 +108,13 @@ def test_a_sample_of_a_group_is_the_time_of_one_call(monkeypatch):
     def call():
         now[0] += 1000
 
-    monkeypatch.setattr("serving.timing.perf_counter_ns", lambda: now[0] // 100_000 * 100_000)
     monkeypatch.setattr(
-        "serving.timing.check_clock", lambda: Clock(resolution_ns=100_000, reading_ns=1)
+        "serving.measuring.timing.perf_counter_ns", lambda: now[0] // 100_000 * 100_000
     )
-    monkeypatch.setattr("serving.timing.time_once", lambda _: 1000)
+    monkeypatch.setattr(
+        "serving.measuring.timing.check_clock", lambda: Clock(resolution_ns=100_000, reading_ns=1)
+    )
+    monkeypatch.setattr("serving.measuring.timing.time_once", lambda _: 1000)
     samples = take_samples(call, 0.1)
     assert samples.num_calls == 2000 * len(samples.call_ns)
     assert np.median(samples.call_ns) == 1000

@@ -11,19 +11,25 @@ from tiny_classifier import classifier
 from tiny_kinds import TEXTS, text_classifier
 from tiny_onnx import FLOAT, linear, write
 
-from serving.bundle import write_profile
-from serving.cores import allowed_cores
+from serving.bundles.writing import write_profile
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
-from serving.files import dump_json
-from serving.measuring.candidates import Candidate, defaults
+from serving.files import dump_json, read_record
 from serving.measuring.client import Spec
-from serving.measuring.finals import Final, Results, choose, compare, run_finals
-from serving.measuring.screening import ms_per_row, screen
-from serving.measuring.tune_report import TuneReport, as_text, profile_of
-from serving.measuring.tuner import TuneOptions, grid_of, spec_of, tune
+from serving.measuring.tuning.candidates import Candidate, defaults
+from serving.measuring.tuning.finals import Final, Results, choose, compare, run_finals
+from serving.measuring.tuning.screening import ms_per_row, screen
+from serving.measuring.tuning.tuner import (
+    TuneOptions,
+    TuneReport,
+    as_text,
+    grid_of,
+    profile_of,
+    spec_of,
+    tune,
+)
 from serving.model import open_model
-from serving.records import read_record
-from serving.settings import SessionSettings
+from serving.runtime.cores import allowed_cores
+from serving.runtime.settings import SessionSettings
 
 SLEEPER = Spec(name="sleeper", provider="cpu", module="sleeper", setup={})
 ONE, TWO = SessionSettings(threads=1), SessionSettings(threads=1, parallel=2)

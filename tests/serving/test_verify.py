@@ -9,10 +9,11 @@ import pytest
 from tiny_classifier import METADATA, SOURCE, classifier, contents, forge
 from tiny_kinds import autoencoder_contents, table_contents
 
-from serving.bundle import BundleContents, FileInfo, Gate, Golden, read_manifest, write_bundle
+from serving.bundles.manifest import FileInfo, Gate, Golden, read_manifest
+from serving.bundles.verify import VerifyReport, as_table, verify
+from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import IntegrityError, MissingInputError, ProviderError, UnknownNameError
 from serving.files import sha256_of_bytes
-from serving.verify import VerifyReport, as_table, verify
 
 
 def replace_file(bundle: Path, name: str, content: bytes) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from serving.answers import Columns
+from serving.batch.answers import Columns
+from serving.batch.writers import format_of, open_writer
 from serving.errors import ModelError, UsageError
-from serving.writers import format_of, open_writer
 
 LABELS = ("cat", 'a "b", c', "émeu\n")
 METADATA = {"ferry.model_sha256": "ab" * 32, "ferry.version": "0.1.0"}
@@ -146,7 +146,7 @@ def test_small_batches_make_no_small_row_groups(
 ) -> None:
     write(tmp_path / "out.parquet", "parquet", batches=9)
     assert pyarrow.parquet.read_metadata(tmp_path / "out.parquet").num_row_groups == 1
-    monkeypatch.setattr("serving.arrow_writer.GROUP_CELLS", 5 * 20)
+    monkeypatch.setattr("serving.batch.writers.GROUP_CELLS", 5 * 20)
     write(tmp_path / "out.parquet", "parquet", batches=9)
     metadata = pyarrow.parquet.read_metadata(tmp_path / "out.parquet")
     assert [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)] == [20, 20, 5]
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> N
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from test_writers import columns\n"
-        "from serving.writers import open_writer\n"
+        "from serving.batch.writers import open_writer\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try:\n"

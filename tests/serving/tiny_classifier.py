@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.bundle import BundleContents, Gate, Source, read_manifest
+from serving.bundles.manifest import MANIFEST, Gate, Source, read_manifest, sealed
+from serving.bundles.profiles import Profile
+from serving.bundles.writing import BundleContents
 from serving.files import dump_json
-from serving.machine import this_machine
-from serving.manifest import MANIFEST, sealed
-from serving.profiles import Profile
-from serving.settings import SessionSettings
+from serving.machine.processor import this_machine
+from serving.runtime.settings import SessionSettings
 
 # Unlike one another, so that a mix-up of the axes shows.
 HEIGHT, WIDTH = 4, 5

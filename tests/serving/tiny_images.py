@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from serving.readers.decoding import ImageDecoder
+from serving.inputs.decoding import ImageDecoder
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 PNG_START = b"\x89PNG\r\n\x1a\n"

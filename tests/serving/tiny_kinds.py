@@ -6,7 +6,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from tiny_classifier import HEIGHT, METADATA, WIDTH, contents, images
 
-from serving.bundle import BundleContents
+from serving.bundles.writing import BundleContents
 
 FLOAT, STRING, UINT8 = TensorProto.FLOAT, TensorProto.STRING, TensorProto.UINT8
 # What each word says for the second class; any other word says nothing.

@@ -1,0 +1,45 @@
+"""The command `ferry benchmark`: time every variant of an experiment."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import experiment_argument, track_option
+from serving.console import json_option, show
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
+
+
+@click.command()
+@experiment_argument
+@track_option
+@json_option
+def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
+    """Time EXPERIMENT's variants on every provider of this machine, beside PyTorch eager.
+
+    Example: ferry benchmark mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.records import read
+    from pipeline.records.benchmark import as_table
+    from pipeline.records.quantize import QuantizeReport
+    from pipeline.stages.benchmark import benchmark
+    from serving.console import progress
+
+    made = layout.metrics(experiment.name, "quantize")
+    with progress() as tell:
+        report = benchmark(
+            layout.weights(experiment.name),
+            layout.models(experiment.name),
+            layout.ready(experiment.dataset),
+            layout.metrics(experiment.name, "benchmark"),
+            layout.plots(experiment.name, "benchmark"),
+            experiment=experiment,
+            skipped=read(QuantizeReport, made, f"ferry quantize {experiment.name}").skipped,
+            track=track,
+            tell=tell,
+        )
+    show(report, as_json=as_json, text=as_table(report))
+    if report.bench.partial:
+        click.get_current_context().exit(1)

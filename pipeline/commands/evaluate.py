@@ -1,0 +1,39 @@
+"""The command `ferry evaluate`: look inside a trained network."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import experiment_argument, track_option
+from serving.console import json_option, show, summary
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
+
+
+@click.command()
+@experiment_argument
+@track_option
+@json_option
+def evaluate(experiment: "Experiment", track: bool, as_json: bool) -> None:
+    """Look inside EXPERIMENT's trained network: pictures, calibration, attacks.
+
+    The pictures are SVG files in reports/pictures/EXPERIMENT, which the report shows.
+
+    Example: ferry evaluate mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.records.evaluate import headline
+    from pipeline.stages.evaluate import evaluate
+
+    report = evaluate(
+        layout.weights(experiment.name),
+        layout.ready(experiment.dataset),
+        layout.ready(experiment.evaluate.against),
+        layout.metrics(experiment.name, "evaluate"),
+        layout.pictures(experiment.name),
+        experiment=experiment,
+        track=track,
+    )
+    found = {"experiment": report.experiment, **headline(report), "pictures": len(report.pictures)}
+    show(report, as_json=as_json, text=summary(found))

@@ -1,0 +1,50 @@
+"""The arguments and options that several commands of `ferry` share."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class ExperimentName(click.ParamType["Experiment"]):
+    """A section of params.yaml, looked up when the command runs and never for its help."""
+
+    name = "experiment"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002 - click's signature
+    ) -> "Experiment":
+        """Read params.yaml and find the experiment."""
+        from pipeline.config import params
+
+        return params.load().experiment(value)
+
+
+def experiment_argument(command: Command) -> Command:
+    """Add the argument EXPERIMENT."""
+    return click.argument("experiment", type=ExperimentName())(command)
+
+
+def optional_experiment_argument(command: Command) -> Command:
+    """Add the argument EXPERIMENT to a command that has other things to work on as well."""
+    return click.argument("experiment", type=ExperimentName(), required=False)(command)
+
+
+def track_option(command: Command) -> Command:
+    """Add `--track/--no-track`."""
+    option = click.option(
+        "--track/--no-track",
+        default=True,
+        show_envvar=True,
+        envvar="FERRY_TRACK",
+        help="Whether MLflow records it.",
+    )
+    return option(command)

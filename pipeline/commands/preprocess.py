@@ -1,0 +1,23 @@
+"""The command `ferry preprocess`: split a data set into arrays."""
+
+import click
+
+from serving.console import json_option, show, summary
+
+
+@click.command()
+@click.argument("dataset")
+@json_option
+def preprocess(dataset: str, as_json: bool) -> None:
+    """Split DATASET into training, validation and test arrays.
+
+    Example: ferry preprocess mnist
+    """
+    from pipeline import layout
+    from pipeline.config import params
+    from pipeline.stages.preprocess import preprocess
+
+    settings = params.load().dataset(dataset)
+    manifest = preprocess(layout.raw(dataset), layout.ready(dataset), name=dataset, config=settings)
+    rows = {split: sum(counts) for split, counts in manifest.class_counts.items()}
+    show(manifest, as_json=as_json, text=summary({"dataset": dataset, **rows}))

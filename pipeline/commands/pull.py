@@ -1,0 +1,32 @@
+"""The command `ferry pull`: fetch the official files of a data set."""
+
+import click
+
+from serving.console import json_option, show
+
+
+@click.command()
+@click.argument("dataset")
+@click.option(
+    "--mirror",
+    metavar="URL|DIR",
+    envvar="FERRY_MIRROR",
+    show_envvar=True,
+    help="Tried before the official addresses; laid out as MIRROR/DATASET/FILE.",
+)
+@json_option
+def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
+    """Fetch the official files of DATASET and check them.
+
+    An interrupted download goes on where it was. The data sets digits and its like come with
+    ferry's packages and need no network.
+
+    Example: ferry pull mnist --mirror /mnt/mirror
+    """
+    from pipeline import layout
+    from pipeline.config import params
+    from pipeline.stages.pull import pull
+
+    report = pull(layout.raw(dataset), name=dataset, mirrors=params.load().mirrors, mirror=mirror)
+    text = f"{dataset}: {len(report.files)} files in {layout.raw(dataset)}"
+    show(report, as_json=as_json, text=text)

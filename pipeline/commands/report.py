@@ -1,0 +1,21 @@
+"""The command `ferry report`: one page of all that has run."""
+
+import click
+
+from serving.console import json_option, show
+
+
+@click.command()
+@json_option
+def report(as_json: bool) -> None:
+    """Write reports/index.html: everything that has run, on one page that opens offline.
+
+    Example: ferry report
+    """
+    from pipeline import layout
+    from pipeline.config import params
+    from pipeline.stages.report import report
+
+    done = report(layout.METRICS, layout.PICTURES, layout.REPORT, params=params.load())
+    text = f"{done.page}: {', '.join(done.experiments)}"
+    show(done, as_json=as_json, text=text)

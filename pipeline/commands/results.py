@@ -1,0 +1,29 @@
+"""The command `ferry results`, which is no stage; the group `ferry` mounts it."""
+
+import click
+
+from serving.console import json_option, note, show
+
+
+@click.command()
+@click.argument("experiments", metavar="[EXPERIMENT...]", nargs=-1)
+@json_option
+def results(experiments: tuple[str, ...], as_json: bool) -> None:
+    """Print what was measured: accuracy, parity, speed and size of every variant.
+
+    Of the experiments that have run, or of those that are named.
+
+    Example: ferry results digits-mlp digits-cnn
+    """
+    from pipeline import layout
+    from pipeline.config import params
+    from pipeline.stages.results import as_table, results
+
+    rows = results(params.load(), experiments, metrics=layout.METRICS)
+    show(rows, as_json=as_json, text=as_table(rows))
+    if rows and not as_json:
+        note(
+            f"\nReport   {layout.REPORT} (`ferry report` makes it)\n"
+            f"Runs     make ui, then http://127.0.0.1:5000\n"
+            f"Predict  ferry predict {layout.bundle(rows[-1].experiment)} FILES..."
+        )

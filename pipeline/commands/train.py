@@ -1,0 +1,53 @@
+"""The command `ferry train`: fit an experiment's model."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.commands.options import experiment_argument, track_option
+from serving.console import json_option, show, summary
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
+
+
+@click.command()
+@experiment_argument
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Overrides the experiment's device.",
+)
+@track_option
+@json_option
+def train(experiment: "Experiment", device: str | None, track: bool, as_json: bool) -> None:
+    """Train EXPERIMENT's model and record the run in MLflow.
+
+    A killed training goes on after its last whole epoch.
+
+    Example: ferry train mnist-cnn
+    """
+    from pipeline import layout
+    from pipeline.stages.train import train
+    from pipeline.training.distributed import leads
+
+    report = train(
+        layout.ready(experiment.dataset),
+        layout.weights(experiment.name),
+        layout.metrics(experiment.name, "train"),
+        layout.plots(experiment.name, "train"),
+        experiment=experiment,
+        device=device,
+        track=track,
+    )
+    shown = (
+        "accuracy",
+        "loss",
+        "validation_accuracy",
+        "best_epoch",
+        "parameters",
+        "seconds",
+        "device",
+    )
+    if leads():  # among several processes one alone answers
+        show(report, as_json=as_json, text=summary(report, shown))

@@ -1,0 +1,347 @@
+"""The records that params.yaml is read into, with the range of every key.
+
+They hold no defaults, for those live in params.yaml alone; `pipeline.config.params` reads the file.
+
+The ranges that numbers of params.yaml may have, as types that the records of it are made of.
+
+What `ferry parity` compares, and how far a variant may be off: the `parity` of params.yaml.
+
+What an experiment's variants are measured beside, and for how long.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from serving.errors import UnknownNameError
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+LARGEST = 2**32 - 1
+"""Where the seeds of numpy and scikit-learn end; no count comes near."""
+
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+NaturalNumber = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+Level = Literal["none", "basic", "extended", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateConfig:
+    """How far one variant may be from the trained weights, over the whole test set."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    max_abs_diff: PositiveNumber | None
+    """Largest absolute difference of any logit, or of any pixel of a reconstruction, over the test
+    set and over hostile rows; null where their scale is no measure, as for int8."""
+    max_probability_diff: PositiveNumber | None
+    """The same of any probability; null where there are none, or they are not looked at."""
+    min_snr_db: PositiveNumber | None
+    """Least signal-to-noise ratio of any output, in decibels: 20 more is a tenth of the noise."""
+    flips: NaturalNumber | None
+    """Most rows whose predicted class may really change, near-ties not counted; null where no
+    class is predicted."""
+    accuracy_loss: NonNegativeNumber | None
+    """Most percentage points of accuracy that may be lost; null where no class is predicted."""
+    batch_diff: NonNegativeNumber
+    """Largest absolute difference of a value of one row between batches. Kernels sum in another
+    order there, which half precision shows, and int8 where a value lies between two steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityConfig:
+    """What is compared, and the gates, one per variant."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    batch_sizes: Counts
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)]
+    """Of ONNX Runtime's graph optimization; "all" is what ships and must be among them."""
+    exporters: Annotated[tuple[Literal["dynamo", "torchscript"], ...], Field(min_length=1)]
+    """Which of torch's exporters are compared; what "dynamo" makes ships and must be among them."""
+    sample_rows: Count
+    """Rows of the cells that are not asked the whole test set."""
+    opinion_rows: Count
+    """Rows that `onnx.reference`, which is slow, is asked."""
+    seed: NaturalNumber
+    """Of the sample."""
+    fp32: GateConfig
+    fp16: GateConfig
+    int8: GateConfig
+
+    def gate(self, variant: str) -> GateConfig:
+        """The gate of `variant`, one of "fp32", "fp16" and "int8"."""
+        gates = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}
+        return gates[variant]
+
+
+Item = TypeVar("Item")
+Rival = Literal["eager", "channels_last", "compile", "pyfunc"]
+
+
+def _once_each(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("twice", "a list that has nothing twice")
+    return values
+
+
+def _with_eager(rivals: tuple[Rival, ...]) -> tuple[Rival, ...]:
+    if "eager" not in rivals:
+        raise PydanticCustomError("no_eager", "a list with eager, over which all speedups are")
+    return rivals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkConfig:
+    """What is timed, beside what, and for how long."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    batch_sizes: Annotated[Counts, AfterValidator(_once_each)]
+    threads: Annotated[tuple[NaturalNumber, ...], Field(min_length=1)]
+    """Within one operator, each count in turn; 0 for all cores that the process may use. A count
+    that is there already is left out, one above those cores is a row with that reason."""
+    seconds: PositiveNumber
+    """For each thing at each batch size and thread count, all its turns together, after warm-up."""
+    rounds: Count
+    """Turns that each thing gets; speedups are compared turn by turn."""
+    beside: Annotated[tuple[Rival, ...], AfterValidator(_once_each), AfterValidator(_with_eager)]
+    """What the variants are measured beside: PyTorch eager, which speedups are over, with
+    channels_last, or with torch.compile, and MLflow's pyfunc of the exported model."""
+    growth_calls: NaturalNumber
+    """Calls of mixed batch sizes after which memory is looked at, of each variant with the first of
+    the thread counts; 0 for none."""
+    cold_starts: NaturalNumber
+    """Times that each program is started until its first answer; 0 for never."""
+    seed: NaturalNumber
+
+
+Loss = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"]
+Reason = Annotated[str, Field(min_length=1)]
+Variant = Literal["fp16", "int8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """How the rows of a data set are split."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    validation_rows: NaturalNumber
+    """Rows taken from the training part, stratified by class; 0 for a data set that is complete."""
+    seed: NaturalNumber
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """An architecture of `pipeline/models` and its settings, which its own `Settings` checks."""
+
+    name: str
+    settings: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of each training image; zeros switch them off."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    translate: NaturalNumber
+    """Largest shift along each axis, in pixels."""
+    rotate: Annotated[float, Field(ge=0, le=180, allow_inf_nan=False)]
+    """Largest turn either way, in degrees."""
+    scale: Fraction
+    """Largest relative change of size either way."""
+    flip: bool
+    """Whether every second image, by chance, is mirrored left to right."""
+    cutout: NaturalNumber
+    """Side of the square that is blanked, in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The training loop, except for its number of epochs."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    loss: Loss
+    batch_size: Count
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "lbfgs"]
+    lr: PositiveNumber
+    """Peak learning rate of the schedule."""
+    momentum: Fraction
+    """Of sgd (Nesterov) and rmsprop; the decay of the first moment of adam and adamw."""
+    weight_decay: NonNegativeNumber
+    schedule: Literal["onecycle", "cosine", "linear", "constant"]
+    label_smoothing: Fraction
+    clip: NonNegativeNumber
+    """Largest norm of the gradient of all weights together; 0 does not clip."""
+    augment: AugmentConfig
+    ema: Fraction
+    """Decay per step of the moving average of the weights that is kept; 0 keeps the weights."""
+    early_stop: NaturalNumber
+    """Epochs without a better one on validation after which training ends; 0 never does."""
+    init_from: str | None
+    """The experiment whose trained weights are the first ones, where names and shapes agree."""
+    compile: bool
+    """Whether torch.compile translates the network first."""
+    seed: NaturalNumber
+    device: Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """A look inside of the trained network."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    strengths: tuple[PositiveNumber, ...]
+    """Largest changes of a pixel that attacks may make, on pixels from 0 to 1."""
+    rows: Count
+    """Rows of the test set that are attacked."""
+    steps: Count
+    """Of projected gradient descent, the stronger attack."""
+    against: str
+    """Data set whose test images a reconstruction must tell apart; its own: no such comparison."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """The ONNX file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    opset: Annotated[int, Field(ge=18, le=23)]
+    """Below 18 torch's exporter ignores the request without a word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MinSpeedup:
+    """The least ratio of fp32's time to a variant's, at each batch size."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    fp16: PositiveNumber
+    """A size and no speed on CPUs: how much slower than fp32 it may be."""
+    int8: PositiveNumber
+
+    def of(self, variant: str) -> float:
+        """That of `variant`, "fp16" or "int8"."""
+        return {"fp16": self.fp16, "int8": self.int8}[variant]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeConfig:
+    """Which variants are made, what they may cost, and how the best recipe is searched."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    goal: Literal["speed", "size"]
+    """By which the best is chosen of the recipes inside both budgets."""
+    accuracy_loss: NonNegativeNumber
+    """Most percentage points of accuracy that a variant may lose, on rows that are no test's."""
+    error_increase: NonNegativeNumber
+    """The same where no class is predicted: most per cent by which the mean error may grow."""
+    min_speedup: MinSpeedup
+    batch_sizes: Counts
+    """At each of which a variant must be fast enough."""
+    seconds: PositiveNumber
+    """Spent on each paired measurement, after warm-up."""
+    calibration_rows: Count
+    recipes: tuple[Reason, ...]
+    """Names of the recipes to try, and no others; [] for the usual ones."""
+    qat_epochs: NaturalNumber
+    """Epochs of training with quantization where nothing else is accurate enough; 0 for none."""
+    seed: NaturalNumber
+    skip: Mapping[Variant, Reason]
+    """Why a variant is not made, where one is not."""
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The same, as the metrics keep it."""
+        return {str(variant): reason for variant, reason in self.skip.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleConfig:
+    """Which of the variants that passed is shipped."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    goal: Literal["latency", "throughput", "size"]
+    min_gain: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """How many times better than fp32 another variant must be to be shipped in its place."""
+    golden_rows: Count
+
+
+Choice = bool | int | float | str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Numbers to search between, both ends included; whole ones if both ends are."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    low: int | float
+    high: int | float
+    log: bool
+    """Whether each power of ten is as likely as the next."""
+
+
+SearchSpace = Annotated[tuple[Choice, ...], Field(min_length=1)] | Interval
+"""The values to choose from, or an interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """A data set, a model and their settings: one section of params.yaml."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: str
+    dataset: str
+    epochs: Count
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    quantize: QuantizeConfig
+    parity: ParityConfig
+    benchmark: BenchmarkConfig
+    bundle: BundleConfig
+    search: Mapping[str, SearchSpace] = field(default_factory=dict)
+    """What `ferry tune` may change, by the key's path below the experiment; may be left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """The whole of params.yaml."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    mirrors: tuple[str, ...]
+    short: tuple[str, ...]
+    """The experiments that `dvc repro short` runs, and no others."""
+    datasets: Mapping[str, DatasetConfig]
+    experiments: Mapping[str, Experiment]
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment of that name; UnknownNameError with the nearest one if there is none."""
+        if name not in self.experiments:
+            raise UnknownNameError("experiment", name, self.experiments)
+        return self.experiments[name]
+
+    def dataset(self, name: str) -> DatasetConfig:
+        """The settings of a data set; UnknownNameError with the nearest one if there are none."""
+        if name not in self.datasets:
+            raise UnknownNameError("data set", name, self.datasets)
+        return self.datasets[name]

@@ -1,0 +1,201 @@
+"""Read a section of params.yaml into its record, or say in one line what is wrong in it.
+
+The line names the key's full path, the value and what was expected: nothing is repaired, and
+nothing is filled in.
+
+Read a YAML file that holds plain values alone: text, numbers, booleans, lists and mappings.
+
+What YAML would let pass in silence, or turn into something else, is refused with its full path: a
+key that stands twice, a date, a key that is no text.
+
+Find the modules of a folder by name: `datasets/mnist.py` is the data set `mnist`.
+
+The file name is the key, so adding a data set or an architecture is adding one file.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import ConfigError
+from serving.errors import MissingInputError, UnknownNameError, nearest
+
+Record = TypeVar("Record")
+UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
+LONGEST_VALUE = 80
+PLAIN_WORDS = {
+    "a valid array": "a list",
+    "an object": "a mapping",
+    "a valid integer": "an integer",
+    "a valid ": "a ",
+}
+
+
+def read_section(record: type[Record], raw: object, where: str) -> Record:
+    """Read one mapping of params.yaml into `record`, a dataclass with a strict pydantic config.
+
+    `where` is the path of the section, for instance "experiments.mnist-cnn.model".
+    Raises ConfigError for the first key that is wrong.
+    """
+    try:
+        # As JSON, a list stands for a tuple and a mapping for a record; all else stays strict.
+        return TypeAdapter(record).validate_json(json.dumps(raw))
+    except ValidationError as error:
+        raise ConfigError(_explain(_first(error), record, where)) from error
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """The error to tell: a misspelt key before the missing one that it stood for."""
+    details = error.errors(include_url=False)
+    return min(details, key=lambda detail: detail["type"] not in UNKNOWN_KEY)
+
+
+def _explain(detail: ErrorDetails, record: type[Any], where: str) -> str:
+    """One line for a pydantic error: the key's path, the value and what was expected."""
+    path = ".".join(str(part) for part in (where, *detail["loc"]) if part != "")
+    value = detail["input"]
+    match detail["type"]:
+        case kind if kind in UNKNOWN_KEY:
+            siblings = _keys_beside(record, detail["loc"])
+            return f"{path} is not a key{nearest(str(detail['loc'][-1]), siblings)}"
+        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+            return f"{path} is missing"
+        case "too_short":
+            return f"{path} must not be empty"
+        case "float_type" if isinstance(value, str) and _is_exponent(value):
+            return f"{path} must be a number, got the text {value!r}; write {_with_point(value)}"
+    expected = detail["msg"].removeprefix("Input should be ")
+    for theirs, ours in PLAIN_WORDS.items():
+        expected = expected.replace(theirs, ours)
+    return f"{path or 'params.yaml'} must be {expected}, got {_shortened(value)}"
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def _keys_beside(record: type[Any], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section holding `location` knows."""
+    schema = TypeAdapter(record).json_schema()
+    node: dict[str, Any] = schema
+    for part in location[:-1]:
+        node = _resolve(node, schema)
+        node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    reference = node.get("$ref", "")
+    found: dict[str, Any] = schema["$defs"][reference.rsplit("/", 1)[-1]] if reference else node
+    return found
+
+
+def _is_exponent(text: str) -> bool:
+    """Whether YAML 1.1 read a number as text for want of a point: `1e-3`."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "e" in text.lower()
+
+
+def _with_point(text: str) -> str:
+    mantissa, exponent = text.lower().split("e", 1)
+    sign = "" if exponent[:1] in "+-" else "+"
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
+
+
+TAG = "tag:yaml.org,2002:"
+TEXT = f"{TAG}str"
+MERGE = f"{TAG}merge"
+PLAIN = (TEXT, f"{TAG}int", f"{TAG}float", f"{TAG}bool", f"{TAG}null", f"{TAG}seq", f"{TAG}map")
+
+
+def read_yaml(path: Path) -> object:
+    """Read the one document of a file.
+
+    Raises MissingInputError when there is no such file and ConfigError for what is wrong in it.
+    """
+    try:
+        loader = yaml.SafeLoader(path.read_bytes())
+        node = loader.get_single_node()
+        if node is None:
+            raise ConfigError(f"{path} is empty")
+        _check(node, (), ())
+        return loader.construct_document(node)
+    except FileNotFoundError as error:
+        raise MissingInputError(
+            f"{path} is not there; run ferry where params.yaml lies, or name that folder with -C"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
+
+
+def dump_yaml(value: object) -> str:
+    """Text that `read_yaml` reads back as it was; numbers with an exponent get their point."""
+    text: str = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=100)
+    return text
+
+
+def _check(node: yaml.Node, where: tuple[str, ...], above: tuple[yaml.Node, ...]) -> None:
+    """Refuse what is not plain in `node`, which lies at `where`, inside of the nodes `above`."""
+    if node in above:
+        raise ConfigError(f"{_path(where)} holds itself")
+    if node.tag not in PLAIN:
+        raise ConfigError(
+            f"{_path(where)} must be a plain value, got {node.tag.removeprefix(TAG)} "
+            f"{_shown(node)}; a text of that form needs quotes"
+        )
+    if isinstance(node, yaml.MappingNode):
+        _check_mapping(node, where, (*above, node))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _check(item, (*where, str(index)), (*above, node))
+    elif not node.value.isprintable():
+        raise ConfigError(f"{_path(where)} must be printable text, got {node.value!r}")
+    elif node.tag == f"{TAG}int" and len(node.value) > 100:
+        raise ConfigError(f"{_path(where)} must be a number of fewer than 100 digits")
+
+
+def _check_mapping(
+    node: yaml.MappingNode, where: tuple[str, ...], above: tuple[yaml.Node, ...]
+) -> None:
+    seen: set[str] = set()
+    for key, value in node.value:
+        if key.tag not in (TEXT, MERGE) or not key.value.isprintable():
+            raise ConfigError(f"{_path((*where, _shown(key)))} is not a key: keys are text")
+        path = (*where, key.value)
+        if key.value in seen:
+            line = key.start_mark.line + 1
+            raise ConfigError(f"{_path(path)} is there twice, the second time in line {line}")
+        seen.add(key.value)
+        _check(value, path, above)
+
+
+def _path(where: tuple[str, ...]) -> str:
+    return ".".join(where) or "the file"
+
+
+def _shown(node: yaml.Node) -> str:
+    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+
+
+def names(package: Path) -> tuple[str, ...]:
+    """The public modules of a package's folder, sorted, found without importing any of them."""
+    return tuple(sorted(path.stem for path in package.glob("*.py") if path.stem[0] != "_"))
+
+
+def load(kind: str, package: str, folder: Path, name: str) -> ModuleType:
+    """Import `package.name`; UnknownNameError with the nearest name if there is no such file."""
+    if name not in names(folder):
+        raise UnknownNameError(kind, name, names(folder))
+    return importlib.import_module(f"{package}.{name}")

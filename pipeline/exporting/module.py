@@ -1,0 +1,215 @@
+"""`ferry export --module package.file:function`: export any module, and prove what was written.
+
+The file takes its place when it answers as the module does; else it lies beside it under another
+name, with the report that tells why.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+from pipeline.errors import ParityError
+from pipeline.exporting.exporter import Exported, check_weights, export_flat, weights_sha256
+from pipeline.exporting.module_proof import Proof, explain, prove, rounding
+from pipeline.exporting.signatures import FlatModule, InputSpec, random_rows
+from pipeline.proof.rows import Rows, open_rows
+from pipeline.records.module import ModuleReport
+from pipeline.records.parity import Divergence
+from serving.errors import InputError, UsageError
+from serving.files import sha256_of_bytes, write_bytes, write_json
+from serving.machine.versions import ferry_version
+from serving.runtime.session import Session, open_session
+
+SUFFIX, REPORT_SUFFIX = ".onnx", ".parity.json"
+SEED = 1
+STILL = 1e-6
+"""Answers to different rows that are no further apart, in parts of the largest, are the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleOptions:
+    """How a module is exported and proven."""
+
+    opset: int = 20
+    limit: float = 1e-4
+    """Largest absolute difference of any output."""
+    batch_sizes: tuple[int, ...] = (1, 2, 7, 32)
+    num_rows: int = 64
+    """Random rows, where no real ones are given."""
+    source: str | None = None
+    """The import path, for the model's metadata; None: the name of the class."""
+
+
+def export_module(
+    module: torch.nn.Module,
+    inputs: Sequence[InputSpec],
+    model: Path,
+    *,
+    rows: str | None = None,
+    options: ModuleOptions | None = None,
+) -> ModuleReport:
+    """Export a module to `model`, prove that it answers the same, and return the report.
+
+    `inputs` are made by `pipeline.exporting.signatures.parse_input`. The proof runs over `rows`, as
+    `pipeline.proof.rows.open_rows` takes them, else over the rows of `.npy` inputs, else over
+    seeded random ones. The report is written to `model.parity.json` beside `model.onnx`.
+
+    Raises UsageError for a name that does not end in .onnx, InputError for inputs or rows that the
+    module has not, ModelError for a module that refuses them or that cannot be exported, and
+    ParityError when an output is beyond the limit or its largest value another: then the files are
+    `model.failed.onnx` and `model.failed.parity.json`, and `model.onnx` is as it was.
+    """
+    options = options or ModuleOptions()
+    _check(model, inputs, options)
+    check_weights(module)
+    flat = FlatModule(module, inputs)
+    made = _export(flat, inputs, options)
+    session = open_session(made.content)
+    tested = _rows(rows, inputs, session, options)
+    proof = prove(flat, session, tested, options.batch_sizes, options.limit)
+    cause = own = None
+    if proof.failures:
+        cause = explain(flat, made.exported, tested, proof.worst_row, options.limit)
+        own = rounding(flat, tested)
+    target = _failed_name(model) if proof.failures else model
+    report = _report(made, tested, proof, cause, options, target.name)
+    write_bytes(target, made.content)
+    write_json(target.with_suffix(REPORT_SUFFIX), report)
+    if proof.failures:
+        where = f"first divergence at {cause.told()}" if isinstance(cause, Divergence) else cause
+        raise ParityError(
+            f"{report.module}: {', '.join(proof.failures)}; {where or 'no operator to blame'}; "
+            f"{f'PyTorch itself is {own:.1e} from float64 here; ' if own else ''}"
+            f"the model is kept as {target}, see {target.with_suffix(REPORT_SUFFIX)}"
+        )
+    for stale in (_failed_name(model), _failed_name(model).with_suffix(REPORT_SUFFIX)):
+        stale.unlink(missing_ok=True)
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """An exported model, before it is proven."""
+
+    exported: Exported
+    content: bytes
+    facts: Mapping[str, object]
+    parameters: int
+    seconds: float
+
+
+def _check(model: Path, inputs: Sequence[InputSpec], options: ModuleOptions) -> None:
+    if model.suffix != SUFFIX:
+        raise UsageError(f"the output must end in {SUFFIX}, got {model}")
+    if not inputs:
+        raise UsageError("a module needs at least one --input")
+    if not options.limit > 0:
+        raise UsageError(f"the limit must be above 0, got {options.limit:g}")
+
+
+def _export(flat: FlatModule, inputs: Sequence[InputSpec], options: ModuleOptions) -> _Made:
+    module = flat.module
+    facts = {
+        "version": ferry_version() or "unknown",
+        "module": options.source or type(module).__qualname__,
+        "torch": str(torch.__version__),
+        "weights_sha256": weights_sha256(module),
+    }
+    start = time.perf_counter()
+    exported = export_flat(flat, inputs, options.opset, facts)
+    return _Made(
+        exported=exported,
+        content=exported.model.SerializeToString(deterministic=True),
+        facts=facts,
+        parameters=sum(one.numel() for one in module.parameters()),
+        seconds=round(time.perf_counter() - start, 3),
+    )
+
+
+def _rows(
+    rows: str | None, inputs: Sequence[InputSpec], session: Session, options: ModuleOptions
+) -> Rows:
+    """The rows of the proof; those of `.npy` inputs only where all of them are such files."""
+    if rows is not None:
+        return open_rows(rows, session.inputs)
+    names = [info.name for info in session.inputs]
+    real = [spec.rows for spec in inputs if spec.rows is not None]
+    if len(real) == len(inputs):
+        if len({len(array) for array in real}) > 1:
+            told = ", ".join(str(len(array)) for array in real)
+            raise InputError(f"the files of the inputs must hold as many rows, got {told}")
+        return Rows(
+            name="the inputs' files", inputs=dict(zip(names, real, strict=True)), labels=None
+        )
+    made = random_rows(inputs, options.num_rows, seed=SEED)
+    return Rows(
+        name=f"random, seed {SEED}", inputs=dict(zip(names, made, strict=True)), labels=None
+    )
+
+
+def _report(
+    made: _Made,
+    rows: Rows,
+    proof: Proof,
+    cause: Divergence | str | None,
+    options: ModuleOptions,
+    name: str,
+) -> ModuleReport:
+    model = made.exported.model
+    flips = [output.flips for output in proof.outputs if output.flips is not None]
+    return ModuleReport(
+        module=str(made.facts["module"]),
+        model=name,
+        bytes=len(made.content),
+        sha256=sha256_of_bytes(made.content),
+        parameters=made.parameters,
+        weights_sha256=str(made.facts["weights_sha256"]),
+        torch=str(made.facts["torch"]),
+        opset=options.opset,
+        ir_version=model.ir_version,
+        nodes=len(model.graph.node),
+        inputs=tuple(map(_told, model.graph.input)),
+        export_seconds=made.seconds,
+        data=rows.name,
+        rows=len(rows),
+        batch_sizes=options.batch_sizes,
+        limit=options.limit,
+        passed=not proof.failures,
+        max_abs_diff=max(output.max_abs_diff for output in proof.outputs),
+        flips=sum(flips) if flips else None,
+        outputs=proof.outputs,
+        failures=proof.failures,
+        first_divergence=cause if isinstance(cause, Divergence) else None,
+        notes=tuple(_notes(made, proof, cause)),
+    )
+
+
+def _notes(made: _Made, proof: Proof, cause: Divergence | str | None) -> Iterator[str]:
+    if isinstance(cause, str):
+        yield cause
+    if made.exported.padded_pools:
+        yield (
+            f"{made.exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
+            f"an operator that changes nothing, or ONNX Runtime would pad with minus infinity"
+        )
+    for output in proof.outputs:
+        if output.spread <= STILL * output.largest:
+            yield (
+                f"the module answers every row alike at {output.name}, so parity shows little: are "
+                f"its weights real, and its rows?"
+            )
+
+
+def _told(value: onnx.ValueInfoProto) -> str:
+    kind = value.type.tensor_type
+    axes = ", ".join(axis.dim_param or str(axis.dim_value) for axis in kind.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+    return f"{value.name} {dtype} [{axes}]"
+
+
+def _failed_name(model: Path) -> Path:
+    return model.with_suffix(f".failed{SUFFIX}")

@@ -1,0 +1,235 @@
+"""What a module takes, as a person writes it: `pixels:float32[batch,3,224,224]`, or a `.npy` file.
+
+The first axis is the batch and any number of rows fits it, whatever stands there. Of the others a
+number is a length and a name an axis of any length.
+
+Give any module one plain form: tensors in by position, a tuple of named tensors out.
+
+Answers that are dataclasses, mappings (as the ModelOutput of transformers), tuples or lists are
+taken apart, and each tensor is named by where it stood: `logits`, `hidden_states.0`.
+"""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.exporting.users_code import running
+from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
+from serving.inputs.items import reason_of
+from serving.measuring.feeds import random_feeds
+from serving.runtime.tensors import TensorInfo
+
+Array = npt.NDArray[Any]
+
+BATCH = "batch"
+DTYPES = (
+    *("float32", "float64", "float16", "uint8"),
+    *("int8", "int16", "int32", "int64", "bool"),
+)
+"""The dtypes that numpy, PyTorch and ONNX Runtime share."""
+LENGTH = 8
+"""Of an axis of any length, where rows are made up."""
+EXAMPLE_ROWS = 2
+"""A batch of one would be taken for a constant."""
+FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\]")
+FILE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<file>.+\.npy)")
+HINT = "write NAME:float32[batch,3,224,224], float32[batch,3,224,224] or FILE.npy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """One input of a module."""
+
+    name: str | None
+    """None: what the module's `forward` calls it."""
+    dtype: str
+    axes: tuple[int | str, ...]
+    """Of one row: a number, or a name for an axis of any length."""
+    rows: Array | None = None
+    """Real rows, [rows, ...], where there are some."""
+
+
+def parse_input(text: str) -> InputSpec:
+    """Read what stands after `--input`.
+
+    Raises UsageError for another form, UnknownNameError for a dtype that numpy, PyTorch and ONNX
+    Runtime do not share, and MissingInputError or InputError for a file that cannot be used.
+    """
+    if found := FILE.fullmatch(text):
+        return _of_file(found["name"], Path(found["file"]))
+    found = FORM.fullmatch(text.replace(" ", ""))
+    if not found:
+        raise UsageError(f"cannot read the input {text!r}; {HINT}")
+    if found["dtype"] not in DTYPES:
+        raise UnknownNameError("dtype", found["dtype"], DTYPES)
+    first, *others = found["axes"].split(",")
+    if not first:
+        raise UsageError(f"the input {text!r} has no batch axis; {HINT}")
+    _axis(text, first)
+    axes = tuple(_axis(text, axis) for axis in others)
+    return InputSpec(name=found["name"], dtype=found["dtype"], axes=axes)
+
+
+def example(spec: InputSpec) -> Array:
+    """The two rows that a module is traced with, [2, ...]."""
+    if spec.rows is None:
+        return random_rows([spec], EXAMPLE_ROWS, seed=0)[0]
+    rows = np.array(spec.rows[:EXAMPLE_ROWS])
+    return rows if len(rows) == EXAMPLE_ROWS else np.concatenate([rows, rows])
+
+
+def random_rows(specs: Sequence[InputSpec], count: int, *, seed: int) -> list[Array]:
+    """Rows for each input, [count, ...], as `serving.measuring.feeds.random_feeds` draws them."""
+    infos = [
+        TensorInfo(name=str(index), dtype=spec.dtype, shape=(count, *lengths(spec)))
+        for index, spec in enumerate(specs)
+    ]
+    return list(random_feeds(infos, count, seed=seed).values())
+
+
+def lengths(spec: InputSpec) -> tuple[int, ...]:
+    """The axes of a row that is made up."""
+    return tuple(axis if isinstance(axis, int) else LENGTH for axis in spec.axes)
+
+
+def _of_file(name: str | None, path: Path) -> InputSpec:
+    if not path.exists():
+        raise MissingInputError(f"{path} is not there; it should hold rows for an input")
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(
+            f"{path} is not a .npy file that can be read: {reason_of(error)}"
+        ) from error
+    if rows.dtype.name not in DTYPES:
+        raise InputError(f"{path} holds {rows.dtype}; a module takes one of {', '.join(DTYPES)}")
+    if not rows.ndim or not len(rows):
+        raise InputError(f"{path} holds no rows")
+    return InputSpec(name=name, dtype=rows.dtype.name, axes=rows.shape[1:], rows=rows)
+
+
+def _axis(text: str, axis: str) -> int | str:
+    if axis.isidentifier():
+        return axis
+    if axis.isdecimal() and int(axis) > 0:
+        return int(axis)
+    raise UsageError(
+        f"an axis of {text!r} must be a name or a number of 1 or more, got {axis!r}; {HINT}"
+    )
+
+
+OUTPUT = "output"
+"""The name of a tensor that is all that a module answers."""
+
+
+class FlatModule(torch.nn.Module):
+    """A module that answers named tensors alone."""
+
+    def __init__(self, module: torch.nn.Module, specs: Sequence[InputSpec]) -> None:
+        """Put the module to evaluation and ask it the examples of `specs` once.
+
+        Inputs whose names are all parameters of `forward` are handed over by them, others by
+        position. Raises InputError for inputs that it has not, and ModelError when it refuses them
+        or answers no rows.
+        """
+        super().__init__()
+        self.module = module.eval()
+        self.inputs, self._by_name = _bound(module, specs)
+        self.outputs: tuple[str, ...] = ()
+        feeds = dict(zip(self.inputs, map(example, specs), strict=True))
+        self.outputs = tuple(self._probed(feeds))
+        # A second number of rows: many a module takes one alone.
+        more = {name: np.concatenate([rows, rows[:1]]) for name, rows in feeds.items()}
+        if tuple(self._probed(more)) != self.outputs:
+            raise ModelError("the module answers other outputs from batch to batch")
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the module answers, in the order of `outputs`."""
+        return tuple(tensor for _, tensor in flatten(self._called(tensors)))
+
+    def answer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The module's answers to rows by the name of the input; each [rows, ...] by its name."""
+        tensors = [_tensor(feeds[name]) for name in self.inputs]
+        shapes = ", ".join(f"{name} {list(feeds[name].shape)}" for name in self.inputs)
+        with running(f"the module refuses {shapes}"), torch.no_grad():
+            return {name: _array(name, one) for name, one in flatten(self._called(tensors))}
+
+    def _called(self, tensors: Sequence[Tensor]) -> Any:
+        if self._by_name:
+            return self.module(**dict(zip(self.inputs, tensors, strict=True)))
+        return self.module(*tensors)
+
+    def _probed(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The answers to an example, if they are one entry a row."""
+        answers = self.answer(feeds)
+        rows = len(next(iter(feeds.values())))
+        if not answers:
+            raise ModelError("the module answers no tensor")
+        for name, array in answers.items():
+            if not array.ndim or len(array) != rows:
+                raise ModelError(
+                    f"the module's output {name} has shape {list(array.shape)} for {rows} rows; "
+                    f"its first axis must be the rows"
+                )
+        return answers
+
+
+def flatten(answer: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of what a module answers, with its name; what is no tensor is left out."""
+    if isinstance(answer, Tensor):
+        yield name or OUTPUT, answer
+    for key, value in _parts(answer):
+        above = name or (OUTPUT if key.isdecimal() else "")
+        yield from flatten(value, f"{above}.{key}" if above else key)
+
+
+def _parts(answer: Any) -> list[tuple[str, Any]]:
+    """What a container holds, by key, field or number."""
+    if isinstance(answer, Mapping):
+        return [(str(key), value) for key, value in answer.items()]
+    if dataclasses.is_dataclass(answer):
+        return [(one.name, getattr(answer, one.name)) for one in dataclasses.fields(answer)]
+    if isinstance(answer, tuple) and hasattr(answer, "_fields"):
+        return list(zip(answer._fields, answer, strict=True))
+    if isinstance(answer, list | tuple):
+        return [(str(index), value) for index, value in enumerate(answer)]
+    return []
+
+
+def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[str, ...], bool]:
+    """The names of the inputs, and whether `forward` takes them by these names."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = [one.name for one in parameters if one.kind in plain]
+    names = tuple(
+        spec.name or (known[index] if index < len(known) else f"input_{index}")
+        for index, spec in enumerate(specs)
+    )
+    if len(set(names)) != len(names):
+        raise InputError(f"two inputs are called alike: {', '.join(names)}")
+    strange = [name for name in names if name not in known]
+    if strange and len(strange) < len(names):
+        raise InputError(
+            f"the module has no input {strange[0]!r}; its forward takes {', '.join(known)}"
+        )
+    return names, not strange
+
+
+def _tensor(rows: Array) -> Tensor:
+    return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
+
+
+def _array(name: str, tensor: Tensor) -> Array:
+    if tensor.dtype is torch.bfloat16:
+        raise ModelError(f"the module's output {name} is bfloat16, which numpy has not; cast it")
+    array: Array = tensor.detach().cpu().contiguous().numpy()
+    return array

@@ -1,0 +1,76 @@
+"""The nodes before a text model: sentences in, ids of words out, inside the exported graph.
+
+They do what `pipeline.network.vocabulary` does, so that
+whoever runs the model gives it plain strings.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.network.vocabulary import PADDING, RESERVED, UNKNOWN, Vocabulary
+
+INPUT, IDS = "text", "ids"
+FIRST_OPSET = 20
+"""It brought StringSplit."""
+LABEL_ENCODER_VERSION = 4
+"""Of the domain ai.onnx.ml, which comes with opset 20 of the default one."""
+
+
+def prepend(model: onnx.ModelProto, vocabulary: Vocabulary) -> None:
+    """Put the look-up before a model whose one input is `ids`, int64 [batch, length].
+
+    Its input becomes `text`, string [batch]. Needs `FIRST_OPSET`.
+    """
+    graph = model.graph
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.STRING, [batch]))
+    nodes = [*_nodes(vocabulary), *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(_constants(vocabulary.length))
+    model.opset_import.add(domain="ai.onnx.ml", version=LABEL_ENCODER_VERSION)
+
+
+def _nodes(vocabulary: Vocabulary) -> list[onnx.NodeProto]:
+    """Split on blanks, look each word up, and bring every row to the same length."""
+    known = [(RESERVED + rank, word) for rank, word in enumerate(vocabulary.words)]
+    # StringSplit fills short rows up with empty words.
+    keys, ids = ["", *[word for _, word in known]], [PADDING, *[rank for rank, _ in known]]
+    look_up = helper.make_node(
+        "LabelEncoder",
+        ["text.words"],
+        ["text.ids"],
+        name="text/LabelEncoder",
+        domain="ai.onnx.ml",
+        keys_strings=keys,
+        values_int64s=ids,
+        default_int64=UNKNOWN,
+    )
+    return [
+        helper.make_node(
+            "StringSplit", [INPUT], ["text.words", "text.counts"], name="text/StringSplit"
+        ),
+        look_up,
+        helper.make_node("Pad", ["text.ids", "text.pads"], ["text.padded"], name="text/Pad"),
+        helper.make_node(
+            "Slice",
+            ["text.padded", "text.start", "text.length", "text.axis"],
+            [IDS],
+            name="text/Slice",
+        ),
+    ]
+
+
+def _constants(length: int) -> list[onnx.TensorProto]:
+    values = {
+        "text.pads": [0, 0, 0, length],
+        "text.start": [0],
+        "text.length": [length],
+        "text.axis": [1],
+    }
+    return [
+        numpy_helper.from_array(np.array(value, dtype=np.int64), name)
+        for name, value in values.items()
+    ]

@@ -1,0 +1,1 @@
+"""The one network that is trained and exported: preprocessing, architecture, losses and answers."""

@@ -1,0 +1,164 @@
+"""The arrays of a preprocessed data set: `data/ready/D`, memory-mapped, with a manifest.
+
+`ferry preprocess` writes them; every later stage opens them here, which checks their sha256 first,
+because DVC does not notice an object that rotted in its cache.
+
+What a word of a text is: what stands between blanks, as the exported graph splits it.
+
+The graph splits with ONNX's StringSplit; the one function here does the same in Python, for the
+vocabulary and for training.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import IntegrityError
+from serving.files import atomic_write, read_json, require, sha256_of_bytes, sha256_of_file
+
+Kind = Literal["image", "table", "text"]
+"""Raw rows are uint8 [H, W, C], float32 [features] or a string."""
+SPLITS = ("train", "validation", "test")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayInfo:
+    """One `.npy` file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What lies in `data/ready/D`."""
+
+    dataset: str
+    kind: Kind
+    labels: tuple[str, ...]
+    class_counts: Mapping[str, tuple[int, ...]]
+    """Rows of each class, per split."""
+    mean: tuple[float, ...]
+    """Per channel of images and per feature of tables, over the training split alone, in raw units
+    (0 to 255 for uint8); () for text, and 0 for values that are not to be standardized."""
+    std: tuple[float, ...]
+    """As `mean`; 1 for values that are not to be standardized."""
+    vocabulary: tuple[str, ...]
+    """Every word of the training split of a text, the most frequent first, ties in alphabetical
+    order; () for images and tables."""
+    seed: int
+    arrays: Mapping[str, ArrayInfo]
+    """Per file name, for instance `train_inputs.npy`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The rows of one split, memory-mapped and still raw."""
+
+    inputs: npt.NDArray[Any]
+    """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
+    labels: npt.NDArray[np.int64]
+    """int64 [rows]."""
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json`; MissingInputError when the data set is not preprocessed yet."""
+    path = require(folder / MANIFEST, f"ferry preprocess {folder.name}")
+    raw = read_json(path)
+    try:
+        arrays = {
+            name: ArrayInfo(shape=tuple(info["shape"]), dtype=info["dtype"], sha256=info["sha256"])
+            for name, info in raw["arrays"].items()
+        }
+        return Manifest(
+            dataset=raw["dataset"],
+            kind=raw["kind"],
+            labels=tuple(raw["labels"]),
+            class_counts={split: tuple(counts) for split, counts in raw["class_counts"].items()},
+            mean=tuple(raw["mean"]),
+            std=tuple(raw["std"]),
+            vocabulary=tuple(raw["vocabulary"]),
+            seed=raw["seed"],
+            arrays=arrays,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"{path} is not a manifest of ferry ({error!r}); `ferry preprocess {folder.name}` "
+            f"makes it anew"
+        ) from error
+
+
+def open_split(folder: Path, split: str) -> Split:
+    """Open one of "train", "validation" and "test", checked against the manifest.
+
+    Raises MissingInputError for a file that is not there and IntegrityError for one whose bytes,
+    shape or dtype are not the recorded ones.
+    """
+    manifest = open_manifest(folder)
+    inputs = _open_array(folder, f"{split}_inputs.npy", manifest)
+    labels = _open_array(folder, f"{split}_labels.npy", manifest)
+    return Split(inputs, labels)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> ArrayInfo:
+    """Write an array as a C-contiguous `.npy` file, whole or not at all, and return its record.
+
+    The same values of the same dtype and shape give the same bytes. Raises ValueError for objects,
+    which only pickle could write, and OSError, naming the file, when it cannot be written.
+    """
+    if array.dtype.hasobject:
+        raise ValueError(f"{path.name} cannot hold {array.dtype} values")
+    rows = np.ascontiguousarray(array)
+    header = np.lib.format.header_data_from_array_1_0(rows)
+    with atomic_write(path) as file:
+        # Not np.save: on a full disk it tells neither the reason nor the file.
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(rows.data)
+    return ArrayInfo(shape=array.shape, dtype=str(array.dtype), sha256=sha256_of_file(path))
+
+
+def digest(manifest: Manifest) -> str:
+    """One sha256 over the sums of all arrays: the identity of the preprocessed data set."""
+    lines = sorted(f"{name} {info.sha256}" for name, info in manifest.arrays.items())
+    return sha256_of_bytes("\n".join(lines).encode())
+
+
+def _open_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
+    again = f"ferry preprocess {folder.name}"
+    path = require(folder / name, again)
+    info = manifest.arrays.get(name)
+    if info is None:
+        raise IntegrityError(
+            f"{folder / MANIFEST} does not tell of {name}; `{again}` makes it anew"
+        )
+    found = sha256_of_file(path)
+    if found != info.sha256:
+        raise IntegrityError(
+            f"{path} has sha256 {found[:12]}…, {info.sha256[:12]}… was recorded; "
+            f"`{again}` makes it anew"
+        )
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.shape != info.shape or str(array.dtype) != info.dtype:
+        raise IntegrityError(
+            f"{path} holds {array.dtype} {array.shape}, {info.dtype} {info.shape} was recorded; "
+            f"`{again}` makes it anew"
+        )
+    return array
+
+
+BLANK = " "
+"""The one character that ONNX Runtime splits at: a tab or a line break is part of a word."""
+
+
+def words(text: str) -> list[str]:
+    """Split a text at blanks, of which several count as one; those at either end count for none.
+
+    The same as ONNX's StringSplit without a delimiter in ONNX Runtime.
+    """
+    return [word for word in text.split(BLANK) if word]

@@ -1,0 +1,1 @@
+"""The stages of dvc.yaml, from pull to report, and the tools beside them: tune and results."""

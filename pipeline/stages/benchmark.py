@@ -1,0 +1,179 @@
+"""`ferry benchmark EXPERIMENT`: time every variant on every provider, beside PyTorch and MLflow.
+
+Everything runs in processes of its own and takes turns (`serving.measuring`), so that speedups over
+PyTorch eager are paired. What this machine cannot run is a row with its reason.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline import tracking
+from pipeline.config.experiment import BenchmarkConfig, Experiment
+from pipeline.network.graph import load_graph
+from pipeline.records import ready
+from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
+from pipeline.stages.baselines.subjects import contestants_of
+from pipeline.stages.page import speed_figures
+from serving.errors import ModelError
+from serving.files import require, sha256_of_file, write_json, write_text
+from serving.measuring.bench import Extras, run
+from serving.measuring.client import TORCH, Spec
+from serving.measuring.report import BenchReport, Measured, Skipped
+from serving.measuring.rounds import Plan, Tell
+from serving.measuring.table import as_csv
+from serving.runtime.cores import allowed_cores
+from serving.runtime.settings import SessionSettings
+
+FIGURES = {
+    "latency_throughput.png": speed_figures.latency_throughput,
+    "scaling.png": speed_figures.scaling,
+    "latency_distribution.png": speed_figures.latency_distribution,
+    "cold_start.png": speed_figures.cold_start_bars,
+}
+
+
+def benchmark(
+    weights: Path,
+    models: Mapping[str, Path],
+    data: Path,
+    metrics: Path,
+    plots: Path,
+    *,
+    experiment: Experiment,
+    skipped: Mapping[str, str] | None = None,
+    track: bool = True,
+    tell: Tell = lambda _: None,
+) -> BenchmarkReport:
+    """Time each variant in `models` and the weights they were made from.
+
+    `skipped` tells why other variants were not made; `tell` is given a line before each step.
+    Writes `metrics` and CSV files in `plots`. Interrupted with Ctrl-C it keeps what was measured
+    until then, as a partial report. Raises MissingInputError, IntegrityError for weights of another
+    model, and ModelError when PyTorch eager cannot be measured.
+    """
+    for path in models.values():
+        require(path, f"dvc repro quantize@{experiment.name}")
+    # Tells of wrong weights now, and not from another process as a row that is skipped.
+    load_graph(weights, experiment, ready.open_manifest(data))
+    report = BenchmarkReport(
+        experiment=experiment.name,
+        torch_version=torch.__version__,
+        weights_sha256=sha256_of_file(weights),
+        bench=_measure(weights, models, data, experiment=experiment, tell=tell),
+        skipped=dict(skipped or {}),
+    )
+    _require_eager(report)
+    write_text(plots / "benchmark.csv", as_csv(report.bench))
+    write_text(plots / "scaling.csv", _scaling_csv(report))
+    write_text(plots / "cold_start.csv", _cold_csv(report))
+    write_json(metrics, report)
+    if not report.bench.partial:
+        _record(report, track=track)
+    return report
+
+
+def _measure(
+    weights: Path, models: Mapping[str, Path], data: Path, *, experiment: Experiment, tell: Tell
+) -> BenchReport:
+    config = experiment.benchmark
+    threads, beyond = _threads(config.threads)
+    with tempfile.TemporaryDirectory() as saved:
+        contestants = contestants_of(
+            weights, models, data, Path(saved), threads=threads, experiment=experiment
+        )
+        return run(
+            contestants.specs,
+            _plan(config, threads),
+            Extras(
+                cold=contestants.cold if config.cold_starts else (),
+                num_cold_starts=config.cold_starts,
+            ),
+            model=models["fp32"],
+            rows=data / "test_inputs.npy",
+            skipped=(*contestants.skipped, *_too_many(contestants.specs, beyond)),
+            tell=tell,
+        )
+
+
+def _threads(counts: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The thread counts to measure with, and those that are more than the cores there are."""
+    cores = allowed_cores()
+    wanted = list(dict.fromkeys(count or cores for count in counts))
+    return [n for n in wanted if n <= cores], [n for n in wanted if n > cores]
+
+
+def _plan(config: BenchmarkConfig, threads: Sequence[int]) -> Plan:
+    return Plan(
+        settings=tuple(SessionSettings(threads=count) for count in threads),
+        batch_sizes=config.batch_sizes,
+        seconds=config.seconds,
+        num_rounds=config.rounds,
+        growth_calls=config.growth_calls,
+        seed=config.seed,
+    )
+
+
+def _too_many(specs: Sequence[Spec], beyond: Sequence[int]) -> Iterator[Skipped]:
+    reason = f"this process may use {allowed_cores()} cores"
+    for count in beyond:
+        for spec in specs:
+            yield Skipped(subject=spec.name, provider=spec.provider, threads=count, skipped=reason)
+
+
+def _require_eager(report: BenchmarkReport) -> None:
+    """Refuse a report whose speedups would be over something else."""
+    if report.bench.partial or any(report.bench.of(EAGER, TORCH)):
+        return
+    reasons = [one.skipped for one in report.bench.skipped if one.subject == EAGER]
+    raise ModelError(f"{report.experiment}: {EAGER} was not measured: {'; '.join(reasons)}")
+
+
+def _scaling_csv(report: BenchmarkReport) -> str:
+    lines = [
+        f'"{name}",{timing.batch_size},{timing.rows_per_second}'
+        for name, timings in sweeps(report).items()
+        for timing in timings
+    ]
+    return "\n".join(["what,batch_size,rows_per_second", *lines]) + "\n"
+
+
+def _cold_csv(report: BenchmarkReport) -> str:
+    lines = [f"{cold.subject},{cold.p50_ms}" for cold in report.bench.cold_starts]
+    return "\n".join(["subject,p50_ms", *lines]) + "\n"
+
+
+def _record(report: BenchmarkReport, *, track: bool) -> None:
+    with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
+        for one in report.bench.measured:
+            tracker.log_metrics(_metrics(one))
+        tracker.log_metrics(
+            {
+                f"benchmark.cold_start.{_key(cold.subject)}.p50_ms": cold.p50_ms
+                for cold in report.bench.cold_starts
+            }
+        )
+        for name, draw in FIGURES.items() if track else ():
+            tracker.log_figure(draw(report), name)
+
+
+def _metrics(one: Measured) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in one.rows:
+        timing = row.timing
+        key = f"benchmark.{_key(one.label)}.t{one.settings.threads}.b{timing.batch_size}"
+        found |= {
+            f"{key}.p50_ms": timing.p50_ms,
+            f"{key}.p99_ms": timing.p99_ms,
+            f"{key}.rows_per_second": timing.rows_per_second,
+        }
+        if row.speedup:
+            found[f"{key}.speedup"] = row.speedup.median
+    return found
+
+
+def _key(label: str) -> str:
+    """A label as part of a name that MLflow takes: "fp32.cpu", "PyTorch_eager"."""
+    return label.replace(" · ", ".").replace(" ", "_")

@@ -1,0 +1,185 @@
+"""`ferry evaluate EXPERIMENT`: a look inside of the trained network.
+
+Whether it is as sure as it is right, what it looks for and at, where it is wrong, and what is left
+of it under attack; of a reconstruction how well it draws, and whether it knows strange images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from pipeline import models, tracking
+from pipeline.config.experiment import Experiment
+from pipeline.errors import ConfigError
+from pipeline.network.graph import load_graph
+from pipeline.records import ready
+from pipeline.records.evaluate import Classes, EvaluateReport, Reconstruction, Strangers, headline
+from pipeline.stages.insight import album
+from pipeline.stages.insight.album import CAPTIONS, Album, Subject
+from pipeline.stages.insight.answers import (
+    Drawn,
+    answer,
+    auc,
+    calibrate,
+    class_accuracy,
+    draw,
+    fitting,
+    mistakes,
+    most_confident,
+    quantiles,
+    worst,
+)
+from pipeline.stages.insight.attacks import attack
+from pipeline.stages.page.figures import as_svg
+from serving.files import sha256_of_file, write_json, write_text
+from serving.runtime.cores import allowed_cores
+
+NO_PIXELS = {
+    "table": "a strength is a part of the brightest pixel, and a table has none",
+    "text": "a word cannot change a little",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What was measured, the pictures of it, and why something was not."""
+
+    album: Album
+    classes: Classes | None = None
+    reconstruction: Reconstruction | None = None
+    skipped: Mapping[str, str]
+
+
+def evaluate(
+    weights: Path,
+    data: Path,
+    against: Path,
+    metrics: Path,
+    pictures: Path,
+    *,
+    experiment: Experiment,
+    track: bool = True,
+) -> EvaluateReport:
+    """Look inside of the network of `weights`, on the CPU, with the test rows of `data`.
+
+    `against` is the preprocessed data set `experiment.evaluate.against`, which a reconstruction
+    must tell from its own. Writes `metrics` (JSON) and the folder `pictures` of SVG files.
+
+    Raises MissingInputError and IntegrityError for the files, and ConfigError for an `against`
+    without images.
+    """
+    torch.set_num_threads(allowed_cores())
+    manifest = ready.open_manifest(data)
+    graph = load_graph(weights, experiment, manifest)
+    graph.requires_grad_(False)
+    subject = Subject(graph=graph, manifest=manifest, test=ready.open_split(data, "test"))
+    if models.gives(experiment.model.name) == "reconstruction":
+        found = _reconstruction(subject, against, experiment)
+    else:
+        found = _classes(subject, experiment)
+    figures, skipped = _sorted(found)
+    report = EvaluateReport(
+        experiment=experiment.name,
+        dataset=experiment.dataset,
+        rows=len(subject.test.labels),
+        weights_sha256=sha256_of_file(weights),
+        classes=found.classes,
+        reconstruction=found.reconstruction,
+        pictures={name: CAPTIONS[name] for name in figures},
+        skipped=skipped,
+    )
+    _write(pictures, report, figures)
+    write_json(metrics, report)
+    _record(report, figures, track=track)
+    return report
+
+
+def _classes(subject: Subject, experiment: Experiment) -> Findings:
+    test, labels, config = subject.test, subject.manifest.labels, experiment.evaluate
+    answers = answer(subject.graph, test)
+    robustness, skipped = None, {}
+    if subject.manifest.kind != "image":
+        skipped["attacks"] = NO_PIXELS[subject.manifest.kind]
+    elif not config.strengths:
+        skipped["attacks"] = "evaluate.strengths holds none"
+    else:
+        robustness = attack(subject.graph, test, config, experiment.train.seed)
+    classes = Classes(
+        accuracy=float((answers.predicted == answers.labels).mean()),
+        class_accuracy=class_accuracy(answers, labels),
+        calibration=calibrate(answers.probabilities, answers.labels),
+        robustness=robustness,
+        confident_mistakes=mistakes(answers, most_confident(answers), test, labels),
+        worst_mistakes=mistakes(answers, worst(answers), test, labels),
+    )
+    pictures = album.of_classes(subject, answers, classes)
+    return Findings(album=pictures, classes=classes, skipped=skipped)
+
+
+def _reconstruction(subject: Subject, against: Path, experiment: Experiment) -> Findings:
+    own = draw(subject.graph, subject.test.inputs)
+    other, name = None, experiment.evaluate.against
+    skipped = {"attacks": "no class is answered"}
+    if name == experiment.dataset:
+        skipped["strangers"] = f"evaluate.against is {name}, its own data set"
+    else:
+        other = _draw_strangers(subject, against, experiment)
+    found = Reconstruction(
+        mean_error=float(own.errors.mean()),
+        quantiles=quantiles(own.errors),
+        strangers=_strangers(name, own, other) if other else None,
+    )
+    pictures = album.of_reconstruction(subject, own, other, found)
+    return Findings(album=pictures, reconstruction=found, skipped=skipped)
+
+
+def _draw_strangers(subject: Subject, against: Path, experiment: Experiment) -> Drawn:
+    kind = ready.open_manifest(against).kind
+    if kind != "image":
+        raise ConfigError(
+            f"experiments.{experiment.name}.evaluate.against must be a data set of images, got "
+            f"{experiment.evaluate.against}, which has {kind} rows"
+        )
+    images = ready.open_split(against, "test").inputs
+    return draw(subject.graph, fitting(images, subject.row))
+
+
+def _strangers(name: str, own: Drawn, other: Drawn) -> Strangers:
+    return Strangers(
+        dataset=name,
+        rows=len(other.errors),
+        mean_error=float(other.errors.mean()),
+        auc=auc(own.errors, other.errors),
+    )
+
+
+def _sorted(found: Findings) -> tuple[dict[str, Figure], dict[str, str]]:
+    """The figures that there are, and the reasons why others are not."""
+    figures: dict[str, Figure] = {}
+    skipped = dict(found.skipped)
+    for name, one in found.album.items():
+        if isinstance(one, str):
+            skipped[name] = one
+        else:
+            figures[name] = one
+    return figures, skipped
+
+
+def _write(folder: Path, report: EvaluateReport, figures: Mapping[str, Figure]) -> None:
+    """Write each figure, and remove what an earlier look left that is not made any more."""
+    for name, figure in figures.items():
+        title = f"{report.experiment}: {report.pictures[name]}"
+        write_text(folder / f"{name}.svg", as_svg(figure, title) + "\n")
+    for name in CAPTIONS.keys() - figures.keys():
+        (folder / f"{name}.svg").unlink(missing_ok=True)
+
+
+def _record(report: EvaluateReport, figures: Mapping[str, Figure], *, track: bool) -> None:
+    with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
+        numbers = headline(report)
+        tracker.log_metrics({f"evaluate.{name}": value for name, value in numbers.items()})
+        for name, figure in figures.items():
+            tracker.log_figure(figure, f"{name}.png")

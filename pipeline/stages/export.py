@@ -1,0 +1,177 @@
+"""`ferry export EXPERIMENT`: write the trained model as one ONNX graph, raw rows in, answer out.
+
+The same weights give the same bytes wherever the checkout lies; what the file says of itself is
+taken from the training's own record.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from pipeline import layout, tracking
+from pipeline.config.experiment import Experiment
+from pipeline.errors import ConfigError
+from pipeline.exporting import onnxmodel, tokenizer
+from pipeline.network.graph import Graph, load_graph
+from pipeline.records import read, ready
+from pipeline.records.ready import Kind
+from pipeline.records.train import TrainReport
+from serving.errors import IntegrityError, ModelError
+from serving.files import sha256_of_bytes, sha256_of_file, write_json
+from serving.runtime.session import open_session
+
+INPUTS: dict[Kind, str] = {"image": "images", "table": "features", "text": tokenizer.IDS}
+"""The name of what PyTorch's graph takes; the words of a sentence are looked up before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What was written: `metrics/E/export.json`."""
+
+    experiment: str
+    bytes: int
+    sha256: str
+    opset: int
+    ir_version: int
+    nodes: int
+    seconds: float
+    weights_sha256: str
+
+
+def export(
+    weights: Path,
+    trained: Path,
+    data: Path,
+    model: Path,
+    metrics: Path,
+    *,
+    experiment: Experiment,
+    track: bool = True,
+) -> ExportReport:
+    """Export the experiment's weights to `model` and add it to the MLflow run that trained them.
+
+    `trained` is the training's `train.json` and `data` the preprocessed data set.
+    Raises ConfigError for settings that do not fit, MissingInputError, IntegrityError when the
+    weights are not the ones of `trained`, and ModelError when the file is not what ferry promises.
+    """
+    manifest = ready.open_manifest(data)
+    _check_opset(experiment, manifest.kind)
+    graph = load_graph(weights, experiment, manifest)
+    facts = _facts(weights, trained, experiment)
+    example = ready.open_split(data, "test").inputs[:2]
+    start = time.perf_counter()
+    made = to_onnx(graph, example, experiment.export.opset)
+    onnxmodel.set_metadata(made, facts)
+    onnxmodel.check(made, experiment.export.opset)
+    seconds = time.perf_counter() - start
+    content = onnxmodel.save(made, model)
+    report = ExportReport(
+        experiment=experiment.name,
+        bytes=len(content),
+        sha256=sha256_of_bytes(content),
+        opset=experiment.export.opset,
+        ir_version=made.ir_version,
+        nodes=len(made.graph.node),
+        seconds=seconds,
+        weights_sha256=str(facts["weights_sha256"]),
+    )
+    _record(model, graph, example, report, track=track)
+    write_json(metrics, report)
+    return report
+
+
+def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.ModelProto:
+    """Export a graph with a symbolic batch axis, named by its modules and without local paths.
+
+    `example` is two raw rows, for instance uint8 [2, H, W, C]: a batch of one would be taken for a
+    constant. A graph that reads sentences takes them as strings [batch]. Raises ModelError when
+    torch cannot export it.
+    """
+    made = to_program(graph, example, opset).model_proto
+    onnxmodel.name_by_module(made.graph)
+    onnxmodel.strip(made)
+    if graph.kind == "text":
+        tokenizer.prepend(made, graph.vocabulary)
+    return made
+
+
+def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> torch.onnx.ONNXProgram:
+    """What torch's exporter makes: the ONNX model beside the PyTorch graph it was made from."""
+    try:
+        with onnxmodel.quiet():
+            program = torch.onnx.export(
+                graph.eval(),
+                (graph.tensor(example),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=opset,
+                input_names=[INPUTS[graph.kind]],
+                output_names=list(graph.head.outputs),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ModelError(
+            f"torch cannot export the model: {' '.join(str(error).split())}"
+        ) from error
+    if program is None:
+        raise ModelError("torch exported nothing")
+    return program
+
+
+def _check_opset(experiment: Experiment, kind: Kind) -> None:
+    opset = experiment.export.opset
+    if kind == "text" and opset < tokenizer.FIRST_OPSET:
+        raise ConfigError(
+            f"experiments.{experiment.name}.export.opset must be {tokenizer.FIRST_OPSET} or more, "
+            f"which brought the operator that splits sentences, got {opset}"
+        )
+
+
+def _facts(weights: Path, trained: Path, experiment: Experiment) -> dict[str, object]:
+    """What the model says of itself; all of it follows from the training."""
+    again = f"ferry train {experiment.name}"
+    record = read(TrainReport, trained, again)
+    found = sha256_of_file(weights)
+    if found != record.weights_sha256:
+        raise IntegrityError(
+            f"{weights} has sha256 {found[:12]}…, but {trained} is about "
+            f"{record.weights_sha256[:12]}…; `{again}` makes both anew"
+        )
+    labels = {"labels": record.labels} if record.labels else {}
+    return {
+        "version": metadata.version("onnx-ferry"),
+        "experiment": experiment.name,
+        "dataset": experiment.dataset,
+        "variant": "fp32",
+        **labels,
+        "accuracy": json.dumps(record.accuracy),
+        "loss": json.dumps(record.loss),
+        "git_revision": record.git_revision,
+        "data_sha256": record.data_sha256,
+        "weights_sha256": found,
+    }
+
+
+def _record(
+    model: Path,
+    graph: Graph,
+    example: np.ndarray[Any, Any],
+    report: ExportReport,
+    *,
+    track: bool,
+) -> None:
+    session = open_session(model, threads=1)
+    signature = session.inputs, session.outputs
+    with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
+        # Here and not in training, because tracing the module takes seconds that would count there.
+        if graph.kind != "text":  # PyTorch knows no strings, so it is not the served model there
+            tracker.log_torch_model(graph, np.array(example), signature)
+        tracker.log_onnx_model(model, layout.VARIANTS[0], signature)
+        tracker.log_tags({"ferry.onnx_sha256": report.sha256})

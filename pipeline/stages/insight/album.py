@@ -1,0 +1,184 @@
+"""The pictures of a look inside: each is a figure, or the reason why there is none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+
+from pipeline.network.graph import Graph
+from pipeline.records.evaluate import Classes, Reconstruction
+from pipeline.records.ready import Manifest, Split
+from pipeline.stages.insight import drawing, saliency
+from pipeline.stages.insight.answers import Answers, Drawn, most_confident, worst
+from pipeline.stages.insight.saliency import Gates, Tiles
+
+Album: TypeAlias = Mapping[str, Figure | str]
+"""By name: a figure, or the reason why there is none."""
+CAPTIONS = {
+    "first_layer": "weights of the first layer",
+    "feature_maps": "one test row and what the first convolution and its activation make of it",
+    "mistakes": "wrong answers: the actual class, what was answered, and how surely",
+    "saliency": "test rows by what was answered, and the pixels that this answer hangs on",
+    "reliability": "accuracy of the answers by their confidence",
+    "attacks": "accuracy when every pixel may change a little, in the worst direction",
+    "regions": "what is answered over the plane of the two features, and the test rows",
+    "reconstructions": "test rows drawn again, and those with the largest errors on the right",
+    "errors": "mean squared errors of the reconstructed test rows",
+}
+FEW = 8
+"""Rows whose saliency is drawn: one of each class."""
+DRAWN, WORST = 6, 4
+"""Rows that are drawn again: one of each class, then those with the largest errors."""
+SIDE = 200
+"""Places along each axis of a plane at which an answer is asked for."""
+MARGIN = 0.25
+"""Of the rows' own extent, on each side of them."""
+MOST_LETTERS = 14
+"""Of a label beside an image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A trained graph, and the rows that it is asked about."""
+
+    graph: Graph
+    manifest: Manifest
+    test: Split
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        """The shape of one row, as the data set keeps it."""
+        return self.test.inputs.shape[1:]
+
+    @property
+    def largest(self) -> float:
+        """The largest value in the test set: white."""
+        return float(self.test.inputs.max())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, short enough to stand beside an image."""
+        labels = self.manifest.labels
+        return tuple(
+            name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…" for name in labels
+        )
+
+    def one_of_each(self, most: int) -> npt.NDArray[np.int64]:
+        """The index of the first test row of each of the first classes."""
+        _, first = np.unique(self.test.labels, return_index=True)
+        return first[:most]
+
+
+def of_classes(subject: Subject, answers: Answers, classes: Classes) -> Album:
+    """The pictures of a classifier; of one under attack where that was measured."""
+    reliability = drawing.reliability(classes.calibration)
+    if subject.manifest.kind != "image":
+        return {
+            **dict.fromkeys(
+                ("first_layer", "feature_maps", "mistakes", "saliency"), "its rows are no images"
+            ),
+            "regions": _regions(subject),
+            "reliability": reliability,
+        }
+    attacked = {"attacks": drawing.attacks(classes.robustness)} if classes.robustness else {}
+    return {
+        "first_layer": _first_layer(subject),
+        "feature_maps": _feature_maps(subject),
+        "mistakes": _mistakes(subject, answers),
+        "saliency": _saliency(subject, answers),
+        "reliability": reliability,
+        **attacked,
+    }
+
+
+def of_reconstruction(
+    subject: Subject, own: Drawn, other: Drawn | None, found: Reconstruction
+) -> Album:
+    """The pictures of a reconstruction, and of its errors on images of another data set."""
+    groups = {f"{subject.manifest.dataset} ({len(own.errors):,} rows)": own.errors}
+    title = f"Mean {found.mean_error:.5f}"
+    if other and found.strangers:
+        groups[f"{found.strangers.dataset} ({len(other.errors):,} rows)"] = other.errors
+        title += f", area under the curve between the two {found.strangers.auc:.4f}"
+    return {
+        "first_layer": _first_layer(subject),
+        "feature_maps": _feature_maps(subject),
+        "reconstructions": _reconstructions(subject, own),
+        "errors": drawing.errors(groups, title),
+        **dict.fromkeys(("mistakes", "reliability", "saliency"), "no class is answered"),
+    }
+
+
+def _first_layer(subject: Subject) -> Figure | str:
+    match saliency.first_weights(subject.graph, subject.row):
+        case Tiles(weights):
+            return drawing.first_layer(weights)
+        case Gates(weights, names):
+            return drawing.first_layer_gates(weights, names)
+    return "the first layer neither convolves nor takes an image or its rows"
+
+
+def _feature_maps(subject: Subject) -> Figure | str:
+    image = np.array(subject.test.inputs[0])
+    planes = saliency.feature_maps(subject.graph, image)
+    if planes is None:
+        return "the network does not begin with a convolution"
+    return drawing.feature_maps(image, subject.largest, planes)
+
+
+def _mistakes(subject: Subject, answers: Answers) -> Figure | str:
+    confident, costly = most_confident(answers), worst(answers)
+    if not len(confident):
+        return f"all {len(answers.labels):,} test rows are answered rightly"
+    orders = [("most confident", confident)]
+    if set(costly.tolist()) != set(confident.tolist()):
+        orders.append(("largest loss", costly))
+    drawn = [
+        (name, np.array(subject.test.inputs[rows]), _notes(subject, answers, rows))
+        for name, rows in orders
+    ]
+    return drawing.mistakes(drawn, subject.largest)
+
+
+def _notes(subject: Subject, answers: Answers, rows: npt.NDArray[np.int64]) -> list[str]:
+    labels, predicted = subject.labels, answers.predicted
+    return [
+        f"{labels[answers.labels[row]]}\n→ {labels[predicted[row]]} "
+        f"{answers.probabilities[row].max():.1%}"
+        for row in rows
+    ]
+
+
+def _saliency(subject: Subject, answers: Answers) -> Figure:
+    rows = subject.one_of_each(FEW)
+    images = np.array(subject.test.inputs[rows])
+    notes = [subject.labels[answers.predicted[row]] for row in rows]
+    found = saliency.saliency(subject.graph, images)
+    return drawing.saliency(images, subject.largest, found, notes)
+
+
+def _reconstructions(subject: Subject, own: Drawn) -> Figure:
+    largest = np.argsort(-own.errors, kind="stable")[:WORST]
+    rows = np.concatenate([subject.one_of_each(DRAWN), largest])
+    notes = [f"{subject.labels[subject.test.labels[row]]}\n{own.errors[row]:.4f}" for row in rows]
+    images = np.array(subject.test.inputs[rows])
+    return drawing.reconstructions(images, own.reconstructions[rows], notes, subject.largest)
+
+
+def _regions(subject: Subject) -> Figure | str:
+    if subject.row != (2,):
+        return "a plane shows two features, no more and no fewer"
+    rows = np.array(subject.test.inputs)
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    margin = MARGIN * np.maximum(high - low, 1e-6)
+    across, up = np.linspace(low - margin, high + margin, SIDE, dtype=np.float32).T
+    places = np.stack(np.meshgrid(across, up), axis=-1)
+    with torch.inference_mode():
+        asked = subject.graph.tensor(places.reshape(-1, 2))
+        probabilities = subject.graph(asked)[1].numpy().reshape(SIDE, SIDE, -1)
+    labels = subject.manifest.labels
+    return drawing.regions((across, up), probabilities, rows, labels, subject.test.labels)

@@ -1,0 +1,223 @@
+"""What a trained classifier answers to the test set, row by row, and where it is wrong.
+
+Whether a classifier is as sure as it is right: its confidence against its accuracy.
+
+A network that says 0.9 should be right nine times in ten.
+
+How well a reconstruction draws its images again, and how well its error tells strange ones.
+
+The images of another data set are made fitting: grey where the network takes one channel, and
+resized to the sides that it takes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.network.graph import Graph
+from pipeline.records.evaluate import Bin, Calibration, Mistake
+from pipeline.records.ready import Split
+
+BATCH = 200
+MISTAKES = 8
+"""That are told, of each order."""
+CHARACTERS = 100
+"""Of a sentence that is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """The answers to some rows."""
+
+    probabilities: npt.NDArray[np.float64]
+    """[rows, classes]."""
+    losses: npt.NDArray[np.float64]
+    """Cross-entropy of each row in nats, [rows]."""
+    labels: npt.NDArray[np.int64]
+    """The actual classes, [rows]."""
+
+    @property
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """The class of the largest probability, [rows]."""
+        answered: npt.NDArray[np.int64] = self.probabilities.argmax(axis=1)
+        return answered
+
+    @property
+    def wrong(self) -> npt.NDArray[np.int64]:
+        """The indices of the rows that are answered wrongly."""
+        return np.flatnonzero(self.predicted != self.labels)
+
+
+def answer(graph: Graph, split: Split) -> Answers:
+    """Let a classifier answer all rows of a split."""
+    logits, _ = graph.answer(split.inputs, BATCH)
+    logs = _log_probabilities(logits).numpy()
+    labels = np.array(split.labels)
+    losses = -logs[np.arange(len(labels)), labels]
+    return Answers(probabilities=np.exp(logs), losses=losses, labels=labels)
+
+
+def class_accuracy(answers: Answers, labels: tuple[str, ...]) -> Mapping[str, float | None]:
+    """The part of each class's rows that is answered rightly; None for a class without rows."""
+    right = answers.predicted == answers.labels
+    found: dict[str, float | None] = {}
+    for number, label in enumerate(labels):
+        own = answers.labels == number
+        found[label] = float(right[own].mean()) if own.any() else None
+    return found
+
+
+def most_confident(answers: Answers) -> npt.NDArray[np.int64]:
+    """The wrong rows with the largest probability of what they were taken for, largest first."""
+    wrong = answers.wrong
+    order = np.argsort(-answers.probabilities.max(axis=1)[wrong], kind="stable")
+    return wrong[order][:MISTAKES]
+
+
+def worst(answers: Answers) -> npt.NDArray[np.int64]:
+    """The wrong rows with the largest loss, largest first."""
+    wrong = answers.wrong
+    return wrong[np.argsort(-answers.losses[wrong], kind="stable")][:MISTAKES]
+
+
+def mistakes(
+    answers: Answers, rows: npt.NDArray[np.int64], split: Split, labels: tuple[str, ...]
+) -> tuple[Mistake, ...]:
+    """Tell the wrong answers of some rows; sentences are quoted."""
+    is_text = split.inputs.dtype.kind == "U"
+    return tuple(
+        Mistake(
+            row=row,
+            actual=labels[answers.labels[row]],
+            answered=labels[answers.predicted[row]],
+            probability=float(answers.probabilities[row].max()),
+            loss=float(answers.losses[row]),
+            text=str(split.inputs[row])[:CHARACTERS] if is_text else None,
+        )
+        for row in rows.tolist()
+    )
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Float64 [batch, classes], of one logit per class or of the second class's alone.
+
+    From the logits, not from the probabilities: those of a very wrong answer are 0 in float32.
+    """
+    wide = logits.double()
+    if wide.shape[1] == 1:
+        wide = torch.cat([torch.zeros_like(wide), wide], dim=1)
+    return wide.log_softmax(dim=1)
+
+
+BINS = 15
+"""Equally wide, as in Guo et al., "On calibration of modern neural networks", 2017."""
+
+
+def calibrate(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> Calibration:
+    """Compare the confidence of answers with how often they are right.
+
+    `probabilities` are [rows, classes], `labels` the actual classes, [rows]. The expected
+    calibration error is that of Guo et al., 2017; the score that of Brier, "Verification of
+    forecasts expressed in terms of probability", 1950.
+    """
+    confidences = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == labels
+    bins = tuple(_bins(confidences, right))
+    truth = np.eye(probabilities.shape[1])[labels]
+    return Calibration(
+        error=_error(bins, len(labels)),
+        mean_confidence=float(confidences.mean()),
+        brier=float(np.square(probabilities - truth).sum(axis=1).mean()),
+        bins=bins,
+    )
+
+
+def _bins(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> Iterator[Bin]:
+    """Bin m holds the confidences above m / BINS up to (m + 1) / BINS."""
+    places = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    for place in range(BINS):
+        inside = places == place
+        if inside.any():
+            yield Bin(
+                rows=int(inside.sum()),
+                confidence=float(confidences[inside].mean()),
+                accuracy=float(right[inside].mean()),
+            )
+        else:
+            yield Bin(rows=0, confidence=None, accuracy=None)
+
+
+def _error(bins: tuple[Bin, ...], rows: int) -> float:
+    gaps = (
+        one.rows * abs(one.accuracy - one.confidence)
+        for one in bins
+        if one.accuracy is not None and one.confidence is not None
+    )
+    return sum(gaps) / rows
+
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+LUMA = (0.299, 0.587, 0.114)
+"""Of red, green and blue: recommendation ITU-R BT.601."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Images drawn again."""
+
+    reconstructions: npt.NDArray[np.float32]
+    """[rows, H, W, C], 0 to 1."""
+    errors: npt.NDArray[np.float64]
+    """Mean squared error of each row, [rows]."""
+
+
+def draw(graph: Graph, images: npt.NDArray[np.uint8]) -> Drawn:
+    """Let a network draw images again, uint8 [rows, H, W, C]."""
+    planes, errors = graph.answer(images, BATCH)
+    return Drawn(planes.numpy(), errors.double().numpy())
+
+
+def fitting(images: npt.NDArray[np.uint8], row: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Images with the height, width and channels of `row`, uint8 [rows, H, W, C].
+
+    Resized by bilinear interpolation, smoothed first where they become smaller.
+    """
+    height, width, channels = row
+    planes = _channels(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float(), channels)
+    if planes.shape[2:] != (height, width):
+        planes = functional.interpolate(
+            planes, (height, width), mode="bilinear", align_corners=False, antialias=True
+        )
+    made: npt.NDArray[np.uint8] = planes.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return made
+
+
+def quantiles(errors: npt.NDArray[np.float64]) -> dict[str, float]:
+    """The errors that some parts of the rows stay below."""
+    found = np.quantile(errors, QUANTILES)
+    return {f"{part:g}": float(error) for part, error in zip(QUANTILES, found, strict=True)}
+
+
+def auc(own: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """The chance that one of `other` is larger than one of `own`; a tie counts half.
+
+    It is the area under the receiver operating characteristic (Hanley and McNeil, 1982).
+    """
+    ordered = np.sort(own)
+    below = np.searchsorted(ordered, other, side="left")
+    up_to = np.searchsorted(ordered, other, side="right")
+    return float((below + up_to).mean() / 2 / len(own))
+
+
+def _channels(planes: Tensor, channels: int) -> Tensor:
+    """Grey, or the one plane that there is as often as it is wanted."""
+    if planes.shape[1] == channels:
+        return planes
+    if planes.shape[1] == len(LUMA):
+        planes = (planes * torch.tensor(LUMA).view(1, -1, 1, 1)).sum(dim=1, keepdim=True)
+    return planes[:, :1].expand(-1, channels, -1, -1)

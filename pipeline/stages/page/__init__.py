@@ -1,0 +1,1 @@
+"""What `ferry report` draws: the figures, and the section on speed."""

@@ -1,0 +1,209 @@
+"""`ferry parity EXPERIMENT`: prove that every ONNX variant answers as the trained weights do.
+
+The whole test set goes through PyTorch and through each variant in every way it can be run; a
+variant outside its gate fails the stage, and the report is written all the same. `compare` holds
+any two models against each other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import tracking
+from pipeline.config.experiment import Experiment
+from pipeline.errors import ConfigError
+from pipeline.exporting import torchscript
+from pipeline.proof.compare import Plan, Way
+from pipeline.proof.gate import SHIPPED
+from pipeline.proof.measure import Kept, sample
+from pipeline.proof.pair import (
+    explained,
+    keep_with_progress,
+    prove_with_progress,
+    refuse_failures,
+)
+from pipeline.proof.rows import Rows, rows_of_split
+from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
+from pipeline.proof.tables import ulps
+from pipeline.proof.variants import open_variant, open_weights
+from pipeline.records.parity import Cell, Limits, ParityReport, VariantParity
+from pipeline.stages.page import figures
+from serving.errors import FerryError, ModelError, ProviderError
+from serving.files import write_json
+from serving.runtime.session import probe, usable_providers
+
+FP32 = "fp32"
+RECORDED = (
+    "accuracy",
+    "flips",
+    "near_ties",
+    "accuracy_loss",
+    "mcnemar_p",
+    "max_abs_diff",
+    "max_rel_diff",
+    "max_probability_diff",
+    "snr_db",
+    "batch_diff",
+    "hostile_max_abs_diff",
+    "nonfinite",
+)
+"""Figures of a variant that MLflow keeps beside those of its cells."""
+
+
+def parity(
+    weights: Path,
+    models: Mapping[str, Path],
+    data: Path,
+    metrics: Path,
+    *,
+    experiment: Experiment,
+    skipped: Mapping[str, str] | None = None,
+    explain: bool = False,
+    track: bool = True,
+) -> ParityReport:
+    """Compare each variant in `models` with PyTorch over the test set of `data`.
+
+    `skipped` tells why other variants were not made; with `explain` the layer with the largest
+    difference of each is named even where every limit is met.
+
+    Raises ConfigError for gates that do not fit, ParityError when a gate is not met, after the
+    report is written to `metrics`, and IntegrityError when a model was not exported from `weights`.
+    """
+    _check_config(experiment)
+    reference = open_weights(weights, data, experiment)
+    rows = rows_of_split(data, "test", reference.inputs[0])
+    for path in models.values():
+        # All of them, before any is run.
+        check_alike(reference, open_variant(path, reference.sha256, experiment))
+    kept = keep_with_progress(reference, rows)
+    providers = _providers()
+    variants = {}
+    for name, path in models.items():
+        side = open_variant(path, reference.sha256, experiment)
+        result = _variant(name, side, reference, kept, providers, experiment=experiment)
+        if explain or not result.passed:
+            result = explained(result, reference, side, rows)
+        variants[name] = result
+    report = ParityReport(
+        experiment=experiment.name,
+        dataset=experiment.dataset,
+        rows=len(rows),
+        passed=all(variant.passed for variant in variants.values()),
+        output=reference.outputs[0].name,
+        torch_accuracy=_reference_accuracy(variants),
+        weights_sha256=reference.sha256,
+        sample_rows=min(experiment.parity.sample_rows, len(rows)),
+        variants=variants,
+        skipped=dict(skipped or {}),
+    )
+    write_json(metrics, report)
+    _record(report, track=track)
+    refuse_failures({f"{experiment.name} {name}": one for name, one in variants.items()}, metrics)
+    return report
+
+
+def _check_config(experiment: Experiment) -> None:
+    """Where no class is predicted none can flip; where one is, a gate must say how many may."""
+    where = f"experiments.{experiment.name}.parity"
+    config = experiment.parity
+    if SHIPPED not in config.levels:
+        raise ConfigError(f"{where}.levels must hold {SHIPPED!r}, which ships, got {config.levels}")
+    if "dynamo" not in config.exporters:
+        raise ConfigError(
+            f"{where}.exporters must hold 'dynamo', which ships, got {config.exporters}"
+        )
+    if config.fp32.max_abs_diff is None:
+        raise ConfigError(
+            f"{where}.fp32.max_abs_diff must be a number, got None: near-ties are told by it"
+        )
+    no_class = experiment.train.loss == "mean_squared_error"
+    for variant in ("fp32", "fp16", "int8"):
+        gate = config.gate(variant)
+        for key, limit in (("flips", gate.flips), ("accuracy_loss", gate.accuracy_loss)):
+            if (limit is None) != no_class:
+                wanted = "null: no class is predicted" if no_class else "a number"
+                raise ConfigError(f"{where}.{variant}.{key} must be {wanted}, got {limit}")
+
+
+def _providers() -> dict[str, str | None]:
+    """The providers of this machine but the CPU, each with the reason why it cannot be used."""
+    found = usable_providers(probe())
+    return {name: reason for name, reason in found.items() if name != "cpu"}
+
+
+def _variant(
+    name: str,
+    side: ModelSide,
+    reference: WeightsSide,
+    kept: Kept,
+    providers: Mapping[str, str | None],
+    *,
+    experiment: Experiment,
+) -> VariantParity:
+    config = experiment.parity
+    plan = Plan(
+        limits=Limits(**asdict(config.gate(name))),
+        near=2 * (config.fp32.max_abs_diff or 0.0),
+        batch_sizes=config.batch_sizes,
+        levels=config.levels,
+        sample=sample(len(kept.rows), config.sample_rows, config.seed),
+        opinion_rows=config.opinion_rows,
+        hostile=True,
+    )
+    ways = [Way(exporter="dynamo", provider="cpu", side=side, ships=True)]
+    for provider, reason in providers.items():
+        other = reason or _on(side, provider)
+        ways.append(Way(exporter="dynamo", provider=provider, side=other, ships=True))
+    if name == FP32 and "torchscript" in config.exporters:
+        second = _second_exporter(reference, kept.rows, experiment)
+        ways.append(Way(exporter="torchscript", provider="cpu", side=second, ships=False))
+    return prove_with_progress(reference, kept, ways, plan, f"{experiment.name} {name}")
+
+
+def _on(side: ModelSide, provider: str) -> ModelSide | str:
+    try:
+        return model_side(side.name, side.content, provider)
+    except (ModelError, ProviderError) as error:
+        return str(error)
+
+
+def _second_exporter(reference: WeightsSide, rows: Rows, experiment: Experiment) -> ModelSide | str:
+    """The weights by way of TorchScript, or why they cannot go that way."""
+    example = np.array(next(iter(rows.slice(0, 2).values())))
+    try:
+        model = torchscript.to_onnx(reference.graph, example, experiment.export.opset)
+        side = model_side("TorchScript", model.SerializeToString())
+        side.answer({side.inputs[0].name: example}, 1)
+    except FerryError as error:
+        return str(error)
+    return side
+
+
+def _reference_accuracy(variants: Mapping[str, VariantParity]) -> float | None:
+    cells = [cell for one in variants.values() for cell in one.cells if isinstance(cell, Cell)]
+    known = [cell for cell in cells if cell.decisions is not None]
+    whole = max(known, key=lambda cell: cell.rows, default=None)
+    return whole.decisions.reference_accuracy if whole and whole.decisions else None
+
+
+def _record(report: ParityReport, *, track: bool) -> None:
+    with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
+        for name, variant in report.variants.items():
+            values = asdict(variant)
+            known = {key: values[key] for key in RECORDED if values[key] is not None}
+            tracker.log_metrics({f"parity.{name}.{key}": float(known[key]) for key in known})
+            for cell in variant.cells:
+                if isinstance(cell, Cell):
+                    tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))
+            tracker.log_tags({f"ferry.gate.{name}": "passed" if variant.passed else "failed"})
+        tracker.log_figure(figures.ulp_histogram(ulps(report)), "parity_ulps.png")
+
+
+def _cell_metrics(name: str, cell: Cell) -> dict[str, float]:
+    way = f"{name}.{cell.exporter}.{cell.provider}.{cell.level}.b{cell.batch_size}"
+    found = {f"{way}.{one.output}.max_abs_diff": one.max_abs_diff for one in cell.outputs}
+    if cell.decisions is not None:
+        found[f"{way}.flips"] = float(cell.decisions.flips)
+    return found

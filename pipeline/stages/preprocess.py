@@ -1,0 +1,189 @@
+"""`ferry preprocess mnist`: raw files in, arrays and their manifest out, in `data/ready/D`.
+
+A fixed, seeded, stratified validation split is taken from the training part, unless these are all
+the rows there can be; the official test set stays as it is, and every value stays raw.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import datasets
+from pipeline.config.experiment import DatasetConfig
+from pipeline.datasets import Dataset, Rows, stratified
+from pipeline.errors import ConfigError
+from pipeline.records.ready import MANIFEST, SPLITS, ArrayInfo, Manifest, Split, words, write_array
+from serving.errors import InputError, IntegrityError
+from serving.files import require, sha256_of_file, write_json
+
+Labels = npt.NDArray[np.int64]
+
+BLOCK_VALUES = 1 << 20
+"""Values that are turned to float64 at once: 8 MiB of them."""
+
+
+def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> Manifest:
+    """Write the splits of the data set `name` and their manifest to the folder `ready`.
+
+    `{train,validation,test}_inputs.npy` keep the raw dtype: uint8 [rows, H, W, C] for images,
+    float32 [rows, features] for tables, str [rows] for text; `_labels.npy` are int64 [rows]. The
+    manifest comes last, and the same files and settings give the same bytes.
+
+    Raises MissingInputError and IntegrityError for a raw file that is not the official one,
+    InputError for rows that cannot be used, and ConfigError for a `validation_rows` that does not
+    fit.
+    """
+    dataset = datasets.get(name)
+    check_raw(raw, dataset, name)
+    rows = dataset.read(raw)
+    splits = _split(rows, dataset, name, config)
+    mean, std = _statistics(splits["train"], dataset, name)
+    known = vocabulary(splits["train"].inputs) if dataset.kind == "text" else ()
+    # An interrupted run must not leave new arrays under an old manifest.
+    (ready / MANIFEST).unlink(missing_ok=True)
+    manifest = Manifest(
+        dataset=name,
+        kind=dataset.kind,
+        labels=dataset.labels,
+        class_counts={part: _class_counts(split, dataset) for part, split in splits.items()},
+        mean=mean,
+        std=std,
+        vocabulary=known,
+        seed=config.seed,
+        arrays=_write_arrays(ready, splits),
+    )
+    write_json(ready / MANIFEST, manifest)
+    return manifest
+
+
+def check_raw(raw: Path, dataset: Dataset, name: str) -> None:
+    """Hold every raw file to the sha256 on record.
+
+    Raises MissingInputError for a file that is not there and IntegrityError for another one.
+    """
+    again = f"ferry pull {name}"
+    for file in dataset.raw_files():
+        found = sha256_of_file(require(raw / file.name, again))
+        if found != file.sha256:
+            raise IntegrityError(
+                f"{raw / file.name} has sha256 {found[:12]}…, the official one is "
+                f"{file.sha256[:12]}…; `{again}` replaces it"
+            )
+
+
+def channel_statistics(
+    inputs: npt.NDArray[Any],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel or feature, the last axis, in raw units.
+
+    `inputs` has any numeric dtype and the shape [rows, ..., channels]. Computed in float64, in two
+    passes over blocks of rows, so that no float copy of the whole is made.
+    """
+    count = inputs.size // inputs.shape[-1]
+    mean = sum(block.sum(axis=0) for block in _blocks(inputs)) / count
+    squares = sum(np.square(block - mean).sum(axis=0) for block in _blocks(inputs))
+    std = np.sqrt(squares / count)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def vocabulary(texts: npt.NDArray[np.str_]) -> tuple[str, ...]:
+    """Every word of the texts, str [rows], the most frequent first, ties in alphabetical order."""
+    counts = Counter(word for text in texts.tolist() for word in words(text))
+    return tuple(sorted(counts, key=lambda word: (-counts[word], word)))
+
+
+def _statistics(
+    train: Split, dataset: Dataset, name: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What the graph standardizes with: mean and standard deviation, 0 and 1 to leave all as is."""
+    if dataset.kind == "text":
+        return (), ()
+    if not dataset.standardized:
+        count = train.inputs.shape[-1]
+        return (0.0,) * count, (1.0,) * count
+    mean, std = channel_statistics(train.inputs)
+    if min(std) == 0:
+        axis = "channel" if dataset.kind == "image" else "feature"
+        raise InputError(
+            f"{name}: {axis} {std.index(0)} has the same value in every training row, so there "
+            f"is nothing to learn from it"
+        )
+    return mean, std
+
+
+def _blocks(inputs: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float64]]:
+    """Go through the inputs as float64 [values, channels], some rows at a time."""
+    step = max(1, BLOCK_VALUES * len(inputs) // inputs.size)
+    for start in range(0, len(inputs), step):
+        yield inputs[start : start + step].reshape(-1, inputs.shape[-1]).astype(np.float64)
+
+
+def _split(rows: Rows, dataset: Dataset, name: str, config: DatasetConfig) -> Mapping[str, Split]:
+    where = f"datasets.{name}.validation_rows"
+    if dataset.complete:
+        return _complete_splits(rows, where, config)
+    train, validation = _validation_split(rows.train_labels, dataset, where, config)
+    splits = {
+        "train": Split(rows.train_inputs[train], rows.train_labels[train]),
+        "validation": Split(rows.train_inputs[validation], rows.train_labels[validation]),
+        "test": Split(rows.test_inputs, rows.test_labels),
+    }
+    if missing := _missing_class(splits["test"], dataset):
+        raise InputError(f"the test part of {name} has no row of class {missing!r}")
+    for part in ("train", "validation"):
+        if missing := _missing_class(splits[part], dataset):
+            raise ConfigError(
+                f"{where} of {config.validation_rows} leaves the {part} split without a row of "
+                f"class {missing!r}, of which there are too few; choose another number"
+            )
+    return splits
+
+
+def _complete_splits(rows: Rows, where: str, config: DatasetConfig) -> Mapping[str, Split]:
+    """Every row in every split, for a data set of all the rows there can be."""
+    if config.validation_rows:
+        raise ConfigError(
+            f"{where} must be 0, for its {len(rows.train_labels)} rows are all there can be and "
+            f"each is validated on, got {config.validation_rows}"
+        )
+    return dict.fromkeys(SPLITS, Split(rows.train_inputs, rows.train_labels))
+
+
+def _validation_split(
+    labels: Labels, dataset: Dataset, where: str, config: DatasetConfig
+) -> tuple[Labels, Labels]:
+    classes = len(dataset.labels)
+    counts = np.bincount(labels, minlength=classes)
+    if counts.min() < 2:
+        raise InputError(
+            f"{dataset.title}: class {dataset.labels[counts.argmin()]!r} has {counts.min()} "
+            f"training rows, and must have one for training and one for validation"
+        )
+    most = len(labels) - classes
+    if not classes <= config.validation_rows <= most:
+        raise ConfigError(
+            f"{where} must be from {classes} to {most}, a row of each class or more on either "
+            f"side, got {config.validation_rows}"
+        )
+    return stratified(labels, config.validation_rows, config.seed)
+
+
+def _missing_class(split: Split, dataset: Dataset) -> str | None:
+    counts = _class_counts(split, dataset)
+    return dataset.labels[counts.index(0)] if 0 in counts else None
+
+
+def _class_counts(split: Split, dataset: Dataset) -> tuple[int, ...]:
+    return tuple(np.bincount(split.labels, minlength=len(dataset.labels)).tolist())
+
+
+def _write_arrays(ready: Path, splits: Mapping[str, Split]) -> Mapping[str, ArrayInfo]:
+    arrays = {}
+    for part in SPLITS:
+        for name, array in (("inputs", splits[part].inputs), ("labels", splits[part].labels)):
+            arrays[f"{part}_{name}.npy"] = write_array(ready / f"{part}_{name}.npy", array)
+    return arrays

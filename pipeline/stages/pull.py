@@ -1,0 +1,240 @@
+"""`ferry pull mnist`: the official files of a data set in `data/raw/D`, checked by sha256.
+
+The mirror that was named is tried first, then the official addresses, then the mirrors of
+params.yaml in order; files that are there and good are left alone.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+
+from pipeline import datasets
+from pipeline.datasets import Archive, RawFile
+from pipeline.datasets._download import (
+    UnavailableError,
+    fetch,
+    finish,
+    is_good,
+    is_url,
+    part_of,
+    unpack,
+)
+from pipeline.errors import ConfigError, DownloadError
+from serving.console import note
+from serving.errors import FerryError, UsageError
+
+Attempt = tuple[str, Callable[[], None]]
+"""An address to tell, and what gets the file from there or raises UnavailableError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PulledFile:
+    """One file of the raw folder."""
+
+    name: str
+    size: int
+    """Bytes."""
+    sha256: str
+    source: str | None
+    """The address it came from; None when it was there and good."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullReport:
+    """What lies in `data/raw/D` now."""
+
+    dataset: str
+    files: tuple[PulledFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pull:
+    """One run: where the files go and which mirrors there are."""
+
+    raw: Path
+    name: str
+    folder: str
+    """Below a mirror."""
+    first: tuple[str, ...]
+    later: tuple[str, ...]
+
+
+def pull(raw: Path, *, name: str, mirrors: Sequence[str], mirror: str | None = None) -> PullReport:
+    """Bring the official files of the data set `name` to the folder `raw`.
+
+    `mirror` and `mirrors` are URLs or folders laid out as `MIRROR/DATASET/FILE`, holding an archive
+    or its members; a data set with a `mirrored_as` has that name there. Several processes may pull
+    at once; all but the first wait and find the files.
+
+    Raises UnknownNameError for a data set that does not exist, UsageError or ConfigError for an
+    address that is no mirror, and DownloadError when no address had a file.
+    """
+    dataset = datasets.get(name)
+    first = (_checked(mirror, "--mirror", UsageError),) if mirror else ()
+    later = tuple(
+        _checked(entry, f"mirrors[{index}]", ConfigError) for index, entry in enumerate(mirrors)
+    )
+    folder = dataset.mirrored_as or name
+    run = _Pull(raw=raw, name=name, folder=folder, first=first, later=later)
+    raw.mkdir(parents=True, exist_ok=True)
+    with _alone(raw, name):
+        files = [_pull_file(run, file) for file in dataset.files]
+        for archive in dataset.archives:
+            files += _pull_archive(run, archive)
+    return PullReport(dataset=name, files=tuple(files))
+
+
+def _checked(mirror: str, where: str, error: type[FerryError]) -> str:
+    """Refuse a mirror that is neither an http(s) URL with a host nor a folder's name."""
+    if not mirror or ("://" in mirror and not (is_url(mirror) and _has_host(mirror))):
+        raise error(f"{where} must be an http or https URL or a folder, got {mirror!r}")
+    return mirror if is_url(mirror) else str(Path(mirror).expanduser())
+
+
+def _has_host(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname)
+    except ValueError:
+        return False
+
+
+@contextlib.contextmanager
+def _alone(raw: Path, name: str) -> Iterator[None]:
+    """Keep other processes from pulling the same data set for the length of a block."""
+    lock = FileLock(raw.parent / f".{raw.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        note(f"another process pulls {name}; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _pull_file(run: _Pull, file: RawFile) -> PulledFile:
+    target = run.raw / file.name
+    if is_good(file, target):
+        part_of(target).unlink(missing_ok=True)
+        return _pulled(file, None)
+    if finish(file, target):
+        return _pulled(file, "an earlier download")
+    return _pulled(file, _first_that_works(run, file.name, _file_attempts(run, file)))
+
+
+def _pull_archive(run: _Pull, archive: Archive) -> list[PulledFile]:
+    """Get the members that are not there and good; the archive itself is not kept."""
+    missing = [m for m in archive.members if not is_good(m, run.raw / m.name)]
+    source = None
+    if missing:
+        attempts = _archive_attempts(run, archive, missing)
+        source = _first_that_works(run, archive.name, attempts)
+    for name in (archive.name, *[member.name for member in archive.members]):
+        part_of(run.raw / name).unlink(missing_ok=True)
+    (run.raw / archive.name).unlink(missing_ok=True)
+    return [_pulled(m, source if m in missing else None) for m in archive.members]
+
+
+def _pulled(file: RawFile, source: str | None) -> PulledFile:
+    return PulledFile(name=file.name, size=file.size, sha256=file.sha256, source=source)
+
+
+def _first_that_works(run: _Pull, name: str, attempts: Iterator[Attempt]) -> str:
+    """Try the addresses in order and return the one that had the file."""
+    tried: list[str] = []
+    for address, attempt in attempts:
+        if tried:
+            note(f"{name}: {tried[-1]}; trying {address}")
+        try:
+            attempt()
+        except UnavailableError as error:
+            tried.append(f"{address}: {error}")
+        else:
+            return address
+    raise DownloadError(
+        f"{name} of {run.name} could not be pulled; tried {'; '.join(tried) or 'no address'}. "
+        f"Name a URL or folder that holds {run.folder}/{name} with --mirror or FERRY_MIRROR, "
+        f"or use a data set that needs no network: {', '.join(_embedded_names())}"
+    )
+
+
+def _file_attempts(run: _Pull, file: RawFile) -> Iterator[Attempt]:
+    target = run.raw / file.name
+    if file.embedded:
+        yield file.embedded, partial(_copy_embedded, file, target)
+    addresses = [_below(mirror, run.folder, file.name) for mirror in run.first]
+    addresses += file.urls
+    addresses += [_below(mirror, run.folder, file.name) for mirror in run.later]
+    for address in addresses:
+        yield _shown(address), partial(fetch, file, target, address)
+
+
+def _archive_attempts(run: _Pull, archive: Archive, missing: list[RawFile]) -> Iterator[Attempt]:
+    """Try the archive from each address, and from a mirror without it the members themselves."""
+    for mirror in run.first:
+        yield from _mirror_attempts(run, archive, missing, mirror)
+    for url in archive.urls:
+        yield _shown(url), partial(_fetch_archive, run, archive, missing, url)
+    for mirror in run.later:
+        yield from _mirror_attempts(run, archive, missing, mirror)
+
+
+def _mirror_attempts(
+    run: _Pull, archive: Archive, missing: list[RawFile], mirror: str
+) -> Iterator[Attempt]:
+    whole = _below(mirror, run.folder, archive.name)
+    yield _shown(whole), partial(_fetch_archive, run, archive, missing, whole)
+    folder = _below(mirror, run.folder, "")
+    yield f"{_shown(folder)} (members)", partial(_fetch_members, run, missing, mirror)
+
+
+def _fetch_archive(run: _Pull, archive: Archive, missing: list[RawFile], address: str) -> None:
+    target = run.raw / archive.name
+    whole = RawFile(name=archive.name, size=archive.size, sha256=archive.sha256)
+    if not is_good(whole, target):
+        fetch(whole, target, address)
+    unpack(target, missing, run.raw)
+
+
+def _fetch_members(run: _Pull, missing: list[RawFile], mirror: str) -> None:
+    for member in missing:
+        target = run.raw / member.name
+        if is_good(member, target):
+            continue
+        try:
+            fetch(member, target, _below(mirror, run.folder, member.name))
+        except UnavailableError as error:
+            raise UnavailableError(f"{member.name}: {error}") from error
+
+
+def _copy_embedded(file: RawFile, target: Path) -> None:
+    package, _, path = (file.embedded or "").partition(":")
+    with resources.as_file(resources.files(package) / path) as source:
+        fetch(file, target, str(source))
+
+
+def _below(mirror: str, folder: str, name: str) -> str:
+    if is_url(mirror):
+        return f"{mirror.rstrip('/')}/{folder}/{name}"
+    return str(Path(mirror) / folder / name)
+
+
+def _shown(address: str) -> str:
+    """Make an address fit to be told: without the password that a URL can hold."""
+    if not is_url(address):
+        return address
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _embedded_names() -> list[str]:
+    """Name the data sets whose files, if there are any, all come inside installed packages."""
+    known = {name: datasets.get(name).raw_files() for name in datasets.names()}
+    return [name for name, files in known.items() if all(file.embedded for file in files)]

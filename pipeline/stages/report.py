@@ -1,0 +1,269 @@
+"""`ferry report`: one HTML page of all that was measured, which opens offline and loads nothing.
+
+The same metrics give the same bytes: no times of writing, and figures whose ids come from their
+titles.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from pipeline.config.experiment import Params
+from pipeline.proof.tables import cell_lines, facts, ulps
+from pipeline.records.parity import ParityReport, VariantParity
+from pipeline.records.quantize import QuantizeReport
+from pipeline.stages.page import figures
+from pipeline.stages.page.figures import pareto
+from pipeline.stages.page.speed import SPEED_TEMPLATE, Speed, machines, speed_of
+from pipeline.stages.results import Measured, ResultRow, read_measured, rows_of
+from serving.errors import MissingInputError
+from serving.files import write_text
+
+TEMPLATE = Path(__file__).parent / "page" / "report.html.j2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSummary:
+    """What the page shows."""
+
+    page: Path
+    bytes: int
+    experiments: tuple[str, ...]
+    not_run: tuple[str, ...]
+    """Experiments of params.yaml that have no metrics yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLine:
+    """A quantity, its limit in words, and the part of it that is used up, at most 1."""
+
+    quantity: str
+    measured: str
+    limit: str
+    part: float
+    met: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A look inside of a network."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One experiment on the page."""
+
+    name: str
+    measured: Measured
+    rows: tuple[ResultRow, ...]
+    gates: tuple[tuple[str, VariantParity, tuple[GateLine, ...]], ...]
+    learning_curve: str
+    """SVG, as those below."""
+    confusion_matrix: str | None
+    """None where no class is predicted."""
+    ulps: str | None
+    """How many units in the last place the variants are off; None before they were compared."""
+    pareto: str | None
+    """What the recipes of quantization lost and won; None where none was tried."""
+    inside: tuple[tuple[str, str], ...]
+    """What the look inside measured, by what a person calls it."""
+    pictures: tuple[Picture, ...]
+    unseen: tuple[tuple[str, str], ...]
+    """What was not drawn, measured or made, with the reason."""
+    speed: Speed | None
+    """None before its benchmark has run."""
+
+
+def report(metrics: Path, pictures: Path, page: Path, *, params: Params) -> ReportSummary:
+    """Write the page of every experiment of `params` that has been trained.
+
+    `pictures` holds a folder of SVG files per experiment, as `ferry evaluate` leaves them.
+    Raises MissingInputError when none has, and IntegrityError for metrics that cannot be read.
+    """
+    found = [read_measured(metrics, name) for name in params.experiments]
+    sections = tuple(_section(measured, pictures) for measured in found if measured)
+    if not sections:
+        raise MissingInputError(f"{metrics} holds no trained experiment; `dvc repro` runs them")
+    names = tuple(section.name for section in sections)
+    text = _render(sections)
+    write_text(page, text)
+    return ReportSummary(
+        page=page,
+        bytes=len(text.encode()),
+        experiments=names,
+        not_run=tuple(name for name in params.experiments if name not in names),
+    )
+
+
+def _section(measured: Measured, pictures: Path) -> Section:
+    training, name = measured.training, measured.training.experiment
+    curve = figures.learning_curve(training.history)
+    variants = measured.parity.variants if measured.parity else {}
+    return Section(
+        name=name,
+        measured=measured,
+        rows=rows_of(measured),
+        gates=tuple((key, parity, _gate_lines(parity)) for key, parity in variants.items()),
+        learning_curve=figures.as_svg(curve, f"{name}: loss and error of each epoch"),
+        confusion_matrix=_confusion(measured),
+        ulps=_ulps(measured.parity),
+        pareto=_pareto(measured.quantized),
+        inside=tuple(_inside(measured)),
+        pictures=tuple(_pictures(measured, pictures / name)),
+        unseen=tuple(_unseen(measured)),
+        speed=speed_of(measured),
+    )
+
+
+def _confusion(measured: Measured) -> str | None:
+    training = measured.training
+    if not training.confusion:
+        return None
+    matrix = figures.confusion_matrix(training.confusion, training.labels)
+    return figures.as_svg(matrix, f"{training.experiment}: confusion matrix of the test set")
+
+
+def _inside(measured: Measured) -> Iterator[tuple[str, str]]:
+    """The numbers of the look inside, as a person reads them."""
+    classes = measured.inside.classes if measured.inside else None
+    drawn = measured.inside.reconstruction if measured.inside else None
+    if classes:
+        yield "expected calibration error", f"{classes.calibration.error:.3f}"
+        yield "mean confidence", f"{classes.calibration.mean_confidence:.1%}"
+        known = {name: part for name, part in classes.class_accuracy.items() if part is not None}
+        worst = min(known, key=lambda name: known[name])
+        yield "hardest class", f"{worst}, {known[worst]:.1%}"
+    if classes and classes.robustness:
+        yield f"first {classes.robustness.rows} rows", f"{classes.robustness.accuracy:.1%}"
+        for attack in classes.robustness.attacks:
+            yield f"{attack.name}, {attack.strength:g} of a pixel", f"{attack.accuracy:.1%}"
+    if drawn:
+        yield "mean error of a row", f"{drawn.mean_error:.5f}"
+    if drawn and drawn.strangers:
+        yield f"AUC against {drawn.strangers.dataset}", f"{drawn.strangers.auc:.4f}"
+
+
+def _pictures(measured: Measured, folder: Path) -> Iterator[Picture]:
+    """The pictures that lie in the folder; they are made by ferry, so they go in as they are."""
+    shown = measured.inside.pictures if measured.inside else {}
+    for name, caption in shown.items():
+        path = folder / f"{name}.svg"
+        if path.is_file():
+            yield Picture(name=name, caption=caption, svg=path.read_text(encoding="utf-8"))
+
+
+def _unseen(measured: Measured) -> Iterator[tuple[str, str]]:
+    if measured.inside:
+        yield from measured.inside.skipped.items()
+    if measured.parity:
+        yield from measured.parity.skipped.items()
+
+
+def _gate_lines(parity: VariantParity) -> tuple[GateLine, ...]:
+    found, limits = parity, parity.limits
+    lines = (
+        ("largest difference", found.max_abs_diff, limits.max_abs_diff, ".1e"),
+        ("of a probability", found.max_probability_diff, limits.max_probability_diff, ".1e"),
+        ("real flips", found.flips, limits.flips, "d"),
+        ("accuracy lost, points", found.accuracy_loss, limits.accuracy_loss, ".2f"),
+        ("difference between batch sizes", found.batch_diff, limits.batch_diff, ".1e"),
+    )
+    small = [
+        _line(quantity, measured, limit, form)
+        for quantity, measured, limit, form in lines
+        if measured is not None and limit is not None
+    ]
+    return (*small, *_signal(found.snr_db, limits.min_snr_db))
+
+
+def _signal(snr_db: float | None, limit: float | None) -> Iterator[GateLine]:
+    """The one quantity that must be large."""
+    if snr_db is not None and limit is not None:
+        yield GateLine(
+            quantity="signal to noise",
+            measured=f"{snr_db:.0f} dB",
+            limit=f"at least {limit:g} dB",
+            part=min(limit / snr_db, 1.0) if snr_db > 0 else 1.0,
+            met=snr_db >= limit,
+        )
+
+
+def _line(quantity: str, measured: float, limit: float, form: str) -> GateLine:
+    part = measured / limit if limit else float(measured > 0)
+    return GateLine(
+        quantity=quantity,
+        measured=format(measured, form) if measured else "0",
+        limit=f"of {format(limit, form)}",
+        part=min(max(part, 0.0), 1.0),
+        met=measured <= limit,
+    )
+
+
+def _ulps(parity: ParityReport | None) -> str | None:
+    if parity is None:
+        return None
+    figure = figures.ulp_histogram(ulps(parity))
+    return figures.as_svg(figure, f"{parity.experiment}: differences in units in the last place")
+
+
+def _pareto(quantized: QuantizeReport | None) -> str | None:
+    if quantized is None or not any(search.tries for search in quantized.searches.values()):
+        return None
+    return figures.as_svg(pareto(quantized), f"{quantized.experiment}: recipes of quantization")
+
+
+def _render(sections: Sequence[Section]) -> str:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+    )
+    environment.filters |= {"number": _number, "size": _size, "short": _short_revision}
+    environment.filters |= {"percent": _percent, "times": _times}
+    environment.filters |= {"proof": facts, "cells": cell_lines}
+    page: str = environment.get_template(TEMPLATE.name).render(
+        sections=sections,
+        speed_template=SPEED_TEMPLATE,
+        rows=[row for section in sections for row in section.rows],
+        machines=machines(section.measured.benchmark for section in sections),
+        revisions=sorted({section.measured.training.git_revision for section in sections}),
+    )
+    return page
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else format(value, form) + unit
+
+
+def _times(ratio: float) -> str:
+    """A ratio with three digits that count, and no power of ten."""
+    digits = 2 if ratio < 10 else 1 if ratio < 100 else 0
+    return f"{ratio:.3g}" if ratio < 1 else f"{ratio:,.{digits}f}"
+
+
+def _percent(part: float | None) -> str:
+    """A part of 1 in percent, and never 100 for less than all of it."""
+    return "–" if part is None else f"{min(round(100 * part, 1), 100 if part == 1 else 99.9):g} %"
+
+
+def _size(value: int | None) -> str:
+    """Bytes in the unit that a person reads: 812 B, -39 KiB, 1.6 MiB."""
+    if value is None:
+        return "–"
+    if abs(value) < 1024:
+        return f"{value} B"
+    return f"{value / 1024:,.0f} KiB" if abs(value) < 2**20 else f"{value / 2**20:,.1f} MiB"
+
+
+def _short_revision(revision: str) -> str:
+    """Twelve digits of a commit, and whether sources differed from it."""
+    commit, dash, dirty = revision.partition("-")
+    return commit[:12] + dash + dirty

@@ -1,0 +1,187 @@
+"""What `ferry tune` may change: the `search` section of an experiment, checked and put to use.
+
+A key of it is the path of a setting below the experiment, and every value of it is read as that
+setting of params.yaml is, before anything is trained.
+"""
+
+import itertools
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import models
+from pipeline.config import params
+from pipeline.config.experiment import Experiment, Interval
+from pipeline.config.reading import dump_yaml, read_section
+from pipeline.errors import ConfigError
+from pipeline.records.tune import Setting
+from serving.errors import UnknownNameError, nearest
+from serving.files import dump_json, sha256_of_bytes
+
+SEARCHED = ("epochs", "model", "train")
+"""The parts of an experiment that change what is trained."""
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse a search section that cannot be followed.
+
+    Each value is tried beside the experiment's other settings. Raises ConfigError with the key's
+    path, the value and what was expected.
+    """
+    where = f"experiments.{experiment.name}.search"
+    if not experiment.search:
+        raise ConfigError(
+            f"{where} is missing: it says what may change, for instance "
+            f"search: {{train.lr: {{low: 1.0e-4, high: 1.0e-1, log: true}}, "
+            f"train.batch_size: [32, 64]}}"
+        )
+    known = _settings(experiment)
+    for key, space in experiment.search.items():
+        if key not in known:
+            raise ConfigError(f"{where}.{key} is no setting of the training{nearest(key, known)}")
+        if isinstance(space, Interval):
+            _check_interval(space, f"{where}.{key}")
+            values: tuple[Setting, ...] = (space.low, space.high)
+        else:
+            _check_choices(space, f"{where}.{key}")
+            values = space
+        for value in values:
+            _check_value(experiment, key, value, where)
+
+
+def check_grid(experiment: Experiment) -> None:
+    """Refuse an interval, of which there are endless values; ConfigError."""
+    for key, space in experiment.search.items():
+        if isinstance(space, Interval):
+            raise ConfigError(
+                f"experiments.{experiment.name}.search.{key} is an interval, which has no grid; "
+                f"list its values, as in [{space.low}, {space.high}], or search with "
+                f"--sampler random or tpe"
+            )
+
+
+def apply(experiment: Experiment, settings: Mapping[str, Setting]) -> Experiment:
+    """The experiment with some of its settings changed.
+
+    Raises ConfigError for settings that do not fit together.
+    """
+    changed = _read(experiment, settings, f"experiments.{experiment.name}")
+    params.check(changed)
+    return changed
+
+
+def combinations(experiment: Experiment) -> Iterator[dict[str, Setting]]:
+    """Every combination of the listed values, the last key's changing fastest.
+
+    There must be no interval.
+    """
+    spaces = experiment.search.values()
+    lists = [() if isinstance(space, Interval) else space for space in spaces]
+    for values in itertools.product(*lists):
+        yield dict(zip(experiment.search, values, strict=True))
+
+
+def identity(experiment: Experiment, data_sha256: str) -> str:
+    """The sha256 of all that trials of one study share.
+
+    The search space, the data and the settings of the training but those that are searched, so
+    that a study goes on after its best settings were put into params.yaml.
+    """
+    raw = asdict(experiment)
+    for key in experiment.search:
+        _put(raw, key, None)
+    shared = {name: raw[name] for name in (*SEARCHED, "search")}
+    return sha256_of_bytes(dump_json(shared | {"data": data_sha256}).encode())
+
+
+def fragment(experiment: str, settings: Mapping[str, Setting]) -> str:
+    """Settings as a part of params.yaml."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        node = nested
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = list(value) if isinstance(value, tuple) else value
+    return dump_yaml({"experiments": {experiment: nested}})
+
+
+def overrides(experiment: str, settings: Mapping[str, Setting]) -> str:
+    """Settings as options of `dvc exp run`, quoted for a shell; none where it would spoil one.
+
+    DVC writes 0.00001 as 1e-05 into params.yaml, whatever is typed, which YAML 1.1 reads as text.
+    """
+    if any("e" in text and "." not in text for text in map(repr, _floats(settings))):
+        return ""
+    texts = [
+        f"experiments.{experiment}.{key}={value if isinstance(value, str) else _compact(value)}"
+        for key, value in settings.items()
+    ]
+    return " ".join(f"-S {shlex.quote(text)}" for text in texts)
+
+
+def _floats(settings: Mapping[str, Setting]) -> list[float]:
+    return [value for value in settings.values() if isinstance(value, float)]
+
+
+def _compact(value: Setting) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _check_interval(space: Interval, where: str) -> None:
+    if not space.low < space.high:
+        raise ConfigError(f"{where}.low must be below high, got {space.low} and {space.high}")
+    if space.log and space.low <= 0:
+        raise ConfigError(f"{where}.low must be above 0 where log is true, got {space.low}")
+
+
+def _check_choices(choices: tuple[Setting, ...], where: str) -> None:
+    seen = [(type(choice), choice) for choice in choices]
+    for index, choice in enumerate(seen):
+        if choice in seen[:index]:
+            raise ConfigError(f"{where}.{index}: {choices[index]} is there twice")
+
+
+def _check_value(experiment: Experiment, key: str, value: Setting, where: str) -> None:
+    changed = _read(experiment, {key: value}, where)
+    try:
+        params.check(changed)
+    except (ConfigError, UnknownNameError) as error:
+        raise ConfigError(f"{where}.{key}: {value} will not do: {error}") from error
+
+
+def _read(experiment: Experiment, settings: Mapping[str, Setting], where: str) -> Experiment:
+    """Change settings as if they were written in params.yaml, below `where`."""
+    raw = asdict(experiment)
+    for key, value in settings.items():
+        _put(raw, key, value)
+    changed = read_section(Experiment, raw, where)
+    models.settings(changed.model, where=f"{where}.model")
+    return changed
+
+
+def _put(raw: dict[str, Any], key: str, value: Setting | None) -> None:
+    *sections, last = key.split(".")
+    node = raw
+    for section in sections:
+        node = node[section]
+    if sections == ["model"] and last != "name":
+        node = node["settings"]
+    node[last] = value
+
+
+def _settings(experiment: Experiment) -> list[str]:
+    """The path of every setting that changes what is trained, as params.yaml has it."""
+    raw = asdict(experiment)
+    model = {"name": experiment.model.name, **experiment.model.settings}
+    return list(_paths({"epochs": raw["epochs"], "model": model, "train": raw["train"]}, ""))
+
+
+def _paths(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

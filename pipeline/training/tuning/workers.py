@@ -1,0 +1,218 @@
+"""One training of a search: settings in, how far it came on validation out. It writes nothing.
+
+The test set is not even opened: settings that were chosen by it would make its figures worthless.
+
+Processes that train the trials of a search side by side, each on its share of the cores.
+
+They are told settings and tell epochs, as JSON; whatever happens to one of them costs one trial.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.config.experiment import Experiment
+from pipeline.errors import ConfigError, DivergedError
+from pipeline.records.train import Epoch
+from pipeline.records.tune import Setting
+from pipeline.stages.train import choose_device
+from pipeline.training.distributed import Team
+from pipeline.training.setup import prepare
+from pipeline.training.tuning.search import apply
+from serving.errors import FerryError
+from serving.files import dump_json, read_record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What all trials of a search share."""
+
+    data: Path
+    weights: Path
+    """Where the experiment's own weights belong; those of `train.init_from` lie beside."""
+    experiment: Experiment
+    neighbours: int
+    """Trials that run at the same time and share the cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: str
+    """"complete", "pruned", "diverged" or "failed"."""
+    reason: str | None
+    epochs: tuple[Epoch, ...]
+    seconds: float
+
+
+def run(
+    job: Job, settings: Mapping[str, Setting], worth_going_on: Callable[[Epoch], bool]
+) -> Outcome:
+    """Train with some settings changed; `worth_going_on` is asked after each epoch.
+
+    A loss that is not a number and settings that do not fit together end the trial alone. What
+    would stop every trial is raised: MissingInputError, IntegrityError and UsageError.
+    """
+    start = time.perf_counter()
+    epochs: list[Epoch] = []
+    state = "complete"
+    reason = None
+    try:
+        if not _train(job, apply(job.experiment, settings), epochs, worth_going_on):
+            state = "pruned"
+    except DivergedError as error:
+        state, reason = "diverged", str(error)
+    except ConfigError as error:
+        state, reason = "failed", str(error)
+    seconds = time.perf_counter() - start
+    return Outcome(state=state, reason=reason, epochs=tuple(epochs), seconds=seconds)
+
+
+def _train(
+    job: Job,
+    experiment: Experiment,
+    epochs: list[Epoch],
+    worth_going_on: Callable[[Epoch], bool],
+) -> bool:
+    """Run the epochs, each of which is added to `epochs`; False when the trial was cut short."""
+    team = Team(device=choose_device(experiment.train.device), neighbours=job.neighbours)
+    loop = prepare(job.data, job.weights, experiment, team).loop
+    with tqdm(disable=True) as bar:
+        while not loop.ended:
+            epoch = loop.run_epoch(bar)
+            epochs.append(epoch)
+            if not worth_going_on(epoch) and not loop.ended:
+                return False
+    return True
+
+
+# A fresh interpreter: threads of torch and CUDA do not survive a fork.
+SPAWN = multiprocessing.get_context("spawn")
+
+
+class Worker:
+    """One process, and the trial that it has in hand."""
+
+    def __init__(self, job: Job) -> None:
+        """Start it."""
+        self._job = job
+        self.trial: int | None = None
+        """The number of the trial in hand."""
+        self._process, self._connection = _start(job)
+
+    @property
+    def ready(self) -> Connection:
+        """What to wait for until there is something to receive."""
+        return self._connection
+
+    def begin(self, number: int, settings: Mapping[str, Setting]) -> None:
+        """Give it a trial."""
+        self.trial = number
+        with contextlib.suppress(OSError):  # it is dead, which `receive` tells
+            self._connection.send_bytes(json.dumps(settings).encode())
+
+    def receive(self) -> Epoch | Outcome:
+        """What it has to tell; after an epoch it waits for `answer`.
+
+        A process that died, for want of memory say, is a failed trial, and is started again. Raises
+        FerryError for what would stop every trial.
+        """
+        try:
+            message = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            return self._restarted()
+        match message:
+            case {"epoch": content}:
+                return read_record(Epoch, content, "an epoch")
+            case {"outcome": content}:
+                return read_record(Outcome, content, "an outcome")
+        raise FerryError(message["error"])
+
+    def answer(self, *, go_on: bool) -> None:
+        """Say whether the trial goes on."""
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(json.dumps(go_on).encode())
+
+    def stop(self) -> None:
+        """End it at once, whatever it does."""
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+    def _restarted(self) -> Outcome:
+        self._process.join()
+        reason = f"its process ended with status {self._process.exitcode}"
+        self._connection.close()
+        self._process, self._connection = _start(self._job)
+        return Outcome(state="failed", reason=reason, epochs=(), seconds=0.0)
+
+
+@contextlib.contextmanager
+def workers(job: Job, count: int) -> Iterator[list[Worker]]:
+    """Some workers, all of which are stopped at the end."""
+    with contextlib.ExitStack() as stack:
+        started = [Worker(job) for _ in range(count)]
+        for worker in started:
+            stack.callback(worker.stop)
+        yield started
+
+
+def _start(job: Job) -> tuple[SpawnProcess, Connection]:
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=_work, args=(theirs, job), daemon=True)
+    # Ctrl-C reaches the whole group; the one that started the others ends them.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    theirs.close()
+    return process, ours
+
+
+def _work(connection: Connection, job: Job) -> None:
+    """Train what is asked for until nobody asks any more."""
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which outlives a process
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+    def worth_going_on(epoch: Epoch) -> bool:
+        _send(connection, {"epoch": epoch})
+        wanted: bool = json.loads(connection.recv_bytes())
+        return wanted
+
+    with contextlib.suppress(EOFError):
+        while True:
+            settings = _settings(json.loads(connection.recv_bytes()))
+            try:
+                _send(connection, {"outcome": run(job, settings, worth_going_on)})
+            except FerryError as error:
+                _send(connection, {"error": str(error)})
+
+
+def _end_with_the_parent() -> None:
+    """A killed parent cannot stop its children, and their trials are nobody's."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _send(connection: Connection, message: object) -> None:
+    connection.send_bytes(dump_json(message).encode())
+
+
+def _settings(raw: dict[str, Any]) -> dict[str, Setting]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}

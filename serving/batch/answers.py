@@ -1,0 +1,114 @@
+"""The answers of a model as named columns, which is what `ferry predict` writes.
+
+A classifier gives a label and its score, any other model its outputs as they are.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.bundles.signature import ERROR, RECONSTRUCTION, Prediction
+from serving.errors import UsageError
+from serving.inputs.items import NumberedIds
+from serving.model import Model
+
+Array = npt.NDArray[Any]
+Column = Array | NumberedIds
+"""An array of [rows] or, for a list a row, of [rows, ...], where text is object; or ids."""
+Columns = dict[str, Column]
+"""By name, in order."""
+
+ID = "id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model says of some rows."""
+
+    columns: Columns
+    finite: npt.NDArray[np.bool_]
+    """Whether all numbers of each row are finite, bool [rows]."""
+
+    def finite_columns(self) -> Columns:
+        """The columns of the rows whose numbers are; another has no highest one, nor would JSON."""
+        if self.finite.all():
+            return self.columns
+        return {name: _kept(values, self.finite) for name, values in self.columns.items()}
+
+
+def answer(
+    model: Model,
+    ids: Sequence[str],
+    rows: Array,
+    *,
+    batch_rows: int | None = None,
+    all_classes: bool = False,
+    top_k: int | None = None,
+) -> Answer:
+    """Run rows in batches of `batch_rows`, by default all at once, one batch after the other.
+
+    A classifier gives id, label, label_index, probability (score where it is none), with `top_k`
+    the best classes and their scores as lists, best first, and with `all_classes` one column per
+    class; a reconstruction id, error and reconstruction; any other model id and its outputs in
+    their order. Raises what `Model.predict` and `Model.answers` raise, and UsageError for a `top_k`
+    of more classes than there are.
+    """
+    size = batch_rows or len(rows)
+    columns: Columns = {ID: ids if isinstance(ids, NumberedIds) else np.array(ids, object)}
+    if model.kind == "classifier":
+        prediction = model.predict(rows, batch_rows=size, parallel=1)
+        columns |= _classes(prediction, all_classes=all_classes, top_k=top_k)
+        return Answer(columns=columns, finite=_finite([prediction.scores], len(rows)))
+    outputs = model.answers(rows, batch_rows=size, parallel=1)
+    first = [ERROR, RECONSTRUCTION] if model.kind == "reconstruction" else []
+    for name in dict.fromkeys([*first, *outputs]):
+        columns[f"output_{name}" if name == ID else name] = outputs[name]
+    return Answer(columns=columns, finite=_finite(outputs.values(), len(rows)))
+
+
+def _kept(values: Column, kept: npt.NDArray[np.bool_]) -> Array:
+    whole = np.array(values[:], object) if isinstance(values, NumberedIds) else values
+    return whole[kept]
+
+
+def _classes(prediction: Prediction, *, all_classes: bool, top_k: int | None) -> Columns:
+    score = "probability" if prediction.are_probabilities else "score"
+    names = np.array(prediction.labels, object)
+    columns: Columns = {
+        "label": names[prediction.label_index],
+        "label_index": prediction.label_index,
+        score: prediction.score,
+    }
+    if top_k:
+        best = _best(prediction.scores, top_k)
+        columns["top_labels"] = names[best]
+        columns[f"top_{_plural(score)}"] = np.take_along_axis(prediction.scores, best, axis=1)
+    if all_classes:
+        for index, label in enumerate(prediction.labels):
+            columns[f"{score}_{label}"] = prediction.scores[:, index]
+    return columns
+
+
+def _best(scores: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.int64]:
+    """The classes with the highest scores, best first and of equal ones the first: [rows, k]."""
+    classes = scores.shape[1]
+    if top_k > classes:
+        raise UsageError(f"--top-k must be at most {classes}, the classes there are, got {top_k}")
+    order: npt.NDArray[np.int64] = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    return order
+
+
+def _plural(score: str) -> str:
+    return "scores" if score == "score" else "probabilities"
+
+
+def _finite(arrays: Iterable[Array], rows: int) -> npt.NDArray[np.bool_]:
+    """Whether all numbers of each row are finite, bool [rows]."""
+    finite = np.ones(rows, np.bool_)
+    for array in arrays:
+        if array.dtype.kind == "f":
+            finite &= np.isfinite(array.reshape(rows, -1)).all(axis=1)
+    return finite

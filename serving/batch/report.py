@@ -1,0 +1,114 @@
+"""What a run of `ferry predict` did, for people and for programs."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serving.bundles.profiles import Profile
+from serving.runtime.session import ProviderProof
+
+if TYPE_CHECKING:
+    from serving.drift.check import DriftReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """Where the time of a run went, in seconds of work; stages work side by side."""
+
+    decode_seconds: float
+    inference_seconds: float
+    write_seconds: float
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The part of the work, 0 to 1, of each stage."""
+        work = {
+            "decode": self.decode_seconds,
+            "inference": self.inference_seconds,
+            "write": self.write_seconds,
+        }
+        total = sum(work.values())
+        return {name: seconds / total if total else 0.0 for name, seconds in work.items()}
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage with the most work."""
+        return max(self.shares, key=lambda name: self.shares[name])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictReport:
+    """What a run did."""
+
+    model: Path
+    model_sha256: str
+    output: Path | None
+    rows: int
+    """In the output, those of the runs that this one went on from too."""
+    resumed_rows: int
+    """Of these, what was there when this run began."""
+    errors: int
+    errors_file: Path | None
+    """Where the unreadable inputs are listed."""
+    seconds: float
+    """Of this run, from the first row read to the last one written."""
+    rows_per_second: float
+    """Of this run."""
+    batch_rows: int
+    workers: int
+    threads: int
+    profile: Profile | None
+    """What of the bundle's profiles the settings were taken from; None where none was used."""
+    proof: ProviderProof
+    stages: Stages
+    drift: "DriftReport | None"
+    """How the rows are distributed beside the training data, where that was asked."""
+    stopped: str | None
+    """The signal that ended the run before its input did, None where none did."""
+
+
+WORTH_SECONDS = 2.0
+"""A shorter run needs no advice."""
+ADVICE = {
+    "decode": "decode once into .npy",
+    "inference": "`ferry bench --tune` finds the best settings, a GPU or int8 may be faster",
+    "write": "write Parquet, on a faster disk",
+}
+
+
+def summary(report: PredictReport) -> str:
+    """Some lines for a person."""
+    where = f" to {report.output}" if report.output else ""
+    before = f" ({report.resumed_rows:,} of them before)" if report.resumed_rows else ""
+    errors = f", {report.errors} not read" if report.errors else ""
+    listed = f" (see {report.errors_file})" if report.errors_file else ""
+    profile = f", {report.profile.told()}" if report.profile else ""
+    told = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
+    if report.seconds:
+        told += (
+            f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s on "
+            f"{report.proof.asked}{profile}"
+        )
+    else:
+        told += "the run was complete already"
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
+    if report.seconds:
+        told += f"\n{shares}"
+    if report.seconds >= WORTH_SECONDS:
+        told += f"; {_advice(report.stages.bottleneck)}"
+    if report.drift:
+        told += "".join(f"\n{line}" for line in report.drift.lines())
+    if report.stopped:
+        again = "; the same command goes on" if report.output else ""
+        told += f"\nstopped by {report.stopped}{again}"
+    return told
+
+
+def _advice(stage: str) -> str:
+    """What would help where a stage has the most work."""
+    advice = ADVICE[stage]
+    if stage == "decode" and importlib.util.find_spec("cv2") is None:
+        advice += ", or pip install 'onnx-ferry[images]'"
+    return f"most by {stage}: {advice}"

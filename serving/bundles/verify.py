@@ -1,0 +1,253 @@
+"""`ferry verify BUNDLE` recomputes everything that a bundle says of itself.
+
+Nothing of the bundle is executed but the model, and its runner only if that is, to the byte, the
+runner which this ferry ships.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.bundles.bundle import GOLDEN, LABELS, RUNNER, RUNNER_SOURCE, Bundle, open_bundle
+from serving.bundles.golden import check_golden
+from serving.bundles.manifest import FOREIGN, Manifest
+from serving.bundles.profiles import Profile
+from serving.bundles.reference import REFERENCE, read_reference
+from serving.errors import IntegrityError, ModelError
+from serving.runtime.onnxfile import minimum_runtime, read_header
+from serving.runtime.session import ProviderProof, Session, open_session
+from serving.runtime.tensors import TensorInfo
+
+PROBABILITIES, LOGITS = "probabilities", "logits"
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+RUNNER_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was checked."""
+
+    name: str
+    status: str
+    """One of "passed", "failed" and "skipped"."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What `verify` found."""
+
+    bundle: Path
+    digest: str | None
+    """The identity of the bundle, or None when its files are not the ones written."""
+    passed: bool
+    checks: tuple[Check, ...]
+    proof: ProviderProof | None
+    """Where the model ran."""
+
+    def require(self) -> None:
+        """Raise IntegrityError naming each failed check, if there is one."""
+        failed = [
+            f"{check.name}: {check.detail}" for check in self.checks if check.status == FAILED
+        ]
+        if failed:
+            raise IntegrityError(f"{self.bundle} failed verification: {'; '.join(failed)}")
+
+
+def verify(folder: Path, provider: str = "cpu", threads: int | None = None) -> VerifyReport:
+    """Check a bundle's files, metadata, signature, labels, gates, golden outputs and runner.
+
+    A failed check is part of the report, never an exception. Raises MissingInputError when
+    `folder` is not a bundle, and ProviderError when `provider` cannot run the model here.
+    """
+    try:
+        bundle = open_bundle(folder)
+    except IntegrityError as error:
+        # What is not intact is not loaded, so nothing else can be said of it.
+        check = Check(name="files", status=FAILED, detail=str(error))
+        return _report(folder, None, [check], None)
+    sums = Check(name="files", status=PASSED, detail=f"{len(bundle.contents)} files and manifest")
+    try:
+        session = open_session(bundle.model, provider=provider, threads=threads)
+    except ModelError as error:
+        broken = Check(name="model", status=FAILED, detail=str(error))
+        return _report(folder, bundle, [sums, broken], None)
+    return _report(folder, bundle, [sums, *_checks(bundle, session)], session.proof)
+
+
+def as_table(report: VerifyReport) -> str:
+    """The checks, one a line, and the digest of a bundle that is intact."""
+    lines = [f"{check.name:<9}  {check.status:<7}  {check.detail}" for check in report.checks]
+    return "\n".join([*lines, *([f"digest {report.digest}"] if report.digest else [])])
+
+
+def _report(
+    folder: Path, bundle: Bundle | None, checks: list[Check], proof: ProviderProof | None
+) -> VerifyReport:
+    return VerifyReport(
+        bundle=folder,
+        digest=bundle.manifest.digest if bundle else None,
+        passed=all(check.status != FAILED for check in checks),
+        checks=tuple(checks),
+        proof=proof,
+    )
+
+
+def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
+    yield _check("metadata", lambda: _metadata(bundle.manifest, session))
+    yield _check("signature", lambda: _signature(bundle, session))
+    yield _check("labels", lambda: _labels(bundle))
+    yield _check("parity", lambda: _parity(bundle.manifest))
+    yield _check("golden", lambda: _golden(bundle, session))
+    yield _check("profiles", lambda: _profiles(bundle.manifest))
+    if REFERENCE in bundle.contents:
+        yield _check("reference", lambda: _reference(bundle.contents[REFERENCE], bundle.manifest))
+    if bundle.contents[RUNNER] == RUNNER_SOURCE.read_bytes():
+        yield _check("runner", lambda: _runner(bundle))
+    else:
+        yield Check(name="runner", status=SKIPPED, detail="not the one of this ferry, so not run")
+
+
+def _check(name: str, work: Callable[[], str]) -> Check:
+    try:
+        return Check(name=name, status=PASSED, detail=work())
+    except (IntegrityError, ModelError) as error:
+        return Check(name=name, status=FAILED, detail=str(error))
+
+
+def _metadata(manifest: Manifest, session: Session) -> str:
+    """The model says of itself what the manifest says of it."""
+    if manifest.variant == FOREIGN:
+        return "not a model of ferry's export, which says nothing of itself"
+    source = manifest.source
+    expected = {
+        "ferry.experiment": manifest.name,
+        "ferry.variant": manifest.variant,
+        "ferry.dataset": source.dataset,
+        "ferry.labels": list(manifest.labels),
+        "ferry.weights_sha256": source.weights_sha256,
+        "ferry.git_revision": source.git_revision,
+        "ferry.version": source.ferry_version,
+    }
+    found = dict(session.metadata)
+    wrong = [
+        f"{key} is {found.get(key)!r} in the model and {value!r} in the manifest"
+        for key, value in expected.items()
+        if (_labels_of(found) if key == "ferry.labels" else found.get(key)) != value
+    ]
+    if wrong:
+        raise IntegrityError("; ".join(wrong))
+    return f"{len(expected)} entries agree"
+
+
+def _labels_of(metadata: Mapping[str, str]) -> object:
+    """The class names of a model's metadata; a model without classes need not say so."""
+    text = metadata.get("ferry.labels", "[]")
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _signature(bundle: Bundle, session: Session) -> str:
+    """Inputs, outputs and versions are those of the manifest."""
+    manifest = bundle.manifest
+    header = read_header(bundle.model)
+    _same("inputs", session.inputs, manifest.inputs)
+    _same("outputs", session.outputs, manifest.outputs)
+    _same("opset", header.opset, manifest.opset)
+    _same("IR version", header.ir_version, manifest.ir_version)
+    _same("minimum runtime", minimum_runtime(header), manifest.minimum_runtime)
+    tensors = ", ".join(_tensor(info) for info in (*session.inputs, *session.outputs))
+    return f"{tensors}; opset {header.opset}, ONNX Runtime {manifest.minimum_runtime} or newer"
+
+
+def _labels(bundle: Bundle) -> str:
+    """labels.txt, the manifest and the width of the outputs agree."""
+    labels = bundle.manifest.labels
+    _same(LABELS, tuple(bundle.contents[LABELS].decode(errors="replace").splitlines()), labels)
+    if len(set(labels)) != len(labels):
+        raise IntegrityError("two classes have the same label")
+    outputs = {output.name: output for output in bundle.manifest.outputs}
+    if bundle.manifest.variant == FOREIGN:
+        # Its outputs may have any form under these names; those of classes are a table.
+        outputs = {name: one for name, one in outputs.items() if _is_table(one)}
+    scores = outputs.get(PROBABILITIES)
+    if scores:
+        _same(f"classes of {PROBABILITIES}", scores.shape[-1], len(labels))
+    # One logit says which of two classes it is, so their number is that of the probabilities.
+    logits = outputs.get(LOGITS)
+    if logits and not (scores and logits.shape[-1] == 1 and len(labels) == 2):
+        _same(f"classes of {LOGITS}", logits.shape[-1], len(labels))
+    return f"{len(labels)} classes" if labels else "no classes"
+
+
+def _is_table(info: TensorInfo) -> bool:
+    return len(info.shape) == 2 and isinstance(info.shape[1], int)
+
+
+def _parity(manifest: Manifest) -> str:
+    """Nothing unproven ships: there are gates, and each one was met."""
+    if not manifest.parity:
+        raise IntegrityError("no parity was recorded")
+    over = [
+        f"{name} is {gate.measured:g}, limit {gate.limit:g}"
+        for name, gate in manifest.parity.items()
+        if not gate.measured <= gate.limit
+    ]
+    if over:
+        raise IntegrityError("; ".join(over))
+    return f"{len(manifest.parity)} gates met"
+
+
+def _golden(bundle: Bundle, session: Session) -> str:
+    golden = bundle.manifest.golden
+    worst = check_golden(session, bundle.contents[GOLDEN], golden)
+    return f"{golden.rows} rows differ by {worst:.1e} at most, limit {golden.max_abs_diff:.1e}"
+
+
+def _profiles(manifest: Manifest) -> str:
+    """What was tuned, each for its processor; the manifest was refused if one cannot be."""
+    told = [f"{one.told()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles]
+    return "; ".join(told) or "none; `ferry bench --tune` makes one"
+
+
+def _reference(content: bytes, manifest: Manifest) -> str:
+    """It can be read, and is of these classes; only the training data could prove what it says."""
+    reference = read_reference(content, REFERENCE)
+    if reference.classes:
+        _same(f"classes of {REFERENCE}", len(reference.classes), len(manifest.labels))
+    return f"{len(reference.quantities)} quantities of {reference.rows} rows of {reference.data}"
+
+
+def _machine(profile: Profile) -> str:
+    machine = profile.machine
+    return (
+        f"{machine.allowed_cores} × {machine.processor}{f', {machine.gpu}' if machine.gpu else ''}"
+    )
+
+
+def _runner(bundle: Bundle) -> str:
+    """The bundle's own runner passes its self-test, on the CPU, in a process of its own."""
+    # Isolated, so that neither PYTHONPATH nor the folder can slip another module under it.
+    command = [sys.executable, "-I", "-B", str(bundle.folder / RUNNER), "selftest"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUNNER_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise IntegrityError(f"the self-test took longer than {RUNNER_SECONDS} s") from error
+    if done.returncode:
+        raise IntegrityError(f"the self-test failed: {done.stderr.strip()}")
+    return done.stdout.strip().splitlines()[-1].removeprefix("selftest: ")
+
+
+def _same(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise IntegrityError(f"{what}: found {found!r}, expected {expected!r}")
+
+
+def _tensor(info: TensorInfo) -> str:
+    axes = ", ".join(str(axis) for axis in info.shape)
+    return f"{info.name} {info.dtype} [{axes}]"

@@ -1,0 +1,190 @@
+"""Write a bundle whole or not at all, and prove it before it takes the place of another.
+
+`write_bundle` makes the folder of what a stage hands over; `write_profile` adds what was tuned.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from serving.bundles.bundle import (
+    GOLDEN,
+    LABELS,
+    MODEL,
+    RUNNER,
+    RUNNER_SOURCE,
+    open_bundle,
+)
+from serving.bundles.golden import INPUT, check_golden, make_golden
+from serving.bundles.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    FileInfo,
+    Gate,
+    Golden,
+    Manifest,
+    Source,
+    sealed,
+)
+from serving.bundles.profiles import Profile, check_profiles, with_profile
+from serving.bundles.reference import REFERENCE, Reference
+from serving.bundles.verify import verify
+from serving.errors import InputError
+from serving.files import sha256_of_bytes, write_bytes, write_json
+from serving.runtime.onnxfile import minimum_runtime, read_header
+from serving.runtime.session import Session, open_session
+
+NPZ_ARGUMENTS = ("file", "allow_pickle")
+"""What `np.savez` could not tell from the name of an array."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleContents:
+    """What a bundle is made of."""
+
+    name: str
+    """The experiment."""
+    variant: str
+    """One of "fp32", "fp16" and "int8"."""
+    model: bytes
+    """The ONNX file."""
+    labels: tuple[str, ...]
+    """The names of the classes; none for a model that has no classes."""
+    golden_input: npt.NDArray[Any]
+    """Rows of the model's own dtype and shape; their outputs are computed here, on the CPU."""
+    golden_max_abs_diff: float
+    """Largest absolute difference of any output that a device may show."""
+    metrics: Mapping[str, float]
+    parity: Mapping[str, Gate]
+    source: Source
+    reference: Reference | None = None
+    """How the training data are distributed; None where nobody has them."""
+
+
+def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
+    """Make the bundle `folder`, in place of the bundle that may lie there, and return its manifest.
+
+    The bundle is built beside its target, verified there in full, and then renamed. Raises
+    InputError for contents that do not fit together, ModelError for a model that does not run,
+    IntegrityError when the verification fails, and OSError when the folder cannot be written; in
+    each case the old bundle stays.
+    """
+    _refuse_foreign(folder)
+    session = open_session(contents.model, threads=1)
+    files = _files(contents, session)
+    manifest = _manifest(contents, session, files)
+    with _replacing(folder) as building:
+        for name, content in files.items():
+            write_bytes(building / name, content)
+        write_json(building / MANIFEST, manifest)
+        dataclasses.replace(verify(building, threads=1), bundle=folder).require()
+    return manifest
+
+
+def write_profile(folder: Path, profile: Profile) -> Manifest:
+    """Add a profile to the bundle's manifest and seal it anew; returns the manifest.
+
+    It takes the place of the one for the same goal, provider and kind of machine. The bundle is
+    verified first, and its golden rows are run with the profile's settings: nothing unproven ships.
+    Raises IntegrityError when one of the two fails, with the old manifest left, and OSError when
+    the bundle, or the folder that holds it, cannot be written.
+    """
+    folder = folder.resolve()
+    verify(folder, provider=profile.provider).require()
+    bundle = open_bundle(folder)
+    session = open_session(bundle.model, provider=profile.provider, settings=profile.applied)
+    check_golden(session, bundle.contents[GOLDEN], bundle.manifest.golden)
+    profiles = with_profile(bundle.manifest.profiles, profile)
+    manifest = sealed(dataclasses.replace(bundle.manifest, profiles=profiles))
+    check_profiles(profiles, str(folder / MANIFEST))
+    # Written beside the bundle: a file more in it, for a moment even, makes it none.
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write_json(beside, manifest)
+        beside.replace(folder / MANIFEST)
+    finally:
+        beside.unlink(missing_ok=True)
+    return manifest
+
+
+def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
+    reserved = {INPUT, *NPZ_ARGUMENTS} & {output.name for output in session.outputs}
+    if len(session.inputs) != 1 or reserved:
+        raise InputError(
+            f"a bundle's model has one input, and no output named {min(reserved, default=INPUT)!r}"
+        )
+    if any(len(label.splitlines()) != 1 for label in contents.labels):
+        raise InputError("a label is one line of text")
+    files = {
+        MODEL: contents.model,
+        LABELS: "".join(f"{label}\n" for label in contents.labels).encode(),
+        GOLDEN: make_golden(session, contents.golden_input),
+        RUNNER: RUNNER_SOURCE.read_bytes(),
+    }
+    if contents.reference:
+        files[REFERENCE] = contents.reference.content()
+    return files
+
+
+def _manifest(contents: BundleContents, session: Session, files: Mapping[str, bytes]) -> Manifest:
+    header = read_header(contents.model)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=contents.name,
+        variant=contents.variant,
+        opset=header.opset,
+        ir_version=header.ir_version,
+        minimum_runtime=minimum_runtime(header),
+        inputs=session.inputs,
+        outputs=session.outputs,
+        labels=contents.labels,
+        metrics=contents.metrics,
+        parity=contents.parity,
+        source=contents.source,
+        golden=Golden(rows=len(contents.golden_input), max_abs_diff=contents.golden_max_abs_diff),
+        files={
+            name: FileInfo(size=len(content), sha256=sha256_of_bytes(content))
+            for name, content in files.items()
+        },
+        profiles=(),
+        digest="",
+    )
+    return sealed(manifest)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse to replace what is not a bundle."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} holds files but no {MANIFEST}: not a bundle, so it stays")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder")
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends well, else vanishes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    token = uuid.uuid4().hex[:8]
+    building = folder.with_name(f".{folder.name}.{token}.tmp")
+    old = folder.with_name(f".{folder.name}.{token}.old")
+    building.mkdir()
+    try:
+        yield building
+        if folder.exists():
+            folder.rename(old)
+        try:
+            building.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

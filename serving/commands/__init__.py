@@ -1,0 +1,1 @@
+"""The commands of serving, one per file; `serving.cli` mounts them."""

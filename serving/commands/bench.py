@@ -1,0 +1,257 @@
+"""The command `ferry bench`: its options, and what it prints."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from serving.console import PATH, json_option, note, progress, show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from serving.measuring.bench import BenchOptions
+    from serving.measuring.compare import Comparison
+    from serving.measuring.report import BenchReport
+
+SERVER = "server"
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@click.option(
+    "--provider",
+    "providers",
+    metavar="NAME",
+    multiple=True,
+    default=["cpu"],
+    help="cpu, cuda, ..., or `all` of the installed wheel; may be repeated (cpu).",
+)
+@click.option(
+    "--threads",
+    metavar="N",
+    multiple=True,
+    type=int,
+    help="Threads within one operator; may be repeated (all cores).",
+)
+@click.option("--batch-size", metavar="N", multiple=True, type=int, help="May be repeated.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="parallel=2, spinning=off, binding=on, cuda_graph=on, ...; may be repeated.",
+)
+@click.option(
+    "--seconds",
+    metavar="S",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="For each row or scenario.",
+)
+@click.option(
+    "--rounds",
+    "num_rounds",
+    metavar="N",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Turns that each competing thing gets.",
+)
+@click.option("--rows", metavar="FILE", type=PATH, help="Real rows: .npy, .npz or .txt.")
+@click.option(
+    "--growth-calls",
+    metavar="N",
+    type=int,
+    default=0,
+    help="Calls of mixed batch sizes, after which memory is looked at.",
+)
+@click.option(
+    "--cold-starts",
+    "num_cold_starts",
+    metavar="N",
+    type=int,
+    default=0,
+    help="Starts of a process, each to its first answer.",
+)
+@click.option("--seed", metavar="N", type=int, default=1, help="Of turns and arrivals.")
+@click.option(
+    "--scenario",
+    "scenarios",
+    metavar="NAME",
+    multiple=True,
+    help="single-stream, multi-stream, offline or server; may be repeated.",
+)
+@click.option("--rate", metavar="N", type=float, help="Queries a second, of `server`.")
+@click.option("--p99-limit", metavar="MS", type=float, help="Search the highest rate within it.")
+@click.option("--engine", metavar="NAME", default="ferry", help="Of scenarios: ferry or loadgen.")
+@click.option("--compare", metavar="WHAT", help="A model, a saved report (.json), a git revision.")
+@click.option(
+    "--limit",
+    metavar="X",
+    type=float,
+    default=1.05,
+    show_default=True,
+    help="How many times as long as that --compare lets pass.",
+)
+@click.option("--tune", is_flag=True, help="Find the best settings; a bundle keeps them.")
+@click.option(
+    "--goal",
+    type=click.Choice(["latency", "throughput"]),
+    default="throughput",
+    show_default=True,
+    help="What --tune is for.",
+)
+@click.option("--memory-limit", metavar="MIB", type=float, help="Of a process, for --tune.")
+@click.option(
+    "--reduced-precision", is_flag=True, help="Let --tune try tf32 and fp16, which change answers."
+)
+@click.option("--csv", "csv_file", metavar="FILE", type=PATH, help="Write the rows there too.")
+@click.option("-o", "--output", metavar="FILE", type=PATH, help="Keep the report there, as JSON.")
+@json_option
+def bench(
+    model: "Path",
+    tune: bool,
+    compare: str | None,
+    output: "Path | None",
+    csv_file: "Path | None",
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Time MODEL, an ONNX file or a bundle, with proof of the provider in every row.
+
+    Batch sizes 1, 8, 32 and 128 where none is given, on random inputs or on the rows of a file,
+    which texts need. Each thing that is measured has a process of its own, pinned to its cores;
+    what competes takes turns. With --scenario it runs MLPerf's load patterns instead; a server's
+    latency counts from when a query was due, and --p99-limit searches its highest rate.
+
+    --compare measures in turns with another model, or with the model of a git revision, or holds
+    the rows against a saved report; exit status 1 when one is slower than --limit, beyond noise.
+
+    --tune tries threads, batch sizes, spinning and bound memory for --goal. The profile of a bundle
+    is used by `ferry predict` on machines of the same kind.
+
+    Example: ferry bench bundles/digits-cnn --batch-size 1 --batch-size 32
+
+    Example: ferry bench bundles/digits-cnn --scenario server --p99-limit 2
+
+    Example: ferry bench models/mnist-cnn/model.onnx --compare HEAD~1
+    """
+    if tune:
+        _tune(model, given, as_json=as_json)
+        return
+    limit = given.pop("limit")
+    options = _options(given)
+    report, compared = _measure(model, options, compare, limit)
+    _keep(report, output, csv_file)
+    _show(report, compared, as_json=as_json)
+    if compared:
+        compared.require()
+    if report.partial:
+        click.get_current_context().exit(1)
+
+
+def _options(given: dict[str, Any]) -> "BenchOptions":
+    """The options of `serving.measuring.bench.bench`, of those of the command."""
+    from serving.errors import UsageError
+    from serving.measuring.bench import BATCH_SIZES, BenchOptions
+    from serving.measuring.scenarios.records import ScenarioPlan
+
+    batch_sizes, scenarios = given["batch_size"], given["scenarios"]
+    if SERVER not in scenarios and (given["rate"] or given["p99_limit"]) is not None:
+        raise UsageError("--rate and --p99-limit are for `--scenario server`")
+    plans = tuple(
+        ScenarioPlan(
+            scenario=name,
+            engine=given["engine"],
+            batch_size=batch_sizes[0] if batch_sizes else 1,
+            seconds=given["seconds"],
+            rate_per_second=given["rate"] if name == SERVER else None,
+            p99_limit_ms=given["p99_limit"] if name == SERVER else None,
+            seed=given["seed"],
+        )
+        for name in scenarios
+    )
+    return BenchOptions(
+        providers=given["providers"],
+        threads=given["threads"],
+        settings=given["settings"],
+        batch_sizes=() if scenarios else batch_sizes or BATCH_SIZES,
+        seconds=given["seconds"],
+        num_rounds=given["num_rounds"],
+        growth_calls=given["growth_calls"],
+        num_cold_starts=given["num_cold_starts"],
+        scenarios=plans,
+        rows=given["rows"],
+        seed=given["seed"],
+    )
+
+
+def _measure(
+    model: "Path", options: "BenchOptions", what: str | None, limit: float
+) -> "tuple[BenchReport, Comparison | None]":
+    """Measure, and compare with what was named, if something was."""
+    import tempfile
+    from pathlib import Path
+
+    from serving.measuring.bench import bench
+    from serving.measuring.compare import compare_saved, compare_turns, find_before
+
+    with tempfile.TemporaryDirectory() as folder, progress() as tell:
+        if what is None:
+            return bench(model, options, tell=tell), None
+        before = find_before(what, model, Path(folder))
+        report = bench(model, options, against=before.model, tell=tell)
+        if before.saved is None:
+            return report, compare_turns(report, limit, name=before.name)
+        return report, compare_saved(
+            report, before.saved, subject=before.subject, where=before.name, limit=limit
+        )
+
+
+def _keep(report: "BenchReport", output: "Path | None", csv_file: "Path | None") -> None:
+    from serving.files import write_json, write_text
+    from serving.measuring.table import as_csv
+
+    if output:
+        write_json(output, report)
+    if csv_file:
+        write_text(csv_file, as_csv(report))
+
+
+def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool) -> None:
+    from serving.measuring.compare import as_text
+    from serving.measuring.table import as_table
+
+    if compared is None:
+        show(report, as_json=as_json, text=as_table(report))
+        return
+    found = {"report": report, "comparison": compared}
+    show(found, as_json=as_json, text=f"{as_table(report)}\n\n{as_text(compared)}")
+
+
+def _tune(model: "Path", given: dict[str, Any], *, as_json: bool) -> None:
+    from serving.bundles.writing import write_profile
+    from serving.errors import UsageError
+    from serving.measuring.tuning.tuner import TuneOptions, as_text, profile_of, tune
+
+    if len(given["providers"]) != 1 or given["providers"] == ("all",):
+        raise UsageError("--tune is for one provider at a time")
+    limit_mib = given["memory_limit"]
+    options = TuneOptions(
+        goal=given["goal"],
+        provider=given["providers"][0],
+        batch_sizes=given["batch_size"],
+        memory_limit_bytes=None if limit_mib is None else int(limit_mib * 2**20),
+        rows=given["rows"],
+        seed=given["seed"],
+        allow_reduced_precision=given["reduced_precision"],
+    )
+    with progress() as tell:
+        report = tune(model, options, tell=tell)
+        if model.is_dir():
+            tell(f"writing the profile into {model}")
+            write_profile(model, profile_of(report))
+    show(report, as_json=as_json, text=as_text(report))
+    if model.is_dir():
+        note(f"kept in {model / 'manifest.json'}: `ferry predict` uses it on machines of this kind")

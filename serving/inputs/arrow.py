@@ -1,0 +1,246 @@
+"""Rows of Parquet and Arrow files, and of Arrow's stream on stdin, record batch by record batch.
+
+An Arrow file is mapped, and what was read of it is let go; of a Parquet file what is being decoded
+is in memory, and no more.
+"""
+
+import contextlib
+import io
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pyarrow import ipc, parquet
+
+from serving.errors import InputError
+from serving.inputs.cells import Cells, fitting_cells, plain, raw
+from serving.inputs.items import Batch, Chunk, NumberedIds, reason_of
+from serving.inputs.streams import Stream, fingerprint_of_files, name_of, opened
+from serving.runtime.tensors import TensorInfo
+
+Form = Literal["parquet", "file", "stream"]
+"""Arrow's own two: a file begins and ends with a mark, and tells where its batches are."""
+FILE_MARK = b"ARROW1"
+BUFFER_BYTES = 1 << 20
+WINDOW_BYTES = 32 << 20
+"""Of a mapped file, after which what was read is let go."""
+ERRORS = (pa.ArrowException, OSError, ValueError)
+
+
+class Pieces:
+    """Record batches that make a chunk; they can be sent to other processes."""
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.batches = batches
+
+    def __reduce__(self) -> tuple[Any, tuple[bytes]]:
+        # pyarrow by itself would send the whole buffers, of which these are slices.
+        sink = io.BytesIO()
+        with ipc.new_stream(sink, self.batches[0].schema) as writer:
+            for batch in self.batches:
+                writer.write_batch(batch)
+        return _unpacked, (sink.getvalue(),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrowRows:
+    """The rows of a file, or of stdin."""
+
+    path: str | None
+    """None for stdin, which can be read once."""
+    form: Form
+    count: int | None
+    cells: Cells
+    columns: tuple[str, ...]
+    """What is read of a Parquet file, by path within the columns."""
+    head: bytes
+    """What was read of stdin to know the columns."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether there are images to decode."""
+        return self.cells.slow
+
+    def fingerprint(self) -> str | None:
+        """The sha256 of the path, size and time of change of the file; None for stdin."""
+        return None if self.path is None else fingerprint_of_files([self.path])
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Slices of record batches, `size` rows at a time, from the row `start` on.
+
+        Raises InputError where the file cannot be read on, and for stdin without a row.
+        """
+        names = list(dict.fromkeys(self.cells.names))
+        with _told(self.path, "cannot be read to its end"), opened(self.path, self.head) as stream:
+            for pieces in self._pieces(stream, size, start):
+                yield Chunk(
+                    start=start,
+                    count=sum(piece.num_rows for piece in pieces),
+                    content=Pieces([piece.select(names) for piece in pieces]),
+                    digest=stream.digest,
+                )
+                start += sum(piece.num_rows for piece in pieces)
+        if not start:
+            raise InputError(f"{name_of(self.path)} holds no rows")
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The rows of a chunk; InputError for one that is no sound record batch."""
+        batches = chunk.content.batches
+        ids = NumberedIds(name_of(self.path), chunk.start, sum(one.num_rows for one in batches))
+        with _told(self.path, f"is damaged after row {chunk.start}"):
+            return self.cells.batch(ids, [_joined(batches, name) for name in self.cells.names])
+
+    def _pieces(self, stream: Stream, size: int, start: int) -> Iterator[list[Any]]:
+        if self.form == "stream":
+            return _recut(_from(ipc.open_stream(stream), start), size)
+        path = Path(self.path or "")
+        if self.form == "parquet":
+            return _recut(_of_parquet(path, self.columns, size, start), size)
+        mapped = _mapped(path)
+        return _letting_go(mapped, _recut(_from(_of_file(mapped), start), size))
+
+
+def open_arrow(
+    path: Path | None,
+    info: TensorInfo,
+    model: Path,
+    asked: Sequence[str] = (),
+    *,
+    resize: bool = False,
+) -> ArrowRows:
+    """The rows of a Parquet or an Arrow file, or of stdin, for the input `info` of `model`.
+
+    Whole rows in one column are taken before numbers in many. Raises InputError for what cannot be
+    read or holds no row, and for columns that do not fit the model or leave a choice.
+    """
+    place = None if path is None else str(path)
+    form = _form_of(path)
+    kind = "Parquet" if form == "parquet" else "Arrow"
+    with _told(place, f"is no {kind} file to read"):
+        schema, count, head = _look(path, form)
+    cells, columns = fitting_cells(str(path or "stdin"), schema, info, model, asked, resize=resize)
+    rows = ArrowRows(path=place, form=form, count=count, cells=cells, columns=columns, head=head)
+    if path is not None:
+        next(rows.chunks(1))
+    return rows
+
+
+def _form_of(path: Path | None) -> Form:
+    if path is None:
+        return "stream"
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return "parquet"
+    with path.open("rb") as file:
+        return "file" if file.read(len(FILE_MARK)) == FILE_MARK else "stream"
+
+
+def _look(path: Path | None, form: Form) -> tuple[Any, int | None, bytes]:
+    """The schema, the number of rows where it is told, and what was read of stdin."""
+    if path is None or form == "stream":
+        with opened(None if path is None else str(path)) as stream:
+            stream.keep()
+            return ipc.open_stream(stream).schema, None, stream.kept()
+    if form == "parquet":
+        with parquet.ParquetFile(path) as file:
+            return file.schema_arrow, file.metadata.num_rows, b""
+    from pyarrow import dataset
+
+    content = pa.py_buffer(_mapped(path))
+    schema = ipc.open_file(pa.BufferReader(content)).schema
+    # It counts without reading, but not where a name stands for several columns.
+    counted = len(set(schema.names)) == len(schema.names)
+    rows = dataset.IpcFileFormat().make_fragment(content).count_rows() if counted else None
+    return schema, rows, b""
+
+
+def _of_parquet(path: Path, columns: Sequence[str], size: int, start: int) -> Iterator[Any]:
+    """Record batches from the row `start` on; the row groups before it are not read."""
+    # Buffered, a row group is read page by page, however large it is.
+    with parquet.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False) as file:
+        first = 0
+        while first < file.num_row_groups and start >= file.metadata.row_group(first).num_rows:
+            start -= file.metadata.row_group(first).num_rows
+            first += 1
+        batches = file.iter_batches(
+            batch_size=size,
+            row_groups=list(range(first, file.num_row_groups)),
+            columns=list(dict.fromkeys(columns)),
+        )
+        yield from _from(batches, start)
+
+
+def _of_file(mapped: mmap.mmap) -> Iterator[Any]:
+    reader = ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+    for index in range(reader.num_record_batches):
+        yield reader.get_batch(index)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _letting_go(mapped: mmap.mmap, all_pieces: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """The same pieces, with what was read of the file out of the memory from time to time."""
+    passed = 0
+    for pieces in all_pieces:
+        yield pieces
+        passed += sum(piece.nbytes for piece in pieces)
+        if passed >= WINDOW_BYTES:
+            # What is still in use is read again from the file.
+            mapped.madvise(mmap.MADV_DONTNEED)
+            passed = 0
+
+
+def _from(batches: Iterable[Any], start: int) -> Iterator[Any]:
+    """What follows the first `start` rows."""
+    for batch in batches:
+        batch.validate()
+        if start < batch.num_rows:
+            yield batch.slice(start)
+        start = max(0, start - batch.num_rows)
+
+
+def _recut(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Slices of batches that have `size` rows together; the last have fewer."""
+    pieces: list[Any] = []
+    missing = size
+    for batch in batches:
+        at = 0
+        while batch.num_rows - at >= missing:
+            yield [*pieces, batch.slice(at, missing)]
+            at += missing
+            pieces, missing = [], size
+        if at < batch.num_rows:
+            pieces.append(batch.slice(at))
+            missing -= batch.num_rows - at
+    if pieces:
+        yield pieces
+
+
+def _joined(batches: Sequence[Any], name: str) -> Any:
+    """A column of all batches, sound and of a plain type."""
+    columns = []
+    for batch in batches:
+        column = batch.column(name)
+        raw(column).validate(full=True)
+        columns.append(plain(column))
+    return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
+
+
+@contextlib.contextmanager
+def _told(path: str | None, what: str) -> Iterator[None]:
+    """Tell what pyarrow raises on broken files."""
+    try:
+        yield
+    except ERRORS as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name_of(path)} {what}: {reason_of(error)}") from error
+
+
+def _unpacked(content: bytes) -> Pieces:
+    return Pieces(list(ipc.open_stream(content)))

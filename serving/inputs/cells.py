@@ -1,0 +1,369 @@
+"""Columns of Arrow as rows of a model: encoded images, whole arrays, numbers or texts.
+
+What lies in memory as the model takes it is not copied. A cell that is empty, or holds too much,
+too little or what is no number, makes its row one that cannot be read.
+
+Which columns of a Parquet or an Arrow schema are the model's input, and how they become rows.
+
+One column of encoded images or of whole arrays comes before numbers in columns of their own.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from serving.errors import InputError
+from serving.inputs.columns import number_columns, refuse_twice, refuse_unknown, text_column
+from serving.inputs.decoding import ImageDecoder, image_decoder, tried
+from serving.inputs.items import Batch, batch_of
+from serving.inputs.lines import row_shape_of_texts, text_batch
+from serving.inputs.numeric import converted, number
+from serving.inputs.tables import takes_numbers, text_of
+from serving.runtime.tensors import TensorInfo
+
+Array = npt.NDArray[Any]
+Column = Any
+"""A `pyarrow.Array`; pyarrow has no types."""
+
+
+class Cells(Protocol):
+    """How columns become rows. It can be sent to other processes."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that are read."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether decoding takes long."""
+
+    def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
+        """The rows of some arrays of equal length, one of each name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCells:
+    """Encoded images: bytes, or a struct that has them as `bytes`, as Hugging Face writes them."""
+
+    names: tuple[str, ...]
+    decoder: ImageDecoder
+    slow: bool = True
+
+    def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
+        """The decoded images."""
+        (column,) = columns
+        if pa.types.is_struct(column.type):
+            column = pc.struct_field(column, "bytes")
+        return self.decoder.batch(ids, [tried(self._image, cell) for cell in column.to_pylist()])
+
+    def _image(self, content: bytes | None) -> Array:
+        if content is None:
+            raise ValueError(f"column {self.names[0]!r} holds no bytes")
+        return self.decoder.decode(content)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorCells:
+    """Whole rows: the bytes of their values, or lists of them, one in the other or all in one."""
+
+    names: tuple[str, ...]
+    dtype: np.dtype[Any]
+    row_shape: tuple[int, ...]
+    lengths: tuple[int, ...]
+    """Of the lists, from the outermost on; none for bytes."""
+    slow: bool = False
+
+    def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
+        """The rows, a view of the column where all of it is as it should be."""
+        (column,) = columns
+        try:
+            return Batch(ids=ids, rows=self._rows(column))
+        except ValueError:  # some row is at fault
+            found = [tried(self._rows, column.slice(index, 1)) for index in range(len(column))]
+            rows = [one if isinstance(one, str) else one[0] for one in found]
+            return batch_of(ids, rows, np.empty((0, *self.row_shape), self.dtype))
+
+    def _rows(self, column: Column) -> Array:
+        """All rows; ValueError with what is wrong with the first that is at fault."""
+        count = len(column)
+        if column.null_count:
+            raise ValueError(f"column {self.names[0]!r} is empty")
+        if not self.lengths:
+            _, content = column.buffers()
+            first = column.offset * column.type.byte_width
+            size = count * column.type.byte_width
+            values = np.frombuffer(memoryview(content)[first : first + size], self.dtype)
+        else:
+            values = self._values(column)
+        return np.require(values.reshape(count, *self.row_shape), requirements=["C", "A"])
+
+    def _values(self, column: Column) -> Array:
+        """The values in all lists."""
+        for length in self.lengths:
+            found = pc.list_value_length(column)
+            if len(column) and pc.min_max(found).as_py() != {"min": length, "max": length}:
+                wrong = next(one for one in found.to_pylist() if one != length)
+                raise ValueError(
+                    f"column {self.names[0]!r} has {wrong} values where the model takes {length}"
+                )
+            column = column.flatten()
+            if column.null_count:
+                raise ValueError(f"column {self.names[0]!r} holds an empty value")
+        values = column.to_numpy()
+        rows, good = converted(values, self.dtype)
+        if not good.all():
+            number(self.names[0], values[~good][0].item(), self.dtype)
+        return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberCells:
+    """Numbers, each in a column of its own."""
+
+    names: tuple[str, ...]
+    dtype: np.dtype[Any]
+    slow: bool = False
+
+    def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
+        """The rows, of the columns side by side."""
+        rows = np.zeros((len(ids), len(columns)), self.dtype)
+        good = np.ones(len(ids), bool)
+        for index, (name, column) in enumerate(zip(self.names, columns, strict=True)):
+            values, fits = self._numbers(name, column)
+            rows[:, index] = values
+            good &= fits
+        if good.all():
+            return Batch(ids=ids, rows=rows)
+        faults = {int(row): self._fault(columns, int(row)) for row in np.flatnonzero(~good)}
+        return Batch(ids=ids, rows=rows[good], faults=faults)
+
+    def _numbers(self, name: str, column: Column) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """The values of a column, and which of them are numbers that the model takes."""
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            there = column.is_valid().to_numpy(zero_copy_only=False)
+            values = (column.fill_null(0) if column.null_count else column).to_numpy()
+            rows, fits = converted(values, self.dtype)
+            return rows, fits & there
+        found = [_number_or_none(name, cell, self.dtype) for cell in column.to_pylist()]
+        fits = np.array([one is not None for one in found], bool)
+        return np.array([one or 0 for one in found], self.dtype), fits
+
+    def _fault(self, columns: Sequence[Column], row: int) -> str:
+        """Why a row is none, by the first column that says so."""
+        for name, column in zip(self.names, columns, strict=True):
+            try:
+                number(name, column[row].as_py(), self.dtype)
+            except ValueError as error:
+                return str(error)
+        return "it holds what is no number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextCells:
+    """Texts."""
+
+    names: tuple[str, ...]
+    row_shape: tuple[int, ...]
+    slow: bool = False
+
+    def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
+        """The texts."""
+        texts, faults = [], {}
+        for index, cell in enumerate(_texts(columns[0])):
+            try:
+                texts.append(text_of(self.names[0], cell))
+            except ValueError as error:
+                texts.append("")
+                faults[index] = str(error)
+        return text_batch(ids, texts, faults, self.row_shape)
+
+
+def plain(column: Column) -> Column:
+    """The same values without an extension's or a dictionary's type."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def raw(column: Column) -> Column:
+    """A column of texts as their bytes, of which nobody knows whether they are UTF-8."""
+    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    return column.view(kinds[column.type]) if column.type in kinds else column
+
+
+def _texts(column: Column) -> list[object]:
+    """The values; bytes of a text that are not UTF-8 stay as lone surrogates."""
+    found = list(raw(column).to_pylist())
+    if raw(column).type == column.type:
+        return found
+    return [
+        content.decode("utf-8", "surrogateescape") if isinstance(content, bytes) else content
+        for content in found
+    ]
+
+
+def _number_or_none(name: str, value: object, dtype: np.dtype[Any]) -> float | int | None:
+    try:
+        return number(name, value, dtype)
+    except ValueError:
+        return None
+
+
+USUAL_NAMES = ("image", "images", "img", "bytes", "pixels", "features", "input")
+MOST_SHOWN = 200
+
+
+def fitting_cells(
+    name: str,
+    schema: Any,
+    info: TensorInfo,
+    model: Path,
+    asked: Sequence[str],
+    *,
+    resize: bool,
+) -> tuple[Cells, tuple[str, ...]]:
+    """How the columns of the file `name` become rows, and what is to be read of them.
+
+    `asked` are the columns to take. Raises InputError for those that are not there or do not fit
+    the model, and where they leave a choice.
+    """
+    refuse_unknown(name, schema.names, asked)
+    cells = _whole_rows(name, schema, info, model, asked, resize=resize)
+    if cells is None:
+        cells = _values(name, schema, info, model, asked)
+    refuse_twice(name, schema.names, cells.names)
+    if isinstance(cells, ImageCells) and pa.types.is_struct(schema.field(cells.names[0]).type):
+        return cells, (f"{cells.names[0]}.bytes",)
+    return cells, cells.names
+
+
+def _values(name: str, schema: Any, info: TensorInfo, model: Path, asked: Sequence[str]) -> Cells:
+    """A text or numbers."""
+    row_shape = row_shape_of_texts(info)
+    if row_shape is not None:
+        return TextCells(names=text_column(name, schema.names, asked), row_shape=row_shape)
+    if len(asked) == 1 and pa.types.is_nested(schema.field(asked[0]).type):
+        raise InputError(
+            f"{name}: column {asked[0]!r} holds {schema.field(asked[0]).type}; "
+            f"{model} takes {info.takes()}"
+        )
+    if takes_numbers(info):
+        names = number_columns(name, schema.names, asked, info)
+        return NumberCells(names=names, dtype=np.dtype(info.dtype))
+    there = ", ".join(f"{field.name} {field.type}" for field in schema)[:MOST_SHOWN]
+    raise InputError(
+        f"{name}: {model} takes {info.takes()}, which no record is; give such rows as .npy, or in "
+        f"one column (there are: {there})"
+    )
+
+
+def _whole_rows(
+    name: str,
+    schema: Any,
+    info: TensorInfo,
+    model: Path,
+    asked: Sequence[str],
+    *,
+    resize: bool,
+) -> Cells | None:
+    """The column that holds whole rows, or None where there is none."""
+    if info.is_text or len(asked) > 1:
+        return None
+    decoder = _decoder(name, info, model, resize=resize)
+    found = {}
+    for field in schema:
+        cells = _fitting(field, info, decoder)
+        if cells is not None and field.name in (asked or schema.names):
+            found[field.name] = cells
+    return _chosen(name, found)
+
+
+def _chosen(name: str, found: Mapping[str, Cells]) -> Cells | None:
+    usual = [one for one in USUAL_NAMES if one in found]
+    if len(found) > 1 and not usual:
+        raise InputError(
+            f"{name} has the columns {', '.join(found)} with rows for the model; "
+            f"name one with --column"
+        )
+    if len(found) > 1:
+        return found[usual[0]]
+    return next(iter(found.values()), None)
+
+
+def _decoder(name: str, info: TensorInfo, model: Path, *, resize: bool) -> ImageDecoder | None:
+    try:
+        return image_decoder(name, info, model, resize=resize)
+    except InputError:
+        return None
+
+
+def _fitting(field: Any, info: TensorInfo, decoder: ImageDecoder | None) -> Cells | None:
+    """How one column makes rows, or None where it does not."""
+    if decoder is not None and _holds_bytes(field.type):
+        return ImageCells(names=(field.name,), decoder=decoder)
+    lengths = _lengths(field.type, info)
+    if lengths is None:
+        return None
+    axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
+    return TensorCells(
+        names=(field.name,), dtype=np.dtype(info.dtype), row_shape=axes, lengths=lengths
+    )
+
+
+def _holds_bytes(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        at = kind.get_field_index("bytes")
+        return at >= 0 and _holds_bytes(kind.field(at).type)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _lengths(kind: Any, info: TensorInfo) -> tuple[int, ...] | None:
+    """How long the lists of a type are when they make a row; () for bytes, None for no row."""
+    axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
+    dtype = np.dtype(info.dtype)
+    if not axes or len(axes) < len(info.shape) - 1 or dtype.kind not in "fiu":
+        return None
+    if isinstance(kind, pa.BaseExtensionType):
+        if isinstance(kind, pa.FixedShapeTensorType) and not _same_axes(kind, axes):
+            return None
+        kind = kind.storage_type
+    if pa.types.is_fixed_size_binary(kind):
+        return () if kind.byte_width == math.prod(axes) * dtype.itemsize else None
+    return _lengths_of_lists(kind, axes)
+
+
+def _lengths_of_lists(kind: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+    told: list[int | None] = []
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_fixed(kind):
+        told.append(kind.list_size if _is_fixed(kind) else None)
+        kind = kind.value_type
+    if not told or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return None
+    for lengths in ((math.prod(axes),), axes, _longer_than_one(axes)):
+        pairs = list(zip(told, lengths, strict=False))
+        if len(lengths) == len(told) and all(size in (None, length) for size, length in pairs):
+            return lengths
+    return None
+
+
+def _is_fixed(kind: Any) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind))
+
+
+def _same_axes(kind: Any, axes: tuple[int, ...]) -> bool:
+    """Whether a tensor's type has the model's axes, in the same order."""
+    order = kind.permutation
+    in_order = order is None or list(order) == sorted(order)
+    return in_order and _longer_than_one(tuple(kind.shape)) == _longer_than_one(axes)
+
+
+def _longer_than_one(axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in axes if axis != 1)

@@ -1,0 +1,209 @@
+"""Images as rows: single files, and folders of them with the folders in these, sorted by name.
+
+What is named as an image and cannot be read is a row with its reason; none is left out unseen.
+
+Images whose paths are told line by line, in a `.lst` file or on stdin, as `find` gives them.
+
+Paths are taken as they stand, from the working folder; blank lines are passed over.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from serving.errors import InputError
+from serving.inputs.decoding import ImageDecoder, image_decoder
+from serving.inputs.items import Batch, Chunk, printable
+from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.streams import fingerprint_of_files
+from serving.runtime.tensors import TensorInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Images of files and folders, in the order in which these were given."""
+
+    roots: tuple[str, ...]
+    count: int
+    decoder: ImageDecoder
+    slow: bool = True
+
+    def fingerprint(self) -> str:
+        """The sha256 of the path, size and time of change of every image."""
+        return fingerprint_of_files(self._paths())
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Paths, `size` at a time, from the image `start` on."""
+        paths = itertools.islice(self._paths(), start, None)
+        while content := tuple(itertools.islice(paths, size)):
+            yield Chunk(start=start, count=len(content), content=content)
+            start += len(content)
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The images of a chunk; an image's id is its path."""
+        return self.decoder.decode_files(chunk.content)
+
+    def _paths(self) -> Iterator[str]:
+        for root in self.roots:
+            yield from _image_files(root)
+
+
+def open_images(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> Images:
+    """The images of files and folders as rows for the input `info` of `model`.
+
+    Raises InputError for a folder without any, and for a model that takes no images.
+    """
+    decoder = image_decoder(paths[0], info, model, resize=resize)
+    count = 0
+    for path in paths:
+        found = sum(1 for _ in _image_files(str(path)))
+        if not found:
+            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        count += found
+    return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
+
+
+def _image_files(root: str) -> Iterator[str]:
+    """The file itself, or the images of a folder and the folders in it; hidden ones are left out.
+
+    Of a folder that cannot be listed the path is given, so that it becomes a row with the reason.
+    """
+    if not Path(root).is_dir():
+        yield root
+        return
+    # A stack and no recursion: a tree may be deeper than Python's calls.
+    stack = [_listing(root)]
+    while stack:
+        path, is_folder = next(stack[-1], ("", False))
+        if is_folder:
+            stack.append(_listing(path))
+        elif path:
+            yield path
+        else:
+            stack.pop()
+
+
+def _listing(folder: str) -> Iterator[tuple[str, bool]]:
+    """The images and folders of a folder by name, and whether each is a folder."""
+    names, folders = [], set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                elif not _is_image(entry):
+                    continue
+                names.append(entry.name)
+    except OSError:
+        yield folder, False
+        return
+    names.sort()
+    base = {".": "", "/": "/"}.get(folder, f"{folder}/")
+    for name in names:
+        yield f"{base}{name}", name in folders
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    # A link to a folder is not followed: it may lead back here.
+    return not (entry.is_symlink() and _leads_to_folder(entry))
+
+
+def _leads_to_folder(link: "os.DirEntry[str]") -> bool:
+    try:
+        return link.is_dir()
+    except OSError:  # a loop, or a folder that cannot be entered
+        return False
+
+
+MOST_LINE_BYTES = 1 << 16
+"""Longer than any path; a stream without ends of lines is not read into memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedImages:
+    """The images of a list. That on stdin can be read once."""
+
+    path: str | None
+    """The list; None for stdin."""
+    decoder: ImageDecoder
+    count: None = None
+    slow: bool = True
+
+    def fingerprint(self) -> None:
+        """None: the chunks carry the digest of the lines up to them."""
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Paths, `size` at a time, from the image `start` on, with the digest of all so far.
+
+        Raises InputError for a list without a line, with fewer than `start`, or with one that is
+        far too long for a path.
+        """
+        digest = hashlib.sha256()
+        with self._opened() as file:
+            lines = _lines(file, self._name)
+            passed = 0
+            for line in itertools.islice(lines, start):
+                digest.update(line + b"\n")
+                passed += 1
+            while taken := list(itertools.islice(lines, size)):
+                digest.update(b"\n".join((*taken, b"")))
+                yield Chunk(
+                    start=passed,
+                    count=len(taken),
+                    content=tuple(os.fsdecode(line) for line in taken),
+                    digest=digest.hexdigest(),
+                )
+                passed += len(taken)
+        if passed < max(start, 1):
+            short = f"{passed} images, and {start} were read of it before"
+            raise InputError(f"{self._name} holds {short if start else 'no images'}")
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The images of a chunk; an image's id is its path."""
+        return self.decoder.decode_files(chunk.content)
+
+    @property
+    def _name(self) -> str:
+        return "stdin" if self.path is None else printable(Path(self.path))
+
+    def _opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
+        if self.path is not None:
+            return Path(self.path).open("rb")
+        return contextlib.nullcontext(sys.stdin.buffer)  # not ours to close
+
+
+def open_image_list(
+    path: Path | None, info: TensorInfo, model: Path, *, resize: bool
+) -> ListedImages:
+    """The images that `path` lists, or stdin for None, as rows for the input `info` of `model`.
+
+    Raises InputError for a model that takes no images. Nothing is read yet.
+    """
+    decoder = image_decoder(path or "stdin", info, model, resize=resize)
+    return ListedImages(path=None if path is None else str(path), decoder=decoder)
+
+
+def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The lines that are not blank, without their ends."""
+    for number in itertools.count(1):
+        line = file.readline(MOST_LINE_BYTES)
+        if not line:
+            return
+        if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
+            raise InputError(
+                f"{name}: line {number} has more than {MOST_LINE_BYTES} bytes; "
+                f"give the path of one image a line"
+            )
+        path = line.removesuffix(b"\n").removesuffix(b"\r")
+        if path.strip():
+            yield path

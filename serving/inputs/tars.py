@@ -1,0 +1,292 @@
+"""Images in tar shards of the WebDataset layout: `.tar`, `.tar.gz` and `.tgz`.
+
+A shard is read once, from front to back, and nothing is ever extracted. A chunk of a `.tar`
+holds only where the images lie, and whoever decodes it reads them; one of a compressed shard holds
+their bytes.
+
+The members of a tar that nobody vouches for, one after the other, from front to back.
+
+tarfile does the reading. What it takes for granted is checked: that a header's claims are small,
+that what is no header is the end, and that few enough members come to be remembered.
+"""
+
+import gzip
+import os
+import re
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy.typing as npt
+
+from serving.errors import InputError
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, tried
+from serving.inputs.items import Batch, Chunk, printable, reason_of
+from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.streams import fingerprint_of_files, taken
+from serving.runtime.tensors import TensorInfo
+
+MOST_HEADER_BYTES = 1 << 20
+TAIL_BYTES = 1 << 20
+# What tarfile and gzip raise on broken archives, beside the TarError they should.
+READING_ERRORS = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    LookupError,
+    struct.error,
+    zlib.error,
+)
+
+
+def members_of(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Every member of an archive.
+
+    Raises ReadError where tarfile alone would take a broken header for the end.
+    """
+    reader = HeaderReader(file)
+    # It asks for no more of a file than HeaderReader has.
+    archive = Forgetful(fileobj=cast("IO[bytes]", reader), mode="r")
+    while (member := archive.next()) is not None:
+        if member.size < 0:
+            raise tarfile.ReadError("a member of a negative size")
+        yield member
+        reader.left = MOST_HEADER_BYTES
+    if len(reader.last) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends without the mark of its end; it is cut short")
+    if any(reader.last):
+        raise tarfile.ReadError("what follows is no header")
+    if any(file.read(TAIL_BYTES)):
+        raise tarfile.ReadError("more follows the mark of its end; it is several archives in one")
+
+
+class HeaderReader:
+    """A shard as tarfile reads it, which takes each header's word for its size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.left = MOST_HEADER_BYTES
+        """How much may be read of the headers of one member."""
+        self.last = b""
+        """What was read last."""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES} bytes")
+        self.left -= size
+        self.last = self._file.read(size)
+        return self.last
+
+    def seek(self, place: int) -> int:
+        """Go on from another place."""
+        return self._file.seek(place)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._file.tell()
+
+
+class Forgetful(tarfile.TarFile):
+    """An archive that is read once, and so keeps neither its members nor the notes to all."""
+
+    members: list[tarfile.TarInfo]
+
+    def next(self) -> tarfile.TarInfo | None:
+        """The next member."""
+        member = super().next()
+        self.members.clear()
+        self.pax_headers = {}
+        return member
+
+
+Array = npt.NDArray[Any]
+
+MOST_PACKED_BYTES = 16 << 20
+"""Of an image whose bytes are in its chunk, which holds many: of a compressed shard."""
+MOST_SHOWN = 80
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """An image in a shard, or what is named as one and is none."""
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+    content: bytes | None = None
+    """Of one in a compressed shard."""
+    fault: str | None = None
+    """Why it cannot be read."""
+
+    @property
+    def id(self) -> str:
+        """`shard.tar:folder/name.jpg`, as text that can be written anywhere."""
+        name = self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        told = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
+        return f"{printable(Path(self.shard))}:{told}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tars:
+    """The images of tar shards, in the order in which these were given."""
+
+    shards: tuple[str, ...]
+    decoder: ImageDecoder
+    count: None = None
+    slow: bool = True
+
+    def fingerprint(self) -> str:
+        """The sha256 of the path, size and time of change of every shard."""
+        return fingerprint_of_files(self.shards)
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """The images, `size` at a time, from the one at `start` on.
+
+        Raises InputError where a shard is damaged, after the images before that place.
+        """
+        members = self._members(start)
+        while True:
+            content, error = taken(members, size)
+            if content:
+                yield Chunk(start=start, count=len(content), content=content)
+                start += len(content)
+            if error is not None:
+                raise error
+            if not content:
+                return
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The images of a chunk; an image's id is its shard and its name in that."""
+        members: tuple[Member, ...] = chunk.content
+        values = [member.fault or tried(self._image, member) for member in members]
+        return self.decoder.batch([member.id for member in members], values)
+
+    def _image(self, member: Member) -> Array:
+        content = member.content
+        return self.decoder.decode(_bytes_of(member) if content is None else content)
+
+    def _members(self, start: int) -> Iterator[Member]:
+        """The images from the one at `start` on; the bytes of those before it are not kept."""
+        passed = 0
+        for shard in self.shards:
+            for member in _images_of(shard, start - passed):
+                passed += 1
+                if passed > start:
+                    yield member
+
+
+def open_tars(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> Tars:
+    """The images of tar shards as rows for the input `info` of `model`.
+
+    Raises InputError for what is no tar or holds no images, and for a model that takes none.
+    """
+    decoder = image_decoder(paths[0], info, model, resize=resize)
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} is not a file")
+        if next(_images_of(str(path)), None) is None:
+            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    return Tars(shards=tuple(map(str, paths)), decoder=decoder)
+
+
+def _images_of(shard: str, unread: int = 0) -> Iterator[Member]:
+    """The images of a shard, without the bytes of the first `unread`.
+
+    Raises InputError with the place where it is damaged.
+    """
+    images = place = 0
+    try:
+        with _opened(shard) as file:
+            for member in members_of(file):
+                place = member.offset
+                image = _image_of(shard, file, member, unread=images < unread)
+                if image is not None:
+                    images += 1
+                    yield image
+    except READING_ERRORS as error:
+        raise InputError(
+            f"{shard} is damaged after {images} images, in or after the member at byte {place}: "
+            f"{reason_of(error)}"
+        ) from error
+
+
+def _opened(shard: str) -> IO[bytes]:
+    if _is_packed(shard):
+        return cast("IO[bytes]", gzip.open(shard, "rb"))
+    return Path(shard).open("rb")
+
+
+def _is_packed(shard: str) -> bool:
+    return not shard.lower().endswith(".tar")
+
+
+def _image_of(
+    shard: str, file: IO[bytes], member: tarfile.TarInfo, *, unread: bool
+) -> Member | None:
+    """The image that a member is, or None for one that is not named as an image."""
+    name = member.name.rsplit("/", 1)[-1]
+    if member.isdir() or name[:1] == "." or not name.lower().endswith(IMAGE_SUFFIXES):
+        return None
+    fault, content = _fault(shard, member), None
+    if fault is None and not unread:
+        content = _checked(shard, file, member)
+    return Member(
+        shard=shard,
+        name=member.name,
+        offset=member.offset_data,
+        size=member.size,
+        content=content,
+        fault=fault,
+    )
+
+
+def _fault(shard: str, member: tarfile.TarInfo) -> str | None:
+    """Why a member is not read, or None."""
+    if member.issym() or member.islnk():
+        return f"it is a link, to {member.linkname[:MOST_SHOWN]!r}; links are not followed"
+    if not member.isreg():
+        return "it is a device or a pipe, not a file"
+    if member.issparse():
+        return "it is a sparse file; store it whole"
+    if _is_packed(shard) and member.size > MOST_PACKED_BYTES:
+        return (
+            f"it has {member.size} bytes, the limit in a compressed shard is {MOST_PACKED_BYTES}; "
+            f"give the shard as a .tar"
+        )
+    if member.size > MOST_BYTES:
+        return f"it has {member.size} bytes, the limit is {MOST_BYTES}"
+    return None
+
+
+def _checked(shard: str, file: IO[bytes], member: tarfile.TarInfo) -> bytes | None:
+    """The bytes of a member of a compressed shard; ReadError when some of a member are missing."""
+    end = member.offset_data + member.size
+    if _is_packed(shard):
+        file.seek(member.offset_data)
+        content = file.read(member.size)
+        there = member.offset_data + len(content)
+    else:
+        content, there = None, os.fstat(file.fileno()).st_size
+    if there < end:
+        raise tarfile.ReadError(f"it ends within {member.name[:MOST_SHOWN]!r}")
+    return content
+
+
+def _bytes_of(member: Member) -> bytes:
+    """The bytes of a member of a shard that is not compressed."""
+    try:
+        with Path(member.shard).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), member.size, member.offset)
+    except OSError as error:
+        raise ValueError(reason_of(error)) from error

@@ -1,0 +1,1 @@
+"""This machine: its processor, its installation, and what of it makes trouble."""

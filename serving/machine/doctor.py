@@ -1,0 +1,354 @@
+"""`ferry doctor`: what of this machine and installation will make trouble, with one-line fixes.
+
+It must work where little else does, so nothing that may be broken is imported before it is looked
+at, and mlflow, torch and dvc are found without importing them.
+
+Look at the place where MLflow keeps its runs, without importing mlflow.
+
+A database file is opened for nothing but its first bytes, and a server is only asked to pick up.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import psutil
+
+from serving.console import EXTRA_PACKAGES
+from serving.machine.versions import ferry_version, installed_version, runtime_wheels
+
+SQLITE_MAGIC = b"SQLite format 3\x00"
+CONNECT_SECONDS = 2.0
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """What was found, and the one-line fix if it will not do."""
+
+    detail: str
+    fix: str | None = None
+
+
+def look_at_store(folder: Path, uri: str | None) -> StoreState:
+    """Look at the store that `uri` (MLFLOW_TRACKING_URI) names, else at `folder`/mlflow.db."""
+    if not uri:
+        return _database(folder / "mlflow.db")
+    # Never tell the address as it is given: it may hold a password.
+    address = urlsplit(uri)
+    scheme = address.scheme.split("+")[0]
+    if scheme == "sqlite":
+        # sqlite:///relative and sqlite:////absolute, as SQLAlchemy reads them.
+        return _database(folder / unquote(address.path.removeprefix("/")))
+    if scheme in ("", "file"):
+        return _directory(folder / unquote(address.path))
+    if scheme not in PORTS:
+        return StoreState(f"kept by {scheme}, which is not looked at")
+    return _server(address, PORTS[scheme])
+
+
+def _database(path: Path) -> StoreState:
+    if not path.exists():
+        if os.access(path.parent, os.W_OK):
+            return StoreState(f"{path} will be made by the first training")
+        return StoreState(f"{path.parent} is not writable", f"chmod u+w {path.parent}")
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        return StoreState(f"{path} is not a writable file", f"chmod u+rw {path}")
+    with path.open("rb") as file:
+        start = file.read(len(SQLITE_MAGIC))
+    if start not in (b"", SQLITE_MAGIC):
+        return StoreState(f"{path} is not an SQLite database", f"mv {path} {path}.broken")
+    return StoreState(f"{path}, {path.stat().st_size / 2**20:.1f} MiB, writable")
+
+
+def _directory(path: Path) -> StoreState:
+    there = path if path.exists() else path.parent
+    if there.is_dir() and os.access(there, os.W_OK):
+        return StoreState(f"folder {path}, writable")
+    return StoreState(f"folder {path} cannot be written", "set MLFLOW_TRACKING_URI to one that can")
+
+
+def _server(address: SplitResult, default_port: int) -> StoreState:
+    try:
+        host, port = address.hostname, address.port or default_port
+    except ValueError:
+        host = None
+    fix = "start the server, or unset MLFLOW_TRACKING_URI to keep runs in mlflow.db"
+    if host is None:
+        return StoreState(f"MLFLOW_TRACKING_URI names no {address.scheme} server", fix)
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        return StoreState(f"{host}:{port} does not answer: {reason}", fix)
+    return StoreState(f"{host}:{port} answers")
+
+
+Status = Literal["ok", "warning", "problem"]
+
+GIB = 2**30
+LITTLE_MEMORY = 1 * GIB
+LITTLE_DISK, NO_DISK = 5 * GIB, GIB // 5
+PIPELINE = "pip install 'onnx-ferry[pipeline]'"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str | None = None
+    """What to do about it, in one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """All that was looked at, in the order in which it is told."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """The findings that keep something from working."""
+        return tuple(finding for finding in self.findings if finding.status == "problem")
+
+
+def diagnose(folder: Path) -> Diagnosis:
+    """Look at this machine, at this installation and at `folder`, where the pipeline would run."""
+    findings = [_python(), _runtime(), *_providers(), *_processor()]
+    findings += [_memory(), _disk(folder), _store(folder), _extra(folder)]
+    findings += [_tool("git", folder), _tool("dvc", folder), _params(folder), _telemetry()]
+    return Diagnosis(findings=tuple(findings))
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """Lay the findings out for a terminal, each fix below its finding."""
+    width = max(len(finding.name) for finding in diagnosis.findings)
+    lines: list[str] = []
+    for finding in diagnosis.findings:
+        lines.append(f"{finding.status:<7}  {finding.name:<{width}}  {finding.detail}")
+        if finding.fix:
+            lines.append(f"{'':<{width + 9}}  → {finding.fix}")
+    return "\n".join(lines)
+
+
+def _python() -> Finding:
+    versions = {"ferry": ferry_version() or "not installed", "numpy": installed_version("numpy")}
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return Finding(
+        name="python",
+        status="ok",
+        detail=f"{platform.python_version()} at {sys.executable}; {told}; {platform.platform()}",
+    )
+
+
+def _runtime() -> Finding:
+    wheels = runtime_wheels()
+    told = " and ".join(f"{name} {version}" for name, version in wheels.items())
+    if len(wheels) > 1:
+        return Finding(
+            name="onnxruntime",
+            status="problem",
+            detail=f"{told} are both installed and write the same folder: one breaks the other",
+            fix=f"pip uninstall -y {' '.join(wheels)} && pip install {_right_wheel()}",
+        )
+    if not wheels or importlib.util.find_spec("onnxruntime") is None:
+        detail = f"{told} is installed without its files" if wheels else "not installed"
+        fix = f"pip install --force-reinstall --no-deps {_right_wheel()}"
+        return Finding(name="onnxruntime", status="problem", detail=detail, fix=fix)
+    return Finding(name="onnxruntime", status="ok", detail=told)
+
+
+def _right_wheel() -> str:
+    """The wheel that ferry depends on here; CUDA's exists for two systems on x86-64."""
+    has_cuda_build = sys.platform in ("linux", "win32") and _is_x86()
+    return "onnxruntime-gpu" if has_cuda_build else "onnxruntime"
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+def _providers() -> Iterator[Finding]:
+    """Which providers really create a session and run the probe."""
+    try:
+        from serving.runtime.providers import PROVIDERS
+        from serving.runtime.session import probe, usable_providers
+    except ImportError as error:
+        yield Finding(
+            name="providers",
+            status="problem",
+            detail=f"onnxruntime cannot be imported: {_one_line(error)}",
+            fix=f"pip install --force-reinstall --no-deps {_right_wheel()}",
+        )
+        return
+    usable = usable_providers(probe())
+    for provider, reason in usable.items():
+        yield _provider(provider, reason)
+    others = [name for name in PROVIDERS if name not in usable]
+    yield Finding(
+        name="other providers",
+        status="ok",
+        detail=f"not part of this onnxruntime: {', '.join(others) or 'none'}",
+    )
+
+
+def _provider(provider: str, reason: str | None) -> Finding:
+    name = f"provider {provider}"
+    if reason is None:
+        return Finding(name=name, status="ok", detail="creates a session and runs")
+    reason = reason.removesuffix("; `ferry doctor` says which providers do")
+    reason = reason.partition(" on this machine: ")[2] or reason
+    if provider == "cpu":
+        fix = f"pip install --force-reinstall --no-deps {_right_wheel()}"
+        return Finding(name=name, status="problem", detail=reason, fix=fix)
+    if provider == "cuda" and shutil.which("nvidia-smi"):
+        fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', and check that `nvidia-smi` works"
+        return Finding(name=name, status="warning", detail=reason, fix=fix)
+    return Finding(name=name, status="ok", detail=f"built in, not usable here: {reason}")
+
+
+def _processor() -> Iterator[Finding]:
+    """The processor and how much of it this process may use."""
+    try:
+        from serving.machine.environment import describe
+    except ImportError:
+        return  # onnxruntime is broken, which is told already
+    found = describe()
+    flags = " ".join(found.flags) or "no vector extensions known"
+    detail = f"{found.processor} ({found.architecture}; {flags})"
+    yield Finding(name="processor", status="ok", detail=detail)
+    yield _cores(found.cores, found.allowed_cores, found.quota_cores)
+    if found.gpu:
+        detail = f"{found.gpu}, driver {found.gpu_driver}"
+        yield Finding(name="graphics card", status="ok", detail=detail)
+    load = found.load_average[0]
+    if load > found.allowed_cores:
+        yield Finding(
+            name="load",
+            status="warning",
+            detail=f"{load:g} processes want {found.allowed_cores} cores: timings will be unsteady",
+            fix="wait until the machine is idle before timing anything",
+        )
+
+
+def _cores(cores: int, allowed: int, quota: float | None) -> Finding:
+    detail = f"{allowed} of {cores} may be used"
+    if quota is not None and quota < cores:
+        return Finding(
+            name="cores",
+            status="warning",
+            detail=f"{detail}: the container's quota is {quota:g}",
+            fix="ferry keeps to the quota; `docker run --cpus` gives a container more",
+        )
+    return Finding(name="cores", status="ok", detail=detail)
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    detail = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
+    if memory.available < LITTLE_MEMORY:
+        fix = "close what is not needed; training wants about 2 GiB"
+        return Finding(name="memory", status="warning", detail=detail, fix=fix)
+    return Finding(name="memory", status="ok", detail=detail)
+
+
+def _disk(folder: Path) -> Finding:
+    if not folder.is_dir():
+        fix = f"mkdir -p {folder}"
+        return Finding(name="disk", status="problem", detail=f"{folder} is no folder", fix=fix)
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / GIB:.1f} GiB free at {folder.resolve()}"
+    if not os.access(folder, os.W_OK):
+        fix = f"chmod u+w {folder}, or work elsewhere with `ferry -C DIR`"
+        return Finding(name="disk", status="problem", detail=f"{detail}, read-only", fix=fix)
+    if free < LITTLE_DISK:
+        status: Status = "problem" if free < NO_DISK else "warning"
+        fix = "free some space; `dvc gc -w` drops cached results that no branch needs"
+        return Finding(name="disk", status=status, detail=detail, fix=fix)
+    return Finding(name="disk", status="ok", detail=detail)
+
+
+def _store(folder: Path) -> Finding:
+    state: StoreState = look_at_store(folder, os.environ.get("MLFLOW_TRACKING_URI"))
+    return Finding(
+        name="mlflow store",
+        status="ok" if state.fix is None else "warning",
+        detail=state.detail,
+        fix=state.fix,
+    )
+
+
+def _extra(folder: Path) -> Finding:
+    missing = _missing_packages()
+    name = "pipeline extra"
+    if not missing:
+        torch, mlflow = installed_version("torch"), installed_version("mlflow")
+        return Finding(name=name, status="ok", detail=f"installed: torch {torch}, mlflow {mlflow}")
+    if not _wants_pipeline(folder):
+        return Finding(name=name, status="ok", detail="not installed: models run, none are trained")
+    detail = f"missing: {', '.join(missing)}"
+    return Finding(name=name, status="warning", detail=detail, fix=PIPELINE)
+
+
+def _missing_packages() -> list[str]:
+    return sorted(name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None)
+
+
+def _wants_pipeline(folder: Path) -> bool:
+    """Whether someone trains here, and does not only run models."""
+    return _is_project(folder) or importlib.util.find_spec("torch") is not None
+
+
+def _tool(name: str, folder: Path) -> Finding:
+    """Look for a program on PATH, or beside the running Python."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name) or (str(beside) if beside.exists() else None)
+    if found:
+        return Finding(name=name, status="ok", detail=found)
+    detail = "not on PATH; only the pipeline needs it"
+    if not _wants_pipeline(folder):
+        return Finding(name=name, status="ok", detail=detail)
+    fix = PIPELINE if name == "dvc" else f"install {name}, for instance `apt install {name}`"
+    return Finding(name=name, status="warning", detail=detail, fix=fix)
+
+
+def _params(folder: Path) -> Finding:
+    if _is_project(folder):
+        detail = f"{folder / 'params.yaml'} is there"
+        return Finding(name="params.yaml", status="ok", detail=detail)
+    detail = f"not in {folder.resolve()}: the stages run where it lies"
+    if not _wants_pipeline(folder):
+        return Finding(name="params.yaml", status="ok", detail=detail)
+    fix = "name the folder of your checkout with `ferry -C DIR`"
+    return Finding(name="params.yaml", status="warning", detail=detail, fix=fix)
+
+
+def _is_project(folder: Path) -> bool:
+    return (folder / "params.yaml").is_file()
+
+
+def _telemetry() -> Finding:
+    value = os.environ.get("ORT_DISABLE_TELEMETRY", "1")
+    if value == "1":
+        return Finding(name="telemetry", status="ok", detail="of onnxruntime is switched off")
+    return Finding(
+        name="telemetry",
+        status="warning",
+        detail=f"onnxruntime may report its use, as ORT_DISABLE_TELEMETRY={value} asks",
+        fix="unset ORT_DISABLE_TELEMETRY",
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,147 @@
+"""Compare two things by the median of the ratios of their times, measured in turns.
+
+What the machine does meanwhile falls on both alike; a ratio of two separate runs would take it for
+a difference. The interval is a percentile bootstrap (Efron 1979) of the median, at 95 %.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.measuring.timing import (
+    MIN_CALLS,
+    NS_PER_S,
+    Call,
+    digits,
+    enough_calls,
+    no_garbage_collection,
+    time_once,
+    warm_up,
+)
+
+MAX_PAIRS = 20_000
+NUM_RESAMPLES = 1000
+MARGIN = 0.02
+"""Two processes of the same program differ by as much, by where their memory happens to lie."""
+
+Verdict = Literal["faster", "slower", "no difference"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedRatio:
+    """How many times as long the first of two things takes as the second."""
+
+    median: float
+    low: float
+    """Lower end of the 95 % bootstrap interval of the median."""
+    high: float
+    num_pairs: int
+
+
+def verdict(ratio: PairedRatio, margin: float = MARGIN) -> Verdict:
+    """Whether the second of two things is faster or slower than the first.
+
+    Only an interval that lies outside of 1 ± `margin` shows a difference.
+    """
+    if ratio.low > 1 + margin:
+        return "faster"
+    return "slower" if ratio.high < 1 - margin else "no difference"
+
+
+def ratio_of_turns(first: Sequence[float], second: Sequence[float], *, seed: int) -> PairedRatio:
+    """The ratio of two series of times whose turns alternated, pair by pair."""
+    return _ratio_of(np.asarray(first) / np.asarray(second), np.random.default_rng(seed))
+
+
+def ratio_of_separate_turns(
+    first: Sequence[float], second: Sequence[float], *, seed: int
+) -> PairedRatio:
+    """The ratio of the medians of two series that were not measured together.
+
+    The interval resamples each of them by itself, so that it is as wide as both are noisy; a
+    difference between the two times of measuring is not in it.
+    """
+    rng = np.random.default_rng(seed)
+    one, other = np.asarray(first), np.asarray(second)
+    drawn = [
+        np.median(rng.choice(one, one.size)) / np.median(rng.choice(other, other.size))
+        for _ in range(NUM_RESAMPLES)
+    ]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return PairedRatio(
+        median=digits(np.median(one) / np.median(other)),
+        low=digits(low),
+        high=digits(high),
+        num_pairs=min(one.size, other.size),
+    )
+
+
+def paired_ratio(first: Call, second: Call, *, seconds: float, seed: int) -> PairedRatio:
+    """Compare two calls of this process, run in pairs.
+
+    Each pair runs both, A B and B A equally often in an order drawn from `seed`.
+    """
+    for call in (first, second):
+        warm_up(call, seconds / 4)
+    rng = np.random.default_rng(seed)
+    return _ratio_of(_ratios(first, second, int(seconds * NS_PER_S), rng), rng)
+
+
+def orders(names: Sequence[str], rounds: int, rng: np.random.Generator) -> list[list[str]]:
+    """In which order the names take their turns, round by round.
+
+    Shuffled, and every order is followed by its reverse, so that each goes before each other
+    equally often in an even number of rounds.
+    """
+    found: list[list[str]] = []
+    while len(found) < rounds:
+        order = [names[index] for index in rng.permutation(len(names))]
+        found += [order, order[::-1]]
+    return found[:rounds]
+
+
+def interval_of_median(
+    values: npt.NDArray[np.float64], rng: np.random.Generator
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the median of `values`, float64 [n]."""
+    drawn = (rng.choice(values, size=values.size, replace=True) for _ in range(NUM_RESAMPLES))
+    low, high = np.percentile([np.median(one) for one in drawn], (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _ratio_of(ratios: npt.NDArray[np.float64], rng: np.random.Generator) -> PairedRatio:
+    low, high = interval_of_median(ratios, rng)
+    return PairedRatio(
+        median=digits(np.median(ratios)),
+        low=digits(low),
+        high=digits(high),
+        num_pairs=ratios.size,
+    )
+
+
+def _ratios(
+    first: Call, second: Call, limit_ns: int, rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    ratios: list[float] = []
+    start = perf_counter_ns()
+    with no_garbage_collection():
+        while len(ratios) < MAX_PAIRS:
+            leads = rng.permutation([True, False])
+            ratios += [_ratio(first, second, first_leads=lead) for lead in leads]
+            if enough_calls(len(ratios), perf_counter_ns() - start, limit_ns, MIN_CALLS):
+                break
+    return np.array(ratios)
+
+
+def _ratio(first: Call, second: Call, *, first_leads: bool) -> float:
+    if first_leads:
+        first_ns = time_once(first)
+        second_ns = time_once(second)
+    else:
+        second_ns = time_once(second)
+        first_ns = time_once(first)
+    return first_ns / second_ns

@@ -1,0 +1,1 @@
+"""MLPerf's load patterns, and the highest rate that keeps a limit."""

@@ -1,0 +1,214 @@
+"""MLPerf's load patterns over one subject: single stream, multi stream, offline and server.
+
+The rules are those of MLPerf Inference; the load is made by ferry itself, or by `mlcommons_loadgen`
+as the reference. The server scenario is an open loop: queries arrive by a schedule, whether or not
+those before them were answered, and their latency counts from the time they were due.
+"""
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from serving.errors import UnknownNameError, UsageError
+from serving.files import read_record
+from serving.measuring.scenarios.loadgen import LOADGEN, load_library
+from serving.measuring.scenarios.rate_search import MIN_QUERIES, highest_rate, num_queries
+from serving.measuring.scenarios.records import Probe, Run, ScenarioFigures, ScenarioPlan
+from serving.measuring.scenarios.system import (
+    Answering,
+    Arrivals,
+    Engine,
+    Lane,
+    ServerLoad,
+    System,
+    busy_threads,
+    check_rate,
+    poisson_arrivals,
+    run_of,
+    wait_until,
+)
+from serving.measuring.timing import (
+    NS_PER_MS,
+    NS_PER_S,
+    enough_calls,
+    no_garbage_collection,
+    warm_up,
+)
+from serving.runtime.settings import SessionSettings
+
+STREAMS = {"single-stream": 1, "multi-stream": 8}
+"""Rows of a query; eight are MLPerf's."""
+SCENARIOS = (*STREAMS, "offline", "server")
+HEAD_START_NS = 20_000_000
+"""For the threads to begin, before the time of the first arrival is counted."""
+
+
+def run_scenario(
+    subject: Answering, settings: SessionSettings, plan: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Run the scenario of a `ScenarioPlan`, given by its fields, and return `ScenarioFigures`."""
+    asked = read_record(ScenarioPlan, dict(plan), "the scenario")
+    return asdict(measure_scenario(System(subject, settings, asked.batch_size), asked))
+
+
+def measure_scenario(system: System, plan: ScenarioPlan) -> ScenarioFigures:
+    """Load a system as planned, after a warm-up.
+
+    Raises UsageError or UnknownNameError for a plan that makes no sense, FerryError when the engine
+    is not installed and InputError for a limit that no rate keeps.
+    """
+    check_plan(plan)
+    engine = ENGINES[plan.engine]
+    rows = STREAMS.get(plan.scenario, system.batch_size)
+    warm_up(system.call(rows), plan.seconds)
+    if plan.scenario == "server":
+        return _server_figures(system, engine, plan)
+    if plan.scenario == "offline":
+        return _figures(plan, engine.offline(system, plan.seconds))
+    return _figures(plan, engine.stream(system, rows, plan.seconds))
+
+
+def check_plan(plan: ScenarioPlan) -> None:
+    """Refuse a plan that makes no sense, or whose engine is not installed, before anything starts.
+
+    Raises UnknownNameError, UsageError or FerryError.
+    """
+    if plan.scenario not in SCENARIOS:
+        raise UnknownNameError("scenario", plan.scenario, SCENARIOS)
+    if plan.engine not in ENGINES:
+        raise UnknownNameError("engine", plan.engine, ENGINES)
+    if plan.batch_size < 1:
+        raise UsageError(f"the batch size must be 1 or more, got {plan.batch_size}")
+    if not 0 < plan.seconds < np.inf:
+        raise UsageError(f"the seconds must be above 0, got {plan.seconds:g}")
+    _check_load(plan)
+    if plan.engine == "loadgen":
+        load_library()
+
+
+def _check_load(plan: ScenarioPlan) -> None:
+    rate, limit = plan.rate_per_second, plan.p99_limit_ms
+    if plan.scenario != "server":
+        if rate is not None or limit is not None:
+            raise UsageError(f"a rate or a p99 limit is for server, not for {plan.scenario}")
+        return
+    if (rate is None) == (limit is None):
+        told = "neither" if rate is None else f"{rate:g} queries/s and {limit:g} ms"
+        raise UsageError(f"server takes a rate or a p99 limit, one of them, got {told}")
+    if rate is not None:
+        check_rate(rate)
+    if limit is not None and not 0 < limit < np.inf:
+        raise UsageError(f"the p99 limit must be above 0 ms, got {limit:g}")
+
+
+def _server_figures(system: System, engine: Engine, plan: ScenarioPlan) -> ScenarioFigures:
+    """At the rate that is given, or at the highest one that keeps the limit."""
+    if plan.rate_per_second is not None:
+        rate = plan.rate_per_second
+        load = ServerLoad(
+            rate_per_second=rate,
+            num_queries=num_queries(rate, plan.seconds, MIN_QUERIES),
+            seed=plan.seed,
+            limit_ms=None,
+        )
+        return _figures(plan, engine.server(system, load), rate)
+    limit = plan.p99_limit_ms or 0.0
+    capacity = system.capacity(plan.seconds)
+    found = highest_rate(partial(engine.server, system), capacity, plan, limit)
+    return _figures(plan, found.run, found.rate_per_second, found.probes)
+
+
+def _figures(
+    plan: ScenarioPlan, run: Run, rate: float | None = None, probes: tuple[Probe, ...] = ()
+) -> ScenarioFigures:
+    return ScenarioFigures(
+        **asdict(run),
+        scenario=plan.scenario,
+        engine=plan.engine,
+        rate_per_second=rate,
+        p99_limit_ms=plan.p99_limit_ms,
+        probes=probes,
+    )
+
+
+# The load as ferry makes it
+
+
+def _stream(system: System, rows: int, seconds: float) -> Run:
+    call, clock = system.call(rows), perf_counter_ns
+    limit_ns = int(seconds * NS_PER_S)
+    times = array("q")
+    call()
+    with no_garbage_collection():
+        start = before = clock()
+        while True:
+            call()
+            after = clock()
+            times.append(after - before)
+            if enough_calls(len(times), after - start, limit_ns, MIN_QUERIES):
+                break
+            before = clock()
+    return run_of(times, elapsed_ns=after - start, rows_per_query=rows, batch_size=rows)
+
+
+def _offline(system: System, seconds: float) -> Run:
+    size = system.batch_size
+    num_calls = max(system.settings.parallel, round(system.capacity(seconds) * seconds / size))
+    ends = system.flat_out(num_calls)
+    run = run_of(ends, elapsed_ns=int(ends.max()), rows_per_query=size, batch_size=size)
+    return replace(run, rows_per_query=num_calls * size, num_queries=1)
+
+
+def _server(system: System, load: ServerLoad) -> Run:
+    lanes = system.lanes(range(1, system.batch_size + 1))
+    offsets = poisson_arrivals(load.rate_per_second, load.num_queries, seed=load.seed)
+    start = perf_counter_ns() + HEAD_START_NS
+    served = _Served(load, (offsets + start).tolist())
+    with busy_threads(lanes, served.work) as begin:
+        list(begin())
+    answered = [number for number, end in enumerate(served.ends) if end]
+    ends = np.array(served.ends)[answered]
+    latencies = ends - start - offsets[answered]
+    elapsed = int(ends.max()) - start
+    return run_of(latencies, elapsed_ns=elapsed, rows_per_query=1, batch_size=system.batch_size)
+
+
+class _Served:
+    """The queries of a run in the server scenario, and when each was answered."""
+
+    def __init__(self, load: ServerLoad, due_ns: list[int]) -> None:
+        self.arrivals = Arrivals(due_ns)
+        self.ends = [0] * len(due_ns)
+        self.limit_ns = np.inf if load.limit_ms is None else load.limit_ms * NS_PER_MS
+        # So many may come too late before the percentile is above the limit, whatever follows.
+        self.spare = len(due_ns) - 1 - int(np.ceil(0.99 * (len(due_ns) - 1)))
+        self.late: list[int] = []
+
+    def work(self, lane: Lane) -> None:
+        """Answer what is due, as one thread of several, up to as many at once as a call takes."""
+        arrivals, due_ns, most = self.arrivals, self.arrivals.due_ns, max(lane) - 1
+        try:
+            while (first := arrivals.take()) is not None:
+                wait_until(due_ns[first])
+                taken = (first, *arrivals.take_due(most)) if most else (first,)
+                lane[len(taken)]()
+                self._note(taken, perf_counter_ns())
+        finally:
+            arrivals.drop()  # an error in one thread ends the others
+
+    def _note(self, taken: tuple[int, ...], end: int) -> None:
+        for number in taken:
+            self.ends[number] = end
+            if end - self.arrivals.due_ns[number] > self.limit_ns:
+                self.late.append(number)
+                if len(self.late) > self.spare:
+                    self.arrivals.drop()
+
+
+FERRY = Engine(stream=_stream, offline=_offline, server=_server)
+ENGINES: Mapping[str, Engine] = {"ferry": FERRY, "loadgen": LOADGEN}

@@ -1,0 +1,1 @@
+"""`ferry bench --tune`: candidates, their screening, and the finals."""

@@ -1,5 +1,0 @@
-"""What `ferry predict` is made of: an engine that answers chunks, and outputs that lose nothing.
-
-`serving.predict` joins them. A run that writes to a file goes on where it was stopped: its shards
-are whole or absent, and its manifest lists those that are there.
-"""

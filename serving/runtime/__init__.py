@@ -1,0 +1,1 @@
+"""The core: sessions on a proven provider, their settings and their tensors."""

@@ -1,0 +1,73 @@
+"""How many cores this process may use; ONNX Runtime itself ignores affinity and quotas.
+
+More threads than cores make every figure worse, so each session and each training asks here.
+
+Work on several items at a time and give the results in the order of the items.
+
+Only a few items are taken ahead, so that memory does not grow with their number.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+
+def allowed_cores() -> int:
+    """The cores that this process may use: its affinity, cut by a container's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    quota = quota_cores()
+    return max(1, min(cores, int(quota))) if quota else cores
+
+
+def quota_cores(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+    """The cores that a version 2 control group grants, or None where it sets no limit."""
+    try:
+        limit, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) / int(period)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 2
+"""Items for each thread: one in work, and one that waits so that no thread ever does."""
+
+
+def ordered_map(
+    work: Callable[[Item], Result], items: Iterable[Item], *, parallel: int
+) -> Iterator[Result]:
+    """Give `work(item)` for each of `items`, worked on in `parallel` threads, in their order.
+
+    The items are taken in the caller's thread. What `work` raises is raised here in its place
+    among the results; then, and when the caller stops early, the items that wait are dropped.
+    """
+    if parallel == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(parallel) as pool:
+        yield from ordered_results(pool, work, items, parallel=parallel)
+
+
+def ordered_results(
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, parallel: int
+) -> Iterator[Result]:
+    """The same with a pool of the caller's, of threads or of processes, that has `parallel`."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == AHEAD * parallel:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for one in waiting:
+            one.cancel()

@@ -1,0 +1,288 @@
+"""The only place that makes ONNX Runtime sessions: strict about the provider, and with its proof.
+
+ONNX Runtime runs on the CPU without a word when the provider that was asked for is missing. Here a
+session has the one provider that was asked for, or there is an error.
+
+The smallest model worth a session: what a provider must run to count as usable.
+
+`probe.onnx` is one MatMul and one Add on float32 [1, 4], opset 13, IR 8: old enough for every
+provider, and large enough that a provider has nodes to take or to refuse.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InputError, MissingInputError, ModelError, ProviderError
+from serving.files import sha256_of_bytes
+from serving.runtime.cores import allowed_cores
+from serving.runtime.providers import (
+    ORT_ERRORS,
+    PROVIDERS,
+    built_in_providers,
+    installed,
+    one_line,
+    onnxruntime,
+    provider_options,
+    why_not,
+)
+from serving.runtime.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettings, check_settings
+from serving.runtime.tensors import TensorInfo
+
+Array = npt.NDArray[Any]
+
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(string)": "object",
+}
+SILENT, ERRORS = 4, 3
+RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
+"""Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderProof:
+    """Which provider was asked for and which one ONNX Runtime gave the nodes to."""
+
+    asked: str
+    nodes: Mapping[str, int]
+    """Nodes per provider, by ONNX Runtime's own record of the assignment."""
+
+    @property
+    def share(self) -> float:
+        """The part of the nodes, 0 to 1, that runs where it was asked to."""
+        return share_of(self.nodes, self.asked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A model that is ready to run on one provider."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    metadata: Mapping[str, str]
+    """The model's `metadata_props`."""
+    sha256: str
+    """Of the very bytes that the session was made from."""
+    provider: str
+    """A key of `PROVIDERS`."""
+    settings: SessionSettings
+    proof: ProviderProof
+    recurrent: bool
+    """Whether it has a recurrent layer, which cannot be run on a batch without rows."""
+    raw: Any
+    """The `onnxruntime.InferenceSession`."""
+    call: Callable[[list[str], dict[str, Array], None], list[Array]]
+    """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
+    output_names: list[str]
+
+    @property
+    def threads(self) -> int:
+        """The threads within one operator."""
+        return self.settings.threads
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on named inputs and return its outputs by name.
+
+        Raises InputError when ONNX Runtime refuses an input's dtype or shape, and for a batch
+        without rows that it would not survive.
+        """
+        if self.recurrent and any(array.size == 0 for array in feeds.values()):
+            raise InputError(
+                "the model refused its input: a recurrent layer needs at least one row of one step"
+            )
+        try:
+            values = self.call(self.output_names, dict(feeds), None)
+        except (*ORT_ERRORS, ValueError, TypeError) as error:
+            raise InputError(f"the model refused its input: {self._why(error, feeds)}") from error
+        return dict(zip(self.output_names, values, strict=True))
+
+    def _why(self, error: Exception, feeds: Mapping[str, Array]) -> str:
+        names = [info.name for info in self.inputs]
+        if set(feeds) != set(names):
+            return f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
+        return one_line(error)
+
+
+def open_session(
+    model: Path | bytes,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    optimize: Level = "all",
+    settings: SessionSettings | None = None,
+    profile: Path | None = None,
+) -> Session:
+    """Make a session of an ONNX file, or of its bytes, on exactly one provider.
+
+    `provider` is a key of `PROVIDERS`, `threads` the threads within one operator (default: the
+    cores this process may use), `optimize` how much ONNX Runtime may rewrite the graph; `settings`
+    says all of that at once, in place of the two. With `profile` ONNX Runtime writes the times of
+    all nodes to a file whose path begins so.
+
+    Raises MissingInputError for a file that is not there, ModelError for one that ONNX Runtime
+    cannot load, UnknownNameError for a provider it has never heard of, ProviderError for one
+    that this machine cannot run and UsageError for settings that do not go together.
+    """
+    content = _read(model)
+    label = str(model) if isinstance(model, Path) else "the model"
+    asked = installed(provider)
+    settings = settings or SessionSettings(threads=threads or allowed_cores(), optimize=optimize)
+    check_settings(settings, provider)
+    options = _options(settings, provider, profile)
+    with _logging(SILENT):
+        raw = _create(content, options, settings, provider, label)
+    outputs = tuple(_info(value) for value in raw.get_outputs())
+    return Session(
+        inputs=tuple(_info(value) for value in raw.get_inputs()),
+        outputs=outputs,
+        metadata=dict(raw.get_modelmeta().custom_metadata_map),
+        sha256=sha256_of_bytes(content),
+        provider=provider,
+        settings=settings,
+        proof=_prove(raw, asked, label),
+        recurrent=any(operator in RECURRENT for operator in _operators(raw)),
+        raw=raw,
+        call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
+        output_names=[output.name for output in outputs],
+    )
+
+
+def proof_of(raw: Any, asked: str) -> ProviderProof:
+    """Where the nodes of an `onnxruntime.InferenceSession` went, by the record that it kept.
+
+    It keeps one if "session.record_ep_graph_assignment_info" was set.
+    """
+    nodes: dict[str, int] = {}
+    for part in raw.get_provider_graph_assignment_info():
+        nodes[part.ep_name] = nodes.get(part.ep_name, 0) + len(part.get_nodes())
+    return ProviderProof(asked=asked, nodes=nodes)
+
+
+def share_of(parts: Mapping[str, float], name: str) -> float:
+    """The part, 0 to 1, that `name` has of the whole; 1 where there is nothing to share."""
+    total = sum(parts.values())
+    return parts.get(name, 0) / total if total else 1.0
+
+
+def usable_providers(probe: bytes) -> dict[str, str | None]:
+    """Every provider that the installed wheel names, with None or the reason it cannot run.
+
+    `probe` is the model that each one is asked to run.
+    """
+    return {name: _reason(name, probe) for name in built_in_providers()}
+
+
+def _read(model: Path | bytes) -> bytes:
+    # From bytes: what was hashed is what runs.
+    if isinstance(model, bytes):
+        return model
+    try:
+        return model.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{model} is not there") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{model} is a folder, not an ONNX file") from error
+
+
+def _options(settings: SessionSettings, provider: str, profile: Path | None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    if not settings.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    options.log_severity_level = SILENT  # what goes wrong arrives as an exception
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Weights in other files would not be hashed; ONNX Runtime looks for them in a folder that
+    # cannot exist, where it would take the working directory.
+    options.add_session_config_entry(EXTERNAL_FOLDER, os.devnull)
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    level = LEVELS[settings.optimize]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    return options
+
+
+def _create(
+    content: bytes, options: Any, settings: SessionSettings, provider: str, label: str
+) -> Any:
+    asked = PROVIDERS[provider]
+    if provider in GPU_PROVIDERS and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(None):  # it tells what it did not find on stdout
+            onnxruntime.preload_dlls()
+    try:
+        # enable_fallback=0: else onnxruntime retries on the CPU and says so on stdout.
+        chosen = [(asked, provider_options(settings, provider))]
+        return onnxruntime.InferenceSession(content, options, providers=chosen, enable_fallback=0)
+    except ORT_ERRORS as error:
+        if provider == "cpu":
+            raise ModelError(f"{label} cannot be loaded: {one_line(error)}") from error
+        raise ProviderError(
+            f"{asked} does not run {label} on this machine: {why_not(provider, error)}; "
+            f"`ferry doctor` says which providers do"
+        ) from error
+
+
+def _prove(raw: Any, asked: str, label: str) -> ProviderProof:
+    proof = proof_of(raw, asked)
+    if asked not in raw.get_providers() or proof.share < 1:
+        went = dict(proof.nodes)
+        raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
+    return proof
+
+
+def _operators(raw: Any) -> Iterator[str]:
+    for part in raw.get_provider_graph_assignment_info():
+        yield from (node.op_type for node in part.get_nodes())
+
+
+def _info(value: Any) -> TensorInfo:
+    dtype = DTYPES.get(value.type, value.type)
+    return TensorInfo(name=value.name, dtype=dtype, shape=tuple(value.shape))
+
+
+def _reason(provider: str, probe: bytes) -> str | None:
+    try:
+        session = open_session(probe, provider=provider, threads=1)
+        info = session.inputs[0]
+        shape = [size if isinstance(size, int) else 1 for size in info.shape]
+        session.run({info.name: np.zeros(shape, info.dtype)})
+    except (ProviderError, ModelError, InputError) as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _logging(severity: int) -> Iterator[None]:
+    """Set how much ONNX Runtime's libraries write to stderr for the length of a block."""
+    onnxruntime.set_default_logger_severity(severity)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(ERRORS)
+
+
+def probe() -> bytes:
+    """The bytes of the probe, an ONNX model of a few hundred bytes."""
+    return resources.files("serving.runtime").joinpath("probe.onnx").read_bytes()
