@@ -60,8 +60,8 @@ def against_itself(model: Path) -> Iterator[Line]:
         ratio = report.measured[-1].rows[0].speedup
         if ratio:
             ratios.append(ratio)
-            told = f"{ratio.median:.4f} ({ratio.low:.4f} to {ratio.high:.4f})"
-            print(f"A/A {seed + 1} of {NUM_REPEATS}: {told} {verdict(ratio)}", flush=True)
+            message = f"{ratio.median:.4f} ({ratio.low:.4f} to {ratio.high:.4f})"
+            print(f"A/A {seed + 1} of {NUM_REPEATS}: {message} {verdict(ratio)}", flush=True)
     same = sum(verdict(ratio) == "no difference" for ratio in ratios)
     within = sum(abs(ratio.median - 1) <= 0.02 for ratio in ratios)
     part = 100 * same / len(ratios)
@@ -89,8 +89,8 @@ def own_call(model: Path) -> Iterator[Line]:
     own = paired_ratio(functools.partial(session.run, feeds), bare, seconds=3, seed=1)
     quick = paired_ratio(with_binding, bare, seconds=3, seed=1)
     name = model.parent.name
-    yield Line(f"{name}: ferry's call over session.run", told(own), "1.0", own.median <= 1.0)
-    yield Line(f"{name}: the same with bound memory", told(quick), "0.75", quick.median <= 0.75)
+    yield Line(f"{name}: ferry's call over session.run", describe(own), "1.0", own.median <= 1.0)
+    yield Line(f"{name}: the same with bound memory", describe(quick), "0.75", quick.median <= 0.75)
 
 
 def memory(model: Path) -> Iterator[Line]:
@@ -110,8 +110,8 @@ def gpu(model: Path) -> Iterator[Line]:
     reason = usable_providers(probe()).get("cuda", "not part of this onnxruntime")
     half = layout.models(model.parent.name).get("fp16")
     if reason or not model.exists() or not half:
-        told = reason or f"{model} and its fp16 are not there: `dvc repro quantize@cifar10-fast`"
-        yield Line("on a GPU", f"skipped: {told}", "0.7, 2", None)
+        message = reason or f"{model} and its fp16 are not there: `dvc repro quantize@cifar10-fast`"
+        yield Line("on a GPU", f"skipped: {message}", "0.7, 2", None)
         return
     plain = on_cuda(model, 1, "binding=on")
     graph = on_cuda(model, 1, "binding=on", "cuda_graph=on")
@@ -136,7 +136,7 @@ def p50(report: BenchReport) -> float:
     return report.measured[0].rows[0].timing.p50_ms
 
 
-def told(ratio: PairedRatio) -> str:
+def describe(ratio: PairedRatio) -> str:
     """A ratio with its interval."""
     return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 

@@ -78,9 +78,9 @@ def start(source: Path, output: Path) -> "subprocess.Popen[bytes]":
 def finish(source: Path, output: Path) -> None:
     """Let it come to its end."""
     process = start(source, output)
-    _, told = process.communicate()
+    _, message = process.communicate()
     if process.returncode:
-        raise SystemExit(told.decode())
+        raise SystemExit(message.decode())
 
 
 def killed(source: Path, output: Path, seconds: float) -> bool:

@@ -126,9 +126,14 @@ def decoded(model: Path, source: Path, folder: Path, sample: int) -> Iterator[Li
     ours = min(timed(functools.partial(written, model, source, folder)) for _ in range(3)) / count
     bound = (decode + run) / allowed_cores()
     name = f"{count:,} {source.name}, {model.parent.name if model == CNN else model.stem}"
-    told = f"decode {1e6 * decode:.0f} us, inference {1e6 * run:.0f} us, ferry {1e6 * ours:.0f} us"
+    message = (
+        f"decode {1e6 * decode:.0f} us, inference {1e6 * run:.0f} us, ferry {1e6 * ours:.0f} us"
+    )
     yield Line(
-        f"{name}: rate over the bound", f"{bound / ours:.2f} ({told})", "0.85", bound / ours >= 0.85
+        f"{name}: rate over the bound",
+        f"{bound / ours:.2f} ({message})",
+        "0.85",
+        bound / ours >= 0.85,
     )
     loop = timed(functools.partial(pillow_loop, model, source, sample)) / sample
     yield Line(f"{name}: over a Pillow loop", f"{loop / ours:.1f}", "5", loop / ours >= 5)
@@ -167,8 +172,10 @@ def memory(folder: Path) -> Iterator[Line]:
         np.lib.format.open_memmap(path, "w+", np.uint8, (count, *shape))
     peaks = [peak_mib(MLP, path, folder) for path in (few, many)]
     grown = peaks[1] - peaks[0]
-    told = f"{grown:.0f} MiB ({peaks[1]:.0f} over {peaks[0]:.0f})"
-    yield Line("peak memory of 10,000,000 rows over that of 1,000", told, "400 MiB", grown <= 400)
+    message = f"{grown:.0f} MiB ({peaks[1]:.0f} over {peaks[0]:.0f})"
+    yield Line(
+        "peak memory of 10,000,000 rows over that of 1,000", message, "400 MiB", grown <= 400
+    )
 
 
 def peak_mib(model: Path, rows: Path, folder: Path) -> float:
@@ -227,8 +234,8 @@ def ray(folder: Path) -> Iterator[Line]:
         report = predict(CNN, [rows], output=folder / f"{engine}.parquet", options=options)
         seconds[engine] = report.seconds
     ratio = seconds["local"] / seconds["ray"]
-    told = f"{ratio:.2f} (with the start of the cluster)"
-    yield Line("Ray, two actors, over the engine of this machine", told, "0.7", ratio >= 0.7)
+    message = f"{ratio:.2f} (with the start of the cluster)"
+    yield Line("Ray, two actors, over the engine of this machine", message, "0.7", ratio >= 0.7)
 
 
 def turns(first: Callable[[], None], second: Callable[[], None], count: int = TURNS) -> float:

@@ -19,7 +19,7 @@ from serving.errors import FerryError
 from serving.files import read_record
 from serving.measuring.client import Spec, Worker
 from serving.measuring.pairing import PairedRatio
-from serving.measuring.rounds import Tell, cores_for
+from serving.measuring.rounds import Log, cores_for
 from serving.measuring.timing import Timing
 from serving.measuring.tuning.candidates import Candidate
 from serving.measuring.tuning.finals import Final, compare
@@ -53,12 +53,12 @@ def main() -> None:
 def of_goal(model: Path, goal: Goal) -> Iterator[Line]:
     """Tune, measure the whole grid, and compare the two winners."""
     options = TuneOptions(goal=goal, seconds=SECONDS)
-    with progress() as tell:
-        report = tune(model, options, tell=tell)
-        best, seconds = exhaustive(model, options, tell)
-        quality = against(spec_of(model, options), best, report, tell)
+    with progress() as log:
+        report = tune(model, options, log=log)
+        best, seconds = exhaustive(model, options, log)
+        quality = against(spec_of(model, options), best, report, log)
     print(as_text(report))
-    print(f"best of the grid: {best.told()}, found in {seconds:.0f} s\n")
+    print(f"best of the grid: {best.describe()}, found in {seconds:.0f} s\n")
     name = f"{model.parent.name}, {goal}"
     reached = f"{quality.median:.3f} ({quality.low:.3f} to {quality.high:.3f})"
     aim = f"at least {QUALITY}"
@@ -73,13 +73,13 @@ def of_goal(model: Path, goal: Goal) -> Iterator[Line]:
     yield Line(f"{name}: over ONNX Runtime's own", reached, "at least 1", own.median >= 1)
 
 
-def exhaustive(model: Path, options: TuneOptions, tell: Tell) -> tuple[Candidate, float]:
+def exhaustive(model: Path, options: TuneOptions, log: Log) -> tuple[Candidate, float]:
     """The best of the grid by the full measurement of each candidate, and the seconds it took."""
     start = perf_counter()
     grid, spec = grid_of(model, options), spec_of(model, options)
     costs: dict[Candidate, float] = {}
     for number, candidate in enumerate(grid, start=1):
-        tell(f"the grid: {number} of {len(grid)}: {candidate.told()}")
+        log(f"the grid: {number} of {len(grid)}: {candidate.describe()}")
         try:
             costs[candidate] = ms_per_row(candidate, measured(spec, candidate).p50_ms)
         except FerryError:
@@ -94,10 +94,10 @@ def measured(spec: Spec, candidate: Candidate) -> Timing:
         worker.ask("start", settings=asdict(candidate.settings), cores=cores)
         worker.ask("prepare", batch_size=candidate.batch_size, seconds=SECONDS)
         worker.ask("turn", seconds=SECONDS)
-        return read_record(Timing, worker.ask("timing"), candidate.told())
+        return read_record(Timing, worker.ask("timing"), candidate.describe())
 
 
-def against(spec: Spec, best: Candidate, report: TuneReport, tell: Tell) -> PairedRatio:
+def against(spec: Spec, best: Candidate, report: TuneReport, log: Log) -> PairedRatio:
     """How fast the tuner's choice is, as a part of the grid's best."""
     choice = Candidate(settings=report.settings, batch_size=report.batch_size)
     final = Final(
@@ -107,7 +107,7 @@ def against(spec: Spec, best: Candidate, report: TuneReport, tell: Tell) -> Pair
         memory_limit_bytes=None,
         seed=report.seed,
     )
-    return compare(spec, best, choice, final, tell)[1].over_defaults
+    return compare(spec, best, choice, final, log)[1].over_defaults
 
 
 if __name__ == "__main__":

@@ -149,14 +149,14 @@ def progress() -> Iterator[Callable[[str], None]]:
     """
     terminal = sys.stderr.isatty()
 
-    def tell(step: str) -> None:
+    def log(step: str) -> None:
         if terminal:
             click.echo(f"\r\x1b[K{step[: terminal_columns() - 1]}", err=True, nl=False)
 
     try:
-        yield tell
+        yield log
     finally:
-        tell("")
+        log("")
 
 
 def show(record: Any, *, as_json: bool, text: str) -> None:

@@ -32,8 +32,8 @@ def load(name: str) -> ModuleType:
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_says_what_it_measures_and_how_it_is_run(script: Path) -> None:
     tree = ast.parse(script.read_text(encoding="utf-8"))
-    told = ast.get_docstring(tree) or ""
-    assert f"Run: python benchmarks/{script.name}" in told
+    message = ast.get_docstring(tree) or ""
+    assert f"Run: python benchmarks/{script.name}" in message
     names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert "main" in names
     assert 'if __name__ == "__main__":' in script.read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
     from serving.console import progress
 
     made = layout.metrics(experiment.name, "quantize")
-    with progress() as tell:
+    with progress() as log:
         report = benchmark(
             layout.weights(experiment.name),
             layout.models(experiment.name),
@@ -38,7 +38,7 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
             experiment=experiment,
             skipped=read(QuantizeReport, made, f"ferry quantize {experiment.name}").skipped,
             track=track,
-            tell=tell,
+            log=log,
         )
     show(report, as_json=as_json, text=as_table(report))
     if report.bench.partial:

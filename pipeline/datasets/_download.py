@@ -182,7 +182,7 @@ def _download(file: RawFile, target: Path, url: str) -> None:
 def _start(response: requests.Response, part: Path, offset: int, size: int) -> int:
     """Tell the offset at which the answer's bytes begin: 0 from a server without ranges."""
     status = response.status_code
-    told = f"{status} {response.reason or ''}".rstrip()
+    message = f"{status} {response.reason or ''}".rstrip()
     if (
         status == 206
         and response.headers.get("Content-Range") == f"bytes {offset}-{size - 1}/{size}"
@@ -190,11 +190,11 @@ def _start(response: requests.Response, part: Path, offset: int, size: int) -> i
         return offset
     if status in (206, 416):
         part.unlink(missing_ok=True)
-        raise _PassingError(f"{told}: it does not resume at byte {offset} of {size}")
+        raise _PassingError(f"{message}: it does not resume at byte {offset} of {size}")
     if status in BUSY:
-        raise _PassingError(told)
+        raise _PassingError(message)
     if status != 200:
-        raise UnavailableError(told)
+        raise UnavailableError(message)
     length = response.headers.get("Content-Length", str(size))
     if length != str(size):
         raise UnavailableError(f"it has {length} bytes, {size} expected")

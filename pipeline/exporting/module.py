@@ -80,7 +80,9 @@ def export_module(
     write_bytes(target, made.content)
     write_json(target.with_suffix(REPORT_SUFFIX), report)
     if proof.failures:
-        where = f"first divergence at {cause.told()}" if isinstance(cause, Divergence) else cause
+        where = (
+            f"first divergence at {cause.describe()}" if isinstance(cause, Divergence) else cause
+        )
         raise ParityError(
             f"{report.module}: {', '.join(proof.failures)}; {where or 'no operator to blame'}; "
             f"{f'PyTorch itself is {own:.1e} from float64 here; ' if own else ''}"
@@ -140,8 +142,8 @@ def _rows(
     real = [spec.rows for spec in inputs if spec.rows is not None]
     if len(real) == len(inputs):
         if len({len(array) for array in real}) > 1:
-            told = ", ".join(str(len(array)) for array in real)
-            raise InputError(f"the files of the inputs must hold as many rows, got {told}")
+            message = ", ".join(str(len(array)) for array in real)
+            raise InputError(f"the files of the inputs must hold as many rows, got {message}")
         return Rows(
             name="the inputs' files", inputs=dict(zip(names, real, strict=True)), labels=None
         )
@@ -172,7 +174,7 @@ def _report(
         opset=options.opset,
         ir_version=model.ir_version,
         nodes=len(model.graph.node),
-        inputs=tuple(map(_told, model.graph.input)),
+        inputs=tuple(map(_describe, model.graph.input)),
         export_seconds=made.seconds,
         data=rows.name,
         rows=len(rows),
@@ -204,7 +206,7 @@ def _notes(made: _Made, proof: Proof, cause: Divergence | str | None) -> Iterato
             )
 
 
-def _told(value: onnx.ValueInfoProto) -> str:
+def _describe(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     axes = ", ".join(axis.dim_param or str(axis.dim_value) for axis in kind.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name

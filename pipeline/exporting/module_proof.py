@@ -68,7 +68,7 @@ def explain(
     """Where the model leaves the module on one row, or in words why no operator is to blame."""
     feeds = {name: np.array(one) for name, one in rows.slice(row, row + 1).items()}
     if found := first_nonfinite(exported.model, feeds):
-        return found.told()
+        return found.describe()
     wanted = flat.answer(feeds)
     traced = TorchValues(traced=exported.traced, feeds=feeds).fetch(flat.outputs)
     for name, array in wanted.items():

@@ -81,7 +81,7 @@ def prove(
     assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
     rows, first = kept.rows, kept.rows.slice(0, 1)
     batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
-    told, sane = zero_rows(shipped, first) if plan.hostile else ("not asked", True)
+    message, sane = zero_rows(shipped, first) if plan.hostile else ("not asked", True)
     limit = plan.limits.max_abs_diff
     strange = hostile_rows(reference, shipped, first, limit, kept.largest())
     evidence = Evidence(
@@ -91,7 +91,7 @@ def prove(
         batch_sizes=plan.batch_sizes,
         batches=tuple(batches),
         hostile=strange if plan.hostile else (),
-        zero_rows=told,
+        zero_rows=message,
         zero_rows_sane=sane,
         opinion=third_opinion(reference, shipped, rows.take(plan.sample[: plan.opinion_rows])),
         sha256=shipped.sha256,
@@ -173,5 +173,5 @@ def _cell(way: Way, level: Level, one: Measured, limits: Limits, rows: int) -> C
         outputs=one.outputs,
         decisions=one.decisions,
     )
-    told = tuple(failures([cell], rows, limits))
-    return replace(cell, passed=not told, failures=told)
+    message = tuple(failures([cell], rows, limits))
+    return replace(cell, passed=not message, failures=message)

@@ -36,16 +36,16 @@ def ask_nothing(
         )
     except subprocess.TimeoutExpired:
         return f"did not end within {SECONDS} s", False
-    told = done.stdout.decode("utf-8", "replace").strip()
+    message = done.stdout.decode("utf-8", "replace").strip()
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"ends the process with {name}", False
     if done.returncode == REFUSED:
-        return f"refused: {told}", True
+        return f"refused: {message}", True
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return f"fails without a clear word: {lines[-1] if lines else done.returncode}", False
-    return f"answered {told} rows", told == "0"
+    return f"answered {message} rows", message == "0"
 
 
 def _main() -> int:

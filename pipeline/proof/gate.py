@@ -130,10 +130,10 @@ def summarize(found: Evidence, limits: Limits) -> VariantParity:
     decisions = least.decisions if least is not None else None
     # What fails as it ships is told; other ways only where that does not.
     plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
-    told = list(failures(plain, found.rows, limits)) or list(failures(cells, found.rows, limits))
-    told += _others(found, limits)
+    message = list(failures(plain, found.rows, limits)) or list(failures(cells, found.rows, limits))
+    message += _others(found, limits)
     return VariantParity(
-        passed=not told,
+        passed=not message,
         accuracy=decisions.accuracy if decisions else None,
         flips=flips.flips if flips else None,
         near_ties=flips.near_ties if flips else None,
@@ -153,7 +153,7 @@ def summarize(found: Evidence, limits: Limits) -> VariantParity:
         batch_diff=max(batch.max_abs_diff for batch in found.batches),
         batch_sizes=found.batch_sizes,
         limits=limits,
-        failures=tuple(told),
+        failures=tuple(message),
         first_divergence=None,
         first_nonfinite=None,
         sha256=found.sha256,
@@ -172,13 +172,13 @@ def _others(found: Evidence, limits: Limits) -> Iterator[str]:
     if batch.max_abs_diff > limits.batch_diff:
         yield f"{batch.max_abs_diff:.1e} {batch.where}, limit {limits.batch_diff:.1e}"
     failing = [row for row in found.hostile if not row.passed]
-    beyond = [row for row in failing if not row.told]
+    beyond = [row for row in failing if not row.message]
     if beyond:
         worst = max(beyond, key=lambda row: row.max_abs_diff or 0.0)
         limit = "" if worst.limit is None else f", limit {worst.limit:.1e}"
         yield f"{worst.max_abs_diff:.1e} at the hostile row {worst.name!r}{limit}"
     for row in failing:
-        if row.told:
-            yield f"hostile row {row.name!r}: {row.told}"
+        if row.message:
+            yield f"hostile row {row.name!r}: {row.message}"
     if not found.zero_rows_sane:
         yield f"a batch without rows: {found.zero_rows}"

@@ -90,8 +90,8 @@ def _row(
 ) -> HostileRow:
     if isinstance(wanted, str) or isinstance(found, str):
         both = isinstance(wanted, str) and isinstance(found, str)
-        told = "refused by both" if both else f"refused by one side: {_reason(wanted, found)}"
-        return HostileRow(name=name, passed=both, max_abs_diff=None, limit=None, told=told)
+        message = "refused by both" if both else f"refused by one side: {_reason(wanted, found)}"
+        return HostileRow(name=name, passed=both, max_abs_diff=None, limit=None, message=message)
     worst, allowed, strange, alike, within = 0.0, limit, False, True, True
     for output, left in wanted.items():
         right = found[output]
@@ -109,9 +109,9 @@ def _row(
             within = within and apart <= scaled
             allowed = scaled if apart >= worst else allowed
         worst = max(worst, apart)
-    told = f"NaN or infinite on {'both sides' if alike else 'one side alone'}" if strange else ""
+    message = f"NaN or infinite on {'both sides' if alike else 'one side alone'}" if strange else ""
     return HostileRow(
-        name=name, passed=alike and within, max_abs_diff=worst, limit=allowed, told=told
+        name=name, passed=alike and within, max_abs_diff=worst, limit=allowed, message=message
     )
 
 

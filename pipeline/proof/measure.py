@@ -26,7 +26,7 @@ from serving.errors import FerryError, InputError
 Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
 Tick = Callable[[float], object]
-"""Told how many rows were answered, for a progress bar."""
+"""Describe how many rows were answered, for a progress bar."""
 
 REFERENCE_BATCH = 256
 CHUNK_BYTES = 32 * 2**20

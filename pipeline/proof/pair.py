@@ -32,7 +32,7 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
     The row is the one with the largest difference, or a hostile one that fails. Where the model
     cannot be looked into, or nothing differs, the result stays as it is.
     """
-    feeds = _telling(result, rows)
+    feeds = _diverging(result, rows)
     if not isinstance(other, ModelSide) or feeds is None:
         return result
     model = other.model()
@@ -49,7 +49,7 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
     return replace(result, first_divergence=found)
 
 
-def _telling(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
+def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
     """One row of each input that shows the difference."""
     failing = [row.name for row in result.hostile if not row.passed]
     only_hostile = failing and all("hostile row" in failure for failure in result.failures)
@@ -123,17 +123,17 @@ def compare(
 
 def refuse_failures(results: Mapping[str, VariantParity], report: Path | None) -> None:
     """Raise ParityError for those that failed, by what they are called, in one line."""
-    told = []
+    message = []
     for name, result in results.items():
         if not result.passed:
             where = ""
             if result.first_nonfinite is not None:
-                where = f"; {result.first_nonfinite.told()}"
+                where = f"; {result.first_nonfinite.describe()}"
             elif result.first_divergence is not None:
                 where = f"; first divergence at {result.first_divergence.node}"
-            told.append(f"{name}: {', '.join(result.failures)}{where}")
-    if told:
-        raise ParityError("; ".join(told) + (f"; see {report}" if report else ""))
+            message.append(f"{name}: {', '.join(result.failures)}{where}")
+    if message:
+        raise ParityError("; ".join(message) + (f"; see {report}" if report else ""))
 
 
 def keep_with_progress(reference: Side, rows: Rows) -> Kept:

@@ -161,8 +161,8 @@ def check_alike(reference: Side, other: Side) -> None:
         )
         if not same:
             raise InputError(
-                f"{reference.name} {what} {_told(left)}, {other.name} {what} {_told(right)}: they "
-                f"cannot be compared"
+                f"{reference.name} {what} {_describe(left)}, {other.name} {what} "
+                f"{_describe(right)}: they cannot be compared"
             )
 
 
@@ -218,5 +218,5 @@ def _alike(left: TensorInfo, right: TensorInfo, *, answered: bool) -> bool:
     )
 
 
-def _told(infos: Sequence[TensorInfo]) -> str:
+def _describe(infos: Sequence[TensorInfo]) -> str:
     return ", ".join(f"{info.name} {info.takes()}" for info in infos) or "nothing"

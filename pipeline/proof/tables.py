@@ -34,12 +34,14 @@ def parity_table(report: ParityReport) -> str:
     accuracy = "" if known is None else f"accuracy {known:.2%} "
     reference = f"PyTorch: {accuracy}on {report.rows:,} rows"
     rows = [_line(name, variant) for name, variant in report.variants.items()]
-    told = [
+    message = [
         f"{name}: {note}" for name, variant in report.variants.items() for note in notes(variant)
     ]
-    told += [f"{provider}: skipped: {why}" for provider, why in _skipped(report.variants).items()]
-    told += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
-    return "\n\n".join([reference, table(HEADER, rows), "\n".join(told)]).rstrip()
+    message += [
+        f"{provider}: skipped: {why}" for provider, why in _skipped(report.variants).items()
+    ]
+    message += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
+    return "\n\n".join([reference, table(HEADER, rows), "\n".join(message)]).rstrip()
 
 
 def pair_table(report: PairReport) -> str:
@@ -54,9 +56,9 @@ def pair_table(report: PairReport) -> str:
     )
     accuracy = "" if known is None else f", accuracy {known:.2%}"
     head = f"{report.reference.name}{accuracy}, on {report.rows:,} rows of {report.data}"
-    told = "\n".join(notes(report.result))
+    message = "\n".join(notes(report.result))
     line = table(HEADER, [_line(report.other.name, report.result)])
-    return f"{head}\n\n{line}\n\n{told}".rstrip()
+    return f"{head}\n\n{line}\n\n{message}".rstrip()
 
 
 def notes(variant: VariantParity) -> Iterator[str]:
@@ -64,13 +66,13 @@ def notes(variant: VariantParity) -> Iterator[str]:
     for failure in variant.failures:
         yield f"FAILED: {failure}"
     if variant.first_nonfinite is not None:
-        yield variant.first_nonfinite.told()
+        yield variant.first_nonfinite.describe()
     if variant.first_divergence is not None:
-        yield f"largest divergence: {variant.first_divergence.told()}"
+        yield f"largest divergence: {variant.first_divergence.describe()}"
     yield from _flipped(variant)
     for row in variant.hostile:
-        if row.told:
-            yield f"hostile row {row.name!r}: {row.told}"
+        if row.message:
+            yield f"hostile row {row.name!r}: {row.message}"
     if variant.zero_rows not in ("answered 0 rows", "not asked"):
         yield f"a batch without rows {variant.zero_rows}"
     yield from _opinion(variant.opinion)
@@ -78,27 +80,27 @@ def notes(variant: VariantParity) -> Iterator[str]:
 
 def facts(variant: VariantParity) -> tuple[tuple[str, str], ...]:
     """What is behind a verdict, by what a person calls it."""
-    told = [
+    message = [
         ("signal to noise", _decibels(variant.snr_db)),
         ("largest relative difference", f"{variant.max_rel_diff:.1e}"),
     ]
     if variant.flips is not None and variant.flip_rate is not None:
         low, high = variant.flip_rate.low, variant.flip_rate.high
-        told.append(("real flips (95 %)", f"{variant.flips} ({low:.2%} to {high:.2%})"))
-        told.append(("flipped near-ties", str(variant.near_ties)))
+        message.append(("real flips (95 %)", f"{variant.flips} ({low:.2%} to {high:.2%})"))
+        message.append(("flipped near-ties", str(variant.near_ties)))
     if variant.mcnemar_p is not None:
-        told.append(("McNemar p", f"{variant.mcnemar_p:.2g}"))
+        message.append(("McNemar p", f"{variant.mcnemar_p:.2g}"))
     if variant.hostile:
         most = f"{len(variant.hostile)}, up to {variant.hostile_max_abs_diff:.1e}"
-        told.append(("hostile rows", most))
-    told.append(("batch without rows", variant.zero_rows))
+        message.append(("hostile rows", most))
+    message.append(("batch without rows", variant.zero_rows))
     opinion = variant.opinion
     if opinion.to_model is None or opinion.to_reference is None:
-        told.append(("third opinion", f"none: {opinion.skipped}"))
+        message.append(("third opinion", f"none: {opinion.skipped}"))
     else:
         text = f"{opinion.to_model:.1e} from this, {opinion.to_reference:.1e} from PyTorch"
-        told.append((f"onnx.reference, {opinion.rows} rows", text))
-    return tuple(told)
+        message.append((f"onnx.reference, {opinion.rows} rows", text))
+    return tuple(message)
 
 
 def cell_lines(variant: VariantParity) -> list[tuple[str, ...]]:

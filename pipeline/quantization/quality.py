@@ -232,7 +232,9 @@ def reason_of(best: Try | None, tries: Sequence[Try], goal: Goal) -> str:
         inside = sum(one.inside for one in tries)
         word = "fastest" if goal == "speed" else "smallest"
         which = f"the {word} of {inside} recipes" if inside > 1 else "the one recipe"
-        return f"{best.recipe} is {which} inside both budgets, of {len(tries)} tried: {told(best)}"
+        return (
+            f"{best.recipe} is {which} inside both budgets, of {len(tries)} tried: {describe(best)}"
+        )
     if not tries:
         return "no recipe fits the model, so fp32 ships"
     nearest = max(tries, key=lambda one: (one.accurate + one.fast, one.speed))
@@ -242,7 +244,7 @@ def reason_of(best: Try | None, tries: Sequence[Try], goal: Goal) -> str:
     )
 
 
-def told(one: Try) -> str:
+def describe(one: Try) -> str:
     """The figures of a try on one line."""
     parts = []
     if one.quality and one.quality.loss is not None:

@@ -79,20 +79,20 @@ def words(recipe: Recipe) -> str:
     """What a recipe does, for a person."""
     match recipe.kind:
         case "static":
-            told = _static_words(recipe.static)
+            message = _static_words(recipe.static)
         case "dynamic":
             scales = "a scale per channel" if recipe.per_channel else "a scale per tensor"
-            told = f"int8 weights, {scales}, activations measured at each call"
+            message = f"int8 weights, {scales}, activations measured at each call"
         case "weights":
-            told = (
+            message = (
                 f"int{recipe.bits} weights of matrices, int8 of other layers, ranges never measured"
             )
         case "half":
-            told = "half precision, inputs and outputs as they are"
+            message = "half precision, inputs and outputs as they are"
     if recipe.float_layers:
         layers = "layer" if recipe.float_layers == 1 else f"{recipe.float_layers} layers"
-        told = f"{told}, noisiest {layers} in float"
-    return told
+        message = f"{message}, noisiest {layers} in float"
+    return message
 
 
 def _static_words(static: Static) -> str:

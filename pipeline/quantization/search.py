@@ -14,10 +14,10 @@ from pipeline.quantization.quality import (
     Goal,
     answers,
     best_of,
+    describe,
     faintest,
     quality,
     reason_of,
-    told,
     too_inaccurate,
     too_noisy,
     too_slow_or_large,
@@ -102,7 +102,7 @@ class Judge:
             sha256=sha256_of_bytes(content),
             qat_epochs=qat_epochs,
         )
-        logger.info("%s: %s", recipe.name, told(tried))
+        logger.info("%s: %s", recipe.name, describe(tried))
         return tried, content
 
     def _refuse_other_ends(self, session: Session) -> None:

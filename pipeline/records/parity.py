@@ -19,7 +19,7 @@ class NonFinite:
     tensor: str
     kind: Literal["NaN", "infinity"]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """The finding in one line."""
         return f"{self.node} ({self.operator}) is the first to make {self.kind}, in {self.tensor}"
 
@@ -56,7 +56,7 @@ class Divergence:
     reference: str
     """What it was compared with: "PyTorch", "onnx.reference" or "unoptimized ONNX Runtime"."""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """The finding in one line."""
         off = "differs" if self.relative_diff is None else f"is off by {self.relative_diff:.1e}"
         read = self.input_relative_diff
@@ -203,7 +203,7 @@ class HostileRow:
     """Over all outputs; None where there is no answer to compare."""
     limit: float | None
     """Of that output on this row; None where the gate has none."""
-    told: str
+    message: str
     """What is remarkable about it, "" for nothing."""
 
 

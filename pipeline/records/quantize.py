@@ -147,8 +147,8 @@ def as_table(report: QuantizeReport) -> str:
         lines += ["", f"{variant}: {search.reason}"]
         lines += [f"  {one.recipe}: {one.verdict}" for one in search.tries if not one.inside]
         lines += [f"  not tried: {name}: {why}" for name, why in search.not_tried.items()]
-    told = {name: why for name, why in report.skipped.items() if name not in report.searches}
-    lines += [f"{name}: not made: {why}" for name, why in told.items()]
+    message = {name: why for name, why in report.skipped.items() if name not in report.searches}
+    lines += [f"{name}: not made: {why}" for name, why in message.items()]
     return "\n".join(lines).strip()
 
 

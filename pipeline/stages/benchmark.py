@@ -22,7 +22,7 @@ from serving.files import require, sha256_of_file, write_json, write_text
 from serving.measuring.bench import Extras, run
 from serving.measuring.client import TORCH, Spec
 from serving.measuring.report import BenchReport, Measured, Skipped
-from serving.measuring.rounds import Plan, Tell
+from serving.measuring.rounds import Log, Plan
 from serving.measuring.table import as_csv
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import SessionSettings
@@ -45,7 +45,7 @@ def benchmark(
     experiment: Experiment,
     skipped: Mapping[str, str] | None = None,
     track: bool = True,
-    tell: Tell = lambda _: None,
+    log: Log = lambda _: None,
 ) -> BenchmarkReport:
     """Time each variant in `models` and the weights they were made from.
 
@@ -62,7 +62,7 @@ def benchmark(
         experiment=experiment.name,
         torch_version=torch.__version__,
         weights_sha256=sha256_of_file(weights),
-        bench=_measure(weights, models, data, experiment=experiment, tell=tell),
+        bench=_measure(weights, models, data, experiment=experiment, log=log),
         skipped=dict(skipped or {}),
     )
     _require_eager(report)
@@ -76,7 +76,7 @@ def benchmark(
 
 
 def _measure(
-    weights: Path, models: Mapping[str, Path], data: Path, *, experiment: Experiment, tell: Tell
+    weights: Path, models: Mapping[str, Path], data: Path, *, experiment: Experiment, log: Log
 ) -> BenchReport:
     config = experiment.benchmark
     threads, beyond = _threads(config.threads)
@@ -94,7 +94,7 @@ def _measure(
             model=models["fp32"],
             rows=data / "test_inputs.npy",
             skipped=(*contestants.skipped, *_too_many(contestants.specs, beyond)),
-            tell=tell,
+            log=log,
         )
 
 

@@ -95,10 +95,12 @@ def choose(gains: Mapping[str, Gain], config: BundleConfig) -> tuple[str, str]:
     }
     if better:
         best = max(better, key=lambda name: better[name].times)
-        return best, f"{_told(better[best])} times as good as fp32 in {config.goal}"
-    others = ", ".join(f"{name} {_told(gain)}" for name, gain in gains.items() if name != "fp32")
-    told = f" ({others} times as good)" if others else ""
-    return "fp32", f"no other variant is {config.min_gain:g} times better in {config.goal}{told}"
+        return best, f"{_describe(better[best])} times as good as fp32 in {config.goal}"
+    others = ", ".join(
+        f"{name} {_describe(gain)}" for name, gain in gains.items() if name != "fp32"
+    )
+    message = f" ({others} times as good)" if others else ""
+    return "fp32", f"no other variant is {config.min_gain:g} times better in {config.goal}{message}"
 
 
 def _source(experiment: Experiment, trained: TrainReport, content: bytes) -> Source:
@@ -120,7 +122,7 @@ def _reference(model: Path, data: Path) -> Reference:
     )
 
 
-def _told(gain: Gain) -> str:
+def _describe(gain: Gain) -> str:
     if gain.low == gain.high:
         return f"{gain.times:.2f}"
     return f"{gain.times:.2f} [{gain.low:.2f} to {gain.high:.2f}]"

@@ -123,7 +123,7 @@ def train(
             _fit(training, outputs, Tracker())
             return read_record(TrainReport, json.loads(team.share(b"")), str(metrics))
         _sweep(outputs)
-        _tell(training)
+        _log(training)
         with tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker:
             tracker.log_parameters(_flat(asdict(experiment)))
             rows = ready.open_split(data, "train")
@@ -153,7 +153,7 @@ def _sweep(outputs: _Outputs) -> None:
             left.unlink()
 
 
-def _tell(training: Training) -> None:
+def _log(training: Training) -> None:
     """Say what is not as in a training from scratch."""
     loop, begun = training.loop, training.transfer
     if begun:
@@ -166,7 +166,7 @@ def _tell(training: Training) -> None:
 def _fit(training: Training, outputs: _Outputs, tracker: Tracker) -> None:
     """Run the epochs that are left, and keep what is done as often as it is worth the time."""
     loop = training.loop
-    rows, told, kept = loop.steps * loop.batch_size, 0.0, 0.0
+    rows, message, kept = loop.steps * loop.batch_size, 0.0, 0.0
     kept_epochs = len(loop.history)
     # Without a terminal the bar is silent, and the log has a line now and then.
     with tqdm(
@@ -181,8 +181,8 @@ def _fit(training: Training, outputs: _Outputs, tracker: Tracker) -> None:
             if not loop.team.leads:
                 continue
             now = time.monotonic()
-            if bar.disable and (loop.ended or now - told > SECONDS_BETWEEN_LINES):
-                told = now
+            if bar.disable and (loop.ended or now - message > SECONDS_BETWEEN_LINES):
+                message = now
                 logger.info("%s", _line(loop, epoch))
             if loop.ended or now - kept > SECONDS_BETWEEN_CHECKPOINTS:
                 tracker.log_epochs(loop.history[kept_epochs:])

@@ -147,12 +147,12 @@ def _listen(search: _Search, worker: Worker) -> None:
     number = worker.trial
     if number is None:
         return
-    told = worker.receive()
-    if isinstance(told, Epoch):
-        worker.answer(go_on=search.worth_going_on(number, told))
+    message = worker.receive()
+    if isinstance(message, Epoch):
+        worker.answer(go_on=search.worth_going_on(number, message))
         return
     worker.trial = None
-    search.end(number, told)
+    search.end(number, message)
 
 
 def _describe(tracker: Tracker, experiment: Experiment, plan: Plan, name: str) -> None:

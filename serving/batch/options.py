@@ -86,7 +86,7 @@ def refuse_another(found: RunKey, key: RunKey, where: str) -> None:
         if before == now:
             continue
         name = field.name.replace("_", " ")
-        told = WORDS.get(field.name, f"{name} {before}, not {now}")
+        message = WORDS.get(field.name, f"{name} {before}, not {now}")
         raise OutputError(
-            f"{where} was begun with {told}; --overwrite begins again, or name another --output"
+            f"{where} was begun with {message}; --overwrite begins again, or name another --output"
         )

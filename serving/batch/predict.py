@@ -154,12 +154,12 @@ class Loop:
     def go(self) -> None:
         """Answer and write them; raises InputError for more unreadable rows than are allowed."""
         begin = time.perf_counter()
-        with stoppable() as self.stop, self._output, _progress(self._run, self._output) as told:
+        with stoppable() as self.stop, self._output, _progress(self._run, self._output) as count:
             # The answers are closed when the writing fails, which drops the batches that wait.
             with contextlib.closing(self._answers()) as answers:
                 for one in answers:
                     self._take(one)
-                    told(one)
+                    count(one)
                     if self.stop or self._too_many():
                         break
                 else:
@@ -298,9 +298,9 @@ def _progress(run: Run, output: Output) -> Iterator[Callable[[Answered], None]]:
     total = None if left is None else done + left
     with tqdm(total=total, initial=done, unit="row") as bar:
 
-        def told(one: Answered) -> None:
+        def count(one: Answered) -> None:
             bar.update(one.count + len(one.unreadable))
             if output.errors:
                 bar.set_postfix(errors=output.errors, refresh=False)
 
-        yield told
+        yield count

@@ -24,7 +24,7 @@ class FirstRow:
 
     id: str
     readable: bool
-    told: str
+    message: str
     """What is in it, or why it cannot be read."""
 
 
@@ -68,7 +68,7 @@ def preview(run: Run, output: Path | None) -> Preview:
         workers=run.workers,
         batch_rows=run.batch_rows,
         rows=run.count(0),
-        first=[_told(item) for item in itertools.islice(run.inputs, FIRST_ROWS)],
+        first=[_describe(item) for item in itertools.islice(run.inputs, FIRST_ROWS)],
         output=output,
         format=run.form,
         done_rows=journal.rows if journal else 0,
@@ -82,7 +82,7 @@ def as_text(shown: Preview) -> str:
     lines = [
         f"{shown.model} takes {shown.takes}; {rows} {how}",
         *(
-            f"  {row.id}  {row.told if row.readable else f'not read: {row.told}'}"
+            f"  {row.id}  {row.message if row.readable else f'not read: {row.message}'}"
             for row in shown.first
         ),
         f"to {shown.output or 'stdout'} as {shown.format}",
@@ -92,10 +92,10 @@ def as_text(shown: Preview) -> str:
     return "\n".join(lines)
 
 
-def _told(item: Row | Unreadable) -> FirstRow:
+def _describe(item: Row | Unreadable) -> FirstRow:
     if isinstance(item, Unreadable):
-        return FirstRow(id=item.id, readable=False, told=item.reason)
-    return FirstRow(id=item.id, readable=True, told=_shown(item.value))
+        return FirstRow(id=item.id, readable=False, message=item.reason)
+    return FirstRow(id=item.id, readable=True, message=_shown(item.value))
 
 
 def _shown(value: npt.NDArray[Any]) -> str:

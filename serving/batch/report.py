@@ -84,26 +84,26 @@ def summary(report: PredictReport) -> str:
     before = f" ({report.resumed_rows:,} of them before)" if report.resumed_rows else ""
     errors = f", {report.errors} not read" if report.errors else ""
     listed = f" (see {report.errors_file})" if report.errors_file else ""
-    profile = f", {report.profile.told()}" if report.profile else ""
-    told = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
+    profile = f", {report.profile.describe()}" if report.profile else ""
+    message = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
     if report.seconds:
-        told += (
+        message += (
             f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s on "
             f"{report.proof.asked}{profile}"
         )
     else:
-        told += "the run was complete already"
+        message += "the run was complete already"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
     if report.seconds:
-        told += f"\n{shares}"
+        message += f"\n{shares}"
     if report.seconds >= WORTH_SECONDS:
-        told += f"; {_advice(report.stages.bottleneck)}"
+        message += f"; {_advice(report.stages.bottleneck)}"
     if report.drift:
-        told += "".join(f"\n{line}" for line in report.drift.lines())
+        message += "".join(f"\n{line}" for line in report.drift.lines())
     if report.stopped:
         again = "; the same command goes on" if report.output else ""
-        told += f"\nstopped by {report.stopped}{again}"
-    return told
+        message += f"\nstopped by {report.stopped}{again}"
+    return message
 
 
 def _advice(stage: str) -> str:

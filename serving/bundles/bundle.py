@@ -70,8 +70,8 @@ def open_bundle(folder: Path) -> Bundle:
         if difference:
             wrong[name] = difference
     if wrong:
-        told = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
-        raise IntegrityError(f"{folder} is not the bundle that was written: {told}")
+        message = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
+        raise IntegrityError(f"{folder} is not the bundle that was written: {message}")
     return Bundle(folder=folder, manifest=manifest, contents=contents)
 
 

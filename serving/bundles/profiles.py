@@ -45,14 +45,14 @@ class Profile:
         """
         return dataclasses.replace(self.settings, cuda_graph=False)
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """One line: "profile throughput: threads 1, parallel 2, batch 16"."""
         return f"profile {self.goal}: {in_words(self.settings, self.batch_size)}"
 
 
 def in_words(settings: SessionSettings, batch_size: int) -> str:
     """For instance "threads 1, parallel 2, binding on, batch 16"."""
-    differing = [word.replace("=", " ") for word in settings.told().split()]
+    differing = [word.replace("=", " ") for word in settings.describe().split()]
     return ", ".join([f"threads {settings.threads}", *differing, f"batch {batch_size}"])
 
 

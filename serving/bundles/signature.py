@@ -83,10 +83,10 @@ def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
 
 def no_scores(outputs: Sequence[TensorInfo]) -> str:
     """Why none of them holds scores."""
-    told = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
+    message = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
     return (
-        f"of its outputs ({told}) none is named {PROBABILITIES} or {LOGITS}, and not exactly one "
-        f"is a float [batch, classes]"
+        f"of its outputs ({message}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
+        f"one is a float [batch, classes]"
     )
 
 

@@ -211,8 +211,10 @@ def _golden(bundle: Bundle, session: Session) -> str:
 
 def _profiles(manifest: Manifest) -> str:
     """What was tuned, each for its processor; the manifest was refused if one cannot be."""
-    told = [f"{one.told()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles]
-    return "; ".join(told) or "none; `ferry bench --tune` makes one"
+    message = [
+        f"{one.describe()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles
+    ]
+    return "; ".join(message) or "none; `ferry bench --tune` makes one"
 
 
 def _reference(content: bytes, manifest: Manifest) -> str:

@@ -197,11 +197,11 @@ def _measure(
     from serving.measuring.bench import bench
     from serving.measuring.compare import compare_saved, compare_turns, find_before
 
-    with tempfile.TemporaryDirectory() as folder, progress() as tell:
+    with tempfile.TemporaryDirectory() as folder, progress() as log:
         if what is None:
-            return bench(model, options, tell=tell), None
+            return bench(model, options, log=log), None
         before = find_before(what, model, Path(folder))
-        report = bench(model, options, against=before.model, tell=tell)
+        report = bench(model, options, against=before.model, log=log)
         if before.saved is None:
             return report, compare_turns(report, limit, name=before.name)
         return report, compare_saved(
@@ -247,10 +247,10 @@ def _tune(model: "Path", given: dict[str, Any], *, as_json: bool) -> None:
         seed=given["seed"],
         allow_reduced_precision=given["reduced_precision"],
     )
-    with progress() as tell:
-        report = tune(model, options, tell=tell)
+    with progress() as log:
+        report = tune(model, options, log=log)
         if model.is_dir():
-            tell(f"writing the profile into {model}")
+            log(f"writing the profile into {model}")
             write_profile(model, profile_of(report))
     show(report, as_json=as_json, text=as_text(report))
     if model.is_dir():

@@ -92,13 +92,13 @@ class DriftReport:
     def _nothing(self) -> str:
         if not self.rows or not self.quantities:
             return "nothing to hold against the training data"
-        told = (
+        message = (
             f"no drift from {self.data} in {len(self.quantities)} quantities of {self.rows:,} rows"
         )
         least = max(one.limit for one in self.quantities)
         if least > STRONGLY_MOVED:
-            told += f"; so few show no PSI below {least:.2g}"
-        return told
+            message += f"; so few show no PSI below {least:.2g}"
+        return message
 
 
 def _named(moved: Sequence[QuantityDrift]) -> str:
@@ -204,8 +204,8 @@ class DriftCheck:
         """The bin whose share differs most, for a person."""
         then, now = expected / expected.sum(), found / found.sum()
         index = int(np.abs(now - then).argmax())
-        told = self._class(index) if quantity is None else _range(quantity, index)
-        return f"{told}: {then[index]:.1%} in training, {now[index]:.1%} here"
+        message = self._class(index) if quantity is None else _range(quantity, index)
+        return f"{message}: {then[index]:.1%} in training, {now[index]:.1%} here"
 
     def _class(self, index: int) -> str:
         if index == len(self._classes.classes):

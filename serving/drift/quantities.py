@@ -93,8 +93,8 @@ def _of_images(rows: Array) -> Measured:
     channels = rows.shape[3] if rows.ndim == 4 and rows.dtype == np.uint8 else 1
     if not 2 <= channels <= 4:
         return measured
-    told = CHANNELS.get(channels, tuple(f"mean of channel {one}" for one in range(channels)))
-    for index, name in enumerate(told):
+    message = CHANNELS.get(channels, tuple(f"mean of channel {one}" for one in range(channels)))
+    for index, name in enumerate(message):
         around = values[:, index::channels].mean(axis=1)
         measured[name] = (around + means).astype(np.float64)
     return measured

@@ -74,7 +74,10 @@ class ArrowRows:
         Raises InputError where the file cannot be read on, and for stdin without a row.
         """
         names = list(dict.fromkeys(self.cells.names))
-        with _told(self.path, "cannot be read to its end"), opened(self.path, self.head) as stream:
+        with (
+            _describe(self.path, "cannot be read to its end"),
+            opened(self.path, self.head) as stream,
+        ):
             for pieces in self._pieces(stream, size, start):
                 yield Chunk(
                     start=start,
@@ -90,7 +93,7 @@ class ArrowRows:
         """The rows of a chunk; InputError for one that is no sound record batch."""
         batches = chunk.content.batches
         ids = NumberedIds(name_of(self.path), chunk.start, sum(one.num_rows for one in batches))
-        with _told(self.path, f"is damaged after row {chunk.start}"):
+        with _describe(self.path, f"is damaged after row {chunk.start}"):
             return self.cells.batch(ids, [_joined(batches, name) for name in self.cells.names])
 
     def _pieces(self, stream: Stream, size: int, start: int) -> Iterator[list[Any]]:
@@ -119,7 +122,7 @@ def open_arrow(
     place = None if path is None else str(path)
     form = _form_of(path)
     kind = "Parquet" if form == "parquet" else "Arrow"
-    with _told(place, f"is no {kind} file to read"):
+    with _describe(place, f"is no {kind} file to read"):
         schema, count, head = _look(path, form)
     cells, columns = fitting_cells(str(path or "stdin"), schema, info, model, asked, resize=resize)
     rows = ArrowRows(path=place, form=form, count=count, cells=cells, columns=columns, head=head)
@@ -232,7 +235,7 @@ def _joined(batches: Sequence[Any], name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _told(path: str | None, what: str) -> Iterator[None]:
+def _describe(path: str | None, what: str) -> Iterator[None]:
     """Tell what pyarrow raises on broken files."""
     try:
         yield

@@ -341,15 +341,15 @@ def _lengths(kind: Any, info: TensorInfo) -> tuple[int, ...] | None:
 
 
 def _lengths_of_lists(kind: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    told: list[int | None] = []
+    message: list[int | None] = []
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_fixed(kind):
-        told.append(kind.list_size if _is_fixed(kind) else None)
+        message.append(kind.list_size if _is_fixed(kind) else None)
         kind = kind.value_type
-    if not told or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    if not message or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
     for lengths in ((math.prod(axes),), axes, _longer_than_one(axes)):
-        pairs = list(zip(told, lengths, strict=False))
-        if len(lengths) == len(told) and all(size in (None, length) for size, length in pairs):
+        pairs = list(zip(message, lengths, strict=False))
+        if len(lengths) == len(message) and all(size in (None, length) for size, length in pairs):
             return lengths
     return None
 

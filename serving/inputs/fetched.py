@@ -169,9 +169,9 @@ def _with_content(member: Member, file: Any) -> Member:
     if member.fault is not None or member.content is not None:
         return member
     if member.size > MOST_PACKED_BYTES:
-        told = f"it has {member.size} bytes, the limit in a shard that is fetched is"
+        message = f"it has {member.size} bytes, the limit in a shard that is fetched is"
         return replace(
-            member, fault=f"{told} {MOST_PACKED_BYTES}; download the shard, and give its path"
+            member, fault=f"{message} {MOST_PACKED_BYTES}; download the shard, and give its path"
         )
     file.seek(member.offset)
     return replace(member, content=file.read(member.size))

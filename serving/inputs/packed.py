@@ -253,5 +253,5 @@ def _shape(path: Path, sizes: tuple[int, ...], info: TensorInfo, model: Path) ->
             if not shape[0]:
                 raise InputError(f"{path} holds no rows")
             return shape
-    told = ", one value a row, as labels are" if len(sizes) == 1 else ""
-    raise InputError(f"{path} holds uint8 {list(sizes)}{told}; {model} takes {info.takes()}")
+    message = ", one value a row, as labels are" if len(sizes) == 1 else ""
+    raise InputError(f"{path} holds uint8 {list(sizes)}{message}; {model} takes {info.takes()}")

@@ -133,8 +133,8 @@ class Member:
     def id(self) -> str:
         """`shard.tar:folder/name.jpg`, as text that can be written anywhere."""
         name = self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        told = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
-        return f"{printable(Path(self.shard))}:{told}"
+        message = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
+        return f"{printable(Path(self.shard))}:{message}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

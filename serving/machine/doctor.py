@@ -144,29 +144,29 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 def _python() -> Finding:
     versions = {"ferry": ferry_version() or "not installed", "numpy": installed_version("numpy")}
-    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    message = ", ".join(f"{name} {version}" for name, version in versions.items())
     return Finding(
         name="python",
         status="ok",
-        detail=f"{platform.python_version()} at {sys.executable}; {told}; {platform.platform()}",
+        detail=f"{platform.python_version()} at {sys.executable}; {message}; {platform.platform()}",
     )
 
 
 def _runtime() -> Finding:
     wheels = runtime_wheels()
-    told = " and ".join(f"{name} {version}" for name, version in wheels.items())
+    message = " and ".join(f"{name} {version}" for name, version in wheels.items())
     if len(wheels) > 1:
         return Finding(
             name="onnxruntime",
             status="problem",
-            detail=f"{told} are both installed and write the same folder: one breaks the other",
+            detail=f"{message} are both installed and write the same folder: one breaks the other",
             fix=f"pip uninstall -y {' '.join(wheels)} && pip install {_right_wheel()}",
         )
     if not wheels or importlib.util.find_spec("onnxruntime") is None:
-        detail = f"{told} is installed without its files" if wheels else "not installed"
+        detail = f"{message} is installed without its files" if wheels else "not installed"
         fix = f"pip install --force-reinstall --no-deps {_right_wheel()}"
         return Finding(name="onnxruntime", status="problem", detail=detail, fix=fix)
-    return Finding(name="onnxruntime", status="ok", detail=told)
+    return Finding(name="onnxruntime", status="ok", detail=message)
 
 
 def _right_wheel() -> str:

@@ -31,7 +31,7 @@ from serving.measuring.client import Spec, Worker, child_environment
 from serving.measuring.meters import LoadMeter, energy_meter
 from serving.measuring.pairing import orders
 from serving.measuring.report import AGAINST, BenchReport, ColdStart, Skipped
-from serving.measuring.rounds import Findings, Plan, Tell, cores_for, measure
+from serving.measuring.rounds import Findings, Log, Plan, cores_for, measure
 from serving.measuring.scenarios.records import ScenarioFigures, ScenarioPlan, ScenarioResult
 from serving.measuring.scenarios.scenarios import check_plan
 from serving.measuring.timing import NS_PER_MS, check_clock, digits
@@ -53,7 +53,7 @@ class ColdProgram:
 
 
 def cold_starts(
-    programs: Sequence[ColdProgram], num_runs: int, tell: Callable[[str], None], *, seed: int
+    programs: Sequence[ColdProgram], num_runs: int, log: Callable[[str], None], *, seed: int
 ) -> tuple[tuple[ColdStart, ...], tuple[Skipped, ...]]:
     """Start each program `num_runs` times, in turns, after one start that does not count.
 
@@ -64,7 +64,7 @@ def cold_starts(
     runs: dict[str, list[float]] = {name: [] for name in named}
     rounds = orders(list(named), 1 + num_runs, np.random.default_rng(seed))
     for number, order in enumerate(rounds):
-        tell(f"cold starts, round {number} of {num_runs}")
+        log(f"cold starts, round {number} of {num_runs}")
         for name in filter(runs.__contains__, order):
             took = _start(named[name])
             if took is None:
@@ -103,7 +103,7 @@ def run_scenarios(
     spec: Spec,
     settings: SessionSettings,
     plans: Sequence[ScenarioPlan],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[ScenarioResult]:
     """Run scenarios over one subject, and yield each result as soon as it is there.
 
@@ -112,22 +112,22 @@ def run_scenarios(
     """
     for plan in plans:
         check_plan(plan)
-    return _results(spec, settings, plans, tell)
+    return _results(spec, settings, plans, log)
 
 
 def _results(
     spec: Spec,
     settings: SessionSettings,
     plans: Sequence[ScenarioPlan],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[ScenarioResult]:
     if not plans:
         return
-    tell(f"starting {spec.label}")
+    log(f"starting {spec.label}")
     with Worker(spec) as worker:
         worker.ask("start", settings=asdict(settings), cores=list(cores_for(settings)))
         for plan in plans:
-            tell(f"{spec.label}, {_told(plan)}")
+            log(f"{spec.label}, {_describe(plan)}")
             figures = read_record(
                 ScenarioFigures, worker.ask("scenario", **asdict(plan)), plan.scenario
             )
@@ -139,7 +139,7 @@ def _results(
             )
 
 
-def _told(plan: ScenarioPlan) -> str:
+def _describe(plan: ScenarioPlan) -> str:
     """The plan on one line."""
     load = ""
     if plan.rate_per_second is not None:
@@ -190,7 +190,7 @@ class Extras:
 
 
 def bench(
-    model: Path, options: BenchOptions, *, against: Path | None = None, tell: Tell = lambda _: None
+    model: Path, options: BenchOptions, *, against: Path | None = None, log: Log = lambda _: None
 ) -> BenchReport:
     """Measure a model, and in turns with it the model `against`, over which speedups then are.
 
@@ -220,7 +220,7 @@ def bench(
         num_cold_starts=options.num_cold_starts,
         scenarios=options.scenarios,
     )
-    return run(specs, plan, extras, model=model, rows=options.rows, skipped=skipped, tell=tell)
+    return run(specs, plan, extras, model=model, rows=options.rows, skipped=skipped, log=log)
 
 
 def run(
@@ -231,7 +231,7 @@ def run(
     model: Path,
     rows: Path | None,
     skipped: Iterable[Skipped] = (),
-    tell: Tell,
+    log: Log,
 ) -> BenchReport:
     """Measure `specs` by a plan, all speedups over the first of them; see `bench`.
 
@@ -244,11 +244,11 @@ def run(
     partial = False
     try:
         if plan.batch_sizes:
-            measure(specs, plan, findings, tell)
+            measure(specs, plan, findings, log)
         if extras.scenarios:
-            scenarios.extend(run_scenarios(specs[0], plan.settings[0], extras.scenarios, tell))
+            scenarios.extend(run_scenarios(specs[0], plan.settings[0], extras.scenarios, log))
         if extras.cold:
-            cold, silent = cold_starts(extras.cold, extras.num_cold_starts, tell, seed=plan.seed)
+            cold, silent = cold_starts(extras.cold, extras.num_cold_starts, log, seed=plan.seed)
             findings.skipped += silent
     except KeyboardInterrupt:
         partial = True
@@ -305,8 +305,8 @@ def model_spec(name: str, model: Path, provider: str, rows: Path | None) -> Spec
 
 def cold_program(spec: Spec) -> ColdProgram:
     """The program that starts a model of `model_spec` from cold."""
-    told = [spec.setup["model"], spec.provider, *filter(None, [spec.setup["rows"]])]
-    return ColdProgram(subject=spec.label, arguments=("-m", first_answer.__name__, *told))
+    message = [spec.setup["model"], spec.provider, *filter(None, [spec.setup["rows"]])]
+    return ColdProgram(subject=spec.label, arguments=("-m", first_answer.__name__, *message))
 
 
 def _providers(options: BenchOptions, model: Path) -> tuple[list[str], list[Skipped]]:

@@ -111,7 +111,7 @@ class Worker:
             raise ModelError(self._why_dead())
         answer = json.loads(line)
         if isinstance(answer, dict) and "error" in answer:
-            raise _error(answer["error"], answer["told"])
+            raise _error(answer["error"], answer["message"])
         return answer
 
     def _why_dead(self) -> str:
@@ -120,8 +120,8 @@ class Worker:
         lines = self._printed.read().decode(errors="replace").strip().splitlines()
         if code < 0:
             return f"the process that measured {self.spec.name} was killed by signal {-code}"
-        told = lines[-1] if lines else f"exit status {code}"
-        return f"the process that measured {self.spec.name} ended: {told}"
+        message = lines[-1] if lines else f"exit status {code}"
+        return f"the process that measured {self.spec.name} ended: {message}"
 
 
 def child_environment() -> dict[str, str]:
@@ -135,9 +135,9 @@ def child_environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _error(kind: str, told: str) -> FerryError:
+def _error(kind: str, message: str) -> FerryError:
     """The exception of that name that was raised in the process."""
     if kind == UnknownNameError.__name__:  # which makes its message of parts; this one is made
-        return UsageError(told)
+        return UsageError(message)
     known: type[FerryError] = getattr(errors, kind, ModelError)
-    return known(told)
+    return known(message)

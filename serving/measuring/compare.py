@@ -124,10 +124,10 @@ def as_text(comparison: Comparison) -> str:
         for row in comparison.rows
     ]
     verdict = "passed" if comparison.passed else "FAILED"
-    told = f"{verdict}: compared {comparison.method}, limit {comparison.limit:g}"
+    message = f"{verdict}: compared {comparison.method}, limit {comparison.limit:g}"
     if comparison.method == "with saved figures":
-        told += "; of another time: name a model file instead to measure both in turns"
-    return f"{table(HEADER, lines)}\n\n{told}"
+        message += "; of another time: name a model file instead to measure both in turns"
+    return f"{table(HEADER, lines)}\n\n{message}"
 
 
 def _comparison(

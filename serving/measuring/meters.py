@@ -70,12 +70,12 @@ class LoadMeter:
 
 
 def _warning(others: float, stolen: float, cores: int) -> str | None:
-    told = []
+    message = []
     if others > BUSY_PART * cores:
-        told.append(f"other programs kept {others:.1f} of {cores} cores busy")
+        message.append(f"other programs kept {others:.1f} of {cores} cores busy")
     if stolen > BUSY_PART * cores:
-        told.append(f"the host of this virtual machine took {stolen:.1f} cores away")
-    return f"{' and '.join(told)}: distrust the figures" if told else None
+        message.append(f"the host of this virtual machine took {stolen:.1f} cores away")
+    return f"{' and '.join(message)}: distrust the figures" if message else None
 
 
 def _machine_seconds() -> tuple[float, float]:

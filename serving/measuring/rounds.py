@@ -21,7 +21,7 @@ from serving.measuring.timing import Timing, digits
 from serving.measuring.worker import Share, Started
 from serving.runtime.settings import SessionSettings
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 """Is given a line before each step."""
 
 
@@ -97,7 +97,7 @@ class _Running:
         )
 
 
-def measure(specs: Sequence[Spec], plan: Plan, findings: Findings, tell: Tell) -> None:
+def measure(specs: Sequence[Spec], plan: Plan, findings: Findings, log: Log) -> None:
     """Measure all of `specs` under all settings of the plan, adding to `findings` as it goes.
 
     Speedups are over the first of `specs`, where that runs. One that does not start with some
@@ -109,16 +109,16 @@ def measure(specs: Sequence[Spec], plan: Plan, findings: Findings, tell: Tell) -
         with ExitStack() as stack:
             try:
                 for spec in specs:
-                    tell(f"starting {_name(spec)}, threads {settings.threads}")
+                    log(f"starting {_name(spec)}, threads {settings.threads}")
                     try:
                         running.append(_start(spec, settings, stack))
                     except FerryError as error:
                         findings.errors.append(error)
                         findings.skipped.append(_skipped(spec, settings, error))
                 for batch_size in plan.batch_sizes:
-                    _measure_batch(running, _name(specs[0]), batch_size, plan, tell)
+                    _measure_batch(running, _name(specs[0]), batch_size, plan, log)
                 for one in running:
-                    tell(f"memory of {one.name}")
+                    log(f"memory of {one.name}")
                     _look_at_memory(one, plan)
             finally:
                 findings.measured += [one.measured() for one in running if one.rows]
@@ -156,18 +156,18 @@ def _start(spec: Spec, settings: SessionSettings, stack: ExitStack) -> _Running:
 
 
 def _measure_batch(
-    running: Sequence[_Running], baseline: str, batch_size: int, plan: Plan, tell: Tell
+    running: Sequence[_Running], baseline: str, batch_size: int, plan: Plan, log: Log
 ) -> None:
     """One batch size of everything that takes it: warm up, then turn about."""
     ready: dict[str, _Running] = {}
     for one in running:
-        tell(f"{one.name}, batch {batch_size}, warming up")
+        log(f"{one.name}, batch {batch_size}, warming up")
         if _prepare(one, batch_size, plan.seconds):
             ready[one.name] = one
     rounds = orders(list(ready), plan.num_rounds, np.random.default_rng(plan.seed))
     turn_seconds = plan.seconds / plan.num_rounds
     for number, order in enumerate(rounds, start=1):
-        tell(f"batch {batch_size}, round {number} of {plan.num_rounds}")
+        log(f"batch {batch_size}, round {number} of {plan.num_rounds}")
         for name in order:
             if name in ready and not _take_turn(ready[name], batch_size, turn_seconds):
                 del ready[name]
@@ -183,8 +183,8 @@ def _prepare(one: _Running, batch_size: int, seconds: float) -> bool:
     """Whether the thing takes the batch size; if not, that is noted."""
     fixed = one.started.fixed_batch
     if fixed not in (None, batch_size):
-        told = f"the model takes batches of {fixed} and no other; ask for batch size {fixed}"
-        one.skip(batch_size, InputError(told))
+        message = f"the model takes batches of {fixed} and no other; ask for batch size {fixed}"
+        one.skip(batch_size, InputError(message))
         return False
     one.joules = 0.0
     try:

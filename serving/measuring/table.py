@@ -61,7 +61,7 @@ def _line(one: Measured, row: Row) -> tuple[str, ...]:
     timing = row.timing
     times = (timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.p999_ms)
     return (
-        " ".join(filter(None, [one.label, one.settings.told()])),
+        " ".join(filter(None, [one.label, one.settings.describe()])),
         str(one.settings.threads),
         str(timing.batch_size),
         *(f"{value:.3f}" for value in times),
@@ -74,8 +74,8 @@ def _line(one: Measured, row: Row) -> tuple[str, ...]:
 def _ratio(ratio: PairedRatio | None) -> str:
     if ratio is None:
         return ""
-    told = f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
-    return f"{told} =" if verdict(ratio) == "no difference" else told
+    message = f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+    return f"{message} =" if verdict(ratio) == "no difference" else message
 
 
 def _scenario(one: ScenarioResult) -> tuple[str, ...]:
@@ -103,8 +103,8 @@ def _processes(report: BenchReport) -> Iterator[str]:
         if one.gpu_memory_bytes is not None:
             parts.append(f"GPU {one.gpu_memory_bytes / MIB:.0f} MiB")
         if one.growth:
-            told = f"grew {one.growth.arena_bytes / MIB:.1f} MiB"
-            parts.append(f"{told} over {one.growth.num_calls:,} calls of mixed batches")
+            message = f"grew {one.growth.arena_bytes / MIB:.1f} MiB"
+            parts.append(f"{message} over {one.growth.num_calls:,} calls of mixed batches")
         yield "; ".join(parts)
     for cold in report.cold_starts:
         yield f"{cold.subject}: {cold.p50_ms:.0f} ms from starting a process to its first answer"
@@ -130,8 +130,8 @@ def _notes(report: BenchReport) -> Iterator[str]:
     cores = f"{machine.allowed_cores} of {machine.cores} cores"
     yield f"{fed}; {machine.processor}, {cores}; onnxruntime {machine.onnxruntime}"
     if any(row.speedup for one in report.measured for row in one.rows):
-        told = f"× {report.baseline}: medians of {report.num_rounds} turns about"
-        yield f"{told}, 95 % intervals; = is no difference beyond 2 %"
+        message = f"× {report.baseline}: medians of {report.num_rounds} turns about"
+        yield f"{message}, 95 % intervals; = is no difference beyond 2 %"
     if report.load.warning:
         yield f"warning: {report.load.warning}"
     if report.partial:
@@ -142,7 +142,7 @@ def _cells(one: Measured, row: Row) -> tuple[object, ...]:
     timing, ratio = row.timing, row.speedup
     return (
         *(one.subject, one.provider, one.settings.threads, one.settings.parallel),
-        *(one.settings.told(), timing.batch_size, timing.p50_ms, timing.p90_ms, timing.p99_ms),
+        *(one.settings.describe(), timing.batch_size, timing.p50_ms, timing.p90_ms, timing.p99_ms),
         *(timing.p999_ms, timing.max_ms, timing.rows_per_second, timing.num_calls),
         *(timing.warmup_ms, str(timing.steady).lower(), row.first_call_ms, one.ready_ms),
         *((ratio.median, ratio.low, ratio.high, verdict(ratio)) if ratio else ("",) * 4),

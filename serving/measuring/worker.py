@@ -221,6 +221,6 @@ def serve(open_subject: Callable[[Mapping[str, Any]], Subject]) -> None:
                 else:
                     answer = getattr(desk, request.pop("do"))(**request)
             except (FerryError, OSError) as error:
-                answer = {"error": type(error).__name__, "told": str(error)}
+                answer = {"error": type(error).__name__, "message": str(error)}
             channel.write(json.dumps(answer) + "\n")
             channel.flush()

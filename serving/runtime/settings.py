@@ -63,7 +63,7 @@ class SessionSettings:
         """The cores that can be busy at a time."""
         return self.threads * self.parallel
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """What differs from ONNX Runtime's own ways, on one line; "" for nothing."""
         differing = [
             f"{field.name}={_text(getattr(self, field.name))}"

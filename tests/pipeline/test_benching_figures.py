@@ -38,7 +38,7 @@ def with_bench(report, **changes):
     return replace(report, bench=replace(report.bench, **changes))
 
 
-def told(axes):
+def describe(axes):
     return [text.get_text() for text in axes.texts]
 
 
@@ -78,12 +78,12 @@ def test_the_same_report_gives_the_same_svg(draw, crowded):
 @pytest.mark.parametrize("draw", FIGURES[:3])
 def test_nothing_measured_is_said(draw):
     (axes,) = draw(sample_benches.empty()).axes
-    assert told(axes) == ["nothing was measured"]
+    assert describe(axes) == ["nothing was measured"]
 
 
 def test_no_cold_start_is_said():
     (axes,) = cold_start_bars(sample_benches.single()).axes
-    assert told(axes) == ["no cold start was measured"]
+    assert describe(axes) == ["no cold start was measured"]
 
 
 # Latency against throughput
@@ -130,7 +130,7 @@ def test_one_number_of_threads_needs_no_legend():
 
 def test_every_name_and_every_batch_size_is_written_once(crowded):
     (axes,) = latency_throughput(crowded).axes
-    assert sorted(told(axes)) == sorted([*NAMES, "batch 1", "8", "64", "256"])
+    assert sorted(describe(axes)) == sorted([*NAMES, "batch 1", "8", "64", "256"])
 
 
 @pytest.mark.parametrize("draw", FIGURES[:3])
@@ -197,7 +197,7 @@ def test_what_lacks_a_number_of_threads_has_no_gain(crowded):
 
 def test_one_number_of_threads_is_said_instead_of_its_gain():
     _, gains = scaling(sample_benches.crowded((1,))).axes
-    assert told(gains) == ["measured with 1 thread alone"]
+    assert describe(gains) == ["measured with 1 thread alone"]
 
 
 # Distribution of latencies
@@ -247,7 +247,7 @@ def test_cold_starts_are_bars_from_the_shortest_with_their_runs(crowded):
     assert names == ["int8 · cpu", "fp32 · cpu", "PyTorch eager", "MLflow pyfunc"]
     assert [bar.get_width() for bar in axes.patches] == [301, 312, 2140, 3900]
     assert [len(line.get_xdata()) for line in axes.get_lines()] == [4] * 4
-    assert told(axes)[2] == "median 2,140 ms"
+    assert describe(axes)[2] == "median 2,140 ms"
     assert axes.get_xlim()[0] == 0
     assert axes.get_ylim()[0] > axes.get_ylim()[1], "the first one is on top"
 
@@ -263,7 +263,7 @@ def test_a_bar_has_the_colour_of_its_lines(crowded):
 def test_a_start_of_what_was_not_measured_is_drawn_too(crowded):
     stranger = ColdStart(subject="stranger", p50_ms=5.0, runs_ms=())
     (axes,) = cold_start_bars(with_bench(crowded, cold_starts=(stranger,))).axes
-    assert told(axes) == ["median 5 ms"]
+    assert describe(axes) == ["median 5 ms"]
 
 
 # What is drawn

@@ -23,7 +23,7 @@ VARIANTS = ("fp32", "int8")
 
 def run(project: Project, folder: Path, **changes: object) -> BenchmarkReport:
     """Measure fp32 and int8 as the project says but for `changes`; tell goes to a list."""
-    tell, track = changes.pop("tell", lambda _: None), changes.pop("track", False)
+    log, track = changes.pop("log", lambda _: None), changes.pop("track", False)
     config = replace(project.experiment.benchmark, **changes)  # type: ignore[arg-type]
     return benchmark(
         project.weights,
@@ -34,7 +34,7 @@ def run(project: Project, folder: Path, **changes: object) -> BenchmarkReport:
         experiment=replace(project.experiment, benchmark=config),
         skipped={"fp16": "no smaller"},
         track=bool(track),
-        tell=tell,  # type: ignore[arg-type]
+        log=log,  # type: ignore[arg-type]
     )
 
 
@@ -153,8 +153,10 @@ def test_the_table_tells_rows_reasons_and_the_speedups(report: BenchmarkReport) 
     assert "fp16: not made: no smaller" in text
     for size in (1, 4):
         ratio = dict(over_eager(report))[size]
-        told = f"ONNX Runtime fp32 is {ratio.median:.2f} times as fast as {EAGER} at batch {size},"
-        assert told in text
+        message = (
+            f"ONNX Runtime fp32 is {ratio.median:.2f} times as fast as {EAGER} at batch {size},"
+        )
+        assert message in text
 
 
 @pytest.mark.slow
@@ -165,7 +167,7 @@ def test_a_run_that_is_interrupted_keeps_what_it_measured(
         if "batch 4" in line:
             raise KeyboardInterrupt
 
-    report = run(exported, tmp_path, tell=stop)
+    report = run(exported, tmp_path, log=stop)
     assert report.bench.partial
     assert {one.subject for one in report.bench.measured} >= {EAGER, "fp32", "int8"}
     for one in report.bench.measured:
@@ -221,8 +223,8 @@ def test_weights_of_another_model_are_refused_before_anything_is_measured(
     settings = {**exported.experiment.model.settings, "widths": [8, 16]}
     other = replace(exported.experiment.model, settings=settings)
     project = replace(exported, experiment=replace(exported.experiment, model=other))
-    told: list[str] = []
+    message: list[str] = []
     with pytest.raises(IntegrityError, match="does not hold the weights of digits-cnn"):
-        run(project, tmp_path, tell=told.append)
-    assert told == []
+        run(project, tmp_path, log=message.append)
+    assert message == []
     assert list(tmp_path.iterdir()) == []

@@ -54,10 +54,10 @@ def test_a_batch_is_the_first_rows_over_and_over(trained: Project) -> None:
 
 
 def test_a_setup_goes_through_json_to_the_same_experiment(trained: Project) -> None:
-    told = json.loads(json.dumps(setup(trained)))
-    model = open_torch(told)
+    message = json.loads(json.dumps(setup(trained)))
+    model = open_torch(message)
     assert sum(weight.numel() for weight in model.graph.parameters()) > 0
-    assert told["experiment"]["name"] == trained.experiment.name
+    assert message["experiment"]["name"] == trained.experiment.name
 
 
 @pytest.mark.parametrize("mode", ["eager", "channels_last"])
@@ -99,16 +99,16 @@ def test_a_network_without_convolutions_has_no_channels_to_move(
     experiment: Experiment = replace(trained.experiment, model=model)
     graph = build_graph(experiment, open_manifest(trained.data))
     save_file(graph.state_dict(), tmp_path / "model.safetensors")
-    told = torch_model.setup_of(
+    message = torch_model.setup_of(
         experiment, tmp_path / "model.safetensors", trained.data, "channels_last"
     )
     with pytest.raises(ModelError, match="digits-cnn has no convolution whose channels could be"):
-        open_torch(told)
-    assert open_torch(told | {"mode": "eager"}).answer(images(trained, 2))
+        open_torch(message)
+    assert open_torch(message | {"mode": "eager"}).answer(images(trained, 2))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"mode": "jit"}, "PyTorch runs eager, channels_last, compile, not 'jit'"),
         pytest.param(
@@ -119,11 +119,11 @@ def test_a_network_without_convolutions_has_no_channels_to_move(
     ],
 )
 def test_what_cannot_run_is_told_in_one_line(
-    trained: Project, change: Mapping[str, str], told: str
+    trained: Project, change: Mapping[str, str], message: str
 ) -> None:
     with pytest.raises(ModelError) as caught:
         open_torch(setup(trained) | change)
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 def test_rows_that_pytorch_refuses_are_told_in_one_line(trained: Project) -> None:
@@ -136,9 +136,9 @@ def test_rows_that_pytorch_refuses_are_told_in_one_line(trained: Project) -> Non
 def test_a_subject_that_was_not_started_says_so(trained: Project, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was not started"):
         TorchSubject(setup(trained)).call(1)
-    told = pyfunc_subject.setup_of(tmp_path, tmp_path / "model.onnx", trained.data)
+    message = pyfunc_subject.setup_of(tmp_path, tmp_path / "model.onnx", trained.data)
     with pytest.raises(InputError, match="was not started"):
-        PyfuncSubject(told).answer(images(trained, 1))
+        PyfuncSubject(message).answer(images(trained, 1))
 
 
 def compiled(project: Project) -> Spec:
@@ -212,13 +212,13 @@ def test_a_thread_count_that_was_not_saved_cannot_be_opened(exported: Project, s
 @pytest.mark.slow
 @pytest.mark.parametrize("rival", ["eager", "pyfunc"])
 def test_a_program_tells_its_first_answer(exported: Project, saved: Path, rival: str) -> None:
-    told = (
+    message = (
         pyfunc_subject.setup_of(saved, exported.models["fp32"], exported.data)
         if rival == "pyfunc"
         else setup(exported)
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.baselines.first_answer", json.dumps(told)],
+        [sys.executable, "-m", "pipeline.stages.baselines.first_answer", json.dumps(message)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,

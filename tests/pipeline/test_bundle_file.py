@@ -81,10 +81,10 @@ def bundled(path: Path, labels: Path | None = None) -> Path:
 def refused(path: Path, error: type[FerryError], labels: Path | None = None) -> str:
     with pytest.raises(error) as caught:
         bundled(path, labels)
-    told = str(caught.value)
-    assert len(told.splitlines()) == 1
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
     assert not (path.parent / "bundles").exists(), "nothing is left"
-    return told
+    return message
 
 
 @pytest.fixture
@@ -257,17 +257,17 @@ def test_training_rows_that_the_model_does_not_take(proven: Path) -> None:
 
 def test_a_file_without_a_proof(tmp_path: Path) -> None:
     path = kept(tmp_path, net())
-    told = refused(path, MissingInputError)
-    assert "`ferry parity REFERENCE" in told
+    message = refused(path, MissingInputError)
+    assert "`ferry parity REFERENCE" in message
 
 
 def test_a_proof_of_another_file(proven: Path) -> None:
     other = net()
     other.graph.name = "another"
     proven.write_bytes(other.SerializeToString())
-    told = refused(proven, IntegrityError)
-    assert f"{proven} has sha256 {sha256_of_file(proven)[:12]}…, but" in told
-    assert "proves this one" in told
+    message = refused(proven, IntegrityError)
+    assert f"{proven} has sha256 {sha256_of_file(proven)[:12]}…, but" in message
+    assert "proves this one" in message
 
 
 def test_the_reference_is_not_what_was_proven(proven: Path) -> None:
@@ -310,8 +310,8 @@ def test_a_model_of_several_inputs(tmp_path: Path) -> None:
     made.graph.input.append(onnx.helper.make_tensor_value_info("more", FLOAT, ["n"]))
     path = kept(tmp_path, made)
     module_proof(path)
-    told = refused(path, InputError)
-    assert "has the inputs rows, more; a bundle's model has one" in told
+    message = refused(path, InputError)
+    assert "has the inputs rows, more; a bundle's model has one" in message
 
 
 def test_a_file_that_ferry_does_not_run(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_rows_that_are_too_few_for_a_fixed_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (b"ant\nbee\n", "has 2 labels, the model tells 4 classes"),
         (b"a\nb\na\nc\n", "has 'a' twice"),
@@ -341,10 +341,10 @@ def test_rows_that_are_too_few_for_a_fixed_batch(tmp_path: Path) -> None:
         (b"\xff\xfe", "is not a text in UTF-8"),
     ],
 )
-def test_labels_that_do_not_fit(proven: Path, text: bytes, told: str) -> None:
+def test_labels_that_do_not_fit(proven: Path, text: bytes, message: str) -> None:
     labels = proven.parent / "labels.txt"
     labels.write_bytes(text)
-    assert told in refused(proven, InputError, labels)
+    assert message in refused(proven, InputError, labels)
 
 
 def test_labels_of_a_model_that_tells_no_classes(tmp_path: Path) -> None:

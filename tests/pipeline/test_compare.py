@@ -78,7 +78,7 @@ def test_planted_flips_are_counted_named_and_failed() -> None:
     assert result.flips == len(expected) > 5
     named = [flip.row for flip in result.cells[0].decisions.named]  # type: ignore[union-attr]
     assert named == expected[:20].tolist()
-    assert any(told.startswith("5.0e-01 at logits[") for told in result.failures)
+    assert any(message.startswith("5.0e-01 at logits[") for message in result.failures)
     assert f"{len(expected)} flips, limit 0" in result.failures
     assert result.first_divergence is not None
     assert result.first_divergence.node == "dense/Gemm"
@@ -99,8 +99,8 @@ def test_what_is_no_number_fails_and_its_maker_is_named() -> None:
     side = small.side(small.logarithm())
     report = pair(side, side.at("basic"), limits=replace(LOOSE, accuracy_loss=None))
     assert not report.passed
-    (told,) = report.result.failures
-    assert "values are NaN or infinite, first at values[" in told
+    (message,) = report.result.failures
+    assert "values are NaN or infinite, first at values[" in message
     assert report.result.first_nonfinite is not None
     assert report.result.first_nonfinite.node == "main/Log"
     with pytest.raises(ParityError, match=r"main/Log \(Log\) is the first to make NaN"):
@@ -134,9 +134,9 @@ def test_an_answer_that_depends_on_its_batch_fails() -> None:
     side = small.side(small.less_the_mean())
     report = pair(side, side, limits=LOOSE)
     assert not report.passed
-    told = [failure for failure in report.result.failures if "limit 1.0e-04" in failure]
-    assert len(told) == 1
-    assert "in batches of 1, 7, 64" in told[0] or "alone and" in told[0]
+    message = [failure for failure in report.result.failures if "limit 1.0e-04" in failure]
+    assert len(message) == 1
+    assert "in batches of 1, 7, 64" in message[0] or "alone and" in message[0]
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,8 @@ def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
         Way(exporter="dynamo", provider="cuda", side="no card", ships=True),
         Way(exporter="torchscript", provider="cpu", side=side, ships=False),
     ]
-    told: list[float] = []
-    result = prove(side, kept, ways, plan(150, 20), told.append)
+    message: list[float] = []
+    result = prove(side, kept, ways, plan(150, 20), message.append)
     cells = {
         (cell.exporter, cell.level, cell.batch_size): cell.rows
         for cell in result.cells
@@ -240,7 +240,7 @@ def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
     (skipped,) = [cell for cell in result.cells if isinstance(cell, SkippedCell)]
     assert (skipped.provider, skipped.reason) == ("cuda", "no card")
     assert result.passed
-    assert sum(told) == asked_rows(ways, plan(150, 20), 150)
+    assert sum(message) == asked_rows(ways, plan(150, 20), 150)
     assert len(cell_lines(result)) == 13
 
 
@@ -274,7 +274,7 @@ def test_accuracy_is_not_judged_on_a_sample() -> None:
         for one in prove(side, kept, [off], plan(100, 100, limits=loose), ignored).cells
         if isinstance(one, Cell)
     ]
-    assert any("points of accuracy lost" in told for told in failures([lost], 100, loose))
+    assert any("points of accuracy lost" in message for message in failures([lost], 100, loose))
     assert not list(failures([lost], 10_000, loose))
     assert not list(failures([cell], 100, loose))
 
@@ -285,15 +285,15 @@ def test_the_way_is_told_where_it_is_not_the_one_that_ships() -> None:
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     ways = [Way(exporter="dynamo", provider="cpu", side=off.at("none"), ships=True)]
     result = prove(side, kept, ways, plan(50, 50, levels=("none",)), ignored)
-    assert any("(optimization none), limit" in told for told in result.failures)
+    assert any("(optimization none), limit" in message for message in result.failures)
 
 
 def test_noise_has_a_limit_of_its_own() -> None:
     bias = np.full(small.CLASSES, 0.02, np.float32)
     limits = replace(LOOSE, min_snr_db=60.0, accuracy_loss=None)
     report = pair(small.side(small.linear()), small.side(small.linear(bias=bias)), limits=limits)
-    (told,) = report.result.failures
-    assert told.endswith(" dB of logits over the noise, limit 60 dB")
+    (message,) = report.result.failures
+    assert message.endswith(" dB of logits over the noise, limit 60 dB")
     assert dict(facts(report.result))["signal to noise"].endswith(" dB")
 
 
@@ -318,8 +318,8 @@ def test_a_hostile_row_alone_is_explained_by_itself() -> None:
         limits=LIMITS,
         batch_sizes=(64,),
     )
-    (told,) = report.result.failures
-    assert "at the hostile row 'all 255', limit " in told
+    (message,) = report.result.failures
+    assert "at the hostile row 'all 255', limit " in message
     assert report.result.first_divergence is not None
     # The value that the reference knows too.
     assert report.result.first_divergence.node == "dense/Gemm"
@@ -394,7 +394,7 @@ def test_rows_that_no_data_holds_can_be_left_out(files: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("a.onnx", "b.onnx"), "got 2 (a.onnx, b.onnx) and no --data"),
         (("mnist-cnn", "--data", "mnist:test"), "got 1 (mnist-cnn) and --data"),
@@ -402,7 +402,7 @@ def test_rows_that_no_data_holds_can_be_left_out(files: Path) -> None:
         ((), "Missing argument"),
     ],
 )
-def test_what_makes_no_sense_exits_with_2(arguments: tuple[str, ...], told: str) -> None:
+def test_what_makes_no_sense_exits_with_2(arguments: tuple[str, ...], message: str) -> None:
     found = invoke(*arguments)
     assert found.exit_code == 2
-    assert told in found.stderr
+    assert message in found.stderr

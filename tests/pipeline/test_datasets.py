@@ -15,7 +15,7 @@ EVERY = pytest.mark.parametrize("name", datasets.names())
 EMBEDDED = ("digits", "moons", "xor")
 
 
-def told_by(name: str) -> str:
+def described_by(name: str) -> str:
     """The docstring of a data set's file, on one line."""
     source = (Path(datasets.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     return " ".join(str(ast.get_docstring(ast.parse(source))).split())
@@ -40,10 +40,10 @@ def test_what_is_known_is_told(name: str) -> None:
 
 @EVERY
 def test_the_docstring_gives_citation_and_licence(name: str) -> None:
-    told = told_by(name)
+    message = described_by(name)
     dataset = datasets.get(name)
-    assert dataset.licence in told
-    assert dataset.citation.split(",")[0] in told
+    assert dataset.licence in message
+    assert dataset.citation.split(",")[0] in message
 
 
 @EVERY
@@ -73,7 +73,7 @@ def test_official_addresses_end_in_the_files_name(name: str) -> None:
 @EVERY
 def test_params_has_a_section_or_the_docstring_tells_it(name: str) -> None:
     if name not in load(ROOT / "params.yaml").datasets:
-        assert f"`{name}: {{validation_rows:" in told_by(name)
+        assert f"`{name}: {{validation_rows:" in described_by(name)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -39,12 +39,12 @@ def logits() -> np.ndarray:
 
 
 def test_nothing_flips_where_nothing_differs(logits: np.ndarray) -> None:
-    told = decide(logits, logits)
-    assert (told.rows, told.flips, told.near_ties) == (100, 0, 0)
-    assert told.named == ()
-    assert told.classes == {}
-    assert told.accuracy is None
-    assert told.mcnemar is None
+    message = decide(logits, logits)
+    assert (message.rows, message.flips, message.near_ties) == (100, 0, 0)
+    assert message.named == ()
+    assert message.classes == {}
+    assert message.accuracy is None
+    assert message.mcnemar is None
 
 
 def test_a_planted_flip_is_named(logits: np.ndarray) -> None:
@@ -52,35 +52,35 @@ def test_a_planted_flip_is_named(logits: np.ndarray) -> None:
     before = int(logits[41].argmax())
     after = (before + 1) % 4
     found[41, after] = logits[41].max() + 1
-    told = decide(logits, found, labels=logits.argmax(1))
-    assert told.flips == 1
-    assert told.near_ties == 0
-    (flip,) = told.named
+    message = decide(logits, found, labels=logits.argmax(1))
+    assert message.flips == 1
+    assert message.near_ties == 0
+    (flip,) = message.named
     assert (flip.row, flip.reference, flip.other) == (41, before, after)
     assert flip.label == before
     two = np.sort(logits[41])[-2:]
     assert flip.margin == pytest.approx(two[1] - two[0])
-    assert told.classes == {str(before): 1}
+    assert message.classes == {str(before): 1}
 
 
 def test_a_near_tie_that_flips_is_told_and_not_counted(logits: np.ndarray) -> None:
     logits[12] = [1.0, 1.0 + 1.5e-4, 0.0, 0.0]
     found = logits.copy()
     found[12, 0] += 3e-4
-    told = decide(logits, found)
-    assert told.flips == 0
-    assert told.near_ties == 1
-    assert told.near_tie_rows == 1
-    assert told.named[0].near_tie
+    message = decide(logits, found)
+    assert message.flips == 0
+    assert message.near_ties == 1
+    assert message.near_tie_rows == 1
+    assert message.named[0].near_tie
     logits[12, 1] = 1.0 + 2.5e-4  # beyond the margin, the same change is a real flip
     assert decide(logits, found).flips == 1
 
 
 def test_a_near_tie_that_holds_is_counted_among_the_rows(logits: np.ndarray) -> None:
     logits[[3, 5]] = [2.0, 2.0 + 1e-5, 0.0, 0.0]
-    told = decide(logits, logits)
-    assert told.near_tie_rows == 2
-    assert told.near_ties == 0
+    message = decide(logits, logits)
+    assert message.near_tie_rows == 2
+    assert message.near_ties == 0
 
 
 def test_an_answer_that_is_no_number_is_a_real_flip(logits: np.ndarray) -> None:
@@ -90,17 +90,17 @@ def test_an_answer_that_is_no_number_is_a_real_flip(logits: np.ndarray) -> None:
     found[8] = np.nan
     assert decide(reference, found).flips == 1
     # The other way round the margin is no number either, and no excuse.
-    told = decide(found, reference)
-    assert told.flips == 1
-    assert told.named[0].margin is None
+    message = decide(found, reference)
+    assert message.flips == 1
+    assert message.named[0].margin is None
 
 
 def test_all_are_counted_and_some_are_named() -> None:
     logits = np.tile([3.0, 0.0], (500, 1))
-    told = decide(logits, -logits)
-    assert told.flips == 500
-    assert [flip.row for flip in told.named] == list(range(20))
-    assert told.classes == {"0": 500}
+    message = decide(logits, -logits)
+    assert message.flips == 500
+    assert [flip.row for flip in message.named] == list(range(20))
+    assert message.classes == {"0": 500}
 
 
 def test_accuracy_and_what_was_lost_and_gained(logits: np.ndarray) -> None:
@@ -111,20 +111,20 @@ def test_accuracy_and_what_was_lost_and_gained(logits: np.ndarray) -> None:
         found[row, labels[row]] = 50
     for row in (50, 51, 52, 53, 54):  # and five more wrong
         found[row, (labels[row] + 1) % 4] = 50
-    told = decide(logits, found, labels)
-    assert told.reference_accuracy == pytest.approx(0.90)
-    assert told.accuracy == pytest.approx(0.88)
-    assert told.mcnemar is not None
-    assert (told.mcnemar.lost, told.mcnemar.gained) == (5, 3)
-    assert told.mcnemar.p_value == pytest.approx(stats.binomtest(5, 8).pvalue)
+    message = decide(logits, found, labels)
+    assert message.reference_accuracy == pytest.approx(0.90)
+    assert message.accuracy == pytest.approx(0.88)
+    assert message.mcnemar is not None
+    assert (message.mcnemar.lost, message.mcnemar.gained) == (5, 3)
+    assert message.mcnemar.p_value == pytest.approx(stats.binomtest(5, 8).pvalue)
 
 
 def test_one_logit_of_two_classes_has_twice_its_size_as_margin() -> None:
     logits = np.array([[0.4], [-3.0], [1e-4]])
     both = 1 / (1 + np.exp(np.concatenate([logits, -logits], axis=1)))
-    told = {"logits": logits, "probabilities": both}
-    assert margins(told).tolist() == pytest.approx([0.8, 6.0, 2e-4])
-    assert predicted(told).tolist() == [1, 0, 1]
+    message = {"logits": logits, "probabilities": both}
+    assert margins(message).tolist() == pytest.approx([0.8, 6.0, 2e-4])
+    assert predicted(message).tolist() == [1, 0, 1]
 
 
 def test_a_logit_within_the_limit_of_zero_is_a_near_tie() -> None:

@@ -33,17 +33,17 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_figures_are_those_of_numpy(pair: tuple[np.ndarray, np.ndarray]) -> None:
     wanted, found = pair
-    told = report(wanted, found)
+    message = report(wanted, found)
     left, right = wanted.astype(np.float64), found.astype(np.float64)
     errors = np.abs(left - right)
-    assert told.values == 5000
-    assert told.max_abs_diff == errors.max()
-    assert told.max_abs_at == np.unravel_index(errors.argmax(), errors.shape)
-    assert told.mean_abs_diff == pytest.approx(errors.mean(), rel=1e-12)
-    assert told.snr_db == pytest.approx(10 * np.log10((left**2).sum() / (errors**2).sum()))
+    assert message.values == 5000
+    assert message.max_abs_diff == errors.max()
+    assert message.max_abs_at == np.unravel_index(errors.argmax(), errors.shape)
+    assert message.mean_abs_diff == pytest.approx(errors.mean(), rel=1e-12)
+    assert message.snr_db == pytest.approx(10 * np.log10((left**2).sum() / (errors**2).sum()))
     cosine = (left * right).sum() / np.linalg.norm(left) / np.linalg.norm(right)
-    assert told.cosine == pytest.approx(cosine, abs=1e-14)
-    assert sum(told.ulps) == 5000
+    assert message.cosine == pytest.approx(cosine, abs=1e-14)
+    assert sum(message.ulps) == 5000
 
 
 def test_the_quantiles_are_at_most_one_percent_too_large(
@@ -68,27 +68,27 @@ def test_the_order_and_the_pieces_do_not_matter(pair: tuple[np.ndarray, np.ndarr
 def test_relative_differences_do_not_divide_by_next_to_nothing() -> None:
     wanted = np.array([[100.0, 0.0, 10.0], [1.0, 1.0, 1e-9]], np.float32)
     found = np.array([[100.0, 0.5, 10.0], [1.0, 1.1, 2e-9]], np.float32)
-    told = report(wanted, found)
+    message = report(wanted, found)
     # 0.5 beside 100 is divided by 1, a hundredth of it; 0.1 by its own 1.
-    assert told.max_rel_diff == pytest.approx(0.5)
-    assert told.max_rel_at == (0, 1)
+    assert message.max_rel_diff == pytest.approx(0.5)
+    assert message.max_rel_at == (0, 1)
 
 
 def test_a_row_of_zeros_still_gives_a_number() -> None:
-    told = report(np.zeros((2, 3), np.float32), np.full((2, 3), 0.25, np.float32))
-    assert math.isfinite(told.max_rel_diff)
-    assert told.snr_db is not None
-    assert told.snr_db < -1000
-    assert told.cosine is None
+    message = report(np.zeros((2, 3), np.float32), np.full((2, 3), 0.25, np.float32))
+    assert math.isfinite(message.max_rel_diff)
+    assert message.snr_db is not None
+    assert message.snr_db < -1000
+    assert message.cosine is None
 
 
 def test_what_does_not_differ_has_no_noise() -> None:
     same = np.ones((4, 2), np.float32)
-    told = report(same, same)
-    assert told.snr_db is None
-    assert told.max_abs_at == ()
-    assert told.ulps == (8,)
-    assert {one.diff for one in told.quantiles} == {0.0}
+    message = report(same, same)
+    assert message.snr_db is None
+    assert message.max_abs_at == ()
+    assert message.ulps == (8,)
+    assert {one.diff for one in message.quantiles} == {0.0}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -99,12 +99,12 @@ def test_what_is_no_number_is_the_worst(bad: float, where: str) -> None:
         wanted[21, 2] = bad
     if where != "wanted":
         found[21, 2] = bad
-    told = report(wanted, found)
-    assert told.nonfinite == 1
-    assert told.max_abs_at == (21, 2)
-    assert told.max_abs_diff == 0.5
-    assert told.mean_abs_diff == pytest.approx(0.5)
-    assert sum(told.ulps) == 119
+    message = report(wanted, found)
+    assert message.nonfinite == 1
+    assert message.max_abs_at == (21, 2)
+    assert message.max_abs_diff == 0.5
+    assert message.mean_abs_diff == pytest.approx(0.5)
+    assert sum(message.ulps) == 119
 
 
 def test_rows_keep_their_own_numbers() -> None:
@@ -165,14 +165,14 @@ def test_bins_double() -> None:
 
 
 def test_whole_numbers_and_texts_are_compared_too() -> None:
-    told = report(np.array([3, 200], np.uint8), np.array([5, 199], np.uint8))
-    assert told.max_abs_diff == 2
-    assert told.ulps == (0, 1, 1)
-    told = report(np.array(["a", "b"], object), np.array(["a", "c"], object))
-    assert told.max_abs_diff == 1
-    assert told.max_abs_at == (1,)
-    told = report(np.array([True, False]), np.array([True, True]))
-    assert told.max_abs_diff == 1
+    message = report(np.array([3, 200], np.uint8), np.array([5, 199], np.uint8))
+    assert message.max_abs_diff == 2
+    assert message.ulps == (0, 1, 1)
+    message = report(np.array(["a", "b"], object), np.array(["a", "c"], object))
+    assert message.max_abs_diff == 1
+    assert message.max_abs_at == (1,)
+    message = report(np.array([True, False]), np.array([True, True]))
+    assert message.max_abs_diff == 1
 
 
 def test_the_memory_does_not_grow_with_the_rows() -> None:

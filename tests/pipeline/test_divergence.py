@@ -102,7 +102,7 @@ def test_what_differs_beyond_numbers_is_told_without_them() -> None:
     assert found is not None
     assert (found.node, found.max_abs_diff, found.relative_diff) == ("MatMul/p1", None, None)
     assert found.input_relative_diff == 0.0
-    assert found.told() == (
+    assert found.describe() == (
         "MatMul/p1 (MatMul): p1 differs beside unoptimized ONNX Runtime, its inputs by 0.0e+00"
     )
 
@@ -238,7 +238,7 @@ def test_the_first_node_that_makes_nan_is_named() -> None:
     assert found is not None
     assert (found.node, found.operator) == ("MatMul/p70", "MatMul")
     assert (found.tensor, found.kind) == ("p70", "NaN")
-    assert found.told() == "MatMul/p70 (MatMul) is the first to make NaN, in p70"
+    assert found.describe() == "MatMul/p70 (MatMul) is the first to make NaN, in p70"
 
 
 def test_what_overflows_is_named_and_not_what_makes_nan_of_it() -> None:

@@ -25,7 +25,7 @@ def test_a_planted_fault_is_named_at_its_node(fault: Fault, against: str) -> Non
         # What it reads is less far off than what it makes.
         assert isfinite(found.relative_diff)
         assert (found.input_relative_diff or 0.0) < found.relative_diff
-    assert case.node in found.told()
+    assert case.node in found.describe()
 
 
 @pytest.mark.parametrize("name", sorted({fault.subject for fault in FAULTS}))

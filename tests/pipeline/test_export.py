@@ -221,7 +221,7 @@ def dangling(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (fixed_batch, "onnx.checker refuses|fixes the batch axis of images"),
         (foreign_domain, "needs the operator domain 'com.example'"),
@@ -230,8 +230,8 @@ def dangling(model: onnx.ModelProto) -> None:
         (dangling, "onnx.checker refuses the model"),
     ],
 )
-def test_our_own_assertions(exported: Project, change: object, told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_our_own_assertions(exported: Project, change: object, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         onnxmodel.check(broken(exported.models["fp32"], change), 20)
 
 

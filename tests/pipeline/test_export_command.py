@@ -48,7 +48,7 @@ def test_a_gate_that_is_not_met_is_status_1(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((), "Missing argument 'EXPERIMENT', or --module"),
         (("--module", "a:b"), "--module needs --input and --output"),
@@ -59,10 +59,10 @@ def test_a_gate_that_is_not_met_is_status_1(folder: Path) -> None:
         (("--module", "a:b", *INPUT, "--output", "n.onnx", "--opset", "17"), "17 is not in the"),
     ],
 )
-def test_wrong_usage(folder: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_wrong_usage(folder: Path, arguments: tuple[str, ...], message: str) -> None:
     done = export(*arguments)
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert list(folder.iterdir()) == []
 
 

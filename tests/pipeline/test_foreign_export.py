@@ -107,7 +107,7 @@ def test_what_is_no_tensor_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "spec", "told"),
+    ("module", "spec", "message"),
     [
         (plain(), "float32[batch,3,9,9]", r"refuses input \[2, 3, 9, 9\]: RuntimeError: mat1"),
         (plain(), "int64[batch,3,8,8]", "refuses input"),
@@ -117,8 +117,8 @@ def test_what_is_no_tensor_is_left_out() -> None:
         (Half(), "float32[batch,4]", "output output is bfloat16, which numpy has not; cast it"),
     ],
 )
-def test_what_does_not_answer_rows_is_refused(module: nn.Module, spec: str, told: str) -> None:
-    with pytest.raises(ModelError, match=told) as caught:
+def test_what_does_not_answer_rows_is_refused(module: nn.Module, spec: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
         flat(module, spec)
     assert "\n" not in str(caught.value)
 
@@ -161,7 +161,7 @@ def test_attention_with_a_learned_bias_is_exported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "told"),
+    ("module", "message"),
     [
         (Fickle, "cannot export the module: what it computes depends on the values of its input"),
         (Unknown, r"No ONNX function found for .*_linalg_eigh.*\(operator aten._linalg_eigh"),
@@ -169,9 +169,9 @@ def test_attention_with_a_learned_bias_is_exported() -> None:
     ],
 )
 def test_what_cannot_be_exported_is_one_line(
-    module: Callable[[], nn.Module], told: str, capfd: pytest.CaptureFixture[str]
+    module: Callable[[], nn.Module], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ModelError, match=told) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         exported(module(), "float32[batch,4]")
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -183,14 +183,14 @@ def test_the_place_in_the_users_code_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "told"),
+    ("module", "message"),
     [
         (Large, "has 2.4 GB of weights; one ONNX file holds at most 2 GB"),
         (Elsewhere, "weights lie on meta; return it on the cpu"),
     ],
 )
-def test_weights_that_cannot_be_written(module: Callable[[], nn.Module], told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_weights_that_cannot_be_written(module: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         check_weights(module())
 
 

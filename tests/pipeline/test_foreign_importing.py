@@ -64,32 +64,32 @@ def test_what_is_no_function_is_not_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "message"),
     [
         ("broken", "ModuleNotFoundError: No module named 'package_that_is_nowhere'"),
         ("script", "SystemExit: usage: script.py DATA"),
         ("typo", "SyntaxError: "),
     ],
 )
-def test_a_file_that_cannot_be_imported(folder: Path, file: str, told: str) -> None:
+def test_a_file_that_cannot_be_imported(folder: Path, file: str, message: str) -> None:
     with pytest.raises(ModelError) as caught:
         load_module(f"ownnets.{file}:build")
-    assert str(caught.value).startswith(f"importing ownnets.{file} failed: {told}")
+    assert str(caught.value).startswith(f"importing ownnets.{file} failed: {message}")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         ("none", "foreign_nets:none must return a torch.nn.Module, it returned NoneType"),
         ("failing", "foreign_nets:failing failed: ValueError: no weights"),
         ("leaving", "foreign_nets:leaving failed: SystemExit: usage: train.py DATA"),
     ],
 )
-def test_a_function_that_makes_no_module(function: str, told: str) -> None:
+def test_a_function_that_makes_no_module(function: str, message: str) -> None:
     with pytest.raises(ModelError) as caught:
         load_module(f"foreign_nets:{function}")
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 def test_what_it_prints_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,7 @@ def test_files_of_another_number_of_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limit", "specs", "told"),
+    ("name", "limit", "specs", "message"),
     [
         ("net.pt", 1e-4, FOUR, "must end in .onnx, got .*net.pt"),
         ("net.onnx", 0.0, FOUR, "limit must be above 0, got 0"),
@@ -109,9 +109,9 @@ def test_files_of_another_number_of_rows(tmp_path: Path) -> None:
     ],
 )
 def test_senseless_arguments(
-    tmp_path: Path, name: str, limit: float, specs: list[InputSpec], told: str
+    tmp_path: Path, name: str, limit: float, specs: list[InputSpec], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         export_module(nn.Linear(4, 3), specs, tmp_path / name, options=ModuleOptions(limit=limit))
 
 
@@ -123,12 +123,12 @@ def test_another_computation_while_exporting_is_caught(tmp_path: Path) -> None:
     path.write_bytes(b"an earlier one")
     with pytest.raises(ParityError) as caught:
         export_module(Lying(), FOUR, path)
-    told = str(caught.value)
-    assert told.startswith("Lying: ")
-    assert "at output[" in told
-    assert "limit 1.0e-04" in told
-    assert "torch's exporter traced another computation than the module's" in told
-    assert f"kept as {tmp_path / 'net.failed.onnx'}" in told
+    message = str(caught.value)
+    assert message.startswith("Lying: ")
+    assert "at output[" in message
+    assert "limit 1.0e-04" in message
+    assert "torch's exporter traced another computation than the module's" in message
+    assert f"kept as {tmp_path / 'net.failed.onnx'}" in message
     assert path.read_bytes() == b"an earlier one"
     kept = json.loads((tmp_path / "net.failed.parity.json").read_text())
     assert (kept["passed"], kept["model"]) == (False, "net.failed.onnx")

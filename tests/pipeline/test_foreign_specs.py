@@ -89,7 +89,7 @@ def test_a_file_of_one_row_is_repeated_for_the_exporter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (np.zeros((0, 4), np.float32), "holds no rows"),
         (np.float32(1), "holds no rows"),
@@ -97,9 +97,9 @@ def test_a_file_of_one_row_is_repeated_for_the_exporter(tmp_path: Path) -> None:
         (np.zeros((2, 2), np.complex64), "holds complex64"),
     ],
 )
-def test_rows_that_no_module_takes(tmp_path: Path, rows: object, told: str) -> None:
+def test_rows_that_no_module_takes(tmp_path: Path, rows: object, message: str) -> None:
     np.save(tmp_path / "rows.npy", rows)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         parse_input(str(tmp_path / "rows.npy"))
 
 

@@ -80,16 +80,16 @@ def test_sizes_are_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("int8", "told"),
+    ("int8", "message"),
     [
         ([], "x: benchmark.json has no CPU row for int8$"),
         ([measured("int8", 2, {1: 1.0})], "no CPU row for int8 with the 1 threads that suit fp32"),
         ([measured("int8", 1, {8: 1.0})], "no CPU row for int8 at batch 1$"),
     ],
 )
-def test_a_variant_without_the_row_is_refused(int8: list[Measured], told: str) -> None:
+def test_a_variant_without_the_row_is_refused(int8: list[Measured], message: str) -> None:
     found = report([measured("fp32", 1, {1: 1.0}), *int8])
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=message):
         gains_over_fp32(found, ["int8"], "latency")
 
 

@@ -28,12 +28,12 @@ NOTHING = Limits(
 ROWS = 360
 
 
-def told(found: Cell, rows: int = ROWS, **limits: float) -> list[str]:
+def describe(found: Cell, rows: int = ROWS, **limits: float) -> list[str]:
     return list(failures([found], rows, replace(NOTHING, **limits)))
 
 
 def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
-    assert told(cell(diff=1e6, flips=360)) == []
+    assert describe(cell(diff=1e6, flips=360)) == []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
     ],
 )
 def test_each_quantity_fails_alone(limits: dict[str, float], line: str) -> None:
-    assert told(cell(diff=2e-3, flips=3), **limits) == [line]
+    assert describe(cell(diff=2e-3, flips=3), **limits) == [line]
 
 
 @pytest.mark.parametrize(
@@ -61,20 +61,20 @@ def test_each_quantity_fails_alone(limits: dict[str, float], line: str) -> None:
     ],
 )
 def test_what_is_at_its_limit_is_within_it(limits: dict[str, float]) -> None:
-    assert told(cell(diff=2e-3, flips=3), **limits) == []
+    assert describe(cell(diff=2e-3, flips=3), **limits) == []
 
 
 def test_no_number_is_beyond_every_limit() -> None:
     found = cell(diff=1e-9, flips=0)
     logits = replace(found.outputs[0], nonfinite=4, max_abs_at=(17, 2))
     broken = replace(found, outputs=(logits, found.outputs[1]))
-    assert told(broken) == ["4 values are NaN or infinite, first at logits[17, 2]"]
+    assert describe(broken) == ["4 values are NaN or infinite, first at logits[17, 2]"]
 
 
 def test_a_loss_of_accuracy_counts_on_the_whole_set_alone() -> None:
     sample = replace(cell(diff=1e-9, flips=0), rows=100)
-    assert told(sample, accuracy_loss=0.0) == []
-    assert told(sample, rows=100, accuracy_loss=0.0) != []
+    assert describe(sample, accuracy_loss=0.0) == []
+    assert describe(sample, rows=100, accuracy_loss=0.0) != []
 
 
 def test_accuracy_that_is_not_known_is_not_lost() -> None:
@@ -91,7 +91,7 @@ def test_a_gain_is_a_negative_loss() -> None:
     assert found.decisions is not None
     better = replace(found, decisions=replace(found.decisions, accuracy=0.9963))
     assert accuracy_loss(better) == pytest.approx(-0.1)
-    assert told(better, accuracy_loss=0.0) == []
+    assert describe(better, accuracy_loss=0.0) == []
 
 
 def test_the_worst_cell_is_the_one_that_is_named() -> None:
@@ -162,15 +162,15 @@ def test_batches_hostile_rows_and_no_rows_fail_too() -> None:
     assert found.failures == ("2.0e-04 alone and first of 7, limit 1.0e-04",)
     assert found.batch_diff == 2e-4
     hostile = (
-        HostileRow(name="zeros", passed=True, max_abs_diff=1e-6, limit=1e-4, told=""),
-        HostileRow(name="noise", passed=False, max_abs_diff=3e-3, limit=2e-4, told=""),
-        HostileRow(name="all 255", passed=False, max_abs_diff=5e-3, limit=3e-4, told=""),
+        HostileRow(name="zeros", passed=True, max_abs_diff=1e-6, limit=1e-4, message=""),
+        HostileRow(name="noise", passed=False, max_abs_diff=3e-3, limit=2e-4, message=""),
+        HostileRow(name="all 255", passed=False, max_abs_diff=5e-3, limit=3e-4, message=""),
         HostileRow(
             name="denormals",
             passed=False,
             max_abs_diff=None,
             limit=None,
-            told="refused by one side: too small",
+            message="refused by one side: too small",
         ),
     )
     found = summary(good, hostile=hostile)

@@ -82,7 +82,7 @@ def test_the_same_model_passes_every_row() -> None:
     rows = hostile_rows(side, side.at("none"), EXAMPLE, 1e-3, USUAL)
     assert [row.name for row in rows] == ["zeros", "all 255", "one hot pixel", "noise", "denormals"]
     assert all(row.passed for row in rows)
-    assert all(row.told == "" for row in rows)
+    assert all(row.message == "" for row in rows)
 
 
 def test_a_difference_that_only_a_hostile_row_shows() -> None:
@@ -105,13 +105,13 @@ def test_a_difference_that_only_a_hostile_row_shows() -> None:
     assert [row.name for row in rows if not row.passed] == ["all 255", "one hot pixel"]
     assert all(row.passed for row in hostile_rows(clipped, clipped, EXAMPLE, 1e-3, USUAL))
     # Without a limit it is told and no failure.
-    told = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, None, USUAL)
-    assert all(row.passed for row in told)
-    assert max(row.max_abs_diff or 0 for row in told) > 10
+    message = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, None, USUAL)
+    assert all(row.passed for row in message)
+    assert max(row.max_abs_diff or 0 for row in message) > 10
 
 
 @pytest.mark.parametrize(
-    ("left", "right", "passed", "told"),
+    ("left", "right", "passed", "message"),
     [
         (np.nan, np.nan, True, "NaN or infinite on both sides"),
         (np.inf, np.inf, True, "NaN or infinite on both sides"),
@@ -127,12 +127,12 @@ def test_a_difference_that_only_a_hostile_row_shows() -> None:
     ],
 )
 def test_what_is_no_number_must_be_so_on_both_sides(
-    left: float | str, right: float | str, passed: bool, told: str
+    left: float | str, right: float | str, passed: bool, message: str
 ) -> None:
     rows = hostile_rows(Answering({"zeros": left}), Answering({"zeros": right}), EXAMPLE, 2.0, {})
     zeros = next(row for row in rows if row.name == "zeros")
     assert zeros.passed is passed
-    assert zeros.told == told
+    assert zeros.message == message
     assert all(row.passed for row in rows if row.name != "zeros")
 
 
@@ -145,9 +145,9 @@ def test_a_batch_without_rows_may_be_refused_in_words() -> None:
     made = small.linear()
     for value in (*made.graph.input, *made.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 4
-    told, sane = zero_rows(small.side(made), EXAMPLE)
+    message, sane = zero_rows(small.side(made), EXAMPLE)
     assert sane
-    assert told.startswith("refused: the model refused its input: ")
+    assert message.startswith("refused: the model refused its input: ")
     assert zero_rows(Answering({"zeros": "none?"}), EXAMPLE) == ("refused: none?", True)
 
 
@@ -183,17 +183,17 @@ def recurrent() -> onnx.ModelProto:
 def test_a_recurrent_layer_refuses_what_would_take_the_process_down() -> None:
     side = small.side(recurrent())
     example = {"features": np.ones((1, 3, 2), np.float32)}
-    told, sane = zero_rows(side, example)
-    assert told.startswith("refused: ")
-    assert "needs at least one row" in told
+    message, sane = zero_rows(side, example)
+    assert message.startswith("refused: ")
+    assert "needs at least one row" in message
     assert sane
     assert side.answer(example, 1)["values"].shape == (1, 4)
 
 
 def test_bytes_that_are_no_model_are_refused_in_the_other_process() -> None:
-    told, sane = ask_nothing(b"no model", "cpu", EXAMPLE)
+    message, sane = ask_nothing(b"no model", "cpu", EXAMPLE)
     assert sane
-    assert "refused: the model cannot be loaded" in told
+    assert "refused: the model cannot be loaded" in message
 
 
 def rows_of(array: np.ndarray) -> Rows:

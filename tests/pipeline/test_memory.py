@@ -29,7 +29,7 @@ def test_a_block_that_was_freed_is_used_again() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True
     )
-    told, before, after = done.stdout.split()
-    if told != "True":
+    message, before, after = done.stdout.split()
+    if message != "True":
         pytest.skip("this C library has no mallopt")
     assert int(after) < int(before) / 10

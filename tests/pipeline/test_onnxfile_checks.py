@@ -25,10 +25,10 @@ def kept(made: onnx.ModelProto, folder: Path) -> Path:
 def refused(path: Path, error: type[FerryError] = ModelError) -> str:
     with pytest.raises(error) as caught:
         load_foreign(path)
-    told = str(caught.value)
-    assert len(told.splitlines()) == 1
-    assert str(path) in told
-    return told
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert str(path) in message
+    return message
 
 
 def test_a_sound_file_comes_back_as_it_is(tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def external_in_a_branch(made: onnx.ModelProto) -> str:
 def test_weights_in_another_file(plant: Callable[[onnx.ModelProto], str], tmp_path: Path) -> None:
     made = chain(1)
     name = plant(made)
-    told = refused(kept(made, tmp_path))
-    assert f"keeps {name} in another file, 'weights.bin'" in told
-    assert "onnx.save" in told
+    message = refused(kept(made, tmp_path))
+    assert f"keeps {name} in another file, 'weights.bin'" in message
+    assert "onnx.save" in message
 
 
 def of_domain(domain: str) -> onnx.ModelProto:
@@ -99,8 +99,8 @@ def of_domain(domain: str) -> onnx.ModelProto:
 
 
 def test_an_operator_of_nobody_knows_whom(tmp_path: Path) -> None:
-    told = refused(kept(of_domain("evil.org"), tmp_path))
-    assert "needs the operator evil.org::Secret, at node 'the/Secret'" in told
+    message = refused(kept(of_domain("evil.org"), tmp_path))
+    assert "needs the operator evil.org::Secret, at node 'the/Secret'" in message
 
 
 def test_a_node_without_a_name_is_told_by_what_it_makes(tmp_path: Path) -> None:

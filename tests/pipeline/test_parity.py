@@ -244,12 +244,12 @@ def test_a_planted_fault_is_named_at_its_layer(
     metrics = tmp_path / "parity.json"
     with pytest.raises(ParityError) as caught:
         run(exported, {**exported.models, "fp32": path}, metrics)
-    told = str(caught.value)
-    assert told.startswith("digits-cnn fp32: ")
-    assert f"first divergence at {node}; see {metrics}" in told
-    assert "at logits[" in told
-    assert "limit 1.0e-04" in told
-    assert "\n" not in told
+    message = str(caught.value)
+    assert message.startswith("digits-cnn fp32: ")
+    assert f"first divergence at {node}; see {metrics}" in message
+    assert "at logits[" in message
+    assert "limit 1.0e-04" in message
+    assert "\n" not in message
     report = read(ParityReport, metrics, "ferry parity")
     assert not report.passed
     assert report.variants["fp16"].passed
@@ -295,9 +295,9 @@ def test_accuracy_that_is_lost_fails_its_gate(exported: Project, tmp_path: Path)
     path = planted(exported, tmp_path, forget)
     with pytest.raises(ParityError) as caught:
         run(exported, {"fp32": path}, tmp_path / "parity.json")
-    told = str(caught.value)
-    assert "points of accuracy lost, limit 0.00" in told
-    assert "flips, limit 0" in told
+    message = str(caught.value)
+    assert "points of accuracy lost, limit 0.00" in message
+    assert "flips, limit 0" in message
     failed = read(ParityReport, tmp_path / "parity.json", "ferry parity")
     assert failed.variants["fp32"].accuracy_loss is not None
     assert failed.variants["fp32"].accuracy_loss > 50
@@ -364,34 +364,34 @@ def refused(params: Params, name: str, **gate: object) -> str:
 
 
 def test_a_gate_that_does_not_say_how_many_may_flip(params: Params) -> None:
-    told = refused(params, "digits-mlp", flips=None)
-    assert told == "experiments.digits-mlp.parity.int8.flips must be a number, got None"
+    message = refused(params, "digits-mlp", flips=None)
+    assert message == "experiments.digits-mlp.parity.int8.flips must be a number, got None"
 
 
 def test_a_gate_on_classes_that_are_not_there(params: Params) -> None:
-    told = refused(params, "mnist-autoencoder", accuracy_loss=0.1)
-    assert told == (
+    message = refused(params, "mnist-autoencoder", accuracy_loss=0.1)
+    assert message == (
         "experiments.mnist-autoencoder.parity.int8.accuracy_loss must be null: no class is "
         "predicted, got 0.1"
     )
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"levels": ("none",)}, "levels must hold 'all', which ships, got ('none',)"),
         ({"exporters": ("torchscript",)}, "exporters must hold 'dynamo', which ships"),
     ],
 )
 def test_what_ships_is_always_compared(
-    params: Params, changes: dict[str, object], told: str
+    params: Params, changes: dict[str, object], message: str
 ) -> None:
     experiment = params.experiment("digits-mlp")
     config = replace(experiment.parity, **changes)  # type: ignore[arg-type]
     nowhere = Path("nowhere")
     with pytest.raises(ConfigError) as caught:
         parity(nowhere, {}, nowhere, nowhere, experiment=replace(experiment, parity=config))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_near_ties_need_a_number_to_be_told_by(params: Params) -> None:

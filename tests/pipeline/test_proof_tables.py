@@ -80,7 +80,7 @@ def test_what_is_remarkable_is_told_and_the_rest_is_not() -> None:
         first_nonfinite=NonFinite(node="a/Log", operator="Log", tensor="x", kind="infinity"),
         hostile=(
             HostileRow(
-                name="zeros", passed=True, max_abs_diff=0.0, limit=None, told="refused by both"
+                name="zeros", passed=True, max_abs_diff=0.0, limit=None, message="refused by both"
             ),
         ),
         zero_rows="ends the process with SIGABRT",
@@ -92,9 +92,9 @@ def test_what_is_remarkable_is_told_and_the_rest_is_not() -> None:
         "a batch without rows ends the process with SIGABRT",
         "no third opinion: it lacks Fused",
     ]
-    told = dict(facts(odd))
-    assert told["third opinion"] == "none: it lacks Fused"
-    assert told["batch without rows"] == "ends the process with SIGABRT"
+    message = dict(facts(odd))
+    assert message["third opinion"] == "none: it lacks Fused"
+    assert message["batch without rows"] == "ends the process with SIGABRT"
 
 
 def test_a_reconstruction_has_dashes_where_classes_would_be() -> None:

@@ -7,8 +7,8 @@ from tries import BUDGET, attempt, judged, ratio
 
 from pipeline.quantization.quality import (
     best_of,
+    describe,
     reason_of,
-    told,
     too_inaccurate,
     too_noisy,
     too_slow_or_large,
@@ -87,7 +87,7 @@ def test_figures_that_are_unknown_are_not_told() -> None:
         speedup={},
         verdict="cannot be applied: no kernel",
     )
-    assert told(failed) == "cannot be applied: no kernel"
+    assert describe(failed) == "cannot be applied: no kernel"
 
 
 @pytest.mark.parametrize(

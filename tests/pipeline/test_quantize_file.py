@@ -176,7 +176,7 @@ def test_the_command_as_json_and_a_refusal_that_is_no_failure(tmp_path: Path) ->
 
 def test_wrong_usage_of_the_command(tmp_path: Path) -> None:
     path, rows = saved(product_net(), tmp_path)
-    for arguments, told in (
+    for arguments, message in (
         ((path,), "needs --data and --output"),
         ((path, "--data", rows), "needs --data and --output"),
         ((path, "--data", rows, "-o", tmp_path, "--goal", "beauty"), "'beauty' is not one of"),
@@ -184,7 +184,7 @@ def test_wrong_usage_of_the_command(tmp_path: Path) -> None:
     ):
         result = invoke(*arguments)
         assert result.exit_code == 2, result.output
-        assert told in result.output
+        assert message in result.output
 
 
 def test_an_experiment_takes_no_options(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -372,20 +372,20 @@ def test_it_says_how_to_reproduce(page):
 
 
 @pytest.mark.parametrize(
-    ("revision", "shown", "told"),
+    ("revision", "shown", "message"),
     [
         ("f" * 40, f"revision {'f' * 12}<", f"git checkout {'f' * 40}\npip"),
         ("f" * 40 + "-dirty", f"revision {'f' * 12}-dirty<", "not committed\npip"),
         ("unknown", "revision unknown<", "<pre>pip"),
     ],
 )
-def test_the_revision_is_told_as_it_was(params, tmp_path, revision, shown, told):
+def test_the_revision_is_told_as_it_was(params, tmp_path, revision, shown, message):
     training = sample_metrics.training("digits-mlp") | {"git_revision": revision}
     write_json(tmp_path / "digits-mlp" / "train.json", training)
     page = tmp_path / "index.html"
     report(tmp_path, tmp_path / "pictures", page, params=params)
     assert shown in page.read_text()
-    assert told in section(page.read_text(), "reproduce")
+    assert message in section(page.read_text(), "reproduce")
     assert "dirty\n" not in section(page.read_text(), "reproduce")
 
 

@@ -10,7 +10,7 @@ from pipeline.stages.page.speed import machines
 from serving.machine.environment import Environment
 
 IGNORED = {"load_average", "git_revision"}
-TOLD = sorted({field.name for field in fields(Environment)} - IGNORED)
+MESSAGES = sorted({field.name for field in fields(Environment)} - IGNORED)
 
 
 def measured_on(name: str, **changes: object) -> BenchmarkReport:
@@ -31,7 +31,7 @@ def other(value: object) -> object:
     raise NotImplementedError(value)
 
 
-@pytest.mark.parametrize("field", TOLD)
+@pytest.mark.parametrize("field", MESSAGES)
 def test_a_difference_in_any_field_is_another_machine(field: str) -> None:
     first = measured_on("first")
     second = measured_on("second", **{field: other(getattr(first.bench.environment, field))})

@@ -14,7 +14,7 @@ from pipeline.stages.results import Measured, read_measured
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.report import Skipped
 
-Told = Callable[[BenchmarkReport], Speed]
+Describe = Callable[[BenchmarkReport], Speed]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 
 @pytest.fixture
-def told(measured: Measured) -> Told:
+def describe(measured: Measured) -> Describe:
     """The section of an experiment whose benchmark is this one."""
 
     def section(report: BenchmarkReport) -> Speed:
@@ -100,9 +100,9 @@ def test_the_section_opens_with_one_row_and_with_64(whole: Speed) -> None:
     ],
 )
 def test_without_1_or_64_the_ends_are_claimed(
-    told: Told, sizes: tuple[int, ...], claimed: list[int]
+    describe: Describe, sizes: tuple[int, ...], claimed: list[int]
 ) -> None:
-    speed = told(claiming(dict.fromkeys(sizes, ratio(2.0, 2.2))))
+    speed = describe(claiming(dict.fromkeys(sizes, ratio(2.0, 2.2))))
     assert [claim.batch_size for claim in speed.claims] == claimed
 
 
@@ -118,21 +118,21 @@ def test_without_1_or_64_the_ends_are_claimed(
     ],
 )
 def test_only_an_interval_beyond_two_hundredths_is_a_difference(
-    told: Told, low: float, high: float, verdict: str
+    describe: Describe, low: float, high: float, verdict: str
 ) -> None:
-    speed = told(claiming({1: ratio(low, high)}))
+    speed = describe(claiming({1: ratio(low, high)}))
     assert [claim.verdict for claim in speed.claims] == [verdict]
     assert [line.verdict for line in speed.lines] == [verdict]
 
 
-def test_a_row_that_was_not_compared_is_neither_claimed_nor_judged(told: Told) -> None:
-    speed = told(claiming({1: None, 64: ratio(2.0, 2.1)}))
+def test_a_row_that_was_not_compared_is_neither_claimed_nor_judged(describe: Describe) -> None:
+    speed = describe(claiming({1: None, 64: ratio(2.0, 2.1)}))
     assert [claim.batch_size for claim in speed.claims] == [64]
     assert [line.verdict for line in speed.lines] == [None, "faster"]
 
 
-def test_two_threads_make_no_claim(told: Told) -> None:
-    assert told(claiming({1: ratio(2.0, 2.1)}, threads=2)).claims == ()
+def test_two_threads_make_no_claim(describe: Describe) -> None:
+    assert describe(claiming({1: ratio(2.0, 2.1)}, threads=2)).claims == ()
 
 
 # Doubts
@@ -142,11 +142,11 @@ def test_a_quiet_and_whole_benchmark_has_no_warning(whole: Speed) -> None:
     assert whole.warnings == ()
 
 
-def test_the_interruption_is_told_before_the_load(told: Told) -> None:
+def test_the_interruption_is_told_before_the_load(describe: Describe) -> None:
     busy = "other programs kept 1.0 of 2 cores busy: distrust the figures"
     load = replace(undrawn().bench.load, warning=busy)
-    assert told(undrawn(load=load)).warnings == (f"While it was measured, {busy}.",)
-    cut, loaded = told(undrawn(load=load, partial=True)).warnings
+    assert describe(undrawn(load=load)).warnings == (f"While it was measured, {busy}.",)
+    cut, loaded = describe(undrawn(load=load, partial=True)).warnings
     assert cut.startswith("The benchmark was interrupted")
     assert busy in loaded
 
@@ -193,13 +193,15 @@ def test_the_interruption_is_told_before_the_load(told: Told) -> None:
         ),
     ],
 )
-def test_the_same_reason_is_told_once(told: Told, given: list[Skipped], lines: list[str]) -> None:
-    assert list(told(undrawn(skipped=tuple(given))).skipped) == lines
+def test_the_same_reason_is_told_once(
+    describe: Describe, given: list[Skipped], lines: list[str]
+) -> None:
+    assert list(describe(undrawn(skipped=tuple(given))).skipped) == lines
 
 
-def test_variants_that_were_not_made_come_first(told: Told) -> None:
+def test_variants_that_were_not_made_come_first(describe: Describe) -> None:
     report = undrawn(skipped=(skipped("int8", "cuda", None, "no card"),))
-    speed = told(replace(report, skipped={"fp16": "too slow"}))
+    speed = describe(replace(report, skipped={"fp16": "too slow"}))
     assert speed.skipped == ("fp16: not made: too slow", "int8 on cuda: skipped: no card")
 
 

@@ -140,9 +140,9 @@ def test_no_rows_are_refused(tmp_path: Path) -> None:
 
 def test_rows_of_another_dtype_or_shape_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", features=np.zeros((2, 4), np.float64))
-    told = refused(tmp_path / "rows.npz", FEATURES)
-    assert "holds float64 [2, 4] for the input 'features'" in told
-    assert "takes float32 [rows, 3]" in told
+    message = refused(tmp_path / "rows.npz", FEATURES)
+    assert "holds float64 [2, 4] for the input 'features'" in message
+    assert "takes float32 [rows, 3]" in message
 
 
 def test_inputs_that_are_missing_or_do_not_match_are_refused(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_inputs_that_are_missing_or_do_not_match_are_refused(tmp_path: Path) -> 
 
 def test_a_file_of_one_input_does_not_feed_two(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.arange(4))
-    told = refused(tmp_path / "rows.npy", IDS, FEATURES)
-    assert "the model has 2 (ids, features); give a .npz" in told
+    message = refused(tmp_path / "rows.npy", IDS, FEATURES)
+    assert "the model has 2 (ids, features); give a .npz" in message
 
 
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "error", "told"),
+    ("spec", "error", "message"),
     [
         ("nowhere.onnx", MissingInputError, "nowhere.onnx is not there"),
         ("some/model", MissingInputError, "it should be an ONNX file or a bundle"),
@@ -120,10 +120,10 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
         ("models", MissingInputError, "models is not a bundle"),
     ],
 )
-def test_what_is_no_side(at_home: Project, spec: str, error: type[Exception], told: str) -> None:
+def test_what_is_no_side(at_home: Project, spec: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         open_side(spec)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -47,8 +47,10 @@ def test_a_loss_of_two_classes_for_ten(digits: Experiment) -> None:
 
 
 def test_a_model_for_other_rows(digits: Experiment) -> None:
-    told = refused(replace(digits, dataset="moons", model=CNN))
-    assert told == "experiments.digits-mlp.model.name: cnn takes image rows, moons has table rows"
+    message = refused(replace(digits, dataset="moons", model=CNN))
+    assert (
+        message == "experiments.digits-mlp.model.name: cnn takes image rows, moons has table rows"
+    )
 
 
 CNN = ModelConfig(
@@ -67,24 +69,28 @@ CNN = ModelConfig(
 def test_rows_that_cannot_be_turned(params: Params) -> None:
     moons = params.experiment("moons-mlp")
     augment = replace(moons.train.augment, rotate=10.0)
-    told = refused(with_train(moons, augment=augment))
-    assert told.startswith("experiments.moons-mlp.train.augment: moons has table rows, and only")
+    message = refused(with_train(moons, augment=augment))
+    assert message.startswith("experiments.moons-mlp.train.augment: moons has table rows, and only")
 
 
 def test_random_changes_under_lbfgs(digits: Experiment) -> None:
     augment = replace(digits.train.augment, translate=1)
-    told = refused(with_train(digits, optimizer="lbfgs", augment=augment))
-    assert told.startswith("experiments.digits-mlp.train.augment: lbfgs asks for the same loss")
+    message = refused(with_train(digits, optimizer="lbfgs", augment=augment))
+    assert message.startswith("experiments.digits-mlp.train.augment: lbfgs asks for the same loss")
 
 
 def test_smoothing_where_there_are_no_labels(params: Params) -> None:
-    told = refused(with_train(params.experiment("mnist-autoencoder"), label_smoothing=0.1))
-    assert "train.label_smoothing must be 0 for mean_squared_error" in told
+    message = refused(with_train(params.experiment("mnist-autoencoder"), label_smoothing=0.1))
+    assert "train.label_smoothing must be 0 for mean_squared_error" in message
 
 
 def test_what_lbfgs_does_not_have(digits: Experiment) -> None:
-    told = refused(with_train(digits, optimizer="lbfgs", momentum=0.0, clip=1.0, weight_decay=0.0))
-    assert told == "experiments.digits-mlp.train.clip must be 0 for lbfgs, which has none, got 1.0"
+    message = refused(
+        with_train(digits, optimizer="lbfgs", momentum=0.0, clip=1.0, weight_decay=0.0)
+    )
+    assert (
+        message == "experiments.digits-mlp.train.clip must be 0 for lbfgs, which has none, got 1.0"
+    )
 
 
 def test_it_is_asked_before_any_data_is_read(digits: Experiment, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ class Unknown(nn.Module):
 def test_what_it_cannot_export_is_told_in_one_line() -> None:
     with pytest.raises(ModelError) as caught:
         torchscript.to_onnx(graph_of(Unknown(), CrossEntropy()), stripes(2).inputs, 20)
-    told = str(caught.value)
-    assert told.startswith("TorchScript cannot export the model: ")
-    assert "qr" in told
-    assert len(told.splitlines()) == 1
-    assert len(told) < 400
+    message = str(caught.value)
+    assert message.startswith("TorchScript cannot export the model: ")
+    assert "qr" in message
+    assert len(message.splitlines()) == 1
+    assert len(message) < 400

@@ -31,12 +31,12 @@ def outcome(job: Job, settings: dict[str, Setting], stop_after: int = 99) -> Out
 
 
 def test_a_training_tells_each_epoch_and_writes_nothing(job: Job) -> None:
-    told: list[Epoch] = []
-    done = run(job, {"train.lr": 0.02}, lambda epoch: not told.append(epoch))
+    message: list[Epoch] = []
+    done = run(job, {"train.lr": 0.02}, lambda epoch: not message.append(epoch))
     assert done.state == "complete"
-    assert list(done.epochs) == told
-    assert [epoch.epoch for epoch in told] == [1, 2, 3]
-    assert (told[-1].validation_accuracy or 0) > 0.5
+    assert list(done.epochs) == message
+    assert [epoch.epoch for epoch in message] == [1, 2, 3]
+    assert (message[-1].validation_accuracy or 0) > 0.5
     assert not job.weights.parent.exists()
     assert done.epochs[-1].loss == outcome(job, {"train.lr": 0.02}).epochs[-1].loss
 

@@ -202,10 +202,10 @@ def test_the_command_tells_its_progress_and_its_result(folder: Path) -> None:
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["states"] == {"complete": 2, "interrupted": 0}
-    told = done.stderr.splitlines()
-    assert told[0].startswith("trial 0 complete: ")
-    assert f"with train.lr {report['trials'][0]['settings']['train.lr']}; best " in told[0]
-    assert told[1].startswith("trial 1 complete: ")
+    message = done.stderr.splitlines()
+    assert message[0].startswith("trial 0 complete: ")
+    assert f"with train.lr {report['trials'][0]['settings']['train.lr']}; best " in message[0]
+    assert message[1].startswith("trial 1 complete: ")
     shown = invoke("digits-mlp", "--trials", "2")
     assert shown.exit_code == 0
     assert shown.stdout.endswith((folder / "models/digits-mlp/tune" / BEST).read_text())

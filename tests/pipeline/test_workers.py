@@ -33,11 +33,11 @@ def worker(ready: Path, params: Params) -> Iterator[Worker]:
 
 def hear(worker: Worker) -> list[Epoch | Outcome]:
     """All that it tells about one trial."""
-    told = [worker.receive()]
-    while isinstance(told[-1], Epoch):
+    message = [worker.receive()]
+    while isinstance(message[-1], Epoch):
         worker.answer(go_on=True)
-        told.append(worker.receive())
-    return told
+        message.append(worker.receive())
+    return message
 
 
 def test_epochs_and_the_end_are_told(worker: Worker) -> None:

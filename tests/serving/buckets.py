@@ -46,10 +46,12 @@ class Handler(BaseHTTPRequestHandler):
                 f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
                 for name in folders
             )
-            told = (
+            message = (
                 f"<KeyCount>{len(keys) + len(folders)}</KeyCount><IsTruncated>false</IsTruncated>"
             )
-            self.send(200, f"<ListBucketResult>{told}{files}{common}</ListBucketResult>".encode())
+            self.send(
+                200, f"<ListBucketResult>{message}{files}{common}</ListBucketResult>".encode()
+            )
         elif (self.folder / key).is_file():
             self.send(200, (self.folder / key).read_bytes())
         else:
@@ -58,8 +60,8 @@ class Handler(BaseHTTPRequestHandler):
     def gcs(self, key: str, asked: dict[str, str]) -> None:
         if not key:
             keys, folders = self.listed(asked)
-            told = {"items": [self.about(name) for name in keys], "prefixes": folders}
-            self.send(200, json.dumps(told).encode())
+            message = {"items": [self.about(name) for name in keys], "prefixes": folders}
+            self.send(200, json.dumps(message).encode())
         elif not (self.folder / key).is_file():
             self.send(404, b'{"error": {"code": 404, "message": "none"}}')
         elif asked.get("alt") == "media":

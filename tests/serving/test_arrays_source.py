@@ -210,7 +210,7 @@ def test_an_array_from_stdin_from_a_later_row_on(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda content: content[:-1], "stdin ends after 10 rows, its header tells of 11"),
         (lambda content: content + b"x", "stdin goes on after the 11 rows of its header"),
@@ -219,13 +219,13 @@ def test_an_array_from_stdin_from_a_later_row_on(
     ],
 )
 def test_stdin_that_is_no_whole_array(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: object, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: object, message: str
 ) -> None:
     content = npy(ROWS, tmp_path)
     monkeypatch.setattr("sys.stdin", as_stdin(change(content)))  # type: ignore[operator]
     with pytest.raises(InputError) as caught:
         list(open_array_stream(FEATURES, MODEL).chunks(4))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_objects_from_stdin_are_not_unpickled(

@@ -291,8 +291,10 @@ def test_a_usual_name_among_several(tmp_path: Path) -> None:
     assert opened(written(tmp_path / "rows.parquet", columns), IMAGES).cells.names == ("img",)
     del columns["img"]
     path = written(tmp_path / "rows.parquet", columns)
-    told = refused(path, IMAGES)
-    assert "has the columns mask, thumbnail with rows for the model; name one with --column" in told
+    message = refused(path, IMAGES)
+    assert (
+        "has the columns mask, thumbnail with rows for the model; name one with --column" in message
+    )
     assert opened(path, IMAGES, "mask").cells.names == ("mask",)
     assert "has no column 'mas'; did you mean 'mask'?" in refused(path, IMAGES, "mas")
 
@@ -305,7 +307,7 @@ def test_whole_rows_come_before_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "told"),
+    ("column", "message"),
     [
         (tensors(FLAT, (20,)), "which no record is"),
         (tensors(PIXELS[..., 0].reshape(ROWS, 5, 4), (5, 4)), "which no record is"),
@@ -316,10 +318,10 @@ def test_whole_rows_come_before_numbers(tmp_path: Path) -> None:
         (lists(FLAT.astype(str)), "which no record is"),
     ],
 )
-def test_columns_that_do_not_fit(tmp_path: Path, column: Any, told: str) -> None:
+def test_columns_that_do_not_fit(tmp_path: Path, column: Any, message: str) -> None:
     path = written(tmp_path / "rows.parquet", {"x": column})
     message = refused(path, IMAGES)
-    assert told in message
+    assert message in message
     assert "model.onnx takes uint8 [rows, 4, 5, 1], which no record is; give such" in message
 
 

@@ -345,11 +345,11 @@ def test_a_process_that_is_killed_is_told(model, tmp_path, monkeypatch):
 
 
 def test_interrupted_it_keeps_what_was_measured(model):
-    def tell(step):
+    def log(step):
         if step == "batch 4, round 1 of 2":
             raise KeyboardInterrupt
 
-    report = bench(model, QUICK, tell=tell)
+    report = bench(model, QUICK, log=log)
     assert report.partial
     assert sizes(report) == [1]
     assert only(report).peak_memory_bytes > 0

@@ -73,7 +73,7 @@ def test_it_measures_all_providers_and_says_why_not(model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "exit_code", "told"),
+    ("arguments", "exit_code", "message"),
     [
         (("--provider", "nope"), 2, "no provider named 'nope'"),
         (("--provider", "qnn"), 1, "qnn is not there: the installed onnxruntime"),
@@ -90,12 +90,12 @@ def test_it_measures_all_providers_and_says_why_not(model):
         (("--rows", "none.npy"), 1, "none.npy is not there"),
     ],
 )
-def test_it_tells_mistakes_in_one_line(model, arguments, exit_code, told):
+def test_it_tells_mistakes_in_one_line(model, arguments, exit_code, message):
     result = run(model, *arguments)
     assert result.exit_code == exit_code
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -152,9 +152,9 @@ def test_interrupted_it_prints_the_finished_rows_and_fails(model):
         start_new_session=True,
     )
     os.close(stderr)
-    told = b""
-    while b"memory of model.onnx on cpu" not in told:
-        told += os.read(terminal, 1024)
+    message = b""
+    while b"memory of model.onnx on cpu" not in message:
+        message += os.read(terminal, 1024)
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     os.close(terminal)
@@ -162,7 +162,7 @@ def test_interrupted_it_prints_the_finished_rows_and_fails(model):
     report = report_from(json.loads(out))
     assert report.partial
     assert [row.timing.batch_size for one in report.measured for row in one.rows] == [2]
-    assert b"batch 2, round 2 of 2" in told
+    assert b"batch 2, round 2 of 2" in message
 
 
 def test_several_scenarios_run_one_after_the_other(model):

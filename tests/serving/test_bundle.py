@@ -117,11 +117,11 @@ def test_every_difference_is_told_with_expected_and_found(bundle: Path) -> None:
     (bundle / "labels.txt").write_text("x\n")
     (bundle / "golden.npz").unlink()
     (bundle / "new").write_text("")
-    told = refused(bundle)
+    message = refused(bundle)
     size = read_manifest(bundle).files["labels.txt"].size
-    assert f"labels.txt has 2 bytes, expected {size}" in told
-    assert "golden.npz is missing" in told
-    assert "new is not listed" in told
+    assert f"labels.txt has 2 bytes, expected {size}" in message
+    assert "golden.npz is missing" in message
+    assert "new is not listed" in message
 
 
 def test_a_forged_list_of_files_cannot_reach_outside(bundle: Path) -> None:
@@ -143,8 +143,8 @@ def test_a_manifest_of_the_schema_before_is_refused_for_that(bundle: Path) -> No
     raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     del raw["profiles"]
     (bundle / MANIFEST).write_text(json.dumps(raw | {"schema_version": 1}), encoding="utf-8")
-    told = f"{bundle / MANIFEST} has schema version 1, this ferry reads 2; make the bundle anew"
-    assert refused(bundle) == f"{told} with `ferry bundle`"
+    message = f"{bundle / MANIFEST} has schema version 1, this ferry reads 2; make the bundle anew"
+    assert refused(bundle) == f"{message} with `ferry bundle`"
     assert failed_checks(bundle) == ["files"]
 
 
@@ -153,7 +153,7 @@ def failed_checks(bundle: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("opset", "18", "manifest.json.opset must be int, got '18'"),
         ("opset", True, "opset must be int, got True"),
@@ -164,11 +164,11 @@ def failed_checks(bundle: Path) -> list[str]:
     ],
 )
 def test_a_mistyped_manifest_is_refused_by_path(
-    bundle: Path, key: str, value: object, told: str
+    bundle: Path, key: str, value: object, message: str
 ) -> None:
     raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     (bundle / MANIFEST).write_text(json.dumps(raw | {key: value}), encoding="utf-8")
-    assert told in refused(bundle)
+    assert message in refused(bundle)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"a": NaN}', "\xff"])
@@ -225,9 +225,9 @@ BAD_CONTENTS = {
 
 @pytest.mark.parametrize("case", BAD_CONTENTS)
 def test_contents_that_do_not_fit_leave_the_old_bundle(bundle: Path, case: str) -> None:
-    changes, error, told = BAD_CONTENTS[case]
+    changes, error, message = BAD_CONTENTS[case]
     before = read_manifest(bundle)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         write_bundle(bundle, contents(**changes))
     assert open_bundle(bundle).manifest == before
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]

@@ -173,7 +173,7 @@ WRONG = {
 def test_a_mistake_is_one_line_and_leaves_nothing(
     work: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status, arguments, told = WRONG[case]
+    status, arguments, message = WRONG[case]
     (work / "empty").mkdir()
     (work / "taken.csv").mkdir()
     np.save(work / "float.npy", np.zeros((2, 4, 5, 1)))
@@ -185,7 +185,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert isinstance(result.exception, SystemExit)
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
-    assert told in errors[0]
+    assert message in errors[0]
     assert result.stdout == ""
     assert sorted(work.rglob("*")) == before
 

@@ -126,7 +126,7 @@ def missing(name: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-TOLD = [
+MESSAGES = [
     (lambda: FerryError("all is lost"), 1, "all is lost"),
     (lambda: InputError("a.png is no image"), 1, "a.png is no image"),
     (lambda: MissingInputError("x is not there"), 1, "x is not there"),
@@ -144,7 +144,9 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize(("error", "status", "expected"), TOLD, ids=[told[2][:25] for told in TOLD])
+@pytest.mark.parametrize(
+    ("error", "status", "expected"), MESSAGES, ids=[message[2][:25] for message in MESSAGES]
+)
 def test_mistakes_are_one_line(
     error: Callable[[], BaseException], status: int, expected: str
 ) -> None:
@@ -226,17 +228,17 @@ def test_progress_is_one_line_of_a_terminal_and_gone_at_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress() as tell:
-        tell("first")
-        tell("second " * 50)
-    told = capsys.readouterr().err
-    assert told.startswith("\r\x1b[Kfirst\r\x1b[Ksecond")
-    assert told.endswith("\r\x1b[K")
-    assert "\n" not in told
-    assert len(told) < 150, "it is cut to the width of the terminal"
+    with progress() as log:
+        log("first")
+        log("second " * 50)
+    message = capsys.readouterr().err
+    assert message.startswith("\r\x1b[Kfirst\r\x1b[Ksecond")
+    assert message.endswith("\r\x1b[K")
+    assert "\n" not in message
+    assert len(message) < 150, "it is cut to the width of the terminal"
 
 
 def test_without_a_terminal_there_is_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress() as tell:
-        tell("first")
+    with progress() as log:
+        log("first")
     assert capsys.readouterr().err == ""

@@ -365,8 +365,8 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "large.png", encoded(picture(), "PNG"))
     with path.open("r+b") as file:
         file.truncate(MOST_BYTES + 1)
-    told = f"it has {MOST_BYTES + 1} bytes, the limit is {MOST_BYTES}"
-    assert tried(decoder(picture()).decode_file, path) == told
+    message = f"it has {MOST_BYTES + 1} bytes, the limit is {MOST_BYTES}"
+    assert tried(decoder(picture()).decode_file, path) == message
     with pytest.raises(ValueError, match=r"it has 11 bytes, the limit is 10"):
         refuse_large(11, 10)
     refuse_large(10, 10)

@@ -129,14 +129,14 @@ SPOILT: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("key", SPOILT)
 def test_a_spoilt_one_is_refused_by_path(key: str) -> None:
-    value, told = SPOILT[key]
+    value, message = SPOILT[key]
     raw = json.loads(some().content()) | {key: value}
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=message):
         read_reference(json.dumps(raw).encode(), "here")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"counts": [1, 2]}, "has 2 counts for"),
         ({"edges": [2.0, 1.0], "counts": [1, 1, 1, 0]}, "not finite numbers in ascending order"),
@@ -149,10 +149,10 @@ def test_a_spoilt_one_is_refused_by_path(key: str) -> None:
         ({"of": "weather"}, "of must be"),
     ],
 )
-def test_a_spoilt_quantity_is_refused(changes: dict[str, Any], told: str) -> None:
+def test_a_spoilt_quantity_is_refused(changes: dict[str, Any], message: str) -> None:
     raw = json.loads(some().content())
     raw["quantities"]["contrast"] |= changes
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=message):
         read_reference(json.dumps(raw).encode(), "here")
 
 

@@ -28,10 +28,10 @@ def ways(*pairs: tuple[SessionSettings, int]) -> list[Candidate]:
     return [Candidate(settings=settings, batch_size=size) for settings, size in pairs]
 
 
-def starts(told: list[str]) -> list[str]:
+def starts(messages: list[str]) -> list[str]:
     """The candidates that were started, as they are told."""
     first = "finals: starting "
-    return [line.removeprefix(first) for line in told if line.startswith(first)]
+    return [line.removeprefix(first) for line in messages if line.startswith(first)]
 
 
 def ratio_of(first: Finalist, second: Finalist) -> PairedRatio:
@@ -50,14 +50,14 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Spec:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
+def messages() -> list[str]:
     """The lines that the round of `results` gave."""
     return []
 
 
 @pytest.fixture(scope="module")
-def results(spec: Spec, told: list[str]) -> Results:
-    return run_finals(spec, ways((BOUND, 16), (TWO, 8), (ONE, 4)), BASE, FINAL, told.append)
+def results(spec: Spec, messages: list[str]) -> Results:
+    return run_finals(spec, ways((BOUND, 16), (TWO, 8), (ONE, 4)), BASE, FINAL, messages.append)
 
 
 # What is measured
@@ -70,10 +70,10 @@ def test_the_first_of_the_ranking_enter_and_the_base_with_them(results: Results)
     assert results.passed_over == ()
 
 
-def test_no_process_is_started_for_the_rest(results: Results, told: list[str]) -> None:
+def test_no_process_is_started_for_the_rest(results: Results, messages: list[str]) -> None:
     candidates = [*(one.candidate for one in results.finalists), BASE]
-    assert starts(told) == [one.told() for one in candidates]
-    rounds = told[len(candidates) :]
+    assert starts(messages) == [one.describe() for one in candidates]
+    rounds = messages[len(candidates) :]
     assert rounds == [f"finals: round {number} of 4" for number in (1, 2, 3, 4)]
 
 
@@ -102,9 +102,9 @@ def test_the_second_of_two_is_compared_with_the_first(spec: Spec) -> None:
 
 
 def test_one_way_compared_with_itself_has_two_processes(spec: Spec) -> None:
-    told: list[str] = []
-    first, second = compare(spec, BASE, BASE, FINAL, told.append)
-    assert starts(told) == [BASE.told()] * 2
+    messages: list[str] = []
+    first, second = compare(spec, BASE, BASE, FINAL, messages.append)
+    assert starts(messages) == [BASE.describe()] * 2
     assert first.candidate == second.candidate == BASE
 
 
@@ -118,15 +118,15 @@ def test_a_comparison_has_no_memory_limit(spec: Spec) -> None:
 
 
 def test_more_rows_of_what_was_too_large_are_not_tried(spec: Spec) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     ranking = ways((ONE, 4), (ONE, 8), (ONE, 2), (TWO, 8))
     strict = dataclasses.replace(FINAL, memory_limit_bytes=MIB)
     with pytest.raises(InputError) as caught:
-        run_finals(spec, ranking, BASE, strict, told.append)
-    assert starts(told) == [one.told() for one in ways((ONE, 4), (ONE, 2), (TWO, 8))]
+        run_finals(spec, ranking, BASE, strict, messages.append)
+    assert starts(messages) == [one.describe() for one in ways((ONE, 4), (ONE, 2), (TWO, 8))]
     text = str(caught.value)
     assert text.startswith("no setting keeps the peak under 1 MiB: the least was ")
-    assert text.endswith(tuple(starts(told)))
+    assert text.endswith(tuple(starts(messages)))
     assert "\n" not in text
 
 

@@ -88,14 +88,14 @@ def test_axes_are_taken_as_they_are_where_they_fit(tmp_path: Path) -> None:
 
 def test_labels_are_no_images(tmp_path: Path) -> None:
     path = written(tmp_path / "t10k-labels-idx1-ubyte", idx(np.arange(11, dtype=np.uint8)))
-    told = refused(path)
-    assert "holds uint8 [11], one value a row, as labels are; model.onnx takes uint8 [" in told
+    message = refused(path)
+    assert "holds uint8 [11], one value a row, as labels are; model.onnx takes uint8 [" in message
     assert rows_of(open_idx(path, LABELS, MODEL)).tolist() == list(range(11))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "does not begin as an IDX file does"),
         (b"\0\0\x08\x03\0\0", "does not begin as an IDX file does"),
@@ -105,14 +105,14 @@ def test_labels_are_no_images(tmp_path: Path) -> None:
         (idx(PIXELS[:0]), "holds no rows"),
     ],
 )
-def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, told: str) -> None:
-    assert told in refused(written(tmp_path / name, content))
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    assert message in refused(written(tmp_path / name, content))
 
 
 def test_a_header_is_held_against_the_size_of_the_file(tmp_path: Path) -> None:
     for content in (idx(PIXELS)[:-1], idx(PIXELS) + b"x"):
-        told = refused(written(tmp_path / "rows.idx", content))
-        assert f"has {len(content)} bytes, by its header they must be 236" in told
+        message = refused(written(tmp_path / "rows.idx", content))
+        assert f"has {len(content)} bytes, by its header they must be 236" in message
 
 
 def test_a_compressed_file_is_held_against_its_header_where_it_ends(tmp_path: Path) -> None:

@@ -218,10 +218,10 @@ def test_what_no_input_is(here: Path, of_images: Model) -> None:
     with pytest.raises(MissingInputError, match=r"^gone\.npy is not there$"):
         open_inputs(["gone.npy"], of_images)
     (here / "notes.doc").touch()
-    told = refused(["notes.doc"], of_images)
-    assert "unknown suffix '.doc'; give a folder of images, or .txt, .csv" in told
+    message = refused(["notes.doc"], of_images)
+    assert "unknown suffix '.doc'; give a folder of images, or .txt, .csv" in message
     for known in (".parquet", ".arrow", ".npz", ".png", ".tar.gz", ".lst", "*-ubyte"):
-        assert known in told
+        assert known in message
 
 
 # Options

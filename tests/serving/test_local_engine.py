@@ -147,9 +147,9 @@ def test_the_summary_says_where_the_time_went_and_what_would_help(
     monkeypatch.setattr("serving.batch.report.WORTH_SECONDS", 0)
     report = predict(model_file, [folder], output=tmp_path / "out.csv")
     assert sum(report.stages.shares.values()) == pytest.approx(1)
-    told = summary(report).splitlines()
-    assert told[1].startswith("decode ")
-    assert f"most by {report.stages.bottleneck}: " in told[1]
+    message = summary(report).splitlines()
+    assert message[1].startswith("decode ")
+    assert f"most by {report.stages.bottleneck}: " in message[1]
 
 
 def test_the_stage_with_the_most_work_is_the_bottleneck() -> None:

@@ -239,11 +239,11 @@ def test_what_does_not_start_is_skipped_with_its_reason(spec, tmp_path):
 def test_interrupted_it_keeps_the_rows_that_are_finished(spec):
     findings = Findings()
 
-    def tell(step):
+    def log(step):
         if step.startswith("batch 3"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure([spec], plan(), findings, tell)
+        measure([spec], plan(), findings, log)
     (measured,) = findings.measured
     assert [row.timing.batch_size for row in measured.rows] == [2]

@@ -303,12 +303,12 @@ def test_the_report_is_the_same_after_json(report) -> None:
 
 def test_the_same_seed_takes_the_same_turns(model) -> None:
     def steps(seed: int) -> list[str]:
-        told: list[str] = []
+        message: list[str] = []
         plan = Plan(
             settings=(ONE,), batch_sizes=(1,), seconds=0.02, num_rounds=2, growth_calls=0, seed=seed
         )
-        measure([model_spec("m", model, "cpu", None)], plan, Findings(), told.append)
-        return told
+        measure([model_spec("m", model, "cpu", None)], plan, Findings(), message.append)
+        return message
 
     assert steps(1) == steps(1)
 

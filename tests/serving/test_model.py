@@ -79,7 +79,7 @@ def test_rows_need_not_be_contiguous(model_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (images(2).astype(np.float32), "got float32 [2, 4, 5, 1]"),
         (images(2).transpose(0, 3, 1, 2), "got uint8 [2, 1, 4, 5]"),
@@ -89,10 +89,10 @@ def test_rows_need_not_be_contiguous(model_file: Path) -> None:
         (np.array(3, np.uint8), "got uint8 []"),
     ],
 )
-def test_other_rows_are_refused(model_file: Path, rows: object, told: str) -> None:
+def test_other_rows_are_refused(model_file: Path, rows: object, message: str) -> None:
     with pytest.raises(InputError) as caught:
         open_model(model_file).predict(rows)
-    assert "takes uint8 [rows, 4, 5, 1], " + told in str(caught.value)
+    assert "takes uint8 [rows, 4, 5, 1], " + message in str(caught.value)
 
 
 def test_without_labels_the_class_is_its_index(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_any_single_float_output_will_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (passing(TensorProto.FLOAT, []), "has no batch axis"),
         (classifier(metadata=METADATA | {"ferry.labels": "cat"}), "not JSON"),
@@ -130,13 +130,13 @@ def test_any_single_float_output_will_do(tmp_path: Path) -> None:
         (classifier(metadata=METADATA | {"ferry.labels": '["a", "a", "b"]'}), "the same label"),
     ],
 )
-def test_what_cannot_be_served_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
-    with pytest.raises(ModelError, match=told):
+def test_what_cannot_be_served_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         open_model(saved(tmp_path, content))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (passing(TensorProto.FLOAT, ["n", 3], outputs=2), "is no classifier that ferry can read"),
         (passing(TensorProto.FLOAT, ["n", 3], out_type=TensorProto.INT64), "out0 int64"),
@@ -145,11 +145,11 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, content: bytes, told: 
     ids=["two tables", "integers", "reconstruction"],
 )
 def test_what_is_no_classifier_classifies_nothing(
-    tmp_path: Path, content: bytes, told: str
+    tmp_path: Path, content: bytes, message: str
 ) -> None:
     model = open_model(saved(tmp_path, content))
     assert model.kind != "classifier"
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=message):
         model.predict(np.zeros((2, 3), np.float32))
 
 
@@ -224,8 +224,8 @@ def test_texts_are_classified(tmp_path: Path, dtype: type) -> None:
 @pytest.mark.parametrize("value", [3.5, None, b"bytes"])
 def test_a_value_that_is_no_string_is_refused(tmp_path: Path, value: object) -> None:
     model = open_model(saved(tmp_path, text_classifier()))
-    told = f"takes strings, value 1 of its input is a {type(value).__name__}"
-    with pytest.raises(InputError, match=told):
+    message = f"takes strings, value 1 of its input is a {type(value).__name__}"
+    with pytest.raises(InputError, match=message):
         model.predict(np.array(["good", value], object))
 
 

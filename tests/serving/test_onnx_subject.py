@@ -169,4 +169,4 @@ def test_the_process_speaks_json_and_ends_with_its_input(model):
     opened, memory, timing = map(json.loads, done.stdout.splitlines())
     assert opened == {}
     assert memory["peak_bytes"] > 2**20
-    assert timing == {"error": "InputError", "told": "nothing was measured yet"}
+    assert timing == {"error": "InputError", "message": "nothing was measured yet"}

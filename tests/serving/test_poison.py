@@ -211,9 +211,9 @@ def test_every_poison_is_named_and_every_good_image_read(
         if resize and name in RESIZED:
             assert isinstance(item, Row), item
             continue
-        told = (CONTENTS.get(name) or KINDS[name])[1]
+        message = (CONTENTS.get(name) or KINDS[name])[1]
         assert isinstance(item, Unreadable), name
-        assert told in item.reason, item
+        assert message in item.reason, item
         assert item.reason
         assert "\n" not in item.reason
     output = capfd.readouterr()

@@ -203,9 +203,9 @@ def test_without_an_output_rows_go_to_stdout(
     report = predict(model_file, [rows, folder], output=None)
     out, err = capfdbinary.readouterr()
     assert len(list(csv.DictReader(out.decode().splitlines()))) == report.rows == 80
-    told = err.decode().splitlines()
-    assert len(told) == 2
-    assert all(line.startswith("not read: ") for line in told)
+    message = err.decode().splitlines()
+    assert len(message) == 2
+    assert all(line.startswith("not read: ") for line in message)
 
 
 def test_many_errors_do_not_flood_the_terminal(
@@ -214,9 +214,9 @@ def test_many_errors_do_not_flood_the_terminal(
     for index in range(30):
         (folder / f"bad{index}.png").write_bytes(b"")
     predict(model_file, [folder], output=None)
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 11
-    assert told[-1] == "not read: 22 more"
+    message = capfd.readouterr().err.splitlines()
+    assert len(message) == 11
+    assert message[-1] == "not read: 22 more"
 
 
 def test_json_lines_on_stdout(

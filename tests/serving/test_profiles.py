@@ -36,10 +36,10 @@ def elsewhere(one: Profile, **changes: Any) -> Profile:
 
 
 def test_a_profile_tells_its_settings_on_one_line() -> None:
-    assert profile().told() == "profile throughput: threads 1, parallel 2, batch 16"
+    assert profile().describe() == "profile throughput: threads 1, parallel 2, batch 16"
     settings = SessionSettings(threads=4, spinning=False, binding=True)
-    told = profile(goal="latency", settings=settings, batch_size=1).told()
-    assert told == "profile latency: threads 4, spinning off, binding on, batch 1"
+    message = profile(goal="latency", settings=settings, batch_size=1).describe()
+    assert message == "profile latency: threads 4, spinning off, binding on, batch 1"
 
 
 OTHERS = [
@@ -106,10 +106,10 @@ SENSELESS = {
 
 @pytest.mark.parametrize("case", SENSELESS)
 def test_what_no_tuning_gives_is_refused(bundle: Path, case: str) -> None:
-    bad, told = SENSELESS[case]
+    bad, message = SENSELESS[case]
     forge(bundle, profiles=(profile(goal="latency"), bad))
     for opens in (open_bundle, open_model):
-        assert f"manifest.json.profiles[1]: {told}" in refused(opens, bundle)
+        assert f"manifest.json.profiles[1]: {message}" in refused(opens, bundle)
     assert not verify(bundle).passed
 
 
@@ -120,7 +120,7 @@ def test_two_for_the_same_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("goal", "speed", "must be latency or throughput, got 'speed'"),
         ("batch_size", "16", "must be int, got '16'"),
@@ -130,7 +130,7 @@ def test_two_for_the_same_are_refused() -> None:
     ],
 )
 def test_a_mistyped_profile_is_refused_by_path(
-    bundle: Path, key: str, value: object, told: str
+    bundle: Path, key: str, value: object, message: str
 ) -> None:
     forge(bundle, profiles=(profile(),))
     raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
@@ -138,7 +138,7 @@ def test_a_mistyped_profile_is_refused_by_path(
     (bundle / MANIFEST).write_text(json.dumps(raw), encoding="utf-8")
     with pytest.raises(IntegrityError, match=r"profiles\[0\]") as caught:
         open_bundle(bundle)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 # Into a bundle
@@ -169,10 +169,10 @@ def test_verify_accepts_and_shows_it(bundle: Path) -> None:
     write_profile(bundle, profile(goal="latency", batch_size=1))
     report = verify(bundle)
     assert report.passed
-    told = {check.name: check.detail for check in report.checks}["profiles"]
-    assert "profile throughput: threads 1, parallel 2, batch 16, for cpu on " in told
-    assert "profile latency: " in told
-    assert profile().machine.processor in told
+    message = {check.name: check.detail for check in report.checks}["profiles"]
+    assert "profile throughput: threads 1, parallel 2, batch 16, for cpu on " in message
+    assert "profile latency: " in message
+    assert profile().machine.processor in message
 
 
 def test_its_runner_runs_on(bundle: Path) -> None:

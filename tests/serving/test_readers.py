@@ -147,8 +147,8 @@ def test_a_picture_with_too_many_pixels_is_not_decoded(
     path = save(tmp_path / "bomb.png", np.zeros((30, 50, 1), np.uint8))
     for limit in (1000, 100):  # Pillow warns up to twice its limit, and refuses from there
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        told = reason(path, model(tmp_path), resize=True)
-        assert told == f"it has more than {limit} pixels"
+        message = reason(path, model(tmp_path), resize=True)
+        assert message == f"it has more than {limit} pixels"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tiff", ".webp"])
@@ -245,8 +245,8 @@ def test_an_archive_that_leaves_a_choice(tmp_path: Path) -> None:
     path = tmp_path / "rows.npz"
     np.savez(path, a=images(2), b=images(2))
     assert "holds the arrays a, b; name one with --array" in refused(path, model(tmp_path))
-    told = refused(path, model(tmp_path), array="c")
-    assert "no array named 'c'; there are: a, b" in told
+    message = refused(path, model(tmp_path), array="c")
+    assert "no array named 'c'; there are: a, b" in message
     np.savez(path)
     assert "holds the arrays none" in refused(path, model(tmp_path))
 
@@ -287,7 +287,7 @@ def test_an_npy_that_calls_itself_npz(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (images(2).astype(np.float32), "holds float32 [2, 4, 5, 1]"),
         (images(2)[..., 0], "holds uint8 [2, 4, 5]"),
@@ -295,10 +295,10 @@ def test_an_npy_that_calls_itself_npz(tmp_path: Path) -> None:
         (np.array(1, np.uint8), "holds uint8 []"),
     ],
 )
-def test_arrays_of_another_kind(tmp_path: Path, rows: np.ndarray, told: str) -> None:
+def test_arrays_of_another_kind(tmp_path: Path, rows: np.ndarray, message: str) -> None:
     np.save(tmp_path / "rows.npy", rows)
     message = refused(tmp_path / "rows.npy", model(tmp_path))
-    assert told in message
+    assert message in message
     assert "takes uint8 [rows, 4, 5, 1]" in message
 
 
@@ -306,8 +306,8 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", images(0))
     assert "holds no rows" in refused(tmp_path / "rows.npy", model(tmp_path))
     (tmp_path / "empty").mkdir()
-    told = refused(tmp_path / "empty", model(tmp_path))
-    assert told.endswith(f"holds no images ({', '.join(IMAGE_SUFFIXES)})")
+    message = refused(tmp_path / "empty", model(tmp_path))
+    assert message.endswith(f"holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
 
 def test_paths_that_are_no_input(tmp_path: Path) -> None:
@@ -325,5 +325,5 @@ def test_images_for_a_model_that_takes_none(tmp_path: Path) -> None:
     path = tmp_path / "two.onnx"
     path.write_bytes(classifier(channels=2))
     image = save(tmp_path / "a.png", images(1)[0])
-    told = refused(image, open_model(path))
-    assert "takes uint8 [rows, 4, 5, 2], which no image is; give such rows as .npy" in told
+    message = refused(image, open_model(path))
+    assert "takes uint8 [rows, 4, 5, 2], which no image is; give such rows as .npy" in message

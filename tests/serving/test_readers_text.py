@@ -110,8 +110,8 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path: Path, of_text: Model) -> Non
 
 def test_lines_for_a_model_of_something_else(tmp_path: Path, of_numbers: Model) -> None:
     (tmp_path / "rows.txt").write_text("good\n")
-    told = refused(tmp_path / "rows.txt", of_numbers)
-    assert "takes float32 [rows, 3], which no line of text is; give such rows as .npy" in told
+    message = refused(tmp_path / "rows.txt", of_numbers)
+    assert "takes float32 [rows, 3], which no line of text is; give such rows as .npy" in message
 
 
 def test_texts_in_a_column_of_their_own(tmp_path: Path) -> None:
@@ -154,8 +154,8 @@ def test_the_column_asked_for(tmp_path: Path, of_text: Model, suffix: str) -> No
 @SUFFIXES
 def test_columns_that_leave_a_choice(tmp_path: Path, of_text: Model, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", {"title": ["a"], "body": ["b"]})
-    told = refused(path, of_text)
-    assert "has the columns title, body; name the one with the text with --column" in told
+    message = refused(path, of_text)
+    assert "has the columns title, body; name the one with the text with --column" in message
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -209,8 +209,10 @@ def test_numbers_come_as_they_were_written(tmp_path: Path, of_numbers: Model, su
 @SUFFIXES
 def test_as_many_columns_as_features(tmp_path: Path, of_numbers: Model, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", {name: [1.5, 2.5] for name in "abcd"})
-    told = refused(path, of_numbers)
-    assert "takes float32 [rows, 3], and there are 4 columns (a, b, c, d); name 3 of them" in told
+    message = refused(path, of_numbers)
+    assert (
+        "takes float32 [rows, 3], and there are 4 columns (a, b, c, d); name 3 of them" in message
+    )
     assert "there are 2 columns (a, b)" in refused(path, of_numbers, "a", "b")
     assert len(items(path, of_numbers, "d", "b", "a")) == 2
 
@@ -231,11 +233,11 @@ def test_numbers_that_the_model_cannot_hold(tmp_path: Path, of_numbers: Model) -
     path = write(
         tmp_path / "rows.jsonl", {"a": [1e39, 10**400, True, "x" * 99], "b": [0] * 4, "c": [0] * 4}
     )
-    told = reasons(path, of_numbers)
-    assert told[0] == "line 1: column 'a' is 1e+39, more than float32 holds"
-    assert told[1].endswith("..., not a number")
-    assert told[2] == "line 3: column 'a' is True, not a number"
-    assert len(told[3]) < 80
+    message = reasons(path, of_numbers)
+    assert message[0] == "line 1: column 'a' is 1e+39, more than float32 holds"
+    assert message[1].endswith("..., not a number")
+    assert message[2] == "line 3: column 'a' is True, not a number"
+    assert len(message[3]) < 80
 
 
 def test_whole_numbers_for_a_model_that_takes_those(tmp_path: Path) -> None:
@@ -256,7 +258,7 @@ def test_a_csv_without_a_header(tmp_path: Path, of_numbers: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("rows.csv", b"", "is empty; its first line should name the columns"),
         ("rows.csv", b"text\n", "holds no rows"),
@@ -268,10 +270,10 @@ def test_a_csv_without_a_header(tmp_path: Path, of_numbers: Model) -> None:
     ],
 )
 def test_files_that_are_refused(
-    tmp_path: Path, of_text: Model, name: str, content: bytes, told: str
+    tmp_path: Path, of_text: Model, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert told in refused(tmp_path / name, of_text)
+    assert message in refused(tmp_path / name, of_text)
 
 
 def test_a_parquet_file_with_a_spoilt_page(tmp_path: Path, of_text: Model) -> None:
@@ -285,8 +287,8 @@ def test_a_parquet_file_with_a_spoilt_page(tmp_path: Path, of_text: Model) -> No
 @SUFFIXES
 def test_records_for_a_model_of_images(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", {"text": ["a"]})
-    told = refused(path, opened(tmp_path, classifier()))
-    assert "takes uint8 [rows, 4, 5, 1], which no record is; give such rows as .npy" in told
+    message = refused(path, opened(tmp_path, classifier()))
+    assert "takes uint8 [rows, 4, 5, 1], which no record is; give such rows as .npy" in message
 
 
 def test_columns_of_no_table(tmp_path: Path, of_text: Model) -> None:

@@ -36,7 +36,7 @@ def test_a_record_comes_back_with_its_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"name": 1}, "file.name must be str, got 1"),
         ({"name": None}, "file.name must be str, got None"),
@@ -50,10 +50,10 @@ def test_a_record_comes_back_with_its_types() -> None:
         ({"name": ["x" * 100]}, "..."),
     ],
 )
-def test_what_is_wrong_is_named_by_its_path(changes: dict[str, object], told: str) -> None:
+def test_what_is_wrong_is_named_by_its_path(changes: dict[str, object], message: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         read_record(Outer, GOOD | changes, "file")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 120
 
 

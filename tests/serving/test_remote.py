@@ -198,9 +198,11 @@ def test_what_does_not_fit_names_the_address(web: Web, tmp_path: Path) -> None:
     model = opened(tmp_path, table_classifier())
     for name in ("rows.npy", "rows-idx3-ubyte"):
         inputs = open_inputs([f"{web.url}/{name}"], model)
-        with pytest.raises(InputError, match=rf"^{web.url}/{name} holds uint8 \[10, 4, 5") as told:
+        with pytest.raises(
+            InputError, match=rf"^{web.url}/{name} holds uint8 \[10, 4, 5"
+        ) as message:
             list(inputs)
-        assert str(tmp_path / "temporary") not in str(told.value)
+        assert str(tmp_path / "temporary") not in str(message.value)
     write(web.folder / "broken.tar", (web.folder / "rows.tar").read_bytes()[:3000])
     broken = only(open_inputs([f"{web.url}/broken.tar"], opened(tmp_path, classifier())))
     with pytest.raises(InputError, match=rf"^{web.url}/broken\.tar is damaged after \d images"):
@@ -281,22 +283,22 @@ def test_images_whose_size_is_not_told(web: Web) -> None:
 def test_what_is_not_there(web: Web, model_file: Path, tmp_path: Path, name: str) -> None:
     address = f"{web.url}/{name}"
     output = tmp_path / "out.csv"
-    with pytest.raises(MissingInputError) as told:
+    with pytest.raises(MissingInputError) as message:
         predict(model_file, [f"{web.url}/rows.npy", address], output=output)
-    assert str(told.value) == f"{address} is not there"
+    assert str(message.value) == f"{address} is not there"
     assert [path for path in tmp_path.iterdir() if path.name.startswith("out")] == []
     assert not any(asked.startswith("GET /rows") for asked in web.asked)
 
 
 def test_what_holds_nothing_or_is_none(web: Web, of_images: Model) -> None:
-    told = {
+    message = {
         "bare/": r"/bare/ holds no images \(\.bmp",
         "photos/*.jpg": r"^no input matches 'http.*\.jpg'$",
         "*.csv.gz": r"^no input matches",
         "rows.lst": r"unknown suffix '\.lst'",
         "rows.doc": r"unknown suffix '\.doc'",
     }
-    for name, pattern in told.items():
+    for name, pattern in message.items():
         with pytest.raises(InputError, match=pattern):
             open_inputs([f"{web.url}/{name}"], of_images)
 
@@ -410,7 +412,7 @@ MISSING = {
 
 @pytest.mark.parametrize("package", MISSING)
 def test_a_missing_library_is_told_in_one_line(model_file: Path, package: str) -> None:
-    address, told = MISSING[package]
+    address, message = MISSING[package]
     program = f"""
 import sys
 sys.modules[{package!r}] = None
@@ -420,7 +422,7 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
-    assert done.stderr == f"Error: {told}: pip install 'onnx-ferry[remote]'\n"
+    assert done.stderr == f"Error: {message}: pip install 'onnx-ferry[remote]'\n"
 
 
 def test_nobody_without_addresses_waits_for_the_library() -> None:
@@ -439,10 +441,10 @@ def test_s3_without_credentials_or_server(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(FerryError) as told:
+    with pytest.raises(FerryError) as message:
         open_inputs(["s3://bucket/rows.npy"], of_images)
-    assert "s3://bucket/rows.npy cannot be read: Unable to locate credentials" in str(told.value)
-    assert len(str(told.value).splitlines()) == 1
+    assert "s3://bucket/rows.npy cannot be read: Unable to locate credentials" in str(message.value)
+    assert len(str(message.value).splitlines()) == 1
 
 
 # Whole runs
@@ -523,7 +525,7 @@ def test_buckets(web: Web, model_file: Path, tmp_path: Path, scheme: str) -> Non
     command = [sys.executable, "-m", "serving", "predict", str(model_file)]
     output = ["--output", str(tmp_path / "there.csv"), "--workers", "1", "--batch-size", "4"]
     with buckets(web.folder) as environment:
-        for given, told in ((names, ""), (["gone.npy"], "gone.npy is not there")):
+        for given, message in ((names, ""), (["gone.npy"], "gone.npy is not there")):
             addresses = [f"{scheme}://bucket/{name}" for name in given]
             done = subprocess.run(
                 [*command, *addresses, *output],
@@ -533,9 +535,9 @@ def test_buckets(web: Web, model_file: Path, tmp_path: Path, scheme: str) -> Non
                 env=os.environ | environment,
                 timeout=100,
             )
-            assert (done.returncode == 0) is not bool(told), done.stderr
-            assert told in done.stderr
-            assert len(done.stderr.splitlines()) == 1 or not told
+            assert (done.returncode == 0) is not bool(message), done.stderr
+            assert message in done.stderr
+            assert len(done.stderr.splitlines()) == 1 or not message
     there = (tmp_path / "there.csv").read_text()
     assert (
         there.replace(f"{scheme}://bucket", str(web.folder)) == (tmp_path / "here.csv").read_text()

@@ -149,9 +149,9 @@ def test_another_run_is_refused_and_says_what_differs(
 ) -> None:
     predict(model_file, [rows], output=tmp_path / name, options=ONE)
     before = sorted(tmp_path.rglob("*"))
-    changed, told = OTHERS[case]
+    changed, message = OTHERS[case]
     options = PredictOptions(**{"workers": 1, "batch_rows": 8, **changed})  # type: ignore[arg-type]
-    with pytest.raises(OutputError, match=f"{told}; --overwrite begins again"):
+    with pytest.raises(OutputError, match=f"{message}; --overwrite begins again"):
         predict(model_file, [rows], output=tmp_path / name, options=options)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -408,9 +408,9 @@ def test_a_signal_ends_the_run_after_the_batch_in_hand(
     wait_for(tmp_path / "out.csv.parts" / "_manifest.jsonl", process)
     time.sleep(0.1)
     process.send_signal(number)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, told
-    assert f"stopped by {number.name}; the same command goes on" in told.decode()
+    message, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, message
+    assert f"stopped by {number.name}; the same command goes on" in message.decode()
     journal = read_journal(tmp_path / "out.csv.parts" / "_manifest.jsonl")
     assert journal is not None
     assert 0 < journal.rows < 60_000

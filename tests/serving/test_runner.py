@@ -46,11 +46,11 @@ def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def refused(done: subprocess.CompletedProcess[str], told: str) -> None:
+def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert done.returncode == 1, done
     assert done.stderr.startswith("runner: ")
     assert done.stderr.count("\n") == 1, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 
@@ -189,9 +189,9 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_rows_that_do_not_fit(device: Path, case: str) -> None:
-    rows, told = BAD_ROWS[case]
+    rows, message = BAD_ROWS[case]
     np.save(device.parent / "bad.npy", rows)
-    refused(run(device, "predict", "bad.npy"), told)
+    refused(run(device, "predict", "bad.npy"), message)
 
 
 def test_files_that_hold_no_rows(device: Path) -> None:
@@ -262,8 +262,8 @@ def test_text_that_is_not_utf8_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_bytes("naïve".encode("cp1252"))
     refused(run(tmp_path / "m", "predict", "rows.txt"), "rows.txt cannot be read: 'utf-8' codec")
     np.save(tmp_path / "rows.npy", np.zeros(3))
-    told = "the model takes string [rows], got float64 [3]"
-    refused(run(tmp_path / "m", "predict", "rows.npy"), told)
+    message = "the model takes string [rows], got float64 [3]"
+    refused(run(tmp_path / "m", "predict", "rows.npy"), message)
 
 
 def test_a_reconstruction(tmp_path: Path) -> None:

@@ -315,8 +315,8 @@ def note(_: str) -> None:
 
 
 def onnx_spec(model: Path, setup: Mapping[str, Any] | None = None) -> Spec:
-    told = {"model": str(model), "provider": "cpu", "rows": None, **(setup or {})}
-    return Spec(name="fp32", provider="cpu", module="serving.measuring.onnx_subject", setup=told)
+    message = {"model": str(model), "provider": "cpu", "rows": None, **(setup or {})}
+    return Spec(name="fp32", provider="cpu", module="serving.measuring.onnx_subject", setup=message)
 
 
 @pytest.fixture(scope="module")
@@ -329,8 +329,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_scenario_of_a_real_model(model: Path, settings: SessionSettings) -> None:
     streams = [plan(name, seconds=0.05, batch_size=4) for name in SCENARIOS if name != "server"]
     server = plan("server", seconds=0.2, batch_size=4, rate_per_second=400.0)
-    told: list[str] = []
-    found = list(run_scenarios(onnx_spec(model), settings, [*streams, server], told.append))
+    message: list[str] = []
+    found = list(run_scenarios(onnx_spec(model), settings, [*streams, server], message.append))
     assert [one.scenario for one in found] == list(SCENARIOS)
     assert [one.rows_per_query for one in found[:2]] == [1, 8]
     assert found[3].rate_per_second == 400
@@ -338,18 +338,18 @@ def test_every_scenario_of_a_real_model(model: Path, settings: SessionSettings) 
         assert (one.subject, one.provider, one.settings) == ("fp32", "cpu", settings)
         assert one.rows_per_second > 0
         assert 0 < one.p50_ms <= one.p90_ms <= one.p99_ms <= one.p999_ms
-    assert told[0] == "starting fp32 · cpu"
-    assert told[-1] == "fp32 · cpu, server by ferry at 400 queries/s"
+    assert message[0] == "starting fp32 · cpu"
+    assert message[-1] == "fp32 · cpu, server by ferry at 400 queries/s"
 
 
 def test_the_highest_rate_of_a_real_model(model: Path) -> None:
-    told: list[str] = []
+    message: list[str] = []
     asked = plan("server", seconds=0.05, batch_size=4, p99_limit_ms=50.0)
-    [found] = run_scenarios(onnx_spec(model), ONE, [asked], told.append)
+    [found] = run_scenarios(onnx_spec(model), ONE, [asked], message.append)
     assert found.probes
     assert found.rate_per_second in {probe.rate_per_second for probe in found.probes if probe.kept}
     assert found.p99_ms <= found.p99_limit_ms == 50
-    assert told[-1] == "fp32 · cpu, server by ferry, the highest rate with p99 under 50 ms"
+    assert message[-1] == "fp32 · cpu, server by ferry, the highest rate with p99 under 50 ms"
 
 
 def test_what_was_found_before_an_error_is_kept(model: Path) -> None:

@@ -35,7 +35,7 @@ def ways(settings: SessionSettings, *sizes: int) -> list[Candidate]:
 
 
 def looked(spec: Spec, grid: list[Candidate], finalists: int = 1) -> tuple[Trial, ...]:
-    return screen(spec, grid, finalists=finalists, tell=lambda _: None)
+    return screen(spec, grid, finalists=finalists, log=lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_third_goes_on_until_few_are_left(
     model: Path, num: int, finalists: int, looks: list[int]
 ) -> None:
-    told: list[str] = []
+    message: list[str] = []
     grid = ways(ONE, *range(1, num + 1))
-    trials = screen(spec_for(model), grid, finalists=finalists, tell=told.append)
+    trials = screen(spec_for(model), grid, finalists=finalists, log=message.append)
     assert [trial.looks for trial in trials] == looks
-    assert len(told) == sum(looks)
-    assert told[0] == f"look 1, 1 of {num}: threads 1, batch 1"
+    assert len(message) == sum(looks)
+    assert message[0] == f"look 1, 1 of {num}: threads 1, batch 1"
 
 
 def test_the_rank_is_how_far_it_went_and_then_its_cost(model: Path) -> None:

@@ -81,15 +81,15 @@ def test_the_share_of_a_proof_is_the_part_of_the_nodes_on_the_provider_asked_for
 
 
 @pytest.mark.parametrize(
-    ("feeds", "told"),
+    ("feeds", "message"),
     [
         ({"images": np.zeros((2, 4, 5, 1), np.float32)}, "data type"),
         ({"images": np.zeros((2, 4, 4, 1), np.uint8)}, "Got: 4 Expected: 5"),
         ({"pictures": np.zeros((2, 4, 5, 1), np.uint8)}, "images"),
     ],
 )
-def test_wrong_feeds_are_refused_in_one_line(feeds: dict[str, np.ndarray], told: str) -> None:
-    with pytest.raises(InputError, match=told) as caught:
+def test_wrong_feeds_are_refused_in_one_line(feeds: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         open_session(classifier()).run(feeds)
     assert "\n" not in str(caught.value)
 

@@ -23,7 +23,7 @@ def test_words_change_what_they_name():
 
 
 @pytest.mark.parametrize(
-    ("word", "error", "told"),
+    ("word", "error", "message"),
     [
         ("paralel=2", UnknownNameError, "no setting named 'paralel'; did you mean 'parallel'"),
         ("binding", UsageError, "a setting is NAME=VALUE, got 'binding'"),
@@ -32,13 +32,13 @@ def test_words_change_what_they_name():
         ("optimize=most", UsageError, "optimize must be one of none, basic, extended, all"),
     ],
 )
-def test_other_words_are_refused(word, error, told):
-    with pytest.raises(error, match=told):
+def test_other_words_are_refused(word, error, message):
+    with pytest.raises(error, match=message):
         parse_settings([word], BASE)
 
 
 @pytest.mark.parametrize(
-    ("words", "provider", "told"),
+    ("words", "provider", "message"),
     [
         (["threads=0"], "cpu", "threads must be 1 or more, got 0"),
         (["parallel=-1"], "cpu", "parallel must be 1 or more, got -1"),
@@ -48,8 +48,8 @@ def test_other_words_are_refused(word, error, told):
         (["cuda_graph=on"], "cuda", "needs binding=on"),
     ],
 )
-def test_what_does_not_go_together_is_refused(words, provider, told):
-    with pytest.raises(UsageError, match=told):
+def test_what_does_not_go_together_is_refused(words, provider, message):
+    with pytest.raises(UsageError, match=message):
         check_settings(parse_settings(words, BASE), provider)
 
 
@@ -66,7 +66,7 @@ def test_what_goes_together_is_not(words, provider):
 
 
 def test_only_what_differs_is_told():
-    assert BASE.told() == ""
+    assert BASE.describe() == ""
     changed = parse_settings(["parallel=3", "spinning=off"], BASE)
-    assert changed.told() == "parallel=3 spinning=off"
+    assert changed.describe() == "parallel=3 spinning=off"
     assert changed.cores == 6

@@ -76,10 +76,10 @@ def drained(stream: Iterator[Any]) -> tuple[list[Any], str]:
 
 def until_damaged(path: Path, size: int = 2) -> tuple[list[Row | Unreadable], str]:
     """What is read of a shard, and what is said of the rest."""
-    found, told = drained(read(opened(path), size))
-    assert str(path) in told
-    assert "\n" not in told
-    return found, told
+    found, message = drained(read(opened(path), size))
+    assert str(path) in message
+    assert "\n" not in message
+    return found, message
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -235,10 +235,12 @@ def test_a_shard_that_is_cut_short(tmp_path: Path, suffix: str) -> None:
         if size < len(whole) - 9:
             path.write_bytes(whole[:size])
             try:
-                found, told = until_damaged(path)
+                found, message = until_damaged(path)
             except InputError as error:  # before its first image
-                found, told = [], str(error)
-            assert f"is damaged after {len(found)} images, in or after the member at byte" in told
+                found, message = [], str(error)
+            assert (
+                f"is damaged after {len(found)} images, in or after the member at byte" in message
+            )
             assert all(isinstance(item, Row) for item in found)
 
 
@@ -247,9 +249,9 @@ def test_a_shard_that_is_cut_between_two_members(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", samples(4))
     size = 512 + -(-len(content_of(0)) // 512) * 512
     path.write_bytes(path.read_bytes()[:size])
-    found, told = until_damaged(path)
+    found, message = until_damaged(path)
     assert len(found) == 1
-    assert told.endswith("it ends without the mark of its end; it is cut short")
+    assert message.endswith("it ends without the mark of its end; it is cut short")
 
 
 def test_a_header_that_is_broken(tmp_path: Path) -> None:
@@ -258,17 +260,17 @@ def test_a_header_that_is_broken(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"00002.png")] ^= 1
     path.write_bytes(content)
-    found, told = until_damaged(path, size=64)
+    found, message = until_damaged(path, size=64)
     assert [Path(item.id).name for item in found] == ["a.tar:00000.png", "a.tar:00001.png"]
-    assert told.endswith("what follows is no header")
+    assert message.endswith("what follows is no header")
 
 
 def test_several_archives_in_one_file(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", samples(2))
     path.write_bytes(path.read_bytes() * 2)
-    found, told = until_damaged(path)
+    found, message = until_damaged(path)
     assert len(found) == 2
-    assert told.endswith("it is several archives in one")
+    assert message.endswith("it is several archives in one")
 
 
 def test_the_images_before_the_damage_come_in_the_same_chunks(tmp_path: Path) -> None:
@@ -278,9 +280,9 @@ def test_the_images_before_the_damage_come_in_the_same_chunks(tmp_path: Path) ->
     content[content.index(b"00004.png")] ^= 1
     bad.write_bytes(content)
     source = Tars(shards=(str(good), str(bad)), decoder=opened(good).decoder)
-    chunks, told = drained(source.chunks(4))
+    chunks, message = drained(source.chunks(4))
     assert [chunk.count for chunk in chunks] == [4, 3]
-    assert f"{bad} is damaged after 4 images" in told
+    assert f"{bad} is damaged after 4 images" in message
 
 
 def test_a_header_that_claims_to_be_huge(tmp_path: Path) -> None:
@@ -300,9 +302,9 @@ def test_a_member_of_a_negative_size(tmp_path: Path) -> None:
     content[at + 124 : at + 136] = b"\xff" * 10 + b"\xfc\x00"  # -1024
     resum(content, at)
     path.write_bytes(content)
-    found, told = until_damaged(path)
+    found, message = until_damaged(path)
     assert len(found) == 1
-    assert "is damaged after 1 images" in told
+    assert "is damaged after 1 images" in message
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tgz"])
@@ -316,10 +318,10 @@ def test_spoilt_shards_end_in_rows_or_an_error(tmp_path: Path, suffix: str) -> N
             content[rng.randrange(min(len(content), 6000))] = rng.randrange(256)
         path.write_bytes(content)
         source = Tars(shards=(str(path),), decoder=decoder)
-        items, told = drained(read(source))
+        items, message = drained(read(source))
         assert len(items) <= 4
-        assert told or items
-        assert "\n" not in told
+        assert message or items
+        assert "\n" not in message
 
 
 def test_what_is_no_tar(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_the_records_from_any_chunk_on(tmp_path: Path, start: int) -> None:
     texts = ["good", "", "naïve", "two\nlines", "a", None, "b"]
     left = [text for text in texts[start:] if text is not None]
     assert [text for batch in made for text in batch.rows] == left
-    told = [batch.unreadable for batch in made if batch.faults]
-    assert [(one.id, one.reason) for (one,) in told] == (
+    message = [batch.unreadable for batch in made if batch.faults]
+    assert [(one.id, one.reason) for (one,) in message] == (
         [(f"{path}:5", "line 9: it has 1 fields, the header has 2")] if start < 6 else []
     )
 
@@ -169,7 +169,7 @@ def test_objects_on_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "form", "told"),
+    ("content", "form", "message"),
     [
         ("", "text", "stdin holds no rows"),
         ("", "csv", "stdin is empty; its first line should name the columns"),
@@ -179,16 +179,18 @@ def test_objects_on_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_stdin_that_holds_nothing_to_read(
-    monkeypatch: pytest.MonkeyPatch, content: str, form: str, told: str
+    monkeypatch: pytest.MonkeyPatch, content: str, form: str, message: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         list(piped(monkeypatch, content, form).chunks(4))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_stdin_for_a_model_of_something_else() -> None:
-    for form, told in (("text", "no line of text is"), ("csv", "no record is")):
-        with pytest.raises(InputError, match=rf"^stdin: model\.onnx takes uint8 .*, which {told}"):
+    for form, message in (("text", "no line of text is"), ("csv", "no record is")):
+        with pytest.raises(
+            InputError, match=rf"^stdin: model\.onnx takes uint8 .*, which {message}"
+        ):
             open_stdin(form, IMAGES, MODEL, (), resize=False)
 
 

@@ -72,7 +72,7 @@ def finals(pairs: list[Candidate], base: Candidate, **changes: object) -> Result
 def test_the_screening_finds_the_best_and_looks_longer_at_them() -> None:
     """Per row: 0.16, 0.33, 0.35, 0.70, 1.1, 2.2, 3.1 and 6.2 ms."""
     pairs = grid((SLOW, 1), (SLOW, 2), (ONE, 1), (TWO, 1), (ONE, 4), (TWO, 4), (ONE, 16), (TWO, 16))
-    trials = screen(SLEEPER, pairs, finalists=1, tell=nobody)
+    trials = screen(SLEEPER, pairs, finalists=1, log=nobody)
     assert {trial.candidate for trial in trials} == set(pairs)
     assert trials[0].candidate == pairs[-1]
     assert [trial.looks for trial in trials] == [2, 2, 2, 1, 1, 1, 1, 1]
@@ -83,17 +83,17 @@ def test_the_screening_finds_the_best_and_looks_longer_at_them() -> None:
 def test_what_cannot_run_is_last_with_its_reason_and_the_others_go_on() -> None:
     """Settings that do not open, a batch that is refused, and a process that dies."""
     pairs = grid((ONE, 1), (BROKEN, 1), (ONE, 13), (ONE, 66), (ONE, 8))
-    trials = screen(SLEEPER, pairs, finalists=2, tell=nobody)
+    trials = screen(SLEEPER, pairs, finalists=2, log=nobody)
     assert [trial.candidate.batch_size for trial in trials[:2]] == [8, 1]
-    told = {trial.candidate: trial.skipped for trial in trials[2:]}
-    assert told[pairs[1]] == "these settings cannot be opened"
-    assert told[pairs[2]] == "the model refuses 13 rows"
-    assert "ended: exit status 3" in (told[pairs[3]] or "")
+    message = {trial.candidate: trial.skipped for trial in trials[2:]}
+    assert message[pairs[1]] == "these settings cannot be opened"
+    assert message[pairs[2]] == "the model refuses 13 rows"
+    assert "ended: exit status 3" in (message[pairs[3]] or "")
     assert all(trial.cost == float("inf") for trial in trials[2:])
 
 
 def test_nothing_runs() -> None:
-    (trial,) = screen(SLEEPER, grid((BROKEN, 1)), finalists=1, tell=nobody)
+    (trial,) = screen(SLEEPER, grid((BROKEN, 1)), finalists=1, log=nobody)
     assert trial.skipped == "these settings cannot be opened"
 
 
@@ -143,9 +143,9 @@ def test_no_setting_keeps_the_memory_limit() -> None:
     large, small = grid((ONE, 48), (TWO, 1))
     with pytest.raises(InputError) as caught:
         finals([large, small], small, memory_limit_bytes=MIB)
-    told = str(caught.value)
-    assert told.startswith("no setting keeps the peak under 1 MiB: the least was ")
-    assert told.endswith(" MiB with threads 1, parallel 2, batch 1")
+    message = str(caught.value)
+    assert message.startswith("no setting keeps the peak under 1 MiB: the least was ")
+    assert message.endswith(" MiB with threads 1, parallel 2, batch 1")
 
 
 def test_a_finalist_that_fails_is_passed_over() -> None:
@@ -246,7 +246,7 @@ def test_a_bundle_is_tuned_within_its_memory(bundle: Path) -> None:
         goal="latency", seconds=0.02, memory_limit_bytes=8 * 2**30, allow_reduced_precision=True
     )
     steps: list[str] = []
-    report = tune(bundle, options, tell=steps.append)
+    report = tune(bundle, options, log=steps.append)
     assert report.peak_memory_bytes <= 8 * 2**30
     assert report.batch_size == 1
     assert any("finals: round 1 of" in step for step in steps)
@@ -315,13 +315,13 @@ def test_what_cannot_be_tuned(tmp_path: Path, model: Path) -> None:
 
 @pytest.mark.parametrize("step", ["look 1, 3", "finals: starting", "finals: round 2"])
 def test_an_interruption_leaves_no_process_and_writes_nothing(model: Path, step: str) -> None:
-    def tell(told: str) -> None:
-        if told.startswith(step):
+    def log(message: str) -> None:
+        if message.startswith(step):
             raise KeyboardInterrupt
 
     before = sorted(model.parent.iterdir())
     with pytest.raises(KeyboardInterrupt):
-        tune(model, TuneOptions(batch_sizes=(1,), seconds=0.1), tell=tell)
+        tune(model, TuneOptions(batch_sizes=(1,), seconds=0.1), log=log)
     assert sorted(model.parent.iterdir()) == before
     measuring = [
         child.pid

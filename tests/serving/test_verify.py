@@ -63,16 +63,16 @@ def test_an_altered_file_stops_there(bundle: Path) -> None:
 def test_a_model_that_says_something_else_of_itself(bundle: Path) -> None:
     other = METADATA | {"ferry.dataset": "another", "ferry.labels": "[]"}
     replace_file(bundle, "model.onnx", classifier(metadata=other))
-    told = failed(verify(bundle))["metadata"]
-    assert "ferry.dataset is 'another' in the model and 'toy' in the manifest" in told
-    assert "ferry.labels" in told
+    message = failed(verify(bundle))["metadata"]
+    assert "ferry.dataset is 'another' in the model and 'toy' in the manifest" in message
+    assert "ferry.labels" in message
 
 
 def test_a_model_that_takes_something_else(bundle: Path) -> None:
     replace_file(bundle, "model.onnx", classifier(channels=3))
-    told = failed(verify(bundle))
-    assert "inputs: found" in told["signature"]
-    assert "refused its input" in told["golden"]
+    message = failed(verify(bundle))
+    assert "inputs: found" in message["signature"]
+    assert "refused its input" in message["golden"]
 
 
 def test_a_model_of_another_opset(bundle: Path) -> None:
@@ -91,7 +91,7 @@ def test_labels_that_are_not_those_of_the_manifest(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "labels", "told"),
+    ("made", "labels", "message"),
     [
         (table_contents, ("no",), "classes of probabilities: found 2, expected 1"),
         (table_contents, (), "classes of probabilities: found 2, expected 0"),
@@ -99,9 +99,9 @@ def test_labels_that_are_not_those_of_the_manifest(bundle: Path) -> None:
     ],
 )
 def test_labels_that_are_not_as_many_as_the_classes(
-    tmp_path: Path, made: Callable[[], BundleContents], labels: tuple[str, ...], told: str
+    tmp_path: Path, made: Callable[[], BundleContents], labels: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(IntegrityError, match=told):
+    with pytest.raises(IntegrityError, match=message):
         write_bundle(tmp_path / "tiny", dataclasses.replace(made(), labels=labels))
     assert not (tmp_path / "tiny").exists()
 
@@ -126,8 +126,8 @@ def test_golden_errors_that_a_reconstruction_does_not_give(tmp_path: Path) -> No
     arrays = golden_arrays(tmp_path / "tiny")
     arrays["error"][3] += 0.5
     save_golden(tmp_path / "tiny", tmp_path, arrays)
-    told = failed(verify(tmp_path / "tiny"))
-    assert set(told) == {"golden", "runner"}
+    message = failed(verify(tmp_path / "tiny"))
+    assert set(message) == {"golden", "runner"}
 
 
 def test_a_gate_that_was_not_met(bundle: Path) -> None:
@@ -152,9 +152,9 @@ def test_golden_outputs_that_the_model_does_not_give(
     arrays = golden_arrays(bundle)
     arrays["probabilities"][2, 1] += value
     save_golden(bundle, tmp_path, arrays)
-    told = failed(verify(bundle))
-    assert "the golden outputs differ by" in told["golden"]
-    assert "runner" in told  # it finds out by itself too
+    message = failed(verify(bundle))
+    assert "the golden outputs differ by" in message["golden"]
+    assert "runner" in message  # it finds out by itself too
 
 
 def test_golden_outputs_within_the_limit_pass(bundle: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class Blame:
             max_abs_diff=difference.absolute if finite else None,
             relative_diff=difference.relative if finite else None,
             input_relative_diff=before if before is not None and isfinite(before) else None,
-            reference=wanted.told,
+            reference=wanted.describe,
         )
 
     def _enlarging(self, suspect: str | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Name the node at which an ONNX model leaves its reference: `first_divergence(...).told()`.
+"""Name the node at which an ONNX model leaves its reference: `first_divergence(...).describe()`.
 
 The reference is ferry's own graph or any other module in PyTorch, whose values the exporter's names
 find again, another ONNX model with the same names, or the operators' own definition.

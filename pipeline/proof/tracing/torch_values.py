@@ -54,7 +54,7 @@ class TorchValues:
     """Values that Python computes before the module, by the names they have in ONNX."""
 
     @property
-    def told(self) -> str:
+    def describe(self) -> str:
         """What computes them, for a reader."""
         return "PyTorch"
 

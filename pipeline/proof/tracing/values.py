@@ -123,7 +123,7 @@ class Values(Protocol):
     """What a model computes on one row."""
 
     @property
-    def told(self) -> str:
+    def describe(self) -> str:
         """What computes them, for a reader."""
 
     @property
@@ -149,7 +149,7 @@ class OnnxValues:
 
         A value that is asked for is never fused away: what is exposed is what is computed.
         """
-        self.told = f"{'optimized' if optimize else 'unoptimized'} ONNX Runtime"
+        self.describe = f"{'optimized' if optimize else 'unoptimized'} ONNX Runtime"
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.computed = frozenset(name for node in model.graph.node for name in outputs_of(node))
         self.names: Collection[str] = self.computed | self.constants.keys()
@@ -192,7 +192,7 @@ class OnnxValues:
 class ReferenceValues:
     """The values of an ONNX model by `onnx.reference`, the standard's own slow implementation."""
 
-    told = "onnx.reference"
+    describe = "onnx.reference"
 
     def __init__(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
         """`feeds` are by input name."""

@@ -113,8 +113,8 @@ def speed_of(measured: Measured) -> Speed | None:
     report = measured.benchmark
     if report is None:
         return None
-    told = measured.parity.skipped if measured.parity else {}
-    unmade = {name: why for name, why in report.skipped.items() if name not in told}
+    message = measured.parity.skipped if measured.parity else {}
+    unmade = {name: why for name, why in report.skipped.items() if name not in message}
     return Speed(
         bench=report.bench,
         claims=tuple(_claims(report)),

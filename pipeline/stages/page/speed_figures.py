@@ -72,19 +72,19 @@ def things(bench: BenchReport) -> list[Thing]:
     found: dict[tuple[str, str, str], dict[int, Measured]] = {}
     for one in bench.measured:
         if one.rows:
-            key = (one.subject, one.provider, one.settings.told())
+            key = (one.subject, one.provider, one.settings.describe())
             found.setdefault(key, {})[one.settings.threads] = one
     providers = dict.fromkeys(provider for _, provider, _ in found if provider != TORCH)
     markers = {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(providers)}
     by_subject = colors(bench)
     return [
         Thing(
-            name=" ".join(filter(None, [next(iter(by_threads.values())).label, told])),
+            name=" ".join(filter(None, [next(iter(by_threads.values())).label, message])),
             color=by_subject[subject],
             marker=markers.get(provider, "s"),
             by_threads=dict(sorted(by_threads.items())),
         )
-        for (subject, provider, told), by_threads in found.items()
+        for (subject, provider, message), by_threads in found.items()
     ]
 
 
@@ -154,7 +154,7 @@ def latency_throughput(report: BenchmarkReport) -> Figure:
             logarithmic(axis)
         lasts = [(thing, ordered(thing.best)[-1]) for thing in drawn]
         name_ends(axes, figure, [_end(thing, last.p50_ms, last) for thing, last in lasts])
-        _tell_threads(axes, kinds)
+        _thread_legend(axes, kinds)
     return figure
 
 
@@ -343,7 +343,7 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _tell_threads(axes: Axes, kinds: Mapping[int, Style]) -> None:
+def _thread_legend(axes: Axes, kinds: Mapping[int, Style]) -> None:
     """Explain the lines, where there are several kinds."""
     proxies = [
         Line2D([], [], color=INK, linestyle=kind, linewidth=1.2, label=_threads(count))
@@ -353,13 +353,13 @@ def _tell_threads(axes: Axes, kinds: Mapping[int, Style]) -> None:
         axes.legend(handles=proxies, loc="lower right", handlelength=3)
 
 
-def _nothing(figure: Figure, axes: Axes, told: str) -> Figure:
+def _nothing(figure: Figure, axes: Axes, message: str) -> Figure:
     figure.set_size_inches(10, 1)
-    _say(axes, told)
+    _say(axes, message)
     return figure
 
 
-def _say(axes: Axes, told: str) -> None:
+def _say(axes: Axes, message: str) -> None:
     """Write in a panel why it is empty."""
     axes.set_axis_off()
-    axes.text(0.5, 0.5, told, ha="center", va="center", transform=axes.transAxes)
+    axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)

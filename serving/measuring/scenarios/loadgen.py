@@ -179,8 +179,10 @@ def _entries(log: Path) -> Mapping[str, Any]:
     parsed = [json.loads(line.removeprefix(LOG_MARK)) for line in lines]
     found = {entry["key"]: entry["value"] for entry in parsed}
     if found["num_errors"] or not found["result_min_queries_met"]:
-        told = [entry["value"] for entry in parsed if entry["metadata"].get("is_error")]
-        raise FerryError(f"loadgen did not end its test: {told[0] if told else 'too few queries'}")
+        message = [entry["value"] for entry in parsed if entry["metadata"].get("is_error")]
+        raise FerryError(
+            f"loadgen did not end its test: {message[0] if message else 'too few queries'}"
+        )
     return found
 
 

@@ -98,8 +98,8 @@ def _check_load(plan: ScenarioPlan) -> None:
             raise UsageError(f"a rate or a p99 limit is for server, not for {plan.scenario}")
         return
     if (rate is None) == (limit is None):
-        told = "neither" if rate is None else f"{rate:g} queries/s and {limit:g} ms"
-        raise UsageError(f"server takes a rate or a p99 limit, one of them, got {told}")
+        message = "neither" if rate is None else f"{rate:g} queries/s and {limit:g} ms"
+        raise UsageError(f"server takes a rate or a p99 limit, one of them, got {message}")
     if rate is not None:
         check_rate(rate)
     if limit is not None and not 0 < limit < np.inf:

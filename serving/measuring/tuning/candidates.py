@@ -27,7 +27,7 @@ class Candidate:
         """Rows that are in work at a time, over all calls side by side."""
         return self.batch_size * self.settings.parallel
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """For instance "threads 1, parallel 2, binding on, batch 16"."""
         return in_words(self.settings, self.batch_size)
 
@@ -53,8 +53,8 @@ def candidates(
     model's arithmetic: they are tried only with `allow_reduced_precision`.
     """
     if goal == "latency" and len(batch_sizes) != 1:
-        told = ", ".join(map(str, batch_sizes))
-        raise UsageError(f"a latency is that of one batch size, got {told}; name one")
+        message = ", ".join(map(str, batch_sizes))
+        raise UsageError(f"a latency is that of one batch size, got {message}; name one")
     on_gpu = provider in GPU_PROVIDERS
     shapes = _on_gpu(goal, cores) if on_gpu else _on_cpu(goal, cores)
     tried = [

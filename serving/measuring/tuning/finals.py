@@ -13,7 +13,7 @@ from serving.errors import FerryError, InputError
 from serving.files import read_record
 from serving.measuring.client import Spec, Worker
 from serving.measuring.pairing import PairedRatio, orders, ratio_of_turns
-from serving.measuring.rounds import Tell, cores_for
+from serving.measuring.rounds import Log, cores_for
 from serving.measuring.timing import Timing
 from serving.measuring.tuning.candidates import Candidate
 
@@ -94,7 +94,7 @@ class _Entrant:
 
 
 def run_finals(
-    spec: Spec, ranking: Sequence[Candidate], base: Candidate, final: Final, tell: Tell
+    spec: Spec, ranking: Sequence[Candidate], base: Candidate, final: Final, log: Log
 ) -> Results:
     """Measure the first of `ranking` that keep the memory limit against `base`, in turns.
 
@@ -103,13 +103,13 @@ def run_finals(
     """
     with ExitStack() as stack:
         passed_over: list[PassedOver] = []
-        entrants = list(_enter(spec, ranking, final, passed_over, stack, tell))
+        entrants = list(_enter(spec, ranking, final, passed_over, stack, log))
         if not entrants:
             raise InputError(_none_left(passed_over, final.memory_limit_bytes))
         others = [one for one in entrants if one.candidate != base]
         first = next((one for one in entrants if one.candidate == base), None)
-        first = first or _start(spec, base, final.seconds, stack, tell)
-        _take_turns([first, *others], final, tell)
+        first = first or _start(spec, base, final.seconds, stack, log)
+        _take_turns([first, *others], final, log)
         return _results(first, others, passed_over, is_base_in=first in entrants, seed=final.seed)
 
 
@@ -127,12 +127,12 @@ def choose(best_first: Sequence[Finalist], own: Finalist, limit: int | None) -> 
 
 
 def compare(
-    spec: Spec, first: Candidate, second: Candidate, final: Final, tell: Tell
+    spec: Spec, first: Candidate, second: Candidate, final: Final, log: Log
 ) -> tuple[Finalist, Finalist]:
     """Measure two candidates in turns; the ratio of the second is over the first."""
     with ExitStack() as stack:
-        pair = [_start(spec, one, final.seconds, stack, tell) for one in (first, second)]
-        _take_turns(pair, final, tell)
+        pair = [_start(spec, one, final.seconds, stack, log) for one in (first, second)]
+        _take_turns(pair, final, log)
         found = _results(pair[0], pair[1:], [], is_base_in=False, seed=final.seed)
         return found.defaults, found.finalists[0]
 
@@ -143,14 +143,14 @@ def _enter(
     final: Final,
     passed_over: list[PassedOver],
     stack: ExitStack,
-    tell: Tell,
+    log: Log,
 ) -> Iterator[_Entrant]:
     """The first of the ranking that run and keep the limit, each in its process."""
     left, entered = list(ranking), 0
     while left and entered < final.finalists:
         candidate = left.pop(0)
         try:
-            one = _start(spec, candidate, final.seconds, stack, tell)
+            one = _start(spec, candidate, final.seconds, stack, log)
         except FerryError as error:
             passed_over.append(
                 PassedOver(candidate=candidate, reason=str(error), peak_memory_bytes=None)
@@ -175,10 +175,10 @@ def _is_larger(one: Candidate, other: Candidate) -> bool:
 
 
 def _start(
-    spec: Spec, candidate: Candidate, seconds: float, stack: ExitStack, tell: Tell
+    spec: Spec, candidate: Candidate, seconds: float, stack: ExitStack, log: Log
 ) -> _Entrant:
     """Open a process and warm it up."""
-    tell(f"finals: starting {candidate.told()}")
+    log(f"finals: starting {candidate.describe()}")
     worker = stack.enter_context(Worker(spec))
     settings = candidate.settings
     worker.ask("start", settings=asdict(settings), cores=list(cores_for(settings)))
@@ -188,11 +188,11 @@ def _start(
     return one
 
 
-def _take_turns(entrants: Sequence[_Entrant], final: Final, tell: Tell) -> None:
+def _take_turns(entrants: Sequence[_Entrant], final: Final, log: Log) -> None:
     rng = np.random.default_rng(final.seed)
     names = [str(index) for index in range(len(entrants))]
     for number, order in enumerate(orders(names, final.num_rounds, rng), start=1):
-        tell(f"finals: round {number} of {final.num_rounds}")
+        log(f"finals: round {number} of {final.num_rounds}")
         for name in order:
             entrants[int(name)].worker.ask("turn", seconds=final.seconds / final.num_rounds)
     for one in entrants:
@@ -208,7 +208,7 @@ def _results(
     seed: int,
 ) -> Results:
     def finalist(one: _Entrant) -> Finalist:
-        timing = read_record(Timing, one.worker.ask("timing"), one.candidate.told())
+        timing = read_record(Timing, one.worker.ask("timing"), one.candidate.describe())
         return Finalist(
             candidate=one.candidate,
             timing=timing,
@@ -217,7 +217,7 @@ def _results(
             over_defaults=_ratio(base_timing, base, timing, one, seed),
         )
 
-    base_timing = read_record(Timing, base.worker.ask("timing"), base.candidate.told())
+    base_timing = read_record(Timing, base.worker.ask("timing"), base.candidate.describe())
     defaults = finalist(base)
     return Results(
         finalists=(*([defaults] if is_base_in else []), *map(finalist, others)),
@@ -246,7 +246,7 @@ def _none_left(passed_over: Sequence[PassedOver], limit: int | None) -> str:
 def _none_keeps(limit: int, least_bytes: int, least: Candidate) -> str:
     return (
         f"no setting keeps the peak under {_mib(limit)}: the least was {_mib(least_bytes)} with "
-        f"{least.told()}"
+        f"{least.describe()}"
     )
 
 

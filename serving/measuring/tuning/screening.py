@@ -13,7 +13,7 @@ from typing import Self
 from serving.errors import FerryError, ModelError
 from serving.measuring.client import Spec, Worker
 from serving.measuring.onnx_subject import OnnxSubject
-from serving.measuring.rounds import Tell, cores_for
+from serving.measuring.rounds import Log, cores_for
 from serving.measuring.tuning.candidates import Candidate
 from serving.measuring.worker import Started, serve
 from serving.runtime.session import open_session
@@ -48,9 +48,7 @@ def ms_per_row(candidate: Candidate, p50_ms: float) -> float:
     return p50_ms / candidate.rows_at_a_time
 
 
-def screen(
-    spec: Spec, grid: Sequence[Candidate], *, finalists: int, tell: Tell
-) -> tuple[Trial, ...]:
+def screen(spec: Spec, grid: Sequence[Candidate], *, finalists: int, log: Log) -> tuple[Trial, ...]:
     """Look at all of `grid`, longer and longer at the best; the best are first in what returns.
 
     Those that went further come before those that were left behind. One that cannot be opened or
@@ -63,7 +61,7 @@ def screen(
             looks += 1
             seconds = LOOK_SECONDS * KEPT_OF ** (looks - 1)
             for number, candidate in enumerate(left, start=1):
-                tell(f"look {looks}, {number} of {len(left)}: {candidate.told()}")
+                log(f"look {looks}, {number} of {len(left)}: {candidate.describe()}")
                 found[candidate] = process.look(candidate, seconds, looks)
             ranked = sorted(left, key=lambda one: found[one].cost)
             kept = set(ranked[: max(finalists, -(-len(left) // KEPT_OF))])

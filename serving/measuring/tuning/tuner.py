@@ -22,7 +22,7 @@ from serving.measuring.client import Spec
 from serving.measuring.feeds import fixed_batch
 from serving.measuring.meters import Load, LoadMeter
 from serving.measuring.pairing import PairedRatio
-from serving.measuring.rounds import Tell
+from serving.measuring.rounds import Log
 from serving.measuring.tuning import screening
 from serving.measuring.tuning.candidates import BATCH_SIZES, Candidate, candidates, defaults
 from serving.measuring.tuning.finals import Final, Finalist, PassedOver, Results, choose, run_finals
@@ -94,7 +94,7 @@ def as_text(report: TuneReport) -> str:
         table(header, rows),
         f"{report.num_candidates} candidates in {report.seconds:.1f} s"
         + (f", {skipped} of them cannot be run" if skipped else ""),
-        *(f"passed over: {one.candidate.told()}: {one.reason}" for one in report.passed_over),
+        *(f"passed over: {one.candidate.describe()}: {one.reason}" for one in report.passed_over),
         *([report.load.warning] if report.load.warning else []),
     ]
     return "\n".join(lines)
@@ -109,7 +109,7 @@ def _cells(one: Finalist, report: TuneReport) -> tuple[str, ...]:
     marks = [*(["chosen"] if chosen else []), *(["ONNX Runtime's own"] if is_default else [])]
     ratio = one.over_defaults
     return (
-        one.candidate.told() + (f" ({', '.join(marks)})" if marks else ""),
+        one.candidate.describe() + (f" ({', '.join(marks)})" if marks else ""),
         f"{one.timing.p50_ms:.3f}",
         f"{one.timing.rows_per_second:,.0f}",
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
@@ -148,9 +148,7 @@ class TuneOptions:
             raise UsageError(f"seconds must be above 0, got {self.seconds}")
 
 
-def tune(
-    model: Path, options: TuneOptions | None = None, *, tell: Tell | None = None
-) -> TuneReport:
+def tune(model: Path, options: TuneOptions | None = None, *, log: Log | None = None) -> TuneReport:
     """Find the best settings for an ONNX file or a bundle; `tell` is given a line at each step.
 
     A candidate that cannot be run is in the report with its reason. Nothing is written:
@@ -159,18 +157,18 @@ def tune(
     Raises what opening the model raises, UsageError for options that make no sense together, and
     InputError when no candidate runs, or none within the memory limit.
     """
-    options, tell = options or TuneOptions(), tell or _nobody
+    options, log = options or TuneOptions(), log or _nobody
     start, meter = perf_counter(), LoadMeter()
-    tell(f"opening {model}")
+    log(f"opening {model}")
     grid = grid_of(model, options)
     spec = spec_of(model, options, SCREENING)
     finalists = _num_finalists(grid)
-    trials = screen(spec, grid, finalists=finalists, tell=tell)
+    trials = screen(spec, grid, finalists=finalists, log=log)
     running = [trial for trial in trials if not trial.skipped]
     if not running:
         raise InputError(f"no settings run {model}: {trials[0].skipped}")
     base = _defaults_of(running)
-    results = _finals(model, options, running, base, finalists, tell)
+    results = _finals(model, options, running, base, finalists, log)
     best_first = sorted(results.finalists, key=lambda one: -one.over_defaults.median)
     chosen = choose(best_first, results.defaults, options.memory_limit_bytes)
     return TuneReport(
@@ -240,7 +238,7 @@ def _finals(
     running: Sequence[Trial],
     base: Trial,
     finalists: int,
-    tell: Tell,
+    log: Log,
 ) -> Results:
     best = [*running[:finalists], base]
     final = Final(
@@ -251,7 +249,7 @@ def _finals(
         seed=options.seed,
     )
     ranking = [trial.candidate for trial in running]
-    return run_finals(spec_of(model, options), ranking, base.candidate, final, tell)
+    return run_finals(spec_of(model, options), ranking, base.candidate, final, log)
 
 
 def _nobody(_: str) -> None:
