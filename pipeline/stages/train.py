@@ -8,6 +8,7 @@ The rows of a training that `dvc plots` draws: its history, and who was taken fo
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -166,7 +167,7 @@ def _log(training: Training) -> None:
 def _fit(training: Training, outputs: _Outputs, tracker: Tracker) -> None:
     """Run the epochs that are left, and keep what is done as often as it is worth the time."""
     loop = training.loop
-    rows, message, kept = loop.steps * loop.batch_size, 0.0, 0.0
+    rows, logged, kept = loop.steps * loop.batch_size, -math.inf, -math.inf
     kept_epochs = len(loop.history)
     # Without a terminal the bar is silent, and the log has a line now and then.
     with tqdm(
@@ -181,8 +182,8 @@ def _fit(training: Training, outputs: _Outputs, tracker: Tracker) -> None:
             if not loop.team.leads:
                 continue
             now = time.monotonic()
-            if bar.disable and (loop.ended or now - message > SECONDS_BETWEEN_LINES):
-                message = now
+            if bar.disable and (loop.ended or now - logged > SECONDS_BETWEEN_LINES):
+                logged = now
                 logger.info("%s", _line(loop, epoch))
             if loop.ended or now - kept > SECONDS_BETWEEN_CHECKPOINTS:
                 tracker.log_epochs(loop.history[kept_epochs:])

@@ -93,7 +93,7 @@ def test_the_same_bytes_wherever_the_checkout_lies(exported: Project, tmp_path: 
         shutil.copytree(REPOSITORY / package, elsewhere / package)
     script = (
         "import sys, pickle, pathlib, dataclasses\n"
-        "from pipeline import params\n"
+        "from pipeline.config import params\n"
         "from pipeline.stages.export import export\n"
         "import pipeline\n"
         "assert pipeline.__file__.startswith(sys.argv[1]), pipeline.__file__\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import params
 from pipeline.config.experiment import Experiment, ModelConfig, Params
+from pipeline.config.params import check
 from pipeline.errors import ConfigError
 from pipeline.stages.train import train
 
@@ -19,7 +19,7 @@ def digits(params: Params) -> Experiment:
 def test_every_experiment_of_the_file_fits(params: Params) -> None:
     assert params.experiments
     for experiment in params.experiments.values():
-        params.check(experiment)
+        check(experiment)
 
 
 def with_train(experiment: Experiment, **changes: object) -> Experiment:
@@ -28,7 +28,7 @@ def with_train(experiment: Experiment, **changes: object) -> Experiment:
 
 def refused(experiment: Experiment) -> str:
     with pytest.raises(ConfigError) as caught:
-        params.check(experiment)
+        check(experiment)
     return str(caught.value)
 
 

@@ -236,7 +236,7 @@ def test_wrong_usage(folder: Path, arguments: list[str], message: str) -> None:
 
 def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "tune", "digits-mlp", *options, "--json"],
+        [sys.executable, "-m", "pipeline.cli", "tune", "digits-mlp", *options, "--json"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,

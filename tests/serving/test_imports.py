@@ -43,9 +43,10 @@ def test_what_the_command_line_needs_is_light(module: str) -> None:
 
 
 def test_no_module_of_serving_needs_training_packages() -> None:
-    modules = [path.stem for path in sorted((ROOT / "serving").glob("[!_]*.py"))]
-    assert "runner" in modules
-    code = "\n".join(f"import serving.{module}" for module in modules)
+    paths = sorted((ROOT / "serving").rglob("[!_]*.py"))
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    assert "serving.bundles.runner" in modules
+    code = "\n".join(f"import {module}" for module in modules)
     assert not loaded(code) & TRAINING
 
 

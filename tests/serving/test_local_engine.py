@@ -80,8 +80,9 @@ PROGRAM = """
 import sys
 import time
 from pathlib import Path
-from serving.batch.predict import PredictOptions, predict
-from serving.batch import local, run
+from serving.batch.options import PredictOptions
+from serving.batch.predict import predict
+from serving.batch import engine, run
 from serving.inputs.decoding import ImageDecoder
 decode_file = ImageDecoder.decode_file
 def slowly(self, path):

@@ -43,7 +43,7 @@ class Machine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0
         for module in ("timing", "pairing"):
-            monkeypatch.setattr(f"serving.{module}.perf_counter_ns", lambda: self.now)
+            monkeypatch.setattr(f"serving.measuring.{module}.perf_counter_ns", lambda: self.now)
         clock = Clock(resolution_ns=1, reading_ns=1)
         monkeypatch.setattr("serving.measuring.timing.check_clock", lambda: clock)
 

@@ -16,7 +16,7 @@ from serving.bundles.bundle import open_bundle
 from serving.bundles.manifest import Golden
 from serving.bundles.writing import write_bundle
 
-RUNNER = Path(__file__).parents[2] / "serving" / "runner.py"
+RUNNER = Path(__file__).parents[2] / "serving" / "bundles" / "runner.py"
 
 
 @pytest.fixture
