@@ -10,6 +10,7 @@ import click
 
 from pipeline.commands.benchmark import benchmark
 from pipeline.commands.bundle import bundle
+from pipeline.commands.config import config
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
 from pipeline.commands.parity import parity
@@ -55,7 +56,7 @@ def ferry(directory: str | None) -> None:
 
 
 STAGES = (pull, preprocess, train, evaluate, export, quantize, parity, benchmark, bundle, report)
-TOOLS = (tune, results, predict, bench, verify, doctor)
+TOOLS = (config, tune, results, predict, bench, verify, doctor)
 for command in (*STAGES, *TOOLS):
     ferry.add_command(command)
 

@@ -54,7 +54,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment["epochs"] = 3
     experiment["evaluate"]["rows"] = 20
     experiment["benchmark"] |= {"batch_sizes": [1, 4], "seconds": 0.05, "threads": [1]}
-    experiment["benchmark"] |= {"beside": ["eager"], "growth_calls": 0, "cold_starts": 1}
+    experiment["benchmark"] |= {"baselines": ["eager"], "growth_calls": 0, "cold_starts": 1}
     # Both variants are made, whatever else the machine does meanwhile.
     experiment["quantize"] |= {"accuracy_loss": 5.0, "min_speedup": {"fp16": 0.01, "int8": 0.01}}
     experiment["quantize"] |= {"recipes": ["half", "static-u8u8"], "seconds": 0.05}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from pipeline.config.experiment import Experiment
+    from pipeline.config.experiment import Experiment, Params
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,6 +36,17 @@ def experiment_argument(command: Command) -> Command:
 def optional_experiment_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT to a command that has other things to work on as well."""
     return click.argument("experiment", type=ExperimentName(), required=False)(command)
+
+
+def load_params() -> "Params":
+    """Read params.yaml for a command that goes on without the experiments that are broken."""
+    from pipeline.config import params
+    from serving.console import note
+
+    read = params.load()
+    for message in read.broken.values():
+        note(f"Warning: {message}; left out")
+    return read
 
 
 def track_option(command: Command) -> Command:

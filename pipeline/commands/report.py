@@ -13,9 +13,9 @@ def report(as_json: bool) -> None:
     Example: ferry report
     """
     from pipeline import layout
-    from pipeline.config import params
+    from pipeline.commands.options import load_params
     from pipeline.stages.report import report
 
-    done = report(layout.METRICS, layout.PICTURES, layout.REPORT, params=params.load())
+    done = report(layout.METRICS, layout.PICTURES, layout.REPORT, params=load_params())
     text = f"{done.page}: {', '.join(done.experiments)}"
     show(done, as_json=as_json, text=text)

@@ -16,10 +16,10 @@ def results(experiments: tuple[str, ...], as_json: bool) -> None:
     Example: ferry results digits-mlp digits-cnn
     """
     from pipeline import layout
-    from pipeline.config import params
+    from pipeline.commands.options import load_params
     from pipeline.stages.results import as_table, results
 
-    rows = results(params.load(), experiments, metrics=layout.METRICS)
+    rows = results(load_params(), experiments, metrics=layout.METRICS)
     show(rows, as_json=as_json, text=as_table(rows))
     if rows and not as_json:
         note(

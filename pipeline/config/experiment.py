@@ -1,12 +1,6 @@
 """The records that params.yaml is read into, with the range of every key.
 
-They hold no defaults, for those live in params.yaml alone; `pipeline.config.params` reads the file.
-
-The ranges that numbers of params.yaml may have, as types that the records of it are made of.
-
-What `ferry parity` compares, and how far a variant may be off: the `parity` of params.yaml.
-
-What an experiment's variants are measured beside, and for how long.
+They hold no defaults, which stand in params.yaml alone; `pipeline.config.params` reads the file.
 """
 
 from collections.abc import Mapping
@@ -16,6 +10,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from pipeline.errors import ConfigError
 from serving.errors import UnknownNameError
 
 STRICT = ConfigDict(extra="forbid", strict=True)
@@ -28,100 +23,6 @@ PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
-
-
-Level = Literal["none", "basic", "extended", "all"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateConfig:
-    """How far one variant may be from the trained weights, over the whole test set."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    max_abs_diff: PositiveNumber | None
-    """Largest absolute difference of any logit, or of any pixel of a reconstruction, over the test
-    set and over hostile rows; null where their scale is no measure, as for int8."""
-    max_probability_diff: PositiveNumber | None
-    """The same of any probability; null where there are none, or they are not looked at."""
-    min_snr_db: PositiveNumber | None
-    """Least signal-to-noise ratio of any output, in decibels: 20 more is a tenth of the noise."""
-    flips: NaturalNumber | None
-    """Most rows whose predicted class may really change, near-ties not counted; null where no
-    class is predicted."""
-    accuracy_loss: NonNegativeNumber | None
-    """Most percentage points of accuracy that may be lost; null where no class is predicted."""
-    batch_diff: NonNegativeNumber
-    """Largest absolute difference of a value of one row between batches. Kernels sum in another
-    order there, which half precision shows, and int8 where a value lies between two steps."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParityConfig:
-    """What is compared, and the gates, one per variant."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    batch_sizes: Counts
-    levels: Annotated[tuple[Level, ...], Field(min_length=1)]
-    """Of ONNX Runtime's graph optimization; "all" is what ships and must be among them."""
-    exporters: Annotated[tuple[Literal["dynamo", "torchscript"], ...], Field(min_length=1)]
-    """Which of torch's exporters are compared; what "dynamo" makes ships and must be among them."""
-    sample_rows: Count
-    """Rows of the cells that are not asked the whole test set."""
-    opinion_rows: Count
-    """Rows that `onnx.reference`, which is slow, is asked."""
-    seed: NaturalNumber
-    """Of the sample."""
-    fp32: GateConfig
-    fp16: GateConfig
-    int8: GateConfig
-
-    def gate(self, variant: str) -> GateConfig:
-        """The gate of `variant`, one of "fp32", "fp16" and "int8"."""
-        gates = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}
-        return gates[variant]
-
-
-Item = TypeVar("Item")
-Rival = Literal["eager", "channels_last", "compile", "pyfunc"]
-
-
-def _once_each(values: tuple[Item, ...]) -> tuple[Item, ...]:
-    if len(set(values)) < len(values):
-        raise PydanticCustomError("twice", "a list that has nothing twice")
-    return values
-
-
-def _with_eager(rivals: tuple[Rival, ...]) -> tuple[Rival, ...]:
-    if "eager" not in rivals:
-        raise PydanticCustomError("no_eager", "a list with eager, over which all speedups are")
-    return rivals
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkConfig:
-    """What is timed, beside what, and for how long."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    batch_sizes: Annotated[Counts, AfterValidator(_once_each)]
-    threads: Annotated[tuple[NaturalNumber, ...], Field(min_length=1)]
-    """Within one operator, each count in turn; 0 for all cores that the process may use. A count
-    that is there already is left out, one above those cores is a row with that reason."""
-    seconds: PositiveNumber
-    """For each thing at each batch size and thread count, all its turns together, after warm-up."""
-    rounds: Count
-    """Turns that each thing gets; speedups are compared turn by turn."""
-    beside: Annotated[tuple[Rival, ...], AfterValidator(_once_each), AfterValidator(_with_eager)]
-    """What the variants are measured beside: PyTorch eager, which speedups are over, with
-    channels_last, or with torch.compile, and MLflow's pyfunc of the exported model."""
-    growth_calls: NaturalNumber
-    """Calls of mixed batch sizes after which memory is looked at, of each variant with the first of
-    the thread counts; 0 for none."""
-    cold_starts: NaturalNumber
-    """Times that each program is started until its first answer; 0 for never."""
-    seed: NaturalNumber
 
 
 Loss = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"]
@@ -270,6 +171,102 @@ class QuantizeConfig:
         return {str(variant): reason for variant, reason in self.skip.items()}
 
 
+Level = Literal["none", "basic", "extended", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateConfig:
+    """How far one variant may be from the trained weights, over the whole test set."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    max_abs_diff: PositiveNumber | None
+    """Largest absolute difference of any logit, or of any pixel of a reconstruction, over the test
+    set and over hostile rows; null where their scale is no measure, as for int8."""
+    max_probability_diff: PositiveNumber | None
+    """The same of any probability; null where there are none, or they are not looked at."""
+    min_snr_db: PositiveNumber | None
+    """Least signal-to-noise ratio of any output, in decibels: 20 more is a tenth of the noise."""
+    flips: NaturalNumber | None
+    """Most rows whose predicted class may really change, near-ties not counted; null where no
+    class is predicted."""
+    accuracy_loss: NonNegativeNumber | None
+    """Most percentage points of accuracy that may be lost; null where no class is predicted."""
+    batch_diff: NonNegativeNumber
+    """Largest absolute difference of a value of one row between batches. Kernels sum in another
+    order there, which half precision shows, and int8 where a value lies between two steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityConfig:
+    """What is compared, and the gates, one per variant."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    batch_sizes: Counts
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)]
+    """Of ONNX Runtime's graph optimization; "all" is what ships and must be among them."""
+    exporters: Annotated[tuple[Literal["dynamo", "torchscript"], ...], Field(min_length=1)]
+    """Which of torch's exporters are compared; what "dynamo" makes ships and must be among them."""
+    sample_rows: Count
+    """Rows of the cells that do not answer the whole test set."""
+    reference_rows: Count
+    """Rows that `onnx.reference`, which is slow, answers."""
+    seed: NaturalNumber
+    """Of the sample."""
+    fp32: GateConfig
+    fp16: GateConfig
+    int8: GateConfig
+
+    def gate(self, variant: str) -> GateConfig:
+        """The gate of `variant`, one of "fp32", "fp16" and "int8"."""
+        gates = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}
+        return gates[variant]
+
+
+Item = TypeVar("Item")
+Baseline = Literal["eager", "channels_last", "compile", "pyfunc"]
+
+
+def _once_each(values: tuple[Item, ...]) -> tuple[Item, ...]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("twice", "a list that has nothing twice")
+    return values
+
+
+def _with_eager(baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+    if "eager" not in baselines:
+        raise PydanticCustomError("no_eager", "a list with eager, over which all speedups are")
+    return baselines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkConfig:
+    """What is timed, against which baselines, and for how long."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    batch_sizes: Annotated[Counts, AfterValidator(_once_each)]
+    threads: Annotated[tuple[NaturalNumber, ...], Field(min_length=1)]
+    """Within one operator, each count in turn; 0 for all cores that the process may use. A count
+    that is there already is left out, one above those cores is a row with that reason."""
+    seconds: PositiveNumber
+    """For each thing at each batch size and thread count, all its turns together, after warm-up."""
+    rounds: Count
+    """Turns that each thing gets; speedups are compared turn by turn."""
+    baselines: Annotated[
+        tuple[Baseline, ...], AfterValidator(_once_each), AfterValidator(_with_eager)
+    ]
+    """What the variants are compared with: PyTorch eager, which speedups are over, PyTorch with
+    channels_last or with torch.compile, and MLflow's pyfunc of the exported model."""
+    growth_calls: NaturalNumber
+    """Calls of mixed batch sizes after which memory is looked at, of each variant with the first of
+    the thread counts; 0 for none."""
+    cold_starts: NaturalNumber
+    """Times that each program is started until its first answer; 0 for never."""
+    seed: NaturalNumber
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleConfig:
     """Which of the variants that passed is shipped."""
@@ -302,8 +299,24 @@ SearchSpace = Annotated[tuple[Choice, ...], Field(min_length=1)] | Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What an experiment takes where it says nothing else: one section per stage."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    preprocess: DatasetConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    export: ExportConfig
+    quantize: QuantizeConfig
+    parity: ParityConfig
+    benchmark: BenchmarkConfig
+    bundle: BundleConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """A data set, a model and their settings: one section of params.yaml."""
+    """A data set, a model and their settings: one section of params.yaml, defaults included."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -326,18 +339,24 @@ class Experiment:
 class Params:
     """The whole of params.yaml."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
     mirrors: tuple[str, ...]
     short: tuple[str, ...]
     """The experiments that `dvc repro short` runs, and no others."""
     datasets: Mapping[str, DatasetConfig]
     experiments: Mapping[str, Experiment]
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong with each experiment that cannot be read."""
 
     def experiment(self, name: str) -> Experiment:
-        """The experiment of that name; UnknownNameError with the nearest one if there is none."""
+        """The experiment of that name.
+
+        Raises ConfigError for one that cannot be read, and UnknownNameError with the nearest name
+        if there is none.
+        """
+        if name in self.broken:
+            raise ConfigError(self.broken[name])
         if name not in self.experiments:
-            raise UnknownNameError("experiment", name, self.experiments)
+            raise UnknownNameError("experiment", name, [*self.experiments, *self.broken])
         return self.experiments[name]
 
     def dataset(self, name: str) -> DatasetConfig:

@@ -1,48 +1,159 @@
 """Read params.yaml, the one place of every default of ferry, into `pipeline.config.experiment`.
 
-Whatever is wrong in the file is refused with the key's full path, the value and what was expected.
-
-Whether the settings of an experiment fit together: its data set, its model and its loss.
-
-It is asked before any data is read, so that a wrong setting costs no time.
+An experiment is its own section and, for what that does not say, the section `defaults`. Whatever
+is wrong is refused with the full path of the key where it stands, the value and what was expected.
 """
 
 import re
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from pipeline import datasets, models
-from pipeline.config.experiment import AugmentConfig, Experiment, Params
-from pipeline.config.reading import read_section, read_yaml
+from pipeline.config.experiment import (
+    STRICT,
+    AugmentConfig,
+    DatasetConfig,
+    Defaults,
+    Experiment,
+    Params,
+)
+from pipeline.config.reading import check_defaults, read_section, read_yaml
 from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
 from serving.errors import nearest
 
+PARAMS = Path("params.yaml")
 # A name is a folder, an item of a DVC stage and a part of a key's path, all at once.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-def load(path: Path = Path("params.yaml")) -> Params:
-    """Read and check params.yaml.
+def load(path: Path = PARAMS) -> Params:
+    """Read and check params.yaml; what is wrong with one experiment is kept in `broken`.
 
-    Raises MissingInputError when there is no such file and ConfigError for what is wrong in it.
+    Raises MissingInputError when there is no such file and ConfigError for what else is wrong.
     """
-    raw = read_yaml(path)
-    params = read_section(Params, _with_names(raw), "")
-    _refuse_unknown_names(params)
-    return params
+    document, wrong = _read_document(path)
+    splits = {name: _read_dataset(name, document) for name in document.datasets}
+    experiments: dict[str, Experiment] = {}
+    broken = dict(wrong)
+    for name in [name for name in document.experiments if name not in wrong]:
+        try:
+            experiments[name] = _read_experiment(name, document)
+        except ConfigError as error:
+            broken[name] = str(error)
+    return Params(
+        mirrors=document.mirrors,
+        short=document.short,
+        datasets=splits,
+        experiments=experiments,
+        broken=broken,
+    )
 
 
-def _with_names(raw: object) -> object:
-    """Give each experiment its name, and gather the settings of its model below `settings`."""
-    if not isinstance(raw, dict) or not isinstance(raw.get("experiments"), dict):
-        return raw
-    experiments = {name: _with_name(name, body) for name, body in raw["experiments"].items()}
-    return raw | {"experiments": experiments}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedSetting:
+    """One value of an experiment, and the section of params.yaml in which it stands."""
+
+    value: object
+    source: str
+    """"experiments.NAME" or "defaults"."""
+
+
+def resolve(name: str, path: Path = PARAMS) -> dict[str, ResolvedSetting]:
+    """The settings of an experiment, each by its path below the experiment.
+
+    Raises as `load` does, and for the name as `Params.experiment` does.
+    """
+    load(path).experiment(name)
+    document, _ = _read_document(path)
+    own = document.experiments[name]
+    return {
+        ".".join(keys): ResolvedSetting(value=value, source=_source(name, own, keys))
+        for keys, value in _leaves(_with_defaults(own, document.defaults), ())
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Document:
+    """What stands in the file, before the defaults are put into it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    mirrors: tuple[str, ...]
+    short: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    datasets: Mapping[str, Any]
+    experiments: Mapping[str, Any]
+
+
+def _read_document(path: Path) -> tuple[_Document, dict[str, str]]:
+    """Read what is there, and what is wrong with the YAML of single experiments."""
+    raw, wrong = read_yaml(path, "experiments")
+    document = read_section(_Document, raw, "")
+    check_defaults(Defaults, document.defaults, "defaults")
+    for index, name in enumerate(document.short):
+        _refuse_unknown(f"short.{index}", "experiment", name, document.experiments)
+    for name in document.datasets:
+        if name not in datasets.names():
+            raise ConfigError(f"datasets.{name}: no such data set{nearest(name, datasets.names())}")
+    return document, wrong
+
+
+def _read_dataset(name: str, document: _Document) -> DatasetConfig:
+    split = _filled(document.datasets[name], document.defaults["preprocess"])
+    return read_section(DatasetConfig, split, f"datasets.{name}")
+
+
+def _read_experiment(name: str, document: _Document) -> Experiment:
+    own = document.experiments[name]
+    body = _with_name(name, _with_defaults(own, document.defaults))
+    experiment = read_section(Experiment, body, f"experiments.{name}")
+    _refuse_unknown_names(experiment, document)
+    return experiment
+
+
+def _with_defaults(own: object, defaults: Mapping[str, Any]) -> object:
+    """An experiment whose sections are filled with the defaults.
+
+    A section that it lacks stays missing, for the stages of dvc.yaml depend on it.
+    """
+    if not isinstance(own, Mapping):
+        return own
+    return {key: _filled(value, defaults.get(key)) for key, value in own.items()}
+
+
+def _filled(own: object, defaults: object) -> object:
+    """A mapping with what it lacks of the defaults, at every depth; any other value as it is."""
+    if not isinstance(own, Mapping) or not isinstance(defaults, Mapping):
+        return own
+    inherited = {key: value for key, value in defaults.items() if key not in own}
+    return {key: _filled(value, defaults.get(key)) for key, value in own.items()} | inherited
+
+
+def _source(name: str, own: object, keys: Iterable[str]) -> str:
+    """The section in which a setting of an experiment stands."""
+    for key in keys:
+        if not isinstance(own, Mapping) or key not in own:
+            return "defaults"
+        own = own[key]
+    return f"experiments.{name}"
+
+
+def _leaves(node: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
+    """All that is no mapping, or an empty one, with the keys that lead to it."""
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, (*keys, key))
+    else:
+        yield keys, node
 
 
 def _with_name(name: str, body: object) -> object:
+    """Give an experiment its name, and gather the settings of its model below `settings`."""
     if not NAME.fullmatch(name):
         raise ConfigError(f"experiments.{name} is not a name of letters, digits, '-' and '_'")
     if not isinstance(body, dict):
@@ -57,21 +168,18 @@ def _with_name(name: str, body: object) -> object:
     return body | {"name": name}
 
 
-def _refuse_unknown_names(params: Params) -> None:
-    for name in params.datasets:
-        if name not in datasets.names():
-            raise ConfigError(f"datasets.{name}: no such data set{nearest(name, datasets.names())}")
-    for index, name in enumerate(params.short):
-        _refuse_unknown(f"short.{index}", "experiment", name, params.experiments)
-    for experiment in params.experiments.values():
-        where = f"experiments.{experiment.name}"
-        against, source = experiment.evaluate.against, experiment.train.init_from
-        _refuse_unknown(f"{where}.dataset", "data set", experiment.dataset, params.datasets)
-        _refuse_unknown(f"{where}.evaluate.against", "data set", against, params.datasets)
-        _refuse_unknown(f"{where}.model.name", "model", experiment.model.name, models.names())
-        if source is not None:
-            others = params.experiments.keys() - {experiment.name}
-            _refuse_unknown(f"{where}.train.init_from", "other experiment", source, sorted(others))
+def _refuse_unknown_names(experiment: Experiment, document: _Document) -> None:
+    name, own = experiment.name, document.experiments[experiment.name]
+    others = sorted(document.experiments.keys() - {name})
+    named: list[tuple[tuple[str, ...], str, str | None, Collection[str]]] = [
+        (("dataset",), "data set", experiment.dataset, document.datasets),
+        (("evaluate", "against"), "data set", experiment.evaluate.against, document.datasets),
+        (("model", "name"), "model", experiment.model.name, models.names()),
+        (("train", "init_from"), "other experiment", experiment.train.init_from, others),
+    ]
+    for keys, what, value, known in named:
+        if value is not None:
+            _refuse_unknown(".".join((_source(name, own, keys), *keys)), what, value, known)
 
 
 def _refuse_unknown(where: str, what: str, name: str, known: Collection[str]) -> None:

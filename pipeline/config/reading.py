@@ -1,20 +1,12 @@
-"""Read a section of params.yaml into its record, or say in one line what is wrong in it.
+"""Turn what params.yaml says into records, plain values and modules, or say what is wrong in it.
 
-The line names the key's full path, the value and what was expected: nothing is repaired, and
-nothing is filled in.
-
-Read a YAML file that holds plain values alone: text, numbers, booleans, lists and mappings.
-
-What YAML would let pass in silence, or turn into something else, is refused with its full path: a
-key that stands twice, a date, a key that is no text.
-
-Find the modules of a folder by name: `datasets/mnist.py` is the data set `mnist`.
-
-The file name is the key, so adding a data set or an architecture is adding one file.
+Whatever is refused is told in one line: the key's full path, the value and what was expected.
+Nothing is repaired, and nothing is filled in.
 """
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -27,7 +19,9 @@ from pipeline.errors import ConfigError
 from serving.errors import MissingInputError, UnknownNameError, nearest
 
 Record = TypeVar("Record")
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
+MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
 LONGEST_VALUE = 80
 PLAIN_WORDS = {
     "a valid array": "a list",
@@ -45,15 +39,40 @@ def read_section(record: type[Record], raw: object, where: str) -> Record:
     """
     try:
         # As JSON, a list stands for a tuple and a mapping for a record; all else stays strict.
-        return TypeAdapter(record).validate_json(json.dumps(raw))
+        read: Record = _adapter(record).validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise ConfigError(_explain(_first(error), record, where)) from error
+        wrong = error.errors(include_url=False)
+        raise ConfigError(_explain(_first(wrong), record, where)) from error
+    return read
 
 
-def _first(error: ValidationError) -> ErrorDetails:
+def check_defaults(record: type[Any], raw: object, where: str) -> None:
+    """Refuse what `read_section` would, but for keys that are missing in a section of `raw`.
+
+    Raises ConfigError for the first key that is wrong.
+    """
+    try:
+        _adapter(record).validate_json(json.dumps(raw))
+    except ValidationError as error:
+        wrong = [
+            detail
+            for detail in error.errors(include_url=False)
+            if detail["type"] not in MISSING_KEY or len(detail["loc"]) == 1
+        ]
+        if wrong:
+            raise ConfigError(_explain(_first(wrong), record, where)) from error
+
+
+def _adapter(record: type[Any]) -> TypeAdapter[Any]:
+    """Kept for the next section of the kind: to make one takes longer than to read with it."""
+    if record not in _adapters:
+        _adapters[record] = TypeAdapter(record)
+    return _adapters[record]
+
+
+def _first(wrong: list[ErrorDetails]) -> ErrorDetails:
     """The error to tell: a misspelt key before the missing one that it stood for."""
-    details = error.errors(include_url=False)
-    return min(details, key=lambda detail: detail["type"] not in UNKNOWN_KEY)
+    return min(wrong, key=lambda detail: detail["type"] not in UNKNOWN_KEY)
 
 
 def _explain(detail: ErrorDetails, record: type[Any], where: str) -> str:
@@ -64,7 +83,7 @@ def _explain(detail: ErrorDetails, record: type[Any], where: str) -> str:
         case kind if kind in UNKNOWN_KEY:
             siblings = _keys_beside(record, detail["loc"])
             return f"{path} is not a key{nearest(str(detail['loc'][-1]), siblings)}"
-        case "missing" | "missing_argument" | "missing_keyword_only_argument":
+        case kind if kind in MISSING_KEY:
             return f"{path} is missing"
         case "too_short":
             return f"{path} must not be empty"
@@ -83,7 +102,7 @@ def _shortened(value: object) -> str:
 
 def _keys_beside(record: type[Any], location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section holding `location` knows."""
-    schema = TypeAdapter(record).json_schema()
+    schema = _adapter(record).json_schema()
     node: dict[str, Any] = schema
     for part in location[:-1]:
         node = _resolve(node, schema)
@@ -114,22 +133,28 @@ def _with_point(text: str) -> str:
 
 TAG = "tag:yaml.org,2002:"
 TEXT = f"{TAG}str"
+MAPPING = f"{TAG}map"
 MERGE = f"{TAG}merge"
-PLAIN = (TEXT, f"{TAG}int", f"{TAG}float", f"{TAG}bool", f"{TAG}null", f"{TAG}seq", f"{TAG}map")
+PLAIN = (TEXT, f"{TAG}int", f"{TAG}float", f"{TAG}bool", f"{TAG}null", f"{TAG}seq", MAPPING)
 
 
-def read_yaml(path: Path) -> object:
-    """Read the one document of a file.
+def read_yaml(path: Path, entries_of: str) -> tuple[object, dict[str, str]]:
+    """Read the one document of a file, which must hold plain values alone.
 
-    Raises MissingInputError when there is no such file and ConfigError for what is wrong in it.
+    What YAML would let pass in silence, or turn into something else, is refused: a key that stands
+    twice, a date, a key that is no text. An entry of the section `entries_of` with such a mistake
+    is read as an empty mapping, and the second answer says what is wrong in it.
+
+    Raises MissingInputError when there is no such file and ConfigError for any other mistake.
     """
     try:
         loader = yaml.SafeLoader(path.read_bytes())
         node = loader.get_single_node()
         if node is None:
             raise ConfigError(f"{path} is empty")
+        wrong = _take_out_wrong_entries(node, entries_of)
         _check(node, (), ())
-        return loader.construct_document(node)
+        return loader.construct_document(node), wrong
     except FileNotFoundError as error:
         raise MissingInputError(
             f"{path} is not there; run ferry where params.yaml lies, or name that folder with -C"
@@ -144,6 +169,25 @@ def dump_yaml(value: object) -> str:
     """Text that `read_yaml` reads back as it was; numbers with an exponent get their point."""
     text: str = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=100)
     return text
+
+
+def dump_value(value: object) -> str:
+    """One value as it may stand in params.yaml, in one line."""
+    text: str = yaml.safe_dump([value], default_flow_style=True, width=sys.maxsize)
+    return text.strip()[1:-1]
+
+
+def _take_out_wrong_entries(node: yaml.Node, section: str) -> dict[str, str]:
+    wrong: dict[str, str] = {}
+    for key, entries in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value == section and isinstance(entries, yaml.MappingNode):
+            for index, (name, entry) in enumerate(entries.value):
+                try:
+                    _check(entry, (section, str(name.value)), (node, entries))
+                except ConfigError as error:
+                    wrong[str(name.value)] = str(error)
+                    entries.value[index] = name, yaml.MappingNode(MAPPING, [])
+    return wrong
 
 
 def _check(node: yaml.Node, where: tuple[str, ...], above: tuple[yaml.Node, ...]) -> None:
@@ -189,6 +233,8 @@ def _shown(node: yaml.Node) -> str:
     return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
 
 
+# A folder of modules is a registry: the file name is the key, so adding a data set or an
+# architecture is adding one file.
 def names(package: Path) -> tuple[str, ...]:
     """The public modules of a package's folder, sorted, found without importing any of them."""
     return tuple(sorted(path.stem for path in package.glob("*.py") if path.stem[0] != "_"))

@@ -38,7 +38,7 @@ def tiny(params: Params) -> Experiment:
             threads=(1,),
             seconds=0.04,
             rounds=4,
-            beside=("eager",),
+            baselines=("eager",),
             growth_calls=0,
             cold_starts=0,
         ),

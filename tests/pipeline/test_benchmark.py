@@ -46,7 +46,7 @@ def folder(exported: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
         exported,
         folder,
         threads=(1, 1, TOO_MANY),
-        beside=("pyfunc", "channels_last", "eager"),
+        baselines=("pyfunc", "channels_last", "eager"),
         growth_calls=20,
         cold_starts=1,
     )

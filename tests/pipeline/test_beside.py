@@ -228,7 +228,7 @@ def test_a_program_tells_its_first_answer(exported: Project, saved: Path, rival:
 
 
 def test_contestants_are_eager_first_and_all_variants(exported: Project, tmp_path: Path) -> None:
-    config = replace(exported.experiment.benchmark, beside=("channels_last", "compile", "eager"))
+    config = replace(exported.experiment.benchmark, baselines=("channels_last", "compile", "eager"))
     found = contestants_of(
         exported.weights,
         exported.models,

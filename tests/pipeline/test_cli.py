@@ -205,13 +205,19 @@ def test_without_params_yaml(folder: Path, name: str) -> None:
     assert "Error: params.yaml is not there; run ferry where" in one_line(result)
 
 
-def test_a_wrong_key_stops_every_command(folder: Path) -> None:
+def test_a_wrong_key_stops_the_commands_of_its_experiment_alone(folder: Path) -> None:
     text = (folder / "params.yaml").read_text()
-    (folder / "params.yaml").write_text(re.sub(r"epochs: \d+", "epochs: sixty", text, count=1))
-    result = invoke("report")
-    assert result.exit_code == 2
-    message = "Error: experiments.digits-mlp.epochs must be an integer, got 'sixty'"
-    assert one_line(result) == message
+    (folder / "params.yaml").write_text(re.sub(r" epochs: \d+", " epochs: sixty", text, count=1))
+    message = "experiments.digits-mlp.epochs must be an integer, got 'sixty'"
+    stopped = invoke("train", "digits-mlp")
+    assert stopped.exit_code == 2
+    assert one_line(stopped) == f"Error: {message}"
+    other = invoke("train", "digits-cnn")
+    assert "`ferry preprocess digits` makes it" in one_line(other)
+    for name in ("results", "config"):
+        going_on = invoke(name)
+        assert going_on.exit_code == 0
+        assert going_on.stderr.splitlines()[0] == f"Warning: {message}; left out"
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def project(tmp_path: Path, ready: Path) -> Path:
     section = text["experiments"]["digits-mlp"]
     section["model"] |= {"hidden": [16], "dropout": 0}
     section["train"] |= {"batch_size": 60, "early_stop": 3, "clip": 1.0, "ema": 0.5}
-    section["train"]["augment"] |= {"translate": 1, "flip": True}
+    section["train"]["augment"] = {"translate": 1, "flip": True}
     section["epochs"] = 4
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(text))
     (tmp_path / "data").symlink_to(ready / "data")

@@ -118,7 +118,7 @@ def test_the_fragment_can_be_put_into_params_yaml(tmp_path: Path) -> None:
     section = whole["experiments"]["digits-mlp"]
     for name, values in part["experiments"]["digits-mlp"].items():
         for key, value in values.items():
-            section[name][key] = section[name][key] | value if key == "augment" else value
+            section[name][key] = value
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(whole))
     loaded = load(tmp_path / "params.yaml").experiment("digits-mlp")
     assert (loaded.train.lr, loaded.train.weight_decay) == (1e-05, 2.5e-06)
@@ -134,11 +134,11 @@ def test_numbers_with_an_exponent_have_their_point() -> None:
 def test_the_options_of_dvc_are_quoted_for_a_shell() -> None:
     text = search.overrides("e", {"train.lr": 0.01, "model.hidden": (10, 4), "train.ema": True})
     assert text == (
-        "-S experiments.e.train.lr=0.01 -S 'experiments.e.model.hidden=[10,4]' "
-        "-S experiments.e.train.ema=true"
+        "-S ++experiments.e.train.lr=0.01 -S '++experiments.e.model.hidden=[10,4]' "
+        "-S ++experiments.e.train.ema=true"
     )
 
 
 def test_a_number_that_dvc_would_write_without_its_point_is_not_offered() -> None:
     assert search.overrides("e", {"train.lr": 1e-05, "epochs": 3}) == ""
-    assert search.overrides("e", {"train.lr": 1.25e-05}) == "-S experiments.e.train.lr=1.25e-05"
+    assert search.overrides("e", {"train.lr": 1.25e-05}) == "-S ++experiments.e.train.lr=1.25e-05"

@@ -209,7 +209,7 @@ def test_the_command_tells_its_progress_and_its_result(folder: Path) -> None:
     shown = invoke("digits-mlp", "--trials", "2")
     assert shown.exit_code == 0
     assert shown.stdout.endswith((folder / "models/digits-mlp/tune" / BEST).read_text())
-    assert "# dvc exp run -S experiments.digits-mlp.train.lr=" in shown.stdout
+    assert "# dvc exp run -S ++experiments.digits-mlp.train.lr=" in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""All that a benchmark measures: the rivals, PyTorch eager first, and every variant."""
+"""All that a benchmark measures: the baselines, PyTorch eager first, and every variant."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,12 +42,12 @@ def contestants_of(
     threads: Sequence[int],
     experiment: Experiment,
 ) -> Contestants:
-    """Gather the rivals of params.yaml and all of `models` on every provider of this machine.
+    """Gather the baselines of params.yaml and all of `models` on every provider of this machine.
 
     `saved` is an empty folder for what MLflow opens.
     """
-    named = experiment.benchmark.beside
-    rivals: dict[str, Spec] = {
+    named = experiment.benchmark.baselines
+    baselines: dict[str, Spec] = {
         mode: Spec(
             name=NAMES[mode],
             provider=TORCH,
@@ -59,7 +59,7 @@ def contestants_of(
     }
     if "pyfunc" in named:
         pyfunc_subject.save_pyfuncs(saved, models["fp32"], threads)
-        rivals["pyfunc"] = Spec(
+        baselines["pyfunc"] = Spec(
             name=NAMES["pyfunc"],
             provider=TORCH,
             module=pyfunc_subject.__name__,
@@ -68,9 +68,9 @@ def contestants_of(
     reasons = usable_providers(probe())
     variants = list(_variants(models, data / "test_inputs.npy", reasons))
     return Contestants(
-        specs=(*rivals.values(), *variants),
+        specs=(*baselines.values(), *variants),
         cold=(
-            *(_cold_rival(spec) for name, spec in rivals.items() if name in FROM_COLD),
+            *(_cold_baseline(spec) for name, spec in baselines.items() if name in FROM_COLD),
             *(cold_program(spec) for spec in variants),
         ),
         skipped=tuple(
@@ -90,6 +90,6 @@ def _variants(
             yield from (model_spec(name, path, provider, rows) for name, path in models.items())
 
 
-def _cold_rival(spec: Spec) -> ColdProgram:
+def _cold_baseline(spec: Spec) -> ColdProgram:
     arguments = ("-m", first_answer.__name__, json.dumps(spec.setup))
     return ColdProgram(subject=spec.label, arguments=arguments)

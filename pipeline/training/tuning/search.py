@@ -111,12 +111,13 @@ def fragment(experiment: str, settings: Mapping[str, Setting]) -> str:
 def overrides(experiment: str, settings: Mapping[str, Setting]) -> str:
     """Settings as options of `dvc exp run`, quoted for a shell; none where it would spoil one.
 
-    DVC writes 0.00001 as 1e-05 into params.yaml, whatever is typed, which YAML 1.1 reads as text.
+    The ++ also sets what the experiment inherits. DVC writes 0.00001 as 1e-05 into params.yaml,
+    whatever is typed, which YAML 1.1 reads as text.
     """
     if any("e" in text and "." not in text for text in map(repr, _floats(settings))):
         return ""
     texts = [
-        f"experiments.{experiment}.{key}={value if isinstance(value, str) else _compact(value)}"
+        f"++experiments.{experiment}.{key}={value if isinstance(value, str) else _compact(value)}"
         for key, value in settings.items()
     ]
     return " ".join(f"-S {shlex.quote(text)}" for text in texts)
