@@ -136,7 +136,7 @@ def test_without_the_exported_model_or_the_weights_nothing_is_shown(params, root
     (root / layout.weights("mnist-cnn")).write_bytes(b"other weights")
     (line,) = results(params, root=root).left_out
     assert "model.safetensors is not the file that was measured" in line
-    with pytest.raises(MissingInputError, match="model.safetensors is not the file"):
+    with pytest.raises(MissingInputError, match=r"model\.safetensors is not the file"):
         results(params, ("mnist-cnn",), root=root)
 
 
