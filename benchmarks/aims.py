@@ -2,16 +2,15 @@
 
 Run: python benchmarks/aims.py        (after `dvc repro`)
 
-Every figure is read from metrics/, where the stages left it.
+Every figure is read from reports/details/, where the stages left it.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline import layout
 from pipeline.config import params
 from pipeline.records.benchmark import over_eager
-from pipeline.stages.results import Measured, read_measured
+from pipeline.stages.results import ExperimentResults, read_results
 from serving.console import table
 
 ACCURACIES = {
@@ -54,8 +53,8 @@ def main() -> None:
 
 def lines_of(name: str) -> Iterator[Line]:
     """All aims of one experiment that has run."""
-    measured = read_measured(layout.METRICS, name)
-    if measured is None:
+    measured = read_results(name)
+    if not isinstance(measured, ExperimentResults):
         return
     yield from training(name, measured)
     yield from parity(name, measured)
@@ -67,7 +66,7 @@ def lines_of(name: str) -> Iterator[Line]:
                 yield Line(what, f"{ratio.median:.2f}", f"at least {aim}", ratio.median >= aim)
 
 
-def training(name: str, measured: Measured) -> Iterator[Line]:
+def training(name: str, measured: ExperimentResults) -> Iterator[Line]:
     """Accuracy, time and MLflow's share of it."""
     report = measured.training
     if name in SQUARED_ERRORS:
@@ -91,7 +90,7 @@ def training(name: str, measured: Measured) -> Iterator[Line]:
         yield Line(f"{name}: MLflow's share of it, %", f"{share:.1f}", "at most 3", share <= 3)
 
 
-def parity(name: str, measured: Measured) -> Iterator[Line]:
+def parity(name: str, measured: ExperimentResults) -> Iterator[Line]:
     """How far fp32 and int8 are from the trained weights."""
     if measured.parity is None:
         return

@@ -14,6 +14,7 @@ from pathlib import Path
 from pipeline import layout
 from pipeline.config import params
 from pipeline.config.experiment import AugmentConfig
+from pipeline.records import ReportFiles
 from pipeline.stages.train import train
 
 SEEDS = (1, 2, 3)
@@ -32,7 +33,7 @@ def main() -> None:
                 train(
                     layout.ready("mnist"),
                     folder / "model.safetensors",
-                    folder / "train.json",
+                    ReportFiles(details=folder / "train.json", metrics=folder / "metrics.json"),
                     folder / "plots",
                     experiment=replace(experiment, epochs=1, train=settings),
                     track=False,

@@ -108,7 +108,7 @@ def check_files(folder: Path) -> None:
     for path in (folder / layout.weights(NAME), folder / layout.checkpoint(NAME)):
         if path.exists():
             safetensors.torch.load_file(path)
-    if (folder / layout.metrics(NAME, "train")).exists():
+    if (folder / layout.details(NAME, "train")).exists():
         report(folder)
 
 
@@ -125,14 +125,16 @@ def check_result(folder: Path, wanted: str) -> None:
 
 def report(folder: Path) -> dict[str, object]:
     """What the training measured."""
-    content: dict[str, object] = json.loads((folder / layout.metrics(NAME, "train")).read_text())
+    content: dict[str, object] = json.loads((folder / layout.details(NAME, "train")).read_text())
     return content
 
 
 def remove(folder: Path) -> None:
     """Remove what a training wrote, as DVC does before it runs one."""
     (folder / layout.weights(NAME)).unlink()
-    (folder / layout.metrics(NAME, "train")).unlink()
+    files = layout.report_files(NAME, "train")
+    for path in (files.details, files.metrics):
+        (folder / path).unlink()
 
 
 if __name__ == "__main__":

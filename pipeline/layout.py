@@ -5,9 +5,11 @@ Paths are relative to the folder of params.yaml; `D` is a data set, `E` an exper
 
 from pathlib import Path
 
+from pipeline.records import ReportFiles
+
 VARIANTS = ("fp32", "fp16", "int8")
 """The exported model, and what is made of it."""
-METRICS = Path("metrics")
+DETAILS = Path("reports/details")
 REPORT = Path("reports/index.html")
 PICTURES = Path("reports/pictures")
 
@@ -42,22 +44,32 @@ def quantized(experiment: str) -> Path:
     return Path("models") / experiment / "quantized"
 
 
+def variant(experiment: str, name: str) -> Path:
+    """The ONNX file of a variant: that of fp32 is the exported model."""
+    return (
+        quantized(experiment) / f"model.{name}.onnx" if name != VARIANTS[0] else model(experiment)
+    )
+
+
 def models(experiment: str, root: Path = Path()) -> dict[str, Path]:
     """The ONNX file of each variant that was made, fp32 first, below the folder of params.yaml.
 
     Which ones `ferry quantize` made depends on what it measured: those whose files are there.
     """
-    made = {VARIANTS[0]: root / model(experiment)}
-    for variant in VARIANTS[1:]:
-        path = root / quantized(experiment) / f"model.{variant}.onnx"
-        if path.is_file():
-            made[variant] = path
-    return made
+    files = {name: root / variant(experiment, name) for name in VARIANTS}
+    return {name: path for name, path in files.items() if name == VARIANTS[0] or path.is_file()}
 
 
-def metrics(experiment: str, stage: str) -> Path:
-    """What a stage measured: `metrics/E/STAGE.json`."""
-    return METRICS / experiment / f"{stage}.json"
+def details(experiment: str, stage: str) -> Path:
+    """All that a stage measured: `reports/details/E/STAGE.json`."""
+    return DETAILS / experiment / f"{stage}.json"
+
+
+def report_files(experiment: str, stage: str) -> ReportFiles:
+    """Both files of what a stage measured: its details, and `metrics/E/STAGE.json`."""
+    return ReportFiles(
+        details=details(experiment, stage), metrics=Path("metrics") / experiment / f"{stage}.json"
+    )
 
 
 def plots(experiment: str, stage: str) -> Path:

@@ -42,9 +42,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A git repository with the sources of this one and a small experiment, run once."""
     folder = tmp_path_factory.mktemp("dvc") / "ferry"
     folder.mkdir()
-    for name in ("pipeline", "serving", ".dvc", "dvc.yaml", ".gitignore", ".dvcignore"):
+    for name in ("pipeline", "serving", ".dvc", "dvc.yaml", "metrics", ".gitignore", ".dvcignore"):
         source = REPOSITORY / name
-        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local")
+        ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", "config.local", "*.json")
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=ignore)
         else:
@@ -68,7 +68,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "git", "config", "user.name", "tester")
     run(folder, "git", "config", "user.email", "tester@example.org")
     commit(folder, "sources")
+    shown = run(folder, "dvc", "metrics", "show")
+    assert (shown.stdout, shown.stderr) == ("", "")
     run(folder, "dvc", "repro")
+    new = run(folder, "git", "status", "--short").stdout.splitlines()
+    assert new == ["?? dvc.lock", f"?? metrics/{NAME}/", "?? plots/"]
     commit(folder, "results")
     return folder
 
@@ -95,7 +99,7 @@ def test_everything_has_been_made(project: Path) -> None:
         assert (project / path).exists(), path
     assert run(project, "ferry", "verify", f"bundles/{NAME}").returncode == 0
     revision = run(project, "git", "rev-parse", "HEAD~1").stdout.strip()
-    trained = json.loads((project / f"metrics/{NAME}/train.json").read_text())
+    trained = json.loads((project / f"reports/details/{NAME}/train.json").read_text())
     assert trained["git_revision"] == revision
 
 
@@ -113,10 +117,15 @@ def test_large_files_stay_out_of_git(project: Path) -> None:
 
 
 def test_metrics_and_plots_show(project: Path) -> None:
-    shown = json.loads(run(project, "dvc", "metrics", "show", "--json").stdout)
-    files = shown[""]["data"]
-    accuracy = files[f"metrics/{NAME}/parity.json"]["data"]["variants"]["fp32"]["accuracy"]
-    assert 0.5 < accuracy <= 1
+    done = run(project, "dvc", "metrics", "show")
+    assert done.stderr == ""
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[:2] == ["Path", "accuracy"]
+    assert len(rows) == 7
+    assert max(map(len, (header, *rows))) <= 160
+    for stage in ("train", "parity"):
+        flat = json.loads((project / f"metrics/{NAME}/{stage}.json").read_text())
+        assert 0.5 < flat["accuracy"] <= 1
     run(project, "dvc", "plots", "show", "--out", ".dvc/tmp/page")
     page = (project / ".dvc/tmp/page/index.html").read_text()
     for title in ("Validation accuracy", "Confusion", "Latency against throughput"):
@@ -126,9 +135,12 @@ def test_metrics_and_plots_show(project: Path) -> None:
 def test_an_experiment_with_another_number_of_epochs(project: Path) -> None:
     setting = f"experiments.{NAME}.epochs=1"
     run(project, "dvc", "exp", "run", "--set-param", setting, f"train@{NAME}")
-    differences = json.loads(run(project, "dvc", "metrics", "diff", "--json").stdout)
-    epochs = differences[f"metrics/{NAME}/train.json"]["epochs"]
-    assert (epochs["old"], epochs["new"]) == (3, 1)
+    lines = run(project, "dvc", "metrics", "diff").stdout.splitlines()
+    assert lines[0].split() == ["Path", "Metric", "HEAD", "workspace", "Change"]
+    assert {line.split()[0] for line in lines[1:]} == {f"metrics/{NAME}/train.json"}
+    assert [f"metrics/{NAME}/train.json", "epochs", "3", "1", "-2"] in [
+        line.split() for line in lines
+    ]
     restore(project)
 
 
@@ -157,8 +169,8 @@ def test_a_gate_that_is_not_met_stops_the_pipeline_and_keeps_the_report(project:
     assert line.startswith(f"Error: {NAME} fp16: ")
     assert ", limit 1.0e-09, " in line
     assert "; first divergence at " in line
-    assert line.endswith(f"see metrics/{NAME}/parity.json")
-    report = json.loads((project / f"metrics/{NAME}/parity.json").read_text())
+    assert line.endswith(f"see reports/details/{NAME}/parity.json")
+    report = json.loads((project / f"reports/details/{NAME}/parity.json").read_text())
     assert report["variants"]["fp16"]["passed"] is False
     assert "Traceback" not in done.stderr
     restore(project)

@@ -15,7 +15,8 @@ from pipeline import layout
 from pipeline.cli import ferry
 from pipeline.config.experiment import Experiment, Params
 
-STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+DVC_YAML: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+STAGES: dict[str, dict[str, Any]] = DVC_YAML["stages"]
 WORKING = [name for name in STAGES if name != "short"]
 """Those that make something; the last one only gathers."""
 PER_EXPERIMENT = [
@@ -156,7 +157,11 @@ OUTS = {
 
 @pytest.mark.parametrize("stage", WORKING)
 def test_outs_lie_where_the_layout_says(stage: str) -> None:
-    assert list(paths(stage, "outs")) == [with_names(path) for path in OUTS[stage]]
+    outs = [with_names(path) for path in OUTS[stage]]
+    if stage in PER_EXPERIMENT:
+        files = layout.report_files("NAME", stage)
+        outs += [with_names(files.details), with_names(files.metrics)]
+    assert list(paths(stage, "outs")) == outs
 
 
 def test_raw_files_outlive_a_new_pull() -> None:
@@ -165,18 +170,24 @@ def test_raw_files_outlive_a_new_pull() -> None:
 
 
 @pytest.mark.parametrize("stage", PER_EXPERIMENT)
-def test_metrics_and_plots_lie_where_the_layout_says_and_in_git(stage: str) -> None:
-    metrics, plots = paths(stage, "metrics"), paths(stage, "plots")
-    assert list(metrics) == [with_names(layout.metrics("NAME", stage))]
-    for path in plots:
+def test_metrics_and_plots_are_files_for_git_and_details_are_for_the_cache(stage: str) -> None:
+    files = layout.report_files("NAME", stage)
+    outs, plots = paths(stage, "outs"), paths(stage, "plots")
+    assert outs[with_names(files.metrics)] == {"cache": False}
+    assert outs[with_names(files.details)] == {}
+    for path, settings in plots.items():
         assert path.startswith(with_names(layout.plots("NAME", stage)) + "/")
-    for path, settings in {**metrics, **plots}.items():
         assert settings["cache"] is False, path
+
+
+def test_metrics_are_a_folder_so_that_those_of_what_has_not_run_are_not_missed() -> None:
+    assert DVC_YAML["metrics"] == ["metrics"]
+    assert (ROOT / "metrics").is_dir()
 
 
 @pytest.mark.parametrize("stage", PER_EXPERIMENT)
 def test_files_that_a_stage_reads_are_made_by_another(stage: str) -> None:
-    made = {path for name in STAGES for kind in ("outs", "metrics") for path in paths(name, kind)}
+    made = {path for name in STAGES for path in paths(name, "outs")}
     made |= {with_names(layout.ready("DATA")), AGAINST}
     data = [path for path in body(stage)["deps"] if not path.endswith((".py", "probe.onnx"))]
     assert with_names(layout.ready("DATA")) in data
@@ -189,13 +200,13 @@ MODELS = [layout.model("NAME"), layout.quantized("NAME")]
 MADE_BEFORE = {
     "train": [],
     "evaluate": [layout.weights("NAME"), Path(AGAINST)],
-    "export": [layout.weights("NAME"), layout.metrics("NAME", "train")],
+    "export": [layout.weights("NAME"), layout.details("NAME", "train")],
     "quantize": [layout.weights("NAME"), layout.model("NAME")],
-    "parity": [layout.weights("NAME"), *MODELS, layout.metrics("NAME", "quantize")],
-    "benchmark": [layout.weights("NAME"), *MODELS, layout.metrics("NAME", "quantize")],
+    "parity": [layout.weights("NAME"), *MODELS, layout.details("NAME", "quantize")],
+    "benchmark": [layout.weights("NAME"), *MODELS, layout.details("NAME", "quantize")],
     "bundle": [
         *MODELS,
-        *(layout.metrics("NAME", stage) for stage in ("train", "parity", "benchmark")),
+        *(layout.details("NAME", stage) for stage in ("train", "parity", "benchmark")),
     ],
 }
 
@@ -212,11 +223,11 @@ def test_one_target_makes_the_short_experiments() -> None:
     assert body("short") == {
         "desc": body("short")["desc"],
         "cmd": "ferry results ${item}",
-        "deps": ["bundles/${item}", "metrics/${item}/evaluate.json"],
+        "deps": ["bundles/${item}", "reports/details/${item}/evaluate.json"],
     }
 
 
-def test_the_report_waits_for_all_metrics_and_pictures() -> None:
-    assert layout.METRICS.as_posix() in body("report")["deps"]
+def test_the_report_waits_for_all_reports_and_pictures() -> None:
+    assert layout.DETAILS.as_posix() in body("report")["deps"]
     assert layout.PICTURES.as_posix() in body("report")["deps"]
     assert "foreach" not in STAGES["report"]

@@ -27,13 +27,13 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
     from pipeline.stages.benchmark import benchmark
     from serving.console import progress
 
-    made = layout.metrics(experiment.name, "quantize")
+    made = layout.details(experiment.name, "quantize")
     with progress() as log:
         report = benchmark(
             layout.weights(experiment.name),
             layout.models(experiment.name),
             layout.ready(experiment.dataset),
-            layout.metrics(experiment.name, "benchmark"),
+            layout.report_files(experiment.name, "benchmark"),
             layout.plots(experiment.name, "benchmark"),
             experiment=experiment,
             skipped=read(QuantizeReport, made, f"ferry quantize {experiment.name}").skipped,

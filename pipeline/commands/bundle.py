@@ -80,9 +80,9 @@ def _bundle_experiment(experiment: "Experiment", *, track: bool, as_json: bool) 
     report = bundle(
         layout.models(experiment.name),
         layout.ready(experiment.dataset),
-        layout.metrics(experiment.name, "bundle").parent,
+        layout.details(experiment.name, "bundle").parent,
         layout.bundle(experiment.name),
-        layout.metrics(experiment.name, "bundle"),
+        layout.report_files(experiment.name, "bundle"),
         experiment=experiment,
         track=track,
     )

@@ -23,17 +23,17 @@ def evaluate(experiment: "Experiment", track: bool, as_json: bool) -> None:
     Example: ferry evaluate mnist-cnn
     """
     from pipeline import layout
-    from pipeline.records.evaluate import headline
+    from pipeline.records.evaluate import tracked
     from pipeline.stages.evaluate import evaluate
 
     report = evaluate(
         layout.weights(experiment.name),
         layout.ready(experiment.dataset),
         layout.ready(experiment.evaluate.against),
-        layout.metrics(experiment.name, "evaluate"),
+        layout.report_files(experiment.name, "evaluate"),
         layout.pictures(experiment.name),
         experiment=experiment,
         track=track,
     )
-    found = {"experiment": report.experiment, **headline(report), "pictures": len(report.pictures)}
+    found = {"experiment": report.experiment, **tracked(report), "pictures": len(report.pictures)}
     show(report, as_json=as_json, text=summary(found))

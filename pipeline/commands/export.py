@@ -76,10 +76,10 @@ def _export_experiment(experiment: "Experiment", *, track: bool, as_json: bool) 
 
     report = export(
         layout.weights(experiment.name),
-        layout.metrics(experiment.name, "train"),
+        layout.details(experiment.name, "train"),
         layout.ready(experiment.dataset),
         layout.model(experiment.name),
-        layout.metrics(experiment.name, "export"),
+        layout.report_files(experiment.name, "export"),
         experiment=experiment,
         track=track,
     )

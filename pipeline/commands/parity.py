@@ -56,7 +56,7 @@ def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -
 
     EXPERIMENT alone is the stage: its ONNX variants against its trained weights over the whole test
     set, with the gates of params.yaml. The report is written all the same, to
-    metrics/EXPERIMENT/parity.json.
+    reports/details/EXPERIMENT/parity.json.
 
     A and B are any two of: an experiment's weights in PyTorch (mnist-cnn), one of its ONNX files
     (mnist-cnn:int8), an ONNX file (model.onnx), a bundle (bundles/mnist-cnn), each ONNX one on a
@@ -91,33 +91,33 @@ def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
     from pipeline.stages.parity import parity
 
     experiment = params.load().experiment(name)
-    metrics = layout.metrics(name, "parity")
+    files = layout.report_files(name, "parity")
     try:
         report = parity(
             layout.weights(name),
             layout.models(name),
             layout.ready(experiment.dataset),
-            metrics,
+            files,
             experiment=experiment,
-            skipped=_not_made(layout.metrics(name, "quantize"), name),
+            skipped=_not_made(layout.details(name, "quantize"), name),
             explain=explain,
             track=track,
         )
     except ParityError:
-        failed = read(ParityReport, metrics, f"ferry parity {name}")
+        failed = read(ParityReport, files.details, f"ferry parity {name}")
         show(failed, as_json=as_json, text=parity_table(failed))
         raise
     show(report, as_json=as_json, text=parity_table(report))
 
 
-def _not_made(metrics: "Path", name: str) -> dict[str, str]:
+def _not_made(details: "Path", name: str) -> dict[str, str]:
     """Why `ferry quantize` did not make a variant; nothing is known before it has run."""
     from pipeline.records import read
     from pipeline.records.quantize import QuantizeReport
 
-    if not metrics.exists():
+    if not details.exists():
         return {}
-    return dict(read(QuantizeReport, metrics, f"ferry quantize {name}").skipped)
+    return dict(read(QuantizeReport, details, f"ferry quantize {name}").skipped)
 
 
 def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:

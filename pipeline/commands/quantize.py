@@ -120,7 +120,7 @@ def _quantize_experiment(experiment: "Experiment", *, track: bool, as_json: bool
         layout.model(experiment.name),
         layout.ready(experiment.dataset),
         layout.quantized(experiment.name),
-        layout.metrics(experiment.name, "quantize"),
+        layout.report_files(experiment.name, "quantize"),
         layout.plots(experiment.name, "quantize"),
         experiment=experiment,
         track=track,

@@ -2,7 +2,7 @@
 
 import click
 
-from serving.console import json_option, show
+from serving.console import json_option, note, show
 
 
 @click.command()
@@ -12,10 +12,14 @@ def report(as_json: bool) -> None:
 
     Example: ferry report
     """
+    from pathlib import Path
+
     from pipeline import layout
     from pipeline.commands.options import load_params
     from pipeline.stages.report import report
 
-    done = report(layout.METRICS, layout.PICTURES, layout.REPORT, params=load_params())
+    done = report(Path(), layout.REPORT, params=load_params())
     text = f"{done.page}: {', '.join(done.experiments)}"
     show(done, as_json=as_json, text=text)
+    for line in done.left_out:
+        note(line)

@@ -9,7 +9,7 @@ from serving.console import json_option, note, show
 @click.argument("experiments", metavar="[EXPERIMENT...]", nargs=-1)
 @json_option
 def results(experiments: tuple[str, ...], as_json: bool) -> None:
-    """Print what was measured: accuracy, parity, speed and size of every variant.
+    """Print what was measured here: accuracy, parity, speed and size of every variant.
 
     Of the experiments that have run, or of those that are named.
 
@@ -19,11 +19,14 @@ def results(experiments: tuple[str, ...], as_json: bool) -> None:
     from pipeline.commands.options import load_params
     from pipeline.stages.results import as_table, results
 
-    rows = results(load_params(), experiments, metrics=layout.METRICS)
-    show(rows, as_json=as_json, text=as_table(rows))
-    if rows and not as_json:
+    found = results(load_params(), experiments)
+    show(found.rows, as_json=as_json, text=as_table(found.rows))
+    for line in found.left_out:
+        note(line)
+    if found.rows and not as_json:
+        shipped = [layout.bundle(row.experiment) for row in found.rows if row.shipped]
         note(
             f"\nReport   {layout.REPORT} (`ferry report` makes it)\n"
-            f"Runs     make ui, then http://127.0.0.1:5000\n"
-            f"Predict  ferry predict {layout.bundle(rows[-1].experiment)} FILES..."
+            f"Runs     make ui, then http://127.0.0.1:5000"
+            + (f"\nPredict  ferry predict {shipped[-1]} FILES..." if shipped else "")
         )

@@ -34,7 +34,7 @@ def train(experiment: "Experiment", device: str | None, track: bool, as_json: bo
     report = train(
         layout.ready(experiment.dataset),
         layout.weights(experiment.name),
-        layout.metrics(experiment.name, "train"),
+        layout.report_files(experiment.name, "train"),
         layout.plots(experiment.name, "train"),
         experiment=experiment,
         device=device,

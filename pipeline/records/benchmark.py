@@ -1,7 +1,4 @@
-"""What `ferry benchmark` measured: `metrics/E/benchmark.json`.
-
-What `ferry bundle` shipped: `metrics/E/bundle.json`.
-"""
+"""What `ferry benchmark` measured, and what `ferry bundle` shipped because of it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ CLAIMED = ("fp32", 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkReport:
-    """All that was timed: `metrics/E/benchmark.json`."""
+    """All that was timed."""
 
     experiment: str
     torch_version: str
@@ -28,6 +25,17 @@ class BenchmarkReport:
     """A `Measured` per variant, provider and thread count, and one per rival and thread count."""
     skipped: Mapping[str, str]
     """The variants that were not made, with the reason."""
+
+    @property
+    def headline(self) -> Mapping[str, float | None]:
+        """fp32 at a batch of one row with one thread: its latency, and its speedup over eager."""
+        variant, threads = CLAIMED
+        runs = [one for one in timed(self, variant) if one.settings.threads == threads]
+        row = runs[0].row(1) if runs else None
+        return {
+            "p50_ms": row.timing.p50_ms if row else None,
+            "speedup": row.speedup.median if row and row.speedup else None,
+        }
 
 
 def timed(report: BenchmarkReport, variant: str, provider: str = "cpu") -> tuple[Measured, ...]:
@@ -107,3 +115,8 @@ class BundleReport:
     """Of the whole folder."""
     digest: str
     """The identity of the bundle, as its manifest has it."""
+
+    @property
+    def headline(self) -> Mapping[str, float | str | None]:
+        """What ships, and its size."""
+        return {"variant": self.variant, "bytes": self.bytes}

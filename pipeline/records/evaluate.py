@@ -1,4 +1,4 @@
-"""What `ferry evaluate` found inside of a trained network: `metrics/E/evaluate.json`."""
+"""What `ferry evaluate` found inside of a trained network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ class Reconstruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateReport:
-    """A look inside of one experiment's network: `metrics/E/evaluate.json`."""
+    """A look inside of one experiment's network."""
 
     experiment: str
     dataset: str
@@ -126,9 +126,19 @@ class EvaluateReport:
     skipped: Mapping[str, str]
     """Why a picture or a measurement is not there."""
 
+    @property
+    def headline(self) -> Mapping[str, float | None]:
+        """How well a classifier is calibrated, and how well a reconstruction tells images apart."""
+        drawn = self.reconstruction
+        return {
+            "ece": self.classes.calibration.error if self.classes else None,
+            "mean_error": drawn.mean_error if drawn else None,
+            "auc": drawn.strangers.auc if drawn and drawn.strangers else None,
+        }
 
-def headline(report: EvaluateReport) -> dict[str, float]:
-    """The numbers to compare experiments by, under the names that MLflow keeps them."""
+
+def tracked(report: EvaluateReport) -> dict[str, float]:
+    """The numbers that MLflow keeps, by their names there."""
     found: dict[str, float] = {}
     if report.classes:
         calibration = report.classes.calibration

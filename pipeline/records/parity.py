@@ -1,9 +1,4 @@
-"""What `ferry parity` measured: `metrics/E/parity.json`, and the report of any two models.
-
-Lists stay lists here, so that `dvc metrics show` tells what matters and leaves out the cells.
-
-Where a model makes the first value that is no finite number.
-"""
+"""What `ferry parity` measured: the report of an experiment's variants, and of any two models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -268,7 +263,7 @@ class VariantParity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """All variants of an experiment: `metrics/E/parity.json`."""
+    """All variants of an experiment."""
 
     experiment: str
     dataset: str
@@ -283,6 +278,18 @@ class ParityReport:
     variants: Mapping[str, VariantParity]
     skipped: Mapping[str, str]
     """The variants that were not made, with the reason."""
+
+    @property
+    def headline(self) -> Mapping[str, float | None]:
+        """How far fp32 is off, and what int8, which may lose something, does."""
+        fp32, int8 = self.variants["fp32"], self.variants.get("int8")
+        return {
+            "accuracy": fp32.accuracy,
+            "flips": fp32.flips,
+            "max_diff": fp32.max_abs_diff,
+            "int8_accuracy": int8.accuracy if int8 else None,
+            "int8_flips": int8.flips if int8 else None,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

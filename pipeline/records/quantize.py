@@ -1,4 +1,4 @@
-"""What `ferry quantize` tried and what it kept: `metrics/E/quantize.json`."""
+"""What `ferry quantize` tried and what it kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,7 +114,7 @@ class VariantFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeReport:
-    """What was tried and what was written: `metrics/E/quantize.json`."""
+    """What was tried and what was written."""
 
     experiment: str
     """Its name, or the ONNX file's."""
@@ -134,6 +134,22 @@ class QuantizeReport:
     skipped: Mapping[str, str]
     """The variants that were not made, with the reason."""
     searches: Mapping[str, Search]
+
+    @property
+    def headline(self) -> Mapping[str, float | None]:
+        """What the smallest file that was kept wins, and how long the search took."""
+        variant = min(self.variants, key=lambda name: self.variants[name].bytes, default=None)
+        kept = self.kept_try(variant) if variant else None
+        return {
+            "bytes": self.variants[variant].bytes if variant else None,
+            "speedup": kept.speed or None if kept else None,
+            "seconds": self.seconds,
+        }
+
+    def kept_try(self, variant: str) -> Try | None:
+        """The try whose file was kept for a variant; None where there is none."""
+        search = self.searches.get(variant)
+        return next((one for one in search.tries if search.kept(one)), None) if search else None
 
 
 def as_table(report: QuantizeReport) -> str:

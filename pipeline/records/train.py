@@ -1,11 +1,6 @@
-"""What `ferry train` measured: `metrics/E/train.json`.
+"""What `ferry train` measured: the report of a training, and of each of its epochs."""
 
-What one epoch of a training measured: a record that is read where torch is not wanted.
-
-The loop makes it, `metrics/E/train.json` keeps it, and figures and the report draw it.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -52,7 +47,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:
-    """What a training reached: `metrics/E/train.json`."""
+    """What a training reached."""
 
     experiment: str
     dataset: str
@@ -91,3 +86,13 @@ class TrainReport:
     history: tuple[Epoch, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Rows of the test set: confusion[actual][predicted]; () where no class is predicted."""
+
+    @property
+    def headline(self) -> Mapping[str, float | None]:
+        """How good the weights are, and what they cost."""
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "epochs": self.epochs if self.stopped_after is None else self.stopped_after,
+            "seconds": self.seconds,
+        }

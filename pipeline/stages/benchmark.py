@@ -13,12 +13,12 @@ import torch
 from pipeline import tracking
 from pipeline.config.experiment import BenchmarkConfig, Experiment
 from pipeline.network.graph import load_graph
-from pipeline.records import ready
+from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
 from pipeline.stages.baselines.subjects import contestants_of
 from pipeline.stages.page import speed_figures
 from serving.errors import ModelError
-from serving.files import require, sha256_of_file, write_json, write_text
+from serving.files import require, sha256_of_file, write_text
 from serving.measuring.bench import Extras, run
 from serving.measuring.client import TORCH, Spec
 from serving.measuring.report import BenchReport, Measured, Skipped
@@ -39,7 +39,7 @@ def benchmark(
     weights: Path,
     models: Mapping[str, Path],
     data: Path,
-    metrics: Path,
+    files: ReportFiles,
     plots: Path,
     *,
     experiment: Experiment,
@@ -49,10 +49,12 @@ def benchmark(
 ) -> BenchmarkReport:
     """Time each variant in `models` and the weights they were made from.
 
-    `skipped` tells why other variants were not made; `tell` is given a line before each step.
-    Writes `metrics` and CSV files in `plots`. Interrupted with Ctrl-C it keeps what was measured
-    until then, as a partial report. Raises MissingInputError, IntegrityError for weights of another
-    model, and ModelError when PyTorch eager cannot be measured.
+    `skipped` says why other variants were not made; `log` is given a line before each step.
+    Writes its report to `files` and CSV files in `plots`. Interrupted with Ctrl-C it keeps what was
+    measured until then, as a partial report.
+
+    Raises MissingInputError, IntegrityError for weights of another model, and ModelError when
+    PyTorch eager cannot be measured.
     """
     for path in models.values():
         require(path, f"dvc repro quantize@{experiment.name}")
@@ -69,7 +71,7 @@ def benchmark(
     write_text(plots / "benchmark.csv", as_csv(report.bench))
     write_text(plots / "scaling.csv", _scaling_csv(report))
     write_text(plots / "cold_start.csv", _cold_csv(report))
-    write_json(metrics, report)
+    write(report, files)
     if not report.bench.partial:
         _record(report, track=track)
     return report

@@ -15,7 +15,7 @@ from pipeline.bundling.proof import gates_of
 from pipeline.bundling.reference import reference_of
 from pipeline.config.experiment import BundleConfig, Experiment
 from pipeline.errors import GateError
-from pipeline.records import read, ready
+from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.train import TrainReport
@@ -23,31 +23,32 @@ from serving.bundles.manifest import Source
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import IntegrityError
-from serving.files import require, sha256_of_bytes, write_json
+from serving.files import require, sha256_of_bytes
 from serving.runtime.session import open_session
 
 
 def bundle(
     models: Mapping[str, Path],
     data: Path,
-    measured: Path,
+    details: Path,
     folder: Path,
-    metrics: Path,
+    files: ReportFiles,
     *,
     experiment: Experiment,
     track: bool = True,
 ) -> BundleReport:
     """Write the bundle `folder` of the best of `models`.
 
-    `measured` is the folder of the experiment's train.json, parity.json and benchmark.json, `data`
+    `details` is the folder of the experiment's train.json, parity.json and benchmark.json, `data`
     the preprocessed data set that the golden rows and the statistics of `reference.json` come from.
+    Its own report goes to `files`.
 
     Raises MissingInputError, GateError when fp32 did not pass its gate, and IntegrityError when a
     file is not the one that was measured.
     """
-    trained = read(TrainReport, measured / "train.json", f"ferry train {experiment.name}")
-    parity = read(ParityReport, measured / "parity.json", f"ferry parity {experiment.name}")
-    timed = read(BenchmarkReport, measured / "benchmark.json", f"ferry benchmark {experiment.name}")
+    trained = read(TrainReport, details / "train.json", f"ferry train {experiment.name}")
+    parity = read(ParityReport, details / "parity.json", f"ferry parity {experiment.name}")
+    timed = read(BenchmarkReport, details / "benchmark.json", f"ferry benchmark {experiment.name}")
     gains = _gains(parity, timed, experiment.bundle.goal)
     variant, reason = choose(gains, experiment.bundle)
     proven = parity.variants[variant]
@@ -76,7 +77,7 @@ def bundle(
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         digest=manifest.digest,
     )
-    write_json(metrics, report)
+    write(report, files)
     with tracking.run_of_weights(experiment.name, trained.weights_sha256, track=track) as tracker:
         tracker.log_tags({"ferry.bundle": manifest.digest, "ferry.bundle_variant": variant})
     return report

@@ -15,8 +15,8 @@ from pipeline import models, tracking
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.network.graph import load_graph
-from pipeline.records import ready
-from pipeline.records.evaluate import Classes, EvaluateReport, Reconstruction, Strangers, headline
+from pipeline.records import ReportFiles, ready, write
+from pipeline.records.evaluate import Classes, EvaluateReport, Reconstruction, Strangers, tracked
 from pipeline.stages.insight import album
 from pipeline.stages.insight.album import CAPTIONS, Album, Subject
 from pipeline.stages.insight.answers import (
@@ -34,7 +34,7 @@ from pipeline.stages.insight.answers import (
 )
 from pipeline.stages.insight.attacks import attack
 from pipeline.stages.page.figures import as_svg
-from serving.files import sha256_of_file, write_json, write_text
+from serving.files import sha256_of_file, write_text
 from serving.runtime.cores import allowed_cores
 
 NO_PIXELS = {
@@ -57,7 +57,7 @@ def evaluate(
     weights: Path,
     data: Path,
     against: Path,
-    metrics: Path,
+    files: ReportFiles,
     pictures: Path,
     *,
     experiment: Experiment,
@@ -66,7 +66,7 @@ def evaluate(
     """Look inside of the network of `weights`, on the CPU, with the test rows of `data`.
 
     `against` is the preprocessed data set `experiment.evaluate.against`, which a reconstruction
-    must tell from its own. Writes `metrics` (JSON) and the folder `pictures` of SVG files.
+    must tell from its own. Writes its report to `files`, and the folder `pictures` of SVG files.
 
     Raises MissingInputError and IntegrityError for the files, and ConfigError for an `against`
     without images.
@@ -92,7 +92,7 @@ def evaluate(
         skipped=skipped,
     )
     _write(pictures, report, figures)
-    write_json(metrics, report)
+    write(report, files)
     _record(report, figures, track=track)
     return report
 
@@ -179,7 +179,7 @@ def _write(folder: Path, report: EvaluateReport, figures: Mapping[str, Figure]) 
 
 def _record(report: EvaluateReport, figures: Mapping[str, Figure], *, track: bool) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
-        numbers = headline(report)
+        numbers = tracked(report)
         tracker.log_metrics({f"evaluate.{name}": value for name, value in numbers.items()})
         for name, figure in figures.items():
             tracker.log_figure(figure, f"{name}.png")

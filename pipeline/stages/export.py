@@ -6,6 +6,7 @@ taken from the training's own record.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +21,11 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.network.graph import Graph, load_graph
-from pipeline.records import read, ready
+from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.ready import Kind
 from pipeline.records.train import TrainReport
 from serving.errors import IntegrityError, ModelError
-from serving.files import sha256_of_bytes, sha256_of_file, write_json
+from serving.files import sha256_of_bytes, sha256_of_file
 from serving.runtime.session import open_session
 
 INPUTS: dict[Kind, str] = {"image": "images", "table": "features", "text": tokenizer.IDS}
@@ -33,7 +34,7 @@ INPUTS: dict[Kind, str] = {"image": "images", "table": "features", "text": token
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What was written: `metrics/E/export.json`."""
+    """What was written."""
 
     experiment: str
     bytes: int
@@ -44,20 +45,26 @@ class ExportReport:
     seconds: float
     weights_sha256: str
 
+    @property
+    def headline(self) -> Mapping[str, float]:
+        """The size of the file, and how long it took."""
+        return {"bytes": self.bytes, "seconds": self.seconds}
+
 
 def export(
     weights: Path,
     trained: Path,
     data: Path,
     model: Path,
-    metrics: Path,
+    files: ReportFiles,
     *,
     experiment: Experiment,
     track: bool = True,
 ) -> ExportReport:
     """Export the experiment's weights to `model` and add it to the MLflow run that trained them.
 
-    `trained` is the training's `train.json` and `data` the preprocessed data set.
+    `trained` is the training's `train.json` and `data` the preprocessed data set. The report of the
+    export goes to `files`.
     Raises ConfigError for settings that do not fit, MissingInputError, IntegrityError when the
     weights are not the ones of `trained`, and ModelError when the file is not what ferry promises.
     """
@@ -83,7 +90,7 @@ def export(
         weights_sha256=str(facts["weights_sha256"]),
     )
     _record(model, graph, example, report, track=track)
-    write_json(metrics, report)
+    write(report, files)
     return report
 
 

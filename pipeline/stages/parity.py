@@ -28,10 +28,10 @@ from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
 from pipeline.proof.tables import ulps
 from pipeline.proof.variants import open_variant, open_weights
+from pipeline.records import ReportFiles, write
 from pipeline.records.parity import Cell, Limits, ParityReport, VariantParity
 from pipeline.stages.page import figures
 from serving.errors import FerryError, ModelError, ProviderError
-from serving.files import write_json
 from serving.runtime.session import probe, usable_providers
 
 FP32 = "fp32"
@@ -56,7 +56,7 @@ def parity(
     weights: Path,
     models: Mapping[str, Path],
     data: Path,
-    metrics: Path,
+    files: ReportFiles,
     *,
     experiment: Experiment,
     skipped: Mapping[str, str] | None = None,
@@ -69,7 +69,7 @@ def parity(
     difference of each is named even where every limit is met.
 
     Raises ConfigError for gates that do not fit, ParityError when a gate is not met, after the
-    report is written to `metrics`, and IntegrityError when a model was not exported from `weights`.
+    report is written to `files`, and IntegrityError when a model was not exported from `weights`.
     """
     _check_config(experiment)
     reference = open_weights(weights, data, experiment)
@@ -98,9 +98,11 @@ def parity(
         variants=variants,
         skipped=dict(skipped or {}),
     )
-    write_json(metrics, report)
+    write(report, files)
     _record(report, track=track)
-    refuse_failures({f"{experiment.name} {name}": one for name, one in variants.items()}, metrics)
+    refuse_failures(
+        {f"{experiment.name} {name}": one for name, one in variants.items()}, files.details
+    )
     return report
 
 

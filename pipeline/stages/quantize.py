@@ -19,12 +19,12 @@ from pipeline.quantization import recipes
 from pipeline.quantization.job import Job, Training, chosen_rows, run, write_variants
 from pipeline.quantization.recipes import Recipe
 from pipeline.quantization.search import Settings
-from pipeline.records import ready
+from pipeline.records import ReportFiles, ready, write
 from pipeline.records.quantize import Budget, QuantizeReport
 from pipeline.stages.page import figures
 from pipeline.stages.page.figures import pareto, tries_csv
 from serving.errors import UnknownNameError
-from serving.files import write_json, write_text
+from serving.files import write_text
 from serving.runtime.session import open_session
 from serving.runtime.tensors import TensorInfo
 
@@ -33,7 +33,7 @@ def quantize(
     model: Path,
     data: Path,
     folder: Path,
-    metrics: Path,
+    files: ReportFiles,
     plots: Path,
     *,
     experiment: Experiment,
@@ -43,7 +43,7 @@ def quantize(
 
     `data` is the preprocessed data set: its training rows are calibrated on, its validation rows
     judged on. The trained weights lie beside `model`; they are read only where `qat_epochs` asks
-    for training. The trace goes to `metrics` and to `plots` (tries.csv and pareto.svg).
+    for training. The trace goes to `files` and to `plots` (tries.csv and pareto.svg).
 
     Raises MissingInputError, IntegrityError, ModelError, and ConfigError for too few rows and for
     recipes that do not exist.
@@ -82,7 +82,7 @@ def quantize(
     title = f"{experiment.name}: what each recipe lost and won"
     write_text(plots / "pareto.svg", figures.as_svg(pareto(outcome.report), title) + "\n")
     _record(outcome.report, onnxmodel.metadata(original), track=track)
-    write_json(metrics, outcome.report)
+    write(outcome.report, files)
     return outcome.report
 
 

@@ -1,6 +1,6 @@
 """`ferry report`: one HTML page of all that was measured, which opens offline and loads nothing.
 
-The same metrics give the same bytes: no times of writing, and figures whose ids come from their
+The same reports give the same bytes: no times of writing, and figures whose ids come from their
 titles.
 """
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from pipeline import layout
 from pipeline.config.experiment import Params
 from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.parity import ParityReport, VariantParity
@@ -17,7 +18,14 @@ from pipeline.records.quantize import QuantizeReport
 from pipeline.stages.page import figures
 from pipeline.stages.page.figures import pareto
 from pipeline.stages.page.speed import SPEED_TEMPLATE, Speed, machines, speed_of
-from pipeline.stages.results import Measured, ResultRow, read_measured, rows_of
+from pipeline.stages.results import (
+    NOTHING,
+    ExperimentResults,
+    ResultRow,
+    lines_left_out,
+    read_results,
+    rows_of,
+)
 from serving.errors import MissingInputError
 from serving.files import write_text
 
@@ -32,7 +40,9 @@ class ReportSummary:
     bytes: int
     experiments: tuple[str, ...]
     not_run: tuple[str, ...]
-    """Experiments of params.yaml that have no metrics yet."""
+    """Experiments of params.yaml without a section."""
+    left_out: tuple[str, ...]
+    """What was measured of another file than the one that is there, a line each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +70,7 @@ class Section:
     """One experiment on the page."""
 
     name: str
-    measured: Measured
+    measured: ExperimentResults
     rows: tuple[ResultRow, ...]
     gates: tuple[tuple[str, VariantParity, tuple[GateLine, ...]], ...]
     learning_curve: str
@@ -80,16 +90,18 @@ class Section:
     """None before its benchmark has run."""
 
 
-def report(metrics: Path, pictures: Path, page: Path, *, params: Params) -> ReportSummary:
-    """Write the page of every experiment of `params` that has been trained.
+def report(root: Path, page: Path, *, params: Params) -> ReportSummary:
+    """Write the page of every experiment of `params` that was trained below the folder `root`.
 
-    `pictures` holds a folder of SVG files per experiment, as `ferry evaluate` leaves them.
-    Raises MissingInputError when none has, and IntegrityError for metrics that cannot be read.
+    Raises MissingInputError when none was, and IntegrityError for reports that cannot be read.
     """
-    found = [read_measured(metrics, name) for name in params.experiments]
-    sections = tuple(_section(measured, pictures) for measured in found if measured)
+    found = [read_results(name, root) for name in params.experiments]
+    left_out = tuple(line for one in found for line in lines_left_out(one))
+    sections = tuple(
+        _section(one, root / layout.PICTURES) for one in found if isinstance(one, ExperimentResults)
+    )
     if not sections:
-        raise MissingInputError(f"{metrics} holds no trained experiment; `dvc repro` runs them")
+        raise MissingInputError("; ".join(left_out) or NOTHING)
     names = tuple(section.name for section in sections)
     text = _render(sections)
     write_text(page, text)
@@ -98,10 +110,11 @@ def report(metrics: Path, pictures: Path, page: Path, *, params: Params) -> Repo
         bytes=len(text.encode()),
         experiments=names,
         not_run=tuple(name for name in params.experiments if name not in names),
+        left_out=left_out,
     )
 
 
-def _section(measured: Measured, pictures: Path) -> Section:
+def _section(measured: ExperimentResults, pictures: Path) -> Section:
     training, name = measured.training, measured.training.experiment
     curve = figures.learning_curve(training.history)
     variants = measured.parity.variants if measured.parity else {}
@@ -121,7 +134,7 @@ def _section(measured: Measured, pictures: Path) -> Section:
     )
 
 
-def _confusion(measured: Measured) -> str | None:
+def _confusion(measured: ExperimentResults) -> str | None:
     training = measured.training
     if not training.confusion:
         return None
@@ -129,7 +142,7 @@ def _confusion(measured: Measured) -> str | None:
     return figures.as_svg(matrix, f"{training.experiment}: confusion matrix of the test set")
 
 
-def _inside(measured: Measured) -> Iterator[tuple[str, str]]:
+def _inside(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
     """The numbers of the look inside, as a person reads them."""
     classes = measured.inside.classes if measured.inside else None
     drawn = measured.inside.reconstruction if measured.inside else None
@@ -149,7 +162,7 @@ def _inside(measured: Measured) -> Iterator[tuple[str, str]]:
         yield f"AUC against {drawn.strangers.dataset}", f"{drawn.strangers.auc:.4f}"
 
 
-def _pictures(measured: Measured, folder: Path) -> Iterator[Picture]:
+def _pictures(measured: ExperimentResults, folder: Path) -> Iterator[Picture]:
     """The pictures that lie in the folder; they are made by ferry, so they go in as they are."""
     shown = measured.inside.pictures if measured.inside else {}
     for name, caption in shown.items():
@@ -158,7 +171,7 @@ def _pictures(measured: Measured, folder: Path) -> Iterator[Picture]:
             yield Picture(name=name, caption=caption, svg=path.read_text(encoding="utf-8"))
 
 
-def _unseen(measured: Measured) -> Iterator[tuple[str, str]]:
+def _unseen(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
     if measured.inside:
         yield from measured.inside.skipped.items()
     if measured.parity:

@@ -1,17 +1,15 @@
-"""The table that says it all: accuracy, parity, speed and size of every variant that was measured.
+"""What was measured in this checkout: accuracy, parity, speed and size of every variant.
 
-`make demo` ends with it, and the report opens with it.
-
-All that the stages left in `metrics/E`, read back for the table and the report.
-
-What was measured on other weights than those of the last training is not shown beside it.
+A figure is shown beside the file that it was measured of and no other: what was measured of other
+weights, or of a model that is not there any more, is left out with a line that says so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, timed
@@ -21,52 +19,98 @@ from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from serving.console import table
 from serving.errors import MissingInputError
+from serving.files import read_json, sha256_of_file
 from serving.measuring.report import Measured as Timed
 
 Record = TypeVar("Record")
+MANIFEST = "manifest.json"
+"""Of a bundle, which has its digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What is known of one experiment; None for a stage that has not run on these weights."""
+class ExperimentResults:
+    """What was measured of one experiment's files; None for a stage that was not run on them."""
 
     training: TrainReport
     inside: EvaluateReport | None
     parity: ParityReport | None = None
+    """Without the variants whose files are others now."""
     quantized: QuantizeReport | None = None
-    """Of the ONNX file that was compared, and of no other."""
     benchmark: BenchmarkReport | None = None
     shipped: BundleReport | None = None
+    """None where no such bundle lies there."""
+    left_out: tuple[str, ...] = ()
+    """What was measured of another file, a line each."""
 
 
-def read_measured(metrics: Path, experiment: str) -> Measured | None:
-    """Read the files of `metrics`/`experiment`; None for an experiment that is not trained.
+def read_results(experiment: str, root: Path = Path()) -> ExperimentResults | str | None:
+    """Read what was measured of an experiment's files, below the folder of params.yaml.
 
-    Raises IntegrityError for a file that is not what its stage writes.
+    None before it is trained, and a line that says why where its weights are not those that were
+    trained. Raises IntegrityError for a report that is not what its stage writes.
     """
-    folder = metrics / experiment
-    training = _read(TrainReport, folder / "train.json")
+    training = _read(TrainReport, experiment, "train", root)
     if training is None:
         return None
-    inside = _read(EvaluateReport, folder / "evaluate.json")
-    if inside is not None and inside.weights_sha256 != training.weights_sha256:
+    weights = layout.weights(experiment)
+    if other := _other_file(weights, training.weights_sha256, experiment, root):
+        return other
+    inside = _read(EvaluateReport, experiment, "evaluate", root)
+    if inside and inside.weights_sha256 != training.weights_sha256:
         inside = None
-    parity = _read(ParityReport, folder / "parity.json")
+    found = ExperimentResults(training=training, inside=inside)
+    parity = _read(ParityReport, experiment, "parity", root)
     if parity is None or parity.weights_sha256 != training.weights_sha256:
-        return Measured(training=training, inside=inside)
-    quantized = _read(QuantizeReport, folder / "quantize.json")
-    if quantized is not None and quantized.model_sha256 != parity.variants["fp32"].sha256:
-        quantized = None
-    proven = Measured(training=training, inside=inside, parity=parity, quantized=quantized)
-    benchmark = _read(BenchmarkReport, folder / "benchmark.json")
-    if benchmark is None or benchmark.weights_sha256 != training.weights_sha256:
-        return proven
-    shipped = _read(BundleReport, folder / "bundle.json")
-    return replace(proven, benchmark=benchmark, shipped=shipped)
+        return found
+    files = {name: layout.variant(experiment, name) for name in parity.variants}
+    others = {
+        name: other
+        for name, one in parity.variants.items()
+        if (other := _other_file(files[name], one.sha256, experiment, root))
+    }
+    found = replace(found, left_out=tuple(others.values()))
+    if "fp32" in others:
+        return found
+    variants = {name: one for name, one in parity.variants.items() if name not in others}
+    return _with_speed(replace(found, parity=replace(parity, variants=variants)), variants, root)
 
 
-def _read(record: type[Record], path: Path) -> Record | None:
-    return read(record, path, f"ferry {path.stem} {path.parent.name}") if path.exists() else None
+def _with_speed(
+    found: ExperimentResults, variants: Mapping[str, VariantParity], root: Path
+) -> ExperimentResults:
+    """Add the search, the benchmark and the bundle where they are of the files that were proven."""
+    experiment = found.training.experiment
+    quantized = _read(QuantizeReport, experiment, "quantize", root)
+    if quantized and quantized.model_sha256 == variants["fp32"].sha256:
+        found = replace(found, quantized=quantized)
+    benchmark = _read(BenchmarkReport, experiment, "benchmark", root)
+    if benchmark is None or benchmark.weights_sha256 != found.training.weights_sha256:
+        return found
+    proven = {one.sha256 for one in variants.values()}
+    runs = benchmark.bench.measured
+    current = [one for one in runs if one.subject not in layout.VARIANTS or one.sha256 in proven]
+    bench = replace(benchmark.bench, measured=tuple(current))
+    found = replace(found, benchmark=replace(benchmark, bench=bench))
+    shipped = _read(BundleReport, experiment, "bundle", root)
+    manifest = root / layout.bundle(experiment) / MANIFEST
+    if shipped and manifest.is_file() and read_json(manifest).get("digest") == shipped.digest:
+        found = replace(found, shipped=shipped)
+    return found
+
+
+def _other_file(path: Path, sha256: str, experiment: str, root: Path) -> str | None:
+    """Say that a file is not the one that was measured; None where it is."""
+    made = f"`dvc repro bundle@{experiment}` makes and measures it anew"
+    if not (root / path).is_file():
+        return f"{experiment}: {path} is not there any more; {made}"
+    if sha256_of_file(root / path) != sha256:
+        return f"{experiment}: {path} is not the file that was measured; {made}"
+    return None
+
+
+def _read(record: type[Record], experiment: str, stage: str, root: Path) -> Record | None:
+    path = root / layout.details(experiment, stage)
+    return read(record, path, f"ferry {stage} {experiment}") if path.exists() else None
 
 
 HEADER = (
@@ -83,6 +127,7 @@ HEADER = (
 )
 PROVIDER = HEADER.index("provider")
 NONE = "–"
+NOTHING = "No experiment has run here yet: `make demo` runs two, `dvc repro` runs them all."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +156,17 @@ class ResultRow:
     shipped: bool
 
 
-def results(
-    params: Params, names: Sequence[str] = (), *, metrics: Path = Path("metrics")
-) -> tuple[ResultRow, ...]:
-    """Gather the rows of the experiments that have run, or of those in `names`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultTable:
+    """The rows of what was measured here, and what was not."""
+
+    rows: tuple[ResultRow, ...]
+    left_out: tuple[str, ...]
+    """What was measured of another file, a line each."""
+
+
+def results(params: Params, names: Sequence[str] = (), *, root: Path = Path()) -> ResultTable:
+    """Gather the rows of the experiments that have run, or of those in `names`, below `root`.
 
     Raises UnknownNameError for a name that params.yaml lacks and MissingInputError for one that
     has not run.
@@ -122,16 +174,27 @@ def results(
     for name in names:
         params.experiment(name)
     rows: list[ResultRow] = []
+    left_out: list[str] = []
     for name in names or params.experiments:
-        measured = read_measured(metrics, name)
-        found = rows_of(measured) if measured else ()
-        if names and not found:
-            raise MissingInputError(f"{name} has not run; `dvc repro bundle@{name}` runs it")
-        rows += found
-    return tuple(rows)
+        found = read_results(name, root)
+        new = rows_of(found) if isinstance(found, ExperimentResults) else ()
+        lines = lines_left_out(found)
+        if names and not new:
+            message = f"{name} has not run; `dvc repro bundle@{name}` runs it"
+            raise MissingInputError(lines[0] if lines else message)
+        rows += new
+        left_out += lines
+    return ResultTable(rows=tuple(rows), left_out=tuple(left_out))
 
 
-def rows_of(measured: Measured) -> tuple[ResultRow, ...]:
+def lines_left_out(found: ExperimentResults | str | None) -> tuple[str, ...]:
+    """What was not shown of an experiment because it was measured of another file, a line each."""
+    if isinstance(found, ExperimentResults):
+        return found.left_out
+    return (found,) if found else ()
+
+
+def rows_of(measured: ExperimentResults) -> tuple[ResultRow, ...]:
     """Make the rows of one experiment; none before its variants were compared."""
     if measured.parity is None:
         return ()
@@ -143,16 +206,16 @@ def rows_of(measured: Measured) -> tuple[ResultRow, ...]:
 
 
 def as_table(rows: Sequence[ResultRow]) -> str:
-    """Lay the rows out for a terminal; the provider is told only where there are several."""
+    """Lay the rows out for a terminal; the provider is named only where there are several."""
     if not rows:
-        return "no experiment has run yet"
+        return NOTHING
     lines = [HEADER, *[_cells(row) for row in rows]]
     if len({row.provider for row in rows}) == 1:
         lines = [(*line[:PROVIDER], *line[PROVIDER + 1 :]) for line in lines]
     return table(lines[0], lines[1:])
 
 
-def _timings(measured: Measured, variant: str) -> Iterator[Sequence[Timed]]:
+def _timings(measured: ExperimentResults, variant: str) -> Iterator[Sequence[Timed]]:
     """What was timed of a variant, provider by provider: each with one or more thread counts."""
     report = measured.benchmark
     if report is None:
@@ -163,7 +226,7 @@ def _timings(measured: Measured, variant: str) -> Iterator[Sequence[Timed]]:
 
 
 def _row(
-    measured: Measured, variant: str, parity: VariantParity, timings: Sequence[Timed]
+    measured: ExperimentResults, variant: str, parity: VariantParity, timings: Sequence[Timed]
 ) -> ResultRow:
     """Put the figures of the best thread count for each of them into the row."""
     firsts = [row.timing.p50_ms for one in timings if (row := one.row(1))]

@@ -2,8 +2,6 @@
 
 Checkpoints on the way let a killed training go on where it was; MLflow records the run, and its
 absence never stops one.
-
-The rows of a training that `dvc plots` draws: its history, and who was taken for whom.
 """
 
 import json
@@ -25,7 +23,7 @@ from pipeline import datasets, layout, tracking
 from pipeline.config import params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import build_graph
-from pipeline.records import ready
+from pipeline.records import ReportFiles, ready, write
 from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TrainReport, best_of
 from pipeline.stages.page import figures
@@ -40,7 +38,6 @@ from serving.files import (
     read_record,
     sha256_of_bytes,
     write_bytes,
-    write_json,
     write_text,
 )
 from serving.machine.environment import git_revision
@@ -89,7 +86,7 @@ class _Outputs:
     """The files that a training writes."""
 
     weights: Path
-    metrics: Path
+    report: ReportFiles
     plots: Path
     checkpoint: Path
 
@@ -97,7 +94,7 @@ class _Outputs:
 def train(
     data: Path,
     weights: Path,
-    metrics: Path,
+    files: ReportFiles,
     plots: Path,
     *,
     experiment: Experiment,
@@ -106,9 +103,10 @@ def train(
 ) -> TrainReport:
     """Fit the experiment's model on the training rows and keep the weights of its best epoch.
 
-    `data` is the preprocessed data set; `weights` (safetensors), `metrics` (JSON) and the folder
-    `plots` (history.csv, confusion.csv) are written. `device` overrides the experiment's. Among
-    several processes, as torchrun starts them, the first one writes and all return its report.
+    `data` is the preprocessed data set; `weights` (safetensors), the report in `files` and the
+    folder `plots` (history.csv, confusion.csv) are written. `device` overrides the experiment's.
+    Among several processes, as torchrun starts them, the first one writes and all return its
+    report.
 
     Raises ConfigError for settings that do not fit, before any data is read; MissingInputError and
     IntegrityError for the data and for the weights to begin with; UsageError for a device that is
@@ -116,13 +114,13 @@ def train(
     """
     params.check(experiment)
     state = weights.with_name(layout.checkpoint(experiment.name).name)
-    outputs = _Outputs(weights=weights, metrics=metrics, plots=plots, checkpoint=state)
+    outputs = _Outputs(weights=weights, report=files, plots=plots, checkpoint=state)
     with distributed.join(choose_device(device or experiment.train.device)) as team:
         kept = checkpoint.read(state)
         training = prepare(data, weights, experiment, team, state=kept)
         if not team.leads:
             _fit(training, outputs, Tracker())
-            return read_record(TrainReport, json.loads(team.share(b"")), str(metrics))
+            return read_record(TrainReport, json.loads(team.share(b"")), str(files.details))
         _sweep(outputs)
         _log(training)
         with tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker:
@@ -133,7 +131,7 @@ def train(
             _fit(training, outputs, tracker)
             report = _finish(training, ready.open_split(data, "test"), outputs, tracker)
         report = replace(report, tracking_seconds=tracker.seconds)
-        write_json(metrics, report)
+        write(report, files)
         state.unlink(missing_ok=True)
         team.share(dump_json(report).encode())
     return report
@@ -149,7 +147,8 @@ def choose_device(wanted: str) -> torch.device:
 
 def _sweep(outputs: _Outputs) -> None:
     """Remove what a killed training had begun to write."""
-    for path in (outputs.weights, outputs.checkpoint, outputs.metrics):
+    report = outputs.report
+    for path in (outputs.weights, outputs.checkpoint, report.details, report.metrics):
         for left in path.parent.glob(f".{path.name}.*.tmp"):
             left.unlink()
 
@@ -203,7 +202,7 @@ def _line(loop: Loop, epoch: Epoch) -> str:
 
 
 def _finish(training: Training, test: Split, outputs: _Outputs, tracker: Tracker) -> TrainReport:
-    """Evaluate the kept weights as they will be served, on the CPU, and write all but metrics."""
+    """Evaluate the kept weights as they are served, on the CPU; write all but the report."""
     weights = {key: value.cpu().contiguous() for key, value in training.loop.best.items()}
     graph = build_graph(training.experiment, training.manifest)
     graph.load_state_dict(weights)

@@ -7,7 +7,6 @@ on the same kind of machine, and it is told.
 What `ferry bench --compare` names: a model, saved figures, or a git revision that has either.
 """
 
-import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -208,16 +207,16 @@ def find_before(what: str, model: Path, folder: Path) -> Before:
             f"{what} is neither a file nor a revision of git: --compare takes a saved report "
             f"(.json), a model, or a revision"
         )
-    then = _model_then(what, model, folder)
+    then = _file_then(what, model / MODEL if model.is_dir() else model, folder)
     if then:
         return Before(name=f"{model} at {what}", model=then, saved=None, subject=None)
-    metrics = f"metrics/{_experiment(model)}/benchmark.json"
-    text = _git("show", f"{what}:./{metrics}")
-    if text:
-        name = f"{metrics} at {what}"
-        return _saved(name, _report(json.loads(text), name), model)
+    saved = Path("reports/details") / _experiment(model) / "benchmark.json"
+    report = _file_then(what, saved, folder)
+    if report:
+        name = f"{saved} at {what}"
+        return _saved(name, _report(read_json(report), name), model)
     raise MissingInputError(
-        f"{what} has neither {model}, in git or in DVC's cache, nor {metrics} to compare with"
+        f"{what} has neither {model}, in git or in DVC's cache, nor {saved} to compare with"
     )
 
 
@@ -249,9 +248,8 @@ def _variant(model: Path) -> str:
     return suffixes[-2][1:] if len(suffixes) > 1 else "fp32"
 
 
-def _model_then(revision: str, model: Path, folder: Path) -> Path | None:
-    """The model's file as it was at a revision, written into `folder`; None if nobody has it."""
-    file = model / MODEL if model.is_dir() else model
+def _file_then(revision: str, file: Path, folder: Path) -> Path | None:
+    """A file as it was at a revision, written into `folder`; None if nobody has it."""
     target = folder / file.name
     try:
         relative = file.absolute().relative_to(Path().absolute()).as_posix()

@@ -65,7 +65,7 @@ def trained(ready: Path, tiny: Experiment) -> Project:
     train(
         project.data,
         project.weights,
-        project.metrics("train"),
+        project.files("train"),
         project.plots("train"),
         experiment=tiny,
         device="cpu",
@@ -83,10 +83,10 @@ def exported(trained: Project) -> Project:
     models = trained.models
     export(
         trained.weights,
-        trained.metrics("train"),
+        trained.details("train"),
         trained.data,
         models["fp32"],
-        trained.metrics("export"),
+        trained.files("export"),
         experiment=trained.experiment,
         track=False,
     )
@@ -94,7 +94,7 @@ def exported(trained: Project) -> Project:
         models["fp32"],
         trained.data,
         trained.quantized,
-        trained.metrics("quantize"),
+        trained.files("quantize"),
         trained.plots("quantize"),
         experiment=trained.experiment,
         track=False,

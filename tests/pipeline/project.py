@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline import layout
 from pipeline.config.experiment import Experiment, GateConfig, MinSpeedup, QuantizeConfig
+from pipeline.records import ReportFiles
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,11 +33,20 @@ class Project:
     def quantized(self) -> Path:
         return self.root / layout.quantized(self.experiment.name)
 
-    def metrics(self, stage: str) -> Path:
-        return self.root / layout.metrics(self.experiment.name, stage)
+    def details(self, stage: str) -> Path:
+        return self.root / layout.details(self.experiment.name, stage)
+
+    def files(self, stage: str) -> ReportFiles:
+        files = layout.report_files(self.experiment.name, stage)
+        return ReportFiles(details=self.root / files.details, metrics=self.root / files.metrics)
 
     def plots(self, stage: str) -> Path:
         return self.root / layout.plots(self.experiment.name, stage)
+
+
+def files_in(folder: Path, stage: str) -> ReportFiles:
+    """Both files of a stage's report in one folder, as STAGE.json and STAGE.metrics.json."""
+    return ReportFiles(details=folder / f"{stage}.json", metrics=folder / f"{stage}.metrics.json")
 
 
 def generous(config: QuantizeConfig, *recipes: str) -> QuantizeConfig:

@@ -1,4 +1,4 @@
-"""Metrics files as the stages write them, with chosen figures, for tests of what reads them."""
+"""Reports as the stages write them, with chosen figures, beside the files that they are about."""
 
 import functools
 import math
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tries
 
+from pipeline import layout
 from pipeline.records.parity import (
     BatchDifference,
     Cell,
@@ -25,7 +26,7 @@ from pipeline.records.parity import (
 )
 from pipeline.records.quantize import QuantizeReport, Search
 from pipeline.records.train import Epoch
-from serving.files import write_json
+from serving.files import sha256_of_bytes, write_bytes, write_json
 from serving.machine.environment import Environment
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import ratio_of_turns
@@ -37,7 +38,9 @@ from serving.runtime.settings import SessionSettings
 
 LABELS = [str(digit) for digit in range(10)]
 CPU = "CPUExecutionProvider"
-WEIGHTS = "ab" * 32
+WEIGHTS = sha256_of_bytes(b"weights")
+MODEL = sha256_of_bytes(b"model")
+"""Of each variant's file."""
 MACHINE = Environment(
     processor="AMD EPYC <Genoa>",
     architecture="x86_64",
@@ -201,7 +204,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         failures=failures,
         first_divergence=None if passed else node,
         first_nonfinite=None,
-        sha256="cd" * 32,
+        sha256=MODEL,
         zero_rows="answered 0 rows",
         hostile_max_abs_diff=2e-6,
         cells=(cell(diff=diff, flips=flips, failures=failures), cuda),
@@ -250,7 +253,7 @@ def measured(
         provider=provider,
         settings=SessionSettings(threads=threads),
         cores=tuple(range(2 - threads, 2)),
-        sha256="cd" * 32,
+        sha256=MODEL,
         file_bytes=size,
         proof=ProviderProof(asked=CPU, nodes={CPU: 12}) if runs else None,
         share=Share(time_us={CPU: 900.0}, share=1.0) if runs else None,
@@ -349,7 +352,7 @@ def parity(name: str) -> dict[str, object]:
     }
 
 
-def quantized(name: str, model_sha256: str = "cd" * 32) -> QuantizeReport:
+def quantized(name: str, model_sha256: str = MODEL) -> QuantizeReport:
     """A search that kept the faster of two recipes, on the file that `parity` is about."""
     search = Search(
         budget=tries.BUDGET,
@@ -413,8 +416,23 @@ def bundle(name: str) -> dict[str, object]:
     }
 
 
-def write_all(metrics: Path, name: str) -> None:
-    write_json(metrics / name / "train.json", training(name))
-    write_json(metrics / name / "parity.json", parity(name))
-    write_json(metrics / name / "benchmark.json", benchmark(name))
-    write_json(metrics / name / "bundle.json", bundle(name))
+def details(root: Path, name: str, stage: str) -> Path:
+    """Where a stage's report lies below the folder of params.yaml."""
+    return root / layout.details(name, stage)
+
+
+def write_files(root: Path, name: str) -> None:
+    """The weights, the models and the bundle that the reports are about."""
+    write_bytes(root / layout.weights(name), b"weights")
+    for variant_ in layout.VARIANTS:
+        write_bytes(root / layout.variant(name, variant_), b"model")
+    write_json(root / layout.bundle(name) / "manifest.json", {"digest": bundle(name)["digest"]})
+
+
+def write_all(root: Path, name: str) -> None:
+    """Those files, and the reports of training, parity, benchmark and bundle."""
+    write_files(root, name)
+    write_json(details(root, name, "train"), training(name))
+    write_json(details(root, name, "parity"), parity(name))
+    write_json(details(root, name, "benchmark"), benchmark(name))
+    write_json(details(root, name, "bundle"), bundle(name))

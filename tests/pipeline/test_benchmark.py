@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from project import Project
+from project import Project, files_in
 
 from pipeline import tracking
 from pipeline.records import read
@@ -29,7 +29,7 @@ def run(project: Project, folder: Path, **changes: object) -> BenchmarkReport:
         project.weights,
         {name: project.models[name] for name in VARIANTS},
         project.data,
-        folder / "benchmark.json",
+        files_in(folder, "benchmark"),
         folder / "plots",
         experiment=replace(project.experiment, benchmark=config),
         skipped={"fp16": "no smaller"},
@@ -209,7 +209,7 @@ def test_a_missing_variant_names_the_command(exported: Project, tmp_path: Path) 
             exported.weights,
             {"fp32": tmp_path / "none.onnx"},
             exported.data,
-            tmp_path / "benchmark.json",
+            files_in(tmp_path, "benchmark"),
             tmp_path / "plots",
             experiment=exported.experiment,
             track=False,

@@ -21,7 +21,11 @@ from pipeline.records.benchmark import (
 @pytest.fixture
 def report(tmp_path: Path) -> BenchmarkReport:
     sample_metrics.write_all(tmp_path, "digits-cnn")
-    return read(BenchmarkReport, tmp_path / "digits-cnn" / "benchmark.json", "ferry benchmark")
+    return read(
+        BenchmarkReport,
+        sample_metrics.details(tmp_path, "digits-cnn", "benchmark"),
+        "ferry benchmark",
+    )
 
 
 def test_a_variant_was_timed_once_per_thread_count(report: BenchmarkReport) -> None:

@@ -99,7 +99,7 @@ def measured(exported: Project, tmp_path: Path) -> Project:
         project.weights,
         project.models,
         project.data,
-        project.metrics("parity"),
+        project.files("parity"),
         experiment=project.experiment,
         track=False,
     )
@@ -116,7 +116,7 @@ def measured(exported: Project, tmp_path: Path) -> Project:
         bench=replace(sample_metrics.bench_report("digits-cnn"), measured=found),
         skipped={},
     )
-    write_json(project.metrics("benchmark"), report)
+    write_json(project.details("benchmark"), report)
     return project
 
 
@@ -126,9 +126,9 @@ def run(project: Project, goal: str = "latency") -> Path:
     bundle(
         project.models,
         project.data,
-        project.metrics("bundle").parent,
+        project.details("bundle").parent,
         folder,
-        project.metrics("bundle"),
+        project.files("bundle"),
         experiment=replace(project.experiment, bundle=config),
         track=False,
     )
@@ -147,14 +147,14 @@ def test_the_goal_decides(measured: Project, goal: str, variant: str) -> None:
 
 def test_the_gains_are_recorded_with_their_intervals(measured: Project) -> None:
     run(measured)
-    report = read(BundleReport, measured.metrics("bundle"), "ferry bundle")
+    report = read(BundleReport, measured.details("bundle"), "ferry bundle")
     assert set(report.gains) == {"fp32", "fp16", "int8"}
     assert report.gains["int8"].times == pytest.approx(2)
     assert report.gains["fp16"].high == pytest.approx(0.8)
 
 
 def test_an_interrupted_benchmark_chooses_nothing(measured: Project) -> None:
-    path = measured.metrics("benchmark")
+    path = measured.details("benchmark")
     path.write_text(path.read_text().replace('"partial": false', '"partial": true'))
     with pytest.raises(IntegrityError, match="`ferry benchmark digits-cnn` measures it anew"):
         run(measured)
@@ -175,7 +175,7 @@ def test_a_bundle_is_a_side_of_its_own(measured: Project) -> None:
 def test_how_far_a_device_may_be_off_is_measured_where_the_gate_has_no_limit(
     measured: Project,
 ) -> None:
-    proven = read(ParityReport, measured.metrics("parity"), "ferry parity").variants["int8"]
+    proven = read(ParityReport, measured.details("parity"), "ferry parity").variants["int8"]
     assert proven.limits.max_abs_diff is None
     manifest = read_manifest(run(measured))
     assert manifest.golden.max_abs_diff == proven.max_abs_diff > 0.01
@@ -188,10 +188,10 @@ def test_the_bundle_is_verified_and_answers_as_the_weights_do(measured: Project)
     assert verify(folder).passed
     test = open_split(measured.data, "test")
     found = open_model(folder).predict(np.array(test.inputs))
-    facts = json.loads(measured.metrics("parity").read_text())["variants"]["int8"]
+    facts = json.loads(measured.details("parity").read_text())["variants"]["int8"]
     assert (found.label_index == test.labels).mean() == pytest.approx(facts["accuracy"])
     manifest = read_manifest(folder)
-    trained = json.loads(measured.metrics("train").read_text())
+    trained = json.loads(measured.details("train").read_text())
     assert manifest.source.weights_sha256 == trained["weights_sha256"]
     assert manifest.parity["flips"].limit == measured.experiment.parity.int8.flips
     assert manifest.golden.rows == measured.experiment.bundle.golden_rows
@@ -240,7 +240,7 @@ def test_copying_the_folder_is_a_deployment(measured: Project, tmp_path: Path) -
 
 
 def test_a_variant_that_failed_is_never_chosen(measured: Project) -> None:
-    path = measured.metrics("parity")
+    path = measured.details("parity")
     report = json.loads(path.read_text())
     report["variants"]["int8"] |= {"passed": False, "failures": ["9 flips, limit 4"]}
     path.write_text(json.dumps(report))
@@ -248,7 +248,7 @@ def test_a_variant_that_failed_is_never_chosen(measured: Project) -> None:
 
 
 def test_without_a_passed_fp32_there_is_no_bundle(measured: Project) -> None:
-    path = measured.metrics("parity")
+    path = measured.details("parity")
     report = json.loads(path.read_text())
     report["variants"]["fp32"] |= {"passed": False, "failures": ["9 flips, limit 0"]}
     path.write_text(json.dumps(report))
@@ -259,7 +259,7 @@ def test_without_a_passed_fp32_there_is_no_bundle(measured: Project) -> None:
 
 @pytest.mark.parametrize("stage", ["parity", "benchmark"])
 def test_a_file_that_was_not_the_one_measured_is_refused(measured: Project, stage: str) -> None:
-    path = measured.metrics(stage)
+    path = measured.details(stage)
     digest = sha256_of_file(measured.models["int8"])
     path.write_text(path.read_text().replace(digest, "0" * 64))
     with pytest.raises(IntegrityError, match=rf"but {stage}\.json is about 000000000000"):
@@ -268,13 +268,13 @@ def test_a_file_that_was_not_the_one_measured_is_refused(measured: Project, stag
 
 @pytest.mark.parametrize("stage", ["train", "parity", "benchmark"])
 def test_a_missing_measurement_names_the_command(measured: Project, stage: str) -> None:
-    measured.metrics(stage).unlink()
+    measured.details(stage).unlink()
     with pytest.raises(MissingInputError, match=f"`ferry {stage} digits-cnn` makes it"):
         run(measured)
 
 
 def test_a_spoilt_measurement_is_one_line(measured: Project) -> None:
-    measured.metrics("parity").write_text('{"experiment": 3}')
+    measured.details("parity").write_text('{"experiment": 3}')
     with pytest.raises(IntegrityError) as caught:
         run(measured)
     assert "\n" not in str(caught.value)

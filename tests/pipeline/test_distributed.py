@@ -77,7 +77,7 @@ LAUNCHER = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalon
 
 
 def results(project: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    report = json.loads((project / "metrics/digits-mlp/train.json").read_text())
+    report = json.loads((project / "reports/details/digits-mlp/train.json").read_text())
     return report, load_file(project / "models/digits-mlp/model.safetensors")
 
 

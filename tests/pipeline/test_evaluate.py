@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from mlflow import MlflowClient
-from project import Project
+from project import Project, files_in
 
 from pipeline import tracking
 from pipeline.config.experiment import Experiment, Params
@@ -69,7 +69,7 @@ def look(
         weights,
         data,
         against or data,
-        folder / "evaluate.json",
+        files_in(folder, "evaluate"),
         folder / "pictures",
         experiment=experiment,
         track=False,
@@ -96,7 +96,7 @@ def looked(
 
 def test_a_classifier_of_images(looked: tuple[EvaluateReport, Path], trained: Project) -> None:
     report, folder = looked
-    training = read(TrainReport, trained.metrics("train"), "ferry train")
+    training = read(TrainReport, trained.details("train"), "ferry train")
     assert report.classes is not None
     assert report.classes.accuracy == pytest.approx(training.accuracy)
     assert report.weights_sha256 == training.weights_sha256
@@ -287,7 +287,7 @@ def test_the_run_of_the_weights_gets_it_all(trained: Project, few: Experiment, s
         trained.weights,
         trained.data,
         trained.data,
-        store / "evaluate.json",
+        files_in(store, "evaluate"),
         pictures,
         experiment=few,
     )

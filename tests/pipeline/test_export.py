@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from project import REPOSITORY, Project
+from project import REPOSITORY, Project, files_in
 from torch import Tensor, nn
 
 from pipeline.config.experiment import Params
@@ -52,7 +52,7 @@ def test_the_answer_is_pytorchs(exported: Project) -> None:
 
 def test_metadata_says_where_the_model_comes_from(exported: Project) -> None:
     facts = open_session(exported.models["fp32"]).metadata
-    trained = json.loads(exported.metrics("train").read_text())
+    trained = json.loads(exported.details("train").read_text())
     assert facts["ferry.experiment"] == "digits-cnn"
     assert facts["ferry.dataset"] == "digits"
     assert json.loads(facts["ferry.labels"]) == trained["labels"]
@@ -103,10 +103,12 @@ def test_the_same_bytes_wherever_the_checkout_lies(exported: Project, tmp_path: 
         "settings = {**experiment.model.settings, **small}\n"
         "model = dataclasses.replace(experiment.model, settings=settings)\n"
         "experiment = dataclasses.replace(experiment, model=model)\n"
+        "from pipeline.records import ReportFiles\n"
+        "files = ReportFiles(details=out / 'm.json', metrics=out / 'metrics.json')\n"
         "for _ in range(2):\n"
         "    export(root / 'models/digits-cnn/model.safetensors',\n"
-        "           root / 'metrics/digits-cnn/train.json', root / 'data/ready/digits',\n"
-        "           out / 'm.onnx', out / 'm.json', experiment=experiment, track=False)\n"
+        "           root / 'reports/details/digits-cnn/train.json', root / 'data/ready/digits',\n"
+        "           out / 'm.onnx', files, experiment=experiment, track=False)\n"
     )
     done = subprocess.run(
         [
@@ -125,10 +127,10 @@ def test_the_same_bytes_wherever_the_checkout_lies(exported: Project, tmp_path: 
 def run(project: Project, folder: Path, weights: Path | None = None) -> object:
     return export(
         weights or project.weights,
-        project.metrics("train"),
+        project.details("train"),
         project.data,
         folder / "model.onnx",
-        folder / "export.json",
+        files_in(folder, "export"),
         experiment=project.experiment,
         track=False,
     )
@@ -157,7 +159,7 @@ def test_a_spoilt_record_of_the_training_is_one_line(trained: Project, tmp_path:
     root = tmp_path / "project"
     shutil.copytree(trained.root, root)
     project = replace(trained, root=root)
-    project.metrics("train").write_text('{"weights_sha256": 3}')
+    project.details("train").write_text('{"weights_sha256": 3}')
     with pytest.raises(IntegrityError, match=r"train\.json lacks the key") as caught:
         run(project, tmp_path)
     assert "\n" not in str(caught.value)
@@ -250,7 +252,8 @@ def test_an_opset_without_strings_is_refused_for_text(params: Params, tmp_path: 
         export(
             *[tmp_path / name for name in ("weights", "train.json")],
             tmp_path,
-            *[tmp_path / name for name in ("model.onnx", "export.json")],
+            tmp_path / "model.onnx",
+            files_in(tmp_path, "export"),
             experiment=replace(text, export=replace(text.export, opset=19)),
             track=False,
         )

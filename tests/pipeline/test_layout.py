@@ -14,7 +14,8 @@ PATHS: dict[str, Callable[[str], Path]] = {
     "models/N/checkpoint.safetensors": layout.checkpoint,
     "models/N/model.onnx": layout.model,
     "models/N/quantized": layout.quantized,
-    "metrics/N/train.json": lambda name: layout.metrics(name, "train"),
+    "reports/details/N/train.json": lambda name: layout.details(name, "train"),
+    "metrics/N/train.json": lambda name: layout.report_files(name, "train").metrics,
     "plots/N/train": lambda name: layout.plots(name, "train"),
     "models/N/tune": layout.tune,
     "reports/pictures/N": layout.pictures,
@@ -29,7 +30,7 @@ def test_each_path(path: str, function: Callable[[str], Path]) -> None:
 
 def test_nothing_is_absolute() -> None:
     paths = [function("mine") for function in PATHS.values()]
-    for path in [*paths, layout.METRICS, layout.REPORT]:
+    for path in [*paths, layout.DETAILS, layout.REPORT]:
         assert not path.is_absolute()
         assert ".." not in path.parts
 
@@ -56,5 +57,6 @@ def test_a_variant_is_what_lies_in_its_place(tmp_path: Path) -> None:
     }
 
 
-def test_metrics_lie_below_the_folder_that_the_report_reads() -> None:
-    assert layout.metrics("mine", "parity").is_relative_to(layout.METRICS)
+def test_details_lie_below_the_folder_that_the_report_reads() -> None:
+    assert layout.report_files("mine", "parity").details == layout.details("mine", "parity")
+    assert layout.details("mine", "parity").is_relative_to(layout.DETAILS)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from project import Project
+from project import Project, files_in
 
 from pipeline.config.experiment import Params
 from pipeline.errors import ConfigError, ParityError
@@ -31,12 +31,12 @@ def graph_of(project: Project) -> Graph:
     return load_graph(project.weights, project.experiment, manifest)
 
 
-def run(project: Project, models: dict[str, Path], metrics: Path) -> ParityReport:
+def run(project: Project, models: dict[str, Path], folder: Path) -> ParityReport:
     return parity(
         project.weights,
         models,
         project.data,
-        metrics,
+        files_in(folder, "parity"),
         experiment=project.experiment,
         skipped={"int4": "nothing is gained"},
         track=False,
@@ -46,9 +46,9 @@ def run(project: Project, models: dict[str, Path], metrics: Path) -> ParityRepor
 @pytest.fixture(scope="module")
 def report(exported: Project, tmp_path_factory: pytest.TempPathFactory) -> ParityReport:
     """The tiny experiment's own, as it is read back."""
-    metrics = tmp_path_factory.mktemp("metrics") / "parity.json"
-    run(exported, exported.models, metrics)
-    return read(ParityReport, metrics, "ferry parity")
+    folder = tmp_path_factory.mktemp("parity")
+    run(exported, exported.models, folder)
+    return read(ParityReport, folder / "parity.json", "ferry parity")
 
 
 def cells(report: ParityReport, variant: str) -> list[Cell]:
@@ -62,7 +62,7 @@ def test_all_variants_pass_over_the_whole_test_set(exported: Project, report: Pa
     assert report.variants["fp32"].max_abs_diff <= 1e-4
     assert report.variants["fp32"].max_probability_diff <= 1e-5  # type: ignore[operator]
     assert report.variants["int8"].max_abs_diff > report.variants["fp16"].max_abs_diff
-    trained = json.loads(exported.metrics("train").read_text())
+    trained = json.loads(exported.details("train").read_text())
     assert report.torch_accuracy == pytest.approx(trained["accuracy"])
     assert report.skipped == {"int4": "nothing is gained"}
 
@@ -147,7 +147,7 @@ def test_an_explanation_on_demand(exported: Project, tmp_path: Path) -> None:
         exported.weights,
         models,
         exported.data,
-        tmp_path / "parity.json",
+        files_in(tmp_path, "parity"),
         experiment=exported.experiment,
         explain=True,
         track=False,
@@ -168,7 +168,7 @@ def test_mlflow_gets_gates_and_cells(
         exported.weights,
         models,
         exported.data,
-        tmp_path / "parity.json",
+        files_in(tmp_path, "parity"),
         experiment=exported.experiment,
     )
     mlflow.set_tracking_uri(store)
@@ -241,16 +241,15 @@ def test_a_planted_fault_is_named_at_its_layer(
     exported: Project, tmp_path: Path, fault: Callable[[onnx.ModelProto], None], node: str
 ) -> None:
     path = planted(exported, tmp_path, fault)
-    metrics = tmp_path / "parity.json"
     with pytest.raises(ParityError) as caught:
-        run(exported, {**exported.models, "fp32": path}, metrics)
+        run(exported, {**exported.models, "fp32": path}, tmp_path)
     message = str(caught.value)
     assert message.startswith("digits-cnn fp32: ")
-    assert f"first divergence at {node}; see {metrics}" in message
+    assert f"first divergence at {node}; see {tmp_path / 'parity.json'}" in message
     assert "at logits[" in message
     assert "limit 1.0e-04" in message
     assert "\n" not in message
-    report = read(ParityReport, metrics, "ferry parity")
+    report = read(ParityReport, tmp_path / "parity.json", "ferry parity")
     assert not report.passed
     assert report.variants["fp16"].passed
     divergence = report.variants["fp32"].first_divergence
@@ -278,13 +277,13 @@ def test_a_model_of_other_weights_is_refused(exported: Project, tmp_path: Path) 
 
     path = planted(exported, tmp_path, relabel)
     with pytest.raises(IntegrityError, match="was not exported from the weights"):
-        run(exported, {"fp32": path}, tmp_path / "parity.json")
+        run(exported, {"fp32": path}, tmp_path)
 
 
 def test_a_missing_variant_names_the_command(exported: Project, tmp_path: Path) -> None:
     models = {"int8": tmp_path / "model.int8.onnx"}
     with pytest.raises(MissingInputError, match="`dvc repro quantize@digits-cnn` makes it"):
-        run(exported, models, tmp_path / "parity.json")
+        run(exported, models, tmp_path)
 
 
 def test_accuracy_that_is_lost_fails_its_gate(exported: Project, tmp_path: Path) -> None:
@@ -294,7 +293,7 @@ def test_accuracy_that_is_lost_fails_its_gate(exported: Project, tmp_path: Path)
 
     path = planted(exported, tmp_path, forget)
     with pytest.raises(ParityError) as caught:
-        run(exported, {"fp32": path}, tmp_path / "parity.json")
+        run(exported, {"fp32": path}, tmp_path)
     message = str(caught.value)
     assert "points of accuracy lost, limit 0.00" in message
     assert "flips, limit 0" in message
@@ -316,7 +315,7 @@ def test_a_nan_never_passes_and_its_maker_is_named(exported: Project, tmp_path: 
 
     path = planted(exported, tmp_path, poison)
     with pytest.raises(ParityError) as caught:
-        run(exported, {"fp32": path}, tmp_path / "parity.json")
+        run(exported, {"fp32": path}, tmp_path)
     assert "values are NaN or infinite, first at " in str(caught.value)
     assert "network.1.conv/Conv (Conv) is the first to make NaN" in str(caught.value)
     failed = read(ParityReport, tmp_path / "parity.json", "ferry parity")
@@ -339,14 +338,14 @@ def test_an_answer_that_depends_on_the_batch_fails(exported: Project, tmp_path: 
 
     path = planted(exported, tmp_path, plant)
     with pytest.raises(ParityError, match=r"(in batches of|alone and) .*, limit 1\.0e-04"):
-        run(exported, {"fp32": path}, tmp_path / "parity.json")
+        run(exported, {"fp32": path}, tmp_path)
 
 
 def test_the_sources_are_not_touched(exported: Project, tmp_path: Path) -> None:
     before = {name: path.read_bytes() for name, path in exported.models.items()}
     copy = tmp_path / "weights.safetensors"
     shutil.copy(exported.weights, copy)
-    run(exported, exported.models, tmp_path / "parity.json")
+    run(exported, exported.models, tmp_path)
     assert before == {name: path.read_bytes() for name, path in exported.models.items()}
     assert copy.read_bytes() == exported.weights.read_bytes()
 

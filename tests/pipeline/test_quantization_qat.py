@@ -108,7 +108,7 @@ def mlp(ready: Path, params: Params, tmp_path_factory: pytest.TempPathFactory) -
     train(
         project.data,
         project.weights,
-        project.metrics("train"),
+        project.files("train"),
         project.plots("train"),
         experiment=experiment,
         device="cpu",

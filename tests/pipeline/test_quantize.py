@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from project import Project
+from project import Project, files_in
 
 from pipeline import layout
 from pipeline.config.experiment import MinSpeedup, QuantizeConfig
@@ -64,7 +64,7 @@ def test_the_logits_stay_in_float(exported: Project) -> None:
 
 
 def test_the_record_tells_what_was_written_and_on_what_it_was_judged(exported: Project) -> None:
-    report = read(QuantizeReport, exported.metrics("quantize"), "ferry quantize x")
+    report = read(QuantizeReport, exported.details("quantize"), "ferry quantize x")
     assert report.judged_on == "digits:validation"
     assert report.rows == len(open_split(exported.data, "validation").labels)
     assert report.skipped == {}
@@ -97,7 +97,7 @@ def run(
         model or project.models["fp32"],
         project.data,
         folder / "quantized",
-        folder / "quantize.json",
+        files_in(folder, "quantize"),
         folder / "plots",
         experiment=replace(project.experiment, quantize=config_of(project, **changes)),
         track=False,

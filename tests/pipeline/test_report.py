@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import sample_benches
 import sample_metrics
+from sample_metrics import details
 
+from pipeline import layout
 from pipeline.config.params import load
 from pipeline.stages.report import report
 from serving.errors import IntegrityError, MissingInputError
@@ -26,17 +28,17 @@ def params():
 
 
 @pytest.fixture(scope="module")
-def metrics(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("metrics")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("root")
     for name in ("mnist-cnn", "digits-mlp"):
         sample_metrics.write_all(folder, name)
     return folder
 
 
 @pytest.fixture(scope="module")
-def page(params, metrics, tmp_path_factory):
+def page(params, root, tmp_path_factory):
     path = tmp_path_factory.mktemp("reports") / "deep" / "index.html"
-    report(metrics, metrics.parent / "pictures", path, params=params)
+    report(root, path, params=params)
     return path.read_text()
 
 
@@ -130,15 +132,16 @@ def test_gates_are_shown_with_their_limits_and_what_failed(page):
 def with_bench(folder, change, name="mnist-cnn"):
     """Metrics whose benchmark is a crowded one, changed."""
     report = sample_benches.crowded()
-    write_json(folder / name / "train.json", sample_metrics.training(name))
-    write_json(folder / name / "parity.json", sample_metrics.parity(name))
-    write_json(folder / name / "benchmark.json", replace(report, bench=change(report.bench)))
+    sample_metrics.write_files(folder, name)
+    write_json(details(folder, name, "train"), sample_metrics.training(name))
+    write_json(details(folder, name, "parity"), sample_metrics.parity(name))
+    write_json(details(folder, name, "benchmark"), replace(report, bench=change(report.bench)))
 
 
 def speed(params, folder, name="mnist-cnn"):
     """The section of the page, from where the speed begins."""
     page = folder / "index.html"
-    report(folder, folder / "pictures", page, params=params)
+    report(folder, page, params=params)
     part = section(page.read_text(), name)
     return part[part.index("<h3>Speed</h3>") :]
 
@@ -240,7 +243,7 @@ def test_skipped_threads_and_batches_and_variants_are_told(params, tmp_path):
         return replace(bench, measured=(first, *others), skipped=(skipped,))
 
     with_bench(tmp_path, skipping)
-    path = tmp_path / "mnist-cnn" / "benchmark.json"
+    path = details(tmp_path, "mnist-cnn", "benchmark")
     raw = json.loads(path.read_text())
     write_json(path, raw | {"skipped": {"qat": "nothing to gain"}})
     part = speed(params, tmp_path)
@@ -335,12 +338,12 @@ def test_the_environment_is_told_once_for_the_same_machine(page):
     assert "1.31.1 (onnxruntime-gpu)" in part
 
 
-def test_another_machine_is_told_apart_and_another_load_is_not(params, metrics, tmp_path):
+def test_another_machine_is_told_apart_and_another_load_is_not(params, root, tmp_path):
     for name, cores in (("mnist-cnn", 2), ("digits-mlp", 64)):
         sample_metrics.write_all(tmp_path, name)
         change_machine(tmp_path, name, cores=cores, load_average=[cores / 7, 0.0, 0.0])
     page = tmp_path / "page.html"
-    report(tmp_path, tmp_path / "pictures", page, params=params)
+    report(tmp_path, page, params=params)
     assert section(page.read_text(), "environment").count("processor") == 2
 
 
@@ -349,7 +352,7 @@ def test_the_same_machine_measured_at_two_revisions_is_one(params, tmp_path):
         sample_metrics.write_all(tmp_path, name)
         change_machine(tmp_path, name, git_revision=revision, governor="performance")
     page = tmp_path / "page.html"
-    report(tmp_path, tmp_path / "pictures", page, params=params)
+    report(tmp_path, page, params=params)
     part = section(page.read_text(), "environment")
     assert part.count("processor") == 1
     assert f"<dd>{'a' * 12}, {'b' * 12}-dirty</dd>" in part
@@ -358,8 +361,8 @@ def test_the_same_machine_measured_at_two_revisions_is_one(params, tmp_path):
     assert "<dt>torch</dt><dd>2.13.0</dd>" in part
 
 
-def change_machine(metrics, name, **changes):
-    path = metrics / name / "benchmark.json"
+def change_machine(root, name, **changes):
+    path = details(root, name, "benchmark")
     raw = json.loads(path.read_text())
     raw["bench"]["environment"] |= changes
     write_json(path, raw)
@@ -380,25 +383,26 @@ def test_it_says_how_to_reproduce(page):
     ],
 )
 def test_the_revision_is_told_as_it_was(params, tmp_path, revision, shown, message):
+    sample_metrics.write_files(tmp_path, "digits-mlp")
     training = sample_metrics.training("digits-mlp") | {"git_revision": revision}
-    write_json(tmp_path / "digits-mlp" / "train.json", training)
+    write_json(details(tmp_path, "digits-mlp", "train"), training)
     page = tmp_path / "index.html"
-    report(tmp_path, tmp_path / "pictures", page, params=params)
+    report(tmp_path, page, params=params)
     assert shown in page.read_text()
     assert message in section(page.read_text(), "reproduce")
     assert "dirty\n" not in section(page.read_text(), "reproduce")
 
 
-def test_the_same_metrics_give_the_same_bytes(params, metrics, tmp_path):
+def test_the_same_metrics_give_the_same_bytes(params, root, tmp_path):
     paths = [tmp_path / "a.html", tmp_path / "elsewhere" / "b.html"]
     for path in paths:
-        report(metrics, metrics.parent / "pictures", path, params=params)
+        report(root, path, params=params)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_the_summary_says_what_is_on_the_page(params, metrics, tmp_path):
+def test_the_summary_says_what_is_on_the_page(params, root, tmp_path):
     path = tmp_path / "index.html"
-    summary = report(metrics, metrics.parent / "pictures", path, params=params)
+    summary = report(root, path, params=params)
     assert summary.page == path
     assert summary.bytes == path.stat().st_size
     assert summary.experiments == ("digits-mlp", "mnist-cnn")
@@ -407,9 +411,10 @@ def test_the_summary_says_what_is_on_the_page(params, metrics, tmp_path):
 
 
 def test_an_experiment_that_is_only_trained_is_shown_without_the_rest(params, tmp_path):
-    write_json(tmp_path / "digits-mlp" / "train.json", sample_metrics.training("digits-mlp"))
+    sample_metrics.write_files(tmp_path, "digits-mlp")
+    write_json(details(tmp_path, "digits-mlp", "train"), sample_metrics.training("digits-mlp"))
     path = tmp_path / "index.html"
-    report(tmp_path, tmp_path / "pictures", path, params=params)
+    report(tmp_path, path, params=params)
     part = section(path.read_text(), "digits-mlp")
     assert part.count("<svg ") == 2
     assert "Parity with PyTorch" not in part
@@ -418,8 +423,8 @@ def test_an_experiment_that_is_only_trained_is_shown_without_the_rest(params, tm
 
 def test_nothing_trained_is_one_clear_error_and_no_page(params, tmp_path):
     path = tmp_path / "index.html"
-    with pytest.raises(MissingInputError, match="`dvc repro` runs them"):
-        report(tmp_path, tmp_path / "pictures", path, params=params)
+    with pytest.raises(MissingInputError, match="`dvc repro` runs them all"):
+        report(tmp_path, path, params=params)
     assert not path.exists()
 
 
@@ -427,22 +432,33 @@ def test_metrics_that_cannot_be_read_leave_the_old_page(params, tmp_path):
     path = tmp_path / "index.html"
     path.write_text("old")
     sample_metrics.write_all(tmp_path, "digits-mlp")
-    (tmp_path / "digits-mlp" / "train.json").write_text("[]")
+    (details(tmp_path, "digits-mlp", "train")).write_text("[]")
     with pytest.raises(IntegrityError, match=r"train\.json must be a JSON object"):
-        report(tmp_path, tmp_path / "pictures", path, params=params)
+        report(tmp_path, path, params=params)
     assert path.read_text() == "old"
+
+
+def test_what_was_trained_elsewhere_is_not_on_the_page(params, tmp_path):
+    for name in ("digits-mlp", "mnist-cnn"):
+        sample_metrics.write_all(tmp_path, name)
+    (tmp_path / layout.weights("mnist-cnn")).write_bytes(b"others")
+    page = tmp_path / "index.html"
+    summary = report(tmp_path, page, params=params)
+    assert summary.experiments == ("digits-mlp",)
+    assert summary.left_out[0].startswith("mnist-cnn: models/mnist-cnn/model.safetensors is not ")
+    assert 'id="mnist-cnn"' not in page.read_text()
 
 
 def test_limits_of_zero_are_met_only_by_zero(params, tmp_path):
     sample_metrics.write_all(tmp_path, "digits-mlp")
-    path = tmp_path / "digits-mlp" / "parity.json"
+    path = details(tmp_path, "digits-mlp", "parity")
     raw = json.loads(path.read_text())
     for variant in raw["variants"].values():
         variant["limits"]["flips"] = 0
     raw["variants"]["fp32"]["accuracy_loss"] = -0.2
     write_json(path, raw)
     page = tmp_path / "index.html"
-    report(tmp_path, tmp_path / "pictures", page, params=params)
+    report(tmp_path, page, params=params)
     part = section(page.read_text(), "digits-mlp")
     fp32, fp16, int8 = part.split('<div class="gate"')[1:]
     assert "bar over" not in fp32
@@ -452,15 +468,14 @@ def test_limits_of_zero_are_met_only_by_zero(params, tmp_path):
 
 
 def test_pictures_and_what_was_not_drawn_are_on_the_page(params, tmp_path):
-    metrics = tmp_path / "metrics"
-    sample_metrics.write_all(metrics, "mnist-cnn")
-    write_json(metrics / "mnist-cnn" / "evaluate.json", sample_metrics.inside("mnist-cnn"))
-    folder = tmp_path / "pictures" / "mnist-cnn"
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    write_json(details(tmp_path, "mnist-cnn", "evaluate"), sample_metrics.inside("mnist-cnn"))
+    folder = tmp_path / layout.PICTURES / "mnist-cnn"
     folder.mkdir(parents=True)
     (folder / "saliency.svg").write_text('<svg role="img"><title>look here</title></svg>')
     (folder / "stray.svg").write_text("<svg><title>of an earlier run</title></svg>")
     path = tmp_path / "index.html"
-    report(metrics, tmp_path / "pictures", path, params=params)
+    report(tmp_path, path, params=params)
     text = path.read_text()
     assert "<title>look here</title>" in text
     assert "where it looks" in text
@@ -472,12 +487,11 @@ def test_pictures_and_what_was_not_drawn_are_on_the_page(params, tmp_path):
 
 
 def test_a_look_inside_of_other_weights_is_not_shown(params, tmp_path):
-    metrics = tmp_path / "metrics"
-    sample_metrics.write_all(metrics, "mnist-cnn")
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
     stale = sample_metrics.inside("mnist-cnn") | {"weights_sha256": "00" * 32}
-    write_json(metrics / "mnist-cnn" / "evaluate.json", stale)
+    write_json(details(tmp_path, "mnist-cnn", "evaluate"), stale)
     path = tmp_path / "index.html"
-    report(metrics, tmp_path / "pictures", path, params=params)
+    report(tmp_path, path, params=params)
     assert "expected calibration error" not in path.read_text()
 
 
@@ -489,16 +503,16 @@ def test_a_reconstruction_has_no_accuracy_and_no_confusion(params, tmp_path):
     training = sample_metrics.training(name) | none
     training |= {"loss_name": "mean_squared_error", "loss": 0.00321, "labels": [], "confusion": []}
     training["history"] = [epoch | none for epoch in history]
-    write_json(tmp_path / name / "train.json", training)
+    write_json(details(tmp_path, name, "train"), training)
     parity = sample_metrics.parity(name) | {"torch_accuracy": None, "output": "reconstruction"}
     nothing = {"accuracy": None, "flips": None, "accuracy_loss": None}
     nothing |= {"near_ties": None, "flip_rate": None, "mcnemar_p": None}
     fp32 = asdict(sample_metrics.variant()) | nothing | {"max_abs_at": [3, 0, 1, 2]}
     fp32["limits"] |= {"flips": None, "accuracy_loss": None, "max_probability_diff": None}
     parity |= {"variants": {"fp32": fp32}, "skipped": {"int8": "there is nothing to gain"}}
-    write_json(tmp_path / name / "parity.json", parity)
+    write_json(details(tmp_path, name, "parity"), parity)
     path = tmp_path / "index.html"
-    report(tmp_path, tmp_path / "pictures", path, params=params)
+    report(tmp_path, path, params=params)
     text = path.read_text()
     assert "<dt>test mean squared error</dt><dd>0.00321</dd>" in text
     assert "Confusion matrix" not in text
@@ -531,35 +545,34 @@ def test_every_way_it_was_run_is_a_line_and_so_is_one_that_could_not_be(page):
 
 def test_a_node_that_makes_no_number_is_named(params, tmp_path):
     sample_metrics.write_all(tmp_path, "digits-mlp")
-    path = tmp_path / "digits-mlp" / "parity.json"
+    path = details(tmp_path, "digits-mlp", "parity")
     raw = json.loads(path.read_text())
     broken = {"node": "main/Log", "operator": "Log", "tensor": "log", "kind": "NaN"}
     raw["variants"]["fp16"]["first_nonfinite"] = broken
     write_json(path, raw)
     page = tmp_path / "index.html"
-    report(tmp_path, tmp_path / "pictures", page, params=params)
+    report(tmp_path, page, params=params)
     assert "main/Log (Log) is the first to make NaN, in log" in page.read_text()
 
 
 def test_a_signal_that_drowns_fails_its_bar(params, tmp_path):
     sample_metrics.write_all(tmp_path, "digits-mlp")
-    path = tmp_path / "digits-mlp" / "parity.json"
+    path = details(tmp_path, "digits-mlp", "parity")
     raw = json.loads(path.read_text())
     raw["variants"]["int8"]["snr_db"] = 12.0
     write_json(path, raw)
     page = tmp_path / "index.html"
-    report(tmp_path, tmp_path / "pictures", page, params=params)
+    report(tmp_path, page, params=params)
     int8 = section(page.read_text(), "digits-mlp").split('<div class="gate"')[3]
     assert '12 dB</td><td class="n soft">at least 50 dB' in int8
     assert int8.count("bar over") == 1
 
 
 def test_every_recipe_that_was_tried_is_on_the_page_with_its_verdict(params, tmp_path):
-    metrics = tmp_path / "metrics"
-    sample_metrics.write_all(metrics, "mnist-cnn")
-    write_json(metrics / "mnist-cnn" / "quantize.json", sample_metrics.quantized("mnist-cnn"))
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    write_json(details(tmp_path, "mnist-cnn", "quantize"), sample_metrics.quantized("mnist-cnn"))
     path = tmp_path / "index.html"
-    report(metrics, tmp_path / "pictures", path, params=params)
+    report(tmp_path, path, params=params)
     text = path.read_text()
     part = text[text.index("<h3>Quantization</h3>") :]
     part = part[: part.index("</details>")]
@@ -573,10 +586,9 @@ def test_every_recipe_that_was_tried_is_on_the_page_with_its_verdict(params, tmp
 
 
 def test_recipes_that_were_tried_on_another_file_are_not_shown(params, tmp_path):
-    metrics = tmp_path / "metrics"
-    sample_metrics.write_all(metrics, "mnist-cnn")
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
     stale = sample_metrics.quantized("mnist-cnn", model_sha256="00" * 32)
-    write_json(metrics / "mnist-cnn" / "quantize.json", stale)
+    write_json(details(tmp_path, "mnist-cnn", "quantize"), stale)
     path = tmp_path / "index.html"
-    report(metrics, tmp_path / "pictures", path, params=params)
+    report(tmp_path, path, params=params)
     assert "<h3>Quantization</h3>" not in path.read_text()

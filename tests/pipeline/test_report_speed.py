@@ -10,7 +10,7 @@ import sample_metrics
 
 from pipeline.records.benchmark import BenchmarkReport
 from pipeline.stages.page.speed import Speed, speed_of
-from pipeline.stages.results import Measured, read_measured
+from pipeline.stages.results import ExperimentResults, read_results
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.report import Skipped
 
@@ -18,16 +18,16 @@ Describe = Callable[[BenchmarkReport], Speed]
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    folder: Path = tmp_path_factory.mktemp("metrics")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> ExperimentResults:
+    folder: Path = tmp_path_factory.mktemp("root")
     sample_metrics.write_all(folder, "mnist-cnn")
-    found = read_measured(folder, "mnist-cnn")
-    assert found is not None
+    found = read_results("mnist-cnn", folder)
+    assert isinstance(found, ExperimentResults)
     return found
 
 
 @pytest.fixture
-def describe(measured: Measured) -> Describe:
+def describe(measured: ExperimentResults) -> Describe:
     """The section of an experiment whose benchmark is this one."""
 
     def section(report: BenchmarkReport) -> Speed:
@@ -39,7 +39,7 @@ def describe(measured: Measured) -> Describe:
 
 
 @pytest.fixture(scope="module")
-def whole(measured: Measured) -> Speed:
+def whole(measured: ExperimentResults) -> Speed:
     speed = speed_of(replace(measured, benchmark=sample_benches.crowded()))
     assert speed is not None
     return speed
@@ -70,7 +70,7 @@ def skipped(subject: str, provider: str, threads: int | None, why: str) -> Skipp
     return Skipped(subject=subject, provider=provider, threads=threads, skipped=why)
 
 
-def test_before_its_benchmark_has_run_there_is_no_section(measured: Measured) -> None:
+def test_before_its_benchmark_has_run_there_is_no_section(measured: ExperimentResults) -> None:
     assert speed_of(replace(measured, benchmark=None)) is None
 
 
@@ -205,7 +205,7 @@ def test_variants_that_were_not_made_come_first(describe: Describe) -> None:
     assert speed.skipped == ("fp16: not made: too slow", "int8 on cuda: skipped: no card")
 
 
-def test_what_the_proof_told_already_is_not_told_again(measured: Measured) -> None:
+def test_what_the_proof_told_already_is_not_told_again(measured: ExperimentResults) -> None:
     assert measured.parity is not None
     parity = replace(measured.parity, skipped={"fp16": "too slow"})
     report = replace(undrawn(), skipped={"fp16": "too slow", "int8": "too wrong"})

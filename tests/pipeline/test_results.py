@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import sample_metrics
+from sample_metrics import details
 
+from pipeline import layout
 from pipeline.config.params import load
-from pipeline.stages.results import as_table, read_measured, results
+from pipeline.stages.results import NOTHING, as_table, read_results, results
 from serving.errors import IntegrityError, MissingInputError, UnknownNameError
 from serving.files import dump_json, write_json
 
@@ -21,7 +23,7 @@ def params():
 
 
 @pytest.fixture
-def metrics(tmp_path):
+def root(tmp_path):
     sample_metrics.write_all(tmp_path, "mnist-cnn")
     return tmp_path
 
@@ -30,8 +32,8 @@ def alter(path, **changes):
     write_json(path, json.loads(path.read_text()) | changes)
 
 
-def test_each_variant_of_what_has_run_is_a_row(params, metrics):
-    rows = results(params, metrics=metrics)
+def test_each_variant_of_what_has_run_is_a_row(params, root):
+    rows = results(params, root=root).rows
     assert [(row.experiment, row.variant) for row in rows] == [
         ("mnist-cnn", "fp32"),
         ("mnist-cnn", "fp16"),
@@ -39,8 +41,8 @@ def test_each_variant_of_what_has_run_is_a_row(params, metrics):
     ]
 
 
-def test_a_row_holds_the_figures_of_its_variant(params, metrics):
-    row = results(params, metrics=metrics)[2]
+def test_a_row_holds_the_figures_of_its_variant(params, root):
+    row = results(params, root=root).rows[2]
     timings = sample_metrics.timings(0.6)
     assert row.provider == "cpu"
     assert row.accuracy == 0.995
@@ -52,64 +54,106 @@ def test_a_row_holds_the_figures_of_its_variant(params, metrics):
     assert row.bytes == 61_000
 
 
-def test_the_variant_in_the_bundle_is_the_one_that_ships(params, metrics):
-    rows = results(params, metrics=metrics)
+def test_the_variant_in_the_bundle_is_the_one_that_ships(params, root):
+    rows = results(params, root=root).rows
     assert [row.shipped for row in rows] == [False, False, True]
     assert [row.passed for row in rows] == [True, False, True]
 
 
-def test_experiments_are_in_the_order_of_params(params, metrics):
+def test_experiments_are_in_the_order_of_params(params, root):
     for name in ("mnist-mlp", "digits-mlp"):
-        sample_metrics.write_all(metrics, name)
-    names = list(dict.fromkeys(row.experiment for row in results(params, metrics=metrics)))
+        sample_metrics.write_all(root, name)
+    names = list(dict.fromkeys(row.experiment for row in results(params, root=root).rows))
     assert names == [name for name in params.experiments if name in set(names)]
     assert len(names) == 3
 
 
-def test_named_experiments_are_in_the_order_of_their_names(params, metrics):
-    sample_metrics.write_all(metrics, "digits-mlp")
-    rows = results(params, ("mnist-cnn", "digits-mlp"), metrics=metrics)
+def test_named_experiments_are_in_the_order_of_their_names(params, root):
+    sample_metrics.write_all(root, "digits-mlp")
+    rows = results(params, ("mnist-cnn", "digits-mlp"), root=root).rows
     assert rows[0].experiment == "mnist-cnn"
     assert {row.experiment for row in rows} == {"mnist-cnn", "digits-mlp"}
 
 
-def test_a_named_experiment_that_has_not_run_says_what_runs_it(params, metrics):
+def test_a_named_experiment_that_has_not_run_says_what_runs_it(params, root):
     with pytest.raises(MissingInputError, match="dvc repro bundle@digits-mlp"):
-        results(params, ("mnist-cnn", "digits-mlp"), metrics=metrics)
+        results(params, ("mnist-cnn", "digits-mlp"), root=root)
 
 
-def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, metrics):
+def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, root):
     with pytest.raises(UnknownNameError, match="did you mean 'mnist-cnn'"):
-        results(params, ("mnist-cn",), metrics=metrics)
+        results(params, ("mnist-cn",), root=root)
 
 
 def test_nothing_has_run(params, tmp_path):
-    assert results(params, metrics=tmp_path) == ()
-    assert as_table(()) == "no experiment has run yet"
+    assert results(params, root=tmp_path).rows == ()
+    assert as_table(()) == NOTHING
+    assert "`make demo` runs two" in NOTHING
 
 
-def test_before_the_benchmark_there_are_rows_without_speed(params, metrics):
-    (metrics / "mnist-cnn" / "benchmark.json").unlink()
-    rows = results(params, metrics=metrics)
+def test_before_the_benchmark_there_are_rows_without_speed(params, root):
+    (details(root, "mnist-cnn", "benchmark")).unlink()
+    rows = results(params, root=root).rows
     assert [row.p50_ms for row in rows] == [None, None, None]
     assert [row.shipped for row in rows] == [False, False, False]
     assert as_table(rows).splitlines()[1].split()[-4:] == ["–", "–", "–", "no"]
 
 
-def test_before_parity_there_is_no_row(params, metrics):
-    (metrics / "mnist-cnn" / "parity.json").unlink()
-    assert results(params, metrics=metrics) == ()
+def test_before_parity_there_is_no_row(params, root):
+    (details(root, "mnist-cnn", "parity")).unlink()
+    assert results(params, root=root).rows == ()
 
 
 @pytest.mark.parametrize("stage", ["parity", "benchmark"])
-def test_figures_of_other_weights_are_not_shown(params, metrics, stage):
-    alter(metrics / "mnist-cnn" / f"{stage}.json", weights_sha256="00" * 32)
-    rows = results(params, metrics=metrics)
+def test_figures_of_other_weights_are_not_shown(params, root, stage):
+    alter(details(root, "mnist-cnn", stage), weights_sha256="00" * 32)
+    rows = results(params, root=root).rows
     if stage == "parity":
         assert rows == ()
     else:
         assert {row.p50_ms for row in rows} == {None}
     assert not any(row.shipped for row in rows)
+
+
+@pytest.mark.parametrize("content", [None, b"another model"])
+def test_a_variant_whose_file_is_another_one_is_left_out_with_a_line(params, root, content):
+    path = root / layout.variant("mnist-cnn", "int8")
+    path.unlink() if content is None else path.write_bytes(content)
+    found = results(params, root=root)
+    assert [row.variant for row in found.rows] == ["fp32", "fp16"]
+    (line,) = found.left_out
+    why = "is not there any more" if content is None else "is not the file that was measured"
+    assert line == (
+        f"mnist-cnn: models/mnist-cnn/quantized/model.int8.onnx {why}; "
+        "`dvc repro bundle@mnist-cnn` makes and measures it anew"
+    )
+
+
+def test_without_the_exported_model_or_the_weights_nothing_is_shown(params, root):
+    (root / layout.model("mnist-cnn")).unlink()
+    found = results(params, root=root)
+    assert found.rows == ()
+    (root / layout.weights("mnist-cnn")).write_bytes(b"other weights")
+    (line,) = results(params, root=root).left_out
+    assert "model.safetensors is not the file that was measured" in line
+    with pytest.raises(MissingInputError, match=r"model\.safetensors is not the file"):
+        results(params, ("mnist-cnn",), root=root)
+
+
+def test_speeds_of_another_file_are_not_shown(params, root):
+    def other(found):
+        return [one | {"sha256": "00" * 32} if one["subject"] == "int8" else one for one in found]
+
+    alter_bench(details(root, "mnist-cnn", "benchmark"), other)
+    rows = results(params, root=root).rows
+    assert [row.p50_ms is None for row in rows] == [False, False, True]
+
+
+@pytest.mark.parametrize("digest", [None, "00" * 32])
+def test_a_bundle_that_is_not_there_did_not_ship(params, root, digest):
+    path = root / layout.bundle("mnist-cnn") / "manifest.json"
+    path.unlink() if digest is None else write_json(path, {"digest": digest})
+    assert not any(row.shipped for row in results(params, root=root).rows)
 
 
 def alter_bench(path, change):
@@ -119,41 +163,41 @@ def alter_bench(path, change):
     write_json(path, raw)
 
 
-def test_each_figure_is_that_of_its_best_thread_count(params, metrics):
+def test_each_figure_is_that_of_its_best_thread_count(params, root):
     def quicker_alone(found):
         alone = found[1]
         assert (alone["subject"], alone["settings"]["threads"]) == ("fp32", 1)
         alone["rows"][0]["timing"]["p50_ms"] = 0.001
         return found
 
-    alter_bench(metrics / "mnist-cnn" / "benchmark.json", quicker_alone)
-    row = results(params, metrics=metrics)[0]
+    alter_bench(details(root, "mnist-cnn", "benchmark"), quicker_alone)
+    row = results(params, root=root).rows[0]
     assert row.p50_ms == 0.001
     assert row.rows_per_second == sample_metrics.timings(1.0, threads=2)[-1].rows_per_second
 
 
-def test_without_batch_one_there_is_no_latency(params, metrics):
+def test_without_batch_one_there_is_no_latency(params, root):
     def without(found):
         return [one | {"rows": one["rows"][1:]} for one in found]
 
-    alter_bench(metrics / "mnist-cnn" / "benchmark.json", without)
-    row = results(params, metrics=metrics)[0]
+    alter_bench(details(root, "mnist-cnn", "benchmark"), without)
+    row = results(params, root=root).rows[0]
     assert row.p50_ms is None
     assert row.rows_per_second is not None
 
 
-def test_each_provider_that_ran_is_a_row(params, metrics):
+def test_each_provider_that_ran_is_a_row(params, root):
     cuda = sample_metrics.measured("int8", 0.1, size=61_000, provider="cuda")
     added = [json.loads(dump_json(cuda))]
-    alter_bench(metrics / "mnist-cnn" / "benchmark.json", lambda found: found + added)
-    rows = results(params, metrics=metrics)
+    alter_bench(details(root, "mnist-cnn", "benchmark"), lambda found: found + added)
+    rows = results(params, root=root).rows
     assert [row.provider for row in rows] == ["cpu", "cpu", "cpu", "cuda"]
     assert rows[3].rows_per_second > rows[2].rows_per_second
     assert "provider" in as_table(rows).splitlines()[0]
 
 
-def test_the_table_is_aligned_and_tells_units_and_verdicts(params, metrics):
-    lines = as_table(results(params, metrics=metrics)).splitlines()
+def test_the_table_is_aligned_and_tells_units_and_verdicts(params, root):
+    lines = as_table(results(params, root=root).rows).splitlines()
     assert "provider" not in lines[0]
     assert lines[1].split() == [
         *("mnist-cnn", "fp32", "99.50", "%", "3.1e-06", "0", "0.062", "80,706", "215", "KiB", "no"),
@@ -163,25 +207,25 @@ def test_the_table_is_aligned_and_tells_units_and_verdicts(params, metrics):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_an_altered_file_is_told_by_its_path_and_key(params, metrics):
-    path = metrics / "mnist-cnn" / "parity.json"
+def test_an_altered_file_is_told_by_its_path_and_key(params, root):
+    path = details(root, "mnist-cnn", "parity")
     alter(path, rows="many")
     with pytest.raises(IntegrityError, match=r"parity\.json\.rows must be int, got 'many'"):
-        results(params, metrics=metrics)
+        results(params, root=root)
     path.write_text("{")
     with pytest.raises(IntegrityError, match="is not a JSON file"):
-        results(params, metrics=metrics)
+        results(params, root=root)
 
 
-def test_what_is_read_is_what_was_written(metrics):
-    measured = read_measured(metrics, "mnist-cnn")
+def test_what_is_read_is_what_was_written(root):
+    measured = read_results("mnist-cnn", root)
     written = sample_metrics.training("mnist-cnn")
     assert measured.training.history == tuple(sample_metrics.epochs())
     assert measured.training.accuracy == written["accuracy"]
     assert measured.benchmark.bench.environment == sample_metrics.MACHINE
     assert measured.shipped.variant == "int8"
     assert measured.shipped.gains["int8"].low == 1.6
-    assert read_measured(metrics, "digits-mlp") is None
+    assert read_results("digits-mlp", root) is None
 
 
 def test_neither_torch_nor_matplotlib_is_needed():

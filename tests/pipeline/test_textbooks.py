@@ -62,7 +62,7 @@ def trained(root: Path, experiment: Experiment) -> TrainReport:
     return train(
         project.data,
         project.weights,
-        project.metrics("train"),
+        project.files("train"),
         project.plots("train"),
         experiment=experiment,
         device="cpu",
@@ -75,10 +75,10 @@ def proven(root: Path, experiment: Experiment) -> ParityReport:
     project = Project(root, experiment)
     export(
         project.weights,
-        project.metrics("train"),
+        project.details("train"),
         project.data,
         project.models["fp32"],
-        project.metrics("export"),
+        project.files("export"),
         experiment=experiment,
         track=False,
     )
@@ -86,7 +86,7 @@ def proven(root: Path, experiment: Experiment) -> ParityReport:
         project.models["fp32"],
         project.data,
         project.quantized,
-        project.metrics("quantize"),
+        project.files("quantize"),
         project.plots("quantize"),
         experiment=experiment,
         track=False,
@@ -95,7 +95,7 @@ def proven(root: Path, experiment: Experiment) -> ParityReport:
         project.weights,
         project.models,
         project.data,
-        project.metrics("parity"),
+        project.files("parity"),
         experiment=experiment,
         skipped=made.skipped,
         track=False,
@@ -219,7 +219,7 @@ def test_an_autoencoder_draws_its_rows_again(params: Params, tmp_path: Path) -> 
         project.weights,
         project.data,
         project.data,
-        project.metrics("evaluate"),
+        project.files("evaluate"),
         tmp_path / "pictures",
         experiment=experiment,
         track=False,

@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from project import Project
+from project import Project, files_in
 
 from pipeline import tracking
 from pipeline.records import read
@@ -35,7 +35,7 @@ def tracked_training(project: Project, folder: Path) -> TrainReport:
     return train(
         project.data,
         folder / "model.safetensors",
-        folder / "train.json",
+        files_in(folder, "train"),
         folder / "plots",
         experiment=project.experiment,
         device="cpu",
@@ -73,17 +73,17 @@ def test_later_stages_add_to_the_run_that_trained_the_weights(
     tracked = tracked_training(exported, store)
     export(
         store / "model.safetensors",
-        store / "train.json",
+        files_in(store, "train"),
         exported.data,
         store / "model.onnx",
-        store / "export.json",
+        files_in(store, "export"),
         experiment=exported.experiment,
     )
     parity(
         store / "model.safetensors",
         {"fp32": store / "model.onnx"},
         exported.data,
-        store / "parity.json",
+        files_in(store, "parity"),
         experiment=exported.experiment,
     )
     client = MlflowClient(tracking.store_uri())
@@ -148,7 +148,7 @@ def test_without_a_store_the_training_is_complete_and_a_warning_says_so(
     with caplog.at_level(logging.WARNING, logger="pipeline"):
         report = tracked_training(trained, store)
     assert report.mlflow_run_id is None
-    plain = read(TrainReport, trained.metrics("train"), "ferry train")
+    plain = read(TrainReport, trained.details("train"), "ferry train")
     assert report.weights_sha256 == plain.weights_sha256
     assert read(TrainReport, store / "train.json", "ferry train").accuracy == plain.accuracy
     (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
@@ -159,7 +159,7 @@ def test_without_a_store_the_training_is_complete_and_a_warning_says_so(
 def test_what_could_not_be_recorded_is_named(
     store: Path, trained: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = read(TrainReport, trained.metrics("train"), "ferry train")
+    report = read(TrainReport, trained.details("train"), "ferry train")
 
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")

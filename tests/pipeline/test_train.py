@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from project import REPOSITORY, Project
+from project import REPOSITORY, Project, files_in
 from safetensors.torch import load_file
 from training import OFF, run, stop_after, with_train
 
@@ -28,7 +28,7 @@ from serving.errors import MissingInputError, UsageError
 
 
 def test_the_report_is_about_the_weights_that_were_written(trained: Project) -> None:
-    report = read(TrainReport, trained.metrics("train"), "ferry train")
+    report = read(TrainReport, trained.details("train"), "ferry train")
     weights = load_file(trained.weights)
     manifest = open_manifest(trained.data)
     assert np.allclose(weights["mean"].numpy().ravel(), manifest.mean)
@@ -41,7 +41,7 @@ def test_the_report_is_about_the_weights_that_were_written(trained: Project) -> 
 
 
 def test_accuracy_and_confusion_agree_with_the_test_set(trained: Project) -> None:
-    report = read(TrainReport, trained.metrics("train"), "ferry train")
+    report = read(TrainReport, trained.details("train"), "ferry train")
     matrix = np.array(report.confusion)
     labels = open_split(trained.data, "test").labels
     assert matrix.sum(1).tolist() == np.bincount(labels, minlength=10).tolist()
@@ -51,7 +51,7 @@ def test_accuracy_and_confusion_agree_with_the_test_set(trained: Project) -> Non
 def test_plots_hold_a_row_per_epoch_and_per_test_row(trained: Project) -> None:
     history = list(csv.DictReader((trained.plots("train") / "history.csv").open()))
     confusion = list(csv.DictReader((trained.plots("train") / "confusion.csv").open()))
-    report = read(TrainReport, trained.metrics("train"), "ferry train")
+    report = read(TrainReport, trained.details("train"), "ferry train")
     assert [int(row["epoch"]) for row in history] == [1, 2]
     hits = sum(row["actual"] == row["predicted"] for row in confusion)
     assert hits / len(confusion) == pytest.approx(report.accuracy)
@@ -65,13 +65,13 @@ def test_no_checkpoint_is_left_behind(trained: Project) -> None:
 
 def test_the_same_seed_gives_the_same_weights(trained: Project, tmp_path: Path) -> None:
     again = run(trained.root, trained.experiment, tmp_path)
-    first = read(TrainReport, trained.metrics("train"), "ferry train")
+    first = read(TrainReport, trained.details("train"), "ferry train")
     assert again.weights_sha256 == first.weights_sha256
 
 
 def test_another_seed_gives_other_weights(trained: Project, tmp_path: Path) -> None:
     other = replace(trained.experiment, train=replace(trained.experiment.train, seed=2))
-    first = read(TrainReport, trained.metrics("train"), "ferry train")
+    first = read(TrainReport, trained.details("train"), "ferry train")
     assert run(trained.root, other, tmp_path).weights_sha256 != first.weights_sha256
 
 
@@ -149,7 +149,7 @@ def test_an_interrupted_training_still_stops_early(
 def test_patience_that_is_never_needed_changes_nothing(trained: Project, tmp_path: Path) -> None:
     patient = with_train(trained.experiment, early_stop=50)
     report = run(trained.root, patient, tmp_path)
-    first = read(TrainReport, trained.metrics("train"), "ferry train")
+    first = read(TrainReport, trained.details("train"), "ferry train")
     assert report.stopped_after is None
     assert report.weights_sha256 == first.weights_sha256
 
@@ -202,6 +202,7 @@ def test_what_a_kill_left_half_written_is_swept_away(
         "model.safetensors",
         "plots",
         "train.json",
+        "train.metrics.json",
     ]
 
 
@@ -297,7 +298,7 @@ def test_training_on_cuda_in_half_precision(ready: Path, tiny: Experiment, tmp_p
     report = train(
         ready / layout.ready("digits"),
         tmp_path / "model.safetensors",
-        tmp_path / "train.json",
+        files_in(tmp_path, "train"),
         tmp_path / "plots",
         experiment=replace(tiny, epochs=10),
         device="cuda",
@@ -327,7 +328,7 @@ def test_no_step_on_cuda_waits_for_the_device(
     report = train(
         ready / layout.ready("digits"),
         tmp_path / "model.safetensors",
-        tmp_path / "train.json",
+        files_in(tmp_path, "train"),
         tmp_path / "plots",
         experiment=experiment,
         track=False,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from project import files_in
 
 from pipeline import layout
 from pipeline.config.experiment import AugmentConfig, Experiment
@@ -19,7 +20,7 @@ def run(root: Path, experiment: Experiment, folder: Path) -> TrainReport:
     return train(
         root / layout.ready(experiment.dataset),
         folder / "model.safetensors",
-        folder / "train.json",
+        files_in(folder, "train"),
         folder / "plots",
         experiment=experiment,
         device="cpu",

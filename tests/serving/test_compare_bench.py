@@ -109,11 +109,11 @@ def model(tmp_path, monkeypatch):
     path = tmp_path / "models" / "tiny" / "model.onnx"
     path.parent.mkdir(parents=True)
     tiny_onnx.write(path, tiny_onnx.linear(["batch", 4]))
-    metrics = tmp_path / "metrics" / "tiny" / "benchmark.json"
+    details = tmp_path / "reports/details/tiny/benchmark.json"
     saved = report(measured("fp32", row(1.0)), measured("int8", row(0.5)))
-    write_json(metrics, {"experiment": "tiny", "bench": saved})
+    write_json(details, {"experiment": "tiny", "bench": saved})
     git("init", "--quiet")
-    git("add", "metrics")
+    git("add", "reports")
     git("commit", "--quiet", "--message", "figures")
     git("tag", "figures")
     git("add", "models")
@@ -145,7 +145,7 @@ def test_a_revision_with_figures_alone_gives_those(model, tmp_path):
     assert found.model is None
     assert found.saved
     assert found.subject == "fp32"
-    assert found.name == "metrics/tiny/benchmark.json at figures"
+    assert found.name == "reports/details/tiny/benchmark.json at figures"
     quantized = Path("models/tiny/quantized/model.int8.onnx")
     assert find_before("figures", quantized, tmp_path).subject == "int8"
 
@@ -167,7 +167,7 @@ def test_a_saved_report_is_read_alone_or_inside_of_a_stages(model, tmp_path):
     alone = tmp_path / "alone.json"
     write_json(alone, report(measured("model.onnx", row(1.0))))
     assert find_before(str(alone), model, tmp_path).subject == "model.onnx"
-    stage = "metrics/tiny/benchmark.json"
+    stage = "reports/details/tiny/benchmark.json"
     assert find_before(stage, model, tmp_path).subject == "fp32"
     alone.write_text(json.dumps({"model": "m"}))
     with pytest.raises(IntegrityError, match=r"alone\.json lacks the key"):

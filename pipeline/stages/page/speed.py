@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from pipeline.stages.page import speed_figures
 from pipeline.stages.page.figures import as_svg
-from pipeline.stages.results import Measured
+from pipeline.stages.results import ExperimentResults
 from serving.machine.environment import Environment
 from serving.measuring.client import TORCH
 from serving.measuring.pairing import PairedRatio, Verdict, verdict
@@ -108,7 +108,7 @@ class Speed:
         return any(one.gpu_memory_bytes for one in self.bench.measured)
 
 
-def speed_of(measured: Measured) -> Speed | None:
+def speed_of(measured: ExperimentResults) -> Speed | None:
     """Gather the section of an experiment; None before its benchmark has run."""
     report = measured.benchmark
     if report is None:
