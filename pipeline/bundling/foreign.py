@@ -18,12 +18,12 @@ from pipeline.proof.rows import open_rows
 from pipeline.proof.tracing.values import Array, fed
 from serving.bundles.manifest import FOREIGN, Source
 from serving.bundles.reference import Reference
-from serving.bundles.verify import LOGITS, PROBABILITIES
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import InputError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.session import Session, open_session
+from serving.runtime.tensors import LOGITS, PROBABILITIES
 
 GOLDEN_ROWS = 16
 GOLDEN_DIFF = 1e-4

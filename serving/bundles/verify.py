@@ -19,9 +19,8 @@ from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import IntegrityError, ModelError
 from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import ProviderProof, Session, open_session
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import LOGITS, PROBABILITIES, TensorInfo
 
-PROBABILITIES, LOGITS = "probabilities", "logits"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 RUNNER_SECONDS = 120
 
