@@ -22,8 +22,8 @@ import onnxruntime
 from benching import Line, show
 from PIL import Image
 
-from serving.batch.options import PredictOptions
 from serving.batch.predict import predict
+from serving.batch.run import PredictOptions
 from serving.inputs.inputs import open_inputs
 from serving.inputs.kinds import ReadOptions
 from serving.measuring.pairing import orders, ratio_of_turns

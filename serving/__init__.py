@@ -8,8 +8,7 @@ open_model("bundles/mnist-autoencoder").answers(images)["error"]  # any model
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serving.bundles.signature import Prediction
-    from serving.model import Model, open_model
+    from serving.model import Model, Prediction, open_model
 
 __all__ = ["Model", "Prediction", "open_model"]
 

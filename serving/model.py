@@ -8,7 +8,8 @@ open_model("bundles/mnist-autoencoder").answers(images)["error"]  # any model: i
 A bundle runs as its profile for this machine says, if `ferry bench --tune` wrote one.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,26 +18,67 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundles.profiles import Goal, Profile, profile_for
-from serving.bundles.signature import (
-    PROBABILITIES,
-    Prediction,
-    is_reconstruction,
-    labels_of,
-    no_scores,
-    scores_of,
-)
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
 from serving.runtime.binding import BoundPool, can_bind
-from serving.runtime.cores import ordered_map
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import SessionSettings
-from serving.runtime.tensors import TensorInfo, described, strings_of
+from serving.runtime.tensors import (
+    LOGITS,
+    PROBABILITIES,
+    Arrays,
+    TensorInfo,
+    answer_in_batches,
+    described,
+    strings_of,
+)
 
 Array = npt.NDArray[Any]
 ModelKind = Literal["classifier", "reconstruction", "other"]
 
 BATCH_ROWS = 32
-NO_TENSORS = ("seq(", "map(", "optional(", "sparse_tensor(")
+FLOATS = ("float32", "float16", "float64")
+RECONSTRUCTION, ERROR = "reconstruction", "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The answers to some rows."""
+
+    labels: tuple[str, ...]
+    """The name of every class."""
+    label_index: npt.NDArray[np.int64]
+    """int64 [rows], the class with the highest score."""
+    scores: npt.NDArray[np.float32]
+    """float32 [rows, classes], as the model gave them."""
+    are_probabilities: bool
+    """Whether the scores are the output named `probabilities`; softmax is never guessed."""
+
+    def __len__(self) -> int:
+        return len(self.label_index)
+
+    @property
+    def label(self) -> list[str]:
+        """The name of each row's class."""
+        return [self.labels[index] for index in self.label_index]
+
+    @property
+    def score(self) -> npt.NDArray[np.float32]:
+        """float32 [rows], of each row's class."""
+        return self.scores[np.arange(len(self)), self.label_index]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """float32 [rows, classes]; ModelError when the model gives scores of another kind."""
+        if not self.are_probabilities:
+            raise ModelError(
+                f"the model has no output named {PROBABILITIES!r}; `scores` holds what it gives"
+            )
+        return self.scores
+
+    @property
+    def probability(self) -> npt.NDArray[np.float32]:
+        """float32 [rows], of each row's class; ModelError when there are only scores."""
+        return self.probabilities[np.arange(len(self)), self.label_index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,13 +147,10 @@ class Model:
         shape, and when the model refuses its input, and ModelError for an output that has not one
         entry a row.
         """
-        batches = list(self._batches(rows, batch_rows, parallel, self.outputs))
-        if not batches:
+        self._check_rows(rows)
+        if not len(rows):
             return {info.name: info.no_rows() for info in self.outputs}
-        return {
-            info.name: self._joined(info.name, [batch[info.name] for batch in batches])
-            for info in self.outputs
-        }
+        return self._answered(rows, batch_rows, parallel, self.outputs)
 
     def predict(
         self, rows: Array, *, batch_rows: int | None = None, parallel: int | None = None
@@ -128,12 +167,12 @@ class Model:
                 f"{self.path} is no classifier that ferry can read: {no_scores(self.outputs)}; "
                 f"`answers` gives its outputs"
             )
-        wanted = [self.scores]
-        batches = [
-            self._checked_scores(batch[self.scores.name])
-            for batch in self._batches(rows, batch_rows, parallel, wanted)
-        ]
-        scores = np.concatenate(batches) if batches else self._no_rows(self.scores)
+        self._check_rows(rows)
+        if len(rows):
+            found = self._answered(rows, batch_rows, parallel, [self.scores])
+            scores = self._checked_scores(found[self.scores.name])
+        else:
+            scores = self._no_rows(self.scores)
         labels = self.class_names(scores.shape[1])
         return Prediction(
             labels=labels,
@@ -154,58 +193,41 @@ class Model:
             )
         return labels
 
-    def _batches(
+    def _check_rows(self, rows: Array) -> None:
+        if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
+            raise InputError(f"{self.path} takes {self.takes()}, got {described(rows)}")
+
+    def _answered(
         self,
         rows: Array,
         batch_rows: int | None,
         parallel: int | None,
         wanted: Sequence[TensorInfo],
-    ) -> Iterator[dict[str, Array]]:
-        """The wanted outputs of each batch of rows, in order."""
-        if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
-            raise InputError(f"{self.path} takes {self.takes()}, got {described(rows)}")
-        size = self.fixed_batch or batch_rows or self.batch_rows
-        starts = range(0, len(rows), size)
-        yield from ordered_map(
-            lambda at: self._run(rows[at : at + size], wanted),
-            starts,
-            # A single batch needs no thread of its own.
-            parallel=max(1, min(parallel or self.parallel, len(starts))),
+    ) -> dict[str, Array]:
+        """The wanted outputs for all rows; there is at least one."""
+
+        def call(feeds: Arrays) -> dict[str, Array]:
+            outputs = self._outputs(feeds[self.input.name])
+            return {info.name: outputs[info.name] for info in wanted}
+
+        return answer_in_batches(
+            call,
+            {self.input.name: rows},
+            batch_rows or self.batch_rows,
+            name=str(self.path),
+            fixed=self.fixed_batch,
+            parallel=parallel or self.parallel,
         )
 
-    def _run(self, rows: Array, wanted: Sequence[TensorInfo]) -> dict[str, Array]:
-        count = len(rows)
+    def _outputs(self, rows: Array) -> dict[str, Array]:
         if self.input.is_text:
             rows = strings_of(rows)
-        missing = (self.fixed_batch or count) - count
-        if missing:
-            # A model of one batch size: the last row again, and its extra answers dropped.
-            rows = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        outputs = self._outputs(rows)
-        for info in wanted:
-            shape = list(outputs[info.name].shape)
-            if not shape or shape[0] != len(rows):
-                raise ModelError(
-                    f"{self.path}: output {info.name} has shape {shape} for {len(rows)} rows; "
-                    f"its first axis must be the rows"
-                )
-        return {info.name: outputs[info.name][:count] for info in wanted}
-
-    def _outputs(self, rows: Array) -> dict[str, Array]:
         if self.bound and len(rows) == self.bound.batch_size:
             return self.bound.run(self.input.name, rows)
         return self.session.run({self.input.name: np.ascontiguousarray(rows)})
 
-    def _joined(self, name: str, parts: Sequence[Array]) -> Array:
-        try:
-            return np.concatenate(parts)
-        except ValueError as error:
-            raise ModelError(
-                f"{self.path}: output {name} has another shape from batch to batch"
-            ) from error
-
     def _checked_scores(self, scores: Array) -> npt.NDArray[np.float32]:
-        """The scores of one batch, float32 [rows, classes]."""
+        """The scores as float32 [rows, classes]."""
         if scores.ndim != 2 or scores.shape[1] < 2:
             raise ModelError(
                 f"{self.path}: output {self.scores.name if self.scores else ''} has shape "
@@ -272,7 +294,7 @@ def _model(
         )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")
-    outputs = tuple(info for info in session.outputs if not info.dtype.startswith(NO_TENSORS))
+    outputs = tuple(info for info in session.outputs if info.is_array)
     if not outputs:
         raise ModelError(f"{path}: none of its outputs is an array")
     model = Model(
@@ -287,3 +309,46 @@ def _model(
     if not session.settings.binding or not can_bind(session):
         return model
     return replace(model, bound=BoundPool(session, model.fixed_batch or model.batch_rows))
+
+
+def is_reconstruction(outputs: Sequence[TensorInfo]) -> bool:
+    """Whether they are what an autoencoder gives: the rows again, and how far off each is."""
+    return {RECONSTRUCTION, ERROR} <= {info.name for info in outputs}
+
+
+def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
+    """The output with the scores: `probabilities`, else `logits`, else the only one that can be."""
+    tables = {info.name: info for info in outputs if _is_table(info)}
+    for name in (PROBABILITIES, LOGITS):
+        if name in tables:
+            return tables[name]
+    return next(iter(tables.values())) if len(tables) == 1 else None
+
+
+def no_scores(outputs: Sequence[TensorInfo]) -> str:
+    """Why none of them holds scores."""
+    message = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
+    return (
+        f"of its outputs ({message}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
+        f"one is a float [batch, classes]"
+    )
+
+
+def labels_of(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The class names that an exported model carries, or None; ModelError for what is none."""
+    text = metadata.get("ferry.labels")
+    if text is None:
+        return None
+    try:
+        labels = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{path}: its ferry.labels is not JSON: {text[:60]!r}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ModelError(f"{path}: its ferry.labels is not a list of names: {text[:60]!r}")
+    if len(set(labels)) != len(labels):
+        raise ModelError(f"{path}: two of its classes have the same label")
+    return tuple(labels)
+
+
+def _is_table(info: TensorInfo) -> bool:
+    return info.dtype in FLOATS and len(info.shape) == 2 and info.shape[1] != 1

@@ -16,14 +16,14 @@ from pipeline.bundling.reference import reference_of
 from pipeline.exporting.onnxfile_checks import load_foreign
 from pipeline.proof.rows import open_rows
 from pipeline.proof.tracing.values import Array, fed
-from serving.bundles.manifest import FOREIGN, Source
+from serving.bundles.bundle import FOREIGN, ModelOrigin
 from serving.bundles.reference import Reference
-from serving.bundles.verify import LOGITS, PROBABILITIES
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import InputError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.session import Session, open_session
+from serving.runtime.tensors import LOGITS, PROBABILITIES
 
 GOLDEN_ROWS = 16
 GOLDEN_DIFF = 1e-4
@@ -106,8 +106,8 @@ def bundle_file(
     )
 
 
-def _source(proof: Proof) -> Source:
-    return Source(
+def _source(proof: Proof) -> ModelOrigin:
+    return ModelOrigin(
         dataset=proof.data,
         weights_sha256=proof.reference_sha256,
         git_revision=UNKNOWN,

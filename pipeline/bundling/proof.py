@@ -12,7 +12,7 @@ from pipeline.errors import GateError
 from pipeline.records import read
 from pipeline.records.module import ModuleReport
 from pipeline.records.parity import PairReport, VariantParity
-from serving.bundles.manifest import Gate
+from serving.bundles.bundle import Gate
 from serving.errors import IntegrityError
 from serving.files import read_json, require
 

@@ -17,14 +17,13 @@ from serving.drift.bins import quantity_of
 from serving.drift.quantities import UNKNOWN_WORDS, Measured, measure_answers, measure_rows
 from serving.errors import InputError
 from serving.model import Model, open_model
-from serving.runtime.cores import allowed_cores, ordered_map
+from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 
 MOST_ROWS = 5000
 """Evenly spaced over the data; more would hardly change a decile."""
-CHUNK_ROWS = 256
 
 
 def reference_of(path: Path, training: Array, *, held_out: Array, data: str) -> Reference:
@@ -83,17 +82,9 @@ def _spaced(rows: Array) -> Array:
 
 def _answers(model: Model, rows: Array) -> dict[str, Array]:
     """The columns of the rows whose answers are finite, as a run of `ferry predict` has them."""
-    starts = range(0, len(rows), CHUNK_ROWS)
-    parts = list(
-        ordered_map(
-            lambda at: _finite(model, rows[at : at + CHUNK_ROWS]), starts, parallel=model.parallel
-        )
+    found = answer(
+        model, [""] * len(rows), rows, batch_rows=model.batch_rows, parallel=model.parallel
     )
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _finite(model: Model, rows: Array) -> dict[str, Array]:
-    found = answer(model, [""] * len(rows), rows, batch_rows=model.batch_rows)
     return {name: np.asarray(values) for name, values in found.finite_columns().items()}
 
 

@@ -21,7 +21,7 @@ from pipeline.records.module import ModuleReport
 from pipeline.records.parity import Divergence
 from serving.errors import InputError, UsageError
 from serving.files import sha256_of_bytes, write_bytes, write_json
-from serving.machine.versions import ferry_version
+from serving.machine.environment import ferry_version
 from serving.runtime.session import Session, open_session
 
 SUFFIX, REPORT_SUFFIX = ".onnx", ".parity.json"

@@ -5,7 +5,7 @@ named, or the exporter, where the graph that it traced is already another one th
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.records.module import OutputProof
 from pipeline.records.parity import Divergence
 from serving.errors import ModelError
 from serving.runtime.session import Session
+from serving.runtime.tensors import answer_in_batches
 
 Array = npt.NDArray[Any]
 CHUNK = 64
@@ -53,7 +54,7 @@ def prove(
         feeds = rows.slice(start, start + chunk)
         wanted = flat.answer(feeds)
         for size in batch_sizes:
-            found = _answers(session, feeds, size)
+            found = answer_in_batches(session.run, feeds, size, name="the model")
             for name, compared in outputs.items():
                 compared.add(wanted[name], found[name], start)
     proofs = tuple(compared.report(limit) for compared in outputs.values())
@@ -169,13 +170,3 @@ class _Compared:
         if self.first is None or self.first.shape[1:] != values.shape[1:]:
             return self.largest
         return float(np.abs(values - self.first).max(initial=0.0))
-
-
-def _answers(session: Session, feeds: Mapping[str, Array], size: int) -> dict[str, Array]:
-    """The session's answers in batches, the last of them as small as it comes."""
-    rows = len(next(iter(feeds.values())))
-    parts = []
-    for start in range(0, rows, size):
-        batch = {name: array[start : start + size] for name, array in feeds.items()}
-        parts.append(session.run({name: np.ascontiguousarray(batch[name]) for name in batch}))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

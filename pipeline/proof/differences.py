@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from pipeline.records.parity import Decisions, Flip, Interval, McNemar, OutputDifference, Quantile
+from serving.runtime.tensors import LOGITS, PROBABILITIES
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -179,7 +180,6 @@ def _place(values: Array, numbers: npt.NDArray[np.int64]) -> tuple[int, ...]:
 
 Integers = npt.NDArray[np.int64]
 
-LOGITS, PROBABILITIES = "logits", "probabilities"
 MOST_NAMED = 20
 """Rows that are named; all are counted."""
 CONFIDENCE = 0.95

@@ -6,7 +6,6 @@ Sum up what was found of one model: the worst of every quantity, and whether the
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.proof.differences import PROBABILITIES
 from pipeline.records.parity import (
     BatchDifference,
     Cell,
@@ -18,6 +17,7 @@ from pipeline.records.parity import (
     VariantParity,
 )
 from serving.runtime.settings import Level
+from serving.runtime.tensors import PROBABILITIES
 
 SHIPPED: Level = "all"
 """The level of optimization that sessions have unless they are asked for another."""

@@ -3,11 +3,10 @@
 A side keeps its inputs and outputs as they are: any number of them, of any dtype.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 
@@ -15,12 +14,9 @@ from pipeline.network.graph import Graph
 from serving.errors import InputError, ModelError
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import TensorInfo, answer_in_batches, as_fed
 
 Array = npt.NDArray[Any]
-
-NO_TENSORS = ("seq(", "map(", "optional(", "sparse_tensor(")
-"""Outputs that are no arrays, as some converters add; they are left out."""
 
 
 class Side(Protocol):
@@ -63,7 +59,7 @@ class WeightsSide:
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
         """As `Side.answer`."""
-        return answer_in_batches(self._call, feeds, batch_size)
+        return answer_in_batches(self._call, feeds, batch_size, name=self.name)
 
     def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         rows = feeds[self.inputs[0].name]
@@ -95,7 +91,7 @@ class ModelSide:
     @property
     def outputs(self) -> tuple[TensorInfo, ...]:
         """The model's outputs that are arrays."""
-        return tuple(one for one in self.session.outputs if not one.dtype.startswith(NO_TENSORS))
+        return tuple(one for one in self.session.outputs if one.is_array)
 
     @property
     def sha256(self) -> str:
@@ -104,10 +100,9 @@ class ModelSide:
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
         """As `Side.answer`; a model of one fixed batch size is fed that, filled up."""
-        fixed = self.inputs[0].shape[0]
-        if isinstance(fixed, int):
-            return answer_in_batches(self._filled, feeds, fixed)
-        return answer_in_batches(self._call, feeds, batch_size)
+        axis = self.inputs[0].shape[0]
+        fixed = axis if isinstance(axis, int) else None
+        return answer_in_batches(self._call, feeds, batch_size, name=self.name, fixed=fixed)
 
     def model(self) -> onnx.ModelProto:
         """The model itself, for those that look inside."""
@@ -119,15 +114,8 @@ class ModelSide:
 
     def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         known = {info.name for info in self.outputs}
-        found = self.session.run({name: _fed(rows) for name, rows in feeds.items()})
+        found = self.session.run({name: as_fed(rows) for name, rows in feeds.items()})
         return {name: array for name, array in found.items() if name in known}
-
-    def _filled(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        count, size = _count(feeds), self.inputs[0].shape[0]
-        if not count or not isinstance(size, int):
-            raise InputError(f"{self.name} takes batches of {size} and no others")
-        full = {name: np.resize(rows, (size, *rows.shape[1:])) for name, rows in feeds.items()}
-        return {name: array[:count] for name, array in self._call(full).items()}
 
 
 def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = "all") -> ModelSide:
@@ -164,42 +152,6 @@ def check_alike(reference: Side, other: Side) -> None:
                 f"{reference.name} {what} {_describe(left)}, {other.name} {what} "
                 f"{_describe(right)}: they cannot be compared"
             )
-
-
-def answer_in_batches(
-    call: Callable[[Mapping[str, Array]], dict[str, Array]],
-    feeds: Mapping[str, Array],
-    batch_size: int,
-) -> dict[str, Array]:
-    """The answers to all rows, batch by batch; `call` answers one batch.
-
-    Raises ModelError for an output whose first axis is not the rows, or whose others change.
-    """
-    rows = _count(feeds)
-    parts = []
-    for start in range(0, max(rows, 1), batch_size):
-        batch = {name: array[start : start + batch_size] for name, array in feeds.items()}
-        part = call(batch)
-        for name, array in part.items():
-            if not array.ndim or len(array) != _count(batch):
-                raise ModelError(
-                    f"output {name} has shape {list(array.shape)} for {_count(batch)} rows; its "
-                    f"first axis must be the rows"
-                )
-        parts.append(part)
-    try:
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    except ValueError as error:
-        raise ModelError(f"an output has another shape from batch to batch: {error}") from error
-
-
-def _fed(rows: Array) -> Array:
-    """Rows as ONNX Runtime takes them: contiguous, and texts as Python's own."""
-    return rows.astype(object) if rows.dtype.kind == "U" else np.ascontiguousarray(rows)
-
-
-def _count(feeds: Mapping[str, Array]) -> int:
-    return len(next(iter(feeds.values())))
 
 
 def _alike(left: TensorInfo, right: TensorInfo, *, answered: bool) -> bool:

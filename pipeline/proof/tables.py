@@ -11,6 +11,7 @@ from pipeline.records.parity import (
     VariantParity,
 )
 from serving.console import table
+from serving.runtime.tensors import PROBABILITIES
 
 HEADER = (
     "variant",
@@ -25,7 +26,6 @@ HEADER = (
     "between batches",
 )
 NONE = "–"
-PROBABILITIES = "probabilities"
 
 
 def parity_table(report: ParityReport) -> str:

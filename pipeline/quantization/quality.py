@@ -18,6 +18,7 @@ from pipeline.proof.rows import Rows
 from pipeline.records.quantize import Budget, Quality, Try
 from serving.measuring.pairing import PairedRatio
 from serving.runtime.session import Session
+from serving.runtime.tensors import answer_in_batches, as_fed
 
 Array = npt.NDArray[Any]
 Answers = Mapping[str, Array]
@@ -29,17 +30,12 @@ ERROR = "error"
 
 
 def answers(session: Session, rows: Rows, batch: int | None = None) -> dict[str, Array]:
-    """All outputs for all rows, by name; `batch` is the one batch size that the model takes.
+    """All outputs for all rows, by name; `batch` is the one batch size that the model takes."""
 
-    With a fixed batch the last rows that do not fill one are left out.
-    """
-    size = batch or BATCH
-    last = len(rows) - len(rows) % size if batch else len(rows)
-    parts = [
-        session.run(_fed(session, rows.slice(start, min(start + size, last))))
-        for start in range(0, last, size)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def call(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return session.run({name: as_fed(array) for name, array in feeds.items()})
+
+    return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=batch)
 
 
 def quality(wanted: Answers, found: Answers, labels: npt.NDArray[np.int64] | None) -> Quality:
@@ -90,15 +86,6 @@ def paired_loss(lost: int, gained: int, rows: int) -> tuple[float, float]:
     left, right = (lost + 1) / (rows + 2), (gained + 1) / (rows + 2)
     width = Z * math.sqrt((left + right - (left - right) ** 2) / (rows + 2))
     return max(left - right - width, -1.0), min(left - right + width, 1.0)
-
-
-def _fed(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Strings as ONNX Runtime takes them: Python's own."""
-    texts = {info.name for info in session.inputs if info.is_text}
-    return {
-        name: array.astype(object) if name in texts else np.ascontiguousarray(array)
-        for name, array in feeds.items()
-    }
 
 
 def _decided(

@@ -19,7 +19,7 @@ from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.train import TrainReport
-from serving.bundles.manifest import Source
+from serving.bundles.bundle import ModelOrigin
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import IntegrityError
@@ -104,8 +104,8 @@ def choose(gains: Mapping[str, Gain], config: BundleConfig) -> tuple[str, str]:
     return "fp32", f"no other variant is {config.min_gain:g} times better in {config.goal}{message}"
 
 
-def _source(experiment: Experiment, trained: TrainReport, content: bytes) -> Source:
-    return Source(
+def _source(experiment: Experiment, trained: TrainReport, content: bytes) -> ModelOrigin:
+    return ModelOrigin(
         dataset=experiment.dataset,
         weights_sha256=trained.weights_sha256,
         git_revision=trained.git_revision,

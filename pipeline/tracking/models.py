@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.records.ready import Manifest, Split, digest
-from serving.machine.versions import runtime_wheels
+from serving.machine.environment import runtime_wheels
 from serving.runtime.tensors import TensorInfo
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from pipeline.records.ready import Manifest, Split
 from pipeline.records.train import Epoch
 from pipeline.tracking.models import Signature, log_data, log_onnx_model, log_torch_model
 from serving.batch.report import PredictReport
-from serving.bundles.manifest import read_manifest
+from serving.bundles.bundle import read_manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundles.signature import ERROR, RECONSTRUCTION, Prediction
 from serving.errors import UsageError
 from serving.inputs.items import NumberedIds
-from serving.model import Model
+from serving.model import ERROR, RECONSTRUCTION, Model, Prediction
 
 Array = npt.NDArray[Any]
 Column = Array | NumberedIds
@@ -45,10 +44,11 @@ def answer(
     rows: Array,
     *,
     batch_rows: int | None = None,
+    parallel: int = 1,
     all_classes: bool = False,
     top_k: int | None = None,
 ) -> Answer:
-    """Run rows in batches of `batch_rows`, by default all at once, one batch after the other.
+    """Run rows in batches of `batch_rows`, `parallel` at a time; by default all rows at once.
 
     A classifier gives id, label, label_index, probability (score where it is none), with `top_k`
     the best classes and their scores as lists, best first, and with `all_classes` one column per
@@ -59,10 +59,10 @@ def answer(
     size = batch_rows or len(rows)
     columns: Columns = {ID: ids if isinstance(ids, NumberedIds) else np.array(ids, object)}
     if model.kind == "classifier":
-        prediction = model.predict(rows, batch_rows=size, parallel=1)
+        prediction = model.predict(rows, batch_rows=size, parallel=parallel)
         columns |= _classes(prediction, all_classes=all_classes, top_k=top_k)
         return Answer(columns=columns, finite=_finite([prediction.scores], len(rows)))
-    outputs = model.answers(rows, batch_rows=size, parallel=1)
+    outputs = model.answers(rows, batch_rows=size, parallel=parallel)
     first = [ERROR, RECONSTRUCTION] if model.kind == "reconstruction" else []
     for name in dict.fromkeys([*first, *outputs]):
         columns[f"output_{name}" if name == ID else name] = outputs[name]

@@ -37,7 +37,7 @@ NOT_FINITE = "the model gave what is not a finite number"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answering:
+class AnswerOptions:
     """How batches are answered."""
 
     batch_rows: int
@@ -92,7 +92,7 @@ def decoded(inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
     )
 
 
-def answered(model: Model, how: Answering, taken: Decoded) -> Answered:
+def answered(model: Model, how: AnswerOptions, taken: Decoded) -> Answered:
     """Run a model on a batch. Rows that give numbers that are not finite become unreadable.
 
     Raises what `Model.predict` and `Model.answers` raise.
@@ -148,7 +148,7 @@ class Work:
     """Those that are left, each with the number of its source."""
     count: int | None
     """Their rows, None where only reading them all would tell."""
-    how: Answering
+    how: AnswerOptions
     chunk_rows: int
     """What the chunks were cut to."""
     workers: int

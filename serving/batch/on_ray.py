@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.batch.engine import Answered, Answering, Work, answered, decoded
+from serving.batch.engine import Answered, AnswerOptions, Work, answered, decoded
 from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs
 from serving.inputs.items import Chunk
@@ -37,7 +37,7 @@ class Task:
     provider: str
     settings: SessionSettings
     inputs: Inputs
-    how: Answering
+    how: AnswerOptions
     chunk_rows: int
 
 

@@ -1,8 +1,7 @@
 """Where the rows of a run go: into shards that survive anything, or to stdout as they come.
 
-A folder `labels/` is the shards themselves, a file `labels.csv` is joined of the shards in
-`labels.csv.parts/` when the run has come to its end. A shard, and the list of what could not be
-read beside it, gets its name when it is whole and synced; then the manifest gets a line.
+A shard, and the list of what could not be read beside it, gets its name when it is whole and
+synced; then the manifest gets a line (see `serving.batch.journal`).
 """
 
 import abc
@@ -11,13 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from serving.batch.engine import Answered
-from serving.batch.journal import Journal, Shard, add_to_journal
-from serving.batch.writers import Writer, is_folder, open_writer
+from serving.batch.journal import Journal, Layout, Shard, add_to_journal
+from serving.batch.writers import Writer, open_writer
 from serving.console import note
 from serving.drift.check import DriftState
 from serving.files import atomic_write, json_line
@@ -28,7 +26,6 @@ MOST_NOTES = 10
 SHARD_ROWS = 1_000_000
 SHARD_SECONDS = 10
 """What a kill can cost at most, and one batch more."""
-PARTS = ".parts"
 
 
 class Output(abc.ABC):
@@ -59,51 +56,6 @@ class Output(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, trace)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Which files an output is made of."""
-
-    output: Path
-    form: str
-    """A name of `serving.batch.writers.FORMATS`."""
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether the shards are the output."""
-        return is_folder(self.output)
-
-    @property
-    def parts(self) -> Path:
-        """The folder of the shards."""
-        return self.output if self.is_folder else self._beside(PARTS)
-
-    @property
-    def manifest(self) -> Path:
-        """The list of the shards while a run is not complete, of a folder afterwards too."""
-        return self.parts / "_manifest.jsonl"
-
-    @property
-    def finished_manifest(self) -> Path:
-        """The same when it is complete."""
-        return self.manifest if self.is_folder else self._beside(".manifest.jsonl")
-
-    @property
-    def errors(self) -> Path:
-        """What could not be read, when the run is complete."""
-        return self.output / "_errors.jsonl" if self.is_folder else self._beside(".errors.jsonl")
-
-    def shard(self, index: int) -> Path:
-        """The rows of a shard."""
-        return self.parts / f"part-{index:05}.{self.form}"
-
-    def shard_errors(self, index: int) -> Path:
-        """What could not be read of a shard."""
-        return self.parts / f"_part-{index:05}.errors.jsonl"
-
-    def _beside(self, suffix: str) -> Path:
-        return self.output.with_name(self.output.name + suffix)
 
 
 @dataclass(slots=True)

@@ -3,10 +3,7 @@
 Rows are read, run and written chunk by chunk, so that memory does not grow with the input; what
 cannot be read is listed beside the output and does not stop the run. A run that was stopped, or
 killed, goes on where it was when the same command is given again.
-
-SIGINT and SIGTERM as a wish that a run fulfils after the batch in hand.
-
-A second one acts as it always does, for a batch that never ends.
+SIGINT and SIGTERM end a run after the batch in hand; a second one acts as it always does.
 """
 
 import contextlib
@@ -21,65 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serving.batch import engine, resume
+from serving.batch import engine
 from serving.batch.engine import Answered, Work
-from serving.batch.journal import Journal, read_journal
-from serving.batch.options import PredictOptions
-from serving.batch.outputs import Layout, Output, ShardedOutput, Stdout
+from serving.batch.journal import (
+    Journal,
+    Layout,
+    begin_run,
+    drop_run,
+    finish_run,
+    read_journal,
+)
+from serving.batch.outputs import Output, ShardedOutput, Stdout
 from serving.batch.report import PredictReport, Stages
-from serving.batch.run import Run, prepare
+from serving.batch.run import PredictOptions, PredictRun, Preview, prepare, preview
 from serving.console import note
 from serving.errors import FerryError, InputError
 
 if TYPE_CHECKING:
     # The first row of a process that has no use for them does not wait for these.
-    from serving.batch.preview import Preview
     from serving.drift.check import DriftCheck
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Stop:
-    """Whether the run was asked to stop, and by what."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Note the first signal instead of dying of it; outside the main thread there are none."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {one: signal.getsignal(one) for one in SIGNALS}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number)
-        _restore(before)
-
-    for one in SIGNALS:
-        # One that is ignored, as in the background of a script, stays so.
-        if before[one] is not signal.SIG_IGN:
-            signal.signal(one, note)
-    try:
-        yield stop
-    finally:
-        _restore(before)
-
-
-def _restore(before: Mapping[signal.Signals, Any]) -> None:
-    for one, handler in before.items():
-        signal.signal(one, handler)
-
-
-class NothingReadableError(InputError):
-    """Not one row of the input could be used."""
 
 
 def predict(
@@ -104,14 +64,14 @@ def predict(
     run = prepare(Path(model), inputs, output, options)
     check = _check(run)
     if output is None:
-        loop = Loop(run, Stdout(run.form, run.metadata()), None, check)
+        loop = PredictLoop(run, Stdout(run.form, run.metadata()), None, check)
         loop.go()
         return loop.report(None, None)
     layout = Layout(output=output, form=run.form)
-    journal = resume.begin(layout, run.provenance(), overwrite=options.overwrite)
+    journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
     state = check.to_record if check else _nothing
     sharded = ShardedOutput(layout, run.metadata(), journal, state)
-    loop = Loop(run, sharded, journal, check)
+    loop = PredictLoop(run, sharded, journal, check)
     with _kept(layout):
         if not journal.complete:
             loop.go()
@@ -126,18 +86,20 @@ def dry_run(
     *,
     output: Path | None,
     options: PredictOptions | None = None,
-) -> "Preview":
+) -> Preview:
     """What `predict` would read and write, and the first rows; raises what that raises at first."""
-    from serving.batch.preview import preview
-
     return preview(prepare(Path(model), inputs, output, options or PredictOptions()), output)
 
 
-class Loop:
+class NothingReadableError(InputError):
+    """Not one row of the input could be used."""
+
+
+class PredictLoop:
     """The rows that are left of a run, from the engine to the output."""
 
     def __init__(
-        self, run: Run, output: Output, journal: Journal | None, check: "DriftCheck | None"
+        self, run: PredictRun, output: Output, journal: Journal | None, check: "DriftCheck | None"
     ) -> None:
         """Go on after the shards of `journal`, and count the rows for `check`."""
         self._run = run
@@ -249,7 +211,45 @@ class Loop:
             )
 
 
-def _check(run: Run) -> "DriftCheck | None":
+class Stop:
+    """Whether the run was asked to stop, and by what."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Note the first signal instead of dying of it; outside the main thread there are none."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        stop.signal = signal.Signals(number)
+        _restore(before)
+
+    for one in SIGNALS:
+        # One that is ignored, as in the background of a script, stays so.
+        if before[one] is not signal.SIG_IGN:
+            signal.signal(one, remember)
+    try:
+        yield stop
+    finally:
+        _restore(before)
+
+
+def _restore(before: Mapping[signal.Signals, Any]) -> None:
+    for one, handler in before.items():
+        signal.signal(one, handler)
+
+
+def _check(run: PredictRun) -> "DriftCheck | None":
     """What holds the rows against the training data, if that is asked."""
     if not run.options.reference:
         return None
@@ -262,10 +262,10 @@ def _nothing() -> None:
     """What is counted where nothing is."""
 
 
-def _finish(layout: Layout, journal: Journal, loop: Loop) -> None:
+def _finish(layout: Layout, journal: Journal, loop: PredictLoop) -> None:
     """Make the output of the shards."""
     whole = read_journal(layout.manifest) or journal
-    resume.finish(layout, whole)
+    finish_run(layout, whole)
     if not whole.rows:
         raise loop.nothing_readable()
 
@@ -283,11 +283,11 @@ def _kept(layout: Layout) -> Iterator[None]:
     finally:
         journal = read_journal(layout.manifest)
         if journal is not None and not journal.shards:
-            resume.drop(layout)
+            drop_run(layout)
 
 
 @contextlib.contextmanager
-def _progress(run: Run, output: Output) -> Iterator[Callable[[Answered], None]]:
+def _progress(run: PredictRun, output: Output) -> Iterator[Callable[[Answered], None]]:
     """What counts rows on a bar on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _one: None

@@ -1,33 +1,85 @@
-"""A run of `ferry predict` before it begins: the opened model, its inputs, and how they are cut."""
+"""A run of `ferry predict` before it begins: options, opened model, and inputs cut into chunks.
 
+`preview` shows what a run would read and where it would write; nothing is run.
+"""
+
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from serving.batch.engine import Answering
-from serving.batch.journal import Journal, Provenance
-from serving.batch.options import PredictOptions, RunKey
+from serving.batch.engine import AnswerOptions
+from serving.batch.journal import Journal, Layout, Provenance, RunKey, find_run
 from serving.batch.writers import format_of
 from serving.errors import OutputError, UsageError
 from serving.inputs.inputs import Inputs, Place, open_inputs
-from serving.inputs.items import Chunk
+from serving.inputs.items import Chunk, Row, Unreadable
 from serving.inputs.kinds import ReadOptions
-from serving.machine.versions import ferry_version, runtime_wheels
+from serving.machine.environment import ferry_version, runtime_wheels
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
+
+Engine = Literal["local", "ray"]
 
 CHUNK_ROWS = 1024
 CHUNK_BYTES = 8 * 2**20
 TEXT_BYTES = 256
 """What a text is taken to need."""
+FIRST_ROWS = 5
+"""Those that a preview shows."""
+MOST_SHOWN = 60
+"""Characters of a text that a preview shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class PredictOptions:
+    """How a run is done."""
+
+    provider: str = "cpu"
+    threads: int | None = None
+    """Within one operator; None: as the bundle's profile says, or one without one."""
+    workers: int | None = None
+    """Batches at a time, and processes that decode images; None: as the profile says, or as many
+    as the allowed cores have room for."""
+    batch_rows: int | None = None
+    """None: as the bundle's profile says, or 32 without one that fits."""
+    array: str | None = None
+    """The array to take from `.npz` files."""
+    columns: tuple[str, ...] = ()
+    """The columns to read of tables; () for all, or the one that fits."""
+    input_format: str | None = None
+    """What stdin holds; None: what the model takes."""
+    resize: bool = False
+    """Whether images are fitted to the model in size and mode."""
+    limit: int | None = None
+    """The most rows to read, unreadable ones counted."""
+    probabilities: bool = False
+    """Whether the score of every class is written too; for classifiers only."""
+    top_k: int | None = None
+    """Whether the best classes of each row are written too, and how many; for classifiers only."""
+    format: str | None = None
+    """One of `serving.batch.writers.FORMATS`; None: by the output's suffix."""
+    default_format: str = "csv"
+    """What goes to stdout when `format` is None."""
+    overwrite: bool = False
+    """Whether what is at the output is replaced; else a run that was stopped goes on."""
+    max_errors: int | None = None
+    """The most unreadable rows; None for any number."""
+    reference: bool = False
+    """Whether the rows are held against the statistics of the training data in the bundle."""
+    engine: Engine = "local"
+    ray_address: str | None = None
+    """Of a cluster of Ray that runs; None for one on this machine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictRun:
     """What is to be done."""
 
     model: Model
@@ -58,9 +110,9 @@ class Run:
         return self.batch_rows * max(1, rows // self.batch_rows)
 
     @property
-    def how(self) -> Answering:
+    def how(self) -> AnswerOptions:
         """How batches are answered."""
-        return Answering(
+        return AnswerOptions(
             batch_rows=self.batch_rows,
             probabilities=self.options.probabilities,
             top_k=self.options.top_k,
@@ -139,9 +191,40 @@ class Run:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstRow:
+    """One of the first rows."""
+
+    id: str
+    readable: bool
+    message: str
+    """What is in it, or why it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """A run that was not made."""
+
+    model: Path
+    model_sha256: str
+    takes: str
+    """The dtype and shape of its rows."""
+    provider: str
+    threads: int
+    workers: int
+    batch_rows: int
+    rows: int | None
+    """Of the input, None where only reading it all would tell."""
+    first: Sequence[FirstRow]
+    output: Path | None
+    format: str
+    done_rows: int
+    """Written by an earlier run that this one would go on from."""
+
+
 def prepare(
     path: Path, inputs: Sequence[Path | str], output: Path | None, options: PredictOptions
-) -> Run:
+) -> PredictRun:
     """Open the model and look at the inputs; raises what is wrong with them, and writes nothing."""
     if not inputs:
         raise UsageError("there is no input to predict")
@@ -157,13 +240,56 @@ def prepare(
         input_format=options.input_format,
     )
     names = tuple(str(one) for one in inputs)
-    return Run(
+    return PredictRun(
         model=model,
         inputs=open_inputs(names, model, reading),
         names=names,
         options=options,
         form=form,
     )
+
+
+def preview(run: PredictRun, output: Path | None) -> Preview:
+    """Look at the first rows of a run, and at what its output holds.
+
+    Raises OutputError as the run itself would, and InputError for an input that breaks off.
+    """
+    model = run.model
+    journal = None
+    if output is not None:
+        layout = Layout(output=output, form=run.form)
+        journal = None if run.options.overwrite else find_run(layout, run.provenance())
+    return Preview(
+        model=model.path,
+        model_sha256=model.session.sha256,
+        takes=model.takes(),
+        provider=model.session.provider,
+        threads=model.session.threads,
+        workers=run.workers,
+        batch_rows=run.batch_rows,
+        rows=run.count(0),
+        first=[_describe(item) for item in itertools.islice(run.inputs, FIRST_ROWS)],
+        output=output,
+        format=run.form,
+        done_rows=journal.rows if journal else 0,
+    )
+
+
+def as_text(shown: Preview) -> str:
+    """Some lines for a person."""
+    rows = "rows" if shown.rows is None else f"{shown.rows:,} rows"
+    how = f"in batches of {shown.batch_rows}, {shown.workers} at a time, on {shown.provider}"
+    lines = [
+        f"{shown.model} takes {shown.takes}; {rows} {how}",
+        *(
+            f"  {row.id}  {row.message if row.readable else f'not read: {row.message}'}"
+            for row in shown.first
+        ),
+        f"to {shown.output or 'stdout'} as {shown.format}",
+    ]
+    if shown.done_rows:
+        lines.append(f"{shown.done_rows:,} rows are there already; the run would go on after them")
+    return "\n".join(lines)
 
 
 def _limited(chunks: Iterator[tuple[int, Chunk]], most: int) -> Iterator[tuple[int, Chunk]]:
@@ -185,3 +311,18 @@ def _open(path: Path, options: PredictOptions) -> Model:
     if options.threads or options.workers:
         return open_model(path, provider=options.provider, settings=settings)
     return open_model(path, provider=options.provider, untuned=settings)
+
+
+def _describe(item: Row | Unreadable) -> FirstRow:
+    if isinstance(item, Unreadable):
+        return FirstRow(id=item.id, readable=False, message=item.reason)
+    return FirstRow(id=item.id, readable=True, message=_shown(item.value))
+
+
+def _shown(value: npt.NDArray[Any]) -> str:
+    if value.dtype.kind in "OUT":
+        text = repr(str(value.reshape(-1)[0])) if value.size else "no text"
+        return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+    if not value.size:
+        return f"{value.dtype} {list(value.shape)}"
+    return f"{value.dtype} {list(value.shape)}, {np.min(value):.4g} to {np.max(value):.4g}"

@@ -1,27 +1,101 @@
 """A bundle is a folder that is deployed by copying: model, labels, golden rows, runner, manifest.
 
 open_bundle("bundles/mnist-cnn")  refuses a folder in which one byte is not the one written
+
+The manifest says what the model is, what was measured, and the sha256 of every file. Its bytes must
+be the canonical text of what it says, and it holds the sha256 of that text, so that no byte of it
+can change unnoticed.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.bundles.manifest import (
-    MANIFEST,
-    FileInfo,
-    Manifest,
-    read_manifest,
-)
+from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, read_reference
-from serving.errors import IntegrityError, MissingInputError
-from serving.files import sha256_of_bytes
+from serving.errors import InputError, IntegrityError, MissingInputError
+from serving.files import dump_json, read_json, read_record, sha256_of_bytes
+from serving.runtime.tensors import TensorInfo
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
+MANIFEST = "manifest.json"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
 OPTIONAL = (REFERENCE,)
 RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
+SCHEMA_VERSION = 2
+FOREIGN = "file"
+"""The variant of a model that ferry did not export, and that says nothing of itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo:
+    """One file of a bundle."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A quantity that was measured over the test set, and the most it may be."""
+
+    measured: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOrigin:
+    """What the model was made from."""
+
+    dataset: str
+    """Of a file that ferry did not export: the rows it was proven on."""
+    weights_sha256: str
+    """Of such a file: the sum of the reference it was proven against."""
+    git_revision: str
+    ferry_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """The rows of `golden.npz`, with the outputs that the bundle was shipped with."""
+
+    rows: int
+    max_abs_diff: float
+    """Largest absolute difference of any output that a device may show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleManifest:
+    """Everything that is known of a bundle."""
+
+    schema_version: int
+    name: str
+    """The experiment, or the name of the file."""
+    variant: str
+    """For instance "fp32", "fp16" or "int8"; "file" for a model that ferry did not export."""
+    opset: int
+    ir_version: int
+    minimum_runtime: str
+    """The first ONNX Runtime that takes the model, for instance "1.17"."""
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    labels: tuple[str, ...]
+    """Of the classes; none for a model that has no classes."""
+    metrics: Mapping[str, float]
+    """Of the shipped variant, for instance {"accuracy": 99.5}."""
+    parity: Mapping[str, Gate]
+    """Against the trained weights, over the test set; for instance {"flips": Gate(...)}."""
+    source: ModelOrigin
+    golden: Golden
+    files: Mapping[str, FileInfo]
+    """Every file of the folder but the manifest itself."""
+    profiles: tuple[Profile, ...]
+    """What `ferry bench --tune` found, one for each goal and kind of machine; none when built."""
+    digest: str
+    """The sha256 of the canonical text of all of the above: the identity of the bundle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +103,7 @@ class Bundle:
     """A bundle whose every byte is the one that was written."""
 
     folder: Path
-    manifest: Manifest
+    manifest: BundleManifest
     contents: Mapping[str, bytes]
     """The very bytes that were checked, by file name."""
 
@@ -80,6 +154,35 @@ def model_source(path: Path) -> Path | bytes:
     return open_bundle(path).model if path.is_dir() else path
 
 
+def sealed(manifest: BundleManifest) -> BundleManifest:
+    """The same manifest with its right digest; InputError for a number that is not finite."""
+    return dataclasses.replace(manifest, digest=_digest(manifest))
+
+
+def read_manifest(folder: Path) -> BundleManifest:
+    """Read `manifest.json` of a bundle and check it against itself.
+
+    Raises MissingInputError when there is none and IntegrityError when it is not, to the byte,
+    what ferry wrote, is of another schema, or has a profile that cannot be.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise MissingInputError(f"{folder} is not a bundle: it has no {MANIFEST}")
+    raw = read_json(path)
+    _check_schema(raw, path)
+    manifest = read_record(BundleManifest, raw, str(path))
+    expected = _digest(manifest)
+    if manifest.digest != expected:
+        raise IntegrityError(
+            f"{path} was altered: its digest is {manifest.digest[:12]}…, its content gives "
+            f"{expected[:12]}…"
+        )
+    if path.read_bytes() != dump_json(manifest).encode():
+        raise IntegrityError(f"{path} was altered: its text is not the one that ferry writes")
+    check_profiles(manifest.profiles, str(path))
+    return manifest
+
+
 def _surprises(folder: Path, names: Set[str]) -> dict[str, str]:
     """Every entry of a bundle's folder that has no business there, and every file it lacks."""
     wrong: dict[str, str] = {}
@@ -104,3 +207,24 @@ def _read(path: Path, info: FileInfo) -> tuple[bytes, str]:
     if found != info.sha256:
         return content, f"has sha256 {found[:12]}…, expected {info.sha256[:12]}…"
     return content, ""
+
+
+def _check_schema(raw: object, path: Path) -> None:
+    """Before the record is read: that of another schema has other keys."""
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        raise IntegrityError(
+            f"{path} has schema version {version}, this ferry reads {SCHEMA_VERSION}; make the "
+            f"bundle anew with `ferry bundle`"
+        )
+
+
+def _digest(manifest: BundleManifest) -> str:
+    names = [field.name for field in dataclasses.fields(manifest) if field.name != "digest"]
+    try:
+        text = dump_json({name: getattr(manifest, name) for name in names})
+    except ValueError as error:
+        raise InputError(
+            "a manifest holds finite numbers only; a metric or a gate is not"
+        ) from error
+    return sha256_of_bytes(text.encode())

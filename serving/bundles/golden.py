@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundles.manifest import Golden
+from serving.bundles.bundle import Golden
 from serving.errors import InputError, IntegrityError, ModelError
 from serving.runtime.session import Session
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serving.errors import IntegrityError, UsageError
-from serving.machine.processor import Machine, this_machine
+from serving.machine.environment import MachineKind, this_machine
 from serving.runtime.settings import SessionSettings, check_settings
 
 Goal = Literal["latency", "throughput"]
@@ -25,7 +25,7 @@ class Profile:
     goal: Goal
     provider: str
     """A key of `serving.runtime.session.PROVIDERS`."""
-    machine: Machine
+    machine: MachineKind
     onnxruntime: str
     """The version that it was tuned with; the profile fits any other too."""
     settings: SessionSettings
@@ -56,7 +56,7 @@ def in_words(settings: SessionSettings, batch_size: int) -> str:
     return ", ".join([f"threads {settings.threads}", *differing, f"batch {batch_size}"])
 
 
-def fits(profile: Profile, machine: Machine) -> bool:
+def fits(profile: Profile, machine: MachineKind) -> bool:
     """Whether a profile is for this kind of machine.
 
     Processor, architecture, instruction sets, cores and graphics cards must be the same. The
@@ -90,7 +90,7 @@ def check_profiles(profiles: Sequence[Profile], where: str) -> None:
         raise IntegrityError(f"{where}.profiles: two are for the same goal and machine")
 
 
-def _key(profile: Profile) -> tuple[str, str, Machine]:
+def _key(profile: Profile) -> tuple[str, str, MachineKind]:
     return profile.goal, profile.provider, profile.machine
 
 

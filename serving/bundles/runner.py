@@ -45,7 +45,7 @@ class RunnerError(Exception):
     """What went wrong, in one line for a person."""
 
 
-class Prediction(NamedTuple):
+class Classification(NamedTuple):
     """The answer to some rows."""
 
     label: list[str]
@@ -105,7 +105,7 @@ def answers(
 
 def predict(
     rows: Any, *, provider: str = "cpu", threads: int = 0, batch_rows: int = BATCH_ROWS
-) -> Prediction:
+) -> Classification:
     """Classify `rows` as `answers` runs them; RunnerError for a model without probabilities."""
     found = answers(rows, provider=provider, threads=threads, batch_rows=batch_rows)
     return _classified(found, _opened(provider, threads)[0]["labels"])
@@ -128,14 +128,14 @@ def selftest(*, provider: str = "cpu", threads: int = 0) -> float:
     return worst
 
 
-def _classified(found: dict[str, Any], labels: list[str]) -> Prediction:
+def _classified(found: dict[str, Any], labels: list[str]) -> Classification:
     if "probabilities" not in found:
         raise RunnerError(f"the model gives {', '.join(found)}, no probabilities: use `answers`")
     probabilities = found["probabilities"].astype(np.float32)
     label_index = probabilities.argmax(axis=1).astype(np.int64)
     probability = probabilities[np.arange(len(label_index)), label_index]
     names = [labels[index] for index in label_index]
-    return Prediction(names, label_index, probability, probabilities)
+    return Classification(names, label_index, probability, probabilities)
 
 
 def _difference(expected: Any, found: Any) -> Any:

@@ -11,17 +11,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.bundles.bundle import GOLDEN, LABELS, RUNNER, RUNNER_SOURCE, Bundle, open_bundle
+from serving.bundles.bundle import (
+    FOREIGN,
+    GOLDEN,
+    LABELS,
+    RUNNER,
+    RUNNER_SOURCE,
+    Bundle,
+    BundleManifest,
+    open_bundle,
+)
 from serving.bundles.golden import check_golden
-from serving.bundles.manifest import FOREIGN, Manifest
+from serving.bundles.onnxfile import minimum_runtime, read_header
 from serving.bundles.profiles import Profile
 from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import IntegrityError, ModelError
-from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import ProviderProof, Session, open_session
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import LOGITS, PROBABILITIES, TensorInfo
 
-PROBABILITIES, LOGITS = "probabilities", "logits"
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 RUNNER_SECONDS = 120
 
@@ -118,7 +125,7 @@ def _check(name: str, work: Callable[[], str]) -> Check:
         return Check(name=name, status=FAILED, detail=str(error))
 
 
-def _metadata(manifest: Manifest, session: Session) -> str:
+def _metadata(manifest: BundleManifest, session: Session) -> str:
     """The model says of itself what the manifest says of it."""
     if manifest.variant == FOREIGN:
         return "not a model of ferry's export, which says nothing of itself"
@@ -189,7 +196,7 @@ def _is_table(info: TensorInfo) -> bool:
     return len(info.shape) == 2 and isinstance(info.shape[1], int)
 
 
-def _parity(manifest: Manifest) -> str:
+def _parity(manifest: BundleManifest) -> str:
     """Nothing unproven ships: there are gates, and each one was met."""
     if not manifest.parity:
         raise IntegrityError("no parity was recorded")
@@ -209,7 +216,7 @@ def _golden(bundle: Bundle, session: Session) -> str:
     return f"{golden.rows} rows differ by {worst:.1e} at most, limit {golden.max_abs_diff:.1e}"
 
 
-def _profiles(manifest: Manifest) -> str:
+def _profiles(manifest: BundleManifest) -> str:
     """What was tuned, each for its processor; the manifest was refused if one cannot be."""
     message = [
         f"{one.describe()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles
@@ -217,7 +224,7 @@ def _profiles(manifest: Manifest) -> str:
     return "; ".join(message) or "none; `ferry bench --tune` makes one"
 
 
-def _reference(content: bytes, manifest: Manifest) -> str:
+def _reference(content: bytes, manifest: BundleManifest) -> str:
     """It can be read, and is of these classes; only the training data could prove what it says."""
     reference = read_reference(content, REFERENCE)
     if reference.classes:

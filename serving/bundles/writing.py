@@ -17,28 +17,26 @@ import numpy.typing as npt
 from serving.bundles.bundle import (
     GOLDEN,
     LABELS,
+    MANIFEST,
     MODEL,
     RUNNER,
     RUNNER_SOURCE,
-    open_bundle,
-)
-from serving.bundles.golden import INPUT, check_golden, make_golden
-from serving.bundles.manifest import (
-    MANIFEST,
     SCHEMA_VERSION,
+    BundleManifest,
     FileInfo,
     Gate,
     Golden,
-    Manifest,
-    Source,
+    ModelOrigin,
+    open_bundle,
     sealed,
 )
+from serving.bundles.golden import INPUT, check_golden, make_golden
+from serving.bundles.onnxfile import minimum_runtime, read_header
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
 from serving.bundles.verify import verify
 from serving.errors import InputError
 from serving.files import sha256_of_bytes, write_bytes, write_json
-from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import Session, open_session
 
 NPZ_ARGUMENTS = ("file", "allow_pickle")
@@ -63,12 +61,12 @@ class BundleContents:
     """Largest absolute difference of any output that a device may show."""
     metrics: Mapping[str, float]
     parity: Mapping[str, Gate]
-    source: Source
+    source: ModelOrigin
     reference: Reference | None = None
     """How the training data are distributed; None where nobody has them."""
 
 
-def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
+def write_bundle(folder: Path, contents: BundleContents) -> BundleManifest:
     """Make the bundle `folder`, in place of the bundle that may lie there, and return its manifest.
 
     The bundle is built beside its target, verified there in full, and then renamed. Raises
@@ -88,7 +86,7 @@ def write_bundle(folder: Path, contents: BundleContents) -> Manifest:
     return manifest
 
 
-def write_profile(folder: Path, profile: Profile) -> Manifest:
+def write_profile(folder: Path, profile: Profile) -> BundleManifest:
     """Add a profile to the bundle's manifest and seal it anew; returns the manifest.
 
     It takes the place of the one for the same goal, provider and kind of machine. The bundle is
@@ -133,9 +131,11 @@ def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
     return files
 
 
-def _manifest(contents: BundleContents, session: Session, files: Mapping[str, bytes]) -> Manifest:
+def _manifest(
+    contents: BundleContents, session: Session, files: Mapping[str, bytes]
+) -> BundleManifest:
     header = read_header(contents.model)
-    manifest = Manifest(
+    manifest = BundleManifest(
         schema_version=SCHEMA_VERSION,
         name=contents.name,
         variant=contents.variant,

@@ -112,10 +112,10 @@ def predict(
 
     Example: ferry predict bundles/rt-lstm reviews.txt
     """
-    from serving.batch.options import PredictOptions
     from serving.batch.predict import dry_run as plan
     from serving.batch.predict import predict as run
     from serving.batch.report import summary
+    from serving.batch.run import PredictOptions
 
     given = {name: value for name, value in settings.items() if value is not None}
     options = PredictOptions(
@@ -125,7 +125,7 @@ def predict(
     )
     output = None if output is None or str(output) == STDOUT else output
     if dry_run:
-        from serving.batch.preview import as_text
+        from serving.batch.run import as_text
 
         shown = plan(model, inputs, output=output, options=options)
         show(shown, as_json=as_json, text=as_text(shown))

@@ -23,7 +23,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import psutil
 
 from serving.console import EXTRA_PACKAGES
-from serving.machine.versions import ferry_version, installed_version, runtime_wheels
+from serving.machine.environment import ferry_version, installed_version, runtime_wheels
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 CONNECT_SECONDS = 2.0

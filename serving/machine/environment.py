@@ -1,50 +1,56 @@
-"""Say on what a figure was measured: processor, cores, memory, versions and graphics card.
+"""What a machine is and runs: processor, cores, memory, graphics card, versions and revision.
 
-Every benchmark carries this record, because a latency without its machine is not a measurement.
-
-Where a model comes from: the git revision of the sources that trained it.
+Every figure carries an `Environment`, because a latency without its machine is no measurement. The
+shorter `MachineKind` is what settings are tuned for; it is found out in a millisecond, whenever a
+bundle with profiles is opened.
 """
 
+import itertools
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import psutil
-
-from serving.machine.processor import cpuinfo, flags_of, nvidia_smi, processor_of
-from serving.machine.versions import ferry_version, runtime_wheels
 from serving.runtime.cores import allowed_cores, quota_cores
+from serving.runtime.settings import GPU_PROVIDERS
 
+# What ONNX Runtime's kernels choose by; a figure on a processor without them says little.
+RELEVANT_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx_vnni",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+    "neon",
+    "asimd",
+    "asimdhp",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+)
+# They write the same folder: two of them break each other.
+RUNTIME_WHEELS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-training",
+)
 SOURCES = ("pipeline", "serving", "params.yaml", "dvc.yaml")
-
-
-def git_revision(folder: Path = Path()) -> str:
-    """The commit of the checkout, with `-dirty` when a source differs from it.
-
-    Metrics and plots do not count: each run writes them. "unknown" outside a git checkout.
-    """
-    revision = _git(folder, "rev-parse", "HEAD")
-    if not revision:
-        return "unknown"
-    return (
-        f"{revision}-dirty" if _git(folder, "status", "--porcelain", "--", *SOURCES) else revision
-    )
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
+CPUINFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -84,8 +90,38 @@ class Environment:
     gpu_driver: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineKind:
+    """A kind of machine: what is equal on two of them runs a model equally fast."""
+
+    processor: str
+    architecture: str
+    flags: tuple[str, ...]
+    """Instruction sets that ONNX Runtime's kernels choose by, of those the processor has."""
+    allowed_cores: int
+    """Cores that this process may use."""
+    gpu: str | None
+    """The graphics cards, for a provider that runs on them; None for any other provider."""
+
+
+def this_machine(provider: str) -> MachineKind:
+    """The machine that this process runs on, as far as it matters to a provider."""
+    info = cpuinfo()
+    return MachineKind(
+        processor=processor_of(info),
+        architecture=platform.machine(),
+        flags=flags_of(info),
+        allowed_cores=allowed_cores(),
+        gpu=", ".join(nvidia_smi("name")) or None if provider in GPU_PROVIDERS else None,
+    )
+
+
 def describe() -> Environment:
     """Describe this machine as it is now."""
+    # A run of `ferry predict` asks this module for a version or two and does not wait for these.
+    import numpy as np
+    import psutil
+
     wheels = runtime_wheels()
     gpu, driver = _gpu()
     info = cpuinfo()
@@ -111,6 +147,19 @@ def describe() -> Environment:
     )
 
 
+def git_revision(folder: Path = Path()) -> str:
+    """The commit of the checkout, with `-dirty` when a source differs from it.
+
+    Metrics and plots do not count: each run writes them. "unknown" outside a git checkout.
+    """
+    revision = _git(folder, "rev-parse", "HEAD")
+    if not revision:
+        return "unknown"
+    return (
+        f"{revision}-dirty" if _git(folder, "status", "--porcelain", "--", *SOURCES) else revision
+    )
+
+
 def peak_memory_bytes() -> int:
     """The high-water mark of this process's own memory.
 
@@ -124,6 +173,75 @@ def peak_memory_bytes() -> int:
     return int(marks[0]) * 1024 if marks else _peak_elsewhere()
 
 
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    from importlib import metadata  # brings the parser of e-mails along
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def ferry_version() -> str | None:
+    """The version of ferry that is installed, or None when it runs from a folder."""
+    return installed_version("onnx-ferry")
+
+
+def runtime_wheels() -> dict[str, str]:
+    """The installed wheels that hold ONNX Runtime, with their versions; there should be one."""
+    found = {name: installed_version(name) for name in RUNTIME_WHEELS}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def cpuinfo(path: Path = CPUINFO) -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is no such file."""
+    try:
+        with path.open() as file:
+            # Not the whole file: the system asks every core of a large machine to write it.
+            first = list(itertools.takewhile(lambda line: line != "\n", file))
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first)
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def processor_of(info: Mapping[str, str]) -> str:
+    """The name of the processor, by its lines of /proc/cpuinfo or else by the system."""
+    return info.get("model name") or platform.processor() or platform.machine() or "unknown"
+
+
+def flags_of(info: Mapping[str, str]) -> tuple[str, ...]:
+    """The instruction sets that count, of those in a processor's lines of /proc/cpuinfo."""
+    words = set((info.get("flags") or info.get("Features") or "").split())
+    return tuple(flag for flag in RELEVANT_FLAGS if flag in words)
+
+
+def nvidia_smi(fields: str) -> list[str]:
+    """What the tool that comes with NVIDIA's driver says of each card; [] where it does not answer.
+
+    `fields` are those of its `--query-gpu`, for instance "name,driver_version".
+    """
+    import subprocess
+
+    command = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return result.stdout.strip().splitlines() if result.returncode == 0 else []
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def _governor() -> str | None:
     try:
         return GOVERNOR.read_text().strip()
@@ -132,6 +250,8 @@ def _governor() -> str | None:
 
 
 def _memory_bytes() -> int:
+    import psutil
+
     total: int = psutil.virtual_memory().total
     try:
         limit = MEMORY_LIMIT.read_text().strip()
@@ -150,6 +270,8 @@ def _gpu() -> tuple[str | None, str | None]:
 
 def _peak_elsewhere() -> int:
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 

@@ -1,17 +1,26 @@
-"""What an input or an output of a model is: its name, dtype and shape.
+"""What a model takes and gives, by name, dtype and shape; and how rows are answered in batches.
 
-Bundles keep it in their manifest, and rows are held against it before they are fed.
+Bundles keep a `TensorInfo` of each input and output in their manifest.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InputError
+from serving.errors import InputError, ModelError
+from serving.runtime.cores import ordered_map
 
 Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+"""By the name of the input or output."""
+
+PROBABILITIES, LOGITS = "probabilities", "logits"
+"""The outputs of a classifier, as `ferry export` names them."""
+NO_TENSORS = ("seq(", "map(", "optional(", "sparse_tensor(")
+"""How the types begin of outputs that are no arrays, as some converters add them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +37,11 @@ class TensorInfo:
     def is_text(self) -> bool:
         """Whether it holds strings."""
         return self.dtype == "object"
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is an array; a sequence or a map is none."""
+        return not self.dtype.startswith(NO_TENSORS)
 
     def takes(self) -> str:
         """What rows of an input must be, for messages: "uint8 [rows, 8, 8, 1]"."""
@@ -50,6 +64,46 @@ class TensorInfo:
         return np.zeros((0, *axes), self.dtype)
 
 
+def answer_in_batches(
+    call: Callable[[Arrays], Arrays],
+    feeds: Arrays,
+    batch_size: int,
+    *,
+    name: str,
+    fixed: int | None = None,
+    parallel: int = 1,
+) -> dict[str, Array]:
+    """Answer rows batch by batch; returns each output by its name, [rows, ...].
+
+    `call` answers one batch. `feeds` are the rows of each input, [rows, ...]; without any rows
+    there is one empty batch. A model that takes one batch size alone gives it as `fixed`: its last
+    batch is filled up with the last row, and the answers to those are dropped. `parallel` batches
+    run at a time. `name` is the model's, for messages.
+
+    Raises InputError for no rows where the batch size is fixed, and ModelError for an output whose
+    first axis is not the rows, or whose other axes change from batch to batch.
+    """
+    rows, size = _count(feeds), fixed or batch_size
+    if fixed and not rows:
+        raise InputError(f"{name} takes batches of {fixed} and no others")
+
+    def answered(start: int) -> dict[str, Array]:
+        batch = {key: array[start : start + size] for key, array in feeds.items()}
+        found = call(_filled(batch, fixed) if fixed else batch)
+        for key, array in found.items():
+            if not array.ndim or len(array) != (fixed or _count(batch)):
+                raise ModelError(
+                    f"{name}: output {key} has shape {list(array.shape)} for "
+                    f"{fixed or _count(batch)} rows; its first axis must be the rows"
+                )
+        return {key: array[: _count(batch)] for key, array in found.items()}
+
+    starts = range(0, max(rows, 1), size)
+    # A single batch needs no thread of its own.
+    parts = list(ordered_map(answered, starts, parallel=max(1, min(parallel, len(starts)))))
+    return {key: _joined(name, key, [part[key] for part in parts]) for key in parts[0]}
+
+
 def described(rows: object) -> str:
     """What rows are, for messages: "float32 [2, 3]"."""
     if isinstance(rows, np.ndarray):
@@ -68,3 +122,31 @@ def strings_of(rows: Array) -> Array:
             kind = type(value).__name__
             raise InputError(f"the model takes strings, value {index} of its input is a {kind}")
     return rows
+
+
+def as_fed(rows: Array) -> Array:
+    """Rows as ONNX Runtime takes them: contiguous, and texts as Python's own."""
+    return rows.astype(object) if rows.dtype.kind == "U" else np.ascontiguousarray(rows)
+
+
+def _count(feeds: Arrays) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _filled(batch: Arrays, size: int) -> dict[str, Array]:
+    missing = size - _count(batch)
+    if not missing:
+        return dict(batch)
+    return {
+        key: np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+        for key, rows in batch.items()
+    }
+
+
+def _joined(name: str, output: str, parts: list[Array]) -> Array:
+    try:
+        return np.concatenate(parts)
+    except ValueError as error:
+        raise ModelError(
+            f"{name}: output {output} has another shape from batch to batch"
+        ) from error

@@ -21,8 +21,7 @@ from pipeline.records.parity import Limits, PairReport
 from pipeline.tracking.runs import experiment_of
 from serving import open_model
 from serving.batch.answers import answer
-from serving.bundles.bundle import open_bundle
-from serving.bundles.manifest import read_manifest
+from serving.bundles.bundle import open_bundle, read_manifest
 from serving.bundles.verify import verify
 from serving.drift.check import open_check
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError, ModelError

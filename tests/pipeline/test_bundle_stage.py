@@ -24,8 +24,7 @@ from pipeline.stages.bundle import bundle, choose
 from pipeline.stages.parity import parity
 from serving import open_model
 from serving.batch.answers import answer
-from serving.bundles.bundle import open_bundle
-from serving.bundles.manifest import read_manifest
+from serving.bundles.bundle import open_bundle, read_manifest
 from serving.bundles.verify import verify
 from serving.drift.check import DriftReport, open_check
 from serving.errors import IntegrityError, MissingInputError

@@ -116,10 +116,12 @@ def test_answers_come_row_by_row_whatever_the_batch() -> None:
     assert np.allclose(found["logits"][129], alone["logits"][0], atol=1e-4)
 
 
-def test_a_fixed_batch_leaves_out_the_rows_that_do_not_fill_one() -> None:
-    model = product_net(batch=4)
-    session = open_session(model.SerializeToString(), threads=1)
-    assert len(answers(session, rows_for(model, 11), 4)["logits"]) == 8
+def test_a_fixed_batch_is_filled_up_for_the_last_rows() -> None:
+    fixed, free = (product_net(batch=batch) for batch in (4, "batch"))
+    sessions = [open_session(one.SerializeToString(), threads=1) for one in (fixed, free)]
+    rows = rows_for(fixed, 11)
+    filled, wanted = answers(sessions[0], rows, 4)["logits"], answers(sessions[1], rows)["logits"]
+    assert np.allclose(filled, wanted, atol=1e-5)
 
 
 def test_the_faintest_output_decides_and_exact_ones_do_not() -> None:

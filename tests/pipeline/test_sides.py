@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 from project import REPOSITORY, Project
 
-from pipeline.proof.sides import answer_in_batches, check_alike
+from pipeline.proof.sides import check_alike
 from pipeline.proof.variants import open_side, open_variant, open_weights
 from serving.errors import (
     InputError,
@@ -66,17 +66,6 @@ def test_a_model_of_one_batch_size_is_filled_up() -> None:
 def test_a_batch_without_rows_has_no_answers() -> None:
     found = small.side(small.linear()).answer(small.rows().slice(0, 0), 7)
     assert found["logits"].shape == (0, 4)
-
-
-def test_an_answer_that_is_not_one_a_row_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"output total has shape \[1\] for 3 rows"):
-        answer_in_batches(lambda _: {"total": np.zeros(1)}, {"x": np.zeros((3, 2))}, 3)
-    with pytest.raises(ModelError, match="another shape from batch to batch"):
-        answer_in_batches(
-            lambda feeds: {"y": np.zeros((len(feeds["x"]), len(feeds["x"])))},
-            {"x": np.zeros((3, 2))},
-            2,
-        )
 
 
 def test_pytorch_answers_as_its_graph_does(exported: Project) -> None:

@@ -10,8 +10,7 @@ import pytest
 from tiny_classifier import LABELS, METADATA, classifier, contents, forge, images
 from tiny_kinds import TEXTS, autoencoder_contents, table_contents, text_contents
 
-from serving.bundles.bundle import FILES, open_bundle
-from serving.bundles.manifest import MANIFEST, Gate, read_manifest
+from serving.bundles.bundle import FILES, MANIFEST, Gate, open_bundle, read_manifest
 from serving.bundles.verify import verify
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError, ModelError

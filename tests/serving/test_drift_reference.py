@@ -10,8 +10,7 @@ from drift_samples import classified, pictures, reference
 from tiny_classifier import contents, forge, images
 from tiny_kinds import SENTIMENTS, TEXTS, text_contents
 
-from serving.bundles.bundle import FILES, OPTIONAL, open_bundle
-from serving.bundles.manifest import FileInfo, read_manifest
+from serving.bundles.bundle import FILES, OPTIONAL, FileInfo, open_bundle, read_manifest
 from serving.bundles.reference import REFERENCE, Reference, read_reference
 from serving.bundles.verify import verify
 from serving.bundles.writing import write_bundle

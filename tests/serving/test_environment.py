@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import platform
@@ -9,16 +10,23 @@ import numpy as np
 import pytest
 
 from serving.files import dump_json, read_record
-from serving.machine import environment, processor
-from serving.machine.environment import Environment, describe
+from serving.machine import environment
+from serving.machine.environment import (
+    Environment,
+    cpuinfo,
+    describe,
+    flags_of,
+    processor_of,
+    this_machine,
+)
+from serving.runtime.cores import allowed_cores
 
-ARM = """processor\t: 0
-BogoMIPS\t: 50.00
-Features\t: fp asimd aes asimddp i8mm bf16
-CPU part\t: 0xd40
+TWO = """processor\t: 0
+model name\t: Tiny CPU @ 2.00GHz
+flags\t\t: fpu avx2 fma avx512_vnni something
 
 processor\t: 1
-Features\t: fp
+model name\t: Another
 """
 
 
@@ -45,21 +53,6 @@ def test_the_runtime_is_named_with_the_wheel_it_came_from():
 def test_it_survives_json():
     found = describe()
     assert read_record(Environment, json.loads(dump_json(found)), "environment") == found
-
-
-def test_the_flags_of_an_arm_processor_are_read(tmp_path, monkeypatch):
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(ARM)
-    monkeypatch.setattr(environment, "cpuinfo", lambda: processor.cpuinfo(cpuinfo))
-    found = describe()
-    assert found.flags == ("asimd", "asimddp", "i8mm", "bf16")
-    assert found.processor
-
-
-def test_without_proc_the_processor_still_has_a_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, "cpuinfo", lambda: processor.cpuinfo(tmp_path / "missing"))
-    assert describe().processor
-    assert describe().flags == ()
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1048576\n", 2**20), ("max\n", None)])
@@ -108,12 +101,6 @@ def test_where_there_is_no_proc_peak_memory_is_still_told(tmp_path, monkeypatch)
     assert environment.peak_memory_bytes() > 10 * 2**20
 
 
-def test_the_record_cannot_be_changed():
-    with pytest.raises(AttributeError):
-        describe().cores = 3  # type: ignore[misc]
-    assert Environment.__slots__
-
-
 def test_the_governor_is_told_where_the_system_shows_it(tmp_path, monkeypatch):
     shown = tmp_path / "scaling_governor"
     shown.write_text("performance\n")
@@ -123,7 +110,49 @@ def test_the_governor_is_told_where_the_system_shows_it(tmp_path, monkeypatch):
     assert describe().governor is None
 
 
-def test_the_revision_is_that_of_the_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert describe().git_revision == "unknown"
+def test_only_the_first_processor_is_read(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(TWO)
+    info = cpuinfo(tmp_path / "cpuinfo")
+    assert processor_of(info) == "Tiny CPU @ 2.00GHz"
+    assert flags_of(info) == ("avx2", "fma", "avx512_vnni")
+
+
+def test_a_processor_of_arm_has_features(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd bf16 unknown\n")
+    info = cpuinfo(tmp_path / "cpuinfo")
+    assert flags_of(info) == ("asimd", "bf16")
+    assert processor_of(info)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert cpuinfo(tmp_path / "none") == {}
+    assert flags_of({}) == ()
+    assert processor_of({})
+
+
+def test_it_says_what_the_environment_says() -> None:
+    machine, environment = this_machine("cpu"), describe()
+    assert machine.processor == environment.processor
+    assert machine.flags == environment.flags
+    assert machine.architecture == environment.architecture
+    assert machine.allowed_cores == environment.allowed_cores == allowed_cores()
+    assert machine.gpu is None
+
+
+@pytest.fixture
+def gpu_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `nvidia-smi` that names two cards and leaves a trace."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\necho Card A\necho Card B\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path / "asked"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands for the tool")
+def test_the_cards_are_asked_for_only_where_they_matter(gpu_tool: Path) -> None:
+    cpu = this_machine("cpu")
+    assert not gpu_tool.exists()
+    cuda = this_machine("cuda")
+    assert cuda == dataclasses.replace(cpu, gpu="Card A, Card B")
+    assert gpu_tool.exists()

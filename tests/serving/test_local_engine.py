@@ -14,10 +14,10 @@ from PIL import Image
 from tiny_classifier import expected_scores, images
 
 from serving.batch import engine
-from serving.batch.journal import read_journal
-from serving.batch.options import PredictOptions, RunKey
+from serving.batch.journal import RunKey, read_journal
 from serving.batch.predict import predict
 from serving.batch.report import Stages, summary
+from serving.batch.run import PredictOptions
 from serving.errors import EngineError
 
 COUNT = 300
@@ -80,8 +80,8 @@ PROGRAM = """
 import sys
 import time
 from pathlib import Path
-from serving.batch.options import PredictOptions
 from serving.batch.predict import predict
+from serving.batch.run import PredictOptions
 from serving.batch import engine, run
 from serving.inputs.decoding import ImageDecoder
 decode_file = ImageDecoder.decode_file
@@ -125,7 +125,10 @@ def test_a_signal_to_the_whole_group_ends_the_run_after_the_batch_in_hand(
         command, cwd=tmp_path, env=environment, start_new_session=True
     ) as process:
         wait_for_children(process)
-        time.sleep(1)
+        end = time.monotonic() + 60
+        while not any(tmp_path.glob("out.csv.parts/.part-*")) and time.monotonic() < end:
+            time.sleep(0.05)  # until the decoding processes are ready for the signal
+        time.sleep(0.5)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(timeout=60) == 0  # the report says that it was stopped
     journal = read_journal(tmp_path / "out.csv.parts" / "_manifest.jsonl")

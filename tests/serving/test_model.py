@@ -22,6 +22,7 @@ import serving
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError, ProviderError
 from serving.model import open_model
 from serving.runtime.session import open_session
+from serving.runtime.tensors import answer_in_batches
 
 
 def saved(tmp_path: Path, content: bytes) -> Path:
@@ -189,6 +190,21 @@ def test_any_other_model_gives_its_outputs_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answers["out1"], rows)
     assert answers["out1"].dtype == np.int32
     assert model.answers(rows[:0])["out0"].shape == (0, 3, 2)
+
+
+def test_batches_must_answer_one_entry_a_row_of_one_shape() -> None:
+    rows = {"x": np.zeros((3, 2))}
+    with pytest.raises(ModelError, match=r"a\.onnx: output total has shape \[1\] for 3 rows"):
+        answer_in_batches(lambda _: {"total": np.zeros(1)}, rows, 3, name="a.onnx")
+    with pytest.raises(
+        ModelError, match=r"a\.onnx: output y has another shape from batch to batch"
+    ):
+        answer_in_batches(
+            lambda feeds: {"y": np.zeros((len(feeds["x"]), len(feeds["x"])))},
+            rows,
+            2,
+            name="a.onnx",
+        )
 
 
 def test_an_output_without_an_entry_a_row_is_named(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from PIL import Image
 from tiny_classifier import images
 
 from serving.batch import outputs
-from serving.batch.options import PredictOptions
 from serving.batch.outputs import ShardedOutput
 from serving.batch.predict import predict
+from serving.batch.run import PredictOptions
 from serving.errors import EngineError, UsageError
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'onnx-ferry[ray]'")

@@ -6,8 +6,8 @@ from onnx import helper
 from tiny_classifier import classifier
 from tiny_kinds import text_classifier
 
+from serving.bundles.onnxfile import Header, minimum_runtime, read_header
 from serving.errors import ModelError
-from serving.runtime.onnxfile import Header, minimum_runtime, read_header
 
 
 def test_the_header_is_what_the_onnx_package_reads() -> None:

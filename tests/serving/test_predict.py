@@ -2,6 +2,7 @@ import csv
 import json
 import shutil
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,12 @@ from tiny_kinds import (
     text_contents,
 )
 
-from serving.batch.options import PredictOptions
 from serving.batch.predict import predict
 from serving.batch.report import summary
+from serving.batch.run import PredictOptions
 from serving.bundles.writing import write_bundle, write_profile
 from serving.errors import InputError, MissingInputError, UsageError
-from serving.model import Model
-from serving.runtime.session import open_session
+from serving.runtime.session import Session, open_session
 from serving.runtime.settings import SessionSettings
 
 
@@ -137,13 +137,13 @@ def test_a_failure_among_batches_side_by_side_surfaces(
     np.save(tmp_path / "rows.npy", images(100))
     before = threading.active_count()
 
-    def broken(self: Model, rows: np.ndarray, wanted: object) -> object:
-        if (rows == images(100)[40]).all(axis=(1, 2, 3)).any():
+    def broken(self: Session, feeds: Mapping[str, np.ndarray]) -> object:
+        if (feeds["images"] == images(100)[40]).all(axis=(1, 2, 3)).any():
             raise InputError("the model refused its input: row 40")
-        return run(self, rows, wanted)
+        return run(self, feeds)
 
-    run = Model._run
-    monkeypatch.setattr(Model, "_run", broken)
+    run = Session.run
+    monkeypatch.setattr(Session, "run", broken)
     with pytest.raises(InputError, match="row 40"):
         predict(bundle, [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()

@@ -9,9 +9,8 @@ from click.testing import CliRunner
 from PIL import Image
 from tiny_classifier import images
 
-from serving.batch.options import PredictOptions
 from serving.batch.predict import dry_run, predict
-from serving.batch.preview import as_text
+from serving.batch.run import PredictOptions, as_text
 from serving.cli import serving
 from serving.errors import OutputError
 

@@ -12,8 +12,7 @@ from tiny_classifier import forge, images, profile
 from tiny_kinds import TEXTS, text_contents
 
 import serving.bundles.writing
-from serving.bundles.bundle import open_bundle
-from serving.bundles.manifest import MANIFEST, read_manifest
+from serving.bundles.bundle import MANIFEST, open_bundle, read_manifest
 from serving.bundles.profiles import Profile, check_profiles, fits, profile_for, with_profile
 from serving.bundles.verify import verify
 from serving.bundles.writing import write_bundle, write_profile

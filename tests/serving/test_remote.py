@@ -26,9 +26,9 @@ from tiny_kinds import TEXTS, features, table_classifier, text_classifier
 from web_folder import Web, served
 
 from serving.batch import engine, outputs
-from serving.batch.options import PredictOptions
 from serving.batch.outputs import ShardedOutput
 from serving.batch.predict import dry_run, predict
+from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
 from serving.inputs import fetched, remote
 from serving.inputs.fetched import Fetched, RemoteImages, open_remote_images

@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 from tiny_classifier import classifier, images
 
-from serving.batch import outputs
+from serving.batch import journal, outputs
 from serving.batch.journal import read_journal
-from serving.batch.options import PredictOptions
 from serving.batch.outputs import Layout, ShardedOutput
 from serving.batch.predict import predict
 from serving.batch.report import summary
+from serving.batch.run import PredictOptions
 from serving.errors import InputError, IntegrityError, OutputError
 
 ROWS = 3000
@@ -244,7 +244,7 @@ def test_joining_can_be_interrupted_anywhere(
     output = tmp_path / "out.csv"
     for name in ("atomic_write", "write_bytes", "sync_folder"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"serving.batch.resume.{name}", broken)
+            patch.setattr(f"serving.batch.journal.{name}", broken)
             with pytest.raises(CutShortError):
                 predict(model_file, [rows], output=output, options=ONE)
     real, calls = shutil.rmtree, []
@@ -254,7 +254,7 @@ def test_joining_can_be_interrupted_anywhere(
         raise CutShortError
 
     with monkeypatch.context() as patch:
-        patch.setattr("serving.batch.resume.shutil.rmtree", half)
+        patch.setattr("serving.batch.journal.shutil.rmtree", half)
         with pytest.raises(CutShortError):
             predict(model_file, [rows], output=output, options=ONE)
     assert calls
@@ -270,8 +270,15 @@ def test_a_single_shard_that_became_the_output_is_not_asked_for_again(
     model_file: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     output = tmp_path / "out.csv"
+
+    def broken_at_the_end(path: Path, *content: bytes) -> None:
+        if path in (tmp_path, tmp_path / "out.csv.manifest.jsonl"):
+            raise CutShortError
+        real(path, *content)
+
+    real = getattr(journal, name)
     with monkeypatch.context() as patch:
-        patch.setattr(f"serving.batch.resume.{name}", broken)
+        patch.setattr(journal, name, broken_at_the_end)
         with pytest.raises(CutShortError):
             predict(model_file, [rows], output=output, options=ONE)
     report = predict(model_file, [rows], output=output, options=ONE)

@@ -12,8 +12,7 @@ import pytest
 from tiny_classifier import LABELS, classifier, contents, expected_scores, forge, images
 from tiny_kinds import TEXTS, autoencoder_contents, errors, halved, positive, text_contents
 
-from serving.bundles.bundle import open_bundle
-from serving.bundles.manifest import Golden
+from serving.bundles.bundle import Golden, open_bundle
 from serving.bundles.writing import write_bundle
 
 RUNNER = Path(__file__).parents[2] / "serving" / "bundles" / "runner.py"

@@ -9,7 +9,7 @@ import pytest
 from tiny_classifier import METADATA, SOURCE, classifier, contents, forge
 from tiny_kinds import autoencoder_contents, table_contents
 
-from serving.bundles.manifest import FileInfo, Gate, Golden, read_manifest
+from serving.bundles.bundle import FileInfo, Gate, Golden, read_manifest
 from serving.bundles.verify import VerifyReport, as_table, verify
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import IntegrityError, MissingInputError, ProviderError, UnknownNameError

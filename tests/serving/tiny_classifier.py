@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from serving.bundles.manifest import MANIFEST, Gate, Source, read_manifest, sealed
+from serving.bundles.bundle import MANIFEST, Gate, ModelOrigin, read_manifest, sealed
 from serving.bundles.profiles import Profile
 from serving.bundles.writing import BundleContents
 from serving.files import dump_json
-from serving.machine.processor import this_machine
+from serving.machine.environment import this_machine
 from serving.runtime.settings import SessionSettings
 
 # Unlike one another, so that a mix-up of the axes shows.
@@ -27,7 +27,7 @@ METADATA = {
     "ferry.weights_sha256": "1" * 64,
     "ferry.variant": "fp32",
 }
-SOURCE = Source(
+SOURCE = ModelOrigin(
     dataset="toy", weights_sha256="1" * 64, git_revision="0" * 40, ferry_version="0.1.0"
 )
 

@@ -15,8 +15,7 @@ from serving.bundles.bundle import model_source
 from serving.bundles.profiles import Goal, Profile
 from serving.console import table
 from serving.errors import InputError, UsageError
-from serving.machine.environment import Environment, describe
-from serving.machine.processor import this_machine
+from serving.machine.environment import Environment, describe, this_machine
 from serving.measuring import onnx_subject
 from serving.measuring.client import Spec
 from serving.measuring.feeds import fixed_batch
