@@ -9,22 +9,22 @@ speed is the same and whose accuracy says nothing. A model where int8 is slower 
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import torch
 
 from pipeline import layout
 from pipeline.config import params
-from pipeline.config.experiment import Experiment
+from pipeline.config.experiment import Experiment, MinSpeedup
 from pipeline.exporting import onnxmodel
 from pipeline.network.graph import build_graph
 from pipeline.proof.rows import Rows, rows_of_split
-from pipeline.quantization.job import Job, chosen_rows, run
-from pipeline.quantization.search import Settings
+from pipeline.quantization.search import QuantizationJob, run
 from pipeline.records import ready
-from pipeline.records.quantize import Budget, QuantizeReport, Search, Try, as_table
+from pipeline.records.quantize import QuantizeReport, Search, Try, as_table
 from pipeline.stages.export import to_onnx
+from pipeline.stages.quantize import calibration_rows
 from serving.console import table
 from serving.runtime.session import open_session
 
@@ -69,18 +69,26 @@ def quantized(name: str, batch_sizes: tuple[int, ...], rows: int) -> QuantizeRep
     judged = rows_of_split(data, "validation", info)
     if not trained:
         judged = Rows(name=judged.name, inputs=judged.slice(0, rows), labels=None)
-    drawn = chosen_rows(rows_of_split(data, "train", info), CALIBRATION_ROWS, 1, "train")
-    settings = Settings(goal="speed", batch_sizes=batch_sizes, seconds=SECONDS, seed=1)
-    loss = 0.3 if trained else 100.0  # random weights may decide anything
-    budget = Budget(accuracy_loss=loss, error_increase=5.0, min_speedup=1.0)
-    job = Job(
+    config = replace(
+        experiment.quantize,
+        goal="speed",
+        accuracy_loss=0.3 if trained else 100.0,  # random weights may decide anything
+        error_increase=5.0,
+        min_speedup=MinSpeedup(fp16=1.0, int8=1.0),
+        batch_sizes=batch_sizes,
+        seconds=SECONDS,
+        calibration_rows=CALIBRATION_ROWS,
+        recipes=(),
+        seed=1,
+        skip={},
+    )
+    job = QuantizationJob(
         name=name if trained else f"{name} (random weights)",
         model=model,
-        calibration=drawn,
-        rows=judged,
-        settings=settings,
-        budgets={"int8": budget},
-        skip={},
+        calibration=calibration_rows(data, info, config, name),
+        judged=judged,
+        variants=["int8"],
+        config=config,
     )
     return run(job).report
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.config.experiment import Experiment, Params
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,6 +30,22 @@ class ExperimentName(click.ParamType["Experiment"]):
         return params.load().experiment(value)
 
 
+class ExperimentOrFile(click.ParamType["Experiment | Path"]):
+    """An ONNX file, told by its suffix, or else an experiment of params.yaml."""
+
+    name = "experiment"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "Experiment | Path":
+        """Make a path of what ends in .onnx, and find the experiment of any other name."""
+        if str(value).endswith(".onnx"):
+            from pathlib import Path
+
+            return Path(value)
+        return ExperimentName().convert(value, param, ctx)
+
+
 def experiment_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT."""
     return click.argument("experiment", type=ExperimentName())(command)
@@ -36,6 +54,12 @@ def experiment_argument(command: Command) -> Command:
 def optional_experiment_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT to a command that has other things to work on as well."""
     return click.argument("experiment", type=ExperimentName(), required=False)(command)
+
+
+def experiment_or_file_argument(command: Command) -> Command:
+    """Add the argument EXPERIMENT or MODEL.onnx, which the command receives as `subject`."""
+    argument = click.argument("subject", metavar="EXPERIMENT|MODEL.onnx", type=ExperimentOrFile())
+    return argument(command)
 
 
 def load_params() -> "Params":

@@ -1,114 +1,101 @@
-"""`ferry quantize`: an experiment's variants, or those of any ONNX file."""
+"""`ferry quantize`: the variants of an experiment, or of any ONNX file."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import track_option
+from pipeline.commands.options import experiment_or_file_argument, track_option
 from serving.console import PATH, json_option, note, show
 
 if TYPE_CHECKING:
-    from pipeline.config.experiment import Experiment
+    from pathlib import Path
 
-SUFFIX = ".onnx"
-MIN_SPEEDUP = {"int8": 1.0, "fp16": 0.7}
-DEFAULTS: dict[str, Any] = {
-    "variant": ("int8",),
-    "accuracy_loss": 0.3,
-    "error_increase": 5.0,
-    "min_speedup": None,
-    "goal": "speed",
-    "batch": (1, 32),
-    "recipe": (),
-}
-
-
-class Subject(click.ParamType["Experiment | Path"]):
-    """An ONNX file by its suffix, else a section of params.yaml."""
-
-    name = "experiment"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002 - click's signature
-    ) -> "Experiment | Path":
-        """Read params.yaml for an experiment alone."""
-        if isinstance(value, str) and value.endswith(SUFFIX):
-            return Path(value)
-        from pipeline.config import params
-
-        return params.load().experiment(value)
+    from pipeline.config.experiment import Experiment, QuantizeConfig
 
 
 @click.command()
-@click.argument("experiment", metavar="EXPERIMENT|MODEL.onnx", type=Subject())
-@click.option("--data", metavar="ROWS", help="Rows for MODEL.onnx, as `parity` takes them.")
-@click.option("-o", "--output", metavar="DIR", type=PATH, help="Where its variants go.")
-@click.option("--variant", type=click.Choice(["int8", "fp16"]), multiple=True, help="(int8)")
+@experiment_or_file_argument
+@click.option("--data", metavar="ROWS", help="Rows for MODEL.onnx, as for `ferry parity`.")
+@click.option("-o", "--output", metavar="DIR", type=PATH, help="Folder for the variants.")
+@click.option(
+    "--variant",
+    "variants",
+    type=click.Choice(["int8", "fp16"]),
+    multiple=True,
+    help="Variant to make; may be repeated. [default: int8]",
+)
 @click.option(
     "--accuracy-loss",
     metavar="POINTS",
     type=click.FloatRange(min=0),
-    help="Most points of accuracy, or of agreement, to lose. (0.3)",
+    help="Most percentage points of accuracy, or of agreement with fp32, to lose.",
 )
 @click.option(
     "--error-increase",
     metavar="PERCENT",
     type=click.FloatRange(min=0),
-    help="The same for values that decide on no class. (5)",
+    help="Most per cent by which a model that predicts no class may be further off.",
 )
 @click.option(
     "--min-speedup",
     metavar="RATIO",
     type=click.FloatRange(min=0, min_open=True),
-    help="How many times as fast as fp32 at least. (int8 1, fp16 0.7)",
+    help="Least speedup over fp32.",
 )
-@click.option("--goal", type=click.Choice(["speed", "size"]), help="What the best is. (speed)")
+@click.option("--goal", type=click.Choice(["speed", "size"]), help="What the best recipe wins.")
 @click.option(
-    "--batch",
+    "--batch-size",
+    "batch_sizes",
     metavar="ROWS",
     type=click.IntRange(min=1),
     multiple=True,
-    help="Batch size to be fast at; may be repeated. (1 and 32)",
+    help="Batch size to be fast at; may be repeated.",
 )
-@click.option("--recipe", metavar="NAME", multiple=True, help="Try this one; may be repeated.")
+@click.option(
+    "--recipe",
+    "recipes",
+    metavar="NAME",
+    multiple=True,
+    help="Try this recipe, and no others; may be repeated.",
+)
 @track_option
 @json_option
 def quantize(
-    experiment: "Experiment | Path",
+    subject: "Experiment | Path",
     data: str | None,
-    output: Path | None,
+    output: "Path | None",
     track: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Make EXPERIMENT's model smaller or faster, inside two budgets.
+    """Make a model smaller or faster, within a budget for accuracy and one for speed.
 
-    Recipes are tried in order; the fastest or smallest is kept that loses no more accuracy than
-    allowed, on rows that are no test's, and is as fast beside fp32 on this machine as asked. Where
-    none is, no file is written and the figures say why: fp32 ships, and the exit status is 0. What
-    an experiment allows stands in params.yaml.
+    Recipes are tried in order. The fastest or smallest one is kept that loses no more accuracy than
+    allowed, on rows that are not the test's, and that is fast enough beside fp32 on this machine.
+    If there is none, no file is written, the report says why, fp32 ships, and the exit status is 0.
 
-    Or the same for MODEL.onnx, wherever it is from: at most half of ROWS, up to 512, are calibrated
-    on, the others judged on. Without labels, agreement with its own decisions takes the place of
-    accuracy. Its inputs and outputs stay as they are.
+    The settings of EXPERIMENT are in params.yaml. Those of MODEL.onnx, any ONNX file, are the
+    options; what is not given is taken from `defaults.quantize` in params.yaml. At most half of
+    ROWS are used for calibration, and the others to judge the variants. If ROWS have no labels,
+    agreement with fp32 takes the place of accuracy.
 
     Example: ferry quantize mnist-cnn
 
     Example: ferry quantize net.onnx --data rows.npz --output small
     """
+    from pathlib import Path
+
     given = {name: value for name, value in settings.items() if value not in (None, ())}
-    if isinstance(experiment, Path):
-        if data is None or output is None:
-            raise click.UsageError(f"{experiment} needs --data and --output")
-        _quantize_file(experiment, data, output, {**DEFAULTS, **given}, as_json=as_json)
-    elif data is not None or output is not None or given:
-        raise click.UsageError("only MODEL.onnx takes options; an experiment's are in params.yaml")
+    if not isinstance(subject, Path):
+        if data is not None or output is not None or given:
+            raise click.UsageError(
+                "only MODEL.onnx takes options; an experiment's are in params.yaml"
+            )
+        _quantize_experiment(subject, track=track, as_json=as_json)
+    elif data is None or output is None:
+        raise click.UsageError(f"{subject} needs --data and --output")
     else:
-        _quantize_experiment(experiment, track=track, as_json=as_json)
+        _quantize_file(subject, data, output, given, as_json=as_json)
 
 
 def _quantize_experiment(experiment: "Experiment", *, track: bool, as_json: bool) -> None:
@@ -129,31 +116,38 @@ def _quantize_experiment(experiment: "Experiment", *, track: bool, as_json: bool
 
 
 def _quantize_file(
-    model: Path, rows: str, folder: Path, settings: dict[str, Any], *, as_json: bool
+    model: "Path", rows: str, folder: "Path", given: dict[str, Any], *, as_json: bool
 ) -> None:
-    from pipeline.quantization.foreign import FileSettings, quantize_file
-    from pipeline.records.quantize import Budget, as_table
+    from dataclasses import replace
 
-    asked = settings["min_speedup"]
-    budgets = {
-        variant: Budget(
-            accuracy_loss=settings["accuracy_loss"],
-            error_increase=settings["error_increase"],
-            min_speedup=MIN_SPEEDUP[variant] if asked is None else asked,
-        )
-        for variant in settings["variant"]
-    }
-    report = quantize_file(
-        model,
-        rows,
-        folder,
-        settings=FileSettings(
-            budgets=budgets,
-            goal=settings["goal"],
-            batch_sizes=settings["batch"],
-            recipes=settings["recipe"],
-        ),
-    )
+    from pipeline.config.experiment import MinSpeedup
+    from pipeline.records.quantize import as_table
+    from pipeline.stages.quantize import quantize_file
+
+    variants = given.pop("variants", ("int8",))
+    if "min_speedup" in given:
+        ratio = given["min_speedup"]
+        given["min_speedup"] = MinSpeedup(fp16=ratio, int8=ratio)
+    config = replace(_defaults(), **given)
+    report = quantize_file(model, rows, folder, config=config, variants=variants)
     show(report, as_json=as_json, text=as_table(report))
     for variant in report.variants:
         note(f"{folder / f'{model.stem}.{variant}.onnx'}")
+
+
+def _defaults() -> "QuantizeConfig":
+    from pipeline.config.experiment import MinSpeedup, QuantizeConfig
+
+    return QuantizeConfig(
+        goal="speed",
+        accuracy_loss=0.3,
+        error_increase=5,
+        min_speedup=MinSpeedup(fp16=0.7, int8=1),
+        batch_sizes=(1, 32),
+        seconds=0.4,
+        calibration_rows=512,
+        recipes=(),
+        qat_epochs=0,
+        seed=1,
+        skip={},
+    )

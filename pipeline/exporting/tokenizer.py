@@ -1,7 +1,7 @@
 """The nodes before a text model: sentences in, ids of words out, inside the exported graph.
 
-They do what `pipeline.network.vocabulary` does, so that
-whoever runs the model gives it plain strings.
+They do what `pipeline.network.vocabulary` does, so that whoever runs the model gives it plain
+strings.
 """
 
 import numpy as np
@@ -31,6 +31,24 @@ def prepend(model: onnx.ModelProto, vocabulary: Vocabulary) -> None:
     graph.node.extend(nodes)
     graph.initializer.extend(_constants(vocabulary.length))
     model.opset_import.add(domain="ai.onnx.ml", version=LABEL_ENCODER_VERSION)
+
+
+def known_words(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The vocabulary of a model that splits texts at blanks and looks the words up; () of others.
+
+    The empty word is left out: with it the graph fills up short rows.
+    """
+    inputs = {value.name for value in model.graph.input}
+    split = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "StringSplit" and node.input[0] in inputs and not node.attribute
+    }
+    for node in model.graph.node:
+        if node.op_type == "LabelEncoder" and node.input[0] in split:
+            keys = (one.strings for one in node.attribute if one.name == "keys_strings")
+            return tuple(word.decode() for word in next(keys, ()) if word)
+    return ()
 
 
 def _nodes(vocabulary: Vocabulary) -> list[onnx.NodeProto]:

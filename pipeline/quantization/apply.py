@@ -1,6 +1,8 @@
 """Apply a recipe to a model: the same model, rows and recipe give the same bytes.
 
-What several recipes share, the prepared graph above all, is made once, in a `Source`.
+A `Quantizer` keeps what several recipes share, the prepared graph above all. Quantization of the
+weights alone is ferry's own: it suits what static quantization knows no kernel for, which are
+recurrent layers, transposed convolutions, tables of embeddings and large matrices.
 """
 
 import functools
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -20,6 +23,7 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from pipeline.exporting import onnxmodel
@@ -28,13 +32,13 @@ from pipeline.quantization.prepare import (
     RawInput,
     constants,
     copied,
-    noisiest,
+    drop_unused_constants,
+    noisiest_layers,
     prepare,
     replace_constant,
     with_raw_input,
 )
-from pipeline.quantization.recipes import Recipe
-from pipeline.quantization.weights import weight_only
+from pipeline.quantization.recipes import BLOCK, Recipe, variant_of
 
 Array = npt.NDArray[Any]
 METHODS = {
@@ -46,6 +50,7 @@ METHODS = {
 TYPES = {"U8": QuantType.QUInt8, "S8": QuantType.QInt8}
 CALIBRATION_BATCH = 64
 FEWER = 8
+"""The calibration "few" looks at one in so many rows."""
 STATIC_OPERATORS = ("Conv", "Gemm", "MatMul")
 """Those whose weights are quantized; the others hand on what is quantized already."""
 CARRIERS = (
@@ -55,17 +60,25 @@ CARRIERS = (
 # Not Conv, which is several times slower so than in float.
 DYNAMIC_OPERATORS = ["Attention", "EmbedLayerNormalization", "Gather", "LSTM", "MatMul"]
 HALF_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
+SMALLEST = 256
+"""Weights of fewer values stay as they are: the scales and nodes would cost more."""
+INT8_KERNEL = 4
+"""Round activations to int8 within the operator, row by row: in float, 8 bits are 14 times slower
+than a plain matrix."""
+# The inputs that are weights, and the axis along which each gets a scale of its own.
+WEIGHTS = {"Conv": {1: 0}, "ConvTranspose": {1: 1}, "LSTM": {1: 1, 2: 1}, "GRU": {1: 1, 2: 1}}
+HIGHEST = 127
 
 
-class Source:
-    """A model, and the rows that recipes may look at."""
+class Quantizer:
+    """Applies recipes to one model, calibrated on one set of rows."""
 
     def __init__(self, model: onnx.ModelProto, calibration: Rows, batch: int | None = None) -> None:
         """`batch` is the one batch size that the model takes, or None where any will do."""
         self.model = model
         self.calibration = calibration
+        self.fixed_batch = batch
         self.batch = batch or CALIBRATION_BATCH
-        self.fixed = batch is not None
 
     @functools.cached_property
     def prepared(self) -> onnx.ModelProto:
@@ -95,8 +108,8 @@ class Source:
         _trim(made)
         return _tagged(made, self.model, recipe)
 
-    def layers(self, recipe: Recipe) -> tuple[str, ...]:
-        """The layers that a recipe leaves in float: the noisiest of those it quantizes otherwise.
+    def float_layers(self, recipe: Recipe) -> tuple[str, ...]:
+        """The names of the layers that a recipe leaves in float: the noisiest ones.
 
         The noise is measured on some calibration rows, with all layers quantized.
         """
@@ -106,7 +119,7 @@ class Source:
         whole = self.apply(recipe)
         operators = HALF_LAYERS if recipe.kind == "half" else STATIC_OPERATORS
         wanted = self.model if recipe.kind == "half" else self._float(recipe)
-        return noisiest(wanted, whole, rows, operators)[: recipe.float_layers]
+        return noisiest_layers(wanted, whole, rows, operators)[: recipe.float_layers]
 
     def _float(self, recipe: Recipe) -> onnx.ModelProto:
         return self.raw.model if recipe.static.raw_input and self.raw else self.prepared
@@ -116,7 +129,7 @@ class Source:
         count = len(self.calibration)
         if static.calibration == "few":
             count = max(1, count // FEWER)
-        if self.fixed:
+        if self.fixed_batch:
             count = max(count - count % self.batch, self.batch)
         with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
             before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -124,7 +137,7 @@ class Source:
             quantize_static(
                 before,
                 after,
-                _Calibration(self.calibration, count, self.batch),
+                _CalibrationReader(self.calibration, count, self.batch),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=[*STATIC_OPERATORS, *CARRIERS],
                 per_channel=static.per_channel,
@@ -163,7 +176,7 @@ def to_fp16(model: onnx.ModelProto, float_layers: Sequence[str] = ()) -> onnx.Mo
     return half
 
 
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Feeds the first `count` calibration rows in batches of a fixed size."""
 
     def __init__(self, rows: Rows, count: int, batch: int) -> None:
@@ -198,9 +211,10 @@ def _feed_pixels(model: onnx.ModelProto, raw: RawInput) -> None:
 
 
 def _trim(model: onnx.ModelProto) -> None:
-    """Drop what says nothing: zero points of zero before convolutions, and unused constants.
+    """Drop zero points of zero before convolutions, and constants that nothing reads.
 
-    Elsewhere ONNX Runtime looks for the zero point before it takes a kernel of whole numbers.
+    Before other operators a zero point stays: ONNX Runtime looks for it before it takes an integer
+    kernel.
     """
     known = constants(model)
     fed = {name for node in model.graph.node if node.op_type == "Conv" for name in node.input[1:]}
@@ -214,10 +228,7 @@ def _trim(model: onnx.ModelProto) -> None:
             and known[node.input[0]].dtype in (np.int8, np.int32)
         ):
             del node.input[2]
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {value.name for value in model.graph.output}
-    for tensor in [one for one in model.graph.initializer if one.name not in used]:
-        model.graph.initializer.remove(tensor)
+    drop_unused_constants(model)
 
 
 def _tagged(made: onnx.ModelProto, original: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
@@ -225,9 +236,8 @@ def _tagged(made: onnx.ModelProto, original: onnx.ModelProto, recipe: Recipe) ->
     facts = onnxmodel.metadata(original)
     onnxmodel.strip(made)
     onnxmodel.drop_unused_domains(made)
-    variant = "fp16" if recipe.kind == "half" else "int8"
     facts |= {
-        f"{onnxmodel.METADATA}variant": variant,
+        f"{onnxmodel.METADATA}variant": variant_of(recipe),
         f"{onnxmodel.METADATA}recipe": recipe.name,
     }
     del made.metadata_props[:]
@@ -238,3 +248,126 @@ def _tagged(made: onnx.ModelProto, original: onnx.ModelProto, recipe: Recipe) ->
     made.producer_version = original.producer_version
     made.ir_version = original.ir_version
     return made
+
+
+def weight_only(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
+    """Quantize the constant weights of a prepared model, matrices to `bits`, all others to 8.
+
+    Matrices become `MatMulNBits` of the domain com.microsoft, in blocks of 32 weights; the others
+    stand behind a `DequantizeLinear`, and tables are looked up before it.
+    """
+    changed = _as_products(model)
+    for node in list(changed.graph.node):
+        if node.op_type == "Gather":
+            _quantize_table(changed, node)
+        for index, axis in WEIGHTS.get(node.op_type, {}).items():
+            _quantize_weight(changed, node, index, axis)
+    drop_unused_constants(changed)
+    known = constants(changed)
+    small = [
+        node.name
+        for node in changed.graph.node
+        if node.op_type == "MatMul" and known.get(node.input[1], np.empty(0)).size < SMALLEST
+    ]
+    with onnxmodel.quiet():
+        quantizer = MatMulNBitsQuantizer(
+            changed,
+            bits,
+            BLOCK,
+            is_symmetric=True,
+            accuracy_level=INT8_KERNEL,
+            nodes_to_exclude=small,
+        )
+        quantizer.process()
+    made: onnx.ModelProto = quantizer.model.model
+    return made
+
+
+def _as_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with each `Gemm` of a constant matrix as `MatMul` and `Add`, where it is the same."""
+    changed = copied(model)
+    known = constants(changed)
+    nodes = list(changed.graph.node)
+    del changed.graph.node[:]
+    for node in nodes:
+        if not _is_product(node, known):
+            changed.graph.node.append(node)
+            continue
+        matrix = known[node.input[1]]
+        transposed = any(one.name == "transB" and one.i for one in node.attribute)
+        name = f"{node.input[1]}.matrix"
+        replace_constant(changed, name, matrix.T if transposed else matrix)
+        has_bias = len(node.input) > 2
+        product = f"{node.output[0]}.product" if has_bias else node.output[0]
+        changed.graph.node.append(
+            helper.make_node("MatMul", [node.input[0], name], [product], name=node.name)
+        )
+        if has_bias:
+            changed.graph.node.append(
+                helper.make_node(
+                    "Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias"
+                )
+            )
+    drop_unused_constants(changed)
+    return changed
+
+
+def _is_product(node: onnx.NodeProto, known: dict[str, Array]) -> bool:
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    return (
+        node.op_type == "Gemm"
+        and node.input[1] in known
+        and known[node.input[1]].size >= SMALLEST
+        and all(attributes.get(name, value) == value for name, value in plain.items())
+    )
+
+
+def _quantize_weight(model: onnx.ModelProto, node: onnx.NodeProto, index: int, axis: int) -> None:
+    """Put a `DequantizeLinear` before a weight, with a scale for each place along `axis`."""
+    weight = constants(model).get(node.input[index])
+    if weight is None or weight.dtype != np.float32 or weight.size < SMALLEST:
+        return
+    others = tuple(number for number in range(weight.ndim) if number != axis)
+    whole, scale = _rounded(weight, np.abs(weight).max(axis=others, keepdims=True))
+    dequantize = _stored(model, node.input[index], whole, scale.ravel(), node.input[index])
+    dequantize.attribute.append(helper.make_attribute("axis", axis))
+    node.input[index] = dequantize.output[0]
+    model.graph.node.insert(0, dequantize)
+
+
+def _quantize_table(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Look up rows of whole numbers, and turn into floats those alone that were looked up."""
+    table = constants(model).get(node.input[0])
+    if table is None or table.dtype != np.float32 or table.size < SMALLEST:
+        return
+    whole, scale = _rounded(table, np.abs(table).max())
+    found = f"{node.output[0]}.whole"
+    dequantize = _stored(model, node.input[0], whole, scale, found)
+    dequantize.output[0] = node.output[0]
+    dequantize.input[0] = found
+    node.input[0] = f"{node.input[0]}.whole"
+    node.output[0] = found
+    place = [one.output[0] for one in model.graph.node].index(found)
+    model.graph.node.insert(place + 1, dequantize)
+
+
+def _stored(
+    model: onnx.ModelProto, name: str, whole: Array, scale: Array, made: str
+) -> onnx.NodeProto:
+    """Add a weight and its scale to the model; the node that makes floats of it, not yet in it."""
+    replace_constant(model, f"{name}.whole", whole)
+    replace_constant(model, f"{name}.scale", scale)
+    return helper.make_node(
+        "DequantizeLinear",
+        [f"{name}.whole", f"{name}.scale"],
+        [f"{made}.float"],
+        name=f"{made}/DequantizeLinear",
+    )
+
+
+def _rounded(weight: Array, largest: Array) -> tuple[Array, Array]:
+    """Whole numbers from -127 to 127 and the scales that make the weights of them again."""
+    scale = np.maximum(largest, np.finfo(np.float32).tiny) / HIGHEST
+    whole = np.clip(np.rint(weight / scale), -HIGHEST, HIGHEST).astype(np.int8)
+    return whole, scale.astype(np.float32)

@@ -1,9 +1,8 @@
-"""Make a graph ready for quantization: constants folded, normalisation merged, rows as they are.
+"""Make a graph ready for quantization, and find the layers that quantization disturbs most.
 
-Quantizers look for constant weights behind known operators; what a trainer's exporter writes is
-brought to that form by ONNX Runtime's own optimizations of the lowest level, which run anywhere.
-
-Which layers quantization disturbs most: the signal-to-noise ratio of each, worst first.
+Quantizers look for constant weights behind known operators. ONNX Runtime's lowest optimizations,
+which run on any machine, bring what an exporter writes to that form. How much a layer is disturbed
+is measured by the signal-to-noise ratio of its output.
 """
 
 import math
@@ -24,6 +23,9 @@ from serving.runtime.session import open_session
 
 Array = npt.NDArray[Any]
 LARGEST_PIXEL = 255
+SILENCE = 1e-30
+"""The least energy of a signal or of noise, so that their ratio stays finite."""
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +94,14 @@ def replace_constant(model: onnx.ModelProto, name: str, value: Array) -> None:
             tensor.CopyFrom(made)
             return
     model.graph.initializer.append(made)
+
+
+def drop_unused_constants(model: onnx.ModelProto) -> None:
+    """Remove the initializers that no node reads and that are no output."""
+    used = {name for node in model.graph.node for name in node.input}
+    used |= {value.name for value in model.graph.output}
+    for tensor in [one for one in model.graph.initializer if one.name not in used]:
+        model.graph.initializer.remove(tensor)
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -168,16 +178,10 @@ def _rewire(
         for index, taken in enumerate(node.input):
             if taken == multiply.output[0]:
                 node.input[index] = subtract.output[0]
-    used = {taken for node in model.graph.node for taken in node.input}
-    for tensor in [one for one in model.graph.initializer if one.name not in used]:
-        model.graph.initializer.remove(tensor)
+    drop_unused_constants(model)
 
 
-SILENCE = 1e-30
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-
-
-def noisiest(
+def noisiest_layers(
     wanted: onnx.ModelProto,
     found: onnx.ModelProto,
     feeds: Mapping[str, Array],
@@ -200,7 +204,7 @@ def noisiest(
     shared = [name for name in names if name in after and name not in fed]
     left = _values(wanted, shared, feeds)
     right = _values(found, list(dict.fromkeys(after[name] for name in shared)), feeds)
-    noise = {name: 10 ** (-decibels(left[name], right[after[name]]) / 10) for name in shared}
+    noise = {name: 10 ** (-snr_db(left[name], right[after[name]]) / 10) for name in shared}
     added = {
         layer: noise[made] - noise.get(taken, 0.0)
         for layer, (taken, made) in compared.items()
@@ -209,7 +213,7 @@ def noisiest(
     return tuple(sorted(added, key=lambda name: -added[name]))
 
 
-def decibels(wanted: Array, found: Array) -> float:
+def snr_db(wanted: Array, found: Array) -> float:
     """The signal-to-noise ratio, 10 log10 of the energies of what was wanted and of the error."""
     wanted = wanted.astype(np.float64)
     error = found.astype(np.float64) - wanted

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel
 from pipeline.network.graph import Graph, load_graph
-from pipeline.quantization.recipes import Recipe
+from pipeline.quantization.recipes import BLOCK, Recipe
 from pipeline.records import ready
 from pipeline.stages.export import to_onnx
 from pipeline.training.distributed import Team
@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 LR_PART = 0.05
 """Of the training's own peak: the weights are nearly right already."""
-BLOCK = 32
-"""Weights of a matrix that share a scale where weights alone are quantized."""
 MEMORY = 0.95
 """Decay per step of the ranges of activations."""
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)

@@ -1,7 +1,7 @@
-"""The recipes of quantization: a short name says all of one, as `static-u8s8-raw-entropy` does.
+"""The recipes of quantization: a name such as `static-u8s8-raw-entropy` says all of one.
 
-A name goes into params.yaml, into the metrics and into the model's own metadata, and `parse` makes
-the recipe of it again.
+The name stands in params.yaml, in the report and in the model's metadata; `parse` makes the recipe
+of it.
 """
 
 import re
@@ -16,6 +16,8 @@ Calibration = Literal["minmax", "entropy", "percentile", "few"]
 """Where the ranges of activations come from; "few" is the least and largest of an eighth of the
 rows."""
 TYPES = {"u8s8": ("U8", "S8"), "s8s8": ("S8", "S8"), "u8u8": ("U8", "U8")}
+BLOCK = 32
+"""Weights of a matrix that share a scale where the weights alone are quantized."""
 CALIBRATIONS: Final[tuple[Calibration, ...]] = ("percentile", "entropy", "few")
 
 
@@ -75,11 +77,11 @@ def variant_of(recipe: Recipe) -> Variant:
     return "fp16" if recipe.kind == "half" else "int8"
 
 
-def words(recipe: Recipe) -> str:
+def describe_recipe(recipe: Recipe) -> str:
     """What a recipe does, for a person."""
     match recipe.kind:
         case "static":
-            message = _static_words(recipe.static)
+            message = _describe_static(recipe.static)
         case "dynamic":
             scales = "a scale per channel" if recipe.per_channel else "a scale per tensor"
             message = f"int8 weights, {scales}, activations measured at each call"
@@ -95,7 +97,7 @@ def words(recipe: Recipe) -> str:
     return message
 
 
-def _static_words(static: Static) -> str:
+def _describe_static(static: Static) -> str:
     names = {"U8": "uint8", "S8": "int8"}
     ranges = {
         "minmax": "least and largest values",

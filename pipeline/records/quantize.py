@@ -81,6 +81,18 @@ class Try:
             product *= ratio.median
         return product ** (1 / count) if count else 0.0
 
+    def figures(self) -> str:
+        """What it lost and won, on one line; the verdict where nothing was measured."""
+        parts = []
+        if self.quality and self.quality.loss is not None:
+            unit = "points" if self.quality.flips is not None else "%"
+            parts.append(f"{self.quality.loss:.2f} {unit} of {self.quality.measure} lost")
+        if self.size_ratio is not None:
+            parts.append(f"{self.size_ratio:.2f} of the size")
+        for size, ratio in self.speedup.items():
+            parts.append(f"{ratio.median:.2f} times as fast at batch {size}")
+        return ", ".join(parts) or self.verdict
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:

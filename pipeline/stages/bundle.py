@@ -1,30 +1,50 @@
-"""`ferry bundle EXPERIMENT`: make the folder that is deployed, of the best variant that passed.
+"""`ferry bundle`: make the folder that is deployed, of an experiment's best variant or of a file.
 
-Nothing unproven ships: a variant without a passed gate, or one whose file is not the one that was
-compared and timed, is never chosen.
+Nothing unproven ships. A variant without a passed gate, or one whose file is not the one that was
+compared and timed, is never chosen. A file that ferry did not export must be the very one that its
+report of `ferry parity`, or of `ferry export --module`, is about, and have passed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 
 from pipeline import tracking
-from pipeline.bundling.gains import gains_over_fp32, on_cpu
-from pipeline.bundling.proof import gates_of
-from pipeline.bundling.reference import reference_of
+from pipeline.bundling.proof import Proof, gates_of, read_proof
 from pipeline.config.experiment import BundleConfig, Experiment
 from pipeline.errors import GateError
+from pipeline.exporting.onnxfile_checks import load_foreign
+from pipeline.exporting.tokenizer import known_words
+from pipeline.proof.rows import open_rows
 from pipeline.records import ReportFiles, read, ready, write
-from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain
+from pipeline.records.benchmark import (
+    BenchmarkReport,
+    BundleReport,
+    Gain,
+    gains_over_fp32,
+    on_cpu,
+)
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.train import TrainReport
-from serving.bundles.bundle import ModelOrigin
+from serving.bundles.bundle import FOREIGN, ModelOrigin
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, write_bundle
-from serving.errors import IntegrityError
+from serving.drift.training_data import reference_of
+from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
-from serving.runtime.session import open_session
+from serving.measuring.feeds import fixed_batch
+from serving.runtime.session import Session, open_session
+from serving.runtime.tensors import LOGITS, PROBABILITIES, as_fed
+
+Array = npt.NDArray[Any]
+GOLDEN_DIFF = 1e-4
+"""What a device may be off where no gate says it, relative to the largest golden output."""
+UNKNOWN = "unknown"
 
 
 def bundle(
@@ -41,46 +61,127 @@ def bundle(
 
     `details` is the folder of the experiment's train.json, parity.json and benchmark.json, `data`
     the preprocessed data set that the golden rows and the statistics of `reference.json` come from.
-    Its own report goes to `files`.
+    The report goes to `files`.
 
     Raises MissingInputError, GateError when fp32 did not pass its gate, and IntegrityError when a
     file is not the one that was measured.
     """
-    trained = read(TrainReport, details / "train.json", f"ferry train {experiment.name}")
-    parity = read(ParityReport, details / "parity.json", f"ferry parity {experiment.name}")
-    timed = read(BenchmarkReport, details / "benchmark.json", f"ferry benchmark {experiment.name}")
-    gains = _gains(parity, timed, experiment.bundle.goal)
-    variant, reason = choose(gains, experiment.bundle)
+    name, config = experiment.name, experiment.bundle
+    trained = read(TrainReport, details / "train.json", f"ferry train {name}")
+    parity = read(ParityReport, details / "parity.json", f"ferry parity {name}")
+    timed = read(BenchmarkReport, details / "benchmark.json", f"ferry benchmark {name}")
+    gains = _gains(parity, timed, config.goal)
+    variant, reason = choose(gains, config)
     proven = parity.variants[variant]
     content = _proven_bytes(models[variant], proven, timed, variant)
+    training, held_out, test = (
+        ready.open_split(data, split).inputs for split in ("train", "validation", "test")
+    )
     contents = BundleContents(
-        name=experiment.name,
+        name=name,
         variant=variant,
         model=content,
         labels=trained.labels,
-        golden_input=np.array(
-            ready.open_split(data, "test").inputs[: experiment.bundle.golden_rows]
-        ),
+        golden_input=np.array(test[: config.golden_rows]),
         golden_max_abs_diff=_golden_limit(proven),
         metrics=_metrics(trained, proven),
         parity=gates_of(proven),
-        source=_source(experiment, trained, content),
-        reference=_reference(models[variant], data),
+        source=ModelOrigin(
+            dataset=experiment.dataset,
+            weights_sha256=trained.weights_sha256,
+            git_revision=trained.git_revision,
+            ferry_version=open_session(content, threads=1).metadata["ferry.version"],
+        ),
+        reference=_reference(models[variant], training, held_out, data.name),
     )
+    report = _ship(folder, contents, reason=reason, goal=config.goal, gains=gains)
+    write(report, files)
+    with tracking.run_of_weights(name, trained.weights_sha256, track=track) as tracker:
+        tracker.log_tags({"ferry.bundle": report.digest, "ferry.bundle_variant": variant})
+    return report
+
+
+def bundle_file(
+    model: Path,
+    folder: Path,
+    *,
+    rows: str,
+    parity: Path,
+    golden_rows: int,
+    labels: Path | None = None,
+    reference: str | None = None,
+) -> BundleReport:
+    """Write the bundle `folder` of any ONNX file, byte for byte as it is.
+
+    `rows` is what `open_rows` takes, whose first `golden_rows` become the golden rows; `parity` the
+    report of a comparison in which `model` was the candidate, or of its export; `labels` a text
+    file with a line for each class, without which they are numbered, as in `ferry predict`.
+    `reference` is the rows that the model was trained on, or others like them, if their
+    distribution is to be kept.
+
+    Raises MissingInputError; ModelError for a file that `load_foreign` refuses or that does not
+    run; GateError for a report that did not pass; IntegrityError for one about another file; and
+    InputError for a model that has not one input with a batch axis, and for labels or rows that do
+    not fit it.
+    """
+    load_foreign(model)
+    content = model.read_bytes()
+    proof = read_proof(parity, model, sha256_of_bytes(content))
+    session = open_session(content, threads=1)
+    _check_inputs(model, session)
+    golden = _golden_rows(rows, session, golden_rows)
+    answers = session.run({session.inputs[0].name: as_fed(golden)})
+    contents = BundleContents(
+        name=model.stem,
+        variant=FOREIGN,
+        model=content,
+        labels=_labels(labels, answers),
+        golden_input=golden,
+        golden_max_abs_diff=_tolerance(proof, list(answers.values())),
+        metrics={} if proof.accuracy is None else {"accuracy": proof.accuracy},
+        parity=proof.gates,
+        source=ModelOrigin(
+            dataset=proof.data,
+            weights_sha256=proof.reference_sha256,
+            git_revision=UNKNOWN,
+            ferry_version=metadata.version("onnx-ferry"),
+        ),
+        reference=_reference_of_rows(model, reference, session) if reference else None,
+    )
+    reason = f"it answers as {proof.reference} does, on {proof.data}"
+    return _ship(folder, contents, reason=reason, goal=None, gains={})
+
+
+def _ship(
+    folder: Path,
+    contents: BundleContents,
+    *,
+    reason: str,
+    goal: str | None,
+    gains: Mapping[str, Gain],
+) -> BundleReport:
     manifest = write_bundle(folder, contents)
-    report = BundleReport(
-        experiment=experiment.name,
-        variant=variant,
+    return BundleReport(
+        experiment=contents.name,
+        variant=contents.variant,
         reason=reason,
-        goal=experiment.bundle.goal,
+        goal=goal,
         gains=gains,
+        sha256=sha256_of_bytes(contents.model),
+        classes=len(contents.labels),
+        golden_rows=len(contents.golden_input),
+        reference_rows=contents.reference.rows if contents.reference else 0,
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         digest=manifest.digest,
     )
-    write(report, files)
-    with tracking.run_of_weights(experiment.name, trained.weights_sha256, track=track) as tracker:
-        tracker.log_tags({"ferry.bundle": manifest.digest, "ferry.bundle_variant": variant})
-    return report
+
+
+def _reference(model: Path, training: Array, held_out: Array, data: str) -> Reference:
+    words = known_words(onnx.load(model, load_external_data=False))
+    return reference_of(model, training, held_out=held_out, data=data, known_words=words)
+
+
+# The choice of an experiment's variant
 
 
 def choose(gains: Mapping[str, Gain], config: BundleConfig) -> tuple[str, str]:
@@ -102,25 +203,6 @@ def choose(gains: Mapping[str, Gain], config: BundleConfig) -> tuple[str, str]:
     )
     message = f" ({others} times as good)" if others else ""
     return "fp32", f"no other variant is {config.min_gain:g} times better in {config.goal}{message}"
-
-
-def _source(experiment: Experiment, trained: TrainReport, content: bytes) -> ModelOrigin:
-    return ModelOrigin(
-        dataset=experiment.dataset,
-        weights_sha256=trained.weights_sha256,
-        git_revision=trained.git_revision,
-        ferry_version=open_session(content, threads=1).metadata["ferry.version"],
-    )
-
-
-def _reference(model: Path, data: Path) -> Reference:
-    """Of the rows that the model was fitted to, and of its answers to rows that it was not."""
-    return reference_of(
-        model,
-        ready.open_split(data, "train").inputs,
-        held_out=ready.open_split(data, "validation").inputs,
-        data=data.name,
-    )
 
 
 def _describe(gain: Gain) -> str:
@@ -171,3 +253,86 @@ def _golden_limit(proven: VariantParity) -> float:
     if proven.limits.max_abs_diff is not None:
         return proven.limits.max_abs_diff
     return max(proven.max_abs_diff, proven.max_probability_diff or 0.0)
+
+
+# The parts of a file's bundle
+
+
+def _reference_of_rows(model: Path, rows: str, session: Session) -> Reference:
+    opened = open_rows(rows, session.inputs)
+    array = opened.inputs[session.inputs[0].name]
+    return _reference(model, array, array, opened.name)
+
+
+def _check_inputs(model: Path, session: Session) -> None:
+    names = [info.name for info in session.inputs]
+    if len(names) != 1:
+        raise InputError(
+            f"{model} has the inputs {', '.join(names) or '(none)'}; a bundle's model has one, "
+            f"which its golden rows and its runner feed"
+        )
+    if not session.inputs[0].shape:
+        raise InputError(f"{model}: input {names[0]} has no batch axis")
+
+
+def _golden_rows(rows: str, session: Session, count: int) -> Array:
+    """The first rows: `count` of them, or as many as the one batch size that the model takes."""
+    info = session.inputs[0]
+    array = open_rows(rows, session.inputs).inputs[info.name]
+    wanted = fixed_batch(session.inputs)
+    if wanted is not None and len(array) < wanted:
+        raise InputError(f"{rows} holds {len(array)} rows, the model takes {wanted} at once")
+    taken: Array = np.array(array[: wanted or count])
+    return taken
+
+
+def _labels(labels: Path | None, answers: dict[str, Array]) -> tuple[str, ...]:
+    classes = _classes(answers)
+    if labels is None:
+        return tuple(str(index) for index in range(classes or 0))
+    lines = require(labels, "your own list of the classes").read_bytes()
+    try:
+        names = tuple(lines.decode("utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{labels} is not a text in UTF-8") from error
+    if classes is None:
+        raise InputError(
+            f"{labels} has {len(names)} labels, but no output of the model tells classes: it has "
+            f"{', '.join(answers)}"
+        )
+    if len(names) != classes:
+        raise InputError(f"{labels} has {len(names)} labels, the model tells {classes} classes")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        raise InputError(
+            f"{labels} has {'an empty label' if '' in names else f'{twice[0]!r} twice'}"
+        )
+    return names
+
+
+def _classes(answers: dict[str, Array]) -> int | None:
+    """How many classes the model tells: those of its scores, by their usual names, or its only."""
+    tables = {name: value for name, value in answers.items() if _is_table(value)}
+    for name in (PROBABILITIES, LOGITS):
+        if name in tables:
+            return int(tables[name].shape[1])
+    return int(next(iter(tables.values())).shape[1]) if len(tables) == 1 else None
+
+
+def _is_table(value: object) -> bool:
+    return (
+        isinstance(value, np.ndarray)
+        and value.ndim == 2
+        and value.shape[1] > 1
+        and value.dtype.kind == "f"
+    )
+
+
+def _tolerance(proof: Proof, answers: Sequence[Array]) -> float:
+    """What a device may be off: what the gate allowed, or a part of the largest output."""
+    largest = [
+        float(np.abs(one.astype(np.float64)).max(initial=0))
+        for one in answers
+        if isinstance(one, np.ndarray) and one.dtype.kind in "fiu"
+    ]
+    return proof.limit or GOLDEN_DIFF * max(largest, default=1.0)

@@ -1,32 +1,39 @@
-"""`ferry quantize EXPERIMENT`: search the recipe that makes the model smaller or faster, not worse.
+"""`ferry quantize`: search the recipe that makes a model smaller or faster, and not worse.
 
-A variant is made of the best recipe that is inside both budgets of params.yaml: what accuracy it
-may lose, on rows that are no test's, and how fast it must be beside fp32 on this machine. Where
-none is, fp32 ships and the metrics say why. Each recipe gives the same bytes of the same inputs;
-which one is chosen depends on speeds that are measured, so `recipes` in params.yaml may name it.
+A variant is made with the best recipe inside both budgets: what accuracy it may lose, on rows that
+are not the test's, and how fast it must be beside fp32 on this machine. Where there is none, fp32
+ships and the report says why. A recipe gives the same bytes of the same inputs everywhere; which
+one is best depends on speeds that are measured, so `recipes` in params.yaml may name it.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
 from pipeline import layout, tracking
-from pipeline.config.experiment import Experiment, ParityConfig, QuantizeConfig
+from pipeline.config.experiment import Experiment, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
-from pipeline.proof.rows import Rows, rows_of_split
+from pipeline.exporting.onnxfile_checks import load_foreign
+from pipeline.proof.rows import Rows, open_rows, rows_of_split
 from pipeline.quantization import recipes
-from pipeline.quantization.job import Job, Training, chosen_rows, run, write_variants
 from pipeline.quantization.recipes import Recipe
-from pipeline.quantization.search import Settings
+from pipeline.quantization.search import VARIANTS, QuantizationJob, Retraining, run
 from pipeline.records import ReportFiles, ready, write
-from pipeline.records.quantize import Budget, QuantizeReport
+from pipeline.records.quantize import QuantizeReport
 from pipeline.stages.page import figures
 from pipeline.stages.page.figures import pareto, tries_csv
-from serving.errors import UnknownNameError
-from serving.files import write_text
+from serving.errors import InputError, UnknownNameError, UsageError
+from serving.files import write_json, write_text
+from serving.measuring.feeds import fixed_batch
 from serving.runtime.session import open_session
 from serving.runtime.tensors import TensorInfo
+
+FEWEST_ROWS = 2
 
 
 def quantize(
@@ -48,7 +55,7 @@ def quantize(
     Raises MissingInputError, IntegrityError, ModelError, and ConfigError for too few rows and for
     recipes that do not exist.
     """
-    config = experiment.quantize
+    config, gates = experiment.quantize, experiment.parity
     _check_recipes(config, experiment.name)
     original = onnxmodel.load(model, f"ferry export {experiment.name}")
     info = open_session(model, threads=1).inputs[0]
@@ -59,31 +66,64 @@ def quantize(
         weights = model.with_name(layout.weights(experiment.name).name)
         return trained_again(original, weights, data, recipe, experiment=experiment)
 
-    outcome = run(
-        Job(
+    found = run(
+        QuantizationJob(
             name=experiment.name,
             model=original,
             calibration=calibration_rows(data, info, config, experiment.name),
-            rows=judging_rows(data, info),
-            settings=_settings(config, experiment.parity),
-            budgets={
-                variant: _budget(config, variant)
-                for variant in ("fp16", "int8")
-                if variant not in config.skip
-            },
-            skip=config.reasons,
-            training=Training(epochs=config.qat_epochs, model=trained)
+            judged=judging_rows(data, info),
+            variants=[variant for variant in VARIANTS if variant not in config.skip],
+            config=config,
+            min_snr_db={"fp16": gates.fp16.min_snr_db, "int8": gates.int8.min_snr_db},
+            retraining=Retraining(epochs=config.qat_epochs, model=trained)
             if config.qat_epochs
             else None,
         )
     )
-    write_variants(outcome, folder)
-    write_text(plots / "tries.csv", tries_csv(outcome.report))
+    found.write(folder)
+    write_text(plots / "tries.csv", tries_csv(found.report))
     title = f"{experiment.name}: what each recipe lost and won"
-    write_text(plots / "pareto.svg", figures.as_svg(pareto(outcome.report), title) + "\n")
-    _record(outcome.report, onnxmodel.metadata(original), track=track)
-    write(outcome.report, files)
-    return outcome.report
+    write_text(plots / "pareto.svg", figures.as_svg(pareto(found.report), title) + "\n")
+    _record(found.report, onnxmodel.metadata(original), track=track)
+    write(found.report, files)
+    return found.report
+
+
+def quantize_file(
+    model: Path, rows: str, folder: Path, *, config: QuantizeConfig, variants: Sequence[Variant]
+) -> QuantizeReport:
+    """Write the `variants` of any ONNX file that are inside both budgets to `folder`.
+
+    They are called as the file, with the variant before `.onnx`, beside `quantize.json`, the trace.
+    The model's inputs and outputs stay as they are. `rows` is what `open_rows` takes: at most half
+    of them, up to `calibration_rows`, are calibrated on and the others judged on. Without labels,
+    agreement with fp32's decisions takes the place of accuracy.
+
+    Raises MissingInputError, InputError for rows that the model does not take and for fewer than
+    two, ModelError for a file that ferry cannot run, UnknownNameError for a recipe that does not
+    exist, and UsageError for a folder in which a variant would replace the model itself.
+    """
+    original = load_foreign(model)
+    session = open_session(model, threads=1)
+    for variant in variants:
+        if (folder / f"{model.stem}.{variant}.onnx").resolve() == model.resolve():
+            raise UsageError(f"{model} would be replaced by its own variant; name another --output")
+    batch = fixed_batch(session.inputs)
+    calibration, judged = _halves(open_rows(rows, session.inputs), config, batch or 1)
+    found = run(
+        QuantizationJob(
+            name=model.name,
+            model=original,
+            calibration=calibration,
+            judged=judged,
+            variants=variants,
+            config=replace(config, skip={}),
+            batch=batch,
+        )
+    )
+    found.write(folder, model.stem)
+    write_json(folder / "quantize.json", found.report)
+    return found.report
 
 
 def calibration_rows(data: Path, info: TensorInfo, config: QuantizeConfig, name: str) -> Rows:
@@ -94,7 +134,9 @@ def calibration_rows(data: Path, info: TensorInfo, config: QuantizeConfig, name:
             f"experiments.{name}.quantize.calibration_rows must be at most {len(train)}, "
             f"the rows of the training split, got {config.calibration_rows}"
         )
-    return chosen_rows(train, config.calibration_rows, config.seed, f"{train.name}, drawn")
+    generator = np.random.default_rng(config.seed)
+    drawn = generator.choice(len(train), config.calibration_rows, replace=False)
+    return _chosen(train, drawn, f"{train.name}, drawn")
 
 
 def judging_rows(data: Path, info: TensorInfo) -> Rows:
@@ -103,31 +145,36 @@ def judging_rows(data: Path, info: TensorInfo) -> Rows:
     return rows_of_split(data, "validation" if validation.shape[0] else "train", info)
 
 
+def _halves(rows: Rows, config: QuantizeConfig, batch: int) -> tuple[Rows, Rows]:
+    """Rows to calibrate on, and the others, to judge on; of a fixed batch at least one each."""
+    least = max(FEWEST_ROWS, 2 * batch)
+    if len(rows) < least:
+        raise InputError(
+            f"{rows.name} holds {len(rows)} rows; quantization needs {least} or more, half to "
+            f"calibrate on and half to judge on"
+        )
+    count = min(config.calibration_rows, len(rows) // 2)
+    count = max(count - count % batch, batch)
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    return (
+        _chosen(rows, order[:count], f"{rows.name}, to calibrate on"),
+        _chosen(rows, order[count:], f"{rows.name}, to judge on"),
+    )
+
+
+def _chosen(rows: Rows, indices: npt.NDArray[np.int64], name: str) -> Rows:
+    """Some of the rows, in their own order."""
+    ordered = np.sort(indices)
+    labels = None if rows.labels is None else rows.labels[ordered]
+    return Rows(name=name, inputs=rows.take(ordered), labels=labels)
+
+
 def _check_recipes(config: QuantizeConfig, name: str) -> None:
     for number, recipe in enumerate(config.recipes):
         try:
             recipes.parse(recipe)
         except UnknownNameError as error:
             raise ConfigError(f"experiments.{name}.quantize.recipes.{number}: {error}") from error
-
-
-def _settings(config: QuantizeConfig, gates: ParityConfig) -> Settings:
-    return Settings(
-        goal=config.goal,
-        batch_sizes=config.batch_sizes,
-        seconds=config.seconds,
-        seed=config.seed,
-        only=config.recipes,
-        min_snr_db={"fp16": gates.fp16.min_snr_db, "int8": gates.int8.min_snr_db},
-    )
-
-
-def _budget(config: QuantizeConfig, variant: str) -> Budget:
-    return Budget(
-        accuracy_loss=config.accuracy_loss,
-        error_increase=config.error_increase,
-        min_speedup=config.min_speedup.of(variant),
-    )
 
 
 def _record(report: QuantizeReport, metadata: dict[str, str], *, track: bool) -> None:

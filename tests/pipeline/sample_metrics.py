@@ -411,6 +411,10 @@ def bundle(name: str) -> dict[str, object]:
             "fp32": {"times": 1.0, "low": 1.0, "high": 1.0},
             "int8": {"times": 1.7, "low": 1.6, "high": 1.8},
         },
+        "sha256": "ab" * 32,
+        "classes": 10,
+        "golden_rows": 16,
+        "reference_rows": 1257,
         "digest": "ef" * 32,
         "bytes": 65_000,
     }

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 from small_onnx import FLOAT, model, node
 
-from pipeline.bundling.foreign import GOLDEN_ROWS, bundle_file
 from pipeline.cli import ferry
 from pipeline.errors import GateError
 from pipeline.records.module import ModuleReport
 from pipeline.records.parity import Limits, PairReport
+from pipeline.stages.bundle import bundle_file
 from pipeline.tracking.runs import experiment_of
 from serving import open_model
 from serving.batch.answers import answer
@@ -28,6 +29,7 @@ from serving.errors import FerryError, InputError, IntegrityError, MissingInputE
 from serving.files import sha256_of_file, write_json
 from serving.measuring.bench import BenchOptions, bench
 
+GOLDEN_ROWS = 16
 ROWS = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
 LIMITS = Limits(
     max_abs_diff=1e-4,
@@ -72,9 +74,17 @@ def proof(path: Path, *, rows: str = "rows.npy") -> Path:
 
 def bundled(path: Path, labels: Path | None = None) -> Path:
     folder = path.parent / "bundles" / path.stem
-    rows = str(path.parent / "rows.npy")
-    bundle_file(path, folder, rows=rows, parity=path.with_suffix(".json"), labels=labels)
+    bundle_file(path, folder, **proven_by(path), labels=labels)
     return folder
+
+
+def proven_by(path: Path) -> dict[str, Any]:
+    """What `bundle_file` is given of a file beside its rows and its proof."""
+    return {
+        "rows": str(path.parent / "rows.npy"),
+        "parity": path.with_suffix(".json"),
+        "golden_rows": GOLDEN_ROWS,
+    }
 
 
 def refused(path: Path, error: type[FerryError], labels: Path | None = None) -> str:
@@ -220,8 +230,9 @@ def test_training_rows_tell_when_others_have_moved(proven: Path) -> None:
     rng = np.random.default_rng(6)
     np.save(proven.parent / "train.npy", rng.normal(size=(3000, 3)).astype(np.float32))
     folder = proven.parent / "made"
-    arguments = {"rows": str(proven.parent / "rows.npy"), "parity": proven.with_suffix(".json")}
-    report = bundle_file(proven, folder, **arguments, reference=str(proven.parent / "train.npy"))
+    report = bundle_file(
+        proven, folder, **proven_by(proven), reference=str(proven.parent / "train.npy")
+    )
     assert report.reference_rows == 3000
     assert verify(folder).passed
     reference = open_bundle(folder).reference()
@@ -240,12 +251,11 @@ def test_training_rows_tell_when_others_have_moved(proven: Path) -> None:
 
 def test_training_rows_that_the_model_does_not_take(proven: Path) -> None:
     np.save(proven.parent / "train.npy", ROWS[:, :2])
-    arguments = {"rows": str(proven.parent / "rows.npy"), "parity": proven.with_suffix(".json")}
     with pytest.raises(InputError, match=r"the model takes float32 \[rows, 3\]"):
         bundle_file(
             proven,
             proven.parent / "made",
-            **arguments,
+            **proven_by(proven),
             reference=str(proven.parent / "train.npy"),
         )
     assert not (proven.parent / "made").exists()

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 import sample_metrics
 
-from pipeline.bundling.gains import gains_over_fp32, on_cpu
-from pipeline.records.benchmark import BenchmarkReport
+from pipeline.records.benchmark import BenchmarkReport, gains_over_fp32, on_cpu
 from serving.errors import IntegrityError
 from serving.measuring.report import Measured, Row
 

@@ -3,12 +3,12 @@
 import numpy as np
 import onnx
 import pytest
-from small_models import image_net, product_net, recurrent_net, rows_for
+from small_models import image_net, product_net, recurrent_net, rows_for, table_net
 
 from pipeline.exporting import onnxmodel
 from pipeline.proof.rows import Rows
-from pipeline.quantization.apply import Source, to_fp16
-from pipeline.quantization.prepare import constants
+from pipeline.quantization.apply import Quantizer, to_fp16, weight_only
+from pipeline.quantization.prepare import constants, prepare
 from pipeline.quantization.recipes import parse
 from serving.runtime.session import Session, open_session
 
@@ -17,8 +17,8 @@ UINT8, INT8 = onnx.TensorProto.UINT8, onnx.TensorProto.INT8
 
 
 @pytest.fixture(scope="module")
-def images() -> Source:
-    return Source(IMAGES, rows_for(IMAGES, 64))
+def images() -> Quantizer:
+    return Quantizer(IMAGES, rows_for(IMAGES, 64))
 
 
 def session_of(model: onnx.ModelProto) -> Session:
@@ -43,13 +43,13 @@ def quantized_types(model: onnx.ModelProto) -> tuple[set[int], set[int]]:
     return activations, weights
 
 
-def test_types_are_those_of_the_name(images: Source) -> None:
+def test_types_are_those_of_the_name(images: Quantizer) -> None:
     assert quantized_types(images.apply(parse("static-u8s8"))) == ({UINT8}, {INT8})
     assert quantized_types(images.apply(parse("static-s8s8"))) == ({INT8}, {INT8})
     assert quantized_types(images.apply(parse("static-u8u8"))) == ({UINT8}, {UINT8})
 
 
-def test_scales_are_per_channel_or_one(images: Source) -> None:
+def test_scales_are_per_channel_or_one(images: Quantizer) -> None:
     for name, shape in (("static-u8s8", (8,)), ("static-u8s8-tensor", ())):
         known = constants(images.apply(parse(name)))
         assert known["w1_scale"].shape == shape
@@ -62,7 +62,7 @@ def test_scales_are_per_channel_or_one(images: Source) -> None:
         *("static-s8s8-tensor-few", "weights-int8", "dynamic", "half"),
     ],
 )
-def test_every_recipe_is_close_and_keeps_inputs_and_outputs(images: Source, name: str) -> None:
+def test_every_recipe_is_close_and_keeps_inputs_and_outputs(images: Quantizer, name: str) -> None:
     made, whole = session_of(images.apply(parse(name))), session_of(IMAGES)
     rows = rows_for(IMAGES, 100, seed=3).inputs
     assert (made.inputs, made.outputs) == (whole.inputs, whole.outputs)
@@ -70,10 +70,12 @@ def test_every_recipe_is_close_and_keeps_inputs_and_outputs(images: Source, name
     assert 0 < np.abs(found - wanted).mean() < 0.1 * np.abs(wanted).mean()
 
 
-@pytest.mark.parametrize("name", ["static-u8s8-raw", "static-u8s8-percentile", "half", "dynamic"])
+@pytest.mark.parametrize(
+    "name", ["static-u8s8-raw", "static-u8s8-percentile", "half", "dynamic", "weights-int4"]
+)
 def test_the_same_inputs_give_the_same_bytes(name: str) -> None:
     contents = [
-        Source(image_net(), rows_for(IMAGES, 64))
+        Quantizer(image_net(), rows_for(IMAGES, 64))
         .apply(parse(name))
         .SerializeToString(deterministic=True)
         for _ in range(2)
@@ -81,7 +83,7 @@ def test_the_same_inputs_give_the_same_bytes(name: str) -> None:
     assert contents[0] == contents[1]
 
 
-def test_raw_rows_meet_no_quantizer(images: Source) -> None:
+def test_raw_rows_meet_no_quantizer(images: Quantizer) -> None:
     made = images.apply(parse("static-u8s8-raw"))
     makers = {name: node for node in made.graph.node for name in node.output}
     (first,) = [node for node in made.graph.node if node.name == "first"]
@@ -94,7 +96,7 @@ def test_raw_rows_meet_no_quantizer(images: Source) -> None:
     assert not {"Cast", "Sub", "Mul"} & {node.op_type for node in made.graph.node}
 
 
-def test_raw_rows_are_as_close_as_quantized_ones(images: Source) -> None:
+def test_raw_rows_are_as_close_as_quantized_ones(images: Quantizer) -> None:
     rows = rows_for(IMAGES, 100, seed=3).inputs
     wanted = session_of(IMAGES).run(rows)["logits"]
     errors = {
@@ -105,9 +107,9 @@ def test_raw_rows_are_as_close_as_quantized_ones(images: Source) -> None:
     assert errors["static-u8s8-raw"] < 8 * errors["static-u8s8"]
 
 
-def test_layers_in_float_stay_in_float(images: Source) -> None:
+def test_layers_in_float_stay_in_float(images: Quantizer) -> None:
     recipe = parse("static-u8s8-float1")
-    layers = images.layers(recipe)
+    layers = images.float_layers(recipe)
     assert len(layers) == 1
     made = images.apply(recipe, layers)
     makers = {name: node for node in made.graph.node for name in node.output}
@@ -124,39 +126,39 @@ def test_layers_in_float_bring_the_answers_nearer() -> None:
     for tensor in model.graph.initializer:
         if tensor.name == "w2":
             tensor.CopyFrom(onnx.numpy_helper.from_array(outlier, "w2"))
-    source = Source(model, rows_for(model, 64))
+    source = Quantizer(model, rows_for(model, 64))
     rows = rows_for(model, 100, seed=3).inputs
     wanted = session_of(model).run(rows)["logits"]
 
     def error(name: str) -> float:
         recipe = parse(name)
-        made = source.apply(recipe, source.layers(recipe))
+        made = source.apply(recipe, source.float_layers(recipe))
         return float(np.abs(session_of(made).run(rows)["logits"] - wanted).mean())
 
-    assert source.layers(parse("static-u8s8-float1")) == ("second",)
+    assert source.float_layers(parse("static-u8s8-float1")) == ("second",)
     assert error("static-u8s8-float1") < 0.7 * error("static-u8s8")
 
 
-def test_the_first_layer_in_float_takes_no_raw_rows(images: Source) -> None:
+def test_the_first_layer_in_float_takes_no_raw_rows(images: Quantizer) -> None:
     made = images.apply(parse("static-u8s8-raw"), ["first"])
     rows = rows_for(IMAGES, 20).inputs
     assert np.isfinite(session_of(made).run(rows)["logits"]).all()
 
 
-def test_no_recipe_without_float_layers_measures_noise(images: Source) -> None:
-    assert images.layers(parse("static-u8s8")) == ()
-    assert len(images.layers(parse("half-float2"))) == 2
+def test_no_recipe_without_float_layers_measures_noise(images: Quantizer) -> None:
+    assert images.float_layers(parse("static-u8s8")) == ()
+    assert len(images.float_layers(parse("half-float2"))) == 2
 
 
 def test_an_lstm_is_quantized_at_each_call_and_a_gru_is_not() -> None:
     for operator, made_of in (("LSTM", "DynamicQuantizeLSTM"), ("GRU", "GRU")):
         model = recurrent_net(operator)
-        made = Source(model, rows_for(model, 8)).apply(parse("dynamic"))
+        made = Quantizer(model, rows_for(model, 8)).apply(parse("dynamic"))
         assert made_of in [node.op_type for node in made.graph.node]
         assert session_of(made).proof.share == 1
 
 
-def test_a_convolution_is_not_quantized_at_each_call(images: Source) -> None:
+def test_a_convolution_is_not_quantized_at_each_call(images: Quantizer) -> None:
     operators = {node.op_type for node in images.apply(parse("dynamic")).graph.node}
     assert "ConvInteger" not in operators
     assert "MatMulInteger" in operators
@@ -176,7 +178,7 @@ def test_a_variant_says_what_it_is_and_keeps_what_it_said() -> None:
     model.producer_name, model.producer_version = "somebody", "1.2"
     model.metadata_props.add(key="author", value="somebody")
     model.metadata_props.add(key="ferry.variant", value="fp32")
-    made = Source(model, rows_for(model, 8)).apply(parse("static-u8s8-few"))
+    made = Quantizer(model, rows_for(model, 8)).apply(parse("static-u8s8-few"))
     assert onnxmodel.metadata(made) == {
         "author": "somebody",
         "ferry.variant": "int8",
@@ -187,7 +189,7 @@ def test_a_variant_says_what_it_is_and_keeps_what_it_said() -> None:
     assert {entry.domain for entry in made.opset_import} == {""}
 
 
-def test_zero_points_of_zero_are_dropped_before_convolutions_alone(images: Source) -> None:
+def test_zero_points_of_zero_are_dropped_before_convolutions_alone(images: Quantizer) -> None:
     made = images.apply(parse("static-u8s8"))
     inputs = {
         node.output[0]: len(node.input)
@@ -206,7 +208,7 @@ def test_few_rows_are_an_eighth_of_them() -> None:
     rows = rows_for(model, 64)
     spoilt = {name: array.copy() for name, array in rows.inputs.items()}
     spoilt["features"][8:] *= 100  # behind the first eighth
-    source = Source(model, Rows(name="x", inputs=spoilt, labels=None))
+    source = Quantizer(model, Rows(name="x", inputs=spoilt, labels=None))
     few, all_rows = (
         constants(source.apply(parse(name)))["features_scale"]
         for name in ("static-u8s8-few", "static-u8s8")
@@ -216,6 +218,92 @@ def test_few_rows_are_an_eighth_of_them() -> None:
 
 def test_a_fixed_batch_is_calibrated_in_batches_of_that_size() -> None:
     model = product_net(batch=4)
-    made = Source(model, rows_for(model, 11), 4).apply(parse("static-u8s8"))
+    made = Quantizer(model, rows_for(model, 11), 4).apply(parse("static-u8s8"))
     rows = rows_for(model, 4).inputs
     assert session_of(made).run(rows)["logits"].shape == (4, 20)
+
+
+# Weights alone
+
+
+def answers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return session_of(model).run(rows_for(model, 32).inputs)
+
+
+def error(model: onnx.ModelProto, bits: int) -> float:
+    """The mean difference of the first output, as a part of its mean size."""
+    left, right = answers(model), answers(weight_only(prepare(model), bits))
+    name = next(iter(left))
+    return float(np.abs(left[name] - right[name]).mean() / np.abs(left[name]).mean())
+
+
+MODELS = {
+    "matrices": product_net(),
+    "images": image_net(),
+    "LSTM": recurrent_net("LSTM"),
+    "GRU": recurrent_net("GRU"),
+    "table": table_net(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_eight_bits_are_close(name: str) -> None:
+    assert 0 < error(MODELS[name], 8) < 0.03
+
+
+def test_four_bits_are_further_off_and_smaller() -> None:
+    model = product_net()
+    assert error(model, 8) < error(model, 4) < 0.3
+    sizes = [len(weight_only(model, bits).SerializeToString()) for bits in (8, 4)]
+    assert sizes[1] < 0.7 * sizes[0]
+    assert sizes[0] < 0.4 * len(model.SerializeToString())
+
+
+def test_matrices_become_one_operator_whether_they_were_gemm_or_matmul() -> None:
+    made = weight_only(product_net(), 4)
+    kinds = [(node.op_type, node.domain) for node in made.graph.node]
+    assert kinds.count(("MatMulNBits", "com.microsoft")) == 2
+    assert "Gemm" not in [kind for kind, _ in kinds]
+    assert {1, 4} >= {
+        attribute.i
+        for node in made.graph.node
+        for attribute in node.attribute
+        if attribute.name == "bits"
+    } - {0}
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("alpha", 0.5), ("beta", 2.0)])
+def test_a_gemm_that_does_more_than_a_product_stays(attribute: str, value: float) -> None:
+    model = product_net()
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute(attribute, value))
+    made = weight_only(model, 8)
+    assert made.graph.node[0].op_type == "Gemm"
+    assert np.allclose(answers(model)["logits"], answers(made)["logits"], atol=0.2)
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_recurrent_weights_are_stored_in_bytes_with_a_scale_per_gate_and_unit(
+    operator: str,
+) -> None:
+    made = weight_only(recurrent_net(operator), 8)
+    known = constants(made)
+    assert known["w.whole"].dtype == np.int8
+    assert known["w.scale"].shape == (known["w.whole"].shape[1],)
+    assert "w" not in known
+    assert np.abs(known["r.whole"]).max() == 127
+
+
+def test_a_table_is_looked_up_before_it_is_made_float() -> None:
+    made = weight_only(table_net(), 8)
+    kinds = [node.op_type for node in made.graph.node]
+    assert kinds[:2] == ["Gather", "DequantizeLinear"]
+    assert constants(made)["table.whole"].dtype == np.int8
+
+
+def test_small_weights_and_weights_that_are_computed_stay() -> None:
+    small = weight_only(product_net(features=4, width=8), 8)
+    assert [node.op_type for node in small.graph.node] == ["Gemm", "Relu", "MatMul"]
+    computed = product_net()
+    computed.graph.node.insert(0, onnx.helper.make_node("Neg", ["w2"], ["w2.computed"], "neg"))
+    computed.graph.node[-1].input[1] = "w2.computed"
+    assert weight_only(computed, 8).graph.node[-1].op_type == "MatMul"

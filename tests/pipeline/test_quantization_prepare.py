@@ -1,4 +1,6 @@
-"""Graphs that are brought to the form that quantizers know still compute the same."""
+"""Prepared graphs still compute the same, and the noisiest layer is the one made noisy."""
+
+import math
 
 import numpy as np
 import onnx
@@ -9,11 +11,15 @@ from small_models import image_net, normal, product_net, recurrent_net, rows_for
 from pipeline.quantization.prepare import (
     constants,
     copied,
+    noisiest_layers,
     prepare,
     replace_constant,
+    snr_db,
     with_raw_input,
 )
 from serving.runtime.session import open_session
+
+OPERATORS = ("Conv", "Gemm")
 
 
 def run(model: onnx.ModelProto, count: int = 16) -> dict[str, np.ndarray]:
@@ -118,3 +124,60 @@ def test_a_constant_is_replaced_or_added() -> None:
     assert not constants(model)["b1"].any()
     replace_constant(model, "new", np.ones(2, np.float32))
     assert len(model.graph.initializer) == count + 1
+
+
+def test_snr_db() -> None:
+    wanted = np.array([3.0, 4.0])
+    assert snr_db(wanted, wanted * 1.1) == pytest.approx(20)
+    assert snr_db(wanted, wanted) > 200
+    assert snr_db(wanted, np.array([3.0, math.nan])) < -200
+    assert snr_db(np.zeros(2), np.ones(2)) < 0
+
+
+@pytest.mark.parametrize(("weight", "layer"), [("w1", "first"), ("w2", "second"), ("w3", "last")])
+def test_a_layer_with_a_coarse_weight_is_the_noisiest_layers(weight: str, layer: str) -> None:
+    model = image_net()
+    noisy = copied(model)
+    for name, step in (("w1", 0.01), ("w2", 0.01), ("w3", 0.01), (weight, 0.3)):
+        value = constants(model)[name]
+        replace_constant(noisy, name, (np.rint(value / step) * step).astype(np.float32))
+    found = noisiest_layers(model, noisy, rows_for(model, 16).inputs, OPERATORS)
+    assert found[0] == layer
+    assert sorted(found) == ["first", "last", "second"]
+
+
+def test_a_layer_whose_tensors_are_gone_is_not_named() -> None:
+    model = product_net()
+    other = copied(model)
+    gone = {"g1": "renamed", "r1": "renamed too"}  # the first layer's, and its activation's
+    for node in other.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = gone.get(name, name)
+    assert noisiest_layers(model, other, rows_for(model, 4).inputs, ("Gemm", "MatMul")) == ("last",)
+
+
+def test_infinite_noise_is_the_worst() -> None:
+    model = product_net()
+    broken = copied(model)
+    infinite = np.full_like(constants(model)["w2"], np.inf)
+    replace_constant(broken, "w2", infinite)
+    found = noisiest_layers(model, broken, rows_for(model, 4).inputs, ("Gemm", "MatMul"))
+    assert found == ("last", "first")
+
+
+def test_operators_that_are_not_asked_for_are_not_named() -> None:
+    model = image_net()
+    model.graph.node.append(helper.make_node("Identity", ["logits"], ["more"], "identity"))
+    assert noisiest_layers(model, model, rows_for(model, 4).inputs, ("Gemm",)) == ("last",)
+
+
+def test_a_layer_is_compared_behind_the_activation_that_a_quantizer_merged() -> None:
+    model = product_net()
+    other = copied(model)
+    (relu,) = [node for node in other.graph.node if node.op_type == "Relu"]
+    other.graph.node.remove(relu)
+    other.graph.node[0].output[0] = "r1"  # not rounded, so what is below zero is noise
+    assert (
+        noisiest_layers(model, other, rows_for(model, 16).inputs, ("Gemm", "MatMul"))[0] == "first"
+    )

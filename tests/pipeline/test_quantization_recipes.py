@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.quantization import recipes
-from pipeline.quantization.recipes import Recipe, parse, variant_of, words
+from pipeline.quantization.recipes import Recipe, describe_recipe, parse, variant_of
 from serving.errors import UnknownNameError
 
 NAMES = [
@@ -61,7 +61,7 @@ def test_what_is_made_of_a_recipe_has_the_name_of_what_it_is() -> None:
 def test_every_usual_recipe_has_a_name_of_its_own_and_says_what_it_does() -> None:
     every: list[Recipe] = [*recipes.STATIC, *recipes.DYNAMIC, *recipes.WEIGHTS, recipes.HALF]
     assert len({recipe.name for recipe in every}) == len(every)
-    assert len({words(recipe) for recipe in every}) == len(every)
+    assert len({describe_recipe(recipe) for recipe in every}) == len(every)
     assert all(parse(recipe.name) == recipe for recipe in every)
 
 
@@ -71,5 +71,5 @@ def test_a_recipe_makes_one_variant() -> None:
 
 
 def test_layers_in_float_are_told() -> None:
-    assert "noisiest layer in float" in words(parse("half-float1"))
-    assert "noisiest 4 layers in float" in words(parse("static-u8s8-float4"))
+    assert "noisiest layer in float" in describe_recipe(parse("half-float1"))
+    assert "noisiest 4 layers in float" in describe_recipe(parse("static-u8s8-float4"))

@@ -1,61 +1,69 @@
-"""The search itself, on small models: what is tried, what is not and why, and what is kept."""
+"""The search on small models: what is tried, what is not and why, what is kept and recorded."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from small_models import image_net, product_net, recurrent_net, rows_for, table_net
-from tries import attempt
+from tries import GENEROUS, IMPOSSIBLE, attempt, generous
 
-from pipeline.config.experiment import Variant
-from pipeline.quantization.apply import Source
-from pipeline.quantization.plan import Step, plan
-from pipeline.quantization.quality import Goal
-from pipeline.quantization.recipes import parse
-from pipeline.quantization.search import Judge, Settings, search
-from pipeline.records.quantize import Budget, Try
+from pipeline.config.experiment import QuantizeConfig, Variant
+from pipeline.quantization.apply import Quantizer
+from pipeline.quantization.judging import Judge
+from pipeline.quantization.prepare import constants, copied, replace_constant
+from pipeline.quantization.recipes import Recipe, parse
+from pipeline.quantization.search import (
+    QuantizationJob,
+    RecipeGroup,
+    Retraining,
+    SearchedVariants,
+    best_of,
+    plan,
+    reason_of,
+    run,
+    search,
+)
+from pipeline.records import read
+from pipeline.records.quantize import Budget, QuantizeReport, Try
 from serving.errors import UnknownNameError
-from serving.files import sha256_of_bytes
+from serving.files import sha256_of_bytes, write_json
 from serving.runtime.session import open_session
 
-GENEROUS = Budget(accuracy_loss=100, error_increase=100, min_speedup=0.001)
-QUICK = Settings(goal="speed", batch_sizes=(1, 4), seconds=0.005, seed=1)
+INT8_IMPOSSIBLE = replace(GENEROUS.min_speedup, int8=1e6)
+SPEED, SIZE = generous(batch_sizes=(1, 4)), generous(goal="size")
+BUDGET = Budget(accuracy_loss=100, error_increase=1000, min_speedup=0.001)
 
 
-def judge_of(model: onnx.ModelProto, *, count: int = 64, settings: Settings = QUICK) -> Judge:
-    source = Source(model, rows_for(model, 32))
-    return Judge(source, rows_for(model, count, seed=5), settings)
+def judge_of(model: onnx.ModelProto, config: QuantizeConfig = SPEED, *, count: int = 64) -> Judge:
+    return Judge(Quantizer(model, rows_for(model, 32)), rows_for(model, count, seed=5), config, {})
 
 
-def steps(
-    model: onnx.ModelProto,
-    tries: Sequence[Try] = (),
-    *,
-    variant: Variant = "int8",
-    goal: Goal = "speed",
-    only: Sequence[str] = (),
+def groups(
+    model: onnx.ModelProto, tries: Sequence[Try] = (), *, variant: Variant = "int8", **changes: Any
 ) -> dict[str, list[str] | str]:
-    """Of each step the names of its recipes, or the reason to leave it out."""
+    """Of each group the names of its recipes, or the reason to leave it out."""
 
-    def described(step: Step) -> list[str] | str:
-        return step.unless(tries) or [recipe.name for recipe in step.recipes(tries)]
+    def described(group: RecipeGroup) -> list[str] | str:
+        return group.unless(tries) or [recipe.name for recipe in group.recipes(tries)]
 
-    source = Source(model, rows_for(model, 8))
-    return {step.name: described(step) for step in plan(source, variant, goal, only)}
+    quantizer = Quantizer(model, rows_for(model, 8))
+    return {group.name: described(group) for group in plan(quantizer, variant, generous(**changes))}
 
 
 def test_images_begin_with_the_types_and_raw_rows() -> None:
-    first = steps(image_net())["static types"]
+    first = groups(image_net())["static types"]
     assert first == [
         *("static-u8s8", "static-u8s8-raw", "static-s8s8", "static-u8u8", "static-u8s8-tensor"),
     ]
-    assert "static-u8s8-raw" not in steps(product_net())["static types"]
+    assert "static-u8s8-raw" not in groups(product_net())["static types"]
 
 
 def test_what_is_inside_already_ends_the_search() -> None:
-    planned = steps(product_net(), [attempt("static-u8s8", 2.0, 0.3)])
+    planned = groups(product_net(), [attempt("static-u8s8", 2.0, 0.3)])
     assert planned["static, other calibrations"] == (
         "a recipe without them is inside both budgets already"
     )
@@ -66,7 +74,7 @@ def test_what_is_inside_already_ends_the_search() -> None:
 def test_what_is_inaccurate_alone_is_calibrated_anew_and_left_in_float() -> None:
     slower = attempt("static-s8s8", 1.2, 0.3, loss=1.0)
     fastest = attempt("static-u8s8", 2.0, 0.3, loss=2.0)
-    planned = steps(image_net(), [slower, fastest])
+    planned = groups(image_net(), [slower, fastest])
     assert planned["static, other calibrations"] == [
         f"static-u8s8-{name}" for name in ("percentile", "entropy", "few")
     ]
@@ -74,27 +82,27 @@ def test_what_is_inaccurate_alone_is_calibrated_anew_and_left_in_float() -> None
 
 
 def test_what_is_slow_is_not_calibrated_anew() -> None:
-    planned = steps(image_net(), [attempt("static-u8s8", 0.7, 0.3, loss=1.0)])
+    planned = groups(image_net(), [attempt("static-u8s8", 0.7, 0.3, loss=1.0)])
     for name in ("static, other calibrations", "static, layers in float"):
         assert "no recipe so far is fast and small enough" in planned[name]
 
 
 def test_recurrent_models_begin_with_what_has_a_kernel_for_them() -> None:
-    planned = steps(recurrent_net("LSTM"))
+    planned = groups(recurrent_net("LSTM"))
     assert next(iter(planned)) == "dynamic"
     assert planned["dynamic"] == ["dynamic", "dynamic-channel"]
     assert planned["static types"] == "Conv, Gemm, MatMul hold 160 of 5,541 weights"
 
 
 def test_a_table_has_nothing_but_its_weights() -> None:
-    planned = steps(table_net())
+    planned = groups(table_net())
     assert planned["weights alone"] == ["weights-int8"]
-    assert [name for name, step in planned.items() if isinstance(step, list)] == ["weights alone"]
+    assert [name for name, group in planned.items() if isinstance(group, list)] == ["weights alone"]
 
 
 def test_four_bits_are_for_size() -> None:
     tries = [attempt("static-u8s8", 2.0, 0.3)]
-    assert steps(product_net(), tries, goal="size")["weights alone"] == [
+    assert groups(product_net(), tries, goal="size")["weights alone"] == [
         "weights-int8",
         "weights-int4",
     ]
@@ -102,42 +110,41 @@ def test_four_bits_are_for_size() -> None:
 
 def test_named_recipes_alone_are_tried_each_for_its_variant() -> None:
     names = ["half-float1", "static-s8s8", "dynamic"]
-    assert steps(product_net(), only=names) == {
+    assert groups(product_net(), recipes=tuple(names)) == {
         "the recipes that are named": ["static-s8s8", "dynamic"]
     }
-    assert steps(product_net(), variant="fp16", only=names) == {
+    assert groups(product_net(), variant="fp16", recipes=tuple(names)) == {
         "the recipes that are named": ["half-float1"]
     }
-    assert steps(product_net(), variant="fp16", only=["dynamic"])["half"] == ["half"]
+    assert groups(product_net(), variant="fp16", recipes=("dynamic",))["half"] == ["half"]
     with pytest.raises(UnknownNameError, match="no recipe named 'static'"):
-        steps(product_net(), only=["static"])
+        groups(product_net(), recipes=("static",))
 
 
 def test_half_precision_falls_back_to_layers_in_float() -> None:
     lossy = attempt("half", 1.1, 0.5, loss=1.0)
-    assert steps(image_net(), [lossy], variant="fp16")["half with layers in float"] == [
+    assert groups(image_net(), [lossy], variant="fp16")["half with layers in float"] == [
         "half-float1"
     ]
 
 
 def test_the_best_is_kept_with_its_bytes() -> None:
     judge = judge_of(image_net())
-    found, content = search(judge, "int8", GENEROUS)
+    found, content = search(judge, "int8")
     tried = {one.recipe: one for one in found.tries}
     assert found.chosen in tried
     assert len(tried) == 5
     kept = tried[found.chosen or ""]
     assert sha256_of_bytes(content) == kept.sha256
     assert kept.bytes == len(content)
-    assert kept.size_ratio == len(content) / len(judge.content)
+    assert kept.size_ratio == len(content) / len(judge.fp32)
     assert set(kept.speedup) == {"1", "4"}
     assert open_session(content).metadata["ferry.recipe"] == found.chosen
     assert "weights alone" in found.not_tried
 
 
 def test_a_model_where_int8_is_slower_is_refused_with_the_figures() -> None:
-    budget = replace(GENEROUS, min_speedup=1e6)
-    found, content = search(judge_of(product_net()), "int8", budget)
+    found, content = search(judge_of(product_net(), generous(min_speedup=IMPOSSIBLE)), "int8")
     assert content == b""
     assert found.chosen is None
     assert "so fp32 ships" in found.reason
@@ -148,9 +155,7 @@ def test_a_model_where_int8_is_slower_is_refused_with_the_figures() -> None:
 
 def test_layers_in_float_end_with_the_first_that_is_accurate() -> None:
     # No loss at all is allowed, so that every int8 is inaccurate; all are fast enough.
-    model = image_net()
-    budget = replace(GENEROUS, accuracy_loss=0)
-    found, _ = search(judge_of(model, count=256), "int8", budget)
+    found, _ = search(judge_of(image_net(), generous(accuracy_loss=0), count=256), "int8")
     names = [one.recipe for one in found.tries]
     inside = [one.recipe for one in found.tries if one.inside]
     if inside:  # a machine may round so that a recipe loses nothing
@@ -165,7 +170,7 @@ def test_layers_in_float_end_with_the_first_that_is_accurate() -> None:
 def test_a_recipe_that_cannot_be_applied_is_told_and_the_search_goes_on() -> None:
     judge = judge_of(product_net())
     broken = replace(parse("weights-int4"), bits=5)  # which no operator has
-    tried, content = judge.attempt(broken, GENEROUS)
+    tried, content = judge.attempt(broken, BUDGET)
     assert not tried.inside
     assert tried.verdict.startswith("cannot be applied: ")
     assert (content, tried.quality, tried.bytes, tried.speed) == (b"", None, None, 0)
@@ -177,7 +182,7 @@ def test_weights_that_half_precision_cannot_hold_are_inaccurate() -> None:
         if tensor.name == "w2":  # the largest that it holds is 65504
             large = 1e6 * onnx.numpy_helper.to_array(tensor)
             tensor.CopyFrom(onnx.numpy_helper.from_array(large.astype(np.float32), "w2"))
-    found, content = search(judge_of(model), "fp16", replace(GENEROUS, accuracy_loss=0))
+    found, content = search(judge_of(model, generous(accuracy_loss=0)), "fp16")
     assert content == b""
     assert not found.tries[0].accurate
 
@@ -191,7 +196,7 @@ def test_a_speed_that_is_too_close_to_tell_is_measured_for_longer() -> None:
 
 
 def test_several_inputs_are_fed_by_name() -> None:
-    found, content = search(judge_of(table_net()), "int8", GENEROUS)
+    found, content = search(judge_of(table_net()), "int8")
     assert found.chosen == "weights-int8"
     assert found.tries[0].quality is not None
     assert found.tries[0].quality.measure == "agreement"
@@ -200,7 +205,152 @@ def test_several_inputs_are_fed_by_name() -> None:
 
 def test_a_fixed_batch_is_timed_at_that_size() -> None:
     model = product_net(batch=4)
-    source = Source(model, rows_for(model, 16), 4)
-    found, _ = search(Judge(source, rows_for(model, 16), QUICK), "int8", GENEROUS)
+    quantizer = Quantizer(model, rows_for(model, 16), 4)
+    found, _ = search(Judge(quantizer, rows_for(model, 16), SPEED, {}), "int8")
     assert all(set(one.speedup) == {"4"} for one in found.tries if one.speedup)
     assert found.chosen
+
+
+# What is kept, and why
+
+
+def test_the_fastest_or_the_smallest_is_best() -> None:
+    quick, small = attempt("static-u8s8", 2.0, 0.4), attempt("weights-int4", 1.2, 0.2)
+    outside = attempt("static-s8s8", 9.0, 0.1, loss=5.0)
+    assert best_of([quick, small, outside], SPEED) == quick
+    assert best_of([quick, small, outside], SIZE) == small
+    assert best_of([outside], SPEED) is None
+
+
+def test_of_nearly_equal_ones_the_first_is_best() -> None:
+    first, second = attempt("static-u8s8", 1.50, 0.300), attempt("static-s8s8", 1.52, 0.298)
+    assert best_of([first, second], SPEED) == first
+    assert best_of([second, first], SPEED) == second
+    assert best_of([first, second], SIZE) == first
+
+
+def test_the_reason_gives_the_figures() -> None:
+    kept, other = attempt("static-u8s8", 2.0, 0.3), attempt("static-s8s8", 1.1, 0.3)
+    reason = reason_of(kept, [kept, other], SPEED)
+    assert reason.startswith("static-u8s8 is the fastest of 2 recipes inside both budgets, of 2")
+    assert "2.00 times as fast at batch 1" in reason
+    slow = attempt("static-u8s8", 0.7, 0.3)
+    wrong = attempt("dynamic", 0.5, 0.3, loss=2.0)
+    reason = reason_of(None, [wrong, slow], SPEED)
+    assert "none of 2 recipes is inside both budgets, so fp32 ships" in reason
+    assert "nearest is static-u8s8: 0.70 times as fast" in reason
+    assert reason_of(None, [], SPEED) == "no recipe fits the model, so fp32 ships"
+
+
+def test_figures_that_are_unknown_are_not_told() -> None:
+    failed = replace(
+        attempt("dynamic", 1.0, 0.3),
+        quality=None,
+        size_ratio=None,
+        speedup={},
+        verdict="cannot be applied: no kernel",
+    )
+    assert failed.figures() == "cannot be applied: no kernel"
+
+
+# A job, from end to end
+
+
+def job_of(
+    model: onnx.ModelProto,
+    *variants: Variant,
+    retraining: Retraining | None = None,
+    **changes: Any,
+) -> QuantizationJob:
+    return QuantizationJob(
+        name="mine",
+        model=model,
+        calibration=rows_for(model, 32),
+        judged=rows_for(model, 64, seed=1),
+        variants=variants,
+        config=generous(**{"recipes": ("half", "static-u8s8"), **changes}),
+        retraining=retraining,
+    )
+
+
+def test_the_record_is_read_back_as_it_was(tmp_path: Path) -> None:
+    report = run(job_of(image_net(), "fp16", "int8")).report
+    write_json(tmp_path / "quantize.json", report)
+    again = read(QuantizeReport, tmp_path / "quantize.json", "ferry quantize mine")
+    assert again == report
+    assert list(again.searches) == ["fp16", "int8"]
+    assert again.searches["int8"].tries[0].inside
+
+
+def test_what_is_refused_is_skipped_with_the_reason() -> None:
+    outcome = run(job_of(image_net(), "fp16", "int8", min_speedup=INT8_IMPOSSIBLE))
+    report = outcome.report
+    assert list(outcome.contents) == list(report.variants) == ["fp16"]
+    assert report.skipped == {"int8": report.searches["int8"].reason}
+
+
+def test_a_variant_that_nobody_asked_for_is_not_searched() -> None:
+    report = run(job_of(image_net(), "fp16")).report
+    assert list(report.searches) == ["fp16"]
+    assert report.calibration_rows == 0
+
+
+def test_a_misspelt_recipe_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(UnknownNameError, match="no recipe named 'haff'; did you mean 'half'"):
+        run(job_of(image_net(), "int8", recipes=("haff",)))
+
+
+def test_the_bytes_are_those_of_the_record_and_the_same_again() -> None:
+    outcomes: list[SearchedVariants] = [run(job_of(image_net(), "int8")) for _ in range(2)]
+    first, second = (outcome.contents["int8"] for outcome in outcomes)
+    assert first == second
+    made = outcomes[0].report.variants["int8"]
+    assert (made.sha256, made.bytes) == (sha256_of_bytes(first), len(first))
+
+
+def test_files_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").touch()
+    run(job_of(image_net(), "fp16", "int8")).write(tmp_path)
+    names = ["mine.txt", "model.fp16.onnx", "model.int8.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    run(job_of(image_net(), "fp16", "int8", min_speedup=INT8_IMPOSSIBLE)).write(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names[:2]
+
+
+def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() -> None:
+    # The trained model is the model itself without one class, so that it answers otherwise.
+    model = product_net()
+    asked: list[str] = []
+
+    def trained(recipe: Recipe) -> onnx.ModelProto:
+        asked.append(recipe.name)
+        changed = copied(model)
+        weight = constants(model)["w2"].copy()
+        weight[:, 0] = 0
+        replace_constant(changed, "w2", weight)
+        return changed
+
+    job = job_of(
+        model,
+        "int8",
+        recipes=("static-u8s8", "dynamic"),
+        accuracy_loss=-1,  # which nothing meets
+        retraining=Retraining(epochs=3, model=trained),
+    )
+    report = run(job).report
+    tries = report.searches["int8"].tries
+    assert [one.qat_epochs for one in tries] == [0, 0, 3]
+    assert asked == [tries[-1].recipe]
+    assert tries[-1].quality is not None
+    assert tries[-1].quality.flips, "it is held against the model that was not trained"
+    losses = {one.recipe: one.quality.loss for one in tries[:2] if one.quality}
+    assert asked == [min(losses, key=lambda name: losses[name] or 0.0)]
+
+
+def test_no_training_where_something_is_inside() -> None:
+    def never(_recipe: Recipe) -> onnx.ModelProto:
+        raise AssertionError
+
+    retraining = Retraining(epochs=3, model=never)
+    run(job_of(product_net(), "int8", retraining=retraining))
+    run(job_of(product_net(), "int8", retraining=retraining, min_speedup=IMPOSSIBLE))

@@ -1,9 +1,33 @@
-"""Made-up tries of a search, and the budget they are held against."""
+"""Made-up tries of a search, the budget they are held against, and settings that take no time."""
 
+from dataclasses import replace
+from typing import Any
+
+from pipeline.config.experiment import MinSpeedup, QuantizeConfig
 from pipeline.records.quantize import Budget, Quality, Try
 from serving.measuring.pairing import PairedRatio
 
+GENEROUS = QuantizeConfig(
+    goal="speed",
+    accuracy_loss=100,
+    error_increase=1000,
+    min_speedup=MinSpeedup(fp16=0.001, int8=0.001),
+    batch_sizes=(1,),
+    seconds=0.005,
+    calibration_rows=512,
+    recipes=(),
+    qat_epochs=0,
+    seed=1,
+    skip={},
+)
+"""Budgets that every machine is inside of, measured for an instant."""
+IMPOSSIBLE = MinSpeedup(fp16=1e6, int8=1e6)
 BUDGET = Budget(accuracy_loss=0.3, error_increase=5.0, min_speedup=1.0)
+
+
+def generous(**changes: Any) -> QuantizeConfig:
+    """The generous settings, but for some of them."""
+    return replace(GENEROUS, **changes)
 
 
 def judged(loss: float) -> Quality:

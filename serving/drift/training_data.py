@@ -1,15 +1,15 @@
-"""How training data are distributed, for a bundle: measured once, so that a run can tell drift.
+"""How the training data are distributed: measured once for a bundle, so that a run can tell drift.
 
-What a model says of the rows that it was fitted to is not what it says of others, so the answers,
-and the words that a text model does not know, are measured on rows that were held out.
+A model answers the rows that it was fitted to otherwise than new ones. So its answers, and the
+words that a text model does not know, are measured on rows that were held out.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from serving.batch.answers import answer
 from serving.bundles.reference import Quantity, Reference, Side
@@ -26,15 +26,16 @@ MOST_ROWS = 5000
 """Evenly spaced over the data; more would hardly change a decile."""
 
 
-def reference_of(path: Path, training: Array, *, held_out: Array, data: str) -> Reference:
-    """Measure rows of the training data `data`, and the answers of the model to `held_out` ones.
+def reference_of(
+    path: Path, training: Array, *, held_out: Array, data: str, known_words: Sequence[str] = ()
+) -> Reference:
+    """Measure rows of the training data `data`, and the model's answers to rows `held_out`.
 
-    Both are [rows, ...] as the model takes them. Raises InputError for no rows, and when the model
-    gives a finite answer to none.
+    Both are [rows, ...] as the model takes them; `known_words` is the vocabulary of a text model.
+    Raises InputError for no rows, and when the model gives a finite answer to none.
     """
     model = open_model(path, settings=SessionSettings(threads=1, parallel=allowed_cores()))
-    known = known_words(path) if model.input.is_text else ()
-    words = frozenset(known)
+    words = frozenset(known_words)
     training, held_out = _spaced(training), _spaced(held_out)
     if not len(training) or not len(held_out):
         raise InputError(f"{data} has no rows to measure")
@@ -50,27 +51,8 @@ def reference_of(path: Path, training: Array, *, held_out: Array, data: str) -> 
         kind=model.kind,
         quantities=_quantities(inputs, "inputs") | _quantities(predictions, "predictions"),
         classes=_classes(model, columns) if model.kind == "classifier" else (),
-        known_words=" ".join(known),
+        known_words=" ".join(known_words),
     )
-
-
-def known_words(path: Path) -> tuple[str, ...]:
-    """The vocabulary of a model that splits its texts at blanks and looks the words up, else ().
-
-    The empty word is left out: with it the graph fills up short rows.
-    """
-    model = onnx.load(path, load_external_data=False)
-    inputs = {value.name for value in model.graph.input}
-    split = {
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "StringSplit" and node.input[0] in inputs and not node.attribute
-    }
-    for node in model.graph.node:
-        if node.op_type == "LabelEncoder" and node.input[0] in split:
-            keys = (one.strings for one in node.attribute if one.name == "keys_strings")
-            return tuple(word.decode() for word in next(keys, ()) if word)
-    return ()
 
 
 def _spaced(rows: Array) -> Array:

@@ -8,11 +8,11 @@ import pytest
 from onnx import TensorProto, helper
 from small_onnx import FLOAT, model, node
 
-from pipeline.bundling.reference import MOST_ROWS, known_words, reference_of
-from pipeline.exporting.tokenizer import prepend
+from pipeline.exporting.tokenizer import known_words, prepend
 from pipeline.network.vocabulary import Vocabulary
 from serving.drift.check import DriftCheck
 from serving.drift.quantities import UNKNOWN_WORDS
+from serving.drift.training_data import MOST_ROWS, reference_of
 from serving.errors import InputError
 
 WORDS = ("the", "film", "good", "naïve", "dull")
@@ -90,10 +90,10 @@ def test_no_rows_are_refused(tmp_path: Path) -> None:
 
 def test_the_vocabulary_is_read_from_the_graph(tmp_path: Path) -> None:
     path = reader(tmp_path)
-    assert known_words(path) == WORDS
+    assert known_words(onnx.load(path)) == WORDS
     training = np.array(["the good film", "dull"] * 50)
     held_out = np.array(["the great film"] * 40)
-    found = reference_of(path, training, held_out=held_out, data="toy")
+    found = reference_of(path, training, held_out=held_out, data="toy", known_words=WORDS)
     assert found.known_words.split() == list(WORDS)
     unknown = found.quantities[UNKNOWN_WORDS]
     assert (unknown.of, unknown.rows) == ("inputs", 40)
@@ -105,7 +105,7 @@ def test_the_vocabulary_is_read_from_the_graph(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_kind_has_no_vocabulary(tmp_path: Path) -> None:
-    assert known_words(classifier(tmp_path)) == ()
+    assert known_words(onnx.load(classifier(tmp_path))) == ()
 
 
 def test_a_look_up_of_something_else_is_no_vocabulary(tmp_path: Path) -> None:
@@ -113,4 +113,4 @@ def test_a_look_up_of_something_else_is_no_vocabulary(tmp_path: Path) -> None:
     made = onnx.load(path)
     split = next(one for one in made.graph.node if one.op_type == "StringSplit")
     split.attribute.append(helper.make_attribute("delimiter", ","))
-    assert known_words(written(tmp_path, made)) == ()
+    assert known_words(made) == ()
