@@ -24,8 +24,7 @@ from PIL import Image
 
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
-from serving.inputs.inputs import open_inputs
-from serving.inputs.kinds import ReadOptions
+from serving.inputs.inputs import ReadOptions, open_inputs
 from serving.measuring.pairing import orders, ratio_of_turns
 from serving.model import open_model
 from serving.runtime.cores import allowed_cores

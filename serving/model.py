@@ -29,6 +29,7 @@ from serving.runtime.tensors import (
     TensorInfo,
     answer_in_batches,
     described,
+    is_table,
     strings_of,
 )
 
@@ -36,7 +37,6 @@ Array = npt.NDArray[Any]
 ModelKind = Literal["classifier", "reconstruction", "other"]
 
 BATCH_ROWS = 32
-FLOATS = ("float32", "float16", "float64")
 RECONSTRUCTION, ERROR = "reconstruction", "error"
 
 
@@ -318,7 +318,7 @@ def is_reconstruction(outputs: Sequence[TensorInfo]) -> bool:
 
 def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
     """The output with the scores: `probabilities`, else `logits`, else the only one that can be."""
-    tables = {info.name: info for info in outputs if _is_table(info)}
+    tables = {info.name: info for info in outputs if is_table(info)}
     for name in (PROBABILITIES, LOGITS):
         if name in tables:
             return tables[name]
@@ -348,7 +348,3 @@ def labels_of(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None
     if len(set(labels)) != len(labels):
         raise ModelError(f"{path}: two of its classes have the same label")
     return tuple(labels)
-
-
-def _is_table(info: TensorInfo) -> bool:
-    return info.dtype in FLOATS and len(info.shape) == 2 and info.shape[1] != 1

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline.exporting.users_code import running
 from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
-from serving.inputs.items import reason_of
+from serving.inputs.sources import reason_of
 from serving.measuring.feeds import random_feeds
 from serving.runtime.tensors import TensorInfo
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scipy.stats import binomtest
 
 from pipeline.records.parity import Decisions, Flip, Interval, McNemar, OutputDifference, Quantile
-from serving.runtime.tensors import LOGITS, PROBABILITIES
+from serving.runtime.tensors import LOGITS, PROBABILITIES, is_table
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -257,7 +257,7 @@ def scores_of(answers: Mapping[str, Array], *, labelled: bool) -> dict[str, Arra
     classes, the only output of floats [rows, classes] is taken for the logits.
     """
     named = {name: answers[name] for name in (LOGITS, PROBABILITIES) if name in answers}
-    tables = {name: array for name, array in answers.items() if _is_table(array)}
+    tables = {name: array for name, array in answers.items() if is_table(array)}
     if any(name in tables for name in named):
         return {name: array for name, array in named.items() if array.ndim == 2}
     if labelled and len(tables) == 1:
@@ -303,7 +303,3 @@ def mcnemar(lost: int, gained: int) -> McNemar:
     both = lost + gained
     p_value = float(binomtest(lost, both).pvalue) if both else 1.0
     return McNemar(lost=lost, gained=gained, p_value=p_value)
-
-
-def _is_table(array: Array) -> bool:
-    return array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] > 1

@@ -20,10 +20,10 @@ from pipeline.records import ready
 from serving.errors import InputError, MissingInputError, UnknownNameError
 from serving.inputs.arrays import ARRAY_NAMES, open_array
 from serving.inputs.images import open_images
-from serving.inputs.items import Row, Unreadable, items_of, reason_of
-from serving.inputs.lines import open_lines
 from serving.inputs.names import COLUMN_SUFFIXES, IMAGE_SUFFIXES
+from serving.inputs.sources import InputRow, UnreadableRow, each_row, reason_of
 from serving.inputs.tables import open_table
+from serving.inputs.text import open_lines
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -200,18 +200,18 @@ def _checked_labels(path: Path, labels: Array | None, rows: int) -> npt.NDArray[
     return labels.astype(np.int64)
 
 
-def _source(path: Path, info: TensorInfo) -> Iterator[Row | Unreadable]:
+def _source(path: Path, info: TensorInfo) -> Iterator[InputRow | UnreadableRow]:
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        return items_of(open_images([path], info, MODEL, resize=False))
+        return each_row(open_images([path], info, MODEL, resize=False))
     if suffix == ".txt":
-        return items_of(open_lines(path, info, MODEL))
+        return each_row(open_lines(path, info, MODEL))
     if suffix in COLUMN_SUFFIXES:
-        return items_of(open_table(path, info, MODEL))
+        return each_row(open_table(path, info, MODEL))
     raise InputError(f"{path}: unknown suffix {suffix!r}; rows are {KNOWN}")
 
 
-def _gathered(items: Iterator[Row | Unreadable], info: TensorInfo) -> Array:
+def _gathered(items: Iterator[InputRow | UnreadableRow], info: TensorInfo) -> Array:
     """All rows of a stream: texts in memory, all else in a nameless file that is mapped."""
     if info.is_text:
         return np.stack([_value(item) for item in items])
@@ -225,7 +225,7 @@ def _gathered(items: Iterator[Row | Unreadable], info: TensorInfo) -> Array:
         return _memmap(file, first.dtype, (count, *first.shape))
 
 
-def _value(item: Row | Unreadable) -> Array:
-    if isinstance(item, Unreadable):
+def _value(item: InputRow | UnreadableRow) -> Array:
+    if isinstance(item, UnreadableRow):
         raise InputError(f"{item.id}: {item.reason}")
     return item.value

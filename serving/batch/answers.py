@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import UsageError
-from serving.inputs.items import NumberedIds
+from serving.inputs.sources import NumberedIds
 from serving.model import ERROR, RECONSTRUCTION, Model, Prediction
 
 Array = npt.NDArray[Any]

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from serving.batch.answers import ID, Columns, answer
 from serving.errors import EngineError
 from serving.inputs.inputs import Inputs, Place
-from serving.inputs.items import Batch, Chunk, Unreadable
+from serving.inputs.sources import Batch, Chunk, UnreadableRow
 from serving.model import Model
 from serving.runtime.cores import ordered_map, ordered_results
 
@@ -65,7 +65,7 @@ class Answered:
     """The row after its last one."""
     columns: Columns | None
     """Of the rows that were answered; None where there is none."""
-    unreadable: Sequence[Unreadable]
+    unreadable: Sequence[UnreadableRow]
     """The others, in order."""
     digest: str | None
     """The chunk's."""
@@ -112,7 +112,7 @@ def answered(model: Model, how: AnswerOptions, taken: Decoded) -> Answered:
         )
         nowhere = np.flatnonzero(~found.finite)
         if len(nowhere):
-            new = [Unreadable(ids[int(index)], NOT_FINITE) for index in nowhere]
+            new = [UnreadableRow(ids[int(index)], NOT_FINITE) for index in nowhere]
             bad, rows = _in_order(batch.ids, [*bad, *new]), rows[found.finite]
         columns = found.finite_columns() if len(rows) else None
     return Answered(
@@ -126,7 +126,7 @@ def answered(model: Model, how: AnswerOptions, taken: Decoded) -> Answered:
     )
 
 
-def _in_order(ids: Sequence[str], items: Sequence[Unreadable]) -> list[Unreadable]:
+def _in_order(ids: Sequence[str], items: Sequence[UnreadableRow]) -> list[UnreadableRow]:
     at = {one: index for index, one in enumerate(ids)}
     return sorted(items, key=lambda item: at[item.id])
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from serving.batch.engine import Answered, AnswerOptions, Work, answered, decoded
 from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs
-from serving.inputs.items import Chunk
+from serving.inputs.sources import Chunk
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings

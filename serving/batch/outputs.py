@@ -20,7 +20,7 @@ from serving.console import note
 from serving.drift.check import DriftState
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
-from serving.inputs.items import Unreadable
+from serving.inputs.sources import UnreadableRow
 
 MOST_NOTES = 10
 SHARD_ROWS = 1_000_000
@@ -148,7 +148,7 @@ class ShardedOutput(Output):
         columns = one.columns or {}
         return open_writer(path, self._layout.form, columns, self._metadata, header=header)
 
-    def _list(self, shard: _Open, item: Unreadable) -> None:
+    def _list(self, shard: _Open, item: UnreadableRow) -> None:
         if shard.listed is None:
             path = self._layout.shard_errors(self._index)
             shard.listed = self._stack.enter_context(atomic_write(path))

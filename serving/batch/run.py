@@ -17,9 +17,8 @@ from serving.batch.engine import AnswerOptions
 from serving.batch.journal import Journal, Layout, Provenance, RunKey, find_run
 from serving.batch.writers import format_of
 from serving.errors import OutputError, UsageError
-from serving.inputs.inputs import Inputs, Place, open_inputs
-from serving.inputs.items import Chunk, Row, Unreadable
-from serving.inputs.kinds import ReadOptions
+from serving.inputs.inputs import Inputs, Place, ReadOptions, open_inputs
+from serving.inputs.sources import Chunk, InputRow, UnreadableRow
 from serving.machine.environment import ferry_version, runtime_wheels
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores
@@ -313,8 +312,8 @@ def _open(path: Path, options: PredictOptions) -> Model:
     return open_model(path, provider=options.provider, untuned=settings)
 
 
-def _describe(item: Row | Unreadable) -> FirstRow:
-    if isinstance(item, Unreadable):
+def _describe(item: InputRow | UnreadableRow) -> FirstRow:
+    if isinstance(item, UnreadableRow):
         return FirstRow(id=item.id, readable=False, message=item.reason)
     return FirstRow(id=item.id, readable=True, message=_shown(item.value))
 

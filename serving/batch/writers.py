@@ -27,7 +27,7 @@ import numpy.typing as npt
 from serving.batch.answers import ID, Column, Columns
 from serving.errors import ModelError, UsageError
 from serving.files import atomic_write
-from serving.inputs.items import NumberedIds
+from serving.inputs.sources import NumberedIds
 
 STREAM = "arrow stream"
 # Cells of a group of rows: enough to compress well, little enough to hold in memory.

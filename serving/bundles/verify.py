@@ -181,7 +181,7 @@ def _labels(bundle: Bundle) -> str:
     outputs = {output.name: output for output in bundle.manifest.outputs}
     if bundle.manifest.variant == FOREIGN:
         # Its outputs may have any form under these names; those of classes are a table.
-        outputs = {name: one for name, one in outputs.items() if _is_table(one)}
+        outputs = {name: one for name, one in outputs.items() if _has_classes(one)}
     scores = outputs.get(PROBABILITIES)
     if scores:
         _same(f"classes of {PROBABILITIES}", scores.shape[-1], len(labels))
@@ -192,7 +192,7 @@ def _labels(bundle: Bundle) -> str:
     return f"{len(labels)} classes" if labels else "no classes"
 
 
-def _is_table(info: TensorInfo) -> bool:
+def _has_classes(info: TensorInfo) -> bool:
     return len(info.shape) == 2 and isinstance(info.shape[1], int)
 
 

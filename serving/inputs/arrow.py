@@ -16,9 +16,22 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.errors import InputError
-from serving.inputs.cells import Cells, fitting_cells, plain, raw
-from serving.inputs.items import Batch, Chunk, NumberedIds, reason_of
-from serving.inputs.streams import Stream, fingerprint_of_files, name_of, opened
+from serving.inputs.arrow_columns import (
+    ColumnReader,
+    as_bytes,
+    choose_columns,
+    without_extension,
+)
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    NumberedIds,
+    Stream,
+    fingerprint_of_files,
+    name_of,
+    opened,
+    reason_of,
+)
 from serving.runtime.tensors import TensorInfo
 
 Form = Literal["parquet", "file", "stream"]
@@ -30,7 +43,7 @@ WINDOW_BYTES = 32 << 20
 ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
-class Pieces:
+class RecordBatches:
     """Record batches that make a chunk; they can be sent to other processes."""
 
     def __init__(self, batches: Sequence[Any]) -> None:
@@ -53,7 +66,7 @@ class ArrowRows:
     """None for stdin, which can be read once."""
     form: Form
     count: int | None
-    cells: Cells
+    reader: ColumnReader
     columns: tuple[str, ...]
     """What is read of a Parquet file, by path within the columns."""
     head: bytes
@@ -62,7 +75,7 @@ class ArrowRows:
     @property
     def slow(self) -> bool:
         """Whether there are images to decode."""
-        return self.cells.slow
+        return self.reader.slow
 
     def fingerprint(self) -> str | None:
         """The sha256 of the path, size and time of change of the file; None for stdin."""
@@ -73,7 +86,7 @@ class ArrowRows:
 
         Raises InputError where the file cannot be read on, and for stdin without a row.
         """
-        names = list(dict.fromkeys(self.cells.names))
+        names = list(dict.fromkeys(self.reader.names))
         with (
             _describe(self.path, "cannot be read to its end"),
             opened(self.path, self.head) as stream,
@@ -82,7 +95,7 @@ class ArrowRows:
                 yield Chunk(
                     start=start,
                     count=sum(piece.num_rows for piece in pieces),
-                    content=Pieces([piece.select(names) for piece in pieces]),
+                    content=RecordBatches([piece.select(names) for piece in pieces]),
                     digest=stream.digest,
                 )
                 start += sum(piece.num_rows for piece in pieces)
@@ -94,7 +107,7 @@ class ArrowRows:
         batches = chunk.content.batches
         ids = NumberedIds(name_of(self.path), chunk.start, sum(one.num_rows for one in batches))
         with _describe(self.path, f"is damaged after row {chunk.start}"):
-            return self.cells.batch(ids, [_joined(batches, name) for name in self.cells.names])
+            return self.reader.batch(ids, [_joined(batches, name) for name in self.reader.names])
 
     def _pieces(self, stream: Stream, size: int, start: int) -> Iterator[list[Any]]:
         if self.form == "stream":
@@ -103,7 +116,7 @@ class ArrowRows:
         if self.form == "parquet":
             return _recut(_of_parquet(path, self.columns, size, start), size)
         mapped = _mapped(path)
-        return _letting_go(mapped, _recut(_from(_of_file(mapped), start), size))
+        return _releasing(mapped, _recut(_from(_of_file(mapped), start), size))
 
 
 def open_arrow(
@@ -124,8 +137,10 @@ def open_arrow(
     kind = "Parquet" if form == "parquet" else "Arrow"
     with _describe(place, f"is no {kind} file to read"):
         schema, count, head = _look(path, form)
-    cells, columns = fitting_cells(str(path or "stdin"), schema, info, model, asked, resize=resize)
-    rows = ArrowRows(path=place, form=form, count=count, cells=cells, columns=columns, head=head)
+    reader, columns = choose_columns(
+        str(path or "stdin"), schema, info, model, asked, resize=resize
+    )
+    rows = ArrowRows(path=place, form=form, count=count, reader=reader, columns=columns, head=head)
     if path is not None:
         next(rows.chunks(1))
     return rows
@@ -186,7 +201,7 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _letting_go(mapped: mmap.mmap, all_pieces: Iterable[list[Any]]) -> Iterator[list[Any]]:
+def _releasing(mapped: mmap.mmap, all_pieces: Iterable[list[Any]]) -> Iterator[list[Any]]:
     """The same pieces, with what was read of the file out of the memory from time to time."""
     passed = 0
     for pieces in all_pieces:
@@ -229,8 +244,8 @@ def _joined(batches: Sequence[Any], name: str) -> Any:
     columns = []
     for batch in batches:
         column = batch.column(name)
-        raw(column).validate(full=True)
-        columns.append(plain(column))
+        as_bytes(column).validate(full=True)
+        columns.append(without_extension(column))
     return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
 
 
@@ -245,5 +260,5 @@ def _describe(path: str | None, what: str) -> Iterator[None]:
         raise InputError(f"{name_of(path)} {what}: {reason_of(error)}") from error
 
 
-def _unpacked(content: bytes) -> Pieces:
-    return Pieces(list(ipc.open_stream(content)))
+def _unpacked(content: bytes) -> RecordBatches:
+    return RecordBatches(list(ipc.open_stream(content)))

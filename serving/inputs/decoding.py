@@ -24,8 +24,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import InputError
-from serving.inputs.items import Batch, batch_of, printable, reason_of
-from serving.inputs.plain import plain_picture
+from serving.inputs.image_grammar import plain_picture
+from serving.inputs.sources import Batch, batch_of, printable, reason_of
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -170,14 +170,22 @@ def image_decoder(name: Path | str, info: TensorInfo, model: Path, *, resize: bo
 
     Raises InputError, which begins with the `name` of the images, for a model that takes none.
     """
-    axes = info.shape[1:]
-    if info.dtype == "uint8" and len(axes) == 3 and axes[2] in MODES:
-        height, width, channels = axes
-        if isinstance(height, int) and isinstance(width, int) and isinstance(channels, int):
-            return ImageDecoder(shape=(height, width, channels), resize=resize)
-    raise InputError(
-        f"{name}: {model} takes {info.takes()}, which no image is; give such rows as .npy"
-    )
+    shape = image_shape(info)
+    if shape is None:
+        raise InputError(
+            f"{name}: {model} takes {info.takes()}, which no image is; give such rows as .npy"
+        )
+    return ImageDecoder(shape=shape, resize=resize)
+
+
+def image_shape(info: TensorInfo) -> tuple[int, int, int] | None:
+    """Height, width and channels of the images that an input takes; None for one without."""
+    match info.shape[1:]:
+        case (int(height), int(width), int(channels)) if (
+            info.dtype == "uint8" and channels in MODES
+        ):
+            return height, width, channels
+    return None
 
 
 def tried(decode: Callable[[One], Array], one: One) -> Array | str:

@@ -1,10 +1,8 @@
-"""Images as rows: single files, and folders of them with the folders in these, sorted by name.
+"""Images as rows: files, folders with the folders in them sorted by name, and lists of paths.
 
-What is named as an image and cannot be read is a row with its reason; none is left out unseen.
-
-Images whose paths are told line by line, in a `.lst` file or on stdin, as `find` gives them.
-
-Paths are taken as they stand, from the working folder; blank lines are passed over.
+What is named as an image and cannot be read is a row with its reason; none is left out unseen. A
+list, a `.lst` file or stdin, has a path on each line, as `find` prints them: relative to the
+working folder; blank lines are skipped.
 """
 
 import contextlib
@@ -19,10 +17,12 @@ from typing import IO
 
 from serving.errors import InputError
 from serving.inputs.decoding import ImageDecoder, image_decoder
-from serving.inputs.items import Batch, Chunk, printable
 from serving.inputs.names import IMAGE_SUFFIXES
-from serving.inputs.streams import fingerprint_of_files
+from serving.inputs.sources import Batch, Chunk, fingerprint_of_files, name_of
 from serving.runtime.tensors import TensorInfo
+
+MOST_LINE_BYTES = 1 << 16
+"""Longer than any path; a stream without ends of lines is not read into memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +125,7 @@ def _leads_to_folder(link: "os.DirEntry[str]") -> bool:
         return False
 
 
-MOST_LINE_BYTES = 1 << 16
-"""Longer than any path; a stream without ends of lines is not read into memory."""
+# Lists of images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +173,7 @@ class ListedImages:
 
     @property
     def _name(self) -> str:
-        return "stdin" if self.path is None else printable(Path(self.path))
+        return name_of(self.path)
 
     def _opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
         if self.path is not None:

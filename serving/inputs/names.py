@@ -1,12 +1,7 @@
-"""What the names of inputs stand for: files, folders, patterns, addresses, splits, and stdin.
+"""What the names of inputs say: their formats, and the addresses, patterns and splits among them.
 
-Which names of inputs are addresses, and what they call: `https://`, `s3://`, `gs://`.
-
-Which files are which kind of input, by their names alone.
-
-Apart from what reads them, so that nobody waits for the readers of other kinds.
-
-The splits of preprocessed data sets by name: `mnist:test` is a file below `data/ready/mnist`.
+This module reads no rows, so that nobody waits for readers that are not needed. A split of a
+preprocessed data set, `mnist:test`, stands for a file below `data/ready/mnist`.
 """
 
 import glob
@@ -17,10 +12,78 @@ from urllib.parse import unquote, urlsplit
 from serving.errors import InputError, IntegrityError, UnknownNameError
 from serving.files import read_json, require, sha256_of_file
 
+ARRAY_SUFFIXES = (".npy", ".npz")
+ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
+COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
+IDX_NAMES = ("IDX files (*-ubyte, *.idx, *.gz of these)",)
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LIST_SUFFIXES = (".lst",)
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TEXT_SUFFIX = ".txt"
+STDIN = "-"
+"""What stands for stdin among the inputs."""
+IDX_END = re.compile(r"(\.idx\d*|-ubyte)(\.gz)?$", re.IGNORECASE)
 PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}
 """What opens a scheme, beside fsspec."""
 ADDRESS = re.compile(rf"({'|'.join(PACKAGES)})://", re.IGNORECASE)
 WEB = ("http", "https")
+ANY_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+LOCAL_ADDRESS = re.compile(r"file://(localhost)?(?=/)")
+PATTERN = re.compile(r"[*?[]")
+READY = Path("data/ready")
+"""Below the working folder, where `ferry preprocess` writes."""
+SPLITS = ("train", "validation", "test")
+MANIFEST = "manifest.json"
+SPLIT_NAME = re.compile(r"[A-Za-z0-9][\w-]*:\w+")
+
+
+def expanded(name: str) -> list[str]:
+    """The paths that `name` stands for, sorted; an address, stdin and a path stand for themselves.
+
+    Raises InputError for a pattern that nothing matches and for an address of a kind that is not
+    read, and what `path_of_split` raises.
+    """
+    local = LOCAL_ADDRESS.match(name)
+    if local:
+        return expanded(unquote(name[local.end() :]))
+    if is_address(name):
+        return [name]
+    other = ANY_ADDRESS.match(name)
+    if other:
+        raise InputError(f"{name}: {other[0]} cannot be read; fetch the files, or mount them")
+    if name == STDIN or Path(name).exists():
+        return [name]
+    if PATTERN.search(name):
+        return _matching(name)
+    if SPLIT_NAME.fullmatch(name):
+        return [str(path_of_split(name))]
+    return [name]
+
+
+def _matching(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path's takes hidden files
+    if "**" in pattern:
+        # It finds folders, and what is in them once more.
+        found = [path for path in found if not Path(path).is_dir()]
+    if not found:
+        raise InputError(f"no input matches {pattern!r}")
+    return found
+
+
+# Formats
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file is named as IDX: `t10k-images-idx3-ubyte.gz`, `images.idx`."""
+    return IDX_END.search(path.name) is not None
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is named as a shard."""
+    return path.name.lower().endswith(TAR_SUFFIXES)
+
+
+# Addresses
 
 
 def is_address(name: str) -> bool:
@@ -46,39 +109,7 @@ def scheme_of(address: str) -> str:
     return address.partition("://")[0].lower()
 
 
-ARRAY_SUFFIXES = (".npy", ".npz")
-ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
-COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
-IDX_NAMES = ("IDX files (*-ubyte, *.idx, *.gz of these)",)
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LIST_SUFFIXES = (".lst",)
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-TEXT_SUFFIX = ".txt"
-STDIN = "-"
-"""What stands for stdin among the inputs."""
-IDX_END = re.compile(r"(\.idx\d*|-ubyte)(\.gz)?$", re.IGNORECASE)
-
-
-def is_idx(path: Path) -> bool:
-    """Whether a file is named as IDX: `t10k-images-idx3-ubyte.gz`, `images.idx`."""
-    return IDX_END.search(path.name) is not None
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a file is named as a shard."""
-    return path.name.lower().endswith(TAR_SUFFIXES)
-
-
-READY = Path("data/ready")
-"""Below the working folder, where `ferry preprocess` writes."""
-SPLITS = ("train", "validation", "test")
-MANIFEST = "manifest.json"
-NAME = re.compile(r"[A-Za-z0-9][\w-]*:\w+")
-
-
-def is_split(name: str) -> bool:
-    """Whether a name that is no file's is meant as a data set's split."""
-    return NAME.fullmatch(name) is not None
+# Splits
 
 
 def path_of_split(name: str) -> Path:
@@ -112,50 +143,3 @@ def _recorded(manifest: Path, name: str) -> str:
             f"{manifest} does not tell of {name}; `ferry preprocess {manifest.parent.name}` "
             f"makes it anew"
         ) from error
-
-
-ANY_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-LOCAL = re.compile(r"file://(localhost)?(?=/)")
-MAGIC = re.compile(r"[*?[]")
-
-
-def expanded(name: str) -> list[str]:
-    """The paths or addresses that `name` stands for, sorted; itself where it needs no explaining.
-
-    Raises InputError for a pattern that nothing matches and for an address of a kind that is not
-    read, and what `path_of_split` raises.
-    """
-    local = LOCAL.match(name)
-    if local:
-        return expanded(unquote(name[local.end() :]))
-    if ANY_ADDRESS.match(name):
-        return _at_address(name)
-    if name == STDIN or Path(name).exists():
-        return [name]
-    if MAGIC.search(name):
-        return _matching(name)
-    if is_split(name):
-        return [str(path_of_split(name))]
-    return [name]
-
-
-def _at_address(name: str) -> list[str]:
-    if not is_address(name):
-        scheme = name.partition("://")[0]
-        raise InputError(f"{name}: {scheme}:// cannot be read; fetch the files, or mount them")
-    # A listing of images tells their sizes too, so that whoever opens them looks.
-    if is_pattern(name) and not name.lower().endswith(IMAGE_SUFFIXES):
-        from serving.inputs.remote import matching
-
-        return matching(name)
-    return [name]
-
-
-def _matching(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path's takes hidden files
-    if "**" in pattern:
-        # It finds folders, and what is in them once more.
-        found = [path for path in found if not Path(path).is_dir()]
-    if not found:
-        raise InputError(f"no input matches {pattern!r}")
-    return found

@@ -1,23 +1,38 @@
-"""Files at addresses, `https://`, `s3://` and `gs://`: what is there, and their bytes, by fsspec.
+"""Inputs at addresses, `https://`, `s3://`, `gs://`: images fetched one by one, files as a whole.
 
-The libraries behind it raise what they like. Here it becomes one reason, after a few tries where
-the next one may pass.
+A file is fetched when its turn comes, into a temporary folder that is gone with its last chunk.
+Its chunks hold all that their rows are made of, so that they may be decoded later, and elsewhere.
+
+fsspec reads the addresses, but its caches do not keep the files. `simplecache` and `filecache`
+replace one call, `get_file`, and would leave all else to be done here: they take a file of the web
+for unchanged as long as its address is the same, do not compare its size with what came, try once,
+and delete it at no certain time. `blockcache` needs a server that answers ranges, and every process
+that decodes would fetch the blocks again.
 """
 
 import functools
+import hashlib
 import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serving.errors import FerryError, InputError, MissingInputError
-from serving.inputs.decoding import MOST_BYTES, refuse_large
-from serving.inputs.items import reason_of
-from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
+import numpy.typing as npt
 
+from serving.errors import FerryError, InputError, MissingInputError
+from serving.inputs.arrays import MappedRows
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large, tried
+from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
+from serving.inputs.sources import Batch, Chunk, NumberedIds, RowSource, printable, reason_of
+from serving.inputs.tars import TarImages, with_bytes
+from serving.runtime.tensors import TensorInfo
+
+Array = npt.NDArray[Any]
 Result = TypeVar("Result")
 
 FETCHES = 16
@@ -37,22 +52,8 @@ STATE = (
 PART_BYTES = 1 << 20
 
 
-class FetchError(ValueError):
-    """Why something cannot be had; the message does not name the address."""
-
-    def __init__(self, reason: str, *, missing: bool = False) -> None:
-        super().__init__(reason)
-        self.missing = missing
-
-    def about(self, address: str) -> FerryError:
-        """The error for a person."""
-        if self.missing:
-            return MissingInputError(f"{address} is not there")
-        return InputError(f"{address} cannot be read: {self}")
-
-
 @dataclass(frozen=True, slots=True)
-class There:
+class RemoteFile:
     """A file that was there when it was looked at."""
 
     address: str
@@ -62,27 +63,174 @@ class There:
     """What changes when the file does, as far as the server tells."""
 
 
-def look(address: str) -> There:
-    """What the server tells of a file; MissingInputError or InputError where it cannot be had."""
-    try:
-        return _look(address)
-    except FetchError as error:
-        raise error.about(address) from error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteImages:
+    """Images at addresses, in the order in which these were given."""
+
+    images: tuple[RemoteFile, ...]
+    decoder: ImageDecoder
+    slow: bool = True
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def fingerprint(self) -> str:
+        """The sha256 of the address and state of every image."""
+        return _fingerprint(self.images)
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Addresses, `size` at a time, from the image `start` on."""
+        for first in range(start, self.count, size):
+            content = self.images[first : first + size]
+            yield Chunk(start=first, count=len(content), content=content)
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The images of a chunk, many of which are fetched at a time; the id is the address."""
+        images: tuple[RemoteFile, ...] = chunk.content
+        with ThreadPoolExecutor(FETCHES) as pool:
+            values = list(pool.map(lambda image: tried(self._image, image), images))
+        return self.decoder.batch([image.address for image in images], values)
+
+    def _image(self, image: RemoteFile) -> Array:
+        return self.decoder.decode(_content_of(image))
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedChunk:
+    """A chunk of a fetched file, with what decodes it."""
+
+    path: str
+    """Where the file was; names in the ids begin with it."""
+    source: RowSource
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedRows:
+    """The rows of a file at an address."""
+
+    file: RemoteFile
+    open: Callable[[Path], RowSource]
+    """What opens the file when it lies on this machine; it can be sent to other processes."""
+    slow: bool
+    count: None = None
+
+    def fingerprint(self) -> str:
+        """The sha256 of the address and state of the file."""
+        return _fingerprint([self.file])
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """The chunks of the file, which is fetched now.
+
+        Raises InputError for a file that cannot be had, has changed, or does not fit the model.
+        """
+        with tempfile.TemporaryDirectory(prefix="ferry-") as folder:
+            path = _fetched(self.file, Path(folder))
+            with self._named(str(path)):
+                source = self.open(path)
+                for chunk in source.chunks(size, start):
+                    yield replace(chunk, content=self._held(source, chunk, str(path)))
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The rows of a chunk; their ids begin with the address."""
+        if isinstance(chunk.content, Batch):
+            return chunk.content
+        part: FetchedChunk = chunk.content
+        with self._named(part.path):
+            return self._addressed(part.source.decode(part.chunk), part.path)
+
+    def _held(self, source: RowSource, chunk: Chunk, path: str) -> FetchedChunk | Batch:
+        """A chunk that does without the file."""
+        if isinstance(source, MappedRows):
+            # What is mapped stays, although the file has no name any more.
+            return self._addressed(source.decode(chunk), path)
+        if isinstance(source, TarImages):
+            chunk = replace(chunk, content=with_bytes(chunk.content, path))
+        return FetchedChunk(path, source, chunk)
+
+    def _addressed(self, batch: Batch, path: str) -> Batch:
+        ids: Sequence[str] = batch.ids
+        if isinstance(ids, NumberedIds):
+            return replace(batch, ids=replace(ids, name=self.file.address))
+        name = printable(Path(path))
+        return replace(batch, ids=[self.file.address + one.removeprefix(name) for one in ids])
+
+    @contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        """Tell the address in place of the path."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(str(error).replace(path, self.file.address)) from error
+
+
+def open_remote_images(
+    roots: Sequence[str], info: TensorInfo, model: Path, *, resize: bool
+) -> RemoteImages:
+    """The images at addresses, below folders and of patterns, for the input `info` of `model`.
+
+    Raises MissingInputError for what is not there, InputError for what holds no images or cannot
+    be had, and for a model that takes none.
+    """
+    decoder = image_decoder(roots[0], info, model, resize=resize)
+    # One after the other, a shell's thousand addresses would take minutes.
+    with ThreadPoolExecutor(FETCHES) as pool:
+        found = [image for some in pool.map(_images_at, roots) for image in some]
+    return RemoteImages(images=tuple(found), decoder=decoder)
+
+
+def open_fetched(
+    address: str, open_local: Callable[[Path], RowSource], *, slow: bool
+) -> FetchedRows:
+    """The rows of a file at an address, which `open_local` opens when it was fetched.
+
+    Raises MissingInputError for one that is not there, and InputError for one that cannot be had.
+    """
+    return FetchedRows(file=_look(address), open=open_local, slow=slow)
 
 
 def matching(pattern: str) -> list[str]:
     """The files that a pattern stands for, sorted; InputError when there are none."""
-    return [there.address for there in _listed(pattern)]
+    return [file.address for file in _listed(pattern)]
 
 
-def images_at(root: str) -> list[There]:
-    """The image itself, or those below a folder or of a pattern, sorted by name.
+def _fingerprint(files: Sequence[RemoteFile]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.address}\0{file.state}\0".encode())
+    return digest.hexdigest()
 
-    Raises MissingInputError for what is not there, and InputError for what holds no images.
-    """
-    if not is_pattern(root) and file_name(root).lower().endswith(IMAGE_SUFFIXES):
-        return [look(root)]
-    found = [there for there in _listed(root) if _is_image(there.address)]
+
+# What is there
+
+
+def _look(address: str) -> RemoteFile:
+    """What the server tells of a file; MissingInputError or InputError where it cannot be had."""
+    with _about(address):
+        return _remote_file(address, _attempt(address, lambda files: files.info(address)))
+
+
+def _look_again(listed: RemoteFile) -> RemoteFile:
+    """More of a file that was listed; what is wrong with it, its row tells."""
+    try:
+        return _look(listed.address)
+    except InputError:
+        return listed
+
+
+def _remote_file(address: str, info: Mapping[str, Any]) -> RemoteFile:
+    size = info.get("size")
+    state = " ".join(str(info.get(name, "-")) for name in STATE)
+    return RemoteFile(address, None if size is None else int(size), state)
+
+
+def _images_at(root: str) -> list[RemoteFile]:
+    """The image itself, or those below a folder or of a pattern, sorted by name."""
+    if not is_pattern(root) and _is_image(root):
+        return [_look(root)]
+    found = [file for file in _listed(root) if _is_image(file.address)]
     if not found:
         raise InputError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     if scheme_of(root) not in WEB:
@@ -92,69 +240,22 @@ def images_at(root: str) -> list[There]:
         return list(pool.map(_look_again, found))
 
 
-def content_of(address: str, size: int | None) -> bytes:
-    """The bytes of an image of the `size` that was told; ValueError with the reason for none."""
-    if size is None:
-        return _attempt(address, lambda files: _streamed(files, address))
-    refuse_large(size)
-    content: bytes = _attempt(address, lambda files: files.cat_file(address))
-    if len(content) < size:
-        raise FetchError(f"it ends after {len(content)} of {size} bytes")
-    return content
+def _is_image(address: str) -> bool:
+    return file_name(address).lower().endswith(IMAGE_SUFFIXES)
 
 
-def fetched(there: There, folder: Path) -> Path:
-    """A file, whole, in a folder of this machine; it has its name.
-
-    Raises InputError when it cannot be had, or is not the one any more that was looked at.
-    """
-    address = there.address
-    path = folder / re.sub(r"[^\w.-]", "_", file_name(address))[-100:]
-    now = look(address)
-    if now.state != there.state:
-        raise InputError(f"{address} has changed since it was looked at; begin again")
-    try:
-        _attempt(address, lambda files: files.get_file(address, str(path)))
-    except FetchError as error:
-        raise error.about(address) from error
-    got = path.stat().st_size
-    if now.size is not None and got != now.size:
-        raise InputError(f"{address} has {now.size} bytes, {got} came; try again")
-    return path
-
-
-def _look(address: str) -> There:
-    return _there(address, _attempt(address, lambda files: files.info(address)))
-
-
-def _look_again(there: There) -> There:
-    """More of a file that was listed; what is wrong with it, its row tells."""
-    try:
-        return _look(there.address)
-    except FetchError:
-        return there
-
-
-def _there(address: str, info: Mapping[str, Any]) -> There:
-    size = info.get("size")
-    state = " ".join(str(info.get(name, "-")) for name in STATE)
-    return There(address, None if size is None else int(size), state)
-
-
-def _listed(root: str) -> Sequence[There]:
+def _listed(root: str) -> Sequence[RemoteFile]:
     """The files below a folder or of a pattern, without hidden ones, as a local folder is read."""
-    try:
+    with _about(root):
         found = _attempt(root, lambda files: _listing(files, root))
-        if not found and not is_pattern(root):
-            _look(root)  # raises for a folder that is not there
-    except FetchError as error:
-        raise error.about(root) from error
     if not found and is_pattern(root):
         raise InputError(f"no input matches {root!r}")
+    if not found:
+        _look(root)  # raises for a folder that is not there
     return found
 
 
-def _listing(files: Any, root: str) -> Sequence[There]:
+def _listing(files: Any, root: str) -> Sequence[RemoteFile]:
     # Else a folder of the web that cannot be listed would be left out unseen.
     more = {"on_error": "raise"} if scheme_of(root) in WEB else {}
     if is_pattern(root):
@@ -163,21 +264,26 @@ def _listing(files: Any, root: str) -> Sequence[There]:
     else:
         infos = files.find(root, detail=True, **more)
         fixed = len(root.rstrip("/"))
-    found = [
-        _there(address, info)
-        for address, info in ((_whole(root, name), info) for name, info in infos.items())
-        if info.get("type", "file") == "file" and "/." not in address[fixed:]
-    ]
-    return sorted(found, key=lambda there: there.address.split("/"))
+    found = []
+    for name, info in infos.items():
+        address = name if "://" in name else f"{scheme_of(root)}://{name.lstrip('/')}"
+        if info.get("type", "file") == "file" and "/." not in address[fixed:]:
+            found.append(_remote_file(address, info))
+    return sorted(found, key=lambda file: file.address.split("/"))
 
 
-def _whole(root: str, name: str) -> str:
-    """The address of what a listing names."""
-    return name if "://" in name else f"{scheme_of(root)}://{name.lstrip('/')}"
+# Its bytes
 
 
-def _is_image(address: str) -> bool:
-    return file_name(address).lower().endswith(IMAGE_SUFFIXES)
+def _content_of(image: RemoteFile) -> bytes:
+    """The bytes of an image; ValueError with the reason for none."""
+    if image.size is None:
+        return _attempt(image.address, lambda files: _streamed(files, image.address))
+    refuse_large(image.size)
+    content: bytes = _attempt(image.address, lambda files: files.cat_file(image.address))
+    if len(content) < image.size:
+        raise FetchError(f"it ends after {len(content)} of {image.size} bytes")
+    return content
 
 
 def _streamed(files: Any, address: str) -> bytes:
@@ -188,6 +294,47 @@ def _streamed(files: Any, address: str) -> bytes:
             content += part
             refuse_large(len(content), MOST_BYTES)
     return content
+
+
+def _fetched(file: RemoteFile, folder: Path) -> Path:
+    """A file, whole, in a folder of this machine; it has its name.
+
+    Raises InputError when it cannot be had, or is not the one any more that was looked at.
+    """
+    address = file.address
+    path = folder / re.sub(r"[^\w.-]", "_", file_name(address))[-100:]
+    if _look(address).state != file.state:
+        raise InputError(f"{address} has changed since it was looked at; begin again")
+    with _about(address):
+        _attempt(address, lambda files: files.get_file(address, str(path)))
+    got = path.stat().st_size
+    if file.size is not None and got != file.size:
+        raise InputError(f"{address} has {file.size} bytes, {got} came; try again")
+    return path
+
+
+# Tries
+
+
+class FetchError(ValueError):
+    """Why something cannot be had; the message does not name the address."""
+
+    def __init__(self, reason: str, *, missing: bool = False, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.missing = missing
+        self.passing = passing
+        """Whether another try may do better."""
+
+
+@contextmanager
+def _about(address: str) -> Iterator[None]:
+    """Raise the error for a person in place of a FetchError."""
+    try:
+        yield
+    except FetchError as error:
+        if error.missing:
+            raise MissingInputError(f"{address} is not there") from error
+        raise InputError(f"{address} cannot be read: {error}") from error
 
 
 def _attempt(address: str, call: Callable[[Any], Result]) -> Result:
@@ -202,7 +349,7 @@ def _attempt(address: str, call: Callable[[Any], Result]) -> Result:
         except Exception as error:  # noqa: BLE001 - every library raises errors of its own
             failed = _failure(error, web=scheme_of(address) in WEB)
             failed.__cause__ = error
-            if not _may_pass(error, failed):
+            if not failed.passing:
                 break
     raise failed
 
@@ -214,17 +361,13 @@ def _failure(error: Exception, *, web: bool) -> FetchError:
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError) or status in MISSING_STATUS:
         return FetchError("it is not there", missing=True)
+    reason = reason_of(error)
     if isinstance(status, int) and status:
-        return FetchError(f"the server answers {status} {getattr(error, 'message', '')}".strip())
-    return FetchError(reason_of(error))
-
-
-def _may_pass(error: Exception, failed: FetchError) -> bool:
-    """Whether another try may do better."""
-    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
-    if failed.missing or isinstance(error, PermissionError | ValueError):
-        return False
-    return not isinstance(status, int) or status >= 500 or status in PASSING_STATUS
+        reason = f"the server answers {status} {getattr(error, 'message', '')}".strip()
+    status = status or getattr(error.__cause__, "status", None)
+    answered = isinstance(status, int) and status < 500 and status not in PASSING_STATUS
+    refused = isinstance(error, PermissionError | ValueError)
+    return FetchError(reason, passing=not answered and not refused)
 
 
 @functools.cache  # fsspec would make one for every thread, each with its own connections

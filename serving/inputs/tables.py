@@ -1,32 +1,94 @@
-"""Rows of tables: one column of text, or as many numbers as the model takes.
+"""Rows of CSV and JSON Lines: one column of text, or as many numbers as the model takes.
 
-A value that is no text or no number makes its row one that cannot be read, with the column and the
-line named. Columns of Parquet and Arrow may hold encoded images and arrays as well.
+What is wrong with a value makes its row one that cannot be read, and the reason names the line, the
+column and the value. Numbers of CSV go through pyarrow, a block of records at a time; a block that
+pyarrow refuses is read record by record.
 """
 
-from collections.abc import Iterator, Sequence
+import csv
+import functools
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.inputs.columns import number_columns, refuse_twice, refuse_unknown, text_column
-from serving.inputs.formats import ColumnFile, Record, open_csv, open_json_lines
-from serving.inputs.items import Batch, Chunk, NumberedIds, Source, batch_of
-from serving.inputs.lines import row_shape_of_texts, text_batch, text_fault
+from serving.inputs.columns import (
+    converted,
+    number,
+    number_columns,
+    number_rows,
+    refuse_twice,
+    refuse_unknown,
+    takes_numbers,
+    text_column,
+    text_of,
+)
 from serving.inputs.names import ARROW_SUFFIXES
-from serving.inputs.numeric import number, number_rows, shown
-from serving.inputs.streams import fingerprint_of_files, name_of
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    NumberedIds,
+    RowSource,
+    Stream,
+    batch_of,
+    cut,
+    fingerprint_of_files,
+    name_of,
+    opened,
+    taken,
+)
+from serving.inputs.text import decoded, raw_lines, row_shape_of_texts, text_batch, text_fault
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 
+FIRST_BYTES = 1 << 20
+"""Of CSV, read record by record: a small file is read before pyarrow would be imported."""
+FLOAT_BITS = 53
+"""Whole numbers of more bits may not be a float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a file."""
+
+    values: Sequence[object]
+    """Of the columns asked for, in that order; none where there is a fault."""
+    place: str
+    """Where in the file it is, "line 14: "."""
+    fault: str | None = None
+
+
+class ColumnFile(Protocol):
+    """Lines with named columns, of a file, or of stdin where the path is None."""
+
+    @property
+    def path(self) -> str | None:
+        """The file."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names, as they stand in the file."""
+
+    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
+        """Records that are not looked into, `size` at a time, from the one at `start` on."""
+
+    def numbers(self, names: Sequence[str], content: Any, dtype: np.dtype[Any]) -> Array | None:
+        """The values of a chunk's content at once, or None for what is read record by record."""
+
+    def records(self, names: Sequence[str], content: Any) -> list[Record]:
+        """The records of a chunk's content, with the values of the columns `names`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class TableRows:
     """The records of a file, as rows of the model."""
 
     file: ColumnFile
@@ -50,9 +112,14 @@ class Table:
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
-        records = self.file.records(self.names, chunk.content)
-        ids = NumberedIds(name_of(self.file.path), chunk.start, len(records))
-        return self._texts(ids, records) if self.info.is_text else self._numbers(ids, records)
+        ids = NumberedIds(name_of(self.file.path), chunk.start, chunk.count)
+        if self.info.is_text:
+            return self._texts(ids, self.file.records(self.names, chunk.content))
+        dtype = np.dtype(self.info.dtype)
+        rows = self.file.numbers(self.names, chunk.content, dtype)
+        if rows is not None:
+            return Batch(ids=ids, rows=rows)
+        return self._numbers(ids, self.file.records(self.names, chunk.content), dtype)
 
     def _texts(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
         texts, faults = [], {}
@@ -64,13 +131,13 @@ class Table:
                 faults[index] = f"{record.place}{error}"
         return text_batch(ids, texts, faults, row_shape_of_texts(self.info) or ())
 
-    def _numbers(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
-        dtype = np.dtype(self.info.dtype)
-        rows = None
+    def _numbers(
+        self, ids: Sequence[str], records: Sequence[Record], dtype: np.dtype[Any]
+    ) -> Batch:
         if not any(record.fault for record in records):
             rows = number_rows([record.values for record in records], dtype)
-        if rows is not None:
-            return Batch(ids=ids, rows=rows)
+            if rows is not None:
+                return Batch(ids=ids, rows=rows)
         values = [self._row(record, dtype) for record in records]
         return batch_of(ids, values, np.empty((0, len(self.names)), dtype))
 
@@ -84,7 +151,7 @@ class Table:
 
 def open_table(
     path: Path, info: TensorInfo, model: Path, asked: Sequence[str] = (), *, resize: bool = False
-) -> Source:
+) -> RowSource:
     """The records of a table as rows for the input `info` of `model`.
 
     `asked` are the columns to read. Without it a model that takes text reads the only column, or
@@ -104,7 +171,7 @@ def open_table(
 
 def open_table_of_lines(
     path: Path | None, info: TensorInfo, model: Path, asked: Sequence[str] = (), *, form: str
-) -> Table:
+) -> TableRows:
     """The records of a file, or of stdin for None, whose `form` is "csv" or "jsonl".
 
     Raises what `open_table` raises. Of stdin no more than the first record is read yet.
@@ -115,7 +182,8 @@ def open_table_of_lines(
             f"{name}: {model} takes {info.takes()}, which no record is; give such rows as .npy"
         )
     place = None if path is None else str(path)
-    file: ColumnFile = open_csv(place) if form == "csv" else open_json_lines(place)
+    file: ColumnFile
+    file = open_csv(place, numbers=not info.is_text) if form == "csv" else open_json_lines(place)
     refuse_unknown(name, file.columns, asked)
     if info.is_text:
         names = text_column(name, file.columns, asked)
@@ -124,25 +192,240 @@ def open_table_of_lines(
     refuse_twice(name, file.columns, names)
     if path is not None:
         next(file.chunks(1, 0))
-    return Table(file=file, names=names, info=info)
-
-
-def takes_numbers(info: TensorInfo) -> bool:
-    """Whether a row of the input is some numbers, one after the other."""
-    return not info.is_text and len(info.shape) == 2 and np.dtype(info.dtype).kind in "fiu"
-
-
-def text_of(name: str, value: object) -> str:
-    """The value of the column `name` as a text; ValueError for what is none."""
-    if isinstance(value, str):
-        fault = text_fault(value)
-        if fault:
-            raise ValueError(f"column {name!r} {fault}")
-        return value
-    raise ValueError(f"column {name!r} is {shown(value)}, not text")
+    return TableRows(file=file, names=names, info=info)
 
 
 def _values(record: Record) -> Sequence[object]:
     if record.fault:
         raise ValueError(record.fault)
     return record.values
+
+
+# CSV
+
+
+@dataclass(frozen=True, slots=True)
+class CsvBlock:
+    """Records without a quote, one a line, as they stand in a file."""
+
+    lines_before: int
+    count: int
+    content: bytes
+
+    def __len__(self) -> int:
+        return self.count
+
+
+CsvRecords = Sequence[tuple[int, list[str]]]
+"""The fields of each record, with the number of its last line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CsvFile:
+    """Comma-separated values whose first line names the columns; blank lines are no records."""
+
+    path: str | None
+    columns: tuple[str, ...]
+    head: bytes
+    """The first lines, where stdin was read up to its header."""
+    blocks: bool
+    """Whether records may stay in blocks, as for numbers."""
+
+    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
+        """The records after the header, in blocks where they are simple enough."""
+        with opened(self.path, self.head) as stream:
+            reader = CsvReader(stream)
+            reader.records(1)
+            yield from cut(stream, reader.block if self.blocks else reader.records, size, start)
+
+    def numbers(
+        self, names: Sequence[str], content: CsvBlock | CsvRecords, dtype: np.dtype[Any]
+    ) -> Array | None:
+        """The values of a block, as pyarrow reads them; None where it does not."""
+        if not isinstance(content, CsvBlock):
+            return None
+        wide = _floats(content.content, len(self.columns), self._places(names))
+        if wide is None or (dtype.kind in "iu" and (np.abs(wide) >= 2**FLOAT_BITS).any()):
+            return None
+        rows, good = converted(wide, dtype)
+        return rows if good.all() else None
+
+    def records(self, names: Sequence[str], content: CsvBlock | CsvRecords) -> list[Record]:
+        """The records of a chunk's content."""
+        if isinstance(content, CsvBlock):
+            lines = map(decoded, io.BytesIO(content.content))
+            content = list(
+                _csv_records(csv.reader(lines), name_of(self.path), content.lines_before)
+            )
+        places = self._places(names)
+        return [self._record(line, fields, places) for line, fields in content]
+
+    def _places(self, names: Sequence[str]) -> list[int]:
+        return [self.columns.index(name) for name in names]
+
+    def _record(self, line: int, fields: list[str], places: Sequence[int]) -> Record:
+        place = f"line {line}: "
+        if len(fields) != len(self.columns):
+            fault = f"it has {len(fields)} fields, the header has {len(self.columns)}"
+            return Record((), place, fault)
+        return Record([fields[index] for index in places], place)
+
+
+class CsvReader:
+    """The records of a stream, taken some at a time and from front to back."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._name = stream.name
+        self._lines = raw_lines(stream)
+        self._first = FIRST_BYTES
+        """Bytes that are still to be read record by record."""
+        self._passed = 0
+        """Lines that were read."""
+
+    def block(self, size: int) -> tuple[CsvBlock | CsvRecords, InputError | None]:
+        """The next `size` records, in a block if every line of them is one."""
+        lines = list(itertools.islice(self._lines, size))
+        content = b"".join(lines)
+        self._first -= len(content)
+        if self._first >= 0 or not _is_simple(lines, content):
+            return self.records(size, lines)
+        self._passed += len(lines)
+        return CsvBlock(self._passed - len(lines), len(lines), content), None
+
+    def records(
+        self, size: int, ahead: Iterable[bytes] = ()
+    ) -> tuple[CsvRecords, InputError | None]:
+        """The next `size` records, or those before the fault and the fault.
+
+        `ahead` are lines that were read already, of which every one is used: no more than `size`.
+        """
+        reader = csv.reader(map(decoded, itertools.chain(ahead, self._lines)))
+        found = taken(_csv_records(reader, self._name, self._passed), size)
+        self._passed += reader.line_num
+        return found
+
+
+def open_csv(path: str | None, *, numbers: bool) -> CsvFile:
+    """Look at the header of a file, or of stdin; InputError when it has none."""
+    name = name_of(path)
+    with opened(path) as stream:
+        stream.keep()
+        found, error = CsvReader(stream).records(1)
+        if error is not None:
+            raise error
+        if not found:
+            raise InputError(f"{name} is empty; its first line should name the columns")
+        ((_, header),) = found
+        fault = next(filter(None, map(text_fault, header)), None)
+        if fault:
+            raise InputError(f"{name}: the name of a column {fault}")
+        return CsvFile(path=path, columns=tuple(header), head=stream.kept(), blocks=numbers)
+
+
+def _csv_records(reader: Any, name: str, passed: int) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank, each with the number of its last line."""
+    try:
+        for fields in reader:
+            if fields:
+                yield passed + reader.line_num, fields
+    except csv.Error as error:
+        raise InputError(f"{name}: line {passed + reader.line_num}: {error}") from error
+
+
+def _is_simple(lines: Sequence[bytes], content: bytes) -> bool:
+    """Whether the csv module finds a record in every line, and commas alone tell its fields."""
+    return (
+        b'"' not in content
+        and (b"\r" not in content or content.count(b"\r") == content.count(b"\r\n"))
+        and not any(blank in lines for blank in (b"\n", b"\r\n"))
+        and max(map(len, lines), default=0) <= csv.field_size_limit()
+    )
+
+
+def _floats(content: bytes, width: int, places: Sequence[int]) -> Array | None:
+    """The columns at some places of CSV of `width` columns as float64 [records, columns].
+
+    None where pyarrow refuses a value or the number of fields of a record.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    names = [str(place) for place in range(width)]
+    read = [names[place] for place in dict.fromkeys(places)]
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(content),
+            arrow_csv.ReadOptions(
+                use_threads=False, block_size=len(content) + 1, column_names=names
+            ),
+            arrow_csv.ParseOptions(quote_char=False),
+            # An empty value is no number: nothing is null.
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(read, pa.float64()), include_columns=read, null_values=[]
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    return np.stack([table.column(names[place]).to_numpy() for place in places], axis=1)
+
+
+# JSON Lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonLinesFile:
+    """One JSON object a line; the first one names the columns, blank lines are no records."""
+
+    path: str | None
+    columns: tuple[str, ...]
+    head: bytes
+    """The first lines, where stdin was read up to its first record."""
+
+    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
+        """The lines with a record, with their numbers."""
+        with opened(self.path, self.head) as stream:
+            yield from cut(stream, functools.partial(taken, _json_lines(stream)), size, start)
+
+    def numbers(self, _names: Sequence[str], _content: Any, _dtype: np.dtype[Any]) -> None:
+        """None: objects are read one by one."""
+
+    def records(self, names: Sequence[str], content: Any) -> list[Record]:
+        """The records of a chunk's content."""
+        return [_json_record(names, line, f"line {number}: ") for number, line in content]
+
+
+def open_json_lines(path: str | None) -> JsonLinesFile:
+    """Look at the first record of a file, or of stdin; InputError when it is no object."""
+    with opened(path) as stream:
+        stream.keep()
+        _, line = next(_json_lines(stream), (0, ""))
+        first = _json_object(line)
+        if not first:
+            raise InputError(
+                f"{stream.name}: line 1 should be a JSON object with the columns as its keys"
+            )
+        return JsonLinesFile(path=path, columns=tuple(first), head=stream.kept())
+
+
+def _json_lines(stream: Stream) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
+    lines = enumerate(map(decoded, raw_lines(stream)), start=1)
+    return ((number, line) for number, line in lines if line.strip())
+
+
+def _json_record(names: Sequence[str], line: str, place: str) -> Record:
+    found = _json_object(line)
+    if found is None:
+        return Record((), place, "it is not a JSON object")
+    missing = [name for name in names if name not in found]
+    if missing:
+        return Record((), place, f"it has no {missing[0]!r}")
+    return Record([found[name] for name in names], place)
+
+
+def _json_object(line: str) -> dict[str, object] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,13 +1,9 @@
 """Images in tar shards of the WebDataset layout: `.tar`, `.tar.gz` and `.tgz`.
 
-A shard is read once, from front to back, and nothing is ever extracted. A chunk of a `.tar`
-holds only where the images lie, and whoever decodes it reads them; one of a compressed shard holds
-their bytes.
-
-The members of a tar that nobody vouches for, one after the other, from front to back.
-
-tarfile does the reading. What it takes for granted is checked: that a header's claims are small,
-that what is no header is the end, and that few enough members come to be remembered.
+A shard is read once, from front to back, and nothing is ever extracted. A chunk of a `.tar` holds
+only where its images lie, and whoever decodes it reads them; a chunk of a compressed shard holds
+their bytes. tarfile reads the headers; what it takes for granted is checked: that a header's claims
+are small, that what is no header is the end, and that few enough members come to be remembered.
 """
 
 import gzip
@@ -17,7 +13,7 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,13 +21,25 @@ import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, tried
-from serving.inputs.items import Batch, Chunk, printable, reason_of
 from serving.inputs.names import IMAGE_SUFFIXES
-from serving.inputs.streams import fingerprint_of_files, taken
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    fingerprint_of_files,
+    printable,
+    reason_of,
+    taken,
+)
 from serving.runtime.tensors import TensorInfo
+
+Array = npt.NDArray[Any]
 
 MOST_HEADER_BYTES = 1 << 20
 TAIL_BYTES = 1 << 20
+MOST_PACKED_BYTES = 16 << 20
+"""Of an image whose bytes are in its chunk, which holds many: of a compressed shard."""
+MOST_SHOWN = 80
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # What tarfile and gzip raise on broken archives, beside the TarError they should.
 READING_ERRORS = (
     tarfile.TarError,
@@ -47,77 +55,8 @@ READING_ERRORS = (
 )
 
 
-def members_of(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """Every member of an archive.
-
-    Raises ReadError where tarfile alone would take a broken header for the end.
-    """
-    reader = HeaderReader(file)
-    # It asks for no more of a file than HeaderReader has.
-    archive = Forgetful(fileobj=cast("IO[bytes]", reader), mode="r")
-    while (member := archive.next()) is not None:
-        if member.size < 0:
-            raise tarfile.ReadError("a member of a negative size")
-        yield member
-        reader.left = MOST_HEADER_BYTES
-    if len(reader.last) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it ends without the mark of its end; it is cut short")
-    if any(reader.last):
-        raise tarfile.ReadError("what follows is no header")
-    if any(file.read(TAIL_BYTES)):
-        raise tarfile.ReadError("more follows the mark of its end; it is several archives in one")
-
-
-class HeaderReader:
-    """A shard as tarfile reads it, which takes each header's word for its size."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.left = MOST_HEADER_BYTES
-        """How much may be read of the headers of one member."""
-        self.last = b""
-        """What was read last."""
-
-    def read(self, size: int) -> bytes:
-        """The next bytes."""
-        if not 0 <= size <= self.left:
-            raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES} bytes")
-        self.left -= size
-        self.last = self._file.read(size)
-        return self.last
-
-    def seek(self, place: int) -> int:
-        """Go on from another place."""
-        return self._file.seek(place)
-
-    def tell(self) -> int:
-        """The place."""
-        return self._file.tell()
-
-
-class Forgetful(tarfile.TarFile):
-    """An archive that is read once, and so keeps neither its members nor the notes to all."""
-
-    members: list[tarfile.TarInfo]
-
-    def next(self) -> tarfile.TarInfo | None:
-        """The next member."""
-        member = super().next()
-        self.members.clear()
-        self.pax_headers = {}
-        return member
-
-
-Array = npt.NDArray[Any]
-
-MOST_PACKED_BYTES = 16 << 20
-"""Of an image whose bytes are in its chunk, which holds many: of a compressed shard."""
-MOST_SHOWN = 80
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class TarMember:
     """An image in a shard, or what is named as one and is none."""
 
     shard: str
@@ -138,7 +77,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tars:
+class TarImages:
     """The images of tar shards, in the order in which these were given."""
 
     shards: tuple[str, ...]
@@ -168,15 +107,15 @@ class Tars:
 
     def decode(self, chunk: Chunk) -> Batch:
         """The images of a chunk; an image's id is its shard and its name in that."""
-        members: tuple[Member, ...] = chunk.content
+        members: tuple[TarMember, ...] = chunk.content
         values = [member.fault or tried(self._image, member) for member in members]
         return self.decoder.batch([member.id for member in members], values)
 
-    def _image(self, member: Member) -> Array:
+    def _image(self, member: TarMember) -> Array:
         content = member.content
         return self.decoder.decode(_bytes_of(member) if content is None else content)
 
-    def _members(self, start: int) -> Iterator[Member]:
+    def _members(self, start: int) -> Iterator[TarMember]:
         """The images from the one at `start` on; the bytes of those before it are not kept."""
         passed = 0
         for shard in self.shards:
@@ -186,7 +125,7 @@ class Tars:
                     yield member
 
 
-def open_tars(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> Tars:
+def open_tars(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> TarImages:
     """The images of tar shards as rows for the input `info` of `model`.
 
     Raises InputError for what is no tar or holds no images, and for a model that takes none.
@@ -197,10 +136,10 @@ def open_tars(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: b
             raise InputError(f"{path} is not a file")
         if next(_images_of(str(path)), None) is None:
             raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return Tars(shards=tuple(map(str, paths)), decoder=decoder)
+    return TarImages(shards=tuple(map(str, paths)), decoder=decoder)
 
 
-def _images_of(shard: str, unread: int = 0) -> Iterator[Member]:
+def _images_of(shard: str, unread: int = 0) -> Iterator[TarMember]:
     """The images of a shard, without the bytes of the first `unread`.
 
     Raises InputError with the place where it is damaged.
@@ -233,7 +172,7 @@ def _is_packed(shard: str) -> bool:
 
 def _image_of(
     shard: str, file: IO[bytes], member: tarfile.TarInfo, *, unread: bool
-) -> Member | None:
+) -> TarMember | None:
     """The image that a member is, or None for one that is not named as an image."""
     name = member.name.rsplit("/", 1)[-1]
     if member.isdir() or name[:1] == "." or not name.lower().endswith(IMAGE_SUFFIXES):
@@ -241,7 +180,7 @@ def _image_of(
     fault, content = _fault(shard, member), None
     if fault is None and not unread:
         content = _checked(shard, file, member)
-    return Member(
+    return TarMember(
         shard=shard,
         name=member.name,
         offset=member.offset_data,
@@ -283,10 +222,91 @@ def _checked(shard: str, file: IO[bytes], member: tarfile.TarInfo) -> bytes | No
     return content
 
 
-def _bytes_of(member: Member) -> bytes:
+def _bytes_of(member: TarMember) -> bytes:
     """The bytes of a member of a shard that is not compressed."""
     try:
         with Path(member.shard).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), member.size, member.offset)
     except OSError as error:
         raise ValueError(reason_of(error)) from error
+
+
+def with_bytes(members: Sequence[TarMember], shard: str) -> tuple[TarMember, ...]:
+    """The images of a shard that goes away, with their bytes; a large one becomes a fault."""
+    with Path(shard).open("rb") as file:
+        return tuple(_with_content(member, file) for member in members)
+
+
+def _with_content(member: TarMember, file: IO[bytes]) -> TarMember:
+    if member.fault is not None or member.content is not None:
+        return member
+    if member.size > MOST_PACKED_BYTES:
+        limit = f"the limit in a shard that is fetched is {MOST_PACKED_BYTES}"
+        fault = f"it has {member.size} bytes, {limit}; download the shard, and give its path"
+        return replace(member, fault=fault)
+    file.seek(member.offset)
+    return replace(member, content=file.read(member.size))
+
+
+# Members
+
+
+def members_of(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Every member of an archive.
+
+    Raises ReadError where tarfile alone would take a broken header for the end.
+    """
+    reader = HeaderReader(file)
+    # It asks for no more of a file than HeaderReader has.
+    archive = ForgetfulTar(fileobj=cast("IO[bytes]", reader), mode="r")
+    while (member := archive.next()) is not None:
+        if member.size < 0:
+            raise tarfile.ReadError("a member of a negative size")
+        yield member
+        reader.left = MOST_HEADER_BYTES
+    if len(reader.last) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it ends without the mark of its end; it is cut short")
+    if any(reader.last):
+        raise tarfile.ReadError("what follows is no header")
+    if any(file.read(TAIL_BYTES)):
+        raise tarfile.ReadError("more follows the mark of its end; it is several archives in one")
+
+
+class HeaderReader:
+    """A shard as tarfile reads it, which takes each header's word for its size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.left = MOST_HEADER_BYTES
+        """How much may be read of the headers of one member."""
+        self.last = b""
+        """What was read last."""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"a header of more than {MOST_HEADER_BYTES} bytes")
+        self.left -= size
+        self.last = self._file.read(size)
+        return self.last
+
+    def seek(self, place: int) -> int:
+        """Go on from another place."""
+        return self._file.seek(place)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._file.tell()
+
+
+class ForgetfulTar(tarfile.TarFile):
+    """An archive that is read once, and so keeps neither its members nor the notes to all."""
+
+    members: list[tarfile.TarInfo]
+
+    def next(self) -> tarfile.TarInfo | None:
+        """The next member."""
+        member = super().next()
+        self.members.clear()
+        self.pax_headers = {}
+        return member

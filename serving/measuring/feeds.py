@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from serving.errors import InputError, MissingInputError
 from serving.inputs.arrays import open_array
-from serving.inputs.items import Row, items_of
-from serving.inputs.lines import open_lines
 from serving.inputs.names import ARRAY_SUFFIXES
+from serving.inputs.sources import InputRow, each_row
+from serving.inputs.text import open_lines
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -88,11 +88,11 @@ def _read(path: Path, info: TensorInfo, model: Path, most: int) -> Array:
     if suffix != ".txt":
         known = ", ".join((*ARRAY_SUFFIXES, ".txt"))
         raise InputError(f"{path}: unknown suffix {suffix!r}; rows for timing are {known}")
-    items = list(itertools.islice(items_of(open_lines(path, info, model)), most))
+    items = list(itertools.islice(each_row(open_lines(path, info, model)), most))
     for item in items:
-        if not isinstance(item, Row):
+        if not isinstance(item, InputRow):
             raise InputError(f"{item.id}: {item.reason}")
-    return np.stack([item.value for item in items if isinstance(item, Row)])
+    return np.stack([item.value for item in items if isinstance(item, InputRow)])
 
 
 def _random(info: TensorInfo, batch_size: int, rng: np.random.Generator) -> Array:

@@ -21,6 +21,7 @@ PROBABILITIES, LOGITS = "probabilities", "logits"
 """The outputs of a classifier, as `ferry export` names them."""
 NO_TENSORS = ("seq(", "map(", "optional(", "sparse_tensor(")
 """How the types begin of outputs that are no arrays, as some converters add them."""
+FLOATS = ("float32", "float16", "float64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,12 @@ def answer_in_batches(
     # A single batch needs no thread of its own.
     parts = list(ordered_map(answered, starts, parallel=max(1, min(parallel, len(starts)))))
     return {key: _joined(name, key, [part[key] for part in parts]) for key in parts[0]}
+
+
+def is_table(output: TensorInfo | Array) -> bool:
+    """Whether an output can hold the scores of classes: floats [rows, classes], two or more."""
+    floats = str(output.dtype) in FLOATS
+    return floats and len(output.shape) == 2 and output.shape[1] not in (0, 1)
 
 
 def described(rows: object) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.inputs.items import Batch, Source
+from serving.inputs.sources import Batch, RowSource
 from serving.runtime.tensors import TensorInfo
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ IDS = TensorInfo(name="ids", dtype="int64", shape=("batch", 2))
 TEXT = TensorInfo(name="text", dtype="object", shape=("batch",))
 
 
-def batches(source: Source, size: int = 4, start: int = 0) -> list[Batch]:
+def batches(source: RowSource, size: int = 4, start: int = 0) -> list[Batch]:
     """The decoded chunks, each of which went to another process and back."""
     made = []
     there = pickle.loads(pickle.dumps(source))
@@ -38,12 +38,12 @@ def batches(source: Source, size: int = 4, start: int = 0) -> list[Batch]:
     return made
 
 
-def rows_of(source: Source, size: int = 4, start: int = 0) -> np.ndarray:
+def rows_of(source: RowSource, size: int = 4, start: int = 0) -> np.ndarray:
     """The rows that can be read."""
     return np.concatenate([batch.rows for batch in batches(source, size, start)])
 
 
-def faults_of(source: Source, size: int = 4) -> dict[int, str]:
+def faults_of(source: RowSource, size: int = 4) -> dict[int, str]:
     """Why rows cannot be read, by their index."""
     return {
         index * size + row: reason

@@ -19,8 +19,7 @@ from samples_of_rows import (
 )
 
 from serving.errors import InputError
-from serving.inputs.arrays import open_array_rows, open_array_stream
-from serving.inputs.packed import MappedRows, PackedRows
+from serving.inputs.arrays import MappedRows, StreamedRows, open_array_rows, open_array_stream
 
 ROWS = np.random.default_rng(3).normal(size=(11, 3)).astype(np.float32)
 
@@ -42,8 +41,8 @@ def saved(path: Path, rows: np.ndarray, how: str) -> Path:
         ("npy columns", MappedRows),
         ("stored", MappedRows),
         ("stored columns", MappedRows),
-        ("packed", PackedRows),
-        ("packed columns", PackedRows),
+        ("packed", StreamedRows),
+        ("packed columns", StreamedRows),
     ],
 )
 @pytest.mark.parametrize("start", [0, 4, 8, 11])

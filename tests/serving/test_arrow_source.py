@@ -283,19 +283,19 @@ def test_the_only_column_that_fits(tmp_path: Path) -> None:
     short = lists(FLAT[:, :3], pa.list_(pa.uint8(), 3))
     columns = {"label": list(range(ROWS)), "short": short, "anything": IMAGE_COLUMNS["fixed"]}
     source = opened(written(tmp_path / "rows.parquet", columns), IMAGES)
-    assert source.cells.names == ("anything",)
+    assert source.reader.names == ("anything",)
 
 
 def test_a_usual_name_among_several(tmp_path: Path) -> None:
     columns = dict.fromkeys(("mask", "img", "thumbnail"), IMAGE_COLUMNS["encoded"])
-    assert opened(written(tmp_path / "rows.parquet", columns), IMAGES).cells.names == ("img",)
+    assert opened(written(tmp_path / "rows.parquet", columns), IMAGES).reader.names == ("img",)
     del columns["img"]
     path = written(tmp_path / "rows.parquet", columns)
     message = refused(path, IMAGES)
     assert (
         "has the columns mask, thumbnail with rows for the model; name one with --column" in message
     )
-    assert opened(path, IMAGES, "mask").cells.names == ("mask",)
+    assert opened(path, IMAGES, "mask").reader.names == ("mask",)
     assert "has no column 'mas'; did you mean 'mask'?" in refused(path, IMAGES, "mas")
 
 

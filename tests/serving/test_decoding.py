@@ -30,8 +30,8 @@ from tiny_images import (
 from serving.errors import InputError
 from serving.inputs import decoding
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large, tried
-from serving.inputs.items import Unreadable
-from serving.inputs.plain import plain_picture
+from serving.inputs.image_grammar import plain_picture
+from serving.inputs.sources import UnreadableRow
 from serving.runtime.tensors import TensorInfo
 
 ADOBE = b"Adobe\0\x64\0\0\0\0\x01"
@@ -392,7 +392,7 @@ def test_a_batch_of_files(tmp_path: Path) -> None:
     batch = decoder(pixels).decode_files([str(good), str(empty), str(good), "a\0b"])
     assert batch.ids == [str(good), str(empty), str(good), "a\0b"]
     assert batch.rows.shape == (2, *pixels.shape)
-    assert batch.unreadable[0] == Unreadable(str(empty), "it is empty")
+    assert batch.unreadable[0] == UnreadableRow(str(empty), "it is empty")
     assert "null byte" in batch.unreadable[1].reason
     nothing = decoder(pixels).decode_files([str(empty)])
     assert (nothing.rows.shape, nothing.rows.dtype) == ((0, *pixels.shape), np.uint8)

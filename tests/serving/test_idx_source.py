@@ -10,8 +10,8 @@ import pytest
 from samples_of_rows import IMAGES, MODEL, batches, rows_of
 
 from serving.errors import InputError
+from serving.inputs.arrays import MappedRows, StreamedRows, open_idx
 from serving.inputs.names import is_idx
-from serving.inputs.packed import MappedRows, PackedRows, open_idx
 from serving.runtime.tensors import TensorInfo
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (11, 4, 5), np.uint8)
@@ -56,7 +56,9 @@ def test_what_is_named_as_idx(name: str, whether: bool) -> None:
     assert is_idx(Path("folder.idx") / name) == whether
 
 
-@pytest.mark.parametrize(("name", "kind"), list(zip(NAMES, (MappedRows, PackedRows), strict=True)))
+@pytest.mark.parametrize(
+    ("name", "kind"), list(zip(NAMES, (MappedRows, StreamedRows), strict=True))
+)
 @pytest.mark.parametrize("start", [0, 4, 8, 11])
 def test_grey_images_get_their_axis_of_channels(
     tmp_path: Path, name: str, kind: type, start: int

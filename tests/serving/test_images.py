@@ -14,8 +14,8 @@ from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
 from serving.inputs.images import Images, open_images
-from serving.inputs.items import Row, Unreadable, items_of
 from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.runtime.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1))
@@ -33,7 +33,7 @@ def save(path: Path, seed: int = 0) -> np.ndarray:
 
 
 def ids(source: Images) -> list[str]:
-    return [item.id for item in items_of(source)]
+    return [item.id for item in each_row(source)]
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_a_source_and_its_chunks_can_be_sent(folder: Path) -> None:
 
 
 def test_the_pixels_belong_to_their_paths(folder: Path) -> None:
-    for item in items_of(opened(folder)):
-        assert isinstance(item, Row)
+    for item in each_row(opened(folder)):
+        assert isinstance(item, InputRow)
         np.testing.assert_array_equal(item.value, picture(4, 5, 1, int(Path(item.id).stem)))
 
 
@@ -121,9 +121,9 @@ def test_links(folder: Path, tmp_path: Path) -> None:
     (links / "broken.png").symlink_to(tmp_path / "gone")
     (links / "loop.png").symlink_to(links / "loop.png")
     (links / "broken.txt").symlink_to(tmp_path / "gone")
-    found = {Path(item.id).name: item for item in items_of(opened(links))}
+    found = {Path(item.id).name: item for item in each_row(opened(links))}
     assert list(found) == ["broken.png", "file.png", "loop.png"]
-    assert isinstance(found["file.png"], Row)
+    assert isinstance(found["file.png"], InputRow)
     assert found["broken.png"].reason == "No such file or directory"
     assert "symbolic links" in found["loop.png"].reason
 
@@ -152,20 +152,20 @@ def test_a_tree_deeper_than_pythons_calls(tmp_path: Path) -> None:
 def test_what_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed, secret = folder / "1", folder / "2" / "5.png"
     monkeypatch.chdir(folder)
-    list(items_of(opened(Path())))  # Pillow loads what it needs
+    list(each_row(opened(Path())))  # Pillow loads what it needs
     folder.chmod(0o755)
     secret.chmod(0)
     closed.chmod(0)
     try:
         with nobody():
-            found = list(items_of(opened(Path())))
+            found = list(each_row(opened(Path())))
     finally:
         closed.chmod(0o755)
-    assert [item for item in found if isinstance(item, Unreadable)] == [
-        Unreadable("1", "Permission denied"),
-        Unreadable("2/5.png", "Permission denied"),
+    assert [item for item in found if isinstance(item, UnreadableRow)] == [
+        UnreadableRow("1", "Permission denied"),
+        UnreadableRow("2/5.png", "Permission denied"),
     ]
-    assert sum(isinstance(item, Row) for item in found) == 6
+    assert sum(isinstance(item, InputRow) for item in found) == 6
 
 
 def test_a_fingerprint_changes_with_the_files(folder: Path) -> None:
@@ -207,4 +207,6 @@ def test_an_image_that_changes_its_kind_is_a_row_that_cannot_be_read(folder: Pat
     chunk = next(source.chunks(10))
     path.unlink()
     path.mkdir()
-    assert source.decode(chunk).unreadable == [Unreadable(str(path), "it is a folder, not a file")]
+    assert source.decode(chunk).unreadable == [
+        UnreadableRow(str(path), "it is a folder, not a file")
+    ]

@@ -27,10 +27,9 @@ from serving.errors import (
     UsageError,
 )
 from serving.inputs.images import Images
-from serving.inputs.inputs import Inputs, Place, open_inputs
-from serving.inputs.items import Row
-from serving.inputs.kinds import ReadOptions
-from serving.inputs.tars import Tars
+from serving.inputs.inputs import Inputs, Place, ReadOptions, open_inputs
+from serving.inputs.sources import InputRow
+from serving.inputs.tars import TarImages
 from serving.model import Model, open_model
 
 PIXELS = images(10)
@@ -77,7 +76,7 @@ def ids(inputs: Inputs) -> list[str]:
 
 
 def rows(inputs: Inputs) -> np.ndarray:
-    return np.stack([item.value for item in inputs if isinstance(item, Row)])
+    return np.stack([item.value for item in inputs if isinstance(item, InputRow)])
 
 
 def refused(inputs: list[str], model: Model, **options: object) -> str:
@@ -143,7 +142,7 @@ def test_images_in_a_row_are_cut_together(here: Path, of_images: Model) -> None:
     first, _, last = inputs.sources
     assert isinstance(first, Images)
     assert first.count == 15
-    assert isinstance(last, Tars)
+    assert isinstance(last, TarImages)
     assert [chunk.count for _, chunk in inputs.chunks(8)] == [8, 7, 8, 2, 8, 8, 4]
     assert ids(inputs)[:10] == singles
 
@@ -246,7 +245,7 @@ def test_images_are_fitted_wherever_they_come_from(here: Path, of_images: Model)
     for name in ("large.png", "large.parquet"):
         assert len(list(open_inputs([name], of_images, ReadOptions(resize=True)))) == 1
         (item,) = open_inputs([name], of_images)
-        assert not isinstance(item, Row)
+        assert not isinstance(item, InputRow)
 
 
 # Stdin
@@ -266,7 +265,7 @@ def test_stdin_holds_what_the_model_takes(
     np.testing.assert_array_equal(rows(inputs), PIXELS)
     texts = "".join(f"{text}\n" for text in TEXTS).encode()
     inputs = from_stdin(monkeypatch, texts, opened(tmp_path, text_classifier()))
-    assert [item.value.item() for item in inputs if isinstance(item, Row)] == TEXTS
+    assert [item.value.item() for item in inputs if isinstance(item, InputRow)] == TEXTS
     table = b"a,b,c\n1,2,3\n"
     inputs = from_stdin(monkeypatch, table, opened(tmp_path, table_classifier()))
     assert rows(inputs).tolist() == [[1, 2, 3]]
@@ -305,7 +304,7 @@ def test_stdin_holds_what_is_said(
 def test_columns_of_stdin(here: Path, of_text: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     table = b"title,body\na,good\nb,bad\n"
     inputs = from_stdin(monkeypatch, table, of_text, input_format="csv", columns=("body",))
-    assert [item.value.item() for item in inputs if isinstance(item, Row)] == ["good", "bad"]
+    assert [item.value.item() for item in inputs if isinstance(item, InputRow)] == ["good", "bad"]
 
 
 def test_stdin_among_files(here: Path, of_images: Model, monkeypatch: pytest.MonkeyPatch) -> None:

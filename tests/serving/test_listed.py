@@ -12,8 +12,8 @@ from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
 from serving.inputs.images import MOST_LINE_BYTES, ListedImages, open_image_list
-from serving.inputs.items import Row, Unreadable, items_of
 from serving.inputs.names import LIST_SUFFIXES
+from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.runtime.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1))
@@ -43,17 +43,17 @@ def lines(paths: list[str]) -> bytes:
 def test_images_of_a_file(tmp_path: Path, paths: list[str]) -> None:
     source = listed(write(tmp_path / f"images{LIST_SUFFIXES[0]}", lines(paths)))
     for _ in range(2):  # a file can be read again
-        items = list(items_of(source, 4))
+        items = list(each_row(source, 4))
         assert [item.id for item in items] == paths
         for index, item in enumerate(items):
-            assert isinstance(item, Row)
+            assert isinstance(item, InputRow)
             np.testing.assert_array_equal(item.value, picture(4, 5, 1, index))
     assert (source.count, source.slow, source.fingerprint()) == (None, True, None)
 
 
 def test_images_of_stdin(monkeypatch: pytest.MonkeyPatch, paths: list[str]) -> None:
     source = on_stdin(monkeypatch, lines(paths))
-    assert [item.id for item in items_of(source, 4)] == paths
+    assert [item.id for item in each_row(source, 4)] == paths
     assert not sys.stdin.buffer.closed
 
 
@@ -116,20 +116,20 @@ def test_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     source = on_stdin(monkeypatch, b"gone.png\nfolder\nnul\0.png\n/dev/zero\ncaf\xe9.png\n")
-    assert list(items_of(source)) == [
-        Unreadable("gone.png", "No such file or directory"),
-        Unreadable("folder", "it is a folder, not a file"),
-        Unreadable("nul\0.png", "embedded null byte"),
-        Unreadable("/dev/zero", "it is a device, not a file"),
-        Unreadable("caf\\xe9.png", "No such file or directory"),
+    assert list(each_row(source)) == [
+        UnreadableRow("gone.png", "No such file or directory"),
+        UnreadableRow("folder", "it is a folder, not a file"),
+        UnreadableRow("nul\0.png", "embedded null byte"),
+        UnreadableRow("/dev/zero", "it is a device, not a file"),
+        UnreadableRow("caf\\xe9.png", "No such file or directory"),
     ]
 
 
 def test_a_name_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = bytes(tmp_path) + b"/caf\xe9.png"
     write(Path(os.fsdecode(path)), encoded(picture(4, 5, 1), "PNG"))
-    (item,) = items_of(on_stdin(monkeypatch, path + b"\n"))
-    assert isinstance(item, Row)
+    (item,) = each_row(on_stdin(monkeypatch, path + b"\n"))
+    assert isinstance(item, InputRow)
     assert item.id.endswith("caf\\xe9.png")
 
 

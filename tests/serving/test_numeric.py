@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.inputs.numeric import converted, number, number_rows, shown
+from serving.inputs.columns import converted, number, number_rows, shown
 
 DTYPES = [np.dtype(name) for name in ("float32", "float64", "float16", "int64", "uint8", "int8")]
 VALUES = st.one_of(

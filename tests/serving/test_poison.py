@@ -26,7 +26,7 @@ from tiny_images import (
 
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder
 from serving.inputs.images import Images, open_images
-from serving.inputs.items import Row, Unreadable, items_of
+from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.runtime.tensors import TensorInfo
 
 HEIGHT, WIDTH = 20, 30
@@ -198,21 +198,21 @@ def test_every_poison_is_named_and_every_good_image_read(
     poisoned: Path, resize: bool, opencv: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = opened(poisoned, resize=resize, opencv=opencv)
-    items = {item.id.removeprefix(f"{poisoned}/"): item for item in items_of(source)}
+    items = {item.id.removeprefix(f"{poisoned}/"): item for item in each_row(source)}
     assert len(items) == source.count
     good = [name for name in items if name.endswith("good.png")]
     assert len(good) == len(CONTENTS) + len(KINDS) + 2
     for name in good:
         item = items.pop(name)
-        assert isinstance(item, Row), item
+        assert isinstance(item, InputRow), item
         np.testing.assert_array_equal(item.value, PIXELS)
     assert items.keys() == {*CONTENTS, *KINDS}
     for name, item in items.items():
         if resize and name in RESIZED:
-            assert isinstance(item, Row), item
+            assert isinstance(item, InputRow), item
             continue
         message = (CONTENTS.get(name) or KINDS[name])[1]
-        assert isinstance(item, Unreadable), name
+        assert isinstance(item, UnreadableRow), name
         assert message in item.reason, item
         assert item.reason
         assert "\n" not in item.reason
@@ -226,7 +226,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from serving.inputs.images import open_images
-from serving.inputs.items import Row, items_of
+from serving.inputs.sources import InputRow, each_row
 from serving.runtime.tensors import TensorInfo
 
 info = TensorInfo(name="images", dtype="uint8", shape=("batch", 20, 30, 3))
@@ -235,9 +235,9 @@ peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].spli
 good, poison = (
     open_images([Path(path)], info, Path("m"), resize=True) for path in sys.argv[1:]
 )
-list(items_of(good))
+list(each_row(good))
 before = peak()
-read = sum(isinstance(item, Row) for _ in range(2) for item in items_of(poison))
+read = sum(isinstance(item, InputRow) for _ in range(2) for item in each_row(poison))
 print(before, peak(), read)
 """
 

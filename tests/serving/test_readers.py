@@ -8,10 +8,9 @@ from tiny_classifier import classifier, images
 
 from serving.errors import InputError, MissingInputError
 from serving.inputs.images import Images, open_images
-from serving.inputs.inputs import open_inputs
-from serving.inputs.items import Row, Unreadable, items_of
-from serving.inputs.kinds import ReadOptions
+from serving.inputs.inputs import ReadOptions, open_inputs
 from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.model import Model, open_model
 
 
@@ -31,14 +30,14 @@ def opened(path: Path, model: Model, *, resize: bool = False) -> Images:
     return open_images([path], model.input, model.path, resize=resize)
 
 
-def only(path: Path, model: Model, *, resize: bool = False) -> Row | Unreadable:
-    (item,) = items_of(opened(path, model, resize=resize))
+def only(path: Path, model: Model, *, resize: bool = False) -> InputRow | UnreadableRow:
+    (item,) = each_row(opened(path, model, resize=resize))
     return item
 
 
 def reason(path: Path, model: Model, *, resize: bool = False) -> str:
     item = only(path, model, resize=resize)
-    assert isinstance(item, Unreadable)
+    assert isinstance(item, UnreadableRow)
     assert item.id == str(path)
     assert "\n" not in item.reason
     return item.reason
@@ -46,7 +45,7 @@ def reason(path: Path, model: Model, *, resize: bool = False) -> str:
 
 def pixels(path: Path, model: Model, *, resize: bool = False) -> np.ndarray:
     item = only(path, model, resize=resize)
-    assert isinstance(item, Row), item
+    assert isinstance(item, InputRow), item
     return item.value
 
 
@@ -80,10 +79,10 @@ def test_a_folder_is_read_in_order_with_the_folders_in_it(tmp_path: Path) -> Non
     (folder / "loop").symlink_to(folder)
     found = opened(folder, model(tmp_path))
     assert found.count == 5
-    assert [item.id for item in items_of(found)] == [
+    assert [item.id for item in each_row(found)] == [
         str(folder / name) for name in ("Z.png", "a/10.png", "a/2.png", "b.png", "c/d/e.png")
     ]
-    assert [item.id for item in items_of(found)] == [item.id for item in items_of(found)]
+    assert [item.id for item in each_row(found)] == [item.id for item in each_row(found)]
 
 
 def test_inputs_keep_the_order_they_were_given_in(tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_damaged_images_never_stop_a_run(tmp_path: Path, suffix: str) -> None:
         for position in rng.integers(0, len(whole), 4):
             spoilt[position] = rng.integers(0, 256)
         path.write_bytes(spoilt)
-        assert isinstance(only(path, takes, resize=True), (Row, Unreadable))
+        assert isinstance(only(path, takes, resize=True), (InputRow, UnreadableRow))
 
 
 def test_what_is_no_image_at_all(tmp_path: Path) -> None:
@@ -191,8 +190,8 @@ def test_an_image_that_vanishes_is_an_error_of_that_row(tmp_path: Path) -> None:
     (folder / "b.png").symlink_to(save(tmp_path / "target.png", images(1)[0]))
     found = opened(folder, model(tmp_path))
     (tmp_path / "target.png").unlink()
-    assert [type(item) for item in items_of(found)] == [Row, Unreadable]
-    assert list(items_of(found))[1] == Unreadable(
+    assert [type(item) for item in each_row(found)] == [InputRow, UnreadableRow]
+    assert list(each_row(found))[1] == UnreadableRow(
         str(folder / "b.png"), "No such file or directory"
     )
 

@@ -12,9 +12,8 @@ from tiny_kinds import TEXTS, features, passing, table_classifier, text_classifi
 from tiny_onnx import FLOAT, INT64, STRING
 
 from serving.errors import FerryError, InputError, UsageError
-from serving.inputs.inputs import open_inputs
-from serving.inputs.items import Row, Unreadable
-from serving.inputs.kinds import ReadOptions
+from serving.inputs.inputs import ReadOptions, open_inputs
+from serving.inputs.sources import InputRow, UnreadableRow
 from serving.model import Model, open_model
 
 AWKWARD = ["plain", "", "a, b", 'say "hi"', "two\nlines", "naïve café", " blanks ", "\u2028"]
@@ -36,20 +35,22 @@ def of_numbers(tmp_path: Path) -> Model:
     return opened(tmp_path, table_classifier())
 
 
-def items(path: Path, model: Model, *columns: str) -> list[Row | Unreadable]:
+def items(path: Path, model: Model, *columns: str) -> list[InputRow | UnreadableRow]:
     return list(open_inputs([path], model, ReadOptions(columns=columns)))
 
 
 def texts(path: Path, model: Model, *columns: str) -> list[str]:
     found = items(path, model, *columns)
     assert [item.id for item in found] == [f"{path}:{index}" for index in range(len(found))]
-    return [item.value.item() for item in found if isinstance(item, Row)]
+    return [item.value.item() for item in found if isinstance(item, InputRow)]
 
 
 def reasons(path: Path, model: Model, *columns: str) -> dict[int, str]:
     """Why rows cannot be read, by their index."""
     found = items(path, model, *columns)
-    return {index: item.reason for index, item in enumerate(found) if isinstance(item, Unreadable)}
+    return {
+        index: item.reason for index, item in enumerate(found) if isinstance(item, UnreadableRow)
+    }
 
 
 def refused(path: Path, model: Model, *columns: str) -> str:
@@ -225,7 +226,7 @@ def test_a_value_that_is_no_number_spoils_its_row_alone(
     shown = repr(value) if value else "empty"
     assert reasons(path, of_numbers) == {1: f"line 3: column 'b' is {shown}, not a number"}
     first = items(path, of_numbers)[0]
-    assert isinstance(first, Row)
+    assert isinstance(first, InputRow)
     assert first.value.tolist() == [1.0, 1.0, 2000.0]
 
 
@@ -244,7 +245,7 @@ def test_whole_numbers_for_a_model_that_takes_those(tmp_path: Path) -> None:
     model = opened(tmp_path, passing(INT64, ["n", 2], out_type=INT64))
     big = 2**53 + 1
     path = write(tmp_path / "rows.csv", {"a": [big, "3.0", "3.5", 2**63], "b": ["-7"] * 4})
-    values = [item.value.tolist() for item in items(path, model) if isinstance(item, Row)]
+    values = [item.value.tolist() for item in items(path, model) if isinstance(item, InputRow)]
     assert values == [[big, -7], [3, -7]]
     assert reasons(path, model)[2] == "line 4: column 'a' is '3.5', which is no int64"
 

@@ -30,11 +30,10 @@ from serving.batch.outputs import ShardedOutput
 from serving.batch.predict import dry_run, predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
-from serving.inputs import fetched, remote
-from serving.inputs.fetched import Fetched, RemoteImages, open_remote_images
-from serving.inputs.inputs import Inputs, open_inputs
-from serving.inputs.items import Batch, Chunk, Row, Source
-from serving.inputs.kinds import ReadOptions
+from serving.inputs import remote, tars
+from serving.inputs.inputs import Inputs, ReadOptions, open_inputs
+from serving.inputs.remote import FetchedRows, RemoteImages, open_remote_images
+from serving.inputs.sources import Batch, Chunk, InputRow, RowSource
 from serving.model import Model, open_model
 
 PIXELS = images(10)
@@ -104,14 +103,14 @@ def ids(inputs: Inputs) -> list[str]:
 
 
 def rows(inputs: Inputs) -> np.ndarray:
-    return np.stack([item.value for item in inputs if isinstance(item, Row)])
+    return np.stack([item.value for item in inputs if isinstance(item, InputRow)])
 
 
 def temporary(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "temporary").iterdir())
 
 
-def only(inputs: Inputs) -> Source:
+def only(inputs: Inputs) -> RowSource:
     (source,) = inputs.sources
     return source
 
@@ -136,7 +135,7 @@ def test_a_file_gives_the_rows_that_it_gives_here(
 
 def test_texts_and_tables(web: Web, tmp_path: Path) -> None:
     texts = open_inputs([f"{web.url}/texts.txt"], opened(tmp_path, text_classifier()))
-    assert [item.value.item() for item in texts if isinstance(item, Row)] == TEXTS
+    assert [item.value.item() for item in texts if isinstance(item, InputRow)] == TEXTS
     model = opened(tmp_path, table_classifier())
     for name in ("table.csv", "table.jsonl"):
         table = open_inputs([f"{web.url}/{name}?version=2"], model)
@@ -165,7 +164,7 @@ def test_chunks_are_decoded_when_the_file_is_gone(
 
 
 class Decode:
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: RowSource) -> None:
         self.source = source
 
     def __call__(self, chunk: Chunk) -> Batch:
@@ -186,7 +185,7 @@ def test_a_stopped_reader_leaves_nothing(web: Web, of_images: Model, tmp_path: P
 def test_large_images_of_a_shard_are_not_held(
     web: Web, of_images: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetched, "MOST_PACKED_BYTES", len(PNGS[3]) - 1)
+    monkeypatch.setattr(tars, "MOST_PACKED_BYTES", len(PNGS[3]) - 1)
     source = only(open_inputs([f"{web.url}/rows.tar"], of_images))
     faults = faults_of(source)
     assert 3 in faults
@@ -231,7 +230,7 @@ def test_neighbours_are_joined_with_their_like_only(web: Web, of_images: Model) 
     here = str(web.folder / "photos/a/0.png")
     inputs = open_inputs([one, two, here, f"{web.url}/rows.npy", one], of_images)
     kinds = [type(source).__name__ for source in inputs.sources]
-    assert kinds == ["RemoteImages", "Images", "Fetched", "RemoteImages"]
+    assert kinds == ["RemoteImages", "Images", "FetchedRows", "RemoteImages"]
     assert len(ids(inputs)) == 1 + 5 + 1 + 10 + 1
 
 
@@ -399,7 +398,7 @@ def test_sources_can_be_sent_to_other_processes(web: Web, of_images: Model) -> N
     assert there.fingerprint() == inputs.fingerprint()
     slow = [name for name, source in zip(FILES, inputs.sources, strict=False) if source.slow]
     assert slow == ["rows.parquet", "rows.arrow", "rows.tar", "rows.tar.gz"]
-    assert all(isinstance(source, Fetched) for source in inputs.sources[:-1])
+    assert all(isinstance(source, FetchedRows) for source in inputs.sources[:-1])
 
 
 MISSING = {

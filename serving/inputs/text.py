@@ -1,9 +1,10 @@
 """Texts of a `.txt` file or of stdin, one a line, in UTF-8; an empty line is an empty text.
 
-A line that is not UTF-8 is a row that cannot be read, told with its number, counted from 1 as
-editors do.
+A line that is not UTF-8 is a row that cannot be read; the reason gives its number, counted from 1
+as editors do.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.inputs.items import Batch, Chunk, NumberedIds
-from serving.inputs.streams import Stream, cut, fingerprint_of_files, name_of, opened
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    NumberedIds,
+    Stream,
+    cut,
+    fingerprint_of_files,
+    name_of,
+    opened,
+    taken,
+)
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -23,7 +33,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lines:
+class TextLines:
     """The lines of a file, without their ends."""
 
     path: str | None
@@ -42,11 +52,11 @@ class Lines:
         Raises InputError for stdin without a line.
         """
         with opened(self.path) as stream:
-            yield from cut(stream, _raw_lines(stream), size, start)
+            yield from cut(stream, functools.partial(taken, raw_lines(stream)), size, start)
 
     def decode(self, chunk: Chunk) -> Batch:
         """The texts of a chunk."""
-        texts = [_decoded(line).removesuffix("\n").removesuffix("\r") for line in chunk.content]
+        texts = [decoded(line).removesuffix("\n").removesuffix("\r") for line in chunk.content]
         faults = {}
         for index, text in enumerate(texts):
             fault = text_fault(text)
@@ -56,7 +66,7 @@ class Lines:
         return text_batch(ids, texts, faults, self.row_shape)
 
 
-def open_lines(path: Path | None, info: TensorInfo, model: Path) -> Lines:
+def open_lines(path: Path | None, info: TensorInfo, model: Path) -> TextLines:
     """The lines of `path`, or of stdin for None, as rows for the input `info` of `model`.
 
     Raises InputError for a file without a line, and for a model that takes no text.
@@ -69,9 +79,9 @@ def open_lines(path: Path | None, info: TensorInfo, model: Path) -> Lines:
         )
     if path is not None:
         with opened(str(path)) as stream:
-            if next(_raw_lines(stream), None) is None:
+            if next(raw_lines(stream), None) is None:
                 raise InputError(f"{path} holds no rows")
-    return Lines(path=None if path is None else str(path), row_shape=row_shape)
+    return TextLines(path=None if path is None else str(path), row_shape=row_shape)
 
 
 def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:
@@ -80,9 +90,17 @@ def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:
     return (1,) * (len(info.shape) - 1) if fits else None
 
 
-def decoded_lines(stream: Stream) -> Iterator[str]:
-    """The lines with their ends; bytes that are not UTF-8 stay as lone surrogates."""
-    return map(_decoded, _raw_lines(stream))
+def raw_lines(stream: Stream) -> Iterator[bytes]:
+    """The lines with their ends, without a byte order mark."""
+    lines = stream.lines()
+    first = next(lines, b"").removeprefix(BYTE_ORDER_MARK)
+    # A mark alone is no line.
+    return itertools.chain([first] if first else [], lines)
+
+
+def decoded(line: bytes) -> str:
+    """The text of a line; bytes that are not UTF-8 stay as lone surrogates."""
+    return line.decode("utf-8", "surrogateescape")
 
 
 def text_batch(
@@ -110,14 +128,3 @@ def text_fault(text: str) -> str | None:
         byte = ord(text[error.start]) & 0xFF
         return f"is not UTF-8: byte 0x{byte:02x} after {error.start} characters"
     return None
-
-
-def _raw_lines(stream: Stream) -> Iterator[bytes]:
-    lines = stream.lines()
-    first = next(lines, b"").removeprefix(BYTE_ORDER_MARK)
-    # A mark alone is no line.
-    return itertools.chain([first] if first else [], lines)
-
-
-def _decoded(line: bytes) -> str:
-    return line.decode("utf-8", "surrogateescape")

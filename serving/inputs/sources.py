@@ -1,0 +1,294 @@
+"""What every source of rows is made of: chunks, batches, and streams that are read once.
+
+A source cuts itself into chunks, in order and in one thread. A chunk is small, or a view of mapped
+memory, and any thread or process may decode it into a batch. A row that cannot be read is named in
+the batch with its reason, so that one broken image does not stop a run of a million.
+
+A row's id is the name of its file and its index, counted from 0: `rows.npy:12`. An image's id is
+its name alone.
+"""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import InputError
+
+Array = npt.NDArray[Any]
+Item = TypeVar("Item")
+Take = Callable[[int], tuple[Sized, InputError | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class InputRow:
+    """One row that can be fed to the model."""
+
+    id: str
+    """An image's path, or `rows.npy:12`."""
+    value: Array
+    """Of the model's dtype and shape, without the batch axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """One row that cannot."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Consecutive rows of a source that are not decoded yet; it can be sent to other processes."""
+
+    start: int
+    """The index of its first row in the source, unreadable ones counted."""
+    count: int
+    content: Any
+    """What the source's `decode` needs: paths, bytes, records, or a view of mapped rows."""
+    digest: str | None = None
+    """For a stream that cannot be read twice: the sha256 of all of it up to the chunk's end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """The rows of a chunk."""
+
+    ids: Sequence[str]
+    """Of all rows, the unreadable ones too."""
+    rows: Array
+    """The readable ones, in order: [rows, ...] of the model's dtype and shape."""
+    faults: Mapping[int, str] = field(default_factory=dict)
+    """Why a row cannot be read, by its index in the chunk, in order."""
+
+    @property
+    def readable_ids(self) -> Sequence[str]:
+        """The ids that belong to `rows`."""
+        if not self.faults:
+            return self.ids
+        return [one for index, one in enumerate(self.ids) if index not in self.faults]
+
+    def first(self, count: int) -> "Batch":
+        """The same of the first `count` rows only."""
+        if count >= len(self.ids):
+            return self
+        faults = {index: reason for index, reason in self.faults.items() if index < count}
+        return Batch(ids=self.ids[:count], rows=self.rows[: count - len(faults)], faults=faults)
+
+    @property
+    def unreadable(self) -> list[UnreadableRow]:
+        """The others, with their reasons."""
+        return [UnreadableRow(self.ids[index], reason) for index, reason in self.faults.items()]
+
+
+class RowSource(Protocol):
+    """One input, or several that are read as one. It can be sent to other processes."""
+
+    @property
+    def count(self) -> int | None:
+        """The number of its rows, or None where only reading it all would tell."""
+
+    @property
+    def slow(self) -> bool:
+        """Whether decoding takes so long that processes of its own pay, as for images."""
+
+    def fingerprint(self) -> str | None:
+        """What changes when the input does, from names, sizes and times of change.
+
+        None for a stream that is read once, as stdin, whose chunks carry digests instead.
+        """
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """The chunks of `size` rows from the row `start` on, a multiple of it; the last is short.
+
+        Raises InputError for a file that turns out to be broken where it cannot be read on.
+        """
+
+    def decode(self, chunk: Chunk) -> Batch:
+        """The rows of a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedIds(Sequence[str]):
+    """The ids of consecutive rows of a file, made when they are asked for: `rows.npy:12`, ..."""
+
+    name: str
+    start: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        numbers = range(self.start, self.start + self.length)[index]
+        if isinstance(numbers, range):
+            return [f"{self.name}:{number}" for number in numbers]
+        return f"{self.name}:{numbers}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self[:])
+
+
+def each_row(source: RowSource, size: int = 64) -> Iterator[InputRow | UnreadableRow]:
+    """Every row of a source, one by one and in order."""
+    for chunk in source.chunks(size):
+        batch = source.decode(chunk)
+        readable = 0
+        for index, one in enumerate(batch.ids):
+            if index in batch.faults:
+                yield UnreadableRow(one, batch.faults[index])
+            else:
+                yield InputRow(one, batch.rows[readable, ...])  # an array, of one text too
+                readable += 1
+
+
+def batch_of(ids: Sequence[str], values: Sequence[Array | str], empty: Array) -> Batch:
+    """A batch of values that are rows, or the reasons why there is no row.
+
+    `empty` has no rows, and the dtype and shape of the others.
+    """
+    faults = {index: value for index, value in enumerate(values) if isinstance(value, str)}
+    rows = [value for value in values if not isinstance(value, str)]
+    return Batch(ids=ids, rows=np.stack(rows) if rows else empty, faults=faults)
+
+
+class Stream:
+    """The bytes of a file, or of stdin with those that were read of it before."""
+
+    closed = False  # pyarrow asks
+
+    def __init__(self, path: str | None, file: IO[bytes], head: bytes) -> None:
+        self.name = name_of(path)
+        self._head = io.BytesIO(head)
+        self._file = file
+        self._sum = hashlib.sha256() if path is None else None
+        self._kept: list[bytes] = []
+        self._keeps = False
+
+    @property
+    def digest(self) -> str | None:
+        """The sha256 of all that was read of stdin; None for a file."""
+        return None if self._sum is None else self._sum.hexdigest()
+
+    def kept(self) -> bytes:
+        """All that was read of stdin, to be the head of the next stream; nothing of a file."""
+        return b"".join(self._kept)
+
+    def keep(self) -> None:
+        """Keep what is read from now on."""
+        self._keeps = self._sum is not None
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines with their ends."""
+        lines = itertools.chain(self._head, self._file)
+        return lines if self._sum is None else map(self._noted, lines)
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer than `size` only at the end."""
+        content = self._head.read(size)
+        if len(content) < size:
+            content += self._file.read(size - len(content))
+        return content if self._sum is None else self._noted(content)
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether it can be read again."""
+        return False
+
+    def _noted(self, content: bytes) -> bytes:
+        if self._sum is not None:
+            self._sum.update(content)
+        if self._keeps:
+            self._kept.append(content)
+        return content
+
+
+@contextlib.contextmanager
+def opened(path: str | None, head: bytes = b"") -> Iterator[Stream]:
+    """A file from its beginning, or stdin for None, with the `head` that was read of it before."""
+    if path is None:
+        yield Stream(None, sys.stdin.buffer, head)  # not ours to close
+        return
+    with Path(path).open("rb") as file:
+        yield Stream(path, file, head)
+
+
+def cut(stream: Stream, take: Take, size: int, start: int) -> Iterator[Chunk]:
+    """Chunks of `size` items each, from the item `start` on.
+
+    `take` gives the next items, at most as many as it is asked for, and the fault after them if
+    there is one. Raises InputError where there is no item or fewer than `start`, and a fault after
+    the items before it.
+    """
+    passed = 0
+    while True:
+        content, error = take(min(size, start - passed) if passed < start else size)
+        if len(content) and passed >= start:
+            yield Chunk(start=passed, count=len(content), content=content, digest=stream.digest)
+        passed += len(content)
+        if error is not None:
+            raise error
+        if not len(content):
+            break
+    if passed < start:
+        raise InputError(f"{stream.name} holds {passed} rows, and {start} were read of it before")
+    if not passed:
+        raise InputError(f"{stream.name} holds no rows")
+
+
+def taken(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
+    """The next `size` items, or those before the fault and the fault."""
+    found: list[Item] = []
+    try:
+        found.extend(itertools.islice(items, size))
+    except InputError as error:
+        return tuple(found), error
+    return tuple(found), None
+
+
+def name_of(path: str | None) -> str:
+    """What ids begin with."""
+    return "stdin" if path is None else printable(Path(path))
+
+
+def printable(path: Path) -> str:
+    """The path as text that can be written anywhere, even if it is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def reason_of(error: Exception) -> str:
+    """What a library said, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def fingerprint_of_files(paths: Iterable[str]) -> str:
+    """The sha256 of the path, size and time of change of every file, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path))
+        try:
+            found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than to look
+        except (OSError, ValueError):  # its row tells the reason
+            digest.update(b"\0-\0")
+        else:
+            digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
