@@ -39,7 +39,7 @@ from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.session import Session, open_session
-from serving.runtime.tensors import LOGITS, PROBABILITIES, as_fed
+from serving.runtime.tensors import LOGITS, PROBABILITIES, as_fed, is_table
 
 Array = npt.NDArray[Any]
 GOLDEN_DIFF = 1e-4
@@ -312,20 +312,15 @@ def _labels(labels: Path | None, answers: dict[str, Array]) -> tuple[str, ...]:
 
 def _classes(answers: dict[str, Array]) -> int | None:
     """How many classes the model tells: those of its scores, by their usual names, or its only."""
-    tables = {name: value for name, value in answers.items() if _is_table(value)}
+    tables = {
+        name: value
+        for name, value in answers.items()
+        if isinstance(value, np.ndarray) and is_table(value)
+    }
     for name in (PROBABILITIES, LOGITS):
         if name in tables:
             return int(tables[name].shape[1])
     return int(next(iter(tables.values())).shape[1]) if len(tables) == 1 else None
-
-
-def _is_table(value: object) -> bool:
-    return (
-        isinstance(value, np.ndarray)
-        and value.ndim == 2
-        and value.shape[1] > 1
-        and value.dtype.kind == "f"
-    )
 
 
 def _tolerance(proof: Proof, answers: Sequence[Array]) -> float:
