@@ -8,6 +8,7 @@ imported by name and are no part of it; a file that a module names and that lies
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +16,8 @@ PACKAGES = ("pipeline", "serving")
 FILE_NAME = re.compile(r"[\w.]+\.\w+")
 
 
-def closure(module: str) -> set[str]:
+@cache
+def closure(module: str) -> frozenset[str]:
     """The files, relative to the root, that importing and running `module` reads."""
     found: set[str] = set()
     waiting = [module]
@@ -25,12 +27,23 @@ def closure(module: str) -> set[str]:
             continue
         found |= {path.as_posix(), *named_files(path)}
         waiting += imports(ROOT / path)
-    return found
+    return frozenset(found)
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """The modules of this repository that a file imports when it runs, with their packages."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return tuple(dict.fromkeys(_imports(path)))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    tree = parsed(path)
     for node in _running(tree, lazily=path.name != "__init__.py"):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -44,15 +57,21 @@ def imports(path: Path) -> Iterator[str]:
                 yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
-def named_files(path: Path) -> Iterator[str]:
+@cache
+def named_files(path: Path) -> frozenset[str]:
     """The files beside a module that it reads: a template, a model, the source of a program."""
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            named = path.with_name(node.value) if FILE_NAME.fullmatch(node.value) else path
-            if named != path and (ROOT / named).is_file():
-                yield named.as_posix()
+    names = {
+        node.value
+        for node in ast.walk(parsed(ROOT / path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    beside = (path.with_name(name) for name in names if FILE_NAME.fullmatch(name))
+    return frozenset(
+        named.as_posix() for named in beside if named != path and (ROOT / named).is_file()
+    )
 
 
+@cache
 def file_of(module: str) -> Path | None:
     """The file of a module, relative to the root, or None when there is no such module."""
     path = Path(*module.split("."))

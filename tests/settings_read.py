@@ -7,7 +7,7 @@ read to which it hands its `experiment` on.
 import ast
 from pathlib import Path
 
-from closure import ROOT, file_of
+from closure import ROOT, file_of, parsed
 
 NAME = "experiment"
 
@@ -17,7 +17,7 @@ def sections_read(module: str, function: str, seen: frozenset[str] = frozenset()
     path = file_of(module)
     if path is None or f"{module}.{function}" in seen:
         return set()
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    tree = parsed(ROOT / path)
     body = definition(tree, function)
     if body is None:
         return set()
@@ -80,7 +80,7 @@ def takes_experiment(path: Path) -> set[str]:
     """The functions and methods of a file that have an argument `experiment`."""
     return {
         node.name
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef)
         and any(argument.arg == NAME for argument in (*node.args.args, *node.args.kwonlyargs))
     }

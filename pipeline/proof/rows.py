@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import datasets, layout
+from pipeline import layout
+from pipeline.config import reading
 from pipeline.records import ready
 from serving.errors import InputError, MissingInputError, UnknownNameError
 from serving.inputs.arrays import ARRAY_NAMES, open_array
@@ -32,6 +33,8 @@ LABELS = "labels"
 MODEL = Path("the model")
 """What takes the rows, in messages."""
 KNOWN = ".npy, .npz, .txt, .csv, .jsonl, .parquet, an image, a folder of images or DATASET:SPLIT"
+DATASETS = Path(__file__).parents[1] / "datasets"
+"""Asked for the names alone: which rows there are changes nothing for the stages that read them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +109,9 @@ def _only(inputs: Sequence[TensorInfo], spec: str) -> TensorInfo:
 
 
 def _of_dataset(dataset: str, split: str, info: TensorInfo) -> Rows:
-    if dataset not in datasets.names():
-        raise UnknownNameError("data set", dataset, datasets.names())
+    known = reading.names(DATASETS)
+    if dataset not in known:
+        raise UnknownNameError("data set", dataset, known)
     if split not in ready.SPLITS:
         raise UnknownNameError(f"split of {dataset}", split, ready.SPLITS)
     return rows_of_split(layout.ready(dataset), split, info)
