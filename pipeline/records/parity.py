@@ -282,11 +282,11 @@ class ParityReport:
     @property
     def headline(self) -> Mapping[str, float | None]:
         """How far fp32 is off, and what int8, which may lose something, does."""
-        fp32, int8 = self.variants["fp32"], self.variants.get("int8")
+        fp32, int8 = self.variants.get("fp32"), self.variants.get("int8")
         return {
-            "accuracy": fp32.accuracy,
-            "flips": fp32.flips,
-            "max_diff": fp32.max_abs_diff,
+            "accuracy": fp32.accuracy if fp32 else None,
+            "flips": fp32.flips if fp32 else None,
+            "max_diff": fp32.max_abs_diff if fp32 else None,
             "int8_accuracy": int8.accuracy if int8 else None,
             "int8_flips": int8.flips if int8 else None,
         }

@@ -107,6 +107,7 @@ def training(name: str) -> dict[str, object]:
         "threads": 2,
         "seed": 1,
         "data_sha256": "12" * 32,
+        "machine": "AMD EPYC <Genoa>, 2 cores, avx2 avx512_vnni",
         "git_revision": "4f0c1d2e",
         "weights_sha256": WEIGHTS,
         "mlflow_run_id": None,
