@@ -159,8 +159,8 @@ def _inside(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
             yield f"{attack.name}, {attack.strength:g} of a pixel", f"{attack.accuracy:.1%}"
     if drawn:
         yield "mean error of a row", f"{drawn.mean_error:.5f}"
-    if drawn and drawn.strangers:
-        yield f"AUC against {drawn.strangers.dataset}", f"{drawn.strangers.auc:.4f}"
+    if drawn and drawn.outliers:
+        yield f"AUC against {drawn.outliers.dataset}", f"{drawn.outliers.auc:.4f}"
 
 
 def _pictures(measured: ExperimentResults, folder: Path) -> Iterator[Picture]:

@@ -246,7 +246,7 @@ def to_publish(found: ExperimentResults) -> PublishedResults:
         accuracy=training.accuracy,
         loss_name=training.loss_name,
         loss=training.loss,
-        auc=drawn.strangers.auc if drawn and drawn.strangers else None,
+        auc=drawn.outliers.auc if drawn and drawn.outliers else None,
         parameters=training.parameters,
         epochs=len(training.history),
         seconds=training.seconds,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from serving.machine.processor import this_machine
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,7 +42,6 @@ from serving.files import (
     write_text,
 )
 from serving.machine.environment import git_revision
-from serving.machine.processor import this_machine
 
 
 def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tuple[int, ...], ...]:
