@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from serving.machine.processor import this_machine
 from torch import Tensor
 from tqdm import tqdm
 
@@ -41,7 +40,7 @@ from serving.files import (
     write_bytes,
     write_text,
 )
-from serving.machine.environment import git_revision
+from serving.machine.environment import git_revision, this_machine
 
 
 def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tuple[int, ...], ...]:
