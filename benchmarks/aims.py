@@ -74,9 +74,9 @@ def training(name: str, measured: ExperimentResults) -> Iterator[Line]:
         what = f"{name}: test error, squared"
         yield Line(what, f"{report.loss:.5f}", f"at most {SQUARED_ERRORS[name]}", met)
     drawn = measured.inside.reconstruction if measured.inside else None
-    if drawn and drawn.strangers:
-        auc = drawn.strangers.auc
-        what = f"{name}: AUC against {drawn.strangers.dataset}"
+    if drawn and drawn.outliers:
+        auc = drawn.outliers.auc
+        what = f"{name}: AUC against {drawn.outliers.dataset}"
         yield Line(what, f"{auc:.4f}", f"at least {AUC}", auc >= AUC)
     if name in ACCURACIES and report.accuracy is not None:
         aim, reached = ACCURACIES[name], 100 * report.accuracy

@@ -1,20 +1,47 @@
-"""The command `ferry results`, which is no stage; the group `ferry` mounts it."""
+"""The command `ferry results`: what was measured here, and what is published."""
+
+from pathlib import Path
 
 import click
 
-from serving.console import json_option, note, show
+from serving.console import PATH, json_option, note, show
+
+PUBLISHED = Path("docs/results")
 
 
 @click.command()
 @click.argument("experiments", metavar="[EXPERIMENT...]", nargs=-1)
+@click.option("--published", is_flag=True, help="Print the figures of docs/results instead.")
+@click.option(
+    "--publish",
+    metavar="DIR",
+    type=PATH,
+    help="Write these figures to DIR, and the tables of the pages beside it and of README.md.",
+)
 @json_option
-def results(experiments: tuple[str, ...], as_json: bool) -> None:
+def results(
+    experiments: tuple[str, ...], published: bool, publish: Path | None, as_json: bool
+) -> None:
     """Print what was measured here: accuracy, parity, speed and size of every variant.
 
-    Of the experiments that have run, or of those that are named.
+    Of the experiments that have run, or of those that are named. A figure is shown only beside the
+    very file that it was measured of.
 
     Example: ferry results digits-mlp digits-cnn
+
+    Example: ferry results --publish docs/results
     """
+    if published and publish:
+        raise click.UsageError("--published prints and --publish writes: give one of them")
+    if published:
+        _print_published(experiments, as_json=as_json)
+    elif publish:
+        _publish(experiments, publish, as_json=as_json)
+    else:
+        _print_measured(experiments, as_json=as_json)
+
+
+def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
     from pipeline import layout
     from pipeline.commands.options import load_params
     from pipeline.stages.results import as_table, results
@@ -30,3 +57,26 @@ def results(experiments: tuple[str, ...], as_json: bool) -> None:
             f"Runs     make ui, then http://127.0.0.1:5000"
             + (f"\nPredict  ferry predict {shipped[-1]} FILES..." if shipped else "")
         )
+
+
+def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
+    from pipeline.records.published import as_table, read_published
+    from serving.errors import MissingInputError
+
+    found = {one.experiment: one for one in read_published(PUBLISHED)}
+    for name in experiments:
+        if name not in found:
+            raise MissingInputError(f"{PUBLISHED} has no figures of {name}")
+    if not found:
+        raise MissingInputError(f"{PUBLISHED} has no figures")
+    chosen = tuple(found[name] for name in experiments or found)
+    show(chosen, as_json=as_json, text=as_table(chosen))
+
+
+def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:
+    from pipeline.config import params
+    from pipeline.records.published import write_published
+    from pipeline.stages.results import publishable
+
+    written = write_published(folder, publishable(params.load(), experiments))
+    show(written, as_json=as_json, text="\n".join(map(str, written)))

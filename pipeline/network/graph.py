@@ -18,7 +18,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.models import Shape
 from pipeline.network.losses import Head, head_of
 from pipeline.network.vocabulary import Vocabulary
-from pipeline.records.ready import Kind, Manifest
+from pipeline.records.ready import DatasetManifest, Kind
 from serving.errors import IntegrityError
 from serving.files import require
 
@@ -87,7 +87,7 @@ class Graph(nn.Module):
         return values if self.kind == "text" else (values - self.mean) * self.scale
 
 
-def build_graph(experiment: Experiment, manifest: Manifest) -> Graph:
+def build_graph(experiment: Experiment, manifest: DatasetManifest) -> Graph:
     """Make the experiment's untrained graph for the data set that `manifest` describes."""
     head = head_of(experiment.train.loss)
     shape = Shape(kind=manifest.kind, row=_row(manifest), outputs=head.width(len(manifest.labels)))
@@ -103,7 +103,7 @@ def build_graph(experiment: Experiment, manifest: Manifest) -> Graph:
     return graph
 
 
-def load_graph(weights: Path, experiment: Experiment, manifest: Manifest) -> Graph:
+def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest) -> Graph:
     """Read trained weights into the experiment's graph, in evaluation mode on the CPU.
 
     Raises MissingInputError without the file and IntegrityError for weights of another model.
@@ -122,7 +122,7 @@ def load_graph(weights: Path, experiment: Experiment, manifest: Manifest) -> Gra
     return graph.eval()
 
 
-def _row(manifest: Manifest) -> tuple[int, ...]:
+def _row(manifest: DatasetManifest) -> tuple[int, ...]:
     """The shape of one row as the network takes it: channels come first."""
     axes = manifest.arrays["train_inputs.npy"].shape[1:]
     return (axes[-1], *axes[:-1]) if axes else ()

@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from pipeline.records.parity import Decisions, Flip, Interval, McNemar, OutputDifference, Quantile
+from pipeline.records.parity import (
+    ConfidenceInterval,
+    Decisions,
+    Flip,
+    McNemar,
+    OutputDifference,
+    Quantile,
+)
 from serving.runtime.tensors import LOGITS, PROBABILITIES, is_table
 
 Array = npt.NDArray[Any]
@@ -286,12 +293,12 @@ def margins(scores: Mapping[str, Array]) -> npt.NDArray[np.float64]:
         return largest[:, 1] - largest[:, 0]
 
 
-def wilson(count: int, total: int) -> Interval:
+def wilson(count: int, total: int) -> ConfidenceInterval:
     """The 95 % interval of a rate, `count` out of `total`, as Wilson (1927) gives it."""
     if not total:
-        return Interval(low=0.0, high=1.0)
+        return ConfidenceInterval(low=0.0, high=1.0)
     found = binomtest(count, total).proportion_ci(CONFIDENCE, "wilson")
-    return Interval(low=max(0.0, float(found.low)), high=min(1.0, float(found.high)))
+    return ConfidenceInterval(low=max(0.0, float(found.low)), high=min(1.0, float(found.high)))
 
 
 def mcnemar(lost: int, gained: int) -> McNemar:

@@ -86,7 +86,7 @@ class Classes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Strangers:
+class Outliers:
     """How well `error` tells the images of another data set from its own."""
 
     dataset: str
@@ -104,7 +104,7 @@ class Reconstruction:
     """Mean squared error on pixels from 0 to 1."""
     quantiles: Mapping[str, float]
     """Of the rows' errors."""
-    strangers: Strangers | None
+    outliers: Outliers | None
     """None where it is skipped."""
 
 
@@ -133,7 +133,7 @@ class EvaluateReport:
         return {
             "ece": self.classes.calibration.error if self.classes else None,
             "mean_error": drawn.mean_error if drawn else None,
-            "auc": drawn.strangers.auc if drawn and drawn.strangers else None,
+            "auc": drawn.outliers.auc if drawn and drawn.outliers else None,
         }
 
 
@@ -150,6 +150,6 @@ def tracked(report: EvaluateReport) -> dict[str, float]:
             found[f"{attack.name.lower()}_{attack.strength:g}_accuracy"] = attack.accuracy
     if report.reconstruction:
         found["mean_error"] = report.reconstruction.mean_error
-        if report.reconstruction.strangers:
-            found["auc"] = report.reconstruction.strangers.auc
+        if report.reconstruction.outliers:
+            found["auc"] = report.reconstruction.outliers.auc
     return found

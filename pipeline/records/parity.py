@@ -93,7 +93,7 @@ class OutputDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
+class ConfidenceInterval:
     """A 95 % confidence interval."""
 
     low: float
@@ -137,7 +137,7 @@ class Decisions:
     near_tie_rows: int
     """All rows of such a margin, flipped or not."""
     near_tie_margin: float
-    flip_rate: Interval
+    flip_rate: ConfidenceInterval
     """Of real flips among all rows, by Wilson."""
     classes: Mapping[str, int]
     """Real flips by the class that the reference predicts."""
@@ -226,7 +226,7 @@ class VariantParity:
     """Rows whose predicted class is really another one; None where no class is predicted."""
     near_ties: int | None
     """Rows that rounding alone may have decided otherwise, and that differ."""
-    flip_rate: Interval | None
+    flip_rate: ConfidenceInterval | None
     accuracy_loss: float | None
     """Percentage points; negative where the variant is the better one."""
     mcnemar_p: float | None
@@ -282,11 +282,11 @@ class ParityReport:
     @property
     def headline(self) -> Mapping[str, float | None]:
         """How far fp32 is off, and what int8, which may lose something, does."""
-        fp32, int8 = self.variants["fp32"], self.variants.get("int8")
+        fp32, int8 = self.variants.get("fp32"), self.variants.get("int8")
         return {
-            "accuracy": fp32.accuracy,
-            "flips": fp32.flips,
-            "max_diff": fp32.max_abs_diff,
+            "accuracy": fp32.accuracy if fp32 else None,
+            "flips": fp32.flips if fp32 else None,
+            "max_diff": fp32.max_abs_diff if fp32 else None,
             "int8_accuracy": int8.accuracy if int8 else None,
             "int8_flips": int8.flips if int8 else None,
         }

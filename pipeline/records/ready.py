@@ -36,7 +36,7 @@ class ArrayInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
+class DatasetManifest:
     """What lies in `data/ready/D`."""
 
     dataset: str
@@ -67,7 +67,7 @@ class Split:
     """int64 [rows]."""
 
 
-def open_manifest(folder: Path) -> Manifest:
+def open_manifest(folder: Path) -> DatasetManifest:
     """Read `manifest.json`; MissingInputError when the data set is not preprocessed yet."""
     path = require(folder / MANIFEST, f"ferry preprocess {folder.name}")
     raw = read_json(path)
@@ -76,7 +76,7 @@ def open_manifest(folder: Path) -> Manifest:
             name: ArrayInfo(shape=tuple(info["shape"]), dtype=info["dtype"], sha256=info["sha256"])
             for name, info in raw["arrays"].items()
         }
-        return Manifest(
+        return DatasetManifest(
             dataset=raw["dataset"],
             kind=raw["kind"],
             labels=tuple(raw["labels"]),
@@ -123,13 +123,13 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> ArrayInfo:
     return ArrayInfo(shape=array.shape, dtype=str(array.dtype), sha256=sha256_of_file(path))
 
 
-def digest(manifest: Manifest) -> str:
+def digest(manifest: DatasetManifest) -> str:
     """One sha256 over the sums of all arrays: the identity of the preprocessed data set."""
     lines = sorted(f"{name} {info.sha256}" for name, info in manifest.arrays.items())
     return sha256_of_bytes("\n".join(lines).encode())
 
 
-def _open_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
+def _open_array(folder: Path, name: str, manifest: DatasetManifest) -> npt.NDArray[Any]:
     again = f"ferry preprocess {folder.name}"
     path = require(folder / name, again)
     info = manifest.arrays.get(name)

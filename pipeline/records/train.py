@@ -79,6 +79,8 @@ class TrainReport:
     data_sha256: str
     weights_sha256: str
     init_from: Transfer | None
+    machine: str
+    """Its processor, cores and instruction sets."""
     git_revision: str
     mlflow_run_id: str | None
     labels: tuple[str, ...]

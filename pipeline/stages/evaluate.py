@@ -16,9 +16,9 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
-from pipeline.records.evaluate import Classes, EvaluateReport, Reconstruction, Strangers, tracked
+from pipeline.records.evaluate import Classes, EvaluateReport, Outliers, Reconstruction, tracked
 from pipeline.stages.insight import album
-from pipeline.stages.insight.album import CAPTIONS, Album, Subject
+from pipeline.stages.insight.album import CAPTIONS, Album, TrainedNetwork
 from pipeline.stages.insight.answers import (
     Drawn,
     answer,
@@ -44,7 +44,7 @@ NO_PIXELS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class Insight:
     """What was measured, the pictures of it, and why something was not."""
 
     album: Album
@@ -75,16 +75,16 @@ def evaluate(
     manifest = ready.open_manifest(data)
     graph = load_graph(weights, experiment, manifest)
     graph.requires_grad_(False)
-    subject = Subject(graph=graph, manifest=manifest, test=ready.open_split(data, "test"))
+    network = TrainedNetwork(graph=graph, manifest=manifest, test=ready.open_split(data, "test"))
     if models.gives(experiment.model.name) == "reconstruction":
-        found = _reconstruction(subject, against, experiment)
+        found = _reconstruction(network, against, experiment)
     else:
-        found = _classes(subject, experiment)
+        found = _classes(network, experiment)
     figures, skipped = _sorted(found)
     report = EvaluateReport(
         experiment=experiment.name,
         dataset=experiment.dataset,
-        rows=len(subject.test.labels),
+        rows=len(network.test.labels),
         weights_sha256=sha256_of_file(weights),
         classes=found.classes,
         reconstruction=found.reconstruction,
@@ -97,16 +97,16 @@ def evaluate(
     return report
 
 
-def _classes(subject: Subject, experiment: Experiment) -> Findings:
-    test, labels, config = subject.test, subject.manifest.labels, experiment.evaluate
-    answers = answer(subject.graph, test)
+def _classes(network: TrainedNetwork, experiment: Experiment) -> Insight:
+    test, labels, config = network.test, network.manifest.labels, experiment.evaluate
+    answers = answer(network.graph, test)
     robustness, skipped = None, {}
-    if subject.manifest.kind != "image":
-        skipped["attacks"] = NO_PIXELS[subject.manifest.kind]
+    if network.manifest.kind != "image":
+        skipped["attacks"] = NO_PIXELS[network.manifest.kind]
     elif not config.strengths:
         skipped["attacks"] = "evaluate.strengths holds none"
     else:
-        robustness = attack(subject.graph, test, config, experiment.train.seed)
+        robustness = attack(network.graph, test, config, experiment.train.seed)
     classes = Classes(
         accuracy=float((answers.predicted == answers.labels).mean()),
         class_accuracy=class_accuracy(answers, labels),
@@ -115,28 +115,28 @@ def _classes(subject: Subject, experiment: Experiment) -> Findings:
         confident_mistakes=mistakes(answers, most_confident(answers), test, labels),
         worst_mistakes=mistakes(answers, worst(answers), test, labels),
     )
-    pictures = album.of_classes(subject, answers, classes)
-    return Findings(album=pictures, classes=classes, skipped=skipped)
+    pictures = album.of_classes(network, answers, classes)
+    return Insight(album=pictures, classes=classes, skipped=skipped)
 
 
-def _reconstruction(subject: Subject, against: Path, experiment: Experiment) -> Findings:
-    own = draw(subject.graph, subject.test.inputs)
+def _reconstruction(network: TrainedNetwork, against: Path, experiment: Experiment) -> Insight:
+    own = draw(network.graph, network.test.inputs)
     other, name = None, experiment.evaluate.against
     skipped = {"attacks": "no class is answered"}
     if name == experiment.dataset:
-        skipped["strangers"] = f"evaluate.against is {name}, its own data set"
+        skipped["outliers"] = f"evaluate.against is {name}, its own data set"
     else:
-        other = _draw_strangers(subject, against, experiment)
+        other = _draw_outliers(network, against, experiment)
     found = Reconstruction(
         mean_error=float(own.errors.mean()),
         quantiles=quantiles(own.errors),
-        strangers=_strangers(name, own, other) if other else None,
+        outliers=_outliers(name, own, other) if other else None,
     )
-    pictures = album.of_reconstruction(subject, own, other, found)
-    return Findings(album=pictures, reconstruction=found, skipped=skipped)
+    pictures = album.of_reconstruction(network, own, other, found)
+    return Insight(album=pictures, reconstruction=found, skipped=skipped)
 
 
-def _draw_strangers(subject: Subject, against: Path, experiment: Experiment) -> Drawn:
+def _draw_outliers(network: TrainedNetwork, against: Path, experiment: Experiment) -> Drawn:
     kind = ready.open_manifest(against).kind
     if kind != "image":
         raise ConfigError(
@@ -144,11 +144,11 @@ def _draw_strangers(subject: Subject, against: Path, experiment: Experiment) -> 
             f"{experiment.evaluate.against}, which has {kind} rows"
         )
     images = ready.open_split(against, "test").inputs
-    return draw(subject.graph, fitting(images, subject.row))
+    return draw(network.graph, fitting(images, network.row))
 
 
-def _strangers(name: str, own: Drawn, other: Drawn) -> Strangers:
-    return Strangers(
+def _outliers(name: str, own: Drawn, other: Drawn) -> Outliers:
+    return Outliers(
         dataset=name,
         rows=len(other.errors),
         mean_error=float(other.errors.mean()),
@@ -156,7 +156,7 @@ def _strangers(name: str, own: Drawn, other: Drawn) -> Strangers:
     )
 
 
-def _sorted(found: Findings) -> tuple[dict[str, Figure], dict[str, str]]:
+def _sorted(found: Insight) -> tuple[dict[str, Figure], dict[str, str]]:
     """The figures that there are, and the reasons why others are not."""
     figures: dict[str, Figure] = {}
     skipped = dict(found.skipped)

@@ -16,7 +16,15 @@ from pipeline import datasets
 from pipeline.config.experiment import DatasetConfig
 from pipeline.datasets import Dataset, Rows, stratified
 from pipeline.errors import ConfigError
-from pipeline.records.ready import MANIFEST, SPLITS, ArrayInfo, Manifest, Split, words, write_array
+from pipeline.records.ready import (
+    MANIFEST,
+    SPLITS,
+    ArrayInfo,
+    DatasetManifest,
+    Split,
+    words,
+    write_array,
+)
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_file, write_json
 
@@ -26,7 +34,7 @@ BLOCK_VALUES = 1 << 20
 """Values that are turned to float64 at once: 8 MiB of them."""
 
 
-def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> Manifest:
+def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> DatasetManifest:
     """Write the splits of the data set `name` and their manifest to the folder `ready`.
 
     `{train,validation,test}_inputs.npy` keep the raw dtype: uint8 [rows, H, W, C] for images,
@@ -45,7 +53,7 @@ def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> M
     known = vocabulary(splits["train"].inputs) if dataset.kind == "text" else ()
     # An interrupted run must not leave new arrays under an old manifest.
     (ready / MANIFEST).unlink(missing_ok=True)
-    manifest = Manifest(
+    manifest = DatasetManifest(
         dataset=name,
         kind=dataset.kind,
         labels=dataset.labels,

@@ -14,6 +14,7 @@ from pipeline import layout
 from pipeline.config.experiment import Params
 from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.parity import ParityReport, VariantParity
+from pipeline.records.published import short_revision
 from pipeline.records.quantize import QuantizeReport
 from pipeline.stages.page import figures
 from pipeline.stages.page.figures import pareto
@@ -158,8 +159,8 @@ def _inside(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
             yield f"{attack.name}, {attack.strength:g} of a pixel", f"{attack.accuracy:.1%}"
     if drawn:
         yield "mean error of a row", f"{drawn.mean_error:.5f}"
-    if drawn and drawn.strangers:
-        yield f"AUC against {drawn.strangers.dataset}", f"{drawn.strangers.auc:.4f}"
+    if drawn and drawn.outliers:
+        yield f"AUC against {drawn.outliers.dataset}", f"{drawn.outliers.auc:.4f}"
 
 
 def _pictures(measured: ExperimentResults, folder: Path) -> Iterator[Picture]:
@@ -239,7 +240,7 @@ def _render(sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
     )
-    environment.filters |= {"number": _number, "size": _size, "short": _short_revision}
+    environment.filters |= {"number": _number, "size": _size, "short": short_revision}
     environment.filters |= {"percent": _percent, "times": _times}
     environment.filters |= {"proof": facts, "cells": cell_lines}
     page: str = environment.get_template(TEMPLATE.name).render(
@@ -274,9 +275,3 @@ def _size(value: int | None) -> str:
     if abs(value) < 1024:
         return f"{value} B"
     return f"{value / 1024:,.0f} KiB" if abs(value) < 2**20 else f"{value / 2**20:,.1f} MiB"
-
-
-def _short_revision(revision: str) -> str:
-    """Twelve digits of a commit, and whether sources differed from it."""
-    commit, dash, dirty = revision.partition("-")
-    return commit[:12] + dash + dirty

@@ -12,9 +12,15 @@ from typing import TypeVar
 from pipeline import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport, BundleReport, timed
+from pipeline.records.benchmark import BenchmarkReport, BundleReport, over_eager, timed
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport, VariantParity
+from pipeline.records.published import (
+    PublishedLatency,
+    PublishedResults,
+    PublishedSpeed,
+    PublishedVariant,
+)
 from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from serving.console import table
@@ -80,13 +86,13 @@ def _with_speed(
 ) -> ExperimentResults:
     """Add the search, the benchmark and the bundle where they are of the files that were proven."""
     experiment = found.training.experiment
+    proven = {one.sha256 for one in variants.values()}
     quantized = _read(QuantizeReport, experiment, "quantize", root)
-    if quantized and quantized.model_sha256 == variants["fp32"].sha256:
+    if quantized and quantized.model_sha256 in proven:
         found = replace(found, quantized=quantized)
     benchmark = _read(BenchmarkReport, experiment, "benchmark", root)
     if benchmark is None or benchmark.weights_sha256 != found.training.weights_sha256:
         return found
-    proven = {one.sha256 for one in variants.values()}
     runs = benchmark.bench.measured
     current = [one for one in runs if one.subject not in layout.VARIANTS or one.sha256 in proven]
     bench = replace(benchmark.bench, measured=tuple(current))
@@ -203,6 +209,95 @@ def rows_of(measured: ExperimentResults) -> tuple[ResultRow, ...]:
         timings = list(_timings(measured, variant)) or [()]
         rows += [_row(measured, variant, parity, one) for one in timings]
     return tuple(rows)
+
+
+def publishable(
+    params: Params, names: Sequence[str] = (), *, root: Path = Path()
+) -> tuple[PublishedResults, ...]:
+    """The figures to publish of the experiments that were proven here, or of those in `names`.
+
+    Raises UnknownNameError for a name that params.yaml lacks and MissingInputError where there is
+    nothing to publish.
+    """
+    for name in names:
+        params.experiment(name)
+    read = {name: read_results(name, root) for name in names or params.experiments}
+    found = {
+        name: to_publish(one)
+        for name, one in read.items()
+        if isinstance(one, ExperimentResults) and one.parity
+    }
+    for name in names or () if found else read:
+        if name not in found:
+            raise MissingInputError(f"{name} has not run; `dvc repro bundle@{name}` runs it")
+    return tuple(found.values())
+
+
+def to_publish(found: ExperimentResults) -> PublishedResults:
+    """What is published of an experiment whose variants were compared."""
+    training = found.training
+    drawn = found.inside.reconstruction if found.inside else None
+    variants = found.parity.variants if found.parity else {}
+    return PublishedResults(
+        experiment=training.experiment,
+        dataset=training.dataset,
+        machine=training.machine,
+        revision=training.git_revision,
+        accuracy=training.accuracy,
+        loss_name=training.loss_name,
+        loss=training.loss,
+        auc=drawn.outliers.auc if drawn and drawn.outliers else None,
+        parameters=training.parameters,
+        epochs=len(training.history),
+        seconds=training.seconds,
+        variants={name: _variant(found, name, one) for name, one in variants.items()},
+        refused=found.parity.skipped if found.parity else {},
+        speed=_speed(found.benchmark) if found.benchmark else None,
+        shipped=found.shipped.variant if found.shipped else None,
+    )
+
+
+def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> PublishedVariant:
+    made = found.quantized.kept_try(name) if found.quantized else None
+    quality = made.quality if made else None
+    return PublishedVariant(
+        recipe=made.recipe if made else None,
+        passed=parity.passed,
+        accuracy=parity.accuracy,
+        accuracy_loss=parity.accuracy_loss,
+        error_increase=quality.loss if quality and quality.measure == "mean error" else None,
+        flips=parity.flips,
+        max_abs_diff=parity.max_abs_diff,
+        max_probability_diff=parity.max_probability_diff,
+        snr_db=parity.snr_db,
+        size_ratio=made.size_ratio if made else None,
+        speedup=made.speedup if made else {},
+    )
+
+
+def _speed(report: BenchmarkReport) -> PublishedSpeed:
+    bench = report.bench
+    here = bench.environment
+    runs = timed(report, "fp32")
+    latencies = [
+        PublishedLatency(
+            threads=one.settings.threads,
+            p50_ms=row.timing.p50_ms,
+            p99_ms=row.timing.p99_ms,
+            rows_per_second=one.fastest.rows_per_second,
+            best_batch=one.fastest.batch_size,
+        )
+        for one in runs
+        if (row := one.row(1))
+    ]
+    return PublishedSpeed(
+        machine=f"{here.processor}, {here.allowed_cores} cores, {' '.join(here.flags)}",
+        revision=here.git_revision,
+        bytes=runs[0].file_bytes if runs else None,
+        over_eager={str(size): ratio for size, ratio in over_eager(report)},
+        latencies=tuple(latencies),
+        cold_starts_ms={cold.subject: cold.p50_ms for cold in bench.cold_starts},
+    )
 
 
 def as_table(rows: Sequence[ResultRow]) -> str:

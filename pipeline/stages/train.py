@@ -40,7 +40,7 @@ from serving.files import (
     write_bytes,
     write_text,
 )
-from serving.machine.environment import git_revision
+from serving.machine.environment import git_revision, this_machine
 
 
 def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tuple[int, ...], ...]:
@@ -247,12 +247,18 @@ def _report(
         data_sha256=ready.digest(training.manifest),
         weights_sha256=weights_sha256,
         init_from=training.transfer,
+        machine=_machine(),
         git_revision=git_revision(),
         mlflow_run_id=run_id,
         labels=labels,
         history=tuple(loop.history),
         confusion=confusion(test, result.predicted, len(labels)),
     )
+
+
+def _machine() -> str:
+    here = this_machine("cpu")
+    return f"{here.processor}, {here.allowed_cores} cores, {' '.join(here.flags)}"
 
 
 def _record(tracker: Tracker, report: TrainReport) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.records.ready import Manifest, Split, digest
+from pipeline.records.ready import DatasetManifest, Split, digest
 from serving.machine.environment import runtime_wheels
 from serving.runtime.tensors import TensorInfo
 
@@ -56,7 +56,7 @@ def model_requirements() -> list[str]:
     return [*wheels, f"onnx=={onnx.__version__}"]
 
 
-def log_data(mlflow: Any, dataset: "Dataset", manifest: Manifest, train: Split) -> None:
+def log_data(mlflow: Any, dataset: "Dataset", manifest: DatasetManifest, train: Split) -> None:
     """Log the training rows as the input of the active run."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
 

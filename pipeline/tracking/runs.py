@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline.records.ready import Manifest, Split
+from pipeline.records.ready import DatasetManifest, Split
 from pipeline.records.train import Epoch
 from pipeline.tracking.models import Signature, log_data, log_onnx_model, log_torch_model
 from serving.batch.report import PredictReport
@@ -111,7 +111,7 @@ class Tracker:
         """Record a figure as `figures/NAME`."""
         self._record(name, lambda mlflow: mlflow.log_figure(figure, f"figures/{name}"))
 
-    def log_data(self, dataset: "Dataset", manifest: Manifest, train: Split) -> None:
+    def log_data(self, dataset: "Dataset", manifest: DatasetManifest, train: Split) -> None:
         """Record the data set with its digest."""
         self._record("data set", lambda mlflow: log_data(mlflow, dataset, manifest, train))
 

@@ -29,7 +29,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.network.graph import Graph, build_graph
 from pipeline.records import ready
-from pipeline.records.ready import Manifest
+from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer
 from pipeline.training import checkpoint
 from pipeline.training.distributed import Team
@@ -135,7 +135,7 @@ class Training:
 
     loop: Loop
     experiment: Experiment
-    manifest: Manifest
+    manifest: DatasetManifest
     fingerprint: str
     run_id: str | None
     """The MLflow run that an interrupted training began."""
@@ -188,7 +188,9 @@ def _be_repeatable(team: Team, seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _fingerprint(experiment: Experiment, manifest: Manifest, team: Team, source_sha256: str) -> str:
+def _fingerprint(
+    experiment: Experiment, manifest: DatasetManifest, team: Team, source_sha256: str
+) -> str:
     """What a checkpoint must share with a training to be its own."""
     trained = {
         "epochs": experiment.epochs,

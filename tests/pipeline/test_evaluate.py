@@ -20,8 +20,8 @@ from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError
 from pipeline.network.graph import build_graph
 from pipeline.records import read
-from pipeline.records.evaluate import EvaluateReport, headline
-from pipeline.records.ready import ArrayInfo, Manifest, open_manifest, write_array
+from pipeline.records.evaluate import EvaluateReport, tracked
+from pipeline.records.ready import ArrayInfo, DatasetManifest, open_manifest, write_array
 from pipeline.records.train import TrainReport
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.insight.album import CAPTIONS
@@ -40,7 +40,7 @@ def ready_folder(folder: Path, kind: Any, inputs: np.ndarray, **described: Any) 
             name = f"{split}_{part}.npy"
             arrays[name] = write_array(folder / name, array)
     settings = {"mean": (), "std": (), "vocabulary": ()} | described
-    manifest = Manifest(
+    manifest = DatasetManifest(
         dataset=folder.name,
         kind=kind,
         labels=("no", "yes"),
@@ -225,14 +225,14 @@ def test_a_reconstruction(trained: Project, drawing: Experiment, tmp_path: Path)
     assert report.classes is None
     found = report.reconstruction
     assert found is not None
-    assert found.strangers is not None
-    assert (found.strangers.dataset, found.strangers.rows) == ("strange", 30)
+    assert found.outliers is not None
+    assert (found.outliers.dataset, found.outliers.rows) == ("strange", 30)
     # Untrained it draws grey, which bright images are nearer to than the dark digits.
-    assert found.strangers.auc < 0.5
+    assert found.outliers.auc < 0.5
     assert found.quantiles["0.01"] <= found.quantiles["0.5"] <= found.quantiles["0.99"]
     assert drawn(tmp_path) == {"first_layer", "feature_maps", "reconstructions", "errors"}
     assert set(report.skipped) == {"attacks", "mistakes", "reliability", "saliency"}
-    assert headline(report) == {"mean_error": found.mean_error, "auc": found.strangers.auc}
+    assert tracked(report) == {"mean_error": found.mean_error, "auc": found.outliers.auc}
 
 
 def test_a_reconstruction_against_its_own_data(
@@ -241,11 +241,11 @@ def test_a_reconstruction_against_its_own_data(
     alone = replace(drawing, evaluate=replace(drawing.evaluate, against="digits"))
     report = look(tmp_path, untrained(tmp_path, alone, trained.data), trained.data, alone)
     assert report.reconstruction is not None
-    assert report.reconstruction.strangers is None
-    assert "digits" in report.skipped["strangers"]
+    assert report.reconstruction.outliers is None
+    assert "digits" in report.skipped["outliers"]
 
 
-def test_strangers_must_be_images(trained: Project, drawing: Experiment, tmp_path: Path) -> None:
+def test_outliers_must_be_images(trained: Project, drawing: Experiment, tmp_path: Path) -> None:
     table = ready_folder(tmp_path / "strange", "table", np.zeros((4, 2), np.float32))
     weights = untrained(tmp_path, drawing, trained.data)
     with pytest.raises(ConfigError, match=r"evaluate\.against must be a data set of images.*table"):
@@ -254,9 +254,7 @@ def test_strangers_must_be_images(trained: Project, drawing: Experiment, tmp_pat
     assert not (tmp_path / "pictures").exists()
 
 
-def test_strangers_that_are_not_there(
-    trained: Project, drawing: Experiment, tmp_path: Path
-) -> None:
+def test_outliers_that_are_not_there(trained: Project, drawing: Experiment, tmp_path: Path) -> None:
     weights = untrained(tmp_path, drawing, trained.data)
     with pytest.raises(MissingInputError, match="ferry preprocess strange"):
         look(tmp_path, weights, trained.data, drawing, tmp_path / "strange")
@@ -294,7 +292,7 @@ def test_the_run_of_the_weights_gets_it_all(trained: Project, few: Experiment, s
     client = MlflowClient(tracking.store_uri())
     (run,) = mlflow.search_runs(experiment_names=[few.name], output_format="list")
     assert run.data.tags[tracking.WEIGHTS_TAG] == report.weights_sha256
-    for name, value in headline(report).items():
+    for name, value in tracked(report).items():
         assert run.data.metrics[f"evaluate.{name}"] == pytest.approx(value)
     kept = {Path(entry.path).stem for entry in client.list_artifacts(run.info.run_id, "figures")}
     assert kept == OF_IMAGES

@@ -14,16 +14,16 @@ from pipeline.config.params import load
 from pipeline.errors import ConfigError
 from pipeline.network.graph import Graph, build_graph, load_graph
 from pipeline.network.losses import CrossEntropy
-from pipeline.records.ready import ArrayInfo, Manifest
+from pipeline.records.ready import ArrayInfo, DatasetManifest
 from serving.errors import IntegrityError, MissingInputError
 
 ROOT = Path(__file__).parents[2]
 
 
-def manifest(shape: tuple[int, int, int] = (6, 5, 3), classes: int = 4) -> Manifest:
+def manifest(shape: tuple[int, int, int] = (6, 5, 3), classes: int = 4) -> DatasetManifest:
     channels = shape[2]
     rows = ArrayInfo(shape=(9, *shape), dtype="uint8", sha256="")
-    return Manifest(
+    return DatasetManifest(
         dataset="mine",
         kind="image",
         vocabulary=(),
@@ -151,7 +151,7 @@ def test_missing_weights_name_the_command(experiment: Experiment, tmp_path: Path
     assert str(caught.value).endswith("is not there; `ferry train digits-mlp` makes it")
 
 
-def one_line(path: Path, experiment: Experiment, described: Manifest) -> str:
+def one_line(path: Path, experiment: Experiment, described: DatasetManifest) -> str:
     with pytest.raises(IntegrityError) as caught:
         load_graph(path, experiment, described)
     message = str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 import pipeline
 from pipeline.records.ready import (
     ArrayInfo,
-    Manifest,
+    DatasetManifest,
     digest,
     open_manifest,
     open_split,
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
         "train_inputs.npy": write_array(folder / "train_inputs.npy", INPUTS),
         "train_labels.npy": write_array(folder / "train_labels.npy", LABELS),
     }
-    manifest = Manifest(
+    manifest = DatasetManifest(
         dataset="toy",
         kind="image",
         labels=("a", "b"),

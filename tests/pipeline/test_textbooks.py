@@ -12,7 +12,7 @@ from project import Project, generous
 from pipeline import layout
 from pipeline.config.experiment import Experiment, ModelConfig, Params
 from pipeline.records.parity import ParityReport
-from pipeline.records.ready import MANIFEST, Manifest, write_array
+from pipeline.records.ready import MANIFEST, DatasetManifest, write_array
 from pipeline.records.train import TrainReport
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.export import export
@@ -43,7 +43,7 @@ def prepared(root: Path, dataset: str, inputs: np.ndarray, labels: np.ndarray, k
         arrays[f"{split}_inputs.npy"] = write_array(folder / f"{split}_inputs.npy", inputs)
         arrays[f"{split}_labels.npy"] = write_array(folder / f"{split}_labels.npy", labels)
     channels = inputs.shape[-1] if kind == "image" else 0
-    manifest = Manifest(
+    manifest = DatasetManifest(
         dataset=dataset,
         kind=kind,  # type: ignore[arg-type]
         labels=tuple(str(label) for label in range(int(labels.max()) + 1)),

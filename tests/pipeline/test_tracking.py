@@ -73,7 +73,7 @@ def test_later_stages_add_to_the_run_that_trained_the_weights(
     tracked = tracked_training(exported, store)
     export(
         store / "model.safetensors",
-        files_in(store, "train"),
+        store / "train.json",
         exported.data,
         store / "model.onnx",
         files_in(store, "export"),

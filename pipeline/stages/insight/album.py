@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pipeline.network.graph import Graph
 from pipeline.records.evaluate import Classes, Reconstruction
-from pipeline.records.ready import Manifest, Split
+from pipeline.records.ready import DatasetManifest, Split
 from pipeline.stages.insight import drawing, saliency
 from pipeline.stages.insight.answers import Answers, Drawn, most_confident, worst
 from pipeline.stages.insight.saliency import Gates, Tiles
@@ -42,11 +42,11 @@ MOST_LETTERS = 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class TrainedNetwork:
     """A trained graph, and the rows that it is asked about."""
 
     graph: Graph
-    manifest: Manifest
+    manifest: DatasetManifest
     test: Split
 
     @property
@@ -73,48 +73,48 @@ class Subject:
         return first[:most]
 
 
-def of_classes(subject: Subject, answers: Answers, classes: Classes) -> Album:
+def of_classes(network: TrainedNetwork, answers: Answers, classes: Classes) -> Album:
     """The pictures of a classifier; of one under attack where that was measured."""
     reliability = drawing.reliability(classes.calibration)
-    if subject.manifest.kind != "image":
+    if network.manifest.kind != "image":
         return {
             **dict.fromkeys(
                 ("first_layer", "feature_maps", "mistakes", "saliency"), "its rows are no images"
             ),
-            "regions": _regions(subject),
+            "regions": _regions(network),
             "reliability": reliability,
         }
     attacked = {"attacks": drawing.attacks(classes.robustness)} if classes.robustness else {}
     return {
-        "first_layer": _first_layer(subject),
-        "feature_maps": _feature_maps(subject),
-        "mistakes": _mistakes(subject, answers),
-        "saliency": _saliency(subject, answers),
+        "first_layer": _first_layer(network),
+        "feature_maps": _feature_maps(network),
+        "mistakes": _mistakes(network, answers),
+        "saliency": _saliency(network, answers),
         "reliability": reliability,
         **attacked,
     }
 
 
 def of_reconstruction(
-    subject: Subject, own: Drawn, other: Drawn | None, found: Reconstruction
+    network: TrainedNetwork, own: Drawn, other: Drawn | None, found: Reconstruction
 ) -> Album:
     """The pictures of a reconstruction, and of its errors on images of another data set."""
-    groups = {f"{subject.manifest.dataset} ({len(own.errors):,} rows)": own.errors}
+    groups = {f"{network.manifest.dataset} ({len(own.errors):,} rows)": own.errors}
     title = f"Mean {found.mean_error:.5f}"
-    if other and found.strangers:
-        groups[f"{found.strangers.dataset} ({len(other.errors):,} rows)"] = other.errors
-        title += f", area under the curve between the two {found.strangers.auc:.4f}"
+    if other and found.outliers:
+        groups[f"{found.outliers.dataset} ({len(other.errors):,} rows)"] = other.errors
+        title += f", area under the curve between the two {found.outliers.auc:.4f}"
     return {
-        "first_layer": _first_layer(subject),
-        "feature_maps": _feature_maps(subject),
-        "reconstructions": _reconstructions(subject, own),
+        "first_layer": _first_layer(network),
+        "feature_maps": _feature_maps(network),
+        "reconstructions": _reconstructions(network, own),
         "errors": drawing.errors(groups, title),
         **dict.fromkeys(("mistakes", "reliability", "saliency"), "no class is answered"),
     }
 
 
-def _first_layer(subject: Subject) -> Figure | str:
-    match saliency.first_weights(subject.graph, subject.row):
+def _first_layer(network: TrainedNetwork) -> Figure | str:
+    match saliency.first_weights(network.graph, network.row):
         case Tiles(weights):
             return drawing.first_layer(weights)
         case Gates(weights, names):
@@ -122,15 +122,15 @@ def _first_layer(subject: Subject) -> Figure | str:
     return "the first layer neither convolves nor takes an image or its rows"
 
 
-def _feature_maps(subject: Subject) -> Figure | str:
-    image = np.array(subject.test.inputs[0])
-    planes = saliency.feature_maps(subject.graph, image)
+def _feature_maps(network: TrainedNetwork) -> Figure | str:
+    image = np.array(network.test.inputs[0])
+    planes = saliency.feature_maps(network.graph, image)
     if planes is None:
         return "the network does not begin with a convolution"
-    return drawing.feature_maps(image, subject.largest, planes)
+    return drawing.feature_maps(image, network.largest, planes)
 
 
-def _mistakes(subject: Subject, answers: Answers) -> Figure | str:
+def _mistakes(network: TrainedNetwork, answers: Answers) -> Figure | str:
     confident, costly = most_confident(answers), worst(answers)
     if not len(confident):
         return f"all {len(answers.labels):,} test rows are answered rightly"
@@ -138,14 +138,14 @@ def _mistakes(subject: Subject, answers: Answers) -> Figure | str:
     if set(costly.tolist()) != set(confident.tolist()):
         orders.append(("largest loss", costly))
     drawn = [
-        (name, np.array(subject.test.inputs[rows]), _notes(subject, answers, rows))
+        (name, np.array(network.test.inputs[rows]), _notes(network, answers, rows))
         for name, rows in orders
     ]
-    return drawing.mistakes(drawn, subject.largest)
+    return drawing.mistakes(drawn, network.largest)
 
 
-def _notes(subject: Subject, answers: Answers, rows: npt.NDArray[np.int64]) -> list[str]:
-    labels, predicted = subject.labels, answers.predicted
+def _notes(network: TrainedNetwork, answers: Answers, rows: npt.NDArray[np.int64]) -> list[str]:
+    labels, predicted = network.labels, answers.predicted
     return [
         f"{labels[answers.labels[row]]}\n→ {labels[predicted[row]]} "
         f"{answers.probabilities[row].max():.1%}"
@@ -153,32 +153,32 @@ def _notes(subject: Subject, answers: Answers, rows: npt.NDArray[np.int64]) -> l
     ]
 
 
-def _saliency(subject: Subject, answers: Answers) -> Figure:
-    rows = subject.one_of_each(FEW)
-    images = np.array(subject.test.inputs[rows])
-    notes = [subject.labels[answers.predicted[row]] for row in rows]
-    found = saliency.saliency(subject.graph, images)
-    return drawing.saliency(images, subject.largest, found, notes)
+def _saliency(network: TrainedNetwork, answers: Answers) -> Figure:
+    rows = network.one_of_each(FEW)
+    images = np.array(network.test.inputs[rows])
+    notes = [network.labels[answers.predicted[row]] for row in rows]
+    found = saliency.saliency(network.graph, images)
+    return drawing.saliency(images, network.largest, found, notes)
 
 
-def _reconstructions(subject: Subject, own: Drawn) -> Figure:
+def _reconstructions(network: TrainedNetwork, own: Drawn) -> Figure:
     largest = np.argsort(-own.errors, kind="stable")[:WORST]
-    rows = np.concatenate([subject.one_of_each(DRAWN), largest])
-    notes = [f"{subject.labels[subject.test.labels[row]]}\n{own.errors[row]:.4f}" for row in rows]
-    images = np.array(subject.test.inputs[rows])
-    return drawing.reconstructions(images, own.reconstructions[rows], notes, subject.largest)
+    rows = np.concatenate([network.one_of_each(DRAWN), largest])
+    notes = [f"{network.labels[network.test.labels[row]]}\n{own.errors[row]:.4f}" for row in rows]
+    images = np.array(network.test.inputs[rows])
+    return drawing.reconstructions(images, own.reconstructions[rows], notes, network.largest)
 
 
-def _regions(subject: Subject) -> Figure | str:
-    if subject.row != (2,):
+def _regions(network: TrainedNetwork) -> Figure | str:
+    if network.row != (2,):
         return "a plane shows two features, no more and no fewer"
-    rows = np.array(subject.test.inputs)
+    rows = np.array(network.test.inputs)
     low, high = rows.min(axis=0), rows.max(axis=0)
     margin = MARGIN * np.maximum(high - low, 1e-6)
     across, up = np.linspace(low - margin, high + margin, SIDE, dtype=np.float32).T
     places = np.stack(np.meshgrid(across, up), axis=-1)
     with torch.inference_mode():
-        asked = subject.graph.tensor(places.reshape(-1, 2))
-        probabilities = subject.graph(asked)[1].numpy().reshape(SIDE, SIDE, -1)
-    labels = subject.manifest.labels
-    return drawing.regions((across, up), probabilities, rows, labels, subject.test.labels)
+        asked = network.graph.tensor(places.reshape(-1, 2))
+        probabilities = network.graph(asked)[1].numpy().reshape(SIDE, SIDE, -1)
+    labels = network.manifest.labels
+    return drawing.regions((across, up), probabilities, rows, labels, network.test.labels)

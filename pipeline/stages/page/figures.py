@@ -1,9 +1,7 @@
-"""The figures of a training and of parity, for the report and for MLflow alike.
+"""The figures of a training, of parity and of quantization, for the report and for MLflow alike.
 
 They are drawn with matplotlib's objects alone, never through pyplot, which keeps global state and
 looks for a display.
-
-The trace of a search as a picture and as rows: what each recipe lost, and what it won.
 """
 
 import html

@@ -1,7 +1,4 @@
-"""The section "Speed" of an experiment on the report's page: its figures, its rows, its doubts.
-
-The machines that the report's experiments were measured on.
-"""
+"""What the report's page shows of speed: a section of each experiment, and the machines."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -191,7 +188,7 @@ def _skipped_batches(bench: BenchReport) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MeasuredMachine:
     """A machine that was measured on."""
 
     environment: Environment
@@ -204,7 +201,7 @@ class Machine:
     """Of the sources that measured."""
 
 
-def machines(reports: Iterable[BenchmarkReport | None]) -> list[Machine]:
+def machines(reports: Iterable[BenchmarkReport | None]) -> list[MeasuredMachine]:
     """Group experiments by the machine; None stands for one that was not measured."""
     groups: dict[Environment, list[BenchmarkReport]] = {}
     for report in reports:
@@ -213,7 +210,7 @@ def machines(reports: Iterable[BenchmarkReport | None]) -> list[Machine]:
             same = replace(report.bench.environment, load_average=(), git_revision="")
             groups.setdefault(same, []).append(report)
     return [
-        Machine(
+        MeasuredMachine(
             environment=environment,
             experiments=tuple(one.experiment for one in reports),
             clock_ns=max(one.bench.clock.resolution_ns for one in reports),

@@ -1,0 +1,327 @@
+"""Figures that are published: what was measured of an experiment, on which machine and revision.
+
+`ferry results --publish docs/results` writes a file of each experiment that was measured here, and
+the tables of Markdown pages that are made of them.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.records import read
+from serving.console import table
+from serving.errors import MissingInputError
+from serving.files import dump_json, write_json, write_text
+from serving.measuring.pairing import PairedRatio
+
+NONE = "–"
+MARKED = re.compile(r"<!-- results: (\w+)((?: [\w-]+)*) -->\n.*?<!-- /results -->", re.DOTALL)
+"""A table that is generated: `<!-- results: int8 digits-cnn -->` is that of one experiment."""
+PAGE = """# What was measured
+
+`ferry results --publish docs/results` writes this page, and the files in [results](results) that it
+is made of. `ferry results --published` prints them; `ferry results` prints what was measured in
+your own checkout.
+
+## Training
+
+<!-- results: training -->
+<!-- /results -->
+
+## Variants
+
+Speeds are over fp32 on one thread, medians of pairs; sizes are parts of fp32's file. The largest
+difference is that of any output but the probabilities, to PyTorch over the whole test set.
+
+<!-- results: variants -->
+<!-- /results -->
+
+## Not made
+
+<!-- results: refused -->
+<!-- /results -->
+
+## Speed over PyTorch eager
+
+ONNX Runtime's fp32 on one thread each, with 95 % intervals.
+
+<!-- results: speed -->
+<!-- /results -->
+
+## Latency and throughput of fp32
+
+<!-- results: latency -->
+<!-- /results -->
+
+## Machines and revisions
+
+<!-- results: machines -->
+<!-- /results -->
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedVariant:
+    """A variant of the model, as parity and quantization measured it."""
+
+    recipe: str | None
+    """Of its quantization; None for fp32."""
+    passed: bool
+    accuracy: float | None
+    accuracy_loss: float | None
+    """Percentage points on the test set, beside the trained weights."""
+    error_increase: float | None
+    """Per cent by which a mean error grew on the rows that it was judged on; None for classes."""
+    flips: int | None
+    max_abs_diff: float
+    max_probability_diff: float | None
+    snr_db: float | None
+    size_ratio: float | None
+    """Of fp32's file."""
+    speedup: Mapping[str, PairedRatio]
+    """Over fp32, by batch size; empty for fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedLatency:
+    """fp32 with a number of threads at a batch of one row, and where it answers the most rows."""
+
+    threads: int
+    p50_ms: float
+    p99_ms: float
+    rows_per_second: float
+    best_batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSpeed:
+    """What the benchmark measured of an experiment."""
+
+    machine: str
+    revision: str
+    bytes: int | None
+    """Of the fp32 file."""
+    over_eager: Mapping[str, PairedRatio]
+    """fp32 over PyTorch eager with one thread each, by batch size."""
+    latencies: tuple[PublishedLatency, ...]
+    cold_starts_ms: Mapping[str, float]
+    """From starting a process to its first answer, by what was started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedResults:
+    """All figures of one experiment that are published: `docs/results/E.json`."""
+
+    experiment: str
+    dataset: str
+    machine: str
+    """That trained, quantized and compared."""
+    revision: str
+    """Of the sources that trained."""
+    accuracy: float | None
+    loss_name: str
+    loss: float
+    auc: float | None
+    """Of a reconstruction's error, against another data set."""
+    parameters: int
+    epochs: int
+    seconds: float
+    variants: Mapping[str, PublishedVariant]
+    refused: Mapping[str, str]
+    """The variants that were not made, with the reason."""
+    speed: PublishedSpeed | None
+    shipped: str | None
+    """The variant in the bundle."""
+
+
+def read_published(folder: Path) -> tuple[PublishedResults, ...]:
+    """Read all files of a folder, in the order of their names."""
+    command = f"ferry results --publish {folder}"
+    return tuple(read(PublishedResults, path, command) for path in sorted(folder.glob("*.json")))
+
+
+def write_published(folder: Path, results: Sequence[PublishedResults]) -> tuple[Path, ...]:
+    """Write a file of each of the experiments; those of others in the folder stay.
+
+    Then write every table anew in the page beside the folder, in the pages beside that, and in
+    README.md of the working directory. Returns all paths that were written.
+    """
+    written = [folder / f"{one.experiment}.json" for one in results]
+    for path, one in zip(written, results, strict=True):
+        text = dump_json(one)
+        write_json(path, json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}")))
+    published = read_published(folder)
+    page = folder.with_suffix(".md")
+    if not page.exists():
+        write_text(page, PAGE)
+    for path in (*sorted(page.parent.glob("*.md")), Path("README.md")):
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        new = fill(old, published)
+        if new != old:
+            write_text(path, new)
+            written.append(path)
+    return tuple(written)
+
+
+def as_table(published: Sequence[PublishedResults]) -> str:
+    """Lay the variants out for a terminal, with the machines they were measured on below."""
+    header, *rows = _variants(published)
+    where: dict[str, set[str]] = {}
+    for one in published:
+        where.setdefault(one.machine, set()).add(short_revision(one.revision))
+    lines = [f"{machine}: revision {', '.join(sorted(made))}" for machine, made in where.items()]
+    return "\n".join([table(header, rows), "", "Measured elsewhere, on", *lines])
+
+
+def fill(text: str, published: Sequence[PublishedResults]) -> str:
+    """Write every table of a Markdown page anew that stands between `<!-- results: ... -->` marks.
+
+    Raises MissingInputError for a table or an experiment that does not exist.
+    """
+    known = {one.experiment: one for one in published}
+
+    def filled(mark: re.Match[str]) -> str:
+        kind, names = mark[1], mark[2].split()
+        if kind not in TABLES or not set(names) <= set(known):
+            raise MissingInputError(f"a page has `results: {kind}{mark[2]}`: no such figures")
+        chosen = [known[name] for name in names] if names else published
+        header, *rows = TABLES[kind](chosen)
+        lines = [header, ["---"] * len(header), *rows]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"<!-- results: {kind}{mark[2]} -->\n{body}\n<!-- /results -->"
+
+    return MARKED.sub(filled, text)
+
+
+def _training(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
+    yield "experiment", "data set", "test set", "loss", "parameters", "epochs", "training"
+    for one in published:
+        reached = _percent(one.accuracy)
+        if one.accuracy is None:
+            reached = NONE if one.auc is None else f"AUC {one.auc:.4f}"
+        yield (
+            f"`{one.experiment}`",
+            one.dataset,
+            reached,
+            f"{one.loss:.3g}",
+            f"{one.parameters:,}",
+            str(one.epochs),
+            f"{one.seconds:,.0f} s",
+        )
+
+
+def _variants(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
+    yield "experiment", "variant", "recipe", "accuracy", "flips", "largest diff", "size", *BATCHES
+    for one in published:
+        for name, variant in one.variants.items():
+            size, speeds = variant.size_ratio, variant.speedup
+            yield (
+                one.experiment,
+                name if variant.passed else f"{name}, FAILED PARITY",
+                variant.recipe or NONE,
+                _percent(variant.accuracy),
+                NONE if variant.flips is None else str(variant.flips),
+                f"{variant.max_abs_diff:.1e}",
+                NONE if size is None else f"{size:.2f}",
+                *(_times(speeds.get(size)) for size in BATCHES.values()),
+            )
+
+
+def _int8(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
+    yield "int8 of", "recipe", *BATCHES, "lost on the test set", "size"
+    for one in published:
+        int8 = one.variants.get("int8")
+        if int8 is None:
+            continue
+        lost = NONE
+        if int8.error_increase is not None:
+            lost = f"mean error {int8.error_increase:.2f} % larger (validation)"
+        elif int8.accuracy_loss is not None:
+            lost = f"{int8.accuracy_loss:.2f} points, {int8.flips} flips"
+        yield (
+            f"`{one.experiment}`",
+            int8.recipe or NONE,
+            *(_times(int8.speedup.get(size)) for size in BATCHES.values()),
+            lost,
+            NONE if int8.size_ratio is None else f"{int8.size_ratio:.2f}",
+        )
+
+
+def _refused(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
+    yield "experiment", "variant", "why"
+    for one in published:
+        for name, reason in one.refused.items():
+            yield f"`{one.experiment}`", name, reason.replace("|", "\\|")
+
+
+def _speed(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
+    known = [(one.experiment, one.speed) for one in published if one.speed]
+    sizes = sorted({int(size) for _, speed in known for size in speed.over_eager})
+    yield "experiment", *(f"batch {size}" for size in sizes)
+    for name, speed in known:
+        yield f"`{name}`", *(_interval(speed.over_eager.get(str(size))) for size in sizes)
+
+
+def _latency(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
+    yield "experiment", "threads", "p50, batch 1", "p99", "most rows a second", "size", "cold start"
+    for one in published:
+        speed = one.speed
+        for line in speed.latencies if speed else ():
+            size = speed.bytes if speed else None
+            cold = speed.cold_starts_ms.get("fp32") if speed else None
+            yield (
+                f"`{one.experiment}`",
+                str(line.threads),
+                f"{line.p50_ms:.3f} ms",
+                f"{line.p99_ms:.3f} ms",
+                f"{line.rows_per_second:,.0f}, batch {line.best_batch}",
+                NONE if size is None else f"{size / 1024:,.0f} KiB",
+                NONE if cold is None else f"{cold:,.0f} ms",
+            )
+
+
+def _machines(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
+    yield "what", "experiments", "machine", "revision"
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for one in published:
+        name = f"`{one.experiment}`"
+        key = ("training, parity", one.machine, one.revision)
+        groups.setdefault(key, []).append(name)
+        if one.speed:
+            key = ("speed", one.speed.machine, one.speed.revision)
+            groups.setdefault(key, []).append(name)
+    for (what, machine, revision), names in groups.items():
+        yield what, ", ".join(names), machine, short_revision(revision)
+
+
+def short_revision(revision: str) -> str:
+    """Twelve digits of a commit, and whether sources differed from it."""
+    commit, dash, dirty = revision.partition("-")
+    return commit[:12] + dash + dirty
+
+
+def _percent(part: float | None) -> str:
+    return NONE if part is None else f"{100 * part:.2f} %"
+
+
+def _times(ratio: PairedRatio | None) -> str:
+    return f"{ratio.median:.2f}" if ratio else NONE
+
+
+def _interval(ratio: PairedRatio | None) -> str:
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else NONE
+
+
+BATCHES = {"speed, batch 1": "1", "batch 32": "32"}
+"""The columns of speeds over fp32."""
+TABLES: dict[str, Callable[[Sequence[PublishedResults]], Iterator[Sequence[str]]]] = {
+    "training": _training,
+    "variants": _variants,
+    "int8": _int8,
+    "refused": _refused,
+    "speed": _speed,
+    "latency": _latency,
+    "machines": _machines,
+}

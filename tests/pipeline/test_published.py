@@ -1,0 +1,123 @@
+"""Figures that are published: their files, the tables made of them, and what quotes them."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sample_metrics
+
+from pipeline.config.experiment import Params
+from pipeline.config.params import load
+from pipeline.records.published import (
+    MARKED,
+    PublishedResults,
+    as_table,
+    fill,
+    read_published,
+    write_published,
+)
+from pipeline.stages.results import publishable
+from serving.errors import MissingInputError
+from serving.files import write_json
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+INT8 = "<!-- results: int8 mnist-cnn -->\n<!-- /results -->"
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load(ROOT / "params.yaml")
+
+
+@pytest.fixture
+def published(params: Params, tmp_path: Path) -> PublishedResults:
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    search = sample_metrics.quantized("mnist-cnn")
+    write_json(sample_metrics.details(tmp_path, "mnist-cnn", "quantize"), search)
+    (one,) = publishable(params, root=tmp_path)
+    return one
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_table_of_figures_is_that_of_the_published_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert fill(text, read_published(ROOT / "docs/results")) == text, (
+        f"{page.name} is not made of docs/results: `ferry results --publish docs/results` makes it"
+    )
+
+
+def test_published_files_are_small_and_say_where_they_were_measured(params: Params) -> None:
+    found = read_published(ROOT / "docs/results")
+    assert found
+    assert {one.experiment for one in found} <= set(params.experiments)
+    for one in found:
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", one.revision)
+        assert "cores" in one.machine
+    assert sum(path.stat().st_size for path in (ROOT / "docs/results").iterdir()) < 100_000
+
+
+def test_what_is_published_is_what_was_measured(published: PublishedResults) -> None:
+    assert published.machine == "AMD EPYC <Genoa>, 2 cores, avx2 avx512_vnni"
+    assert (published.accuracy, published.revision) == (0.9953, "4f0c1d2e")
+    int8 = published.variants["int8"]
+    assert (int8.recipe, int8.flips, int8.size_ratio) == ("static-u8s8", 2, 0.3)
+    assert int8.speedup["32"].median == 1.7
+    assert published.variants["fp16"].passed is False
+    assert published.speed is not None
+    assert published.speed.over_eager["1"].median == pytest.approx(3, abs=1e-4)
+    assert [one.threads for one in published.speed.latencies] == [1, 2]
+    assert published.shipped == "int8"
+
+
+def test_files_come_back_and_the_tables_beside_them_are_made(
+    published: PublishedResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("docs/results")
+    write_published(folder, [replace(published, experiment="another")])
+    Path("README.md").write_text(f"before\n{INT8}\nafter\n")
+    written = write_published(folder, [published])
+    assert written == (folder / "mnist-cnn.json", Path("docs/results.md"), Path("README.md"))
+    assert [one.experiment for one in read_published(folder)] == ["another", "mnist-cnn"]
+    assert read_published(folder)[1].variants["int8"] == published.variants["int8"]
+    assert write_published(folder, [published]) == (folder / "mnist-cnn.json",)
+    assert "| `mnist-cnn` | digits | 99.53 % |" in Path("docs/results.md").read_text()
+    lines = Path("README.md").read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    row = "| `mnist-cnn` | static-u8s8 | 1.70 | 1.70 | 0.03 points, 2 flips | 0.30 |"
+    assert lines[-3] == row
+
+
+def test_a_figure_that_is_not_the_published_one_is_seen(published: PublishedResults) -> None:
+    text = fill(INT8, [published])
+    worse = replace(published.variants["int8"], flips=3)
+    assert fill(text, [published]) == text
+    assert fill(text, [replace(published, variants={"int8": worse})]) != text
+    assert MARKED.findall(text) == [("int8", " mnist-cnn")]
+    with pytest.raises(MissingInputError, match="no-such"):
+        fill("<!-- results: int8 no-such -->\n<!-- /results -->", [published])
+
+
+def test_the_table_for_a_terminal_says_where_it_was_measured(published: PublishedResults) -> None:
+    lines = as_table([published]).splitlines()
+    assert lines[0].split()[:3] == ["experiment", "variant", "recipe"]
+    assert "fp16, FAILED PARITY" in lines[2]
+    assert lines[-1] == "AMD EPYC <Genoa>, 2 cores, avx2 avx512_vnni: revision 4f0c1d2e"
+
+
+def test_nothing_that_was_not_proven_here_is_published(params: Params, tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError):
+        publishable(params, root=tmp_path)
+    with pytest.raises(MissingInputError, match="mnist-cnn has not run"):
+        publishable(params, ("mnist-cnn",), root=tmp_path)
+
+
+def test_the_files_hold_no_more_digits_than_count(
+    published: PublishedResults, tmp_path: Path
+) -> None:
+    long = replace(published, loss=0.123456789)
+    (path, *_) = write_published(tmp_path / "docs/results", [long])
+    assert json.loads(path.read_text())["loss"] == 0.123457
