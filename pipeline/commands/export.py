@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from pipeline.config.experiment import Experiment
 
+SHOWN = ("module", "model", "bytes", "parameters", "nodes", "opset", "export_seconds")
+
 
 @click.command()
 @optional_experiment_argument
@@ -98,9 +100,10 @@ def _export_module(
     from pipeline.exporting.module import ModuleOptions, export_module
     from pipeline.exporting.signatures import parse_input
     from pipeline.exporting.users_code import load_module
-    from pipeline.records.module import as_table
+    from pipeline.proof.tables import pair_table
 
     specs = [parse_input(text) for text in inputs]
     options = ModuleOptions(source=function, **settings)
     report = export_module(load_module(function), specs, output, rows=rows, options=options)
-    show(report, as_json=as_json, text=as_table(report))
+    text = "\n\n".join([summary(report, SHOWN), pair_table(report.parity), *report.notes])
+    show(report, as_json=as_json, text=text)

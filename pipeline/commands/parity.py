@@ -121,30 +121,18 @@ def _not_made(details: "Path", name: str) -> dict[str, str]:
 
 
 def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:
-    from pipeline.proof.pair import compare, refuse_failures
+    from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
     from pipeline.proof.rows import open_rows
-    from pipeline.proof.sides import check_alike
     from pipeline.proof.tables import pair_table
     from pipeline.proof.variants import open_side
-    from pipeline.records.parity import Limits
     from serving.files import write_json
 
     reference, other = (open_side(side) for side in sides)
-    check_alike(reference, other)
-    limit = options["limit"]
-    limits = Limits(
-        max_abs_diff=limit,
-        max_probability_diff=limit,
-        min_snr_db=None,
-        flips=options["flips"],
-        accuracy_loss=None,
-        batch_diff=limit,
-    )
     report = compare(
         reference,
         other,
         open_rows(options["data"], reference.inputs),
-        limits=limits,
+        limits=limits_of_pair(options["limit"], options["flips"]),
         batch_sizes=options["batch_sizes"],
         hostile=options["hostile"],
         explain=options["explain"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import tries
 
 from pipeline import layout
+from pipeline.config.experiment import GateConfig
 from pipeline.records.parity import (
     BatchDifference,
     Cell,
@@ -15,12 +16,11 @@ from pipeline.records.parity import (
     Divergence,
     Flip,
     HostileRow,
-    Interval,
-    Limits,
     McNemar,
     Opinion,
     OutputDifference,
     Quantile,
+    RateInterval,
     SkippedCell,
     VariantParity,
 )
@@ -124,6 +124,7 @@ def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int =
             nonfinite=0,
             max_abs_diff=worst,
             max_abs_at=(812, 7),
+            largest=20.0,
             max_rel_diff=1e-5,
             max_rel_at=(1, 2),
             mean_abs_diff=1e-7,
@@ -138,12 +139,13 @@ def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int =
         for row in range(flips)
     )
     decisions = Decisions(
+        output="logits",
         rows=360,
         flips=flips,
         near_ties=1,
         near_tie_rows=2,
         near_tie_margin=2e-4,
-        flip_rate=Interval(low=0.0, high=0.015),
+        flip_rate=RateInterval(low=0.0, high=0.015),
         classes={"3": flips} if flips else {},
         named=named,
         reference_accuracy=0.9953,
@@ -159,7 +161,7 @@ def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int =
         passed=not failures,
         failures=failures,
         outputs=(output("logits", diff), output("probabilities", diff / 10)),
-        decisions=decisions,
+        decisions=(decisions,),
     )
 
 
@@ -180,7 +182,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         accuracy=0.995,
         flips=flips,
         near_ties=1,
-        flip_rate=Interval(low=0.0, high=0.015),
+        flip_rate=RateInterval(low=0.0, high=0.015),
         accuracy_loss=0.03,
         mcnemar_p=1.0,
         max_abs_diff=diff,
@@ -193,7 +195,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         nonfinite=0,
         batch_diff=2e-6,
         batch_sizes=(1, 7, 256),
-        limits=Limits(
+        limits=GateConfig(
             max_abs_diff=1e-4,
             max_probability_diff=1e-3,
             min_snr_db=50.0,
@@ -204,6 +206,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         failures=failures,
         first_divergence=None if passed else node,
         first_nonfinite=None,
+        notes=(),
         sha256=MODEL,
         zero_rows="answered 0 rows",
         hostile_max_abs_diff=2e-6,

@@ -24,7 +24,7 @@ def answers(logits: np.ndarray) -> dict[str, np.ndarray]:
 def decide(
     wanted: np.ndarray, found: np.ndarray, labels: np.ndarray | None = None, step: int = 7
 ) -> Decisions:
-    count = DecisionCount(NEAR)
+    count = DecisionCount("logits", NEAR)
     for start in range(0, len(wanted), step):
         piece = slice(start, start + step)
         known = None if labels is None else labels[piece]
@@ -129,7 +129,7 @@ def test_one_logit_of_two_classes_has_twice_its_size_as_margin() -> None:
 
 def test_a_logit_within_the_limit_of_zero_is_a_near_tie() -> None:
     """Two answers within 1e-4 of each other can part only where the logit is below that."""
-    count = DecisionCount(NEAR)
+    count = DecisionCount("logits", NEAR)
     before = np.array([[0.9e-4], [1.1e-4]])
     after = np.array([[-0.1e-4], [-0.1e-4]])
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from pipeline.proof.empty import ask_nothing
 from pipeline.proof.hostile import hostile_feeds, hostile_rows, zero_rows
 from pipeline.proof.measure import beside_others, sample
-from pipeline.proof.onnx_reference import third_opinion
+from pipeline.proof.prove import third_opinion
 from pipeline.proof.rows import Rows
 from serving.errors import InputError
 from serving.runtime.tensors import TensorInfo

@@ -5,39 +5,47 @@ asked all rows at every batch size; the other ways are asked all rows once, and 
 of every size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
 
-from pipeline.proof.gate import SHIPPED, Evidence, failures, summarize
+from pipeline.config.experiment import GateConfig
+from pipeline.proof.differences import DecisionRule
+from pipeline.proof.gate import SHIPPED, Evidence, ModelEvidence, failures, summarize
 from pipeline.proof.hostile import hostile_rows, zero_rows
-from pipeline.proof.measure import Kept, Measured, Tick, beside_others, measure
-from pipeline.proof.onnx_reference import third_opinion
+from pipeline.proof.measure import BatchSizeParity, Kept, Tick, beside_others, measure
 from pipeline.proof.sides import ModelSide, Side
-from pipeline.records.parity import BatchDifference, Cell, Limits, SkippedCell, VariantParity
+from pipeline.records.parity import BatchDifference, Cell, Opinion, SkippedCell, VariantParity
 from serving.errors import ModelError, ProviderError
 from serving.runtime.settings import Level
 
+Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
 
+LARGEST = float(np.finfo(np.float32).max)
+MOST_NODES = 2000
+"""Of a graph that numpy is asked to run."""
 INVARIANT_ROWS = 16
 """Rows that are asked alone, first, in the middle and last: 48 batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ParityPlan:
     """What is asked, and what may come of it."""
 
-    limits: Limits
-    near: float
-    """Largest margin of a near-tie."""
+    limits: GateConfig
+    rule: DecisionRule
     batch_sizes: tuple[int, ...]
     levels: tuple[Level, ...]
     sample: Numbers
     """The rows of ways that are not asked all, int64 in rising order."""
     opinion_rows: int
+    """Rows that `onnx.reference`, which is slow, is asked; 0 for none."""
     hostile: bool
     """Whether rows that no data set holds are asked."""
 
@@ -64,7 +72,7 @@ class _Asked:
 
 
 def prove(
-    reference: Side, kept: Kept, ways: Sequence[Way], plan: Plan, tick: Tick
+    reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, tick: Tick
 ) -> VariantParity:
     """Compare each way with the reference's kept answers; the first one is the model that ships.
 
@@ -74,8 +82,8 @@ def prove(
     batches: list[BatchDifference] = []
     for way in ways:
         for level in _levels(way, plan):
-            found, spread = _run(kept, way, level, plan, tick)
-            cells += found
+            made, spread = _run(kept, way, level, plan, tick)
+            cells += made
             batches += spread
     shipped = ways[0].side
     assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
@@ -83,23 +91,30 @@ def prove(
     batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
     message, sane = zero_rows(shipped, first) if plan.hostile else ("not asked", True)
     limit = plan.limits.max_abs_diff
-    strange = hostile_rows(reference, shipped, first, limit, kept.largest())
-    evidence = Evidence(
+    strange = hostile_rows(reference, shipped, first, limit, kept.largest()) if plan.hostile else ()
+    found = ModelEvidence(
+        evidence=Evidence(
+            cells=[cell for cell in cells if isinstance(cell, Cell) and _counts(cell, ways)],
+            rows=len(rows),
+            batches=batches,
+        ),
         cells=tuple(cells),
-        counted=tuple(cell for cell in cells if isinstance(cell, Cell) and _counts(cell, ways)),
-        rows=len(rows),
         batch_sizes=plan.batch_sizes,
-        batches=tuple(batches),
-        hostile=strange if plan.hostile else (),
+        hostile=strange,
         zero_rows=message,
         zero_rows_sane=sane,
         opinion=third_opinion(reference, shipped, rows.take(plan.sample[: plan.opinion_rows])),
+        notes=tuple(
+            f"{reference.name} answers every row alike at {output}, so parity shows little: are "
+            f"its weights real, and its rows?"
+            for output in kept.alike()
+        ),
         sha256=shipped.sha256,
     )
-    return summarize(evidence, plan.limits)
+    return summarize(found, plan.limits)
 
 
-def asked_rows(ways: Sequence[Way], plan: Plan, rows: int) -> int:
+def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
     """How many answers `prove` will ask for, for a progress bar."""
     return sum(
         len(asked.numbers) * len(asked.batch_sizes)
@@ -110,7 +125,7 @@ def asked_rows(ways: Sequence[Way], plan: Plan, rows: int) -> int:
     )
 
 
-def _levels(way: Way, plan: Plan) -> tuple[Level, ...]:
+def _levels(way: Way, plan: ParityPlan) -> tuple[Level, ...]:
     return plan.levels if isinstance(way.side, ModelSide) else (SHIPPED,)
 
 
@@ -118,7 +133,7 @@ def _counts(cell: Cell, ways: Sequence[Way]) -> bool:
     return any(way.ships for way in ways if way.exporter == cell.exporter)
 
 
-def _asked(way: Way, level: Level, plan: Plan, rows: int) -> Iterator[_Asked]:
+def _asked(way: Way, level: Level, plan: ParityPlan, rows: int) -> Iterator[_Asked]:
     """What a way is asked at a level: the more, the nearer it is to what ships."""
     everything, sizes = np.arange(rows), plan.batch_sizes
     if (way.ships and level == SHIPPED) or len(plan.sample) == rows:
@@ -135,7 +150,7 @@ def _asked(way: Way, level: Level, plan: Plan, rows: int) -> Iterator[_Asked]:
 
 
 def _run(
-    kept: Kept, way: Way, level: Level, plan: Plan, tick: Tick
+    kept: Kept, way: Way, level: Level, plan: ParityPlan, tick: Tick
 ) -> tuple[list[Cell | SkippedCell], list[BatchDifference]]:
     """The cells of one way at one level, or why it cannot be run."""
     skipped = SkippedCell(exporter=way.exporter, provider=way.provider, level=level, reason="")
@@ -150,7 +165,7 @@ def _run(
     cells: list[Cell | SkippedCell] = []
     batches = []
     for asked in _asked(way, level, plan, len(kept.rows)):
-        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.near, tick)
+        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.rule, tick)
         cells += [
             _cell(way, level, one, plan.limits, len(kept.rows))
             for one in found
@@ -161,7 +176,7 @@ def _run(
     return cells, batches
 
 
-def _cell(way: Way, level: Level, one: Measured, limits: Limits, rows: int) -> Cell:
+def _cell(way: Way, level: Level, one: BatchSizeParity, limits: GateConfig, rows: int) -> Cell:
     cell = Cell(
         exporter=way.exporter,
         provider=way.provider,
@@ -173,5 +188,63 @@ def _cell(way: Way, level: Level, one: Measured, limits: Limits, rows: int) -> C
         outputs=one.outputs,
         decisions=one.decisions,
     )
-    message = tuple(failures([cell], rows, limits))
+    message = tuple(failures(Evidence(cells=[cell], rows=rows), limits))
     return replace(cell, passed=not message, failures=message)
+
+
+def third_opinion(reference: Side, other: Side, feeds: Mapping[str, Array]) -> Opinion:
+    """What `onnx.reference`, the definition of the operators in plain numpy, answers to some rows.
+
+    `feeds` are [rows, ...] by the name of the input. Where it agrees with one of two runtimes, the
+    other one is to blame.
+    """
+    rows = len(next(iter(feeds.values())))
+    if not rows:
+        return _skipped(rows, "not asked")
+    if not isinstance(other, ModelSide):
+        return _skipped(rows, f"{other.name} is no ONNX model")
+    model = other.model()
+    if len(model.graph.node) > MOST_NODES:
+        return _skipped(rows, f"{len(model.graph.node)} nodes are too many for numpy")
+    try:
+        answers = _in_numpy(model, other, feeds)
+    # It is plain Python: an operator that it lacks, or has only in part, raises whatever it likes.
+    except Exception as error:  # noqa: BLE001 - a second opinion must not stop the first
+        return _skipped(rows, f"onnx.reference cannot run it: {_one_line(error)}")
+    return Opinion(
+        rows=rows,
+        to_reference=_largest(answers, reference.answer(feeds, rows)),
+        to_model=_largest(answers, other.answer(feeds, rows)),
+        skipped=None,
+    )
+
+
+def _in_numpy(
+    model: onnx.ModelProto, side: ModelSide, feeds: Mapping[str, Array]
+) -> dict[str, Array]:
+    names = [info.name for info in side.outputs]
+    texts = {name: rows.astype(object) for name, rows in feeds.items() if rows.dtype.kind == "U"}
+    with np.errstate(all="ignore"):
+        found = ReferenceEvaluator(model).run(names, {**feeds, **texts})
+    return dict(zip(names, found, strict=True))
+
+
+def _largest(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float:
+    worst = 0.0
+    for name, array in answers.items():
+        if array.dtype.kind in "OUSb":
+            worst = max(worst, float((array != others[name]).any()))
+        else:
+            apart = np.abs(array.astype(np.float64) - others[name].astype(np.float64))
+            # A NaN is as far off as can be, and JSON knows no infinity.
+            worst = max(worst, float(np.nan_to_num(apart, nan=LARGEST, posinf=LARGEST).max()))
+    return worst
+
+
+def _skipped(rows: int, reason: str) -> Opinion:
+    return Opinion(rows=rows, to_reference=None, to_model=None, skipped=reason)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
