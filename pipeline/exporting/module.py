@@ -1,7 +1,7 @@
 """`ferry export --module package.file:function`: export any module, and prove what was written.
 
-The file takes its place when it answers as the module does; else it lies beside it under another
-name, with the report that tells why.
+A file that answers as the module does takes its place. One that does not is kept beside it under
+another name, with the report that says why.
 """
 
 import time
@@ -160,8 +160,8 @@ def _rows(
     real = [spec.rows for spec in inputs if spec.rows is not None]
     if len(real) == len(inputs):
         if len({len(array) for array in real}) > 1:
-            message = ", ".join(str(len(array)) for array in real)
-            raise InputError(f"the files of the inputs must hold as many rows, got {message}")
+            counts = ", ".join(str(len(array)) for array in real)
+            raise InputError(f"the files of the inputs must hold as many rows, got {counts}")
         return Rows(
             name="the inputs' files", inputs=dict(zip(names, real, strict=True)), labels=None
         )

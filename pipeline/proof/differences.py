@@ -41,7 +41,7 @@ BINS = 2 ** (31 - SHIFT)
 ULP_BINS = 66
 """Of units in the last place: 0, 1, 2, 3 to 4, 5 to 8, and so on, to all 64 bits."""
 FAINTEST, HUGE = 1e-300, 1e300
-"""What is divided by at least, and the most that a ratio is told as: JSON knows no infinity."""
+"""What is divided by at least, and the most that a ratio is given as: JSON knows no infinity."""
 
 
 class Differences:
@@ -66,7 +66,7 @@ class Differences:
     def add(self, wanted: Array, found: Array, numbers: Integers) -> None:
         """Add rows: what was wanted and what was found, both [rows, ...] of one shape.
 
-        `numbers` are the rows' own numbers, int64 [rows], by which places are told. Texts and
+        `numbers` are the rows' own numbers, int64 [rows], by which places are named. Texts and
         truth values differ by 1 or by 0.
         """
         step = max(1, PIECE // max(1, math.prod(wanted.shape[1:])))
@@ -299,6 +299,11 @@ def scores_of(answers: Mapping[str, Array], *, labelled: bool) -> dict[str, Arra
     if labelled and len(tables) == 1:
         return {LOGITS: next(iter(tables.values()))}
     return None
+
+
+def is_table(array: Array) -> bool:
+    """Whether an output holds scores of classes: floats [rows, classes], of two classes or more."""
+    return array.ndim == 2 and array.dtype.kind == "f" and array.shape[1] > 1
 
 
 def predicted(scores: Mapping[str, Array]) -> Integers:

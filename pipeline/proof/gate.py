@@ -14,7 +14,7 @@ from pipeline.records.parity import (
     BatchDifference,
     Cell,
     HostileRow,
-    Opinion,
+    OnnxReferenceAnswer,
     OutputDifference,
     SkippedCell,
     VariantParity,
@@ -252,7 +252,7 @@ class ModelEvidence:
     hostile: tuple[HostileRow, ...]
     zero_rows: str
     zero_rows_sane: bool
-    opinion: Opinion
+    onnx_reference: OnnxReferenceAnswer
     notes: tuple[str, ...]
     sha256: str
 
@@ -269,13 +269,13 @@ def summarize(found: ModelEvidence, limits: GateConfig) -> VariantParity:
     known = [cell for cell in whole if accuracy_loss(cell) is not None]
     least = max(known, key=lambda cell: accuracy_loss(cell) or 0.0, default=None)
     decisions = least.decisions[0] if least is not None else None
-    message = (*_outside(found.evidence, limits), *_others(found))
+    outside = (*_outside(found.evidence, limits), *_others(found))
     figures = _worst_of_each(found.evidence)
     # A model of probabilities alone has no other values.
     figures["max_abs_diff"] = worst.max_abs_diff
     return VariantParity(
         **figures,
-        passed=not message,
+        passed=not outside,
         accuracy=decisions.accuracy if decisions else None,
         near_ties=flips.near_ties if flips else None,
         flip_rate=flips.flip_rate if flips else None,
@@ -287,7 +287,7 @@ def summarize(found: ModelEvidence, limits: GateConfig) -> VariantParity:
         nonfinite=broken.nonfinite,
         batch_sizes=found.batch_sizes,
         limits=limits,
-        failures=message,
+        failures=outside,
         first_divergence=None,
         first_nonfinite=None,
         notes=found.notes,
@@ -297,7 +297,7 @@ def summarize(found: ModelEvidence, limits: GateConfig) -> VariantParity:
         cells=found.cells,
         batches=tuple(found.evidence.batches),
         hostile=found.hostile,
-        opinion=found.opinion,
+        onnx_reference=found.onnx_reference,
     )
 
 

@@ -1,8 +1,8 @@
-"""Hold one model against its reference in every way it can be run: `prove`.
+"""Compare one model with its reference in every way it can be run: `prove`.
 
 A way is an exporter, a provider, a level of graph optimization and a batch size. What ships is
-asked all rows at every batch size; the other ways are asked all rows once, and a sample in batches
-of every size.
+asked all rows at every batch size; the other ways are asked all rows at the largest, and a sample
+at every size.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,13 @@ from pipeline.proof.gate import SHIPPED, Evidence, ModelEvidence, failures, summ
 from pipeline.proof.hostile import hostile_rows, zero_rows
 from pipeline.proof.measure import BatchSizeParity, Kept, Tick, beside_others, measure
 from pipeline.proof.sides import ModelSide, Side
-from pipeline.records.parity import BatchDifference, Cell, Opinion, SkippedCell, VariantParity
+from pipeline.records.parity import (
+    BatchDifference,
+    Cell,
+    OnnxReferenceAnswer,
+    SkippedCell,
+    VariantParity,
+)
 from serving.errors import ModelError, ProviderError
 from serving.runtime.settings import Level
 
@@ -44,7 +50,7 @@ class ParityPlan:
     levels: tuple[Level, ...]
     sample: Numbers
     """The rows of ways that are not asked all, int64 in rising order."""
-    opinion_rows: int
+    onnx_reference_rows: int
     """Rows that `onnx.reference`, which is slow, is asked; 0 for none."""
     hostile: bool
     """Whether rows that no data set holds are asked."""
@@ -59,7 +65,7 @@ class Way:
     side: Side | str
     """The reason, where there is no side."""
     ships: bool
-    """Whether the gate depends on it; others are told beside it."""
+    """Whether the gate depends on it; others are reported and not judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +95,7 @@ def prove(
     assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
     rows, first = kept.rows, kept.rows.slice(0, 1)
     batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
-    message, sane = zero_rows(shipped, first) if plan.hostile else ("not asked", True)
+    outcome, sane = zero_rows(shipped, first) if plan.hostile else ("not asked", True)
     limit = plan.limits.max_abs_diff
     strange = hostile_rows(reference, shipped, first, limit, kept.largest()) if plan.hostile else ()
     found = ModelEvidence(
@@ -101,9 +107,11 @@ def prove(
         cells=tuple(cells),
         batch_sizes=plan.batch_sizes,
         hostile=strange,
-        zero_rows=message,
+        zero_rows=outcome,
         zero_rows_sane=sane,
-        opinion=third_opinion(reference, shipped, rows.take(plan.sample[: plan.opinion_rows])),
+        onnx_reference=ask_onnx_reference(
+            reference, shipped, rows.take(plan.sample[: plan.onnx_reference_rows])
+        ),
         notes=tuple(
             f"{reference.name} answers every row alike at {output}, so parity shows little: are "
             f"its weights real, and its rows?"
@@ -188,11 +196,13 @@ def _cell(way: Way, level: Level, one: BatchSizeParity, limits: GateConfig, rows
         outputs=one.outputs,
         decisions=one.decisions,
     )
-    message = tuple(failures(Evidence(cells=[cell], rows=rows), limits))
-    return replace(cell, passed=not message, failures=message)
+    outside = tuple(failures(Evidence(cells=[cell], rows=rows), limits))
+    return replace(cell, passed=not outside, failures=outside)
 
 
-def third_opinion(reference: Side, other: Side, feeds: Mapping[str, Array]) -> Opinion:
+def ask_onnx_reference(
+    reference: Side, other: Side, feeds: Mapping[str, Array]
+) -> OnnxReferenceAnswer:
     """What `onnx.reference`, the definition of the operators in plain numpy, answers to some rows.
 
     `feeds` are [rows, ...] by the name of the input. Where it agrees with one of two runtimes, the
@@ -209,9 +219,9 @@ def third_opinion(reference: Side, other: Side, feeds: Mapping[str, Array]) -> O
     try:
         answers = _in_numpy(model, other, feeds)
     # It is plain Python: an operator that it lacks, or has only in part, raises whatever it likes.
-    except Exception as error:  # noqa: BLE001 - a second opinion must not stop the first
+    except Exception as error:  # noqa: BLE001 - a second runtime must not stop the first
         return _skipped(rows, f"onnx.reference cannot run it: {_one_line(error)}")
-    return Opinion(
+    return OnnxReferenceAnswer(
         rows=rows,
         to_reference=_largest(answers, reference.answer(feeds, rows)),
         to_model=_largest(answers, other.answer(feeds, rows)),
@@ -241,8 +251,8 @@ def _largest(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float
     return worst
 
 
-def _skipped(rows: int, reason: str) -> Opinion:
-    return Opinion(rows=rows, to_reference=None, to_model=None, skipped=reason)
+def _skipped(rows: int, reason: str) -> OnnxReferenceAnswer:
+    return OnnxReferenceAnswer(rows=rows, to_reference=None, to_model=None, skipped=reason)
 
 
 def _one_line(error: Exception) -> str:

@@ -212,7 +212,7 @@ def check_alike(reference: Side, other: Side) -> None:
 
 def _alike(left: TensorInfo, right: TensorInfo, *, answered: bool) -> bool:
     floats = answered and "float" in left.dtype and "float" in right.dtype
-    # An unknown rank is told as no shape at all.
+    # An unknown rank is given as no shape at all.
     unknown = answered and not (left.shape and right.shape)
     return (floats or left.dtype == right.dtype) and (
         unknown

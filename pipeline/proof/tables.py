@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pipeline.proof.gate import QUANTITIES
 from pipeline.records.parity import (
     Cell,
-    Opinion,
+    OnnxReferenceAnswer,
     PairReport,
     ParityReport,
     SkippedCell,
@@ -24,14 +24,14 @@ def parity_table(report: ParityReport) -> str:
     accuracy = "" if known is None else f"accuracy {known:.2%} "
     reference = f"PyTorch: {accuracy}on {report.rows:,} rows"
     lines = _lines(report.variants)
-    message = [
+    remarks = [
         f"{name}: {note}" for name, variant in report.variants.items() for note in notes(variant)
     ]
-    message += [
+    remarks += [
         f"{provider}: skipped: {why}" for provider, why in _skipped(report.variants).items()
     ]
-    message += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
-    return "\n\n".join([reference, lines, "\n".join(message)]).rstrip()
+    remarks += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
+    return "\n\n".join([reference, lines, "\n".join(remarks)]).rstrip()
 
 
 def pair_table(report: PairReport) -> str:
@@ -63,32 +63,32 @@ def notes(variant: VariantParity) -> Iterator[str]:
     if variant.zero_rows not in ("answered 0 rows", "not asked"):
         yield f"a batch without rows {variant.zero_rows}"
     yield from variant.notes
-    yield from _opinion(variant.opinion)
+    yield from _onnx_reference(variant.onnx_reference)
 
 
 def facts(variant: VariantParity) -> tuple[tuple[str, str], ...]:
     """What is behind a verdict, by what a person calls it."""
-    message = [
+    found = [
         ("signal to noise", _decibels(variant.snr_db)),
         ("largest relative difference", f"{variant.max_rel_diff:.1e}"),
     ]
     if variant.flips is not None and variant.flip_rate is not None:
         low, high = variant.flip_rate.low, variant.flip_rate.high
-        message.append(("real flips (95 %)", f"{variant.flips} ({low:.2%} to {high:.2%})"))
-        message.append(("flipped near-ties", str(variant.near_ties)))
+        found.append(("real flips (95 %)", f"{variant.flips} ({low:.2%} to {high:.2%})"))
+        found.append(("flipped near-ties", str(variant.near_ties)))
     if variant.mcnemar_p is not None:
-        message.append(("McNemar p", f"{variant.mcnemar_p:.2g}"))
+        found.append(("McNemar p", f"{variant.mcnemar_p:.2g}"))
     if variant.hostile:
         most = f"{len(variant.hostile)}, up to {variant.hostile_max_abs_diff:.1e}"
-        message.append(("hostile rows", most))
-    message.append(("batch without rows", variant.zero_rows))
-    opinion = variant.opinion
-    if opinion.to_model is None or opinion.to_reference is None:
-        message.append(("third opinion", f"none: {opinion.skipped}"))
+        found.append(("hostile rows", most))
+    found.append(("batch without rows", variant.zero_rows))
+    answer = variant.onnx_reference
+    if answer.to_model is None or answer.to_reference is None:
+        found.append(("onnx.reference", f"no answer: {answer.skipped}"))
     else:
-        text = f"{opinion.to_model:.1e} from this, {opinion.to_reference:.1e} from PyTorch"
-        message.append((f"onnx.reference, {opinion.rows} rows", text))
-    return tuple(message)
+        text = f"{answer.to_model:.1e} from this, {answer.to_reference:.1e} from PyTorch"
+        found.append((f"onnx.reference, {answer.rows} rows", text))
+    return tuple(found)
 
 
 def cell_lines(variant: VariantParity) -> list[tuple[str, ...]]:
@@ -207,18 +207,18 @@ def _flipped(variant: VariantParity) -> Iterator[str]:
         yield f"flips {_named(variant)}: {low:.2%} to {high:.2%} of all rows{p_value}"
 
 
-def _opinion(opinion: Opinion) -> Iterator[str]:
-    if opinion.skipped not in (None, "not asked"):
-        yield f"no third opinion: {opinion.skipped}"
-    elif opinion.to_reference is not None and opinion.to_model is not None:
+def _onnx_reference(answer: OnnxReferenceAnswer) -> Iterator[str]:
+    if answer.skipped not in (None, "not asked"):
+        yield f"no answer of onnx.reference: {answer.skipped}"
+    elif answer.to_reference is not None and answer.to_model is not None:
         yield (
-            f"onnx.reference on {opinion.rows} rows: {opinion.to_model:.1e} from this model, "
-            f"{opinion.to_reference:.1e} from the reference"
+            f"onnx.reference on {answer.rows} rows: {answer.to_model:.1e} from this model, "
+            f"{answer.to_reference:.1e} from the reference"
         )
 
 
 def _skipped(variants: Mapping[str, VariantParity]) -> dict[str, str]:
-    """Why a way was not run, told once and not once per variant."""
+    """Why a way was not run: said once, not once per variant."""
     cells = [cell for one in variants.values() for cell in one.cells]
     return {
         cell.provider if cell.exporter != "torchscript" else "torchscript": cell.reason

@@ -199,7 +199,7 @@ class HostileRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opinion:
+class OnnxReferenceAnswer:
     """What `onnx.reference`, a second runtime, says to a sample of rows."""
 
     rows: int
@@ -256,7 +256,7 @@ class VariantParity:
     cells: tuple[Cell | SkippedCell, ...]
     batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]
-    opinion: Opinion
+    onnx_reference: OnnxReferenceAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

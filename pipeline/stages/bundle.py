@@ -20,6 +20,7 @@ from pipeline.config.experiment import BundleConfig, Experiment
 from pipeline.errors import GateError
 from pipeline.exporting.checks import load_foreign
 from pipeline.exporting.tokenizer import known_words
+from pipeline.proof.differences import is_table
 from pipeline.proof.rows import open_rows
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.benchmark import (

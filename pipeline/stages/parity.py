@@ -144,7 +144,7 @@ def _variant(
         batch_sizes=config.batch_sizes,
         levels=config.levels,
         sample=sample(len(kept.rows), config.sample_rows, config.seed),
-        opinion_rows=config.reference_rows,
+        onnx_reference_rows=config.reference_rows,
         hostile=True,
     )
     ways = [Way(exporter="dynamo", provider="cpu", side=side, ships=True)]

@@ -17,7 +17,7 @@ from pipeline.records.parity import (
     Flip,
     HostileRow,
     McNemar,
-    Opinion,
+    OnnxReferenceAnswer,
     OutputDifference,
     Quantile,
     RateInterval,
@@ -213,7 +213,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         cells=(cell(diff=diff, flips=flips, failures=failures), cuda),
         batches=(BatchDifference(max_abs_diff=2e-6, where="alone and last of 7", rows=16),),
         hostile=(HostileRow(name="zeros", passed=True, max_abs_diff=2e-6, limit=1e-4, message=""),),
-        opinion=Opinion(rows=4, to_reference=1e-6, to_model=2e-6, skipped=None),
+        onnx_reference=OnnxReferenceAnswer(rows=4, to_reference=1e-6, to_model=2e-6, skipped=None),
     )
 
 

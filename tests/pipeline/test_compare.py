@@ -205,7 +205,7 @@ def plan(rows: int, sample: int, **changes: object) -> ParityPlan:
         batch_sizes=(1, 7, 64),
         levels=("none", "all"),
         sample=np.arange(sample),
-        opinion_rows=2,
+        onnx_reference_rows=2,
         hostile=True,
     )
     return replace(made, **changes)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from pipeline.records.parity import (
     BatchDifference,
     Cell,
     HostileRow,
-    Opinion,
+    OnnxReferenceAnswer,
     SkippedCell,
     VariantParity,
 )
@@ -128,7 +128,7 @@ def evidence(
         hostile=(),
         zero_rows="answered 0 rows",
         zero_rows_sane=True,
-        opinion=Opinion(rows=4, to_reference=0.0, to_model=0.0, skipped=None),
+        onnx_reference=OnnxReferenceAnswer(rows=4, to_reference=0.0, to_model=0.0, skipped=None),
         notes=(),
         sha256="cd" * 32,
     )
