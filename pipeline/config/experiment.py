@@ -197,7 +197,7 @@ class GateConfig:
     order there, which half precision shows, and int8 where a value lies between two steps."""
 
     @classmethod
-    def only(cls, **limits: float) -> "GateConfig":
+    def only(cls, **limits: float | None) -> "GateConfig":
         """A gate that looks at these quantities and at no others."""
         unknown = dict.fromkeys(one.name for one in fields(cls))
         return cls(**{**unknown, **limits})  # type: ignore[arg-type]  # None where none is given

@@ -108,7 +108,7 @@ def compare_by_plan(
     )
 
 
-def limits_of_pair(limit: float, flips: int = 0) -> GateConfig:
+def limits_of_pair(limit: float, flips: int | None = 0) -> GateConfig:
     """The gate of two models: one limit of every difference, and how many rows may flip."""
     return GateConfig.only(
         max_abs_diff=limit, max_probability_diff=limit, batch_diff=limit, flips=flips
