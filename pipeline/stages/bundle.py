@@ -35,7 +35,7 @@ from pipeline.records.train import TrainReport
 from serving.bundles.bundle import FOREIGN, ModelOrigin
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, write_bundle
-from serving.drift.training_data import reference_of
+from serving.drift.quantities import reference_of
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
