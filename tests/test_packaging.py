@@ -89,6 +89,10 @@ def test_the_bytes_are_those_of_the_sources(wheel: zipfile.ZipFile) -> None:
         assert wheel.read(name) == (ROOT / name).read_bytes()
 
 
+def test_the_settings_of_ferry_travel_along(wheel: zipfile.ZipFile) -> None:
+    assert wheel.read("pipeline/params.yaml") == (ROOT / "params.yaml").read_bytes()
+
+
 def test_the_command_is_declared(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
     assert "ferry = pipeline.cli:main" in wheel.read(name).decode()

@@ -1,7 +1,6 @@
-"""What proves an ONNX file that is to be bundled: the report of `ferry parity`, or of its export.
+"""What proves an ONNX file that is to be bundled: the report of a comparison with its reference.
 
-Both are read into one record, which says of which file it is, what it was held against and how far
-it may be off.
+`ferry parity A B` and `ferry export --module` leave such a report, of one form.
 """
 
 from collections.abc import Mapping
@@ -9,19 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import GateError
+from pipeline.proof.gate import QUANTITIES
 from pipeline.records import read
-from pipeline.records.module import ModuleReport
 from pipeline.records.parity import PairReport, VariantParity
 from serving.bundles.bundle import Gate
 from serving.errors import IntegrityError
-from serving.files import read_json, require
-
-MODULE = "module"
-"""A key that only the report of `ferry export --module` has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class ParityProof:
     """A comparison of a file, the candidate, with a reference."""
 
     name: str
@@ -39,18 +34,14 @@ class Proof:
     accuracy: float | None
 
 
-def read_proof(path: Path, model: Path, sha256: str) -> Proof:
+def read_proof(path: Path, model: Path, sha256: str) -> ParityProof:
     """Read the report `path` about the file `model`, whose sum is `sha256`.
 
     Raises MissingInputError without it, IntegrityError for what is no such report or one about
     another file, and GateError for one that did not pass.
     """
     again = f"ferry parity REFERENCE {model} --data ROWS --output {path}"
-    raw = read_json(require(path, again))
-    if isinstance(raw, dict) and MODULE in raw:
-        proof = _of_module(read(ModuleReport, path, again))
-    else:
-        proof = _of_pair(read(PairReport, path, again))
+    proof = _proof_of(read(PairReport, path, again))
     if proof.sha256 != sha256:
         raise IntegrityError(
             f"{model} has sha256 {sha256[:12]}…, but {path} proves {proof.name} of sha256 "
@@ -64,11 +55,11 @@ def read_proof(path: Path, model: Path, sha256: str) -> Proof:
     return proof
 
 
-def _of_pair(report: PairReport) -> Proof:
+def _proof_of(report: PairReport) -> ParityProof:
     result = report.result
     limits = result.limits
     known = [one for one in (limits.max_abs_diff, limits.max_probability_diff) if one is not None]
-    return Proof(
+    return ParityProof(
         name=report.other.name,
         sha256=report.other.sha256,
         reference=report.reference.name,
@@ -84,34 +75,13 @@ def _of_pair(report: PairReport) -> Proof:
 
 def gates_of(result: VariantParity) -> dict[str, Gate]:
     """The quantities that must be small, each beside its limit; a gate holds nothing else."""
-    limits = result.limits
-    gates = {
-        "max_abs_diff": (result.max_abs_diff, limits.max_abs_diff),
-        "max_probability_diff": (result.max_probability_diff, limits.max_probability_diff),
-        "flips": (result.flips, limits.flips),
-        "accuracy_loss": (result.accuracy_loss, limits.accuracy_loss),
-        "batch_diff": (result.batch_diff, limits.batch_diff),
+    known = {
+        one.name: (one.measured(result), one.allowed(result.limits))
+        for one in QUANTITIES
+        if not one.least
     }
     return {
         name: Gate(measured=measured, limit=limit)
-        for name, (measured, limit) in gates.items()
+        for name, (measured, limit) in known.items()
         if measured is not None and limit is not None
     }
-
-
-def _of_module(report: ModuleReport) -> Proof:
-    gates = {"max_abs_diff": Gate(measured=report.max_abs_diff, limit=report.limit)}
-    if report.flips is not None:
-        gates["flips"] = Gate(measured=report.flips, limit=0)
-    return Proof(
-        name=report.model,
-        sha256=report.sha256,
-        reference=report.module,
-        reference_sha256=report.weights_sha256,
-        data=report.data,
-        passed=report.passed,
-        failures=report.failures,
-        gates=gates,
-        limit=report.limit,
-        accuracy=None,
-    )

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
     from pipeline.records.benchmark import BundleReport
 
-GOLDEN_ROWS = 16
 SHOWN = ("experiment", "variant", "reason", "golden_rows", "reference_rows", "bytes", "digest")
 
 
@@ -31,14 +30,15 @@ SHOWN = ("experiment", "variant", "reason", "golden_rows", "reference_rows", "by
 def bundle(subject: "Experiment | Path", track: bool, as_json: bool, **given: Any) -> None:
     """Make the folder to deploy.
 
-    That of EXPERIMENT holds the best of its variants that passed their gates. It keeps how the
+    For EXPERIMENT, it holds the best of the variants that passed their gates. It also keeps how the
     training rows are distributed, and how the model answers the validation rows, so that `ferry
     predict --reference` can warn of rows that differ.
 
-    That of MODEL.onnx, any ONNX file of one input, holds the file byte for byte. The file must have
+    For MODEL.onnx, any ONNX file of one input, it holds the file byte for byte. The file must have
     passed `ferry parity REFERENCE MODEL.onnx --data ROWS --output REPORT.json`, or its `ferry
-    export --module`. The first ROWS become the golden rows, which every device must answer alike.
-    With --reference ROWS it can warn of drift as well. All options are for MODEL.onnx.
+    export --module`. The first of ROWS become the golden rows, which every device must answer
+    alike. With --reference the bundle can warn of drift as well. The options from --data to
+    --reference are for MODEL.onnx.
 
     Example: ferry bundle mnist-cnn
 
@@ -76,6 +76,9 @@ def _bundle_experiment(experiment: "Experiment", *, track: bool) -> "BundleRepor
 
 
 def _bundle_file(model: "Path", *, output: "Path", **given: Any) -> "BundleReport":
+    from pipeline.config.experiment import BundleConfig
+    from pipeline.config.params import stage_defaults
     from pipeline.stages.bundle import bundle_file
 
-    return bundle_file(model, output, golden_rows=GOLDEN_ROWS, **given)
+    count = stage_defaults("bundle", BundleConfig).golden_rows
+    return bundle_file(model, output, golden_rows=count, **given)

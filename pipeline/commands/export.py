@@ -4,13 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import optional_experiment_argument, track_option
+from pipeline.commands.options import limit_or_default, optional_experiment_argument, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.config.experiment import Experiment
+
+SHOWN = ("module", "model", "bytes", "parameters", "nodes", "opset", "export_seconds")
 
 
 @click.command()
@@ -26,12 +28,16 @@ if TYPE_CHECKING:
     "inputs",
     metavar="SPEC",
     multiple=True,
-    help="Of the module, in order; may be repeated.",
+    help="Input of the module: see above; repeated for each, in order.",
 )
-@click.option("--output", metavar="FILE.onnx", type=PATH, help="Where the module's model goes.")
-@click.option("--rows", metavar="ROWS", help="Real rows to prove a module on: .npz, .npy, ...")
-@click.option("--opset", metavar="N", type=click.IntRange(min=18), help="Of a module. (20)")
-@click.option("--limit", metavar="DIFF", type=float, help="Largest difference. (1e-4)")
+@click.option("-o", "--output", metavar="FILE.onnx", type=PATH, help="File to write the module to.")
+@click.option(
+    "--data", "rows", metavar="ROWS", help="Rows to prove the module on, as for `ferry parity`."
+)
+@click.option("--opset", metavar="N", type=click.IntRange(min=18), help="ONNX opset to write.")
+@click.option(
+    "--limit", metavar="DIFF", type=float, help="Largest absolute difference of any output."
+)
 @track_option
 @json_option
 def export(
@@ -42,14 +48,17 @@ def export(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Export EXPERIMENT's weights to one ONNX graph: raw rows in, answer out.
+    """Export a model to one ONNX graph: raw rows in, answer out.
 
-    Or, with --module, any torch.nn.Module that a function of yours returns: the folder that ferry
-    runs in is importable. A SPEC is NAME:float32[batch,3,224,224], the same without a name, or a
-    .npy file of rows; the first axis takes any number of rows, and so does every axis that has a
-    name. The file is proven against the module over ROWS, or over random rows, at several batch
-    sizes, and a report is written beside it. Exit status 1 when an output is further off than
-    --limit or its largest value is another one: then the model is kept as FILE.failed.onnx.
+    EXPERIMENT is exported with its trained weights. With --module, any torch.nn.Module is exported
+    that a function of yours returns; the folder that ferry runs in is importable.
+
+    A SPEC is NAME:float32[batch,3,224,224], the same without a name, or a .npy file of rows. The
+    first axis takes any number of rows, and every other axis that has a name any size. The file is
+    compared with the module over ROWS, or over random rows, at several batch sizes, and a report is
+    written beside it. The exit status is 1 when an output is further off than --limit or its
+    largest value is another one; the model is then kept as FILE.failed.onnx. The opset and the
+    limit that are not given are those of `defaults.export` and `defaults.parity` in params.yaml.
 
     Example: ferry export --module nets.small:build --input float32[batch,3,32,32] --output net.onnx
 
@@ -65,7 +74,7 @@ def export(
     elif experiment is None:
         raise click.UsageError("Missing argument 'EXPERIMENT', or --module")
     elif output or given:
-        raise click.UsageError("--input, --output, --rows, --opset and --limit are for --module")
+        raise click.UsageError("--input, --output, --data, --opset and --limit are for --module")
     else:
         _export_experiment(experiment, track=track, as_json=as_json)
 
@@ -93,14 +102,22 @@ def _export_module(
     inputs: tuple[str, ...],
     as_json: bool,
     rows: str | None = None,
-    **settings: Any,
+    opset: int | None = None,
+    limit: float | None = None,
 ) -> None:
+    from pipeline.config.experiment import ExportConfig
+    from pipeline.config.params import stage_defaults
     from pipeline.exporting.module import ModuleOptions, export_module
     from pipeline.exporting.signatures import parse_input
     from pipeline.exporting.users_code import load_module
-    from pipeline.records.module import as_table
+    from pipeline.proof.tables import pair_table
 
     specs = [parse_input(text) for text in inputs]
-    options = ModuleOptions(source=function, **settings)
+    options = ModuleOptions(
+        source=function,
+        opset=opset or stage_defaults("export", ExportConfig).opset,
+        limit=limit_or_default(limit),
+    )
     report = export_module(load_module(function), specs, output, rows=rows, options=options)
-    show(report, as_json=as_json, text=as_table(report))
+    text = "\n\n".join([summary(report, SHOWN), pair_table(report.parity), *report.notes])
+    show(report, as_json=as_json, text=text)

@@ -4,32 +4,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import track_option
+from pipeline.commands.options import limit_or_default, track_option
 from serving.console import PATH, json_option, show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-LIMIT = 1e-4
-BATCH_SIZES = (1, 7, 256)
-
 
 @click.command()
 @click.argument("sides", metavar="EXPERIMENT | A B", nargs=-1, required=True)
-@click.option("--data", metavar="ROWS", help="What A and B are asked: see above.")
+@click.option("--data", metavar="ROWS", help="Rows to ask A and B: see above.")
 @click.option(
     "--limit",
     type=click.FloatRange(min=0, min_open=True),
-    default=LIMIT,
-    show_default=True,
     help="Largest absolute difference of any output.",
 )
 @click.option(
     "--flips",
     type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
     help="Most rows whose predicted class may really change.",
 )
 @click.option(
@@ -37,18 +30,16 @@ BATCH_SIZES = (1, 7, 256)
     "batch_sizes",
     type=click.IntRange(min=1),
     multiple=True,
-    default=BATCH_SIZES,
-    show_default=True,
-    help="Asked at each; may be given several times.",
+    help="Batch size to ask A and B at; may be repeated.",
 )
 @click.option(
     "--hostile/--no-hostile",
     default=True,
     show_default=True,
-    help="Whether rows that no data set holds are asked.",
+    help="Whether to ask rows that no data set holds as well.",
 )
 @click.option("--explain", is_flag=True, help="Name the layer that differs, even on success.")
-@click.option("--output", type=PATH, metavar="REPORT", help="Also write the report as JSON.")
+@click.option("-o", "--output", type=PATH, metavar="REPORT", help="Also write the report as JSON.")
 @track_option
 @json_option
 def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -> None:
@@ -62,7 +53,8 @@ def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -
     (mnist-cnn:int8), an ONNX file (model.onnx), a bundle (bundles/mnist-cnn), each ONNX one on a
     provider if wanted (model.onnx@cuda). ROWS are a .npy, a .npz with an array of each input and
     perhaps `labels`, a folder of images, lines of text, a table, or a data set's split
-    (mnist:test).
+    (mnist:test). The options from --data to --output are for A and B; without --limit, --flips or
+    --batch-size, the values of fp32 in `defaults.parity` of params.yaml hold.
 
     Example: ferry parity mnist-cnn
 
@@ -121,31 +113,23 @@ def _not_made(details: "Path", name: str) -> dict[str, str]:
 
 
 def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:
-    from pipeline.proof.pair import compare, refuse_failures
+    from pipeline.config.experiment import ParityConfig
+    from pipeline.config.params import stage_defaults
+    from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
     from pipeline.proof.rows import open_rows
-    from pipeline.proof.sides import check_alike
     from pipeline.proof.tables import pair_table
     from pipeline.proof.variants import open_side
-    from pipeline.records.parity import Limits
     from serving.files import write_json
 
+    usual = stage_defaults("parity", ParityConfig)
+    limit, flips = limit_or_default(options["limit"]), options["flips"]
     reference, other = (open_side(side) for side in sides)
-    check_alike(reference, other)
-    limit = options["limit"]
-    limits = Limits(
-        max_abs_diff=limit,
-        max_probability_diff=limit,
-        min_snr_db=None,
-        flips=options["flips"],
-        accuracy_loss=None,
-        batch_diff=limit,
-    )
     report = compare(
         reference,
         other,
         open_rows(options["data"], reference.inputs),
-        limits=limits,
-        batch_sizes=options["batch_sizes"],
+        limits=limits_of_pair(limit, usual.fp32.flips if flips is None else flips),
+        batch_sizes=options["batch_sizes"] or usual.batch_sizes,
         hostile=options["hostile"],
         explain=options["explain"],
     )

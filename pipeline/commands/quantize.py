@@ -10,7 +10,7 @@ from serving.console import PATH, json_option, note, show
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.config.experiment import Experiment, QuantizeConfig
+    from pipeline.config.experiment import Experiment
 
 
 @click.command()
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Least speedup over fp32.",
 )
-@click.option("--goal", type=click.Choice(["speed", "size"]), help="What the best recipe wins.")
+@click.option(
+    "--goal", type=click.Choice(["speed", "size"]), help="Keep the fastest or the smallest."
+)
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -74,8 +76,8 @@ def quantize(
     allowed, on rows that are not the test's, and that is fast enough beside fp32 on this machine.
     If there is none, no file is written, the report says why, fp32 ships, and the exit status is 0.
 
-    The settings of EXPERIMENT are in params.yaml. Those of MODEL.onnx, any ONNX file, are the
-    options; what is not given is taken from `defaults.quantize` in params.yaml. At most half of
+    For EXPERIMENT, the settings are in params.yaml. For MODEL.onnx, any ONNX file, they are the
+    options; one that is not given is taken from `defaults.quantize` in params.yaml. At most half of
     ROWS are used for calibration, and the others to judge the variants. If ROWS have no labels,
     agreement with fp32 takes the place of accuracy.
 
@@ -120,7 +122,8 @@ def _quantize_file(
 ) -> None:
     from dataclasses import replace
 
-    from pipeline.config.experiment import MinSpeedup
+    from pipeline.config.experiment import MinSpeedup, QuantizeConfig
+    from pipeline.config.params import stage_defaults
     from pipeline.records.quantize import as_table
     from pipeline.stages.quantize import quantize_file
 
@@ -128,26 +131,8 @@ def _quantize_file(
     if "min_speedup" in given:
         ratio = given["min_speedup"]
         given["min_speedup"] = MinSpeedup(fp16=ratio, int8=ratio)
-    config = replace(_defaults(), **given)
+    config = replace(stage_defaults("quantize", QuantizeConfig), **given)
     report = quantize_file(model, rows, folder, config=config, variants=variants)
     show(report, as_json=as_json, text=as_table(report))
     for variant in report.variants:
         note(f"{folder / f'{model.stem}.{variant}.onnx'}")
-
-
-def _defaults() -> "QuantizeConfig":
-    from pipeline.config.experiment import MinSpeedup, QuantizeConfig
-
-    return QuantizeConfig(
-        goal="speed",
-        accuracy_loss=0.3,
-        error_increase=5,
-        min_speedup=MinSpeedup(fp16=0.7, int8=1),
-        batch_sizes=(1, 32),
-        seconds=0.4,
-        calibration_rows=512,
-        recipes=(),
-        qat_epochs=0,
-        seed=1,
-        skip={},
-    )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
@@ -27,6 +27,10 @@ from pipeline.errors import ConfigError
 from serving.errors import nearest
 
 PARAMS = Path("params.yaml")
+OWN_PARAMS = (Path(__file__).parents[1] / PARAMS, Path(__file__).parents[2] / PARAMS)
+"""The params.yaml that ferry brings along: in an installed package, and in its repository."""
+HAS_DEFAULTS = re.compile(r"^defaults:", re.MULTILINE)
+Section = TypeVar("Section")
 # A name is a folder, an item of a DVC stage and a part of a key's path, all at once.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -52,6 +56,19 @@ def load(path: Path = PARAMS) -> Params:
         experiments=experiments,
         broken=broken,
     )
+
+
+def stage_defaults(stage: str, record: type[Section]) -> Section:
+    """The settings of a stage for what is no experiment: the section `defaults` alone.
+
+    Outside of a project those are ferry's own. A params.yaml without `defaults` is no project's,
+    for DVC gives the settings of any program this name. Raises ConfigError as `load` does, and for
+    a key that the section leaves to the experiments.
+    """
+    here = PARAMS.exists() and HAS_DEFAULTS.search(PARAMS.read_text(encoding="utf-8"))
+    path = PARAMS if here else next(path for path in OWN_PARAMS if path.exists())
+    document, _ = _read_document(path)
+    return read_section(record, document.defaults[stage], f"defaults.{stage}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Models that ferry did not make: any `torch.nn.Module`, exported and proven the same."""
+"""Making ONNX files: of a module of PyTorch, and what is changed, promised and checked of them."""

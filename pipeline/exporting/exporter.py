@@ -1,14 +1,6 @@
-"""Export a module of anybody's with torch's exporter, to a file that tells nothing local.
+"""Export any module with torch's exporter, to one file that says nothing of the machine it is from.
 
-Nodes and weights are named by the user's own modules, the batch axis is symbolic, and all weights
-lie in the one file.
-
-Keep ONNX Runtime from reading a padding of zeros as one of minus infinity.
-
-Its optimizer puts a `Pad` into the `MaxPool` behind it (`Pad_Fusion`, seen in version 1.31.1),
-whose own padding never wins the maximum: where all values of a window are negative, the zero
-of the file was the answer and is no more. The file is right and what runs is not, so the two are
-held apart by an operator that changes nothing.
+Nodes and weights have the names of the user's own modules, and the batch axis is symbolic.
 """
 
 import contextlib
@@ -31,36 +23,6 @@ from pipeline.exporting.users_code import causes, first_line
 from pipeline.proof.tracing.torch_values import Traced
 from serving.errors import ModelError
 
-
-def keep_padding(graph: onnx.GraphProto) -> int:
-    """Put `Max(x, lowest)` between each `Pad` and the `MaxPool` behind it; how many there were.
-
-    Every number is kept, and NaN and infinities as well: the lowest value of the dtype is minus
-    infinity for floats.
-    """
-    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
-    pads = {node.output[0] for node in graph.node if node.op_type == "Pad"}
-    kept = 0
-    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
-        padded = pool.input[0]
-        if padded not in pads or padded not in types:
-            continue
-        kept += 1
-        guard, lowest = f"{padded}.kept", f"{padded}.lowest"
-        if guard not in {name for node in graph.node for name in node.output}:
-            graph.initializer.append(numpy_helper.from_array(_lowest(types[padded]), lowest))
-            node = helper.make_node("Max", [padded, lowest], [guard], name=f"{pool.name}.padding")
-            graph.node.insert(list(graph.node).index(pool), node)
-        pool.input[0] = guard
-    return kept
-
-
-def _lowest(elem_type: int) -> np.ndarray[tuple[()], np.dtype[np.generic]]:
-    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
-    value = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
-    return np.array(value, dtype)
-
-
 LARGEST = 2**31 - 2**20
 """Bytes of weights that protobuf can hold in one message, with room for the graph."""
 OWN = "module."
@@ -77,7 +39,7 @@ class Exported:
     model: onnx.ModelProto
     traced: Traced
     padded_pools: int
-    """How many were held apart from their padding; see `pipeline.exporting.exporter`."""
+    """How many were held apart from their padding; see `keep_padding`."""
 
 
 def export_flat(
@@ -179,6 +141,37 @@ def _check_batch(model: onnx.ModelProto) -> None:
                 f"{value.name}, it takes no other number (an `if` on the batch size, or a tensor "
                 f"made with as many rows, does this)"
             )
+
+
+def keep_padding(graph: onnx.GraphProto) -> int:
+    """Put `Max(x, lowest)` between each `Pad` and the `MaxPool` behind it; how many there were.
+
+    ONNX Runtime's optimizer puts a `Pad` into the `MaxPool` behind it (`Pad_Fusion`, seen in
+    version 1.31.1), whose own padding never wins the maximum: where all values of a window are
+    negative, the zero of the file was the answer and is no more. `Max` with the lowest value of the
+    dtype, minus infinity for floats, changes no value and holds the two apart.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    pads = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    kept = 0
+    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
+        padded = pool.input[0]
+        if padded not in pads or padded not in types:
+            continue
+        kept += 1
+        guard, lowest = f"{padded}.kept", f"{padded}.lowest"
+        if guard not in {name for node in graph.node for name in node.output}:
+            graph.initializer.append(numpy_helper.from_array(_lowest(types[padded]), lowest))
+            node = helper.make_node("Max", [padded, lowest], [guard], name=f"{pool.name}.padding")
+            graph.node.insert(list(graph.node).index(pool), node)
+        pool.input[0] = guard
+    return kept
+
+
+def _lowest(elem_type: int) -> np.ndarray[tuple[()], np.dtype[np.generic]]:
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    value = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+    return np.array(value, dtype)
 
 
 def _drop_prefix(graph: onnx.GraphProto) -> None:

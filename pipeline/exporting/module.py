@@ -1,12 +1,12 @@
 """`ferry export --module package.file:function`: export any module, and prove what was written.
 
-The file takes its place when it answers as the module does; else it lies beside it under another
-name, with the report that tells why.
+A file that answers as the module does takes its place. One that does not is kept beside it under
+another name, with the report that says why.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -14,20 +14,41 @@ import torch
 
 from pipeline.errors import ParityError
 from pipeline.exporting.exporter import Exported, check_weights, export_flat, weights_sha256
-from pipeline.exporting.module_proof import Proof, explain, prove, rounding
-from pipeline.exporting.signatures import FlatModule, InputSpec, random_rows
+from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, example, random_rows
+from pipeline.proof.pair import compare_module, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows
-from pipeline.records.module import ModuleReport
-from pipeline.records.parity import Divergence
+from pipeline.proof.sides import ModuleSide, model_side
+from pipeline.records.parity import PairReport
 from serving.errors import InputError, UsageError
-from serving.files import sha256_of_bytes, write_bytes, write_json
+from serving.files import write_bytes, write_json
 from serving.machine.environment import ferry_version
-from serving.runtime.session import Session, open_session
+from serving.runtime.tensors import TensorInfo
 
 SUFFIX, REPORT_SUFFIX = ".onnx", ".parity.json"
 SEED = 1
-STILL = 1e-6
-"""Answers to different rows that are no further apart, in parts of the largest, are the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleReport:
+    """A module of anybody's as it was exported, and how it was proven."""
+
+    module: str
+    """Its import path, or its class where it was handed over in Python."""
+    model: str
+    """The file that was written."""
+    bytes: int
+    parameters: int
+    torch: str
+    opset: int
+    ir_version: int
+    nodes: int
+    inputs: tuple[str, ...]
+    """As the model declares them: "pixels float32 [batch, 3, 224, 224]"."""
+    export_seconds: float
+    notes: tuple[str, ...]
+    """What a reader should know of the export."""
+    parity: PairReport
+    """How far the model is from the module; the file beside the model holds this part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,29 +89,23 @@ def export_module(
     check_weights(module)
     flat = FlatModule(module, inputs)
     made = _export(flat, inputs, options)
-    session = open_session(made.content)
-    tested = _rows(rows, inputs, session, options)
-    proof = prove(flat, session, tested, options.batch_sizes, options.limit)
-    cause = own = None
-    if proof.failures:
-        cause = explain(flat, made.exported, tested, proof.worst_row, options.limit)
-        own = rounding(flat, tested)
-    target = _failed_name(model) if proof.failures else model
-    report = _report(made, tested, proof, cause, options, target.name)
+    side = model_side(model.name, made.content)
+    tested = _rows(rows, inputs, side.inputs, options)
+    reference = _module_side(flat, inputs, made)
+    limits = limits_of_pair(options.limit)
+    parity = compare_module(reference, side, tested, limits, options.batch_sizes)
+    target = model if parity.passed else _failed_name(model)
+    parity = replace(parity, other=replace(parity.other, name=target.name))
     write_bytes(target, made.content)
-    write_json(target.with_suffix(REPORT_SUFFIX), report)
-    if proof.failures:
-        where = (
-            f"first divergence at {cause.describe()}" if isinstance(cause, Divergence) else cause
-        )
+    write_json(target.with_suffix(REPORT_SUFFIX), parity)
+    if not parity.passed:
         raise ParityError(
-            f"{report.module}: {', '.join(proof.failures)}; {where or 'no operator to blame'}; "
-            f"{f'PyTorch itself is {own:.1e} from float64 here; ' if own else ''}"
+            f"{failure(reference.name, parity.result)}; "
             f"the model is kept as {target}, see {target.with_suffix(REPORT_SUFFIX)}"
         )
     for stale in (_failed_name(model), _failed_name(model).with_suffix(REPORT_SUFFIX)):
         stale.unlink(missing_ok=True)
-    return report
+    return _report(made, parity, options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,17 +148,20 @@ def _export(flat: FlatModule, inputs: Sequence[InputSpec], options: ModuleOption
 
 
 def _rows(
-    rows: str | None, inputs: Sequence[InputSpec], session: Session, options: ModuleOptions
+    rows: str | None,
+    inputs: Sequence[InputSpec],
+    taken: Sequence[TensorInfo],
+    options: ModuleOptions,
 ) -> Rows:
     """The rows of the proof; those of `.npy` inputs only where all of them are such files."""
     if rows is not None:
-        return open_rows(rows, session.inputs)
-    names = [info.name for info in session.inputs]
+        return open_rows(rows, taken)
+    names = [info.name for info in taken]
     real = [spec.rows for spec in inputs if spec.rows is not None]
     if len(real) == len(inputs):
         if len({len(array) for array in real}) > 1:
-            message = ", ".join(str(len(array)) for array in real)
-            raise InputError(f"the files of the inputs must hold as many rows, got {message}")
+            counts = ", ".join(str(len(array)) for array in real)
+            raise InputError(f"the files of the inputs must hold as many rows, got {counts}")
         return Rows(
             name="the inputs' files", inputs=dict(zip(names, real, strict=True)), labels=None
         )
@@ -153,57 +171,49 @@ def _rows(
     )
 
 
-def _report(
-    made: _Made,
-    rows: Rows,
-    proof: Proof,
-    cause: Divergence | str | None,
-    options: ModuleOptions,
-    name: str,
-) -> ModuleReport:
+def _module_side(flat: FlatModule, inputs: Sequence[InputSpec], made: _Made) -> ModuleSide:
+    """The module as a side of the comparison; what it answers is known by asking it."""
+    answers = flat.answer(dict(zip(flat.inputs, map(example, inputs), strict=True)))
+    return ModuleSide(
+        name=str(made.facts["module"]),
+        inputs=tuple(
+            TensorInfo(name=name, dtype=spec.dtype, shape=(BATCH, *spec.axes))
+            for name, spec in zip(flat.inputs, inputs, strict=True)
+        ),
+        outputs=tuple(
+            TensorInfo(name=name, dtype=array.dtype.name, shape=(BATCH, *array.shape[1:]))
+            for name, array in answers.items()
+        ),
+        sha256=str(made.facts["weights_sha256"]),
+        flat=flat,
+        traced=made.exported.traced,
+    )
+
+
+def _report(made: _Made, parity: PairReport, options: ModuleOptions) -> ModuleReport:
     model = made.exported.model
-    flips = [output.flips for output in proof.outputs if output.flips is not None]
     return ModuleReport(
         module=str(made.facts["module"]),
-        model=name,
+        model=parity.other.name,
         bytes=len(made.content),
-        sha256=sha256_of_bytes(made.content),
         parameters=made.parameters,
-        weights_sha256=str(made.facts["weights_sha256"]),
         torch=str(made.facts["torch"]),
         opset=options.opset,
         ir_version=model.ir_version,
         nodes=len(model.graph.node),
         inputs=tuple(map(_describe, model.graph.input)),
         export_seconds=made.seconds,
-        data=rows.name,
-        rows=len(rows),
-        batch_sizes=options.batch_sizes,
-        limit=options.limit,
-        passed=not proof.failures,
-        max_abs_diff=max(output.max_abs_diff for output in proof.outputs),
-        flips=sum(flips) if flips else None,
-        outputs=proof.outputs,
-        failures=proof.failures,
-        first_divergence=cause if isinstance(cause, Divergence) else None,
-        notes=tuple(_notes(made, proof, cause)),
+        notes=tuple(_notes(made.exported)),
+        parity=parity,
     )
 
 
-def _notes(made: _Made, proof: Proof, cause: Divergence | str | None) -> Iterator[str]:
-    if isinstance(cause, str):
-        yield cause
-    if made.exported.padded_pools:
+def _notes(exported: Exported) -> Iterator[str]:
+    if exported.padded_pools:
         yield (
-            f"{made.exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
+            f"{exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
             f"an operator that changes nothing, or ONNX Runtime would pad with minus infinity"
         )
-    for output in proof.outputs:
-        if output.spread <= STILL * output.largest:
-            yield (
-                f"the module answers every row alike at {output.name}, so parity shows little: are "
-                f"its weights real, and its rows?"
-            )
 
 
 def _describe(value: onnx.ValueInfoProto) -> str:

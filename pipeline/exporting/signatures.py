@@ -1,12 +1,9 @@
-"""What a module takes, as a person writes it: `pixels:float32[batch,3,224,224]`, or a `.npy` file.
+"""What a module takes and answers: inputs as a person writes them, outputs as named tensors.
 
-The first axis is the batch and any number of rows fits it, whatever stands there. Of the others a
-number is a length and a name an axis of any length.
-
-Give any module one plain form: tensors in by position, a tuple of named tensors out.
-
-Answers that are dataclasses, mappings (as the ModelOutput of transformers), tuples or lists are
-taken apart, and each tensor is named by where it stood: `logits`, `hidden_states.0`.
+An input is `pixels:float32[batch,3,224,224]` or a `.npy` file. The first axis is the batch, of any
+number of rows; of the others a number is a length and a name an axis of any length. Answers that
+are dataclasses, mappings (as the ModelOutput of transformers), tuples or lists are taken apart, and
+each tensor is named by where it stood: `logits`, `hidden_states.0`.
 """
 
 import dataclasses
@@ -42,6 +39,8 @@ EXAMPLE_ROWS = 2
 """A batch of one would be taken for a constant."""
 FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\]")
 FILE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<file>.+\.npy)")
+OUTPUT = "output"
+"""The name of a tensor that is all that a module answers."""
 HINT = "write NAME:float32[batch,3,224,224], float32[batch,3,224,224] or FILE.npy"
 
 
@@ -125,10 +124,6 @@ def _axis(text: str, axis: str) -> int | str:
     raise UsageError(
         f"an axis of {text!r} must be a name or a number of 1 or more, got {axis!r}; {HINT}"
     )
-
-
-OUTPUT = "output"
-"""The name of a tensor that is all that a module answers."""
 
 
 class FlatModule(torch.nn.Module):

@@ -1,18 +1,14 @@
-"""How far one output of a model is from another's, added up row by row in a fixed amount of memory.
+"""How far a model's answers are from its reference's: the values, and the classes they decide on.
 
-Largest, mean and typical differences, their size in units in the last place, the signal-to-noise
-ratio and the cosine. A value that is NaN or infinite is the worst there is, whatever it stands
-beside.
-
-What two classifiers decide: which rows they answer differently, and whether that says anything.
-
-A row whose two largest scores nearly tie may be decided either way by rounding alone; any other
-row that is decided differently is a real flip.
+Both are added up row by row in a fixed amount of memory. A value that is NaN or infinite is the
+worst there is. A row whose two largest scores nearly tie may be decided either way by rounding
+alone; any other row that is decided differently is a real flip.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +27,7 @@ from serving.runtime.tensors import LOGITS, PROBABILITIES, is_table
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 PIECE = 2**20
 """Values that are compared at once: what is needed in between is a few dozen bytes for each."""
@@ -44,7 +41,7 @@ BINS = 2 ** (31 - SHIFT)
 ULP_BINS = 66
 """Of units in the last place: 0, 1, 2, 3 to 4, 5 to 8, and so on, to all 64 bits."""
 FAINTEST, HUGE = 1e-300, 1e300
-"""What is divided by at least, and the most that a ratio is told as: JSON knows no infinity."""
+"""What is divided by at least, and the most that a ratio is given as: JSON knows no infinity."""
 
 
 class Differences:
@@ -55,6 +52,7 @@ class Differences:
         self.output = output
         self.values = 0
         self.nonfinite = 0
+        self.largest = 0.0
         self.max_abs, self.max_rel = 0.0, 0.0
         self._broken_at: tuple[int, ...] = ()
         self._abs_at: tuple[int, ...] = ()
@@ -65,10 +63,10 @@ class Differences:
         self._bins = np.zeros(BINS, np.int64)
         self._ulps = np.zeros(ULP_BINS, np.int64)
 
-    def add(self, wanted: Array, found: Array, numbers: npt.NDArray[np.int64]) -> None:
+    def add(self, wanted: Array, found: Array, numbers: Integers) -> None:
         """Add rows: what was wanted and what was found, both [rows, ...] of one shape.
 
-        `numbers` are the rows' own numbers, int64 [rows], by which places are told. Texts and
+        `numbers` are the rows' own numbers, int64 [rows], by which places are named. Texts and
         truth values differ by 1 or by 0.
         """
         step = max(1, PIECE // max(1, math.prod(wanted.shape[1:])))
@@ -87,6 +85,7 @@ class Differences:
             nonfinite=self.nonfinite,
             max_abs_diff=self.max_abs,
             max_abs_at=self._broken_at or self._abs_at,
+            largest=self.largest,
             max_rel_diff=self.max_rel,
             max_rel_at=self._broken_at or self._rel_at,
             mean_abs_diff=self._sum / finite if finite else 0.0,
@@ -96,7 +95,7 @@ class Differences:
             cosine=product / math.sqrt(signal * power) if signal and power else None,
         )
 
-    def _add(self, wanted: Array, found: Array, numbers: npt.NDArray[np.int64]) -> None:
+    def _add(self, wanted: Array, found: Array, numbers: Integers) -> None:
         if wanted.dtype.kind in "OUSb":
             wanted, found = np.zeros(wanted.shape), (wanted != found).astype(np.float64)
         ulps = units_in_the_last_place(wanted, found)
@@ -117,7 +116,7 @@ class Differences:
             self._products[index] += np.dot(a.ravel(), b.ravel())
 
     def _add_errors(
-        self, errors: Floats, wanted: Floats, numbers: npt.NDArray[np.int64], finite: Floats
+        self, errors: Floats, wanted: Floats, numbers: Integers, finite: Floats
     ) -> None:
         self._sum += float(errors.sum())
         self._bins += np.bincount(_bin(finite), minlength=BINS)
@@ -126,6 +125,7 @@ class Differences:
             self.max_abs, self._abs_at = worst, _place(errors, numbers)
         axes = tuple(range(1, errors.ndim))
         scale = np.abs(wanted)
+        self.largest = max(self.largest, float(scale.max(initial=0.0)))
         floor = RELATIVE_FLOOR * scale.max(axis=axes, keepdims=True, initial=0.0)
         relative = errors / np.maximum(np.maximum(scale, floor), FAINTEST)
         largest = min(float(relative.max(initial=0.0)), HUGE)
@@ -158,45 +158,73 @@ def units_in_the_last_place(wanted: Array, found: Array) -> npt.NDArray[np.uint6
     return larger.astype(np.uint64) - smaller.astype(np.uint64)
 
 
-def ulp_bins(ulps: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+def ulp_bins(ulps: npt.NDArray[np.uint64]) -> Integers:
     """The bin of each number of units: 0, 1, 2, 3 to 4, 5 to 8, ... are 0, 1, 2, 3, 4, ...."""
     _, exponents = np.frexp(np.maximum(ulps, 1).astype(np.float64) - 1)
-    bins: npt.NDArray[np.int64] = np.where(ulps == 0, 0, 1 + exponents.astype(np.int64))
+    bins: Integers = np.where(ulps == 0, 0, 1 + exponents.astype(np.int64))
     return bins
 
 
-def _counted(values: Array) -> npt.NDArray[np.int64]:
+def _counted(values: Array) -> Integers:
     integers = {2: np.int16, 4: np.int32, 8: np.int64}[values.dtype.itemsize]
     bits = np.ascontiguousarray(values).view(integers).astype(np.int64)
     magnitude = bits & (2 ** (8 * values.dtype.itemsize - 1) - 1)
-    counted: npt.NDArray[np.int64] = np.where(bits < 0, -magnitude, magnitude)
+    counted: Integers = np.where(bits < 0, -magnitude, magnitude)
     return counted
 
 
-def _bin(errors: Floats) -> npt.NDArray[np.int64]:
+def _bin(errors: Floats) -> Integers:
     largest = float(np.finfo(np.float32).max)
     single = np.minimum(errors, largest).astype(np.float32)
     return (single.view(np.int32) >> SHIFT).astype(np.int64).ravel()
 
 
-def _place(values: Array, numbers: npt.NDArray[np.int64]) -> tuple[int, ...]:
+def _place(values: Array, numbers: Integers) -> tuple[int, ...]:
     """Where the first largest value is: the row's own number, then the other axes."""
     row, *others = np.unravel_index(int(values.argmax()), values.shape)
     return (int(numbers[row]), *(int(axis) for axis in others))
 
-
-Integers = npt.NDArray[np.int64]
 
 MOST_NAMED = 20
 """Rows that are named; all are counted."""
 CONFIDENCE = 0.95
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRule:
+    """Which outputs decide on a class, and when two scores nearly tie."""
+
+    near: float
+    """Largest margin of a near-tie; with `every_table` in parts of the output's largest value."""
+    every_table: bool = False
+    """Whether each output of floats [rows, classes] decides, whatever it is called."""
+
+    def scores(
+        self, answers: Mapping[str, Array], *, labelled: bool
+    ) -> dict[str, dict[str, Array]]:
+        """The scores of each decision, by the output that it is called after.
+
+        Without `every_table` there is one at most, as `scores_of` tells it.
+        """
+        tables = [name for name, array in answers.items() if is_table(array)]
+        if self.every_table:
+            return {name: {LOGITS: answers[name]} for name in tables}
+        scores = scores_of(answers, labelled=labelled)
+        if scores is None:
+            return {}
+        return {next((name for name in scores if name in answers), tables[0]): scores}
+
+    def margin(self, largest: float) -> float:
+        """The largest margin of a near-tie of an output whose largest value is that."""
+        return self.near * largest if self.every_table else self.near
+
+
 class DecisionCount:
     """The decisions of all rows that were added so far."""
 
-    def __init__(self, near: float) -> None:
+    def __init__(self, output: str, near: float) -> None:
         """`near` is the largest margin of a near-tie."""
+        self.output = output
         self.near = near
         self.rows = self.near_tie_rows = 0
         self.flips = self.near_ties = 0
@@ -243,6 +271,7 @@ class DecisionCount:
         both_wrong, gained, lost, both_right = (int(count) for count in self._right)
         total = both_wrong + gained + lost + both_right
         return Decisions(
+            output=self.output,
             rows=self.rows,
             flips=self.flips,
             near_ties=self.near_ties,

@@ -36,16 +36,16 @@ def ask_nothing(
         )
     except subprocess.TimeoutExpired:
         return f"did not end within {SECONDS} s", False
-    message = done.stdout.decode("utf-8", "replace").strip()
+    answer = done.stdout.decode("utf-8", "replace").strip()
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"ends the process with {name}", False
     if done.returncode == REFUSED:
-        return f"refused: {message}", True
+        return f"refused: {answer}", True
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return f"fails without a clear word: {lines[-1] if lines else done.returncode}", False
-    return f"answered {message} rows", message == "0"
+    return f"answered {answer} rows", answer == "0"
 
 
 def _main() -> int:

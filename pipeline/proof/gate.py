@@ -1,89 +1,231 @@
-"""Hold what was measured against the limits of a gate, and say in words what is outside.
+"""What a gate looks at, and whether a model meets it.
 
-Sum up what was found of one model: the worst of every quantity, and whether the gate is met.
+`QUANTITIES` is the one list: the limits of params.yaml, the worst of each quantity in a report, the
+verdict and the columns of the tables follow from it. A new quantity is an entry of that list, a
+limit of `GateConfig` and a figure of `VariantParity`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.config.experiment import GateConfig
 from pipeline.records.parity import (
     BatchDifference,
     Cell,
     HostileRow,
-    Limits,
-    Opinion,
+    OnnxReferenceAnswer,
     OutputDifference,
     SkippedCell,
     VariantParity,
 )
 from serving.runtime.settings import Level
-from serving.runtime.tensors import PROBABILITIES
+from serving.runtime.tensors import LOGITS, PROBABILITIES
 
 SHIPPED: Level = "all"
 """The level of optimization that sessions have unless they are asked for another."""
 DIGITS = 9
 """Of an accuracy loss: beyond them a difference of two shares is rounding, and no loss."""
-Found = tuple[Cell, OutputDifference]
 
 
-def failures(cells: Sequence[Cell], rows: int, limits: Limits) -> Iterator[str]:
-    """What is outside of its limit in any of the cells, one line for each quantity.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the quantities of a gate are taken from."""
 
-    `rows` are those of the whole set: a loss of accuracy on a sample is chance.
-    """
-    broken = max(_all(cells), key=lambda found: found[1].nonfinite, default=None)
+    cells: Sequence[Cell]
+    rows: int
+    """Of the whole set: a loss of accuracy on a sample is chance."""
+    batches: Sequence[BatchDifference] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """The worst value of a quantity."""
+
+    value: float
+    words: str
+    """What a message says behind the value: the tensor, the place and how the model was run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateQuantity:
+    """One quantity that is measured, and that a gate may limit."""
+
+    name: str
+    """The field of `VariantParity` that has the worst value."""
+    limit: str
+    """The field of `GateConfig` that has the limit."""
+    worst: Callable[[Evidence], Worst | None]
+    """None where there is nothing to measure."""
+    title: str
+    """What a page calls it."""
+    heading: str = ""
+    """Of its column in the tables of a terminal; "" for no column."""
+    form: str = "{:.1e}"
+    """How a value is written."""
+    absent: str = "–"
+    """What a table says where there is no value."""
+    least: bool = False
+    """Whether the limit is the least that is allowed, and not the most."""
+    of_classes: bool = False
+    """Whether it needs a model that predicts a class; the limit must be null for others."""
+
+    def measured(self, result: VariantParity) -> float | None:
+        """The worst value of a model."""
+        value: float | None = getattr(result, self.name)
+        return value
+
+    def allowed(self, limits: GateConfig) -> float | None:
+        """The limit of a gate; None where it does not look at this quantity."""
+        value: float | None = getattr(limits, self.limit)
+        return value
+
+    def met(self, value: float, limit: float) -> bool:
+        """Whether a value is within a limit; at the limit is within it."""
+        return value >= limit if self.least else value <= limit
+
+    def text(self, value: float | None) -> str:
+        """A value as a person reads it."""
+        return self.absent if value is None else self.form.format(value)
+
+    def failure(self, evidence: Evidence, limits: GateConfig) -> str | None:
+        """One line that names the worst value, its place and the limit; None if it is met."""
+        worst, limit = self.worst(evidence), self.allowed(limits)
+        if worst is None or limit is None or self.met(worst.value, limit):
+            return None
+        return f"{self.text(worst.value)} {worst.words}, limit {self.text(limit)}"
+
+
+def _max_abs_diff(evidence: Evidence) -> Worst | None:
+    return _largest(values(evidence.cells))
+
+
+def _max_probability_diff(evidence: Evidence) -> Worst | None:
+    return _largest(probabilities(evidence.cells))
+
+
+def _snr_db(evidence: Evidence) -> Worst | None:
+    known = [
+        (one.snr_db, cell, one) for cell, one in _all(evidence.cells) if one.snr_db is not None
+    ]
+    if not known:
+        return None
+    snr_db, cell, one = min(known, key=lambda found: found[0])
+    return Worst(snr_db, f"of {one.output} over the noise{_way(cell)}")
+
+
+def _flips(evidence: Evidence) -> Worst | None:
+    decided = [(one, cell) for cell in evidence.cells for one in cell.decisions]
+    if not decided:
+        return None
+    worst, cell = max(decided, key=lambda pair: pair[0].flips)
+    output = "" if worst.output in (LOGITS, PROBABILITIES) else f" of {worst.output}"
+    return Worst(worst.flips, f"flips{output}{_way(cell)}")
+
+
+def _accuracy_loss(evidence: Evidence) -> Worst | None:
+    losses = [(accuracy_loss(cell), cell) for cell in evidence.cells if cell.rows == evidence.rows]
+    known = [(loss, cell) for loss, cell in losses if loss is not None]
+    if not known:
+        return None
+    loss, cell = max(known, key=lambda pair: pair[0])
+    return Worst(loss, f"points of accuracy lost{_way(cell)}")
+
+
+def _batch_diff(evidence: Evidence) -> Worst | None:
+    worst = max(evidence.batches, key=lambda one: one.max_abs_diff, default=None)
+    return None if worst is None else Worst(worst.max_abs_diff, worst.where)
+
+
+QUANTITIES = (
+    GateQuantity(
+        name="max_abs_diff",
+        limit="max_abs_diff",
+        worst=_max_abs_diff,
+        title="largest difference",
+        heading="max diff",
+    ),
+    GateQuantity(
+        name="max_probability_diff",
+        limit="max_probability_diff",
+        worst=_max_probability_diff,
+        title="of a probability",
+        heading="probability",
+    ),
+    GateQuantity(
+        name="snr_db",
+        limit="min_snr_db",
+        worst=_snr_db,
+        title="signal to noise",
+        heading="SNR",
+        form="{:.0f} dB",
+        absent="exact",
+        least=True,
+    ),
+    GateQuantity(
+        name="flips",
+        limit="flips",
+        worst=_flips,
+        title="real flips",
+        heading="flips",
+        form="{:.0f}",
+        of_classes=True,
+    ),
+    GateQuantity(
+        name="accuracy_loss",
+        limit="accuracy_loss",
+        worst=_accuracy_loss,
+        title="accuracy lost, points",
+        form="{:.2f}",
+        of_classes=True,
+    ),
+    GateQuantity(
+        name="batch_diff",
+        limit="batch_diff",
+        worst=_batch_diff,
+        title="difference between batch sizes",
+        heading="between batches",
+    ),
+)
+
+
+def failures(evidence: Evidence, limits: GateConfig) -> Iterator[str]:
+    """What is outside of its limit, one line for each quantity; NaN is outside of all of them."""
+    broken = max(_all(evidence.cells), key=lambda found: found[1].nonfinite, default=None)
     if broken is not None and broken[1].nonfinite:
         cell, found = broken
         yield f"{found.nonfinite} values are NaN or infinite, first at {_place(cell, found)}"
-    yield from _largest(values(cells), limits.max_abs_diff)
-    yield from _largest(probabilities(cells), limits.max_probability_diff)
-    yield from _faintest(cells, limits.min_snr_db)
-    decided = [(cell, cell.decisions) for cell in cells if cell.decisions is not None]
-    flipped = max(decided, key=lambda pair: pair[1].flips, default=None)
-    if flipped is not None and limits.flips is not None and flipped[1].flips > limits.flips:
-        yield f"{flipped[1].flips} flips{_way(flipped[0])}, limit {limits.flips}"
-    losses = [(accuracy_loss(cell), cell) for cell in cells if cell.rows == rows]
-    known = [(loss, cell) for loss, cell in losses if loss is not None]
-    worst = max(known, key=lambda pair: pair[0], default=None)
-    if worst is not None and limits.accuracy_loss is not None and worst[0] > limits.accuracy_loss:
-        loss, cell = worst
-        yield (f"{loss:.2f} points of accuracy lost{_way(cell)}, limit {limits.accuracy_loss:.2f}")
-
-
-def values(cells: Sequence[Cell]) -> list[Found]:
-    """Every output but the probabilities, beside its cell."""
-    return [found for found in _all(cells) if found[1].output != PROBABILITIES]
-
-
-def probabilities(cells: Sequence[Cell]) -> list[Found]:
-    """The probabilities, beside their cells."""
-    return [found for found in _all(cells) if found[1].output == PROBABILITIES]
+    for quantity in QUANTITIES:
+        failure = quantity.failure(evidence, limits)
+        if failure is not None:
+            yield failure
 
 
 def accuracy_loss(cell: Cell) -> float | None:
     """Percentage points that are lost, negative for a gain; None where no accuracy is known."""
-    decisions = cell.decisions
-    if decisions is None or decisions.accuracy is None or decisions.reference_accuracy is None:
-        return None
-    return round(100 * (decisions.reference_accuracy - decisions.accuracy), DIGITS)
+    for one in cell.decisions:
+        if one.accuracy is not None and one.reference_accuracy is not None:
+            return round(100 * (one.reference_accuracy - one.accuracy), DIGITS)
+    return None
 
 
-def _all(cells: Sequence[Cell]) -> list[Found]:
+def values(cells: Sequence[Cell]) -> list[tuple[Cell, OutputDifference]]:
+    """Every output but the probabilities, beside its cell."""
+    return [found for found in _all(cells) if found[1].output != PROBABILITIES]
+
+
+def probabilities(cells: Sequence[Cell]) -> list[tuple[Cell, OutputDifference]]:
+    """The probabilities, beside their cells."""
+    return [found for found in _all(cells) if found[1].output == PROBABILITIES]
+
+
+def _all(cells: Sequence[Cell]) -> list[tuple[Cell, OutputDifference]]:
     return [(cell, output) for cell in cells for output in cell.outputs]
 
 
-def _largest(found: Sequence[Found], limit: float | None) -> Iterator[str]:
+def _largest(found: Sequence[tuple[Cell, OutputDifference]]) -> Worst | None:
     worst = max(found, key=lambda pair: pair[1].max_abs_diff, default=None)
-    if worst is not None and limit is not None and worst[1].max_abs_diff > limit:
-        yield f"{worst[1].max_abs_diff:.1e} at {_place(*worst)}, limit {limit:.1e}"
-
-
-def _faintest(cells: Sequence[Cell], limit: float | None) -> Iterator[str]:
-    known = [(cell, one, one.snr_db) for cell, one in _all(cells) if one.snr_db is not None]
-    worst = min(known, key=lambda found: found[2], default=None)
-    if worst is not None and limit is not None and worst[2] < limit:
-        cell, one, snr_db = worst
-        yield f"{snr_db:.0f} dB of {one.output} over the noise{_way(cell)}, limit {limit:.0f} dB"
+    return None if worst is None else Worst(worst[1].max_abs_diff, f"at {_place(*worst)}")
 
 
 def _place(cell: Cell, found: OutputDifference) -> str:
@@ -99,78 +241,84 @@ def _way(cell: Cell) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class ModelEvidence:
     """All that was found of one model."""
 
+    evidence: Evidence
+    """Of what ships."""
     cells: tuple[Cell | SkippedCell, ...]
-    counted: tuple[Cell, ...]
-    """Those of what ships."""
-    rows: int
-    """Of the whole set."""
+    """All of them."""
     batch_sizes: tuple[int, ...]
-    batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]
     zero_rows: str
     zero_rows_sane: bool
-    opinion: Opinion
+    onnx_reference: OnnxReferenceAnswer
+    notes: tuple[str, ...]
     sha256: str
 
 
-def summarize(found: Evidence, limits: Limits) -> VariantParity:
-    """The worst of every quantity over the cells that count."""
-    cells = found.counted
+def summarize(found: ModelEvidence, limits: GateConfig) -> VariantParity:
+    """The worst of every quantity over the cells that count, and the verdict."""
+    cells = found.evidence.cells
     _, worst = max(values(cells) or probabilities(cells), key=lambda pair: pair[1].max_abs_diff)
-    first = [cell.outputs[0] for cell in cells]
     every = [one for cell in cells for one in cell.outputs]
     broken = max(every, key=lambda one: one.nonfinite)
-    decided = [cell.decisions for cell in cells if cell.decisions is not None]
+    decided = [one for cell in cells for one in cell.decisions]
     flips = max(decided, key=lambda one: (one.flips, one.near_ties), default=None)
-    whole = [cell for cell in cells if cell.rows == found.rows and accuracy_loss(cell) is not None]
-    least = max(whole, key=lambda cell: accuracy_loss(cell) or 0.0, default=None)
-    decisions = least.decisions if least is not None else None
-    # What fails as it ships is told; other ways only where that does not.
-    plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
-    message = list(failures(plain, found.rows, limits)) or list(failures(cells, found.rows, limits))
-    message += _others(found, limits)
+    whole = [cell for cell in cells if cell.rows == found.evidence.rows]
+    known = [cell for cell in whole if accuracy_loss(cell) is not None]
+    least = max(known, key=lambda cell: accuracy_loss(cell) or 0.0, default=None)
+    decisions = least.decisions[0] if least is not None else None
+    outside = (*_outside(found.evidence, limits), *_others(found))
+    figures = _worst_of_each(found.evidence)
+    # A model of probabilities alone has no other values.
+    figures["max_abs_diff"] = worst.max_abs_diff
     return VariantParity(
-        passed=not message,
+        **figures,
+        passed=not outside,
         accuracy=decisions.accuracy if decisions else None,
-        flips=flips.flips if flips else None,
         near_ties=flips.near_ties if flips else None,
         flip_rate=flips.flip_rate if flips else None,
-        accuracy_loss=accuracy_loss(least) if least is not None else None,
         mcnemar_p=decisions.mcnemar.p_value if decisions and decisions.mcnemar else None,
-        max_abs_diff=worst.max_abs_diff,
         max_abs_output=broken.output if broken.nonfinite else worst.output,
         max_abs_at=broken.max_abs_at if broken.nonfinite else worst.max_abs_at,
         max_rel_diff=max(one.max_rel_diff for one in every),
-        max_probability_diff=max(
-            (one.max_abs_diff for _, one in probabilities(cells)), default=None
-        ),
-        mean_abs_diff=max(one.mean_abs_diff for one in first),
-        snr_db=min((one.snr_db for one in every if one.snr_db is not None), default=None),
+        mean_abs_diff=max(cell.outputs[0].mean_abs_diff for cell in cells),
         nonfinite=broken.nonfinite,
-        batch_diff=max(batch.max_abs_diff for batch in found.batches),
         batch_sizes=found.batch_sizes,
         limits=limits,
-        failures=tuple(message),
+        failures=outside,
         first_divergence=None,
         first_nonfinite=None,
+        notes=found.notes,
         sha256=found.sha256,
         zero_rows=found.zero_rows,
         hostile_max_abs_diff=max((row.max_abs_diff or 0.0 for row in found.hostile), default=0.0),
         cells=found.cells,
-        batches=found.batches,
+        batches=tuple(found.evidence.batches),
         hostile=found.hostile,
-        opinion=found.opinion,
+        onnx_reference=found.onnx_reference,
     )
 
 
-def _others(found: Evidence, limits: Limits) -> Iterator[str]:
-    """What fails beside the cells."""
-    batch = max(found.batches, key=lambda one: one.max_abs_diff)
-    if batch.max_abs_diff > limits.batch_diff:
-        yield f"{batch.max_abs_diff:.1e} {batch.where}, limit {limits.batch_diff:.1e}"
+def _worst_of_each(evidence: Evidence) -> dict[str, Any]:
+    found = {quantity.name: quantity.worst(evidence) for quantity in QUANTITIES}
+    return {name: None if worst is None else worst.value for name, worst in found.items()}
+
+
+def _outside(evidence: Evidence, limits: GateConfig) -> list[str]:
+    """What fails as the model ships; other ways are named only where that does not fail."""
+    cells, rows = evidence.cells, evidence.rows
+    plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
+    for part in (plain, cells):
+        if found := list(failures(Evidence(cells=part, rows=rows), limits)):
+            break
+    batches = Evidence(cells=(), rows=rows, batches=evidence.batches)
+    return [*found, *failures(batches, limits)]
+
+
+def _others(found: ModelEvidence) -> Iterator[str]:
+    """What fails beside the quantities: hostile rows, and a batch without rows."""
     failing = [row for row in found.hostile if not row.passed]
     beyond = [row for row in failing if not row.message]
     if beyond:

@@ -1,12 +1,8 @@
-"""Hold a model's answers against those of its reference, chunk by chunk, at several batch sizes.
+"""Measure how far a model's answers are from its reference's, at several batch sizes.
 
-The reference answers once and its answers lie in a nameless file; a chunk of rows and of answers
-is all that memory holds, so that the number of rows does not matter.
-
-Whether an answer depends on the rows that happen to be beside it.
-
-A model that normalizes over the batch, or a kernel that sums in another order, answers the same
-row differently alone, first and last.
+The reference answers once, and its answers lie in a nameless file: the number of rows does not
+matter to memory. Whether an answer depends on the rows beside it is measured as well: a model that
+normalizes over the batch answers the same row differently alone, first and last.
 """
 
 import tempfile
@@ -17,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.proof.differences import DecisionCount, Differences, scores_of
+from pipeline.proof.differences import DecisionCount, DecisionRule, Differences
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import Side
 from pipeline.records.parity import BatchDifference, Decisions, OutputDifference
@@ -32,6 +28,8 @@ REFERENCE_BATCH = 256
 CHUNK_BYTES = 32 * 2**20
 """Of rows and of answers that are held at once, each."""
 CHUNK_ROWS = 2048
+STILL = 1e-6
+"""Answers to different rows that are no further apart, in parts of the largest, are the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,21 +60,31 @@ class Kept:
             if values.dtype.kind in "fiu"
         }
 
-    @property
-    def decides(self) -> bool:
-        """Whether the outputs answer a class."""
-        first = {name: array[:1] for name, array in self.outputs.items()}
-        return scores_of(first, labelled=self.rows.labels is not None) is not None
+    def alike(self) -> tuple[str, ...]:
+        """The outputs that answer every row alike; none where there is a single row."""
+        numbers = {name: one for name, one in self.outputs.items() if one.dtype.kind in "fiu"}
+        if len(self.rows) == 1:
+            return ()
+        return tuple(name for name, array in numbers.items() if self._is_still(array))
+
+    def _is_still(self, array: Array) -> bool:
+        first = _finite(array[:1])
+        for start in range(0, len(array), self.chunk):
+            part = _finite(array[start : start + self.chunk])
+            largest = float(np.abs(part).max(initial=0.0))
+            if float(np.abs(part - first).max(initial=0.0)) > STILL * largest:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One batch size."""
+class BatchSizeParity:
+    """What was measured at one batch size."""
 
     batch_size: int
     rows: int
     outputs: tuple[OutputDifference, ...]
-    decisions: Decisions | None
+    decisions: tuple[Decisions, ...]
 
 
 def keep(reference: Side, rows: Rows, tick: Tick) -> Kept:
@@ -98,47 +106,73 @@ def keep(reference: Side, rows: Rows, tick: Tick) -> Kept:
 
 
 def measure(
-    kept: Kept, side: Side, numbers: Numbers, batch_sizes: Sequence[int], near: float, tick: Tick
-) -> tuple[tuple[Measured, ...], BatchDifference]:
+    kept: Kept,
+    side: Side,
+    numbers: Numbers,
+    batch_sizes: Sequence[int],
+    rule: DecisionRule,
+    tick: Tick,
+) -> tuple[tuple[BatchSizeParity, ...], BatchDifference]:
     """Compare the answers to the rows of these numbers, int64 in rising order, at each batch size.
 
-    `near` is the largest margin of a near-tie. Returns a record for each batch size, and how far
-    the answers to one row are apart between them.
+    Returns a record for each batch size, and how far the answers to one row are apart between them.
     """
-    differences = {size: {name: Differences(name) for name in kept.outputs} for size in batch_sizes}
-    decisions = {size: DecisionCount(near) for size in batch_sizes if kept.decides}
+    sizes = {size: _Comparison(kept, rule) for size in batch_sizes}
     spread = 0.0
     for part in _chunks(numbers, kept.chunk):
         feeds, wanted, labels = kept.rows.take(part), kept.take(part), kept.labels(part)
         answers = []
-        for size in batch_sizes:
+        for size, comparison in sizes.items():
             found = side.answer(feeds, size)
             _check_shapes(wanted, found, side.name)
-            for name, difference in differences[size].items():
-                difference.add(wanted[name], found[name], part)
-            if size in decisions:
-                known = labels is not None
-                before, after = (scores_of(one, labelled=known) for one in (wanted, found))
-                decisions[size].add(before or {}, after or {}, part, labels)
+            comparison.add(wanted, found, part, labels)
             answers.append(found)
             tick(len(part))
         spread = max(spread, _spread(answers))
     return (
-        tuple(
-            Measured(
-                batch_size=size,
-                rows=len(numbers),
-                outputs=tuple(difference.report() for difference in differences[size].values()),
-                decisions=decisions[size].report() if size in decisions else None,
-            )
-            for size in batch_sizes
-        ),
+        tuple(one.report(size, len(numbers)) for size, one in sizes.items()),
         BatchDifference(
             max_abs_diff=spread,
             where=f"in batches of {', '.join(map(str, batch_sizes))}",
             rows=len(numbers),
         ),
     )
+
+
+class _Comparison:
+    """The differences and decisions at one batch size, of all rows that were added so far."""
+
+    def __init__(self, kept: Kept, rule: DecisionRule) -> None:
+        self._rule = rule
+        self._labelled = kept.rows.labels is not None
+        self._differences = {name: Differences(name) for name in kept.outputs}
+        first = {name: array[:1] for name, array in kept.outputs.items()}
+        largest = kept.largest()
+        self._decisions = {
+            name: DecisionCount(name, rule.margin(largest.get(name, 0.0)))
+            for name in rule.scores(first, labelled=self._labelled)
+        }
+
+    def add(
+        self,
+        wanted: Mapping[str, Array],
+        found: Mapping[str, Array],
+        numbers: Numbers,
+        labels: Numbers | None,
+    ) -> None:
+        for name, difference in self._differences.items():
+            difference.add(wanted[name], found[name], numbers)
+        before, after = (self._rule.scores(one, labelled=self._labelled) for one in (wanted, found))
+        for name, decisions in self._decisions.items():
+            decisions.add(before[name], after[name], numbers, labels)
+
+    def report(self, batch_size: int, rows: int) -> BatchSizeParity:
+        return BatchSizeParity(
+            batch_size=batch_size,
+            rows=rows,
+            outputs=tuple(one.report() for one in self._differences.values()),
+            decisions=tuple(one.report() for one in self._decisions.values()),
+        )
 
 
 def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name: str) -> None:
@@ -153,6 +187,11 @@ def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name:
 def _chunks(numbers: Numbers, chunk: int) -> Iterator[Numbers]:
     for start in range(0, len(numbers), chunk):
         yield numbers[start : start + chunk]
+
+
+def _finite(values: Array) -> npt.NDArray[np.float64]:
+    """The same values with zeros for those that are no finite numbers."""
+    return np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
 
 
 def _picked(array: Array, numbers: Numbers) -> Array:
@@ -231,7 +270,8 @@ def _apart(
         if array.dtype.kind in "OUSb":
             worst = max(worst, float((left != right).any()))
             continue
-        apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
+        with np.errstate(invalid="ignore"):  # infinities on both sides
+            apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
         same = (left == right) | (np.isnan(left) & np.isnan(right))
         apart = np.nan_to_num(np.where(same, 0.0, apart), nan=FAR, posinf=FAR)
         worst = max(worst, float(apart.max(initial=0.0)))

@@ -189,8 +189,8 @@ def _check(name: str, arrays: Mapping[str, Array], inputs: Sequence[TensorInfo])
             raise InputError(f"{name} holds no rows")
     counts = {key: len(array) for key, array in arrays.items()}
     if len(set(counts.values())) > 1:
-        message = ", ".join(f"{count} of {key}" for key, count in counts.items())
-        raise InputError(f"{name} must hold as many rows of each input, got {message}")
+        found = ", ".join(f"{count} of {key}" for key, count in counts.items())
+        raise InputError(f"{name} must hold as many rows of each input, got {found}")
 
 
 def _checked_labels(path: Path, labels: Array | None, rows: int) -> npt.NDArray[np.int64] | None:

@@ -1,16 +1,20 @@
-"""Whoever answers raw rows and can be compared: PyTorch with trained weights, or an ONNX model.
+"""What answers raw rows and can be compared: trained weights, a module of PyTorch, an ONNX model.
 
 A side keeps its inputs and outputs as they are: any number of them, of any dtype.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 
+from pipeline.exporting.signatures import FlatModule
 from pipeline.network.graph import Graph
+from pipeline.proof.tracing.torch_values import TorchValues, Traced
 from serving.errors import InputError, ModelError
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
@@ -70,6 +74,58 @@ class WeightsSide:
             raise InputError(f"PyTorch refused its input: {reason}") from error
         named = zip(self.graph.head.outputs, outputs, strict=True)
         return {name: output.numpy() for name, output in named}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleSide:
+    """A module of anybody's, answered by PyTorch on the CPU, with what torch's exporter traced."""
+
+    name: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    sha256: str
+    """Of its weights."""
+    flat: FlatModule
+    traced: Traced
+
+    def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
+        """As `Side.answer`; raises ModelError for rows that the module refuses."""
+        return answer_in_batches(self.flat.answer, feeds, batch_size, name=self.name)
+
+    def off_the_trace(self, feeds: Mapping[str, Array], limit: float) -> str | None:
+        """In words, where the trace computes something else than the module; None if nowhere."""
+        traced = TorchValues(traced=self.traced, feeds=feeds).fetch(self.flat.outputs)
+        for name, array in self.flat.answer(feeds).items():
+            apart = float(np.abs(array.astype(np.float64) - traced[name]).max(initial=0.0))
+            if not apart <= limit:
+                return (
+                    f"torch's exporter traced another computation than the module's: the two "
+                    f"differ by {apart:.1e} at {name} before anything is made ONNX of"
+                )
+        return None
+
+    def rounding(self, feeds: Mapping[str, Array]) -> float | None:
+        """How far the module's answers are from those it gives in float64.
+
+        That much of a difference is PyTorch's own, and no exporter's. None for a module that does
+        not run in float64.
+        """
+        exact = {
+            name: one.astype(np.float64) if one.dtype.kind == "f" else one
+            for name, one in feeds.items()
+        }
+        wide = copy.deepcopy(self.flat).double()
+        try:
+            answers = wide.answer(exact)
+        except ModelError:
+            return None
+        with np.errstate(invalid="ignore"):  # infinities on both sides
+            apart = [
+                float(np.abs(one - answers[name]).max(initial=0.0))
+                for name, one in self.flat.answer(feeds).items()
+                if one.dtype.kind == "f"
+            ]
+        return max(apart, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +212,7 @@ def check_alike(reference: Side, other: Side) -> None:
 
 def _alike(left: TensorInfo, right: TensorInfo, *, answered: bool) -> bool:
     floats = answered and "float" in left.dtype and "float" in right.dtype
-    # An unknown rank is told as no shape at all.
+    # An unknown rank is given as no shape at all.
     unknown = answered and not (left.shape and right.shape)
     return (floats or left.dtype == right.dtype) and (
         unknown

@@ -1,10 +1,11 @@
 """What parity found, for a terminal and for a page: the verdict first, then what is behind it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.proof.gate import QUANTITIES
 from pipeline.records.parity import (
     Cell,
-    Opinion,
+    OnnxReferenceAnswer,
     PairReport,
     ParityReport,
     SkippedCell,
@@ -13,19 +14,8 @@ from pipeline.records.parity import (
 from serving.console import table
 from serving.runtime.tensors import PROBABILITIES
 
-HEADER = (
-    "variant",
-    "gate",
-    "accuracy",
-    "flips",
-    "near-ties",
-    "max diff",
-    "at",
-    "probability",
-    "SNR",
-    "between batches",
-)
 NONE = "–"
+OUTPUT_HEADER = ("output", "max diff", "at", "largest", "SNR", "flips")
 
 
 def parity_table(report: ParityReport) -> str:
@@ -33,32 +23,29 @@ def parity_table(report: ParityReport) -> str:
     known = report.torch_accuracy
     accuracy = "" if known is None else f"accuracy {known:.2%} "
     reference = f"PyTorch: {accuracy}on {report.rows:,} rows"
-    rows = [_line(name, variant) for name, variant in report.variants.items()]
-    message = [
+    lines = _lines(report.variants)
+    remarks = [
         f"{name}: {note}" for name, variant in report.variants.items() for note in notes(variant)
     ]
-    message += [
+    remarks += [
         f"{provider}: skipped: {why}" for provider, why in _skipped(report.variants).items()
     ]
-    message += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
-    return "\n\n".join([reference, table(HEADER, rows), "\n".join(message)]).rstrip()
+    remarks += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
+    return "\n\n".join([reference, lines, "\n".join(remarks)]).rstrip()
 
 
 def pair_table(report: PairReport) -> str:
     """Lay out the comparison of two models."""
-    known = next(
-        (
-            cell.decisions.reference_accuracy
-            for cell in report.result.cells
-            if isinstance(cell, Cell) and cell.decisions is not None
-        ),
-        None,
-    )
+    run = [cell for cell in report.result.cells if isinstance(cell, Cell)]
+    decided = [one for cell in run for one in cell.decisions]
+    known = decided[0].reference_accuracy if decided else None
     accuracy = "" if known is None else f", accuracy {known:.2%}"
     head = f"{report.reference.name}{accuracy}, on {report.rows:,} rows of {report.data}"
-    message = "\n".join(notes(report.result))
-    line = table(HEADER, [_line(report.other.name, report.result)])
-    return f"{head}\n\n{line}\n\n{message}".rstrip()
+    parts = [head, _lines({report.other.name: report.result})]
+    if len(run[0].outputs) > 1:
+        outputs = [_output_line(one.output, run) for one in run[0].outputs]
+        parts.append(table(OUTPUT_HEADER, outputs))
+    return "\n\n".join([*parts, "\n".join(notes(report.result))]).rstrip()
 
 
 def notes(variant: VariantParity) -> Iterator[str]:
@@ -75,32 +62,33 @@ def notes(variant: VariantParity) -> Iterator[str]:
             yield f"hostile row {row.name!r}: {row.message}"
     if variant.zero_rows not in ("answered 0 rows", "not asked"):
         yield f"a batch without rows {variant.zero_rows}"
-    yield from _opinion(variant.opinion)
+    yield from variant.notes
+    yield from _onnx_reference(variant.onnx_reference)
 
 
 def facts(variant: VariantParity) -> tuple[tuple[str, str], ...]:
     """What is behind a verdict, by what a person calls it."""
-    message = [
+    found = [
         ("signal to noise", _decibels(variant.snr_db)),
         ("largest relative difference", f"{variant.max_rel_diff:.1e}"),
     ]
     if variant.flips is not None and variant.flip_rate is not None:
         low, high = variant.flip_rate.low, variant.flip_rate.high
-        message.append(("real flips (95 %)", f"{variant.flips} ({low:.2%} to {high:.2%})"))
-        message.append(("flipped near-ties", str(variant.near_ties)))
+        found.append(("real flips (95 %)", f"{variant.flips} ({low:.2%} to {high:.2%})"))
+        found.append(("flipped near-ties", str(variant.near_ties)))
     if variant.mcnemar_p is not None:
-        message.append(("McNemar p", f"{variant.mcnemar_p:.2g}"))
+        found.append(("McNemar p", f"{variant.mcnemar_p:.2g}"))
     if variant.hostile:
         most = f"{len(variant.hostile)}, up to {variant.hostile_max_abs_diff:.1e}"
-        message.append(("hostile rows", most))
-    message.append(("batch without rows", variant.zero_rows))
-    opinion = variant.opinion
-    if opinion.to_model is None or opinion.to_reference is None:
-        message.append(("third opinion", f"none: {opinion.skipped}"))
+        found.append(("hostile rows", most))
+    found.append(("batch without rows", variant.zero_rows))
+    answer = variant.onnx_reference
+    if answer.to_model is None or answer.to_reference is None:
+        found.append(("onnx.reference", f"no answer: {answer.skipped}"))
     else:
-        text = f"{opinion.to_model:.1e} from this, {opinion.to_reference:.1e} from PyTorch"
-        message.append((f"onnx.reference, {opinion.rows} rows", text))
-    return tuple(message)
+        text = f"{answer.to_model:.1e} from this, {answer.to_reference:.1e} from PyTorch"
+        found.append((f"onnx.reference, {answer.rows} rows", text))
+    return tuple(found)
 
 
 def cell_lines(variant: VariantParity) -> list[tuple[str, ...]]:
@@ -126,20 +114,41 @@ def ulps(report: ParityReport) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _line(name: str, variant: VariantParity) -> tuple[str, ...]:
-    place = f"{variant.max_abs_output}{list(variant.max_abs_at)}" if variant.max_abs_at else NONE
-    probability = variant.max_probability_diff
+def _lines(variants: Mapping[str, VariantParity]) -> str:
+    """A table with a line for each variant, and a column for each quantity that gates look at."""
+    rows = [dict(_columns(name, variant)) for name, variant in variants.items()]
+    return table(tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows])
+
+
+def _columns(name: str, variant: VariantParity) -> Iterator[tuple[str, str]]:
+    """The cells of a variant's line, each with its heading."""
+    yield "variant", name
+    yield "gate", "passed" if variant.passed else "FAILED"
+    yield "accuracy", NONE if variant.accuracy is None else f"{variant.accuracy:.2%}"
+    # Decisions come first, numbers after them.
+    for quantity in sorted(QUANTITIES, key=lambda one: not one.of_classes):
+        if quantity.heading:
+            yield quantity.heading, quantity.text(quantity.measured(variant))
+        if quantity.name == "max_abs_diff":
+            place = f"{variant.max_abs_output}{list(variant.max_abs_at)}"
+            yield "at", place if variant.max_abs_at else NONE
+        if quantity.name == "flips":
+            yield "near-ties", NONE if variant.near_ties is None else str(variant.near_ties)
+
+
+def _output_line(name: str, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """The worst of one output over all cells."""
+    found = [one for cell in cells for one in cell.outputs if one.output == name]
+    worst = max(found, key=lambda one: (one.nonfinite > 0, one.max_abs_diff))
+    ratios = [one.snr_db for one in found if one.snr_db is not None]
+    flips = [one.flips for cell in cells for one in cell.decisions if one.output == name]
     return (
         name,
-        "passed" if variant.passed else "FAILED",
-        NONE if variant.accuracy is None else f"{variant.accuracy:.2%}",
-        NONE if variant.flips is None else str(variant.flips),
-        NONE if variant.near_ties is None else str(variant.near_ties),
-        f"{variant.max_abs_diff:.1e}",
-        place,
-        NONE if probability is None else f"{probability:.1e}",
-        _decibels(variant.snr_db),
-        f"{variant.batch_diff:.1e}",
+        f"{worst.max_abs_diff:.1e}",
+        str(list(worst.max_abs_at)) if worst.max_abs_at else NONE,
+        f"{worst.largest:.3g}",
+        _decibels(min(ratios, default=None)),
+        str(max(flips)) if flips else NONE,
     )
 
 
@@ -162,7 +171,7 @@ def _cell_line(cell: Cell | SkippedCell) -> tuple[str, ...]:
         for is_probability in (False, True)
     }
     ratios = [one.snr_db for one in cell.outputs if one.snr_db is not None]
-    decided = cell.decisions
+    decided = cell.decisions[0] if cell.decisions else None
     return (
         cell.exporter,
         cell.provider,
@@ -183,7 +192,8 @@ def _decibels(snr_db: float | None) -> str:
 
 def _named(variant: VariantParity) -> str:
     """The first rows that really flip, by number."""
-    decided = [one.decisions for one in variant.cells if isinstance(one, Cell) and one.decisions]
+    run = [cell for cell in variant.cells if isinstance(cell, Cell)]
+    decided = [one for cell in run for one in cell.decisions]
     worst = max(decided, key=lambda one: one.flips)
     rows = [str(flip.row) for flip in worst.named if not flip.near_tie][:5]
     more = ", …" if worst.flips > len(rows) else ""
@@ -197,18 +207,18 @@ def _flipped(variant: VariantParity) -> Iterator[str]:
         yield f"flips {_named(variant)}: {low:.2%} to {high:.2%} of all rows{p_value}"
 
 
-def _opinion(opinion: Opinion) -> Iterator[str]:
-    if opinion.skipped is not None:
-        yield f"no third opinion: {opinion.skipped}"
-    elif opinion.to_reference is not None and opinion.to_model is not None:
+def _onnx_reference(answer: OnnxReferenceAnswer) -> Iterator[str]:
+    if answer.skipped not in (None, "not asked"):
+        yield f"no answer of onnx.reference: {answer.skipped}"
+    elif answer.to_reference is not None and answer.to_model is not None:
         yield (
-            f"onnx.reference on {opinion.rows} rows: {opinion.to_model:.1e} from this model, "
-            f"{opinion.to_reference:.1e} from the reference"
+            f"onnx.reference on {answer.rows} rows: {answer.to_model:.1e} from this model, "
+            f"{answer.to_reference:.1e} from the reference"
         )
 
 
 def _skipped(variants: Mapping[str, VariantParity]) -> dict[str, str]:
-    """Why a way was not run, told once and not once per variant."""
+    """Why a way was not run: said once, not once per variant."""
     cells = [cell for one in variants.values() for cell in one.cells]
     return {
         cell.provider if cell.exporter != "torchscript" else "torchscript": cell.reason

@@ -1,32 +1,42 @@
-"""The sides of an experiment: its trained weights in PyTorch, and the ONNX files made of them.
+"""Open the sides of a comparison: an experiment's weights, its ONNX files, any file or bundle.
 
-Open the sides of a comparison, as one types them.
-
-`mnist-cnn` is PyTorch with the experiment's weights, `mnist-cnn:int8` one of its ONNX files,
-`model.onnx` any ONNX file and `bundles/mnist-cnn` a bundle; each ONNX one may end in `@PROVIDER`.
+`open_side` takes them as one types them: `mnist-cnn` is PyTorch with the experiment's weights,
+`mnist-cnn:int8` one of its ONNX files, `model.onnx` any ONNX file and `bundles/mnist-cnn` a bundle;
+each ONNX one may end in `@PROVIDER`.
 """
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
 
 from pipeline import layout
 from pipeline.config import params
 from pipeline.config.experiment import Experiment
-from pipeline.exporting import onnxmodel
-from pipeline.exporting.onnxfile_checks import load_foreign
-from pipeline.exporting.tokenizer import INPUT
-from pipeline.network.graph import load_graph
+from pipeline.exporting import onnxmodel, tokenizer
+from pipeline.exporting.checks import load_foreign
+from pipeline.network.graph import Graph, load_graph
 from pipeline.proof.sides import ModelSide, Side, WeightsSide, model_side
 from pipeline.records import ready
 from pipeline.stages.export import INPUTS
 from serving.bundles.bundle import open_bundle
-from serving.errors import IntegrityError, MissingInputError, UnknownNameError, UsageError
+from serving.errors import (
+    IntegrityError,
+    MissingInputError,
+    ModelError,
+    UnknownNameError,
+    UsageError,
+)
 from serving.files import require, sha256_of_file
 from serving.runtime.providers import PROVIDERS
 from serving.runtime.settings import Level
 from serving.runtime.tensors import TensorInfo
 
+Array = npt.NDArray[Any]
 BATCH = "batch"
 
 
@@ -40,7 +50,7 @@ def open_weights(weights: Path, data: Path, experiment: Experiment) -> WeightsSi
     axes = manifest.arrays["test_inputs.npy"].shape[1:]
     is_text = manifest.kind == "text"
     dtype = "object" if is_text else manifest.arrays["test_inputs.npy"].dtype
-    name = INPUT if is_text else INPUTS[manifest.kind]
+    name = tokenizer.INPUT if is_text else INPUTS[manifest.kind]
     info = TensorInfo(name=name, dtype=dtype, shape=(BATCH, *axes))
     # What it answers is known by asking for one row.
     row = np.array(ready.open_split(data, "test").inputs[:1])
@@ -72,6 +82,46 @@ def open_variant(
             f"`{again}` makes it anew"
         )
     return side
+
+
+def open_torchscript(weights: WeightsSide, example: Array, opset: int) -> ModelSide:
+    """The same weights by torch's older exporter, which shares nothing with the one that ships.
+
+    `example` is two raw rows. Raises FerryError when they cannot go that way.
+    """
+    model = torchscript_model(weights.graph, example, opset)
+    side = model_side("TorchScript", model.SerializeToString())
+    side.answer({side.inputs[0].name: example}, 1)
+    return side
+
+
+def torchscript_model(graph: Graph, example: Array, opset: int) -> onnx.ModelProto:
+    """A graph as an ONNX model by way of TorchScript; `example` is two raw rows.
+
+    Raises ModelError when the architecture cannot be exported that way.
+    """
+    name = INPUTS[graph.kind]
+    try:
+        with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet(), torch.no_grad():
+            path = Path(folder) / "model.onnx"
+            torch.onnx.export(
+                graph.eval(),
+                (graph.tensor(example),),
+                path,
+                dynamo=False,
+                opset_version=opset,
+                input_names=[name],
+                output_names=list(graph.head.outputs),
+                dynamic_axes={key: {0: BATCH} for key in (name, *graph.head.outputs)},
+            )
+            made = onnx.load(path)
+    # The errors of TorchScript have no base of their own but RuntimeError.
+    except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"TorchScript cannot export the model: {reason[:300]}") from error
+    if graph.kind == "text":
+        tokenizer.prepend(made, graph.vocabulary)
+    return made
 
 
 def open_side(spec: str, *, optimize: Level = "all") -> Side:

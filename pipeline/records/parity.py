@@ -1,8 +1,14 @@
-"""What `ferry parity` measured: the report of an experiment's variants, and of any two models."""
+"""What a comparison of two models found: of an experiment's variants, or of any two models.
+
+`ferry parity EXPERIMENT` writes a `ParityReport`; `ferry parity A B` and `ferry export --module`
+write a `PairReport`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from pipeline.config.experiment import GateConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,21 +23,6 @@ class NonFinite:
     def describe(self) -> str:
         """The finding in one line."""
         return f"{self.node} ({self.operator}) is the first to make {self.kind}, in {self.tensor}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """A gate; None does not look at a quantity."""
-
-    max_abs_diff: float | None
-    """Of any value of any output but the probabilities."""
-    max_probability_diff: float | None
-    min_snr_db: float | None
-    """Of any output, in decibels."""
-    flips: int | None
-    """Real ones: near-ties are told and not counted."""
-    accuracy_loss: float | None
-    batch_diff: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +69,8 @@ class OutputDifference:
     max_abs_diff: float
     max_abs_at: tuple[int, ...]
     """Row and column of it, or of the first value that is not finite; () where nothing differs."""
+    largest: float
+    """The largest absolute value that the reference answers."""
     max_rel_diff: float
     """Largest relative difference; values below 1 % of their row's largest are divided by that."""
     max_rel_at: tuple[int, ...]
@@ -129,6 +122,8 @@ class Flip:
 class Decisions:
     """The classes that both sides predict."""
 
+    output: str
+    """The one that decides: the logits or the probabilities, or another table of scores."""
     rows: int
     flips: int
     """Real ones, outside of near-ties."""
@@ -164,7 +159,8 @@ class Cell:
     passed: bool
     failures: tuple[str, ...]
     outputs: tuple[OutputDifference, ...]
-    decisions: Decisions | None
+    decisions: tuple[Decisions, ...]
+    """Of each output that decides; () where no class is predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +199,7 @@ class HostileRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opinion:
+class OnnxReferenceAnswer:
     """What `onnx.reference`, a second runtime, says to a sample of rows."""
 
     rows: int
@@ -245,11 +241,13 @@ class VariantParity:
     batch_diff: float
     """Largest difference of a value of one row between two batches."""
     batch_sizes: tuple[int, ...]
-    limits: Limits
+    limits: GateConfig
     failures: tuple[str, ...]
     """What is outside its limit, one line each."""
     first_divergence: Divergence | None
     first_nonfinite: NonFinite | None
+    notes: tuple[str, ...]
+    """What a reader of the figures should know."""
     sha256: str
     """Of the ONNX file that was compared."""
     zero_rows: str
@@ -258,7 +256,7 @@ class VariantParity:
     cells: tuple[Cell | SkippedCell, ...]
     batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]
-    opinion: Opinion
+    onnx_reference: OnnxReferenceAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +300,7 @@ class SideInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairReport:
-    """Any two models on any rows, as `ferry parity A B --data ROWS` leaves it."""
+    """Any two models on any rows; the reference may be a module of PyTorch."""
 
     reference: SideInfo
     other: SideInfo

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import onnx
 
 from pipeline import tracking
-from pipeline.bundling.proof import Proof, gates_of, read_proof
+from pipeline.bundling.proof import ParityProof, gates_of, read_proof
 from pipeline.config.experiment import BundleConfig, Experiment
 from pipeline.errors import GateError
-from pipeline.exporting.onnxfile_checks import load_foreign
+from pipeline.exporting.checks import load_foreign
 from pipeline.exporting.tokenizer import known_words
 from pipeline.proof.rows import open_rows
 from pipeline.records import ReportFiles, read, ready, write
@@ -34,7 +34,7 @@ from pipeline.records.train import TrainReport
 from serving.bundles.bundle import FOREIGN, ModelOrigin
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, write_bundle
-from serving.drift.training_data import reference_of
+from serving.drift.quantities import reference_of
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
@@ -323,7 +323,7 @@ def _classes(answers: dict[str, Array]) -> int | None:
     return int(next(iter(tables.values())).shape[1]) if len(tables) == 1 else None
 
 
-def _tolerance(proof: Proof, answers: Sequence[Array]) -> float:
+def _tolerance(proof: ParityProof, answers: Sequence[Array]) -> float:
     """What a device may be off: what the gate allowed, or a part of the largest output."""
     largest = [
         float(np.abs(one.astype(np.float64)).max(initial=0))

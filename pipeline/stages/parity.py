@@ -14,9 +14,8 @@ import numpy as np
 from pipeline import tracking
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
-from pipeline.exporting import torchscript
-from pipeline.proof.compare import Plan, Way
-from pipeline.proof.gate import SHIPPED
+from pipeline.proof.differences import DecisionRule
+from pipeline.proof.gate import QUANTITIES, SHIPPED
 from pipeline.proof.measure import Kept, sample
 from pipeline.proof.pair import (
     explained,
@@ -24,30 +23,21 @@ from pipeline.proof.pair import (
     prove_with_progress,
     refuse_failures,
 )
+from pipeline.proof.prove import ParityPlan, Way
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
 from pipeline.proof.tables import ulps
-from pipeline.proof.variants import open_variant, open_weights
+from pipeline.proof.variants import open_torchscript, open_variant, open_weights
 from pipeline.records import ReportFiles, write
-from pipeline.records.parity import Cell, Limits, ParityReport, VariantParity
+from pipeline.records.parity import Cell, ParityReport, VariantParity
 from pipeline.stages.page import figures
 from serving.errors import FerryError, ModelError, ProviderError
 from serving.runtime.session import probe, usable_providers
 
 FP32 = "fp32"
 RECORDED = (
-    "accuracy",
-    "flips",
-    "near_ties",
-    "accuracy_loss",
-    "mcnemar_p",
-    "max_abs_diff",
-    "max_rel_diff",
-    "max_probability_diff",
-    "snr_db",
-    "batch_diff",
-    "hostile_max_abs_diff",
-    "nonfinite",
+    *(quantity.name for quantity in QUANTITIES),
+    *("accuracy", "near_ties", "mcnemar_p", "max_rel_diff", "hostile_max_abs_diff", "nonfinite"),
 )
 """Figures of a variant that MLflow keeps beside those of its cells."""
 
@@ -123,10 +113,13 @@ def _check_config(experiment: Experiment) -> None:
     no_class = experiment.train.loss == "mean_squared_error"
     for variant in ("fp32", "fp16", "int8"):
         gate = config.gate(variant)
-        for key, limit in (("flips", gate.flips), ("accuracy_loss", gate.accuracy_loss)):
-            if (limit is None) != no_class:
+        for quantity in QUANTITIES:
+            limit = quantity.allowed(gate)
+            if quantity.of_classes and (limit is None) != no_class:
                 wanted = "null: no class is predicted" if no_class else "a number"
-                raise ConfigError(f"{where}.{variant}.{key} must be {wanted}, got {limit}")
+                raise ConfigError(
+                    f"{where}.{variant}.{quantity.limit} must be {wanted}, got {limit}"
+                )
 
 
 def _providers() -> dict[str, str | None]:
@@ -145,13 +138,13 @@ def _variant(
     experiment: Experiment,
 ) -> VariantParity:
     config = experiment.parity
-    plan = Plan(
-        limits=Limits(**asdict(config.gate(name))),
-        near=2 * (config.fp32.max_abs_diff or 0.0),
+    plan = ParityPlan(
+        limits=config.gate(name),
+        rule=DecisionRule(near=2 * (config.fp32.max_abs_diff or 0.0)),
         batch_sizes=config.batch_sizes,
         levels=config.levels,
         sample=sample(len(kept.rows), config.sample_rows, config.seed),
-        opinion_rows=config.reference_rows,
+        onnx_reference_rows=config.reference_rows,
         hostile=True,
     )
     ways = [Way(exporter="dynamo", provider="cpu", side=side, ships=True)]
@@ -175,19 +168,17 @@ def _second_exporter(reference: WeightsSide, rows: Rows, experiment: Experiment)
     """The weights by way of TorchScript, or why they cannot go that way."""
     example = np.array(next(iter(rows.slice(0, 2).values())))
     try:
-        model = torchscript.to_onnx(reference.graph, example, experiment.export.opset)
-        side = model_side("TorchScript", model.SerializeToString())
-        side.answer({side.inputs[0].name: example}, 1)
+        return open_torchscript(reference, example, experiment.export.opset)
     except FerryError as error:
         return str(error)
-    return side
 
 
 def _reference_accuracy(variants: Mapping[str, VariantParity]) -> float | None:
     cells = [cell for one in variants.values() for cell in one.cells if isinstance(cell, Cell)]
-    known = [cell for cell in cells if cell.decisions is not None]
-    whole = max(known, key=lambda cell: cell.rows, default=None)
-    return whole.decisions.reference_accuracy if whole and whole.decisions else None
+    whole = max(
+        (cell for cell in cells if cell.decisions), key=lambda cell: cell.rows, default=None
+    )
+    return whole.decisions[0].reference_accuracy if whole else None
 
 
 def _record(report: ParityReport, *, track: bool) -> None:
@@ -206,6 +197,6 @@ def _record(report: ParityReport, *, track: bool) -> None:
 def _cell_metrics(name: str, cell: Cell) -> dict[str, float]:
     way = f"{name}.{cell.exporter}.{cell.provider}.{cell.level}.b{cell.batch_size}"
     found = {f"{way}.{one.output}.max_abs_diff": one.max_abs_diff for one in cell.outputs}
-    if cell.decisions is not None:
-        found[f"{way}.flips"] = float(cell.decisions.flips)
+    if cell.decisions:
+        found[f"{way}.flips"] = float(max(one.flips for one in cell.decisions))
     return found

@@ -12,6 +12,7 @@ import jinja2
 
 from pipeline import layout
 from pipeline.config.experiment import Params
+from pipeline.proof.gate import QUANTITIES, GateQuantity
 from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.published import short_revision
@@ -180,42 +181,24 @@ def _unseen(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
 
 
 def _gate_lines(parity: VariantParity) -> tuple[GateLine, ...]:
-    found, limits = parity, parity.limits
-    lines = (
-        ("largest difference", found.max_abs_diff, limits.max_abs_diff, ".1e"),
-        ("of a probability", found.max_probability_diff, limits.max_probability_diff, ".1e"),
-        ("real flips", found.flips, limits.flips, "d"),
-        ("accuracy lost, points", found.accuracy_loss, limits.accuracy_loss, ".2f"),
-        ("difference between batch sizes", found.batch_diff, limits.batch_diff, ".1e"),
+    return tuple(
+        _gate_line(quantity, measured, limit)
+        for quantity in QUANTITIES
+        if (measured := quantity.measured(parity)) is not None
+        and (limit := quantity.allowed(parity.limits)) is not None
     )
-    small = [
-        _line(quantity, measured, limit, form)
-        for quantity, measured, limit, form in lines
-        if measured is not None and limit is not None
-    ]
-    return (*small, *_signal(found.snr_db, limits.min_snr_db))
 
 
-def _signal(snr_db: float | None, limit: float | None) -> Iterator[GateLine]:
-    """The one quantity that must be large."""
-    if snr_db is not None and limit is not None:
-        yield GateLine(
-            quantity="signal to noise",
-            measured=f"{snr_db:.0f} dB",
-            limit=f"at least {limit:g} dB",
-            part=min(limit / snr_db, 1.0) if snr_db > 0 else 1.0,
-            met=snr_db >= limit,
-        )
-
-
-def _line(quantity: str, measured: float, limit: float, form: str) -> GateLine:
-    part = measured / limit if limit else float(measured > 0)
+def _gate_line(quantity: GateQuantity, measured: float, limit: float) -> GateLine:
+    small, large = (limit, measured) if quantity.least else (measured, limit)
+    part = small / large if large > 0 else float(quantity.least or measured > 0)
+    bound = "at least" if quantity.least else "of"
     return GateLine(
-        quantity=quantity,
-        measured=format(measured, form) if measured else "0",
-        limit=f"of {format(limit, form)}",
+        quantity=quantity.title,
+        measured=quantity.text(measured) if measured else "0",
+        limit=f"{bound} {quantity.text(limit)}",
         part=min(max(part, 0.0), 1.0),
-        met=measured <= limit,
+        met=quantity.met(measured, limit),
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import tries
 
 from pipeline import layout
+from pipeline.config.experiment import GateConfig
 from pipeline.records.parity import (
     BatchDifference,
     Cell,
@@ -16,9 +17,8 @@ from pipeline.records.parity import (
     Divergence,
     Flip,
     HostileRow,
-    Limits,
     McNemar,
-    Opinion,
+    OnnxReferenceAnswer,
     OutputDifference,
     Quantile,
     SkippedCell,
@@ -125,6 +125,7 @@ def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int =
             nonfinite=0,
             max_abs_diff=worst,
             max_abs_at=(812, 7),
+            largest=20.0,
             max_rel_diff=1e-5,
             max_rel_at=(1, 2),
             mean_abs_diff=1e-7,
@@ -139,6 +140,7 @@ def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int =
         for row in range(flips)
     )
     decisions = Decisions(
+        output="logits",
         rows=360,
         flips=flips,
         near_ties=1,
@@ -160,7 +162,7 @@ def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int =
         passed=not failures,
         failures=failures,
         outputs=(output("logits", diff), output("probabilities", diff / 10)),
-        decisions=decisions,
+        decisions=(decisions,),
     )
 
 
@@ -194,7 +196,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         nonfinite=0,
         batch_diff=2e-6,
         batch_sizes=(1, 7, 256),
-        limits=Limits(
+        limits=GateConfig(
             max_abs_diff=1e-4,
             max_probability_diff=1e-3,
             min_snr_db=50.0,
@@ -205,13 +207,14 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         failures=failures,
         first_divergence=None if passed else node,
         first_nonfinite=None,
+        notes=(),
         sha256=MODEL,
         zero_rows="answered 0 rows",
         hostile_max_abs_diff=2e-6,
         cells=(cell(diff=diff, flips=flips, failures=failures), cuda),
         batches=(BatchDifference(max_abs_diff=2e-6, where="alone and last of 7", rows=16),),
         hostile=(HostileRow(name="zeros", passed=True, max_abs_diff=2e-6, limit=1e-4, message=""),),
-        opinion=Opinion(rows=4, to_reference=1e-6, to_model=2e-6, skipped=None),
+        onnx_reference=OnnxReferenceAnswer(rows=4, to_reference=1e-6, to_model=2e-6, skipped=None),
     )
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import sample_metrics
 from click.testing import CliRunner
 from small_onnx import FLOAT, model, node
 
 from pipeline.cli import ferry
+from pipeline.config.experiment import GateConfig
 from pipeline.errors import GateError
-from pipeline.records.module import ModuleReport
-from pipeline.records.parity import Limits, PairReport
+from pipeline.records.parity import PairReport, SideInfo
 from pipeline.stages.bundle import bundle_file
 from pipeline.tracking.runs import experiment_of
 from serving import open_model
@@ -31,7 +32,7 @@ from serving.measuring.bench import BenchOptions, bench
 
 GOLDEN_ROWS = 16
 ROWS = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
-LIMITS = Limits(
+LIMITS = GateConfig(
     max_abs_diff=1e-4,
     max_probability_diff=None,
     min_snr_db=None,
@@ -172,34 +173,18 @@ def test_a_model_of_one_batch_size(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == len(ROWS) + 1, done.stderr
 
 
-def module_proof(path: Path, **changes: object) -> None:
+def module_proof(path: Path) -> None:
     """What `ferry export --module` leaves beside its model."""
-    report = ModuleReport(
-        module="nets.small:build",
-        model=path.name,
-        bytes=path.stat().st_size,
-        sha256=sha256_of_file(path),
-        parameters=12,
-        weights_sha256="3" * 64,
-        torch="2",
-        opset=18,
-        ir_version=8,
-        nodes=2,
-        inputs=("rows float32 [n, 3]",),
-        export_seconds=1.0,
+    limits = GateConfig.only(max_abs_diff=2e-4, max_probability_diff=2e-4, batch_diff=2e-4, flips=0)
+    report = PairReport(
+        reference=SideInfo(name="nets.small:build", sha256="3" * 64),
+        other=SideInfo(name=path.name, sha256=sha256_of_file(path)),
         data="rows.npy",
         rows=40,
-        batch_sizes=(1, 7),
-        limit=2e-4,
         passed=True,
-        max_abs_diff=1e-6,
-        flips=0,
-        outputs=(),
-        failures=(),
-        first_divergence=None,
-        notes=(),
+        result=replace(sample_metrics.variant(), limits=limits),
     )
-    write_json(path.with_suffix(".json"), replace(report, **changes))  # type: ignore[arg-type]
+    write_json(path.with_suffix(".json"), report)
 
 
 def test_the_report_of_an_export_is_a_proof_too(tmp_path: Path) -> None:
@@ -208,7 +193,8 @@ def test_the_report_of_an_export_is_a_proof_too(tmp_path: Path) -> None:
     manifest = read_manifest(bundled(path))
     assert manifest.golden.max_abs_diff == 2e-4
     assert manifest.source.weights_sha256 == "3" * 64
-    assert set(manifest.parity) == {"max_abs_diff", "flips"}
+    gates = {"max_abs_diff", "max_probability_diff", "flips", "batch_diff"}
+    assert set(manifest.parity) == gates
 
 
 def test_predictions_are_tracked_under_the_bundles_name(proven: Path) -> None:
@@ -292,12 +278,6 @@ def test_a_proof_that_failed(proven: Path) -> None:
     raw["result"]["failures"] = ["9 flips, limit 0"]
     report.write_text(json.dumps(raw))
     assert "did not pass its gate, so it is not bundled: 9 flips" in refused(proven, GateError)
-
-
-def test_an_export_that_failed(tmp_path: Path) -> None:
-    path = kept(tmp_path, net())
-    module_proof(path, passed=False, failures=("logits is off",))
-    assert "logits is off" in refused(path, GateError)
 
 
 def test_a_spoilt_proof_is_one_line(proven: Path) -> None:

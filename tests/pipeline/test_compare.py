@@ -13,21 +13,23 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
 from pipeline.cli import ferry
+from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
-from pipeline.proof.compare import Plan, Way, asked_rows, prove
-from pipeline.proof.gate import failures
+from pipeline.proof.differences import DecisionRule
+from pipeline.proof.gate import Evidence, failures
 from pipeline.proof.measure import keep, measure
 from pipeline.proof.pair import compare, refuse_failures
+from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide
 from pipeline.proof.tables import cell_lines, facts, pair_table
 from pipeline.records import read
-from pipeline.records.parity import Cell, Limits, PairReport, SkippedCell
+from pipeline.records.parity import Cell, PairReport, SkippedCell
 from serving.errors import InputError
 from serving.files import write_json
 from serving.runtime.tensors import TensorInfo
 
-LIMITS = Limits(
+LIMITS = GateConfig(
     max_abs_diff=1e-4,
     max_probability_diff=1e-4,
     min_snr_db=None,
@@ -35,11 +37,12 @@ LIMITS = Limits(
     accuracy_loss=0.0,
     batch_diff=1e-4,
 )
+EXACT = DecisionRule(near=0.0)
 LOOSE = replace(LIMITS, max_abs_diff=1e3, max_probability_diff=None, flips=1000)
 
 
 def pair(
-    reference: ModelSide, other: ModelSide, rows: Rows | None = None, limits: Limits = LIMITS
+    reference: ModelSide, other: ModelSide, rows: Rows | None = None, limits: GateConfig = LIMITS
 ) -> PairReport:
     return compare(
         reference, other, rows or small.rows(), limits=limits, batch_sizes=(1, 7, 64), hostile=False
@@ -76,7 +79,7 @@ def test_planted_flips_are_counted_named_and_failed() -> None:
     result = report.result
     assert not report.passed
     assert result.flips == len(expected) > 5
-    named = [flip.row for flip in result.cells[0].decisions.named]  # type: ignore[union-attr]
+    named = [flip.row for flip in result.cells[0].decisions[0].named]  # type: ignore[union-attr]
     assert named == expected[:20].tolist()
     assert any(message.startswith("5.0e-01 at logits[") for message in result.failures)
     assert f"{len(expected)} flips, limit 0" in result.failures
@@ -162,7 +165,7 @@ def test_answers_of_another_shape_are_refused() -> None:
 
     kept = keep(Wide([]), small.rows(9, labelled=False), ignored)
     with pytest.raises(InputError) as caught:
-        measure(kept, Narrow([], name="narrow"), np.arange(9), (4,), 0.0, ignored)
+        measure(kept, Narrow([], name="narrow"), np.arange(9), (4,), EXACT, ignored)
     assert str(caught.value) == (
         "narrow answers values as [9, 10], the other side as [9, 996]: they cannot be compared"
     )
@@ -173,7 +176,7 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
     side, rows = Wide([]), small.rows(40_000, labelled=False)
     tracemalloc.start()
     kept = keep(side, rows, ignored)
-    (measured,), spread = measure(kept, side, np.arange(40_000), (64,), 0.0, ignored)
+    (measured,), spread = measure(kept, side, np.arange(40_000), (64,), EXACT, ignored)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert measured.outputs[0].values == 40_000 * 996
@@ -189,20 +192,20 @@ def test_a_sample_keeps_the_numbers_of_its_rows() -> None:
     kept = keep(reference, rows, ignored)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     numbers = np.array([5, 90, 199])
-    (measured,), _ = measure(kept, off, numbers, (2,), 0.0, ignored)
+    (measured,), _ = measure(kept, off, numbers, (2,), EXACT, ignored)
     assert measured.rows == 3
     assert measured.outputs[0].max_abs_at[0] in numbers
     assert measured.outputs[0].max_abs_diff == pytest.approx(3, abs=1e-5)
 
 
-def plan(rows: int, sample: int, **changes: object) -> Plan:
-    made = Plan(
+def plan(rows: int, sample: int, **changes: object) -> ParityPlan:
+    made = ParityPlan(
         limits=LIMITS,
-        near=2e-4,
+        rule=DecisionRule(near=2e-4),
         batch_sizes=(1, 7, 64),
         levels=("none", "all"),
         sample=np.arange(sample),
-        opinion_rows=2,
+        onnx_reference_rows=2,
         hostile=True,
     )
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -274,9 +277,13 @@ def test_accuracy_is_not_judged_on_a_sample() -> None:
         for one in prove(side, kept, [off], plan(100, 100, limits=loose), ignored).cells
         if isinstance(one, Cell)
     ]
-    assert any("points of accuracy lost" in message for message in failures([lost], 100, loose))
-    assert not list(failures([lost], 10_000, loose))
-    assert not list(failures([cell], 100, loose))
+
+    def outside(one: Cell, rows: int) -> list[str]:
+        return list(failures(Evidence(cells=[one], rows=rows), loose))
+
+    assert any("points of accuracy lost" in message for message in outside(lost, 100))
+    assert not outside(lost, 10_000)
+    assert not outside(cell, 100)
 
 
 def test_the_way_is_told_where_it_is_not_the_one_that_ships() -> None:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from pipeline import datasets, models
 from pipeline.cli import ferry
 from pipeline.config import reading
-from pipeline.config.experiment import Experiment, ModelConfig, Params
-from pipeline.config.params import check, load, resolve
+from pipeline.config.experiment import BundleConfig, Experiment, ModelConfig, Params
+from pipeline.config.params import check, load, resolve, stage_defaults
 from pipeline.errors import ConfigError
 from pipeline.stages.train import train
 from serving.errors import MissingInputError, UnknownNameError
@@ -635,3 +635,40 @@ def test_the_registries_of_ferry() -> None:
     params = load(ROOT / "params.yaml")
     assert set(params.datasets) <= set(datasets.names())
     assert {e.model.name for e in params.experiments.values()} <= set(models.names())
+
+
+# Models that are no experiment's
+
+
+def golden_rows_of_a_file() -> int:
+    return stage_defaults("bundle", BundleConfig).golden_rows
+
+
+def test_a_file_takes_the_defaults_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    assert "golden_rows: 16}" in text
+    (tmp_path / "params.yaml").write_text(text.replace("golden_rows: 16}", "golden_rows: 7}"))
+    monkeypatch.chdir(tmp_path)
+    assert golden_rows_of_a_file() == 7
+
+
+@pytest.mark.parametrize("other", [None, "epochs: 1e-3\nlayers: &a [1]\nmore: *a\n"])
+def test_outside_of_a_project_a_file_takes_those_of_ferry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str | None
+) -> None:
+    if other is not None:
+        (tmp_path / "params.yaml").write_text(other)
+    monkeypatch.chdir(tmp_path)
+    assert golden_rows_of_a_file() == 16
+
+
+def test_a_default_that_is_left_to_the_experiments_is_missed_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace(", golden_rows: 16}", "}"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"defaults\.bundle\.golden_rows is missing"):
+        golden_rows_of_a_file()

@@ -1,4 +1,4 @@
-"""Differences: the streamed figures against numpy over everything at once."""
+"""Differences and decisions: the streamed figures are those of numpy and scipy over everything."""
 
 import math
 
@@ -6,10 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from pipeline.proof.differences import Differences, ulp_bins, units_in_the_last_place
-from pipeline.records.parity import OutputDifference
+from pipeline.proof.differences import (
+    DecisionCount,
+    DecisionRule,
+    Differences,
+    margins,
+    mcnemar,
+    predicted,
+    scores_of,
+    ulp_bins,
+    units_in_the_last_place,
+    wilson,
+)
+from pipeline.records.parity import Decisions, OutputDifference
 
+NEAR = 2e-4
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -33,17 +46,17 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_figures_are_those_of_numpy(pair: tuple[np.ndarray, np.ndarray]) -> None:
     wanted, found = pair
-    message = report(wanted, found)
+    figures = report(wanted, found)
     left, right = wanted.astype(np.float64), found.astype(np.float64)
     errors = np.abs(left - right)
-    assert message.values == 5000
-    assert message.max_abs_diff == errors.max()
-    assert message.max_abs_at == np.unravel_index(errors.argmax(), errors.shape)
-    assert message.mean_abs_diff == pytest.approx(errors.mean(), rel=1e-12)
-    assert message.snr_db == pytest.approx(10 * np.log10((left**2).sum() / (errors**2).sum()))
+    assert figures.values == 5000
+    assert figures.max_abs_diff == errors.max()
+    assert figures.max_abs_at == np.unravel_index(errors.argmax(), errors.shape)
+    assert figures.mean_abs_diff == pytest.approx(errors.mean(), rel=1e-12)
+    assert figures.snr_db == pytest.approx(10 * np.log10((left**2).sum() / (errors**2).sum()))
     cosine = (left * right).sum() / np.linalg.norm(left) / np.linalg.norm(right)
-    assert message.cosine == pytest.approx(cosine, abs=1e-14)
-    assert sum(message.ulps) == 5000
+    assert figures.cosine == pytest.approx(cosine, abs=1e-14)
+    assert sum(figures.ulps) == 5000
 
 
 def test_the_quantiles_are_at_most_one_percent_too_large(
@@ -68,27 +81,27 @@ def test_the_order_and_the_pieces_do_not_matter(pair: tuple[np.ndarray, np.ndarr
 def test_relative_differences_do_not_divide_by_next_to_nothing() -> None:
     wanted = np.array([[100.0, 0.0, 10.0], [1.0, 1.0, 1e-9]], np.float32)
     found = np.array([[100.0, 0.5, 10.0], [1.0, 1.1, 2e-9]], np.float32)
-    message = report(wanted, found)
+    figures = report(wanted, found)
     # 0.5 beside 100 is divided by 1, a hundredth of it; 0.1 by its own 1.
-    assert message.max_rel_diff == pytest.approx(0.5)
-    assert message.max_rel_at == (0, 1)
+    assert figures.max_rel_diff == pytest.approx(0.5)
+    assert figures.max_rel_at == (0, 1)
 
 
 def test_a_row_of_zeros_still_gives_a_number() -> None:
-    message = report(np.zeros((2, 3), np.float32), np.full((2, 3), 0.25, np.float32))
-    assert math.isfinite(message.max_rel_diff)
-    assert message.snr_db is not None
-    assert message.snr_db < -1000
-    assert message.cosine is None
+    figures = report(np.zeros((2, 3), np.float32), np.full((2, 3), 0.25, np.float32))
+    assert math.isfinite(figures.max_rel_diff)
+    assert figures.snr_db is not None
+    assert figures.snr_db < -1000
+    assert figures.cosine is None
 
 
 def test_what_does_not_differ_has_no_noise() -> None:
     same = np.ones((4, 2), np.float32)
-    message = report(same, same)
-    assert message.snr_db is None
-    assert message.max_abs_at == ()
-    assert message.ulps == (8,)
-    assert {one.diff for one in message.quantiles} == {0.0}
+    figures = report(same, same)
+    assert figures.snr_db is None
+    assert figures.max_abs_at == ()
+    assert figures.ulps == (8,)
+    assert {one.diff for one in figures.quantiles} == {0.0}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -99,12 +112,12 @@ def test_what_is_no_number_is_the_worst(bad: float, where: str) -> None:
         wanted[21, 2] = bad
     if where != "wanted":
         found[21, 2] = bad
-    message = report(wanted, found)
-    assert message.nonfinite == 1
-    assert message.max_abs_at == (21, 2)
-    assert message.max_abs_diff == 0.5
-    assert message.mean_abs_diff == pytest.approx(0.5)
-    assert sum(message.ulps) == 119
+    figures = report(wanted, found)
+    assert figures.nonfinite == 1
+    assert figures.max_abs_at == (21, 2)
+    assert figures.max_abs_diff == 0.5
+    assert figures.mean_abs_diff == pytest.approx(0.5)
+    assert sum(figures.ulps) == 119
 
 
 def test_rows_keep_their_own_numbers() -> None:
@@ -165,14 +178,14 @@ def test_bins_double() -> None:
 
 
 def test_whole_numbers_and_texts_are_compared_too() -> None:
-    message = report(np.array([3, 200], np.uint8), np.array([5, 199], np.uint8))
-    assert message.max_abs_diff == 2
-    assert message.ulps == (0, 1, 1)
-    message = report(np.array(["a", "b"], object), np.array(["a", "c"], object))
-    assert message.max_abs_diff == 1
-    assert message.max_abs_at == (1,)
-    message = report(np.array([True, False]), np.array([True, True]))
-    assert message.max_abs_diff == 1
+    figures = report(np.array([3, 200], np.uint8), np.array([5, 199], np.uint8))
+    assert figures.max_abs_diff == 2
+    assert figures.ulps == (0, 1, 1)
+    figures = report(np.array(["a", "b"], object), np.array(["a", "c"], object))
+    assert figures.max_abs_diff == 1
+    assert figures.max_abs_at == (1,)
+    figures = report(np.array([True, False]), np.array([True, True]))
+    assert figures.max_abs_diff == 1
 
 
 def test_the_memory_does_not_grow_with_the_rows() -> None:
@@ -189,3 +202,190 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
     assert differences.report().values == 20_000_000
     # Twenty million values of each side are 160 MB; about a million are looked at at a time.
     assert peak < 160 * 2**20
+
+
+# What two classifiers decide
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
+def answers(logits: np.ndarray) -> dict[str, np.ndarray]:
+    return {"logits": logits, "probabilities": softmax(logits)}
+
+
+def decide(
+    wanted: np.ndarray, found: np.ndarray, labels: np.ndarray | None = None, step: int = 7
+) -> Decisions:
+    count = DecisionCount("logits", NEAR)
+    for start in range(0, len(wanted), step):
+        piece = slice(start, start + step)
+        known = None if labels is None else labels[piece]
+        numbers = np.arange(start, min(start + step, len(wanted)))
+        count.add(answers(wanted[piece]), answers(found[piece]), numbers, known)
+    return count.report()
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    return 3 * np.random.default_rng(3).standard_normal((100, 4))
+
+
+def test_nothing_flips_where_nothing_differs(logits: np.ndarray) -> None:
+    decisions = decide(logits, logits)
+    assert (decisions.rows, decisions.flips, decisions.near_ties) == (100, 0, 0)
+    assert decisions.named == ()
+    assert decisions.classes == {}
+    assert decisions.accuracy is None
+    assert decisions.mcnemar is None
+
+
+def test_a_planted_flip_is_named(logits: np.ndarray) -> None:
+    found = logits.copy()
+    before = int(logits[41].argmax())
+    after = (before + 1) % 4
+    found[41, after] = logits[41].max() + 1
+    decisions = decide(logits, found, labels=logits.argmax(1))
+    assert decisions.flips == 1
+    assert decisions.near_ties == 0
+    (flip,) = decisions.named
+    assert (flip.row, flip.reference, flip.other) == (41, before, after)
+    assert flip.label == before
+    two = np.sort(logits[41])[-2:]
+    assert flip.margin == pytest.approx(two[1] - two[0])
+    assert decisions.classes == {str(before): 1}
+
+
+def test_a_near_tie_that_flips_is_told_and_not_counted(logits: np.ndarray) -> None:
+    logits[12] = [1.0, 1.0 + 1.5e-4, 0.0, 0.0]
+    found = logits.copy()
+    found[12, 0] += 3e-4
+    decisions = decide(logits, found)
+    assert decisions.flips == 0
+    assert decisions.near_ties == 1
+    assert decisions.near_tie_rows == 1
+    assert decisions.named[0].near_tie
+    logits[12, 1] = 1.0 + 2.5e-4  # beyond the margin, the same change is a real flip
+    assert decide(logits, found).flips == 1
+
+
+def test_a_near_tie_that_holds_is_counted_among_the_rows(logits: np.ndarray) -> None:
+    logits[[3, 5]] = [2.0, 2.0 + 1e-5, 0.0, 0.0]
+    decisions = decide(logits, logits)
+    assert decisions.near_tie_rows == 2
+    assert decisions.near_ties == 0
+
+
+def test_an_answer_that_is_no_number_is_a_real_flip(logits: np.ndarray) -> None:
+    reference = logits.copy()
+    reference[8] = [1.0, 5.0, 0.0, 0.0]
+    found = reference.copy()
+    found[8] = np.nan
+    assert decide(reference, found).flips == 1
+    # The other way round the margin is no number either, and no excuse.
+    decisions = decide(found, reference)
+    assert decisions.flips == 1
+    assert decisions.named[0].margin is None
+
+
+def test_all_are_counted_and_some_are_named() -> None:
+    logits = np.tile([3.0, 0.0], (500, 1))
+    decisions = decide(logits, -logits)
+    assert decisions.flips == 500
+    assert [flip.row for flip in decisions.named] == list(range(20))
+    assert decisions.classes == {"0": 500}
+
+
+def test_accuracy_and_what_was_lost_and_gained(logits: np.ndarray) -> None:
+    labels = logits.argmax(1)
+    labels[:10] = (labels[:10] + 1) % 4  # ten that the reference gets wrong
+    found = logits.copy()
+    for row in (0, 1, 2):  # three of them the other one gets right
+        found[row, labels[row]] = 50
+    for row in (50, 51, 52, 53, 54):  # and five more wrong
+        found[row, (labels[row] + 1) % 4] = 50
+    decisions = decide(logits, found, labels)
+    assert decisions.reference_accuracy == pytest.approx(0.90)
+    assert decisions.accuracy == pytest.approx(0.88)
+    assert decisions.mcnemar is not None
+    assert (decisions.mcnemar.lost, decisions.mcnemar.gained) == (5, 3)
+    assert decisions.mcnemar.p_value == pytest.approx(stats.binomtest(5, 8).pvalue)
+
+
+def test_one_logit_of_two_classes_has_twice_its_size_as_margin() -> None:
+    logits = np.array([[0.4], [-3.0], [1e-4]])
+    both = 1 / (1 + np.exp(np.concatenate([logits, -logits], axis=1)))
+    decisions = {"logits": logits, "probabilities": both}
+    assert margins(decisions).tolist() == pytest.approx([0.8, 6.0, 2e-4])
+    assert predicted(decisions).tolist() == [1, 0, 1]
+
+
+def test_a_logit_within_the_limit_of_zero_is_a_near_tie() -> None:
+    """Two answers within 1e-4 of each other can part only where the logit is below that."""
+    count = DecisionCount("logits", NEAR)
+    before = np.array([[0.9e-4], [1.1e-4]])
+    after = np.array([[-0.1e-4], [-0.1e-4]])
+
+    def binary(logits: np.ndarray) -> dict[str, np.ndarray]:
+        classes = np.concatenate([-logits, logits], axis=1)
+        return {"logits": logits, "probabilities": 1 / (1 + np.exp(-classes))}
+
+    count.add(binary(before), binary(after), np.arange(2), None)
+    assert (count.flips, count.near_ties) == (1, 1)
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_the_interval_is_wilsons(count: int, more: int) -> None:
+    total = count + more
+    found = wilson(count, total)
+    # Wilson (1927), written out.
+    z, rate = stats.norm.ppf(0.975), count / total
+    middle = (rate + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * np.sqrt(rate * (1 - rate) / total + (z / (2 * total)) ** 2)
+    assert found.low == pytest.approx(max(0.0, middle - half), abs=1e-12)
+    assert found.high == pytest.approx(middle + half, abs=1e-12)
+
+
+def test_no_flip_of_few_rows_proves_little_and_of_none_nothing() -> None:
+    assert wilson(0, 20).high > 0.15
+    assert wilson(0, 10_000).high < 4e-4
+    assert (wilson(0, 0).low, wilson(0, 0).high) == (0, 1)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(lost: int, gained: int) -> None:
+    found = mcnemar(lost, gained)
+    if lost + gained:
+        # Both tails of a fair coin, which are alike.
+        tail = stats.binom.cdf(min(lost, gained), lost + gained, 0.5)
+        assert found.p_value == pytest.approx(min(1.0, 2 * tail))
+    else:
+        assert found.p_value == 1
+    assert mcnemar(gained, lost).p_value == pytest.approx(found.p_value)
+
+
+def test_which_outputs_decide() -> None:
+    table, one = np.zeros((3, 4), np.float32), np.zeros((3, 1), np.float32)
+    picture, row = np.zeros((3, 2, 2, 1), np.float32), np.zeros(3, np.float32)
+    both = {"logits": one, "probabilities": table}
+    assert scores_of(both, labelled=False) == both
+    assert scores_of({"logits": table, "hidden": picture}, labelled=False) == {"logits": table}
+    assert scores_of({"reconstruction": picture, "error": row}, labelled=True) is None
+    assert scores_of({"embedding": table}, labelled=False) is None
+    assert scores_of({"output": table, "ids": row}, labelled=True) == {"logits": table}
+    assert scores_of({"a": table, "b": table}, labelled=True) is None
+    assert scores_of({"logits": one}, labelled=False) is None
+
+
+def test_every_table_of_a_module_decides_with_a_margin_of_its_own() -> None:
+    rule = DecisionRule(near=1e-6, every_table=True)
+    table, row = np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
+    found = rule.scores({"hidden": table, "loss": row, "logits": table}, labelled=False)
+    assert {name: list(scores) for name, scores in found.items()} == {
+        "hidden": ["logits"],
+        "logits": ["logits"],
+    }
+    assert rule.margin(50.0) == 5e-5
+    assert DecisionRule(near=2e-4).margin(50.0) == 2e-4

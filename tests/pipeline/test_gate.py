@@ -1,35 +1,42 @@
 """The gate and the summary: which quantity fails where, in which words, and what is left alone."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import pytest
 import sample_metrics
 from sample_metrics import cell
 
-from pipeline.proof.gate import Evidence, accuracy_loss, failures, probabilities, summarize, values
+from pipeline.config.experiment import GateConfig
+from pipeline.proof.gate import (
+    QUANTITIES,
+    Evidence,
+    ModelEvidence,
+    accuracy_loss,
+    failures,
+    probabilities,
+    summarize,
+    values,
+)
 from pipeline.records.parity import (
     BatchDifference,
     Cell,
     HostileRow,
-    Limits,
-    Opinion,
+    OnnxReferenceAnswer,
     SkippedCell,
     VariantParity,
 )
 
-NOTHING = Limits(
-    max_abs_diff=None,
-    max_probability_diff=None,
-    min_snr_db=None,
-    flips=None,
-    accuracy_loss=None,
-    batch_diff=1e-4,
-)
+NOTHING = GateConfig.only(batch_diff=1e-4)
 ROWS = 360
 
 
+def outside(cells: Sequence[Cell], rows: int, limits: GateConfig) -> list[str]:
+    return list(failures(Evidence(cells=cells, rows=rows), limits))
+
+
 def describe(found: Cell, rows: int = ROWS, **limits: float) -> list[str]:
-    return list(failures([found], rows, replace(NOTHING, **limits)))
+    return outside([found], rows, replace(NOTHING, **limits))
 
 
 def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
@@ -79,17 +86,15 @@ def test_a_loss_of_accuracy_counts_on_the_whole_set_alone() -> None:
 
 def test_accuracy_that_is_not_known_is_not_lost() -> None:
     found = cell(diff=1e-9, flips=0)
-    assert found.decisions is not None
-    unknown = replace(found.decisions, accuracy=None, reference_accuracy=None)
-    assert accuracy_loss(replace(found, decisions=unknown)) is None
-    assert accuracy_loss(replace(found, decisions=None)) is None
+    unknown = replace(found.decisions[0], accuracy=None, reference_accuracy=None)
+    assert accuracy_loss(replace(found, decisions=(unknown,))) is None
+    assert accuracy_loss(replace(found, decisions=())) is None
     assert accuracy_loss(found) == pytest.approx(0.03)
 
 
 def test_a_gain_is_a_negative_loss() -> None:
     found = cell(diff=1e-9, flips=0)
-    assert found.decisions is not None
-    better = replace(found, decisions=replace(found.decisions, accuracy=0.9963))
+    better = replace(found, decisions=(replace(found.decisions[0], accuracy=0.9963),))
     assert accuracy_loss(better) == pytest.approx(-0.1)
     assert describe(better, accuracy_loss=0.0) == []
 
@@ -98,7 +103,7 @@ def test_the_worst_cell_is_the_one_that_is_named() -> None:
     mild = cell(diff=2e-4, flips=1)
     bad = replace(cell(diff=5e-4, flips=9), level="basic", provider="cuda")
     limits = replace(NOTHING, max_abs_diff=1e-4, flips=0)
-    assert list(failures([mild, bad], ROWS, limits)) == [
+    assert outside([mild, bad], ROWS, limits) == [
         "5.0e-04 at logits[812, 7] (cuda, optimization basic), limit 1.0e-04",
         "9 flips (cuda, optimization basic), limit 0",
     ]
@@ -110,23 +115,27 @@ def test_outputs_are_told_apart() -> None:
     assert [one.max_abs_diff for _, one in probabilities(cells)] == [1e-4, 2e-4]
 
 
-def evidence(*cells: Cell, **changes: object) -> Evidence:
-    made = Evidence(
+BATCHES = (BatchDifference(max_abs_diff=1e-6, where="alone and last of 7", rows=16),)
+
+
+def evidence(
+    *cells: Cell, batches: Sequence[BatchDifference] = BATCHES, **changes: object
+) -> ModelEvidence:
+    made = ModelEvidence(
+        evidence=Evidence(cells=cells, rows=ROWS, batches=batches),
         cells=cells,
-        counted=cells,
-        rows=ROWS,
         batch_sizes=(1, 256),
-        batches=(BatchDifference(max_abs_diff=1e-6, where="alone and last of 7", rows=16),),
         hostile=(),
         zero_rows="answered 0 rows",
         zero_rows_sane=True,
-        opinion=Opinion(rows=4, to_reference=0.0, to_model=0.0, skipped=None),
+        onnx_reference=OnnxReferenceAnswer(rows=4, to_reference=0.0, to_model=0.0, skipped=None),
+        notes=(),
         sha256="cd" * 32,
     )
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def summary(*cells: Cell, limits: Limits = NOTHING, **changes: object) -> VariantParity:
+def summary(*cells: Cell, limits: GateConfig = NOTHING, **changes: object) -> VariantParity:
     return summarize(evidence(*cells, **changes), limits)
 
 
@@ -184,7 +193,7 @@ def test_batches_hostile_rows_and_no_rows_fail_too() -> None:
 
 
 def test_a_model_without_classes_has_no_decisions_to_sum_up() -> None:
-    found = summary(replace(cell(diff=1e-6, flips=0), decisions=None))
+    found = summary(replace(cell(diff=1e-6, flips=0), decisions=()))
     assert (found.flips, found.near_ties, found.flip_rate) == (None, None, None)
     assert (found.accuracy, found.accuracy_loss, found.mcnemar_p) == (None, None, None)
 
@@ -215,4 +224,17 @@ def test_cells_that_were_skipped_are_kept_and_count_for_nothing() -> None:
 
 def test_the_samples_of_other_tests_are_such_a_summary() -> None:
     made = sample_metrics.variant(passed=False, diff=4e-3, flips=1)
-    assert list(failures([made.cells[0]], ROWS, made.limits)) == list(made.failures)  # type: ignore[list-item]
+    assert outside([made.cells[0]], ROWS, made.limits) == list(made.failures)  # type: ignore[list-item]
+
+
+def test_every_limit_of_a_gate_is_that_of_a_quantity() -> None:
+    """A limit that nothing looks at would be met by anything."""
+    assert {one.limit for one in QUANTITIES} == {one.name for one in fields(GateConfig)}
+    assert {one.name for one in QUANTITIES} <= {one.name for one in fields(VariantParity)}
+
+
+def test_flips_of_another_table_name_it() -> None:
+    found = cell(diff=1e-9, flips=0)
+    other = replace(found.decisions[0], output="hidden.0", flips=3)
+    both = replace(found, decisions=(*found.decisions, other))
+    assert describe(both, flips=2) == ["3 flips of hidden.0, limit 2"]

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from pipeline.proof.empty import ask_nothing
 from pipeline.proof.hostile import hostile_feeds, hostile_rows, zero_rows
 from pipeline.proof.measure import beside_others, sample
-from pipeline.proof.onnx_reference import third_opinion
+from pipeline.proof.prove import ask_onnx_reference
 from pipeline.proof.rows import Rows
 from serving.errors import InputError
 from serving.runtime.tensors import TensorInfo
@@ -230,20 +230,20 @@ def test_a_sample_is_seeded_sorted_and_without_repeats() -> None:
     assert sample(5, 64, 1).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_third_opinion_agrees_with_both() -> None:
+def test_onnx_reference_agrees_with_both() -> None:
     side = small.side(small.linear())
-    found = third_opinion(side, side, small.rows(3).slice(0, 3))
+    found = ask_onnx_reference(side, side, small.rows(3).slice(0, 3))
     assert found.skipped is None
     assert found.rows == 3
     assert found.to_model is not None
     assert found.to_model < 1e-5
 
 
-def test_a_third_opinion_tells_a_wrong_runtime_from_a_wrong_model() -> None:
+def test_onnx_reference_tells_a_wrong_runtime_from_a_wrong_model() -> None:
     """The file means one thing, and its runtime and the reference answer another."""
     side = small.side(small.linear())
     lying = replace(side, content=small.linear(small.weights() * 2).SerializeToString())
-    found = third_opinion(side, lying, small.rows(3).slice(0, 3))
+    found = ask_onnx_reference(side, lying, small.rows(3).slice(0, 3))
     assert found.to_model is not None
     assert found.to_model > 0.5
     assert found.to_reference == pytest.approx(found.to_model)
@@ -261,7 +261,7 @@ def test_what_numpy_lacks_is_told() -> None:
         domains=["com.microsoft"],
     )
     side = small.side(made)
-    found = third_opinion(side, side, small.rows(3).slice(0, 3))
+    found = ask_onnx_reference(side, side, small.rows(3).slice(0, 3))
     assert found.to_model is None
     assert found.skipped is not None
     assert found.skipped.startswith("onnx.reference cannot run it: ")
@@ -269,7 +269,7 @@ def test_what_numpy_lacks_is_told() -> None:
 
 
 def test_pytorch_has_no_operators_to_ask() -> None:
-    found = third_opinion(Answering({}), Answering({}), EXAMPLE)
+    found = ask_onnx_reference(Answering({}), Answering({}), EXAMPLE)
     assert found.skipped == "answering is no ONNX model"
 
 

@@ -8,7 +8,7 @@ from pipeline.proof.tables import cell_lines, facts, notes, pair_table, parity_t
 from pipeline.records.parity import (
     HostileRow,
     NonFinite,
-    Opinion,
+    OnnxReferenceAnswer,
     PairReport,
     ParityReport,
     SideInfo,
@@ -84,16 +84,18 @@ def test_what_is_remarkable_is_told_and_the_rest_is_not() -> None:
             ),
         ),
         zero_rows="ends the process with SIGABRT",
-        opinion=Opinion(rows=4, to_reference=None, to_model=None, skipped="it lacks Fused"),
+        onnx_reference=OnnxReferenceAnswer(
+            rows=4, to_reference=None, to_model=None, skipped="it lacks Fused"
+        ),
     )
     assert list(notes(odd)) == [
         "a/Log (Log) is the first to make infinity, in x",
         "hostile row 'zeros': refused by both",
         "a batch without rows ends the process with SIGABRT",
-        "no third opinion: it lacks Fused",
+        "no answer of onnx.reference: it lacks Fused",
     ]
     message = dict(facts(odd))
-    assert message["third opinion"] == "none: it lacks Fused"
+    assert message["onnx.reference"] == "no answer: it lacks Fused"
     assert message["batch without rows"] == "ends the process with SIGABRT"
 
 

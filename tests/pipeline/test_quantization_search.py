@@ -20,7 +20,6 @@ from pipeline.quantization.search import (
     QuantizationJob,
     RecipeGroup,
     Retraining,
-    SearchedVariants,
     best_of,
     plan,
     reason_of,
@@ -195,14 +194,6 @@ def test_a_speed_that_is_too_close_to_tell_is_measured_for_longer() -> None:
     assert longer.num_pairs >= short.num_pairs
 
 
-def test_several_inputs_are_fed_by_name() -> None:
-    found, content = search(judge_of(table_net()), "int8")
-    assert found.chosen == "weights-int8"
-    assert found.tries[0].quality is not None
-    assert found.tries[0].quality.measure == "agreement"
-    assert len(open_session(content).inputs) == 2
-
-
 def test_a_fixed_batch_is_timed_at_that_size() -> None:
     model = product_net(batch=4)
     quantizer = Quantizer(model, rows_for(model, 16), 4)
@@ -280,32 +271,6 @@ def test_the_record_is_read_back_as_it_was(tmp_path: Path) -> None:
     assert again == report
     assert list(again.searches) == ["fp16", "int8"]
     assert again.searches["int8"].tries[0].inside
-
-
-def test_what_is_refused_is_skipped_with_the_reason() -> None:
-    outcome = run(job_of(image_net(), "fp16", "int8", min_speedup=INT8_IMPOSSIBLE))
-    report = outcome.report
-    assert list(outcome.contents) == list(report.variants) == ["fp16"]
-    assert report.skipped == {"int8": report.searches["int8"].reason}
-
-
-def test_a_variant_that_nobody_asked_for_is_not_searched() -> None:
-    report = run(job_of(image_net(), "fp16")).report
-    assert list(report.searches) == ["fp16"]
-    assert report.calibration_rows == 0
-
-
-def test_a_misspelt_recipe_is_refused_before_anything_is_measured() -> None:
-    with pytest.raises(UnknownNameError, match="no recipe named 'haff'; did you mean 'half'"):
-        run(job_of(image_net(), "int8", recipes=("haff",)))
-
-
-def test_the_bytes_are_those_of_the_record_and_the_same_again() -> None:
-    outcomes: list[SearchedVariants] = [run(job_of(image_net(), "int8")) for _ in range(2)]
-    first, second = (outcome.contents["int8"] for outcome in outcomes)
-    assert first == second
-    made = outcomes[0].report.variants["int8"]
-    assert (made.sha256, made.bytes) == (sha256_of_bytes(first), len(first))
 
 
 def test_files_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:

@@ -211,13 +211,6 @@ def test_no_model_and_a_corrupt_model(exported: Project, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
-def test_nothing_is_written_to_stdout(
-    exported: Project, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run(exported, tmp_path)
-    assert capfd.readouterr().out == ""
-
-
 HARSH: Mapping[str, Any] = {
     "recipes": ("static-u8u8-tensor",),
     "skip": {"fp16": "not asked for"},
@@ -251,18 +244,6 @@ def test_training_is_the_last_resort_and_the_record_says_so(
     metadata = open_session(tmp_path / "quantized/model.int8.onnx").metadata
     assert metadata["ferry.qat_epochs"] == "8"
     assert metadata["ferry.recipe"] == "static-u8u8-tensor"
-
-
-def test_no_training_where_speed_is_what_fails(exported: Project, tmp_path: Path) -> None:
-    report = run(
-        exported,
-        tmp_path,
-        **(dict(HARSH) | {"accuracy_loss": 100}),
-        qat_epochs=2,
-        min_speedup=MinSpeedup(fp16=1, int8=1e6),
-    )
-    assert [one.qat_epochs for one in report.searches["int8"].tries] == [0]
-    assert made_in(tmp_path) == []
 
 
 # Any ONNX file

@@ -12,7 +12,7 @@ from small_onnx import FLOAT, chain, model, node
 from pipeline.proof.tracing.blame import Difference, compared
 from pipeline.proof.tracing.pairs import Pair, Steps
 from pipeline.proof.tracing.torch_values import TorchValues, Traced, of_graph
-from pipeline.proof.tracing.values import OnnxValues, ReferenceValues, called, reads, submodel
+from pipeline.proof.tracing.values import OnnxValues, ReferenceValues, node_name, reads, submodel
 from serving.errors import InputError, ModelError
 
 FEEDS = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
@@ -139,7 +139,7 @@ def test_a_part_of_a_model_runs_by_itself() -> None:
 
 
 def test_a_node_without_a_name_is_called_by_what_it_makes() -> None:
-    assert called(onnx.helper.make_node("Split", ["x"], ["a", "", "b"])) == "Split of a, b"
+    assert node_name(onnx.helper.make_node("Split", ["x"], ["a", "", "b"])) == "Split of a, b"
 
 
 # Differences

@@ -11,8 +11,7 @@ from small_onnx import FLOAT, model, node
 from pipeline.exporting.tokenizer import known_words, prepend
 from pipeline.network.vocabulary import Vocabulary
 from serving.drift.check import DriftCheck
-from serving.drift.quantities import UNKNOWN_WORDS
-from serving.drift.training_data import MOST_ROWS, reference_of
+from serving.drift.quantities import MOST_ROWS, UNKNOWN_WORDS, reference_of
 from serving.errors import InputError
 
 WORDS = ("the", "film", "good", "naïve", "dull")

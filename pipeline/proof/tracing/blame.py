@@ -3,8 +3,6 @@
 A node may be further off than all before it and do nothing wrong but enlarge what it was given; and
 a quantized model is a little off everywhere. So a suspect and what comes before it are run by
 themselves, on values of the reference.
-
-How far one value is from another, whatever both hold: numbers, truths, words, other shapes.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -20,9 +18,9 @@ from pipeline.proof.tracing.values import (
     Array,
     OnnxValues,
     Values,
-    called,
     fed,
     makers,
+    node_name,
     outputs_of,
     reads,
     submodel,
@@ -134,12 +132,12 @@ class Blame:
         return max(near, key=lambda value: own[value], default=suspect)
 
     def divergence(self, value: str, wanted: Values, found: OnnxValues) -> Divergence:
-        """What is told of the node that makes `value`."""
+        """The finding about the node that makes `value`."""
         node = self._node(value, wanted, found)
         difference, before = self.differences[value], self.before(value)
         finite = isfinite(difference.relative)
         return Divergence(
-            node=called(node),
+            node=node_name(node),
             operator=node.op_type,
             tensor=value,
             max_abs_diff=difference.absolute if finite else None,

@@ -1,8 +1,7 @@
-"""Every value that an ONNX model computes on its way: by ONNX Runtime, and by `onnx.reference`.
+"""Every value that an ONNX model computes on its way, by ONNX Runtime and by `onnx.reference`.
 
 Values are asked for by name and in parts, so that memory is bounded by what is asked for at once.
-
-Read the graph of an ONNX model: what a node reads and makes, and a part of it as a model.
+What a node reads and makes is read from the graph, and a part of the graph made a model of its own.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,22 @@ from onnx.reference import ReferenceEvaluator
 
 from serving.errors import InputError, ModelError
 from serving.runtime.session import open_session
+from serving.runtime.tensors import as_fed
 
+Array = npt.NDArray[Any]
+STEP = 32
+"""Nodes that `onnx.reference` runs at once; what no later node reads is dropped in between."""
+REFERENCE_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What onnx.reference raises for an operator, a type or a shape that it does not know."""
 MOVES = frozenset(
     (
         "Cast",
@@ -39,7 +53,7 @@ MOVES = frozenset(
 """Operators that give values another place and leave them as they are."""
 
 
-def called(node: onnx.NodeProto) -> str:
+def node_name(node: onnx.NodeProto) -> str:
     """The node's name; where it has none, what it makes."""
     return node.name or f"{node.op_type} of {', '.join(outputs_of(node))}"
 
@@ -101,22 +115,6 @@ def submodel(
         one for one in model.graph.initializer if one.name in read and one.name not in inputs
     )
     return part
-
-
-Array = npt.NDArray[Any]
-STEP = 32
-"""Nodes that `onnx.reference` runs at once; what no later node reads is dropped in between."""
-REFERENCE_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What onnx.reference raises for an operator, a type or a shape that it does not know."""
 
 
 class Values(Protocol):
@@ -242,11 +240,9 @@ def _referred(
 
 def fed(array: Array) -> Array:
     """The same rows as a runtime takes them: strings as Python's."""
-    if array.dtype.kind == "U":
-        return array.astype(object)
     if not array.ndim:
         raise InputError("a model is fed rows, got a single value")
-    return np.ascontiguousarray(array)
+    return as_fed(array)
 
 
 def _arrays(values: Mapping[str, Any]) -> dict[str, Array]:

@@ -13,19 +13,25 @@ from onnx import numpy_helper
 from torch import nn
 
 from pipeline.errors import ParityError
-from pipeline.exporting.exporter import Exported, export_flat
+from pipeline.exporting.exporter import export_flat
 from pipeline.exporting.module import ModuleOptions, export_module
-from pipeline.exporting.module_proof import explain, prove, rounding
 from pipeline.exporting.signatures import FlatModule, InputSpec, parse_input, random_rows
+from pipeline.proof.pair import compare_module, limits_of_pair
 from pipeline.proof.rows import Rows
-from pipeline.records.module import as_table
-from pipeline.records.parity import Divergence
-from serving.errors import InputError, MissingInputError, ModelError, UsageError
+from pipeline.proof.sides import ModelSide, ModuleSide, model_side
+from pipeline.proof.tables import pair_table
+from pipeline.records import read
+from pipeline.records.parity import Cell, PairReport
+from serving.errors import InputError, MissingInputError, UsageError
 from serving.runtime.session import open_session
 
 PIXELS = "images:float32[batch,3,8,8]"
 FOUR = [parse_input("x:float32[batch,4]")]
 LIMIT = 1e-4
+
+
+def run(report: PairReport) -> list[Cell]:
+    return [cell for cell in report.result.cells if isinstance(cell, Cell)]
 
 
 def two(path: Path) -> list[InputSpec]:
@@ -41,16 +47,18 @@ def test_a_module_is_exported_and_proven(tmp_path: Path) -> None:
     path = tmp_path / "new" / "net.onnx"
     options = ModuleOptions(source="nets:plain")
     report = export_module(module, [parse_input(PIXELS)], path, options=options)
-    assert report.passed
-    assert report.max_abs_diff <= 1e-5
-    assert (report.flips, report.failures, report.notes) == (0, (), ())
-    assert (report.rows, report.data, report.limit) == (64, "random, seed 1", 1e-4)
-    assert report.outputs[0].values == 64 * 5 * len(report.batch_sizes)
+    parity, result = report.parity, report.parity.result
+    assert parity.passed
+    assert result.max_abs_diff <= 1e-5
+    assert (result.flips, result.failures, result.notes, report.notes) == (0, (), (), ())
+    assert (parity.rows, parity.data, result.limits.max_abs_diff) == (64, "random, seed 1", 1e-4)
+    assert result.batch_sizes == options.batch_sizes == tuple(one.batch_size for one in run(parity))
+    assert [one.outputs[0].values for one in run(parity)] == [64 * 5] * 4
     assert report.inputs == ("images float32 [batch, 3, 8, 8]",)
     assert report.parameters == sum(one.numel() for one in module.parameters())
-    kept = json.loads((path.parent / "net.parity.json").read_text())
-    assert kept["sha256"] == open_session(path).sha256
-    assert kept["outputs"][0]["name"] == "output"
+    assert read(PairReport, path.parent / "net.parity.json", "ferry export") == parity
+    assert parity.other.sha256 == open_session(path).sha256
+    assert result.max_abs_output == "output"
     assert sorted(one.name for one in path.parent.iterdir()) == ["net.onnx", "net.parity.json"]
 
 
@@ -61,17 +69,19 @@ def test_the_model_says_where_it_comes_from(tmp_path: Path) -> None:
     facts = open_session(path).metadata
     assert facts["ferry.module"] == "nets:plain"
     assert facts["ferry.torch"] == torch.__version__
-    assert facts["ferry.weights_sha256"] == report.weights_sha256
+    assert facts["ferry.weights_sha256"] == report.parity.reference.sha256
     assert facts["ferry.version"]
 
 
 def test_a_module_of_two_inputs_on_real_rows(tmp_path: Path) -> None:
     report = export_module(Two(), two(tmp_path), tmp_path / "two.onnx")
-    assert (report.rows, report.data) == (6, "the inputs' files")
-    assert [output.name for output in report.outputs] == ["logits", "hidden.0", "hidden.1.0"]
-    assert report.outputs[0].flips == 0
-    assert report.module == "Two"
-    table = as_table(report)
+    parity = report.parity
+    assert (parity.rows, parity.data) == (6, "the inputs' files")
+    (first, *_) = run(parity)
+    assert [one.output for one in first.outputs] == ["logits", "hidden.0", "hidden.1.0"]
+    assert [one.output for one in first.decisions] == ["logits", "hidden.0"]
+    assert (report.module, parity.reference.name) == ("Two", "Two")
+    table = pair_table(parity)
     assert "hidden.1.0" in table
     assert "passed" in table
 
@@ -86,7 +96,7 @@ def test_rows_of_a_file_are_what_it_is_proven_on(tmp_path: Path) -> None:
     specs = [parse_input("float32[batch,4]"), parse_input("int64[batch,length]")]
     rows = str(tmp_path / "rows.npz")
     report = export_module(Two(), specs, tmp_path / "two.onnx", rows=rows)
-    assert (report.rows, report.data) == (9, rows)
+    assert (report.parity.rows, report.parity.data) == (9, rows)
     with pytest.raises(MissingInputError, match="is not there"):
         export_module(Two(), specs, tmp_path / "two.onnx", rows=str(tmp_path / "none.npz"))
 
@@ -131,8 +141,8 @@ def test_another_computation_while_exporting_is_caught(tmp_path: Path) -> None:
     assert f"kept as {tmp_path / 'net.failed.onnx'}" in message
     assert path.read_bytes() == b"an earlier one"
     kept = json.loads((tmp_path / "net.failed.parity.json").read_text())
-    assert (kept["passed"], kept["model"]) == (False, "net.failed.onnx")
-    assert kept["max_abs_diff"] > 1e-4
+    assert (kept["passed"], kept["other"]["name"]) == (False, "net.failed.onnx")
+    assert kept["result"]["max_abs_diff"] > 1e-4
     assert not (tmp_path / "net.parity.json").exists()
 
 
@@ -151,67 +161,94 @@ def test_values_that_are_not_finite_name_the_first_layer(tmp_path: Path) -> None
 
 def test_a_module_that_answers_every_row_alike_is_told(tmp_path: Path) -> None:
     report = export_module(Still(), FOUR, tmp_path / "net.onnx")
-    assert report.passed
-    assert "answers every row alike at output" in report.notes[0]
-    assert report.notes[0] in as_table(report)
+    assert report.parity.passed
+    (note,) = report.parity.result.notes
+    assert "answers every row alike at output" in note
+    assert note in pair_table(report.parity)
 
 
-def tampered(node: str, factor: float) -> tuple[FlatModule, Exported, Rows]:
-    """A module and its export, one weight of which was changed afterwards."""
-    specs = [parse_input(PIXELS)]
-    flat = FlatModule(plain(), specs)
+def sides(module: nn.Module, specs: list[InputSpec]) -> tuple[ModuleSide, ModelSide]:
+    """A module and its export."""
+    flat = FlatModule(module, specs)
     made = export_flat(flat, specs, 20, {})
-    names = next(list(one.input) for one in made.model.graph.node if one.name == node)
-    for tensor in made.model.graph.initializer:
-        if tensor.name == names[1]:
+    model = model_side("net.onnx", made.model.SerializeToString())
+    reference = ModuleSide(
+        name="net",
+        inputs=model.inputs,
+        outputs=model.outputs,
+        sha256="",
+        flat=flat,
+        traced=made.traced,
+    )
+    return reference, model
+
+
+def tampered(side: ModelSide, node: str, factor: float) -> ModelSide:
+    """The same model with the weight of one node another one."""
+    model = side.model()
+    weight = next(one.input[1] for one in model.graph.node if one.name == node)
+    for tensor in model.graph.initializer:
+        if tensor.name == weight:
             changed = numpy_helper.to_array(tensor) * np.float32(factor)
             tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
-    rows = dict(zip(flat.inputs, random_rows(specs, 20, seed=2), strict=True))
-    return flat, made, Rows(name="random", inputs=rows, labels=None)
+    return model_side("net.onnx", model.SerializeToString())
+
+
+def drawn(specs: list[InputSpec], count: int) -> Rows:
+    (rows,) = random_rows(specs, count, seed=2)
+    return Rows(name="random", inputs={str(specs[0].name): rows}, labels=None)
+
+
+def compared(node: str, factor: float, limit: float = LIMIT) -> PairReport:
+    specs = [parse_input(PIXELS)]
+    reference, model = sides(plain(), specs)
+    off = tampered(model, node, factor)
+    return compare_module(reference, off, drawn(specs, 20), limits_of_pair(limit), (1, 3))
 
 
 @pytest.mark.parametrize("node", ["0/Conv", "4/Gemm"])
 def test_a_layer_that_is_not_the_modules_is_named(node: str) -> None:
-    flat, made, rows = tampered(node, 1.5)
-    session = open_session(made.model.SerializeToString())
-    proof = prove(flat, session, rows, (1, 3), LIMIT)
-    assert proof.failures
-    assert proof.worst_row == proof.outputs[0].max_abs_at[0]
-    found = explain(flat, made, rows, proof.worst_row, LIMIT)
-    assert isinstance(found, Divergence)
-    assert found.node == node
-    assert found.reference == "PyTorch"
+    result = compared(node, 1.5).result
+    assert not result.passed
+    assert result.first_divergence is not None
+    assert result.first_divergence.node == node
+    assert result.first_divergence.reference == "PyTorch"
 
 
 def test_flips_are_failures_of_their_own() -> None:
-    flat, made, rows = tampered("4/Gemm", -1.0)
-    session = open_session(made.model.SerializeToString())
-    (output,) = prove(flat, session, rows, (4,), 100.0).outputs
-    assert output.max_abs_diff < 100
-    assert output.flips is not None
-    assert output.flips > 10
-    assert output.failures == (f"{output.flips} flips of output's largest value, limit 0",)
+    result = compared("4/Gemm", -1.0, 100.0).result
+    assert result.max_abs_diff < 100
+    assert result.flips is not None
+    assert result.flips > 10
+    assert result.failures == (f"{result.flips} flips of output, limit 0",)
 
 
 def test_a_model_of_another_shape_is_refused() -> None:
-    flat, _, rows = tampered("4/Gemm", 1.0)
     specs = [parse_input(PIXELS)]
-    other = nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
-    made = export_flat(FlatModule(other, specs), specs, 20, {})
-    session = open_session(made.model.SerializeToString())
-    with pytest.raises(ModelError, match=r"module answers \[20, 5\], the model \[20, 7\]"):
-        prove(flat, session, rows, (4,), LIMIT)
+    reference, _ = sides(plain(), specs)
+    _, other = sides(nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), specs)
+    with pytest.raises(InputError, match=r"rows, 5\].*rows, 7\]: they cannot be compared"):
+        compare_module(reference, other, drawn(specs, 4), limits_of_pair(LIMIT), (4,))
 
 
-def test_more_rows_than_are_held_at_once() -> None:
-    flat, made, _ = tampered("4/Gemm", 1.0)
-    images = random_rows([parse_input(PIXELS)], 150, seed=3)[0]
-    rows = Rows(name="random", inputs={"images": images}, labels=None)
-    session = open_session(made.model.SerializeToString())
-    (output,) = prove(flat, session, rows, (1, 32, 100), LIMIT).outputs
-    assert output.values == 150 * 5 * 3
-    assert output.failures == ()
-    assert output.spread > 0.1
+def test_whole_numbers_must_be_the_same() -> None:
+    """No limit of a difference lets an integer of a module be another one."""
+    specs = [parse_input(PIXELS)]
+
+    class Counting(nn.Module):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"count": (images > 0).sum((1, 2, 3)), "mean": images.mean((1, 2, 3))}
+
+    reference, model = sides(Counting(), specs)
+    rows = drawn(specs, 20)
+    assert compare_module(reference, model, rows, limits_of_pair(LIMIT), (1, 3)).passed
+    changed = model.model()
+    for node in changed.graph.node:
+        node.op_type = {"Greater": "GreaterOrEqual"}.get(node.op_type, node.op_type)
+    rows.inputs["images"][7, 0, 0, 0] = 0
+    off = model_side("net.onnx", changed.SerializeToString())
+    result = compare_module(reference, off, rows, limits_of_pair(LIMIT), (1, 3)).result
+    assert result.failures == ("1.0e+00 at count[7], limit 1.0e-04",)
 
 
 def test_the_failed_file_is_what_was_compared(tmp_path: Path) -> None:
@@ -219,7 +256,7 @@ def test_the_failed_file_is_what_was_compared(tmp_path: Path) -> None:
         export_module(Lying(), FOUR, tmp_path / "net.onnx")
     onnx.checker.check_model(tmp_path / "net.failed.onnx")
     kept = json.loads((tmp_path / "net.failed.parity.json").read_text())
-    assert kept["sha256"] == open_session(tmp_path / "net.failed.onnx").sha256
+    assert kept["other"]["sha256"] == open_session(tmp_path / "net.failed.onnx").sha256
 
 
 class Amplifying(nn.Module):
@@ -230,15 +267,16 @@ class Amplifying(nn.Module):
 
 
 def test_what_float32_itself_loses_is_told() -> None:
-    specs = FOUR
-    flat = FlatModule(Amplifying(), specs)
-    rows = Rows(name="random", inputs={"x": random_rows(specs, 4, seed=1)[0]}, labels=None)
-    lost = rounding(flat, rows)
+    reference, model = sides(Amplifying(), FOUR)
+    rows = drawn(FOUR, 4)
+    lost = reference.rounding(rows.inputs)
     assert lost is not None
     assert 1e-5 < lost < 8 * 2**-11
-    linear = rounding(FlatModule(nn.Linear(4, 3), specs), rows)
-    assert linear is not None
-    assert linear < 1e-6
+    off = tampered(model, "main/Mul", 2.0)
+    result = compare_module(reference, off, rows, limits_of_pair(LIMIT), (1,)).result
+    assert f"PyTorch itself is {lost:.1e} from float64 here" in result.notes
+    linear = sides(nn.Linear(4, 3), [replace(FOUR[0], name="input")])[0]
+    assert linear.rounding({"input": rows.inputs["x"]}) < 1e-6  # type: ignore[operator]
 
 
 class Single(nn.Module):
@@ -249,5 +287,5 @@ class Single(nn.Module):
 
 
 def test_a_module_that_runs_in_float32_alone_has_no_such_figure() -> None:
-    rows = Rows(name="random", inputs={"x": np.ones((2, 4), np.float32)}, labels=None)
-    assert rounding(FlatModule(Single(), FOUR), rows) is None
+    reference, _ = sides(Single(), FOUR)
+    assert reference.rounding({"x": np.ones((2, 4), np.float32)}) is None

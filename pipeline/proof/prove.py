@@ -1,0 +1,260 @@
+"""Compare one model with its reference in every way it can be run: `prove`.
+
+A way is an exporter, a provider, a level of graph optimization and a batch size. What ships is
+asked all rows at every batch size; the other ways are asked all rows at the largest, and a sample
+at every size.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from pipeline.config.experiment import GateConfig
+from pipeline.proof.differences import DecisionRule
+from pipeline.proof.gate import SHIPPED, Evidence, ModelEvidence, failures, summarize
+from pipeline.proof.hostile import hostile_rows, zero_rows
+from pipeline.proof.measure import BatchSizeParity, Kept, Tick, beside_others, measure
+from pipeline.proof.sides import ModelSide, Side
+from pipeline.records.parity import (
+    BatchDifference,
+    Cell,
+    OnnxReferenceAnswer,
+    SkippedCell,
+    VariantParity,
+)
+from serving.errors import ModelError, ProviderError
+from serving.runtime.settings import Level
+
+Array = npt.NDArray[Any]
+Numbers = npt.NDArray[np.int64]
+
+LARGEST = float(np.finfo(np.float32).max)
+MOST_NODES = 2000
+"""Of a graph that numpy is asked to run."""
+INVARIANT_ROWS = 16
+"""Rows that are asked alone, first, in the middle and last: 48 batches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityPlan:
+    """What is asked, and what may come of it."""
+
+    limits: GateConfig
+    rule: DecisionRule
+    batch_sizes: tuple[int, ...]
+    levels: tuple[Level, ...]
+    sample: Numbers
+    """The rows of ways that are not asked all, int64 in rising order."""
+    onnx_reference_rows: int
+    """Rows that `onnx.reference`, which is slow, is asked; 0 for none."""
+    hostile: bool
+    """Whether rows that no data set holds are asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One side to compare, or why there is none."""
+
+    exporter: str
+    provider: str
+    side: Side | str
+    """The reason, where there is no side."""
+    ships: bool
+    """Whether the gate depends on it; others are reported and not judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Some rows to ask at some batch sizes, and the sizes that are reported."""
+
+    numbers: Numbers
+    batch_sizes: tuple[int, ...]
+    reported: tuple[int, ...]
+
+
+def prove(
+    reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, tick: Tick
+) -> VariantParity:
+    """Compare each way with the reference's kept answers; the first one is the model that ships.
+
+    The sides must be alike (`sides.check_alike`).
+    """
+    cells: list[Cell | SkippedCell] = []
+    batches: list[BatchDifference] = []
+    for way in ways:
+        for level in _levels(way, plan):
+            made, spread = _run(kept, way, level, plan, tick)
+            cells += made
+            batches += spread
+    shipped = ways[0].side
+    assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
+    rows, first = kept.rows, kept.rows.slice(0, 1)
+    batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
+    outcome, sane = zero_rows(shipped, first) if plan.hostile else ("not asked", True)
+    limit = plan.limits.max_abs_diff
+    strange = hostile_rows(reference, shipped, first, limit, kept.largest()) if plan.hostile else ()
+    found = ModelEvidence(
+        evidence=Evidence(
+            cells=[cell for cell in cells if isinstance(cell, Cell) and _counts(cell, ways)],
+            rows=len(rows),
+            batches=batches,
+        ),
+        cells=tuple(cells),
+        batch_sizes=plan.batch_sizes,
+        hostile=strange,
+        zero_rows=outcome,
+        zero_rows_sane=sane,
+        onnx_reference=ask_onnx_reference(
+            reference, shipped, rows.take(plan.sample[: plan.onnx_reference_rows])
+        ),
+        notes=tuple(
+            f"{reference.name} answers every row alike at {output}, so parity shows little: are "
+            f"its weights real, and its rows?"
+            for output in kept.alike()
+        ),
+        sha256=shipped.sha256,
+    )
+    return summarize(found, plan.limits)
+
+
+def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
+    """How many answers `prove` will ask for, for a progress bar."""
+    return sum(
+        len(asked.numbers) * len(asked.batch_sizes)
+        for way in ways
+        for level in _levels(way, plan)
+        for asked in _asked(way, level, plan, rows)
+        if not isinstance(way.side, str)
+    )
+
+
+def _levels(way: Way, plan: ParityPlan) -> tuple[Level, ...]:
+    return plan.levels if isinstance(way.side, ModelSide) else (SHIPPED,)
+
+
+def _counts(cell: Cell, ways: Sequence[Way]) -> bool:
+    return any(way.ships for way in ways if way.exporter == cell.exporter)
+
+
+def _asked(way: Way, level: Level, plan: ParityPlan, rows: int) -> Iterator[_Asked]:
+    """What a way is asked at a level: the more, the nearer it is to what ships."""
+    everything, sizes = np.arange(rows), plan.batch_sizes
+    if (way.ships and level == SHIPPED) or len(plan.sample) == rows:
+        yield _Asked(numbers=everything, batch_sizes=sizes, reported=sizes)
+        return
+    largest = (max(sizes),)
+    others = tuple(size for size in sizes if size not in largest)
+    if way.ships or level == SHIPPED:
+        yield _Asked(numbers=everything, batch_sizes=largest, reported=largest)
+    else:
+        others = sizes
+    if others:
+        yield _Asked(numbers=plan.sample, batch_sizes=sizes, reported=others)
+
+
+def _run(
+    kept: Kept, way: Way, level: Level, plan: ParityPlan, tick: Tick
+) -> tuple[list[Cell | SkippedCell], list[BatchDifference]]:
+    """The cells of one way at one level, or why it cannot be run."""
+    skipped = SkippedCell(exporter=way.exporter, provider=way.provider, level=level, reason="")
+    if isinstance(way.side, str):
+        return [replace(skipped, level="", reason=way.side)], []
+    side = way.side
+    if isinstance(side, ModelSide) and side.level != level:
+        try:
+            side = side.at(level)
+        except (ModelError, ProviderError) as error:
+            return [replace(skipped, reason=str(error))], []
+    cells: list[Cell | SkippedCell] = []
+    batches = []
+    for asked in _asked(way, level, plan, len(kept.rows)):
+        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.rule, tick)
+        cells += [
+            _cell(way, level, one, plan.limits, len(kept.rows))
+            for one in found
+            if one.batch_size in asked.reported
+        ]
+        if len(asked.batch_sizes) > 1 and way.ships:
+            batches.append(spread)
+    return cells, batches
+
+
+def _cell(way: Way, level: Level, one: BatchSizeParity, limits: GateConfig, rows: int) -> Cell:
+    cell = Cell(
+        exporter=way.exporter,
+        provider=way.provider,
+        level=level,
+        batch_size=one.batch_size,
+        rows=one.rows,
+        passed=True,
+        failures=(),
+        outputs=one.outputs,
+        decisions=one.decisions,
+    )
+    outside = tuple(failures(Evidence(cells=[cell], rows=rows), limits))
+    return replace(cell, passed=not outside, failures=outside)
+
+
+def ask_onnx_reference(
+    reference: Side, other: Side, feeds: Mapping[str, Array]
+) -> OnnxReferenceAnswer:
+    """What `onnx.reference`, the definition of the operators in plain numpy, answers to some rows.
+
+    `feeds` are [rows, ...] by the name of the input. Where it agrees with one of two runtimes, the
+    other one is to blame.
+    """
+    rows = len(next(iter(feeds.values())))
+    if not rows:
+        return _skipped(rows, "not asked")
+    if not isinstance(other, ModelSide):
+        return _skipped(rows, f"{other.name} is no ONNX model")
+    model = other.model()
+    if len(model.graph.node) > MOST_NODES:
+        return _skipped(rows, f"{len(model.graph.node)} nodes are too many for numpy")
+    try:
+        answers = _in_numpy(model, other, feeds)
+    # It is plain Python: an operator that it lacks, or has only in part, raises whatever it likes.
+    except Exception as error:  # noqa: BLE001 - a second runtime must not stop the first
+        return _skipped(rows, f"onnx.reference cannot run it: {_one_line(error)}")
+    return OnnxReferenceAnswer(
+        rows=rows,
+        to_reference=_largest(answers, reference.answer(feeds, rows)),
+        to_model=_largest(answers, other.answer(feeds, rows)),
+        skipped=None,
+    )
+
+
+def _in_numpy(
+    model: onnx.ModelProto, side: ModelSide, feeds: Mapping[str, Array]
+) -> dict[str, Array]:
+    names = [info.name for info in side.outputs]
+    texts = {name: rows.astype(object) for name, rows in feeds.items() if rows.dtype.kind == "U"}
+    with np.errstate(all="ignore"):
+        found = ReferenceEvaluator(model).run(names, {**feeds, **texts})
+    return dict(zip(names, found, strict=True))
+
+
+def _largest(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float:
+    worst = 0.0
+    for name, array in answers.items():
+        if array.dtype.kind in "OUSb":
+            worst = max(worst, float((array != others[name]).any()))
+        else:
+            apart = np.abs(array.astype(np.float64) - others[name].astype(np.float64))
+            # A NaN is as far off as can be, and JSON knows no infinity.
+            worst = max(worst, float(np.nan_to_num(apart, nan=LARGEST, posinf=LARGEST).max()))
+    return worst
+
+
+def _skipped(rows: int, reason: str) -> OnnxReferenceAnswer:
+    return OnnxReferenceAnswer(rows=rows, to_reference=None, to_model=None, skipped=reason)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}…"
