@@ -265,8 +265,7 @@ def children(folder: Path) -> list[str]:
     return modules + [path.parent.name for path in folder.glob("*/__init__.py")]
 
 
-STILL_CROWDED = {"pipeline"}
-FOLDERS = {path.parent.as_posix() for path in FILES} - STILL_CROWDED
+FOLDERS = {path.parent.as_posix() for path in FILES}
 
 
 def test_a_folder_is_seen_at_a_glance() -> None:

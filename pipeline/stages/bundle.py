@@ -15,11 +15,11 @@ import numpy.typing as npt
 import onnx
 
 from pipeline import tracking
-from pipeline.bundling.proof import ParityProof, gates_of, read_proof
 from pipeline.config.experiment import BundleConfig, Experiment
 from pipeline.errors import GateError
 from pipeline.exporting.checks import load_foreign
 from pipeline.exporting.tokenizer import known_words
+from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.rows import open_rows
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.benchmark import (
@@ -29,9 +29,9 @@ from pipeline.records.benchmark import (
     gains_over_fp32,
     on_cpu,
 )
-from pipeline.records.parity import ParityReport, VariantParity
+from pipeline.records.parity import PairReport, ParityReport, VariantParity
 from pipeline.records.train import TrainReport
-from serving.bundles.bundle import FOREIGN, ModelOrigin
+from serving.bundles.bundle import FOREIGN, Gate, ModelOrigin
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.drift.quantities import reference_of
@@ -85,7 +85,7 @@ def bundle(
         golden_input=np.array(test[: config.golden_rows]),
         golden_max_abs_diff=_golden_limit(proven),
         metrics=_metrics(trained, proven),
-        parity=gates_of(proven),
+        parity=_gates(proven),
         source=ModelOrigin(
             dataset=experiment.dataset,
             weights_sha256=trained.weights_sha256,
@@ -126,7 +126,7 @@ def bundle_file(
     """
     load_foreign(model)
     content = model.read_bytes()
-    proof = read_proof(parity, model, sha256_of_bytes(content))
+    proof = _read_proof(parity, model, sha256_of_bytes(content))
     session = open_session(content, threads=1)
     _check_inputs(model, session)
     golden = _golden_rows(rows, session, golden_rows)
@@ -137,18 +137,18 @@ def bundle_file(
         model=content,
         labels=_labels(labels, answers),
         golden_input=golden,
-        golden_max_abs_diff=_tolerance(proof, list(answers.values())),
-        metrics={} if proof.accuracy is None else {"accuracy": proof.accuracy},
-        parity=proof.gates,
+        golden_max_abs_diff=_tolerance(proof.result, list(answers.values())),
+        metrics={} if proof.result.accuracy is None else {"accuracy": proof.result.accuracy},
+        parity=_gates(proof.result),
         source=ModelOrigin(
             dataset=proof.data,
-            weights_sha256=proof.reference_sha256,
+            weights_sha256=proof.reference.sha256,
             git_revision=UNKNOWN,
             ferry_version=metadata.version("onnx-ferry"),
         ),
         reference=_reference_of_rows(model, reference, session) if reference else None,
     )
-    reason = f"it answers as {proof.reference} does, on {proof.data}"
+    reason = f"it answers as {proof.reference.name} does, on {proof.data}"
     return _ship(folder, contents, reason=reason, goal=None, gains={})
 
 
@@ -179,6 +179,20 @@ def _ship(
 def _reference(model: Path, training: Array, held_out: Array, data: str) -> Reference:
     words = known_words(onnx.load(model, load_external_data=False))
     return reference_of(model, training, held_out=held_out, data=data, known_words=words)
+
+
+def _gates(proven: VariantParity) -> dict[str, Gate]:
+    """The quantities that must be small, each beside its limit; a gate holds nothing else."""
+    known = {
+        one.name: (one.measured(proven), one.allowed(proven.limits))
+        for one in QUANTITIES
+        if not one.least
+    }
+    return {
+        name: Gate(measured=measured, limit=limit)
+        for name, (measured, limit) in known.items()
+        if measured is not None and limit is not None
+    }
 
 
 # The choice of an experiment's variant
@@ -258,6 +272,23 @@ def _golden_limit(proven: VariantParity) -> float:
 # The parts of a file's bundle
 
 
+def _read_proof(path: Path, model: Path, sha256: str) -> PairReport:
+    """The report `path` about the file `model`; it raises for another file and for a failed one."""
+    again = f"ferry parity REFERENCE {model} --data ROWS --output {path}"
+    proof = read(PairReport, path, again)
+    if proof.other.sha256 != sha256:
+        raise IntegrityError(
+            f"{model} has sha256 {sha256[:12]}…, but {path} proves {proof.other.name} of sha256 "
+            f"{proof.other.sha256[:12]}…; `{again}` proves this one"
+        )
+    if not (proof.passed and proof.result.passed):
+        raise GateError(
+            f"{model} did not pass its gate, so it is not bundled: "
+            f"{'; '.join(proof.result.failures) or 'no reason is given'}; see {path}"
+        )
+    return proof
+
+
 def _reference_of_rows(model: Path, rows: str, session: Session) -> Reference:
     opened = open_rows(rows, session.inputs)
     array = opened.inputs[session.inputs[0].name]
@@ -323,11 +354,13 @@ def _classes(answers: dict[str, Array]) -> int | None:
     return int(next(iter(tables.values())).shape[1]) if len(tables) == 1 else None
 
 
-def _tolerance(proof: ParityProof, answers: Sequence[Array]) -> float:
+def _tolerance(proven: VariantParity, answers: Sequence[Array]) -> float:
     """What a device may be off: what the gate allowed, or a part of the largest output."""
+    limits = (proven.limits.max_abs_diff, proven.limits.max_probability_diff)
+    allowed = max((limit for limit in limits if limit is not None), default=None)
     largest = [
         float(np.abs(one.astype(np.float64)).max(initial=0))
         for one in answers
         if isinstance(one, np.ndarray) and one.dtype.kind in "fiu"
     ]
-    return proof.limit or GOLDEN_DIFF * max(largest, default=1.0)
+    return allowed or GOLDEN_DIFF * max(largest, default=1.0)
