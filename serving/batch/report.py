@@ -46,21 +46,21 @@ class PredictReport:
     model_sha256: str
     output: Path | None
     rows: int
-    """In the output, those of the runs that this one went on from too."""
+    """In the output, with those of the runs that this one went on from."""
     resumed_rows: int
-    """Of these, what was there when this run began."""
+    """How many of them were there when this run began."""
     errors: int
     errors_file: Path | None
     """Where the unreadable inputs are listed."""
     seconds: float
-    """Of this run, from the first row read to the last one written."""
+    """From the first row that this run read to the last one it wrote."""
     rows_per_second: float
-    """Of this run."""
+    """The speed of this run alone."""
     batch_rows: int
     workers: int
     threads: int
     profile: Profile | None
-    """What of the bundle's profiles the settings were taken from; None where none was used."""
+    """The profile of the bundle that gave the settings; None where none was used."""
     proof: ProviderProof
     stages: Stages
     drift: "DriftReport | None"

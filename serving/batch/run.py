@@ -42,12 +42,12 @@ class PredictOptions:
 
     provider: str = "cpu"
     threads: int | None = None
-    """Within one operator; None: as the bundle's profile says, or one without one."""
+    """Threads within one operator; None for those of the bundle's profile, or one."""
     workers: int | None = None
-    """Batches at a time, and processes that decode images; None: as the profile says, or as many
-    as the allowed cores have room for."""
+    """Batches at a time, and processes that decode images; None for those of the profile, or as
+    many as the allowed cores have room for."""
     batch_rows: int | None = None
-    """None: as the bundle's profile says, or 32 without one that fits."""
+    """The batch size; None for that of the bundle's profile, or 32 where none fits."""
     array: str | None = None
     """The array to take from `.npz` files."""
     columns: tuple[str, ...] = ()
@@ -63,9 +63,9 @@ class PredictOptions:
     top_k: int | None = None
     """Whether the best classes of each row are written too, and how many; for classifiers only."""
     format: str | None = None
-    """One of `serving.batch.writers.FORMATS`; None: by the output's suffix."""
+    """One of `serving.batch.writers.FORMATS`; None to guess it from the suffix of the output."""
     default_format: str = "csv"
-    """What goes to stdout when `format` is None."""
+    """The format on stdout when `format` is None."""
     overwrite: bool = False
     """Whether what is at the output is replaced; else a run that was stopped goes on."""
     max_errors: int | None = None
@@ -74,7 +74,7 @@ class PredictOptions:
     """Whether the rows are held against the statistics of the training data in the bundle."""
     engine: Engine = "local"
     ray_address: str | None = None
-    """Of a cluster of Ray that runs; None for one on this machine."""
+    """The address of a running cluster of Ray; None to start one on this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +84,10 @@ class PredictRun:
     model: Model
     inputs: Inputs
     names: tuple[str, ...]
-    """Of the inputs, as they were given."""
+    """The names of the inputs, as they were given."""
     options: PredictOptions
     form: str
-    """Of the output."""
+    """The format of the output."""
 
     @property
     def batch_rows(self) -> int:
@@ -213,7 +213,7 @@ class Preview:
     workers: int
     batch_rows: int
     rows: int | None
-    """Of the input, None where only reading it all would tell."""
+    """How many the input has; None where only reading it all would tell."""
     first: Sequence[FirstRow]
     output: Path | None
     format: str

@@ -3,11 +3,6 @@
 The suffix of the output says which; without an output, rows go to stdout. Where a row has many
 values in a column, CSV holds them as a flat JSON list, JSON Lines as nested lists, and Parquet and
 Arrow as a flat list, whose shape is in the schema's metadata as `ferry.shape.NAME`.
-
-Columns with types: Parquet and Arrow files, written group by group.
-
-Where a row has many values in a column, it holds a flat list, whose shape is in the schema's
-metadata as `ferry.shape.NAME`.
 """
 
 import contextlib
@@ -29,21 +24,140 @@ from serving.errors import ModelError, UsageError
 from serving.files import atomic_write
 from serving.inputs.sources import NumberedIds
 
+Array = npt.NDArray[Any]
 STREAM = "arrow stream"
 # Cells of a group of rows: enough to compress well, little enough to hold in memory.
 GROUP_CELLS = 1_000_000
+FORMATS = ("csv", "jsonl", "parquet", "arrow")
+FOLDER_FORMAT = "parquet"
+"""The format of an output without a suffix, which is a folder of shards."""
+SUFFIXES = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
 
 
-def arrow_file(file: IO[bytes], form: str) -> Callable[[Any], Any]:
-    """What makes a file of a schema that takes tables."""
-    from pyarrow import ipc, parquet
+class Writer(Protocol):
+    """Takes columns batch by batch."""
 
-    if form == "parquet":
-        # No two ids are alike: a dictionary of them would be built, and dropped.
-        return lambda schema: parquet.ParquetWriter(
-            file, schema, use_dictionary=[name for name in schema.names if name != ID]
-        )
-    return functools.partial(ipc.new_stream if form == STREAM else ipc.new_file, file)
+    def write(self, columns: Columns) -> None:
+        """Write one batch of the same columns; OSError when the disk is full."""
+
+
+def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
+    """The format of an output: the one asked for, or that of its suffix.
+
+    Raises UsageError for a suffix that says nothing, and for Parquet on stdout.
+    """
+    if output is None:
+        chosen = asked or default
+        if chosen == "parquet":
+            raise UsageError("Parquet cannot go to stdout; name a file with --output")
+        return chosen
+    if asked:
+        return asked
+    if is_folder(output):
+        return FOLDER_FORMAT
+    if output.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise UsageError(f"{output}: its suffix is none of {known}; choose with --format")
+    return SUFFIXES[output.suffix.lower()]
+
+
+def is_folder(output: Path) -> bool:
+    """Whether an output is a folder of shards: it has no suffix, or is a folder with any name."""
+    return output.suffix.lower() not in SUFFIXES and (not output.suffix or output.is_dir())
+
+
+@contextlib.contextmanager
+def open_writer(
+    output: Path | None,
+    form: str,
+    columns: Columns,
+    metadata: Mapping[str, str],
+    *,
+    header: bool = True,
+) -> Iterator[Writer]:
+    """A writer into `output` (None: stdout), which appears when the block ends well.
+
+    `columns` are those of the first batch: their names, dtypes and shapes. Nothing is written yet.
+    `metadata` goes into the schema of a Parquet or Arrow file; the text formats have no place for
+    it. A CSV begins with its `header`, unless it is to follow another one. On stdout Arrow is the
+    streaming form, in a file the one with random access.
+    Raises OSError naming the output when it cannot be written.
+    """
+    if output is None and form == "arrow":
+        form = STREAM
+    try:
+        with (
+            _opened(output) as file,
+            _writer(file, form, columns, metadata, header=header) as writer,
+        ):
+            yield writer
+    except OSError as error:
+        # A full disk says only that it is full.
+        if error.filename is None and not isinstance(error, BrokenPipeError):
+            error.filename = str(output or "stdout")
+        raise
+
+
+def join_arrow(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
+    """Write one Parquet or Arrow file of several of the same columns, group by group."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    joined: Any = None
+    for part in parts:
+        if form == "parquet":
+            with parquet.ParquetFile(part) as groups:
+                joined = joined or arrow_file(file, form)(groups.schema_arrow)
+                for index in range(groups.num_row_groups):
+                    table = groups.read_row_group(index)
+                    joined.write_table(table, len(table))
+        else:
+            with pa.OSFile(str(part)) as source, pa.ipc.open_file(source) as batches:
+                joined = joined or arrow_file(file, form)(batches.schema)
+                for index in range(batches.num_record_batches):
+                    joined.write_batch(batches.get_batch(index))
+    if joined is not None:
+        joined.close()
+
+
+class CsvWriter:
+    """Comma-separated values, lines ended by a newline alone."""
+
+    def __init__(self, file: IO[str], columns: Columns, *, header: bool) -> None:
+        self._csv = csv.writer(file, lineterminator="\n")
+        if header:
+            self._csv.writerow(columns)
+
+    def write(self, columns: Columns) -> None:
+        """Write one batch."""
+        self._csv.writerows(zip(*map(_csv_cells, columns.values()), strict=True))
+
+
+class JsonLinesWriter:
+    """One JSON object a line."""
+
+    def __init__(self, file: IO[str], columns: Columns) -> None:
+        self._names = tuple(columns)
+        self._file = file
+
+    def write(self, columns: Columns) -> None:
+        """Write one batch."""
+        rows = zip(*map(_values, columns.values()), strict=True)
+        lines = [
+            json.dumps(
+                dict(zip(self._names, row, strict=True)), ensure_ascii=False, allow_nan=False
+            )
+            for row in rows
+        ]
+        self._file.write("".join(f"{line}\n" for line in lines))
 
 
 class ArrowWriter:
@@ -124,111 +238,16 @@ class ArrowWriter:
         return self._arrow.ListArray.from_arrays(offsets, flat)
 
 
-def join_arrow(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
-    """Write one Parquet or Arrow file of several of the same columns, group by group."""
-    import pyarrow as pa
-    from pyarrow import parquet
+def arrow_file(file: IO[bytes], form: str) -> Callable[[Any], Any]:
+    """What makes a file of a schema that takes tables."""
+    from pyarrow import ipc, parquet
 
-    joined: Any = None
-    for part in parts:
-        if form == "parquet":
-            with parquet.ParquetFile(part) as groups:
-                joined = joined or arrow_file(file, form)(groups.schema_arrow)
-                for index in range(groups.num_row_groups):
-                    table = groups.read_row_group(index)
-                    joined.write_table(table, len(table))
-        else:
-            with pa.OSFile(str(part)) as source, pa.ipc.open_file(source) as batches:
-                joined = joined or arrow_file(file, form)(batches.schema)
-                for index in range(batches.num_record_batches):
-                    joined.write_batch(batches.get_batch(index))
-    if joined is not None:
-        joined.close()
-
-
-def _shape(values: Column) -> tuple[int, ...]:
-    """Of one row."""
-    return () if isinstance(values, NumberedIds) else values.shape[1:]
-
-
-Array = npt.NDArray[Any]
-
-FORMATS = ("csv", "jsonl", "parquet", "arrow")
-FOLDER_FORMAT = "parquet"
-"""Of an output without a suffix, which is a folder of shards."""
-SUFFIXES = {
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-
-
-class Writer(Protocol):
-    """Takes columns batch by batch."""
-
-    def write(self, columns: Columns) -> None:
-        """Write one batch of the same columns; OSError when the disk is full."""
-
-
-def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
-    """The format of an output: the one asked for, or that of its suffix.
-
-    Raises UsageError for a suffix that says nothing, and for Parquet on stdout.
-    """
-    if output is None:
-        chosen = asked or default
-        if chosen == "parquet":
-            raise UsageError("Parquet cannot go to stdout; name a file with --output")
-        return chosen
-    if asked:
-        return asked
-    if is_folder(output):
-        return FOLDER_FORMAT
-    if output.suffix.lower() not in SUFFIXES:
-        known = ", ".join(SUFFIXES)
-        raise UsageError(f"{output}: its suffix is none of {known}; choose with --format")
-    return SUFFIXES[output.suffix.lower()]
-
-
-def is_folder(output: Path) -> bool:
-    """Whether an output is a folder of shards: it has no suffix, or is a folder with any name."""
-    return output.suffix.lower() not in SUFFIXES and (not output.suffix or output.is_dir())
-
-
-@contextlib.contextmanager
-def open_writer(
-    output: Path | None,
-    form: str,
-    columns: Columns,
-    metadata: Mapping[str, str],
-    *,
-    header: bool = True,
-) -> Iterator[Writer]:
-    """A writer into `output` (None: stdout), which appears when the block ends well.
-
-    `columns` are those of the first batch: their names, dtypes and shapes. Nothing is written yet.
-    `metadata` goes into the schema of a Parquet or Arrow file; the text formats have no place for
-    it. A CSV begins with its `header`, unless it is to follow another one. On stdout Arrow is the
-    streaming form, in a file the one with random access.
-    Raises OSError naming the output when it cannot be written.
-    """
-    if output is None and form == "arrow":
-        form = STREAM
-    try:
-        with (
-            _opened(output) as file,
-            _writer(file, form, columns, metadata, header=header) as writer,
-        ):
-            yield writer
-    except OSError as error:
-        # A full disk says only that it is full.
-        if error.filename is None and not isinstance(error, BrokenPipeError):
-            error.filename = str(output or "stdout")
-        raise
+    if form == "parquet":
+        # No two ids are alike: a dictionary of them would be built, and dropped.
+        return lambda schema: parquet.ParquetWriter(
+            file, schema, use_dictionary=[name for name in schema.names if name != ID]
+        )
+    return functools.partial(ipc.new_stream if form == STREAM else ipc.new_file, file)
 
 
 @contextlib.contextmanager
@@ -265,38 +284,6 @@ def _writer(
         text.detach()  # the file is its owner's to close
 
 
-class CsvWriter:
-    """Comma-separated values, lines ended by a newline alone."""
-
-    def __init__(self, file: IO[str], columns: Columns, *, header: bool) -> None:
-        self._csv = csv.writer(file, lineterminator="\n")
-        if header:
-            self._csv.writerow(columns)
-
-    def write(self, columns: Columns) -> None:
-        """Write one batch."""
-        self._csv.writerows(zip(*map(_csv_cells, columns.values()), strict=True))
-
-
-class JsonLinesWriter:
-    """One JSON object a line."""
-
-    def __init__(self, file: IO[str], columns: Columns) -> None:
-        self._names = tuple(columns)
-        self._file = file
-
-    def write(self, columns: Columns) -> None:
-        """Write one batch."""
-        rows = zip(*map(_values, columns.values()), strict=True)
-        lines = [
-            json.dumps(
-                dict(zip(self._names, row, strict=True)), ensure_ascii=False, allow_nan=False
-            )
-            for row in rows
-        ]
-        self._file.write("".join(f"{line}\n" for line in lines))
-
-
 def _csv_cells(values: Column) -> Iterable[object]:
     """One cell a row; a row of many values is a flat JSON list."""
     if isinstance(values, NumberedIds) or values.ndim == 1:
@@ -315,3 +302,8 @@ def _values(values: Column) -> list[Any]:
         values = values.astype(np.str_).astype(np.float64)
     listed: list[Any] = values.tolist()
     return listed
+
+
+def _shape(values: Column) -> tuple[int, ...]:
+    """The shape of the values of one row."""
+    return () if isinstance(values, NumberedIds) else values.shape[1:]

@@ -1,7 +1,6 @@
-"""`ferry verify BUNDLE` recomputes everything that a bundle says of itself.
+"""`ferry verify BUNDLE`: check everything that a bundle says of itself.
 
-Nothing of the bundle is executed but the model, and its runner only if that is, to the byte, the
-runner which this ferry ships.
+Only the model is run, and the runner if its bytes are those of the runner that this ferry ships.
 """
 
 import json

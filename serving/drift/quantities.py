@@ -34,8 +34,8 @@ MOST_OUTPUTS = 8
 GRID = 32
 """Pixels a side: of a larger image every second, third, ... is looked at."""
 DECIMALS = 4
-"""Of a probability: what processors round otherwise must not move rows between bins, and of a good
-model half of the probabilities differ from 1 by less."""
+"""Digits of a probability that count: what processors round otherwise must not move rows between
+bins, and half of the probabilities of a good model differ from 1 by less."""
 CHANNELS = {3: ("mean red", "mean green", "mean blue")}
 BLANK = " "
 """Where words end, as in ONNX's StringSplit."""
