@@ -89,7 +89,7 @@ class Model:
     session: Session
     input: TensorInfo
     outputs: tuple[TensorInfo, ...]
-    """Those that are arrays; a sequence or a map, as some converters add, is left out."""
+    """The outputs that are arrays; a sequence or a map, as some converters add, is left out."""
     scores: TensorInfo | None
     """The output that holds the scores of a classifier, None where there are none."""
     labels: tuple[str, ...] | None
@@ -327,9 +327,9 @@ def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
 
 def no_scores(outputs: Sequence[TensorInfo]) -> str:
     """Why none of them holds scores."""
-    message = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
+    given = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
     return (
-        f"of its outputs ({message}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
+        f"of its outputs ({given}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
         f"one is a float [batch, classes]"
     )
 

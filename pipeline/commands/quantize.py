@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size",
     "batch_sizes",
-    metavar="ROWS",
+    metavar="N",
     type=click.IntRange(min=1),
     multiple=True,
     help="Batch size to be fast at; may be repeated.",

@@ -33,7 +33,7 @@ NOT_FINITE = "the model gave what is not a finite number"
 PROCESSES_PAY = 2000
 """From so many images on, decoding takes longer than starting processes."""
 GRACE_SECONDS = 5
-"""How long a decoding process that is told to end goes on with the chunks in hand."""
+"""How long a decoding process that has to end goes on with the chunks in hand."""
 INPUTS: list[Inputs] = []
 """The inputs that this decoding process was started with."""
 
@@ -55,9 +55,9 @@ class Work:
 
     inputs: Inputs
     chunks: Iterator[tuple[int, Chunk]]
-    """Those that are left, each with the number of its source."""
+    """The chunks that are left, each with the number of its source."""
     count: int | None
-    """Their rows, None where only reading them all would tell."""
+    """Their rows; None where only reading them all would show."""
     how: AnswerOptions
     chunk_rows: int
     """What the chunks were cut to."""
@@ -88,7 +88,7 @@ class Answered:
     digest: str | None
     """The chunk's."""
     rows: Array | None
-    """Those that were answered, where they are kept."""
+    """The rows that were answered, where they are kept."""
     decode_seconds: float
     run_seconds: float
 

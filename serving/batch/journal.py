@@ -302,9 +302,10 @@ def _refuse_another(found: RunKey, key: RunKey, where: str) -> None:
         if before == now:
             continue
         name = field.name.replace("_", " ")
-        message = WORDS.get(field.name, f"{name} {before}, not {now}")
+        difference = WORDS.get(field.name, f"{name} {before}, not {now}")
         raise OutputError(
-            f"{where} was begun with {message}; --overwrite begins again, or name another --output"
+            f"{where} was begun with {difference}; --overwrite begins again, or name another "
+            f"--output"
         )
 
 

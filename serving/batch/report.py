@@ -4,13 +4,10 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serving.bundles.profiles import Profile
+from serving.drift.check import DriftReport
 from serving.runtime.session import ProviderProof
-
-if TYPE_CHECKING:
-    from serving.drift.check import DriftReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +60,7 @@ class PredictReport:
     """The profile of the bundle that gave the settings; None where none was used."""
     proof: ProviderProof
     stages: Stages
-    drift: "DriftReport | None"
+    drift: DriftReport | None
     """How the rows are distributed beside the training data, where that was asked."""
     stopped: str | None
     """The signal that ended the run before its input did, None where none did."""
@@ -85,25 +82,25 @@ def summary(report: PredictReport) -> str:
     errors = f", {report.errors} not read" if report.errors else ""
     listed = f" (see {report.errors_file})" if report.errors_file else ""
     profile = f", {report.profile.describe()}" if report.profile else ""
-    message = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
+    text = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
     if report.seconds:
-        message += (
+        text += (
             f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s on "
             f"{report.proof.asked}{profile}"
         )
     else:
-        message += "the run was complete already"
+        text += "the run was complete already"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
     if report.seconds:
-        message += f"\n{shares}"
+        text += f"\n{shares}"
     if report.seconds >= WORTH_SECONDS:
-        message += f"; {_advice(report.stages.bottleneck)}"
+        text += f"; {_advice(report.stages.bottleneck)}"
     if report.drift:
-        message += "".join(f"\n{line}" for line in report.drift.lines())
+        text += "".join(f"\n{line}" for line in report.drift.lines())
     if report.stopped:
         again = "; the same command goes on" if report.output else ""
-        message += f"\nstopped by {report.stopped}{again}"
-    return message
+        text += f"\nstopped by {report.stopped}{again}"
+    return text
 
 
 def _advice(stage: str) -> str:

@@ -31,7 +31,7 @@ CHUNK_BYTES = 8 * 2**20
 TEXT_BYTES = 256
 """What a text is taken to need."""
 FIRST_ROWS = 5
-"""Those that a preview shows."""
+"""How many rows a preview shows."""
 MOST_SHOWN = 60
 """Characters of a text that a preview shows."""
 
@@ -119,7 +119,7 @@ class PredictRun:
         )
 
     def count(self, done: int) -> int | None:
-        """The rows that are left after `done`, None where only reading them all would tell."""
+        """The rows that are left after `done`, None where only reading them all would show."""
         total, limit = self.inputs.count, self.options.limit
         if limit is not None:
             total = limit if total is None else min(limit, total)
@@ -196,7 +196,7 @@ class FirstRow:
 
     id: str
     readable: bool
-    message: str
+    text: str
     """What is in it, or why it cannot be read."""
 
 
@@ -213,7 +213,7 @@ class Preview:
     workers: int
     batch_rows: int
     rows: int | None
-    """How many the input has; None where only reading it all would tell."""
+    """How many the input has; None where only reading it all would show."""
     first: Sequence[FirstRow]
     output: Path | None
     format: str
@@ -281,7 +281,7 @@ def as_text(shown: Preview) -> str:
     lines = [
         f"{shown.model} takes {shown.takes}; {rows} {how}",
         *(
-            f"  {row.id}  {row.message if row.readable else f'not read: {row.message}'}"
+            f"  {row.id}  {row.text if row.readable else f'not read: {row.text}'}"
             for row in shown.first
         ),
         f"to {shown.output or 'stdout'} as {shown.format}",
@@ -314,8 +314,8 @@ def _open(path: Path, options: PredictOptions) -> Model:
 
 def _describe(item: InputRow | UnreadableRow) -> FirstRow:
     if isinstance(item, UnreadableRow):
-        return FirstRow(id=item.id, readable=False, message=item.reason)
-    return FirstRow(id=item.id, readable=True, message=_shown(item.value))
+        return FirstRow(id=item.id, readable=False, text=item.reason)
+    return FirstRow(id=item.id, readable=True, text=_shown(item.value))
 
 
 def _shown(value: npt.NDArray[Any]) -> str:

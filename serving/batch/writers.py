@@ -171,9 +171,9 @@ class ArrowWriter:
 
         self._arrow, self._compute = pa, compute
         self._shapes = {name: _shape(values) for name, values in columns.items()}
-        message = {f"ferry.shape.{name}": json.dumps(s) for name, s in self._shapes.items() if s}
+        shapes = {f"ferry.shape.{name}": json.dumps(s) for name, s in self._shapes.items() if s}
         fields = [(name, self._type(values)) for name, values in columns.items()]
-        self._schema = pa.schema(fields, metadata={**metadata, **message})
+        self._schema = pa.schema(fields, metadata={**metadata, **shapes})
         self._file = make(self._schema)
         cells = sum(math.prod(shape) for shape in self._shapes.values())
         self._group_rows = max(1, GROUP_CELLS // cells)

@@ -144,8 +144,8 @@ def open_bundle(folder: Path) -> Bundle:
         if difference:
             wrong[name] = difference
     if wrong:
-        message = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
-        raise IntegrityError(f"{folder} is not the bundle that was written: {message}")
+        differences = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
+        raise IntegrityError(f"{folder} is not the bundle that was written: {differences}")
     return Bundle(folder=folder, manifest=manifest, contents=contents)
 
 

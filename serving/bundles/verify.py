@@ -217,10 +217,10 @@ def _golden(bundle: Bundle, session: Session) -> str:
 
 def _profiles(manifest: BundleManifest) -> str:
     """What was tuned, each for its processor; the manifest was refused if one cannot be."""
-    message = [
+    lines = [
         f"{one.describe()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles
     ]
-    return "; ".join(message) or "none; `ferry bench --tune` makes one"
+    return "; ".join(lines) or "none; `ferry bench --tune` makes one"
 
 
 def _reference(content: bytes, manifest: BundleManifest) -> str:

@@ -86,7 +86,7 @@ class ClassBins:
         """How many rows were of each class."""
         order = np.argsort(-np.array(counts, np.int64), kind="stable")
         self.classes: tuple[int, ...] = tuple(int(one) for one in order[:MOST_CLASSES])
-        """Those with a bin of their own, in the order of the bins."""
+        """The classes with a bin of their own, in the order of the bins."""
         self._bins = np.full(len(counts) + 1, len(self.classes))
         self._bins[list(self.classes)] = np.arange(len(self.classes))
 

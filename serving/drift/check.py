@@ -71,7 +71,7 @@ class DriftReport:
 
     @property
     def moved(self) -> tuple[QuantityDrift, ...]:
-        """Those that have moved, the most moved first."""
+        """The quantities that have moved, the most moved first."""
         found = [one for one in self.quantities if one.verdict != "none"]
         return tuple(sorted(found, key=lambda one: -one.psi))
 
@@ -192,8 +192,8 @@ class DriftCheck:
         """The bin whose share differs most, for a person."""
         then, now = expected / expected.sum(), found / found.sum()
         index = int(np.abs(now - then).argmax())
-        message = self._class(index) if quantity is None else _range(quantity, index)
-        return f"{message}: {then[index]:.1%} in training, {now[index]:.1%} here"
+        name = self._class(index) if quantity is None else _range(quantity, index)
+        return f"{name}: {then[index]:.1%} in training, {now[index]:.1%} here"
 
     def _class(self, index: int) -> str:
         if index == len(self._classes.classes):
@@ -226,7 +226,7 @@ def _expected(reference: Reference, classes: ClassBins) -> dict[str, Counts]:
 
 
 def _verdict(psi: float, noise: float) -> tuple[Verdict, float]:
-    """Whether it has moved, and the limit; what chance may give is never told as a move."""
+    """Whether it has moved, and the limit; what chance may give is never a move."""
     moved, strongly = max(MOVED, noise), max(STRONGLY_MOVED, noise)
     if psi > strongly:
         return "strongly moved", strongly

@@ -23,7 +23,7 @@ from serving.runtime.settings import SessionSettings
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Measured = dict[str, Floats]
-"""By the name of the quantity, a number a row: float64 [rows], NaN where there is none."""
+"""A number a row by the name of the quantity: float64 [rows], NaN where there is none."""
 
 CLASS = "class"
 """The quantity that is no number."""
@@ -133,8 +133,10 @@ def _of_images(rows: Array) -> Measured:
     channels = rows.shape[3] if rows.ndim == 4 and rows.dtype == np.uint8 else 1
     if not 2 <= channels <= 4:
         return measured
-    message = CHANNELS.get(channels, tuple(f"mean of channel {one}" for one in range(channels)))
-    for index, name in enumerate(message):
+    channel_names = CHANNELS.get(
+        channels, tuple(f"mean of channel {one}" for one in range(channels))
+    )
+    for index, name in enumerate(channel_names):
         around = values[:, index::channels].mean(axis=1)
         measured[name] = (around + means).astype(np.float64)
     return measured

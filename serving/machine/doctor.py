@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """All that was looked at, in the order in which it is told."""
+    """All that was looked at, in the order in which it is shown."""
 
     findings: tuple[Finding, ...]
 
@@ -86,7 +86,7 @@ def look_at_store(folder: Path, uri: str | None) -> StoreState:
     """Look at the store that `uri` (MLFLOW_TRACKING_URI) names, else at `folder`/mlflow.db."""
     if not uri:
         return _database(folder / "mlflow.db")
-    # Never tell the address as it is given: it may hold a password.
+    # Never show the address as it is given: it may hold a password.
     address = urlsplit(uri)
     scheme = address.scheme.split("+")[0]
     if scheme == "sqlite":
@@ -101,29 +101,31 @@ def look_at_store(folder: Path, uri: str | None) -> StoreState:
 
 def _python() -> Finding:
     versions = {"ferry": ferry_version() or "not installed", "numpy": installed_version("numpy")}
-    message = ", ".join(f"{name} {version}" for name, version in versions.items())
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return Finding(
         name="python",
         status="ok",
-        detail=f"{platform.python_version()} at {sys.executable}; {message}; {platform.platform()}",
+        detail="; ".join(
+            [f"{platform.python_version()} at {sys.executable}", packages, platform.platform()]
+        ),
     )
 
 
 def _runtime() -> Finding:
     wheels = runtime_wheels()
-    message = " and ".join(f"{name} {version}" for name, version in wheels.items())
+    there = " and ".join(f"{name} {version}" for name, version in wheels.items())
     if len(wheels) > 1:
         return Finding(
             name="onnxruntime",
             status="problem",
-            detail=f"{message} are both installed and write the same folder: one breaks the other",
+            detail=f"{there} are both installed and write the same folder: one breaks the other",
             fix=f"pip uninstall -y {' '.join(wheels)} && pip install {_right_wheel()}",
         )
     if not wheels or importlib.util.find_spec("onnxruntime") is None:
-        detail = f"{message} is installed without its files" if wheels else "not installed"
+        detail = f"{there} is installed without its files" if wheels else "not installed"
         fix = f"pip install --force-reinstall --no-deps {_right_wheel()}"
         return Finding(name="onnxruntime", status="problem", detail=detail, fix=fix)
-    return Finding(name="onnxruntime", status="ok", detail=message)
+    return Finding(name="onnxruntime", status="ok", detail=there)
 
 
 def _right_wheel() -> str:
@@ -180,7 +182,7 @@ def _processor() -> Iterator[Finding]:
     try:
         from serving.machine.environment import describe
     except ImportError:
-        return  # onnxruntime is broken, which is told already
+        return  # onnxruntime is broken, which is reported already
     found = describe()
     flags = " ".join(found.flags) or "no vector extensions known"
     detail = f"{found.processor} ({found.architecture}; {flags})"

@@ -245,7 +245,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def _governor() -> str | None:
     try:
         return GOVERNOR.read_text().strip()
-    except OSError:  # a guest of a virtual machine is not told
+    except OSError:  # hidden from the guest of a virtual machine
         return None
 
 

@@ -233,7 +233,7 @@ def _create(
 ) -> Any:
     asked = PROVIDERS[provider]
     if provider in GPU_PROVIDERS and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(None):  # it tells what it did not find on stdout
+        with contextlib.redirect_stdout(None):  # it prints what it did not find
             onnxruntime.preload_dlls()
     try:
         # enable_fallback=0: else onnxruntime retries on the CPU and says so on stdout.

@@ -325,7 +325,7 @@ def test_the_first_rows_and_the_plan(model_file: Path, pictures: Path, tmp_path:
     assert (shown.rows, shown.workers, shown.batch_rows, shown.format) == (10, 2, 16, "parquet")
     assert [Path(row.id).name for row in shown.first] == [f"{index}.png" for index in range(5)]
     assert [row.readable for row in shown.first] == [True, False, True, True, True]
-    assert shown.first[0].message.startswith("uint8 [4, 5, 1], ")
+    assert shown.first[0].text.startswith("uint8 [4, 5, 1], ")
     text = as_text(shown)
     assert "10 rows in batches of 16, 2 at a time, on cpu" in text
     assert "1.png  not read: it is empty" in text
