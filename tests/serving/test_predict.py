@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_classifier import LABELS, classifier, expected_scores, images, profile
 from tiny_kinds import (
     TEXTS,
+    Copies,
     autoencoder,
     autoencoder_contents,
     errors,
@@ -26,7 +27,7 @@ from tiny_kinds import (
 from serving.batch.predict import dry_run, predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions, as_text
-from serving.bundles.writing import write_bundle, write_profile
+from serving.bundles.writing import write_profile
 from serving.cli import serving
 from serving.errors import InputError, OutputError, UsageError
 from serving.runtime.session import Session, open_session
@@ -197,8 +198,8 @@ def test_a_model_without_probabilities_writes_scores(tmp_path: Path, rows: Path)
     assert first["label"] == first["label_index"]
 
 
-def test_texts_are_classified_line_by_line(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "tiny", text_contents())
+def test_texts_are_classified_line_by_line(tmp_path: Path, bundle_of: Copies) -> None:
+    bundle_of(text_contents)
     (tmp_path / "reviews.txt").write_text("\n".join([*TEXTS, ""]), encoding="utf-8")
     report = predict(tmp_path / "tiny", [tmp_path / "reviews.txt"], output=tmp_path / "out.csv")
     assert (report.rows, report.errors) == (len(TEXTS), 0)
@@ -239,8 +240,10 @@ def saved(tmp_path: Path, rows: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_a_reconstruction_is_written_with_its_error(tmp_path: Path, form: str) -> None:
-    write_bundle(tmp_path / "tiny", autoencoder_contents())
+def test_a_reconstruction_is_written_with_its_error(
+    tmp_path: Path, bundle_of: Copies, form: str
+) -> None:
+    bundle_of(autoencoder_contents)
     rows = images(40)
     output = tmp_path / f"out.{form}"
     predict(tmp_path / "tiny", [saved(tmp_path, rows)], output=output)

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_classifier import forge, images, profile
-from tiny_kinds import TEXTS, text_contents
+from tiny_kinds import TEXTS, Copies, text_contents
 
 import serving.bundles.writing
 from serving.bundles.bundle import MANIFEST, open_bundle, read_manifest
 from serving.bundles.profiles import Profile, check_profiles, fits, profile_for, with_profile
 from serving.bundles.verify import verify
-from serving.bundles.writing import write_bundle, write_profile
+from serving.bundles.writing import write_profile
 from serving.errors import IntegrityError, MissingInputError, ProviderError, UsageError
 from serving.files import dump_json
 from serving.model import BATCH_ROWS, open_model
@@ -252,8 +252,8 @@ def test_answers_are_the_same_to_the_bit(bundle: Path, binding: bool, rows: int)
     )
 
 
-def test_a_profile_of_a_model_of_texts(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "tiny", text_contents())
+def test_a_profile_of_a_model_of_texts(tmp_path: Path, bundle_of: Copies) -> None:
+    bundle_of(text_contents)
     expected = open_model(tmp_path / "tiny", threads=1).predict(np.array(TEXTS * 9))
     write_profile(tmp_path / "tiny", profile(batch_size=4))
     model = open_model(tmp_path / "tiny")

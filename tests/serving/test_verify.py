@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_classifier import METADATA, SOURCE, classifier, contents, forge
-from tiny_kinds import autoencoder_contents, table_contents
+from tiny_kinds import Copies, autoencoder_contents, table_contents
 
 from serving.bundles.bundle import FileInfo, Gate, Golden, read_manifest
 from serving.bundles.verify import VerifyReport, as_table, verify
@@ -99,17 +99,16 @@ def test_labels_that_are_not_as_many_as_the_classes(
     assert not (tmp_path / "tiny").exists()
 
 
-def test_two_logits_of_one_class_are_wrong(tmp_path: Path) -> None:
+def test_two_logits_of_one_class_are_wrong(tmp_path: Path, bundle_of: Copies) -> None:
     """One logit stands for two classes only beside their two probabilities."""
-    write_bundle(tmp_path / "tiny", table_contents())
+    bundle_of(table_contents)
     outputs = read_manifest(tmp_path / "tiny").outputs
     forge(tmp_path / "tiny", outputs=tuple(one for one in outputs if one.name == "logits"))
     assert failed(verify(tmp_path / "tiny"))["labels"] == "classes of logits: found 1, expected 2"
 
 
-def test_a_model_without_classes_has_no_labels(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "tiny", autoencoder_contents())
-    report = verify(tmp_path / "tiny")
+def test_a_model_without_classes_has_no_labels(bundle_of: Copies) -> None:
+    report = verify(bundle_of(autoencoder_contents))
     assert report.passed
     assert "no classes" in as_table(report)
 
