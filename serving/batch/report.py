@@ -4,10 +4,14 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serving.bundles.profiles import Profile
-from serving.drift.check import DriftReport
 from serving.runtime.session import ProviderProof
+
+if TYPE_CHECKING:
+    # What only keeps reports, as a training does, needs no drift check.
+    from serving.drift.check import DriftReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,7 @@ class PredictReport:
     """The profile of the bundle that gave the settings; None where none was used."""
     proof: ProviderProof
     stages: Stages
-    drift: DriftReport | None
+    drift: "DriftReport | None"
     """How the rows are distributed beside the training data, where that was asked."""
     stopped: str | None
     """The signal that ended the run before its input did, None where none did."""
