@@ -41,7 +41,7 @@ EXTRA_PACKAGES = frozenset(
 )
 
 OTHER_EXTRAS = {"ray": "ray"}
-"""The extras of packages that are imported where they are used; the rest tell for themselves."""
+"""Packages that are imported where they are used, and the extra that installs each."""
 
 
 def terminal_columns() -> int:
@@ -52,7 +52,7 @@ def terminal_columns() -> int:
         return 80
 
 
-# Of both groups: `FERRY_TRAIN_DEVICE` is `ferry train --device`.
+# Settings of both groups: `FERRY_TRAIN_DEVICE` is `ferry train --device`.
 SETTINGS = {
     "auto_envvar_prefix": "FERRY",
     "help_option_names": ["-h", "--help"],
@@ -95,18 +95,18 @@ class Commands(click.Group):
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; errors of ferry, of the file system and of missing extras are told."""
+        """Run the command; errors of ferry and of the system, and missing extras, are one line."""
         from serving.errors import FerryError
 
         try:
             return super().invoke(ctx)
         except FerryError as error:
-            raise _Told(str(error), error.exit_code) from error
+            raise _OneLineError(str(error), error.exit_code) from error
         except ModuleNotFoundError as error:
             package = (error.name or "").split(".")[0]
             if package not in EXTRA_PACKAGES and package not in OTHER_EXTRAS:
                 raise
-            raise _Told(_missing_extra(ctx, package), 1) from error
+            raise _OneLineError(_missing_extra(ctx, package), 1) from error
         except BrokenPipeError:
             import signal
 
@@ -114,7 +114,7 @@ class Commands(click.Group):
             ctx.exit(128 + signal.SIGPIPE)
         except OSError as error:
             _settle_stdout()
-            raise _Told(_system_error(error), 1) from error
+            raise _OneLineError(_system_error(error), 1) from error
 
 
 def json_option(command: Command) -> Command:
@@ -124,7 +124,7 @@ def json_option(command: Command) -> Command:
 
 
 def log_to_stderr() -> None:
-    """Let the libraries of ferry tell their progress and warnings on stderr."""
+    """Send the progress and the warnings of ferry's modules to stderr."""
     import logging
 
     handler = logging.StreamHandler()
@@ -137,15 +137,15 @@ def log_to_stderr() -> None:
 
 
 def note(message: str) -> None:
-    """Tell the person at the terminal something; goes to stderr."""
+    """Print a message for the person at the terminal, to stderr."""
     click.echo(message, err=True)
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """What tells the step of a long work: one line on stderr that is written over, if a terminal.
+    """Give a function that shows the current step, on one line of stderr that is written over.
 
-    The line is gone when the block ends.
+    The line is gone when the block ends; without a terminal nothing is shown.
     """
     terminal = sys.stderr.isatty()
 
@@ -210,7 +210,7 @@ def _settle_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-class _Told(click.ClickException):
+class _OneLineError(click.ClickException):
     """An error that click prints in one line before it exits with the given status."""
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -69,8 +69,8 @@ class UnknownNameError(FerryError, LookupError):
     exit_code = 2
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
-        message = f"; {hint}" if hint else ""
-        super().__init__(f"no {kind} named {name!r}{nearest(name, known)}{message}")
+        tail = f"; {hint}" if hint else ""
+        super().__init__(f"no {kind} named {name!r}{nearest(name, known)}{tail}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,11 +1,9 @@
-"""Files that are whole or absent: atomic writes, sha256 sums and JSON of records.
+"""Files that are whole or absent: atomic writes, sha256 sums, and records as JSON.
 
 A file is written under a temporary name beside its target, synced and renamed, so that a process
-killed at any moment leaves the old file or the new one and never half of either.
-
-Read JSON into frozen records as strictly as they are typed; what ferry wrote must come back.
-
-Missing, unknown and mistyped keys are refused by their path, as the file may have been altered.
+killed at any moment leaves the old file or the new one and never half of either. JSON is read back
+into frozen records as strictly as they are typed: a missing, unknown or mistyped key is refused by
+its path, as the file may have been altered.
 """
 
 import contextlib
@@ -40,7 +38,7 @@ def atomic_write(target: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise
-        # A write that fails, on a full disk say, does not tell which file it was.
+        # A failed write, for instance on a full disk, does not say which file it was.
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -80,16 +78,21 @@ def dump_json(record: object) -> str:
 
 
 def json_line(record: object) -> str:
-    """The same on one line, for files of JSON Lines."""
+    """JSON text of a record on one line, for files of JSON Lines."""
     return json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; IntegrityError when it is not JSON."""
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(content: bytes, where: str) -> Any:
+    """Parse the bytes of a JSON file, which `where` names in messages."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is not a JSON file: {error}") from error
+        raise IntegrityError(f"{where} is not a JSON file: {error}") from error
 
 
 def sha256_of_file(path: Path) -> str:

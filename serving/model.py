@@ -42,7 +42,7 @@ RECONSTRUCTION, ERROR = "reconstruction", "error"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The answers to some rows."""
+    """What a classifier says of some rows: scores, the best class of each row, and its name."""
 
     labels: tuple[str, ...]
     """The name of every class."""
@@ -89,11 +89,11 @@ class Model:
     session: Session
     input: TensorInfo
     outputs: tuple[TensorInfo, ...]
-    """Those that are arrays; a sequence or a map, as some converters add, is left out."""
+    """The outputs that are arrays; a sequence or a map, as some converters add, is left out."""
     scores: TensorInfo | None
     """The output that holds the scores of a classifier, None where there are none."""
     labels: tuple[str, ...] | None
-    """The names of the classes, or None for a file that does not tell; see `class_names`."""
+    """The names of the classes, or None for a file that has none; see `class_names`."""
     profile: Profile | None = None
     """What the session's settings were taken from, or None where no profile fitted."""
     bound: BoundPool | None = None
@@ -139,7 +139,7 @@ class Model:
     def answers(
         self, rows: Array, *, batch_rows: int | None = None, parallel: int | None = None
     ) -> dict[str, Array]:
-        """Run `rows`, an array of the dtype and shape that `takes` tells; all outputs by name.
+        """Run `rows`, an array of the dtype and shape that `takes` names; all outputs by name.
 
         Each is [rows, ...] of its own dtype, in the model's order. Strings may be an array of
         numpy's text or of Python's `str`. The rows are run in batches of `batch_rows`, `parallel`
@@ -155,7 +155,7 @@ class Model:
     def predict(
         self, rows: Array, *, batch_rows: int | None = None, parallel: int | None = None
     ) -> Prediction:
-        """Classify `rows`, an array of the dtype and shape that `takes` tells.
+        """Classify `rows`, an array of the dtype and shape that `takes` names.
 
         The rows are run in batches of `batch_rows`, `parallel` at a time, by default the properties
         of these names, so that memory does not grow with their number. Raises InputError for
@@ -184,7 +184,7 @@ class Model:
     def class_names(self, classes: int) -> tuple[str, ...]:
         """The labels; the class's index where the file has none.
 
-        Raises ModelError when there are as many labels as there are not `classes`.
+        Raises ModelError when there are not as many labels as `classes`.
         """
         labels = self.labels or tuple(str(index) for index in range(classes))
         if len(labels) != classes:
@@ -290,7 +290,7 @@ def _model(
         names = ", ".join(info.name for info in session.inputs)
         raise ModelError(
             f"{path} has the inputs {names or '(none)'}; exactly one can be fed here, several by "
-            f"`ferry bench --rows ROWS.npz` and by `serving.runtime.session.open_session`"
+            f"`ferry bench --data ROWS.npz` and by `serving.runtime.session.open_session`"
         )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")
@@ -312,7 +312,7 @@ def _model(
 
 
 def is_reconstruction(outputs: Sequence[TensorInfo]) -> bool:
-    """Whether they are what an autoencoder gives: the rows again, and how far off each is."""
+    """Whether a model gives the rows again and the error of each, as an autoencoder does."""
     return {RECONSTRUCTION, ERROR} <= {info.name for info in outputs}
 
 
@@ -327,9 +327,9 @@ def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
 
 def no_scores(outputs: Sequence[TensorInfo]) -> str:
     """Why none of them holds scores."""
-    message = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
+    given = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
     return (
-        f"of its outputs ({message}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
+        f"of its outputs ({given}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
         f"one is a float [batch, classes]"
     )
 

@@ -1,1 +1,1 @@
-"""The larger commands of `ferry`, one per file; `pipeline.cli` mounts them."""
+"""The commands of `ferry` that need the pipeline, one per file; `pipeline.cli` mounts them."""

@@ -22,7 +22,7 @@ SHOWN = ("experiment", "variant", "reason", "golden_rows", "reference_rows", "by
 @click.option(
     "--parity", metavar="REPORT.json", type=PATH, help="The report that proves MODEL.onnx."
 )
-@click.option("-o", "--output", metavar="DIR", type=PATH, help="Folder to write the bundle to.")
+@click.option("-o", "--output", metavar="DIR", type=PATH, help="Where the bundle goes.")
 @click.option("--labels", metavar="FILE", type=PATH, help="A text file with a line for each class.")
 @click.option("--reference", metavar="ROWS", help="Rows of the training data, to detect drift.")
 @track_option

@@ -30,7 +30,9 @@ SHOWN = ("module", "model", "bytes", "parameters", "nodes", "opset", "export_sec
     multiple=True,
     help="Input of the module: see above; repeated for each, in order.",
 )
-@click.option("-o", "--output", metavar="FILE.onnx", type=PATH, help="File to write the module to.")
+@click.option(
+    "-o", "--output", metavar="FILE.onnx", type=PATH, help="Where the module's model goes."
+)
 @click.option(
     "--data", "rows", metavar="ROWS", help="Rows to prove the module on, as for `ferry parity`."
 )

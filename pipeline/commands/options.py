@@ -80,7 +80,7 @@ def track_option(command: Command) -> Command:
         default=True,
         show_envvar=True,
         envvar="FERRY_TRACK",
-        help="Whether MLflow records it.",
+        help="Whether MLflow records the run.",
     )
     return option(command)
 

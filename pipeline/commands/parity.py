@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size",
     "batch_sizes",
+    metavar="N",
     type=click.IntRange(min=1),
     multiple=True,
     help="Batch size to ask A and B at; may be repeated.",
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     help="Whether to ask rows that no data set holds as well.",
 )
 @click.option("--explain", is_flag=True, help="Name the layer that differs, even on success.")
-@click.option("-o", "--output", type=PATH, metavar="REPORT", help="Also write the report as JSON.")
+@click.option("-o", "--output", type=PATH, metavar="REPORT", help="Where the report goes, as JSON.")
 @track_option
 @json_option
 def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -> None:

@@ -23,7 +23,9 @@ def tracked(command: click.Command) -> click.Command:
             log_predictions(report, [str(one) for one in given["inputs"]])
         return report
 
-    option = click.Option(["--track"], is_flag=True, help="Let MLflow record the run.")
+    option = click.Option(
+        ["--track/--no-track"], default=False, help="Whether MLflow records the run. (no)"
+    )
     return click.Command(
         command.name,
         params=[*command.params, option],

@@ -12,14 +12,14 @@ from serving.console import json_option, show
     metavar="URL|DIR",
     envvar="FERRY_MIRROR",
     show_envvar=True,
-    help="Tried before the official addresses; laid out as MIRROR/DATASET/FILE.",
+    help="Where to look before the official addresses; it holds DATASET/FILE.",
 )
 @json_option
 def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
     """Fetch the official files of DATASET and check them.
 
-    An interrupted download goes on where it was. The data sets digits and its like come with
-    ferry's packages and need no network.
+    A download that was interrupted goes on where it stopped. Data sets such as digits come with
+    the packages that ferry needs, so they take no network.
 
     Example: ferry pull mnist --mirror /mnt/mirror
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @experiment_or_file_argument
 @click.option("--data", metavar="ROWS", help="Rows for MODEL.onnx, as for `ferry parity`.")
-@click.option("-o", "--output", metavar="DIR", type=PATH, help="Folder for the variants.")
+@click.option("-o", "--output", metavar="DIR", type=PATH, help="Where the variants go.")
 @click.option(
     "--variant",
     "variants",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size",
     "batch_sizes",
-    metavar="ROWS",
+    metavar="N",
     type=click.IntRange(min=1),
     multiple=True,
     help="Batch size to be fast at; may be repeated.",

@@ -24,7 +24,7 @@ def results(
 ) -> None:
     """Print what was measured here: accuracy, parity, speed and size of every variant.
 
-    Of the experiments that have run, or of those that are named. A figure is shown only beside the
+    Shows the experiments that are named, or all that have run. A figure is shown only beside the
     very file that it was measured of.
 
     Example: ferry results digits-mlp digits-cnn

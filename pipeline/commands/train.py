@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
-    help="Overrides the experiment's device.",
+    help="Device to train on, in place of the experiment's.",
 )
 @track_option
 @json_option
 def train(experiment: "Experiment", device: str | None, track: bool, as_json: bool) -> None:
     """Train EXPERIMENT's model and record the run in MLflow.
 
-    A killed training goes on after its last whole epoch.
+    A training that was killed goes on after its last whole epoch.
 
     Example: ferry train mnist-cnn
     """

@@ -1,4 +1,4 @@
-"""The command `ferry tune`, which the group `ferry` mounts."""
+"""The command `ferry tune`: search for better settings of an experiment."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,34 +17,43 @@ SECONDS = click.FloatRange(min=0)
 @click.command()
 @experiment_argument
 @click.option(
-    "--trials", type=COUNT, default=20, show_default=True, help="In total, resumed or not."
+    "--trials",
+    metavar="N",
+    type=COUNT,
+    default=20,
+    show_default=True,
+    help="How many trials in total; those of earlier commands count.",
 )
 @click.option(
     "--sampler",
     type=click.Choice(["grid", "random", "tpe"]),
     default="tpe",
     show_default=True,
-    help="Every combination of the listed values, or draws that do or do not learn from results.",
+    help="Try every combination of values (grid), or draw them with (tpe) or without learning.",
 )
 @click.option(
     "--pruner",
     type=click.Choice(["median", "none"]),
     default="median",
     show_default=True,
-    help="Whether a trial ends early that is behind the median of the others.",
+    help="Whether to end a trial that is worse than the median of the others.",
 )
-@click.option("--jobs", type=COUNT, default=1, show_default=True, help="Trials at the same time.")
-@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="No trial begins after that.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the sampler.")
+@click.option(
+    "--jobs", metavar="N", type=COUNT, default=1, show_default=True, help="Trials at a time."
+)
+@click.option("--timeout", type=SECONDS, metavar="SECONDS", help="Begin no trial after so long.")
+@click.option(
+    "--seed", metavar="N", type=int, default=1, show_default=True, help="Seed of the sampler."
+)
 @click.option("--fresh", is_flag=True, help="Forget the trials of earlier commands.")
 @track_option
 @json_option
 def tune(experiment: "Experiment", track: bool, as_json: bool, **plan: Any) -> None:
-    """Search EXPERIMENT's better settings, as its `search` section allows.
+    """Search for better settings of EXPERIMENT, among those that its `search` section lists.
 
-    They are compared on the validation rows. The trials are kept in models/EXPERIMENT/tune: the
-    same command goes on with a search that was stopped, and a larger --trials continues it. The
-    best settings are printed, and written to best.yaml there, as a part of params.yaml.
+    Trials are compared on the validation rows and kept in models/EXPERIMENT/tune: the same command
+    goes on with a search that was stopped, and a larger --trials extends it. The best settings are
+    printed, and written to best.yaml there, in the form that params.yaml takes.
 
     Example: ferry tune digits-mlp --trials 20 --jobs 2
     """

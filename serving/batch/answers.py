@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 Column = Array | NumberedIds
 """An array of [rows] or, for a list a row, of [rows, ...], where text is object; or ids."""
 Columns = dict[str, Column]
-"""By name, in order."""
+"""The columns by name, in order."""
 
 ID = "id"
 

@@ -1,12 +1,9 @@
-"""The engine on this machine: decode, run, in the order of the rows, and with bounded memory.
+"""From chunks to their answers on this machine, in the order of the rows and with bounded memory.
 
-Batches run side by side in threads, which ONNX Runtime leaves free while it computes. Images are
-decoded in processes of their own where there are enough of them: Python decodes in one thread at a
-time. Everything else is decoded in the thread that runs it.
-
-From a chunk to its answers, in two steps that may be taken by different processes.
-
-The same on this machine and on a cluster, so that both write the same rows.
+Batches run side by side in threads, which ONNX Runtime leaves free while it computes. Many images
+are decoded in processes of their own, because Python decodes in one thread at a time; everything
+else is decoded in the thread that runs it. `decoded` and `answered` are the two steps; a cluster
+takes the same ones, so that both write the same rows.
 """
 
 import functools
@@ -31,9 +28,14 @@ from serving.runtime.cores import ordered_map, ordered_results
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
 
-
 Array = npt.NDArray[Any]
 NOT_FINITE = "the model gave what is not a finite number"
+PROCESSES_PAY = 2000
+"""From so many images on, decoding takes longer than starting processes."""
+GRACE_SECONDS = 5
+"""How long a decoding process that has to end goes on with the chunks in hand."""
+INPUTS: list[Inputs] = []
+"""The inputs that this decoding process was started with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,22 @@ class AnswerOptions:
     top_k: int | None
     keep_rows: bool
     """Whether the rows come with their answers, for the drift check."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a run has to do."""
+
+    inputs: Inputs
+    chunks: Iterator[tuple[int, Chunk]]
+    """The chunks that are left, each with the number of its source."""
+    count: int | None
+    """Their rows; None where only reading them all would show."""
+    how: AnswerOptions
+    chunk_rows: int
+    """What the chunks were cut to."""
+    workers: int
+    """Batches at a time, and decoding processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +82,13 @@ class Answered:
     end: Place
     """The row after its last one."""
     columns: Columns | None
-    """Of the rows that were answered; None where there is none."""
+    """The answers; None where no row was answered."""
     unreadable: Sequence[UnreadableRow]
     """The others, in order."""
     digest: str | None
     """The chunk's."""
     rows: Array | None
-    """Those that were answered, where they are kept."""
+    """The rows that were answered, where they are kept."""
     decode_seconds: float
     run_seconds: float
 
@@ -78,6 +96,31 @@ class Answered:
     def count(self) -> int:
         """The rows that were answered."""
         return len(self.columns[ID]) if self.columns else 0
+
+
+def answers(model: Model, work: Work) -> Generator[Answered]:
+    """The answers to all chunks, in their order.
+
+    Raises what the sources and the model raise, and EngineError when a decoding process dies.
+    """
+    run = functools.partial(answered, model, work.how)
+    processes = work.workers if _processes_pay(work) else 0
+    if not processes:
+        yield from ordered_map(
+            lambda item: run(decoded(work.inputs, *item)), work.chunks, parallel=work.workers
+        )
+        return
+    from concurrent.futures.process import BrokenProcessPool
+
+    with _decoders(work.inputs, processes) as pool:
+        try:
+            batches = ordered_results(pool, _decode_there, work.chunks, parallel=processes)
+            yield from ordered_map(run, batches, parallel=work.workers)
+        except BrokenProcessPool as error:
+            raise EngineError(
+                "a process that decoded images died; the memory may be too small for --workers "
+                f"{processes}, or the script that called has no `if __name__ == '__main__':`"
+            ) from error
 
 
 def decoded(inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
@@ -129,55 +172,6 @@ def answered(model: Model, how: AnswerOptions, taken: Decoded) -> Answered:
 def _in_order(ids: Sequence[str], items: Sequence[UnreadableRow]) -> list[UnreadableRow]:
     at = {one: index for index, one in enumerate(ids)}
     return sorted(items, key=lambda item: at[item.id])
-
-
-PROCESSES_PAY = 2000
-"""Images that take longer to decode than processes take to start."""
-GRACE_SECONDS = 5
-"""For the chunks in hand of a decoding process that is told to end."""
-INPUTS: list[Inputs] = []
-"""Of a decoding process: what it was started with."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a run has to do."""
-
-    inputs: Inputs
-    chunks: Iterator[tuple[int, Chunk]]
-    """Those that are left, each with the number of its source."""
-    count: int | None
-    """Their rows, None where only reading them all would tell."""
-    how: AnswerOptions
-    chunk_rows: int
-    """What the chunks were cut to."""
-    workers: int
-    """Batches at a time, and decoding processes."""
-
-
-def answers(model: Model, work: Work) -> Generator[Answered]:
-    """The answers to all chunks, in their order.
-
-    Raises what the sources and the model raise, and EngineError when a decoding process dies.
-    """
-    run = functools.partial(answered, model, work.how)
-    processes = work.workers if _processes_pay(work) else 0
-    if not processes:
-        yield from ordered_map(
-            lambda item: run(decoded(work.inputs, *item)), work.chunks, parallel=work.workers
-        )
-        return
-    from concurrent.futures.process import BrokenProcessPool
-
-    with _decoders(work.inputs, processes) as pool:
-        try:
-            batches = ordered_results(pool, _decode_there, work.chunks, parallel=processes)
-            yield from ordered_map(run, batches, parallel=work.workers)
-        except BrokenProcessPool as error:
-            raise EngineError(
-                "a process that decoded images died; the memory may be too small for --workers "
-                f"{processes}, or the script that called has no `if __name__ == '__main__':`"
-            ) from error
 
 
 def _processes_pay(work: Work) -> bool:

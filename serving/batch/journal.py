@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def finished_manifest(self) -> Path:
-        """The same when it is complete."""
+        """The list of the shards when the run is complete."""
         return self.manifest if self.is_folder else self._beside(".manifest.jsonl")
 
     @property
@@ -98,7 +98,7 @@ class RunKey:
     batch_rows: int
     inputs: tuple[str, ...]
     fingerprint: str | None
-    """Of the inputs; None where one is a stream, whose shards carry digests instead."""
+    """The sum of the inputs; None where one is a stream, whose shards carry digests instead."""
     array: str | None
     columns: tuple[str, ...]
     input_format: str | None
@@ -132,11 +132,11 @@ class Shard:
     end: Place
     """Where the run goes on."""
     digest: str | None
-    """Of a stream, up to there."""
+    """The sum of a stream, up to there."""
     bytes: int
-    """Of the file of rows, 0 where there is none."""
+    """The size of the file of rows, 0 where there is none."""
     seconds: float
-    """That the run had taken since it was begun or taken up again."""
+    """How long the run had taken since it was begun or taken up again."""
     drift: DriftState | None
     """What the drift check had counted after it."""
     last: bool = False
@@ -157,7 +157,7 @@ class Journal:
 
     @property
     def digest(self) -> str | None:
-        """Of a stream, up to there."""
+        """The sum of a stream, up to there."""
         return self.shards[-1].digest if self.shards else None
 
     @property
@@ -302,9 +302,10 @@ def _refuse_another(found: RunKey, key: RunKey, where: str) -> None:
         if before == now:
             continue
         name = field.name.replace("_", " ")
-        message = WORDS.get(field.name, f"{name} {before}, not {now}")
+        difference = WORDS.get(field.name, f"{name} {before}, not {now}")
         raise OutputError(
-            f"{where} was begun with {message}; --overwrite begins again, or name another --output"
+            f"{where} was begun with {difference}; --overwrite begins again, or name another "
+            f"--output"
         )
 
 

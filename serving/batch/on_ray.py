@@ -1,8 +1,9 @@
 """The engine on a cluster of Ray: the same chunks, cut and answered by actors of Ray Data.
 
-No row passes through the program that started the run: an actor is told which chunk, opens the
-inputs itself, and sends the answers back. So every machine must see the inputs and the model under
-the same names, and have ferry installed. The answers come back in order, into the same shards.
+No row passes through the program that started the run: an actor gets the place of a chunk, opens
+the inputs itself, and sends the answers back. So every machine must see the inputs and the model
+under the same names, and have ferry installed. The answers come back in order, into the same
+shards.
 """
 
 import logging
@@ -151,7 +152,7 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it tells its plan at every run
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it prints its plan at every run
 
 
 def _refuse_silent(address: str) -> None:

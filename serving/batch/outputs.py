@@ -25,7 +25,7 @@ from serving.inputs.sources import UnreadableRow
 MOST_NOTES = 10
 SHARD_ROWS = 1_000_000
 SHARD_SECONDS = 10
-"""What a kill can cost at most, and one batch more."""
+"""A kill costs so many seconds of work at most, and one batch more."""
 
 
 class Output(abc.ABC):

@@ -2,8 +2,8 @@
 
 Rows are read, run and written chunk by chunk, so that memory does not grow with the input; what
 cannot be read is listed beside the output and does not stop the run. A run that was stopped, or
-killed, goes on where it was when the same command is given again.
-SIGINT and SIGTERM end a run after the batch in hand; a second one acts as it always does.
+killed, goes on where it was when the same command is given again. SIGINT and SIGTERM end a run
+after the batch in hand; a second one acts as it always does.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +32,8 @@ from serving.batch.outputs import Output, ShardedOutput, Stdout
 from serving.batch.report import PredictReport, Stages
 from serving.batch.run import PredictOptions, PredictRun, Preview, prepare, preview
 from serving.console import note
+from serving.drift.check import DriftCheck, open_check
 from serving.errors import FerryError, InputError
-
-if TYPE_CHECKING:
-    # The first row of a process that has no use for them does not wait for these.
-    from serving.drift.check import DriftCheck
-
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -51,12 +47,12 @@ def predict(
 ) -> PredictReport:
     """Run every row of `inputs` in order, and write one line for each to `output` or stdout.
 
-    What is written of a row is told by `serving.batch.answers`. An `output` without a suffix is a
+    `serving.batch.answers` says what is written of a row. An `output` without a suffix is a
     folder of shards. What is there of the same run is not done again; SIGINT and SIGTERM end the
     run after the batch in hand, and the report says so.
 
-    Inputs that cannot be read are listed in `OUTPUT.errors.jsonl`, or told on stderr when there is
-    no output. Raises UsageError, MissingInputError, ModelError, ProviderError, InputError or
+    Inputs that cannot be read are listed in `OUTPUT.errors.jsonl`, or on stderr when there is no
+    output. Raises UsageError, MissingInputError, ModelError, ProviderError, InputError or
     OutputError before anything is written, and InputError when not one row could be read, or more
     than `max_errors` could not.
     """
@@ -91,15 +87,11 @@ def dry_run(
     return preview(prepare(Path(model), inputs, output, options or PredictOptions()), output)
 
 
-class NothingReadableError(InputError):
-    """Not one row of the input could be used."""
-
-
 class PredictLoop:
     """The rows that are left of a run, from the engine to the output."""
 
     def __init__(
-        self, run: PredictRun, output: Output, journal: Journal | None, check: "DriftCheck | None"
+        self, run: PredictRun, output: Output, journal: Journal | None, check: DriftCheck | None
     ) -> None:
         """Go on after the shards of `journal`, and count the rows for `check`."""
         self._run = run
@@ -131,11 +123,9 @@ class PredictLoop:
         self._seconds = time.perf_counter() - begin
         self._refuse_too_many()
 
-    def nothing_readable(self) -> NothingReadableError:
+    def nothing_readable(self) -> InputError:
         """The error for an input without one good row."""
-        return NothingReadableError(
-            f"not one of {self._output.errors} rows can be used: {self.first_error}"
-        )
+        return InputError(f"not one of {self._output.errors} rows can be used: {self.first_error}")
 
     def report(self, output: Path | None, errors_file: Path | None) -> PredictReport:
         """What was done; raises InputError when there was no row to write."""
@@ -249,17 +239,13 @@ def _restore(before: Mapping[signal.Signals, Any]) -> None:
         signal.signal(one, handler)
 
 
-def _check(run: PredictRun) -> "DriftCheck | None":
-    """What holds the rows against the training data, if that is asked."""
-    if not run.options.reference:
-        return None
-    from serving.drift.check import open_check
-
-    return open_check(run.model.path)
+def _check(run: PredictRun) -> DriftCheck | None:
+    """The check of the rows against the training data, if the options ask for it."""
+    return open_check(run.model.path) if run.options.reference else None
 
 
 def _nothing() -> None:
-    """What is counted where nothing is."""
+    """The state of a run without a drift check."""
 
 
 def _finish(layout: Layout, journal: Journal, loop: PredictLoop) -> None:
@@ -272,7 +258,7 @@ def _finish(layout: Layout, journal: Journal, loop: PredictLoop) -> None:
 
 @contextlib.contextmanager
 def _kept(layout: Layout) -> Iterator[None]:
-    """Tell what a run that fails leaves behind, and take it away if that is nothing."""
+    """Say how many rows a run that fails leaves behind, and clean up after one that leaves none."""
     try:
         yield
     except (OSError, FerryError):
@@ -288,7 +274,7 @@ def _kept(layout: Layout) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(run: PredictRun, output: Output) -> Iterator[Callable[[Answered], None]]:
-    """What counts rows on a bar on stderr, if that is a terminal."""
+    """Give a function that counts rows on a progress bar, if stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _one: None
         return

@@ -10,6 +10,7 @@ from serving.bundles.profiles import Profile
 from serving.runtime.session import ProviderProof
 
 if TYPE_CHECKING:
+    # What only keeps reports, as a training does, needs no drift check.
     from serving.drift.check import DriftReport
 
 
@@ -46,21 +47,21 @@ class PredictReport:
     model_sha256: str
     output: Path | None
     rows: int
-    """In the output, those of the runs that this one went on from too."""
+    """In the output, with those of the runs that this one went on from."""
     resumed_rows: int
-    """Of these, what was there when this run began."""
+    """How many of them were there when this run began."""
     errors: int
     errors_file: Path | None
     """Where the unreadable inputs are listed."""
     seconds: float
-    """Of this run, from the first row read to the last one written."""
+    """From the first row that this run read to the last one it wrote."""
     rows_per_second: float
-    """Of this run."""
+    """The speed of this run alone."""
     batch_rows: int
     workers: int
     threads: int
     profile: Profile | None
-    """What of the bundle's profiles the settings were taken from; None where none was used."""
+    """The profile of the bundle that gave the settings; None where none was used."""
     proof: ProviderProof
     stages: Stages
     drift: "DriftReport | None"
@@ -85,25 +86,25 @@ def summary(report: PredictReport) -> str:
     errors = f", {report.errors} not read" if report.errors else ""
     listed = f" (see {report.errors_file})" if report.errors_file else ""
     profile = f", {report.profile.describe()}" if report.profile else ""
-    message = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
+    text = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
     if report.seconds:
-        message += (
+        text += (
             f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s on "
             f"{report.proof.asked}{profile}"
         )
     else:
-        message += "the run was complete already"
+        text += "the run was complete already"
     shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
     if report.seconds:
-        message += f"\n{shares}"
+        text += f"\n{shares}"
     if report.seconds >= WORTH_SECONDS:
-        message += f"; {_advice(report.stages.bottleneck)}"
+        text += f"; {_advice(report.stages.bottleneck)}"
     if report.drift:
-        message += "".join(f"\n{line}" for line in report.drift.lines())
+        text += "".join(f"\n{line}" for line in report.drift.lines())
     if report.stopped:
         again = "; the same command goes on" if report.output else ""
-        message += f"\nstopped by {report.stopped}{again}"
-    return message
+        text += f"\nstopped by {report.stopped}{again}"
+    return text
 
 
 def _advice(stage: str) -> str:

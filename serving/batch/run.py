@@ -31,7 +31,7 @@ CHUNK_BYTES = 8 * 2**20
 TEXT_BYTES = 256
 """What a text is taken to need."""
 FIRST_ROWS = 5
-"""Those that a preview shows."""
+"""How many rows a preview shows."""
 MOST_SHOWN = 60
 """Characters of a text that a preview shows."""
 
@@ -42,12 +42,12 @@ class PredictOptions:
 
     provider: str = "cpu"
     threads: int | None = None
-    """Within one operator; None: as the bundle's profile says, or one without one."""
+    """Threads within one operator; None for those of the bundle's profile, or one."""
     workers: int | None = None
-    """Batches at a time, and processes that decode images; None: as the profile says, or as many
-    as the allowed cores have room for."""
+    """Batches at a time, and processes that decode images; None for those of the profile, or as
+    many as the allowed cores have room for."""
     batch_rows: int | None = None
-    """None: as the bundle's profile says, or 32 without one that fits."""
+    """The batch size; None for that of the bundle's profile, or 32 where none fits."""
     array: str | None = None
     """The array to take from `.npz` files."""
     columns: tuple[str, ...] = ()
@@ -63,9 +63,9 @@ class PredictOptions:
     top_k: int | None = None
     """Whether the best classes of each row are written too, and how many; for classifiers only."""
     format: str | None = None
-    """One of `serving.batch.writers.FORMATS`; None: by the output's suffix."""
+    """One of `serving.batch.writers.FORMATS`; None to guess it from the suffix of the output."""
     default_format: str = "csv"
-    """What goes to stdout when `format` is None."""
+    """The format on stdout when `format` is None."""
     overwrite: bool = False
     """Whether what is at the output is replaced; else a run that was stopped goes on."""
     max_errors: int | None = None
@@ -74,7 +74,7 @@ class PredictOptions:
     """Whether the rows are held against the statistics of the training data in the bundle."""
     engine: Engine = "local"
     ray_address: str | None = None
-    """Of a cluster of Ray that runs; None for one on this machine."""
+    """The address of a running cluster of Ray; None to start one on this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +84,10 @@ class PredictRun:
     model: Model
     inputs: Inputs
     names: tuple[str, ...]
-    """Of the inputs, as they were given."""
+    """The names of the inputs, as they were given."""
     options: PredictOptions
     form: str
-    """Of the output."""
+    """The format of the output."""
 
     @property
     def batch_rows(self) -> int:
@@ -119,7 +119,7 @@ class PredictRun:
         )
 
     def count(self, done: int) -> int | None:
-        """The rows that are left after `done`, None where only reading them all would tell."""
+        """The rows that are left after `done`, None where only reading them all would show."""
         total, limit = self.inputs.count, self.options.limit
         if limit is not None:
             total = limit if total is None else min(limit, total)
@@ -196,7 +196,7 @@ class FirstRow:
 
     id: str
     readable: bool
-    message: str
+    text: str
     """What is in it, or why it cannot be read."""
 
 
@@ -213,7 +213,7 @@ class Preview:
     workers: int
     batch_rows: int
     rows: int | None
-    """Of the input, None where only reading it all would tell."""
+    """How many the input has; None where only reading it all would show."""
     first: Sequence[FirstRow]
     output: Path | None
     format: str
@@ -281,7 +281,7 @@ def as_text(shown: Preview) -> str:
     lines = [
         f"{shown.model} takes {shown.takes}; {rows} {how}",
         *(
-            f"  {row.id}  {row.message if row.readable else f'not read: {row.message}'}"
+            f"  {row.id}  {row.text if row.readable else f'not read: {row.text}'}"
             for row in shown.first
         ),
         f"to {shown.output or 'stdout'} as {shown.format}",
@@ -314,8 +314,8 @@ def _open(path: Path, options: PredictOptions) -> Model:
 
 def _describe(item: InputRow | UnreadableRow) -> FirstRow:
     if isinstance(item, UnreadableRow):
-        return FirstRow(id=item.id, readable=False, message=item.reason)
-    return FirstRow(id=item.id, readable=True, message=_shown(item.value))
+        return FirstRow(id=item.id, readable=False, text=item.reason)
+    return FirstRow(id=item.id, readable=True, text=_shown(item.value))
 
 
 def _shown(value: npt.NDArray[Any]) -> str:

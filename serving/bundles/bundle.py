@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.bundles.profiles import Profile, check_profiles
-from serving.bundles.reference import REFERENCE, Reference, read_reference
+from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import dump_json, read_json, read_record, sha256_of_bytes
 from serving.runtime.tensors import TensorInfo
@@ -51,9 +51,9 @@ class ModelOrigin:
     """What the model was made from."""
 
     dataset: str
-    """Of a file that ferry did not export: the rows it was proven on."""
+    """The data set; for a file that ferry did not export, the rows it was proven on."""
     weights_sha256: str
-    """Of such a file: the sum of the reference it was proven against."""
+    """The trained weights; for such a file, the reference it was proven against."""
     git_revision: str
     ferry_version: str
 
@@ -83,9 +83,9 @@ class BundleManifest:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     labels: tuple[str, ...]
-    """Of the classes; none for a model that has no classes."""
+    """The names of the classes; none for a model that has no classes."""
     metrics: Mapping[str, float]
-    """Of the shipped variant, for instance {"accuracy": 99.5}."""
+    """What the shipped variant reaches, for instance {"accuracy": 99.5}."""
     parity: Mapping[str, Gate]
     """Against the trained weights, over the test set; for instance {"flips": Gate(...)}."""
     source: ModelOrigin
@@ -144,8 +144,8 @@ def open_bundle(folder: Path) -> Bundle:
         if difference:
             wrong[name] = difference
     if wrong:
-        message = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
-        raise IntegrityError(f"{folder} is not the bundle that was written: {message}")
+        differences = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
+        raise IntegrityError(f"{folder} is not the bundle that was written: {differences}")
     return Bundle(folder=folder, manifest=manifest, contents=contents)
 
 
@@ -155,7 +155,7 @@ def model_source(path: Path) -> Path | bytes:
 
 
 def sealed(manifest: BundleManifest) -> BundleManifest:
-    """The same manifest with its right digest; InputError for a number that is not finite."""
+    """The manifest with the right digest; InputError for a number that is not finite."""
     return dataclasses.replace(manifest, digest=_digest(manifest))
 
 
@@ -169,7 +169,7 @@ def read_manifest(folder: Path) -> BundleManifest:
     if not path.is_file():
         raise MissingInputError(f"{folder} is not a bundle: it has no {MANIFEST}")
     raw = read_json(path)
-    _check_schema(raw, path)
+    check_schema(raw, str(path), SCHEMA_VERSION)
     manifest = read_record(BundleManifest, raw, str(path))
     expected = _digest(manifest)
     if manifest.digest != expected:
@@ -207,16 +207,6 @@ def _read(path: Path, info: FileInfo) -> tuple[bytes, str]:
     if found != info.sha256:
         return content, f"has sha256 {found[:12]}…, expected {info.sha256[:12]}…"
     return content, ""
-
-
-def _check_schema(raw: object, path: Path) -> None:
-    """Before the record is read: that of another schema has other keys."""
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise IntegrityError(
-            f"{path} has schema version {version}, this ferry reads {SCHEMA_VERSION}; make the "
-            f"bundle anew with `ferry bundle`"
-        )
 
 
 def _digest(manifest: BundleManifest) -> str:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from serving.bundles.bundle import Golden
 from serving.errors import InputError, IntegrityError, ModelError
 from serving.runtime.session import Session
+from serving.runtime.tensors import as_fed
 
 Array = npt.NDArray[Any]
 
@@ -28,7 +29,7 @@ def make_golden(session: Session, rows: Array) -> bytes:
     """
     if not len(rows):
         raise InputError("golden rows are needed, there are none")
-    arrays = {INPUT: rows} | session.run(_feeds(session, rows))
+    arrays = {INPUT: rows} | session.run({session.inputs[0].name: as_fed(rows)})
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise ModelError(f"output {name} is no array but a {type(array).__name__}")
@@ -54,7 +55,7 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
     if len(rows) != golden.rows:
         raise IntegrityError(f"golden.npz holds {len(rows)} rows, expected {golden.rows}")
     try:
-        outputs = session.run(_feeds(session, rows))
+        outputs = session.run({session.inputs[0].name: as_fed(rows)})
     except InputError as error:
         raise IntegrityError(f"golden.npz: {error}") from error
     worst = max(_difference(name, arrays[name], outputs[name]) for name in outputs)
@@ -63,12 +64,6 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
             f"the golden outputs differ by {worst:.3e} here, the limit is {golden.max_abs_diff:.3e}"
         )
     return worst
-
-
-def _feeds(session: Session, rows: Array) -> dict[str, Array]:
-    """The rows for the one input; strings as Python's."""
-    info = session.inputs[0]
-    return {info.name: rows.astype(object) if info.is_text else rows}
 
 
 def _load(content: bytes) -> Mapping[str, Array]:

@@ -1,4 +1,4 @@
-"""Read the few numbers of an ONNX file that ONNX Runtime does not tell: IR version and opsets.
+"""Read the few numbers of an ONNX file that ONNX Runtime does not give: IR version and opsets.
 
 A model is a protobuf message, of which only the outermost fields are looked at, so the package
 `onnx` is not needed where models only run.

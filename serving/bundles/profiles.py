@@ -31,7 +31,7 @@ class Profile:
     settings: SessionSettings
     batch_size: int
     p50_ms: float
-    """Of one call."""
+    """The median time of one call."""
     rows_per_second: float
     over_defaults: float
     """How many times as fast as with ONNX Runtime's own settings, by the paired median."""

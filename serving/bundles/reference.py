@@ -1,13 +1,12 @@
 """How the quantities of the training data are distributed: `reference.json` of a bundle."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from serving.errors import IntegrityError
-from serving.files import dump_json, read_record
+from serving.files import dump_json, parse_json, read_record
 
 REFERENCE = "reference.json"
 SCHEMA_VERSION = 1
@@ -62,21 +61,23 @@ def read_reference(content: bytes, where: str) -> Reference:
 
     Raises IntegrityError for what ferry did not write, and for counts and edges that cannot be.
     """
-    try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{where} is not a JSON file: {error}") from error
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise IntegrityError(
-            f"{where} has schema version {version}, this ferry reads {SCHEMA_VERSION}; make the "
-            f"bundle anew with `ferry bundle`"
-        )
+    raw = parse_json(content, where)
+    check_schema(raw, where, SCHEMA_VERSION)
     reference = read_record(Reference, raw, where)
     for name, one in reference.quantities.items():
         _check(one, f"{where}.quantities.{name}")
     _check_counts(reference.classes, f"{where}.classes")
     return reference
+
+
+def check_schema(raw: object, where: str, known: int) -> None:
+    """Refuse a file of a bundle that is of another schema, before its other keys are looked at."""
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version != known:
+        raise IntegrityError(
+            f"{where} has schema version {version}, this ferry reads {known}; make the bundle anew "
+            f"with `ferry bundle`"
+        )
 
 
 def _check(one: Quantity, where: str) -> None:

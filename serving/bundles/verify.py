@@ -1,7 +1,6 @@
-"""`ferry verify BUNDLE` recomputes everything that a bundle says of itself.
+"""`ferry verify BUNDLE`: check everything that a bundle says of itself.
 
-Nothing of the bundle is executed but the model, and its runner only if that is, to the byte, the
-runner which this ferry ships.
+Only the model is run, and the runner if its bytes are those of the runner that this ferry ships.
 """
 
 import json
@@ -218,10 +217,10 @@ def _golden(bundle: Bundle, session: Session) -> str:
 
 def _profiles(manifest: BundleManifest) -> str:
     """What was tuned, each for its processor; the manifest was refused if one cannot be."""
-    message = [
+    lines = [
         f"{one.describe()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles
     ]
-    return "; ".join(message) or "none; `ferry bench --tune` makes one"
+    return "; ".join(lines) or "none; `ferry bench --tune` makes one"
 
 
 def _reference(content: bytes, manifest: BundleManifest) -> str:

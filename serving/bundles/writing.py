@@ -40,7 +40,7 @@ from serving.files import sha256_of_bytes, write_bytes, write_json
 from serving.runtime.session import Session, open_session
 
 NPZ_ARGUMENTS = ("file", "allow_pickle")
-"""What `np.savez` could not tell from the name of an array."""
+"""Names that an array cannot have: `np.savez` would take them for its own arguments."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The command `ferry doctor`: what of this machine and installation makes trouble."""
+"""The command `ferry doctor`: what on this machine will cause trouble."""
 
 import click
 
@@ -9,7 +9,7 @@ from serving.console import json_option, show
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what of this machine and installation will make trouble, and how to mend it.
+    """Say what on this machine, or in this installation, will cause trouble, and how to fix it.
 
     Exit status 1 if there is a problem, 0 if there are only warnings.
 

@@ -1,8 +1,7 @@
-"""Bins at the quantiles of a quantity, the counts of rows in them, and bins for classes.
+"""Bins at the deciles of a quantity, the rows in each, and how stable two sets of counts are.
 
-All quantities of a batch are counted at once, as a batch may be of a few rows.
-
-The population stability index of two sets of counts, and how large mere chance makes it.
+All quantities of a batch are counted at once, as a batch may have few rows. The population
+stability index compares two sets of counts; `psi_of_chance` says how large mere chance makes it.
 """
 
 import math
@@ -17,10 +16,18 @@ from serving.bundles.reference import Quantity, Side
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-
+AnyCounts = npt.NDArray[Any]
 BINS = 10
 MOST_CLASSES = 31
-"""That have a bin of their own; the others share one."""
+"""Classes with a bin of their own; the others share one."""
+SMOOTHING = 0.5
+
+
+def quantity_of(values: Floats, of: Side) -> Quantity:
+    """The distribution of a quantity, with bins at its own deciles."""
+    edges = bin_edges(values)
+    (counts,) = Counter([edges]).count([values])
+    return Quantity(of=of, edges=edges, counts=tuple(counts.tolist()))
 
 
 def bin_edges(values: Floats) -> tuple[float, ...]:
@@ -72,13 +79,6 @@ class Counter:
         return [row[:size] for row, size in zip(rows, self._sizes, strict=True)]
 
 
-def quantity_of(values: Floats, of: Side) -> Quantity:
-    """The distribution of a quantity, with bins at its own deciles."""
-    edges = bin_edges(values)
-    (counts,) = Counter([edges]).count([values])
-    return Quantity(of=of, edges=edges, counts=tuple(counts.tolist()))
-
-
 class ClassBins:
     """Which bin a class is in: the most frequent ones have their own, the rest the last one."""
 
@@ -86,7 +86,7 @@ class ClassBins:
         """How many rows were of each class."""
         order = np.argsort(-np.array(counts, np.int64), kind="stable")
         self.classes: tuple[int, ...] = tuple(int(one) for one in order[:MOST_CLASSES])
-        """Those with a bin of their own, in the order of the bins."""
+        """The classes with a bin of their own, in the order of the bins."""
         self._bins = np.full(len(counts) + 1, len(self.classes))
         self._bins[list(self.classes)] = np.arange(len(self.classes))
 
@@ -101,10 +101,6 @@ class ClassBins:
         weights = np.array([*counts, 0], np.float64)
         grouped = np.bincount(self._bins, weights=weights, minlength=len(self.classes) + 1)
         return grouped.astype(np.int64)
-
-
-AnyCounts = npt.NDArray[Any]
-SMOOTHING = 0.5
 
 
 def population_stability(expected: AnyCounts, found: AnyCounts) -> tuple[float, int]:

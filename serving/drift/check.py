@@ -4,9 +4,8 @@ check = open_check(Path("bundles/mnist-cnn"))
 check.add(images, answer(model, ids, images).columns)
 check.report().lines()  # ["inputs moved: mean brightness PSI 0.17 over 1,000 rows (limit 0.1)"]
 
-What a drift check has counted so far, which a run keeps beside its shards.
-
-What has moved, for programs and in lines for people.
+A run keeps what its check has counted, its `DriftState`, beside its shards; the `DriftReport` says
+what has moved, for programs and in lines for people.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,23 +23,25 @@ from serving.drift.quantities import CLASS, measure_answers, measure_rows
 from serving.errors import IntegrityError, UsageError
 from serving.files import sha256_of_bytes
 
+Array = npt.NDArray[Any]
+Counts = npt.NDArray[np.int64]
+Verdict = Literal["none", "moved", "strongly moved"]
+MOVED, STRONGLY_MOVED = 0.1, 0.25
+"""The usual limits of the population stability index: N. Siddiqi, Credit Risk Scorecards, 2006."""
+MOST_LINES = 5
+FALSE_ALARMS = 0.001
+"""The share of reports on rows of the same distribution in which chance alone moves something."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftState:
     """What a check has counted, for a run that goes on later; a few hundred numbers at most."""
 
     reference_sha256: str
-    """Of the reference that the bins are of."""
+    """The sum of the reference that the bins are from."""
     rows: int
     counts: Mapping[str, tuple[int, ...]]
     """Rows in each bin, by the name of the quantity."""
-
-
-Verdict = Literal["none", "moved", "strongly moved"]
-
-MOVED, STRONGLY_MOVED = 0.1, 0.25
-"""The usual limits of the population stability index: N. Siddiqi, Credit Risk Scorecards, 2006."""
-MOST_LINES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class DriftReport:
 
     @property
     def moved(self) -> tuple[QuantityDrift, ...]:
-        """Those that have moved, the most moved first."""
+        """The quantities that have moved, the most moved first."""
         found = [one for one in self.quantities if one.verdict != "none"]
         return tuple(sorted(found, key=lambda one: -one.psi))
 
@@ -99,19 +100,6 @@ class DriftReport:
         if least > STRONGLY_MOVED:
             message += f"; so few show no PSI below {least:.2g}"
         return message
-
-
-def _named(moved: Sequence[QuantityDrift]) -> str:
-    if len(moved) > MOST_LINES:
-        return f"{len(moved)} more quantities moved"
-    return f"{', '.join(one.name for one in moved)} moved too"
-
-
-Array = npt.NDArray[Any]
-Counts = npt.NDArray[np.int64]
-
-FALSE_ALARMS = 0.001
-"""The share of reports on rows of the same distribution in which chance alone moves something."""
 
 
 class DriftCheck:
@@ -204,8 +192,8 @@ class DriftCheck:
         """The bin whose share differs most, for a person."""
         then, now = expected / expected.sum(), found / found.sum()
         index = int(np.abs(now - then).argmax())
-        message = self._class(index) if quantity is None else _range(quantity, index)
-        return f"{message}: {then[index]:.1%} in training, {now[index]:.1%} here"
+        name = self._class(index) if quantity is None else _range(quantity, index)
+        return f"{name}: {then[index]:.1%} in training, {now[index]:.1%} here"
 
     def _class(self, index: int) -> str:
         if index == len(self._classes.classes):
@@ -238,7 +226,7 @@ def _expected(reference: Reference, classes: ClassBins) -> dict[str, Counts]:
 
 
 def _verdict(psi: float, noise: float) -> tuple[Verdict, float]:
-    """Whether it has moved, and the limit; what chance may give is never told as a move."""
+    """Whether it has moved, and the limit; what chance may give is never a move."""
     moved, strongly = max(MOVED, noise), max(STRONGLY_MOVED, noise)
     if psi > strongly:
         return "strongly moved", strongly
@@ -257,3 +245,9 @@ def _range(quantity: Quantity, index: int) -> str:
         return f"over {edges[-1]:.4g}"
     low, high = f"{edges[index - 1]:.4g}", f"{edges[index]:.4g}"
     return f"{high}" if low == high else f"{low} to {high}"
+
+
+def _named(moved: Sequence[QuantityDrift]) -> str:
+    if len(moved) > MOST_LINES:
+        return f"{len(moved)} more quantities moved"
+    return f"{', '.join(one.name for one in moved)} moved too"

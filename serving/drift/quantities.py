@@ -23,7 +23,7 @@ from serving.runtime.settings import SessionSettings
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Measured = dict[str, Floats]
-"""By the name of the quantity, a number a row: float64 [rows], NaN where there is none."""
+"""A number a row by the name of the quantity: float64 [rows], NaN where there is none."""
 
 CLASS = "class"
 """The quantity that is no number."""
@@ -34,8 +34,8 @@ MOST_OUTPUTS = 8
 GRID = 32
 """Pixels a side: of a larger image every second, third, ... is looked at."""
 DECIMALS = 4
-"""Of a probability: what processors round otherwise must not move rows between bins, and of a good
-model half of the probabilities differ from 1 by less."""
+"""Digits of a probability that count: what processors round otherwise must not move rows between
+bins, and half of the probabilities of a good model differ from 1 by less."""
 CHANNELS = {3: ("mean red", "mean green", "mean blue")}
 BLANK = " "
 """Where words end, as in ONNX's StringSplit."""
@@ -133,8 +133,10 @@ def _of_images(rows: Array) -> Measured:
     channels = rows.shape[3] if rows.ndim == 4 and rows.dtype == np.uint8 else 1
     if not 2 <= channels <= 4:
         return measured
-    message = CHANNELS.get(channels, tuple(f"mean of channel {one}" for one in range(channels)))
-    for index, name in enumerate(message):
+    channel_names = CHANNELS.get(
+        channels, tuple(f"mean of channel {one}" for one in range(channels))
+    )
+    for index, name in enumerate(channel_names):
         around = values[:, index::channels].mean(axis=1)
         measured[name] = (around + means).astype(np.float64)
     return measured

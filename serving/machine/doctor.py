@@ -1,11 +1,8 @@
-"""`ferry doctor`: what of this machine and installation will make trouble, with one-line fixes.
+"""`ferry doctor`: what on this machine, or in this installation, will cause trouble, with fixes.
 
-It must work where little else does, so nothing that may be broken is imported before it is looked
-at, and mlflow, torch and dvc are found without importing them.
-
-Look at the place where MLflow keeps its runs, without importing mlflow.
-
-A database file is opened for nothing but its first bytes, and a server is only asked to pick up.
+It must work where little else does: nothing that may be broken is imported before it is looked at,
+and mlflow, torch and dvc are found without importing them. Of MLflow's store only the first bytes
+are read, and a server is only asked whether it answers.
 """
 
 import importlib.util
@@ -25,79 +22,14 @@ import psutil
 from serving.console import EXTRA_PACKAGES
 from serving.machine.environment import ferry_version, installed_version, runtime_wheels
 
-SQLITE_MAGIC = b"SQLite format 3\x00"
-CONNECT_SECONDS = 2.0
-PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
-
-
-@dataclass(frozen=True, slots=True)
-class StoreState:
-    """What was found, and the one-line fix if it will not do."""
-
-    detail: str
-    fix: str | None = None
-
-
-def look_at_store(folder: Path, uri: str | None) -> StoreState:
-    """Look at the store that `uri` (MLFLOW_TRACKING_URI) names, else at `folder`/mlflow.db."""
-    if not uri:
-        return _database(folder / "mlflow.db")
-    # Never tell the address as it is given: it may hold a password.
-    address = urlsplit(uri)
-    scheme = address.scheme.split("+")[0]
-    if scheme == "sqlite":
-        # sqlite:///relative and sqlite:////absolute, as SQLAlchemy reads them.
-        return _database(folder / unquote(address.path.removeprefix("/")))
-    if scheme in ("", "file"):
-        return _directory(folder / unquote(address.path))
-    if scheme not in PORTS:
-        return StoreState(f"kept by {scheme}, which is not looked at")
-    return _server(address, PORTS[scheme])
-
-
-def _database(path: Path) -> StoreState:
-    if not path.exists():
-        if os.access(path.parent, os.W_OK):
-            return StoreState(f"{path} will be made by the first training")
-        return StoreState(f"{path.parent} is not writable", f"chmod u+w {path.parent}")
-    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
-        return StoreState(f"{path} is not a writable file", f"chmod u+rw {path}")
-    with path.open("rb") as file:
-        start = file.read(len(SQLITE_MAGIC))
-    if start not in (b"", SQLITE_MAGIC):
-        return StoreState(f"{path} is not an SQLite database", f"mv {path} {path}.broken")
-    return StoreState(f"{path}, {path.stat().st_size / 2**20:.1f} MiB, writable")
-
-
-def _directory(path: Path) -> StoreState:
-    there = path if path.exists() else path.parent
-    if there.is_dir() and os.access(there, os.W_OK):
-        return StoreState(f"folder {path}, writable")
-    return StoreState(f"folder {path} cannot be written", "set MLFLOW_TRACKING_URI to one that can")
-
-
-def _server(address: SplitResult, default_port: int) -> StoreState:
-    try:
-        host, port = address.hostname, address.port or default_port
-    except ValueError:
-        host = None
-    fix = "start the server, or unset MLFLOW_TRACKING_URI to keep runs in mlflow.db"
-    if host is None:
-        return StoreState(f"MLFLOW_TRACKING_URI names no {address.scheme} server", fix)
-    try:
-        socket.create_connection((host, port), CONNECT_SECONDS).close()
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        return StoreState(f"{host}:{port} does not answer: {reason}", fix)
-    return StoreState(f"{host}:{port} answers")
-
-
 Status = Literal["ok", "warning", "problem"]
-
 GIB = 2**30
 LITTLE_MEMORY = 1 * GIB
 LITTLE_DISK, NO_DISK = 5 * GIB, GIB // 5
 PIPELINE = "pip install 'onnx-ferry[pipeline]'"
+SQLITE_MAGIC = b"SQLite format 3\x00"
+CONNECT_SECONDS = 2.0
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """All that was looked at, in the order in which it is told."""
+    """All that was looked at, in the order in which it is shown."""
 
     findings: tuple[Finding, ...]
 
@@ -142,31 +74,58 @@ def as_text(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """What was found, and the one-line fix if it will not do."""
+
+    detail: str
+    fix: str | None = None
+
+
+def look_at_store(folder: Path, uri: str | None) -> StoreState:
+    """Look at the store that `uri` (MLFLOW_TRACKING_URI) names, else at `folder`/mlflow.db."""
+    if not uri:
+        return _database(folder / "mlflow.db")
+    # Never show the address as it is given: it may hold a password.
+    address = urlsplit(uri)
+    scheme = address.scheme.split("+")[0]
+    if scheme == "sqlite":
+        # sqlite:///relative and sqlite:////absolute, as SQLAlchemy reads them.
+        return _database(folder / unquote(address.path.removeprefix("/")))
+    if scheme in ("", "file"):
+        return _directory(folder / unquote(address.path))
+    if scheme not in PORTS:
+        return StoreState(f"kept by {scheme}, which is not looked at")
+    return _server(address, PORTS[scheme])
+
+
 def _python() -> Finding:
     versions = {"ferry": ferry_version() or "not installed", "numpy": installed_version("numpy")}
-    message = ", ".join(f"{name} {version}" for name, version in versions.items())
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return Finding(
         name="python",
         status="ok",
-        detail=f"{platform.python_version()} at {sys.executable}; {message}; {platform.platform()}",
+        detail="; ".join(
+            [f"{platform.python_version()} at {sys.executable}", packages, platform.platform()]
+        ),
     )
 
 
 def _runtime() -> Finding:
     wheels = runtime_wheels()
-    message = " and ".join(f"{name} {version}" for name, version in wheels.items())
+    there = " and ".join(f"{name} {version}" for name, version in wheels.items())
     if len(wheels) > 1:
         return Finding(
             name="onnxruntime",
             status="problem",
-            detail=f"{message} are both installed and write the same folder: one breaks the other",
+            detail=f"{there} are both installed and write the same folder: one breaks the other",
             fix=f"pip uninstall -y {' '.join(wheels)} && pip install {_right_wheel()}",
         )
     if not wheels or importlib.util.find_spec("onnxruntime") is None:
-        detail = f"{message} is installed without its files" if wheels else "not installed"
+        detail = f"{there} is installed without its files" if wheels else "not installed"
         fix = f"pip install --force-reinstall --no-deps {_right_wheel()}"
         return Finding(name="onnxruntime", status="problem", detail=detail, fix=fix)
-    return Finding(name="onnxruntime", status="ok", detail=message)
+    return Finding(name="onnxruntime", status="ok", detail=there)
 
 
 def _right_wheel() -> str:
@@ -223,7 +182,7 @@ def _processor() -> Iterator[Finding]:
     try:
         from serving.machine.environment import describe
     except ImportError:
-        return  # onnxruntime is broken, which is told already
+        return  # onnxruntime is broken, which is reported already
     found = describe()
     flags = " ".join(found.flags) or "no vector extensions known"
     detail = f"{found.processor} ({found.architecture}; {flags})"
@@ -287,6 +246,43 @@ def _store(folder: Path) -> Finding:
         detail=state.detail,
         fix=state.fix,
     )
+
+
+def _database(path: Path) -> StoreState:
+    if not path.exists():
+        if os.access(path.parent, os.W_OK):
+            return StoreState(f"{path} will be made by the first training")
+        return StoreState(f"{path.parent} is not writable", f"chmod u+w {path.parent}")
+    if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
+        return StoreState(f"{path} is not a writable file", f"chmod u+rw {path}")
+    with path.open("rb") as file:
+        start = file.read(len(SQLITE_MAGIC))
+    if start not in (b"", SQLITE_MAGIC):
+        return StoreState(f"{path} is not an SQLite database", f"mv {path} {path}.broken")
+    return StoreState(f"{path}, {path.stat().st_size / 2**20:.1f} MiB, writable")
+
+
+def _directory(path: Path) -> StoreState:
+    there = path if path.exists() else path.parent
+    if there.is_dir() and os.access(there, os.W_OK):
+        return StoreState(f"folder {path}, writable")
+    return StoreState(f"folder {path} cannot be written", "set MLFLOW_TRACKING_URI to one that can")
+
+
+def _server(address: SplitResult, default_port: int) -> StoreState:
+    try:
+        host, port = address.hostname, address.port or default_port
+    except ValueError:
+        host = None
+    fix = "start the server, or unset MLFLOW_TRACKING_URI to keep runs in mlflow.db"
+    if host is None:
+        return StoreState(f"MLFLOW_TRACKING_URI names no {address.scheme} server", fix)
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        return StoreState(f"{host}:{port} does not answer: {reason}", fix)
+    return StoreState(f"{host}:{port} answers")
 
 
 def _extra(folder: Path) -> Finding:

@@ -73,7 +73,7 @@ class Environment:
     governor: str | None
     """How the system sets the processor's frequency, for instance "performance"; None if hidden."""
     memory_bytes: int
-    """Of the machine, or of the container where that has less."""
+    """The memory of the machine, or of the container where that has less."""
     load_average: tuple[float, ...]
     """Runnable processes over the last 1, 5 and 15 minutes: whether the machine was shared."""
     python: str
@@ -85,7 +85,7 @@ class Environment:
     ferry: str | None
     """None when it runs from a folder that is not installed."""
     git_revision: str
-    """Of the folder that the command ran in; "unknown" outside of a checkout."""
+    """The revision of the folder that the command ran in; "unknown" outside of a checkout."""
     gpu: str | None
     gpu_driver: str | None
 
@@ -245,7 +245,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def _governor() -> str | None:
     try:
         return GOVERNOR.read_text().strip()
-    except OSError:  # a guest of a virtual machine is not told
+    except OSError:  # hidden from the guest of a virtual machine
         return None
 
 

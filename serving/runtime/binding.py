@@ -5,11 +5,8 @@
     bound.run()["probabilities"]            # where it wrote; the next call overwrites it
 
 ONNX Runtime's own `run` makes new arrays for every answer; with memory that is bound beforehand
-(its IOBinding) a call on a small model takes half as long. CUDA graphs need it.
-
-Bound memory for batches of one size, lent to one thread at a time.
-
-Any number of threads ask for answers, and each gets its own copy.
+(its IOBinding) a call on a small model takes half as long. CUDA graphs need it. A `BoundPool` lends
+such memory to one thread at a time: any number of threads ask, and each gets its own copy.
 """
 
 import functools
@@ -84,7 +81,7 @@ def _on_device(
     inputs: Mapping[str, Array],
     outputs: Mapping[str, Array],
 ) -> Callable[[], object]:
-    """The same call on memory of a GPU, which the inputs are copied to and the answers from."""
+    """Make a call that copies the inputs to a GPU, runs there, and copies the answers back."""
     values = {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(array, DEVICE, 0)
         for name, array in {**inputs, **outputs}.items()

@@ -1,10 +1,7 @@
-"""How many cores this process may use; ONNX Runtime itself ignores affinity and quotas.
+"""How many cores this process may use, and work on several items at a time.
 
-More threads than cores make every figure worse, so each session and each training asks here.
-
-Work on several items at a time and give the results in the order of the items.
-
-Only a few items are taken ahead, so that memory does not grow with their number.
+ONNX Runtime itself ignores affinity and quotas, and more threads than cores make every figure
+worse, so each session and each training asks here.
 """
 
 import os
@@ -38,7 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Items for each thread: one in work, and one that waits so that no thread ever does."""
+"""Items for each thread: one in work, and one that waits so that the thread need not."""
 
 
 def ordered_map(
@@ -46,8 +43,9 @@ def ordered_map(
 ) -> Iterator[Result]:
     """Give `work(item)` for each of `items`, worked on in `parallel` threads, in their order.
 
-    The items are taken in the caller's thread. What `work` raises is raised here in its place
-    among the results; then, and when the caller stops early, the items that wait are dropped.
+    A few items are taken ahead, in the caller's thread, so that memory does not grow with their
+    number. What `work` raises is raised here in its place among the results; then, and when the
+    caller stops early, the items that wait are dropped.
     """
     if parallel == 1:
         yield from map(work, items)
@@ -59,7 +57,7 @@ def ordered_map(
 def ordered_results(
     pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, parallel: int
 ) -> Iterator[Result]:
-    """The same with a pool of the caller's, of threads or of processes, that has `parallel`."""
+    """As `ordered_map`, in a pool of the caller's that has `parallel` threads or processes."""
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -1,4 +1,4 @@
-"""ONNX Runtime as it is installed: its providers, what each is told, and why one does not start.
+"""ONNX Runtime as it is installed: its providers, their options, and why one does not start.
 
 The first import of onnxruntime happens here, so that its settings are made once.
 """
@@ -72,7 +72,7 @@ def installed(provider: str) -> str:
 
 
 def provider_options(settings: SessionSettings, provider: str) -> dict[str, str]:
-    """What a GPU's provider is told; each option is stated, none is left to ONNX Runtime."""
+    """The options of a GPU's provider; each is stated, none is left to ONNX Runtime."""
     if provider == "cuda":
         return {
             # TF32 keeps ten bits of what it multiplies: no longer the trained model.

@@ -1,12 +1,8 @@
 """The only place that makes ONNX Runtime sessions: strict about the provider, and with its proof.
 
 ONNX Runtime runs on the CPU without a word when the provider that was asked for is missing. Here a
-session has the one provider that was asked for, or there is an error.
-
-The smallest model worth a session: what a provider must run to count as usable.
-
-`probe.onnx` is one MatMul and one Add on float32 [1, 4], opset 13, IR 8: old enough for every
-provider, and large enough that a provider has nodes to take or to refuse.
+session has the one provider that was asked for, or there is an error. A provider counts as usable
+when it runs `probe.onnx`.
 """
 
 import contextlib
@@ -37,7 +33,6 @@ from serving.runtime.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettin
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
-
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -82,7 +77,7 @@ class Session:
     metadata: Mapping[str, str]
     """The model's `metadata_props`."""
     sha256: str
-    """Of the very bytes that the session was made from."""
+    """The sum of the very bytes that the session was made from."""
     provider: str
     """A key of `PROVIDERS`."""
     settings: SessionSettings
@@ -192,6 +187,15 @@ def usable_providers(probe: bytes) -> dict[str, str | None]:
     return {name: _reason(name, probe) for name in built_in_providers()}
 
 
+def probe() -> bytes:
+    """The smallest model worth a session: one MatMul and one Add on float32 [1, 4].
+
+    Opset 13 and IR 8 are old enough for every provider, and two nodes are enough for a provider to
+    take or to refuse.
+    """
+    return resources.files("serving.runtime").joinpath("probe.onnx").read_bytes()
+
+
 def _read(model: Path | bytes) -> bytes:
     # From bytes: what was hashed is what runs.
     if isinstance(model, bytes):
@@ -229,7 +233,7 @@ def _create(
 ) -> Any:
     asked = PROVIDERS[provider]
     if provider in GPU_PROVIDERS and hasattr(onnxruntime, "preload_dlls"):
-        with contextlib.redirect_stdout(None):  # it tells what it did not find on stdout
+        with contextlib.redirect_stdout(None):  # it prints what it did not find
             onnxruntime.preload_dlls()
     try:
         # enable_fallback=0: else onnxruntime retries on the CPU and says so on stdout.
@@ -281,8 +285,3 @@ def _logging(severity: int) -> Iterator[None]:
         yield
     finally:
         onnxruntime.set_default_logger_severity(ERRORS)
-
-
-def probe() -> bytes:
-    """The bytes of the probe, an ONNX model of a few hundred bytes."""
-    return resources.files("serving.runtime").joinpath("probe.onnx").read_bytes()

@@ -38,7 +38,7 @@ class SessionSettings:
     """How a model is run on a provider."""
 
     threads: int
-    """Within one operator: ONNX Runtime's `intra_op_num_threads`."""
+    """Threads within one operator: ONNX Runtime's `intra_op_num_threads`."""
     parallel: int = 1
     """Calls at a time, each from a thread of its own on the one session."""
     spinning: bool = True

@@ -15,7 +15,7 @@ from serving.runtime.cores import ordered_map
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
-"""By the name of the input or output."""
+"""Arrays by the name of the input or output."""
 
 PROBABILITIES, LOGITS = "probabilities", "logits"
 """The outputs of a classifier, as `ferry export` names them."""

@@ -89,15 +89,3 @@ def test_more_best_classes_than_there_are(tmp_path: Path) -> None:
     model = opened(tmp_path, classifier())
     with pytest.raises(UsageError, match="--top-k must be at most 3, the classes there are, got 4"):
         answer(model, IDS, images(3), top_k=4)
-
-
-@pytest.mark.parametrize("batch_rows", [1, 2, 3, 9])
-def test_rows_in_batches_answer_as_one(tmp_path: Path, batch_rows: int) -> None:
-    model = opened(tmp_path, classifier())
-    whole = answer(model, IDS, images(3), all_classes=True).columns
-    parts = answer(model, IDS, images(3), batch_rows=batch_rows, all_classes=True).columns
-    for name, values in whole.items():
-        if values.dtype == object:
-            assert parts[name].tolist() == values.tolist()
-        else:
-            np.testing.assert_allclose(parts[name], values, atol=1e-6)

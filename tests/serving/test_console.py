@@ -29,7 +29,7 @@ from serving.console import (
     summary,
     table,
 )
-from serving.errors import FerryError, InputError, MissingInputError, UnknownNameError, UsageError
+from serving.errors import FerryError, UnknownNameError, UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,15 +51,6 @@ def test_table_lays_out_columns() -> None:
     assert text == "name         ms\na           1.5\nlong one  12.25"
 
 
-def test_table_has_no_trailing_blanks() -> None:
-    text = table(["name", "what"], [["a", ""], ["b", "words"]])
-    assert all(line == line.rstrip() for line in text.splitlines())
-
-
-def test_table_without_rows_is_its_header() -> None:
-    assert table(["name", "ms"], []) == "name  ms"
-
-
 def test_table_refuses_a_row_of_another_length() -> None:
     with pytest.raises((ValueError, IndexError)):
         table(["name", "ms"], [["a"]])
@@ -73,10 +64,6 @@ def test_summary_takes_a_selection_and_a_mapping() -> None:
     assert summary(REPORT, ("rows", "name")) == "name  mine\nrows  12,345"
     assert summary({"a": 1e-05, "bcd": 123456.7, "no": None}) == "a    1e-05\nbcd  123,457"
     assert summary({"ready": False}) == "ready  no"
-
-
-def test_summary_of_nothing() -> None:
-    assert summary({}) == ""
 
 
 @pytest.mark.parametrize("as_json", [True, False])
@@ -128,8 +115,6 @@ def missing(name: str) -> ModuleNotFoundError:
 
 MESSAGES = [
     (lambda: FerryError("all is lost"), 1, "all is lost"),
-    (lambda: InputError("a.png is no image"), 1, "a.png is no image"),
-    (lambda: MissingInputError("x is not there"), 1, "x is not there"),
     (lambda: UsageError("not both"), 2, "not both"),
     (lambda: UnknownNameError("model", "x", ["y"]), 2, "no model named 'x'; there are y"),
     (lambda: OSError(errno.ENOSPC, "No space left on device", "a.csv"), 1, "a.csv: No space left"),
@@ -140,7 +125,6 @@ MESSAGES = [
     ),
     (lambda: OSError("words alone"), 1, "words alone"),
     (lambda: missing("torch"), 1, "`ferry work` needs torch: pip install 'onnx-ferry[pipeline]'"),
-    (lambda: missing("onnx.helper"), 1, "`ferry work` needs onnx: pip install"),
 ]
 
 
@@ -163,17 +147,6 @@ def test_mistakes_are_one_line(
 def test_faults_of_ferry_keep_their_traceback(error: Callable[[], BaseException]) -> None:
     result = run(error)
     assert type(result.exception) is type(error())
-
-
-def test_json_is_a_flag_of_the_command() -> None:
-    @click.command()
-    @json_option
-    def work(as_json: bool) -> None:
-        """Work."""
-        click.echo(as_json)
-
-    assert CliRunner().invoke(work, ["--json"]).stdout == "True\n"
-    assert CliRunner().invoke(work, []).stdout == "False\n"
 
 
 def test_every_package_of_the_extra_is_known() -> None:

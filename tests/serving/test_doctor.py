@@ -143,12 +143,6 @@ def test_a_folder_that_is_not_there_is_a_problem(tmp_path):
     assert (found.status, found.fix) == ("problem", f"mkdir -p {tmp_path / 'missing'}")
 
 
-def test_a_folder_without_params_is_told_where_stages_would_run(tmp_path):
-    found = finding(diagnose(tmp_path), "params.yaml")
-    assert found.status == "warning"
-    assert str(tmp_path) in found.detail
-
-
 def test_a_device_that_only_runs_models_is_not_warned_of_what_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -192,11 +186,6 @@ def test_a_database_is_known_by_its_first_bytes(tmp_path):
     state = look_at_store(tmp_path, None)
     assert "is not an SQLite database" in state.detail
     assert state.fix.startswith("mv ")
-
-
-def test_a_folder_in_place_of_the_database_is_told(tmp_path):
-    (tmp_path / "mlflow.db").mkdir()
-    assert look_at_store(tmp_path, None).fix
 
 
 @pytest.mark.parametrize(

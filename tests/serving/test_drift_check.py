@@ -76,11 +76,11 @@ def checked(given: Reference, rows: Array, columns: dict[str, Array]) -> DriftRe
 # The same distribution
 
 
-@pytest.mark.parametrize("rows", [1, 20, 100, 1000])
+@pytest.mark.parametrize("rows", [1, 100, 1000])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_rows_like_the_training_data_do_not_warn(kind: str, rows: int) -> None:
     given = trained(MAKERS[kind])
-    draws = 100 if kind == "texts" else 200
+    draws = 40 if kind == "texts" else 200
     warned = 0
     for seed in range(draws):
         rng = np.random.default_rng(1000 + seed)

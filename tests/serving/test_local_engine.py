@@ -16,7 +16,7 @@ from tiny_classifier import expected_scores, images
 from serving.batch import engine
 from serving.batch.journal import RunKey, read_journal
 from serving.batch.predict import predict
-from serving.batch.report import Stages, summary
+from serving.batch.report import summary
 from serving.batch.run import PredictOptions
 from serving.errors import EngineError
 
@@ -154,15 +154,6 @@ def test_the_summary_says_where_the_time_went_and_what_would_help(
     message = summary(report).splitlines()
     assert message[1].startswith("decode ")
     assert f"most by {report.stages.bottleneck}: " in message[1]
-
-
-def test_the_stage_with_the_most_work_is_the_bottleneck() -> None:
-    stages = Stages(decode_seconds=1.0, inference_seconds=2.0, write_seconds=1.0)
-    assert stages.shares == {"decode": 0.25, "inference": 0.5, "write": 0.25}
-    assert stages.bottleneck == "inference"
-    assert set(Stages(decode_seconds=0, inference_seconds=0, write_seconds=0).shares.values()) == {
-        0
-    }
 
 
 def test_every_option_that_changes_the_answers_is_part_of_the_key() -> None:

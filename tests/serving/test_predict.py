@@ -1,6 +1,5 @@
 import csv
 import json
-import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,27 +7,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 from onnx import TensorProto, helper
 from PIL import Image
 from tiny_classifier import LABELS, classifier, expected_scores, images, profile
 from tiny_kinds import (
     TEXTS,
+    Copies,
     autoencoder,
     autoencoder_contents,
     errors,
     features,
     halved,
-    passing,
     positive,
     table_classifier,
     text_contents,
 )
 
-from serving.batch.predict import predict
+from serving.batch.predict import dry_run, predict
 from serving.batch.report import summary
-from serving.batch.run import PredictOptions
-from serving.bundles.writing import write_bundle, write_profile
-from serving.errors import InputError, MissingInputError, UsageError
+from serving.batch.run import PredictOptions, as_text
+from serving.bundles.writing import write_profile
+from serving.cli import serving
+from serving.errors import InputError, OutputError, UsageError
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import SessionSettings
 
@@ -81,18 +82,6 @@ def test_the_report_proves_the_provider_and_the_model(
     assert f"70 rows to {tmp_path}/out.csv; " in summary(report)
 
 
-@pytest.mark.parametrize("batch_rows", [1, 7, 70, 999])
-def test_the_batch_size_changes_no_answer(
-    model_file: Path, rows: Path, tmp_path: Path, batch_rows: int
-) -> None:
-    options = PredictOptions(batch_rows=batch_rows, probabilities=True)
-    predict(model_file, [rows], output=tmp_path / "out.parquet", options=options)
-    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
-    found = np.stack([table[f"probability_{label}"].to_numpy() for label in LABELS], axis=1)
-    np.testing.assert_allclose(found, expected_scores(images(70)), atol=1e-6)
-    assert table.schema.metadata[b"ferry.model_sha256"]
-
-
 @pytest.mark.parametrize("binding", [False, True])
 def test_a_profile_changes_no_answer(bundle: Path, tmp_path: Path, binding: bool) -> None:
     np.save(tmp_path / "rows.npy", images(1000))
@@ -109,25 +98,6 @@ def test_a_profile_changes_no_answer(bundle: Path, tmp_path: Path, binding: bool
     assert (tmp_path / "tuned.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
     assert report.profile == profile(settings=settings)
     assert "profile throughput: threads 1, parallel 2, " in summary(report)
-
-
-def test_a_run_without_a_profile_names_none(bundle: Path, rows: Path, tmp_path: Path) -> None:
-    write_profile(bundle, profile())
-    options = PredictOptions(threads=1)
-    report = predict(bundle, [rows], output=tmp_path / "out.csv", options=options)
-    assert (report.profile, report.threads) == (None, 1)
-    assert "profile throughput" not in summary(report)
-
-
-def test_batches_side_by_side_list_what_cannot_be_read(
-    bundle: Path, folder: Path, tmp_path: Path
-) -> None:
-    write_profile(bundle, profile(batch_size=2))
-    report = predict(bundle, [folder], output=tmp_path / "out.csv")
-    assert (report.rows, report.errors) == (10, 2)
-    assert [Path(row["id"]).name for row in read(tmp_path / "out.csv")] == [
-        f"{i:02}.png" for i in range(10)
-    ]
 
 
 def test_a_failure_among_batches_side_by_side_surfaces(
@@ -219,23 +189,6 @@ def test_many_errors_do_not_flood_the_terminal(
     assert message[-1] == "not read: 22 more"
 
 
-def test_json_lines_on_stdout(
-    model_file: Path, rows: Path, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    predict(model_file, [rows], output=None, options=PredictOptions(default_format="jsonl"))
-    lines = capfdbinary.readouterr().out.decode().splitlines()
-    assert list(json.loads(lines[0])) == ["id", "label", "label_index", "probability"]
-    assert len(lines) == 70
-
-
-def test_a_model_of_one_batch_size(tmp_path: Path, rows: Path) -> None:
-    (tmp_path / "fixed.onnx").write_bytes(classifier(batch=8))
-    report = predict(tmp_path / "fixed.onnx", [rows], output=tmp_path / "out.csv")
-    assert report.rows == 70
-    found = [int(row["label_index"]) for row in read(tmp_path / "out.csv")]
-    assert found == expected_scores(images(70)).argmax(axis=1).tolist()
-
-
 def test_a_model_without_probabilities_writes_scores(tmp_path: Path, rows: Path) -> None:
     (tmp_path / "raw.onnx").write_bytes(classifier(outputs=("logits",), metadata={}))
     options = PredictOptions(probabilities=True)
@@ -245,8 +198,8 @@ def test_a_model_without_probabilities_writes_scores(tmp_path: Path, rows: Path)
     assert first["label"] == first["label_index"]
 
 
-def test_texts_are_classified_line_by_line(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "tiny", text_contents())
+def test_texts_are_classified_line_by_line(tmp_path: Path, bundle_of: Copies) -> None:
+    bundle_of(text_contents)
     (tmp_path / "reviews.txt").write_text("\n".join([*TEXTS, ""]), encoding="utf-8")
     report = predict(tmp_path / "tiny", [tmp_path / "reviews.txt"], output=tmp_path / "out.csv")
     assert (report.rows, report.errors) == (len(TEXTS), 0)
@@ -287,8 +240,10 @@ def saved(tmp_path: Path, rows: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
-def test_a_reconstruction_is_written_with_its_error(tmp_path: Path, form: str) -> None:
-    write_bundle(tmp_path / "tiny", autoencoder_contents())
+def test_a_reconstruction_is_written_with_its_error(
+    tmp_path: Path, bundle_of: Copies, form: str
+) -> None:
+    bundle_of(autoencoder_contents)
     rows = images(40)
     output = tmp_path / f"out.{form}"
     predict(tmp_path / "tiny", [saved(tmp_path, rows)], output=output)
@@ -305,16 +260,6 @@ def test_a_reconstruction_is_written_with_its_error(tmp_path: Path, form: str) -
     np.testing.assert_allclose([float(row["error"]) for row in found], errors(rows), atol=1e-6)
     pixels = np.array([row["reconstruction"] for row in found]).reshape(rows.shape)
     np.testing.assert_allclose(pixels, halved(rows), atol=1e-6)
-
-
-def test_any_other_model_writes_its_outputs(tmp_path: Path) -> None:
-    content = passing(TensorProto.INT64, ["n", 2, 2], outputs=2, out_type=TensorProto.INT64)
-    (tmp_path / "m.onnx").write_bytes(content)
-    rows = np.arange(12).reshape(3, 2, 2)
-    predict(tmp_path / "m.onnx", [saved(tmp_path, rows)], output=tmp_path / "out.csv")
-    found = read(tmp_path / "out.csv")
-    assert list(found[0]) == ["id", "out0", "out1"]
-    assert [json.loads(row["out1"]) for row in found] == rows.reshape(3, 4).tolist()
 
 
 def test_probabilities_of_what_has_none(tmp_path: Path) -> None:
@@ -344,26 +289,16 @@ def test_a_row_that_gives_no_number_has_no_label(tmp_path: Path) -> None:
     assert json.loads(line)["id"].endswith("rows.npy:1")
 
 
-def test_nothing_is_written_when_the_run_cannot_start(
-    model_file: Path, rows: Path, tmp_path: Path
-) -> None:
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(UsageError):
-        predict(model_file, [rows], output=tmp_path / "out.txt")
+def test_there_must_be_an_input(model_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no input"):
         predict(model_file, [], output=tmp_path / "out.csv")
-    with pytest.raises(MissingInputError):
-        predict(model_file, [rows, tmp_path / "none.npy"], output=tmp_path / "out.csv")
-    assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("tuned", [False, True])
-def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path, tuned: bool) -> None:
+def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path) -> None:
     """Six times the rows, and no list of six times the length is ever held."""
     import tracemalloc
 
-    if tuned:
-        write_profile(bundle, profile())
+    write_profile(bundle, profile())
     peaks = []
     for rows in (10_000, 60_000):
         np.save(tmp_path / "rows.npy", images(rows))
@@ -375,12 +310,47 @@ def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path, tuned
     assert peaks[1] < peaks[0] * 1.5
 
 
-def test_an_image_folder_beside_a_bundle_of_the_same_name(
-    bundle: Path, folder: Path, tmp_path: Path
-) -> None:
-    """A bundle given as the input is a folder without images, not a crash."""
-    with pytest.raises(InputError, match="holds no images"):
-        predict(bundle, [bundle], output=tmp_path / "out.csv")
-    shutil.rmtree(folder)
-    with pytest.raises(MissingInputError):
-        predict(bundle, [folder], output=tmp_path / "out.csv")
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    pictures = tmp_path / "images"
+    pictures.mkdir()
+    for index, row in enumerate(images(10)):
+        Image.fromarray(row[..., 0]).save(pictures / f"{index}.png")
+    (pictures / "1.png").write_bytes(b"")
+    return pictures
+
+
+def test_the_first_rows_and_the_plan(model_file: Path, pictures: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    options = PredictOptions(workers=2, batch_rows=16)
+    shown = dry_run(model_file, [pictures], output=tmp_path / "out.parquet", options=options)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (shown.rows, shown.workers, shown.batch_rows, shown.format) == (10, 2, 16, "parquet")
+    assert [Path(row.id).name for row in shown.first] == [f"{index}.png" for index in range(5)]
+    assert [row.readable for row in shown.first] == [True, False, True, True, True]
+    assert shown.first[0].text.startswith("uint8 [4, 5, 1], ")
+    text = as_text(shown)
+    assert "10 rows in batches of 16, 2 at a time, on cpu" in text
+    assert "1.png  not read: it is empty" in text
+
+
+def test_what_is_done_already_is_told(model_file: Path, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    predict(model_file, [pictures], output=output)
+    assert "9 rows are there already" in as_text(dry_run(model_file, [pictures], output=output))
+    with pytest.raises(OutputError, match="other inputs"):
+        dry_run(model_file, [pictures / "0.png"], output=output)
+    again = PredictOptions(overwrite=True)
+    assert dry_run(model_file, [pictures / "0.png"], output=output, options=again).done_rows == 0
+    assert output.exists()
+
+
+def test_the_command(model_file: Path, pictures: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", images(3))
+    arguments = ["predict", str(model_file), str(tmp_path / "rows.npy"), "--dry-run"]
+    result = CliRunner().invoke(serving, arguments)
+    assert result.exit_code == 0, result.output
+    assert "to stdout as csv" in result.stdout
+    result = CliRunner().invoke(serving, [*arguments, "--json", "--limit", "2"])
+    shown = json.loads(result.stdout)
+    assert (shown["rows"], shown["output"], shown["done_rows"]) == (2, None, 0)

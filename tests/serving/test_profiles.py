@@ -1,32 +1,23 @@
 import dataclasses
-import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_classifier import forge, images, profile
-from tiny_kinds import TEXTS, text_contents
+from tiny_kinds import TEXTS, Copies, text_contents
 
 import serving.bundles.writing
 from serving.bundles.bundle import MANIFEST, open_bundle, read_manifest
 from serving.bundles.profiles import Profile, check_profiles, fits, profile_for, with_profile
 from serving.bundles.verify import verify
-from serving.bundles.writing import write_bundle, write_profile
+from serving.bundles.writing import write_profile
 from serving.errors import IntegrityError, MissingInputError, ProviderError, UsageError
 from serving.files import dump_json
 from serving.model import BATCH_ROWS, open_model
 from serving.runtime.settings import SessionSettings
-
-
-def refused(opens: Callable[[Path], object], bundle: Path) -> str:
-    with pytest.raises(IntegrityError) as caught:
-        opens(bundle)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def elsewhere(one: Profile, **changes: Any) -> Profile:
@@ -107,37 +98,15 @@ SENSELESS = {
 def test_what_no_tuning_gives_is_refused(bundle: Path, case: str) -> None:
     bad, message = SENSELESS[case]
     forge(bundle, profiles=(profile(goal="latency"), bad))
-    for opens in (open_bundle, open_model):
-        assert f"manifest.json.profiles[1]: {message}" in refused(opens, bundle)
-    assert not verify(bundle).passed
+    with pytest.raises(IntegrityError, match=r"manifest\.json\.profiles\[1\]: ") as caught:
+        open_bundle(bundle)
+    assert str(caught.value).endswith(message)
 
 
 def test_two_for_the_same_are_refused() -> None:
     check_profiles([profile(), profile(goal="latency")], "here")
     with pytest.raises(IntegrityError, match=r"here\.profiles: two are for the same goal"):
         check_profiles([profile(), profile(batch_size=4)], "here")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("goal", "speed", "must be latency or throughput, got 'speed'"),
-        ("batch_size", "16", "must be int, got '16'"),
-        ("settings", {}, "lacks the key 'threads'"),
-        ("machine", None, "must be a JSON object"),
-        ("surprise", 1, "unknown key 'surprise'"),
-    ],
-)
-def test_a_mistyped_profile_is_refused_by_path(
-    bundle: Path, key: str, value: object, message: str
-) -> None:
-    forge(bundle, profiles=(profile(),))
-    raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
-    raw["profiles"][0][key] = value
-    (bundle / MANIFEST).write_text(json.dumps(raw), encoding="utf-8")
-    with pytest.raises(IntegrityError, match=r"profiles\[0\]") as caught:
-        open_bundle(bundle)
-    assert message in str(caught.value)
 
 
 # Into a bundle
@@ -186,20 +155,6 @@ def test_its_runner_runs_on(bundle: Path) -> None:
     assert "manifest.json was altered" in done.stderr
 
 
-def test_an_altered_profile_is_refused(bundle: Path) -> None:
-    write_profile(bundle, profile())
-    text = (bundle / MANIFEST).read_text(encoding="utf-8")
-    (bundle / MANIFEST).write_text(text.replace('"parallel": 2', '"parallel": 1'))
-    with pytest.raises(IntegrityError, match="was altered"):
-        open_model(bundle)
-
-
-def test_a_second_tuning_replaces_the_first(bundle: Path) -> None:
-    for size in (4, 8):
-        manifest = write_profile(bundle, profile(batch_size=size))
-    assert [one.batch_size for one in manifest.profiles] == [8]
-
-
 def test_a_bundle_that_is_not_intact_gets_none(bundle: Path, tmp_path: Path) -> None:
     (bundle / "labels.txt").write_text("a\n")
     before = (bundle / MANIFEST).read_bytes()
@@ -210,11 +165,10 @@ def test_a_bundle_that_is_not_intact_gets_none(bundle: Path, tmp_path: Path) -> 
         write_profile(tmp_path / "none", profile())
 
 
-@pytest.mark.parametrize("case", ["no batch", "of a GPU", "more than there is"])
-def test_a_senseless_profile_is_not_written(bundle: Path, case: str) -> None:
+def test_a_senseless_profile_is_not_written(bundle: Path) -> None:
     before = (bundle / MANIFEST).read_bytes()
-    with pytest.raises((IntegrityError, UsageError)):
-        write_profile(bundle, SENSELESS[case][0])
+    with pytest.raises(IntegrityError):
+        write_profile(bundle, SENSELESS["no batch"][0])
     assert (bundle / MANIFEST).read_bytes() == before
 
 
@@ -274,12 +228,6 @@ def test_what_the_caller_says_wins(bundle: Path, given: dict[str, Any]) -> None:
     assert model.batch_rows == BATCH_ROWS
 
 
-def test_a_profile_of_another_machine_is_not_used(bundle: Path) -> None:
-    write_profile(bundle, elsewhere(profile(), processor="Another CPU"))
-    assert open_model(bundle).profile is None
-    assert verify(bundle).passed
-
-
 def test_a_captured_graph_is_left_to_the_benchmark(bundle: Path) -> None:
     graph = SessionSettings(threads=1, binding=True, cuda_graph=True)
     one = profile(provider="cuda", settings=graph)
@@ -289,7 +237,7 @@ def test_a_captured_graph_is_left_to_the_benchmark(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("binding", [False, True])
-@pytest.mark.parametrize("rows", [0, 5, 16, 100])
+@pytest.mark.parametrize("rows", [5, 100])
 def test_answers_are_the_same_to_the_bit(bundle: Path, binding: bool, rows: int) -> None:
     plain = open_model(bundle, threads=1)
     settings = SessionSettings(threads=1, parallel=2, binding=binding)
@@ -304,8 +252,8 @@ def test_answers_are_the_same_to_the_bit(bundle: Path, binding: bool, rows: int)
     )
 
 
-def test_a_profile_of_a_model_of_texts(tmp_path: Path) -> None:
-    write_bundle(tmp_path / "tiny", text_contents())
+def test_a_profile_of_a_model_of_texts(tmp_path: Path, bundle_of: Copies) -> None:
+    bundle_of(text_contents)
     expected = open_model(tmp_path / "tiny", threads=1).predict(np.array(TEXTS * 9))
     write_profile(tmp_path / "tiny", profile(batch_size=4))
     model = open_model(tmp_path / "tiny")

