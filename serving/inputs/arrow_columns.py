@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,21 +38,6 @@ Column = Any
 
 USUAL_NAMES = ("image", "images", "img", "bytes", "pixels", "features", "input")
 MOST_SHOWN = 200
-
-
-class ColumnReader(Protocol):
-    """How columns become rows. It can be sent to other processes."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The columns that are read."""
-
-    @property
-    def slow(self) -> bool:
-        """Whether decoding takes long."""
-
-    def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
-        """The rows of some arrays of equal length, one of each name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +175,10 @@ class TextColumn:
                 texts.append("")
                 faults[index] = str(error)
         return text_batch(ids, texts, faults, self.row_shape)
+
+
+ColumnReader = ImageColumn | TensorColumn | NumberColumns | TextColumn
+"""How columns become rows. It can be sent to other processes."""
 
 
 def choose_columns(
