@@ -110,15 +110,90 @@ def test_texts(tmp_path: Path) -> None:
         assert rows_of(source, 2).tolist() == texts.tolist()
 
 
-def test_the_fingerprint_tells_a_change(tmp_path: Path) -> None:
-    path = saved(tmp_path / "rows", ROWS, "npy")
-    before = open_array_rows(path, FEATURES, MODEL).fingerprint()
-    assert open_array_rows(path, FEATURES, MODEL).fingerprint() == before
-    np.save(path, ROWS[:5])
-    assert open_array_rows(path, FEATURES, MODEL).fingerprint() != before
+# Which array it is
+
+
+@pytest.mark.parametrize(
+    ("arrays", "asked"),
+    [
+        ({"images": 11, "input": 5}, None),
+        ({"labels": 5, "input": 11}, None),
+        ({"inputs": 11, "x": 5}, None),
+        ({"anything": 11}, None),
+        ({"images": 5, "x": 11}, "x"),
+    ],
+)
+def test_which_array_of_an_archive(
+    tmp_path: Path, arrays: dict[str, int], asked: str | None
+) -> None:
+    np.savez(tmp_path / "rows.npz", **{name: ROWS[:count] for name, count in arrays.items()})
+    assert open_array_rows(tmp_path / "rows.npz", FEATURES, MODEL, asked).count == 11
+
+
+def refused(path: Path, name: str | None = None) -> str:
+    with pytest.raises(InputError) as caught:
+        batches(open_array_rows(path, FEATURES, MODEL, name))
+    assert len(str(caught.value).splitlines()) == 1
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_archive_that_leaves_a_choice(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez(path, a=ROWS, b=ROWS)
+    assert "holds the arrays a, b; name one with --array" in refused(path)
+    assert "no array named 'c'; there are: a, b" in refused(path, "c")
+    np.savez(path)
+    assert "holds the arrays none" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (ROWS.astype(np.uint8), "holds uint8 [11, 3]"),
+        (ROWS[:, 0], "holds float32 [11]"),
+        (ROWS.astype(">f4"), "holds >f4"),
+        (np.array(1, np.float32), "holds float32 []"),
+    ],
+)
+def test_arrays_of_another_kind(tmp_path: Path, rows: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "rows.npy", rows)
+    found = refused(tmp_path / "rows.npy")
+    assert message in found
+    assert "takes float32 [rows, 3]" in found
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", ROWS[:0])
+    assert "holds no rows" in refused(tmp_path / "rows.npy")
 
 
 # What is damaged
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_arrays_are_never_unpickled(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    evil = np.array([{"a": 1}], dtype=object)
+    (np.save if suffix == ".npy" else np.savez)(path, evil)
+    assert "can be read" in refused(path)
+    path.write_bytes(b"\x80\x04]\x94.")  # a pickle of a list
+    assert "can be read" in refused(path)
+
+
+@pytest.mark.parametrize("how", ["npy", "packed"])
+def test_truncated_arrays(tmp_path: Path, how: str) -> None:
+    path = saved(tmp_path / "rows", np.tile(ROWS, (50, 1)), how)
+    whole = path.read_bytes()
+    for size in (0, 5, 60, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:size])
+        refused(path)
+
+
+def test_an_npy_that_calls_itself_npz(tmp_path: Path) -> None:
+    with (tmp_path / "rows.npz").open("wb") as file:
+        np.save(file, ROWS)
+    assert "not a .npz file" in refused(tmp_path / "rows.npz")
 
 
 def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:

@@ -216,7 +216,9 @@ def test_splits_that_are_not_there(here: Path, of_images: Model) -> None:
 def test_what_no_input_is(here: Path, of_images: Model) -> None:
     with pytest.raises(MissingInputError, match=r"^gone\.npy is not there$"):
         open_inputs(["gone.npy"], of_images)
-    (here / "notes.doc").touch()
+    for name in ("notes.doc", "noends"):
+        (here / name).touch()
+    assert "unknown suffix ''" in refused(["noends"], of_images)
     message = refused(["notes.doc"], of_images)
     assert "unknown suffix '.doc'; give a folder of images, or .txt, .csv" in message
     for known in (".parquet", ".arrow", ".npz", ".png", ".tar.gz", ".lst", "*-ubyte"):

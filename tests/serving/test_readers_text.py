@@ -11,7 +11,7 @@ from tiny_classifier import classifier
 from tiny_kinds import TEXTS, features, passing, table_classifier, text_classifier
 from tiny_onnx import FLOAT, INT64, STRING
 
-from serving.errors import FerryError, InputError, UsageError
+from serving.errors import FerryError
 from serving.inputs.inputs import ReadOptions, open_inputs
 from serving.inputs.sources import InputRow, UnreadableRow
 from serving.model import Model, open_model
@@ -121,11 +121,6 @@ def test_texts_in_a_column_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("1\n2.5\n")
     values = np.stack([item.value for item in items(tmp_path / "rows.txt", model)])
     assert model.answers(values)["out0"].tolist() == [[1.0], [2.5]]
-
-
-def test_texts_of_an_array(tmp_path: Path, of_text: Model) -> None:
-    np.save(tmp_path / "rows.npy", np.array(TEXTS))
-    assert texts(tmp_path / "rows.npy", of_text) == TEXTS
 
 
 # One column of text
@@ -277,25 +272,11 @@ def test_files_that_are_refused(
     assert message in refused(tmp_path / name, of_text)
 
 
-def test_a_parquet_file_with_a_spoilt_page(tmp_path: Path, of_text: Model) -> None:
-    path = write(tmp_path / "rows.parquet", {"text": [f"a text, {n}" for n in range(5000)]})
-    content = bytearray(path.read_bytes())
-    content[200:2000] = bytes(1800)
-    path.write_bytes(content)
-    assert "rows.parquet" in refused(path, of_text)
-
-
 @SUFFIXES
 def test_records_for_a_model_of_images(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", {"text": ["a"]})
     message = refused(path, opened(tmp_path, classifier()))
     assert "takes uint8 [rows, 4, 5, 1], which no record is; give such rows as .npy" in message
-
-
-def test_columns_of_no_table(tmp_path: Path, of_text: Model) -> None:
-    (tmp_path / "rows.txt").write_text("good\n")
-    with pytest.raises(UsageError, match=r"--column is for \.csv, "):
-        open_inputs([tmp_path / "rows.txt"], of_text, ReadOptions(columns=("text",)))
 
 
 def test_how_many_there_are_is_told_where_the_file_tells(tmp_path: Path, of_text: Model) -> None:
@@ -318,9 +299,3 @@ def test_a_file_is_never_held_in_memory(tmp_path: Path, of_text: Model, suffix: 
     assert sum(1 for _ in inputs) == 3_000
     assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
     tracemalloc.stop()
-
-
-def test_a_field_longer_than_csv_takes(tmp_path: Path, of_text: Model) -> None:
-    (tmp_path / "rows.csv").write_text('text\nfine\n"never closed\n' + "x" * 200_000)
-    with pytest.raises(InputError, match=r"rows\.csv: line 4: field larger than field limit"):
-        items(tmp_path / "rows.csv", of_text)

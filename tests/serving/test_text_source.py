@@ -114,14 +114,6 @@ def test_whole_numbers_beyond_the_53_bits_of_a_float(tmp_path: Path) -> None:
         assert rows.tolist() == [[big, -big]]
 
 
-def test_the_fingerprint_tells_a_change(tmp_path: Path) -> None:
-    source = lines(tmp_path / "rows.txt")
-    before = source.fingerprint()
-    assert before == source.fingerprint()
-    (tmp_path / "rows.txt").write_text("other\n")
-    assert source.fingerprint() not in (None, before)
-
-
 # Stdin
 
 
