@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.inputs.columns import (
-    converted,
+    convert,
     number,
     number_columns,
     number_rows,
@@ -38,13 +38,13 @@ from serving.inputs.sources import (
     RowSource,
     Stream,
     batch_of,
-    cut,
+    chunks_of,
+    display_name,
     fingerprint_of_files,
-    name_of,
-    opened,
-    taken,
+    open_stream,
+    take,
 )
-from serving.inputs.text import decoded, raw_lines, row_shape_of_texts, text_batch, text_fault
+from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts, text_batch, text_fault
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -91,7 +91,7 @@ class TableRows:
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
-        ids = NumberedIds(name_of(self.file.path), chunk.start, chunk.count)
+        ids = NumberedIds(display_name(self.file.path), chunk.start, chunk.count)
         if self.info.is_text:
             return self._texts(ids, self.file.records(self.names, chunk.content))
         dtype = np.dtype(self.info.dtype)
@@ -226,7 +226,7 @@ class CsvBlock:
         wide = np.stack([table.column(keys[place]).to_numpy() for place in places], axis=1)
         if dtype.kind in "iu" and (np.abs(wide) >= 2**FLOAT_BITS).any():
             return None
-        rows, good = converted(wide, dtype)
+        rows, good = convert(wide, dtype)
         return rows if good.all() else None
 
 
@@ -247,17 +247,19 @@ class CsvFile:
 
     def chunks(self, size: int, start: int) -> Iterator[Chunk]:
         """The records after the header, in blocks where they are simple enough."""
-        with opened(self.path, self.head) as stream:
+        with open_stream(self.path, self.head) as stream:
             reader = CsvReader(stream)
             reader.records(1)
-            yield from cut(stream, reader.block if self.blocks else reader.records, size, start)
+            yield from chunks_of(
+                stream, reader.block if self.blocks else reader.records, size, start
+            )
 
     def records(self, names: Sequence[str], content: CsvBlock | CsvRecords) -> list[Record]:
         """The records of a chunk's content."""
         if isinstance(content, CsvBlock):
-            lines = map(decoded, io.BytesIO(content.content))
+            lines = map(decode_line, io.BytesIO(content.content))
             content = list(
-                _csv_records(csv.reader(lines), name_of(self.path), content.lines_before)
+                _csv_records(csv.reader(lines), display_name(self.path), content.lines_before)
             )
         places = [self.columns.index(name) for name in names]
         return [self._record(line, fields, places) for line, fields in content]
@@ -298,16 +300,16 @@ class CsvReader:
 
         `ahead` are lines that were read already, of which every one is used: no more than `size`.
         """
-        reader = csv.reader(map(decoded, itertools.chain(ahead, self._lines)))
-        found = taken(_csv_records(reader, self._name, self._passed), size)
+        reader = csv.reader(map(decode_line, itertools.chain(ahead, self._lines)))
+        found = take(_csv_records(reader, self._name, self._passed), size)
         self._passed += reader.line_num
         return found
 
 
 def open_csv(path: str | None, *, numbers: bool) -> CsvFile:
     """Look at the header of a file, or of stdin; InputError when it has none."""
-    name = name_of(path)
-    with opened(path) as stream:
+    name = display_name(path)
+    with open_stream(path) as stream:
         stream.keep()
         found, error = CsvReader(stream).records(1)
         if error is not None:
@@ -355,8 +357,8 @@ class JsonLinesFile:
 
     def chunks(self, size: int, start: int) -> Iterator[Chunk]:
         """The lines with a record, with their numbers."""
-        with opened(self.path, self.head) as stream:
-            yield from cut(stream, functools.partial(taken, _json_lines(stream)), size, start)
+        with open_stream(self.path, self.head) as stream:
+            yield from chunks_of(stream, functools.partial(take, _json_lines(stream)), size, start)
 
     def records(self, names: Sequence[str], content: Any) -> list[Record]:
         """The records of a chunk's content."""
@@ -365,7 +367,7 @@ class JsonLinesFile:
 
 def open_json_lines(path: str | None) -> JsonLinesFile:
     """Look at the first record of a file, or of stdin; InputError when it is no object."""
-    with opened(path) as stream:
+    with open_stream(path) as stream:
         stream.keep()
         _, line = next(_json_lines(stream), (0, ""))
         first = _json_object(line)
@@ -378,7 +380,7 @@ def open_json_lines(path: str | None) -> JsonLinesFile:
 
 def _json_lines(stream: Stream) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers."""
-    lines = enumerate(map(decoded, raw_lines(stream)), start=1)
+    lines = enumerate(map(decode_line, raw_lines(stream)), start=1)
     return ((number, line) for number, line in lines if line.strip())
 
 

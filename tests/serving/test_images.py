@@ -254,12 +254,6 @@ def test_images_of_a_file(tmp_path: Path, paths: list[str]) -> None:
     assert (source.count, source.slow, source.fingerprint()) == (None, True, None)
 
 
-def test_images_of_stdin(monkeypatch: pytest.MonkeyPatch, paths: list[str]) -> None:
-    source = on_stdin(monkeypatch, lines(paths))
-    assert [item.id for item in each_row(source, 4)] == paths
-    assert not sys.stdin.buffer.closed
-
-
 def test_images_of_a_pipe(paths: list[str]) -> None:
     """They are read while they come, not when the last has come."""
     script = (

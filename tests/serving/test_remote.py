@@ -1,6 +1,5 @@
 """Inputs at addresses: what is fetched, how its rows are named, and what goes wrong on the way."""
 
-import gzip
 import io
 import json
 import os
@@ -14,11 +13,9 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import pyarrow as pa
 import pytest
 from buckets import buckets
-from pyarrow import parquet
-from samples_of_rows import IMAGES, MODEL, ROOT, batches, faults_of, rows_of
+from samples_of_rows import IMAGES, MODEL, ROOT, batches, faults_of, rows_of, write_inputs
 from tiny_classifier import classifier, images
 from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, table_classifier, text_classifier
@@ -56,28 +53,10 @@ def _near(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def web(tmp_path: Path) -> Iterator[Web]:
     """A server of files of every kind, for models of images, of texts and of a table."""
     folder = tmp_path / "web"
-    for index, png in enumerate(PNGS):
-        write(folder / f"photos/{'ab'[index % 2]}/{index}.png", png)
+    write_inputs(folder, PIXELS)
     write(folder / "photos/.hidden.png", b"no image")
     write(folder / "photos/notes.html", b"no image")
     (folder / "bare").mkdir()
-    np.save(folder / "rows.npy", PIXELS)
-    np.savez(folder / "rows.npz", images=PIXELS)
-    np.savez_compressed(folder / "packed.npz", images=PIXELS)
-    head = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (10, 4, 5))
-    (folder / "rows-idx3-ubyte").write_bytes(head + PIXELS.tobytes())
-    (folder / "rows-idx3-ubyte.gz").write_bytes(gzip.compress(head + PIXELS.tobytes()))
-    table = pa.table({"image": PNGS})
-    parquet.write_table(table, folder / "rows.parquet")
-    with (
-        pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table)
-    for name, mode in (("rows.tar", "w"), ("rows.tar.gz", "w:gz")):
-        with tarfile.open(folder / name, mode) as archive:  # type: ignore[call-overload]
-            for index in range(10):
-                archive.add(folder / f"photos/{'ab'[index % 2]}/{index}.png", f"{index}.png")
     (folder / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
     lines = [dict(zip("abc", row, strict=True)) for row in features(5).tolist()]
     (folder / "table.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))

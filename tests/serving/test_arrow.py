@@ -116,15 +116,6 @@ def test_images_in_a_column(tmp_path: Path, name: str, column: str, start: int) 
         )
 
 
-@EVERY_FORM
-def test_lists_of_numbers(tmp_path: Path, name: str) -> None:
-    """Of another dtype they are converted as columns of numbers are."""
-    for kind in (pa.float32(), pa.float64()):
-        path = written(tmp_path / name, {"x": lists(NUMBERS, pa.list_(kind))})
-        np.testing.assert_array_equal(rows_of(opened(path, FEATURES)), NUMBERS)
-        assert rows_of(opened(path, FEATURES)).dtype == np.float32
-
-
 @pytest.mark.parametrize("column", ["bytes", "fixed", "flat", "tensor"])
 @pytest.mark.parametrize("name", FORMS[1:])
 def test_what_lies_as_the_model_takes_it_is_not_copied(
