@@ -1,6 +1,6 @@
 """How near `ferry predict` comes to what the machine can do, beside the aims.
 
-Run: python benchmarks/predicting.py [packed|png|jpeg|memory|cold|ray ...]     (all without a name)
+Run: python benchmarks/predicting.py [packed|csv|png|jpeg|memory|cold|ray ...]  (all without a name)
 
 Needs `dvc repro export@mnist-mlp export@mnist-cnn`; the images are made. Competing programs take
 turns whose order is drawn from a seed, and the medians of the ratios of turns are quoted.
@@ -24,11 +24,14 @@ from PIL import Image
 
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
+from serving.inputs import tables
 from serving.inputs.inputs import ReadOptions, open_inputs
+from serving.inputs.tables import open_table
 from serving.measuring.pairing import orders, ratio_of_turns
 from serving.model import open_model
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import SessionSettings
+from serving.runtime.tensors import TensorInfo
 
 MLP, CNN = Path("models/mnist-mlp/model.onnx"), Path("models/mnist-cnn/model.onnx")
 IMAGES = Path("data/ready/mnist/test_inputs.npy")
@@ -90,6 +93,30 @@ def written(model: Path, rows: Path, folder: Path, **settings: object) -> None:
     """Ferry, with its Parquet on the disk."""
     options = PredictOptions(overwrite=True, **settings)  # type: ignore[arg-type]
     predict(model, [rows], output=folder / "out.parquet", options=options)
+
+
+# Tables
+
+
+def csv(folder: Path) -> Iterator[Line]:
+    """Numbers in blocks, which pyarrow reads, against the same ones record by record."""
+    path = folder / "rows.csv"
+    rows = np.random.default_rng(1).normal(size=(60_000, 10)).tolist()
+    lines = (",".join(map(repr, row)) for row in rows)
+    path.write_text("\n".join([",".join("abcdefghij"), *lines, ""]), encoding="utf-8")
+    info = TensorInfo(name="features", dtype="float32", shape=("batch", 10))
+    source = open_table(path, info, Path("model.onnx"))
+
+    def read(first: int) -> None:
+        tables.FIRST_BYTES = first
+        for chunk in source.chunks(1024):
+            source.decode(chunk)
+
+    read(0)  # imports pyarrow
+    ratio = turns(functools.partial(read, 1 << 30), functools.partial(read, 0))
+    yield Line(
+        "60,000 x 10 floats of CSV: rate over the csv module", f"{ratio:.1f}", "5", ratio >= 5
+    )
 
 
 # Images
@@ -256,6 +283,7 @@ def timed(work: Callable[[], object]) -> float:
 
 PARTS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "packed": packed,
+    "csv": csv,
     "png": png,
     "jpeg": jpeg,
     "memory": memory,

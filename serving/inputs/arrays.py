@@ -26,9 +26,9 @@ from serving.inputs.sources import (
     NumberedIds,
     RowSource,
     Stream,
+    display_name,
     fingerprint_of_files,
-    name_of,
-    opened,
+    open_stream,
     reason_of,
 )
 from serving.runtime.tensors import TensorInfo
@@ -92,7 +92,7 @@ class MappedRows:
 
         Raises InputError for a file that is shorter than it was.
         """
-        ids = NumberedIds(name_of(self.path), chunk.start, chunk.count)
+        ids = NumberedIds(display_name(self.path), chunk.start, chunk.count)
         try:
             rows = self._mapped(chunk.start, chunk.count)
         except (OSError, ValueError) as error:
@@ -153,13 +153,13 @@ class StreamedRows:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{name_of(self.path)} cannot be read to its end: {reason_of(error)}"
+                f"{display_name(self.path)} cannot be read to its end: {reason_of(error)}"
             ) from error
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
         rows: Array = chunk.content
-        return Batch(ids=NumberedIds(name_of(self.path), chunk.start, len(rows)), rows=rows)
+        return Batch(ids=NumberedIds(display_name(self.path), chunk.start, len(rows)), rows=rows)
 
     def _of_rows(self, stream: Stream, size: int, start: int) -> Iterator[Chunk]:
         width = row_bytes(self.dtype, self.shape)
@@ -195,7 +195,7 @@ class StreamedRows:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Stream]:
         if self.path is None:
-            with opened(None, self.head) as stream:
+            with open_stream(None, self.head) as stream:
                 yield stream
         elif self.member is None:
             with gzip.open(self.path) as file:
@@ -255,7 +255,7 @@ def open_array_stream(info: TensorInfo, model: Path) -> StreamedRows:
 
     Raises InputError for what is none, and for rows of another dtype or shape, or none.
     """
-    with opened(None) as stream, _readable("stdin", ".npy"):
+    with open_stream(None) as stream, _readable("stdin", ".npy"):
         stream.keep()
         shape, in_columns, dtype = _header(stream)
     _check("stdin", dtype, shape, info, model)

@@ -27,9 +27,9 @@ from serving.inputs.sources import (
     Chunk,
     NumberedIds,
     Stream,
+    display_name,
     fingerprint_of_files,
-    name_of,
-    opened,
+    open_stream,
     reason_of,
 )
 from serving.runtime.tensors import TensorInfo
@@ -89,7 +89,7 @@ class ArrowRows:
         names = list(dict.fromkeys(self.reader.names))
         with (
             _describe(self.path, "cannot be read to its end"),
-            opened(self.path, self.head) as stream,
+            open_stream(self.path, self.head) as stream,
         ):
             for pieces in self._pieces(stream, size, start):
                 yield Chunk(
@@ -100,12 +100,14 @@ class ArrowRows:
                 )
                 start += sum(piece.num_rows for piece in pieces)
         if not start:
-            raise InputError(f"{name_of(self.path)} holds no rows")
+            raise InputError(f"{display_name(self.path)} holds no rows")
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk; InputError for one that is no sound record batch."""
         batches = chunk.content.batches
-        ids = NumberedIds(name_of(self.path), chunk.start, sum(one.num_rows for one in batches))
+        ids = NumberedIds(
+            display_name(self.path), chunk.start, sum(one.num_rows for one in batches)
+        )
         with _describe(self.path, f"is damaged after row {chunk.start}"):
             return self.reader.batch(ids, [_joined(batches, name) for name in self.reader.names])
 
@@ -158,7 +160,7 @@ def _form_of(path: Path | None) -> Form:
 def _look(path: Path | None, form: Form) -> tuple[Any, int | None, bytes]:
     """The schema, the number of rows where it is told, and what was read of stdin."""
     if path is None or form == "stream":
-        with opened(None if path is None else str(path)) as stream:
+        with open_stream(None if path is None else str(path)) as stream:
             stream.keep()
             return ipc.open_stream(stream).schema, None, stream.kept()
     if form == "parquet":
@@ -257,7 +259,7 @@ def _describe(path: str | None, what: str) -> Iterator[None]:
     except ERRORS as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{name_of(path)} {what}: {reason_of(error)}") from error
+        raise InputError(f"{display_name(path)} {what}: {reason_of(error)}") from error
 
 
 def _unpacked(content: bytes) -> RecordBatches:

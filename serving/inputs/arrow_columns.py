@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from serving.errors import InputError
 from serving.inputs.columns import (
-    converted,
+    convert,
     number,
     number_columns,
     refuse_twice,
@@ -27,9 +27,9 @@ from serving.inputs.columns import (
     text_column,
     text_of,
 )
-from serving.inputs.decoding import ImageDecoder, image_decoder, tried
+from serving.inputs.decoding import ImageDecoder, image_decoder, value_or_reason
 from serving.inputs.sources import Batch, batch_of
-from serving.inputs.text import decoded, row_shape_of_texts, text_batch
+from serving.inputs.text import decode_line, row_shape_of_texts, text_batch
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -38,21 +38,6 @@ Column = Any
 
 USUAL_NAMES = ("image", "images", "img", "bytes", "pixels", "features", "input")
 MOST_SHOWN = 200
-
-
-class ColumnReader(Protocol):
-    """How columns become rows. It can be sent to other processes."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The columns that are read."""
-
-    @property
-    def slow(self) -> bool:
-        """Whether decoding takes long."""
-
-    def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
-        """The rows of some arrays of equal length, one of each name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +53,9 @@ class ImageColumn:
         (column,) = columns
         if pa.types.is_struct(column.type):
             column = pc.struct_field(column, "bytes")
-        return self.decoder.batch(ids, [tried(self._image, cell) for cell in column.to_pylist()])
+        return self.decoder.batch(
+            ids, [value_or_reason(self._image, cell) for cell in column.to_pylist()]
+        )
 
     def _image(self, content: bytes | None) -> Array:
         if content is None:
@@ -93,7 +80,9 @@ class TensorColumn:
         try:
             return Batch(ids=ids, rows=self._rows(column))
         except ValueError:  # some row is at fault
-            found = [tried(self._rows, column.slice(index, 1)) for index in range(len(column))]
+            found = [
+                value_or_reason(self._rows, column.slice(index, 1)) for index in range(len(column))
+            ]
             rows = [one if isinstance(one, str) else one[0] for one in found]
             return batch_of(ids, rows, np.empty((0, *self.row_shape), self.dtype))
 
@@ -124,7 +113,7 @@ class TensorColumn:
             if column.null_count:
                 raise ValueError(f"column {self.names[0]!r} holds an empty value")
         values = column.to_numpy()
-        rows, good = converted(values, self.dtype)
+        rows, good = convert(values, self.dtype)
         if not good.all():
             number(self.names[0], values[~good][0].item(), self.dtype)
         return rows
@@ -156,7 +145,7 @@ class NumberColumns:
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             there = column.is_valid().to_numpy(zero_copy_only=False)
             values = (column.fill_null(0) if column.null_count else column).to_numpy()
-            rows, fits = converted(values, self.dtype)
+            rows, fits = convert(values, self.dtype)
             return rows, fits & there
         found = [_number_or_none(name, cell, self.dtype) for cell in column.to_pylist()]
         fits = np.array([one is not None for one in found], bool)
@@ -190,6 +179,10 @@ class TextColumn:
                 texts.append("")
                 faults[index] = str(error)
         return text_batch(ids, texts, faults, self.row_shape)
+
+
+ColumnReader = ImageColumn | TensorColumn | NumberColumns | TextColumn
+"""How columns become rows. It can be sent to other processes."""
 
 
 def choose_columns(
@@ -364,7 +357,7 @@ def _texts(column: Column) -> list[object]:
     found = list(as_bytes(column).to_pylist())
     if as_bytes(column).type == column.type:
         return found
-    return [decoded(content) if isinstance(content, bytes) else content for content in found]
+    return [decode_line(content) if isinstance(content, bytes) else content for content in found]
 
 
 def _number_or_none(name: str, value: object, dtype: np.dtype[Any]) -> float | int | None:

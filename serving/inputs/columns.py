@@ -122,11 +122,11 @@ def number_rows(records: Sequence[Sequence[object]], dtype: np.dtype[Any]) -> Ar
         found = _all_numbers(values, dtype)
     except (ValueError, OverflowError):
         return None
-    rows, good = converted(found, dtype)
+    rows, good = convert(found, dtype)
     return rows.reshape(len(records), -1) if good.all() else None
 
 
-def converted(values: Array, dtype: np.dtype[Any]) -> tuple[Array, npt.NDArray[np.bool_]]:
+def convert(values: Array, dtype: np.dtype[Any]) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Integers or floats as `dtype`, and which of them `number` would take."""
     if dtype.kind == "f":
         if values.dtype == dtype:

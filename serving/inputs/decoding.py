@@ -106,7 +106,7 @@ class ImageDecoder:
         """A batch of files; the id of a row is its path."""
         return self.batch(
             [path if path.isascii() else printable(Path(path)) for path in paths],
-            [tried(self.decode_file, path) for path in paths],
+            [value_or_reason(self.decode_file, path) for path in paths],
         )
 
     def batch(self, ids: Sequence[str], values: Sequence[Array | str]) -> Batch:
@@ -188,7 +188,7 @@ def image_shape(info: TensorInfo) -> tuple[int, int, int] | None:
     return None
 
 
-def tried(decode: Callable[[One], Array], one: One) -> Array | str:
+def value_or_reason(decode: Callable[[One], Array], one: One) -> Array | str:
     """What `decode` makes of it, or why it makes nothing."""
     try:
         return decode(one)

@@ -18,7 +18,7 @@ from typing import IO
 from serving.errors import InputError
 from serving.inputs.decoding import ImageDecoder, image_decoder
 from serving.inputs.names import IMAGE_SUFFIXES
-from serving.inputs.sources import Batch, Chunk, fingerprint_of_files, name_of
+from serving.inputs.sources import Batch, Chunk, display_name, fingerprint_of_files
 from serving.runtime.tensors import TensorInfo
 
 MOST_LINE_BYTES = 1 << 16
@@ -173,7 +173,7 @@ class ListedImages:
 
     @property
     def _name(self) -> str:
-        return name_of(self.path)
+        return display_name(self.path)
 
     def _opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
         if self.path is not None:

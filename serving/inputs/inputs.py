@@ -23,7 +23,7 @@ from serving.inputs.names import (
     STDIN,
     TAR_SUFFIXES,
     TEXT_SUFFIX,
-    expanded,
+    expand,
     file_name,
     is_address,
     is_idx,
@@ -131,7 +131,7 @@ def _expanded(name: str) -> list[str]:
         from serving.inputs.remote import matching
 
         return matching(name)
-    return expanded(name)
+    return expand(name)
 
 
 # Formats

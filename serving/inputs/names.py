@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][\w-]*:\w+")
 
 
-def expanded(name: str) -> list[str]:
+def expand(name: str) -> list[str]:
     """The paths that `name` stands for, sorted; an address, stdin and a path stand for themselves.
 
     Raises InputError for a pattern that nothing matches and for an address of a kind that is not
@@ -45,7 +45,7 @@ def expanded(name: str) -> list[str]:
     """
     local = LOCAL_ADDRESS.match(name)
     if local:
-        return expanded(unquote(name[local.end() :]))
+        return expand(unquote(name[local.end() :]))
     if is_address(name):
         return [name]
     other = ANY_ADDRESS.match(name)

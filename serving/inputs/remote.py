@@ -26,7 +26,13 @@ import numpy.typing as npt
 
 from serving.errors import FerryError, InputError, MissingInputError
 from serving.inputs.arrays import MappedRows
-from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large, tried
+from serving.inputs.decoding import (
+    MOST_BYTES,
+    ImageDecoder,
+    image_decoder,
+    refuse_large,
+    value_or_reason,
+)
 from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
 from serving.inputs.sources import Batch, Chunk, NumberedIds, RowSource, printable, reason_of
 from serving.inputs.tars import TarImages, with_bytes
@@ -90,7 +96,7 @@ class RemoteImages:
         """The images of a chunk, many of which are fetched at a time; the id is the address."""
         images: tuple[RemoteFile, ...] = chunk.content
         with ThreadPoolExecutor(FETCHES) as pool:
-            values = list(pool.map(lambda image: tried(self._image, image), images))
+            values = list(pool.map(lambda image: value_or_reason(self._image, image), images))
         return self.decoder.batch([image.address for image in images], values)
 
     def _image(self, image: RemoteFile) -> Array:

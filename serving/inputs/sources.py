@@ -172,7 +172,7 @@ class Stream:
     closed = False  # pyarrow asks
 
     def __init__(self, path: str | None, file: IO[bytes], head: bytes) -> None:
-        self.name = name_of(path)
+        self.name = display_name(path)
         self._head = io.BytesIO(head)
         self._file = file
         self._sum = hashlib.sha256() if path is None else None
@@ -221,7 +221,7 @@ class Stream:
 
 
 @contextlib.contextmanager
-def opened(path: str | None, head: bytes = b"") -> Iterator[Stream]:
+def open_stream(path: str | None, head: bytes = b"") -> Iterator[Stream]:
     """A file from its beginning, or stdin for None, with the `head` that was read of it before."""
     if path is None:
         yield Stream(None, sys.stdin.buffer, head)  # not ours to close
@@ -230,16 +230,16 @@ def opened(path: str | None, head: bytes = b"") -> Iterator[Stream]:
         yield Stream(path, file, head)
 
 
-def cut(stream: Stream, take: Take, size: int, start: int) -> Iterator[Chunk]:
+def chunks_of(stream: Stream, next_items: Take, size: int, start: int) -> Iterator[Chunk]:
     """Chunks of `size` items each, from the item `start` on.
 
-    `take` gives the next items, at most as many as it is asked for, and the fault after them if
-    there is one. Raises InputError where there is no item or fewer than `start`, and a fault after
-    the items before it.
+    `next_items` gives at most as many as it is asked for, and the fault after them if there is
+    one. Raises InputError where there is no item or fewer than `start`, and a fault after the items
+    before it.
     """
     passed = 0
     while True:
-        content, error = take(min(size, start - passed) if passed < start else size)
+        content, error = next_items(min(size, start - passed) if passed < start else size)
         if len(content) and passed >= start:
             yield Chunk(start=passed, count=len(content), content=content, digest=stream.digest)
         passed += len(content)
@@ -253,7 +253,7 @@ def cut(stream: Stream, take: Take, size: int, start: int) -> Iterator[Chunk]:
         raise InputError(f"{stream.name} holds no rows")
 
 
-def taken(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
+def take(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
     """The next `size` items, or those before the fault and the fault."""
     found: list[Item] = []
     try:
@@ -263,7 +263,7 @@ def taken(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputErro
     return tuple(found), None
 
 
-def name_of(path: str | None) -> str:
+def display_name(path: str | None) -> str:
     """What ids begin with."""
     return "stdin" if path is None else printable(Path(path))
 

@@ -13,14 +13,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.inputs.columns import (
-    converted,
+    convert,
     number,
     number_columns,
     number_rows,
@@ -38,13 +38,13 @@ from serving.inputs.sources import (
     RowSource,
     Stream,
     batch_of,
-    cut,
+    chunks_of,
+    display_name,
     fingerprint_of_files,
-    name_of,
-    opened,
-    taken,
+    open_stream,
+    take,
 )
-from serving.inputs.text import decoded, raw_lines, row_shape_of_texts, text_batch, text_fault
+from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts, text_batch, text_fault
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -66,32 +66,11 @@ class Record:
     fault: str | None = None
 
 
-class ColumnFile(Protocol):
-    """Lines with named columns, of a file, or of stdin where the path is None."""
-
-    @property
-    def path(self) -> str | None:
-        """The file."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names, as they stand in the file."""
-
-    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
-        """Records that are not looked into, `size` at a time, from the one at `start` on."""
-
-    def numbers(self, names: Sequence[str], content: Any, dtype: np.dtype[Any]) -> Array | None:
-        """The values of a chunk's content at once, or None for what is read record by record."""
-
-    def records(self, names: Sequence[str], content: Any) -> list[Record]:
-        """The records of a chunk's content, with the values of the columns `names`."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRows:
     """The records of a file, as rows of the model."""
 
-    file: ColumnFile
+    file: "CsvFile | JsonLinesFile"
     names: tuple[str, ...]
     """The columns that are read."""
     info: TensorInfo
@@ -112,13 +91,14 @@ class TableRows:
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
-        ids = NumberedIds(name_of(self.file.path), chunk.start, chunk.count)
+        ids = NumberedIds(display_name(self.file.path), chunk.start, chunk.count)
         if self.info.is_text:
             return self._texts(ids, self.file.records(self.names, chunk.content))
         dtype = np.dtype(self.info.dtype)
-        rows = self.file.numbers(self.names, chunk.content, dtype)
-        if rows is not None:
-            return Batch(ids=ids, rows=rows)
+        if isinstance(chunk.content, CsvBlock):
+            rows = chunk.content.numbers(self.file.columns, self.names, dtype)
+            if rows is not None:
+                return Batch(ids=ids, rows=rows)
         return self._numbers(ids, self.file.records(self.names, chunk.content), dtype)
 
     def _texts(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
@@ -182,7 +162,7 @@ def open_table_of_lines(
             f"{name}: {model} takes {info.takes()}, which no record is; give such rows as .npy"
         )
     place = None if path is None else str(path)
-    file: ColumnFile
+    file: CsvFile | JsonLinesFile
     file = open_csv(place, numbers=not info.is_text) if form == "csv" else open_json_lines(place)
     refuse_unknown(name, file.columns, asked)
     if info.is_text:
@@ -215,6 +195,40 @@ class CsvBlock:
     def __len__(self) -> int:
         return self.count
 
+    def numbers(
+        self, columns: Sequence[str], names: Sequence[str], dtype: np.dtype[Any]
+    ) -> Array | None:
+        """The values of the columns `names`, of all `columns`, as pyarrow reads them.
+
+        None where it refuses a value or a number of fields, or the dtype cannot hold a value.
+        """
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        places = [columns.index(name) for name in names]
+        keys = list(map(str, range(len(columns))))  # a column that is not read may share its name
+        read = dict.fromkeys(keys[place] for place in places)
+        try:
+            table = arrow_csv.read_csv(
+                pa.BufferReader(self.content),
+                arrow_csv.ReadOptions(
+                    use_threads=False, block_size=len(self.content) + 1, column_names=keys
+                ),
+                arrow_csv.ParseOptions(quote_char=False),
+                arrow_csv.ConvertOptions(
+                    column_types=dict.fromkeys(read, pa.float64()),
+                    include_columns=list(read),
+                    null_values=[],  # an empty value is no number
+                ),
+            )
+        except pa.ArrowInvalid:
+            return None
+        wide = np.stack([table.column(keys[place]).to_numpy() for place in places], axis=1)
+        if dtype.kind in "iu" and (np.abs(wide) >= 2**FLOAT_BITS).any():
+            return None
+        rows, good = convert(wide, dtype)
+        return rows if good.all() else None
+
 
 CsvRecords = Sequence[tuple[int, list[str]]]
 """The fields of each record, with the number of its last line."""
@@ -233,35 +247,22 @@ class CsvFile:
 
     def chunks(self, size: int, start: int) -> Iterator[Chunk]:
         """The records after the header, in blocks where they are simple enough."""
-        with opened(self.path, self.head) as stream:
+        with open_stream(self.path, self.head) as stream:
             reader = CsvReader(stream)
             reader.records(1)
-            yield from cut(stream, reader.block if self.blocks else reader.records, size, start)
-
-    def numbers(
-        self, names: Sequence[str], content: CsvBlock | CsvRecords, dtype: np.dtype[Any]
-    ) -> Array | None:
-        """The values of a block, as pyarrow reads them; None where it does not."""
-        if not isinstance(content, CsvBlock):
-            return None
-        wide = _floats(content.content, len(self.columns), self._places(names))
-        if wide is None or (dtype.kind in "iu" and (np.abs(wide) >= 2**FLOAT_BITS).any()):
-            return None
-        rows, good = converted(wide, dtype)
-        return rows if good.all() else None
+            yield from chunks_of(
+                stream, reader.block if self.blocks else reader.records, size, start
+            )
 
     def records(self, names: Sequence[str], content: CsvBlock | CsvRecords) -> list[Record]:
         """The records of a chunk's content."""
         if isinstance(content, CsvBlock):
-            lines = map(decoded, io.BytesIO(content.content))
+            lines = map(decode_line, io.BytesIO(content.content))
             content = list(
-                _csv_records(csv.reader(lines), name_of(self.path), content.lines_before)
+                _csv_records(csv.reader(lines), display_name(self.path), content.lines_before)
             )
-        places = self._places(names)
+        places = [self.columns.index(name) for name in names]
         return [self._record(line, fields, places) for line, fields in content]
-
-    def _places(self, names: Sequence[str]) -> list[int]:
-        return [self.columns.index(name) for name in names]
 
     def _record(self, line: int, fields: list[str], places: Sequence[int]) -> Record:
         place = f"line {line}: "
@@ -299,16 +300,16 @@ class CsvReader:
 
         `ahead` are lines that were read already, of which every one is used: no more than `size`.
         """
-        reader = csv.reader(map(decoded, itertools.chain(ahead, self._lines)))
-        found = taken(_csv_records(reader, self._name, self._passed), size)
+        reader = csv.reader(map(decode_line, itertools.chain(ahead, self._lines)))
+        found = take(_csv_records(reader, self._name, self._passed), size)
         self._passed += reader.line_num
         return found
 
 
 def open_csv(path: str | None, *, numbers: bool) -> CsvFile:
     """Look at the header of a file, or of stdin; InputError when it has none."""
-    name = name_of(path)
-    with opened(path) as stream:
+    name = display_name(path)
+    with open_stream(path) as stream:
         stream.keep()
         found, error = CsvReader(stream).records(1)
         if error is not None:
@@ -342,33 +343,6 @@ def _is_simple(lines: Sequence[bytes], content: bytes) -> bool:
     )
 
 
-def _floats(content: bytes, width: int, places: Sequence[int]) -> Array | None:
-    """The columns at some places of CSV of `width` columns as float64 [records, columns].
-
-    None where pyarrow refuses a value or the number of fields of a record.
-    """
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    names = [str(place) for place in range(width)]
-    read = [names[place] for place in dict.fromkeys(places)]
-    try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(content),
-            arrow_csv.ReadOptions(
-                use_threads=False, block_size=len(content) + 1, column_names=names
-            ),
-            arrow_csv.ParseOptions(quote_char=False),
-            # An empty value is no number: nothing is null.
-            arrow_csv.ConvertOptions(
-                column_types=dict.fromkeys(read, pa.float64()), include_columns=read, null_values=[]
-            ),
-        )
-    except pa.ArrowInvalid:
-        return None
-    return np.stack([table.column(names[place]).to_numpy() for place in places], axis=1)
-
-
 # JSON Lines
 
 
@@ -383,11 +357,8 @@ class JsonLinesFile:
 
     def chunks(self, size: int, start: int) -> Iterator[Chunk]:
         """The lines with a record, with their numbers."""
-        with opened(self.path, self.head) as stream:
-            yield from cut(stream, functools.partial(taken, _json_lines(stream)), size, start)
-
-    def numbers(self, _names: Sequence[str], _content: Any, _dtype: np.dtype[Any]) -> None:
-        """None: objects are read one by one."""
+        with open_stream(self.path, self.head) as stream:
+            yield from chunks_of(stream, functools.partial(take, _json_lines(stream)), size, start)
 
     def records(self, names: Sequence[str], content: Any) -> list[Record]:
         """The records of a chunk's content."""
@@ -396,7 +367,7 @@ class JsonLinesFile:
 
 def open_json_lines(path: str | None) -> JsonLinesFile:
     """Look at the first record of a file, or of stdin; InputError when it is no object."""
-    with opened(path) as stream:
+    with open_stream(path) as stream:
         stream.keep()
         _, line = next(_json_lines(stream), (0, ""))
         first = _json_object(line)
@@ -409,7 +380,7 @@ def open_json_lines(path: str | None) -> JsonLinesFile:
 
 def _json_lines(stream: Stream) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers."""
-    lines = enumerate(map(decoded, raw_lines(stream)), start=1)
+    lines = enumerate(map(decode_line, raw_lines(stream)), start=1)
     return ((number, line) for number, line in lines if line.strip())
 
 

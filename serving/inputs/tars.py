@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, tried
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, value_or_reason
 from serving.inputs.names import IMAGE_SUFFIXES
 from serving.inputs.sources import (
     Batch,
@@ -28,7 +28,7 @@ from serving.inputs.sources import (
     fingerprint_of_files,
     printable,
     reason_of,
-    taken,
+    take,
 )
 from serving.runtime.tensors import TensorInfo
 
@@ -96,7 +96,7 @@ class TarImages:
         """
         members = self._members(start)
         while True:
-            content, error = taken(members, size)
+            content, error = take(members, size)
             if content:
                 yield Chunk(start=start, count=len(content), content=content)
                 start += len(content)
@@ -108,7 +108,7 @@ class TarImages:
     def decode(self, chunk: Chunk) -> Batch:
         """The images of a chunk; an image's id is its shard and its name in that."""
         members: tuple[TarMember, ...] = chunk.content
-        values = [member.fault or tried(self._image, member) for member in members]
+        values = [member.fault or value_or_reason(self._image, member) for member in members]
         return self.decoder.batch([member.id for member in members], values)
 
     def _image(self, member: TarMember) -> Array:

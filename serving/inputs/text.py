@@ -20,11 +20,11 @@ from serving.inputs.sources import (
     Chunk,
     NumberedIds,
     Stream,
-    cut,
+    chunks_of,
+    display_name,
     fingerprint_of_files,
-    name_of,
-    opened,
-    taken,
+    open_stream,
+    take,
 )
 from serving.runtime.tensors import TensorInfo
 
@@ -51,18 +51,18 @@ class TextLines:
 
         Raises InputError for stdin without a line.
         """
-        with opened(self.path) as stream:
-            yield from cut(stream, functools.partial(taken, raw_lines(stream)), size, start)
+        with open_stream(self.path) as stream:
+            yield from chunks_of(stream, functools.partial(take, raw_lines(stream)), size, start)
 
     def decode(self, chunk: Chunk) -> Batch:
         """The texts of a chunk."""
-        texts = [decoded(line).removesuffix("\n").removesuffix("\r") for line in chunk.content]
+        texts = [decode_line(line).removesuffix("\n").removesuffix("\r") for line in chunk.content]
         faults = {}
         for index, text in enumerate(texts):
             fault = text_fault(text)
             if fault:
                 faults[index] = f"line {chunk.start + index + 1} {fault}"
-        ids = NumberedIds(name_of(self.path), chunk.start, len(texts))
+        ids = NumberedIds(display_name(self.path), chunk.start, len(texts))
         return text_batch(ids, texts, faults, self.row_shape)
 
 
@@ -78,7 +78,7 @@ def open_lines(path: Path | None, info: TensorInfo, model: Path) -> TextLines:
             f"give such rows as .npy"
         )
     if path is not None:
-        with opened(str(path)) as stream:
+        with open_stream(str(path)) as stream:
             if next(raw_lines(stream), None) is None:
                 raise InputError(f"{path} holds no rows")
     return TextLines(path=None if path is None else str(path), row_shape=row_shape)
@@ -98,7 +98,7 @@ def raw_lines(stream: Stream) -> Iterator[bytes]:
     return itertools.chain([first] if first else [], lines)
 
 
-def decoded(line: bytes) -> str:
+def decode_line(line: bytes) -> str:
     """The text of a line; bytes that are not UTF-8 stay as lone surrogates."""
     return line.decode("utf-8", "surrogateescape")
 

@@ -1,13 +1,18 @@
 """What tests of sources share: inputs of models that are not there, all rows of a source, stdin."""
 
+import gzip
 import hashlib
 import io
 import pickle
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import ipc, parquet
+from tiny_images import encoded, write
 
 from serving.inputs.sources import Batch, RowSource
 from serving.runtime.tensors import TensorInfo
@@ -50,6 +55,27 @@ def faults_of(source: RowSource, size: int = 4) -> dict[int, str]:
         for index, batch in enumerate(batches(source, size))
         for row, reason in batch.faults.items()
     }
+
+
+def write_inputs(folder: Path, pixels: np.ndarray) -> None:
+    """Ten images [4, 5, 1] as files of every format."""
+    pngs = [encoded(one, "PNG") for one in pixels]
+    for index, png in enumerate(pngs):
+        write(folder / f"photos/{'ab'[index % 2]}/{index}.png", png)
+    np.save(folder / "rows.npy", pixels)
+    np.savez(folder / "rows.npz", images=pixels)
+    np.savez_compressed(folder / "packed.npz", images=pixels)
+    head = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (10, 4, 5))
+    (folder / "rows-idx3-ubyte").write_bytes(head + pixels.tobytes())
+    (folder / "rows-idx3-ubyte.gz").write_bytes(gzip.compress(head + pixels.tobytes()))
+    table = pa.table({"image": pngs})
+    parquet.write_table(table, folder / "rows.parquet")
+    with ipc.new_file(folder / "rows.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for name, mode in (("rows.tar", "w"), ("rows.tar.gz", "w:gz")):
+        with tarfile.open(folder / name, mode) as archive:  # type: ignore[call-overload]
+            for index in range(10):
+                archive.add(folder / f"photos/{'ab'[index % 2]}/{index}.png", f"{index}.png")
 
 
 def as_stdin(content: bytes) -> io.TextIOWrapper:

@@ -1,20 +1,29 @@
-"""Which files an image source takes, in which order, and how it is cut, sent and resumed."""
+"""Which images a folder and a list hold, in which order, and how these are cut and resumed."""
 
 import contextlib
 import inspect
+import io
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
-from serving.inputs.images import Images, open_images
-from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.images import (
+    MOST_LINE_BYTES,
+    Images,
+    ListedImages,
+    open_image_list,
+    open_images,
+)
+from serving.inputs.names import IMAGE_SUFFIXES, LIST_SUFFIXES
 from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.runtime.tensors import TensorInfo
 
@@ -67,13 +76,6 @@ def test_chunks_hold_paths(folder: Path) -> None:
     assert chunks[0].digest is None
 
 
-@pytest.mark.parametrize("start", [0, 4, 8, 12])
-def test_a_source_goes_on_where_it_was(folder: Path, start: int) -> None:
-    source = opened(folder)
-    whole = [chunk for chunk in source.chunks(4) if chunk.start >= start]
-    assert list(source.chunks(4, start)) == whole
-
-
 def test_a_source_and_its_chunks_can_be_sent(folder: Path) -> None:
     source = pickle.loads(pickle.dumps(opened(folder)))
     chunk = pickle.loads(pickle.dumps(next(source.chunks(3))))
@@ -81,12 +83,6 @@ def test_a_source_and_its_chunks_can_be_sent(folder: Path) -> None:
     assert batch.rows.shape == (3, 4, 5, 1)
     np.testing.assert_array_equal(batch.rows[1], picture(4, 5, 1, 3))
     assert batch.ids[1] == str(folder / "0" / "3.png")
-
-
-def test_the_pixels_belong_to_their_paths(folder: Path) -> None:
-    for item in each_row(opened(folder)):
-        assert isinstance(item, InputRow)
-        np.testing.assert_array_equal(item.value, picture(4, 5, 1, int(Path(item.id).stem)))
 
 
 def test_files_and_folders_keep_their_order(folder: Path, tmp_path: Path) -> None:
@@ -105,6 +101,17 @@ def test_the_working_folder_is_not_named(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(folder)
     assert ids(opened(Path()))[0] == "0/0.png"
     assert ids(opened(Path("0")))[0] == "0/0.png"
+
+
+def test_a_folder_is_read_in_order_with_the_folders_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for name in ("b.png", "a/2.png", "a/10.png", "c/d/e.png", "Z.png", ".cache/thumbnail.png"):
+        save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "loop").symlink_to(folder)
+    names = ("Z.png", "a/10.png", "a/2.png", "b.png", "c/d/e.png")
+    for _ in range(2):
+        assert ids(opened(folder)) == [str(folder / name) for name in names]
 
 
 def test_suffixes_in_any_case(tmp_path: Path) -> None:
@@ -210,3 +217,144 @@ def test_an_image_that_changes_its_kind_is_a_row_that_cannot_be_read(folder: Pat
     assert source.decode(chunk).unreadable == [
         UnreadableRow(str(path), "it is a folder, not a file")
     ]
+
+
+# Lists of images
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    return [
+        str(write(tmp_path / f"{index}.png", encoded(picture(4, 5, 1, index), "PNG")))
+        for index in range(10)
+    ]
+
+
+def listed(path: Path | None = None) -> ListedImages:
+    return open_image_list(path, INFO, Path("model.onnx"), resize=False)
+
+
+def on_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> ListedImages:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    return listed()
+
+
+def lines(paths: list[str]) -> bytes:
+    return "".join(f"{path}\n" for path in paths).encode()
+
+
+def test_images_of_a_file(tmp_path: Path, paths: list[str]) -> None:
+    source = listed(write(tmp_path / f"images{LIST_SUFFIXES[0]}", lines(paths)))
+    for _ in range(2):  # a file can be read again
+        items = list(each_row(source, 4))
+        assert [item.id for item in items] == paths
+        for index, item in enumerate(items):
+            assert isinstance(item, InputRow)
+            np.testing.assert_array_equal(item.value, picture(4, 5, 1, index))
+    assert (source.count, source.slow, source.fingerprint()) == (None, True, None)
+
+
+def test_images_of_a_pipe(paths: list[str]) -> None:
+    """They are read while they come, not when the last has come."""
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from serving.inputs.images import open_image_list\n"
+        "from serving.runtime.tensors import TensorInfo\n"
+        "info = TensorInfo(name='images', dtype='uint8', shape=('batch', 4, 5, 1))\n"
+        "for chunk in open_image_list(None, info, Path('m'), resize=False).chunks(1):\n"
+        "    print(chunk.content[0], flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for path in paths:
+            process.stdin.write(f"{path}\n".encode())
+            process.stdin.flush()
+            assert process.stdout.readline().decode() == f"{path}\n"
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("start", [0, 4, 8])
+def test_a_list_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, paths: list[str], start: int
+) -> None:
+    whole = list(on_stdin(monkeypatch, lines(paths)).chunks(4))
+    assert [(chunk.start, chunk.count) for chunk in whole] == [(0, 4), (4, 4), (8, 2)]
+    rest = list(on_stdin(monkeypatch, lines(paths)).chunks(4, start))
+    assert rest == [chunk for chunk in whole if chunk.start >= start]
+
+
+def test_the_digest_is_of_all_lines_so_far(
+    monkeypatch: pytest.MonkeyPatch, paths: list[str]
+) -> None:
+    def digests(changed: list[str], size: int = 4, start: int = 0) -> list[str | None]:
+        chunks = on_stdin(monkeypatch, lines(changed)).chunks(size, start)
+        return [chunk.digest for chunk in chunks]
+
+    first = digests(paths)
+    assert len(set(first)) == 3
+    assert digests(paths[:-1])[:2] == first[:2]
+    assert digests(["other.png", *paths[1:]])[1:] != first[1:]
+    assert digests(["other.png", *paths[1:]], start=4)[0] != first[1]
+    assert digests(paths, size=8) == first[1:]
+
+
+def test_ends_of_lines_and_blank_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = on_stdin(monkeypatch, b"\na.png\r\n\n  \nb c.png\n d.png")
+    (chunk,) = source.chunks(64)
+    assert chunk.content == ("a.png", "b c.png", " d.png")
+
+
+def test_what_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    source = on_stdin(monkeypatch, b"gone.png\nfolder\nnul\0.png\n/dev/zero\ncaf\xe9.png\n")
+    assert list(each_row(source)) == [
+        UnreadableRow("gone.png", "No such file or directory"),
+        UnreadableRow("folder", "it is a folder, not a file"),
+        UnreadableRow("nul\0.png", "embedded null byte"),
+        UnreadableRow("/dev/zero", "it is a device, not a file"),
+        UnreadableRow("caf\\xe9.png", "No such file or directory"),
+    ]
+
+
+def test_a_name_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = bytes(tmp_path) + b"/caf\xe9.png"
+    write(Path(os.fsdecode(path)), encoded(picture(4, 5, 1), "PNG"))
+    (item,) = each_row(on_stdin(monkeypatch, path + b"\n"))
+    assert isinstance(item, InputRow)
+    assert item.id.endswith("caf\\xe9.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"  \r\n"])
+def test_an_empty_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(InputError, match=r"^stdin holds no images$"):
+        list(on_stdin(monkeypatch, content).chunks(4))
+    path = write(tmp_path / "images.lst", content)
+    with pytest.raises(InputError) as caught:
+        list(listed(path).chunks(4))
+    assert str(caught.value) == f"{path} holds no images"
+
+
+def test_a_list_that_became_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"stdin holds 2 images, and 4 were read of it before"):
+        list(on_stdin(monkeypatch, b"a\nb\n").chunks(2, 4))
+    assert list(on_stdin(monkeypatch, b"a\nb\n").chunks(2, 2)) == []
+
+
+def test_a_stream_without_lines_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO(b"a.png\n" + bytes(1 << 22))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+    with pytest.raises(InputError, match=r"stdin: line 2 has more than 65536 bytes"):
+        list(listed().chunks(1))
+    assert stream.tell() <= 2 * MOST_LINE_BYTES
+
+
+def test_a_line_of_the_most_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"a" * (MOST_LINE_BYTES - 1) + b"\nb\n"
+    (chunk,) = on_stdin(monkeypatch, content).chunks(4)
+    assert [len(path) for path in chunk.content] == [MOST_LINE_BYTES - 1, 1]

@@ -1,18 +1,16 @@
 """All inputs of a run: what their names stand for, in which order they come, where to go on."""
 
-import gzip
 import io
 import json
 import os
 import pickle
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
-from samples_of_rows import as_stdin, sha256
+from samples_of_rows import as_stdin, sha256, write_inputs
 from tiny_classifier import classifier, images
 from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, passing, table_classifier, text_classifier
@@ -54,17 +52,7 @@ def of_text(tmp_path: Path) -> Model:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with files of every kind for a model of images."""
     folder = tmp_path / "here"
-    for index, pixels in enumerate(PIXELS):
-        write(folder / f"photos/{'ab'[index % 2]}/{index}.png", encoded(pixels, "PNG"))
-    np.save(folder / "rows.npy", PIXELS)
-    np.savez(folder / "rows.npz", images=PIXELS)
-    head = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (10, 4, 5))
-    (folder / "rows-idx3-ubyte").write_bytes(head + PIXELS.tobytes())
-    (folder / "rows-idx3-ubyte.gz").write_bytes(gzip.compress(head + PIXELS.tobytes()))
-    pngs = [encoded(pixels, "PNG") for pixels in PIXELS]
-    parquet.write_table(pa.table({"image": pngs}), folder / "rows.parquet")
-    with tarfile.open(folder / "rows.tar", "w") as archive:
-        archive.add(folder / "photos", "photos")
+    write_inputs(folder, PIXELS)
     listed = "".join(f"photos/{'ab'[index % 2]}/{index}.png\n" for index in range(10))
     (folder / "rows.lst").write_text(listed)
     monkeypatch.chdir(folder)
@@ -88,7 +76,7 @@ def refused(inputs: list[str], model: Model, **options: object) -> str:
 
 KINDS = [
     *("rows.npy", "rows.npz", "rows-idx3-ubyte", "rows-idx3-ubyte.gz", "rows.parquet"),
-    *("rows.lst",),
+    *("packed.npz", "rows.arrow", "rows.tar", "rows.tar.gz", "rows.lst"),
 ]
 
 
@@ -99,10 +87,10 @@ def test_every_kind_of_file_gives_the_same_rows(here: Path, of_images: Model, na
     assert inputs.count in (10, None)
 
 
-def test_folders_and_tars_give_their_images(here: Path, of_images: Model) -> None:
-    by_folder = np.concatenate([PIXELS[0::2], PIXELS[1::2]])
-    for name in ("photos", "rows.tar"):
-        np.testing.assert_array_equal(rows(open_inputs([name], of_images)), by_folder)
+def test_a_folder_gives_its_images(here: Path, of_images: Model) -> None:
+    inputs = open_inputs(["photos"], of_images)
+    np.testing.assert_array_equal(rows(inputs), np.concatenate([PIXELS[0::2], PIXELS[1::2]]))
+    assert open_inputs(["rows.npy", "photos"], of_images).count == 20
 
 
 # Where to go on
@@ -120,7 +108,7 @@ def test_chunks_go_on_from_any_place(here: Path, of_images: Model) -> None:
 
 
 def test_inputs_can_be_sent_to_other_processes(here: Path, of_images: Model) -> None:
-    inputs = open_inputs([*KINDS, "photos", "rows.tar"], of_images)
+    inputs = open_inputs([*KINDS, "photos"], of_images)
     there = pickle.loads(pickle.dumps(inputs))
     assert there == inputs
     assert ids(there) == ids(inputs)
@@ -216,7 +204,9 @@ def test_splits_that_are_not_there(here: Path, of_images: Model) -> None:
 def test_what_no_input_is(here: Path, of_images: Model) -> None:
     with pytest.raises(MissingInputError, match=r"^gone\.npy is not there$"):
         open_inputs(["gone.npy"], of_images)
-    (here / "notes.doc").touch()
+    for name in ("notes.doc", "noends"):
+        (here / name).touch()
+    assert "unknown suffix ''" in refused(["noends"], of_images)
     message = refused(["notes.doc"], of_images)
     assert "unknown suffix '.doc'; give a folder of images, or .txt, .csv" in message
     for known in (".parquet", ".arrow", ".npz", ".png", ".tar.gz", ".lst", "*-ubyte"):

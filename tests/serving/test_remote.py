@@ -1,9 +1,7 @@
 """Inputs at addresses: what is fetched, how its rows are named, and what goes wrong on the way."""
 
-import gzip
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -15,11 +13,9 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import pyarrow as pa
 import pytest
 from buckets import buckets
-from pyarrow import parquet
-from samples_of_rows import IMAGES, MODEL, ROOT, batches, faults_of, rows_of
+from samples_of_rows import IMAGES, MODEL, ROOT, batches, faults_of, rows_of, write_inputs
 from tiny_classifier import classifier, images
 from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, table_classifier, text_classifier
@@ -27,13 +23,13 @@ from web_folder import Web, served
 
 from serving.batch import engine, outputs
 from serving.batch.outputs import ShardedOutput
-from serving.batch.predict import dry_run, predict
+from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
 from serving.inputs import remote, tars
 from serving.inputs.inputs import Inputs, ReadOptions, open_inputs
 from serving.inputs.remote import FetchedRows, RemoteImages, open_remote_images
-from serving.inputs.sources import Batch, Chunk, InputRow, RowSource
+from serving.inputs.sources import InputRow, RowSource
 from serving.model import Model, open_model
 
 PIXELS = images(10)
@@ -57,28 +53,10 @@ def _near(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def web(tmp_path: Path) -> Iterator[Web]:
     """A server of files of every kind, for models of images, of texts and of a table."""
     folder = tmp_path / "web"
-    for index, png in enumerate(PNGS):
-        write(folder / f"photos/{'ab'[index % 2]}/{index}.png", png)
+    write_inputs(folder, PIXELS)
     write(folder / "photos/.hidden.png", b"no image")
     write(folder / "photos/notes.html", b"no image")
     (folder / "bare").mkdir()
-    np.save(folder / "rows.npy", PIXELS)
-    np.savez(folder / "rows.npz", images=PIXELS)
-    np.savez_compressed(folder / "packed.npz", images=PIXELS)
-    head = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (10, 4, 5))
-    (folder / "rows-idx3-ubyte").write_bytes(head + PIXELS.tobytes())
-    (folder / "rows-idx3-ubyte.gz").write_bytes(gzip.compress(head + PIXELS.tobytes()))
-    table = pa.table({"image": PNGS})
-    parquet.write_table(table, folder / "rows.parquet")
-    with (
-        pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table)
-    for name, mode in (("rows.tar", "w"), ("rows.tar.gz", "w:gz")):
-        with tarfile.open(folder / name, mode) as archive:  # type: ignore[call-overload]
-            for index in range(10):
-                archive.add(folder / f"photos/{'ab'[index % 2]}/{index}.png", f"{index}.png")
     (folder / "texts.txt").write_text("".join(f"{text}\n" for text in TEXTS))
     lines = [dict(zip("abc", row, strict=True)) for row in features(5).tolist()]
     (folder / "table.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -156,19 +134,10 @@ def test_chunks_are_decoded_when_the_file_is_gone(
     assert temporary(tmp_path) == []
     found = [source.decode(chunk) for chunk in chunks]
     np.testing.assert_array_equal(np.concatenate([batch.rows for batch in found]), PIXELS)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        elsewhere = pool.map(Decode(source), chunks)
+    there = pickle.loads(pickle.dumps(source))
+    elsewhere = [there.decode(pickle.loads(pickle.dumps(chunk))) for chunk in chunks]
     np.testing.assert_array_equal(np.concatenate([batch.rows for batch in elsewhere]), PIXELS)
     assert [list(batch.ids) for batch in elsewhere] == [list(batch.ids) for batch in found]
-
-
-class Decode:
-    def __init__(self, source: RowSource) -> None:
-        self.source = source
-
-    def __call__(self, chunk: Chunk) -> Batch:
-        return self.source.decode(chunk)
 
 
 def test_a_stopped_reader_leaves_nothing(web: Web, of_images: Model, tmp_path: Path) -> None:
@@ -541,10 +510,3 @@ def test_buckets(web: Web, model_file: Path, tmp_path: Path, scheme: str) -> Non
     assert (
         there.replace(f"{scheme}://bucket", str(web.folder)) == (tmp_path / "here.csv").read_text()
     )
-
-
-def test_a_dry_run_looks_at_the_first_rows(web: Web, model_file: Path, tmp_path: Path) -> None:
-    found = dry_run(model_file, [f"{web.url}/rows.npy"], output=None)
-    assert [row.id for row in found.first] == [f"{web.url}/rows.npy:{index}" for index in range(5)]
-    assert found.rows is None
-    assert temporary(tmp_path) == []

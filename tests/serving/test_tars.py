@@ -356,22 +356,6 @@ def test_a_shard_without_images(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})"
 
 
-def test_a_model_that_takes_texts(tmp_path: Path) -> None:
-    path = shard(tmp_path / "a.tar", samples(1))
-    text = TensorInfo(name="text", dtype="object", shape=("batch",))
-    with pytest.raises(InputError, match=r"takes string \[rows\], which no image is"):
-        open_tars([path], text, Path("model.onnx"), resize=False)
-
-
-def test_a_fingerprint_changes_with_the_shards(tmp_path: Path) -> None:
-    paths = [shard(tmp_path / f"{name}.tar", samples(2)) for name in "ab"]
-    source = opened(*paths)
-    seen = {source.fingerprint(), opened(*paths[::-1]).fingerprint()}
-    shard(paths[1], samples(9))
-    seen.add(source.fingerprint())
-    assert len(seen) == 3
-
-
 def test_how_shards_are_named() -> None:
     assert all(is_tar(Path(f"a{suffix}")) for suffix in (*SUFFIXES, ".TAR", ".Tar.Gz"))
     assert not any(is_tar(Path(name)) for name in ("a.png", "a.gz", "tar", "a.tar.txt"))

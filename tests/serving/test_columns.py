@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.inputs.columns import converted, number, number_rows, shown
+from serving.inputs.columns import convert, number, number_rows, shown
 
 DTYPES = [np.dtype(name) for name in ("float32", "float64", "float16", "int64", "uint8", "int8")]
 VALUES = st.one_of(
@@ -63,7 +63,7 @@ def test_plain_numbers_are_done_at_once(dtype: np.dtype[Any], kind: type) -> Non
 @given(st.lists(st.floats(), max_size=20), st.sampled_from(DTYPES))
 def test_floats_of_a_column(values: list[float], dtype: np.dtype[Any]) -> None:
     column = np.array(values, np.float64)
-    rows, good = converted(column, dtype)
+    rows, good = convert(column, dtype)
     each = one_by_one(values, dtype)
     assert good.tolist() == [one is not None for one in each]
     kept = np.array([one for one in each if one is not None], dtype)
@@ -72,7 +72,7 @@ def test_floats_of_a_column(values: list[float], dtype: np.dtype[Any]) -> None:
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), st.sampled_from(DTYPES))
 def test_whole_numbers_of_a_column(values: list[int], dtype: np.dtype[Any]) -> None:
-    rows, good = converted(np.array(values, np.int64), dtype)
+    rows, good = convert(np.array(values, np.int64), dtype)
     each = one_by_one(values, dtype)
     assert good.tolist() == [one is not None for one in each]
     kept = np.array([one for one in each if one is not None], dtype)
@@ -81,10 +81,10 @@ def test_whole_numbers_of_a_column(values: list[int], dtype: np.dtype[Any]) -> N
 
 def test_the_limits_of_whole_numbers() -> None:
     int64 = np.dtype(np.int64)
-    assert converted(np.array([2.0**63, -(2.0**63)]), int64)[1].tolist() == [False, True]
+    assert convert(np.array([2.0**63, -(2.0**63)]), int64)[1].tolist() == [False, True]
     unsigned = np.array([2**63, 2**63 - 1], np.uint64)
-    assert converted(unsigned, int64)[1].tolist() == [False, True]
-    assert converted(np.array([-1, 256, 255]), np.dtype(np.uint8))[1].tolist() == [
+    assert convert(unsigned, int64)[1].tolist() == [False, True]
+    assert convert(np.array([-1, 256, 255]), np.dtype(np.uint8))[1].tolist() == [
         False,
         False,
         True,
@@ -95,8 +95,8 @@ def test_the_limits_of_whole_numbers() -> None:
 
 def test_the_same_dtype_is_not_copied() -> None:
     for values in (np.ones(3, np.float32), np.ones(3, np.uint8)):
-        assert converted(values, values.dtype)[0] is values
-    assert converted(np.array([1, math.inf, math.nan]), np.dtype(np.float64))[1].tolist() == [
+        assert convert(values, values.dtype)[0] is values
+    assert convert(np.array([1, math.inf, math.nan]), np.dtype(np.float64))[1].tolist() == [
         True,
         False,
         False,

@@ -1,9 +1,12 @@
-"""Lines and tables of lines as sources: from any row on, from files and from stdin."""
+"""Texts, CSV and JSON Lines: which columns are read, what is no value, from any row on, stdin."""
 
+import csv
 import io
+import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,18 +27,252 @@ from samples_of_rows import (
     rows_of,
     sha256,
 )
+from tiny_kinds import features
 
 from serving.errors import InputError
 from serving.inputs import tables
 from serving.inputs.inputs import ReadOptions, open_inputs
 from serving.inputs.sources import RowSource
 from serving.inputs.tables import open_table
-from serving.inputs.text import open_lines
+from serving.inputs.text import BYTE_ORDER_MARK, open_lines
 from serving.runtime.tensors import TensorInfo
 
 TEXTS = ["good", "", "naïve", " b ", "\u2028", "x,y", "7", "8", "9", "10", "last"]
 CSV = 'id,text\n0,good\n1,\n\n2,naïve\n3,"two\nlines"\n4,a\n5\n6,b\n'
 JSONL = '{"a": 1, "b": 2, "c": 3}\n\n{"a": 4, "b": 5, "c": "6"}\n[]\n{"a": 7, "b": 8, "c": 9.5}\n'
+AWKWARD = ["plain", "", "a, b", 'say "hi"', "two\nlines", "naïve café", " blanks ", "\u2028"]
+SUFFIXES = pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+
+
+def opened(path: Path | str, info: TensorInfo, *columns: str, form: str | None = None) -> RowSource:
+    model = SimpleNamespace(input=info, path=MODEL)
+    options = ReadOptions(columns=columns, input_format=form)
+    (source,) = open_inputs([path], model, options).sources  # type: ignore[arg-type]
+    return source
+
+
+def texts(path: Path, *columns: str) -> list[str]:
+    return list(rows_of(opened(path, TEXT, *columns)))
+
+
+def reasons(path: Path, info: TensorInfo) -> dict[int, str]:
+    """Why rows cannot be read, by their index."""
+    return faults_of(opened(path, info))
+
+
+def refused(path: Path, info: TensorInfo, *columns: str) -> str:
+    with pytest.raises(InputError) as caught:
+        batches(opened(path, info, *columns))
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+def write(path: Path, columns: dict[str, list]) -> Path:
+    """The same columns as a file of the path's suffix."""
+    rows = zip(*columns.values(), strict=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            csv.writer(file).writerows([list(columns), *rows])
+        else:
+            for row in rows:
+                file.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+    return path
+
+
+# Lines
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_line_is_a_row(tmp_path: Path, end: str, last: bool) -> None:
+    lines = [text for text in AWKWARD if "\n" not in text]
+    path = tmp_path / "rows.txt"
+    path.write_bytes((end.join(lines) + (end if last else "")).encode())
+    assert texts(path) == lines
+    column = TensorInfo(name="text", dtype="object", shape=("batch", 1))
+    assert rows_of(opened(path, column)).tolist() == [[line] for line in lines]
+
+
+def test_a_line_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_bytes(b"good\ncaf\xe9 noir\n\xc3\xa9\nends\x00\n")
+    assert reasons(path, TEXT) == {
+        1: "line 2 is not UTF-8: byte 0xe9 after 3 characters",
+        3: "line 4 holds a NUL byte; it is not UTF-8 text",
+    }
+    path.write_text("good\nbad", encoding="utf-16")
+    assert len(reasons(path, TEXT)) == 2
+
+
+def test_lines_for_a_model_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("good\n")
+    message = refused(tmp_path / "rows.txt", FEATURES)
+    assert "takes float32 [rows, 3], which no line of text is; give such rows as .npy" in message
+
+
+# One column of text
+
+
+@SUFFIXES
+@pytest.mark.parametrize(
+    "names", [("whatever",), ("id", "text"), ("sentence", "id"), ("text", "sentence")]
+)
+def test_the_column_with_the_text_is_found(
+    tmp_path: Path, suffix: str, names: tuple[str, ...]
+) -> None:
+    columns = {name: ["no"] * len(AWKWARD) for name in names}
+    found = names[0] if len(names) == 1 else ("text" if "text" in names else "sentence")
+    path = write(tmp_path / f"rows{suffix}", columns | {found: AWKWARD})
+    assert texts(path) == AWKWARD
+
+
+@SUFFIXES
+def test_the_column_asked_for(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", {"text": ["a", "b"], "review": ["good", "bad"]})
+    assert texts(path, "review") == ["good", "bad"]
+    assert "has no column 'reviews'; did you mean 'review'?" in refused(path, TEXT, "reviews")
+    assert "the model takes one text" in refused(path, TEXT, "text", "review")
+
+
+@SUFFIXES
+def test_columns_that_leave_a_choice(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", {"title": ["a"], "body": ["b"]})
+    message = refused(path, TEXT)
+    assert "has the columns title, body; name the one with the text with --column" in message
+
+
+def test_values_that_are_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {"text": ["a", None, 1, "b"]})
+    assert reasons(path, TEXT) == {
+        1: "line 2: column 'text' is empty, not text",
+        2: "line 3: column 'text' is 1, not text",
+    }
+
+
+def test_a_record_is_told_by_its_line(tmp_path: Path) -> None:
+    """Rows are counted from 0, lines of the file from 1."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'id,text\n1,"two\nlines"\n\n2,caf\xe9\n3,a,b\n4\n5,fine\n')
+    assert reasons(path, TEXT) == {
+        1: "line 5: column 'text' is not UTF-8: byte 0xe9 after 3 characters",
+        2: "line 6: it has 3 fields, the header has 2",
+        3: "line 7: it has 1 fields, the header has 2",
+    }
+    assert batches(opened(path, TEXT), 8)[0].ids[4] == f"{path}:4"
+
+
+def test_lines_that_are_no_json_objects(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n\n[1]\n{"text": \n{"other": "b"}\n')
+    assert reasons(path, TEXT) == {
+        1: "line 3: it is not a JSON object",
+        2: "line 4: it is not a JSON object",
+        3: "line 5: it has no 'text'",
+    }
+    path.write_text("[1]\n")
+    assert "line 1 should be a JSON object" in refused(path, TEXT)
+
+
+# Rows of numbers
+
+
+@SUFFIXES
+def test_numbers_come_as_they_were_written(tmp_path: Path, suffix: str) -> None:
+    rows = features(20)
+    columns = {name: rows[:, index].tolist() for index, name in enumerate("abc")}
+    path = write(tmp_path / f"rows{suffix}", columns)
+    values = rows_of(opened(path, FEATURES))
+    np.testing.assert_array_equal(values, rows)
+    assert values.dtype == np.float32
+    turned = rows_of(opened(path, FEATURES, "c", "a", "b"))
+    np.testing.assert_array_equal(turned, rows[:, [2, 0, 1]])
+
+
+@SUFFIXES
+def test_as_many_columns_as_features(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", {name: [1.5, 2.5] for name in "abcd"})
+    message = refused(path, FEATURES)
+    assert (
+        "takes float32 [rows, 3], and there are 4 columns (a, b, c, d); name 3 of them" in message
+    )
+    assert "there are 2 columns (a, b)" in refused(path, FEATURES, "a", "b")
+    assert len(rows_of(opened(path, FEATURES, "d", "b", "a"))) == 2
+
+
+@pytest.mark.parametrize("value", ["abc", "", "nan", "inf", "1_000", "True", "1,5"])
+def test_a_value_that_is_no_number_spoils_its_row_alone(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path / "rows.csv", {"a": [1, 2], "b": [1, value], "c": [" 2e3 ", "-.5"]})
+    shown = repr(value) if value else "empty"
+    assert reasons(path, FEATURES) == {1: f"line 3: column 'b' is {shown}, not a number"}
+    assert rows_of(opened(path, FEATURES)).tolist() == [[1.0, 1.0, 2000.0]]
+
+
+def test_numbers_that_the_model_cannot_hold(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "rows.jsonl", {"a": [1e39, 10**400, True, "x" * 99], "b": [0] * 4, "c": [0] * 4}
+    )
+    message = reasons(path, FEATURES)
+    assert message[0] == "line 1: column 'a' is 1e+39, more than float32 holds"
+    assert message[1].endswith("..., not a number")
+    assert message[2] == "line 3: column 'a' is True, not a number"
+    assert len(message[3]) < 80
+
+
+def test_whole_numbers_for_a_model_that_takes_those(tmp_path: Path) -> None:
+    big = 2**53 + 1
+    path = write(tmp_path / "rows.csv", {"a": [big, "3.0", "3.5", 2**63], "b": ["-7"] * 4})
+    assert rows_of(opened(path, IDS)).tolist() == [[big, -7], [3, -7]]
+    assert reasons(path, IDS)[2] == "line 4: column 'a' is '3.5', which is no int64"
+
+
+def test_a_csv_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("0.5,1.5,2.5\n1,2,3\n")
+    assert "its first line is numbers; it should name" in refused(tmp_path / "rows.csv", FEATURES)
+
+
+# Files that hold nothing, or something else
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", b"", "is empty; its first line should name the columns"),
+        ("rows.csv", b"text\n", "holds no rows"),
+        ("rows.csv", b"t\xe9xt\nx\n", "the name of a column is not UTF-8"),
+        ("rows.csv", b"text,text\na,b\n", "several columns named 'text'"),
+        ("rows.jsonl", b"\n", "line 1 should be a JSON object"),
+        ("rows.txt", BYTE_ORDER_MARK, "holds no rows"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert message in refused(tmp_path / name, TEXT)
+
+
+@SUFFIXES
+def test_records_for_a_model_of_images(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"rows{suffix}", {"text": ["a"]})
+    message = refused(path, IMAGES)
+    assert "takes uint8 [rows, 4, 5, 1], which no record is; give such rows as .npy" in message
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_a_file_is_never_held_in_memory(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    line = "a long review of a film " * 20
+    if suffix == ".txt":
+        path.write_text(f"{line}\n" * 3_000)
+    else:
+        write(path, {"text": [line] * 3_000})
+    tracemalloc.start()
+    source = opened(path, TEXT)
+    assert sum(len(source.decode(chunk).rows) for chunk in source.chunks(64)) == 3_000
+    assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
+    tracemalloc.stop()
+
+
+# From any row on
 
 
 def lines(path: Path) -> RowSource:
@@ -94,47 +331,13 @@ def test_what_comes_before_a_fault_is_not_lost(tmp_path: Path) -> None:
         next(chunks)
 
 
-def test_a_chunk_with_a_spoilt_row_gives_the_same_numbers(tmp_path: Path) -> None:
-    """A chunk of good rows is read at once, one with a fault row by row."""
-    rows = np.random.default_rng(1).normal(size=(8, 3)) * 1e3
-    text = [",".join(map(repr, row.tolist())) for row in rows]
-    for spoilt in ("x,1,2", "1,2", "1_0,2,3", "nan,2,3", "1e39,2,3"):
-        (tmp_path / "rows.csv").write_text("\n".join(["a,b,c", *text, spoilt]))
-        source = open_table(tmp_path / "rows.csv", FEATURES, MODEL)
-        for size in (8, 16):
-            np.testing.assert_array_equal(rows_of(source, size), rows.astype(np.float32))
-            assert list(faults_of(source, size)) == [8]
-
-
-def test_whole_numbers_beyond_the_53_bits_of_a_float(tmp_path: Path) -> None:
-    big = 2**53 + 1
-    for spoilt in ("", "1.5,1\n"):
-        (tmp_path / "rows.csv").write_text(f"a,b\n{big},-{big}\n{spoilt}")
-        rows = rows_of(open_table(tmp_path / "rows.csv", IDS, MODEL))
-        assert rows.tolist() == [[big, -big]]
-
-
-def test_the_fingerprint_tells_a_change(tmp_path: Path) -> None:
-    source = lines(tmp_path / "rows.txt")
-    before = source.fingerprint()
-    assert before == source.fingerprint()
-    (tmp_path / "rows.txt").write_text("other\n")
-    assert source.fingerprint() not in (None, before)
-
-
 # Stdin
 
 
 def piped(monkeypatch: pytest.MonkeyPatch, content: bytes | str, form: str, info=TEXT) -> RowSource:
     content = content.encode() if isinstance(content, str) else content
     monkeypatch.setattr("sys.stdin", as_stdin(content))
-    return open_stdin(form, info)
-
-
-def open_stdin(form: str, info: TensorInfo = TEXT) -> RowSource:
-    model = SimpleNamespace(input=info, path=MODEL)
-    (source,) = open_inputs(["-"], model, ReadOptions(input_format=form)).sources
-    return source
+    return opened("-", info, form=form)
 
 
 def test_lines_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,14 +402,6 @@ def test_stdin_that_holds_nothing_to_read(
     assert message in str(caught.value)
 
 
-def test_stdin_for_a_model_of_something_else() -> None:
-    for form, message in (("text", "no line of text is"), ("csv", "no record is")):
-        with pytest.raises(
-            InputError, match=rf"^stdin: model\.onnx takes uint8 .*, which {message}"
-        ):
-            open_stdin(form, IMAGES)
-
-
 @pytest.mark.parametrize(
     ("form", "sent"),
     [("text", b"a\nb\n"), ("csv", b"text\na\nb\n"), ("jsonl", b'{"text": "a"}\n{"text": "b"}\n')],
@@ -219,7 +414,7 @@ def test_rows_are_there_as_soon_as_they_came(
     with open(reading, "rb") as file, open(writing, "wb", buffering=0) as pipe:  # noqa: PTH123
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
         pipe.write(sent)
-        source = open_stdin(form)
+        source = opened("-", TEXT, form=form)
         chunks = source.chunks(2)
         assert source.decode(next(chunks)).rows.tolist() == ["a", "b"]
         pipe.write(sent.splitlines(keepends=True)[-1])
@@ -229,11 +424,9 @@ def test_rows_are_there_as_soon_as_they_came(
 
 
 def test_stdin_is_not_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tracemalloc
-
     content = io.BytesIO(b"a long review of a film\n" * 100_000)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=content))
-    source = open_stdin("text")
+    source = opened("-", TEXT, form="text")
     tracemalloc.start()
     assert sum(len(source.decode(chunk).rows) for chunk in source.chunks(64)) == 100_000
     assert tracemalloc.get_traced_memory()[1] < 500_000
