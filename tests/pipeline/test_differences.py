@@ -387,5 +387,5 @@ def test_every_table_of_a_module_decides_with_a_margin_of_its_own() -> None:
         "hidden": ["logits"],
         "logits": ["logits"],
     }
-    assert rule.margin(50.0) == 5e-5
+    assert rule.margin(50.0) == pytest.approx(5e-5)
     assert DecisionRule(near=2e-4).margin(50.0) == 2e-4
