@@ -29,8 +29,12 @@ class StageReport(Protocol):
     """The record that a stage returns."""
 
     @property
-    def headline(self) -> Mapping[str, float | str | None]:
-        """At most 15 numbers or words that a person compares; None for what is not known."""
+    def headline(self) -> Mapping[str, float | None]:
+        """The few numbers that a person compares; None for what is not known.
+
+        All stages together may have about ten names: each is a column of `dvc metrics show`. DVC
+        rounds to five decimals, so a number is given in a unit in which it is not tiny.
+        """
 
 
 def write(report: StageReport, files: ReportFiles) -> None:
@@ -48,5 +52,5 @@ def read(record: type[Record], path: Path, command: str) -> Record:
     return read_record(record, read_json(require(path, command)), str(path))
 
 
-def _rounded(value: float | str) -> float | str:
+def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

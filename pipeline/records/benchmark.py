@@ -127,9 +127,9 @@ class BundleReport:
     """The identity of the bundle, as its manifest has it."""
 
     @property
-    def headline(self) -> Mapping[str, float | str | None]:
-        """What ships, and its size."""
-        return {"variant": self.variant, "bytes": self.bytes}
+    def headline(self) -> Mapping[str, float | None]:
+        """The size of what ships."""
+        return {"bytes": self.bytes}
 
 
 def gains_over_fp32(report: BenchmarkReport, variants: Sequence[str], goal: str) -> dict[str, Gain]:

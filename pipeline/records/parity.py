@@ -284,7 +284,7 @@ class ParityReport:
         return {
             "accuracy": fp32.accuracy if fp32 else None,
             "flips": fp32.flips if fp32 else None,
-            "max_diff": fp32.max_abs_diff if fp32 else None,
+            "snr_db": fp32.snr_db if fp32 else None,
             "int8_accuracy": int8.accuracy if int8 else None,
             "int8_flips": int8.flips if int8 else None,
         }

@@ -91,10 +91,5 @@ class TrainReport:
 
     @property
     def headline(self) -> Mapping[str, float | None]:
-        """How good the weights are, and what they cost."""
-        return {
-            "accuracy": self.accuracy,
-            "loss": self.loss,
-            "epochs": self.epochs if self.stopped_after is None else self.stopped_after,
-            "seconds": self.seconds,
-        }
+        """How good the weights are."""
+        return {"accuracy": self.accuracy, "loss": self.loss}

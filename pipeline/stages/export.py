@@ -47,8 +47,8 @@ class ExportReport:
 
     @property
     def headline(self) -> Mapping[str, float]:
-        """The size of the file, and how long it took."""
-        return {"bytes": self.bytes, "seconds": self.seconds}
+        """The size of the file."""
+        return {"bytes": self.bytes}
 
 
 def export(
