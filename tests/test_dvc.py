@@ -5,6 +5,7 @@ One project is built once; the tests run in the order of the file, and each leav
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,37 @@ def test_an_experiment_with_another_number_of_epochs(project: Path) -> None:
     assert lines[0].split() == ["Path", "Metric", "HEAD", "workspace", "Change"]
     assert {line.split()[0] for line in lines[1:]} == {f"metrics/{NAME}/train.json"}
     assert [line.split()[1] for line in lines[1:]] == ["accuracy", "loss"]
+    restore(project)
+
+
+TRAINED = ("train", "evaluate", "export", "quantize", "parity", "benchmark")
+OVERRIDES = {
+    f"experiments.{NAME}.train.lr=0.02": TRAINED,
+    "defaults.train.weight_decay=0.1": TRAINED,
+    f"++experiments.{NAME}.parity.fp32.flips=1": ("quantize", "parity"),
+    "defaults.evaluate.steps=3": ("evaluate",),
+    "defaults.preprocess.seed=2": (),
+}
+
+
+@pytest.mark.parametrize(("setting", "stages"), OVERRIDES.items(), ids=OVERRIDES)
+def test_an_override_makes_stale_what_reads_its_section(
+    project: Path, setting: str, stages: tuple[str, ...]
+) -> None:
+    done = run(project, "dvc", "exp", "run", "--dry", "--set-param", setting)
+    stale = re.findall(r"Running stage '([^']+)@([^']+)'", done.stdout)
+    expected = [(stage, NAME) for stage in stages] or [("preprocess", "digits")]
+    assert sorted(stale) == sorted(expected)
+
+
+def test_a_value_that_is_inherited_is_set_for_one_experiment(project: Path) -> None:
+    setting = f"experiments.{NAME}.bundle.golden_rows=4"
+    refused = run(project, "dvc", "exp", "run", "--set-param", setting, check=False)
+    assert f"To append to your config use +{setting}" in refused.stderr
+    run(project, "dvc", "exp", "run", "--set-param", f"++{setting}", f"bundle@{NAME}")
+    resolved = json.loads(run(project, "ferry", "config", NAME, "--json").stdout)
+    assert resolved["bundle.golden_rows"] == {"value": 4, "source": f"experiments.{NAME}"}
+    assert resolved["bundle.goal"] == {"value": "latency", "source": "defaults"}
     restore(project)
 
 

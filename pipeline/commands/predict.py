@@ -18,7 +18,7 @@ def tracked(command: click.Command) -> click.Command:
     def callback(*, track: bool, **given: Any) -> Any:
         report = run(**given)
         if track and report is not None:
-            from pipeline.tracking.runs import log_predictions
+            from pipeline.tracking.predictions import log_predictions
 
             log_predictions(report, [str(one) for one in given["inputs"]])
         return report

@@ -20,7 +20,7 @@ from pipeline.config.experiment import GateConfig
 from pipeline.errors import GateError
 from pipeline.records.parity import PairReport, SideInfo
 from pipeline.stages.bundle import bundle_file
-from pipeline.tracking.runs import experiment_of
+from pipeline.tracking.predictions import experiment_of
 from serving import open_model
 from serving.batch.answers import answer
 from serving.bundles.bundle import open_bundle, read_manifest
