@@ -1,13 +1,10 @@
 """One MLflow run: what stages write into it, and how a later stage finds it again.
 
-MLflow as ferry sets it up: where its runs lie, and what it keeps to itself.
-
-A run of `ferry predict` in MLflow: how much was answered, how fast, and what has moved.
+A run of `ferry predict` holds how much was answered, how fast, and what has drifted.
 """
 
 import contextlib
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +17,7 @@ import numpy as np
 from pipeline.records.ready import DatasetManifest, Split
 from pipeline.records.train import Epoch
 from pipeline.tracking.models import Signature, log_data, log_onnx_model, log_torch_model
+from pipeline.tracking.store import load_mlflow, store_uri
 from serving.batch.report import PredictReport
 from serving.bundles.bundle import read_manifest
 
@@ -30,33 +28,6 @@ if TYPE_CHECKING:
     from pipeline.datasets import Dataset
 
 
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
-}
-
-
-def store_uri() -> str:
-    """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of params.yaml."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd()}/mlflow.db"
-
-
-def load_mlflow() -> Any:
-    """The module, imported on the first call: that takes seconds."""
-    for variable, value in DEFAULTS.items():
-        os.environ.setdefault(variable, value)
-    import mlflow
-
-    # Its migrations are told line by line, and its advice is not about this run. After the import,
-    # which sets the level itself.
-    for name in ("alembic", "mlflow", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return mlflow
-
-
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
@@ -65,6 +36,10 @@ MAX_FAILURES = 3
 MAX_METRICS = 1000
 """Values that MLflow takes in one call."""
 WEIGHTS_TAG = "ferry.weights_sha256"
+MOST_CHARACTERS = 500
+"""Of a parameter; every store of MLflow takes that many."""
+NOT_IN_NAMES = re.compile(r"[^\w./-]+", re.ASCII)
+"""What a metric of MLflow may not be called, and blanks."""
 
 
 class Tracker:
@@ -178,6 +153,28 @@ def run_of_weights(experiment: str, sha256: str, *, track: bool) -> Iterator[Tra
         yield tracker
 
 
+def log_predictions(report: PredictReport, inputs: Sequence[str]) -> str | None:
+    """Record a run in the experiment of the bundle's name, and return its id.
+
+    What MLflow could not record is told in one warning, and what it could not record at all gives
+    None: the answers are written all the same.
+    """
+    tracker = Tracker()
+    name = experiment_of(report)
+    tracker.start(name, lambda mlflow: _new_run(mlflow, f"{name} (predict)"))
+    if tracker.run_id is not None:
+        tracker.log_parameters(_parameters(report, inputs))
+        tracker.log_metrics(_metrics(report))
+        tracker.log_tags(_tags(report))
+    tracker.finish("FINISHED")
+    return tracker.run_id
+
+
+def experiment_of(report: PredictReport) -> str:
+    """The name that the bundle's manifest has, which is that of its experiment; a file's stem."""
+    return read_manifest(report.model).name if report.model.is_dir() else report.model.stem
+
+
 @contextlib.contextmanager
 def _tracked(
     experiment: str, find: Callable[[Any], str | None], *, track: bool
@@ -255,34 +252,6 @@ def _log_epochs(mlflow: Any, run_id: str | None, epochs: Sequence[Epoch]) -> Non
     client = mlflow.MlflowClient()
     for start in range(0, len(metrics), MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
-
-
-MOST_CHARACTERS = 500
-"""Of a parameter; every store of MLflow takes that many."""
-NOT_IN_NAMES = re.compile(r"[^\w./-]+", re.ASCII)
-"""What a metric of MLflow may not be called, and blanks."""
-
-
-def log_predictions(report: PredictReport, inputs: Sequence[str]) -> str | None:
-    """Record a run in the experiment of the bundle's name, and return its id.
-
-    What MLflow could not record is told in one warning, and what it could not record at all gives
-    None: the answers are written all the same.
-    """
-    tracker = Tracker()
-    name = experiment_of(report)
-    tracker.start(name, lambda mlflow: _new_run(mlflow, f"{name} (predict)"))
-    if tracker.run_id is not None:
-        tracker.log_parameters(_parameters(report, inputs))
-        tracker.log_metrics(_metrics(report))
-        tracker.log_tags(_tags(report))
-    tracker.finish("FINISHED")
-    return tracker.run_id
-
-
-def experiment_of(report: PredictReport) -> str:
-    """The name that the bundle's manifest has, which is that of its experiment; a file's stem."""
-    return read_manifest(report.model).name if report.model.is_dir() else report.model.stem
 
 
 def _new_run(mlflow: Any, name: str) -> str:
