@@ -69,7 +69,7 @@ def prepare(folder: Path, epochs: int) -> None:
 
 def train(folder: Path) -> "subprocess.Popen[bytes]":
     """Start `ferry train`."""
-    command = [sys.executable, "-m", "pipeline", "train", NAME, "--no-track", "--device", "cpu"]
+    command = [sys.executable, "-m", "pipeline.cli", "train", NAME, "--no-track", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

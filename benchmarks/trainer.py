@@ -28,10 +28,10 @@ from pipeline.config import params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import Graph, build_graph
 from pipeline.records import ready
-from pipeline.records.ready import Manifest, Split
+from pipeline.records.ready import DatasetManifest, Split
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import Rows
-from pipeline.training.loop import Loop
+from pipeline.training.evaluation import DeviceRows
+from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import keep_freed_memory
 from serving.runtime.cores import allowed_cores
 
@@ -57,7 +57,7 @@ class Plain(Dataset[tuple[torch.Tensor, int]]):
         return (planes - self.mean) * self.scale, int(self.split.labels[index])
 
 
-def plain(experiment: Experiment, manifest: Manifest, rows: Split) -> Iterator[float]:
+def plain(experiment: Experiment, manifest: DatasetManifest, rows: Split) -> Iterator[float]:
     """Seconds of each pass of the plain loop."""
     graph = build_graph(experiment, manifest).train()
     batch = experiment.train.batch_size
@@ -73,12 +73,18 @@ def plain(experiment: Experiment, manifest: Manifest, rows: Split) -> Iterator[f
         yield time.perf_counter() - start
 
 
-def ferry(experiment: Experiment, manifest: Manifest, rows: Split) -> Iterator[float]:
+def ferry(experiment: Experiment, manifest: DatasetManifest, rows: Split) -> Iterator[float]:
     """Seconds of each epoch of ferry's loop, set up as `ferry train` does."""
     keep_freed_memory()
     graph = build_graph(experiment, manifest)
     few = part(rows, 100)
-    loop = Loop(graph, experiment, Rows(graph, rows, CPU), Rows(graph, few, CPU), Team(device=CPU))
+    loop = TrainingLoop(
+        graph,
+        experiment,
+        DeviceRows(graph, rows, CPU),
+        DeviceRows(graph, few, CPU),
+        Team(device=CPU),
+    )
     with tqdm(disable=True) as bar:
         while True:
             yield loop.run_epoch(bar).seconds
@@ -133,12 +139,12 @@ def peak_memory() -> int:
     experiment = params.load().experiment(MEMORY)
     data = layout.ready(experiment.dataset)
     graph = build_graph(experiment, ready.open_manifest(data))
-    rows = Rows(graph, ready.open_split(data, "train"), CPU)
-    validation = Rows(graph, ready.open_split(data, "validation"), CPU)
+    rows = DeviceRows(graph, ready.open_split(data, "train"), CPU)
+    validation = DeviceRows(graph, ready.open_split(data, "validation"), CPU)
     with tqdm(disable=True) as bar:
-        Loop(graph, replace(experiment, epochs=1), rows, validation, Team(device=CPU)).run_epoch(
-            bar
-        )
+        TrainingLoop(
+            graph, replace(experiment, epochs=1), rows, validation, Team(device=CPU)
+        ).run_epoch(bar)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -60,7 +60,7 @@ def tune(experiment: "Experiment", track: bool, as_json: bool, **plan: Any) -> N
     from pipeline import layout
     from pipeline.records.tune import as_table
     from pipeline.stages.tune import as_fragment, tune
-    from pipeline.training.tuning.study import Plan
+    from pipeline.training.tuning.study import SearchPlan
 
     folder = layout.tune(experiment.name)
     report = tune(
@@ -68,7 +68,7 @@ def tune(experiment: "Experiment", track: bool, as_json: bool, **plan: Any) -> N
         layout.weights(experiment.name),
         folder,
         experiment=experiment,
-        plan=Plan(**plan),
+        plan=SearchPlan(**plan),
         track=track,
     )
     show(report, as_json=as_json, text=f"{as_table(report)}\n\n{as_fragment(report).rstrip()}")

@@ -43,7 +43,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """An architecture of `pipeline/models` and its settings, which its own `Settings` checks."""
+    """An architecture of `pipeline/models` and its settings, which its own `SETTINGS` check."""
 
     name: str
     settings: Mapping[str, object]

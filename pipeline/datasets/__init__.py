@@ -1,10 +1,7 @@
 """The data sets: one file each, with a module-level `DATASET`; the file name is the name.
 
-A file says where the official bytes are and how to read them; nothing here is fetched or split.
-
-Split rows by class: a fixed, seeded share of every class goes one way, the rest the other.
-
-The order of the rows is kept, and the same labels, count and seed give the same split.
+A file says where the official bytes are and how to read them; nothing here is fetched. `stratified`
+splits rows that have no official split.
 """
 
 from collections.abc import Callable
@@ -48,7 +45,7 @@ class Archive:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class RawRows:
     """All rows of a data set as the official files hold them."""
 
     train_inputs: npt.NDArray[np.generic]
@@ -70,7 +67,7 @@ class Dataset:
     licence: str
     labels: tuple[str, ...]
     files: tuple[RawFile, ...]
-    read: Callable[[Path], Rows]
+    read: Callable[[Path], RawRows]
     """Read the raw folder; raises InputError naming the file and what is wrong in it."""
     archives: tuple[Archive, ...] = ()
     complete: bool = False
@@ -102,9 +99,9 @@ Indices = npt.NDArray[np.int64]
 def stratified(labels: npt.NDArray[np.int64], rows: int, seed: int) -> tuple[Indices, Indices]:
     """Take `rows` of the rows, each class in its share, and return (those left, those taken).
 
-    `labels` is int64 [rows]; both results are int64 row indices in ascending order. Raises
-    ValueError when `rows`, or what is left, is less than the number of classes, or when a class
-    has a single row.
+    The same labels, count and seed give the same split. `labels` is int64 [rows]; both results are
+    int64 row indices in ascending order. Raises ValueError when `rows`, or what is left, is less
+    than the number of classes, or when a class has a single row.
     """
     from sklearn.model_selection import train_test_split
 

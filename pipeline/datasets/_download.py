@@ -3,10 +3,9 @@
 The bytes go to a `.part` file beside the target, where an interrupted download goes on; only when
 size and sha256 are the recorded ones is it synced and renamed, so that a target is always whole.
 
-Take known members out of a tar archive, by exact name, exact size and type.
-
-Nothing is ever extracted by the path that an archive names: a member's bytes are streamed to the
-place that the data set's record gives it, and everything else in the archive is passed over.
+Of an archive only known members are taken, by exact name, size and type. Nothing is extracted by
+the path that an archive names: a member's bytes are streamed to the place that the data set's
+record gives it.
 """
 
 import contextlib
@@ -180,7 +179,7 @@ def _download(file: RawFile, target: Path, url: str) -> None:
 
 
 def _start(response: requests.Response, part: Path, offset: int, size: int) -> int:
-    """Tell the offset at which the answer's bytes begin: 0 from a server without ranges."""
+    """Find the offset at which the answer's bytes begin: 0 from a server without ranges."""
     status = response.status_code
     message = f"{status} {response.reason or ''}".rstrip()
     if (

@@ -7,44 +7,59 @@ each dimension as uint32, then one byte a value.
 import gzip
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import RawFile, Rows
+from pipeline.datasets import RawFile, RawRows
 from serving.errors import InputError
 from serving.files import require
 
+FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
 IMAGES, LABELS = 2051, 2049
 MAX_ROWS = 1_000_000
 """A header that claims more is refused before anything is unpacked."""
 
 
-def idx_file(name: str, size: int, sha256: str, folders: tuple[str, ...]) -> RawFile:
-    """Describe a file that lies below each of the official addresses `folders`."""
-    urls = tuple(folder + name for folder in folders)
-    return RawFile(name=name, size=size, sha256=sha256, urls=urls)
+def idx_files(folders: tuple[str, ...], sums: tuple[tuple[int, str], ...]) -> tuple[RawFile, ...]:
+    """Describe the four files, which lie below each of the official addresses `folders`.
 
-
-def read_rows(raw: Path, *, size: tuple[int, int], classes: int) -> Rows:
-    """Read the four files, named as MNIST's are, of a raw folder.
-
-    The images are uint8 [rows, height, width, 1]. Raises as `read_part` does.
+    `sums` are the size and the sha256 of each, in the order of `FILES`.
     """
-    parts = []
-    for part in ("train", "t10k"):
-        images, labels = (
-            raw / f"{part}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")
+    return tuple(
+        RawFile(
+            name=name, size=size, sha256=sha256, urls=tuple(folder + name for folder in folders)
         )
-        parts.append(read_part(images, labels, size=size, classes=classes))
-    (train_inputs, train_labels), (test_inputs, test_labels) = parts
-    return Rows(
-        train_inputs=train_inputs,
-        train_labels=train_labels,
-        test_inputs=test_inputs,
-        test_labels=test_labels,
+        for name, (size, sha256) in zip(FILES, sums, strict=True)
     )
+
+
+def reader(size: tuple[int, int], classes: int) -> Callable[[Path], RawRows]:
+    """Make the function that reads the four files of a raw folder.
+
+    The images are uint8 [rows, height, width, 1], 0 background to 255. It raises as `read_part`
+    does.
+    """
+
+    def read(raw: Path) -> RawRows:
+        paths = [raw / name for name in FILES]
+        train_inputs, train_labels = read_part(*paths[:2], size=size, classes=classes)
+        test_inputs, test_labels = read_part(*paths[2:], size=size, classes=classes)
+        return RawRows(
+            train_inputs=train_inputs,
+            train_labels=train_labels,
+            test_inputs=test_inputs,
+            test_labels=test_labels,
+        )
+
+    return read
 
 
 def read_part(

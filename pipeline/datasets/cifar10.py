@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Archive, Dataset, RawFile, Rows
+from pipeline.datasets import Archive, Dataset, RawFile, RawRows
 from serving.errors import InputError
 from serving.files import require
 
@@ -34,7 +34,7 @@ TRAIN = tuple(f"{FOLDER}/data_batch_{number}.bin" for number in range(1, 6))
 TEST = f"{FOLDER}/test_batch.bin"
 
 
-def read(raw: Path) -> Rows:
+def read(raw: Path) -> RawRows:
     """Read the six files: images uint8 [rows, 32, 32, 3], red, green and blue from 0 to 255.
 
     Raises MissingInputError for a file that is not there and InputError, naming file, record and
@@ -42,7 +42,7 @@ def read(raw: Path) -> Rows:
     """
     train = [_read_file(raw, name) for name in TRAIN]
     test_inputs, test_labels = _read_file(raw, TEST)
-    return Rows(
+    return RawRows(
         train_inputs=np.concatenate([images for images, _ in train]),
         train_labels=np.concatenate([labels for _, labels in train]),
         test_inputs=test_inputs,

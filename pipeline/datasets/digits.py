@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Dataset, RawFile, Rows, stratified
+from pipeline.datasets import Dataset, RawFile, RawRows, stratified
 from serving.errors import InputError
 from serving.files import require
 
@@ -27,7 +27,7 @@ TEST_SHARE, TEST_SEED = 5, 1
 """One row in five, by this seed: part of the data set's definition, so not in params.yaml."""
 
 
-def read(raw: Path) -> Rows:
+def read(raw: Path) -> RawRows:
     """Read the rows and split them: images uint8 [rows, 8, 8, 1], 0 background to 16 ink.
 
     Raises MissingInputError when the file is not there and InputError, naming file, row and value,
@@ -44,7 +44,7 @@ def read(raw: Path) -> Rows:
             f"digit {counts.argmin()} has {counts.min()}"
         )
     train, test = stratified(labels, math.ceil(len(labels) / TEST_SHARE), TEST_SEED)
-    return Rows(
+    return RawRows(
         train_inputs=images[train],
         train_labels=labels[train],
         test_inputs=images[test],

@@ -6,10 +6,8 @@ params.yaml is on it; for one of your own, add its section there:
 `fashion_mnist: {validation_rows: 5000, seed: 1}`.
 """
 
-from pathlib import Path
-
-from pipeline.datasets import Dataset, Rows
-from pipeline.datasets._idx import idx_file, read_rows
+from pipeline.datasets import Dataset
+from pipeline.datasets._idx import idx_files, reader
 
 OFFICIAL = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -30,15 +28,6 @@ LABELS = (
 )
 
 
-def read(raw: Path) -> Rows:
-    """Read the four files: images uint8 [rows, 28, 28, 1], 0 background to 255.
-
-    Raises MissingInputError for a file that is not there and InputError, naming file and value,
-    for one that is not what it should be.
-    """
-    return read_rows(raw, size=SIZE, classes=len(LABELS))
-
-
 DATASET = Dataset(
     title="Fashion-MNIST",
     kind="image",
@@ -49,31 +38,14 @@ DATASET = Dataset(
     ),
     licence="MIT",
     labels=LABELS,
-    files=(
-        idx_file(
-            "train-images-idx3-ubyte.gz",
-            26421880,
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            OFFICIAL,
-        ),
-        idx_file(
-            "train-labels-idx1-ubyte.gz",
-            29515,
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            OFFICIAL,
-        ),
-        idx_file(
-            "t10k-images-idx3-ubyte.gz",
-            4422102,
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            OFFICIAL,
-        ),
-        idx_file(
-            "t10k-labels-idx1-ubyte.gz",
-            5148,
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            OFFICIAL,
+    files=idx_files(
+        OFFICIAL,
+        (
+            (26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            (29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            (4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            (5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
         ),
     ),
-    read=read,
+    read=reader(SIZE, len(LABELS)),
 )

@@ -5,23 +5,12 @@ recognition", Proceedings of the IEEE 86(11):2278-2324, 1998. Copyright Yann LeC
 Cortes, made available under CC BY-SA 3.0.
 """
 
-from pathlib import Path
-
-from pipeline.datasets import Dataset, Rows
-from pipeline.datasets._idx import idx_file, read_rows
+from pipeline.datasets import Dataset
+from pipeline.datasets._idx import idx_files, reader
 
 OFFICIAL = ("http://yann.lecun.com/exdb/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/")
 SIZE = (28, 28)
 CLASSES = 10
-
-
-def read(raw: Path) -> Rows:
-    """Read the four files: images uint8 [rows, 28, 28, 1], 0 background to 255 ink.
-
-    Raises MissingInputError for a file that is not there and InputError, naming file and value,
-    for one that is not what it should be.
-    """
-    return read_rows(raw, size=SIZE, classes=CLASSES)
 
 
 DATASET = Dataset(
@@ -34,31 +23,14 @@ DATASET = Dataset(
     ),
     licence="CC BY-SA 3.0",
     labels=tuple(str(digit) for digit in range(CLASSES)),
-    files=(
-        idx_file(
-            "train-images-idx3-ubyte.gz",
-            9912422,
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            OFFICIAL,
-        ),
-        idx_file(
-            "train-labels-idx1-ubyte.gz",
-            28881,
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            OFFICIAL,
-        ),
-        idx_file(
-            "t10k-images-idx3-ubyte.gz",
-            1648877,
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            OFFICIAL,
-        ),
-        idx_file(
-            "t10k-labels-idx1-ubyte.gz",
-            4542,
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            OFFICIAL,
+    files=idx_files(
+        OFFICIAL,
+        (
+            (9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            (28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            (1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         ),
     ),
-    read=read,
+    read=reader(SIZE, CLASSES),
 )

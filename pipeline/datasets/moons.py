@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import Dataset, Rows, stratified
+from pipeline.datasets import Dataset, RawRows, stratified
 
 ROWS, NOISE, SEED = 2000, 0.1, 1
 """Noise is the standard deviation of what is added to both coordinates; the radius is 1."""
 TEST_ROWS = 500
 
 
-def read(_raw: Path) -> Rows:
+def read(_raw: Path) -> RawRows:
     """Make the rows, float32 [rows, 2], x and y of a point; no file is read."""
     from sklearn.datasets import make_moons
 
     points, moons = make_moons(ROWS, noise=NOISE, random_state=SEED)
     inputs, labels = points.astype(np.float32), moons.astype(np.int64)
     train, test = stratified(labels, TEST_ROWS, SEED)
-    return Rows(
+    return RawRows(
         train_inputs=inputs[train],
         train_labels=labels[train],
         test_inputs=inputs[test],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import Archive, Dataset, RawFile, Rows, stratified
+from pipeline.datasets import Archive, Dataset, RawFile, RawRows, stratified
 from serving.errors import InputError
 from serving.files import require
 
@@ -22,7 +22,7 @@ TEST_SHARE, TEST_SEED = 10, 1
 """One row in ten, by this seed: part of the data set's definition, so not in params.yaml."""
 
 
-def read(raw: Path) -> Rows:
+def read(raw: Path) -> RawRows:
     """Read the two files and split their rows: str [rows], one sentence each, as it stands there.
 
     Raises MissingInputError for a file that is not there and InputError, naming file and line, for
@@ -32,7 +32,7 @@ def read(raw: Path) -> Rows:
     texts = np.array([text for part in parts for text in part])
     labels = np.repeat(np.arange(len(parts), dtype=np.int64), [len(part) for part in parts])
     train, test = stratified(labels, len(labels) // TEST_SHARE, TEST_SEED)
-    return Rows(
+    return RawRows(
         train_inputs=texts[train],
         train_labels=labels[train],
         test_inputs=texts[test],

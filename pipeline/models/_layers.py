@@ -1,7 +1,4 @@
-"""Layers that several architectures share, by the names that params.yaml gives them.
-
-Recurrent layers one over the other, and an image read through them row by row.
-"""
+"""Layers that several architectures share: activations, and stacks of recurrent layers."""
 
 from dataclasses import dataclass
 from itertools import pairwise

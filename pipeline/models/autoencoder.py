@@ -23,7 +23,7 @@ GIVES: Gives = "reconstruction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class AutoencoderSettings:
     """Its section of params.yaml."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -35,7 +35,10 @@ class Settings:
     activation: Activation
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+SETTINGS = AutoencoderSettings
+
+
+def build(settings: AutoencoderSettings, shape: Shape) -> nn.Module:
     """Encoder and decoder, pixels from 0 to 1 in and out; ConfigError when sides do not halve."""
     _check(settings, shape)
     layers: list[nn.Module] = []
@@ -68,7 +71,7 @@ def _drawn(layer: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     return layer
 
 
-def _check(settings: Settings, shape: Shape) -> None:
+def _check(settings: AutoencoderSettings, shape: Shape) -> None:
     divisor = 2 ** len(settings.widths)
     if shape.height % divisor or shape.width % divisor:
         raise ConfigError(

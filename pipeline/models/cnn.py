@@ -20,7 +20,7 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class CnnSettings:
     """Its section of params.yaml."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -38,7 +38,10 @@ class Settings:
     """Of whole planes, before the linear layer."""
 
 
-class Block(nn.Module):
+SETTINGS = CnnSettings
+
+
+class ConvBlock(nn.Module):
     """Convolution, batch normalisation, activation and, where asked, a 2×2 max pooling.
 
     Normalisation only shifts and scales upwards, so that it and an activation that never falls
@@ -68,13 +71,13 @@ class Block(nn.Module):
         return served
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+def build(settings: CnnSettings, shape: Shape) -> nn.Module:
     """Stack the blocks; ConfigError when the lists differ in length or the planes vanish."""
     _check(settings, shape)
     layers: list[nn.Module] = []
     channels, height, width = shape.channels, shape.height, shape.width
     for after, kernel, pool in zip(settings.widths, settings.kernels, settings.pools, strict=True):
-        layers.append(Block(channels, after, kernel, pool=pool, name=settings.activation))
+        layers.append(ConvBlock(channels, after, kernel, pool=pool, name=settings.activation))
         channels = after
         if pool:
             height, width = height // 2, width // 2
@@ -86,7 +89,7 @@ def build(settings: Settings, shape: Shape) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, shape.outputs))
 
 
-def _check(settings: Settings, shape: Shape) -> None:
+def _check(settings: CnnSettings, shape: Shape) -> None:
     lengths = len(settings.widths), len(settings.kernels), len(settings.pools)
     if len(set(lengths)) > 1:
         raise ConfigError(

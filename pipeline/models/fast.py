@@ -30,7 +30,7 @@ FLATTEST = 5e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class FastSettings:
     """Its section of params.yaml."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -48,6 +48,9 @@ class Settings:
     """Whether a row is also seen from the other side when it is served."""
     shift: NaturalNumber
     """Pixels by which a row is also seen up left and down right when it is served; 0: not."""
+
+
+SETTINGS = FastSettings
 
 
 class Whitening(nn.Module):
@@ -108,10 +111,10 @@ class Norm(nn.Module):
         )
 
 
-class Block(nn.Module):
+class WideBlock(nn.Module):
     """Two or three 3×3 convolutions; the planes are halved after the first."""
 
-    def __init__(self, before: int, after: int, settings: Settings) -> None:
+    def __init__(self, before: int, after: int, settings: FastSettings) -> None:
         super().__init__()
         widths = (before, *[after] * settings.depth)
         self.convs = nn.ModuleList(_convolution(*pair) for pair in pairwise(widths))
@@ -134,13 +137,13 @@ class Block(nn.Module):
 class Fast(nn.Module):
     """Whitening, blocks, the maximum of each plane and a scaled linear layer."""
 
-    def __init__(self, settings: Settings, shape: Shape) -> None:
+    def __init__(self, settings: FastSettings, shape: Shape) -> None:
         super().__init__()
         self.settings = settings
         self.whitening = Whitening(shape.channels, settings.whiten)
         self.activation = activation(settings.activation)
         widths = (self.whitening.planes, *settings.widths)
-        self.blocks = nn.Sequential(*(Block(*pair, settings) for pair in pairwise(widths)))
+        self.blocks = nn.Sequential(*(WideBlock(*pair, settings) for pair in pairwise(widths)))
         self.linear = nn.Linear(settings.widths[-1], shape.outputs, bias=False)
 
     def initialise(self, planes: Tensor) -> None:
@@ -174,7 +177,7 @@ class Fast(nn.Module):
         return views
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+def build(settings: FastSettings, shape: Shape) -> nn.Module:
     """The network, to be given rows once by `initialise`; ConfigError when the planes vanish."""
     side = min(shape.height, shape.width)
     if side - settings.whiten + 1 >> len(settings.widths) < 1:

@@ -22,7 +22,7 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class LenetSettings:
     """Its section of params.yaml."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -38,7 +38,10 @@ class Settings:
     """Before each linear layer."""
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+SETTINGS = LenetSettings
+
+
+def build(settings: LenetSettings, shape: Shape) -> nn.Module:
     """Stack the layers; ConfigError when no pixel is left of the planes."""
     sides = _sides(settings, shape)
     layers: list[nn.Module] = []
@@ -53,11 +56,11 @@ def build(settings: Settings, shape: Shape) -> nn.Module:
     return nn.Sequential(*layers, *_dropout(settings), nn.Linear(units[-1], shape.outputs))
 
 
-def _dropout(settings: Settings) -> list[nn.Module]:
+def _dropout(settings: LenetSettings) -> list[nn.Module]:
     return [nn.Dropout(settings.dropout)] if settings.dropout else []
 
 
-def _sides(settings: Settings, shape: Shape) -> tuple[int, int]:
+def _sides(settings: LenetSettings, shape: Shape) -> tuple[int, int]:
     """Height and width of the last planes."""
     height, width = shape.height, shape.width
     for index in range(len(settings.widths)):

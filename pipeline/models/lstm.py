@@ -7,14 +7,14 @@ Schmidhuber and Cummins, "Learning to forget", 2000. For sentences there is `tex
 from torch import nn
 
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import ImageReader
-from pipeline.models._layers import RowSettings as Settings
+from pipeline.models._layers import ImageReader, RowSettings
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
 GIVES: Gives = "logits"
+SETTINGS = RowSettings
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+def build(settings: RowSettings, shape: Shape) -> nn.Module:
     """The recurrent layers and a linear one."""
     return ImageReader(nn.LSTM, settings, shape)

@@ -20,7 +20,7 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class MlpSettings:
     """Its section of params.yaml."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -32,7 +32,10 @@ class Settings:
     """After each hidden layer."""
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+SETTINGS = MlpSettings
+
+
+def build(settings: MlpSettings, shape: Shape) -> nn.Module:
     """Linear layers over the flattened row, with the activation between them."""
     widths = (shape.features, *settings.hidden)
     layers: list[nn.Module] = [nn.Flatten()]

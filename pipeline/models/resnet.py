@@ -22,7 +22,7 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ResnetSettings:
     """Its section of params.yaml."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -36,7 +36,10 @@ class Settings:
     """Before the linear layer."""
 
 
-class Block(nn.Module):
+SETTINGS = ResnetSettings
+
+
+class ResidualBlock(nn.Module):
     """Two 3×3 convolutions, each normalised, whose result is added to what came in."""
 
     def __init__(self, before: int, after: int, stride: int, name: Activation) -> None:
@@ -55,7 +58,7 @@ class Block(nn.Module):
         return answer
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+def build(settings: ResnetSettings, shape: Shape) -> nn.Module:
     """A convolution, the stacks, the mean of each plane and a linear layer."""
     width = settings.widths[0]
     layers: list[nn.Module] = [
@@ -66,7 +69,9 @@ def build(settings: Settings, shape: Shape) -> nn.Module:
         for block in range(settings.blocks):
             first = block == 0
             stride = 2 if first and stack else 1
-            layers.append(Block(before if first else after, after, stride, settings.activation))
+            layers.append(
+                ResidualBlock(before if first else after, after, stride, settings.activation)
+            )
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     if settings.dropout:
         layers.append(nn.Dropout(settings.dropout))

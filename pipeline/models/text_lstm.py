@@ -25,7 +25,7 @@ FORGET = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class TextLstmSettings:
     """Its section of params.yaml."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -44,10 +44,13 @@ class Settings:
     """Of words in training, which are then read as unknown."""
 
 
+SETTINGS = TextLstmSettings
+
+
 class TextLstm(nn.Module):
     """Embeddings, recurrent layers, and a linear layer over the state of the last word."""
 
-    def __init__(self, settings: Settings, outputs: int) -> None:
+    def __init__(self, settings: TextLstmSettings, outputs: int) -> None:
         super().__init__()
         self.vocabulary = settings.vocabulary
         self.length = settings.length
@@ -93,6 +96,6 @@ class TextLstm(nn.Module):
         return ids[:, : int(words.max())] if ids.device.type == "cpu" else ids
 
 
-def build(settings: Settings, shape: Shape) -> nn.Module:
+def build(settings: TextLstmSettings, shape: Shape) -> nn.Module:
     """The network, whose `vocabulary` and `length` say what it reads."""
     return TextLstm(settings, shape.outputs)

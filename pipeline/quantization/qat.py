@@ -26,8 +26,8 @@ from pipeline.quantization.recipes import BLOCK, Recipe
 from pipeline.records import ready
 from pipeline.stages.export import to_onnx
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import Rows
-from pipeline.training.loop import Loop
+from pipeline.training.evaluation import DeviceRows
+from pipeline.training.loop import TrainingLoop
 from serving.runtime.cores import allowed_cores
 
 logger = logging.getLogger(__name__)
@@ -78,11 +78,11 @@ def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experimen
     )
     handles = rounding(graph, recipe)
     graph.to(device)
-    loop = Loop(
+    loop = TrainingLoop(
         graph,
         again,
-        Rows(graph, ready.open_split(data, "train"), device),
-        Rows(graph, ready.open_split(data, "validation"), device),
+        DeviceRows(graph, ready.open_split(data, "train"), device),
+        DeviceRows(graph, ready.open_split(data, "validation"), device),
         Team(device=device),
     )
     with tqdm(disable=True) as bar:

@@ -1,12 +1,8 @@
 """The arrays of a preprocessed data set: `data/ready/D`, memory-mapped, with a manifest.
 
 `ferry preprocess` writes them; every later stage opens them here, which checks their sha256 first,
-because DVC does not notice an object that rotted in its cache.
-
-What a word of a text is: what stands between blanks, as the exported graph splits it.
-
-The graph splits with ONNX's StringSplit; the one function here does the same in Python, for the
-vocabulary and for training.
+because DVC does not notice an object that rotted in its cache. `words` says what a word of a text
+is.
 """
 
 from collections.abc import Mapping
@@ -134,9 +130,7 @@ def _open_array(folder: Path, name: str, manifest: DatasetManifest) -> npt.NDArr
     path = require(folder / name, again)
     info = manifest.arrays.get(name)
     if info is None:
-        raise IntegrityError(
-            f"{folder / MANIFEST} does not tell of {name}; `{again}` makes it anew"
-        )
+        raise IntegrityError(f"{folder / MANIFEST} does not list {name}; `{again}` makes it anew")
     found = sha256_of_file(path)
     if found != info.sha256:
         raise IntegrityError(
@@ -159,6 +153,6 @@ BLANK = " "
 def words(text: str) -> list[str]:
     """Split a text at blanks, of which several count as one; those at either end count for none.
 
-    The same as ONNX's StringSplit without a delimiter in ONNX Runtime.
+    The exported graph does the same: it is ONNX's StringSplit without a delimiter in ONNX Runtime.
     """
     return [word for word in text.split(BLANK) if word]

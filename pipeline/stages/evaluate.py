@@ -17,22 +17,27 @@ from pipeline.errors import ConfigError
 from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.evaluate import Classes, EvaluateReport, Outliers, Reconstruction, tracked
-from pipeline.stages.insight import album
-from pipeline.stages.insight.album import CAPTIONS, Album, TrainedNetwork
-from pipeline.stages.insight.answers import (
-    Drawn,
+from pipeline.stages.insight.pictures import (
+    CAPTIONS,
+    Pictures,
+    TrainedNetwork,
+    pictures_of_classifier,
+    pictures_of_reconstruction,
+)
+from pipeline.stages.insight.quality import (
+    Redrawn,
     answer,
     auc,
     calibrate,
     class_accuracy,
-    draw,
     fitting,
     mistakes,
     most_confident,
     quantiles,
+    redraw,
     worst,
 )
-from pipeline.stages.insight.attacks import attack
+from pipeline.stages.insight.robustness import attack
 from pipeline.stages.page.figures import as_svg
 from serving.files import sha256_of_file, write_text
 from serving.runtime.cores import allowed_cores
@@ -47,7 +52,7 @@ NO_PIXELS = {
 class Insight:
     """What was measured, the pictures of it, and why something was not."""
 
-    album: Album
+    pictures: Pictures
     classes: Classes | None = None
     reconstruction: Reconstruction | None = None
     skipped: Mapping[str, str]
@@ -80,7 +85,7 @@ def evaluate(
         found = _reconstruction(network, against, experiment)
     else:
         found = _classes(network, experiment)
-    figures, skipped = _sorted(found)
+    figures, skipped = _drawn_and_skipped(found)
     report = EvaluateReport(
         experiment=experiment.name,
         dataset=experiment.dataset,
@@ -115,28 +120,28 @@ def _classes(network: TrainedNetwork, experiment: Experiment) -> Insight:
         confident_mistakes=mistakes(answers, most_confident(answers), test, labels),
         worst_mistakes=mistakes(answers, worst(answers), test, labels),
     )
-    pictures = album.of_classes(network, answers, classes)
-    return Insight(album=pictures, classes=classes, skipped=skipped)
+    pictures = pictures_of_classifier(network, answers, classes)
+    return Insight(pictures=pictures, classes=classes, skipped=skipped)
 
 
 def _reconstruction(network: TrainedNetwork, against: Path, experiment: Experiment) -> Insight:
-    own = draw(network.graph, network.test.inputs)
+    own = redraw(network.graph, network.test.inputs)
     other, name = None, experiment.evaluate.against
     skipped = {"attacks": "no class is answered"}
     if name == experiment.dataset:
         skipped["outliers"] = f"evaluate.against is {name}, its own data set"
     else:
-        other = _draw_outliers(network, against, experiment)
+        other = _redraw_outliers(network, against, experiment)
     found = Reconstruction(
         mean_error=float(own.errors.mean()),
         quantiles=quantiles(own.errors),
         outliers=_outliers(name, own, other) if other else None,
     )
-    pictures = album.of_reconstruction(network, own, other, found)
-    return Insight(album=pictures, reconstruction=found, skipped=skipped)
+    pictures = pictures_of_reconstruction(network, own, other, found)
+    return Insight(pictures=pictures, reconstruction=found, skipped=skipped)
 
 
-def _draw_outliers(network: TrainedNetwork, against: Path, experiment: Experiment) -> Drawn:
+def _redraw_outliers(network: TrainedNetwork, against: Path, experiment: Experiment) -> Redrawn:
     kind = ready.open_manifest(against).kind
     if kind != "image":
         raise ConfigError(
@@ -144,10 +149,10 @@ def _draw_outliers(network: TrainedNetwork, against: Path, experiment: Experimen
             f"{experiment.evaluate.against}, which has {kind} rows"
         )
     images = ready.open_split(against, "test").inputs
-    return draw(network.graph, fitting(images, network.row))
+    return redraw(network.graph, fitting(images, network.row))
 
 
-def _outliers(name: str, own: Drawn, other: Drawn) -> Outliers:
+def _outliers(name: str, own: Redrawn, other: Redrawn) -> Outliers:
     return Outliers(
         dataset=name,
         rows=len(other.errors),
@@ -156,11 +161,11 @@ def _outliers(name: str, own: Drawn, other: Drawn) -> Outliers:
     )
 
 
-def _sorted(found: Insight) -> tuple[dict[str, Figure], dict[str, str]]:
+def _drawn_and_skipped(found: Insight) -> tuple[dict[str, Figure], dict[str, str]]:
     """The figures that there are, and the reasons why others are not."""
     figures: dict[str, Figure] = {}
     skipped = dict(found.skipped)
-    for name, one in found.album.items():
+    for name, one in found.pictures.items():
         if isinstance(one, str):
             skipped[name] = one
         else:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline import datasets
 from pipeline.config.experiment import DatasetConfig
-from pipeline.datasets import Dataset, Rows, stratified
+from pipeline.datasets import Dataset, RawRows, stratified
 from pipeline.errors import ConfigError
 from pipeline.records.ready import (
     MANIFEST,
@@ -130,7 +130,9 @@ def _blocks(inputs: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float64]]:
         yield inputs[start : start + step].reshape(-1, inputs.shape[-1]).astype(np.float64)
 
 
-def _split(rows: Rows, dataset: Dataset, name: str, config: DatasetConfig) -> Mapping[str, Split]:
+def _split(
+    rows: RawRows, dataset: Dataset, name: str, config: DatasetConfig
+) -> Mapping[str, Split]:
     where = f"datasets.{name}.validation_rows"
     if dataset.complete:
         return _complete_splits(rows, where, config)
@@ -151,7 +153,7 @@ def _split(rows: Rows, dataset: Dataset, name: str, config: DatasetConfig) -> Ma
     return splits
 
 
-def _complete_splits(rows: Rows, where: str, config: DatasetConfig) -> Mapping[str, Split]:
+def _complete_splits(rows: RawRows, where: str, config: DatasetConfig) -> Mapping[str, Split]:
     """Every row in every split, for a data set of all the rows there can be."""
     if config.validation_rows:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """`ferry train EXPERIMENT`: fit the experiment's model and keep the weights of its best epoch.
 
 Checkpoints on the way let a killed training go on where it was; MLflow records the run, and its
-absence never stops one.
+absence never stops one. `dvc plots` draws its history, and which class was taken for which.
 """
 
 import json
@@ -29,9 +29,9 @@ from pipeline.records.train import Epoch, TrainReport, best_of
 from pipeline.stages.page import figures
 from pipeline.tracking import WEIGHTS_TAG, Tracker
 from pipeline.training import checkpoint, distributed
-from pipeline.training.evaluation import Evaluation, Rows, evaluate
-from pipeline.training.loop import Loop
-from pipeline.training.setup import Training, prepare
+from pipeline.training.evaluation import DeviceRows, Evaluation, evaluate
+from pipeline.training.loop import TrainingLoop
+from pipeline.training.setup import PreparedTraining, prepare
 from serving.errors import UsageError
 from serving.files import (
     dump_json,
@@ -41,39 +41,6 @@ from serving.files import (
     write_text,
 )
 from serving.machine.environment import git_revision, this_machine
-
-
-def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tuple[int, ...], ...]:
-    """Count the rows of each actual class (first index) by their predicted class.
-
-    `predicted` is int64 [rows]; where no class is predicted there is nothing to count: ().
-    """
-    if predicted is None:
-        return ()
-    matrix = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(matrix, (split.labels, predicted.numpy()), 1)
-    return tuple(tuple(row) for row in matrix.tolist())
-
-
-def history_csv(history: Sequence[Epoch]) -> str:
-    """A line per epoch below the names of its fields; empty where a value is None."""
-    names = [field.name for field in fields(Epoch)]
-    rows = [",".join(_cell(getattr(epoch, name)) for name in names) for epoch in history]
-    return "\n".join([",".join(names), *rows]) + "\n"
-
-
-def confusion_csv(split: Split, predicted: Tensor | None, labels: Sequence[str]) -> str:
-    """A line per row with the names of its actual and its predicted class, if one is predicted."""
-    rows = []
-    if predicted is not None:
-        pairs = zip(split.labels.tolist(), predicted.tolist(), strict=True)
-        rows = [f"{labels[actual]},{labels[answer]}" for actual, answer in pairs]
-    return "\n".join(["actual,predicted", *rows]) + "\n"
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else str(value)
-
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
@@ -145,6 +112,34 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
+def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tuple[int, ...], ...]:
+    """Count the rows of each actual class (first index) by their predicted class.
+
+    `predicted` is int64 [rows]; where no class is predicted there is nothing to count: ().
+    """
+    if predicted is None:
+        return ()
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (split.labels, predicted.numpy()), 1)
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
+def history_csv(history: Sequence[Epoch]) -> str:
+    """A line per epoch below the names of its fields; empty where a value is None."""
+    names = [field.name for field in fields(Epoch)]
+    rows = [",".join(_cell(getattr(epoch, name)) for name in names) for epoch in history]
+    return "\n".join([",".join(names), *rows]) + "\n"
+
+
+def confusion_csv(split: Split, predicted: Tensor | None, labels: Sequence[str]) -> str:
+    """A line per row with the names of its actual and its predicted class, if one is predicted."""
+    rows = []
+    if predicted is not None:
+        pairs = zip(split.labels.tolist(), predicted.tolist(), strict=True)
+        rows = [f"{labels[actual]},{labels[answer]}" for actual, answer in pairs]
+    return "\n".join(["actual,predicted", *rows]) + "\n"
+
+
 def _sweep(outputs: _Outputs) -> None:
     """Remove what a killed training had begun to write."""
     report = outputs.report
@@ -153,7 +148,7 @@ def _sweep(outputs: _Outputs) -> None:
             left.unlink()
 
 
-def _log(training: Training) -> None:
+def _log(training: PreparedTraining) -> None:
     """Say what is not as in a training from scratch."""
     loop, begun = training.loop, training.transfer
     if begun:
@@ -163,7 +158,7 @@ def _log(training: Training) -> None:
         logger.info("%s goes on after epoch %d", loop.name, len(loop.history))
 
 
-def _fit(training: Training, outputs: _Outputs, tracker: Tracker) -> None:
+def _fit(training: PreparedTraining, outputs: _Outputs, tracker: Tracker) -> None:
     """Run the epochs that are left, and keep what is done as often as it is worth the time."""
     loop = training.loop
     rows, logged, kept = loop.steps * loop.batch_size, -math.inf, -math.inf
@@ -192,7 +187,7 @@ def _fit(training: Training, outputs: _Outputs, tracker: Tracker) -> None:
                 kept = time.monotonic()
 
 
-def _line(loop: Loop, epoch: Epoch) -> str:
+def _line(loop: TrainingLoop, epoch: Epoch) -> str:
     right = epoch.validation_accuracy
     reached = f"loss {epoch.validation_loss:.4f}" if right is None else f"{right:.2%}"
     return (
@@ -201,12 +196,14 @@ def _line(loop: Loop, epoch: Epoch) -> str:
     )
 
 
-def _finish(training: Training, test: Split, outputs: _Outputs, tracker: Tracker) -> TrainReport:
+def _finish(
+    training: PreparedTraining, test: Split, outputs: _Outputs, tracker: Tracker
+) -> TrainReport:
     """Evaluate the kept weights as they are served, on the CPU; write all but the report."""
     weights = {key: value.cpu().contiguous() for key, value in training.loop.best.items()}
     graph = build_graph(training.experiment, training.manifest)
     graph.load_state_dict(weights)
-    result = evaluate(graph, Rows(graph, test, torch.device("cpu")))
+    result = evaluate(graph, DeviceRows(graph, test, torch.device("cpu")))
     content = safetensors.torch.save(weights)
     report = _report(training, test, result, sha256_of_bytes(content), tracker.run_id)
     _record(tracker, report)
@@ -219,7 +216,11 @@ def _finish(training: Training, test: Split, outputs: _Outputs, tracker: Tracker
 
 
 def _report(
-    training: Training, test: Split, result: Evaluation, weights_sha256: str, run_id: str | None
+    training: PreparedTraining,
+    test: Split,
+    result: Evaluation,
+    weights_sha256: str,
+    run_id: str | None,
 ) -> TrainReport:
     loop, experiment = training.loop, training.experiment
     seconds = sum(epoch.seconds for epoch in loop.history)
@@ -281,3 +282,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, object]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else str(value)

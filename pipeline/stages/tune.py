@@ -21,8 +21,8 @@ from pipeline.records.tune import Setting, Trial, TuneReport, best_of, settings_
 from pipeline.tracking import Tracker
 from pipeline.training.setup import read_source
 from pipeline.training.tuning import search
-from pipeline.training.tuning.study import Plan, Study
-from pipeline.training.tuning.workers import Job, Outcome, Worker, run, workers
+from pipeline.training.tuning.study import SearchPlan, Study
+from pipeline.training.tuning.workers import TrialJob, TrialOutcome, TrialWorker, run, workers
 from serving.errors import FerryError
 from serving.files import write_text
 
@@ -37,7 +37,7 @@ def tune(
     folder: Path,
     *,
     experiment: Experiment,
-    plan: Plan,
+    plan: SearchPlan,
     track: bool = True,
 ) -> TuneReport:
     """Train with settings out of the experiment's `search` section, and compare on validation.
@@ -59,7 +59,7 @@ def tune(
         read_source(weights, experiment.train.init_from)
     name = f"{experiment.name}-{search.identity(experiment, digest)[:12]}"
     start = time.perf_counter()
-    job = Job(data=data, weights=weights, experiment=experiment, neighbours=plan.jobs)
+    job = TrialJob(data=data, weights=weights, experiment=experiment, neighbours=plan.jobs)
     study = Study(folder, name, experiment, plan)
     try:
         with tracking.run_of_training(experiment.name, study.run_id, track=track) as tracker:
@@ -68,7 +68,7 @@ def tune(
             tracker.log_data(
                 datasets.get(experiment.dataset), manifest, ready.open_split(data, "train")
             )
-            _run(_Search(study, plan, tracker, start), job, plan.jobs)
+            _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
             report = _report(study, experiment, plan, digest, time.perf_counter() - start)
             if report.best_value is not None:
                 tracker.log_metrics({f"best_{report.metric}": report.best_value})
@@ -77,10 +77,10 @@ def tune(
     return _kept(report, folder / BEST)
 
 
-class _Search:
+class _RunningSearch:
     """What happens between two trials: whether there is a next one, and how the last one did."""
 
-    def __init__(self, study: Study, plan: Plan, tracker: Tracker, start: float) -> None:
+    def __init__(self, study: Study, plan: SearchPlan, tracker: Tracker, start: float) -> None:
         self._study = study
         self._plan = plan
         self._tracker = tracker
@@ -101,7 +101,7 @@ class _Search:
         """Note an epoch of a trial."""
         return self._study.report(number, epoch)
 
-    def end(self, number: int, outcome: Outcome) -> None:
+    def end(self, number: int, outcome: TrialOutcome) -> None:
         """Note how a trial ended, and tell it."""
         best = max(outcome.epochs, key=lambda epoch: (*epoch.rank, -epoch.epoch), default=None)
         trial = Trial(
@@ -119,7 +119,7 @@ class _Search:
         logger.info("%s", _line(trial, best_of(self._study.trials())))
 
 
-def _run(search: _Search, job: Job, jobs: int) -> None:
+def _run(search: _RunningSearch, job: TrialJob, jobs: int) -> None:
     if jobs > 1:
         with workers(job, jobs) as team:
             _run_beside(search, team)
@@ -129,7 +129,7 @@ def _run(search: _Search, job: Job, jobs: int) -> None:
         search.end(number, run(job, settings, partial(search.worth_going_on, number)))
 
 
-def _run_beside(search: _Search, team: list[Worker]) -> None:
+def _run_beside(search: _RunningSearch, team: list[TrialWorker]) -> None:
     """Keep each worker busy for as long as there are trials."""
     while True:
         for worker in team:
@@ -142,7 +142,7 @@ def _run_beside(search: _Search, team: list[Worker]) -> None:
             _listen(search, next(one for one in busy.values() if one.ready is ready_one))
 
 
-def _listen(search: _Search, worker: Worker) -> None:
+def _listen(search: _RunningSearch, worker: TrialWorker) -> None:
     """Hear one thing of a worker that has a trial in hand."""
     number = worker.trial
     if number is None:
@@ -155,7 +155,7 @@ def _listen(search: _Search, worker: Worker) -> None:
     search.end(number, message)
 
 
-def _describe(tracker: Tracker, experiment: Experiment, plan: Plan, name: str) -> None:
+def _describe(tracker: Tracker, experiment: Experiment, plan: SearchPlan, name: str) -> None:
     spaces = {f"search.{key}": space for key, space in asdict(experiment)["search"].items()}
     planned = {"sampler": plan.sampler, "pruner": plan.pruner, "sampler_seed": plan.seed}
     tracker.log_parameters(spaces | planned)
@@ -172,7 +172,7 @@ def _line(trial: Trial, best: Trial | None) -> str:
 
 
 def _report(
-    study: Study, experiment: Experiment, plan: Plan, digest: str, seconds: float
+    study: Study, experiment: Experiment, plan: SearchPlan, digest: str, seconds: float
 ) -> TuneReport:
     trials = study.trials()
     best = best_of(trials)

@@ -11,8 +11,8 @@ from pipeline.tracking.runs import (
     Tracker,
     run_of_training,
     run_of_weights,
-    store_uri,
 )
+from pipeline.tracking.store import store_uri
 
 __all__ = [
     "MAX_FAILURES",

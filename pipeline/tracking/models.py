@@ -1,15 +1,18 @@
-"""What a run holds beside numbers: its models and its data set.
+"""Models and data sets as MLflow keeps them, and a model opened again as a `pyfunc`."""
 
-What a model takes and gives, in MLflow's words.
-"""
-
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.records.ready import DatasetManifest, Split, digest
+from pipeline.tracking.store import load_mlflow
+from serving.errors import ModelError
 from serving.machine.environment import runtime_wheels
+from serving.runtime.providers import ORT_ERRORS, PROVIDERS
+from serving.runtime.session import ProviderProof, proof_of
 from serving.runtime.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 
 Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
 """The inputs and the outputs of a model."""
+Pyfunc = Callable[[npt.NDArray[Any]], object]
+"""Answers rows of the model's one input."""
+CPU = PROVIDERS["cpu"]
+MOST_CHARACTERS = 300
+"""Of the end of an error: MLflow's begin with all the rows that were refused."""
 
 
 def mlflow_signature(signature: Signature) -> Any:
@@ -28,21 +36,6 @@ def mlflow_signature(signature: Signature) -> Any:
 
     inputs, outputs = signature
     return ModelSignature(inputs=_schema(inputs), outputs=_schema(outputs))
-
-
-def _schema(tensors: tuple[TensorInfo, ...]) -> Any:
-    from mlflow.types import Schema, TensorSpec
-
-    return Schema(
-        [
-            TensorSpec(
-                np.dtype(tensor.dtype),
-                tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
-                tensor.name,
-            )
-            for tensor in tensors
-        ]
-    )
 
 
 def model_requirements() -> list[str]:
@@ -99,3 +92,78 @@ def log_onnx_model(path: Path, name: str, signature: Signature) -> None:
         save_as_external_data=False,  # one file, with the sha256 that the report gives
         pip_requirements=model_requirements(),
     )
+
+
+def save_pyfunc(
+    model: Path, folder: Path, signature: Signature, *, threads: int | None = None
+) -> None:
+    """Save an ONNX file as an MLflow model that runs on the CPU.
+
+    `threads` is that within one operator, None for MLflow's own way, which leaves it to ONNX
+    Runtime.
+    """
+    load_mlflow()
+    import mlflow.onnx
+    import onnx
+
+    options: dict[str, Any] = {
+        "extra_session_config": {"session.record_ep_graph_assignment_info": "1"}
+    }
+    if threads is not None:
+        options["intra_op_num_threads"] = threads
+    mlflow.onnx.save_model(
+        onnx.load(model),
+        str(folder),
+        signature=mlflow_signature(signature),
+        save_as_external_data=False,
+        pip_requirements=model_requirements(),
+        onnx_execution_providers=[CPU],
+        onnx_session_options=options,
+    )
+
+
+def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
+    """Open what `save_pyfunc` saved, and say where its nodes run. Texts may be of any dtype.
+
+    Raises ModelError when MLflow cannot open it, and so does the pyfunc for rows that it refuses.
+    """
+    load_mlflow()
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        loaded = mlflow.pyfunc.load_model(str(folder))
+    except MlflowException as error:
+        raise ModelError(f"MLflow cannot open {folder}: {_one_line(error)}") from error
+    session = loaded.get_raw_model()
+    name = session.get_inputs()[0].name
+
+    def answer(rows: npt.NDArray[Any]) -> object:
+        # ONNX Runtime takes texts as objects.
+        values = rows.astype(object) if rows.dtype.kind == "U" else rows
+        try:
+            return loaded.predict({name: values})
+        except (MlflowException, *ORT_ERRORS) as error:
+            raise ModelError(f"MLflow refused its input: {_one_line(error)}") from error
+
+    # By ONNX Runtime's own record, which `save_pyfunc` asked it to keep.
+    return answer, proof_of(session, CPU)
+
+
+def _schema(tensors: tuple[TensorInfo, ...]) -> Any:
+    from mlflow.types import Schema, TensorSpec
+
+    return Schema(
+        [
+            TensorSpec(
+                np.dtype(tensor.dtype),
+                tuple(size if isinstance(size, int) else -1 for size in tensor.shape),
+                tensor.name,
+            )
+            for tensor in tensors
+        ]
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[-MOST_CHARACTERS:]

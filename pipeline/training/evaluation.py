@@ -30,7 +30,7 @@ class Evaluation:
     """int64 [rows], on the CPU; None where no class is predicted."""
 
 
-class Rows:
+class DeviceRows:
     """A split as tensors on the training device, as the graph takes them."""
 
     def __init__(self, graph: Graph, split: Split, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class Rows:
             yield inputs, self.labels.index_select(0, rows)
 
 
-def evaluate(graph: Graph, rows: Rows) -> Evaluation:
+def evaluate(graph: Graph, rows: DeviceRows) -> Evaluation:
     """Loss and accuracy in full precision and in evaluation mode."""
     was_training = graph.training
     graph.eval()

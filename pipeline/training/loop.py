@@ -21,7 +21,7 @@ from pipeline.records.train import Epoch, best_of
 from pipeline.training.augment import augment, draw
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import Rows, evaluate
+from pipeline.training.evaluation import DeviceRows, evaluate
 from pipeline.training.step import Stepper
 
 STEPS_BETWEEN_CHECKS = 25
@@ -40,11 +40,16 @@ class _Tally:
     """Of each step that is done."""
 
 
-class Loop:
+class TrainingLoop:
     """A graph and its optimizer on the way through the epochs."""
 
     def __init__(
-        self, graph: Graph, experiment: Experiment, train: Rows, validation: Rows, team: Team
+        self,
+        graph: Graph,
+        experiment: Experiment,
+        train: DeviceRows,
+        validation: DeviceRows,
+        team: Team,
     ) -> None:
         """Train on the device that the graph and the rows are on, which is the team's.
 

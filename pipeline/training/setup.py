@@ -1,16 +1,8 @@
-"""A training that is set up and has not run yet: its loop, and what it begins with.
+"""Set a training up: its data, its first weights, its loop, or where a checkpoint goes on.
 
-`ferry train` runs it to its end, a trial of `ferry tune` as far as it is worth it.
-
-The weights that a training begins with, where they are not merely drawn at random.
-
-They come from another experiment (`init_from`), or from the training rows, for networks that look
-at some of them first.
-
-Keep the memory that one step frees for the next one, where the C library is glibc.
-
-glibc gives a large block back to the kernel as soon as it is freed, and asks for it again in the
-next step: on two cores a tenth of a training went into fresh pages that the kernel had to clear.
+`ferry train` runs it to its end, a trial of `ferry tune` as far as it is worth it. The first
+weights are drawn at random, copied from another experiment (`init_from`), or computed from training
+rows by networks that look at some of them first.
 """
 
 import ctypes
@@ -33,17 +25,69 @@ from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer
 from pipeline.training import checkpoint
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import Rows
-from pipeline.training.loop import Loop
+from pipeline.training.evaluation import DeviceRows
+from pipeline.training.loop import TrainingLoop
 from serving.errors import IntegrityError
 from serving.files import dump_json, require, sha256_of_bytes
 from serving.runtime.cores import allowed_cores
 
 ROWS = 5000
 """Training rows that a network may look at before it is trained."""
+# Of mallopt(3), by their numbers in malloc.h.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+LARGEST_BLOCK = 2**30
+LARGEST_KEPT = 2**31 - 1
+"""Bytes, the largest `int`."""
 
 
-def initialise(graph: Graph, rows: Rows, seed: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedTraining:
+    """A loop that is ready to run, and where it comes from."""
+
+    loop: TrainingLoop
+    experiment: Experiment
+    manifest: DatasetManifest
+    fingerprint: str
+    run_id: str | None
+    """The MLflow run that an interrupted training began."""
+    transfer: Transfer | None
+
+
+def prepare(
+    data: Path, weights: Path, experiment: Experiment, team: Team, *, state: bytes = b""
+) -> PreparedTraining:
+    """Everything up to the first epoch, or up to the one after the last of a checkpoint, `state`.
+
+    Beside `weights`, the file to be written some day, lie those that the training begins with.
+    """
+    _be_repeatable(team, experiment.train.seed)
+    keep_freed_memory()
+    manifest = ready.open_manifest(data)
+    graph = build_graph(experiment, manifest).to(team.device)
+    # Not kept: mapped rows that were read count as memory for as long as they are mapped.
+    rows = DeviceRows(graph, ready.open_split(data, "train"), team.device)
+    source = experiment.train.init_from
+    begun = team.share(read_source(weights, source) if source and team.leads else b"")
+    fingerprint = _fingerprint(experiment, manifest, team, sha256_of_bytes(begun))
+    found = checkpoint.load(team.share(state), fingerprint)
+    if not found:
+        initialise(graph, rows, experiment.train.seed)
+    taken = transfer(graph, begun, source=source, name=experiment.name) if source else None
+    validation = DeviceRows(graph, ready.open_split(data, "validation"), team.device)
+    loop = TrainingLoop(graph, experiment, rows, validation, team)
+    if found:
+        loop.restore(found)
+    return PreparedTraining(
+        loop=loop,
+        experiment=experiment,
+        manifest=manifest,
+        fingerprint=fingerprint,
+        run_id=found.run_id if found else None,
+        transfer=taken,
+    )
+
+
+def initialise(graph: Graph, rows: DeviceRows, seed: int) -> None:
     """Let a network that has a method `initialise` set itself up on standardised training rows.
 
     It is given float32 [5000, C, H, W], or all rows where there are fewer; `seed` chooses them.
@@ -96,84 +140,18 @@ def transfer(graph: Graph, content: bytes, *, source: str, name: str) -> Transfe
     )
 
 
-def _read(content: bytes, source: str) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise IntegrityError(
-            f"the weights of {source} are no safetensors file: {error}; `ferry train {source}` "
-            f"makes them anew"
-        ) from error
-
-
-def _layer(key: str) -> str:
-    return key.removeprefix("network.").rpartition(".")[0]
-
-
-# Of mallopt(3), by their numbers in malloc.h.
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-LARGEST_BLOCK = 2**30
-LARGEST_KEPT = 2**31 - 1
-"""Bytes, the largest `int`."""
-
-
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees; whether its C library can be told so.
+    """Let this process keep the memory that one step frees for the next one; whether it can.
 
-    What it takes at its peak does not grow, for that is what it keeps.
+    Only glibc can. It gives a large block back to the kernel as soon as it is freed and asks for it
+    again in the next step: on two cores a tenth of a training went into fresh pages that the kernel
+    had to clear. The peak does not grow, for no more than that is kept.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
         return False
-    message = mallopt(MMAP_THRESHOLD, LARGEST_BLOCK), mallopt(TRIM_THRESHOLD, LARGEST_KEPT)
-    return message == (1, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """A loop that is ready to run, and where it comes from."""
-
-    loop: Loop
-    experiment: Experiment
-    manifest: DatasetManifest
-    fingerprint: str
-    run_id: str | None
-    """The MLflow run that an interrupted training began."""
-    transfer: Transfer | None
-
-
-def prepare(
-    data: Path, weights: Path, experiment: Experiment, team: Team, *, state: bytes = b""
-) -> Training:
-    """Everything up to the first epoch, or up to the one after the last of a checkpoint, `state`.
-
-    Beside `weights`, the file to be written some day, lie those that the training begins with.
-    """
-    _be_repeatable(team, experiment.train.seed)
-    keep_freed_memory()
-    manifest = ready.open_manifest(data)
-    graph = build_graph(experiment, manifest).to(team.device)
-    # Not kept: mapped rows that were read count as memory for as long as they are mapped.
-    rows = Rows(graph, ready.open_split(data, "train"), team.device)
-    source = experiment.train.init_from
-    begun = team.share(read_source(weights, source) if source and team.leads else b"")
-    fingerprint = _fingerprint(experiment, manifest, team, sha256_of_bytes(begun))
-    found = checkpoint.load(team.share(state), fingerprint)
-    if not found:
-        initialise(graph, rows, experiment.train.seed)
-    taken = transfer(graph, begun, source=source, name=experiment.name) if source else None
-    validation = Rows(graph, ready.open_split(data, "validation"), team.device)
-    loop = Loop(graph, experiment, rows, validation, team)
-    if found:
-        loop.restore(found)
-    return Training(
-        loop=loop,
-        experiment=experiment,
-        manifest=manifest,
-        fingerprint=fingerprint,
-        run_id=found.run_id if found else None,
-        transfer=taken,
-    )
+    accepted = mallopt(MMAP_THRESHOLD, LARGEST_BLOCK), mallopt(TRIM_THRESHOLD, LARGEST_KEPT)
+    return accepted == (1, 1)
 
 
 def _be_repeatable(team: Team, seed: int) -> None:
@@ -203,3 +181,17 @@ def _fingerprint(
         "torch": torch.__version__,
     }
     return sha256_of_bytes(dump_json(trained).encode())
+
+
+def _read(content: bytes, source: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise IntegrityError(
+            f"the weights of {source} are no safetensors file: {error}; `ferry train {source}` "
+            f"makes them anew"
+        ) from error
+
+
+def _layer(key: str) -> str:
+    return key.removeprefix("network.").rpartition(".")[0]

@@ -3,6 +3,8 @@
 Each part is made once per test process, in the folders of the layout below one root.
 """
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,3 +102,29 @@ def exported(trained: Project) -> Project:
         track=False,
     )
     return trained
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of an MLflow store without runs, which takes seconds to make."""
+    from pipeline.tracking.store import load_mlflow
+
+    folder = tmp_path_factory.mktemp("store")
+    path = folder / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        load_mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with an empty store of its own, which is the working directory."""
+    import mlflow
+
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    yield tmp_path
+    while mlflow.active_run():
+        mlflow.end_run()

@@ -20,8 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from trained_graphs import fit, graph_of, stripes
 
 from pipeline.exporting import onnxmodel
-from pipeline.network.graph import Graph
-from pipeline.network.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from pipeline.network.graph import BinaryCrossEntropy, CrossEntropy, Graph, MeanSquaredError
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.stages.export import to_onnx
 

@@ -177,14 +177,10 @@ def test_a_run_that_is_interrupted_keeps_what_it_measured(
 
 
 @pytest.mark.slow
-def test_mlflow_holds_every_row_and_the_figures(
-    exported: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_holds_every_row_and_the_figures(exported: Project, store: Path) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    report = run(exported, tmp_path, track=True, cold_starts=1)
+    report = run(exported, store, track=True, cold_starts=1)
     client = MlflowClient(tracking.store_uri())
     (experiment,) = [one for one in client.search_experiments() if one.name == "digits-cnn"]
     (found,) = client.search_runs([experiment.experiment_id])

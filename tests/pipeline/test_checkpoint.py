@@ -90,7 +90,3 @@ def test_a_cut_file_is_no_checkpoint(tmp_path: Path) -> None:
     save(path, make())
     path.write_bytes(path.read_bytes()[:-5])
     assert load(read(path), "mine") is None
-
-
-def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
-    assert load(read(tmp_path / "none.safetensors"), "mine") is None

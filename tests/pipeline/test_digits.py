@@ -66,16 +66,6 @@ def test_the_test_set_is_a_fixed_stratified_fifth(raw: Path) -> None:
     assert sha256_of_bytes(rows.test_inputs.tobytes())[:16] == "10cbdd9b1d83cc43"
 
 
-def test_a_made_file_is_read(tmp_path: Path) -> None:
-    table = lines()
-    (tmp_path / "digits.csv.gz").write_bytes(
-        gzip.compress("\n".join(",".join(row) for row in table).encode())
-    )
-    rows = DIGITS.read(tmp_path)
-    assert np.bincount(rows.test_labels).tolist() == [2] * 10
-    assert np.bincount(rows.train_labels).tolist() == [8] * 10
-
-
 @pytest.mark.parametrize(
     ("row", "column", "value", "said"),
     [

@@ -1,8 +1,6 @@
 """The look inside as a stage: what it measures, draws, skips and leaves behind."""
 
-import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from pipeline.records.evaluate import EvaluateReport, tracked
 from pipeline.records.ready import ArrayInfo, DatasetManifest, open_manifest, write_array
 from pipeline.records.train import TrainReport
 from pipeline.stages.evaluate import evaluate
-from pipeline.stages.insight.album import CAPTIONS
+from pipeline.stages.insight.pictures import CAPTIONS
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import write_json
 
@@ -101,6 +99,9 @@ def test_a_classifier_of_images(looked: tuple[EvaluateReport, Path], trained: Pr
     assert report.classes.accuracy == pytest.approx(training.accuracy)
     assert report.weights_sha256 == training.weights_sha256
     assert set(report.pictures) == drawn(folder) == OF_IMAGES
+    for name in report.pictures:
+        picture = ET.parse(folder / "pictures" / f"{name}.svg").getroot()
+        assert picture.attrib["aria-label"] == f"digits-cnn: {CAPTIONS[name]}"
     assert report.skipped == {}
     assert report.reconstruction is None
     assert set(report.classes.class_accuracy) == set(training.labels)
@@ -125,30 +126,6 @@ def test_attacks_are_told_in_parts_of_the_largest_pixel(
     assert robustness is not None
     assert (robustness.rows, robustness.largest) == (60, 16)
     assert robustness.attacks[-1].accuracy < robustness.accuracy
-
-
-def test_mistakes_are_rows_that_are_wrong(looked: tuple[EvaluateReport, Path]) -> None:
-    classes = looked[0].classes
-    assert classes is not None
-    confident = classes.confident_mistakes
-    assert confident
-    assert all(one.actual != one.answered for one in confident)
-    probabilities = [one.probability for one in confident]
-    assert probabilities == sorted(probabilities, reverse=True)
-    losses = [one.loss for one in classes.worst_mistakes]
-    assert losses == sorted(losses, reverse=True)
-
-
-def test_pictures_can_share_a_page(looked: tuple[EvaluateReport, Path]) -> None:
-    report, folder = looked
-    seen: set[str] = set()
-    for name in report.pictures:
-        text = (folder / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
-        assert ET.fromstring(text).attrib["aria-label"] == f"digits-cnn: {CAPTIONS[name]}"
-        ids = re.findall(r' id="([^"]+)"', text)
-        assert len(ids) == len(set(ids)), name
-        assert not seen & set(ids), name
-        seen |= set(ids)
 
 
 def test_the_same_weights_give_the_same_bytes(
@@ -254,12 +231,6 @@ def test_outliers_must_be_images(trained: Project, drawing: Experiment, tmp_path
     assert not (tmp_path / "pictures").exists()
 
 
-def test_outliers_that_are_not_there(trained: Project, drawing: Experiment, tmp_path: Path) -> None:
-    weights = untrained(tmp_path, drawing, trained.data)
-    with pytest.raises(MissingInputError, match="ferry preprocess strange"):
-        look(tmp_path, weights, trained.data, drawing, tmp_path / "strange")
-
-
 def test_weights_that_are_missing_or_of_another_network(
     trained: Project, drawing: Experiment, few: Experiment, tmp_path: Path
 ) -> None:
@@ -267,15 +238,6 @@ def test_weights_that_are_missing_or_of_another_network(
         look(tmp_path, tmp_path / "none.safetensors", trained.data, few)
     with pytest.raises(IntegrityError, match="mnist-autoencoder"):
         look(tmp_path, trained.weights, trained.data, drawing)
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield tmp_path
-    while mlflow.active_run():
-        mlflow.end_run()
 
 
 @pytest.mark.slow

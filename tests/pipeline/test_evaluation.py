@@ -5,11 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.network.graph import Graph
-from pipeline.network.losses import head_of
+from pipeline.network.graph import Graph, head_of
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.records.ready import Split
-from pipeline.training.evaluation import Rows, evaluate
+from pipeline.training.evaluation import DeviceRows, evaluate
 
 CPU = torch.device("cpu")
 
@@ -27,7 +26,7 @@ def table(rows: int) -> tuple[Graph, Split]:
 
 def test_loss_and_accuracy_are_means_over_rows_not_over_batches() -> None:
     graph, split = table(2300)
-    found = evaluate(graph, Rows(graph, split, CPU))
+    found = evaluate(graph, DeviceRows(graph, split, CPU))
     graph.eval()
     logits = graph.network(torch.from_numpy(split.inputs)).detach()
     labels = torch.from_numpy(split.labels)
@@ -41,7 +40,7 @@ def test_loss_and_accuracy_are_means_over_rows_not_over_batches() -> None:
 def test_the_mode_is_what_it_was(training: bool) -> None:
     graph, split = table(10)
     graph.train(training)
-    evaluate(graph, Rows(graph, split, CPU))
+    evaluate(graph, DeviceRows(graph, split, CPU))
     assert graph.training is training
 
 
@@ -49,13 +48,13 @@ def test_a_reconstruction_has_a_loss_alone() -> None:
     graph = Graph(nn.Identity(), "image", head_of("mean_squared_error"))
     graph.standardise((0.0,), (255.0,))
     split = Split(np.full((5, 4, 4, 1), 51, dtype=np.uint8), np.zeros(5, dtype=np.int64))
-    found = evaluate(graph, Rows(graph, split, CPU))
+    found = evaluate(graph, DeviceRows(graph, split, CPU))
     assert (found.loss, found.accuracy, found.predicted) == (0.0, None, None)
 
 
 def test_every_row_comes_once_in_the_given_order() -> None:
     graph, split = table(10)
-    rows = Rows(graph, split, CPU)
+    rows = DeviceRows(graph, split, CPU)
     order = torch.randperm(10)
     batches = list(rows.batches(order, 4))
     assert [len(labels) for _, labels in batches] == [4, 4, 2]
@@ -84,7 +83,7 @@ def test_sentences_are_cut_behind_the_longest_of_their_batch() -> None:
     graph = Graph(network, "text", head_of("binary_cross_entropy"))
     graph.vocabulary = Vocabulary(("good", "fine"), 50)
     split = Split(np.array(["a good", "", "x y z fine", "bad"]), np.array([1, 0, 1, 0]))
-    rows = Rows(graph, split, CPU)
+    rows = DeviceRows(graph, split, CPU)
     assert rows.inputs.shape == (4, 50)
     assert [inputs.shape[1] for inputs, _ in rows.batches(torch.arange(4), 2)] == [2, 4]
     assert [inputs.shape[1] for inputs, _ in rows.batches(torch.tensor([1, 1]), 2)] == [1]
@@ -97,6 +96,6 @@ def test_the_rows_are_copies() -> None:
     graph, split = table(4)
     frozen = split.inputs.copy()
     frozen.flags.writeable = False
-    rows = Rows(graph, Split(frozen, split.labels), CPU)
+    rows = DeviceRows(graph, Split(frozen, split.labels), CPU)
     rows.inputs.zero_()
     assert frozen.any()

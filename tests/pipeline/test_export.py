@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from pipeline.config.experiment import Params
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
-from pipeline.network.graph import Graph, load_graph
-from pipeline.network.losses import CrossEntropy
+from pipeline.network.graph import CrossEntropy, Graph, load_graph
 from pipeline.records.ready import open_manifest, open_split
 from pipeline.stages.export import export, to_onnx
 from serving.errors import IntegrityError, MissingInputError, ModelError

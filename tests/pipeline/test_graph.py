@@ -1,5 +1,6 @@
-"""The graph that is trained and exported: its preprocessing, its softmax and its weights."""
+"""The graph that is trained and exported: its preprocessing, its weights and its heads."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,20 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config.experiment import Experiment, ModelConfig
 from pipeline.config.params import load
 from pipeline.errors import ConfigError
-from pipeline.network.graph import Graph, build_graph, load_graph
-from pipeline.network.losses import CrossEntropy
+from pipeline.network.graph import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Graph,
+    MeanSquaredError,
+    build_graph,
+    head_of,
+    load_graph,
+)
 from pipeline.records.ready import ArrayInfo, DatasetManifest
 from serving.errors import IntegrityError, MissingInputError
 
@@ -87,20 +95,6 @@ def test_the_network_gets_standardised_channels() -> None:
     np.testing.assert_allclose(graph.network.planes.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_standardised_training_rows_have_mean_0_and_deviation_1() -> None:
-    images = rows(400)
-    flat = images.reshape(-1, 3).astype(np.float64)
-    mean = tuple(float(value) for value in flat.mean(axis=0))
-    std = tuple(float(value) for value in flat.std(axis=0))
-    graph = graph_of(Seen(), mean, std)
-    graph(torch.from_numpy(images))
-    planes = graph.network.planes
-    torch.testing.assert_close(planes.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        planes.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0
-    )
-
-
 def test_answers_are_logits_and_their_softmax(experiment: Experiment) -> None:
     graph = build_graph(experiment, manifest()).eval()
     images = torch.from_numpy(rows())
@@ -121,13 +115,6 @@ def test_extreme_logits_still_give_probabilities() -> None:
 
     _, probabilities = graph_of(Extreme(), (0.0,), (1.0,))(torch.zeros(2, 1, 1, 1).byte())
     assert probabilities.tolist() == [[1, 0, 0]] * 2
-
-
-def test_the_statistics_travel_with_the_weights(weights: Path) -> None:
-    state = safetensors.torch.load_file(weights)
-    described = manifest()
-    assert state["mean"].flatten().tolist() == list(described.mean)
-    np.testing.assert_allclose(1 / state["scale"].flatten().numpy(), described.std, rtol=1e-6)
 
 
 def test_they_are_not_trained(experiment: Experiment) -> None:
@@ -179,14 +166,77 @@ def test_bytes_that_are_no_weights(experiment: Experiment, weights: Path, conten
     one_line(weights, experiment, manifest())
 
 
-def test_a_truncated_file(experiment: Experiment, weights: Path) -> None:
-    weights.write_bytes(weights.read_bytes()[:-8])
-    one_line(weights, experiment, manifest())
-
-
 def test_wrong_settings_name_the_experiment(experiment: Experiment) -> None:
     wrong = replace(
         experiment, model=ModelConfig(name="mlp", settings={"hidden": [7], "activation": "relu"})
     )
     with pytest.raises(ConfigError, match=r"^experiments\.digits-mlp\.model\.dropout is missing$"):
         build_graph(wrong, manifest())
+
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, 0.0]])
+NOTHING = torch.empty(0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "width"),
+    [("cross_entropy", 7), ("binary_cross_entropy", 1), ("mean_squared_error", 0)],
+)
+def test_how_many_values_a_row_it_needs(loss: str, width: int) -> None:
+    assert head_of(loss).width(7) == width  # type: ignore[arg-type]
+
+
+def test_cross_entropy_by_hand() -> None:
+    labels = torch.tensor([0, 2])
+    by_hand = 0.0
+    for row, label in zip(LOGITS.tolist(), labels.tolist(), strict=True):
+        by_hand += math.log(sum(math.exp(value) for value in row)) - row[label]
+    head = CrossEntropy()
+    assert float(head.loss(LOGITS, NOTHING, labels)) == pytest.approx(by_hand / 2, rel=1e-6)
+    assert head.predicted(LOGITS).tolist() == [0, 1]
+    logits, probabilities = head.answers(LOGITS, NOTHING)
+    assert torch.equal(logits, LOGITS)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+
+
+def test_smoothing_makes_a_sure_answer_cost() -> None:
+    labels = torch.tensor([0, 1])
+    head = CrossEntropy()
+    assert head.loss(9 * LOGITS, NOTHING, labels, 0.1) > head.loss(9 * LOGITS, NOTHING, labels)
+
+
+def test_binary_cross_entropy_by_hand() -> None:
+    logits, labels = torch.tensor([[1.5], [-0.5]]), torch.tensor([1, 1])
+    by_hand = sum(math.log(1 + math.exp(-value)) for value in (1.5, -0.5)) / 2
+    head = BinaryCrossEntropy()
+    assert float(head.loss(logits, NOTHING, labels)) == pytest.approx(by_hand, rel=1e-6)
+    assert head.predicted(logits).tolist() == [1, 0]
+
+
+def test_smoothed_binary_targets_lie_between_the_classes() -> None:
+    logits = torch.tensor([[0.7]])
+    smoothed = BinaryCrossEntropy().loss(logits, NOTHING, torch.tensor([1]), 0.2)
+    sure, wrong = (
+        BinaryCrossEntropy().loss(logits, NOTHING, torch.tensor([label])) for label in (1, 0)
+    )
+    assert float(smoothed) == pytest.approx(float(0.9 * sure + 0.1 * wrong), rel=1e-6)
+
+
+def test_both_classes_get_a_probability_however_far_the_logit_is() -> None:
+    _, probabilities = BinaryCrossEntropy().answers(torch.tensor([[40.0], [-40.0]]), NOTHING)
+    assert probabilities.shape == (2, 2)
+    assert (probabilities > 0).all(), "1 - p would be 0"
+    assert probabilities.argmax(1).tolist() == [1, 0]
+
+
+def test_reconstructions_are_pixels_with_the_error_of_each_row() -> None:
+    inputs = torch.rand(3, 2, 4, 5)
+    output = inputs.clone()
+    output[1] += 0.5
+    reconstruction, error = MeanSquaredError().answers(output, inputs)
+    assert reconstruction.shape == (3, 4, 5, 2)
+    assert torch.equal(reconstruction[0], inputs[0].permute(1, 2, 0))
+    torch.testing.assert_close(error, torch.tensor([0.0, 0.25, 0.0]))
+    loss: Tensor = MeanSquaredError().loss(output, inputs, NOTHING)
+    torch.testing.assert_close(loss, error.mean())
+    assert MeanSquaredError().predicted(output) is None

@@ -9,7 +9,7 @@ import pytest
 from idx_files import packed, write_images, write_labels
 
 from pipeline.datasets._idx import MAX_ROWS, read_images, read_labels, read_part
-from serving.errors import InputError, MissingInputError
+from serving.errors import InputError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 4, 3), np.uint8)
 LABELS = np.array([0, 9, 3, 3, 1])
@@ -117,10 +117,3 @@ def test_a_bomb_is_not_unpacked(path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000
-
-
-def test_a_missing_file_names_the_command_that_makes_it(path: Path) -> None:
-    with pytest.raises(
-        MissingInputError, match=r"file\.gz is not there; `ferry pull toy` makes it"
-    ):
-        read_images(path, size=(4, 3))

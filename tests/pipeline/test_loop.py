@@ -10,13 +10,12 @@ from tqdm import tqdm
 from training import OFF, with_train
 
 from pipeline.config.experiment import Experiment
-from pipeline.errors import ConfigError, DivergedError
-from pipeline.network.graph import Graph
-from pipeline.network.losses import head_of
+from pipeline.errors import DivergedError
+from pipeline.network.graph import Graph, head_of
 from pipeline.records.ready import Split
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import Rows
-from pipeline.training.loop import Loop
+from pipeline.training.evaluation import DeviceRows
+from pipeline.training.loop import TrainingLoop
 
 CPU = torch.device("cpu")
 
@@ -34,7 +33,9 @@ class Spy(nn.Linear):
         return super().forward(rows)
 
 
-def make(experiment: Experiment, rows: int = 20, team: Team | None = None, **settings: Any) -> Loop:
+def make(
+    experiment: Experiment, rows: int = 20, team: Team | None = None, **settings: Any
+) -> TrainingLoop:
     """A loop over rows whose first value is their number, and whose second tells their class."""
     torch.manual_seed(1)
     graph = Graph(Spy(), "table", head_of("cross_entropy"))
@@ -43,17 +44,17 @@ def make(experiment: Experiment, rows: int = 20, team: Team | None = None, **set
     inputs = np.stack([np.arange(rows), labels * 2.0 - 1], axis=1).astype(np.float32)
     plain = {"optimizer": "sgd", "lr": 1e-3, "schedule": "constant", "batch_size": 6}
     changed = with_train(experiment, **{**plain, "augment": OFF, **settings})
-    split = Rows(graph, Split(inputs, labels), CPU)
-    return Loop(graph, changed, split, split, team or Team(device=CPU))
+    split = DeviceRows(graph, Split(inputs, labels), CPU)
+    return TrainingLoop(graph, changed, split, split, team or Team(device=CPU))
 
 
-def run(loop: Loop, epochs: int) -> None:
+def run(loop: TrainingLoop, epochs: int) -> None:
     with tqdm(disable=True) as bar:
         for _ in range(epochs):
             loop.run_epoch(bar)
 
 
-def seen(loop: Loop) -> list[Tensor]:
+def seen(loop: TrainingLoop) -> list[Tensor]:
     network: Any = loop.graph.network
     return list(network.seen)
 
@@ -112,15 +113,6 @@ def test_patience_ends_the_training(tiny: Experiment) -> None:
     assert loop.best_epoch.epoch == 1
 
 
-def test_without_patience_all_epochs_are_run(tiny: Experiment) -> None:
-    loop = make(tiny, lr=1e-30, early_stop=0, epochs=4)
-    run(loop, 3)
-    assert not loop.ended
-    run(loop, 1)
-    assert loop.ended
-    assert not loop.stopped
-
-
 def test_the_learning_rate_is_that_of_the_last_step(tiny: Experiment) -> None:
     loop = make(tiny, schedule="linear", lr=0.001, epochs=2)
     run(loop, 2)
@@ -140,14 +132,9 @@ def test_a_loss_that_is_no_number_is_told_by_its_step(tiny: Experiment) -> None:
 def test_a_validation_loss_that_is_no_number_is_told(tiny: Experiment) -> None:
     loop = make(tiny)
     split = Split(np.full((3, 2), np.nan, dtype=np.float32), np.zeros(3, dtype=np.int64))
-    loop.validation_rows = Rows(loop.graph, split, CPU)
+    loop.validation_rows = DeviceRows(loop.graph, split, CPU)
     with pytest.raises(DivergedError, match=r"the validation loss is nan at epoch 1, learning"):
         run(loop, 1)
-
-
-def test_a_batch_is_shared_alike_or_refused(tiny: Experiment) -> None:
-    with pytest.raises(ConfigError, match=r"digits-cnn\.train\.batch_size: 6 rows .* 4 processes"):
-        make(tiny, team=Team(device=CPU, size=4))
 
 
 def test_accuracy_is_that_of_the_rows_as_they_were_trained_on(tiny: Experiment) -> None:

@@ -1,3 +1,5 @@
+"""MNIST and Fashion-MNIST: the same four files, of other images."""
+
 import os
 from pathlib import Path
 
@@ -8,50 +10,54 @@ from idx_files import write_labels, write_mnist
 from pipeline import datasets
 from serving.errors import InputError, MissingInputError
 
-MNIST = datasets.get("mnist")
+MNIST, FASHION = datasets.get("mnist"), datasets.get("fashion_mnist")
+BOTH = pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 
 
-def test_the_four_files_become_rows(tmp_path: Path) -> None:
+def test_the_four_files_become_rows_and_are_not_mixed_up(tmp_path: Path) -> None:
     write_mnist(tmp_path, train=40, test=20)
     rows = MNIST.read(tmp_path)
     assert rows.train_inputs.shape == (40, 28, 28, 1)
     assert rows.test_inputs.shape == (20, 28, 28, 1)
     assert rows.train_inputs.dtype == np.uint8
     np.testing.assert_array_equal(rows.test_labels, np.arange(20) % 10)
-
-
-def test_the_parts_are_not_mixed_up(tmp_path: Path) -> None:
-    write_mnist(tmp_path, train=40, test=20)
-    before = MNIST.read(tmp_path)
+    assert [FASHION.labels[label] for label in rows.test_labels[8:10]] == ["Bag", "Ankle boot"]
     write_labels(tmp_path / "t10k-labels-idx1-ubyte.gz", np.full(20, 7))
     after = MNIST.read(tmp_path)
     assert set(after.test_labels.tolist()) == {7}
-    np.testing.assert_array_equal(after.train_labels, before.train_labels)
+    np.testing.assert_array_equal(after.train_labels, rows.train_labels)
 
 
-def test_every_file_is_needed(tmp_path: Path) -> None:
-    for file in MNIST.files:
-        folder = tmp_path / file.name / "mnist"
+@BOTH
+def test_every_file_is_needed(tmp_path: Path, name: str) -> None:
+    dataset = datasets.get(name)
+    for file in dataset.files:
+        folder = tmp_path / file.name / name
         write_mnist(folder, train=40, test=20)
         (folder / file.name).unlink()
         with pytest.raises(
-            MissingInputError, match=f"{file.name} is not there; `ferry pull mnist`"
+            MissingInputError, match=f"{file.name} is not there; `ferry pull {name}`"
         ):
-            MNIST.read(folder)
+            dataset.read(folder)
 
 
-def test_a_label_that_is_no_digit_is_refused(tmp_path: Path) -> None:
+@BOTH
+def test_a_label_of_no_class_is_refused(tmp_path: Path, name: str) -> None:
     write_mnist(tmp_path, train=40, test=20)
     write_labels(tmp_path / "train-labels-idx1-ubyte.gz", np.full(40, 10))
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\.gz: label 10 in row 0"):
-        MNIST.read(tmp_path)
+        datasets.get(name).read(tmp_path)
 
 
-def test_the_official_addresses() -> None:
+def test_they_have_the_same_names_but_not_the_same_files() -> None:
     assert MNIST.files[0].urls == (
         "http://yann.lecun.com/exdb/mnist/train-images-idx3-ubyte.gz",
         "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz",
     )
+    for ours, theirs in zip(FASHION.files, MNIST.files, strict=True):
+        assert ours.name == theirs.name
+        assert ours.sha256 != theirs.sha256
+        assert not set(ours.urls) & set(theirs.urls)
 
 
 def test_the_official_files_hold_what_is_published() -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import onnxruntime
 import pytest
 import torch
-from model_cases import CASES, TABLE, WHERE, build, case, image, refused, rows
+from model_cases import CASES, WHERE, case, refused, rows
 from torch import nn
 
 from pipeline import models
@@ -17,7 +17,6 @@ from pipeline.config.params import load
 from pipeline.exporting.onnxmodel import quiet
 from pipeline.models import Gives, Shape
 from pipeline.records.ready import Kind
-from serving.errors import UnknownNameError
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = load(ROOT / "params.yaml").experiments.values()
@@ -55,8 +54,8 @@ def test_every_architecture_is_used_by_an_experiment(name: str) -> None:
 @pytest.mark.parametrize("name", models.names())
 def test_what_every_architecture_tells_of_itself(name: str) -> None:
     module = module_of(name)
-    assert all(hasattr(module, name) for name in ("GIVES", "TAKES", "Settings", "build"))
-    assert set(CASES[name][0]) == {field.name for field in fields(module.Settings)}
+    assert {"GIVES", "TAKES", "SETTINGS", "build"} <= set(vars(module))
+    assert set(CASES[name][0]) == {field.name for field in fields(module.SETTINGS)}
     assert set(models.takes(name)) <= set(get_args(Kind))
     assert models.gives(name) in get_args(Gives)
     assert CASES[name][1].kind in models.takes(name)
@@ -103,24 +102,8 @@ def test_every_parameter_is_trained(name: str) -> None:
         assert parameter.grad.abs().sum() > 0, key
 
 
-@pytest.mark.parametrize("name", models.names())
-def test_a_few_steps_lower_the_loss(name: str) -> None:
-    shape = CASES[name][1]
-    network = case(name)
-    given = rows(shape, 16)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(12):
-        loss = (network(given) - 0.9).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.9 * losses[0]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", sorted(set(models.names()) - {"lstm"}))  # text_lstm has its layers
 def test_onnx_runtime_answers_the_same(name: str) -> None:
     shape = CASES[name][1]
     network = case(name).eval()
@@ -189,11 +172,6 @@ def test_every_activation_makes_another_network(name: str) -> None:
     assert refused(name, settings | {"activation": "swish"}, shape) == expected
 
 
-def test_an_unknown_architecture() -> None:
-    with pytest.raises(UnknownNameError, match="no model named 'mpl'; did you mean 'mlp'"):
-        build("mpl", {}, TABLE)
-
-
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mlp", {"hidden": [8, 0]}, ".hidden.1 must be greater than or equal to 1, got 0"),
     ("mlp", {"hidden": 8}, ".hidden must be a list, got 8"),
@@ -237,9 +215,3 @@ def test_wrong_settings_are_refused_by_path(
 ) -> None:
     settings, shape = CASES[name]
     assert expected in refused(name, settings | wrong, shape)
-
-
-def test_the_shape_of_a_row() -> None:
-    assert image(4, 5, 3).features == 60
-    assert (image(4, 5, 3).channels, image(4, 5, 3).height, image(4, 5, 3).width) == (3, 4, 5)
-    assert TABLE.features == 2

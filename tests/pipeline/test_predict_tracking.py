@@ -1,13 +1,10 @@
 """`ferry predict --track`: the command of serving and one flag more, and what MLflow then holds."""
 
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -48,16 +45,6 @@ def drifted() -> DriftReport:
         name="confidence", of="predictions", psi=0.02, limit=0.1, verdict="none", most=""
     )
     return DriftReport(data="digits", rows=1200, quantities=(brightness, sure))
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty store in a folder of its own, which is the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield tmp_path
-    while mlflow.active_run():
-        mlflow.end_run()
 
 
 def runs(experiment: str) -> list[Any]:
@@ -107,16 +94,6 @@ def test_names_that_mlflow_refuses_are_changed(store: Path) -> None:
     (run,) = runs("net")
     assert run.data.metrics["psi.mean_of_x_"] == 0.5
     assert len(run.data.params["inputs"]) == 500
-
-
-def test_without_a_store_one_warning_is_told(
-    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/none/mlflow.db")
-    with caplog.at_level(logging.WARNING, logger="pipeline"):
-        assert log_predictions(Report(), ["a"]) is None  # type: ignore[arg-type]
-    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert warning.startswith("MLflow did not record anything: ")
 
 
 # The command

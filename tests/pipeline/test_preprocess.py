@@ -8,11 +8,10 @@ from idx_files import write_mnist
 
 from pipeline import datasets
 from pipeline.config.experiment import DatasetConfig
-from pipeline.datasets import Dataset, RawFile, Rows
+from pipeline.datasets import Dataset, RawFile, RawRows
 from pipeline.errors import ConfigError
 from pipeline.records.ready import open_manifest, open_split
 from pipeline.stages.preprocess import channel_statistics, preprocess, vocabulary
-from pipeline.stages.pull import pull
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import sha256_of_file
 
@@ -49,7 +48,7 @@ def expect_what_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch, **change
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, rows: Rows, labels: tuple[str, ...], **changes
+    monkeypatch: pytest.MonkeyPatch, rows: RawRows, labels: tuple[str, ...], **changes
 ) -> None:
     """Make a data set without files whose reader gives these rows."""
     made = replace(
@@ -58,9 +57,9 @@ def install(
     monkeypatch.setattr(datasets, "get", lambda name: made)
 
 
-def rows_of(train: list[int], test: list[int], channels: int = 1) -> Rows:
+def rows_of(train: list[int], test: list[int], channels: int = 1) -> RawRows:
     random = np.random.default_rng(1)
-    return Rows(
+    return RawRows(
         train_inputs=random.integers(0, 256, (len(train), 4, 4, channels), np.uint8),
         train_labels=np.array(train),
         test_inputs=random.integers(0, 256, (len(test), 4, 4, channels), np.uint8),
@@ -137,12 +136,6 @@ def test_a_changed_raw_file_is_refused_before_anything_is_written(raw: Path, rea
     assert not ready.exists()
 
 
-def test_a_missing_raw_file_names_the_command_that_makes_it(raw: Path, ready: Path) -> None:
-    (raw / "train-images-idx3-ubyte.gz").unlink()
-    with pytest.raises(MissingInputError, match="is not there; `ferry pull mnist` makes it"):
-        preprocess(raw, ready, name="mnist", config=CONFIG)
-
-
 @pytest.mark.parametrize("rows", [0, 1, 9, 191, 200, 1000])
 def test_validation_rows_that_do_not_fit_are_refused(raw: Path, ready: Path, rows: int) -> None:
     config = DatasetConfig(validation_rows=rows, seed=1)
@@ -192,10 +185,10 @@ def test_a_constant_channel_is_refused(ready: Path, monkeypatch: pytest.MonkeyPa
         preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=4, seed=1))
 
 
-def table_of(values: np.ndarray) -> Rows:
+def table_of(values: np.ndarray) -> RawRows:
     """Rows of a table, with two classes in turn, for training as for the test."""
     labels = np.arange(len(values)) % 2
-    return Rows(train_inputs=values, train_labels=labels, test_inputs=values, test_labels=labels)
+    return RawRows(train_inputs=values, train_labels=labels, test_inputs=values, test_labels=labels)
 
 
 def test_a_table_is_measured_by_feature(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,14 +280,3 @@ def test_an_interrupted_run_leaves_no_manifest(
     with pytest.raises(MissingInputError, match=r"manifest\.json is not there"):
         open_split(ready, "train")
     assert not list(ready.glob(".*.tmp"))
-
-
-def test_digits_from_pull_to_arrays(tmp_path: Path) -> None:
-    raw, ready = tmp_path / "raw/digits", tmp_path / "ready/digits"
-    pull(raw, name="digits", mirrors=())
-    config = DatasetConfig(validation_rows=180, seed=1)
-    manifest = preprocess(raw, ready, name="digits", config=config)
-    assert manifest.arrays["train_inputs.npy"].shape == (1257, 8, 8, 1)
-    assert manifest.class_counts["validation"] == (18,) * 10
-    assert manifest.mean == pytest.approx((4.88,), abs=0.01)
-    assert open_split(ready, "test").inputs.max() == 16

@@ -21,7 +21,7 @@ from pipeline import datasets
 from pipeline.datasets import Archive, Dataset, RawFile, _download
 from pipeline.errors import ConfigError, DownloadError
 from pipeline.stages.pull import pull
-from serving.errors import UnknownNameError, UsageError
+from serving.errors import UsageError
 
 RANDOM = np.random.default_rng(1)
 IMAGES, LABELS = RANDOM.bytes(200_000), RANDOM.bytes(1000)
@@ -193,18 +193,6 @@ def test_only_http_and_https_urls_are_mirrors(raw: Path, mirror: str) -> None:
     with pytest.raises(ConfigError, match=r"mirrors\[1\] must be an http"):
         pull(raw, name="digits", mirrors=("http://fine/", mirror))
     assert not raw.exists()
-
-
-def test_a_misspelt_data_set_gets_the_nearest_name(raw: Path) -> None:
-    with pytest.raises(UnknownNameError, match="no data set named 'mnits'; did you mean 'mnist'"):
-        pull(raw, name="mnits", mirrors=())
-
-
-def test_embedded_files_need_no_address(tmp_path: Path) -> None:
-    raw = tmp_path / "digits"
-    report = pull(raw, name="digits", mirrors=(), mirror="/nowhere")
-    assert names_in(raw) == ["digits.csv.gz"]
-    assert report.files[0].source == "sklearn:datasets/data/digits.csv.gz"
 
 
 def test_an_embedded_file_with_other_bytes_falls_back_to_a_mirror(
@@ -393,12 +381,3 @@ def test_a_terminal_sees_a_progress_bar(server: FileServer, raw: Path) -> None:
     os.close(ours)
     assert "images.bin:" in drawn
     assert "200k" in drawn
-
-
-def test_the_official_mnist_from_the_mirror_of_this_machine(tmp_path: Path) -> None:
-    mirror = os.environ.get("FERRY_MIRROR")
-    if not mirror:
-        pytest.skip("FERRY_MIRROR names no mirror to pull the official MNIST files from")
-    report = pull(tmp_path / "mnist", name="mnist", mirrors=(), mirror=mirror)
-    assert [file.size for file in report.files] == [9912422, 28881, 1648877, 4542]
-    assert names_in(tmp_path / "mnist") == sorted(file.name for file in report.files)

@@ -11,7 +11,7 @@ import yaml
 from onnx import TensorProto
 from small_onnx import chain, model, node
 
-from pipeline.tracking.pyfunc import open_pyfunc, save_pyfunc
+from pipeline.tracking.models import open_pyfunc, save_pyfunc
 from serving.errors import ModelError
 from serving.runtime.session import open_session
 
@@ -93,8 +93,3 @@ def test_a_column_of_arrays_is_answered_as_spark_hands_it_over(tmp_path: Path) -
     found = spark_batch(folder, pd.Series(list(rows)))
     assert list(found.columns) == ["turned"]
     np.testing.assert_array_equal(np.stack(found["turned"].to_list()), -rows)
-
-
-def test_a_column_of_texts_is_answered_as_spark_hands_it_over(tmp_path: Path) -> None:
-    found = spark_batch(save(words(), tmp_path), pd.Series(["bc", "?", "def"]))
-    assert found["lengths"].tolist() == [2, -1, 3]

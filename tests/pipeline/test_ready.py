@@ -1,3 +1,5 @@
+"""The words of Python are those of the exported graph."""
+
 import json
 import resource
 import subprocess
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 import pipeline
 from pipeline.records.ready import (
@@ -15,10 +18,12 @@ from pipeline.records.ready import (
     digest,
     open_manifest,
     open_split,
+    words,
     write_array,
 )
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file, write_json
+from serving.runtime.session import Session, open_session
 
 INPUTS = np.random.default_rng(1).integers(0, 256, (6, 4, 4, 1), np.uint8)
 LABELS = np.array([0, 1, 0, 1, 0, 1])
@@ -133,9 +138,9 @@ def test_a_record_of_another_shape_is_noticed(folder: Path) -> None:
         open_split(folder, "train")
 
 
-def test_a_split_that_the_manifest_does_not_tell_of(folder: Path) -> None:
+def test_a_split_that_the_manifest_does_not_list(folder: Path) -> None:
     write_array(folder / "test_inputs.npy", INPUTS)
-    with pytest.raises(IntegrityError, match=r"manifest\.json does not tell of test_inputs\.npy"):
+    with pytest.raises(IntegrityError, match=r"manifest\.json does not list test_inputs\.npy"):
         open_split(folder, "test")
 
 
@@ -166,3 +171,52 @@ def test_the_digest_is_that_of_the_arrays(folder: Path) -> None:
     changed["arrays"]["train_labels.npy"]["sha256"] = "0" * 64
     write_json(path, changed)
     assert digest(open_manifest(folder)) != first
+
+
+CHARACTERS = " \t\n\r\v\f\u0085\u00a0\u2003\u3000a.é\U0001f600"
+
+
+@pytest.fixture(scope="module")
+def split() -> Session:
+    """StringSplit as the exported graph has it: no delimiter."""
+    graph = helper.make_graph(
+        [helper.make_node("StringSplit", ["text"], ["words", "counts"])],
+        "split",
+        [helper.make_tensor_value_info("text", TensorProto.STRING, ["batch"])],
+        [
+            helper.make_tensor_value_info("words", TensorProto.STRING, ["batch", "most"]),
+            helper.make_tensor_value_info("counts", TensorProto.INT64, ["batch"]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return open_session(model.SerializeToString())
+
+
+def split_by_the_graph(session: Session, texts: list[str]) -> list[list[str]]:
+    found = session.run({"text": np.array(texts, dtype=object)})
+    rows = zip(found["words"], found["counts"], strict=True)
+    return [row[:count].tolist() for row, count in rows]
+
+
+def test_several_blanks_are_one_and_those_at_the_ends_none() -> None:
+    assert words("  two   words ") == ["two", "words"]
+    assert words("") == words("   ") == []
+
+
+def test_a_blank_alone_splits_words() -> None:
+    assert words("a\tb c\nd\u00a0e ") == ["a\tb", "c\nd\u00a0e"]
+
+
+def test_texts_by_chance_are_split_as_the_graph_does(split: Session) -> None:
+    random = np.random.default_rng(1)
+    texts = ["".join(random.choice(list(CHARACTERS), size)) for size in np.arange(2000) % 12]
+    assert split_by_the_graph(split, texts) == [words(text) for text in texts]
+    assert len({len(words(text)) for text in texts}) > 4
+
+
+def test_no_other_character_splits_in_the_graph(split: Session) -> None:
+    every = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+    blanks = [one for one in every if one.isspace() or not one.isprintable()][:5000]
+    texts = [f"a{one}b" for one in blanks]
+    assert "a\tb" in texts
+    assert split_by_the_graph(split, texts) == [words(text) for text in texts]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from project import REPOSITORY
-from searches import searching
+from training import searching
 
 from pipeline.config.experiment import Interval, Params, SearchSpace
 from pipeline.config.params import load

@@ -13,8 +13,7 @@ from project import REPOSITORY, Project
 from torch import Tensor, nn
 from trained_graphs import convolutional_graph, drawing_graph, graph_of, linear_graph, stripes
 
-from pipeline.network.graph import Graph
-from pipeline.network.losses import CrossEntropy
+from pipeline.network.graph import CrossEntropy, Graph
 from pipeline.proof.sides import check_alike, model_side
 from pipeline.proof.variants import open_side, open_variant, open_weights, torchscript_model
 from pipeline.stages import export

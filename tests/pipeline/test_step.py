@@ -14,8 +14,7 @@ from training import run, with_train
 
 from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError
-from pipeline.network.graph import Graph
-from pipeline.network.losses import head_of
+from pipeline.network.graph import Graph, head_of
 from pipeline.training.distributed import Team
 from pipeline.training.step import Stepper, make_optimizer, make_scheduler
 

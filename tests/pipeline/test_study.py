@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from searches import searching
+from training import searching
 
 from pipeline.config.experiment import Experiment, Interval, Params
 from pipeline.records.train import Epoch
 from pipeline.records.tune import Setting, Trial
-from pipeline.training.tuning.study import Plan, Study
+from pipeline.training.tuning.study import SearchPlan, Study
 from serving.errors import IntegrityError, UsageError
 
 NAME = "digits-mlp-abc"
@@ -79,7 +79,7 @@ def draw(study: Study, count: int) -> list[dict[str, Setting]]:
 def test_a_finite_space_is_tried_once_and_then_exhausted(
     tmp_path: Path, listed: Experiment, sampler: str
 ) -> None:
-    study = Study(tmp_path, NAME, listed, Plan(trials=99, sampler=sampler))  # type: ignore[arg-type]
+    study = Study(tmp_path, NAME, listed, SearchPlan(trials=99, sampler=sampler))  # type: ignore[arg-type]
     drawn = draw(study, 20)
     assert len(drawn) == len({str(one) for one in drawn}) == 6
     assert study.exhausted
@@ -92,7 +92,7 @@ def test_a_finite_space_is_tried_once_and_then_exhausted(
 def test_an_interrupted_search_draws_what_it_would_have_drawn(
     tmp_path: Path, endless: Experiment, sampler: str
 ) -> None:
-    plan = Plan(trials=99, sampler=sampler)  # type: ignore[arg-type]
+    plan = SearchPlan(trials=99, sampler=sampler)  # type: ignore[arg-type]
     whole = Study(tmp_path / "whole", NAME, endless, plan)
     wanted = draw(whole, 14)
     whole.close()
@@ -108,7 +108,7 @@ def test_an_interrupted_search_draws_what_it_would_have_drawn(
 def test_what_is_drawn_lies_in_its_interval_and_is_written_shortly(
     tmp_path: Path, endless: Experiment
 ) -> None:
-    study = Study(tmp_path, NAME, endless, Plan(trials=99, sampler="random", seed=3))
+    study = Study(tmp_path, NAME, endless, SearchPlan(trials=99, sampler="random", seed=3))
     for settings in draw(study, 30):
         lr, size = settings["train.lr"], settings["train.batch_size"]
         assert isinstance(lr, float)
@@ -122,7 +122,7 @@ def test_what_is_drawn_lies_in_its_interval_and_is_written_shortly(
 def test_a_trial_that_was_running_is_marked_and_tried_again(
     tmp_path: Path, endless: Experiment
 ) -> None:
-    plan = Plan(trials=9, sampler="random")
+    plan = SearchPlan(trials=9, sampler="random")
     killed = Study(tmp_path, NAME, endless, plan)
     draw(killed, 1)
     asked = killed.ask()
@@ -140,13 +140,17 @@ def test_a_trial_that_was_running_is_marked_and_tried_again(
     assert resumed.interrupted() == 2
 
 
-def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path, listed: Experiment) -> None:
-    plan = Plan(trials=9, sampler="grid")
+@pytest.mark.timeout(25)
+def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(
+    tmp_path: Path, listed: Experiment
+) -> None:
+    plan = SearchPlan(trials=9, sampler="grid")
     study = Study(tmp_path, NAME, listed, plan)
     draw(study, 2)
     study.close()
     journal = tmp_path / JOURNAL
     journal.write_bytes(journal.read_bytes() + b'{"op_code":4,"wor')
+    (tmp_path / f"{JOURNAL}.lock").symlink_to(journal)  # Optuna would wait for it
     again = Study(tmp_path, NAME, listed, plan)
     assert len(again.trials()) == 2
     assert len(draw(again, 9)) == 4
@@ -160,29 +164,29 @@ def test_a_file_that_is_no_journal_is_named(tmp_path: Path, listed: Experiment) 
     (tmp_path / JOURNAL).write_text("nonsense\nand more\n")
     for _ in range(2):  # the lock is free again
         with pytest.raises(IntegrityError, match=r"study\.journal is no journal of a study"):
-            Study(tmp_path, NAME, listed, Plan(trials=1))
+            Study(tmp_path, NAME, listed, SearchPlan(trials=1))
 
 
 def test_two_at_a_time_are_refused(tmp_path: Path, listed: Experiment) -> None:
-    study = Study(tmp_path, NAME, listed, Plan(trials=1))
+    study = Study(tmp_path, NAME, listed, SearchPlan(trials=1))
     with pytest.raises(UsageError, match="another `ferry tune` has"):
-        Study(tmp_path, NAME, listed, Plan(trials=1))
+        Study(tmp_path, NAME, listed, SearchPlan(trials=1))
     study.close()
-    Study(tmp_path, NAME, listed, Plan(trials=1)).close()
+    Study(tmp_path, NAME, listed, SearchPlan(trials=1)).close()
 
 
 def test_studies_of_two_names_share_a_file_and_nothing_else(
     tmp_path: Path, listed: Experiment, endless: Experiment
 ) -> None:
     for name, experiment, count in (("one", listed, 2), ("two", endless, 3)):
-        study = Study(tmp_path, name, experiment, Plan(trials=9))
+        study = Study(tmp_path, name, experiment, SearchPlan(trials=9))
         draw(study, count)
         study.run_id = name
         study.close()
-    fresh = Study(tmp_path, "two", endless, Plan(trials=9, fresh=True))
+    fresh = Study(tmp_path, "two", endless, SearchPlan(trials=9, fresh=True))
     assert (fresh.trials(), fresh.run_id) == ((), None)
     fresh.close()
-    kept = Study(tmp_path, "one", listed, Plan(trials=9))
+    kept = Study(tmp_path, "one", listed, SearchPlan(trials=9))
     assert (len(kept.trials()), kept.run_id) == (2, "one")
     kept.close()
 
@@ -191,7 +195,7 @@ def test_studies_of_two_names_share_a_file_and_nothing_else(
 def test_what_is_behind_the_median_is_not_gone_on_with(
     tmp_path: Path, endless: Experiment, pruner: str, goes_on: bool
 ) -> None:
-    study = Study(tmp_path, NAME, endless, Plan(trials=9, pruner=pruner))  # type: ignore[arg-type]
+    study = Study(tmp_path, NAME, endless, SearchPlan(trials=9, pruner=pruner))  # type: ignore[arg-type]
     for _ in range(5):
         asked = study.ask()
         assert asked

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -18,17 +17,7 @@ from pipeline.stages.export import export
 from pipeline.stages.page.figures import learning_curve
 from pipeline.stages.parity import parity
 from pipeline.stages.train import train
-from pipeline.tracking.runs import load_mlflow
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty store in a folder of its own, which is the working directory."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield tmp_path
-    while mlflow.active_run():
-        mlflow.end_run()
+from pipeline.tracking.store import load_mlflow
 
 
 def tracked_training(project: Project, folder: Path) -> TrainReport:
@@ -44,12 +33,12 @@ def tracked_training(project: Project, folder: Path) -> TrainReport:
 
 
 @pytest.mark.slow
-def test_a_run_holds_all_that_a_training_is(trained: Project, store: Path) -> None:
-    report = tracked_training(trained, store)
+def test_a_run_holds_a_training_and_what_later_stages_add(exported: Project, store: Path) -> None:
+    report = tracked_training(exported, store)
     client = MlflowClient(tracking.store_uri())
     run = client.get_run(report.mlflow_run_id or "")
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.lr"] == str(trained.experiment.train.lr)
+    assert run.data.params["train.lr"] == str(exported.experiment.train.lr)
     assert run.data.params["model.name"] == "cnn"
     assert run.data.metrics["test_accuracy"] == report.accuracy
     losses = [point.value for point in client.get_metric_history(run.info.run_id, "loss")]
@@ -64,13 +53,6 @@ def test_a_run_holds_all_that_a_training_is(trained: Project, store: Path) -> No
     # The folder of params.yaml holds everything, and its path is absolute.
     assert run.info.artifact_uri.startswith((store / "mlruns").as_uri())
     assert report.tracking_seconds > 0
-
-
-@pytest.mark.slow
-def test_later_stages_add_to_the_run_that_trained_the_weights(
-    exported: Project, store: Path
-) -> None:
-    tracked = tracked_training(exported, store)
     export(
         store / "model.safetensors",
         store / "train.json",
@@ -86,10 +68,9 @@ def test_later_stages_add_to_the_run_that_trained_the_weights(
         files_in(store, "parity"),
         experiment=exported.experiment,
     )
-    client = MlflowClient(tracking.store_uri())
     (experiment,) = [one for one in client.search_experiments() if one.name == "digits-cnn"]
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_id == tracked.mlflow_run_id
+    assert run.info.run_id == report.mlflow_run_id
     assert run.info.status == "FINISHED"
     assert run.data.tags["ferry.gate.fp32"] == "passed"
     assert run.data.metrics["parity.fp32.flips"] == 0

@@ -62,11 +62,6 @@ SENTENCES = [
 ]
 
 
-@pytest.mark.parametrize("sentence", SENTENCES, ids=range(len(SENTENCES)))
-def test_the_graph_looks_up_what_python_looks_up(session: Session, sentence: str) -> None:
-    assert looked_up(session, [sentence]).tolist() == KNOWN.encode([sentence]).tolist()
-
-
 def test_a_batch_is_as_its_rows(session: Session) -> None:
     found = looked_up(session, SENTENCES)
     assert found.tolist() == KNOWN.encode(SENTENCES).tolist()

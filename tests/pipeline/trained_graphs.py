@@ -1,11 +1,14 @@
 """Small graphs that really are trained, in a second, without the stages around them."""
 
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache, wraps
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.network.graph import Graph
-from pipeline.network.losses import BinaryCrossEntropy, CrossEntropy, Head, MeanSquaredError
+from pipeline.network.graph import BinaryCrossEntropy, CrossEntropy, Graph, Head, MeanSquaredError
 from pipeline.records.ready import Split
 
 
@@ -50,12 +53,25 @@ def fit(graph: Graph, split: Split, steps: int = 60, lr: float = 0.01) -> Graph:
     return graph.eval().requires_grad_(False)
 
 
+def trained_once(make: Callable[..., Graph]) -> Callable[..., Graph]:
+    """Train a graph once, and give each caller a copy of it to change as he likes."""
+    kept = cache(make)
+
+    @wraps(make)
+    def copied(**options: bool) -> Graph:
+        return deepcopy(kept(**options))
+
+    return copied
+
+
+@trained_once
 def linear_graph(*, binary: bool = False) -> Graph:
     torch.manual_seed(0)
     head = BinaryCrossEntropy() if binary else CrossEntropy()
     return fit(graph_of(Flat(36, 1 if binary else 2), head), stripes())
 
 
+@trained_once
 def convolutional_graph() -> Graph:
     torch.manual_seed(0)
     network = nn.Sequential(
@@ -68,6 +84,7 @@ def convolutional_graph() -> Graph:
     return fit(graph_of(network, CrossEntropy()), stripes())
 
 
+@trained_once
 def drawing_graph() -> Graph:
     """It gives back grey of one brightness, which it has learnt."""
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ def main() -> None:
     setup = json.loads(sys.argv[1])
     if "saved" in setup:
         from pipeline.stages.baselines.pyfunc_subject import default_folder
-        from pipeline.tracking.pyfunc import open_pyfunc
+        from pipeline.tracking.models import open_pyfunc
 
         answer, _ = open_pyfunc(default_folder(Path(setup["saved"])))
     else:

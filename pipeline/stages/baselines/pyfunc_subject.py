@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.records.ready import open_split
 from pipeline.stages.baselines.torch_model import batch_of
-from pipeline.tracking.pyfunc import Pyfunc, open_pyfunc, save_pyfunc
+from pipeline.tracking.models import Pyfunc, open_pyfunc, save_pyfunc
 from serving.errors import InputError
 from serving.files import sha256_of_file
 from serving.measuring.timing import NS_PER_MS, Call, digits

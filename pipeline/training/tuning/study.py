@@ -19,7 +19,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config.experiment import Experiment, Interval
@@ -41,7 +41,7 @@ TRIALS_BEFORE_PRUNING = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class SearchPlan:
     """How a search goes about it."""
 
     trials: int
@@ -67,7 +67,7 @@ def value_of(epoch: Epoch) -> float:
 class Study:
     """The trials of one search, in `FOLDER/study.journal`."""
 
-    def __init__(self, folder: Path, name: str, experiment: Experiment, plan: Plan) -> None:
+    def __init__(self, folder: Path, name: str, experiment: Experiment, plan: SearchPlan) -> None:
         """Open the study of that name, or begin it.
 
         Trials that an earlier command left running are marked as failed and tried again. Raises
@@ -192,18 +192,11 @@ class Study:
         self._running.clear()
 
 
-class _NoLock(JournalFileOpenLock):
-    """The journal's own lock outlives a killed process, and the next one waits for it in vain."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        return None
-
-
 def _locked(folder: Path) -> FileLock:
-    """A lock of the operating system, which ends with its process however that ends."""
+    """Let one search have the folder: two would take each other's trials for interrupted ones.
+
+    The lock is the operating system's, which ends with its process however that ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -216,23 +209,28 @@ def _locked(folder: Path) -> FileLock:
 
 
 def _storage(path: Path) -> JournalStorage:
-    """A file that grows by a line per event, 20 times as fast as SQLite, which syncs several times.
+    """Open Optuna's journal, a line per event, and clear what a kill or a full disk left of it.
 
-    A line that a kill or a full disk cut short would spoil the one that is written behind it; it is
-    dropped.
+    Optuna skips a last line that was cut short, but writes the next one right behind it, and both
+    are lost; and it waits 30 seconds for the lock of a process that is gone. There is none here:
+    see `_locked`. SQLite, which needs neither, syncs several times per event and took 20 times as
+    long.
     """
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
     content = path.read_bytes() if path.exists() else b""
     if not content.endswith(b"\n") and content:
         write_bytes(path, content[: content.rfind(b"\n") + 1])
     try:
-        return JournalStorage(JournalFileBackend(str(path), _NoLock(str(path))))
+        return JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(
             f"{path} is no journal of a study: {error}; remove it, and the search begins anew"
         ) from error
 
 
-def _opened(storage: JournalStorage, name: str, experiment: Experiment, plan: Plan) -> optuna.Study:
+def _opened(
+    storage: JournalStorage, name: str, experiment: Experiment, plan: SearchPlan
+) -> optuna.Study:
     if plan.fresh and name in [one.study_name for one in storage.get_all_studies()]:
         optuna.delete_study(study_name=name, storage=storage)
     reconstructs = experiment.train.loss == "mean_squared_error"
@@ -266,14 +264,14 @@ def _setting(value: str | float) -> Setting:
     return tuple(choice) if isinstance(choice, list) else choice
 
 
-def _sampler(plan: Plan, seed: int) -> optuna.samplers.BaseSampler:
+def _sampler(plan: SearchPlan, seed: int) -> optuna.samplers.BaseSampler:
     if plan.sampler == "tpe":
         # Of trials that run beside it a new one keeps its distance.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=plan.jobs > 1)
     return optuna.samplers.RandomSampler(seed)
 
 
-def _pruner(experiment: Experiment, plan: Plan) -> optuna.pruners.BasePruner:
+def _pruner(experiment: Experiment, plan: SearchPlan) -> optuna.pruners.BasePruner:
     if plan.pruner == "none":
         return optuna.pruners.NopPruner()
     # A schedule that warms up tells little in its first quarter.

@@ -1,10 +1,8 @@
-"""One training of a search: settings in, how far it came on validation out. It writes nothing.
+"""Train the trials of a search, one after the other here or side by side in processes.
 
-The test set is not even opened: settings that were chosen by it would make its figures worthless.
-
-Processes that train the trials of a search side by side, each on its share of the cores.
-
-They are told settings and tell epochs, as JSON; whatever happens to one of them costs one trial.
+A trial writes nothing, and the test set is not even opened: settings that were chosen by it would
+make its figures worthless. Processes share the cores. They receive settings and send epochs, as
+JSON; whatever happens to one of them costs one trial.
 """
 
 import contextlib
@@ -36,7 +34,7 @@ from serving.files import dump_json, read_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class TrialJob:
     """What all trials of a search share."""
 
     data: Path
@@ -48,7 +46,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended."""
 
     state: str
@@ -59,8 +57,8 @@ class Outcome:
 
 
 def run(
-    job: Job, settings: Mapping[str, Setting], worth_going_on: Callable[[Epoch], bool]
-) -> Outcome:
+    job: TrialJob, settings: Mapping[str, Setting], worth_going_on: Callable[[Epoch], bool]
+) -> TrialOutcome:
     """Train with some settings changed; `worth_going_on` is asked after each epoch.
 
     A loss that is not a number and settings that do not fit together end the trial alone. What
@@ -78,11 +76,11 @@ def run(
     except ConfigError as error:
         state, reason = "failed", str(error)
     seconds = time.perf_counter() - start
-    return Outcome(state=state, reason=reason, epochs=tuple(epochs), seconds=seconds)
+    return TrialOutcome(state=state, reason=reason, epochs=tuple(epochs), seconds=seconds)
 
 
 def _train(
-    job: Job,
+    job: TrialJob,
     experiment: Experiment,
     epochs: list[Epoch],
     worth_going_on: Callable[[Epoch], bool],
@@ -103,10 +101,10 @@ def _train(
 SPAWN = multiprocessing.get_context("spawn")
 
 
-class Worker:
+class TrialWorker:
     """One process, and the trial that it has in hand."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrialJob) -> None:
         """Start it."""
         self._job = job
         self.trial: int | None = None
@@ -124,7 +122,7 @@ class Worker:
         with contextlib.suppress(OSError):  # it is dead, which `receive` tells
             self._connection.send_bytes(json.dumps(settings).encode())
 
-    def receive(self) -> Epoch | Outcome:
+    def receive(self) -> Epoch | TrialOutcome:
         """What it has to tell; after an epoch it waits for `answer`.
 
         A process that died, for want of memory say, is a failed trial, and is started again. Raises
@@ -138,7 +136,7 @@ class Worker:
             case {"epoch": content}:
                 return read_record(Epoch, content, "an epoch")
             case {"outcome": content}:
-                return read_record(Outcome, content, "an outcome")
+                return read_record(TrialOutcome, content, "an outcome")
         raise FerryError(message["error"])
 
     def answer(self, *, go_on: bool) -> None:
@@ -152,25 +150,25 @@ class Worker:
         self._process.join()
         self._connection.close()
 
-    def _restarted(self) -> Outcome:
+    def _restarted(self) -> TrialOutcome:
         self._process.join()
         reason = f"its process ended with status {self._process.exitcode}"
         self._connection.close()
         self._process, self._connection = _start(self._job)
-        return Outcome(state="failed", reason=reason, epochs=(), seconds=0.0)
+        return TrialOutcome(state="failed", reason=reason, epochs=(), seconds=0.0)
 
 
 @contextlib.contextmanager
-def workers(job: Job, count: int) -> Iterator[list[Worker]]:
+def workers(job: TrialJob, count: int) -> Iterator[list[TrialWorker]]:
     """Some workers, all of which are stopped at the end."""
     with contextlib.ExitStack() as stack:
-        started = [Worker(job) for _ in range(count)]
+        started = [TrialWorker(job) for _ in range(count)]
         for worker in started:
             stack.callback(worker.stop)
         yield started
 
 
-def _start(job: Job) -> tuple[SpawnProcess, Connection]:
+def _start(job: TrialJob) -> tuple[SpawnProcess, Connection]:
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=_work, args=(theirs, job), daemon=True)
     # Ctrl-C reaches the whole group; the one that started the others ends them.
@@ -183,7 +181,7 @@ def _start(job: Job) -> tuple[SpawnProcess, Connection]:
     return process, ours
 
 
-def _work(connection: Connection, job: Job) -> None:
+def _work(connection: Connection, job: TrialJob) -> None:
     """Train what is asked for until nobody asks any more."""
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which outlives a process
     threading.Thread(target=_end_with_the_parent, daemon=True).start()

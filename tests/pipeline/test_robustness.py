@@ -1,16 +1,16 @@
-from dataclasses import replace
+import importlib
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from trained_graphs import convolutional_graph, linear_graph, stripes
 
 from pipeline.config.experiment import EvaluateConfig
 from pipeline.network.graph import Graph
-from pipeline.stages.insight.attacks import Ball, attack, fast_gradient, projected_gradient
+from pipeline.stages.insight.robustness import Ball, attack, fast_gradient, projected_gradient
 
 CONFIG = EvaluateConfig(strengths=(0.05, 0.2), rows=200, steps=8, against="stripes")
 RADIUS, LARGEST = 20.0, 170.0
@@ -26,8 +26,21 @@ def loss(graph: Graph, images: Tensor, labels: Tensor) -> float:
     return float(graph.head.loss(graph.network(inputs), inputs, labels))
 
 
-def estimator(graph: Graph) -> PyTorchClassifier:
+@pytest.fixture(scope="module")
+def evasion(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The attacks of the Adversarial Robustness Toolbox.
+
+    It writes its settings to the home folder when it is imported, and two processes that do so at
+    the same time break each other's import.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        return importlib.import_module("art.attacks.evasion")
+
+
+def estimator(graph: Graph) -> Any:
     """The graph from raw values to logits, as the library of attacks takes it."""
+    from art.estimators.classification import PyTorchClassifier
 
     class FromValues(nn.Module):
         def __init__(self) -> None:
@@ -62,19 +75,19 @@ def test_a_single_logit_is_attacked_as_well() -> None:
     torch.testing.assert_close(found, (images + RADIUS * sides * signs).clamp(0, LARGEST))
 
 
-def test_a_library_makes_the_same_step() -> None:
+def test_a_library_makes_the_same_step(evasion: ModuleType) -> None:
     graph = convolutional_graph()
     images, labels = rows(graph)
-    method = FastGradientMethod(estimator(graph), eps=RADIUS)
+    method = evasion.FastGradientMethod(estimator(graph), eps=RADIUS)
     expected = method.generate(images.numpy(), y=np.eye(2)[labels])
     found = fast_gradient(graph, Ball(images, RADIUS, LARGEST), labels)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
 
 
-def test_a_library_descends_to_the_same_images() -> None:
+def test_a_library_descends_to_the_same_images(evasion: ModuleType) -> None:
     graph = convolutional_graph()
     images, labels = rows(graph)
-    method = ProjectedGradientDescentPyTorch(
+    method = evasion.ProjectedGradientDescentPyTorch(
         estimator(graph), eps=RADIUS, eps_step=2.5 * RADIUS / 8, max_iter=8, verbose=False
     )
     expected = method.generate(images.numpy(), y=np.eye(2)[labels])
@@ -128,13 +141,6 @@ def test_accuracy_falls_with_the_strength() -> None:
 def test_the_same_seed_gives_the_same_numbers() -> None:
     graph, split = convolutional_graph(), stripes(120, seed=3)
     assert attack(graph, split, CONFIG, seed=1) == attack(graph, split, CONFIG, seed=1)
-
-
-def test_a_change_too_small_to_matter_changes_nothing() -> None:
-    graph, split = convolutional_graph(), stripes(60, seed=3)
-    tiny = replace(CONFIG, strengths=(1e-9,))
-    found = attack(graph, split, tiny, seed=1)
-    assert {one.accuracy for one in found.attacks} == {found.accuracy}
 
 
 def test_fewer_rows_than_are_asked_for_are_all_attacked() -> None:

@@ -1,8 +1,6 @@
-"""Sheets of small images: what a network looks for, what it looks at, and where it is wrong.
+"""Draw the pictures of `ferry evaluate` with matplotlib: sheets of small images, and charts.
 
-Each pixel stays one pixel in the file, so that a figure of forty images is a few kilobytes.
-
-Charts of a look inside: reliability, attacks, errors of own and of strange rows, regions.
+In a sheet each pixel stays one pixel of the file, so that forty images are a few kilobytes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +18,17 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from pipeline.records.evaluate import Calibration, Robustness
 from pipeline.stages.page.figures import BLUE, COLORS, INK, ORANGE, PALE, STYLE
 
-Images = npt.NDArray[Any]
+Array = npt.NDArray[Any]
 COLUMNS = 8
 MOST_TILES = 32
 """Units or planes that are drawn of a layer that has more."""
 SMALL = 7.5
 """Of the text at an image, in points."""
 COLOUR_CHANNELS = 3
+BINS = 60
+"""Of a histogram."""
+MOST_ROWS = 600
+"""That are drawn in a plane."""
 
 
 def first_layer(weights: npt.NDArray[np.float32]) -> Figure:
@@ -70,7 +72,7 @@ def first_layer_gates(weights: npt.NDArray[np.float32], names: Sequence[str]) ->
     return figure
 
 
-def feature_maps(image: Images, largest: float, planes: npt.NDArray[np.float32]) -> Figure:
+def feature_maps(image: Array, largest: float, planes: npt.NDArray[np.float32]) -> Figure:
     """Draw an image, [H, W, C], and the planes that a layer makes of it, [planes, H', W'].
 
     All planes share one scale, from black, their least value, to white.
@@ -87,7 +89,7 @@ def feature_maps(image: Images, largest: float, planes: npt.NDArray[np.float32])
     return figure
 
 
-def mistakes(orders: Sequence[tuple[str, Images, Sequence[str]]], largest: float) -> Figure:
+def mistakes(orders: Sequence[tuple[str, Array, Sequence[str]]], largest: float) -> Figure:
     """Draw wrong answers: of each order its name, the images and a note for each.
 
     A note is one or two short lines.
@@ -103,7 +105,7 @@ def mistakes(orders: Sequence[tuple[str, Images, Sequence[str]]], largest: float
     return figure
 
 
-def saliency(images: Images, largest: float, found: Images, notes: Sequence[str]) -> Figure:
+def saliency(images: Array, largest: float, found: Array, notes: Sequence[str]) -> Figure:
     """Draw images, [rows, H, W, C], with how much each of their pixels counts, [rows, H, W].
 
     Each row has a scale of its own, from black, nothing, to bright, its largest value.
@@ -120,7 +122,7 @@ def saliency(images: Images, largest: float, found: Images, notes: Sequence[str]
     return figure
 
 
-def reconstructions(images: Images, drawn: Images, notes: Sequence[str], largest: float) -> Figure:
+def reconstructions(images: Array, drawn: Array, notes: Sequence[str], largest: float) -> Figure:
     """Draw images, uint8 [rows, H, W, C], above what was made of them, float32, 0 to 1.
 
     Below lies the mean squared error of each pixel, of all rows on one scale.
@@ -137,52 +139,6 @@ def reconstructions(images: Images, drawn: Images, notes: Sequence[str], largest
         for line, name in zip(grid, ("row", "drawn again", "error"), strict=True):
             _name(line[0], name)
     return figure
-
-
-def _grid(rows: int, columns: int, *, size: float, above: float = 0.0) -> tuple[Figure, Any]:
-    """Places of `size` inches for square images, and `above` inches for text over them."""
-    inches = (columns * size + 0.4, rows * size + above + 0.25)
-    spread = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-    figure = Figure(figsize=inches, layout=spread)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    return figure, grid
-
-
-def _pixels(axes: Axes, image: Images, largest: float) -> None:
-    """Show raw values, [H, W, C], from 0 to `largest`."""
-    bright = np.clip(np.asarray(image, dtype=np.float64) / max(largest, 1e-12), 0, 1)
-    if bright.shape[2] == COLOUR_CHANNELS:
-        _show(axes, bright)
-    else:
-        _show(axes, bright.mean(axis=2), cmap="gray", vmin=0, vmax=1)
-
-
-def _show(axes: Axes, image: Images, **scale: Any) -> None:
-    # Not "nearest", which would draw the pixels anew at the figure's own resolution.
-    drawn = axes.imshow(image, interpolation="none", **scale)
-    # Else its id would come from its pixels, and two dark planes share one; `as_svg` removes this.
-    drawn.set_gid("image_0")
-
-
-def _name(axes: Axes, name: str) -> None:
-    """Write what a line of images shows, upwards, to the left of its first one."""
-    axes.text(
-        -0.08, 0.5, name, rotation=90, size=SMALL + 1, weight="bold",
-        ha="right", va="center", transform=axes.transAxes,
-    )  # fmt: skip
-
-
-def _head(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.01, ha="left", fontsize=SMALL + 1)
-
-
-Values = npt.NDArray[Any]
-BINS = 60
-"""Of a histogram."""
-MOST_ROWS = 600
-"""That are drawn in a plane."""
 
 
 def reliability(calibration: Calibration) -> Figure:
@@ -233,7 +189,7 @@ def attacks(robustness: Robustness) -> Figure:
     return figure
 
 
-def errors(groups: Mapping[str, Values], title: str) -> Figure:
+def errors(groups: Mapping[str, Array], title: str) -> Figure:
     """Draw how often each error occurs in each group of rows, on a logarithmic scale."""
     every = np.concatenate(list(groups.values()))
     low, high = max(float(every.min()), 1e-8), max(float(every.max()), 1e-7)
@@ -252,8 +208,8 @@ def errors(groups: Mapping[str, Values], title: str) -> Figure:
 
 
 def regions(
-    grid: tuple[Values, Values], probabilities: Values, rows: Values, classes: Sequence[str],
-    labels: Values,
+    grid: tuple[Array, Array], probabilities: Array, rows: Array, classes: Sequence[str],
+    labels: Array,
 ) -> Figure:  # fmt: skip
     """Draw what is answered all over a plane, and the rows in it.
 
@@ -280,3 +236,42 @@ def regions(
         axes.xaxis.set_major_locator(MaxNLocator(6))
         figure.legend(loc="outside right upper", title="actual class")
     return figure
+
+
+def _grid(rows: int, columns: int, *, size: float, above: float = 0.0) -> tuple[Figure, Any]:
+    """Places of `size` inches for square images, and `above` inches for text over them."""
+    inches = (columns * size + 0.4, rows * size + above + 0.25)
+    spread = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    figure = Figure(figsize=inches, layout=spread)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    return figure, grid
+
+
+def _pixels(axes: Axes, image: Array, largest: float) -> None:
+    """Show raw values, [H, W, C], from 0 to `largest`."""
+    bright = np.clip(np.asarray(image, dtype=np.float64) / max(largest, 1e-12), 0, 1)
+    if bright.shape[2] == COLOUR_CHANNELS:
+        _show(axes, bright)
+    else:
+        _show(axes, bright.mean(axis=2), cmap="gray", vmin=0, vmax=1)
+
+
+def _show(axes: Axes, image: Array, **scale: Any) -> None:
+    # Not "nearest", which would draw the pixels anew at the figure's own resolution.
+    drawn = axes.imshow(image, interpolation="none", **scale)
+    # Else its id would come from its pixels, and two dark planes share one; `as_svg` removes this.
+    drawn.set_gid("image_0")
+
+
+def _name(axes: Axes, name: str) -> None:
+    """Write what a line of images shows, upwards, to the left of its first one."""
+    axes.text(
+        -0.08, 0.5, name, rotation=90, size=SMALL + 1, weight="bold",
+        ha="right", va="center", transform=axes.transAxes,
+    )  # fmt: skip
+
+
+def _head(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontsize=SMALL + 1)

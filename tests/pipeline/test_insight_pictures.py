@@ -7,8 +7,8 @@ from trained_graphs import convolutional_graph, graph_of, linear_graph, stripes
 
 from pipeline.config.params import load
 from pipeline.models import Shape, build
-from pipeline.network.losses import CrossEntropy
-from pipeline.stages.insight.saliency import Gates, Tiles, feature_maps, first_weights, saliency
+from pipeline.network.graph import CrossEntropy
+from pipeline.stages.insight.pictures import Gates, Tiles, feature_maps, first_weights, saliency
 
 COLOUR = Shape(kind="image", row=(3, 8, 10), outputs=4)
 MODELS = {"cnn": "digits-cnn", "resnet": "cifar10-resnet8", "mlp": "digits-mlp"}
@@ -31,12 +31,6 @@ def test_kernels_are_tiles_with_channels_last(name: str) -> None:
     units, *rest = found.weights.shape
     assert rest == [3, 3, 3]
     assert units > 1
-
-
-def test_weights_of_a_linear_layer_are_images() -> None:
-    found = first("mlp")
-    assert isinstance(found, Tiles)
-    assert found.weights.shape[1:] == (8, 10, 3)
 
 
 @pytest.mark.parametrize(("name", "gates"), [("gru", 3), ("lstm", 4)])

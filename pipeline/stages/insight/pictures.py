@@ -1,22 +1,26 @@
-"""The pictures of a look inside: each is a figure, or the reason why there is none."""
+"""The pictures of `ferry evaluate`: which there are, and what each shows of a trained network.
+
+Each picture is a figure, or the reason why there is none. What is drawn is measured here: the first
+weights, the first planes, and how much each pixel counts (saliency). `charts` draws it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from pipeline.network.graph import Graph
 from pipeline.records.evaluate import Classes, Reconstruction
 from pipeline.records.ready import DatasetManifest, Split
-from pipeline.stages.insight import drawing, saliency
-from pipeline.stages.insight.answers import Answers, Drawn, most_confident, worst
-from pipeline.stages.insight.saliency import Gates, Tiles
+from pipeline.stages.insight import charts
+from pipeline.stages.insight.quality import Answers, Redrawn, most_confident, worst
 
-Album: TypeAlias = Mapping[str, Figure | str]
+Pictures: TypeAlias = Mapping[str, Figure | str]
 """By name: a figure, or the reason why there is none."""
 CAPTIONS = {
     "first_layer": "weights of the first layer",
@@ -39,6 +43,10 @@ MARGIN = 0.25
 """Of the rows' own extent, on each side of them."""
 MOST_LETTERS = 14
 """Of a label beside an image."""
+FIRST = (nn.Conv2d, nn.Linear, nn.LSTM, nn.GRU)
+ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Sigmoid, nn.Tanh)
+GATES = {nn.LSTM: ("input", "forget", "cell", "output"), nn.GRU: ("reset", "update", "new")}
+"""In the order in which torch keeps their weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +81,9 @@ class TrainedNetwork:
         return first[:most]
 
 
-def of_classes(network: TrainedNetwork, answers: Answers, classes: Classes) -> Album:
+def pictures_of_classifier(network: TrainedNetwork, answers: Answers, classes: Classes) -> Pictures:
     """The pictures of a classifier; of one under attack where that was measured."""
-    reliability = drawing.reliability(classes.calibration)
+    reliability = charts.reliability(classes.calibration)
     if network.manifest.kind != "image":
         return {
             **dict.fromkeys(
@@ -84,7 +92,7 @@ def of_classes(network: TrainedNetwork, answers: Answers, classes: Classes) -> A
             "regions": _regions(network),
             "reliability": reliability,
         }
-    attacked = {"attacks": drawing.attacks(classes.robustness)} if classes.robustness else {}
+    attacked = {"attacks": charts.attacks(classes.robustness)} if classes.robustness else {}
     return {
         "first_layer": _first_layer(network),
         "feature_maps": _feature_maps(network),
@@ -95,9 +103,9 @@ def of_classes(network: TrainedNetwork, answers: Answers, classes: Classes) -> A
     }
 
 
-def of_reconstruction(
-    network: TrainedNetwork, own: Drawn, other: Drawn | None, found: Reconstruction
-) -> Album:
+def pictures_of_reconstruction(
+    network: TrainedNetwork, own: Redrawn, other: Redrawn | None, found: Reconstruction
+) -> Pictures:
     """The pictures of a reconstruction, and of its errors on images of another data set."""
     groups = {f"{network.manifest.dataset} ({len(own.errors):,} rows)": own.errors}
     title = f"Mean {found.mean_error:.5f}"
@@ -108,26 +116,99 @@ def of_reconstruction(
         "first_layer": _first_layer(network),
         "feature_maps": _feature_maps(network),
         "reconstructions": _reconstructions(network, own),
-        "errors": drawing.errors(groups, title),
+        "errors": charts.errors(groups, title),
         **dict.fromkeys(("mistakes", "reliability", "saliency"), "no class is answered"),
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """The weights of units that each look at a patch of an image, or at all of it."""
+
+    weights: npt.NDArray[np.float32]
+    """[units, height, width, channels]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """The weights of a recurrent layer from one row of an image."""
+
+    weights: npt.NDArray[np.float32]
+    """[gates × units, width × channels]."""
+    names: tuple[str, ...]
+
+
+def first_weights(graph: Graph, row: tuple[int, ...]) -> Tiles | Gates | None:
+    """The weights of the first layer that has some; `row` is the image's (H, W, C).
+
+    None where they are none of those that can be drawn.
+    """
+    first = _first(graph)
+    match first:
+        case nn.Conv2d():
+            return Tiles(_array(first.weight.permute(0, 2, 3, 1)))
+        case nn.Linear() if first.in_features == np.prod(row):
+            height, width, channels = row
+            flat = first.weight.unflatten(1, (channels, height, width))
+            return Tiles(_array(flat.permute(0, 2, 3, 1)))
+        case nn.LSTM() | nn.GRU():
+            weights = first.get_parameter("weight_ih_l0")
+            return Gates(_array(weights), GATES[type(first)])
+    return None
+
+
+def feature_maps(graph: Graph, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
+    """The planes after the first convolution and its activation, float32 [planes, height, width].
+
+    `image` is one row, [H, W, C]. None for a network that does not begin with a convolution.
+    """
+    first = _first(graph)
+    if not isinstance(first, nn.Conv2d):
+        return None
+    seen: list[Tensor] = []
+
+    def keep(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        seen.append(output.clone())  # the next layer may overwrite it
+
+    layers = [
+        one for one in graph.network.modules() if one is first or isinstance(one, ACTIVATIONS)
+    ]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    with torch.inference_mode():
+        graph(graph.tensor(image[None]))
+    for hook in hooks:
+        hook.remove()
+    return _array(seen[:2][-1][0])
+
+
+def saliency(graph: Graph, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """How much each pixel moves the logit of the class that is answered, float32 [rows, H, W].
+
+    The largest absolute derivative of its channels, as in Simonyan, Vedaldi and Zisserman, "Deep
+    inside convolutional networks", 2013.
+    """
+    values = graph.values(graph.tensor(images)).requires_grad_()
+    output = graph.network(graph.inputs(values))
+    # Of a single logit both classes' derivatives differ by their sign alone.
+    (gradient,) = torch.autograd.grad(output.amax(dim=1).sum(), values)
+    return _array(gradient.abs().amax(dim=1))
+
+
 def _first_layer(network: TrainedNetwork) -> Figure | str:
-    match saliency.first_weights(network.graph, network.row):
+    match first_weights(network.graph, network.row):
         case Tiles(weights):
-            return drawing.first_layer(weights)
+            return charts.first_layer(weights)
         case Gates(weights, names):
-            return drawing.first_layer_gates(weights, names)
+            return charts.first_layer_gates(weights, names)
     return "the first layer neither convolves nor takes an image or its rows"
 
 
 def _feature_maps(network: TrainedNetwork) -> Figure | str:
     image = np.array(network.test.inputs[0])
-    planes = saliency.feature_maps(network.graph, image)
+    planes = feature_maps(network.graph, image)
     if planes is None:
         return "the network does not begin with a convolution"
-    return drawing.feature_maps(image, network.largest, planes)
+    return charts.feature_maps(image, network.largest, planes)
 
 
 def _mistakes(network: TrainedNetwork, answers: Answers) -> Figure | str:
@@ -141,7 +222,7 @@ def _mistakes(network: TrainedNetwork, answers: Answers) -> Figure | str:
         (name, np.array(network.test.inputs[rows]), _notes(network, answers, rows))
         for name, rows in orders
     ]
-    return drawing.mistakes(drawn, network.largest)
+    return charts.mistakes(drawn, network.largest)
 
 
 def _notes(network: TrainedNetwork, answers: Answers, rows: npt.NDArray[np.int64]) -> list[str]:
@@ -157,16 +238,16 @@ def _saliency(network: TrainedNetwork, answers: Answers) -> Figure:
     rows = network.one_of_each(FEW)
     images = np.array(network.test.inputs[rows])
     notes = [network.labels[answers.predicted[row]] for row in rows]
-    found = saliency.saliency(network.graph, images)
-    return drawing.saliency(images, network.largest, found, notes)
+    found = saliency(network.graph, images)
+    return charts.saliency(images, network.largest, found, notes)
 
 
-def _reconstructions(network: TrainedNetwork, own: Drawn) -> Figure:
+def _reconstructions(network: TrainedNetwork, own: Redrawn) -> Figure:
     largest = np.argsort(-own.errors, kind="stable")[:WORST]
     rows = np.concatenate([network.one_of_each(DRAWN), largest])
     notes = [f"{network.labels[network.test.labels[row]]}\n{own.errors[row]:.4f}" for row in rows]
     images = np.array(network.test.inputs[rows])
-    return drawing.reconstructions(images, own.reconstructions[rows], notes, network.largest)
+    return charts.reconstructions(images, own.reconstructions[rows], notes, network.largest)
 
 
 def _regions(network: TrainedNetwork) -> Figure | str:
@@ -181,4 +262,14 @@ def _regions(network: TrainedNetwork) -> Figure | str:
         asked = network.graph.tensor(places.reshape(-1, 2))
         probabilities = network.graph(asked)[1].numpy().reshape(SIDE, SIDE, -1)
     labels = network.manifest.labels
-    return drawing.regions((across, up), probabilities, rows, labels, network.test.labels)
+    return charts.regions((across, up), probabilities, rows, labels, network.test.labels)
+
+
+def _first(graph: Graph) -> nn.Module | None:
+    """The first layer of a kind that can be drawn."""
+    return next((layer for layer in graph.network.modules() if isinstance(layer, FIRST)), None)
+
+
+def _array(values: Tensor) -> npt.NDArray[np.float32]:
+    found: npt.NDArray[np.float32] = values.detach().float().cpu().numpy()
+    return found

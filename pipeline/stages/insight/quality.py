@@ -1,13 +1,9 @@
-"""What a trained classifier answers to the test set, row by row, and where it is wrong.
+"""How good a network's answers to the test rows are: accuracy, mistakes, calibration, redrawing.
 
-Whether a classifier is as sure as it is right: its confidence against its accuracy.
-
-A network that says 0.9 should be right nine times in ten.
-
-How well a reconstruction draws its images again, and how well its error tells strange ones.
-
-The images of another data set are made fitting: grey where the network takes one channel, and
-resized to the sides that it takes.
+A classifier should be as sure as it is right: of the answers given with 0.9, nine in ten should be
+right. A reconstruction should redraw the images of its own data set better than those of another
+one, which are outliers to it. Those are made fitting first: grey where the network takes one
+channel, and resized to its sides.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,9 +21,14 @@ from pipeline.records.ready import Split
 
 BATCH = 200
 MISTAKES = 8
-"""That are told, of each order."""
+"""Rows listed, by confidence and by loss."""
 CHARACTERS = 100
-"""Of a sentence that is told."""
+"""Of a sentence that is quoted."""
+BINS = 15
+"""Equally wide, as in Guo et al., "On calibration of modern neural networks", 2017."""
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+LUMA = (0.299, 0.587, 0.114)
+"""Of red, green and blue: recommendation ITU-R BT.601."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ def worst(answers: Answers) -> npt.NDArray[np.int64]:
 def mistakes(
     answers: Answers, rows: npt.NDArray[np.int64], split: Split, labels: tuple[str, ...]
 ) -> tuple[Mistake, ...]:
-    """Tell the wrong answers of some rows; sentences are quoted."""
+    """Describe the wrong answers to some rows; sentences are quoted."""
     is_text = split.inputs.dtype.kind == "U"
     return tuple(
         Mistake(
@@ -101,21 +102,6 @@ def mistakes(
         )
         for row in rows.tolist()
     )
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """Float64 [batch, classes], of one logit per class or of the second class's alone.
-
-    From the logits, not from the probabilities: those of a very wrong answer are 0 in float32.
-    """
-    wide = logits.double()
-    if wide.shape[1] == 1:
-        wide = torch.cat([torch.zeros_like(wide), wide], dim=1)
-    return wide.log_softmax(dim=1)
-
-
-BINS = 15
-"""Equally wide, as in Guo et al., "On calibration of modern neural networks", 2017."""
 
 
 def calibrate(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> Calibration:
@@ -137,38 +123,9 @@ def calibrate(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int
     )
 
 
-def _bins(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> Iterator[Bin]:
-    """Bin m holds the confidences above m / BINS up to (m + 1) / BINS."""
-    places = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    for place in range(BINS):
-        inside = places == place
-        if inside.any():
-            yield Bin(
-                rows=int(inside.sum()),
-                confidence=float(confidences[inside].mean()),
-                accuracy=float(right[inside].mean()),
-            )
-        else:
-            yield Bin(rows=0, confidence=None, accuracy=None)
-
-
-def _error(bins: tuple[Bin, ...], rows: int) -> float:
-    gaps = (
-        one.rows * abs(one.accuracy - one.confidence)
-        for one in bins
-        if one.accuracy is not None and one.confidence is not None
-    )
-    return sum(gaps) / rows
-
-
-QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-LUMA = (0.299, 0.587, 0.114)
-"""Of red, green and blue: recommendation ITU-R BT.601."""
-
-
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """Images drawn again."""
+class Redrawn:
+    """Images drawn again by a network."""
 
     reconstructions: npt.NDArray[np.float32]
     """[rows, H, W, C], 0 to 1."""
@@ -176,10 +133,10 @@ class Drawn:
     """Mean squared error of each row, [rows]."""
 
 
-def draw(graph: Graph, images: npt.NDArray[np.uint8]) -> Drawn:
-    """Let a network draw images again, uint8 [rows, H, W, C]."""
+def redraw(graph: Graph, images: npt.NDArray[np.uint8]) -> Redrawn:
+    """Let a network redraw images, uint8 [rows, H, W, C]."""
     planes, errors = graph.answer(images, BATCH)
-    return Drawn(planes.numpy(), errors.double().numpy())
+    return Redrawn(planes.numpy(), errors.double().numpy())
 
 
 def fitting(images: npt.NDArray[np.uint8], row: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -212,6 +169,41 @@ def auc(own: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
     below = np.searchsorted(ordered, other, side="left")
     up_to = np.searchsorted(ordered, other, side="right")
     return float((below + up_to).mean() / 2 / len(own))
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Float64 [batch, classes], of one logit per class or of the second class's alone.
+
+    From the logits, not from the probabilities: those of a very wrong answer are 0 in float32.
+    """
+    wide = logits.double()
+    if wide.shape[1] == 1:
+        wide = torch.cat([torch.zeros_like(wide), wide], dim=1)
+    return wide.log_softmax(dim=1)
+
+
+def _bins(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> Iterator[Bin]:
+    """Bin m holds the confidences above m / BINS up to (m + 1) / BINS."""
+    places = np.clip(np.ceil(confidences * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    for place in range(BINS):
+        inside = places == place
+        if inside.any():
+            yield Bin(
+                rows=int(inside.sum()),
+                confidence=float(confidences[inside].mean()),
+                accuracy=float(right[inside].mean()),
+            )
+        else:
+            yield Bin(rows=0, confidence=None, accuracy=None)
+
+
+def _error(bins: tuple[Bin, ...], rows: int) -> float:
+    gaps = (
+        one.rows * abs(one.accuracy - one.confidence)
+        for one in bins
+        if one.accuracy is not None and one.confidence is not None
+    )
+    return sum(gaps) / rows
 
 
 def _channels(planes: Tensor, channels: int) -> Tensor:

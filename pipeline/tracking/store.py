@@ -1,0 +1,32 @@
+"""MLflow as ferry sets it up: where its runs lie, and what it keeps to itself."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
+}
+
+
+def store_uri() -> str:
+    """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of params.yaml."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd()}/mlflow.db"
+
+
+def load_mlflow() -> Any:
+    """The module, imported on the first call: that takes seconds."""
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    import mlflow
+
+    # Its migrations are told line by line, and its advice is not about this run. After the import,
+    # which sets the level itself.
+    for name in ("alembic", "mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
