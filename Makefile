@@ -5,6 +5,11 @@ VENV := .venv
 READY := $(VENV)/.ready
 DEMO := digits-mlp digits-cnn
 
+# What DVC did, without a line for each stage that was done before; a failed stage still fails.
+CHANGES := awk "!/didn't change, skipping/ { print; fflush() }"
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # One place for every version, of the packages that build the wheel too.
 export PIP_CONSTRAINT := $(CURDIR)/requirements.lock
@@ -23,9 +28,9 @@ help:
 	@echo "make ui      browse the runs in MLflow on http://127.0.0.1:$(PORT)"
 
 demo: $(READY)
-	dvc repro $(DEMO:%=short@%)
-	dvc repro --single-item report
-	ferry results $(DEMO)
+	@PYTHONUNBUFFERED=1 dvc repro $(DEMO:%=short@%) | $(CHANGES)
+	@dvc repro --single-item report | $(CHANGES)
+	@ferry results $(DEMO)
 
 test: $(READY)
 	python -m pytest --numprocesses 2 --dist worksteal
@@ -58,5 +63,5 @@ clean:
 
 $(READY): pyproject.toml requirements.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install --quiet --editable '.[pipeline,dev]'
+	python -m pip install --editable '.[pipeline,dev]'
 	touch $(READY)
