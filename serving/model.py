@@ -290,7 +290,7 @@ def _model(
         names = ", ".join(info.name for info in session.inputs)
         raise ModelError(
             f"{path} has the inputs {names or '(none)'}; exactly one can be fed here, several by "
-            f"`ferry bench --rows ROWS.npz` and by `serving.runtime.session.open_session`"
+            f"`ferry bench --data ROWS.npz` and by `serving.runtime.session.open_session`"
         )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")

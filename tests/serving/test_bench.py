@@ -25,7 +25,7 @@ from serving.errors import (
 from serving.files import dump_json, sha256_of_file
 from serving.measuring.bench import BenchOptions, bench, plan_of
 from serving.measuring.pairing import verdict
-from serving.measuring.report import AGAINST, report_from
+from serving.measuring.report import BEFORE, report_from
 
 QUICK = BenchOptions(batch_sizes=(1, 4), seconds=0.02, num_rounds=2, threads=(1,))
 CPU = "CPUExecutionProvider"
@@ -136,7 +136,7 @@ def test_a_report_survives_json(model):
 
 def test_a_model_against_itself_is_no_difference(model):
     report = bench(model, quick(seconds=0.3, num_rounds=8), against=model)
-    assert report.baseline == f"{AGAINST} · cpu"
+    assert report.baseline == f"{BEFORE} · cpu"
     before, now = report.measured
     assert before.rows[0].speedup is None
     ratio = now.rows[0].speedup
@@ -207,7 +207,7 @@ def test_a_model_that_runs_no_batch_asked_for_is_an_error(tmp_path):
 
 
 def test_made_up_text_is_refused(of_text):
-    with pytest.raises(InputError, match="name a file of real rows with --rows"):
+    with pytest.raises(InputError, match="name a file of real rows with --data"):
         bench(of_text, QUICK)
 
 
@@ -323,7 +323,7 @@ def test_it_works_from_any_folder(model, tmp_path, monkeypatch):
 
 
 def test_options_of_the_command_in_the_environment_do_not_reach_them(of_text, reviews, monkeypatch):
-    monkeypatch.setenv("FERRY_BENCH_ROWS", "of somebody else")
+    monkeypatch.setenv("FERRY_BENCH_DATA", "of somebody else")
     assert bench(of_text, quick(rows=reviews)).rows == "reviews.txt"
 
 

@@ -61,7 +61,7 @@ def test_it_takes_settings_and_several_threads(model):
 def test_it_takes_real_rows(tmp_path):
     model = tiny_onnx.write(tmp_path / "text.onnx", text_classifier())
     (tmp_path / "reviews.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    result = run(model, *QUICK, "--rows", tmp_path / "reviews.txt")
+    result = run(model, *QUICK, "--data", tmp_path / "reviews.txt")
     assert "rows of reviews.txt" in result.stdout
 
 
@@ -87,7 +87,7 @@ def test_it_measures_all_providers_and_says_why_not(model):
         (("--tune", "--provider", "all"), 2, "--tune is for one provider at a time"),
         (("--tune", "--memory-limit", "1"), 1, "no setting keeps the peak under 1 MiB"),
         (("--compare", "none.json"), 1, "none.json"),
-        (("--rows", "none.npy"), 1, "none.npy is not there"),
+        (("--data", "none.npy"), 1, "none.npy is not there"),
     ],
 )
 def test_it_tells_mistakes_in_one_line(model, arguments, exit_code, message):

@@ -8,19 +8,21 @@ from serving.errors import InputError
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.timing import Timing
 from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.tuning.finals import Final, Finalist, choose
-from serving.measuring.tuning.screening import Trial, ms_per_row
+from serving.measuring.tuning.screening import CandidateTrial, ms_per_row
+from serving.measuring.tuning.selection import CandidateMeasurement, SelectionPlan, choose
 from serving.runtime.settings import SessionSettings
 
 MIB = 2**20
 OWN = Candidate(settings=SessionSettings(threads=2), batch_size=1)
-FINAL = Final(finalists=3, seconds=0.3, slowest_ms=0.1, memory_limit_bytes=None, seed=1)
+FINAL = SelectionPlan(most=3, seconds=0.3, slowest_ms=0.1, memory_limit_bytes=None, seed=1)
 
 
-def finalist(gain: float, *, peak_mib: int = 70, parallel: int = 2, batch: int = 8) -> Finalist:
+def finalist(
+    gain: float, *, peak_mib: int = 70, parallel: int = 2, batch: int = 8
+) -> CandidateMeasurement:
     """One that is `gain` times as fast as the defaults."""
     settings = SessionSettings(threads=1, parallel=parallel)
-    return Finalist(
+    return CandidateMeasurement(
         candidate=Candidate(settings=settings, batch_size=batch),
         timing=Timing(
             batch_size=batch,
@@ -41,7 +43,7 @@ def finalist(gain: float, *, peak_mib: int = 70, parallel: int = 2, batch: int =
     )
 
 
-def defaults(peak_mib: int = 70) -> Finalist:
+def defaults(peak_mib: int = 70) -> CandidateMeasurement:
     return dataclasses.replace(finalist(1.0, peak_mib=peak_mib), candidate=OWN)
 
 
@@ -89,8 +91,8 @@ def test_candidates_are_ranked_by_rows_and_not_by_calls() -> None:
 
 
 def test_what_cannot_run_is_ranked_last() -> None:
-    ran = Trial(candidate=OWN, looks=1, p50_ms=900.0, skipped=None)
-    failed = Trial(candidate=OWN, looks=1, p50_ms=None, skipped="refused its input")
+    ran = CandidateTrial(candidate=OWN, looks=1, p50_ms=900.0, skipped=None)
+    failed = CandidateTrial(candidate=OWN, looks=1, p50_ms=None, skipped="refused its input")
     assert failed.cost > ran.cost
     assert sorted([failed, ran], key=lambda trial: trial.cost) == [ran, failed]
 

@@ -12,8 +12,8 @@ from tiny_kinds import TEXTS, text_classifier
 
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import sha256_of_file
-from serving.measuring.client import child_environment
 from serving.measuring.onnx_subject import MOST_ROWS, OnnxSubject
+from serving.measuring.process import child_environment
 from serving.runtime.providers import PROVIDERS
 from serving.runtime.settings import SessionSettings
 

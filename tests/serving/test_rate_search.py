@@ -10,11 +10,11 @@ from serving.errors import InputError, ModelError
 from serving.measuring.scenarios.rate_search import (
     MAX_OVERRUN,
     MIN_QUERIES,
-    Found,
+    HighestRate,
     highest_rate,
     num_queries,
 )
-from serving.measuring.scenarios.records import Run, ScenarioPlan
+from serving.measuring.scenarios.report import LoadRun, ScenarioPlan
 from serving.measuring.scenarios.system import ServerLoad
 
 CAPACITY = 1000.0
@@ -30,11 +30,11 @@ class Server:
     def __init__(self, p99_ms: P99) -> None:
         self.p99_ms = p99_ms
         self.loads: list[ServerLoad] = []
-        self.runs: list[Run] = []
+        self.runs: list[LoadRun] = []
 
-    def __call__(self, load: ServerLoad) -> Run:
+    def __call__(self, load: ServerLoad) -> LoadRun:
         p99 = self.p99_ms(load.rate_per_second)
-        run = Run(
+        run = LoadRun(
             batch_size=1,
             rows_per_query=1,
             num_queries=load.num_queries,
@@ -55,11 +55,11 @@ def up_to(highest: float) -> P99:
     return lambda rate: 1.0 if rate <= highest else 99.0
 
 
-def search(server: Server, asked: ScenarioPlan = PLAN, capacity: float = CAPACITY) -> Found:
+def search(server: Server, asked: ScenarioPlan = PLAN, capacity: float = CAPACITY) -> HighestRate:
     return highest_rate(server, capacity, asked, LIMIT_MS)
 
 
-def rates(found: Found) -> list[float]:
+def rates(found: HighestRate) -> list[float]:
     return [probe.rate_per_second for probe in found.probes]
 
 

@@ -6,12 +6,11 @@ import pytest
 
 from serving.errors import InputError
 from serving.measuring.scenarios.rate_search import MAX_OVERRUN, highest_rate, num_queries
-from serving.measuring.scenarios.records import Run, ScenarioPlan
+from serving.measuring.scenarios.report import LoadRun, ScenarioPlan
 from serving.measuring.scenarios.system import ServerLoad
 
 PLAN = ScenarioPlan(
     scenario="server",
-    engine="ferry",
     batch_size=1,
     seconds=1.0,
     rate_per_second=None,
@@ -27,10 +26,10 @@ class Server:
         self.p99_ms = p99_ms
         self.loads: list[ServerLoad] = []
 
-    def __call__(self, load: ServerLoad) -> Run:
+    def __call__(self, load: ServerLoad) -> LoadRun:
         self.loads.append(load)
         p99 = self.p99_ms(load.rate_per_second)
-        return Run(
+        return LoadRun(
             batch_size=1,
             rows_per_query=1,
             num_queries=load.num_queries,

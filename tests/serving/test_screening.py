@@ -13,9 +13,9 @@ from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, recurrent, write
 
 from serving.errors import InputError, MissingInputError
-from serving.measuring.client import Spec
+from serving.measuring.process import SubjectSpec
 from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.tuning.screening import ScreenedSubject, Trial, ms_per_row, screen
+from serving.measuring.tuning.screening import CandidateTrial, ScreenedSubject, ms_per_row, screen
 from serving.measuring.tuning.tuner import SCREENING, TuneOptions, spec_of
 from serving.runtime.settings import SessionSettings
 
@@ -26,7 +26,7 @@ BOUND = SessionSettings(threads=1, binding=True)
 TWO = SessionSettings(threads=1, parallel=2)
 
 
-def spec_for(model: Path, rows: Path | None = None) -> Spec:
+def spec_for(model: Path, rows: Path | None = None) -> SubjectSpec:
     return spec_of(model, TuneOptions(rows=rows), SCREENING)
 
 
@@ -34,8 +34,8 @@ def ways(settings: SessionSettings, *sizes: int) -> list[Candidate]:
     return [Candidate(settings=settings, batch_size=size) for size in sizes]
 
 
-def looked(spec: Spec, grid: list[Candidate], finalists: int = 1) -> tuple[Trial, ...]:
-    return screen(spec, grid, finalists=finalists, log=lambda _: None)
+def looked(spec: SubjectSpec, grid: list[Candidate], keep: int = 1) -> tuple[CandidateTrial, ...]:
+    return screen(spec, grid, keep=keep, log=lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("num", "finalists", "looks"),
+    ("num", "keep", "looks"),
     [
         (10, 1, [3, 3, 2, 2, 1, 1, 1, 1, 1, 1]),  # 10, 4, 2, and the best of these
         (9, 1, [2, 2, 2, 1, 1, 1, 1, 1, 1]),
@@ -63,11 +63,11 @@ def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_third_goes_on_until_few_are_left(
-    model: Path, num: int, finalists: int, looks: list[int]
+    model: Path, num: int, keep: int, looks: list[int]
 ) -> None:
     message: list[str] = []
     grid = ways(ONE, *range(1, num + 1))
-    trials = screen(spec_for(model), grid, finalists=finalists, log=message.append)
+    trials = screen(spec_for(model), grid, keep=keep, log=message.append)
     assert [trial.looks for trial in trials] == looks
     assert len(message) == sum(looks)
     assert message[0] == f"look 1, 1 of {num}: threads 1, batch 1"
@@ -82,7 +82,7 @@ def test_the_rank_is_how_far_it_went_and_then_its_cost(model: Path) -> None:
 
 
 def test_a_cost_is_that_of_a_row_in_work(model: Path) -> None:
-    for trial in looked(spec_for(model), [*ways(ONE, 1, 8), *ways(TWO, 8)], finalists=3):
+    for trial in looked(spec_for(model), [*ways(ONE, 1, 8), *ways(TWO, 8)], keep=3):
         assert trial.p50_ms is not None
         rows = trial.candidate.batch_size * trial.candidate.settings.parallel
         assert trial.cost == ms_per_row(trial.candidate, trial.p50_ms) == trial.p50_ms / rows
@@ -97,7 +97,7 @@ def test_an_empty_grid_has_no_trials(model: Path) -> None:
 
 def test_a_batch_that_the_model_refuses_comes_last(two_rows: Path) -> None:
     """The session stays good for the batches after it."""
-    trials = looked(spec_for(two_rows), [*ways(ONE, 3, 2, 5), *ways(BOUND, 3, 2)], finalists=2)
+    trials = looked(spec_for(two_rows), [*ways(ONE, 3, 2, 5), *ways(BOUND, 3, 2)], keep=2)
     assert {trial.candidate for trial in trials[:2]} == {*ways(ONE, 2), *ways(BOUND, 2)}
     assert [trial.candidate for trial in trials[2:]] == [*ways(ONE, 3, 5), *ways(BOUND, 3)]
     for trial in trials[2:]:
@@ -108,7 +108,7 @@ def test_a_batch_that_the_model_refuses_comes_last(two_rows: Path) -> None:
 
 
 def test_the_one_that_runs_is_found_among_those_that_do_not(two_rows: Path) -> None:
-    trials = looked(spec_for(two_rows), ways(ONE, 2, 3, 4, 5, 6, 7), finalists=2)
+    trials = looked(spec_for(two_rows), ways(ONE, 2, 3, 4, 5, 6, 7), keep=2)
     assert [trial.candidate.batch_size for trial in trials] == [2, 3, 4, 5, 6, 7]
     assert [bool(trial.skipped) for trial in trials] == [False] + [True] * 5
 
@@ -132,7 +132,7 @@ def test_no_process_is_left(two_rows: Path) -> None:
 def test_free_axes_need_real_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "lstm.onnx", recurrent())
     (without,) = looked(spec_for(path), ways(ONE, 2))
-    assert "--rows" in (without.skipped or "")
+    assert "--data" in (without.skipped or "")
     np.save(tmp_path / "rows.npy", np.ones((5, 7, 2), np.float32))
     (with_rows,) = looked(spec_for(path, tmp_path / "rows.npy"), ways(ONE, 2))
     assert with_rows.skipped is None

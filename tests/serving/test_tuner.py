@@ -14,13 +14,19 @@ from tiny_onnx import FLOAT, linear, write
 from serving.bundles.writing import write_profile
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
 from serving.files import dump_json, read_record
-from serving.measuring.client import Spec
+from serving.measuring.process import SubjectSpec
 from serving.measuring.tuning.candidates import Candidate, defaults
-from serving.measuring.tuning.finals import Final, Results, choose, compare, run_finals
 from serving.measuring.tuning.screening import ms_per_row, screen
+from serving.measuring.tuning.selection import (
+    Selection,
+    SelectionPlan,
+    choose,
+    compare,
+    measure_best,
+)
 from serving.measuring.tuning.tuner import (
+    SessionTuneReport,
     TuneOptions,
-    TuneReport,
     as_text,
     grid_of,
     profile_of,
@@ -31,7 +37,7 @@ from serving.model import open_model
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import SessionSettings
 
-SLEEPER = Spec(name="sleeper", provider="cpu", module="sleeper", setup={})
+SLEEPER = SubjectSpec(name="sleeper", provider="cpu", module="sleeper", setup={})
 ONE, TWO = SessionSettings(threads=1), SessionSettings(threads=1, parallel=2)
 BROKEN = SessionSettings(threads=1, optimize="none")
 MIB = 2**20
@@ -51,19 +57,19 @@ def grid(*pairs: tuple[SessionSettings, int]) -> list[Candidate]:
     return [Candidate(settings=settings, batch_size=size) for settings, size in pairs]
 
 
-def final(**changes: object) -> Final:
+def final(**changes: object) -> SelectionPlan:
     given = {
-        "finalists": 2,
+        "most": 2,
         "seconds": 0.05,
         "slowest_ms": 5.0,
         "memory_limit_bytes": None,
         "seed": 1,
     }
-    return Final(**(given | changes))
+    return SelectionPlan(**(given | changes))
 
 
-def finals(pairs: list[Candidate], base: Candidate, **changes: object) -> Results:
-    return run_finals(SLEEPER, pairs, base, final(**changes), nobody)
+def finals(pairs: list[Candidate], base: Candidate, **changes: object) -> Selection:
+    return measure_best(SLEEPER, pairs, base, final(**changes), nobody)
 
 
 # Screening
@@ -72,7 +78,7 @@ def finals(pairs: list[Candidate], base: Candidate, **changes: object) -> Result
 def test_the_screening_finds_the_best_and_looks_longer_at_them() -> None:
     """Per row: 0.16, 0.33, 0.35, 0.70, 1.1, 2.2, 3.1 and 6.2 ms."""
     pairs = grid((SLOW, 1), (SLOW, 2), (ONE, 1), (TWO, 1), (ONE, 4), (TWO, 4), (ONE, 16), (TWO, 16))
-    trials = screen(SLEEPER, pairs, finalists=1, log=nobody)
+    trials = screen(SLEEPER, pairs, keep=1, log=nobody)
     assert {trial.candidate for trial in trials} == set(pairs)
     assert trials[0].candidate == pairs[-1]
     assert [trial.looks for trial in trials] == [2, 2, 2, 1, 1, 1, 1, 1]
@@ -83,7 +89,7 @@ def test_the_screening_finds_the_best_and_looks_longer_at_them() -> None:
 def test_what_cannot_run_is_last_with_its_reason_and_the_others_go_on() -> None:
     """Settings that do not open, a batch that is refused, and a process that dies."""
     pairs = grid((ONE, 1), (BROKEN, 1), (ONE, 13), (ONE, 66), (ONE, 8))
-    trials = screen(SLEEPER, pairs, finalists=2, log=nobody)
+    trials = screen(SLEEPER, pairs, keep=2, log=nobody)
     assert [trial.candidate.batch_size for trial in trials[:2]] == [8, 1]
     message = {trial.candidate: trial.skipped for trial in trials[2:]}
     assert message[pairs[1]] == "these settings cannot be opened"
@@ -93,7 +99,7 @@ def test_what_cannot_run_is_last_with_its_reason_and_the_others_go_on() -> None:
 
 
 def test_nothing_runs() -> None:
-    (trial,) = screen(SLEEPER, grid((BROKEN, 1)), finalists=1, log=nobody)
+    (trial,) = screen(SLEEPER, grid((BROKEN, 1)), keep=1, log=nobody)
     assert trial.skipped == "these settings cannot be opened"
 
 
@@ -109,29 +115,29 @@ def test_rows_of_calls_side_by_side_count_together() -> None:
 def test_finalists_are_compared_with_the_defaults_in_turns() -> None:
     best, base, other = grid((TWO, 16), (ONE, 1), (ONE, 2))
     results = finals([best, other], base)
-    assert [one.candidate for one in results.finalists] == [best, other]
+    assert [one.candidate for one in results.measured] == [best, other]
     assert results.defaults.candidate == base
     assert results.defaults.over_defaults.median == 1
-    ratio = results.finalists[0].over_defaults
+    ratio = results.measured[0].over_defaults
     assert ratio.num_pairs == len(results.defaults.timing.turns_ms) == 4
-    assert ratio.median > 2 * results.finalists[1].over_defaults.median > 2
+    assert ratio.median > 2 * results.measured[1].over_defaults.median > 2
 
 
 def test_defaults_among_the_finalists_are_measured_once() -> None:
     best, base = grid((TWO, 16), (ONE, 1))
     results = finals([best, base], base)
-    assert [one.candidate for one in results.finalists] == [base, best]
-    assert results.finalists[0] is results.defaults
+    assert [one.candidate for one in results.measured] == [base, best]
+    assert results.measured[0] is results.defaults
 
 
 def test_the_memory_limit_walks_down_the_ranking() -> None:
     largest, large, small, base = grid((TWO, 64), (TWO, 48), (ONE, 4), (ONE, 1))
-    (free,) = finals([small], base, finalists=1).finalists
+    (free,) = finals([small], base, most=1).measured
     limit = free.peak_memory_bytes + 30 * MIB
     assert free.keeps(limit)
     assert not free.keeps(limit - 40 * MIB)
     results = finals([large, largest, small], base, memory_limit_bytes=limit)
-    assert [one.candidate for one in results.finalists] == [small]
+    assert [one.candidate for one in results.measured] == [small]
     (over,) = results.passed_over  # the larger batch of the same settings is not even tried
     assert over.candidate == large
     assert over.peak_memory_bytes is not None
@@ -151,7 +157,7 @@ def test_no_setting_keeps_the_memory_limit() -> None:
 def test_a_finalist_that_fails_is_passed_over() -> None:
     broken, good = grid((ONE, 13), (ONE, 4))
     results = finals([broken, good], good)
-    assert [one.candidate for one in results.finalists] == [good]
+    assert [one.candidate for one in results.measured] == [good]
     assert [(one.candidate, one.reason) for one in results.passed_over] == [
         (broken, "the model refuses 13 rows")
     ]
@@ -167,7 +173,7 @@ def test_two_candidates_are_compared() -> None:
 
 
 def test_the_choice_keeps_the_limit_and_is_no_slower_than_what_keeps_it_too() -> None:
-    (best,) = finals(grid((TWO, 16)), grid((ONE, 1))[0]).finalists
+    (best,) = finals(grid((TWO, 16)), grid((ONE, 1))[0]).measured
     ratio = best.over_defaults
     slower = dataclasses.replace(best, over_defaults=dataclasses.replace(ratio, median=0.9))
     own = finals(grid((ONE, 1)), grid((ONE, 1))[0]).defaults
@@ -194,7 +200,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports(model: Path) -> dict[str, TuneReport]:
+def reports(model: Path) -> dict[str, SessionTuneReport]:
     quick = TuneOptions(batch_sizes=(1, 8), seconds=0.04)
     single = dataclasses.replace(quick, goal="latency", batch_sizes=(4,))
     return {"throughput": tune(model, quick), "latency": tune(model, single)}
@@ -202,7 +208,7 @@ def reports(model: Path) -> dict[str, TuneReport]:
 
 @pytest.mark.parametrize("goal", ["latency", "throughput"])
 def test_the_choice_is_of_the_grid_and_not_under_the_defaults(
-    reports: dict[str, TuneReport], model: Path, goal: str
+    reports: dict[str, SessionTuneReport], model: Path, goal: str
 ) -> None:
     report = reports[goal]
     choice = Candidate(settings=report.settings, batch_size=report.batch_size)
@@ -212,18 +218,18 @@ def test_the_choice_is_of_the_grid_and_not_under_the_defaults(
     assert report.defaults.candidate.settings == defaults(allowed_cores())
     assert len(report.trials) == report.num_candidates
     assert {trial.candidate for trial in report.trials} >= {choice}
-    medians = [one.over_defaults.median for one in report.finalists]
+    medians = [one.over_defaults.median for one in report.measured]
     assert medians == sorted(medians, reverse=True)
     assert min(report.p50_ms, report.rows_per_second, report.peak_memory_bytes) > 0
 
 
 @pytest.mark.parametrize("goal", ["latency", "throughput"])
-def test_the_report_goes_through_json(reports: dict[str, TuneReport], goal: str) -> None:
+def test_the_report_goes_through_json(reports: dict[str, SessionTuneReport], goal: str) -> None:
     report = reports[goal]
-    assert read_record(TuneReport, json.loads(dump_json(report)), "it") == report
+    assert read_record(SessionTuneReport, json.loads(dump_json(report)), "it") == report
 
 
-def test_the_text_shows_the_choice_and_the_defaults(reports: dict[str, TuneReport]) -> None:
+def test_the_text_shows_the_choice_and_the_defaults(reports: dict[str, SessionTuneReport]) -> None:
     text = as_text(reports["throughput"])
     assert text.count("chosen") == 1
     assert text.count("ONNX Runtime's own") == 1
@@ -231,7 +237,7 @@ def test_the_text_shows_the_choice_and_the_defaults(reports: dict[str, TuneRepor
 
 
 def test_a_tuning_goes_into_a_bundle_and_is_used(
-    reports: dict[str, TuneReport], bundle: Path
+    reports: dict[str, SessionTuneReport], bundle: Path
 ) -> None:
     profile = profile_of(reports["throughput"])
     write_profile(bundle, profile)
@@ -249,7 +255,7 @@ def test_a_bundle_is_tuned_within_its_memory(bundle: Path) -> None:
     report = tune(bundle, options, log=steps.append)
     assert report.peak_memory_bytes <= 8 * 2**30
     assert report.batch_size == 1
-    assert any("finals: round 1 of" in step for step in steps)
+    assert any("measuring in full: round 1 of" in step for step in steps)
     with pytest.raises(InputError, match="no setting keeps the peak under 1 MiB: the least was"):
         tune(bundle, dataclasses.replace(options, memory_limit_bytes=MIB))
     assert open_model(bundle).profile is None
@@ -288,7 +294,7 @@ def test_texts_are_tuned_on_real_rows(tmp_path: Path) -> None:
     report = tune(path, options)
     assert report.rows == "rows.txt"
     assert not any(trial.candidate.settings.binding for trial in report.trials)
-    with pytest.raises(InputError, match="name a file of real rows with --rows"):
+    with pytest.raises(InputError, match="name a file of real rows with --data"):
         tune(path, dataclasses.replace(options, rows=None))
 
 
@@ -313,7 +319,9 @@ def test_what_cannot_be_tuned(tmp_path: Path, model: Path) -> None:
         TuneOptions(seconds=0.0)
 
 
-@pytest.mark.parametrize("step", ["look 1, 3", "finals: starting", "finals: round 2"])
+@pytest.mark.parametrize(
+    "step", ["look 1, 3", "measuring in full: starting", "measuring in full: round 2"]
+)
 def test_an_interruption_leaves_no_process_and_writes_nothing(model: Path, step: str) -> None:
     def log(message: str) -> None:
         if message.startswith(step):
