@@ -67,8 +67,19 @@ def sizes(report):
     return [row.timing.batch_size for row in only(report).rows]
 
 
-def test_a_report_says_what_ran_where_and_how_fast(model):
-    report = bench(model, QUICK)
+@pytest.fixture(scope="module")
+def measured_model(tmp_path_factory):
+    content = tiny_onnx.linear(["batch", 16], tiny_onnx.UINT8)
+    return tiny_onnx.write(tmp_path_factory.mktemp("bench") / "model.onnx", content)
+
+
+@pytest.fixture(scope="module")
+def report(measured_model):
+    """One run with everything that a report holds."""
+    return bench(measured_model, quick(growth_calls=200, num_cold_starts=2))
+
+
+def test_a_report_says_what_ran_where_and_how_fast(report, measured_model):
     measured = only(report)
     assert sizes(report) == [1, 4]
     for row in measured.rows:
@@ -84,8 +95,8 @@ def test_a_report_says_what_ran_where_and_how_fast(model):
     assert measured.proof.share == measured.share.share == 1
     assert set(measured.share.time_us) == {CPU}
     assert measured.settings.threads == 1
-    assert measured.sha256 == sha256_of_file(model)
-    assert measured.file_bytes == model.stat().st_size
+    assert measured.sha256 == sha256_of_file(measured_model)
+    assert measured.file_bytes == measured_model.stat().st_size
     assert measured.ready_ms > 0
     assert measured.peak_memory_bytes > 10 * 2**20
     assert not report.partial
@@ -94,8 +105,8 @@ def test_a_report_says_what_ran_where_and_how_fast(model):
     assert report.environment.git_revision
 
 
-def test_each_process_is_pinned_to_its_cores(model):
-    measured = only(bench(model, QUICK))
+def test_each_process_is_pinned_to_its_cores(report):
+    measured = only(report)
     assert len(measured.cores) == 1
     assert set(measured.cores) <= os.sched_getaffinity(0)
 
@@ -119,15 +130,14 @@ def test_throughput_and_latency_agree(model):
     assert timing.rows_per_second <= 64 / (timing.p50_ms / 1000) * 1.5
 
 
-def test_the_fastest_batch_and_a_batch_that_was_not_measured(model):
-    measured = only(bench(model, QUICK))
+def test_the_fastest_batch_and_a_batch_that_was_not_measured(report):
+    measured = only(report)
     rates = [row.timing.rows_per_second for row in measured.rows]
     assert measured.fastest.rows_per_second == max(rates)
     assert measured.row(2) is None
 
 
-def test_a_report_survives_json(model):
-    report = bench(model, quick(growth_calls=50, num_cold_starts=1))
+def test_a_report_survives_json(report):
     raw = json.loads(dump_json(report))
     assert report_from(raw) == report
     with pytest.raises(IntegrityError, match="lacks the key 'clock'"):
@@ -135,7 +145,7 @@ def test_a_report_survives_json(model):
 
 
 def test_a_model_against_itself_is_no_difference(model):
-    report = bench(model, quick(seconds=0.3, num_rounds=8), against=model)
+    report = bench(model, quick(seconds=0.1, num_rounds=8, batch_sizes=(1,)), against=model)
     assert report.baseline == f"{BEFORE} · cpu"
     before, now = report.measured
     assert before.rows[0].speedup is None
@@ -146,15 +156,14 @@ def test_a_model_against_itself_is_no_difference(model):
     assert verdict(ratio, margin=0.2) == "no difference"
 
 
-def test_memory_is_looked_at_after_many_calls(model):
-    growth = only(bench(model, quick(growth_calls=200))).growth
+def test_memory_is_looked_at_after_many_calls(report):
+    growth = only(report).growth
     assert growth.num_calls == 200
     assert growth.batch_sizes == (1, 4)
     assert growth.drift_bytes < 8 * 2**20
 
 
-def test_cold_starts_take_longer_than_calls(model):
-    report = bench(model, quick(num_cold_starts=2))
+def test_cold_starts_take_longer_than_calls(report):
     (cold,) = report.cold_starts
     assert cold.subject == "model.onnx · cpu"
     assert len(cold.runs_ms) == 2

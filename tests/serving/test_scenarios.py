@@ -17,8 +17,8 @@ from serving.files import read_record
 from serving.measuring.bench import run_scenarios
 from serving.measuring.process import SubjectSpec
 from serving.measuring.scenarios import rate_search
-from serving.measuring.scenarios.rate_search import MIN_QUERIES, highest_rate, num_queries
-from serving.measuring.scenarios.report import LoadRun, Probe, ScenarioFigures, ScenarioPlan
+from serving.measuring.scenarios.rate_search import MIN_QUERIES
+from serving.measuring.scenarios.report import Probe, ScenarioFigures, ScenarioPlan
 from serving.measuring.scenarios.scenarios import (
     SCENARIOS,
     check_plan,
@@ -167,90 +167,16 @@ def test_an_error_of_the_subject_ends_all_threads() -> None:
 # The highest rate
 
 
-def queue_of(capacity: float, service_ms: float) -> Any:
-    """A server whose p99 follows from the rate as in a queue, without waiting for it."""
-
-    def serve(asked: ServerLoad) -> LoadRun:
-        busy = asked.rate_per_second / capacity
-        p99 = service_ms / (1 - busy) if busy < 1 else 1e6
-        return LoadRun(
-            batch_size=1,
-            rows_per_query=1,
-            num_queries=asked.num_queries,
-            seconds=1.0,
-            p50_ms=service_ms,
-            p90_ms=service_ms,
-            p99_ms=p99,
-            p999_ms=p99,
-            rows_per_second=asked.rate_per_second,
-        )
-
-    return serve
-
-
-@pytest.mark.parametrize("measured", [0.4, 1.0, 1.3])
-@pytest.mark.parametrize(("limit_ms", "part"), [(2.0, 0.5), (10.0, 0.9), (1.05, 1 - 1 / 1.05)])
-def test_the_search_ends_within_three_percent(
-    measured: float, limit_ms: float, part: float
-) -> None:
-    serve = queue_of(capacity=1000, service_ms=1)
-    asked = plan("server", p99_limit_ms=limit_ms, seconds=1)
-    found = highest_rate(serve, 1000 * measured, asked, limit_ms)
-    assert 1000 * part / 1.03 <= found.rate_per_second <= 1000 * part
-    assert found.run.rows_per_second == found.rate_per_second
-    assert found.run.p99_ms <= limit_ms
-    kept = [probe.rate_per_second for probe in found.probes if probe.kept]
-    missed = [probe.rate_per_second for probe in found.probes if not probe.kept]
-    assert max(kept) == found.rate_per_second < min(missed)
-    assert len(found.probes) < 20
-
-
-def test_a_limit_that_no_rate_breaks_ends_the_search_too() -> None:
-    serve = queue_of(capacity=1e9, service_ms=1)
-    found = highest_rate(serve, 1000, plan("server", p99_limit_ms=5.0), 5.0)
-    assert found.rate_per_second > 2000
-    assert all(probe.kept for probe in found.probes)
-
-
-def test_a_limit_out_of_reach_tells_the_best_that_was_reached() -> None:
-    serve = queue_of(capacity=1000, service_ms=1)
-    with pytest.raises(InputError) as caught:
-        highest_rate(serve, 1000, plan("server", p99_limit_ms=0.01, seconds=10), 0.01)
-    assert str(caught.value) == (
-        "no rate keeps p99 under 0.01 ms: the best was 1.01 ms at 10 queries/s"
-    )
-
-
-def test_probes_are_long_enough_for_p99_and_for_a_backlog_but_not_endless() -> None:
-    asked: list[ServerLoad] = []
-    serve = queue_of(capacity=1000, service_ms=1)
-
-    def noting(load: ServerLoad) -> LoadRun:
-        asked.append(load)
-        return serve(load)
-
-    highest_rate(noting, 1000, plan("server", p99_limit_ms=200.0, seconds=1), 200.0)
-    # 30 limits are 6 s.
-    assert all(one.num_queries >= 6 * one.rate_per_second for one in asked)
-    assert len({one.seed for one in asked}) == len(asked)
-    assert all(one.limit_ms == 200 for one in asked)
-    assert num_queries(1000.0, 1.0, 500) == 1000
-    assert num_queries(100.0, 1.0, 500) == 500
-    assert num_queries(10.0, 1.0, 500) == 100
-    assert num_queries(0.01, 1.0, 500) == 1
-    assert num_queries(1e9, 1.0, 500) == 1_000_000
-
-
 def test_the_highest_rate_of_a_real_system_is_below_its_capacity_and_near(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By short probes and to a third: how the search goes on is shown by servers of no time."""
-    for name, value in {"MIN_PROBE_QUERIES": 60, "LIMITS_LONG": 4, "PRECISION": 1.3}.items():
+    for name, value in {"MIN_PROBE_QUERIES": 60, "LIMITS_LONG": 10, "PRECISION": 1.3}.items():
         monkeypatch.setattr(rate_search, name, value)
-    found = figures(Steady(call_ms=3), plan("server", p99_limit_ms=60.0, seconds=0.1))
+    found = figures(Steady(call_ms=3), plan("server", p99_limit_ms=100.0, seconds=0.1))
     assert found.rate_per_second is not None
-    assert 50 < found.rate_per_second < 1000 / 3
-    assert found.p99_ms <= found.p99_limit_ms == 60
+    assert 20 < found.rate_per_second < 1000 / 3
+    assert found.p99_ms <= found.p99_limit_ms == 100
     assert found.rate_per_second in {probe.rate_per_second for probe in found.probes if probe.kept}
     assert {probe.kept for probe in found.probes} == {True, False}
 

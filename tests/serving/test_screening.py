@@ -50,6 +50,49 @@ def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(path, reshaping_to_two_rows())
 
 
+# A subject of known speed
+
+
+SLEEPER = SubjectSpec(name="sleeper", provider="cpu", module="sleeper", setup={})
+BROKEN = SessionSettings(threads=1, optimize="none")
+SLOW = SessionSettings(threads=2)
+
+
+def pairs_of(*pairs: tuple[SessionSettings, int]) -> list[Candidate]:
+    return [Candidate(settings=settings, batch_size=size) for settings, size in pairs]
+
+
+@pytest.fixture
+def _sleeper_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.mark.usefixtures("_sleeper_on_path")
+def test_the_screening_finds_the_best_and_looks_longer_at_them() -> None:
+    """Per row: 0.16, 0.33, 0.35, 0.70, 1.1, 2.2, 3.1 and 6.2 ms."""
+    pairs = pairs_of(
+        (SLOW, 1), (SLOW, 2), (ONE, 1), (TWO, 1), (ONE, 4), (TWO, 4), (ONE, 16), (TWO, 16)
+    )
+    trials = screen(SLEEPER, pairs, keep=1, log=lambda _: None)
+    assert {trial.candidate for trial in trials} == set(pairs)
+    assert trials[0].candidate == pairs[-1]
+    assert [trial.looks for trial in trials] == [2, 2, 2, 1, 1, 1, 1, 1]
+    assert all(trial.p50_ms and trial.skipped is None for trial in trials)
+
+
+@pytest.mark.usefixtures("_sleeper_on_path")
+def test_what_cannot_run_is_last_with_its_reason_and_the_others_go_on() -> None:
+    """Settings that do not open, a batch that is refused, and a process that dies."""
+    pairs = pairs_of((ONE, 1), (BROKEN, 1), (ONE, 13), (ONE, 66), (ONE, 8))
+    trials = screen(SLEEPER, pairs, keep=2, log=lambda _: None)
+    assert [trial.candidate.batch_size for trial in trials[:2]] == [8, 1]
+    message = {trial.candidate: trial.skipped for trial in trials[2:]}
+    assert message[pairs[1]] == "these settings cannot be opened"
+    assert message[pairs[2]] == "the model refuses 13 rows"
+    assert "ended: exit status 3" in (message[pairs[3]] or "")
+    assert all(trial.cost == float("inf") for trial in trials[2:])
+
+
 # Ranking
 
 

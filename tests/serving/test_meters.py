@@ -34,6 +34,7 @@ def test_calls_of_several_threads_run_at_the_same_time():
         if not met.is_set():
             meeting.wait()  # passes only when both are in here
             met.set()
+        time.sleep(0.001)  # longer than the clock needs to time a single call
 
     samples = take_parallel_samples([call, call], 0.05, min_calls=5)
     assert len(seen) == 2
