@@ -15,6 +15,7 @@ from steady import Steady, plan
 from serving.errors import FerryError, InputError, UnknownNameError, UsageError
 from serving.files import read_record
 from serving.measuring.bench import run_scenarios
+from serving.measuring.onnx_subject import OnnxSubject
 from serving.measuring.process import SubjectSpec
 from serving.measuring.scenarios import rate_search
 from serving.measuring.scenarios.rate_search import MIN_QUERIES
@@ -175,7 +176,8 @@ def test_the_highest_rate_of_a_real_system_is_below_its_capacity_and_near(
         monkeypatch.setattr(rate_search, name, value)
     found = figures(Steady(call_ms=3), plan("server", p99_limit_ms=100.0, seconds=0.1))
     assert found.rate_per_second is not None
-    assert 20 < found.rate_per_second < 1000 / 3
+    # A tenth above what can be done has a backlog of one limit by the end of a probe.
+    assert 20 < found.rate_per_second < 1.3 * 1000 / 3
     assert found.p99_ms <= found.p99_limit_ms == 100
     assert found.rate_per_second in {probe.rate_per_second for probe in found.probes if probe.kept}
     assert {probe.kept for probe in found.probes} == {True, False}
@@ -286,10 +288,12 @@ def test_what_was_found_before_an_error_is_kept(model: Path) -> None:
 
 def test_a_model_of_one_batch_size_says_so(tmp_path: Path) -> None:
     fixed = tiny_onnx.write(tmp_path / "fixed.onnx", tiny_onnx.linear([4, 4]))
+    subject = OnnxSubject(fixed, "cpu", None)
+    subject.start(ONE)
     with pytest.raises(InputError, match="the model takes batches of 4, not of 8"):
-        list(run_scenarios(onnx_spec(fixed), ONE, [plan("multi-stream")], note))
+        run_scenario(subject, ONE, dataclasses.asdict(plan("multi-stream")))
     with pytest.raises(InputError, match="the model refused its input"):
-        list(run_scenarios(onnx_spec(fixed), ONE, [plan("single-stream")], note))
+        run_scenario(subject, ONE, dataclasses.asdict(plan("single-stream")))
 
 
 def test_no_plans_start_no_process() -> None:

@@ -46,9 +46,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(model: Path) -> dict[str, SessionTuneReport]:
+    """For throughput on all cores, for latency on one: each candidate costs its time."""
     quick = TuneOptions(batch_sizes=(1, 8), seconds=0.02)
     single = dataclasses.replace(quick, goal="latency", batch_sizes=(4,))
-    return {"throughput": tune(model, quick), "latency": tune(model, single)}
+    throughput = tune(model, quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuner, "allowed_cores", lambda: 1)
+        return {"throughput": throughput, "latency": tune(model, single)}
 
 
 @pytest.mark.parametrize("goal", ["latency", "throughput"])
@@ -60,7 +64,8 @@ def test_the_choice_is_of_the_grid_and_not_under_the_defaults(
     sizes = (4,) if goal == "latency" else (1, 8)
     assert choice in grid_of(model, TuneOptions(goal=goal, batch_sizes=sizes))
     assert report.over_defaults.median >= 1
-    assert report.defaults.candidate.settings == defaults(allowed_cores())
+    cores = allowed_cores() if goal == "throughput" else 1
+    assert report.defaults.candidate.settings == defaults(cores)
     assert len(report.trials) == report.num_candidates
     assert {trial.candidate for trial in report.trials} >= {choice}
     medians = [one.over_defaults.median for one in report.measured]
