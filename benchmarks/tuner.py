@@ -17,14 +17,21 @@ from serving.bundles.profiles import Goal
 from serving.console import progress, table
 from serving.errors import FerryError
 from serving.files import read_record
-from serving.measuring.client import Spec, Worker
 from serving.measuring.pairing import PairedRatio
+from serving.measuring.process import SubjectProcess, SubjectSpec
 from serving.measuring.rounds import Log, cores_for
 from serving.measuring.timing import Timing
 from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.tuning.finals import Final, compare
 from serving.measuring.tuning.screening import ms_per_row
-from serving.measuring.tuning.tuner import TuneOptions, TuneReport, as_text, grid_of, spec_of, tune
+from serving.measuring.tuning.selection import SelectionPlan, compare
+from serving.measuring.tuning.tuner import (
+    SessionTuneReport,
+    TuneOptions,
+    as_text,
+    grid_of,
+    spec_of,
+    tune,
+)
 
 MODELS = (Path("models/cifar10-resnet8/model.onnx"), Path("models/digits-cnn/model.onnx"))
 GOALS: tuple[Goal, ...] = ("latency", "throughput")
@@ -87,9 +94,9 @@ def exhaustive(model: Path, options: TuneOptions, log: Log) -> tuple[Candidate, 
     return min(costs, key=lambda one: costs[one]), perf_counter() - start
 
 
-def measured(spec: Spec, candidate: Candidate) -> Timing:
+def measured(spec: SubjectSpec, candidate: Candidate) -> Timing:
     """Measure one candidate in a process of its own."""
-    with Worker(spec) as worker:
+    with SubjectProcess(spec) as worker:
         cores = list(cores_for(candidate.settings))
         worker.ask("start", settings=asdict(candidate.settings), cores=cores)
         worker.ask("prepare", batch_size=candidate.batch_size, seconds=SECONDS)
@@ -97,17 +104,17 @@ def measured(spec: Spec, candidate: Candidate) -> Timing:
         return read_record(Timing, worker.ask("timing"), candidate.describe())
 
 
-def against(spec: Spec, best: Candidate, report: TuneReport, log: Log) -> PairedRatio:
+def against(spec: SubjectSpec, best: Candidate, report: SessionTuneReport, log: Log) -> PairedRatio:
     """How fast the tuner's choice is, as a part of the grid's best."""
     choice = Candidate(settings=report.settings, batch_size=report.batch_size)
-    final = Final(
-        finalists=2,
+    plan = SelectionPlan(
+        most=2,
         seconds=4 * SECONDS,
         slowest_ms=report.p50_ms,
         memory_limit_bytes=None,
         seed=report.seed,
     )
-    return compare(spec, best, choice, final, log)[1].over_defaults
+    return compare(spec, best, choice, plan, log)[1].over_defaults
 
 
 if __name__ == "__main__":

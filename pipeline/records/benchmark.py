@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from serving.errors import IntegrityError
-from serving.measuring import table
+from serving.measuring import report as bench_report
 from serving.measuring.pairing import PairedRatio, ratio_of_turns
-from serving.measuring.report import BenchReport, Measured
+from serving.measuring.report import BenchReport, Measurement
 from serving.measuring.timing import Timing, digits
 
 EAGER = "PyTorch eager"
@@ -17,13 +17,13 @@ CLAIMED = ("fp32", 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkReport:
-    """All that was timed."""
+    """All that was measured."""
 
     experiment: str
     torch_version: str
     weights_sha256: str
     bench: BenchReport
-    """A `Measured` per variant, provider and thread count, and one per rival and thread count."""
+    """A `Measurement` per thread count of each variant on each provider, and of each baseline."""
     skipped: Mapping[str, str]
     """The variants that were not made, with the reason."""
 
@@ -31,7 +31,7 @@ class BenchmarkReport:
     def headline(self) -> Mapping[str, float | None]:
         """fp32 at a batch of one row with one thread: its latency, and its speedup over eager."""
         variant, threads = CLAIMED
-        runs = [one for one in timed(self, variant) if one.settings.threads == threads]
+        runs = [one for one in measurements_of(self, variant) if one.settings.threads == threads]
         row = runs[0].row(1) if runs else None
         return {
             "p50_ms": row.timing.p50_ms if row else None,
@@ -39,13 +39,15 @@ class BenchmarkReport:
         }
 
 
-def timed(report: BenchmarkReport, variant: str, provider: str = "cpu") -> tuple[Measured, ...]:
+def measurements_of(
+    report: BenchmarkReport, variant: str, provider: str = "cpu"
+) -> tuple[Measurement, ...]:
     """What was measured of a variant on a provider: one for each thread count."""
     return tuple(report.bench.of(variant, provider))
 
 
 def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing, ...]]:
-    """The timings over batch sizes, by what was timed: "fp32 · cpu, 2 threads"."""
+    """The timings over batch sizes, by subject and threads: "fp32 · cpu, 2 threads"."""
     return {
         f"{one.label}, {_threads(one.settings.threads)}": tuple(row.timing for row in one.rows)
         for one in report.bench.measured
@@ -68,7 +70,7 @@ def ratio_of_rows(ours: Timing, theirs: Timing, *, seed: int) -> PairedRatio:
 def over_eager(report: BenchmarkReport) -> Iterator[tuple[int, PairedRatio]]:
     """By batch size, how many times as fast ONNX Runtime's fp32 is as eager, one thread each."""
     variant, threads = CLAIMED
-    for one in timed(report, variant):
+    for one in measurements_of(report, variant):
         if one.settings.threads == threads:
             for row in one.rows:
                 if row.speedup:
@@ -83,7 +85,7 @@ def as_table(report: BenchmarkReport) -> str:
         f"thread each (95 % interval {ratio.low:.2f} to {ratio.high:.2f}, {ratio.num_pairs} turns)"
         for size, ratio in over_eager(report)
     ]
-    parts = [table.as_table(report.bench), "\n".join([*skipped, *claims])]
+    parts = [bench_report.as_table(report.bench), "\n".join([*skipped, *claims])]
     return "\n\n".join(filter(None, parts))
 
 
@@ -143,15 +145,15 @@ def gains_over_fp32(report: BenchmarkReport, variants: Sequence[str], goal: str)
     return {name: _gain(report, name, fp32, goal) for name in variants}
 
 
-def on_cpu(report: BenchmarkReport, variant: str) -> tuple[Measured, ...]:
+def on_cpu(report: BenchmarkReport, variant: str) -> tuple[Measurement, ...]:
     """What was measured of a variant on the CPU; IntegrityError for nothing."""
-    found = timed(report, variant)
+    found = measurements_of(report, variant)
     if not found:
         raise IntegrityError(f"{report.experiment}: benchmark.json has no CPU row for {variant}")
     return found
 
 
-def _gain(report: BenchmarkReport, variant: str, fp32: Measured, goal: str) -> Gain:
+def _gain(report: BenchmarkReport, variant: str, fp32: Measurement, goal: str) -> Gain:
     if variant == "fp32":
         return Gain(times=1.0, low=1.0, high=1.0)
     threads = fp32.settings.threads
@@ -169,14 +171,14 @@ def _gain(report: BenchmarkReport, variant: str, fp32: Measured, goal: str) -> G
     return Gain(times=ratio.median, low=ratio.low, high=ratio.high)
 
 
-def _best(measured: Sequence[Measured], goal: str) -> Measured:
+def _best(measured: Sequence[Measurement], goal: str) -> Measurement:
     """The thread count that suits the goal best."""
     if goal == "throughput":
         return max(measured, key=lambda one: one.fastest.rows_per_second)
     return min(measured, key=lambda one: _smallest(one).p50_ms)
 
 
-def _row(report: BenchmarkReport, one: Measured, fp32: Measured, goal: str) -> Timing:
+def _row(report: BenchmarkReport, one: Measurement, fp32: Measurement, goal: str) -> Timing:
     """What of `one` the goal looks at."""
     if goal == "throughput":
         return one.fastest
@@ -189,9 +191,9 @@ def _row(report: BenchmarkReport, one: Measured, fp32: Measured, goal: str) -> T
     return row.timing
 
 
-def _smallest(one: Measured) -> Timing:
+def _smallest(one: Measurement) -> Timing:
     return min((row.timing for row in one.rows), key=lambda timing: timing.batch_size)
 
 
-def _bytes(one: Measured) -> int:
+def _bytes(one: Measurement) -> int:
     return one.file_bytes or 0

@@ -1,11 +1,14 @@
-"""`ferry benchmark EXPERIMENT`: time every variant on every provider, beside PyTorch and MLflow.
+"""`ferry benchmark EXPERIMENT`: time every variant on every provider, and the baselines with them.
 
-Everything runs in processes of its own and takes turns (`serving.measuring`), so that speedups over
-PyTorch eager are paired. What this machine cannot run is a row with its reason.
+The baselines are PyTorch and MLflow. Every subject has a process of its own and takes turns with
+the others (`serving.measuring`), so that speedups over PyTorch eager are paired. What this machine
+cannot run is listed with the reason.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,18 +18,26 @@ from pipeline.config.experiment import BenchmarkConfig, Experiment
 from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
-from pipeline.stages.baselines.subjects import contestants_of
+from pipeline.stages.baselines import first_answer, mlflow_baseline, torch_baseline, torch_model
 from pipeline.stages.page import speed_figures
 from serving.errors import ModelError
 from serving.files import require, sha256_of_file, write_text
-from serving.measuring.bench import Extras, run
-from serving.measuring.client import TORCH, Spec
-from serving.measuring.report import BenchReport, Measured, Skipped
-from serving.measuring.rounds import Log, Plan
-from serving.measuring.table import as_csv
+from serving.measuring.bench import BenchExtras, ColdProgram, cold_program, model_spec, run
+from serving.measuring.process import TORCH, SubjectSpec
+from serving.measuring.report import BenchReport, Measurement, SkippedSubject, as_csv
+from serving.measuring.rounds import BenchPlan, Log
 from serving.runtime.cores import allowed_cores
+from serving.runtime.session import probe, usable_providers
 from serving.runtime.settings import SessionSettings
 
+NAMES = {
+    "eager": EAGER,
+    "channels_last": "PyTorch channels_last",
+    "compile": "torch.compile",
+    "pyfunc": "MLflow pyfunc",
+}
+FROM_COLD = ("eager", "pyfunc")
+"""Another layout starts as eager does; what a compiler takes is the first call of its row."""
 FIGURES = {
     "latency_throughput.png": speed_figures.latency_throughput,
     "scaling.png": speed_figures.scaling,
@@ -58,7 +69,7 @@ def benchmark(
     """
     for path in models.values():
         require(path, f"dvc repro quantize@{experiment.name}")
-    # Tells of wrong weights now, and not from another process as a row that is skipped.
+    # Wrong weights are an error now, and not a skipped subject of another process.
     load_graph(weights, experiment, ready.open_manifest(data))
     report = BenchmarkReport(
         experiment=experiment.name,
@@ -83,19 +94,19 @@ def _measure(
     config = experiment.benchmark
     threads, beyond = _threads(config.threads)
     with tempfile.TemporaryDirectory() as saved:
-        contestants = contestants_of(
+        subjects = subjects_of(
             weights, models, data, Path(saved), threads=threads, experiment=experiment
         )
         return run(
-            contestants.specs,
+            subjects.specs,
             _plan(config, threads),
-            Extras(
-                cold=contestants.cold if config.cold_starts else (),
+            BenchExtras(
+                cold=subjects.cold if config.cold_starts else (),
                 num_cold_starts=config.cold_starts,
             ),
             model=models["fp32"],
             rows=data / "test_inputs.npy",
-            skipped=(*contestants.skipped, *_too_many(contestants.specs, beyond)),
+            skipped=(*subjects.skipped, *_too_many(subjects.specs, beyond)),
             log=log,
         )
 
@@ -107,8 +118,8 @@ def _threads(counts: Sequence[int]) -> tuple[list[int], list[int]]:
     return [n for n in wanted if n <= cores], [n for n in wanted if n > cores]
 
 
-def _plan(config: BenchmarkConfig, threads: Sequence[int]) -> Plan:
-    return Plan(
+def _plan(config: BenchmarkConfig, threads: Sequence[int]) -> BenchPlan:
+    return BenchPlan(
         settings=tuple(SessionSettings(threads=count) for count in threads),
         batch_sizes=config.batch_sizes,
         seconds=config.seconds,
@@ -118,11 +129,13 @@ def _plan(config: BenchmarkConfig, threads: Sequence[int]) -> Plan:
     )
 
 
-def _too_many(specs: Sequence[Spec], beyond: Sequence[int]) -> Iterator[Skipped]:
+def _too_many(specs: Sequence[SubjectSpec], beyond: Sequence[int]) -> Iterator[SkippedSubject]:
     reason = f"this process may use {allowed_cores()} cores"
     for count in beyond:
         for spec in specs:
-            yield Skipped(subject=spec.name, provider=spec.provider, threads=count, skipped=reason)
+            yield SkippedSubject(
+                subject=spec.name, provider=spec.provider, threads=count, skipped=reason
+            )
 
 
 def _require_eager(report: BenchmarkReport) -> None:
@@ -161,7 +174,7 @@ def _record(report: BenchmarkReport, *, track: bool) -> None:
             tracker.log_figure(draw(report), name)
 
 
-def _metrics(one: Measured) -> dict[str, float]:
+def _metrics(one: Measurement) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in one.rows:
         timing = row.timing
@@ -179,3 +192,75 @@ def _metrics(one: Measured) -> dict[str, float]:
 def _key(label: str) -> str:
     """A label as part of a name that MLflow takes: "fp32.cpu", "PyTorch_eager"."""
     return label.replace(" · ", ".").replace(" ", "_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSubjects:
+    """All that a benchmark measures: the baselines, PyTorch eager first, and every variant."""
+
+    specs: tuple[SubjectSpec, ...]
+    cold: tuple[ColdProgram, ...]
+    skipped: tuple[SkippedSubject, ...]
+    """Each variant on each provider that this machine cannot run, with the reason."""
+
+
+def subjects_of(
+    weights: Path,
+    models: Mapping[str, Path],
+    data: Path,
+    saved: Path,
+    *,
+    threads: Sequence[int],
+    experiment: Experiment,
+) -> BenchSubjects:
+    """Gather the baselines of params.yaml and all of `models` on every provider of this machine.
+
+    `saved` is an empty folder for what MLflow opens.
+    """
+    named = experiment.benchmark.baselines
+    baselines: dict[str, SubjectSpec] = {
+        mode: SubjectSpec(
+            name=NAMES[mode],
+            provider=TORCH,
+            module=torch_baseline.__name__,
+            setup=torch_model.setup_of(experiment, weights, data, mode),
+        )
+        for mode in NAMES
+        if mode in named and mode != "pyfunc"
+    }
+    if "pyfunc" in named:
+        mlflow_baseline.save_pyfuncs(saved, models["fp32"], threads)
+        baselines["pyfunc"] = SubjectSpec(
+            name=NAMES["pyfunc"],
+            provider=TORCH,
+            module=mlflow_baseline.__name__,
+            setup=mlflow_baseline.setup_of(saved, models["fp32"], data),
+        )
+    reasons = usable_providers(probe())
+    variants = list(_variants(models, data / "test_inputs.npy", reasons))
+    return BenchSubjects(
+        specs=(*baselines.values(), *variants),
+        cold=(
+            *(_cold_baseline(spec) for name, spec in baselines.items() if name in FROM_COLD),
+            *(cold_program(spec) for spec in variants),
+        ),
+        skipped=tuple(
+            SkippedSubject(subject=variant, provider=provider, threads=None, skipped=reason)
+            for variant in models
+            for provider, reason in reasons.items()
+            if reason is not None
+        ),
+    )
+
+
+def _variants(
+    models: Mapping[str, Path], rows: Path, reasons: Mapping[str, str | None]
+) -> Iterator[SubjectSpec]:
+    for provider, reason in reasons.items():
+        if reason is None:
+            yield from (model_spec(name, path, provider, rows) for name, path in models.items())
+
+
+def _cold_baseline(spec: SubjectSpec) -> ColdProgram:
+    arguments = ("-m", first_answer.__name__, json.dumps(spec.setup))
+    return ColdProgram(subject=spec.label, arguments=arguments)

@@ -12,7 +12,12 @@ from typing import TypeVar
 from pipeline import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport, BundleReport, over_eager, timed
+from pipeline.records.benchmark import (
+    BenchmarkReport,
+    BundleReport,
+    measurements_of,
+    over_eager,
+)
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.published import (
@@ -26,7 +31,7 @@ from pipeline.records.train import TrainReport
 from serving.console import table
 from serving.errors import MissingInputError
 from serving.files import read_json, sha256_of_file
-from serving.measuring.report import Measured as Timed
+from serving.measuring.report import Measurement
 
 Record = TypeVar("Record")
 MANIFEST = "manifest.json"
@@ -143,7 +148,7 @@ class ResultRow:
     experiment: str
     variant: str
     provider: str | None
-    """None for a variant that was not timed, as are the figures below."""
+    """None for a variant that was not measured, as are the figures below."""
     accuracy: float | None
     """On the test set, 0 to 1; None where no class is predicted, as are the flips."""
     loss: float
@@ -278,7 +283,7 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
 def _speed(report: BenchmarkReport) -> PublishedSpeed:
     bench = report.bench
     here = bench.environment
-    runs = timed(report, "fp32")
+    runs = measurements_of(report, "fp32")
     latencies = [
         PublishedLatency(
             threads=one.settings.threads,
@@ -310,18 +315,18 @@ def as_table(rows: Sequence[ResultRow]) -> str:
     return table(lines[0], lines[1:])
 
 
-def _timings(measured: ExperimentResults, variant: str) -> Iterator[Sequence[Timed]]:
-    """What was timed of a variant, provider by provider: each with one or more thread counts."""
+def _timings(measured: ExperimentResults, variant: str) -> Iterator[Sequence[Measurement]]:
+    """What was measured of a variant, provider by provider: each with one or more thread counts."""
     report = measured.benchmark
     if report is None:
         return
     ran = (one.provider for one in report.bench.measured if one.subject == variant)
     for provider in dict.fromkeys(ran):
-        yield timed(report, variant, provider)
+        yield measurements_of(report, variant, provider)
 
 
 def _row(
-    measured: ExperimentResults, variant: str, parity: VariantParity, timings: Sequence[Timed]
+    measured: ExperimentResults, variant: str, parity: VariantParity, timings: Sequence[Measurement]
 ) -> ResultRow:
     """Put the figures of the best thread count for each of them into the row."""
     firsts = [row.timing.p50_ms for one in timings if (row := one.row(1))]

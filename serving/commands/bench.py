@@ -24,22 +24,24 @@ SERVER = "server"
     metavar="NAME",
     multiple=True,
     default=["cpu"],
-    help="cpu, cuda, ..., or `all` of the installed wheel; may be repeated (cpu).",
+    help="cpu, cuda, ...; `all`: every one of the installed wheel. Repeatable (cpu).",
 )
 @click.option(
     "--threads",
     metavar="N",
     multiple=True,
     type=int,
-    help="Threads within one operator; may be repeated (all cores).",
+    help="Threads within one operator. Repeatable (all cores).",
 )
-@click.option("--batch-size", metavar="N", multiple=True, type=int, help="May be repeated.")
+@click.option(
+    "--batch-size", metavar="N", multiple=True, type=int, help="Rows of one call. Repeatable."
+)
 @click.option(
     "--set",
     "settings",
     metavar="NAME=VALUE",
     multiple=True,
-    help="parallel=2, spinning=off, binding=on, cuda_graph=on, ...; may be repeated.",
+    help="parallel=2, spinning=off, binding=on, cuda_graph=on, ... Repeatable.",
 )
 @click.option(
     "--seconds",
@@ -47,7 +49,7 @@ SERVER = "server"
     type=float,
     default=0.5,
     show_default=True,
-    help="For each row or scenario.",
+    help="How long to measure each batch size or scenario.",
 )
 @click.option(
     "--rounds",
@@ -56,15 +58,15 @@ SERVER = "server"
     type=int,
     default=10,
     show_default=True,
-    help="Turns that each competing thing gets.",
+    help="Turns that each subject gets.",
 )
-@click.option("--rows", metavar="FILE", type=PATH, help="Real rows: .npy, .npz or .txt.")
+@click.option("--data", metavar="ROWS", type=PATH, help="Real rows: .npy, .npz or .txt.")
 @click.option(
     "--growth-calls",
     metavar="N",
     type=int,
     default=0,
-    help="Calls of mixed batch sizes, after which memory is looked at.",
+    help="Make N calls of mixed batch sizes and report how memory grew.",
 )
 @click.option(
     "--cold-starts",
@@ -72,27 +74,26 @@ SERVER = "server"
     metavar="N",
     type=int,
     default=0,
-    help="Starts of a process, each to its first answer.",
+    help="Start a process N times and time it to its first answer.",
 )
-@click.option("--seed", metavar="N", type=int, default=1, help="Of turns and arrivals.")
+@click.option("--seed", metavar="N", type=int, default=1, help="Draws the turns and the arrivals.")
 @click.option(
     "--scenario",
     "scenarios",
     metavar="NAME",
     multiple=True,
-    help="single-stream, multi-stream, offline or server; may be repeated.",
+    help="single-stream, multi-stream, offline or server. Repeatable.",
 )
-@click.option("--rate", metavar="N", type=float, help="Queries a second, of `server`.")
-@click.option("--p99-limit", metavar="MS", type=float, help="Search the highest rate within it.")
-@click.option("--engine", metavar="NAME", default="ferry", help="Of scenarios: ferry or loadgen.")
-@click.option("--compare", metavar="WHAT", help="A model, a saved report (.json), a git revision.")
+@click.option("--rate", metavar="N", type=float, help="Queries per second, for server.")
+@click.option("--p99-limit", metavar="MS", type=float, help="For server: search the highest rate.")
+@click.option("--compare", metavar="WHAT", help="A model, a saved report or a revision.")
 @click.option(
     "--limit",
     metavar="X",
     type=float,
     default=1.05,
     show_default=True,
-    help="How many times as long as that --compare lets pass.",
+    help="How many times as long as before --compare lets a row take.",
 )
 @click.option("--tune", is_flag=True, help="Find the best settings; a bundle keeps them.")
 @click.option(
@@ -100,14 +101,18 @@ SERVER = "server"
     type=click.Choice(["latency", "throughput"]),
     default="throughput",
     show_default=True,
-    help="What --tune is for.",
+    help="What --tune makes best.",
 )
-@click.option("--memory-limit", metavar="MIB", type=float, help="Of a process, for --tune.")
+@click.option(
+    "--memory-limit", metavar="MIB", type=float, help="For --tune: the peak of a process."
+)
 @click.option(
     "--reduced-precision", is_flag=True, help="Let --tune try tf32 and fp16, which change answers."
 )
-@click.option("--csv", "csv_file", metavar="FILE", type=PATH, help="Write the rows there too.")
-@click.option("-o", "--output", metavar="FILE", type=PATH, help="Keep the report there, as JSON.")
+@click.option(
+    "--csv", "csv_file", metavar="FILE", type=PATH, help="Write the table there too, as CSV."
+)
+@click.option("-o", "--output", metavar="FILE", type=PATH, help="Write the report there, as JSON.")
 @json_option
 def bench(
     model: "Path",
@@ -120,16 +125,17 @@ def bench(
 ) -> None:
     """Time MODEL, an ONNX file or a bundle, with proof of the provider in every row.
 
-    Batch sizes 1, 8, 32 and 128 where none is given, on random inputs or on the rows of a file,
-    which texts need. Each thing that is measured has a process of its own, pinned to its cores;
-    what competes takes turns. With --scenario it runs MLPerf's load patterns instead; a server's
-    latency counts from when a query was due, and --p99-limit searches its highest rate.
+    It measures batch sizes 1, 8, 32 and 128 where none is given, on random inputs or on the rows of
+    --data, which a model of texts needs. Each subject has a process of its own, pinned to its
+    cores; several take turns. --scenario runs MLPerf's load patterns instead. A server's latency
+    counts from when a query was due, and --p99-limit searches the highest rate that keeps it.
 
-    --compare measures in turns with another model, or with the model of a git revision, or holds
-    the rows against a saved report; exit status 1 when one is slower than --limit, beyond noise.
+    --compare names a model, a saved report (.json) or a git revision. A model takes turns with
+    MODEL; a report is compared as it is. Exit status 1 when a row is slower than --limit, beyond
+    the noise.
 
-    --tune tries threads, batch sizes, spinning and bound memory for --goal. The profile of a bundle
-    is used by `ferry predict` on machines of the same kind.
+    --tune tries threads, batch sizes, spinning and bound memory for --goal. A bundle keeps what was
+    found, and `ferry predict` uses it on machines of the same kind.
 
     Example: ferry bench bundles/digits-cnn --batch-size 1 --batch-size 32
 
@@ -152,10 +158,10 @@ def bench(
 
 
 def _options(given: dict[str, Any]) -> "BenchOptions":
-    """The options of `serving.measuring.bench.bench`, of those of the command."""
+    """The options of `serving.measuring.bench.bench`, from those of the command."""
     from serving.errors import UsageError
     from serving.measuring.bench import BATCH_SIZES, BenchOptions
-    from serving.measuring.scenarios.records import ScenarioPlan
+    from serving.measuring.scenarios.report import ScenarioPlan
 
     batch_sizes, scenarios = given["batch_size"], given["scenarios"]
     if SERVER not in scenarios and (given["rate"] or given["p99_limit"]) is not None:
@@ -163,7 +169,6 @@ def _options(given: dict[str, Any]) -> "BenchOptions":
     plans = tuple(
         ScenarioPlan(
             scenario=name,
-            engine=given["engine"],
             batch_size=batch_sizes[0] if batch_sizes else 1,
             seconds=given["seconds"],
             rate_per_second=given["rate"] if name == SERVER else None,
@@ -182,7 +187,7 @@ def _options(given: dict[str, Any]) -> "BenchOptions":
         growth_calls=given["growth_calls"],
         num_cold_starts=given["num_cold_starts"],
         scenarios=plans,
-        rows=given["rows"],
+        rows=given["data"],
         seed=given["seed"],
     )
 
@@ -190,28 +195,28 @@ def _options(given: dict[str, Any]) -> "BenchOptions":
 def _measure(
     model: "Path", options: "BenchOptions", what: str | None, limit: float
 ) -> "tuple[BenchReport, Comparison | None]":
-    """Measure, and compare with what was named, if something was."""
+    """Measure, and compare with what --compare names."""
     import tempfile
     from pathlib import Path
 
     from serving.measuring.bench import bench
-    from serving.measuring.compare import compare_saved, compare_turns, find_before
+    from serving.measuring.compare import compare_saved, compare_turns, find_target
 
     with tempfile.TemporaryDirectory() as folder, progress() as log:
         if what is None:
             return bench(model, options, log=log), None
-        before = find_before(what, model, Path(folder))
-        report = bench(model, options, against=before.model, log=log)
-        if before.saved is None:
-            return report, compare_turns(report, limit, name=before.name)
+        target = find_target(what, model, Path(folder))
+        report = bench(model, options, against=target.model, log=log)
+        if target.saved is None:
+            return report, compare_turns(report, limit, name=target.name)
         return report, compare_saved(
-            report, before.saved, subject=before.subject, where=before.name, limit=limit
+            report, target.saved, subject=target.subject, where=target.name, limit=limit
         )
 
 
 def _keep(report: "BenchReport", output: "Path | None", csv_file: "Path | None") -> None:
     from serving.files import write_json, write_text
-    from serving.measuring.table import as_csv
+    from serving.measuring.report import as_csv
 
     if output:
         write_json(output, report)
@@ -221,7 +226,7 @@ def _keep(report: "BenchReport", output: "Path | None", csv_file: "Path | None")
 
 def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool) -> None:
     from serving.measuring.compare import as_text
-    from serving.measuring.table import as_table
+    from serving.measuring.report import as_table
 
     if compared is None:
         show(report, as_json=as_json, text=as_table(report))
@@ -243,7 +248,7 @@ def _tune(model: "Path", given: dict[str, Any], *, as_json: bool) -> None:
         provider=given["providers"][0],
         batch_sizes=given["batch_size"],
         memory_limit_bytes=None if limit_mib is None else int(limit_mib * 2**20),
-        rows=given["rows"],
+        rows=given["data"],
         seed=given["seed"],
         allow_reduced_precision=given["reduced_precision"],
     )

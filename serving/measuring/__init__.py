@@ -1,1 +1,1 @@
-"""What `ferry bench` is made of: a process per measured thing, turns, scenarios and records."""
+"""What `ferry bench` is made of: a process per subject, turns, load patterns, tuner and reports."""

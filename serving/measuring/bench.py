@@ -3,14 +3,10 @@
     from serving.measuring.bench import BenchOptions, bench
     bench(Path("bundles/mnist-cnn"), BenchOptions(batch_sizes=(1, 32)))
 
-Everything is measured in processes of its own (`serving.measuring`), so that neither memory nor
-threads of one thing leak into another, nor those of the program that calls this.
-
-Cold starts: from starting a process to its first answer, as a person waits for it.
-
-Each program imports, loads, answers one row and then prints "answered"; they take turns.
-
-Scenarios as the coordinator runs them: a process for a subject, one scenario after the other.
+Every subject is measured in a process of its own, so that neither memory nor threads of one leak
+into another, nor those of the program that calls this: batch sizes in turns with the other subjects
+(`serving.measuring.rounds`), load patterns one after the other (`serving.measuring.scenarios`), and
+cold starts from starting a process to its first answer, as a person waits for it.
 """
 
 import statistics
@@ -27,12 +23,12 @@ from serving.errors import MissingInputError, UsageError
 from serving.files import read_record
 from serving.machine.environment import describe
 from serving.measuring import first_answer, onnx_subject
-from serving.measuring.client import Spec, Worker, child_environment
 from serving.measuring.meters import LoadMeter, energy_meter
 from serving.measuring.pairing import orders
-from serving.measuring.report import AGAINST, BenchReport, ColdStart, Skipped
-from serving.measuring.rounds import Findings, Log, Plan, cores_for, measure
-from serving.measuring.scenarios.records import ScenarioFigures, ScenarioPlan, ScenarioResult
+from serving.measuring.process import SubjectProcess, SubjectSpec, child_environment
+from serving.measuring.report import BEFORE, BenchReport, ColdStart, SkippedSubject
+from serving.measuring.rounds import BenchFindings, BenchPlan, Log, cores_for, measure
+from serving.measuring.scenarios.report import ScenarioFigures, ScenarioPlan, ScenarioResult
 from serving.measuring.scenarios.scenarios import check_plan
 from serving.measuring.timing import NS_PER_MS, check_clock, digits
 from serving.runtime.cores import allowed_cores
@@ -45,7 +41,7 @@ ANSWERED = b"answered"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColdProgram:
-    """A program that prints "answered" as soon as it has its first answer."""
+    """A program that prints "answered" as soon as it has its first answer; programs take turns."""
 
     subject: str
     arguments: tuple[str, ...]
@@ -54,7 +50,7 @@ class ColdProgram:
 
 def cold_starts(
     programs: Sequence[ColdProgram], num_runs: int, log: Callable[[str], None], *, seed: int
-) -> tuple[tuple[ColdStart, ...], tuple[Skipped, ...]]:
+) -> tuple[tuple[ColdStart, ...], tuple[SkippedSubject, ...]]:
     """Start each program `num_runs` times, in turns, after one start that does not count.
 
     The uncounted start brings the files into the page cache, as on a machine that has run the
@@ -66,7 +62,7 @@ def cold_starts(
     for number, order in enumerate(rounds):
         log(f"cold starts, round {number} of {num_runs}")
         for name in filter(runs.__contains__, order):
-            took = _start(named[name])
+            took = _time_start(named[name])
             if took is None:
                 del runs[name]
             elif number:
@@ -75,15 +71,15 @@ def cold_starts(
         ColdStart(subject=name, p50_ms=digits(statistics.median(times)), runs_ms=tuple(times))
         for name, times in runs.items()
     )
-    return found, tuple(_skipped(name) for name in named if name not in runs)
+    return found, tuple(_silent(name) for name in named if name not in runs)
 
 
-def _skipped(name: str) -> Skipped:
+def _silent(name: str) -> SkippedSubject:
     reason = "its cold start ended without an answer"
-    return Skipped(subject=name, provider="", threads=None, skipped=reason)
+    return SkippedSubject(subject=name, provider="", threads=None, skipped=reason)
 
 
-def _start(program: ColdProgram) -> float | None:
+def _time_start(program: ColdProgram) -> float | None:
     """Milliseconds from the start of a process to its line; None if there was none."""
     start = perf_counter_ns()
     with subprocess.Popen(
@@ -100,12 +96,12 @@ def _start(program: ColdProgram) -> float | None:
 
 
 def run_scenarios(
-    spec: Spec,
+    spec: SubjectSpec,
     settings: SessionSettings,
     plans: Sequence[ScenarioPlan],
     log: Callable[[str], None],
 ) -> Iterator[ScenarioResult]:
-    """Run scenarios over one subject, and yield each result as soon as it is there.
+    """Run scenarios over one subject in a process, and yield each result as soon as it is there.
 
     Raises at once, before any process starts, what `check_plan` raises, and later what happens in
     the process: InputError for a limit that no rate keeps, for instance.
@@ -116,7 +112,7 @@ def run_scenarios(
 
 
 def _results(
-    spec: Spec,
+    spec: SubjectSpec,
     settings: SessionSettings,
     plans: Sequence[ScenarioPlan],
     log: Callable[[str], None],
@@ -124,7 +120,7 @@ def _results(
     if not plans:
         return
     log(f"starting {spec.label}")
-    with Worker(spec) as worker:
+    with SubjectProcess(spec) as worker:
         worker.ask("start", settings=asdict(settings), cores=list(cores_for(settings)))
         for plan in plans:
             log(f"{spec.label}, {_describe(plan)}")
@@ -146,11 +142,11 @@ def _describe(plan: ScenarioPlan) -> str:
         load = f" at {plan.rate_per_second:g} queries/s"
     if plan.p99_limit_ms is not None:
         load = f", the highest rate with p99 under {plan.p99_limit_ms:g} ms"
-    return f"{plan.scenario} by {plan.engine}{load}"
+    return f"{plan.scenario}{load}"
 
 
 BATCH_SIZES = (1, 8, 32, 128)
-"""What is swept when it is not told."""
+"""What is measured where no batch size is given."""
 ALL = "all"
 
 
@@ -169,7 +165,7 @@ class BenchOptions:
     seconds: float = 0.5
     """For each row, all its turns together, after warm-up."""
     num_rounds: int = 10
-    """Turns that each competing thing gets."""
+    """Turns that each subject gets."""
     growth_calls: int = 0
     """Calls of mixed batch sizes after which memory is looked at."""
     num_cold_starts: int = 0
@@ -180,13 +176,13 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extras:
-    """What a run measures beside the rows."""
+class BenchExtras:
+    """What a run measures besides batch sizes."""
 
     cold: tuple[ColdProgram, ...] = ()
     num_cold_starts: int = 0
     scenarios: tuple[ScenarioPlan, ...] = ()
-    """Of the first thing that is measured, with the plan's first settings."""
+    """Of the first subject, with the plan's first settings."""
 
 
 def bench(
@@ -194,7 +190,7 @@ def bench(
 ) -> BenchReport:
     """Measure a model, and in turns with it the model `against`, over which speedups then are.
 
-    Interrupted with Ctrl-C it returns what was measured until then, as a partial report. `tell` is
+    Interrupted with Ctrl-C it returns what was measured until then, as a partial report. `log` is
     given a line before each step. Raises UsageError and UnknownNameError for senseless options,
     MissingInputError for a file that is not there, and when nothing could be measured the reason.
     """
@@ -208,14 +204,14 @@ def bench(
     for provider in providers:
         for settings in plan.settings:
             check_settings(settings, provider)
-    named = {AGAINST: against, model.name: model} if against else {model.name: model}
+    named = {BEFORE: against, model.name: model} if against else {model.name: model}
     specs = [
         model_spec(name, path, provider, options.rows)
         for provider in providers
         for name, path in named.items()
         if path
     ]
-    extras = Extras(
+    extras = BenchExtras(
         cold=tuple(cold_program(spec) for spec in specs) if options.num_cold_starts else (),
         num_cold_starts=options.num_cold_starts,
         scenarios=options.scenarios,
@@ -224,13 +220,13 @@ def bench(
 
 
 def run(
-    specs: Sequence[Spec],
-    plan: Plan,
-    extras: Extras,
+    specs: Sequence[SubjectSpec],
+    plan: BenchPlan,
+    extras: BenchExtras,
     *,
     model: Path,
     rows: Path | None,
-    skipped: Iterable[Skipped] = (),
+    skipped: Iterable[SkippedSubject] = (),
     log: Log,
 ) -> BenchReport:
     """Measure `specs` by a plan, all speedups over the first of them; see `bench`.
@@ -238,7 +234,7 @@ def run(
     When nothing at all could be measured, the last reason is raised as it came.
     """
     environment, load = describe(), LoadMeter()
-    findings = Findings(skipped=list(skipped))
+    findings = BenchFindings(skipped=list(skipped))
     scenarios: list[ScenarioResult] = []
     cold: tuple[ColdStart, ...] = ()
     partial = False
@@ -273,7 +269,7 @@ def run(
     )
 
 
-def plan_of(options: BenchOptions) -> Plan:
+def plan_of(options: BenchOptions) -> BenchPlan:
     """The plan that options ask for; UsageError for what makes no sense."""
     wrong = [size for size in options.batch_sizes if size < 1]
     if wrong:
@@ -285,7 +281,7 @@ def plan_of(options: BenchOptions) -> Plan:
     if options.num_rounds < 1:
         raise UsageError(f"rounds must be 1 or more, got {options.num_rounds}")
     threads = options.threads or (allowed_cores(),)
-    return Plan(
+    return BenchPlan(
         settings=tuple(
             parse_settings(options.settings, SessionSettings(threads=count)) for count in threads
         ),
@@ -297,19 +293,19 @@ def plan_of(options: BenchOptions) -> Plan:
     )
 
 
-def model_spec(name: str, model: Path, provider: str, rows: Path | None) -> Spec:
-    """A model on a provider, as something to measure."""
+def model_spec(name: str, model: Path, provider: str, rows: Path | None) -> SubjectSpec:
+    """A model on a provider as a subject."""
     setup = onnx_subject.setup_of(model.absolute(), provider, rows.absolute() if rows else None)
-    return Spec(name=name, provider=provider, module=onnx_subject.__name__, setup=setup)
+    return SubjectSpec(name=name, provider=provider, module=onnx_subject.__name__, setup=setup)
 
 
-def cold_program(spec: Spec) -> ColdProgram:
+def cold_program(spec: SubjectSpec) -> ColdProgram:
     """The program that starts a model of `model_spec` from cold."""
-    message = [spec.setup["model"], spec.provider, *filter(None, [spec.setup["rows"]])]
-    return ColdProgram(subject=spec.label, arguments=("-m", first_answer.__name__, *message))
+    arguments = [spec.setup["model"], spec.provider, *filter(None, [spec.setup["rows"]])]
+    return ColdProgram(subject=spec.label, arguments=("-m", first_answer.__name__, *arguments))
 
 
-def _providers(options: BenchOptions, model: Path) -> tuple[list[str], list[Skipped]]:
+def _providers(options: BenchOptions, model: Path) -> tuple[list[str], list[SkippedSubject]]:
     """The providers to measure on, and those of the wheel that do not start, with the reason."""
     if options.providers != (ALL,):
         for provider in options.providers:
@@ -317,7 +313,7 @@ def _providers(options: BenchOptions, model: Path) -> tuple[list[str], list[Skip
         return list(options.providers), []
     reasons = usable_providers(probe())
     skipped = [
-        Skipped(subject=model.name, provider=name, threads=None, skipped=reason)
+        SkippedSubject(subject=model.name, provider=name, threads=None, skipped=reason)
         for name, reason in reasons.items()
         if reason is not None
     ]

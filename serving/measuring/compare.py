@@ -1,10 +1,9 @@
-"""The regression gate: fail where a model is slower than before, beyond a limit and the noise.
+"""`ferry bench --compare`: fail where a model is slower than before, beyond a limit and the noise.
 
-Against a model the two take turns, and the ratios of their turns decide. Against figures that were
-saved, the medians of turns that were hours apart decide, which is a weaker proof: it is only made
-on the same kind of machine, and it is told.
-
-What `ferry bench --compare` names: a model, saved figures, or a git revision that has either.
+It compares with a model, a saved report, or a git revision that has either. A model takes turns
+with the one that is measured, and the ratios of their turns decide. The turns of a saved report are
+hours apart and their medians decide: a weaker proof, made only on the same kind of machine, and the
+comparison says so.
 """
 
 import subprocess
@@ -19,7 +18,7 @@ from serving.console import table
 from serving.errors import InputError, MissingInputError, SlowerError
 from serving.files import read_json
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
-from serving.measuring.report import AGAINST, BenchReport, Measured, Row, report_from
+from serving.measuring.report import BEFORE, BenchReport, BenchRow, Measurement, report_from
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
 SAME = ("processor", "architecture", "allowed_cores", "gpu")
@@ -73,7 +72,7 @@ def compare_turns(report: BenchReport, limit: float, *, name: str) -> Comparison
     """Compare the two models of a report that `ferry bench` made with `against`."""
     rows: list[ComparedRow] = []
     for one in report.measured:
-        for other in report.of(AGAINST, one.provider) if one.subject != AGAINST else ():
+        for other in report.of(BEFORE, one.provider) if one.subject != BEFORE else ():
             if other.settings == one.settings:
                 rows += _pairs(one, other, limit, report.seed, paired=True)
     return _comparison(name, "in turns", limit, rows)
@@ -144,7 +143,7 @@ def _comparison(
 
 
 def _pairs(
-    now: Measured, before: Measured, limit: float, seed: int, *, paired: bool
+    now: Measurement, before: Measurement, limit: float, seed: int, *, paired: bool
 ) -> Iterator[ComparedRow]:
     for row in now.rows:
         other = before.row(row.timing.batch_size)
@@ -152,13 +151,13 @@ def _pairs(
             yield _pair(now, row, other, limit, _ratio(row, other, seed, paired=paired))
 
 
-def _ratio(now: Row, before: Row, seed: int, *, paired: bool) -> PairedRatio:
+def _ratio(now: BenchRow, before: BenchRow, seed: int, *, paired: bool) -> PairedRatio:
     ratio = ratio_of_turns if paired else ratio_of_separate_turns
     return ratio(now.timing.turns_ms, before.timing.turns_ms, seed=seed)
 
 
 def _pair(
-    measured: Measured, now: Row, before: Row, limit: float, ratio: PairedRatio
+    measured: Measurement, now: BenchRow, before: BenchRow, limit: float, ratio: PairedRatio
 ) -> ComparedRow:
     return ComparedRow(
         what=measured.label,
@@ -177,8 +176,8 @@ DVC_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Before:
-    """What to compare with: one of the two."""
+class CompareTarget:
+    """What `--compare` names: a model or a saved report."""
 
     name: str
     model: Path | None
@@ -187,7 +186,7 @@ class Before:
     """Of the saved figures; None for the only one there."""
 
 
-def find_before(what: str, model: Path, folder: Path) -> Before:
+def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     """Find what `--compare WHAT` of a benchmark of `model` means; files it needs go to `folder`.
 
     A file ending in .json is what `ferry bench --json` or `ferry benchmark` wrote; another path
@@ -201,7 +200,7 @@ def find_before(what: str, model: Path, folder: Path) -> Before:
             raise MissingInputError(f"{what} is not there; `ferry bench -o {path.name}` writes one")
         return _saved(what, _report(read_json(path), what), model)
     if path.exists():
-        return Before(name=what, model=path, saved=None, subject=None)
+        return CompareTarget(name=what, model=path, saved=None, subject=None)
     if not _git("rev-parse", "--verify", "--quiet", f"{what}^{{commit}}"):
         raise MissingInputError(
             f"{what} is neither a file nor a revision of git: --compare takes a saved report "
@@ -209,7 +208,7 @@ def find_before(what: str, model: Path, folder: Path) -> Before:
         )
     then = _file_then(what, model / MODEL if model.is_dir() else model, folder)
     if then:
-        return Before(name=f"{model} at {what}", model=then, saved=None, subject=None)
+        return CompareTarget(name=f"{model} at {what}", model=then, saved=None, subject=None)
     saved = Path("reports/details") / _experiment(model) / "benchmark.json"
     report = _file_then(what, saved, folder)
     if report:
@@ -220,10 +219,10 @@ def find_before(what: str, model: Path, folder: Path) -> Before:
     )
 
 
-def _saved(name: str, report: BenchReport, model: Path) -> Before:
+def _saved(name: str, report: BenchReport, model: Path) -> CompareTarget:
     subjects = {one.subject for one in report.measured}
     known = [one for one in (_variant(model), model.name) if one in subjects]
-    return Before(name=name, model=None, saved=report, subject=known[0] if known else None)
+    return CompareTarget(name=name, model=None, saved=report, subject=known[0] if known else None)
 
 
 def _report(raw: object, where: str) -> BenchReport:

@@ -70,7 +70,7 @@ def refuse_free_axes(inputs: Sequence[TensorInfo]) -> None:
             if axis and not isinstance(size, int):
                 raise InputError(
                     f"axis {axis} ({size or 'unnamed'}) of input {info.name!r} may have any "
-                    f"length; name a file of real rows with --rows"
+                    f"length; name a file of real rows with --data"
                 )
 
 
@@ -100,7 +100,7 @@ def _random(info: TensorInfo, batch_size: int, rng: np.random.Generator) -> Arra
     if info.is_text:
         raise InputError(
             f"input {info.name!r} takes text, and random text says nothing about speed; "
-            f"name a file of real rows with --rows"
+            f"name a file of real rows with --data"
         )
     dtype = np.dtype(info.dtype)
     if dtype == np.uint8:

@@ -1,6 +1,8 @@
-"""Answer one row and say so: what a cold start is measured with.
+"""Answer one row and say so: the program whose cold start is measured.
 
 Run: python -m serving.measuring.first_answer MODEL PROVIDER [ROWS]
+
+It stands alone because every import counts: it reads what `ferry predict` reads and no more.
 """
 
 import sys

@@ -1,15 +1,9 @@
-"""Whether the machine was busy with something else while it was measured.
+"""Meters beside the clock: how busy the machine was, what energy it used, what memory was kept.
 
-Load averages tell of minutes; this tells of exactly the time of a run: what all cores did, less
-what this process and the processes it started and ended did.
-
-What a machine says of the energy it used: the processor's counter (RAPL), or a GPU's (NVML).
-
-What NVIDIA's management library tells of the cards: memory of a process, and energy used.
-
-`pynvml` is optional; without it, or without a card, there is a reason instead of a figure.
-
-How much memory a session keeps: ONNX Runtime's arena grows and never gives back.
+The load is that of exactly the time of a run: what all cores did, less what this process and the
+processes it started and ended did. Energy comes from the processor's counter (RAPL) or the GPU's
+(NVML, through the optional `pynvml`); where there is none, there is a reason instead of a figure.
+Memory matters because ONNX Runtime's arena grows and never gives back.
 """
 
 import os
@@ -22,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from serving.measuring.client import TORCH
+from serving.measuring.process import TORCH
 from serving.measuring.timing import Call
 
 BUSY_PART = 0.1
@@ -70,12 +64,12 @@ class LoadMeter:
 
 
 def _warning(others: float, stolen: float, cores: int) -> str | None:
-    message = []
+    reasons = []
     if others > BUSY_PART * cores:
-        message.append(f"other programs kept {others:.1f} of {cores} cores busy")
+        reasons.append(f"other programs kept {others:.1f} of {cores} cores busy")
     if stolen > BUSY_PART * cores:
-        message.append(f"the host of this virtual machine took {stolen:.1f} cores away")
-    return f"{' and '.join(message)}: distrust the figures" if message else None
+        reasons.append(f"the host of this virtual machine took {stolen:.1f} cores away")
+    return f"{' and '.join(reasons)}: distrust the figures" if reasons else None
 
 
 def _machine_seconds() -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""A model in ONNX Runtime as the subject of a benchmark.
+"""A model in ONNX Runtime as a subject.
 
-Run by the coordinator: python -m serving.measuring.onnx_subject
+Run by `serving.measuring.process`: python -m serving.measuring.onnx_subject
 """
 
 import functools
@@ -26,8 +26,8 @@ from serving.measuring.feeds import (
     row_feeds,
 )
 from serving.measuring.meters import gpu_bytes_of
+from serving.measuring.subject import Share, Started, serve
 from serving.measuring.timing import NS_PER_MS, Call, digits
-from serving.measuring.worker import Share, Started, serve
 from serving.runtime.binding import Bound, bind
 from serving.runtime.session import Session, open_session, share_of
 from serving.runtime.settings import SessionSettings
@@ -139,12 +139,12 @@ class OnnxSubject:
 
 
 def setup_of(model: Path, provider: str, rows: Path | None) -> dict[str, str | None]:
-    """What a measuring process is told of a model, as plain values."""
+    """What the process needs to open a model, as plain values."""
     return {"model": str(model), "provider": provider, "rows": str(rows) if rows else None}
 
 
 def main() -> None:
-    """Measure what the coordinator asks for."""
+    """Measure what the parent process asks for."""
     serve(OnnxSubject.of)
 
 

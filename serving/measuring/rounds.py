@@ -1,7 +1,7 @@
-"""Measure several things against each other: each in its process, in turns, batch by batch.
+"""Measure several subjects against each other: each in its process, in turns, batch by batch.
 
-For each setting all processes are started; for each batch size they warm up, then take short turns
-in a shuffled order, and the medians of their turns are compared pair by pair.
+For each of the settings all processes are started. For each batch size they warm up, then take
+short turns in a shuffled order, and the medians of their turns are compared pair by pair.
 """
 
 import os
@@ -13,12 +13,12 @@ import numpy as np
 
 from serving.errors import FerryError, InputError
 from serving.files import read_record
-from serving.measuring.client import TORCH, Spec, Worker
 from serving.measuring.meters import EnergyMeter, Growth, energy_meter
 from serving.measuring.pairing import PairedRatio, orders, ratio_of_turns
-from serving.measuring.report import Measured, Row, Skipped, SkippedBatch
+from serving.measuring.process import TORCH, SubjectProcess, SubjectSpec
+from serving.measuring.report import BenchRow, Measurement, SkippedBatch, SkippedSubject
+from serving.measuring.subject import Share, Started
 from serving.measuring.timing import Timing, digits
-from serving.measuring.worker import Share, Started
 from serving.runtime.settings import SessionSettings
 
 Log = Callable[[str], None]
@@ -26,15 +26,15 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BenchPlan:
     """What is measured, and for how long."""
 
     settings: tuple[SessionSettings, ...]
     batch_sizes: tuple[int, ...]
     seconds: float
-    """For each thing at each batch size, all turns together, after warm-up."""
+    """For each subject at each batch size, all turns together, after warm-up."""
     num_rounds: int
-    """Turns that each thing gets."""
+    """Turns that each subject gets."""
     growth_calls: int
     """Calls of mixed batch sizes after which memory is looked at, in ONNX Runtime and with the
     first of the settings alone; 0 for none."""
@@ -42,27 +42,27 @@ class Plan:
 
 
 @dataclass(slots=True, kw_only=True)
-class Findings:
+class BenchFindings:
     """What was measured so far: what an interrupted run keeps."""
 
-    measured: list[Measured] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    measured: list[Measurement] = field(default_factory=list)
+    skipped: list[SkippedSubject] = field(default_factory=list)
     errors: list[FerryError] = field(default_factory=list)
-    """Why things were skipped, as they were raised."""
+    """Why subjects and batches were skipped, as they were raised."""
 
 
 @dataclass(slots=True, kw_only=True)
-class _Running:
-    """A process, and what is known of what it measures so far."""
+class _RunningSubject:
+    """A subject's process, and what was measured of it so far."""
 
-    worker: Worker
+    process: SubjectProcess
     started: Started
     settings: SessionSettings
     cores: tuple[int, ...]
     meter: EnergyMeter
     first_call_ms: float = 0.0
     joules: float = 0.0
-    rows: list[Row] = field(default_factory=list)
+    rows: list[BenchRow] = field(default_factory=list)
     skipped: list[SkippedBatch] = field(default_factory=list)
     errors: list[FerryError] = field(default_factory=list)
     peak_bytes: int = 0
@@ -72,16 +72,16 @@ class _Running:
 
     @property
     def name(self) -> str:
-        return _name(self.worker.spec)
+        return _name(self.process.spec)
 
     def skip(self, batch_size: int, error: FerryError) -> None:
         self.skipped.append(SkippedBatch(batch_size=batch_size, skipped=str(error)))
         self.errors.append(error)
 
-    def measured(self) -> Measured:
-        return Measured(
-            subject=self.worker.spec.name,
-            provider=self.worker.spec.provider,
+    def measured(self) -> Measurement:
+        return Measurement(
+            subject=self.process.spec.name,
+            provider=self.process.spec.provider,
             settings=self.settings,
             cores=self.cores,
             sha256=self.started.sha256,
@@ -97,7 +97,9 @@ class _Running:
         )
 
 
-def measure(specs: Sequence[Spec], plan: Plan, findings: Findings, log: Log) -> None:
+def measure(
+    specs: Sequence[SubjectSpec], plan: BenchPlan, findings: BenchFindings, log: Log
+) -> None:
     """Measure all of `specs` under all settings of the plan, adding to `findings` as it goes.
 
     Speedups are over the first of `specs`, where that runs. One that does not start with some
@@ -105,7 +107,7 @@ def measure(specs: Sequence[Spec], plan: Plan, findings: Findings, log: Log) -> 
     take. When the run is interrupted, `findings` has what was measured until then.
     """
     for settings in plan.settings:
-        running: list[_Running] = []
+        running: list[_RunningSubject] = []
         with ExitStack() as stack:
             try:
                 for spec in specs:
@@ -122,7 +124,7 @@ def measure(specs: Sequence[Spec], plan: Plan, findings: Findings, log: Log) -> 
                     _look_at_memory(one, plan)
             finally:
                 findings.measured += [one.measured() for one in running if one.rows]
-                findings.skipped += [_never(one) for one in running if not one.rows]
+                findings.skipped += [_never_measured(one) for one in running if not one.rows]
                 findings.errors += [error for one in running for error in one.errors]
 
 
@@ -137,17 +139,17 @@ def cores_for(settings: SessionSettings) -> tuple[int, ...]:
     return tuple(allowed[-settings.cores :])
 
 
-def _name(spec: Spec) -> str:
+def _name(spec: SubjectSpec) -> str:
     """What tells one process of a plan from the others."""
     return f"{spec.name} on {spec.provider}"
 
 
-def _start(spec: Spec, settings: SessionSettings, stack: ExitStack) -> _Running:
-    worker = stack.enter_context(Worker(spec))
+def _start(spec: SubjectSpec, settings: SessionSettings, stack: ExitStack) -> _RunningSubject:
+    process = stack.enter_context(SubjectProcess(spec))
     cores = cores_for(settings)
-    started = worker.ask("start", settings=asdict(settings), cores=list(cores))
-    return _Running(
-        worker=worker,
+    started = process.ask("start", settings=asdict(settings), cores=list(cores))
+    return _RunningSubject(
+        process=process,
         started=read_record(Started, started, spec.name),
         settings=settings,
         cores=cores,
@@ -156,10 +158,10 @@ def _start(spec: Spec, settings: SessionSettings, stack: ExitStack) -> _Running:
 
 
 def _measure_batch(
-    running: Sequence[_Running], baseline: str, batch_size: int, plan: Plan, log: Log
+    running: Sequence[_RunningSubject], baseline: str, batch_size: int, plan: BenchPlan, log: Log
 ) -> None:
-    """One batch size of everything that takes it: warm up, then turn about."""
-    ready: dict[str, _Running] = {}
+    """One batch size of every subject that takes it: warm up, then take turns."""
+    ready: dict[str, _RunningSubject] = {}
     for one in running:
         log(f"{one.name}, batch {batch_size}, warming up")
         if _prepare(one, batch_size, plan.seconds):
@@ -172,23 +174,23 @@ def _measure_batch(
             if name in ready and not _take_turn(ready[name], batch_size, turn_seconds):
                 del ready[name]
     timings = {
-        name: read_record(Timing, one.worker.ask("timing"), name) for name, one in ready.items()
+        name: read_record(Timing, one.process.ask("timing"), name) for name, one in ready.items()
     }
     for name, timing in timings.items():
         against = timings.get(baseline) if name != baseline else None
         ready[name].rows.append(_row(ready[name], timing, against, plan.seed))
 
 
-def _prepare(one: _Running, batch_size: int, seconds: float) -> bool:
-    """Whether the thing takes the batch size; if not, that is noted."""
+def _prepare(one: _RunningSubject, batch_size: int, seconds: float) -> bool:
+    """Whether the subject takes the batch size; if not, the reason is kept."""
     fixed = one.started.fixed_batch
     if fixed not in (None, batch_size):
-        message = f"the model takes batches of {fixed} and no other; ask for batch size {fixed}"
-        one.skip(batch_size, InputError(message))
+        reason = f"the model takes batches of {fixed} and no other; ask for batch size {fixed}"
+        one.skip(batch_size, InputError(reason))
         return False
     one.joules = 0.0
     try:
-        answer = one.worker.ask("prepare", batch_size=batch_size, seconds=seconds)
+        answer = one.process.ask("prepare", batch_size=batch_size, seconds=seconds)
     except FerryError as error:  # too large for the memory, or fixed somewhere inside of the graph
         one.skip(batch_size, error)
         return False
@@ -196,12 +198,12 @@ def _prepare(one: _Running, batch_size: int, seconds: float) -> bool:
     return True
 
 
-def _take_turn(one: _Running, batch_size: int, seconds: float) -> bool:
-    """Whether the turn was measured; if not, why is noted."""
+def _take_turn(one: _RunningSubject, batch_size: int, seconds: float) -> bool:
+    """Whether the turn was measured; if not, the reason is kept."""
     before = one.meter.joules()
     try:
-        one.worker.ask("turn", seconds=seconds)
-        memory = one.worker.ask("memory")
+        one.process.ask("turn", seconds=seconds)
+        memory = one.process.ask("memory")
     except FerryError as error:
         one.skip(batch_size, error)
         return False
@@ -210,12 +212,12 @@ def _take_turn(one: _Running, batch_size: int, seconds: float) -> bool:
     return True
 
 
-def _row(one: _Running, timing: Timing, baseline: Timing | None, seed: int) -> Row:
+def _row(one: _RunningSubject, timing: Timing, baseline: Timing | None, seed: int) -> BenchRow:
     speedup: PairedRatio | None = None
     if baseline:
         speedup = ratio_of_turns(baseline.turns_ms, timing.turns_ms, seed=seed)
     rows = timing.num_calls * timing.batch_size
-    return Row(
+    return BenchRow(
         timing=timing,
         first_call_ms=one.first_call_ms,
         speedup=speedup,
@@ -223,39 +225,39 @@ def _row(one: _Running, timing: Timing, baseline: Timing | None, seed: int) -> R
     )
 
 
-def _look_at_memory(one: _Running, plan: Plan) -> None:
+def _look_at_memory(one: _RunningSubject, plan: BenchPlan) -> None:
     """What many calls leave behind, and where the time goes; last, as both disturb the rest."""
     if not one.rows:
         return
     sizes = [row.timing.batch_size for row in one.rows]
     try:
         if plan.growth_calls and _may_grow(one, plan):
-            found = one.worker.ask(
+            found = one.process.ask(
                 "growth", num_calls=plan.growth_calls, batch_sizes=sizes, seed=plan.seed
             )
             one.growth = read_record(Growth, found, one.name)
-        share = one.worker.ask("share", batch_size=sizes[0])  # in a second session
+        share = one.process.ask("share", batch_size=sizes[0])  # in a second session
         one.share = read_record(Share, share, one.name) if share else None
     except FerryError as error:
         one.skipped.append(SkippedBatch(batch_size=sizes[-1], skipped=f"memory: {error}"))
 
 
-def _may_grow(one: _Running, plan: Plan) -> bool:
+def _may_grow(one: _RunningSubject, plan: BenchPlan) -> bool:
     """Whether to look for growth: of ONNX Runtime's arena, which no other setting changes."""
-    return one.worker.spec.provider != TORCH and one.settings == plan.settings[0]
+    return one.process.spec.provider != TORCH and one.settings == plan.settings[0]
 
 
-def _skipped(spec: Spec, settings: SessionSettings, error: FerryError) -> Skipped:
-    return Skipped(
+def _skipped(spec: SubjectSpec, settings: SessionSettings, error: FerryError) -> SkippedSubject:
+    return SkippedSubject(
         subject=spec.name, provider=spec.provider, threads=settings.threads, skipped=str(error)
     )
 
 
-def _never(one: _Running) -> Skipped:
+def _never_measured(one: _RunningSubject) -> SkippedSubject:
     reason = one.skipped[-1].skipped if one.skipped else "interrupted before it was measured"
-    return Skipped(
-        subject=one.worker.spec.name,
-        provider=one.worker.spec.provider,
+    return SkippedSubject(
+        subject=one.process.spec.name,
+        provider=one.process.spec.provider,
         threads=one.settings.threads,
         skipped=reason,
     )

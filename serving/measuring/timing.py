@@ -1,8 +1,8 @@
 """Time a call in this process: check the clock, warm up until the rate is steady, then count.
 
 A monotonic clock in nanoseconds, nothing of our own in the timed region, no garbage collection, and
-quantiles instead of means. `serving.measuring.pairing` compares; `serving.measuring` does both over
-processes.
+quantiles instead of means. `serving.measuring.pairing` compares two calls, and
+`serving.measuring.rounds` several processes.
 """
 
 import contextlib

@@ -9,8 +9,8 @@ import sample_metrics
 
 from pipeline.records.benchmark import EAGER, BenchmarkReport
 from serving.measuring.pairing import PairedRatio
-from serving.measuring.report import BenchReport, ColdStart, Measured, Row
-from serving.measuring.scenarios.records import Probe, ScenarioResult
+from serving.measuring.report import BenchReport, BenchRow, ColdStart, Measurement
+from serving.measuring.scenarios.report import Probe, ScenarioResult
 from serving.measuring.timing import Timing
 from serving.runtime.settings import SessionSettings
 
@@ -71,7 +71,6 @@ def server() -> ScenarioResult:
     """A search for the highest rate that keeps a limit."""
     return ScenarioResult(
         scenario="server",
-        engine="ferry",
         subject="fp32",
         provider="cpu",
         settings=SessionSettings(threads=1),
@@ -99,7 +98,7 @@ def _plain() -> BenchReport:
     return sample_metrics.bench_report("models/x/model.onnx")
 
 
-def _measured(subject: str, threads: int, sizes: tuple[int, ...]) -> Measured:
+def _measured(subject: str, threads: int, sizes: tuple[int, ...]) -> Measurement:
     provider = "cpu" if subject in ("fp32", "fp16", "int8") else "torch"
     like = next(one for one in _plain().measured if one.provider == provider)
     return replace(
@@ -110,13 +109,13 @@ def _measured(subject: str, threads: int, sizes: tuple[int, ...]) -> Measured:
     )
 
 
-def _row(subject: str, threads: int, size: int) -> Row:
+def _row(subject: str, threads: int, size: int) -> BenchRow:
     timing = _timing(subject, threads, size)
     eager = _timing(EAGER, threads, size)
     ratios = np.array(eager.turns_ms) / np.array(timing.turns_ms)
     middle, error = float(np.median(ratios)), float(2 * ratios.std() / TURNS**0.5)
     against = PairedRatio(median=middle, low=middle - error, high=middle + error, num_pairs=TURNS)
-    return Row(
+    return BenchRow(
         timing=timing,
         first_call_ms=3 * timing.p50_ms,
         speedup=None if subject == EAGER else against,

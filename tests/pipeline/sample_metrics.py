@@ -30,9 +30,9 @@ from serving.files import sha256_of_bytes, write_bytes, write_json
 from serving.machine.environment import Environment
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import ratio_of_turns
-from serving.measuring.report import BenchReport, ColdStart, Measured, Row, Skipped
+from serving.measuring.report import BenchReport, BenchRow, ColdStart, Measurement, SkippedSubject
+from serving.measuring.subject import Share
 from serving.measuring.timing import Clock, Timing
-from serving.measuring.worker import Share
 from serving.runtime.session import ProviderProof
 from serving.runtime.settings import SessionSettings
 
@@ -248,11 +248,11 @@ def timings(factor: float, threads: int = 2) -> tuple[Timing, ...]:
 
 def measured(
     subject: str, factor: float, *, threads: int = 2, size: int | None = 1, provider: str = "cpu"
-) -> Measured:
+) -> Measurement:
     """What `timings` makes of a factor, beside a PyTorch eager of factor 3."""
     runs = provider != "torch"
     eager = timings(3.0, threads)
-    return Measured(
+    return Measurement(
         subject=subject,
         provider=provider,
         settings=SessionSettings(threads=threads),
@@ -268,7 +268,7 @@ def measured(
             num_calls=1000, batch_sizes=(1, 8, 32, 128), arena_bytes=3 * 2**20, drift_bytes=4096
         ),
         rows=tuple(
-            Row(
+            BenchRow(
                 timing=one,
                 first_call_ms=0.4,
                 speedup=None
@@ -297,12 +297,12 @@ def bench_report(name: str) -> BenchReport:
             measured("MLflow pyfunc", 8.0, threads=threads, size=None, provider="torch"),
         ]
     skipped = [
-        Skipped(subject=variant, provider="cuda", threads=None, skipped="no <card> here")
+        SkippedSubject(subject=variant, provider="cuda", threads=None, skipped="no <card> here")
         for variant in sizes
     ]
     compiler = "no C++ compiler is there"
     skipped += [
-        Skipped(subject="torch.compile", provider="torch", threads=threads, skipped=compiler)
+        SkippedSubject(subject="torch.compile", provider="torch", threads=threads, skipped=compiler)
         for threads in (1, 2)
     ]
     cold = {"PyTorch eager": 2100.0, "fp32": 310.0, "int8": 300.0, "MLflow pyfunc": 3900.0}

@@ -10,8 +10,7 @@ from project import Project, files_in
 from pipeline import tracking
 from pipeline.records import read
 from pipeline.records.benchmark import EAGER, BenchmarkReport, as_table, over_eager, ratio_of_rows
-from pipeline.stages.baselines.subjects import NAMES
-from pipeline.stages.benchmark import benchmark
+from pipeline.stages.benchmark import NAMES, benchmark
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file
 from serving.runtime.cores import allowed_cores

@@ -11,10 +11,10 @@ from pipeline.records.benchmark import (
     EAGER,
     BenchmarkReport,
     as_table,
+    measurements_of,
     over_eager,
     ratio_of_rows,
     sweeps,
-    timed,
 )
 
 
@@ -29,9 +29,9 @@ def report(tmp_path: Path) -> BenchmarkReport:
 
 
 def test_a_variant_was_timed_once_per_thread_count(report: BenchmarkReport) -> None:
-    assert [one.settings.threads for one in timed(report, "int8")] == [1, 2]
-    assert timed(report, "int8", "cuda") == ()
-    assert [one.provider for one in timed(report, EAGER, "torch")] == ["torch", "torch"]
+    assert [one.settings.threads for one in measurements_of(report, "int8")] == [1, 2]
+    assert measurements_of(report, "int8", "cuda") == ()
+    assert [one.provider for one in measurements_of(report, EAGER, "torch")] == ["torch", "torch"]
 
 
 def test_a_sweep_is_named_by_thing_provider_and_threads(report: BenchmarkReport) -> None:

@@ -29,7 +29,7 @@ from serving.bundles.verify import verify
 from serving.drift.check import DriftReport, open_check
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file, write_json
-from serving.measuring.report import Measured
+from serving.measuring.report import Measurement
 
 LATENCY = BundleConfig(goal="latency", min_gain=1.1, golden_rows=4)
 
@@ -74,7 +74,7 @@ def test_the_reason_tells_gains_with_their_intervals() -> None:
     )
 
 
-def timed(variant: str, path: Path, p50_ms: float, bulk_ms: float) -> Measured:
+def timed(variant: str, path: Path, p50_ms: float, bulk_ms: float) -> Measurement:
     """A CPU row for a model file with chosen latencies at batch 1 and 32."""
     one = sample_metrics.measured(variant, 1.0, size=path.stat().st_size)
     rows = tuple(

@@ -8,7 +8,7 @@ import sample_metrics
 
 from pipeline.records.benchmark import BenchmarkReport, gains_over_fp32, on_cpu
 from serving.errors import IntegrityError
-from serving.measuring.report import Measured, Row
+from serving.measuring.report import BenchRow, Measurement
 
 Turns = tuple[float, ...]
 ALIKE: Turns = (1.0, 1.0, 1.0, 1.0)
@@ -16,10 +16,10 @@ ALIKE: Turns = (1.0, 1.0, 1.0, 1.0)
 
 def measured(
     variant: str, threads: int, times: dict[int, float], turns: Turns = ALIKE, size: int = 100
-) -> Measured:
+) -> Measurement:
     """A row on the CPU per batch size and its milliseconds."""
     rows = tuple(
-        Row(
+        BenchRow(
             timing=sample_metrics.timing(ms, batch, turns),
             first_call_ms=1.0,
             speedup=None,
@@ -31,7 +31,7 @@ def measured(
     return replace(one, rows=rows)
 
 
-def report(found: Sequence[Measured]) -> BenchmarkReport:
+def report(found: Sequence[Measurement]) -> BenchmarkReport:
     bench = replace(sample_metrics.bench_report("x"), measured=tuple(found))
     return BenchmarkReport(
         experiment="x", torch_version="2", weights_sha256="ab", bench=bench, skipped={}
@@ -86,7 +86,7 @@ def test_sizes_are_exact() -> None:
         ([measured("int8", 1, {8: 1.0})], "no CPU row for int8 at batch 1$"),
     ],
 )
-def test_a_variant_without_the_row_is_refused(int8: list[Measured], message: str) -> None:
+def test_a_variant_without_the_row_is_refused(int8: list[Measurement], message: str) -> None:
     found = report([measured("fp32", 1, {1: 1.0}), *int8])
     with pytest.raises(IntegrityError, match=message):
         gains_over_fp32(found, ["int8"], "latency")

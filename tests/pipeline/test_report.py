@@ -15,7 +15,7 @@ from pipeline.stages.report import report
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import write_json
 from serving.measuring.pairing import PairedRatio
-from serving.measuring.report import Skipped, SkippedBatch
+from serving.measuring.report import SkippedBatch, SkippedSubject
 from serving.runtime.session import ProviderProof
 
 ROOT = Path(__file__).parents[2]
@@ -238,7 +238,7 @@ def test_skipped_threads_and_batches_and_variants_are_told(params, tmp_path):
     def skipping(bench):
         first, *others = bench.measured
         batch = SkippedBatch(batch_size=512, skipped="too <large>")
-        skipped = Skipped(subject="int8", provider="cpu", threads=2, skipped="it stopped")
+        skipped = SkippedSubject(subject="int8", provider="cpu", threads=2, skipped="it stopped")
         first = replace(first, skipped=(batch,))
         return replace(bench, measured=(first, *others), skipped=(skipped,))
 

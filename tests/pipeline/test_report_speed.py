@@ -12,7 +12,7 @@ from pipeline.records.benchmark import BenchmarkReport
 from pipeline.stages.page.speed import Speed, speed_of
 from pipeline.stages.results import ExperimentResults, read_results
 from serving.measuring.pairing import PairedRatio
-from serving.measuring.report import Skipped
+from serving.measuring.report import SkippedSubject
 
 Describe = Callable[[BenchmarkReport], Speed]
 
@@ -66,8 +66,8 @@ def undrawn(*threads: int, **changes: object) -> BenchmarkReport:
     return replace(report, bench=replace(plain, **changes))  # type: ignore[arg-type]
 
 
-def skipped(subject: str, provider: str, threads: int | None, why: str) -> Skipped:
-    return Skipped(subject=subject, provider=provider, threads=threads, skipped=why)
+def skipped(subject: str, provider: str, threads: int | None, why: str) -> SkippedSubject:
+    return SkippedSubject(subject=subject, provider=provider, threads=threads, skipped=why)
 
 
 def test_before_its_benchmark_has_run_there_is_no_section(measured: ExperimentResults) -> None:
@@ -194,7 +194,7 @@ def test_the_interruption_is_told_before_the_load(describe: Describe) -> None:
     ],
 )
 def test_the_same_reason_is_told_once(
-    describe: Describe, given: list[Skipped], lines: list[str]
+    describe: Describe, given: list[SkippedSubject], lines: list[str]
 ) -> None:
     assert list(describe(undrawn(skipped=tuple(given))).skipped) == lines
 

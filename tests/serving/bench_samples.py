@@ -3,9 +3,16 @@
 from serving.machine.environment import Environment
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import ratio_of_turns
-from serving.measuring.report import BenchReport, ColdStart, Measured, Row, Skipped, SkippedBatch
+from serving.measuring.report import (
+    BenchReport,
+    BenchRow,
+    ColdStart,
+    Measurement,
+    SkippedBatch,
+    SkippedSubject,
+)
+from serving.measuring.subject import Share
 from serving.measuring.timing import Clock, Timing
-from serving.measuring.worker import Share
 from serving.runtime.session import ProviderProof
 from serving.runtime.settings import SessionSettings
 
@@ -36,11 +43,11 @@ WEATHER = (1.0, 1.01, 0.99, 1.02, 1.0, 1.3, 1.0, 0.98)
 """How fast the machine was in each turn, for all that took turns."""
 
 
-def row(milliseconds: float, *, batch_size: int = 1, over: float | None = None) -> Row:
+def row(milliseconds: float, *, batch_size: int = 1, over: float | None = None) -> BenchRow:
     """Calls of so many milliseconds, and the speedup over calls of `over` milliseconds."""
     turns = tuple(milliseconds * factor for factor in WEATHER)
     base = [over * factor for factor in WEATHER] if over else []
-    return Row(
+    return BenchRow(
         timing=Timing(
             batch_size=batch_size,
             p50_ms=milliseconds,
@@ -60,8 +67,8 @@ def row(milliseconds: float, *, batch_size: int = 1, over: float | None = None) 
     )
 
 
-def measured(subject: str, *rows: Row, threads: int = 1, provider: str = "cpu") -> Measured:
-    return Measured(
+def measured(subject: str, *rows: BenchRow, threads: int = 1, provider: str = "cpu") -> Measurement:
+    return Measurement(
         subject=subject,
         provider=provider,
         settings=SessionSettings(threads=threads),
@@ -81,7 +88,7 @@ def measured(subject: str, *rows: Row, threads: int = 1, provider: str = "cpu") 
     )
 
 
-def report(*things: Measured, **changes: object) -> BenchReport:
+def report(*things: Measurement, **changes: object) -> BenchReport:
     values: dict[str, object] = {
         "model": "models/mnist-cnn/model.onnx",
         "rows": None,
@@ -101,6 +108,6 @@ def report(*things: Measured, **changes: object) -> BenchReport:
     return BenchReport(**{**values, **changes})  # type: ignore[arg-type]
 
 
-SKIPPED = (Skipped(subject="fp32", provider="cuda", threads=None, skipped="no card"),)
+SKIPPED = (SkippedSubject(subject="fp32", provider="cuda", threads=None, skipped="no card"),)
 SKIPPED_BATCH = (SkippedBatch(batch_size=8, skipped="batches of 4 and no other"),)
 COLD = (ColdStart(subject="fp32 · cpu", p50_ms=310.0, runs_ms=(300.0, 310.0, 350.0)),)

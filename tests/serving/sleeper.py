@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from serving.measuring.worker import Started, serve
+from serving.measuring.subject import Started, serve
 from serving.runtime.settings import SessionSettings
 
 MIB = 2**20

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.measuring.scenarios.records import ScenarioPlan
+from serving.measuring.scenarios.report import ScenarioPlan
 from serving.measuring.timing import Call
 
 PLAN = ScenarioPlan(
     scenario="single-stream",
-    engine="ferry",
     batch_size=1,
     seconds=0.2,
     rate_per_second=None,

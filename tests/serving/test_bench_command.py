@@ -40,15 +40,13 @@ def test_it_prints_a_table(model):
     assert result.stderr == ""
 
 
-def test_it_prints_json_and_nothing_else(model):
-    report = report_from(json.loads(run(model, *QUICK, "--json").stdout))
-    assert report.measured[0].row(2)
-
-
-def test_it_keeps_the_report_and_the_rows(model, tmp_path):
-    result = run(model, *QUICK, "-o", tmp_path / "r.json", "--csv", tmp_path / "r.csv")
+def test_it_keeps_the_report_and_the_rows_and_prints_json_and_nothing_else(model, tmp_path):
+    files = ("-o", tmp_path / "r.json", "--csv", tmp_path / "r.csv")
+    result = run(model, *QUICK, *files, "--json")
     assert result.exit_code == 0
-    assert report_from(json.loads((tmp_path / "r.json").read_text())).measured
+    report = report_from(json.loads(result.stdout))
+    assert report.measured[0].row(2)
+    assert report_from(json.loads((tmp_path / "r.json").read_text())) == report
     assert (tmp_path / "r.csv").read_text().splitlines()[1].startswith("model.onnx,cpu,1,1,")
 
 
@@ -61,7 +59,7 @@ def test_it_takes_settings_and_several_threads(model):
 def test_it_takes_real_rows(tmp_path):
     model = tiny_onnx.write(tmp_path / "text.onnx", text_classifier())
     (tmp_path / "reviews.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    result = run(model, *QUICK, "--rows", tmp_path / "reviews.txt")
+    result = run(model, *QUICK, "--data", tmp_path / "reviews.txt")
     assert "rows of reviews.txt" in result.stdout
 
 
@@ -85,9 +83,8 @@ def test_it_measures_all_providers_and_says_why_not(model):
         (("--rate", "5"), 2, "--rate and --p99-limit are for `--scenario server`"),
         (("--scenario", "offline", "--p99-limit", "5"), 2, "are for `--scenario server`"),
         (("--tune", "--provider", "all"), 2, "--tune is for one provider at a time"),
-        (("--tune", "--memory-limit", "1"), 1, "no setting keeps the peak under 1 MiB"),
         (("--compare", "none.json"), 1, "none.json"),
-        (("--rows", "none.npy"), 1, "none.npy is not there"),
+        (("--data", "none.npy"), 1, "none.npy is not there"),
     ],
 )
 def test_it_tells_mistakes_in_one_line(model, arguments, exit_code, message):
@@ -172,6 +169,22 @@ def test_several_scenarios_run_one_after_the_other(model):
     assert report.scenarios[1].rate_per_second == pytest.approx(50, rel=0.5)
 
 
+@pytest.fixture
+def _one_core(monkeypatch):
+    """So that there are few candidates: each costs its time."""
+    monkeypatch.setattr("serving.measuring.tuning.tuner.allowed_cores", lambda: 1)
+
+
+@pytest.mark.usefixtures("_one_core")
+def test_tuning_within_a_peak_that_nothing_keeps_is_one_line(model):
+    result = run(model, "--tune", "--goal", "latency", "--memory-limit", 1)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: no setting keeps the peak under 1 MiB")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("_one_core")
 def test_tuning_a_bundle_keeps_a_profile_that_predict_finds(bundle):
     result = run(bundle, "--tune", "--batch-size", 1, "--batch-size", 4)
     assert result.exit_code == 0, result.output
@@ -182,6 +195,7 @@ def test_tuning_a_bundle_keeps_a_profile_that_predict_finds(bundle):
     assert open_model(bundle).profile is not None
 
 
+@pytest.mark.usefixtures("_one_core")
 def test_tuning_a_file_prints_and_keeps_nothing(model, tmp_path):
     before = sorted(tmp_path.iterdir())
     result = run(model, "--tune", "--goal", "latency", "--json")

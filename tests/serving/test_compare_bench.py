@@ -11,14 +11,14 @@ from bench_samples import MACHINE, measured, report, row
 
 from serving.errors import InputError, IntegrityError, MissingInputError, SlowerError
 from serving.files import write_json
-from serving.measuring.compare import as_text, compare_saved, compare_turns, find_before
-from serving.measuring.report import AGAINST
+from serving.measuring.compare import as_text, compare_saved, compare_turns, find_target
+from serving.measuring.report import BEFORE
 from serving.runtime.settings import SessionSettings
 
 
 def both(now: float, before: float):
     return report(
-        measured(AGAINST, row(before), row(8.0, batch_size=8)),
+        measured(BEFORE, row(before), row(8.0, batch_size=8)),
         measured("model.onnx", row(now, over=before), row(8.0, batch_size=8, over=8.0)),
     )
 
@@ -93,7 +93,7 @@ def test_what_was_measured_otherwise_is_not_compared():
 
 def test_only_the_same_settings_are_pairs():
     spun = dataclasses.replace(
-        measured(AGAINST, row(1.0)), settings=SessionSettings(threads=1, spinning=False)
+        measured(BEFORE, row(1.0)), settings=SessionSettings(threads=1, spinning=False)
     )
     with pytest.raises(InputError, match="no row of the same provider"):
         compare_turns(report(spun, measured("model.onnx", row(1.0))), 1.05, name="v1")
@@ -129,48 +129,48 @@ def git(*arguments):
 
 
 def test_a_path_is_a_model(model, tmp_path):
-    found = find_before(str(model), Path("other.onnx"), tmp_path)
+    found = find_target(str(model), Path("other.onnx"), tmp_path)
     assert (found.model, found.saved) == (model, None)
 
 
 def test_a_revision_with_the_model_gives_that(model, tmp_path):
-    found = find_before("model", model, tmp_path)
+    found = find_target("model", model, tmp_path)
     assert found.model
     assert found.model.read_bytes() == tiny_onnx.linear(["batch", 4])
     assert found.name == "models/tiny/model.onnx at model"
 
 
 def test_a_revision_with_figures_alone_gives_those(model, tmp_path):
-    found = find_before("figures", model, tmp_path)
+    found = find_target("figures", model, tmp_path)
     assert found.model is None
     assert found.saved
     assert found.subject == "fp32"
     assert found.name == "reports/details/tiny/benchmark.json at figures"
     quantized = Path("models/tiny/quantized/model.int8.onnx")
-    assert find_before("figures", quantized, tmp_path).subject == "int8"
+    assert find_target("figures", quantized, tmp_path).subject == "int8"
 
 
 def test_a_revision_with_neither_is_refused(model, tmp_path):
     other = Path("models/other/model.onnx")
     with pytest.raises(MissingInputError, match=r"figures has neither models/other/model\.onnx"):
-        find_before("figures", other, tmp_path)
+        find_target("figures", other, tmp_path)
     with pytest.raises(InputError, match="outside of this folder: no revision has it"):
-        find_before("model", Path("/elsewhere/model.onnx"), tmp_path)
+        find_target("model", Path("/elsewhere/model.onnx"), tmp_path)
 
 
 def test_what_is_nothing_is_refused(model, tmp_path):
     with pytest.raises(MissingInputError, match="v99 is neither a file nor a revision of git"):
-        find_before("v99", model, tmp_path)
+        find_target("v99", model, tmp_path)
 
 
 def test_a_saved_report_is_read_alone_or_inside_of_a_stages(model, tmp_path):
     alone = tmp_path / "alone.json"
     write_json(alone, report(measured("model.onnx", row(1.0))))
-    assert find_before(str(alone), model, tmp_path).subject == "model.onnx"
+    assert find_target(str(alone), model, tmp_path).subject == "model.onnx"
     stage = "reports/details/tiny/benchmark.json"
-    assert find_before(stage, model, tmp_path).subject == "fp32"
+    assert find_target(stage, model, tmp_path).subject == "fp32"
     alone.write_text(json.dumps({"model": "m"}))
     with pytest.raises(IntegrityError, match=r"alone\.json lacks the key"):
-        find_before(str(alone), model, tmp_path)
+        find_target(str(alone), model, tmp_path)
     with pytest.raises(MissingInputError):
-        find_before(str(tmp_path / "none.json"), model, tmp_path)
+        find_target(str(tmp_path / "none.json"), model, tmp_path)

@@ -19,9 +19,9 @@ from serving.files import dump_json
 from serving.measuring.bench import BenchOptions, bench, model_spec
 from serving.measuring.meters import growth, resident_bytes
 from serving.measuring.pairing import orders, paired_ratio, ratio_of_turns, verdict
-from serving.measuring.report import report_from
-from serving.measuring.rounds import Findings, Plan, measure
-from serving.measuring.table import as_csv, as_table
+from serving.measuring.report import as_csv, as_table, report_from
+from serving.measuring.rounds import BenchFindings, BenchPlan, measure
+from serving.measuring.subject import Started, SubjectServer
 from serving.measuring.timing import (
     Clock,
     Samples,
@@ -31,7 +31,6 @@ from serving.measuring.timing import (
     timing_of,
     warm_up,
 )
-from serving.measuring.worker import Desk, Started
 from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
@@ -235,7 +234,7 @@ class Sleeping:
 
 @pytest.mark.parametrize("parallel", [1, 2, 4])
 def test_calls_side_by_side_add_up_in_the_rate_and_not_in_the_latency(parallel: int) -> None:
-    desk = Desk(Sleeping())
+    desk = SubjectServer(Sleeping())
     settings = dataclasses.replace(ONE, parallel=parallel)
     desk.settings = settings
     desk.prepare(1, 0.05)
@@ -304,10 +303,10 @@ def test_the_report_is_the_same_after_json(report) -> None:
 def test_the_same_seed_takes_the_same_turns(model) -> None:
     def steps(seed: int) -> list[str]:
         message: list[str] = []
-        plan = Plan(
+        plan = BenchPlan(
             settings=(ONE,), batch_sizes=(1,), seconds=0.02, num_rounds=2, growth_calls=0, seed=seed
         )
-        measure([model_spec("m", model, "cpu", None)], plan, Findings(), message.append)
+        measure([model_spec("m", model, "cpu", None)], plan, BenchFindings(), message.append)
         return message
 
     assert steps(1) == steps(1)

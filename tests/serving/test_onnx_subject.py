@@ -12,8 +12,8 @@ from tiny_kinds import TEXTS, text_classifier
 
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import sha256_of_file
-from serving.measuring.client import child_environment
 from serving.measuring.onnx_subject import MOST_ROWS, OnnxSubject
+from serving.measuring.process import child_environment
 from serving.runtime.providers import PROVIDERS
 from serving.runtime.settings import SessionSettings
 
@@ -99,6 +99,46 @@ def test_rows_are_answered(model):
     )
 
 
+@pytest.mark.parametrize("dtype", [tiny_onnx.FLOAT, tiny_onnx.UINT8, tiny_onnx.INT64])
+def test_inputs_of_each_dtype_are_made_up(tmp_path, dtype):
+    path = tiny_onnx.write(tmp_path / "m.onnx", tiny_onnx.linear([None, 8], dtype))
+    assert subject_of(path).call(2)()["logits"].shape == (2, 3)
+
+
+def test_rows_that_the_model_does_not_take_are_refused(model, tmp_path):
+    texts = tiny_onnx.write(tmp_path / "text.onnx", text_classifier())
+    rows = tmp_path / "texts.txt"
+    rows.write_text("\n".join(TEXTS), encoding="utf-8")
+    with pytest.raises(InputError, match="which no line of text is"):
+        subject_of(model, rows)
+    np.save(tmp_path / "numbers.npy", np.zeros(3))
+    with pytest.raises(InputError, match=r"takes string \[rows\]"):
+        subject_of(texts, tmp_path / "numbers.npy")
+    with pytest.raises(InputError, match="rows for timing are"):
+        subject_of(texts, texts)
+    with pytest.raises(MissingInputError, match=r"none\.txt is not there"):
+        subject_of(texts, tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(InputError, match="line 1 is not UTF-8"):
+        subject_of(texts, tmp_path / "latin.txt")
+
+
+def test_each_of_several_inputs_has_its_rows_or_is_named(tmp_path):
+    path = tiny_onnx.write(tmp_path / "m.onnx", of_two_inputs())
+    with pytest.raises(InputError, match=r"axis 1 \(length\) of input 'words'"):
+        subject_of(path)
+    rows = tmp_path / "rows.npz"
+    np.savez(rows, words=np.zeros((3, 5), np.float32))
+    with pytest.raises(InputError, match="holds no array named 'other'; there are: words"):
+        subject_of(path, rows)
+    np.savez(rows, words=np.zeros((3, 5), np.float32), other=np.zeros((3, 2), np.float32))
+    with pytest.raises(InputError, match=r"takes float32 \[rows, 1\]"):
+        subject_of(path, rows)
+    np.save(tmp_path / "rows.npy", np.zeros((3, 5), np.float32))
+    with pytest.raises(InputError, match="has the inputs words, other; give its rows"):
+        subject_of(path, tmp_path / "rows.npy")
+
+
 def test_several_inputs_are_timed_but_not_asked_row_by_row(tmp_path):
     path = tiny_onnx.write(tmp_path / "two.onnx", of_two_inputs())
     rows = tmp_path / "rows.npz"
@@ -112,7 +152,9 @@ def test_several_inputs_are_timed_but_not_asked_row_by_row(tmp_path):
 def test_texts_are_called_unbound_only(tmp_path):
     path = tiny_onnx.write(tmp_path / "text.onnx", text_classifier())
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    assert subject_of(path, tmp_path / "texts.txt").call(2)()
+    np.save(tmp_path / "texts.npy", np.array(TEXTS))
+    for rows in ("texts.txt", "texts.npy"):
+        assert subject_of(path, tmp_path / rows).call(2)()
     with pytest.raises(InputError, match="texts, which cannot be bound: use binding=off"):
         subject_of(path, tmp_path / "texts.txt", BOUND).call(2)
 

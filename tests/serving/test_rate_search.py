@@ -10,11 +10,11 @@ from serving.errors import InputError, ModelError
 from serving.measuring.scenarios.rate_search import (
     MAX_OVERRUN,
     MIN_QUERIES,
-    Found,
+    HighestRate,
     highest_rate,
     num_queries,
 )
-from serving.measuring.scenarios.records import Run, ScenarioPlan
+from serving.measuring.scenarios.report import LoadRun, ScenarioPlan
 from serving.measuring.scenarios.system import ServerLoad
 
 CAPACITY = 1000.0
@@ -30,11 +30,11 @@ class Server:
     def __init__(self, p99_ms: P99) -> None:
         self.p99_ms = p99_ms
         self.loads: list[ServerLoad] = []
-        self.runs: list[Run] = []
+        self.runs: list[LoadRun] = []
 
-    def __call__(self, load: ServerLoad) -> Run:
+    def __call__(self, load: ServerLoad) -> LoadRun:
         p99 = self.p99_ms(load.rate_per_second)
-        run = Run(
+        run = LoadRun(
             batch_size=1,
             rows_per_query=1,
             num_queries=load.num_queries,
@@ -55,15 +55,31 @@ def up_to(highest: float) -> P99:
     return lambda rate: 1.0 if rate <= highest else 99.0
 
 
-def search(server: Server, asked: ScenarioPlan = PLAN, capacity: float = CAPACITY) -> Found:
+def search(server: Server, asked: ScenarioPlan = PLAN, capacity: float = CAPACITY) -> HighestRate:
     return highest_rate(server, capacity, asked, LIMIT_MS)
 
 
-def rates(found: Found) -> list[float]:
+def rates(found: HighestRate) -> list[float]:
     return [probe.rate_per_second for probe in found.probes]
 
 
+def queue_of(capacity: float, service_ms: float) -> P99:
+    """Latencies that grow as one over what is left of the capacity."""
+    return lambda rate: service_ms / (1 - rate / capacity) if rate < capacity else 1e6
+
+
 # The path
+
+
+@pytest.mark.parametrize("capacity", [400.0, 1000.0, 1300.0])
+@pytest.mark.parametrize(("limit_ms", "part"), [(2.0, 0.5), (10.0, 0.9), (1.05, 1 - 1 / 1.05)])
+def test_the_limit_decides_within_three_percent_whatever_the_capacity_seemed(
+    capacity: float, limit_ms: float, part: float
+) -> None:
+    found = highest_rate(Server(queue_of(1000.0, 1.0)), capacity, PLAN, limit_ms)
+    assert 1000 * part / 1.03 <= found.rate_per_second <= 1000 * part
+    assert found.run.p99_ms <= limit_ms
+    assert len(found.probes) < 20
 
 
 def test_upwards_by_fourths_and_then_by_halves() -> None:
@@ -209,3 +225,19 @@ def test_probes_draw_their_arrivals_from_the_seed_of_the_plan() -> None:
     assert [load.seed for load in server.loads] == [
         40 + index for index in range(len(server.loads))
     ]
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "least", "queries"),
+    [
+        (100.0, 10.0, 500, 1000),  # as long as asked for
+        (100.0, 1.0, 500, 500),  # longer, for enough of them
+        (10.0, 1.0, 500, 10 * MAX_OVERRUN),  # but not for ever
+        (0.001, 1.0, 500, 1),
+        (1e9, 100.0, 500, 1_000_000),
+    ],
+)
+def test_a_run_has_enough_queries_and_an_end(
+    rate: float, seconds: float, least: int, queries: int
+) -> None:
+    assert num_queries(rate, seconds, least) == queries

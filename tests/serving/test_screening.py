@@ -13,9 +13,9 @@ from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, recurrent, write
 
 from serving.errors import InputError, MissingInputError
-from serving.measuring.client import Spec
+from serving.measuring.process import SubjectSpec
 from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.tuning.screening import ScreenedSubject, Trial, ms_per_row, screen
+from serving.measuring.tuning.screening import CandidateTrial, ScreenedSubject, ms_per_row, screen
 from serving.measuring.tuning.tuner import SCREENING, TuneOptions, spec_of
 from serving.runtime.settings import SessionSettings
 
@@ -26,7 +26,7 @@ BOUND = SessionSettings(threads=1, binding=True)
 TWO = SessionSettings(threads=1, parallel=2)
 
 
-def spec_for(model: Path, rows: Path | None = None) -> Spec:
+def spec_for(model: Path, rows: Path | None = None) -> SubjectSpec:
     return spec_of(model, TuneOptions(rows=rows), SCREENING)
 
 
@@ -34,8 +34,8 @@ def ways(settings: SessionSettings, *sizes: int) -> list[Candidate]:
     return [Candidate(settings=settings, batch_size=size) for size in sizes]
 
 
-def looked(spec: Spec, grid: list[Candidate], finalists: int = 1) -> tuple[Trial, ...]:
-    return screen(spec, grid, finalists=finalists, log=lambda _: None)
+def looked(spec: SubjectSpec, grid: list[Candidate], keep: int = 1) -> tuple[CandidateTrial, ...]:
+    return screen(spec, grid, keep=keep, log=lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,54 @@ def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(path, reshaping_to_two_rows())
 
 
+# A subject of known speed
+
+
+SLEEPER = SubjectSpec(name="sleeper", provider="cpu", module="sleeper", setup={})
+BROKEN = SessionSettings(threads=1, optimize="none")
+SLOW = SessionSettings(threads=2)
+
+
+def pairs_of(*pairs: tuple[SessionSettings, int]) -> list[Candidate]:
+    return [Candidate(settings=settings, batch_size=size) for settings, size in pairs]
+
+
+@pytest.fixture
+def _sleeper_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.mark.usefixtures("_sleeper_on_path")
+def test_the_screening_finds_the_best_and_looks_longer_at_them() -> None:
+    """Per row: 0.16, 0.33, 0.35, 0.70, 1.1, 2.2, 3.1 and 6.2 ms."""
+    pairs = pairs_of(
+        (SLOW, 1), (SLOW, 2), (ONE, 1), (TWO, 1), (ONE, 4), (TWO, 4), (ONE, 16), (TWO, 16)
+    )
+    trials = screen(SLEEPER, pairs, keep=1, log=lambda _: None)
+    assert {trial.candidate for trial in trials} == set(pairs)
+    assert trials[0].candidate == pairs[-1]
+    assert [trial.looks for trial in trials] == [2, 2, 2, 1, 1, 1, 1, 1]
+    assert all(trial.p50_ms and trial.skipped is None for trial in trials)
+
+
+@pytest.mark.usefixtures("_sleeper_on_path")
+def test_what_cannot_run_is_last_with_its_reason_and_the_others_go_on() -> None:
+    """Settings that do not open, a batch that is refused, and a process that dies."""
+    pairs = pairs_of((ONE, 1), (BROKEN, 1), (ONE, 13), (ONE, 66), (ONE, 8))
+    trials = screen(SLEEPER, pairs, keep=2, log=lambda _: None)
+    assert [trial.candidate.batch_size for trial in trials[:2]] == [8, 1]
+    message = {trial.candidate: trial.skipped for trial in trials[2:]}
+    assert message[pairs[1]] == "these settings cannot be opened"
+    assert message[pairs[2]] == "the model refuses 13 rows"
+    assert "ended: exit status 3" in (message[pairs[3]] or "")
+    assert all(trial.cost == float("inf") for trial in trials[2:])
+
+
 # Ranking
 
 
 @pytest.mark.parametrize(
-    ("num", "finalists", "looks"),
+    ("num", "keep", "looks"),
     [
         (10, 1, [3, 3, 2, 2, 1, 1, 1, 1, 1, 1]),  # 10, 4, 2, and the best of these
         (9, 1, [2, 2, 2, 1, 1, 1, 1, 1, 1]),
@@ -63,11 +106,11 @@ def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_third_goes_on_until_few_are_left(
-    model: Path, num: int, finalists: int, looks: list[int]
+    model: Path, num: int, keep: int, looks: list[int]
 ) -> None:
     message: list[str] = []
     grid = ways(ONE, *range(1, num + 1))
-    trials = screen(spec_for(model), grid, finalists=finalists, log=message.append)
+    trials = screen(spec_for(model), grid, keep=keep, log=message.append)
     assert [trial.looks for trial in trials] == looks
     assert len(message) == sum(looks)
     assert message[0] == f"look 1, 1 of {num}: threads 1, batch 1"
@@ -82,7 +125,7 @@ def test_the_rank_is_how_far_it_went_and_then_its_cost(model: Path) -> None:
 
 
 def test_a_cost_is_that_of_a_row_in_work(model: Path) -> None:
-    for trial in looked(spec_for(model), [*ways(ONE, 1, 8), *ways(TWO, 8)], finalists=3):
+    for trial in looked(spec_for(model), [*ways(ONE, 1, 8), *ways(TWO, 8)], keep=3):
         assert trial.p50_ms is not None
         rows = trial.candidate.batch_size * trial.candidate.settings.parallel
         assert trial.cost == ms_per_row(trial.candidate, trial.p50_ms) == trial.p50_ms / rows
@@ -97,7 +140,7 @@ def test_an_empty_grid_has_no_trials(model: Path) -> None:
 
 def test_a_batch_that_the_model_refuses_comes_last(two_rows: Path) -> None:
     """The session stays good for the batches after it."""
-    trials = looked(spec_for(two_rows), [*ways(ONE, 3, 2, 5), *ways(BOUND, 3, 2)], finalists=2)
+    trials = looked(spec_for(two_rows), [*ways(ONE, 3, 2, 5), *ways(BOUND, 3, 2)], keep=2)
     assert {trial.candidate for trial in trials[:2]} == {*ways(ONE, 2), *ways(BOUND, 2)}
     assert [trial.candidate for trial in trials[2:]] == [*ways(ONE, 3, 5), *ways(BOUND, 3)]
     for trial in trials[2:]:
@@ -108,7 +151,7 @@ def test_a_batch_that_the_model_refuses_comes_last(two_rows: Path) -> None:
 
 
 def test_the_one_that_runs_is_found_among_those_that_do_not(two_rows: Path) -> None:
-    trials = looked(spec_for(two_rows), ways(ONE, 2, 3, 4, 5, 6, 7), finalists=2)
+    trials = looked(spec_for(two_rows), ways(ONE, 2, 3, 4, 5, 6, 7), keep=2)
     assert [trial.candidate.batch_size for trial in trials] == [2, 3, 4, 5, 6, 7]
     assert [bool(trial.skipped) for trial in trials] == [False] + [True] * 5
 
@@ -132,7 +175,7 @@ def test_no_process_is_left(two_rows: Path) -> None:
 def test_free_axes_need_real_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "lstm.onnx", recurrent())
     (without,) = looked(spec_for(path), ways(ONE, 2))
-    assert "--rows" in (without.skipped or "")
+    assert "--data" in (without.skipped or "")
     np.save(tmp_path / "rows.npy", np.ones((5, 7, 2), np.float32))
     (with_rows,) = looked(spec_for(path, tmp_path / "rows.npy"), ways(ONE, 2))
     assert with_rows.skipped is None

@@ -1,1 +1,1 @@
-"""What ONNX Runtime is measured beside: PyTorch in three ways, and MLflow's own way of serving."""
+"""The baselines of a benchmark: PyTorch in three ways, and MLflow's own way of serving."""

@@ -1,6 +1,6 @@
-"""Answer one row and say so: what the cold start of PyTorch or of MLflow's pyfunc is measured with.
+"""Answer one row and say so: the program whose cold start is measured, of PyTorch or of MLflow.
 
-Run: python -m pipeline.stages.baselines.first_answer SETUP, the setup of a subject as JSON
+Run: python -m pipeline.stages.baselines.first_answer SETUP, the setup of a baseline as JSON
 """
 
 import json
@@ -12,7 +12,7 @@ def main() -> None:
     """Open what the setup says, answer one row, print a line."""
     setup = json.loads(sys.argv[1])
     if "saved" in setup:
-        from pipeline.stages.baselines.pyfunc_subject import default_folder
+        from pipeline.stages.baselines.mlflow_baseline import default_folder
         from pipeline.tracking.models import open_pyfunc
 
         answer, _ = open_pyfunc(default_folder(Path(setup["saved"])))

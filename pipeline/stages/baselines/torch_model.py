@@ -1,6 +1,7 @@
 """An experiment's trained network as PyTorch runs it: eager, with channels last, or compiled.
 
-Batches of the test set, of any size, as what is measured takes them.
+It also cuts batches of any size from the test set. `first_answer` reads this and nothing of the
+benchmark itself, whose imports would count in a cold start.
 """
 
 import os
@@ -22,6 +23,7 @@ from serving.errors import ModelError
 # In this process, or its helpers would take the cores that are measured on.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
+Array = npt.NDArray[Any]
 Mode = Literal["eager", "channels_last", "compile"]
 Device = Literal["cpu", "cuda"]
 MOST_CHARACTERS = 300
@@ -37,7 +39,7 @@ class TorchModel:
     """The graph, or what the compiler made of it."""
     device: Device
 
-    def answer(self, rows: npt.NDArray[Any]) -> object:
+    def answer(self, rows: Array) -> object:
         """Answer raw rows as the data set keeps them; what a GPU answers is waited for.
 
         Raises ModelError when PyTorch, or its compiler, cannot.
@@ -92,9 +94,6 @@ def open_torch(setup: Mapping[str, Any]) -> TorchModel:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:MOST_CHARACTERS]
-
-
-Array = npt.NDArray[Any]
 
 
 def batch_of(rows: Array, count: int) -> Array:

@@ -10,18 +10,17 @@ from pipeline.stages.page import speed_figures
 from pipeline.stages.page.figures import as_svg
 from pipeline.stages.results import ExperimentResults
 from serving.machine.environment import Environment
-from serving.measuring.client import TORCH
 from serving.measuring.pairing import PairedRatio, Verdict, verdict
-from serving.measuring.report import BenchReport, Row
-from serving.measuring.report import Measured as Process
+from serving.measuring.process import TORCH
+from serving.measuring.report import BenchReport, BenchRow, Measurement
 
 SPEED_TEMPLATE = "report_speed.html.j2"
 """Beside the page's own, which includes it."""
 CLAIMED_SIZES = (1, 64)
 """The batch sizes that the section opens with; without one, the smallest and the largest."""
 THROUGHPUT = (
-    "Up and to the left is better; pale lines join what had the same batch size. Names stand at "
-    "the number of threads that gave the most rows per second."
+    "Up and to the left is better; pale lines join what had the same batch size. The strong line "
+    "of each is that of the threads that gave the most rows per second."
 )
 SCALING = (
     "Left: each with the threads that were the best. Right: what the threads gain, from none at "
@@ -58,8 +57,8 @@ class Drawing:
 class Line:
     """A row of the table, with the process that it was measured in."""
 
-    process: Process
-    row: Row
+    process: Measurement
+    row: BenchRow
     first: bool
     """Whether it is the first of its process."""
     verdict: Verdict | None

@@ -1,11 +1,8 @@
 """The figures of a benchmark, for the report and for MLflow alike.
 
 Each takes the whole report and always returns a figure: one that says so where there is nothing to
-draw.
-
-What the figures of a benchmark draw: each thing that was measured, and how its lines look.
-
-A subject has one colour in all figures, a provider one mark, a number of threads one kind of line.
+draw. A subject has one colour in all of them, a provider one mark, a number of threads one kind of
+line. A legend beside the panels names the lines, in the order in which they end.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,9 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from pipeline.records.benchmark import BenchmarkReport
 from pipeline.stages.page.figures import COLORS, INK, PALE, STYLE, logarithmic
-from pipeline.stages.page.line_names import End, name_ends
-from serving.measuring.client import TORCH
-from serving.measuring.report import BenchReport, ColdStart, Measured
+from serving.measuring.process import TORCH
+from serving.measuring.report import BenchReport, ColdStart, Measurement
 from serving.measuring.timing import Timing
 
 PALETTE = (*COLORS[:-1], "#2a9d9a", "#cf62a0", "#8f982c", "#5b7fa3", COLORS[-1])
@@ -36,16 +32,16 @@ FEWER: tuple[Style, ...] = ("--", ":", "-.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thing:
+class DrawnSubject:
     """A subject on a provider, with each number of threads that it was measured with."""
 
     name: str
     color: str
     marker: str
-    by_threads: Mapping[int, Measured]
+    by_threads: Mapping[int, Measurement]
 
     @property
-    def best(self) -> Measured:
+    def best(self) -> Measurement:
         """With the threads that gave the most rows per second."""
         return max(self.by_threads.values(), key=lambda one: one.fastest.rows_per_second)
 
@@ -67,9 +63,9 @@ class Thing:
         ]
 
 
-def things(bench: BenchReport) -> list[Thing]:
-    """All that has rows; what differs in more than threads is another thing."""
-    found: dict[tuple[str, str, str], dict[int, Measured]] = {}
+def drawn_subjects(bench: BenchReport) -> list[DrawnSubject]:
+    """All that has rows; what differs in more than threads is drawn as another subject."""
+    found: dict[tuple[str, str, str], dict[int, Measurement]] = {}
     for one in bench.measured:
         if one.rows:
             key = (one.subject, one.provider, one.settings.describe())
@@ -78,7 +74,7 @@ def things(bench: BenchReport) -> list[Thing]:
     markers = {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(providers)}
     by_subject = colors(bench)
     return [
-        Thing(
+        DrawnSubject(
             name=" ".join(filter(None, [next(iter(by_threads.values())).label, message])),
             color=by_subject[subject],
             marker=markers.get(provider, "s"),
@@ -98,9 +94,9 @@ def colors(bench: BenchReport) -> dict[str, str]:
     return {name: PALETTE[numbers[subject] % len(PALETTE)] for name, subject in names.items()}
 
 
-def styles(drawn: Sequence[Thing]) -> dict[int, Style]:
+def styles(drawn: Sequence[DrawnSubject]) -> dict[int, Style]:
     """The kind of line of each number of threads, from the fewest to the most."""
-    counts = sorted({count for thing in drawn for count in thing.by_threads})
+    counts = sorted({count for one in drawn for count in one.by_threads})
     fewer = {count: FEWER[index % len(FEWER)] for index, count in enumerate(counts[:-1])}
     return {count: fewer.get(count, "-") for count in counts}
 
@@ -113,7 +109,7 @@ def batch_sizes(bench: BenchReport) -> dict[int, list[Timing]]:
     return found
 
 
-def ordered(one: Measured) -> list[Timing]:
+def ordered(one: Measurement) -> list[Timing]:
     """The timings of one process, from the smallest batch."""
     return sorted((row.timing for row in one.rows), key=lambda timing: timing.batch_size)
 
@@ -131,73 +127,74 @@ ENOUGH_CALLS = 1000
 
 
 def latency_throughput(report: BenchmarkReport) -> Figure:
-    """Draw latency against throughput of each thing over batch sizes, both logarithmic.
+    """Draw latency against throughput of each subject over batch sizes, both logarithmic.
 
-    Up and to the left is better. Pale lines join what had the same batch size; names stand at the
-    number of threads that was the best.
+    Up and to the left is better. Pale lines join what had the same batch size; the line of the best
+    number of threads is the strongest.
     """
-    drawn = things(report.bench)
+    drawn = drawn_subjects(report.bench)
     kinds = styles(drawn)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 5.4), layout="constrained")
         axes = figure.subplots()
         if not drawn:
             return _nothing(figure, axes, "nothing was measured")
-        for thing in drawn:
-            for threads, one in thing.by_threads.items():
-                _sweep(axes, thing, one, kinds[threads])
+        for subject in drawn:
+            for threads, one in subject.by_threads.items():
+                _sweep(axes, subject, one, kinds[threads])
         axes.set(xscale="log", yscale="log")
         axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
         axes.margins(x=0.08, y=0.08)
         _join_batches(axes, report.bench)
         for axis in (axes.xaxis, axes.yaxis):
             logarithmic(axis)
-        lasts = [(thing, ordered(thing.best)[-1]) for thing in drawn]
-        name_ends(axes, figure, [_end(thing, last.p50_ms, last) for thing, last in lasts])
         _thread_legend(axes, kinds)
+        _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
     return figure
 
 
 def scaling(report: BenchmarkReport) -> Figure:
     """Draw rows per second over the batch size, and what more threads add to it.
 
-    On the left each thing with the threads that were the best; on the right the most threads over
+    On the left each subject with the threads that were the best; on the right the most threads over
     the fewest, where the upper line is as many times as there are threads.
     """
-    drawn = things(report.bench)
+    drawn = drawn_subjects(report.bench)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         if not drawn:
             return _nothing(figure, figure.subplots(), "nothing was measured")
         rates, gains = figure.subplots(1, 2)
-        _rates(rates, figure, drawn)
-        _gains(gains, figure, drawn)
+        _rates(rates, drawn)
+        _gains(gains, drawn)
         for axes in (rates, gains):
             if axes.axison:
                 _over_batches(axes, list(batch_sizes(report.bench)))
+        _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
     return figure
 
 
 def latency_distribution(report: BenchmarkReport) -> Figure:
     """Draw the latency of a batch of one, or the smallest that was measured, over percentiles.
 
-    Each step to the right leaves out nine of ten calls that were left; of each thing the threads
+    Each step to the right leaves out nine of ten calls that were left; of each subject the threads
     with the lowest median. p99.9 of fewer than 1000 calls is hollow.
     """
-    drawn = things(report.bench)
+    drawn = drawn_subjects(report.bench)
     size = min(batch_sizes(report.bench), default=1)
-    quickest = [(thing, thing.quickest(size)) for thing in drawn]
+    quickest = [(one, timing) for one in drawn if (timing := one.quickest(size))]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         axes = figure.subplots()
-        ends = [_tail(axes, thing, timing) for thing, timing in quickest if timing]
-        if not ends:
+        if not quickest:
             return _nothing(figure, axes, "nothing was measured")
+        for one, timing in quickest:
+            _tail(axes, one, timing)
         axes.set(yscale="log", xlim=(0.2, SLOWEST + 0.1), ylabel=f"latency at batch {size}, ms")
         axes.set_xticks([*NINES, SLOWEST], [*QUANTILES, "slowest"])
         axes.set_xlabel("percentile of the calls")
         logarithmic(axes.yaxis)
-        name_ends(axes, figure, ends)
+        _subject_legend(figure, [(timing.max_ms, one) for one, timing in quickest])
     return figure
 
 
@@ -224,24 +221,25 @@ def cold_start_bars(report: BenchmarkReport) -> Figure:
     return figure
 
 
-def _end(thing: Thing, across: float, timing: Timing) -> End:
-    return End(name=thing.name, color=thing.color, x=across, y=timing.rows_per_second)
+def _last(one: DrawnSubject) -> Timing:
+    """The largest batch with the threads that gave the most rows per second."""
+    return ordered(one.best)[-1]
 
 
-def _sweep(axes: Axes, thing: Thing, one: Measured, style: Style) -> None:
+def _sweep(axes: Axes, subject: DrawnSubject, one: Measurement, style: Style) -> None:
     timings = ordered(one)
-    best = one is thing.best
+    best = one is subject.best
     axes.plot(
         [timing.p50_ms for timing in timings],
         [timing.rows_per_second for timing in timings],
-        color=thing.color,
-        marker=thing.marker,
+        color=subject.color,
+        marker=subject.marker,
         linestyle=style,
         markersize=5 if best else 4,
-        markerfacecolor=thing.color if best else "none",
+        markerfacecolor=subject.color if best else "none",
         linewidth=1.6 if best else 1,
         alpha=1 if best else 0.6,
-        label=f"{thing.name}, {_threads(one.settings.threads)}",
+        label=f"{subject.name}, {_threads(one.settings.threads)}",
     )
 
 
@@ -261,31 +259,26 @@ def _join_batches(axes: Axes, bench: BenchReport) -> None:
         )
 
 
-def _rates(axes: Axes, figure: Figure, drawn: Iterable[Thing]) -> None:
-    ends = []
-    for thing in drawn:
-        timings = ordered(thing.best)
+def _rates(axes: Axes, drawn: Iterable[DrawnSubject]) -> None:
+    for one in drawn:
+        timings = ordered(one.best)
         up = [timing.rows_per_second for timing in timings]
-        _over_sizes(axes, thing, [timing.batch_size for timing in timings], up)
-        ends.append(_end(thing, timings[-1].batch_size, timings[-1]))
+        _over_sizes(axes, one, [timing.batch_size for timing in timings], up)
     axes.set(title="Rows per second", xscale="log", yscale="log")
     logarithmic(axes.yaxis)
-    name_ends(axes, figure, ends)
 
 
-def _gains(axes: Axes, figure: Figure, drawn: Sequence[Thing]) -> None:
-    counts = sorted({count for thing in drawn for count in thing.by_threads})
+def _gains(axes: Axes, drawn: Sequence[DrawnSubject]) -> None:
+    counts = sorted({count for one in drawn for count in one.by_threads})
     fewest, most = counts[0], counts[-1]
     levels = [1, most / fewest]
-    ends = []
-    for thing in drawn:
-        found = thing.gains(fewest, most)
+    for one in drawn:
+        found = one.gains(fewest, most)
         if found:
             sizes, gains = zip(*found, strict=True)
-            _over_sizes(axes, thing, sizes, gains)
-            ends.append(End(name=thing.name, color=thing.color, x=sizes[-1], y=gains[-1]))
+            _over_sizes(axes, one, sizes, gains)
             levels += gains
-    if not ends:
+    if len(levels) == 2:
         _say(axes, f"measured with {_threads(fewest)} alone")
         return
     for level in levels[:2]:
@@ -293,11 +286,10 @@ def _gains(axes: Axes, figure: Figure, drawn: Sequence[Thing]) -> None:
     axes.set(title=f"{most} threads over {fewest}", ylabel="times as many rows per second")
     axes.set(xscale="log", ylim=(0.9 * min(levels), 1.05 * max(levels)))
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    name_ends(axes, figure, ends)
 
 
-def _over_sizes(axes: Axes, thing: Thing, sizes: Sequence[int], up: Sequence[float]) -> None:
-    axes.plot(sizes, up, color=thing.color, marker=thing.marker, markersize=4.5, label=thing.name)
+def _over_sizes(axes: Axes, one: DrawnSubject, sizes: Sequence[int], up: Sequence[float]) -> None:
+    axes.plot(sizes, up, color=one.color, marker=one.marker, markersize=4.5, label=one.name)
 
 
 def _over_batches(axes: Axes, sizes: Sequence[int]) -> None:
@@ -308,20 +300,19 @@ def _over_batches(axes: Axes, sizes: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
 
 
-def _tail(axes: Axes, thing: Thing, timing: Timing) -> End:
-    color = thing.color
+def _tail(axes: Axes, one: DrawnSubject, timing: Timing) -> None:
+    color = one.color
     up = [timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.p999_ms]
     few = timing.num_calls < ENOUGH_CALLS
-    axes.plot(NINES, up, color=color, label=thing.name)
+    axes.plot(NINES, up, color=color, label=one.name)
     for place, (across, height) in enumerate(zip(NINES, up, strict=True)):
         hollow = few and place == len(NINES) - 1
         face = "none" if hollow else color
         axes.plot(
-            across, height, color=color, marker=thing.marker, markersize=5, markerfacecolor=face
+            across, height, color=color, marker=one.marker, markersize=5, markerfacecolor=face
         )
     ends = [NINES[-1], SLOWEST], [up[-1], timing.max_ms]
     axes.plot(*ends, color=color, linestyle=":", marker="_", markevery=[1])
-    return End(name=thing.name, color=color, x=SLOWEST, y=timing.max_ms)
 
 
 def _bar(axes: Axes, place: int, one: ColdStart, color: str) -> None:
@@ -343,8 +334,17 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
+def _subject_legend(figure: Figure, ends: Sequence[tuple[float, DrawnSubject]]) -> None:
+    """Name the lines beside the panels: from the one that ends highest to the lowest."""
+    handles = [
+        Line2D([], [], color=one.color, marker=one.marker, markersize=4.5, label=one.name)
+        for _, one in sorted(ends, key=lambda end: (-end[0], end[1].name))
+    ]
+    figure.legend(handles=handles, loc="outside right upper", labelcolor="linecolor")
+
+
 def _thread_legend(axes: Axes, kinds: Mapping[int, Style]) -> None:
-    """Explain the lines, where there are several kinds."""
+    """Explain the kinds of lines, where there are several."""
     proxies = [
         Line2D([], [], color=INK, linestyle=kind, linewidth=1.2, label=_threads(count))
         for count, kind in kinds.items()

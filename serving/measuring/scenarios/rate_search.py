@@ -1,7 +1,7 @@
 """Search the highest rate of arrivals at which the p99 of latencies keeps a limit.
 
-Rates are tried from a fourth below what the system does flat out, down or up until the highest one
-lies between two of them, and then by halves on a logarithmic scale.
+The search starts a fourth below what the system does flat out and goes down or up until the highest
+rate lies between two that were tried; then it halves that interval on a logarithmic scale.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.errors import InputError
-from serving.measuring.scenarios.records import Probe, Run, ScenarioPlan
+from serving.measuring.scenarios.report import LoadRun, Probe, ScenarioPlan
 from serving.measuring.scenarios.system import ServerLoad
 from serving.measuring.timing import digits
 
@@ -28,15 +28,15 @@ MAX_PART = 3
 """Of what seemed possible, in case that was measured at a bad moment."""
 PRECISION = 1.03
 
-Serve = Callable[[ServerLoad], Run]
+Serve = Callable[[ServerLoad], LoadRun]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class HighestRate:
     """The highest rate that kept the limit."""
 
     rate_per_second: float
-    run: Run
+    run: LoadRun
     probes: tuple[Probe, ...]
     """All rates that were tried, in order."""
 
@@ -48,29 +48,29 @@ def num_queries(rate_per_second: float, seconds: float, least: int) -> int:
     return math.ceil(min(wanted, most, MAX_QUERIES))
 
 
-def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan, limit_ms: float) -> Found:
+def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan, limit_ms: float) -> HighestRate:
     """Try rates with `serve`, beginning near `capacity`, the rows per second flat out.
 
     Raises InputError when no rate keeps the limit, with the best p99 that was reached.
     """
-    search = _Search(serve, plan, limit_ms)
+    search = _RateSearch(serve, plan, limit_ms)
     lowest = digits(_lowest(capacity, plan.seconds))
     first = digits(max(FIRST_PART * capacity, lowest))
     low, high = search.bracket(first, lowest, MAX_PART * capacity)
     while high / low > PRECISION:
         middle = digits(math.sqrt(low * high))
         low, high = (middle, high) if search.keeps(middle) else (low, middle)
-    return Found(rate_per_second=low, run=search.runs[low], probes=tuple(search.probes))
+    return HighestRate(rate_per_second=low, run=search.runs[low], probes=tuple(search.probes))
 
 
-class _Search:
+class _RateSearch:
     """The rates that were tried, and what they gave."""
 
     def __init__(self, serve: Serve, plan: ScenarioPlan, limit_ms: float) -> None:
         self.serve = serve
         self.plan = plan
         self.limit_ms = limit_ms
-        self.runs: dict[float, Run] = {}
+        self.runs: dict[float, LoadRun] = {}
         self.probes: list[Probe] = []
 
     def bracket(self, first: float, lowest: float, highest: float) -> tuple[float, float]:

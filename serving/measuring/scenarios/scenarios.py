@@ -1,8 +1,9 @@
 """MLPerf's load patterns over one subject: single stream, multi stream, offline and server.
 
-The rules are those of MLPerf Inference; the load is made by ferry itself, or by `mlcommons_loadgen`
-as the reference. The server scenario is an open loop: queries arrive by a schedule, whether or not
-those before them were answered, and their latency counts from the time they were due.
+The rules are those of MLPerf Inference; ferry makes the load itself, and benchmarks/scenarios.py
+holds its figures against those of MLPerf's own load generator. The server scenario is an open loop:
+queries arrive by a schedule, whether or not those before them were answered, and their latency
+counts from the time they were due.
 """
 
 from array import array
@@ -16,14 +17,12 @@ import numpy as np
 
 from serving.errors import UnknownNameError, UsageError
 from serving.files import read_record
-from serving.measuring.scenarios.loadgen import LOADGEN, load_library
 from serving.measuring.scenarios.rate_search import MIN_QUERIES, highest_rate, num_queries
-from serving.measuring.scenarios.records import Probe, Run, ScenarioFigures, ScenarioPlan
+from serving.measuring.scenarios.report import LoadRun, Probe, ScenarioFigures, ScenarioPlan
 from serving.measuring.scenarios.system import (
-    Answering,
     Arrivals,
-    Engine,
     Lane,
+    ScenarioSubject,
     ServerLoad,
     System,
     busy_threads,
@@ -49,7 +48,7 @@ HEAD_START_NS = 20_000_000
 
 
 def run_scenario(
-    subject: Answering, settings: SessionSettings, plan: Mapping[str, Any]
+    subject: ScenarioSubject, settings: SessionSettings, plan: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Run the scenario of a `ScenarioPlan`, given by its fields, and return `ScenarioFigures`."""
     asked = read_record(ScenarioPlan, dict(plan), "the scenario")
@@ -59,36 +58,31 @@ def run_scenario(
 def measure_scenario(system: System, plan: ScenarioPlan) -> ScenarioFigures:
     """Load a system as planned, after a warm-up.
 
-    Raises UsageError or UnknownNameError for a plan that makes no sense, FerryError when the engine
-    is not installed and InputError for a limit that no rate keeps.
+    Raises UsageError or UnknownNameError for a plan that makes no sense, and InputError for a limit
+    that no rate keeps.
     """
     check_plan(plan)
-    engine = ENGINES[plan.engine]
     rows = STREAMS.get(plan.scenario, system.batch_size)
     warm_up(system.call(rows), plan.seconds)
     if plan.scenario == "server":
-        return _server_figures(system, engine, plan)
+        return _server_figures(system, plan)
     if plan.scenario == "offline":
-        return _figures(plan, engine.offline(system, plan.seconds))
-    return _figures(plan, engine.stream(system, rows, plan.seconds))
+        return _figures(plan, run_offline(system, plan.seconds))
+    return _figures(plan, run_stream(system, rows, plan.seconds))
 
 
 def check_plan(plan: ScenarioPlan) -> None:
-    """Refuse a plan that makes no sense, or whose engine is not installed, before anything starts.
+    """Refuse a plan that makes no sense, before anything starts.
 
-    Raises UnknownNameError, UsageError or FerryError.
+    Raises UnknownNameError or UsageError.
     """
     if plan.scenario not in SCENARIOS:
         raise UnknownNameError("scenario", plan.scenario, SCENARIOS)
-    if plan.engine not in ENGINES:
-        raise UnknownNameError("engine", plan.engine, ENGINES)
     if plan.batch_size < 1:
         raise UsageError(f"the batch size must be 1 or more, got {plan.batch_size}")
     if not 0 < plan.seconds < np.inf:
         raise UsageError(f"the seconds must be above 0, got {plan.seconds:g}")
     _check_load(plan)
-    if plan.engine == "loadgen":
-        load_library()
 
 
 def _check_load(plan: ScenarioPlan) -> None:
@@ -106,7 +100,7 @@ def _check_load(plan: ScenarioPlan) -> None:
         raise UsageError(f"the p99 limit must be above 0 ms, got {limit:g}")
 
 
-def _server_figures(system: System, engine: Engine, plan: ScenarioPlan) -> ScenarioFigures:
+def _server_figures(system: System, plan: ScenarioPlan) -> ScenarioFigures:
     """At the rate that is given, or at the highest one that keeps the limit."""
     if plan.rate_per_second is not None:
         rate = plan.rate_per_second
@@ -116,30 +110,27 @@ def _server_figures(system: System, engine: Engine, plan: ScenarioPlan) -> Scena
             seed=plan.seed,
             limit_ms=None,
         )
-        return _figures(plan, engine.server(system, load), rate)
+        return _figures(plan, run_server(system, load), rate)
     limit = plan.p99_limit_ms or 0.0
     capacity = system.capacity(plan.seconds)
-    found = highest_rate(partial(engine.server, system), capacity, plan, limit)
+    found = highest_rate(partial(run_server, system), capacity, plan, limit)
     return _figures(plan, found.run, found.rate_per_second, found.probes)
 
 
 def _figures(
-    plan: ScenarioPlan, run: Run, rate: float | None = None, probes: tuple[Probe, ...] = ()
+    plan: ScenarioPlan, run: LoadRun, rate: float | None = None, probes: tuple[Probe, ...] = ()
 ) -> ScenarioFigures:
     return ScenarioFigures(
         **asdict(run),
         scenario=plan.scenario,
-        engine=plan.engine,
         rate_per_second=rate,
         p99_limit_ms=plan.p99_limit_ms,
         probes=probes,
     )
 
 
-# The load as ferry makes it
-
-
-def _stream(system: System, rows: int, seconds: float) -> Run:
+def run_stream(system: System, rows: int, seconds: float) -> LoadRun:
+    """Ask queries of so many rows one after the other, for about so many seconds."""
     call, clock = system.call(rows), perf_counter_ns
     limit_ns = int(seconds * NS_PER_S)
     times = array("q")
@@ -156,7 +147,8 @@ def _stream(system: System, rows: int, seconds: float) -> Run:
     return run_of(times, elapsed_ns=after - start, rows_per_query=rows, batch_size=rows)
 
 
-def _offline(system: System, seconds: float) -> Run:
+def run_offline(system: System, seconds: float) -> LoadRun:
+    """Ask for all rows at once: as many as take about so many seconds."""
     size = system.batch_size
     num_calls = max(system.settings.parallel, round(system.capacity(seconds) * seconds / size))
     ends = system.flat_out(num_calls)
@@ -164,7 +156,8 @@ def _offline(system: System, seconds: float) -> Run:
     return replace(run, rows_per_query=num_calls * size, num_queries=1)
 
 
-def _server(system: System, load: ServerLoad) -> Run:
+def run_server(system: System, load: ServerLoad) -> LoadRun:
+    """Ask queries of one row as they arrive; latencies count from when each was due."""
     lanes = system.lanes(range(1, system.batch_size + 1))
     offsets = poisson_arrivals(load.rate_per_second, load.num_queries, seed=load.seed)
     start = perf_counter_ns() + HEAD_START_NS
@@ -208,7 +201,3 @@ class _Served:
                 self.late.append(number)
                 if len(self.late) > self.spare:
                     self.arrivals.drop()
-
-
-FERRY = Engine(stream=_stream, offline=_offline, server=_server)
-ENGINES: Mapping[str, Engine] = {"ferry": FERRY, "loadgen": LOADGEN}

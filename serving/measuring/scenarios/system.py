@@ -1,14 +1,13 @@
-"""The system under test, which every engine loads in the same way, and what an engine is.
+"""The system under test: a subject with the threads that call it, and the queries that arrive.
 
 A query costs one lookup and one call beyond the model: its rows were cut out of a pool beforehand.
-
-When queries arrive, and the order in which threads take them: an open loop without a dispatcher.
+The threads take queries in the order in which they fall due, without a dispatcher:
 
     arrivals = Arrivals(due_ns)
     while (first := arrivals.take()) is not None:
         wait_until(due_ns[first])
 
-A thread that is late takes a query whose time has passed and does not wait: the backlog is that of
+A thread that is late takes a query whose time has passed and does not wait, so that the backlog is
 a queue, first come first served, and nobody has to fill it.
 """
 
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError, UsageError
-from serving.measuring.scenarios.records import Run
+from serving.measuring.scenarios.report import LoadRun
 from serving.measuring.timing import (
     NS_PER_MS,
     NS_PER_S,
@@ -50,8 +49,8 @@ Lane = Mapping[int, Call]
 """What one thread answers with: a call for each number of rows."""
 
 
-class Answering(Protocol):
-    """What a system is made of; see `serving.measuring.worker.Subject`."""
+class ScenarioSubject(Protocol):
+    """What a system calls; see `serving.measuring.subject.BenchSubject`."""
 
     def call(self, batch_size: int) -> Call:
         """What runs one batch of so many rows on inputs made beforehand."""
@@ -66,7 +65,9 @@ class Answering(Protocol):
 class System:
     """A subject with the threads that call it."""
 
-    def __init__(self, subject: Answering, settings: SessionSettings, batch_size: int) -> None:
+    def __init__(
+        self, subject: ScenarioSubject, settings: SessionSettings, batch_size: int
+    ) -> None:
         """Answer with `settings.parallel` threads and up to `batch_size` rows in a call."""
         self.batch_size = batch_size
         self.settings = settings
@@ -161,18 +162,6 @@ class ServerLoad:
     """A run whose p99 cannot keep this any more may end early; None to run it whole."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """What makes the load and takes the times."""
-
-    stream: Callable[[System, int, float], Run]
-    """Queries of so many rows one after the other, for so many seconds."""
-    offline: Callable[[System, float], Run]
-    """All rows at once, of about so many seconds."""
-    server: Callable[[System, ServerLoad], Run]
-    """Queries of one row as they arrive."""
-
-
 @contextlib.contextmanager
 def busy_threads(
     lanes: Sequence[Lane], work: Callable[[Lane], Result]
@@ -192,12 +181,12 @@ def busy_threads(
 
 def run_of(
     latencies_ns: npt.ArrayLike, *, elapsed_ns: int, rows_per_query: int, batch_size: int
-) -> Run:
-    """The figures of queries; percentiles are of those seen, the higher of two, as loadgen's."""
+) -> LoadRun:
+    """The figures of queries; percentiles are of those seen, the higher of two, as MLPerf's."""
     times = np.asarray(latencies_ns, np.float64) / NS_PER_MS
     p50, p90, p99, p999 = np.percentile(times, (50, 90, 99, 99.9), method="higher")
     seconds = max(elapsed_ns, 1) / NS_PER_S
-    return Run(
+    return LoadRun(
         batch_size=batch_size,
         rows_per_query=rows_per_query,
         num_queries=times.size,

@@ -1,1 +1,1 @@
-"""`ferry bench --tune`: candidates, their screening, and the finals."""
+"""`ferry bench --tune`: the candidates, their screening, and the choice among the best."""

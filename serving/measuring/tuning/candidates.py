@@ -1,4 +1,4 @@
-"""The settings and batch sizes that `ferry bench --tune` chooses from: all that make sense.
+"""The candidates of `ferry bench --tune`: all settings and batch sizes that make sense.
 
 ONNX Runtime's own settings are always among them, so that the choice is never under those.
 """
@@ -17,7 +17,7 @@ BATCH_SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to run a model."""
+    """One way to run a model: settings and a batch size."""
 
     settings: SessionSettings
     batch_size: int

@@ -1,9 +1,9 @@
-"""Find the few best of many ways to run a model, cheaply: all of them in one process, in halvings.
+"""Find the few best of many candidates, cheaply: all of them in one process, in halvings.
 
 Successive halving (Jamieson and Talwalkar 2016): a short look at each, a longer one at the best
 third, and so on until a few are left. A process for each would cost more than its measurement.
 
-Run by the coordinator: python -m serving.measuring.tuning.screening
+Run by `serving.measuring.process`: python -m serving.measuring.tuning.screening
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Self
 
 from serving.errors import FerryError, ModelError
-from serving.measuring.client import Spec, Worker
 from serving.measuring.onnx_subject import OnnxSubject
+from serving.measuring.process import SubjectProcess, SubjectSpec
 from serving.measuring.rounds import Log, cores_for
+from serving.measuring.subject import Started, serve
 from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.worker import Started, serve
 from serving.runtime.session import open_session
 from serving.runtime.settings import SessionSettings
 
@@ -26,7 +26,7 @@ KEPT_OF = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class CandidateTrial:
     """What the screening saw of a candidate."""
 
     candidate: Candidate
@@ -48,60 +48,62 @@ def ms_per_row(candidate: Candidate, p50_ms: float) -> float:
     return p50_ms / candidate.rows_at_a_time
 
 
-def screen(spec: Spec, grid: Sequence[Candidate], *, finalists: int, log: Log) -> tuple[Trial, ...]:
-    """Look at all of `grid`, longer and longer at the best; the best are first in what returns.
+def screen(
+    spec: SubjectSpec, grid: Sequence[Candidate], *, keep: int, log: Log
+) -> tuple[CandidateTrial, ...]:
+    """Look at all of `grid`, longer and longer at the best, until `keep` are left; best first.
 
     Those that went further come before those that were left behind. One that cannot be opened or
     run comes last, with its reason.
     """
-    found: dict[Candidate, Trial] = {}
+    found: dict[Candidate, CandidateTrial] = {}
     left, looks = list(grid), 0
-    with _Screen(spec) as process:
-        while not looks or len(left) > finalists:
+    with _ScreeningProcess(spec) as process:
+        while not looks or len(left) > keep:
             looks += 1
             seconds = LOOK_SECONDS * KEPT_OF ** (looks - 1)
             for number, candidate in enumerate(left, start=1):
                 log(f"look {looks}, {number} of {len(left)}: {candidate.describe()}")
                 found[candidate] = process.look(candidate, seconds, looks)
             ranked = sorted(left, key=lambda one: found[one].cost)
-            kept = set(ranked[: max(finalists, -(-len(left) // KEPT_OF))])
+            kept = set(ranked[: max(keep, -(-len(left) // KEPT_OF))])
             # In the order of the grid, which opens a session once for all that share it.
             left = [one for one in left if one in kept and not found[one].skipped]
     return tuple(sorted(found.values(), key=lambda one: (bool(one.skipped), -one.looks, one.cost)))
 
 
-class _Screen:
+class _ScreeningProcess:
     """The process that looks, started anew when a candidate ends it."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: SubjectSpec) -> None:
         self._spec = spec
-        self._worker = Worker(spec)
+        self._process = SubjectProcess(spec)
         self._settings: SessionSettings | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._worker.close()
+        self._process.close()
 
-    def look(self, candidate: Candidate, seconds: float, looks: int) -> Trial:
+    def look(self, candidate: Candidate, seconds: float, looks: int) -> CandidateTrial:
         try:
             p50_ms, skipped = self._measure(candidate, seconds), None
         except FerryError as error:
             p50_ms, skipped = None, str(error)
             self._settings = None
             if isinstance(error, ModelError):  # as it is when the process has died
-                self._worker.close()
-                self._worker = Worker(self._spec)
-        return Trial(candidate=candidate, looks=looks, p50_ms=p50_ms, skipped=skipped)
+                self._process.close()
+                self._process = SubjectProcess(self._spec)
+        return CandidateTrial(candidate=candidate, looks=looks, p50_ms=p50_ms, skipped=skipped)
 
     def _measure(self, candidate: Candidate, seconds: float) -> float:
         settings = candidate.settings
         if settings != self._settings:
             cores = list(cores_for(settings))
-            self._worker.ask("start", settings=asdict(settings), cores=cores)
+            self._process.ask("start", settings=asdict(settings), cores=cores)
             self._settings = settings
-        p50_ms: float = self._worker.ask(
+        p50_ms: float = self._process.ask(
             "glance", batch_size=candidate.batch_size, seconds=seconds
         )["p50_ms"]
         return p50_ms
@@ -123,7 +125,7 @@ class ScreenedSubject(OnnxSubject):
 
 
 def main() -> None:
-    """Look at what the coordinator asks for."""
+    """Look at what the parent process asks for."""
     serve(ScreenedSubject.of)
 
 

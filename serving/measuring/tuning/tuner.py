@@ -1,9 +1,8 @@
 """`ferry bench MODEL --tune`: the best settings for a model on this machine, found cheaply.
 
-A short look at every sensible combination, in one process, leaves a few; these and ONNX Runtime's
-own settings are measured in full, in turns. What is chosen is never slower than the latter.
-
-The record of a tuning: what was chosen, by how much it is faster, and all that was tried.
+A short look at every candidate, in one process, leaves a few; these and ONNX Runtime's own settings
+are measured in full, in turns. What is chosen is never slower than the latter. The report says what
+was chosen, by how much it is faster, and all that was tried.
 """
 
 from collections.abc import Sequence
@@ -17,15 +16,22 @@ from serving.console import table
 from serving.errors import InputError, UsageError
 from serving.machine.environment import Environment, describe, this_machine
 from serving.measuring import onnx_subject
-from serving.measuring.client import Spec
 from serving.measuring.feeds import fixed_batch
 from serving.measuring.meters import Load, LoadMeter
 from serving.measuring.pairing import PairedRatio
+from serving.measuring.process import SubjectSpec
 from serving.measuring.rounds import Log
 from serving.measuring.tuning import screening
 from serving.measuring.tuning.candidates import BATCH_SIZES, Candidate, candidates, defaults
-from serving.measuring.tuning.finals import Final, Finalist, PassedOver, Results, choose, run_finals
-from serving.measuring.tuning.screening import Trial, screen
+from serving.measuring.tuning.screening import CandidateTrial, screen
+from serving.measuring.tuning.selection import (
+    CandidateMeasurement,
+    PassedOver,
+    Selection,
+    SelectionPlan,
+    choose,
+    measure_best,
+)
 from serving.runtime.binding import can_bind
 from serving.runtime.cores import allowed_cores
 from serving.runtime.session import open_session
@@ -35,7 +41,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TuneReport:
+class SessionTuneReport:
     """The best settings that were found for a model on this machine."""
 
     model: str
@@ -52,13 +58,13 @@ class TuneReport:
     memory_limit_bytes: int | None
     over_defaults: PairedRatio
     """How many times as fast as ONNX Runtime's own settings, turn by turn; 1 if it is these."""
-    defaults: Finalist
+    defaults: CandidateMeasurement
     """ONNX Runtime's own settings, for throughput at the batch size that is best for them."""
-    finalists: tuple[Finalist, ...]
-    """What was measured in full, best first."""
+    measured: tuple[CandidateMeasurement, ...]
+    """The candidates that were measured in full, best first."""
     passed_over: tuple[PassedOver, ...]
     num_candidates: int
-    trials: tuple[Trial, ...]
+    trials: tuple[CandidateTrial, ...]
     """What the screening saw of every candidate, best first."""
     seconds: float
     """That the tuning took."""
@@ -67,7 +73,7 @@ class TuneReport:
     environment: Environment
 
 
-def profile_of(report: TuneReport) -> Profile:
+def profile_of(report: SessionTuneReport) -> Profile:
     """What a bundle keeps of a tuning; call it on the machine that was tuned."""
     return Profile(
         goal=report.goal,
@@ -82,11 +88,11 @@ def profile_of(report: TuneReport) -> Profile:
     )
 
 
-def as_text(report: TuneReport) -> str:
-    """The finalists in a table, best first, and what came of it."""
+def as_text(report: SessionTuneReport) -> str:
+    """What was measured in full as a table, best first, and what came of it."""
     header = ("settings", "p50 ms", "rows/s", "over defaults", "peak MiB")
-    rest = [] if report.defaults in report.finalists else [report.defaults]
-    rows = [_cells(one, report) for one in (*report.finalists, *rest)]
+    rest = [] if report.defaults in report.measured else [report.defaults]
+    rows = [_cells(one, report) for one in (*report.measured, *rest)]
     skipped = sum(trial.skipped is not None for trial in report.trials)
     lines = [
         f"{report.model} on {report.provider}, for {report.goal}",
@@ -99,7 +105,7 @@ def as_text(report: TuneReport) -> str:
     return "\n".join(lines)
 
 
-def _cells(one: Finalist, report: TuneReport) -> tuple[str, ...]:
+def _cells(one: CandidateMeasurement, report: SessionTuneReport) -> tuple[str, ...]:
     chosen = (report.settings, report.batch_size) == (
         one.candidate.settings,
         one.candidate.batch_size,
@@ -116,7 +122,8 @@ def _cells(one: Finalist, report: TuneReport) -> tuple[str, ...]:
     )
 
 
-MOST_FINALISTS = 3
+MOST_MEASURED = 3
+"""Candidates that are measured in full."""
 SCREENING, MEASURING = screening.__name__, onnx_subject.__name__
 
 
@@ -133,7 +140,7 @@ class TuneOptions:
     rows: Path | None = None
     """Real rows to run, `.npy`, `.npz` or `.txt`; random ones without."""
     seconds: float = 0.3
-    """For each of the finalists."""
+    """For each candidate that is measured in full."""
     seed: int = 1
     allow_reduced_precision: bool = False
     """Whether tf32 and fp16 may be tried, which change what the model computes."""
@@ -147,8 +154,10 @@ class TuneOptions:
             raise UsageError(f"seconds must be above 0, got {self.seconds}")
 
 
-def tune(model: Path, options: TuneOptions | None = None, *, log: Log | None = None) -> TuneReport:
-    """Find the best settings for an ONNX file or a bundle; `tell` is given a line at each step.
+def tune(
+    model: Path, options: TuneOptions | None = None, *, log: Log | None = None
+) -> SessionTuneReport:
+    """Find the best settings for an ONNX file or a bundle; `log` is given a line at each step.
 
     A candidate that cannot be run is in the report with its reason. Nothing is written:
     `serving.bundles.writing.write_profile` keeps `profile_of(report)` in a bundle.
@@ -156,21 +165,21 @@ def tune(model: Path, options: TuneOptions | None = None, *, log: Log | None = N
     Raises what opening the model raises, UsageError for options that make no sense together, and
     InputError when no candidate runs, or none within the memory limit.
     """
-    options, log = options or TuneOptions(), log or _nobody
+    options, log = options or TuneOptions(), log or _silent
     start, meter = perf_counter(), LoadMeter()
     log(f"opening {model}")
     grid = grid_of(model, options)
     spec = spec_of(model, options, SCREENING)
-    finalists = _num_finalists(grid)
-    trials = screen(spec, grid, finalists=finalists, log=log)
+    most = _most_measured(grid)
+    trials = screen(spec, grid, keep=most, log=log)
     running = [trial for trial in trials if not trial.skipped]
     if not running:
         raise InputError(f"no settings run {model}: {trials[0].skipped}")
     base = _defaults_of(running)
-    results = _finals(model, options, running, base, finalists, log)
-    best_first = sorted(results.finalists, key=lambda one: -one.over_defaults.median)
-    chosen = choose(best_first, results.defaults, options.memory_limit_bytes)
-    return TuneReport(
+    selection = _select(model, options, running, base, most, log)
+    best_first = sorted(selection.measured, key=lambda one: -one.over_defaults.median)
+    chosen = choose(best_first, selection.defaults, options.memory_limit_bytes)
+    return SessionTuneReport(
         model=str(model),
         rows=options.rows.name if options.rows else None,
         goal=options.goal,
@@ -182,9 +191,9 @@ def tune(model: Path, options: TuneOptions | None = None, *, log: Log | None = N
         peak_memory_bytes=chosen.peak_memory_bytes,
         memory_limit_bytes=options.memory_limit_bytes,
         over_defaults=chosen.over_defaults,
-        defaults=results.defaults,
-        finalists=tuple(best_first),
-        passed_over=results.passed_over,
+        defaults=selection.defaults,
+        measured=tuple(best_first),
+        passed_over=selection.passed_over,
         num_candidates=len(grid),
         trials=trials,
         seconds=round(perf_counter() - start, 2),
@@ -211,18 +220,18 @@ def grid_of(model: Path, options: TuneOptions) -> tuple[Candidate, ...]:
     )
 
 
-def spec_of(model: Path, options: TuneOptions, module: str = MEASURING) -> Spec:
-    """What a measuring process is told."""
+def spec_of(model: Path, options: TuneOptions, module: str = MEASURING) -> SubjectSpec:
+    """What a process needs to measure the model, or to screen its candidates."""
     setup = onnx_subject.setup_of(model, options.provider, options.rows)
-    return Spec(name=model.stem, provider=options.provider, module=module, setup=setup)
+    return SubjectSpec(name=model.stem, provider=options.provider, module=module, setup=setup)
 
 
-def _num_finalists(grid: Sequence[Candidate]) -> int:
+def _most_measured(grid: Sequence[Candidate]) -> int:
     """A process costs most of the time: a small grid gets fewer of them."""
-    return max(1, min(MOST_FINALISTS, len(grid) // 3))
+    return max(1, min(MOST_MEASURED, len(grid) // 3))
 
 
-def _defaults_of(running: Sequence[Trial]) -> Trial:
+def _defaults_of(running: Sequence[CandidateTrial]) -> CandidateTrial:
     """ONNX Runtime's own settings at the batch size that is best for them."""
     own = defaults(allowed_cores())
     trials = [trial for trial in running if trial.candidate.settings == own]
@@ -231,25 +240,25 @@ def _defaults_of(running: Sequence[Trial]) -> Trial:
     return min(trials, key=lambda trial: trial.cost)
 
 
-def _finals(
+def _select(
     model: Path,
     options: TuneOptions,
-    running: Sequence[Trial],
-    base: Trial,
-    finalists: int,
+    running: Sequence[CandidateTrial],
+    base: CandidateTrial,
+    most: int,
     log: Log,
-) -> Results:
-    best = [*running[:finalists], base]
-    final = Final(
-        finalists=finalists,
+) -> Selection:
+    best = [*running[:most], base]
+    plan = SelectionPlan(
+        most=most,
         seconds=options.seconds,
         slowest_ms=max(trial.p50_ms or 0 for trial in best),
         memory_limit_bytes=options.memory_limit_bytes,
         seed=options.seed,
     )
     ranking = [trial.candidate for trial in running]
-    return run_finals(spec_of(model, options), ranking, base.candidate, final, log)
+    return measure_best(spec_of(model, options), ranking, base.candidate, plan, log)
 
 
-def _nobody(_: str) -> None:
-    """Tell nobody."""
+def _silent(_: str) -> None:
+    """Log nothing."""

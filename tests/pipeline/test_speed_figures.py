@@ -1,23 +1,20 @@
 """The figures of a benchmark, crowded ones and empty ones alike."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import sample_benches
-from matplotlib.text import Text
 
 from pipeline.stages.page.figures import as_svg
-from pipeline.stages.page.line_names import apart
 from pipeline.stages.page.speed_figures import (
     batch_sizes,
     cold_start_bars,
     colors,
+    drawn_subjects,
     latency_distribution,
     latency_throughput,
     scaling,
     styles,
-    things,
 )
 from serving.measuring.report import ColdStart
 from serving.runtime.settings import SessionSettings
@@ -51,9 +48,10 @@ def lines(axes):
     }
 
 
-def box_of(text):
-    """Where the letters are, without the line that leads to them."""
-    return Text.get_window_extent(text)
+def legend(figure):
+    """The names in the legend beside the panels, from above."""
+    (found,) = figure.legends
+    return [text.get_text() for text in found.get_texts()]
 
 
 def named(report, subject, threads):
@@ -128,29 +126,32 @@ def test_one_number_of_threads_needs_no_legend():
     assert {line.get_linestyle() for line in lines(axes).values()} == {"-"}
 
 
-def test_every_name_and_every_batch_size_is_written_once(crowded):
+def test_every_batch_size_is_written_once(crowded):
     (axes,) = latency_throughput(crowded).axes
-    assert sorted(describe(axes)) == sorted([*NAMES, "batch 1", "8", "64", "256"])
+    assert sorted(describe(axes)) == sorted(["batch 1", "8", "64", "256"])
 
 
 @pytest.mark.parametrize("draw", FIGURES[:3])
-def test_no_name_lies_over_another(draw, crowded):
+def test_the_legend_names_each_subject_in_its_colour_from_the_highest_line(draw, crowded):
+    figure = draw(crowded)
+    assert set(legend(figure)) == NAMES
+    known = colors(crowded.bench)
+    for line in figure.legends[0].get_lines():
+        assert line.get_color() == known[line.get_label()]
+    found = lines(figure.axes[0])
+    if draw is scaling:
+        ends = [found[name].get_ydata()[-1] for name in legend(figure)]
+        assert ends == sorted(ends, reverse=True)
+
+
+@pytest.mark.parametrize("draw", FIGURES[:3])
+def test_the_legend_is_inside_of_the_figure_and_beside_the_panels(draw, crowded):
     figure = draw(crowded)
     figure.draw_without_rendering()
-    for axes in figure.axes:
-        boxes = [box_of(text) for text in axes.texts if text.get_text() in NAMES]
-        assert len(boxes) == len(NAMES)
-        for lower, upper in pairwise(sorted(boxes, key=lambda box: box.y0)):
-            # A box is a little higher than its letters.
-            assert upper.y0 > lower.y0 + 0.7 * lower.height
-
-
-def test_names_stay_inside_of_the_figure(crowded):
-    figure = latency_throughput(crowded)
-    figure.draw_without_rendering()
-    (axes,) = figure.axes
-    for text in axes.texts:
-        assert box_of(text).x1 <= figure.bbox.x1
+    box = figure.legends[0].get_window_extent()
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= figure.bbox.y0
+    assert all(axes.get_window_extent().x1 <= box.x0 for axes in figure.axes)
 
 
 # Scaling
@@ -272,27 +273,27 @@ def test_a_start_of_what_was_not_measured_is_drawn_too(crowded):
 def test_subjects_have_colours_of_their_own_on_every_provider(crowded):
     fp32 = named(crowded, "fp32", 2)
     cuda = replace(fp32, provider="cuda")
-    found = things(with_bench(crowded, measured=(*crowded.bench.measured, cuda)).bench)
-    by_name = {thing.name: thing for thing in found}
+    found = drawn_subjects(with_bench(crowded, measured=(*crowded.bench.measured, cuda)).bench)
+    by_name = {one.name: one for one in found}
     assert by_name["fp32 · cuda"].color == by_name["fp32 · cpu"].color
     assert by_name["fp32 · cuda"].marker != by_name["fp32 · cpu"].marker
-    assert len({thing.color for thing in found}) == len(NAMES)
+    assert len({one.color for one in found}) == len(NAMES)
 
 
-def test_other_settings_make_another_thing(crowded):
+def test_other_settings_make_another_subject(crowded):
     fp32 = named(crowded, "fp32", 2)
     parallel = replace(fp32, settings=SessionSettings(threads=1, parallel=2))
-    found = things(with_bench(crowded, measured=(fp32, parallel)).bench)
-    assert [thing.name for thing in found] == ["fp32 · cpu", "fp32 · cpu parallel=2"]
+    found = drawn_subjects(with_bench(crowded, measured=(fp32, parallel)).bench)
+    assert [one.name for one in found] == ["fp32 · cpu", "fp32 · cpu parallel=2"]
 
 
 def test_what_has_no_rows_is_left_out(crowded):
     fp32 = named(crowded, "fp32", 2)
-    assert things(with_bench(crowded, measured=(replace(fp32, rows=()),)).bench) == []
+    assert drawn_subjects(with_bench(crowded, measured=(replace(fp32, rows=()),)).bench) == []
 
 
 def test_lines_of_the_most_threads_are_solid():
-    found = things(sample_benches.crowded((4, 1, 2)).bench)
+    found = drawn_subjects(sample_benches.crowded((4, 1, 2)).bench)
     assert styles(found) == {1: "--", 2: ":", 4: "-"}
 
 
@@ -302,22 +303,3 @@ def test_batch_sizes_rise_and_each_begins_with_the_quickest(crowded):
     assert all(len(timings) == 2 * len(NAMES) for timings in found.values())
     for timings in found.values():
         assert [one.p50_ms for one in timings] == sorted(one.p50_ms for one in timings)
-
-
-# Names beside lines
-
-
-@pytest.mark.parametrize(
-    ("wanted", "placed"),
-    [
-        ([], []),
-        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
-        ([0.5, 0.5], [0.45, 0.55]),
-        ([0.2, 0.5, 0.5, 0.5, 0.9], [0.2, 0.4, 0.5, 0.6, 0.9]),
-        ([0.40, 0.42, 0.55], [0.36, 0.46, 0.56]),
-    ],
-)
-def test_names_move_apart_no_further_than_they_must(wanted, placed):
-    found = apart(wanted, 0.1)
-    assert found == pytest.approx(placed, abs=0.01)
-    assert all(upper - lower > 0.0999 for lower, upper in pairwise(found))

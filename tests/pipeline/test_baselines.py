@@ -18,14 +18,14 @@ from project import REPOSITORY, Project
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import load_graph
 from pipeline.records.ready import open_manifest, open_split
-from pipeline.stages.baselines import pyfunc_subject, torch_model
-from pipeline.stages.baselines.pyfunc_subject import PyfuncSubject, save_pyfuncs
-from pipeline.stages.baselines.subjects import NAMES, contestants_of
+from pipeline.stages.baselines import mlflow_baseline, torch_model
+from pipeline.stages.baselines.mlflow_baseline import MlflowBaseline, save_pyfuncs
+from pipeline.stages.baselines.torch_baseline import TorchBaseline
 from pipeline.stages.baselines.torch_model import batch_of, first_row, open_torch
-from pipeline.stages.baselines.torch_subject import TorchSubject
+from pipeline.stages.benchmark import NAMES, subjects_of
 from serving.errors import InputError, ModelError
 from serving.files import sha256_of_file
-from serving.measuring.client import Spec, Worker
+from serving.measuring.process import SubjectProcess, SubjectSpec
 from serving.runtime.session import open_session
 from serving.runtime.settings import SessionSettings
 
@@ -62,7 +62,7 @@ def test_a_setup_goes_through_json_to_the_same_experiment(trained: Project) -> N
 
 @pytest.mark.parametrize("mode", ["eager", "channels_last"])
 def test_pytorch_answers_as_the_trained_graph_does(trained: Project, mode: str) -> None:
-    subject = TorchSubject(setup(trained, mode))
+    subject = TorchBaseline(setup(trained, mode))
     started = subject.start(ONE)
     assert torch.get_num_threads() == 1
     assert started.sha256 == sha256_of_file(trained.weights)
@@ -135,15 +135,15 @@ def test_rows_that_pytorch_refuses_are_told_in_one_line(trained: Project) -> Non
 
 def test_a_subject_that_was_not_started_says_so(trained: Project, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was not started"):
-        TorchSubject(setup(trained)).call(1)
-    message = pyfunc_subject.setup_of(tmp_path, tmp_path / "model.onnx", trained.data)
+        TorchBaseline(setup(trained)).call(1)
+    message = mlflow_baseline.setup_of(tmp_path, tmp_path / "model.onnx", trained.data)
     with pytest.raises(InputError, match="was not started"):
-        PyfuncSubject(message).answer(images(trained, 1))
+        MlflowBaseline(message).answer(images(trained, 1))
 
 
-def compiled(project: Project) -> Spec:
-    module = "pipeline.stages.baselines.torch_subject"
-    return Spec(
+def compiled(project: Project) -> SubjectSpec:
+    module = "pipeline.stages.baselines.torch_baseline"
+    return SubjectSpec(
         name="torch.compile", provider="torch", module=module, setup=setup(project, "compile")
     )
 
@@ -154,7 +154,7 @@ def test_without_a_compiler_there_is_a_reason_and_no_row(
 ) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    with Worker(compiled(trained)) as worker:
+    with SubjectProcess(compiled(trained)) as worker:
         worker.ask("start", settings=asdict(ONE), cores=list(os.sched_getaffinity(0)))
         with pytest.raises(ModelError, match=r"^PyTorch cannot run it: ") as caught:
             worker.ask("prepare", batch_size=1, seconds=0.01)
@@ -167,7 +167,7 @@ def test_without_a_compiler_there_is_a_reason_and_no_row(
 def test_what_is_compiled_is_timed_and_its_first_call_holds_the_compiler(
     trained: Project,
 ) -> None:
-    with Worker(compiled(trained)) as worker:
+    with SubjectProcess(compiled(trained)) as worker:
         worker.ask("start", settings=asdict(ONE), cores=list(os.sched_getaffinity(0)))
         prepared = worker.ask("prepare", batch_size=2, seconds=0.01)
         worker.ask("turn", seconds=0.01)
@@ -187,7 +187,7 @@ def test_a_pyfunc_answers_as_the_session_does_and_proves_its_provider(
     exported: Project, saved: Path
 ) -> None:
     model = exported.models["fp32"]
-    subject = PyfuncSubject(pyfunc_subject.setup_of(saved, model, exported.data))
+    subject = MlflowBaseline(mlflow_baseline.setup_of(saved, model, exported.data))
     started = subject.start(ONE)
     session = open_session(model, threads=1)
     assert started.proof == session.proof
@@ -204,7 +204,7 @@ def test_a_pyfunc_answers_as_the_session_does_and_proves_its_provider(
 
 def test_a_thread_count_that_was_not_saved_cannot_be_opened(exported: Project, saved: Path) -> None:
     model = exported.models["fp32"]
-    subject = PyfuncSubject(pyfunc_subject.setup_of(saved, model, exported.data))
+    subject = MlflowBaseline(mlflow_baseline.setup_of(saved, model, exported.data))
     with pytest.raises(ModelError, match=r"^MLflow cannot open \S+threads-3: "):
         subject.start(SessionSettings(threads=3))
 
@@ -213,7 +213,7 @@ def test_a_thread_count_that_was_not_saved_cannot_be_opened(exported: Project, s
 @pytest.mark.parametrize("rival", ["eager", "pyfunc"])
 def test_a_program_tells_its_first_answer(exported: Project, saved: Path, rival: str) -> None:
     message = (
-        pyfunc_subject.setup_of(saved, exported.models["fp32"], exported.data)
+        mlflow_baseline.setup_of(saved, exported.models["fp32"], exported.data)
         if rival == "pyfunc"
         else setup(exported)
     )
@@ -229,7 +229,7 @@ def test_a_program_tells_its_first_answer(exported: Project, saved: Path, rival:
 
 def test_contestants_are_eager_first_and_all_variants(exported: Project, tmp_path: Path) -> None:
     config = replace(exported.experiment.benchmark, baselines=("channels_last", "compile", "eager"))
-    found = contestants_of(
+    found = subjects_of(
         exported.weights,
         exported.models,
         exported.data,

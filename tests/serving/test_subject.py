@@ -12,9 +12,9 @@ from odd_models import reshaping_to_two_rows
 
 from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
 from serving.measuring.bench import model_spec
-from serving.measuring.client import Spec, Worker, label_of
-from serving.measuring.rounds import Findings, Plan, cores_for, measure
-from serving.measuring.worker import FIRST_CALLS, Desk, Started, pin
+from serving.measuring.process import SubjectProcess, SubjectSpec, label_of
+from serving.measuring.rounds import BenchFindings, BenchPlan, cores_for, measure
+from serving.measuring.subject import FIRST_CALLS, Started, SubjectServer, pin
 from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
@@ -55,7 +55,7 @@ class Counting:
 
 @pytest.fixture
 def desk():
-    made = Desk(Counting())
+    made = SubjectServer(Counting())
     made.start(dataclasses.asdict(ONE), CORES)
     return made
 
@@ -148,14 +148,14 @@ def spec(tmp_path):
 def test_errors_come_back_as_what_they_were(spec, tmp_path):
     gone = {**spec.setup, "model": str(tmp_path / "gone.onnx")}
     with (
-        Worker(dataclasses.replace(spec, setup=gone)) as worker,
+        SubjectProcess(dataclasses.replace(spec, setup=gone)) as worker,
         pytest.raises(MissingInputError, match=r"gone\.onnx is not there"),
     ):
         worker.ask("start", settings=dataclasses.asdict(ONE), cores=CORES)
 
 
 def test_an_error_leaves_the_process_as_it_was(spec):
-    with Worker(spec) as worker:
+    with SubjectProcess(spec) as worker:
         with pytest.raises(InputError):
             worker.ask("timing")
         tf32 = dataclasses.asdict(dataclasses.replace(ONE, tf32=True))
@@ -168,7 +168,7 @@ def test_an_error_leaves_the_process_as_it_was(spec):
 def test_a_name_that_is_unknown_there_is_unknown_here(spec):
     unknown = {**spec.setup, "provider": "cdua"}
     with (
-        Worker(dataclasses.replace(spec, setup=unknown)) as worker,
+        SubjectProcess(dataclasses.replace(spec, setup=unknown)) as worker,
         pytest.raises(UsageError, match="did you mean 'cuda'") as caught,
     ):
         worker.ask("start", settings=dataclasses.asdict(ONE), cores=CORES)
@@ -176,13 +176,13 @@ def test_a_name_that_is_unknown_there_is_unknown_here(spec):
 
 
 def test_a_program_that_does_not_exist_is_told():
-    nothing = Spec(name="x", provider="torch", module="no.such.module", setup={})
+    nothing = SubjectSpec(name="x", provider="torch", module="no.such.module", setup={})
     with pytest.raises(ModelError, match=r"measured x ended: .*No module named 'no'"):
-        Worker(nothing)
+        SubjectProcess(nothing)
 
 
 def test_the_process_is_gone_after_the_block(spec):
-    with Worker(spec) as worker:
+    with SubjectProcess(spec) as worker:
         pid = worker._process.pid
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
@@ -206,13 +206,13 @@ def plan(**changes):
         "growth_calls": 0,
         "seed": 1,
     }
-    return Plan(**{**values, **changes})
+    return BenchPlan(**{**values, **changes})
 
 
 def test_what_does_not_take_a_batch_does_not_stop_the_others(spec, tmp_path):
     stubborn = tiny_onnx.write(tmp_path / "two.onnx", reshaping_to_two_rows())
     specs = [model_spec("two.onnx", stubborn, "cpu", None), spec]
-    findings, steps = Findings(), []
+    findings, steps = BenchFindings(), []
     measure(specs, plan(), findings, steps.append)
     two, free = findings.measured
     assert [row.timing.batch_size for row in two.rows] == [2]
@@ -227,7 +227,7 @@ def test_what_does_not_take_a_batch_does_not_stop_the_others(spec, tmp_path):
 def test_what_does_not_start_is_skipped_with_its_reason(spec, tmp_path):
     broken = tiny_onnx.write(tmp_path / "broken.onnx", b"no model")
     specs = [model_spec("broken.onnx", broken, "cpu", None), spec]
-    findings = Findings()
+    findings = BenchFindings()
     measure(specs, plan(batch_sizes=(1,)), findings, lambda _: None)
     assert [one.subject for one in findings.measured] == ["m.onnx"]
     (skipped,) = findings.skipped
@@ -237,7 +237,7 @@ def test_what_does_not_start_is_skipped_with_its_reason(spec, tmp_path):
 
 
 def test_interrupted_it_keeps_the_rows_that_are_finished(spec):
-    findings = Findings()
+    findings = BenchFindings()
 
     def log(step):
         if step.startswith("batch 3"):

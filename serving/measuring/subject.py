@@ -1,13 +1,9 @@
-"""The process that measures one thing, at the word of the coordinator: a line of JSON each way.
+"""A subject: something that answers batches of rows, and the process that measures it.
 
-It measures nothing of its own accord, so that competing processes take turns; between its turns it
-waits for the next line and takes no processor time. It ends when its standard input does.
-
-What a measuring process measures: something that answers batches of rows.
-
-`serving.measuring.onnx_subject` is a model in ONNX Runtime; the pipeline has others, to compare.
-
-Time the same call from several threads at once, as a server with one session would make it.
+`serving.measuring.onnx_subject` is a model in ONNX Runtime; the pipeline has PyTorch and MLflow as
+baselines. The process is asked by `serving.measuring.process`, by a line of JSON each way. It
+measures nothing of its own accord, so that subjects take turns: between its turns it waits for the
+next line and takes no processor time. It ends when its standard input does.
 """
 
 import dataclasses
@@ -70,8 +66,8 @@ class Share:
     """The part, 0 to 1, of that time that was spent on the provider that was asked for."""
 
 
-class Subject(Protocol):
-    """Something whose speed is measured."""
+class BenchSubject(Protocol):
+    """What is measured."""
 
     def start(self, settings: SessionSettings) -> Started:
         """Make ready, anew each time it is called."""
@@ -96,7 +92,10 @@ class Subject(Protocol):
 
 
 def take_parallel_samples(calls: Sequence[Call], seconds: float, *, min_calls: int) -> Samples:
-    """Time each of `calls` in a thread of its own for about `seconds`; one alone in this thread."""
+    """Time each of `calls` in a thread of its own for about `seconds`; a single one in this thread.
+
+    So a server with one session would make them.
+    """
     if len(calls) == 1:
         return take_samples(calls[0], seconds, min_calls=min_calls)
     together = threading.Barrier(len(calls) + 1)
@@ -125,10 +124,10 @@ MIN_TURN_CALLS = 2
 Answer = Mapping[str, Any]
 
 
-class Desk:
-    """Answers what the coordinator asks; the name of a request is that of a method."""
+class SubjectServer:
+    """Answers the parent process; the name of a request is that of a method."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: BenchSubject) -> None:
         """Measure `subject`."""
         self.subject = subject
         self.settings = SessionSettings(threads=1)
@@ -204,7 +203,7 @@ def pin(cores: list[int]) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def serve(open_subject: Callable[[Mapping[str, Any]], Subject]) -> None:
+def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
     """Read requests from stdin until it ends; the first line says what to open.
 
     Answers go to the file descriptor that the first argument names, and not to stdout, where any
@@ -212,12 +211,12 @@ def serve(open_subject: Callable[[Mapping[str, Any]], Subject]) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends this
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
-        desk: Desk | None = None
+        desk: SubjectServer | None = None
         for line in sys.stdin:
             request = json.loads(line)
             try:
                 if desk is None:
-                    desk, answer = Desk(open_subject(request)), {}
+                    desk, answer = SubjectServer(open_subject(request)), {}
                 else:
                     answer = getattr(desk, request.pop("do"))(**request)
             except (FerryError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The records of scenarios: what is asked for, what a run finds, and what the reports keep."""
+"""The records of load patterns: the plan of a scenario, what one run found, and the report."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,10 @@ from serving.runtime.settings import SessionSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScenarioPlan:
-    """What a scenario is run with; `check_plan` refuses nonsense."""
+    """How a scenario is run; `check_plan` refuses what makes no sense."""
 
     scenario: str
     """One of "single-stream", "multi-stream", "offline" and "server"."""
-    engine: str
-    """What makes the load and takes the times: "ferry" or "loadgen"."""
     batch_size: int
     """The most rows of one call, offline and in the server scenario; streams have their own."""
     seconds: float
@@ -36,7 +34,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class LoadRun:
     """What one run under a load found."""
 
     batch_size: int
@@ -56,13 +54,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScenarioFigures(Run):
+class ScenarioFigures(LoadRun):
     """One run, with what was asked for."""
 
     scenario: str
     """One of "single-stream", "multi-stream", "offline" and "server"."""
-    engine: str
-    """What made the load and took the times: "ferry" or "loadgen"."""
     rate_per_second: float | None
     """Queries that arrived per second, in the server scenario."""
     p99_limit_ms: float | None

@@ -6,8 +6,8 @@ import io
 
 from bench_samples import COLD, CPU, SKIPPED, SKIPPED_BATCH, measured, report, row
 
-from serving.measuring.scenarios.records import ScenarioResult
-from serving.measuring.table import as_csv, as_table
+from serving.measuring.report import as_csv, as_table
+from serving.measuring.scenarios.report import ScenarioResult
 from serving.runtime.settings import SessionSettings
 
 
@@ -66,7 +66,6 @@ def test_settings_are_in_the_name():
 def test_scenarios_have_a_table_of_their_own():
     found = ScenarioResult(
         scenario="server",
-        engine="loadgen",
         subject="fp32",
         provider="cpu",
         settings=SessionSettings(threads=1),
@@ -85,7 +84,7 @@ def test_scenarios_have_a_table_of_their_own():
     )
     lines = as_table(report(scenarios=(found,))).splitlines()
     assert lines[0].split()[0] == "scenario"
-    assert lines[1].startswith("server by loadgen, 3,000 queries/s")
+    assert lines[1].startswith("server, 3,000 queries/s")
     assert lines[1].split()[-5:] == ["0.500", "0.750", "1.250", "2.000", "3,000"]
 
 

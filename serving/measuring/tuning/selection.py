@@ -1,4 +1,4 @@
-"""Measure the few best ways to run a model, and ONNX Runtime's own, against each other.
+"""Measure the few best candidates and ONNX Runtime's own settings in full, and choose among them.
 
 Each has a process of its own, so that its memory is its own too, and they take turns.
 """
@@ -11,8 +11,8 @@ import numpy as np
 
 from serving.errors import FerryError, InputError
 from serving.files import read_record
-from serving.measuring.client import Spec, Worker
 from serving.measuring.pairing import PairedRatio, orders, ratio_of_turns
+from serving.measuring.process import SubjectProcess, SubjectSpec
 from serving.measuring.rounds import Log, cores_for
 from serving.measuring.timing import Timing
 from serving.measuring.tuning.candidates import Candidate
@@ -24,10 +24,11 @@ CALLS_OF_A_TURN = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Final:
-    """How the last round is run."""
+class SelectionPlan:
+    """How many candidates are measured in full, and how."""
 
-    finalists: int
+    most: int
+    """Candidates, besides ONNX Runtime's own settings."""
     seconds: float
     """For each, all turns together."""
     slowest_ms: float
@@ -43,8 +44,8 @@ class Final:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finalist:
-    """A candidate that was measured in full."""
+class CandidateMeasurement:
+    """What came out for a candidate that was measured in full."""
 
     candidate: Candidate
     timing: Timing
@@ -70,32 +71,32 @@ class PassedOver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Results:
-    """What the last round found."""
+class Selection:
+    """What the full measurement found."""
 
-    finalists: tuple[Finalist, ...]
+    measured: tuple[CandidateMeasurement, ...]
     """Without the defaults, unless they were among the best anyway."""
-    defaults: Finalist
+    defaults: CandidateMeasurement
     passed_over: tuple[PassedOver, ...]
 
 
 @dataclass(slots=True, kw_only=True)
-class _Entrant:
+class _RunningCandidate:
     """A candidate's process."""
 
-    worker: Worker
+    process: SubjectProcess
     candidate: Candidate
     peak_bytes: int = 0
     gpu_bytes: int | None = None
 
     def look_at_memory(self) -> None:
-        memory = self.worker.ask("memory")
+        memory = self.process.ask("memory")
         self.peak_bytes, self.gpu_bytes = memory["peak_bytes"], memory["gpu_bytes"]
 
 
-def run_finals(
-    spec: Spec, ranking: Sequence[Candidate], base: Candidate, final: Final, log: Log
-) -> Results:
+def measure_best(
+    spec: SubjectSpec, ranking: Sequence[Candidate], base: Candidate, plan: SelectionPlan, log: Log
+) -> Selection:
     """Measure the first of `ranking` that keep the memory limit against `base`, in turns.
 
     Raises InputError, with the least that was reached, when none keeps it, and what `base` raises
@@ -103,17 +104,19 @@ def run_finals(
     """
     with ExitStack() as stack:
         passed_over: list[PassedOver] = []
-        entrants = list(_enter(spec, ranking, final, passed_over, stack, log))
-        if not entrants:
-            raise InputError(_none_left(passed_over, final.memory_limit_bytes))
-        others = [one for one in entrants if one.candidate != base]
-        first = next((one for one in entrants if one.candidate == base), None)
-        first = first or _start(spec, base, final.seconds, stack, log)
-        _take_turns([first, *others], final, log)
-        return _results(first, others, passed_over, is_base_in=first in entrants, seed=final.seed)
+        entered = list(_enter(spec, ranking, plan, passed_over, stack, log))
+        if not entered:
+            raise InputError(_none_left(passed_over, plan.memory_limit_bytes))
+        others = [one for one in entered if one.candidate != base]
+        first = next((one for one in entered if one.candidate == base), None)
+        first = first or _start(spec, base, plan.seconds, stack, log)
+        _take_turns([first, *others], plan, log)
+        return _results(first, others, passed_over, is_base_in=first in entered, seed=plan.seed)
 
 
-def choose(best_first: Sequence[Finalist], own: Finalist, limit: int | None) -> Finalist:
+def choose(
+    best_first: Sequence[CandidateMeasurement], own: CandidateMeasurement, limit: int | None
+) -> CandidateMeasurement:
     """The best that keeps the memory limit; the defaults where it is slower and they keep it too.
 
     Raises InputError when none keeps it: the turns may have taken more than warming up did.
@@ -127,41 +130,41 @@ def choose(best_first: Sequence[Finalist], own: Finalist, limit: int | None) -> 
 
 
 def compare(
-    spec: Spec, first: Candidate, second: Candidate, final: Final, log: Log
-) -> tuple[Finalist, Finalist]:
+    spec: SubjectSpec, first: Candidate, second: Candidate, plan: SelectionPlan, log: Log
+) -> tuple[CandidateMeasurement, CandidateMeasurement]:
     """Measure two candidates in turns; the ratio of the second is over the first."""
     with ExitStack() as stack:
-        pair = [_start(spec, one, final.seconds, stack, log) for one in (first, second)]
-        _take_turns(pair, final, log)
-        found = _results(pair[0], pair[1:], [], is_base_in=False, seed=final.seed)
-        return found.defaults, found.finalists[0]
+        pair = [_start(spec, one, plan.seconds, stack, log) for one in (first, second)]
+        _take_turns(pair, plan, log)
+        found = _results(pair[0], pair[1:], [], is_base_in=False, seed=plan.seed)
+        return found.defaults, found.measured[0]
 
 
 def _enter(
-    spec: Spec,
+    spec: SubjectSpec,
     ranking: Sequence[Candidate],
-    final: Final,
+    plan: SelectionPlan,
     passed_over: list[PassedOver],
     stack: ExitStack,
     log: Log,
-) -> Iterator[_Entrant]:
+) -> Iterator[_RunningCandidate]:
     """The first of the ranking that run and keep the limit, each in its process."""
     left, entered = list(ranking), 0
-    while left and entered < final.finalists:
+    while left and entered < plan.most:
         candidate = left.pop(0)
         try:
-            one = _start(spec, candidate, final.seconds, stack, log)
+            one = _start(spec, candidate, plan.seconds, stack, log)
         except FerryError as error:
             passed_over.append(
                 PassedOver(candidate=candidate, reason=str(error), peak_memory_bytes=None)
             )
             continue
-        limit = final.memory_limit_bytes
+        limit = plan.memory_limit_bytes
         if limit is None or one.peak_bytes <= limit:
             entered += 1
             yield one
             continue
-        one.worker.close()
+        one.process.close()
         reason = f"its peak memory is {_mib(one.peak_bytes)}, the limit {_mib(limit)}"
         passed_over.append(
             PassedOver(candidate=candidate, reason=reason, peak_memory_bytes=one.peak_bytes)
@@ -175,41 +178,41 @@ def _is_larger(one: Candidate, other: Candidate) -> bool:
 
 
 def _start(
-    spec: Spec, candidate: Candidate, seconds: float, stack: ExitStack, log: Log
-) -> _Entrant:
-    """Open a process and warm it up."""
-    log(f"finals: starting {candidate.describe()}")
-    worker = stack.enter_context(Worker(spec))
+    spec: SubjectSpec, candidate: Candidate, seconds: float, stack: ExitStack, log: Log
+) -> _RunningCandidate:
+    """Start a process and warm it up."""
+    log(f"measuring in full: starting {candidate.describe()}")
+    process = stack.enter_context(SubjectProcess(spec))
     settings = candidate.settings
-    worker.ask("start", settings=asdict(settings), cores=list(cores_for(settings)))
-    worker.ask("prepare", batch_size=candidate.batch_size, seconds=seconds)
-    one = _Entrant(worker=worker, candidate=candidate)
+    process.ask("start", settings=asdict(settings), cores=list(cores_for(settings)))
+    process.ask("prepare", batch_size=candidate.batch_size, seconds=seconds)
+    one = _RunningCandidate(process=process, candidate=candidate)
     one.look_at_memory()
     return one
 
 
-def _take_turns(entrants: Sequence[_Entrant], final: Final, log: Log) -> None:
-    rng = np.random.default_rng(final.seed)
-    names = [str(index) for index in range(len(entrants))]
-    for number, order in enumerate(orders(names, final.num_rounds, rng), start=1):
-        log(f"finals: round {number} of {final.num_rounds}")
+def _take_turns(running: Sequence[_RunningCandidate], plan: SelectionPlan, log: Log) -> None:
+    rng = np.random.default_rng(plan.seed)
+    names = [str(index) for index in range(len(running))]
+    for number, order in enumerate(orders(names, plan.num_rounds, rng), start=1):
+        log(f"measuring in full: round {number} of {plan.num_rounds}")
         for name in order:
-            entrants[int(name)].worker.ask("turn", seconds=final.seconds / final.num_rounds)
-    for one in entrants:
+            running[int(name)].process.ask("turn", seconds=plan.seconds / plan.num_rounds)
+    for one in running:
         one.look_at_memory()
 
 
 def _results(
-    base: _Entrant,
-    others: Sequence[_Entrant],
+    base: _RunningCandidate,
+    others: Sequence[_RunningCandidate],
     passed_over: Sequence[PassedOver],
     *,
     is_base_in: bool,
     seed: int,
-) -> Results:
-    def finalist(one: _Entrant) -> Finalist:
-        timing = read_record(Timing, one.worker.ask("timing"), one.candidate.describe())
-        return Finalist(
+) -> Selection:
+    def measurement(one: _RunningCandidate) -> CandidateMeasurement:
+        timing = read_record(Timing, one.process.ask("timing"), one.candidate.describe())
+        return CandidateMeasurement(
             candidate=one.candidate,
             timing=timing,
             peak_memory_bytes=one.peak_bytes,
@@ -217,16 +220,18 @@ def _results(
             over_defaults=_ratio(base_timing, base, timing, one, seed),
         )
 
-    base_timing = read_record(Timing, base.worker.ask("timing"), base.candidate.describe())
-    defaults = finalist(base)
-    return Results(
-        finalists=(*([defaults] if is_base_in else []), *map(finalist, others)),
+    base_timing = read_record(Timing, base.process.ask("timing"), base.candidate.describe())
+    defaults = measurement(base)
+    return Selection(
+        measured=(*([defaults] if is_base_in else []), *map(measurement, others)),
         defaults=defaults,
         passed_over=tuple(passed_over),
     )
 
 
-def _ratio(first: Timing, base: _Entrant, second: Timing, one: _Entrant, seed: int) -> PairedRatio:
+def _ratio(
+    first: Timing, base: _RunningCandidate, second: Timing, one: _RunningCandidate, seed: int
+) -> PairedRatio:
     """Times per row, as the two may differ in how many rows they have in work at a time."""
     return ratio_of_turns(
         [turn / base.candidate.rows_at_a_time for turn in first.turns_ms],

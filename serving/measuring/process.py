@@ -1,4 +1,7 @@
-"""The coordinator's end of a measuring process: start it, ask it, end it."""
+"""The process that a subject is measured in, as its parent sees it: start it, ask it, end it.
+
+`serving.measuring.subject` is what runs inside.
+"""
 
 import contextlib
 import json
@@ -21,8 +24,8 @@ TORCH = "torch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """What a measuring process is to measure."""
+class SubjectSpec:
+    """What a process is to measure."""
 
     name: str
     """In tables and records, for instance "fp32" or "PyTorch eager"."""
@@ -31,7 +34,7 @@ class Spec:
     module: str
     """Its program: `python -m module`."""
     setup: Mapping[str, Any]
-    """What that is told first; plain values."""
+    """What the program reads first: plain values."""
 
     @property
     def label(self) -> str:
@@ -44,10 +47,10 @@ def label_of(name: str, provider: str) -> str:
     return name if provider in ("", TORCH) else f"{name} · {provider}"
 
 
-class Worker:
-    """A measuring process, ended when the block is left."""
+class SubjectProcess:
+    """A process that measures a subject, ended when the block is left."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: SubjectSpec) -> None:
         """Start the process and have it open its subject; raises what that raises there."""
         self.spec = spec
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
@@ -79,7 +82,7 @@ class Worker:
         self.close()
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Have a method of `serving.measuring.worker.Desk` called, and return what it answers.
+        """Have a method of `subject.SubjectServer` called there, and return what it answers.
 
         Raises the FerryError that it raises there, and ModelError when the process has died.
         """
@@ -127,7 +130,7 @@ class Worker:
 def child_environment() -> dict[str, str]:
     """This process's environment, with the folder that `serving` lies in on the path.
 
-    Without the options of `ferry bench` that it may hold: those that count were read already.
+    It lacks the options of `ferry bench`: those that count were read already.
     """
     kept = {name: value for name, value in os.environ.items() if name[:12] != "FERRY_BENCH_"}
     home = str(Path(__file__).resolve().parents[2])

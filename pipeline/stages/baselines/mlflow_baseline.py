@@ -1,6 +1,6 @@
-"""An ONNX file behind MLflow's `pyfunc` as the subject of a benchmark.
+"""An ONNX file behind MLflow's `pyfunc` as a baseline of a benchmark.
 
-Run by the coordinator: python -m pipeline.stages.baselines.pyfunc_subject
+Run by `serving.measuring.process`: python -m pipeline.stages.baselines.mlflow_baseline
 """
 
 import functools
@@ -16,19 +16,19 @@ from pipeline.stages.baselines.torch_model import batch_of
 from pipeline.tracking.models import Pyfunc, open_pyfunc, save_pyfunc
 from serving.errors import InputError
 from serving.files import sha256_of_file
+from serving.measuring.subject import Share, Started, serve
 from serving.measuring.timing import NS_PER_MS, Call, digits
-from serving.measuring.worker import Share, Started, serve
 from serving.runtime.session import open_session
 from serving.runtime.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 
 
-class PyfuncSubject:
+class MlflowBaseline:
     """What MLflow opens of one of the folders below `setup["saved"]`."""
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
-        """Note what to open: see `setup_of`."""
+        """Keep what to open: see `setup_of`."""
         self.saved = Path(setup["saved"])
         self.model = Path(setup["model"])
         self.test = open_split(Path(setup["data"]), "test").inputs
@@ -79,7 +79,7 @@ def save_pyfuncs(saved: Path, model: Path, threads: Sequence[int]) -> None:
 
 
 def setup_of(saved: Path, model: Path, data: Path) -> dict[str, str]:
-    """What the subject needs, as plain values.
+    """What the baseline needs, as plain values.
 
     `saved` is where `save_pyfuncs` put what it made of `model`.
     """
@@ -98,8 +98,8 @@ def default_folder(saved: Path) -> Path:
 
 
 def main() -> None:
-    """Measure what the coordinator asks for."""
-    serve(PyfuncSubject)
+    """Measure what the parent process asks for."""
+    serve(MlflowBaseline)
 
 
 if __name__ == "__main__":

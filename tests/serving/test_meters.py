@@ -20,18 +20,21 @@ from serving.measuring.meters import (
     growth,
     resident_bytes,
 )
-from serving.measuring.worker import take_parallel_samples
+from serving.measuring.subject import take_parallel_samples
 
 # Calls at a time
 
 
 def test_calls_of_several_threads_run_at_the_same_time():
     seen: set[int] = set()
-    meeting = threading.Barrier(2, timeout=10)
+    meeting, met = threading.Barrier(2, timeout=60), threading.Event()
 
     def call():
-        meeting.wait()  # passes only when both are in here
         seen.add(threading.get_ident())
+        if not met.is_set():
+            meeting.wait()  # passes only when both are in here
+            met.set()
+        time.sleep(0.001)  # longer than the clock needs to time a single call
 
     samples = take_parallel_samples([call, call], 0.05, min_calls=5)
     assert len(seen) == 2
@@ -102,7 +105,7 @@ def test_our_own_work_is_not_that_of_others():
     meter = LoadMeter()
     subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
     found = meter.read()
-    assert found.own_cores > 0.2
+    assert found.own_cores * found.seconds > 0.1
     assert found.seconds > 0
 
 

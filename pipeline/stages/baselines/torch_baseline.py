@@ -1,6 +1,6 @@
-"""PyTorch as the subject of a benchmark.
+"""PyTorch as a baseline of a benchmark.
 
-Run by the coordinator: python -m pipeline.stages.baselines.torch_subject
+Run by `serving.measuring.process`: python -m pipeline.stages.baselines.torch_baseline
 """
 
 import functools
@@ -18,18 +18,18 @@ from pipeline.stages.baselines.torch_model import TorchModel, batch_of, open_tor
 from serving.errors import InputError
 from serving.files import sha256_of_file
 from serving.measuring.meters import gpu_bytes_of
+from serving.measuring.subject import Share, Started, serve
 from serving.measuring.timing import NS_PER_MS, Call, digits
-from serving.measuring.worker import Share, Started, serve
 from serving.runtime.settings import SessionSettings
 
 Array = npt.NDArray[Any]
 
 
-class TorchSubject:
+class TorchBaseline:
     """An experiment's weights, in one of the modes of `pipeline.stages.baselines.torch_model`."""
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
-        """Note what to open: see `pipeline.stages.baselines.torch_model.setup_of`."""
+        """Keep what to open: see `pipeline.stages.baselines.torch_model.setup_of`."""
         self.setup = setup
         self.weights = Path(setup["weights"])
         self.test = open_split(Path(setup["data"]), "test").inputs
@@ -75,8 +75,8 @@ class TorchSubject:
 
 
 def main() -> None:
-    """Measure what the coordinator asks for."""
-    serve(TorchSubject)
+    """Measure what the parent process asks for."""
+    serve(TorchBaseline)
 
 
 if __name__ == "__main__":
