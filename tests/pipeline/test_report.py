@@ -297,7 +297,7 @@ def test_scenarios_and_energy_are_shown_where_they_were_measured(params, tmp_pat
     assert "mJ a row" in part
     assert '<td class="n">0.123</td>' in part
     server = part[part.index("<h4>Scenarios</h4>") :].split("</table>")[0]
-    assert "<td>server</td><td>ferry</td><td>fp32 · cpu</td>" in server
+    assert "<td>server</td><td>fp32 · cpu</td>" in server
     assert '<td class="n">3,000</td><td class="n">2 ms</td>' in server
 
 
