@@ -209,7 +209,7 @@ def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
     Answers go to the file descriptor that the first argument names, and not to stdout, where any
     library may print.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
         desk: SubjectServer | None = None
         for line in sys.stdin:

@@ -284,7 +284,7 @@ def measured(
 
 @functools.cache
 def bench_report(name: str) -> BenchReport:
-    """Three variants and two rivals at one and two threads; one that has no compiler, and CUDA."""
+    """Three variants and two baselines at one and two threads; one without a compiler, and CUDA."""
     sizes = {"fp32": (1.0, 220_000), "fp16": (1.15, 112_000), "int8": (0.6, 61_000)}
     found = []
     for threads in (1, 2):

@@ -210,11 +210,11 @@ def test_a_thread_count_that_was_not_saved_cannot_be_opened(exported: Project, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rival", ["eager", "pyfunc"])
-def test_a_program_tells_its_first_answer(exported: Project, saved: Path, rival: str) -> None:
+@pytest.mark.parametrize("baseline", ["eager", "pyfunc"])
+def test_a_program_tells_its_first_answer(exported: Project, saved: Path, baseline: str) -> None:
     message = (
         mlflow_baseline.setup_of(saved, exported.models["fp32"], exported.data)
-        if rival == "pyfunc"
+        if baseline == "pyfunc"
         else setup(exported)
     )
     done = subprocess.run(
@@ -227,7 +227,7 @@ def test_a_program_tells_its_first_answer(exported: Project, saved: Path, rival:
     assert done.stdout == "answered\n"
 
 
-def test_contestants_are_eager_first_and_all_variants(exported: Project, tmp_path: Path) -> None:
+def test_the_subjects_are_eager_first_and_all_variants(exported: Project, tmp_path: Path) -> None:
     config = replace(exported.experiment.benchmark, baselines=("channels_last", "compile", "eager"))
     found = subjects_of(
         exported.weights,
@@ -238,7 +238,7 @@ def test_contestants_are_eager_first_and_all_variants(exported: Project, tmp_pat
         experiment=replace(exported.experiment, benchmark=config),
     )
     names = [spec.name for spec in found.specs if spec.provider in ("torch", "cpu")]
-    rivals = ["eager", "channels_last", "compile"]
-    assert names == [*(NAMES[rival] for rival in rivals), "fp32", "fp16", "int8"]
+    baselines = ["eager", "channels_last", "compile"]
+    assert names == [*(NAMES[baseline] for baseline in baselines), "fp32", "fp16", "int8"]
     assert [program.subject for program in found.cold][:2] == ["PyTorch eager", "fp32 · cpu"]
     assert list(tmp_path.iterdir()) == []  # MLflow saves only where it takes part

@@ -90,13 +90,13 @@ def test_rivals_are_measured_beside_and_every_speedup_is_over_eager(
 ) -> None:
     assert report.bench.baseline == EAGER
     assert report.bench.measured[0].subject == EAGER
-    rivals = [one for one in report.bench.measured if one.provider == "torch"]
-    assert [one.subject for one in rivals] == [EAGER, NAMES["channels_last"], NAMES["pyfunc"]]
-    assert rivals[0].sha256 == report.weights_sha256 == sha256_of_file(exported.weights)
-    assert rivals[0].proof is None
-    assert rivals[2].sha256 == sha256_of_file(exported.models["fp32"])
-    assert rivals[2].proof is not None
-    assert rivals[2].proof.share == 1
+    baselines = [one for one in report.bench.measured if one.provider == "torch"]
+    assert [one.subject for one in baselines] == [EAGER, NAMES["channels_last"], NAMES["pyfunc"]]
+    assert baselines[0].sha256 == report.weights_sha256 == sha256_of_file(exported.weights)
+    assert baselines[0].proof is None
+    assert baselines[2].sha256 == sha256_of_file(exported.models["fp32"])
+    assert baselines[2].proof is not None
+    assert baselines[2].proof.share == 1
     for one in report.bench.measured:
         for row in one.rows:
             assert len(row.timing.turns_ms) == report.bench.num_rounds == 4
