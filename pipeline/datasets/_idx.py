@@ -121,7 +121,7 @@ def _read(path: Path, magic: int, row: tuple[int, ...]) -> npt.NDArray[np.uint8]
 
 
 def _rows(path: Path, header: bytes, magic: int, row: tuple[int, ...]) -> int:
-    """Return the number of rows that the header tells, once all else in it is right."""
+    """Return the number of rows that the header gives, once all else in it is right."""
     length = 8 + 4 * len(row)
     if len(header) < length:
         raise InputError(f"{path}: the header must have {length} bytes, there are {len(header)}")

@@ -1,7 +1,6 @@
 """A convolutional autoencoder: `name: autoencoder`, which learns to draw its images again.
 
-What it has not learnt to draw comes back with a large error, which tells strange images from those
-it was trained on.
+What it has not learnt to draw comes back with a large error: so outliers are found among images.
 """
 
 from dataclasses import dataclass

@@ -87,7 +87,7 @@ class Classes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outliers:
-    """How well `error` tells the images of another data set from its own."""
+    """How well `error` separates the images of another data set from its own."""
 
     dataset: str
     rows: int

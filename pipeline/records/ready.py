@@ -113,7 +113,7 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> ArrayInfo:
     rows = np.ascontiguousarray(array)
     header = np.lib.format.header_data_from_array_1_0(rows)
     with atomic_write(path) as file:
-        # Not np.save: on a full disk it tells neither the reason nor the file.
+        # Not np.save: on a full disk its error names neither the reason nor the file.
         np.lib.format.write_array_header_1_0(file, header)
         file.write(rows.data)
     return ArrayInfo(shape=array.shape, dtype=str(array.dtype), sha256=sha256_of_file(path))

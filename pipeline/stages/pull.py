@@ -30,7 +30,7 @@ from serving.console import note
 from serving.errors import FerryError, UsageError
 
 Attempt = tuple[str, Callable[[], None]]
-"""An address to tell, and what gets the file from there or raises UnavailableError."""
+"""An address to show, and what gets the file from there or raises UnavailableError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,7 +227,7 @@ def _below(mirror: str, folder: str, name: str) -> str:
 
 
 def _shown(address: str) -> str:
-    """Make an address fit to be told: without the password that a URL can hold."""
+    """Make an address fit to be shown: without the password that a URL can hold."""
     if not is_url(address):
         return address
     parts = urlsplit(address)

@@ -102,7 +102,7 @@ class _RunningSearch:
         return self._study.report(number, epoch)
 
     def end(self, number: int, outcome: TrialOutcome) -> None:
-        """Note how a trial ended, and tell it."""
+        """Note how a trial ended, and log it."""
         best = max(outcome.epochs, key=lambda epoch: (*epoch.rank, -epoch.epoch), default=None)
         trial = Trial(
             number=number,

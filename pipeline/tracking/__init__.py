@@ -1,6 +1,6 @@
 """MLflow, and the only place that imports it: one run per training, which later stages add to.
 
-Tracking never stops a stage. What MLflow could not record is told in one warning at the end, and
+Tracking never stops a stage. One warning at the end names what MLflow could not record, and
 the metrics files are complete without it.
 """
 

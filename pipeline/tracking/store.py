@@ -25,7 +25,7 @@ def load_mlflow() -> Any:
         os.environ.setdefault(variable, value)
     import mlflow
 
-    # Its migrations are told line by line, and its advice is not about this run. After the import,
+    # It logs its migrations line by line, and its advice is not about this run. After the import,
     # which sets the level itself.
     for name in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -119,11 +119,11 @@ class TrialWorker:
     def begin(self, number: int, settings: Mapping[str, Setting]) -> None:
         """Give it a trial."""
         self.trial = number
-        with contextlib.suppress(OSError):  # it is dead, which `receive` tells
+        with contextlib.suppress(OSError):  # it is dead, and `receive` says so
             self._connection.send_bytes(json.dumps(settings).encode())
 
     def receive(self) -> Epoch | TrialOutcome:
-        """What it has to tell; after an epoch it waits for `answer`.
+        """Its next message; after an epoch it waits for `answer`.
 
         A process that died, for want of memory say, is a failed trial, and is started again. Raises
         FerryError for what would stop every trial.
