@@ -27,12 +27,10 @@ OTHER_WORDS = {
     "--num-threads": "--threads",
 }
 """Names that would be a second word for the same thing."""
-MEASURES = "bench"
-"""Its options take several values to measure in turns, so their help says other things."""
 OPTIONS: dict[str, list[tuple[str, click.Option]]] = defaultdict(list)
 for name, command in ferry.commands.items():
     for option in command.params:
-        if isinstance(option, click.Option) and name != MEASURES:
+        if isinstance(option, click.Option):
             OPTIONS[max(option.opts, key=len)].append((name, option))
 
 

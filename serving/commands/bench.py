@@ -24,7 +24,7 @@ SERVER = "server"
     metavar="NAME",
     multiple=True,
     default=["cpu"],
-    help="cpu, cuda, ...; `all`: every one of the installed wheel. Repeatable (cpu).",
+    help="Execution provider: cpu, cuda, ...; `all` for every one here. Repeatable (cpu).",
 )
 @click.option(
     "--threads",
@@ -34,7 +34,7 @@ SERVER = "server"
     help="Threads within one operator. Repeatable (all cores).",
 )
 @click.option(
-    "--batch-size", metavar="N", multiple=True, type=int, help="Rows of one call. Repeatable."
+    "--batch-size", metavar="N", multiple=True, type=int, help="Batch size to measure. Repeatable."
 )
 @click.option(
     "--set",
@@ -60,7 +60,7 @@ SERVER = "server"
     show_default=True,
     help="Turns that each subject gets.",
 )
-@click.option("--data", metavar="ROWS", type=PATH, help="Real rows: .npy, .npz or .txt.")
+@click.option("--data", metavar="ROWS", type=PATH, help="Rows to feed: .npy, .npz or .txt.")
 @click.option(
     "--growth-calls",
     metavar="N",
@@ -76,7 +76,9 @@ SERVER = "server"
     default=0,
     help="Start a process N times and time it to its first answer.",
 )
-@click.option("--seed", metavar="N", type=int, default=1, help="Draws the turns and the arrivals.")
+@click.option(
+    "--seed", metavar="N", type=int, default=1, help="Seed of the turns and the arrivals."
+)
 @click.option(
     "--scenario",
     "scenarios",
@@ -112,7 +114,7 @@ SERVER = "server"
 @click.option(
     "--csv", "csv_file", metavar="FILE", type=PATH, help="Write the table there too, as CSV."
 )
-@click.option("-o", "--output", metavar="FILE", type=PATH, help="Write the report there, as JSON.")
+@click.option("-o", "--output", metavar="FILE", type=PATH, help="Where the report goes, as JSON.")
 @json_option
 def bench(
     model: "Path",
