@@ -23,9 +23,14 @@ from serving.console import table
 from serving.errors import FerryError
 from serving.measuring.onnx_subject import OnnxSubject
 from serving.measuring.pairing import orders, ratio_of_turns
-from serving.measuring.scenarios.rate_search import MAX_OVERRUN, MIN_QUERIES
 from serving.measuring.scenarios.report import LoadRun
-from serving.measuring.scenarios.scenarios import run_offline, run_server, run_stream
+from serving.measuring.scenarios.scenarios import (
+    MAX_OVERRUN,
+    MIN_QUERIES,
+    run_offline,
+    run_server,
+    run_stream,
+)
 from serving.measuring.scenarios.system import Lane, ServerLoad, System, busy_threads
 from serving.measuring.timing import NS_PER_MS, NS_PER_S, Call, digits, warm_up
 from serving.runtime.settings import SessionSettings

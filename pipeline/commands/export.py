@@ -110,8 +110,7 @@ def _export_module(
     from pipeline.config.experiment import ExportConfig
     from pipeline.config.params import stage_defaults
     from pipeline.exporting.module import ModuleOptions, export_module
-    from pipeline.exporting.signatures import parse_input
-    from pipeline.exporting.users_code import load_module
+    from pipeline.exporting.signatures import load_module, parse_input
     from pipeline.proof.tables import pair_table
 
     specs = [parse_input(text) for text in inputs]

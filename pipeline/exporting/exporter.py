@@ -18,8 +18,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from pipeline.exporting import onnxmodel
-from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, example
-from pipeline.exporting.users_code import causes, first_line
+from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, causes, example, first_line
 from pipeline.proof.tracing.torch_values import Traced
 from serving.errors import ModelError
 

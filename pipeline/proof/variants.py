@@ -18,7 +18,7 @@ from pipeline import layout
 from pipeline.config import params
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel, tokenizer
-from pipeline.exporting.checks import load_foreign
+from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.network.graph import Graph, load_graph
 from pipeline.proof.sides import ModelSide, Side, WeightsSide, model_side
 from pipeline.records import ready

@@ -17,18 +17,12 @@ import onnx
 from pipeline import tracking
 from pipeline.config.experiment import BundleConfig, Experiment
 from pipeline.errors import GateError
-from pipeline.exporting.checks import load_foreign
+from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.exporting.tokenizer import known_words
 from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.rows import open_rows
 from pipeline.records import ReportFiles, read, ready, write
-from pipeline.records.benchmark import (
-    BenchmarkReport,
-    BundleReport,
-    Gain,
-    gains_over_fp32,
-    on_cpu,
-)
+from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain, gains_over_fp32, on_cpu
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
 from pipeline.records.train import TrainReport
 from serving.bundles.bundle import FOREIGN, Gate, ModelOrigin

@@ -17,12 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.gate import QUANTITIES, SHIPPED
 from pipeline.proof.measure import Kept, sample
-from pipeline.proof.pair import (
-    explained,
-    keep_with_progress,
-    prove_with_progress,
-    refuse_failures,
-)
+from pipeline.proof.pair import explained, keep_with_progress, prove_with_progress, refuse_failures
 from pipeline.proof.prove import ParityPlan, Way
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side

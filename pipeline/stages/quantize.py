@@ -18,7 +18,7 @@ from pipeline import layout, tracking
 from pipeline.config.experiment import Experiment, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
-from pipeline.exporting.checks import load_foreign
+from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.proof.rows import Rows, open_rows, rows_of_split
 from pipeline.quantization import recipes
 from pipeline.quantization.recipes import Recipe

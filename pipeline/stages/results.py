@@ -12,12 +12,7 @@ from typing import TypeVar
 from pipeline import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
-from pipeline.records.benchmark import (
-    BenchmarkReport,
-    BundleReport,
-    measurements_of,
-    over_eager,
-)
+from pipeline.records.benchmark import BenchmarkReport, BundleReport, measurements_of, over_eager
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.published import (

@@ -33,13 +33,7 @@ from pipeline.training.evaluation import DeviceRows, Evaluation, evaluate
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import PreparedTraining, prepare
 from serving.errors import UsageError
-from serving.files import (
-    dump_json,
-    read_record,
-    sha256_of_bytes,
-    write_bytes,
-    write_text,
-)
+from serving.files import dump_json, read_record, sha256_of_bytes, write_bytes, write_text
 from serving.machine.environment import git_revision, this_machine
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ Tracking never stops a stage. One warning at the end names what MLflow could not
 the metrics files are complete without it.
 """
 
-from pipeline.tracking.models import Signature
+from pipeline.tracking.models import Signature, store_uri
 from pipeline.tracking.runs import (
     MAX_FAILURES,
     WEIGHTS_TAG,
@@ -12,7 +12,6 @@ from pipeline.tracking.runs import (
     run_of_training,
     run_of_weights,
 )
-from pipeline.tracking.store import store_uri
 
 __all__ = [
     "MAX_FAILURES",

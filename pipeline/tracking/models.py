@@ -1,5 +1,10 @@
-"""Models and data sets as MLflow keeps them, and a model opened again as a `pyfunc`."""
+"""Models and data sets as MLflow keeps them, and a model opened again as a `pyfunc`.
 
+MLflow is set up here: where its runs lie, and what it keeps to itself.
+"""
+
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.records.ready import DatasetManifest, Split, digest
-from pipeline.tracking.store import load_mlflow
 from serving.errors import ModelError
 from serving.machine.environment import runtime_wheels
 from serving.runtime.providers import ORT_ERRORS, PROVIDERS
@@ -19,6 +23,33 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipeline.datasets import Dataset
+
+
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
+}
+
+
+def store_uri() -> str:
+    """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of params.yaml."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd()}/mlflow.db"
+
+
+def load_mlflow() -> Any:
+    """The module, imported on the first call: that takes seconds."""
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    import mlflow
+
+    # It logs its migrations line by line, and its advice is not about this run. After the import,
+    # which sets the level itself.
+    for name in ("alembic", "mlflow", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
 
 
 Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]

@@ -12,8 +12,14 @@ import numpy as np
 
 from pipeline.records.ready import DatasetManifest, Split
 from pipeline.records.train import Epoch
-from pipeline.tracking.models import Signature, log_data, log_onnx_model, log_torch_model
-from pipeline.tracking.store import load_mlflow, store_uri
+from pipeline.tracking.models import (
+    Signature,
+    load_mlflow,
+    log_data,
+    log_onnx_model,
+    log_torch_model,
+    store_uri,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

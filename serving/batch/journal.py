@@ -21,14 +21,7 @@ from typing import IO
 from serving.batch.writers import is_folder, join_arrow
 from serving.drift.check import DriftState
 from serving.errors import IntegrityError, OutputError
-from serving.files import (
-    atomic_write,
-    json_line,
-    read_record,
-    sync_folder,
-    write_bytes,
-    write_text,
-)
+from serving.files import atomic_write, json_line, read_record, sync_folder, write_bytes, write_text
 from serving.inputs.inputs import Place
 
 SCHEMA = 1

@@ -20,14 +20,7 @@ import numpy as np
 
 from serving.batch import engine
 from serving.batch.engine import Answered, Work
-from serving.batch.journal import (
-    Journal,
-    Layout,
-    begin_run,
-    drop_run,
-    finish_run,
-    read_journal,
-)
+from serving.batch.journal import Journal, Layout, begin_run, drop_run, finish_run, read_journal
 from serving.batch.outputs import Output, ShardedOutput, Stdout
 from serving.batch.report import PredictReport, Stages
 from serving.batch.run import PredictOptions, PredictRun, Preview, prepare, preview

@@ -18,8 +18,15 @@ import numpy.typing as npt
 
 from serving.bundles.bundle import open_bundle
 from serving.bundles.reference import REFERENCE, Quantity, Reference, Side
-from serving.drift.bins import ClassBins, Counter, population_stability, psi_of_chance
-from serving.drift.quantities import CLASS, measure_answers, measure_rows
+from serving.drift.quantities import (
+    CLASS,
+    ClassBins,
+    Counter,
+    measure_answers,
+    measure_rows,
+    population_stability,
+    psi_of_chance,
+)
 from serving.errors import IntegrityError, UsageError
 from serving.files import sha256_of_bytes
 
@@ -51,7 +58,7 @@ class QuantityDrift:
     name: str
     of: Side
     psi: float
-    """The population stability index; see `serving.drift.bins`."""
+    """The population stability index; see `serving.drift.quantities`."""
     limit: float
     """What it is over, or would have to be to have moved: a usual limit, or what chance may give
     with so few rows where that is more."""

@@ -16,12 +16,7 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.errors import InputError
-from serving.inputs.arrow_columns import (
-    ColumnReader,
-    as_bytes,
-    choose_columns,
-    without_extension,
-)
+from serving.inputs.arrow_columns import ColumnReader, as_bytes, choose_columns, without_extension
 from serving.inputs.sources import (
     Batch,
     Chunk,

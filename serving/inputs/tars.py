@@ -22,14 +22,7 @@ import numpy.typing as npt
 from serving.errors import InputError
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, value_or_reason
 from serving.inputs.names import IMAGE_SUFFIXES
-from serving.inputs.sources import (
-    Batch,
-    Chunk,
-    fingerprint_of_files,
-    printable,
-    reason_of,
-    take,
-)
+from serving.inputs.sources import Batch, Chunk, fingerprint_of_files, printable, reason_of, take
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]

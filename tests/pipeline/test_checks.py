@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_onnx import FLOAT, chain, model, node
 
-from pipeline.exporting.checks import load_foreign
+from pipeline.exporting.onnxmodel import load_foreign
 from serving.errors import FerryError, InputError, MissingInputError, ModelError
 
 ROW = {"x": (FLOAT, ["n", 2])}

@@ -17,7 +17,7 @@ from pipeline.stages.export import export
 from pipeline.stages.page.figures import learning_curve
 from pipeline.stages.parity import parity
 from pipeline.stages.train import train
-from pipeline.tracking.store import load_mlflow
+from pipeline.tracking.models import load_mlflow
 
 
 def tracked_training(project: Project, folder: Path) -> TrainReport:

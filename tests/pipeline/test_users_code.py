@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pipeline.exporting.users_code import causes, first_line, load_module, running
+from pipeline.exporting.signatures import causes, first_line, load_module, running
 from serving.errors import FerryError, ModelError, UnknownNameError, UsageError
 
 

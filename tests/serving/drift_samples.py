@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from serving.bundles.reference import AnswerKind, Reference
-from serving.drift.bins import quantity_of
-from serving.drift.quantities import measure_answers, measure_rows
+from serving.drift.quantities import measure_answers, measure_rows, quantity_of
 
 Array = np.ndarray[Any, Any]
 

@@ -27,8 +27,7 @@ from tiny_images import (
 
 from serving.errors import InputError
 from serving.inputs import decoding
-from serving.inputs.decoding import ImageDecoder, image_decoder, value_or_reason
-from serving.inputs.image_grammar import plain_picture
+from serving.inputs.decoding import ImageDecoder, image_decoder, plain_picture, value_or_reason
 from serving.inputs.sources import UnreadableRow
 from serving.runtime.tensors import TensorInfo
 

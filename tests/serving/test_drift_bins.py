@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from serving.drift.bins import (
+from serving.drift.quantities import (
     BINS,
     MOST_CLASSES,
     ClassBins,

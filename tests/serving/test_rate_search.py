@@ -7,14 +7,14 @@ import pytest
 from steady import plan
 
 from serving.errors import InputError, ModelError
-from serving.measuring.scenarios.rate_search import (
+from serving.measuring.scenarios.report import LoadRun, ScenarioPlan
+from serving.measuring.scenarios.scenarios import (
     MAX_OVERRUN,
     MIN_QUERIES,
     HighestRate,
     highest_rate,
     num_queries,
 )
-from serving.measuring.scenarios.report import LoadRun, ScenarioPlan
 from serving.measuring.scenarios.system import ServerLoad
 
 CAPACITY = 1000.0

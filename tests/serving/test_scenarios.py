@@ -17,10 +17,10 @@ from serving.files import read_record
 from serving.measuring.bench import run_scenarios
 from serving.measuring.onnx_subject import OnnxSubject
 from serving.measuring.process import SubjectSpec
-from serving.measuring.scenarios import rate_search
-from serving.measuring.scenarios.rate_search import MIN_QUERIES
+from serving.measuring.scenarios import scenarios
 from serving.measuring.scenarios.report import Probe, ScenarioFigures, ScenarioPlan
 from serving.measuring.scenarios.scenarios import (
+    MIN_QUERIES,
     SCENARIOS,
     check_plan,
     measure_scenario,
@@ -173,7 +173,7 @@ def test_the_highest_rate_of_a_real_system_is_below_its_capacity_and_near(
 ) -> None:
     """By short probes and to a third: how the search goes on is shown by servers of no time."""
     for name, value in {"MIN_PROBE_QUERIES": 60, "LIMITS_LONG": 10, "PRECISION": 1.3}.items():
-        monkeypatch.setattr(rate_search, name, value)
+        monkeypatch.setattr(scenarios, name, value)
     found = figures(Steady(call_ms=3), plan("server", p99_limit_ms=100.0, seconds=0.1))
     assert found.rate_per_second is not None
     # A tenth above what can be done has a backlog of one limit by the end of a probe.

@@ -9,13 +9,7 @@ import pytest
 import tiny_onnx
 from tiny_classifier import LABELS, classifier, expected_scores, images
 
-from serving.errors import (
-    InputError,
-    MissingInputError,
-    ModelError,
-    ProviderError,
-    UsageError,
-)
+from serving.errors import InputError, MissingInputError, ModelError, ProviderError, UsageError
 from serving.files import sha256_of_file
 from serving.runtime.cores import allowed_cores
 from serving.runtime.providers import PROVIDERS
