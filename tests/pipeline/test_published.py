@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import sample_metrics
+from click.testing import CliRunner, Result
 
+from pipeline.cli import ferry
 from pipeline.config.experiment import Params
 from pipeline.config.params import load
 from pipeline.records.published import (
@@ -121,3 +123,24 @@ def test_the_files_hold_no_more_digits_than_count(
     long = replace(published, loss=0.123456789)
     (path, *_) = write_published(tmp_path / "docs/results", [long])
     assert json.loads(path.read_text())["loss"] == 0.123457
+
+
+def test_the_command_prints_publishes_and_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+
+    def results(*arguments: str) -> Result:
+        return CliRunner().invoke(ferry, ["results", *arguments], prog_name="ferry")
+
+    assert "docs/results has no figures" in results("--published").stderr
+    written = results("--publish", "docs/results")
+    assert written.exit_code == 0, written.stderr
+    assert "docs/results/mnist-cnn.json" in written.stdout.split()
+    assert "mnist-cnn" in results("--published", "mnist-cnn").stdout
+    assert (
+        "docs/results has no figures of digits-mlp" in results("--published", "digits-mlp").stderr
+    )
+    assert results("--published", "--publish", "docs/results").exit_code == 2
