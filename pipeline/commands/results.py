@@ -74,9 +74,9 @@ def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:
-    from pipeline.config import params
+    from pipeline.commands.options import load_params
     from pipeline.records.published import write_published
     from pipeline.stages.results import publishable
 
-    written = write_published(folder, publishable(params.load(), experiments))
+    written = write_published(folder, publishable(load_params(), experiments))
     show(written, as_json=as_json, text="\n".join(map(str, written)))

@@ -129,7 +129,8 @@ def test_the_command_prints_publishes_and_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample_metrics.write_all(tmp_path, "mnist-cnn")
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    broken = "\n  broken: {dataset: nowhere}\n"  # stops its own commands alone
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text() + broken)
     monkeypatch.chdir(tmp_path)
 
     def results(*arguments: str) -> Result:
@@ -138,6 +139,7 @@ def test_the_command_prints_publishes_and_refuses(
     assert "docs/results has no figures" in results("--published").stderr
     written = results("--publish", "docs/results")
     assert written.exit_code == 0, written.stderr
+    assert "experiments.broken" in written.stderr
     assert "docs/results/mnist-cnn.json" in written.stdout.split()
     assert "mnist-cnn" in results("--published", "mnist-cnn").stdout
     assert (
