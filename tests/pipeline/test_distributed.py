@@ -46,16 +46,30 @@ def test_a_batch_that_cannot_be_shared_alike_is_refused() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, ready: Path) -> Path:
+    return small_project(tmp_path, ready)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, ready: Path) -> Path:
+    """The project, trained by two processes that nobody disturbs."""
+    folder = small_project(tmp_path_factory.mktemp("together"), ready)
+    done = start(folder, *LAUNCHER)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["processes"] == 2, "one report on stdout, not two"
+    return folder
+
+
+def small_project(folder: Path, ready: Path) -> Path:
     """A folder with a small experiment without dropout and with every draw of the order."""
     text = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     section = text["experiments"]["digits-mlp"]
     section["model"] |= {"hidden": [16], "dropout": 0}
-    section["train"] |= {"batch_size": 60, "early_stop": 3, "clip": 1.0, "ema": 0.5}
+    section["train"] |= {"batch_size": 60, "early_stop": 0, "clip": 1.0, "ema": 0.5}
     section["train"]["augment"] = {"translate": 1, "flip": True}
-    section["epochs"] = 4
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(text))
-    (tmp_path / "data").symlink_to(ready / "data")
-    return tmp_path
+    section["epochs"] = 20
+    (folder / "params.yaml").write_text(yaml.safe_dump(text))
+    (folder / "data").symlink_to(ready / "data")
+    return folder
 
 
 def command(*launcher: str) -> list[str]:
@@ -82,22 +96,18 @@ def results(project: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-def test_two_processes_reach_the_weights_of_one(project: Path) -> None:
+def test_two_processes_reach_the_weights_of_one(project: Path, together: Path) -> None:
     alone = start(project)
     assert alone.returncode == 0, alone.stderr
     one, expected = results(project)
-    (project / "models/digits-mlp/model.safetensors").unlink()
-    together = start(project, *LAUNCHER)
-    assert together.returncode == 0, together.stderr
-    assert json.loads(together.stdout)["processes"] == 2, "one report on stdout, not two"
-    two, found = results(project)
+    two, found = results(together)
     assert (one["processes"], two["processes"]) == (1, 2)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=2e-5, rtol=1e-4, msg=key)
     for one_epoch, other in zip(one["history"], two["history"], strict=True):
         assert other["loss"] == pytest.approx(one_epoch["loss"], rel=1e-4)
         assert other["accuracy"] == pytest.approx(one_epoch["accuracy"], abs=2e-3)
-    assert [path.name for path in (project / "models/digits-mlp").iterdir()] == [
+    assert [path.name for path in (together / "models/digits-mlp").iterdir()] == [
         "model.safetensors"
     ]
 
@@ -114,11 +124,7 @@ def test_what_one_process_refuses_ends_all(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_killed_go_on(project: Path) -> None:
-    text = yaml.safe_load((project / "params.yaml").read_text())
-    text["experiments"]["digits-mlp"]["epochs"] = 60
-    text["experiments"]["digits-mlp"]["train"]["early_stop"] = 0
-    (project / "params.yaml").write_text(yaml.safe_dump(text))
+def test_two_processes_that_were_killed_go_on(project: Path, together: Path) -> None:
     folder = project / "models/digits-mlp"
     with (project / "log").open("wb") as log:
         running = subprocess.Popen(
@@ -134,8 +140,4 @@ def test_two_processes_that_were_killed_go_on(project: Path) -> None:
     resumed = start(project, *LAUNCHER)
     assert resumed.returncode == 0, resumed.stderr
     assert "goes on after epoch" in resumed.stderr
-    first, _ = results(project)
-    (folder / "model.safetensors").unlink()
-    whole = start(project, *LAUNCHER)
-    assert whole.returncode == 0, whole.stderr
-    assert results(project)[0]["weights_sha256"] == first["weights_sha256"]
+    assert results(project)[0]["weights_sha256"] == results(together)[0]["weights_sha256"]
