@@ -14,16 +14,15 @@ from dataclasses import dataclass, replace
 import onnx
 import torch
 
-from pipeline import layout
-from pipeline.config import params
+from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment, MinSpeedup
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import build_graph
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.quantization.search import QuantizationJob, run
 from pipeline.records import ready
 from pipeline.records.quantize import QuantizeReport, Search, Try, as_table
-from pipeline.stages.export import to_onnx
 from pipeline.stages.quantize import calibration_rows
 from serving.console import table
 from serving.runtime.session import open_session

@@ -23,8 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pipeline import layout
-from pipeline.config import params
+from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import Graph, build_graph
 from pipeline.records import ready

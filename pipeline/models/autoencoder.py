@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.config.experiment import STRICT, Counts, NaturalNumber
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, activation
+from pipeline.network.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from pipeline.config.experiment import STRICT, Count, Counts, NaturalNumber, PositiveNumber
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, activation
+from pipeline.network.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.config.experiment import STRICT, Fraction
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, Widths, activation
+from pipeline.network.layers import Activation, Widths, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image", "table")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.config.experiment import STRICT, Count, Counts, Fraction
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, activation
+from pipeline.network.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config.experiment import LARGEST, STRICT, Count, Counts, Fraction
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Stack
+from pipeline.network.layers import Stack
 from pipeline.network.vocabulary import PADDING, UNKNOWN
 from pipeline.records.ready import Kind
 

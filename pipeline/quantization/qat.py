@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import Graph, load_graph
 from pipeline.quantization.recipes import BLOCK, Recipe
 from pipeline.records import ready
-from pipeline.stages.export import to_onnx
 from pipeline.training.distributed import Team
 from pipeline.training.evaluation import DeviceRows
 from pipeline.training.loop import TrainingLoop

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline import layout, tracking
+from pipeline import tracking
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import datasets, layout, tracking
-from pipeline.config import params
+from pipeline import datasets, tracking
+from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import build_graph
 from pipeline.records import ReportFiles, ready, write

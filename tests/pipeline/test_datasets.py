@@ -96,7 +96,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="no data set named 'digit'; did you mean 'digits'"):
         datasets.get("digit")
     with pytest.raises(UnknownNameError):
-        datasets.get("_idx")
+        datasets.get("_download")
 
 
 LABELS = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [600, 300, 100]))

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from pipeline.config.experiment import Params
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import CrossEntropy, Graph, load_graph
 from pipeline.records.ready import open_manifest, open_split
-from pipeline.stages.export import export, to_onnx
+from pipeline.stages.export import export
 from serving.errors import IntegrityError, MissingInputError, ModelError
 from serving.runtime.session import open_session
 
@@ -180,7 +181,7 @@ def test_what_torch_cannot_export_is_one_line(exported: Project) -> None:
     rows = np.array(open_split(exported.data, "test").inputs[:2])
     fickle = Graph(Fickle(), "image", CrossEntropy())
     fickle.standardise((0.0,), (1.0,))
-    with pytest.raises(ModelError, match="torch cannot export the model") as caught:
+    with pytest.raises(ModelError, match=r"torch \S+ cannot export the module") as caught:
         to_onnx(fickle, rows, 20)
     assert "\n" not in str(caught.value)
 

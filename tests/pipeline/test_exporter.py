@@ -26,7 +26,7 @@ from foreign_nets import (
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from pipeline.exporting.exporter import (
+from pipeline.exporting.module import (
     Exported,
     check_weights,
     export_flat,

@@ -16,8 +16,8 @@ from project import Project, files_in
 from small_models import image_net, product_net, recurrent_net, rows_for, table_net
 from tries import generous
 
-from pipeline import layout
 from pipeline.cli import ferry
+from pipeline.config import layout
 from pipeline.config.experiment import MinSpeedup, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from pipeline.records import read

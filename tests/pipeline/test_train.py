@@ -15,7 +15,7 @@ from project import REPOSITORY, Project, files_in
 from safetensors.torch import load_file
 from training import OFF, run, stop_after, with_train
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import AugmentConfig, Experiment
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.records import read
