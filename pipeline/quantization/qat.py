@@ -25,8 +25,8 @@ from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import Graph, load_graph
 from pipeline.quantization.recipes import BLOCK, Recipe
 from pipeline.records import ready
+from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import DeviceRows
 from pipeline.training.loop import TrainingLoop
 from serving.runtime.cores import allowed_cores
 

@@ -29,7 +29,7 @@ from pipeline.records.train import Epoch, TrainReport, best_of
 from pipeline.stages.page import figures
 from pipeline.tracking import WEIGHTS_TAG, Tracker
 from pipeline.training import checkpoint, distributed
-from pipeline.training.evaluation import DeviceRows, Evaluation, evaluate
+from pipeline.training.batches import DeviceRows, Evaluation, evaluate
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import PreparedTraining, prepare
 from serving.errors import UsageError

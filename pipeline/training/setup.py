@@ -24,8 +24,8 @@ from pipeline.records import ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer
 from pipeline.training import checkpoint
+from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import DeviceRows
 from pipeline.training.loop import TrainingLoop
 from serving.errors import IntegrityError
 from serving.files import dump_json, require, sha256_of_bytes

@@ -13,8 +13,8 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import DivergedError
 from pipeline.network.graph import Graph, head_of
 from pipeline.records.ready import Split
+from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import DeviceRows
 from pipeline.training.loop import TrainingLoop
 
 CPU = torch.device("cpu")

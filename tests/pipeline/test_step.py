@@ -16,7 +16,7 @@ from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError
 from pipeline.network.graph import Graph, head_of
 from pipeline.training.distributed import Team
-from pipeline.training.step import Stepper, make_optimizer, make_scheduler
+from pipeline.training.loop import Stepper, make_optimizer, make_scheduler
 
 ALONE = Team(device=torch.device("cpu"))
 INPUTS = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
