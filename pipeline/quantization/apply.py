@@ -233,16 +233,10 @@ def _trim(model: onnx.ModelProto) -> None:
 
 def _tagged(made: onnx.ModelProto, original: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     """Give a variant the original's metadata and its recipe, and nothing of the quantizer's."""
-    facts = onnxmodel.metadata(original)
     onnxmodel.strip(made)
     onnxmodel.drop_unused_domains(made)
-    facts |= {
-        f"{onnxmodel.METADATA}variant": variant_of(recipe),
-        f"{onnxmodel.METADATA}recipe": recipe.name,
-    }
-    del made.metadata_props[:]
-    for key, value in facts.items():
-        made.metadata_props.add(key=key, value=value)
+    facts = {"variant": variant_of(recipe), "recipe": recipe.name}
+    onnxmodel.set_metadata(made, facts, original)
     made.graph.name = original.graph.name
     made.producer_name = original.producer_name
     made.producer_version = original.producer_version

@@ -28,7 +28,7 @@ from pipeline.records import ready
 from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
 from pipeline.training.loop import TrainingLoop
-from serving.runtime.cores import allowed_cores
+from pipeline.training.setup import be_repeatable
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +51,8 @@ def trained_again(
     fine_tune(graph, data, recipe, experiment=experiment)
     example = ready.open_split(data, "train").inputs[:2]
     made = to_onnx(graph, np.array(example), experiment.export.opset)
-    facts = onnxmodel.metadata(original)
-    facts[f"{onnxmodel.METADATA}qat_epochs"] = str(experiment.quantize.qat_epochs)
-    del made.metadata_props[:]
-    for key, value in facts.items():
-        made.metadata_props.add(key=key, value=value)
+    facts = {"qat_epochs": experiment.quantize.qat_epochs}
+    onnxmodel.set_metadata(made, facts, original)
     return made
 
 
@@ -68,9 +65,8 @@ def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experimen
     config = experiment.train
     on_cuda = torch.cuda.is_available() and config.device != "cpu"
     device = torch.device("cuda" if on_cuda else "cpu")
-    torch.use_deterministic_algorithms(True, warn_only=on_cuda)
-    torch.set_num_threads(allowed_cores())
-    torch.manual_seed(config.seed)
+    team = Team(device=device)
+    be_repeatable(team, config.seed)
     again = replace(
         experiment,
         epochs=experiment.quantize.qat_epochs,
@@ -83,7 +79,7 @@ def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experimen
         again,
         DeviceRows(graph, ready.open_split(data, "train"), device),
         DeviceRows(graph, ready.open_split(data, "validation"), device),
-        Team(device=device),
+        team,
     )
     with tqdm(disable=True) as bar:
         while not loop.ended:

@@ -17,17 +17,16 @@ from pipeline.quantization.judging import Judge
 from pipeline.quantization.prepare import constants, copied, replace_constant
 from pipeline.quantization.recipes import Recipe, parse
 from pipeline.quantization.search import (
-    QuantizationJob,
     RecipeGroup,
-    Retraining,
+    Training,
     best_of,
     plan,
     reason_of,
-    run,
     search,
 )
 from pipeline.records import read
 from pipeline.records.quantize import Budget, QuantizeReport, Try
+from pipeline.stages.quantize import QuantizationJob, run
 from serving.errors import UnknownNameError
 from serving.files import sha256_of_bytes, write_json
 from serving.runtime.session import open_session
@@ -47,10 +46,11 @@ def groups(
     """Of each group the names of its recipes, or the reason to leave it out."""
 
     def described(group: RecipeGroup) -> list[str] | str:
-        return group.unless(tries) or [recipe.name for recipe in group.recipes(tries)]
+        return group.unless or [recipe.name for recipe in group.recipes]
 
     quantizer = Quantizer(model, rows_for(model, 8))
-    return {group.name: described(group) for group in plan(quantizer, variant, generous(**changes))}
+    planned = plan(quantizer, variant, generous(**changes), tries)
+    return {group.name: described(group) for group in planned}
 
 
 def test_images_begin_with_the_types_and_raw_rows() -> None:
@@ -250,7 +250,7 @@ def test_figures_that_are_unknown_are_not_told() -> None:
 def job_of(
     model: onnx.ModelProto,
     *variants: Variant,
-    retraining: Retraining | None = None,
+    training: Training | None = None,
     **changes: Any,
 ) -> QuantizationJob:
     return QuantizationJob(
@@ -260,12 +260,12 @@ def job_of(
         judged=rows_for(model, 64, seed=1),
         variants=variants,
         config=generous(**{"recipes": ("half", "static-u8s8"), **changes}),
-        retraining=retraining,
+        training=training,
     )
 
 
 def test_the_record_is_read_back_as_it_was(tmp_path: Path) -> None:
-    report = run(job_of(image_net(), "fp16", "int8")).report
+    report = run(job_of(image_net(), "fp16", "int8"), tmp_path)
     write_json(tmp_path / "quantize.json", report)
     again = read(QuantizeReport, tmp_path / "quantize.json", "ferry quantize mine")
     assert again == report
@@ -275,14 +275,16 @@ def test_the_record_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def test_files_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
-    run(job_of(image_net(), "fp16", "int8")).write(tmp_path)
+    run(job_of(image_net(), "fp16", "int8"), tmp_path)
     names = ["mine.txt", "model.fp16.onnx", "model.int8.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    run(job_of(image_net(), "fp16", "int8", min_speedup=INT8_IMPOSSIBLE)).write(tmp_path)
+    run(job_of(image_net(), "fp16", "int8", min_speedup=INT8_IMPOSSIBLE), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == names[:2]
 
 
-def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() -> None:
+def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one(
+    tmp_path: Path,
+) -> None:
     # The trained model is the model itself without one class, so that it answers otherwise.
     model = product_net()
     asked: list[str] = []
@@ -300,9 +302,10 @@ def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() 
         "int8",
         recipes=("static-u8s8", "dynamic"),
         accuracy_loss=-1,  # which nothing meets
-        retraining=Retraining(epochs=3, model=trained),
+        qat_epochs=3,
+        training=trained,
     )
-    report = run(job).report
+    report = run(job, tmp_path)
     tries = report.searches["int8"].tries
     assert [one.qat_epochs for one in tries] == [0, 0, 3]
     assert asked == [tries[-1].recipe]
@@ -312,10 +315,9 @@ def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() 
     assert asked == [min(losses, key=lambda name: losses[name] or 0.0)]
 
 
-def test_no_training_where_something_is_inside() -> None:
+def test_no_training_where_something_is_inside(tmp_path: Path) -> None:
     def never(_recipe: Recipe) -> onnx.ModelProto:
         raise AssertionError
 
-    retraining = Retraining(epochs=3, model=never)
-    run(job_of(product_net(), "int8", retraining=retraining))
-    run(job_of(product_net(), "int8", retraining=retraining, min_speedup=IMPOSSIBLE))
+    run(job_of(product_net(), "int8", training=never), tmp_path)
+    run(job_of(product_net(), "int8", training=never, min_speedup=IMPOSSIBLE), tmp_path)
