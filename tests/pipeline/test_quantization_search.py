@@ -1,5 +1,6 @@
 """The search on small models: what is tried, what is not and why, what is kept and recorded."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tries import GENEROUS, IMPOSSIBLE, attempt, generous
 from pipeline.config.experiment import QuantizeConfig, Variant
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.judging import Judge
-from pipeline.quantization.prepare import constants, copied, replace_constant
+from pipeline.quantization.prepare import constants, replace_constant
 from pipeline.quantization.recipes import Recipe, parse
 from pipeline.quantization.search import (
     RecipeGroup,
@@ -291,7 +292,7 @@ def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one(
 
     def trained(recipe: Recipe) -> onnx.ModelProto:
         asked.append(recipe.name)
-        changed = copied(model)
+        changed = copy.deepcopy(model)
         weight = constants(model)["w2"].copy()
         weight[:, 0] = 0
         replace_constant(changed, "w2", weight)
