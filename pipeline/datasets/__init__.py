@@ -5,10 +5,11 @@ of them need is here: `stratified` splits rows that have no official split, and 
 gzip-compressed IDX files, the format of MNIST and of the data sets made in its image.
 """
 
+import contextlib
 import gzip
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import reading
-from pipeline.records.ready import Kind
+from pipeline.records.ready import Kind, Split
 from serving.errors import InputError
 from serving.files import require
 
@@ -54,12 +55,8 @@ class Archive:
 class RawRows:
     """All rows of a data set as the official files hold them."""
 
-    train_inputs: npt.NDArray[np.generic]
-    """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
-    train_labels: npt.NDArray[np.int64]
-    """int64 [rows], indices into the labels."""
-    test_inputs: npt.NDArray[np.generic]
-    test_labels: npt.NDArray[np.int64]
+    train: Split
+    test: Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +114,35 @@ def stratified(labels: npt.NDArray[np.int64], rows: int, seed: int) -> tuple[Ind
     return np.sort(left), np.sort(taken)
 
 
+def with_test_rows(rows: Split, count: int, seed: int) -> RawRows:
+    """Make `count` of the rows the test set, for there is no official one; see `stratified`."""
+    train, test = stratified(rows.labels, count, seed)
+    return RawRows(
+        train=Split(rows.inputs[train], rows.labels[train]),
+        test=Split(rows.inputs[test], rows.labels[test]),
+    )
+
+
+@contextlib.contextmanager
+def unpacking(path: Path) -> Iterator[gzip.GzipFile]:
+    """Read a gzip file; InputError where it turns out to be none, or not whole."""
+    try:
+        with gzip.open(path) as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file: {error}") from error
+
+
+def check_labels(path: Path, labels: npt.NDArray[np.uint8], classes: int, place: str) -> None:
+    """Refuse labels beyond the classes; `place` is what the file calls a row."""
+    wrong = np.flatnonzero(labels >= classes)
+    if wrong.size:
+        row = wrong[0]
+        raise InputError(
+            f"{path}: label {labels[row]} in {place} {row}, but labels go from 0 to {classes - 1}"
+        )
+
+
 IDX_FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
@@ -150,34 +176,23 @@ def idx_reader(size: tuple[int, int], classes: int) -> Callable[[Path], RawRows]
 
     def read(raw: Path) -> RawRows:
         files = [raw / name for name in IDX_FILES]
-        train_inputs, train_labels = read_labelled(*files[:2], size=size, classes=classes)
-        test_inputs, test_labels = read_labelled(*files[2:], size=size, classes=classes)
         return RawRows(
-            train_inputs=train_inputs,
-            train_labels=train_labels,
-            test_inputs=test_inputs,
-            test_labels=test_labels,
+            train=read_labelled(*files[:2], size=size, classes=classes),
+            test=read_labelled(*files[2:], size=size, classes=classes),
         )
 
     return read
 
 
-def read_labelled(
-    images: Path, labels: Path, *, size: tuple[int, int], classes: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def read_labelled(images: Path, labels: Path, *, size: tuple[int, int], classes: int) -> Split:
     """Read an image file as uint8 [rows, height, width, 1] and its label file as int64 [rows]."""
     pixels, answers = read_idx(images, size), read_idx(labels, ())
-    wrong = np.flatnonzero(answers >= classes)
-    if wrong.size:
-        row = wrong[0]
-        raise InputError(
-            f"{labels}: label {answers[row]} in row {row}, but labels go from 0 to {classes - 1}"
-        )
+    check_labels(labels, answers, classes, "row")
     if len(pixels) != len(answers):
         raise InputError(
             f"{images} holds {len(pixels)} images, but {labels} holds {len(answers)} labels"
         )
-    return pixels[..., np.newaxis], answers.astype(np.int64)
+    return Split(pixels[..., np.newaxis], answers.astype(np.int64))
 
 
 def read_idx(path: Path, row: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -187,14 +202,11 @@ def read_idx(path: Path, row: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     one that is not what it should be.
     """
     require(path, f"ferry pull {path.parent.name}")
-    try:
-        with gzip.open(path) as file:
-            rows = _idx_rows(path, file.read(8 + 4 * len(row)), row)
-            expected = rows * int(np.prod(row, dtype=np.int64))
-            # One byte more than expected tells too long data from right, however long it is.
-            values = file.read(expected + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file: {error}") from error
+    with unpacking(path) as file:
+        rows = _idx_rows(path, file.read(8 + 4 * len(row)), row)
+        expected = rows * int(np.prod(row, dtype=np.int64))
+        # One byte more than expected tells too long data from right, however long it is.
+        values = file.read(expected + 1)
     if len(values) != expected:
         found = f"only {len(values)}" if len(values) < expected else "more"
         raise InputError(f"{path}: {expected} bytes must follow the header, there are {found}")

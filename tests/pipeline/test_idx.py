@@ -37,16 +37,16 @@ def refused(path: Path, content: bytes, row: tuple[int, ...] = (4, 3)) -> str:
 
 
 def test_images_and_labels_come_back_as_written(tmp_path: Path) -> None:
-    images, labels = read_labelled(
+    read = read_labelled(
         write_images(tmp_path / "images.gz", IMAGES),
         write_labels(tmp_path / "labels.gz", LABELS),
         size=(4, 3),
         classes=10,
     )
-    assert (images.dtype, images.shape) == (np.uint8, (5, 4, 3, 1))
-    np.testing.assert_array_equal(images[..., 0], IMAGES)
-    assert labels.dtype == np.int64
-    np.testing.assert_array_equal(labels, LABELS)
+    assert (read.inputs.dtype, read.inputs.shape) == (np.uint8, (5, 4, 3, 1))
+    np.testing.assert_array_equal(read.inputs[..., 0], IMAGES)
+    assert read.labels.dtype == np.int64
+    np.testing.assert_array_equal(read.labels, LABELS)
 
 
 def test_counts_that_differ_are_refused(tmp_path: Path) -> None:
