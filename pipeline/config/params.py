@@ -90,7 +90,7 @@ def resolve(name: str, path: Path = PARAMS) -> dict[str, ResolvedSetting]:
     own = document.experiments[name]
     return {
         ".".join(keys): ResolvedSetting(value=value, source=_source(name, own, keys))
-        for keys, value in _leaves(_with_defaults(own, document.defaults), ())
+        for keys, value in leaves(_with_defaults(own, document.defaults))
     }
 
 
@@ -160,11 +160,11 @@ def _source(name: str, own: object, keys: Iterable[str]) -> str:
     return f"experiments.{name}"
 
 
-def _leaves(node: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
+def leaves(node: object, *keys: str) -> Iterator[tuple[tuple[str, ...], object]]:
     """All that is no mapping, or an empty one, with the keys that lead to it."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _leaves(value, (*keys, key))
+            yield from leaves(value, *keys, key)
     else:
         yield keys, node
 

@@ -1,5 +1,6 @@
 """The loop of epochs: which weights it keeps, when it ends, and what it tells of a wrong loss."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,21 @@ def test_the_weights_of_the_best_epoch_are_kept(tiny: Experiment) -> None:
     assert loop.best_epoch == best
     for key, value in kept[best.epoch - 1].items():
         assert torch.equal(loop.best[key], value)
+
+
+def test_the_better_epoch_is_the_more_accurate_one_then_the_one_with_less_loss(
+    tiny: Experiment,
+) -> None:
+    loop = make(tiny)
+    run(loop, 1)
+
+    def rank(accuracy: float | None, loss: float) -> tuple[float, float]:
+        epoch = replace(loop.history[0], validation_accuracy=accuracy, validation_loss=loss)
+        return epoch.rank
+
+    assert rank(0.9, 0.8) > rank(0.8, 0.1)
+    assert rank(0.9, 0.1) > rank(0.9, 0.8)
+    assert rank(None, 0.1) > rank(None, 0.8)
 
 
 def test_patience_ends_the_training(tiny: Experiment) -> None:

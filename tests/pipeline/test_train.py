@@ -19,9 +19,9 @@ from pipeline.config import layout
 from pipeline.config.experiment import AugmentConfig, Experiment
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.records import read
-from pipeline.records.ready import open_manifest, open_split
+from pipeline.records.ready import Split, open_manifest, open_split
 from pipeline.records.train import TrainReport
-from pipeline.stages.train import choose_device, train
+from pipeline.stages.train import choose_device, confusion, train
 from pipeline.training import checkpoint
 from pipeline.training.loop import TrainingLoop
 from serving.errors import UsageError
@@ -46,6 +46,12 @@ def test_accuracy_and_confusion_agree_with_the_test_set(trained: Project) -> Non
     labels = open_split(trained.data, "test").labels
     assert matrix.sum(1).tolist() == np.bincount(labels, minlength=10).tolist()
     assert report.accuracy == pytest.approx(np.trace(matrix) / len(labels))
+
+
+def test_a_row_is_counted_at_its_actual_and_its_predicted_class() -> None:
+    split = Split(np.zeros((4, 1)), np.array([0, 1, 1, 2]))
+    assert confusion(split, torch.tensor([0, 2, 1, 2]), 3) == ((1, 0, 0), (0, 1, 1), (0, 0, 1))
+    assert confusion(split, None, 0) == ()
 
 
 def test_plots_hold_a_row_per_epoch_and_per_test_row(trained: Project) -> None:

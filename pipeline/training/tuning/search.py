@@ -177,12 +177,5 @@ def _settings(experiment: Experiment) -> list[str]:
     """The path of every setting that changes what is trained, as params.yaml has it."""
     raw = asdict(experiment)
     model = {"name": experiment.model.name, **experiment.model.settings}
-    return list(_paths({"epochs": raw["epochs"], "model": model, "train": raw["train"]}, ""))
-
-
-def _paths(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+    searched = {"epochs": raw["epochs"], "model": model, "train": raw["train"]}
+    return [".".join(keys) for keys, _ in params.leaves(searched)]
