@@ -30,7 +30,6 @@ from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import PreparedTraining, prepare
-from serving.errors import UsageError
 from serving.files import csv_text, dump_json, read_record, sha256_of_bytes, write_bytes, write_text
 from serving.machine.environment import git_revision, this_machine
 
@@ -63,7 +62,7 @@ def train(
     """
     params.check(experiment)
     state = weights.with_name(layout.checkpoint(experiment.name).name)
-    with distributed.join(choose_device(device or experiment.train.device)) as team:
+    with distributed.join(distributed.choose_device(device or experiment.train.device)) as team:
         kept = checkpoint.read(state)
         training = prepare(data, weights, experiment, team, state=kept)
         if not team.leads:
@@ -86,14 +85,6 @@ def train(
         state.unlink(missing_ok=True)
         team.share(dump_json(report).encode())
     return report
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of "auto", "cpu" or "cuda"; UsageError for CUDA where there is none."""
-    has_cuda = torch.cuda.is_available()
-    if wanted == "cuda" and not has_cuda:
-        raise UsageError("device cuda was asked for and torch finds none; `ferry doctor` says more")
-    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
 def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tuple[int, ...], ...]:

@@ -17,6 +17,7 @@ from pipeline import datasets, tracking
 from pipeline.config.experiment import Experiment
 from pipeline.records import ready
 from pipeline.records.train import Epoch
+from pipeline.records.train import best_of as best_epoch
 from pipeline.records.tune import Setting, Trial, TuneReport, best_of, settings_text
 from pipeline.tracking import Tracker
 from pipeline.training.setup import read_source
@@ -103,7 +104,7 @@ class _RunningSearch:
 
     def end(self, number: int, outcome: TrialOutcome) -> None:
         """Note how a trial ended, and log it."""
-        best = max(outcome.epochs, key=lambda epoch: (*epoch.rank, -epoch.epoch), default=None)
+        best = best_epoch(outcome.epochs) if outcome.epochs else None
         trial = Trial(
             number=number,
             state=outcome.state,

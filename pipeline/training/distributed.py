@@ -82,6 +82,14 @@ class Team:
         return bytes(data.cpu().numpy())
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda"; UsageError for CUDA where there is none."""
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise UsageError("device cuda was asked for and torch finds none; `ferry doctor` says more")
+    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
+
+
 def leads() -> bool:
     """Whether torchrun made this process the lead, or started none."""
     return os.environ.get("RANK", "0") == "0"

@@ -21,8 +21,9 @@ from pipeline.errors import ConfigError, DivergedError
 from pipeline.records import read
 from pipeline.records.ready import Split, open_manifest, open_split
 from pipeline.records.train import TrainReport
-from pipeline.stages.train import choose_device, confusion, train
+from pipeline.stages.train import confusion, train
 from pipeline.training import checkpoint
+from pipeline.training.distributed import choose_device
 from pipeline.training.loop import TrainingLoop
 from serving.errors import UsageError
 
