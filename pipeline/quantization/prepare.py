@@ -120,45 +120,35 @@ def drop_unused_constants(model: onnx.ModelProto) -> None:
 
 
 def _standardisation(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...] | None:
-    """The nodes Cast, Sub, Mul and Conv of a graph that begins with them, each used once."""
+    """The nodes Cast, Sub, Mul and Conv behind an input of uint8, each read by the next alone.
+
+    There may be a Transpose before them.
+    """
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
     known = constants(model)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    for node in model.graph.node:
-        if node.op_type != "Cast" or not _reads_pixels(model, node.input[0], kinds):
+    for value in model.graph.input:
+        if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
             continue
-        chain = [node]
-        while len(chain) < 4 and len(users.get(chain[-1].output[0], ())) == 1:
-            chain.append(users[chain[-1].output[0]][0])
-        if [one.op_type for one in chain] != ["Cast", "Sub", "Mul", "Conv"]:
-            continue
-        if all(one.input[1] in known for one in chain[1:]) and _per_channel(chain, known):
-            return tuple(chain)
+        for node in users.get(value.name, ()):
+            chain = [node]
+            while len(after := users.get(chain[-1].output[0], ())) == 1 and len(chain) < 5:
+                chain += after
+            chain = chain[1:] if node.op_type == "Transpose" else chain[:4]
+            if [one.op_type for one in chain] == ["Cast", "Sub", "Mul", "Conv"] and (
+                all(one.input[1] in known for one in chain[1:]) and _per_channel(chain, known)
+            ):
+                return tuple(chain)
     return None
-
-
-def _reads_pixels(model: onnx.ModelProto, name: str, kinds: dict[str, int]) -> bool:
-    """Whether a tensor is an input of uint8, perhaps with its axes in another order."""
-    if name in kinds:
-        return kinds[name] == onnx.TensorProto.UINT8
-    makers = [node for node in model.graph.node if name in node.output]
-    return (
-        bool(makers)
-        and makers[0].op_type == "Transpose"
-        and kinds.get(makers[0].input[0]) == onnx.TensorProto.UINT8
-    )
 
 
 def _per_channel(chain: list[onnx.NodeProto], known: dict[str, Array]) -> bool:
     """Whether mean and scale are one number per channel of the convolution, or one for all."""
     channels = known[chain[3].input[1]].shape[1]
     shapes = [known[node.input[1]].shape for node in chain[1:3]]
-    return all(
-        np.prod(s) in (1, channels) and (len(s) < 3 or s[-2:] == (1, 1)) for s in shapes
-    ) and all(len(s) >= 3 or np.prod(s) == 1 for s in shapes)
+    return all(np.prod(s) == 1 or (np.prod(s) == channels and s[-2:] == (1, 1)) for s in shapes)
 
 
 def noisiest_layers(
