@@ -145,12 +145,6 @@ def test_nothing_local_is_left_and_the_bytes_are_the_same_twice() -> None:
     assert b"nets:build" in first
 
 
-@pytest.mark.parametrize("opset", [18, 21])
-def test_the_opset_is_the_one_that_was_asked_for(opset: int) -> None:
-    made = exported(nn.Linear(4, 3), "float32[batch,4]", opset=opset).model
-    assert {entry.domain: entry.version for entry in made.opset_import} == {"": opset}
-
-
 def test_attention_with_a_learned_bias_is_exported() -> None:
     """Traced with gradients, torch would refuse to reshape what it took for another layout."""
     made = exported(Attention(), "float32[batch,4,8]")

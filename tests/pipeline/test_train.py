@@ -99,17 +99,19 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     check_that_it_goes_on(ready, experiment, tmp_path, monkeypatch)
 
 
+LBFGS: dict[str, Any] = {
+    "optimizer": "lbfgs",
+    "schedule": "constant",
+    "augment": OFF,
+    "weight_decay": 0,
+    "momentum": 0,
+}
+
+
 def test_an_interrupted_line_search_ends_with_the_same_weights(
     ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {
-        "optimizer": "lbfgs",
-        "schedule": "constant",
-        "weight_decay": 0,
-        "momentum": 0,
-        "augment": OFF,
-    }
-    experiment = with_train(tiny, epochs=3, lr=0.5, batch_size=2000, **settings)
+    experiment = with_train(tiny, epochs=3, lr=0.5, batch_size=2000, **LBFGS)
     report = check_that_it_goes_on(ready, experiment, tmp_path, monkeypatch)
     assert report.history[-1].loss < report.history[0].loss / 2
 
@@ -190,14 +192,7 @@ def test_settings_that_do_not_fit_are_refused_before_data_is_read(
 
 
 def test_a_line_search_that_diverges_is_told(ready: Path, tiny: Experiment, tmp_path: Path) -> None:
-    settings = {
-        "optimizer": "lbfgs",
-        "weight_decay": 0,
-        "momentum": 0,
-        "schedule": "constant",
-        "augment": OFF,
-    }
-    wild = with_train(tiny, lr=1e30, epochs=4, batch_size=300, **settings)
+    wild = with_train(tiny, lr=1e30, epochs=4, batch_size=300, **LBFGS)
     wild = replace(wild, model=replace(wild.model, settings={**wild.model.settings, "dropout": 0}))
     with pytest.raises(DivergedError, match=r"epoch \d, step \d of 4, learning rate 1.00e\+30"):
         run(ready, wild, tmp_path)
