@@ -115,7 +115,9 @@ def export_module(
         opset=opset,
         ir_version=exported.model.ir_version,
         nodes=len(exported.model.graph.node),
-        inputs=tuple(map(_describe, exported.model.graph.input)),
+        inputs=tuple(
+            f"{one.name} {one.dtype} [{', '.join(map(str, one.shape))}]" for one in side.inputs
+        ),
         export_seconds=seconds,
         notes=tuple(_notes(exported)),
         parity=parity,
@@ -220,13 +222,6 @@ def _notes(exported: "Exported") -> Iterator[str]:
             f"{exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
             f"an operator that changes nothing, or ONNX Runtime would pad with minus infinity"
         )
-
-
-def _describe(value: onnx.ValueInfoProto) -> str:
-    kind = value.type.tensor_type
-    axes = ", ".join(axis.dim_param or str(axis.dim_value) for axis in kind.shape.dim)
-    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return f"{value.name} {dtype} [{axes}]"
 
 
 # The export

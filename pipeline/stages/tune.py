@@ -136,11 +136,13 @@ def _run_beside(search: _RunningSearch, team: list[TrialWorker]) -> None:
         for worker in team:
             if worker.trial is None and (asked := search.begin()):
                 worker.begin(*asked)
-        busy = {worker.ready: worker for worker in team if worker.trial is not None}
+        busy = [worker for worker in team if worker.trial is not None]
         if not busy:
             return
-        for ready_one in wait(list(busy)):
-            _listen(search, next(one for one in busy.values() if one.ready is ready_one))
+        told = wait([worker.connection for worker in busy])
+        for worker in busy:
+            if worker.connection in told:
+                _listen(search, worker)
 
 
 def _listen(search: _RunningSearch, worker: TrialWorker) -> None:

@@ -114,17 +114,14 @@ def overrides(experiment: str, settings: Mapping[str, Setting]) -> str:
     The ++ also sets what the experiment inherits. DVC writes 0.00001 as 1e-05 into params.yaml,
     whatever is typed, which YAML 1.1 reads as text.
     """
-    if any("e" in text and "." not in text for text in map(repr, _floats(settings))):
+    floats = [repr(value) for value in settings.values() if isinstance(value, float)]
+    if any("e" in text and "." not in text for text in floats):
         return ""
     texts = [
         f"++experiments.{experiment}.{key}={value if isinstance(value, str) else _compact(value)}"
         for key, value in settings.items()
     ]
     return " ".join(f"-S {shlex.quote(text)}" for text in texts)
-
-
-def _floats(settings: Mapping[str, Setting]) -> list[float]:
-    return [value for value in settings.values() if isinstance(value, float)]
 
 
 def _compact(value: Setting) -> str:

@@ -105,18 +105,14 @@ class TrialWorker:
         self._job = job
         self.trial: int | None = None
         """The number of the trial in hand."""
-        self._process, self._connection = _start(job)
-
-    @property
-    def ready(self) -> Connection:
-        """What to wait for until there is something to receive."""
-        return self._connection
+        self._process, self.connection = _start(job)
+        """And what to wait for until there is something to receive."""
 
     def begin(self, number: int, settings: Mapping[str, Setting]) -> None:
         """Give it a trial."""
         self.trial = number
         with contextlib.suppress(OSError):  # it is dead, and `receive` says so
-            self._connection.send(settings)
+            self.connection.send(settings)
 
     def receive(self) -> Epoch | TrialOutcome:
         """Its next message; after an epoch it waits for `answer`.
@@ -125,7 +121,7 @@ class TrialWorker:
         FerryError for what would stop every trial.
         """
         try:
-            message: Epoch | TrialOutcome | FerryError = self._connection.recv()
+            message: Epoch | TrialOutcome | FerryError = self.connection.recv()
         except (EOFError, OSError):
             return self._restarted()
         if isinstance(message, FerryError):
@@ -135,19 +131,19 @@ class TrialWorker:
     def answer(self, *, go_on: bool) -> None:
         """Say whether the trial goes on."""
         with contextlib.suppress(OSError):
-            self._connection.send(go_on)
+            self.connection.send(go_on)
 
     def stop(self) -> None:
         """End it at once, whatever it does."""
         self._process.terminate()
         self._process.join()
-        self._connection.close()
+        self.connection.close()
 
     def _restarted(self) -> TrialOutcome:
         self._process.join()
         reason = f"its process ended with status {self._process.exitcode}"
-        self._connection.close()
-        self._process, self._connection = _start(self._job)
+        self.connection.close()
+        self._process, self.connection = _start(self._job)
         return TrialOutcome(state="failed", reason=reason, epochs=(), seconds=0.0)
 
 
