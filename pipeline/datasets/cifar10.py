@@ -50,10 +50,9 @@ def read(raw: Path) -> RawRows:
     value, for one that is not what it should be.
     """
     train = [_read_file(raw, name) for name in TRAIN]
-    images, labels = ([getattr(part, name) for part in train] for name in ("inputs", "labels"))
-    return RawRows(
-        train=Split(np.concatenate(images), np.concatenate(labels)), test=_read_file(raw, TEST)
-    )
+    images = np.concatenate([part.inputs for part in train])
+    labels = np.concatenate([part.labels for part in train])
+    return RawRows(train=Split(images, labels), test=_read_file(raw, TEST))
 
 
 def _read_file(raw: Path, name: str) -> Split:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -110,8 +109,8 @@ def rounding(graph: nn.Module, recipe: Recipe) -> list[RemovableHandle]:
         rounded = _RoundedWeight(bits, axis if per_channel else None, blocks=blocks)
         parametrize.register_parametrization(layer, "weight", rounded)
         if recipe.kind == "static":
-            layer.rounded_input = _RoundedInput(signed=recipe.static.activation == "S8")
-            handles.append(layer.register_forward_pre_hook(_round_input))
+            hook = RoundedInput(signed=recipe.static.activation == "S8")
+            handles.append(layer.register_forward_pre_hook(hook))
     return handles
 
 
@@ -120,15 +119,8 @@ def _in_float(graph: nn.Module, handles: Sequence[RemovableHandle]) -> None:
     for layer in list(graph.modules()):
         if isinstance(layer, LAYERS) and parametrize.is_parametrized(layer):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-            if hasattr(layer, "rounded_input"):
-                del layer.rounded_input
     for handle in handles:
         handle.remove()
-
-
-def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    rounded: nn.Module = layer.rounded_input  # type: ignore[assignment]  # a module, set above
-    return (rounded(inputs[0]), *inputs[1:])
 
 
 class _RoundedWeight(nn.Module):
@@ -160,20 +152,18 @@ class _RoundedWeight(nn.Module):
         )
 
 
-class _RoundedInput(nn.Module):
-    """Activations in 256 steps between the ends that they had in training of late."""
-
-    low: Tensor
-    high: Tensor
+class RoundedInput:
+    """Activations in 256 steps between the ends that they had in training of late: a hook."""
 
     def __init__(self, *, signed: bool) -> None:
-        super().__init__()
+        """Know no ends yet."""
         self.lowest = -128 if signed else 0
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.low = self.high = torch.zeros(())
 
-    def forward(self, values: Tensor) -> Tensor:
-        if self.training:
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        """What goes into a layer, rounded."""
+        (values,) = inputs
+        if layer.training:
             self._follow(values.detach())
         scale = ((self.high - self.low) / 255).clamp(min=1e-12)
         zero = (self.lowest - self.low / scale).round().clamp(self.lowest, self.lowest + 255)
@@ -185,5 +175,5 @@ class _RoundedInput(nn.Module):
         # Zero is always among them, for it must be a whole number's: edges are padded with it.
         low, high = values.min().clamp(max=0), values.max().clamp(min=0)
         memory = MEMORY if float(self.high - self.low) > 0 else 0.0
-        self.low.mul_(memory).add_(low * (1 - memory))
-        self.high.mul_(memory).add_(high * (1 - memory))
+        self.low = self.low * memory + low * (1 - memory)
+        self.high = self.high * memory + high * (1 - memory)
