@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import layout
+from pipeline.config import layout
 from serving.console import table
 from serving.measuring.bench import BenchOptions, bench
 from serving.measuring.pairing import PairedRatio, paired_ratio, verdict

@@ -11,8 +11,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import layout
-from pipeline.config import params
+from pipeline.config import layout, params
 from pipeline.config.experiment import AugmentConfig
 from pipeline.records import ReportFiles
 from pipeline.stages.train import train

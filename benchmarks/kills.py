@@ -20,8 +20,7 @@ from pathlib import Path
 import safetensors.torch
 import yaml
 
-from pipeline import layout
-from pipeline.config import params
+from pipeline.config import layout, params
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import pull
 

@@ -8,23 +8,23 @@ speed is the same and whose accuracy says nothing. A model where int8 is slower 
 """
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx
 import torch
 
-from pipeline import layout
-from pipeline.config import params
+from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment, MinSpeedup
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import build_graph
 from pipeline.proof.rows import Rows, rows_of_split
-from pipeline.quantization.search import QuantizationJob, run
 from pipeline.records import ready
 from pipeline.records.quantize import QuantizeReport, Search, Try, as_table
-from pipeline.stages.export import to_onnx
-from pipeline.stages.quantize import calibration_rows
+from pipeline.stages.quantize import QuantizationJob, calibration_rows, run
 from serving.console import table
 from serving.runtime.session import open_session
 
@@ -90,7 +90,8 @@ def quantized(name: str, batch_sizes: tuple[int, ...], rows: int) -> QuantizeRep
         variants=["int8"],
         config=config,
     )
-    return run(job).report
+    with tempfile.TemporaryDirectory() as folder:
+        return run(job, Path(folder))
 
 
 def untrained(experiment: Experiment) -> onnx.ModelProto:

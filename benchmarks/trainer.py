@@ -23,14 +23,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from pipeline import layout
-from pipeline.config import params
+from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import Graph, build_graph
 from pipeline.records import ready
 from pipeline.records.ready import DatasetManifest, Split
+from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import DeviceRows
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import keep_freed_memory
 from serving.runtime.cores import allowed_cores

@@ -7,12 +7,14 @@ its path, as the file may have been altered.
 """
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -80,6 +82,13 @@ def dump_json(record: object) -> str:
 def json_line(record: object) -> str:
     """JSON text of a record on one line, for files of JSON Lines."""
     return json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """The text of a CSV file, a line per row; a value that is None is left empty."""
+    file = io.StringIO(newline="")
+    csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    return file.getvalue()
 
 
 def read_json(path: Path) -> Any:

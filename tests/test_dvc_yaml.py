@@ -12,8 +12,8 @@ import yaml
 from closure import PACKAGES, ROOT, closure, parsed
 from settings_read import sections_read, takes_experiment
 
-from pipeline import layout
 from pipeline.cli import ferry
+from pipeline.config import layout
 from pipeline.config.experiment import Defaults, Experiment
 
 DVC_YAML: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())

@@ -20,7 +20,7 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
 
     Example: ferry benchmark mnist-cnn
     """
-    from pipeline import layout
+    from pipeline.config import layout
     from pipeline.records import read
     from pipeline.records.benchmark import as_table
     from pipeline.records.quantize import QuantizeReport

@@ -61,7 +61,7 @@ def bundle(subject: "Experiment | Path", track: bool, as_json: bool, **given: An
 
 
 def _bundle_experiment(experiment: "Experiment", *, track: bool) -> "BundleReport":
-    from pipeline import layout
+    from pipeline.config import layout
     from pipeline.stages.bundle import bundle
 
     return bundle(

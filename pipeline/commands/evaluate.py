@@ -22,7 +22,7 @@ def evaluate(experiment: "Experiment", track: bool, as_json: bool) -> None:
 
     Example: ferry evaluate mnist-cnn
     """
-    from pipeline import layout
+    from pipeline.config import layout
     from pipeline.records.evaluate import tracked
     from pipeline.stages.evaluate import evaluate
 

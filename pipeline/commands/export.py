@@ -82,7 +82,7 @@ def export(
 
 
 def _export_experiment(experiment: "Experiment", *, track: bool, as_json: bool) -> None:
-    from pipeline import layout
+    from pipeline.config import layout
     from pipeline.stages.export import export
 
     report = export(
@@ -109,16 +109,19 @@ def _export_module(
 ) -> None:
     from pipeline.config.experiment import ExportConfig
     from pipeline.config.params import stage_defaults
-    from pipeline.exporting.module import ModuleOptions, export_module
+    from pipeline.exporting.module import export_module
     from pipeline.exporting.signatures import load_module, parse_input
     from pipeline.proof.tables import pair_table
 
     specs = [parse_input(text) for text in inputs]
-    options = ModuleOptions(
+    report = export_module(
+        load_module(function),
+        specs,
+        output,
+        rows=rows,
         source=function,
         opset=opset or stage_defaults("export", ExportConfig).opset,
         limit=limit_or_default(limit),
     )
-    report = export_module(load_module(function), specs, output, rows=rows, options=options)
     text = "\n\n".join([summary(report, SHOWN), pair_table(report.parity), *report.notes])
     show(report, as_json=as_json, text=text)

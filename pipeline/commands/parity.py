@@ -75,8 +75,7 @@ def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -
 
 
 def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
-    from pipeline import layout
-    from pipeline.config import params
+    from pipeline.config import layout, params
     from pipeline.errors import ParityError
     from pipeline.proof.tables import parity_table
     from pipeline.records import read

@@ -13,8 +13,7 @@ def preprocess(dataset: str, as_json: bool) -> None:
 
     Example: ferry preprocess mnist
     """
-    from pipeline import layout
-    from pipeline.config import params
+    from pipeline.config import layout, params
     from pipeline.stages.preprocess import preprocess
 
     settings = params.load().dataset(dataset)

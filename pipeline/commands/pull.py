@@ -23,8 +23,7 @@ def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
 
     Example: ferry pull mnist --mirror /mnt/mirror
     """
-    from pipeline import layout
-    from pipeline.config import params
+    from pipeline.config import layout, params
     from pipeline.stages.pull import pull
 
     report = pull(layout.raw(dataset), name=dataset, mirrors=params.load().mirrors, mirror=mirror)

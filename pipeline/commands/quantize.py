@@ -101,7 +101,7 @@ def quantize(
 
 
 def _quantize_experiment(experiment: "Experiment", *, track: bool, as_json: bool) -> None:
-    from pipeline import layout
+    from pipeline.config import layout
     from pipeline.records.quantize import as_table
     from pipeline.stages.quantize import quantize
 

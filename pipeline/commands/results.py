@@ -42,8 +42,8 @@ def results(
 
 
 def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
-    from pipeline import layout
     from pipeline.commands.options import load_params
+    from pipeline.config import layout
     from pipeline.stages.results import as_table, results
 
     found = results(load_params(), experiments)

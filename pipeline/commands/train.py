@@ -27,7 +27,7 @@ def train(experiment: "Experiment", device: str | None, track: bool, as_json: bo
 
     Example: ferry train mnist-cnn
     """
-    from pipeline import layout
+    from pipeline.config import layout
     from pipeline.stages.train import train
     from pipeline.training.distributed import leads
 

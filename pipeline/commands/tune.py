@@ -57,7 +57,7 @@ def tune(experiment: "Experiment", track: bool, as_json: bool, **plan: Any) -> N
 
     Example: ferry tune digits-mlp --trials 20 --jobs 2
     """
-    from pipeline import layout
+    from pipeline.config import layout
     from pipeline.records.tune import as_table
     from pipeline.stages.tune import as_fragment, tune
     from pipeline.training.tuning.study import SearchPlan

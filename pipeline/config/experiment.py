@@ -13,7 +13,6 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import ConfigError
 from serving.errors import UnknownNameError
 
-STRICT = ConfigDict(extra="forbid", strict=True)
 LARGEST = 2**32 - 1
 """Where the seeds of numpy and scikit-learn end; no count comes near."""
 
@@ -30,11 +29,16 @@ Reason = Annotated[str, Field(min_length=1)]
 Variant = Literal["fp16", "int8"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetConfig:
-    """How the rows of a data set are split."""
+class StrictSettings:
+    """A section of params.yaml: a record without unknown keys and values of another type."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    __slots__ = ()
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig(StrictSettings):
+    """How the rows of a data set are split."""
 
     validation_rows: NaturalNumber
     """Rows taken from the training part, stratified by class; 0 for a data set that is complete."""
@@ -50,10 +54,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(StrictSettings):
     """Random changes of each training image; zeros switch them off."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     translate: NaturalNumber
     """Largest shift along each axis, in pixels."""
@@ -68,10 +70,8 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(StrictSettings):
     """The training loop, except for its number of epochs."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     loss: Loss
     batch_size: Count
@@ -99,10 +99,8 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(StrictSettings):
     """A look inside of the trained network."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     strengths: tuple[PositiveNumber, ...]
     """Largest changes of a pixel that attacks may make, on pixels from 0 to 1."""
@@ -115,20 +113,16 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(StrictSettings):
     """The ONNX file."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     opset: Annotated[int, Field(ge=18, le=23)]
     """Below 18 torch's exporter ignores the request without a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MinSpeedup:
+class MinSpeedup(StrictSettings):
     """The least ratio of fp32's time to a variant's, at each batch size."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     fp16: PositiveNumber
     """A size and no speed on CPUs: how much slower than fp32 it may be."""
@@ -140,10 +134,8 @@ class MinSpeedup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeConfig:
+class QuantizeConfig(StrictSettings):
     """Which variants are made, what they may cost, and how the best recipe is searched."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     goal: Literal["speed", "size"]
     """By which the best is chosen of the recipes inside both budgets."""
@@ -175,10 +167,8 @@ Level = Literal["none", "basic", "extended", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateConfig:
+class GateConfig(StrictSettings):
     """How far one variant may be from the trained weights, over the whole test set."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     max_abs_diff: PositiveNumber | None
     """Largest absolute difference of any logit, or of any pixel of a reconstruction, over the test
@@ -204,10 +194,8 @@ class GateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParityConfig:
+class ParityConfig(StrictSettings):
     """What is compared, and the gates, one per variant."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     batch_sizes: Counts
     levels: Annotated[tuple[Level, ...], Field(min_length=1)]
@@ -247,10 +235,8 @@ def _with_eager(baselines: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(StrictSettings):
     """What is timed, against which baselines, and for how long."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     batch_sizes: Annotated[Counts, AfterValidator(_once_each)]
     threads: Annotated[tuple[NaturalNumber, ...], Field(min_length=1)]
@@ -274,10 +260,8 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BundleConfig:
+class BundleConfig(StrictSettings):
     """Which of the variants that passed is shipped."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     goal: Literal["latency", "throughput", "size"]
     min_gain: Annotated[float, Field(ge=1, allow_inf_nan=False)]
@@ -289,10 +273,8 @@ Choice = bool | int | float | str | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
+class Interval(StrictSettings):
     """Numbers to search between, both ends included; whole ones if both ends are."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     low: int | float
     high: int | float
@@ -305,10 +287,8 @@ SearchSpace = Annotated[tuple[Choice, ...], Field(min_length=1)] | Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
+class Defaults(StrictSettings):
     """What an experiment takes where it says nothing else: one section per stage."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     preprocess: DatasetConfig
     train: TrainConfig
@@ -321,10 +301,8 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experiment:
+class Experiment(StrictSettings):
     """A data set, a model and their settings: one section of params.yaml, defaults included."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str
     dataset: str

@@ -8,18 +8,16 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
-
-from pydantic import ConfigDict
+from typing import Any, TypeVar
 
 from pipeline import datasets, models
 from pipeline.config.experiment import (
-    STRICT,
     AugmentConfig,
     DatasetConfig,
     Defaults,
     Experiment,
     Params,
+    StrictSettings,
 )
 from pipeline.config.reading import check_defaults, read_section, read_yaml
 from pipeline.datasets import Dataset
@@ -30,7 +28,7 @@ PARAMS = Path("params.yaml")
 OWN_PARAMS = (Path(__file__).parents[1] / PARAMS, Path(__file__).parents[2] / PARAMS)
 """The params.yaml that ferry brings along: in an installed package, and in its repository."""
 HAS_DEFAULTS = re.compile(r"^defaults:", re.MULTILINE)
-Section = TypeVar("Section")
+Record = TypeVar("Record")
 # A name is a folder, an item of a DVC stage and a part of a key's path, all at once.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -58,7 +56,7 @@ def load(path: Path = PARAMS) -> Params:
     )
 
 
-def stage_defaults(stage: str, record: type[Section]) -> Section:
+def stage_defaults(stage: str, record: type[Record]) -> Record:
     """The settings of a stage for what is no experiment: the section `defaults` alone.
 
     Outside of a project those are ferry's own. A params.yaml without `defaults` is no project's,
@@ -90,15 +88,13 @@ def resolve(name: str, path: Path = PARAMS) -> dict[str, ResolvedSetting]:
     own = document.experiments[name]
     return {
         ".".join(keys): ResolvedSetting(value=value, source=_source(name, own, keys))
-        for keys, value in _leaves(_with_defaults(own, document.defaults), ())
+        for keys, value in leaves(_with_defaults(own, document.defaults))
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Document:
+class _Document(StrictSettings):
     """What stands in the file, before the defaults are put into it."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     mirrors: tuple[str, ...]
     short: tuple[str, ...]
@@ -160,11 +156,11 @@ def _source(name: str, own: object, keys: Iterable[str]) -> str:
     return f"experiments.{name}"
 
 
-def _leaves(node: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], object]]:
+def leaves(node: object, *keys: str) -> Iterator[tuple[tuple[str, ...], object]]:
     """All that is no mapping, or an empty one, with the keys that lead to it."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _leaves(value, (*keys, key))
+            yield from leaves(value, *keys, key)
     else:
         yield keys, node
 

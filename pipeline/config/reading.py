@@ -32,7 +32,7 @@ PLAIN_WORDS = {
 
 
 def read_section(record: type[Record], raw: object, where: str) -> Record:
-    """Read one mapping of params.yaml into `record`, a dataclass with a strict pydantic config.
+    """Read one mapping of params.yaml into `record`, a dataclass that is a `StrictSettings`.
 
     `where` is the path of the section, for instance "experiments.mnist-cnn.model".
     Raises ConfigError for the first key that is wrong.

@@ -1,10 +1,15 @@
 """The data sets: one file each, with a module-level `DATASET`; the file name is the name.
 
-A file says where the official bytes are and how to read them; nothing here is fetched. `stratified`
-splits rows that have no official split.
+A file says where the official bytes are and how to read them; nothing here is fetched. What several
+of them need is here: `stratified` splits rows that have no official split, and `idx_reader` reads
+gzip-compressed IDX files, the format of MNIST and of the data sets made in its image.
 """
 
-from collections.abc import Callable
+import contextlib
+import gzip
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import reading
-from pipeline.records.ready import Kind
+from pipeline.records.ready import Kind, Split
+from serving.errors import InputError
+from serving.files import require
 
 FOLDER = Path(__file__).parent
 
@@ -48,12 +55,8 @@ class Archive:
 class RawRows:
     """All rows of a data set as the official files hold them."""
 
-    train_inputs: npt.NDArray[np.generic]
-    """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
-    train_labels: npt.NDArray[np.int64]
-    """int64 [rows], indices into the labels."""
-    test_inputs: npt.NDArray[np.generic]
-    test_labels: npt.NDArray[np.int64]
+    train: Split
+    test: Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,3 +112,118 @@ def stratified(labels: npt.NDArray[np.int64], rows: int, seed: int) -> tuple[Ind
         np.arange(len(labels), dtype=np.int64), test_size=rows, random_state=seed, stratify=labels
     )
     return np.sort(left), np.sort(taken)
+
+
+def with_test_rows(rows: Split, count: int, seed: int) -> RawRows:
+    """Make `count` of the rows the test set, for there is no official one; see `stratified`."""
+    train, test = stratified(rows.labels, count, seed)
+    return RawRows(
+        train=Split(rows.inputs[train], rows.labels[train]),
+        test=Split(rows.inputs[test], rows.labels[test]),
+    )
+
+
+@contextlib.contextmanager
+def unpacking(path: Path) -> Iterator[gzip.GzipFile]:
+    """Read a gzip file; InputError where it turns out to be none, or not whole."""
+    try:
+        with gzip.open(path) as file:
+            yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is not a whole gzip file: {error}") from error
+
+
+def check_labels(path: Path, labels: npt.NDArray[np.uint8], classes: int, place: str) -> None:
+    """Refuse labels beyond the classes; `place` is what the file calls a row."""
+    wrong = np.flatnonzero(labels >= classes)
+    if wrong.size:
+        row = wrong[0]
+        raise InputError(
+            f"{path}: label {labels[row]} in {place} {row}, but labels go from 0 to {classes - 1}"
+        )
+
+
+IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+IDX_LABELS = 0x0801
+"""The magic number of a list of bytes; each further dimension adds 1."""
+MAX_ROWS = 1_000_000
+"""A header that claims more is refused before anything is unpacked."""
+
+
+def idx_files(folders: tuple[str, ...], sums: tuple[tuple[int, str], ...]) -> tuple[RawFile, ...]:
+    """Describe the four files, which lie below each of the official addresses `folders`.
+
+    `sums` are the size and the sha256 of each, in the order of `IDX_FILES`.
+    """
+    return tuple(
+        RawFile(
+            name=name, size=size, sha256=sha256, urls=tuple(folder + name for folder in folders)
+        )
+        for name, (size, sha256) in zip(IDX_FILES, sums, strict=True)
+    )
+
+
+def idx_reader(size: tuple[int, int], classes: int) -> Callable[[Path], RawRows]:
+    """Make the function that reads the four files of a raw folder, images of (height, width).
+
+    It raises as `read_idx` does, and InputError for labels that do not fit the images.
+    """
+
+    def read(raw: Path) -> RawRows:
+        files = [raw / name for name in IDX_FILES]
+        return RawRows(
+            train=read_labelled(*files[:2], size=size, classes=classes),
+            test=read_labelled(*files[2:], size=size, classes=classes),
+        )
+
+    return read
+
+
+def read_labelled(images: Path, labels: Path, *, size: tuple[int, int], classes: int) -> Split:
+    """Read an image file as uint8 [rows, height, width, 1] and its label file as int64 [rows]."""
+    pixels, answers = read_idx(images, size), read_idx(labels, ())
+    check_labels(labels, answers, classes, "row")
+    if len(pixels) != len(answers):
+        raise InputError(
+            f"{images} holds {len(pixels)} images, but {labels} holds {len(answers)} labels"
+        )
+    return Split(pixels[..., np.newaxis], answers.astype(np.int64))
+
+
+def read_idx(path: Path, row: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Read an IDX file of bytes as uint8 [rows, *row]; its header is big-endian.
+
+    Raises MissingInputError for a file that is not there and InputError, naming file and value, for
+    one that is not what it should be.
+    """
+    require(path, f"ferry pull {path.parent.name}")
+    with unpacking(path) as file:
+        rows = _idx_rows(path, file.read(8 + 4 * len(row)), row)
+        expected = rows * int(np.prod(row, dtype=np.int64))
+        # One byte more than expected tells too long data from right, however long it is.
+        values = file.read(expected + 1)
+    if len(values) != expected:
+        found = f"only {len(values)}" if len(values) < expected else "more"
+        raise InputError(f"{path}: {expected} bytes must follow the header, there are {found}")
+    return np.frombuffer(values, np.uint8).reshape(rows, *row)
+
+
+def _idx_rows(path: Path, header: bytes, row: tuple[int, ...]) -> int:
+    """Return the number of rows that the header gives, once all else in it is right."""
+    length, magic = 8 + 4 * len(row), IDX_LABELS + len(row)
+    if len(header) < length:
+        raise InputError(f"{path}: the header must have {length} bytes, there are {len(header)}")
+    found, rows, *shape = (int(value) for value in struct.unpack(f">{length // 4}I", header))
+    if found != magic:
+        raise InputError(f"{path}: the magic number must be {magic}, got {found}")
+    if tuple(shape) != row:
+        wanted, got = (" x ".join(map(str, sizes)) for sizes in (row, shape))
+        raise InputError(f"{path}: the images must be {wanted}, the header says {got}")
+    if not 1 <= rows <= MAX_ROWS:
+        raise InputError(f"{path}: the header says {rows} rows, expected 1 to {MAX_ROWS}")
+    return rows

@@ -51,17 +51,15 @@ def fetch(file: RawFile, target: Path, address: str) -> None:
     if not is_url(address):
         _copy(file, target, Path(address))
         return
-    for pause in PAUSES:
+    for pause in (*PAUSES, None):
         try:
             _download(file, target, address)
-        except _PassingError:
+        except _PassingError as error:
+            if pause is None:
+                raise UnavailableError(f"{error} ({len(PAUSES) + 1} tries)") from error
             time.sleep(pause)
         else:
             return
-    try:
-        _download(file, target, address)
-    except _PassingError as error:
-        raise UnavailableError(f"{error} ({len(PAUSES) + 1} tries)") from error
 
 
 def store(file: RawFile, target: Path, chunks: Iterable[bytes], *, start: int = 0) -> None:

@@ -9,9 +9,9 @@ a red, a green and a blue plane.
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.datasets import Archive, Dataset, RawFile, RawRows
+from pipeline.datasets import Archive, Dataset, RawFile, RawRows, check_labels
+from pipeline.records.ready import Split
 from serving.errors import InputError
 from serving.files import require
 
@@ -32,6 +32,15 @@ LABELS = (
 FOLDER = "cifar-10-batches-bin"
 TRAIN = tuple(f"{FOLDER}/data_batch_{number}.bin" for number in range(1, 6))
 TEST = f"{FOLDER}/test_batch.bin"
+SHA256 = (
+    "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+    "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+    "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+    "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+    "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+    "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+)
+"""Of these files, the test's last."""
 
 
 def read(raw: Path) -> RawRows:
@@ -41,16 +50,12 @@ def read(raw: Path) -> RawRows:
     value, for one that is not what it should be.
     """
     train = [_read_file(raw, name) for name in TRAIN]
-    test_inputs, test_labels = _read_file(raw, TEST)
-    return RawRows(
-        train_inputs=np.concatenate([images for images, _ in train]),
-        train_labels=np.concatenate([labels for _, labels in train]),
-        test_inputs=test_inputs,
-        test_labels=test_labels,
-    )
+    images = np.concatenate([part.inputs for part in train])
+    labels = np.concatenate([part.labels for part in train])
+    return RawRows(train=Split(images, labels), test=_read_file(raw, TEST))
 
 
-def _read_file(raw: Path, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _read_file(raw: Path, name: str) -> Split:
     path = require(raw / name, f"ferry pull {raw.name}")
     size = path.stat().st_size
     if size == 0 or size % RECORD:
@@ -60,18 +65,9 @@ def _read_file(raw: Path, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray
         )
     records = np.fromfile(path, np.uint8).reshape(-1, RECORD)
     labels = records[:, 0]
-    wrong = np.flatnonzero(labels >= len(LABELS))
-    if wrong.size:
-        raise InputError(
-            f"{path}: label {labels[wrong[0]]} in record {wrong[0]}, but labels go from 0 to "
-            f"{len(LABELS) - 1}"
-        )
+    check_labels(path, labels, len(LABELS), "record")
     planes = records[:, 1:].reshape(-1, CHANNELS, SIDE, SIDE)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int64)
-
-
-def _member(name: str, sha256: str) -> RawFile:
-    return RawFile(name=name, size=10_000 * RECORD, sha256=sha256)
+    return Split(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int64))
 
 
 DATASET = Dataset(
@@ -91,23 +87,9 @@ DATASET = Dataset(
             size=170052171,
             sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
             urls=("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
-            members=(
-                _member(
-                    TRAIN[0], "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"
-                ),
-                _member(
-                    TRAIN[1], "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"
-                ),
-                _member(
-                    TRAIN[2], "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"
-                ),
-                _member(
-                    TRAIN[3], "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"
-                ),
-                _member(
-                    TRAIN[4], "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"
-                ),
-                _member(TEST, "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),
+            members=tuple(
+                RawFile(name=name, size=10_000 * RECORD, sha256=sha256)
+                for name, sha256 in zip((*TRAIN, TEST), SHA256, strict=True)
             ),
         ),
     ),

@@ -5,16 +5,15 @@ Repository, 1998, doi:10.24432/C50P49, CC BY 4.0; these rows are the test part o
 official split of them exists, so a fixed, seeded, stratified fifth is the test set here.
 """
 
-import gzip
 import io
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.datasets import Dataset, RawFile, RawRows, stratified
+from pipeline.datasets import Dataset, RawFile, RawRows, unpacking, with_test_rows
+from pipeline.records.ready import Split
 from serving.errors import InputError
 from serving.files import require
 
@@ -43,13 +42,7 @@ def read(raw: Path) -> RawRows:
             f"{path}: every digit must have {TEST_SHARE} rows or more, "
             f"digit {counts.argmin()} has {counts.min()}"
         )
-    train, test = stratified(labels, math.ceil(len(labels) / TEST_SHARE), TEST_SEED)
-    return RawRows(
-        train_inputs=images[train],
-        train_labels=labels[train],
-        test_inputs=images[test],
-        test_labels=labels[test],
-    )
+    return with_test_rows(Split(images, labels), math.ceil(len(labels) / TEST_SHARE), TEST_SEED)
 
 
 def _values(path: Path) -> npt.NDArray[np.uint8]:
@@ -75,11 +68,8 @@ def _values(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _unpack(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            text = file.read(MAX_BYTES + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file: {error}") from error
+    with unpacking(path) as file:
+        text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise InputError(f"{path} unpacks to more than the {MAX_BYTES} bytes it may have")
     if not text.strip():

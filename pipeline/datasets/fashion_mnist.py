@@ -6,8 +6,7 @@ params.yaml is on it; for one of your own, add its section there:
 `fashion_mnist: {validation_rows: 5000, seed: 1}`.
 """
 
-from pipeline.datasets import Dataset
-from pipeline.datasets._idx import idx_files, reader
+from pipeline.datasets import Dataset, idx_files, idx_reader
 
 OFFICIAL = (
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -47,5 +46,5 @@ DATASET = Dataset(
             (5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
         ),
     ),
-    read=reader(SIZE, len(LABELS)),
+    read=idx_reader(SIZE, len(LABELS)),
 )

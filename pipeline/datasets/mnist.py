@@ -5,8 +5,7 @@ recognition", Proceedings of the IEEE 86(11):2278-2324, 1998. Copyright Yann LeC
 Cortes, made available under CC BY-SA 3.0.
 """
 
-from pipeline.datasets import Dataset
-from pipeline.datasets._idx import idx_files, reader
+from pipeline.datasets import Dataset, idx_files, idx_reader
 
 OFFICIAL = ("http://yann.lecun.com/exdb/mnist/", "https://ossci-datasets.s3.amazonaws.com/mnist/")
 SIZE = (28, 28)
@@ -32,5 +31,5 @@ DATASET = Dataset(
             (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         ),
     ),
-    read=reader(SIZE, CLASSES),
+    read=idx_reader(SIZE, CLASSES),
 )

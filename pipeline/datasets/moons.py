@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import Dataset, RawRows, stratified
+from pipeline.datasets import Dataset, RawRows, with_test_rows
+from pipeline.records.ready import Split
 
 ROWS, NOISE, SEED = 2000, 0.1, 1
 """Noise is the standard deviation of what is added to both coordinates; the radius is 1."""
@@ -21,14 +22,8 @@ def read(_raw: Path) -> RawRows:
     from sklearn.datasets import make_moons
 
     points, moons = make_moons(ROWS, noise=NOISE, random_state=SEED)
-    inputs, labels = points.astype(np.float32), moons.astype(np.int64)
-    train, test = stratified(labels, TEST_ROWS, SEED)
-    return RawRows(
-        train_inputs=inputs[train],
-        train_labels=labels[train],
-        test_inputs=inputs[test],
-        test_labels=labels[test],
-    )
+    rows = Split(points.astype(np.float32), moons.astype(np.int64))
+    return with_test_rows(rows, TEST_ROWS, SEED)
 
 
 DATASET = Dataset(

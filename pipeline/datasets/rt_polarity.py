@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.datasets import Archive, Dataset, RawFile, RawRows, stratified
+from pipeline.datasets import Archive, Dataset, RawFile, RawRows, with_test_rows
+from pipeline.records.ready import Split
 from serving.errors import InputError
 from serving.files import require
 
@@ -31,13 +32,7 @@ def read(raw: Path) -> RawRows:
     parts = [_sentences(raw, name) for name in FILES]
     texts = np.array([text for part in parts for text in part])
     labels = np.repeat(np.arange(len(parts), dtype=np.int64), [len(part) for part in parts])
-    train, test = stratified(labels, len(labels) // TEST_SHARE, TEST_SEED)
-    return RawRows(
-        train_inputs=texts[train],
-        train_labels=labels[train],
-        test_inputs=texts[test],
-        test_labels=labels[test],
-    )
+    return with_test_rows(Split(texts, labels), len(labels) // TEST_SHARE, TEST_SEED)
 
 
 def _sentences(raw: Path, name: str) -> list[str]:

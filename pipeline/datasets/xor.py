@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.datasets import Dataset, RawRows
+from pipeline.records.ready import Split
 
 TABLE = ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 """Both inputs and the answer."""
@@ -18,7 +19,7 @@ def read(_raw: Path) -> RawRows:
     """Return the four rows, float32 [4, 2] of truth values; no file is read."""
     table = np.array(TABLE)
     inputs, labels = table[:, :2].astype(np.float32), table[:, 2].astype(np.int64)
-    return RawRows(train_inputs=inputs, train_labels=labels, test_inputs=inputs, test_labels=labels)
+    return RawRows(train=Split(inputs, labels), test=Split(inputs, labels))
 
 
 DATASET = Dataset(

@@ -1,31 +1,45 @@
 """`ferry export --module package.file:function`: export any module, and prove what was written.
 
-A file that answers as the module does takes its place. One that does not is kept beside it under
-another name, with the report that says why.
+Nodes and weights have the names of the user's own modules. A file that answers as the module does
+takes its place. One that does not is kept beside it under another name, with the report that says
+why.
 """
 
+import hashlib
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from onnx import helper, numpy_helper
 
 from pipeline.errors import ParityError
-from pipeline.exporting.exporter import Exported, check_weights, export_flat, weights_sha256
+from pipeline.exporting import onnxmodel
+from pipeline.exporting.exporter import run_exporter
 from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, example, random_rows
 from pipeline.proof.pair import compare_module, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows
 from pipeline.proof.sides import ModuleSide, model_side
+from pipeline.proof.tracing.torch_values import Traced
 from pipeline.records.parity import PairReport
-from serving.errors import InputError, UsageError
+from serving.errors import InputError, ModelError, UsageError
 from serving.files import write_bytes, write_json
 from serving.machine.environment import ferry_version
 from serving.runtime.tensors import TensorInfo
 
 SUFFIX, REPORT_SUFFIX = ".onnx", ".parity.json"
-SEED = 1
+BATCH_SIZES = (1, 2, 7, 32)
+"""At which a module is proven."""
+RANDOM_ROWS, SEED = 64, 1
+"""The rows of the proof, where no real ones are given."""
+LARGEST = 2**31 - 2**20
+"""Bytes of weights that protobuf can hold in one message, with room for the graph."""
+OWN = "module."
+"""What `FlatModule` puts before the names of the user's modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,131 +65,126 @@ class ModuleReport:
     """How far the model is from the module; the file beside the model holds this part."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleOptions:
-    """How a module is exported and proven."""
-
-    opset: int = 20
-    limit: float = 1e-4
-    """Largest absolute difference of any output."""
-    batch_sizes: tuple[int, ...] = (1, 2, 7, 32)
-    num_rows: int = 64
-    """Random rows, where no real ones are given."""
-    source: str | None = None
-    """The import path, for the model's metadata; None: the name of the class."""
-
-
 def export_module(
     module: torch.nn.Module,
     inputs: Sequence[InputSpec],
     model: Path,
     *,
+    opset: int,
+    limit: float,
     rows: str | None = None,
-    options: ModuleOptions | None = None,
+    source: str | None = None,
 ) -> ModuleReport:
     """Export a module to `model`, prove that it answers the same, and return the report.
 
-    `inputs` are made by `pipeline.exporting.signatures.parse_input`. The proof runs over `rows`, as
+    `inputs` are made by `pipeline.exporting.signatures.parse_input`, `limit` is the largest
+    absolute difference of any output. The proof runs over `rows`, as
     `pipeline.proof.rows.open_rows` takes them, else over the rows of `.npy` inputs, else over
-    seeded random ones. The report is written to `model.parity.json` beside `model.onnx`.
+    seeded random ones. The report is written to `model.parity.json` beside `model.onnx`. `source`
+    is the import path for the model's metadata; without it, the name of the class is there.
 
     Raises UsageError for a name that does not end in .onnx, InputError for inputs or rows that the
     module has not, ModelError for a module that refuses them or that cannot be exported, and
     ParityError when an output is beyond the limit or its largest value another: then the files are
     `model.failed.onnx` and `model.failed.parity.json`, and `model.onnx` is as it was.
     """
-    options = options or ModuleOptions()
-    _check(model, inputs, options)
+    _check(model, inputs, limit)
     check_weights(module)
     flat = FlatModule(module, inputs)
-    made = _export(flat, inputs, options)
-    side = model_side(model.name, made.content)
-    tested = _rows(rows, inputs, side.inputs, options)
-    reference = _module_side(flat, inputs, made)
-    limits = limits_of_pair(options.limit)
-    parity = compare_module(reference, side, tested, limits, options.batch_sizes)
-    target = model if parity.passed else _failed_name(model)
-    parity = replace(parity, other=replace(parity.other, name=target.name))
-    write_bytes(target, made.content)
-    write_json(target.with_suffix(REPORT_SUFFIX), parity)
-    if not parity.passed:
-        raise ParityError(
-            f"{failure(reference.name, parity.result)}; "
-            f"the model is kept as {target}, see {target.with_suffix(REPORT_SUFFIX)}"
-        )
-    for stale in (_failed_name(model), _failed_name(model).with_suffix(REPORT_SUFFIX)):
-        stale.unlink(missing_ok=True)
-    return _report(made, parity, options)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
-    """An exported model, before it is proven."""
-
-    exported: Exported
-    content: bytes
-    facts: Mapping[str, object]
-    parameters: int
-    seconds: float
-
-
-def _check(model: Path, inputs: Sequence[InputSpec], options: ModuleOptions) -> None:
-    if model.suffix != SUFFIX:
-        raise UsageError(f"the output must end in {SUFFIX}, got {model}")
-    if not inputs:
-        raise UsageError("a module needs at least one --input")
-    if not options.limit > 0:
-        raise UsageError(f"the limit must be above 0, got {options.limit:g}")
-
-
-def _export(flat: FlatModule, inputs: Sequence[InputSpec], options: ModuleOptions) -> _Made:
-    module = flat.module
     facts = {
         "version": ferry_version() or "unknown",
-        "module": options.source or type(module).__qualname__,
+        "module": source or type(module).__qualname__,
         "torch": str(torch.__version__),
         "weights_sha256": weights_sha256(module),
     }
     start = time.perf_counter()
-    exported = export_flat(flat, inputs, options.opset, facts)
-    return _Made(
-        exported=exported,
-        content=exported.model.SerializeToString(deterministic=True),
-        facts=facts,
+    exported = export_flat(flat, inputs, opset, facts)
+    content = exported.model.SerializeToString(deterministic=True)
+    seconds = round(time.perf_counter() - start, 3)
+    side = model_side(model.name, content)
+    tested = _rows(rows, inputs, side.inputs)
+    reference = _module_side(flat, inputs, exported.traced, facts)
+    parity = compare_module(reference, side, tested, limits_of_pair(limit), BATCH_SIZES)
+    parity = _keep(model, content, parity)
+    return ModuleReport(
+        module=reference.name,
+        model=parity.other.name,
+        bytes=len(content),
         parameters=sum(one.numel() for one in module.parameters()),
-        seconds=round(time.perf_counter() - start, 3),
+        torch=facts["torch"],
+        opset=opset,
+        ir_version=exported.model.ir_version,
+        nodes=len(exported.model.graph.node),
+        inputs=tuple(
+            f"{one.name} {one.dtype} [{', '.join(map(str, one.shape))}]" for one in side.inputs
+        ),
+        export_seconds=seconds,
+        notes=tuple(_notes(exported)),
+        parity=parity,
     )
 
 
-def _rows(
-    rows: str | None,
-    inputs: Sequence[InputSpec],
-    taken: Sequence[TensorInfo],
-    options: ModuleOptions,
-) -> Rows:
+def _check(model: Path, inputs: Sequence[InputSpec], limit: float) -> None:
+    if model.suffix != SUFFIX:
+        raise UsageError(f"the output must end in {SUFFIX}, got {model}")
+    if not inputs:
+        raise UsageError("a module needs at least one --input")
+    if not limit > 0:
+        raise UsageError(f"the limit must be above 0, got {limit:g}")
+
+
+def check_weights(module: torch.nn.Module) -> None:
+    """Refuse, by ModelError, weights of more than 2 GB, and those that are not on the CPU."""
+    tensors = {id(one): one for one in (*module.parameters(), *module.buffers())}.values()
+    size = sum(tensor.element_size() * math.prod(tensor.shape) for tensor in tensors)
+    if size > LARGEST:
+        raise ModelError(
+            f"the module has {size / 1e9:.1f} GB of weights; one ONNX file holds at most 2 GB, and "
+            f"ferry writes no weights beside it"
+        )
+    elsewhere = {str(tensor.device) for tensor in tensors} - {"cpu"}
+    if elsewhere:
+        raise ModelError(f"the module's weights lie on {elsewhere.pop()}; return it on the cpu")
+
+
+def weights_sha256(module: torch.nn.Module) -> str:
+    """The sha256 of a module's state: each tensor's name, dtype, shape and bytes, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            # As bytes, for numpy has no bfloat16.
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# The proof
+
+
+def _rows(rows: str | None, inputs: Sequence[InputSpec], taken: Sequence[TensorInfo]) -> Rows:
     """The rows of the proof; those of `.npy` inputs only where all of them are such files."""
     if rows is not None:
         return open_rows(rows, taken)
+    source = "the inputs' files"
+    arrays = [spec.rows for spec in inputs if spec.rows is not None]
+    if len(arrays) < len(inputs):
+        source = f"random, seed {SEED}"
+        arrays = random_rows(inputs, RANDOM_ROWS, seed=SEED)
+    if len({len(array) for array in arrays}) > 1:
+        counts = ", ".join(str(len(array)) for array in arrays)
+        raise InputError(f"the files of the inputs must hold as many rows, got {counts}")
     names = [info.name for info in taken]
-    real = [spec.rows for spec in inputs if spec.rows is not None]
-    if len(real) == len(inputs):
-        if len({len(array) for array in real}) > 1:
-            counts = ", ".join(str(len(array)) for array in real)
-            raise InputError(f"the files of the inputs must hold as many rows, got {counts}")
-        return Rows(
-            name="the inputs' files", inputs=dict(zip(names, real, strict=True)), labels=None
-        )
-    made = random_rows(inputs, options.num_rows, seed=SEED)
-    return Rows(
-        name=f"random, seed {SEED}", inputs=dict(zip(names, made, strict=True)), labels=None
-    )
+    return Rows(name=source, inputs=dict(zip(names, arrays, strict=True)), labels=None)
 
 
-def _module_side(flat: FlatModule, inputs: Sequence[InputSpec], made: _Made) -> ModuleSide:
+def _module_side(
+    flat: FlatModule, inputs: Sequence[InputSpec], traced: Traced, facts: Mapping[str, str]
+) -> ModuleSide:
     """The module as a side of the comparison; what it answers is known by asking it."""
     answers = flat.answer(dict(zip(flat.inputs, map(example, inputs), strict=True)))
     return ModuleSide(
-        name=str(made.facts["module"]),
+        name=facts["module"],
         inputs=tuple(
             TensorInfo(name=name, dtype=spec.dtype, shape=(BATCH, *spec.axes))
             for name, spec in zip(flat.inputs, inputs, strict=True)
@@ -184,31 +193,30 @@ def _module_side(flat: FlatModule, inputs: Sequence[InputSpec], made: _Made) -> 
             TensorInfo(name=name, dtype=array.dtype.name, shape=(BATCH, *array.shape[1:]))
             for name, array in answers.items()
         ),
-        sha256=str(made.facts["weights_sha256"]),
+        sha256=facts["weights_sha256"],
         flat=flat,
-        traced=made.exported.traced,
+        traced=traced,
     )
 
 
-def _report(made: _Made, parity: PairReport, options: ModuleOptions) -> ModuleReport:
-    model = made.exported.model
-    return ModuleReport(
-        module=str(made.facts["module"]),
-        model=parity.other.name,
-        bytes=len(made.content),
-        parameters=made.parameters,
-        torch=str(made.facts["torch"]),
-        opset=options.opset,
-        ir_version=model.ir_version,
-        nodes=len(model.graph.node),
-        inputs=tuple(map(_describe, model.graph.input)),
-        export_seconds=made.seconds,
-        notes=tuple(_notes(made.exported)),
-        parity=parity,
-    )
+def _keep(model: Path, content: bytes, parity: PairReport) -> PairReport:
+    """Write the model and its report, under another name and with a ParityError if it failed."""
+    failed = model.with_suffix(f".failed{SUFFIX}")
+    target = model if parity.passed else failed
+    parity = replace(parity, other=replace(parity.other, name=target.name))
+    write_bytes(target, content)
+    write_json(target.with_suffix(REPORT_SUFFIX), parity)
+    if not parity.passed:
+        raise ParityError(
+            f"{failure(parity.reference.name, parity.result)}; "
+            f"the model is kept as {target}, see {target.with_suffix(REPORT_SUFFIX)}"
+        )
+    for stale in (failed, failed.with_suffix(REPORT_SUFFIX)):
+        stale.unlink(missing_ok=True)
+    return parity
 
 
-def _notes(exported: Exported) -> Iterator[str]:
+def _notes(exported: "Exported") -> Iterator[str]:
     if exported.padded_pools:
         yield (
             f"{exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
@@ -216,12 +224,127 @@ def _notes(exported: Exported) -> Iterator[str]:
         )
 
 
-def _describe(value: onnx.ValueInfoProto) -> str:
-    kind = value.type.tensor_type
-    axes = ", ".join(axis.dim_param or str(axis.dim_value) for axis in kind.shape.dim)
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-    return f"{value.name} {dtype} [{axes}]"
+# The export
 
 
-def _failed_name(model: Path) -> Path:
-    return model.with_suffix(f".failed{SUFFIX}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """An ONNX model beside the graph of PyTorch's operators that it was made of."""
+
+    model: onnx.ModelProto
+    traced: Traced
+    padded_pools: int
+    """How many were held apart from their padding; see `keep_padding`."""
+
+
+def export_flat(
+    flat: FlatModule, inputs: Sequence[InputSpec], opset: int, facts: Mapping[str, object]
+) -> Exported:
+    """Export a module with a symbolic batch axis; `facts` become the model's metadata.
+
+    Raises ModelError as `run_exporter` does, and for a batch axis that the module fixes.
+    """
+    program = run_exporter(
+        flat,
+        tuple(torch.from_numpy(np.array(example(spec))) for spec in inputs),
+        (tuple(_symbols(inputs)),),
+        opset=opset,
+        inputs=flat.inputs,
+        outputs=flat.outputs,
+    )
+    model, traced = program.model_proto, program.exported_program
+    if traced is None:
+        raise ModelError("torch kept no graph of the module")
+    onnxmodel.name_by_module(model.graph)
+    onnxmodel.strip(model)
+    _drop_prefix(model.graph)
+    padded_pools = keep_padding(model.graph)
+    onnxmodel.set_metadata(model, facts)
+    _check_batch(model)
+    onnxmodel.check(model, opset)
+    return Exported(
+        model=model,
+        traced=Traced(program=traced, inputs=flat.inputs, outputs=flat.outputs),
+        padded_pools=padded_pools,
+    )
+
+
+def _symbols(specs: Sequence[InputSpec]) -> Iterator[dict[int, torch.export.Dim]]:
+    """The axes of each input that may have any length; those of one name are of one length."""
+    known = {BATCH: torch.export.Dim(BATCH)}
+    for spec in specs:
+        names = dict(enumerate((BATCH, *spec.axes)))
+        yield {
+            at: known.setdefault(axis, torch.export.Dim(axis))
+            for at, axis in names.items()
+            if isinstance(axis, str)
+        }
+
+
+def _check_batch(model: onnx.ModelProto) -> None:
+    """Name the cause where the exporter made a number of the batch axis."""
+    for value in model.graph.input:
+        axis = value.type.tensor_type.shape.dim[0]
+        if not axis.dim_param:
+            raise ModelError(
+                f"the module fixes the batch axis: traced with {axis.dim_value} rows of "
+                f"{value.name}, it takes no other number (an `if` on the batch size, or a tensor "
+                f"made with as many rows, does this)"
+            )
+
+
+def keep_padding(graph: onnx.GraphProto) -> int:
+    """Put `Max(x, lowest)` between each `Pad` and the `MaxPool` behind it; how many there were.
+
+    ONNX Runtime's optimizer puts a `Pad` into the `MaxPool` behind it (`Pad_Fusion`, seen in
+    version 1.31.1), whose own padding never wins the maximum: where all values of a window are
+    negative, the zero of the file was the answer and is no more. `Max` with the lowest value of the
+    dtype, minus infinity for floats, changes no value and holds the two apart.
+    """
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    pads = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    kept = 0
+    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
+        padded = pool.input[0]
+        if padded not in pads or padded not in types:
+            continue
+        kept += 1
+        guard, lowest = f"{padded}.kept", f"{padded}.lowest"
+        if guard not in {name for node in graph.node for name in node.output}:
+            graph.initializer.append(numpy_helper.from_array(_lowest(types[padded]), lowest))
+            node = helper.make_node("Max", [padded, lowest], [guard], name=f"{pool.name}.padding")
+            graph.node.insert(list(graph.node).index(pool), node)
+        pool.input[0] = guard
+    return kept
+
+
+def _lowest(elem_type: int) -> np.ndarray[tuple[()], np.dtype[np.generic]]:
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    value = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+    return np.array(value, dtype)
+
+
+def _drop_prefix(graph: onnx.GraphProto) -> None:
+    """Name nodes and weights as the user's own module does."""
+    taken = {value.name for value in (*graph.input, *graph.output)}
+    taken |= {name for node in graph.node for name in node.output}
+    shorter = {
+        tensor.name: tensor.name.removeprefix(OWN)
+        for tensor in graph.initializer
+        if tensor.name.removeprefix(OWN) not in taken
+    }
+    for tensor in graph.initializer:
+        tensor.name = shorter.get(tensor.name, tensor.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = shorter.get(name, name)
+        node.name = _own_name(node.name)
+    for value in graph.value_info:
+        value.name = shorter.get(value.name, value.name)
+
+
+def _own_name(node: str) -> str:
+    """`module.head/Gemm` is `head/Gemm`; what no module within it computes is `main/Gemm`."""
+    scope, slash, operator = node.partition("/")
+    own = "main" if f"{scope}." == OWN else scope.removeprefix(OWN)
+    return f"{own}{slash}{operator}"

@@ -70,12 +70,18 @@ def quiet() -> Iterator[None]:
             logging.disable(level)
 
 
-def set_metadata(model: onnx.ModelProto, facts: Mapping[str, object]) -> None:
-    """Replace the model's `metadata_props` by `ferry.KEY` entries; other than text is JSON."""
-    del model.metadata_props[:]
+def set_metadata(
+    model: onnx.ModelProto, facts: Mapping[str, object], original: onnx.ModelProto | None = None
+) -> None:
+    """Replace the model's `metadata_props` by `ferry.KEY` entries; other than text is JSON.
+
+    The metadata of `original`, which the model was made of, is taken over.
+    """
+    entries = metadata(original) if original else {}
     for key, value in facts.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        model.metadata_props.add(key=f"{METADATA}{key}", value=text)
+        entries[f"{METADATA}{key}"] = text
+    onnx.helper.set_model_props(model, entries)
 
 
 def name_by_module(graph: onnx.GraphProto) -> None:

@@ -182,16 +182,11 @@ def example(spec: InputSpec) -> Array:
 
 def random_rows(specs: Sequence[InputSpec], count: int, *, seed: int) -> list[Array]:
     """Rows for each input, [count, ...], as `serving.measuring.feeds.random_feeds` draws them."""
-    infos = [
-        TensorInfo(name=str(index), dtype=spec.dtype, shape=(count, *lengths(spec)))
-        for index, spec in enumerate(specs)
-    ]
+    infos = []
+    for index, spec in enumerate(specs):
+        axes = (axis if isinstance(axis, int) else LENGTH for axis in spec.axes)
+        infos.append(TensorInfo(name=str(index), dtype=spec.dtype, shape=(count, *axes)))
     return list(random_feeds(infos, count, seed=seed).values())
-
-
-def lengths(spec: InputSpec) -> tuple[int, ...]:
-    """The axes of a row that is made up."""
-    return tuple(axis if isinstance(axis, int) else LENGTH for axis in spec.axes)
 
 
 def _of_file(name: str | None, path: Path) -> InputSpec:

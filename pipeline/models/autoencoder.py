@@ -6,15 +6,13 @@ What it has not learnt to draw comes back with a large error: so outliers are fo
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod, sqrt
-from typing import ClassVar
 
-from pydantic import ConfigDict
 from torch import nn
 
-from pipeline.config.experiment import STRICT, Counts, NaturalNumber
+from pipeline.config.experiment import Counts, NaturalNumber, StrictSettings
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, activation
+from pipeline.network.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
@@ -22,10 +20,8 @@ GIVES: Gives = "reconstruction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AutoencoderSettings:
+class AutoencoderSettings(StrictSettings):
     """Its section of params.yaml."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     widths: Counts
     """Channels of each convolution of the encoder, which halves the planes after it."""

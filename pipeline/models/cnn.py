@@ -4,15 +4,15 @@ A linear layer gives the logits, of the flattened planes of the last block or of
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config.experiment import STRICT, Counts, Fraction
+from pipeline.config.experiment import Counts, Fraction, StrictSettings
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import NEVER_FALLING, Activation, activation
+from pipeline.network.layers import NEVER_FALLING, Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
@@ -20,10 +20,8 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CnnSettings:
+class CnnSettings(StrictSettings):
     """Its section of params.yaml."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     widths: Counts
     """Output channels of each block."""

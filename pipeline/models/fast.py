@@ -8,17 +8,16 @@ over several views of a row when it is served.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config.experiment import STRICT, Count, Counts, NaturalNumber, PositiveNumber
+from pipeline.config.experiment import Count, Counts, NaturalNumber, PositiveNumber, StrictSettings
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, activation
+from pipeline.network.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
@@ -30,10 +29,8 @@ FLATTEST = 5e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FastSettings:
+class FastSettings(StrictSettings):
     """Its section of params.yaml."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     whiten: Count
     """Side of the patches that the first layer whitens."""

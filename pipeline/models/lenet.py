@@ -6,15 +6,13 @@ Haffner, "Gradient-based learning applied to document recognition", 1998).
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
-from pydantic import ConfigDict
 from torch import nn
 
-from pipeline.config.experiment import STRICT, Count, Counts, Fraction
+from pipeline.config.experiment import Count, Counts, Fraction, StrictSettings
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, Widths, activation
+from pipeline.network.layers import Activation, Widths, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
@@ -22,10 +20,8 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LenetSettings:
+class LenetSettings(StrictSettings):
     """Its section of params.yaml."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     widths: Counts
     """Output channels of each convolution; a 2×2 max pooling stands between two of them."""

@@ -5,14 +5,12 @@ Without any it is the linear model: for one output, a single unit.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
-from pydantic import ConfigDict
 from torch import nn
 
-from pipeline.config.experiment import STRICT, Fraction
+from pipeline.config.experiment import Fraction, StrictSettings
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, Widths, activation
+from pipeline.network.layers import Activation, Widths, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image", "table")
@@ -20,10 +18,8 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MlpSettings:
+class MlpSettings(StrictSettings):
     """Its section of params.yaml."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     hidden: Widths
     """Units of each hidden layer."""

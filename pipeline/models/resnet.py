@@ -7,14 +7,12 @@ Ren and Sun, "Deep residual learning for image recognition", 2015, with a projec
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from pipeline.config.experiment import STRICT, Count, Counts, Fraction
+from pipeline.config.experiment import Count, Counts, Fraction, StrictSettings
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Activation, activation
+from pipeline.network.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
@@ -22,10 +20,8 @@ GIVES: Gives = "logits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResnetSettings:
+class ResnetSettings(StrictSettings):
     """Its section of params.yaml."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     widths: Counts
     """Channels of each stack; every stack but the first halves the planes."""

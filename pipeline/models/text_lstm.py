@@ -4,15 +4,15 @@ The state after the last word gives the logits; what fills the sentence up is ne
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.config.experiment import LARGEST, STRICT, Count, Counts, Fraction
+from pipeline.config.experiment import LARGEST, Count, Counts, Fraction, StrictSettings
 from pipeline.models import Gives, Shape
-from pipeline.models._layers import Stack
+from pipeline.network.layers import Stack
 from pipeline.network.vocabulary import PADDING, UNKNOWN
 from pipeline.records.ready import Kind
 
@@ -25,10 +25,8 @@ FORGET = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextLstmSettings:
+class TextLstmSettings(StrictSettings):
     """Its section of params.yaml."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     vocabulary: Annotated[int, Field(ge=UNKNOWN + 2, le=LARGEST)]
     """Rows of the table of embeddings: the most frequent words, the padding and the unknown."""

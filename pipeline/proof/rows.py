@@ -15,8 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import layout
-from pipeline.config import reading
+from pipeline.config import layout, reading
 from pipeline.records import ready
 from serving.errors import InputError, MissingInputError, UnknownNameError
 from serving.inputs.arrays import ARRAY_NAMES, open_array

@@ -14,15 +14,14 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from pipeline import layout
-from pipeline.config import params
+from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel, tokenizer
+from pipeline.exporting.exporter import INPUTS
 from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.network.graph import Graph, load_graph
 from pipeline.proof.sides import ModelSide, Side, WeightsSide, model_side
 from pipeline.records import ready
-from pipeline.stages.export import INPUTS
 from serving.bundles.bundle import open_bundle
 from serving.errors import (
     IntegrityError,

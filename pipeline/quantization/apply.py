@@ -5,10 +5,9 @@ weights alone is ferry's own: it suits what static quantization knows no kernel 
 recurrent layers, transposed convolutions, tables of embeddings and large matrices.
 """
 
+import copy
 import functools
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,11 @@ from pipeline.proof.rows import Rows
 from pipeline.quantization.prepare import (
     RawInput,
     constants,
-    copied,
     drop_unused_constants,
     noisiest_layers,
     prepare,
     replace_constant,
+    rewritten,
     with_raw_input,
 )
 from pipeline.quantization.recipes import BLOCK, Recipe, variant_of
@@ -101,7 +100,13 @@ class Quantizer:
             case "static":
                 made = self._static(recipe, float_layers)
             case "dynamic":
-                made = self._dynamic(recipe)
+                tool = functools.partial(
+                    quantize_dynamic,
+                    op_types_to_quantize=DYNAMIC_OPERATORS,
+                    weight_type=QuantType.QInt8,
+                    per_channel=recipe.per_channel,
+                )
+                made = rewritten(self.prepared, tool)
             case "weights":
                 made = weight_only(self.prepared, recipe.bits)
         del made.graph.value_info[:]
@@ -131,47 +136,30 @@ class Quantizer:
             count = max(1, count // FEWER)
         if self.fixed_batch:
             count = max(count - count % self.batch, self.batch)
-        with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
-            before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-            onnx.save(self._float(recipe), before)
-            quantize_static(
-                before,
-                after,
-                _CalibrationReader(self.calibration, count, self.batch),
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=[*STATIC_OPERATORS, *CARRIERS],
-                per_channel=static.per_channel,
-                activation_type=TYPES[static.activation],
-                weight_type=TYPES[static.weight],
-                nodes_to_exclude=list(float_layers),
-                calibrate_method=METHODS[static.calibration],
-                # Logits in 256 steps would tie where the trained model decides.
-                extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
-            )
-            made = onnx.load(after)
+        tool = functools.partial(
+            quantize_static,
+            calibration_data_reader=_CalibrationReader(self.calibration, count, self.batch),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=[*STATIC_OPERATORS, *CARRIERS],
+            per_channel=static.per_channel,
+            activation_type=TYPES[static.activation],
+            weight_type=TYPES[static.weight],
+            nodes_to_exclude=list(float_layers),
+            calibrate_method=METHODS[static.calibration],
+            # Logits in 256 steps would tie where the trained model decides.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+        )
+        made = rewritten(self._float(recipe), tool)
         if static.raw_input and self.raw:
             _feed_pixels(made, self.raw)
         return made
-
-    def _dynamic(self, recipe: Recipe) -> onnx.ModelProto:
-        with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
-            before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-            onnx.save(self.prepared, before)
-            quantize_dynamic(
-                before,
-                after,
-                op_types_to_quantize=DYNAMIC_OPERATORS,
-                weight_type=QuantType.QInt8,
-                per_channel=recipe.per_channel,
-            )
-            return onnx.load(after)
 
 
 def to_fp16(model: onnx.ModelProto, float_layers: Sequence[str] = ()) -> onnx.ModelProto:
     """Weights and arithmetic in half precision; inputs and outputs keep their types."""
     with onnxmodel.quiet():
         half: onnx.ModelProto = convert_float_to_float16(
-            copied(model), keep_io_types=True, node_block_list=list(float_layers)
+            copy.deepcopy(model), keep_io_types=True, node_block_list=list(float_layers)
         )
     return half
 
@@ -233,16 +221,10 @@ def _trim(model: onnx.ModelProto) -> None:
 
 def _tagged(made: onnx.ModelProto, original: onnx.ModelProto, recipe: Recipe) -> onnx.ModelProto:
     """Give a variant the original's metadata and its recipe, and nothing of the quantizer's."""
-    facts = onnxmodel.metadata(original)
     onnxmodel.strip(made)
     onnxmodel.drop_unused_domains(made)
-    facts |= {
-        f"{onnxmodel.METADATA}variant": variant_of(recipe),
-        f"{onnxmodel.METADATA}recipe": recipe.name,
-    }
-    del made.metadata_props[:]
-    for key, value in facts.items():
-        made.metadata_props.add(key=key, value=value)
+    facts = {"variant": variant_of(recipe), "recipe": recipe.name}
+    onnxmodel.set_metadata(made, facts, original)
     made.graph.name = original.graph.name
     made.producer_name = original.producer_name
     made.producer_version = original.producer_version
@@ -285,7 +267,7 @@ def weight_only(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
 
 def _as_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with each `Gemm` of a constant matrix as `MatMul` and `Add`, where it is the same."""
-    changed = copied(model)
+    changed = copy.deepcopy(model)
     known = constants(changed)
     nodes = list(changed.graph.node)
     del changed.graph.node[:]

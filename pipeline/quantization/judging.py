@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
 from pipeline.proof.differences import Differences, predicted, scores_of, wilson
@@ -61,18 +62,16 @@ class Judge:
         self.wanted = answer_rows(self.session, rows, quantizer.fixed_batch)
 
     def attempt(
-        self,
-        recipe: Recipe,
-        budget: Budget,
-        quantizer: Quantizer | None = None,
-        qat_epochs: int = 0,
+        self, recipe: Recipe, budget: Budget, trained: onnx.ModelProto | None = None
     ) -> tuple[Try, bytes]:
         """Apply a recipe and measure what it makes; the file's bytes, empty where none was made.
 
-        `quantizer` is that of a model that was trained on for `qat_epochs`, if it is to be tried in
-        place of fp32; it is held against fp32 all the same.
+        `trained` is the model after `qat_epochs` of training, if it is to be tried in place of
+        fp32; it is held against fp32 all the same.
         """
-        quantizer = quantizer or self.quantizer
+        quantizer = self.quantizer
+        if trained:
+            quantizer = Quantizer(trained, quantizer.calibration, quantizer.fixed_batch)
         try:
             layers = quantizer.float_layers(recipe)
             content = quantizer.apply(recipe, layers).SerializeToString(deterministic=True)
@@ -99,7 +98,7 @@ class Judge:
             speedup=speedup,
             float_layers=tuple(layers),
             sha256=sha256_of_bytes(content),
-            qat_epochs=qat_epochs,
+            qat_epochs=self.config.qat_epochs if trained else 0,
         )
         logger.info("%s: %s", recipe.name, tried.figures())
         return tried, content
@@ -150,7 +149,7 @@ def compare_answers(
     """
     rows = len(next(iter(wanted.values())))
     if not all(np.isfinite(array).all() for array in found.values() if array.dtype.kind == "f"):
-        return _broken(rows)
+        return Quality(measure="not finite", rows=rows)
     before, after = (scores_of(one, labelled=True) for one in (wanted, found))
     if before is not None and after is not None:
         known = None if labels is None else labels[:rows]
@@ -236,13 +235,6 @@ def _failed(recipe: Recipe, error: Exception) -> Try:
         accurate=False,
         fast=False,
         verdict=f"cannot be applied: {reason}",
-        quality=None,
-        bytes=None,
-        size_ratio=None,
-        speedup={},
-        float_layers=(),
-        sha256=None,
-        qat_epochs=0,
     )
 
 
@@ -303,26 +295,11 @@ def _measured(
         loss=100 * middle / mean,
         low=100 * (middle - spread) / mean,
         high=100 * (middle + spread) / mean,
-        flips=None,
-    )
-
-
-def _broken(rows: int) -> Quality:
-    return Quality(
-        measure="not finite",
-        rows=rows,
-        reference=None,
-        value=None,
-        loss=None,
-        low=None,
-        high=None,
-        flips=None,
     )
 
 
 def _same(wanted: Answers, found: Answers) -> npt.NDArray[np.bool_]:
     """Whether each row has the very same answers."""
-    alike = np.ones(len(next(iter(wanted.values()))), np.bool_)
-    for name, array in wanted.items():
-        alike &= (array == found[name]).reshape(len(array), -1).all(axis=1)
-    return alike
+    alike = [(array == found[name]).reshape(len(array), -1) for name, array in wanted.items()]
+    same: npt.NDArray[np.bool_] = np.logical_and.reduce(np.concatenate(alike, axis=1), axis=1)
+    return same

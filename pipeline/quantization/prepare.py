@@ -5,10 +5,12 @@ which run on any machine, bring what an exporter writes to that form. How much a
 is measured by the signal-to-noise ratio of its output.
 """
 
+import copy
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +45,23 @@ class RawInput:
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with constants folded and batch normalisation in the convolutions before it."""
-    with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
-        source, target = Path(folder) / "model.onnx", Path(folder) / "prepared.onnx"
-        onnx.save(model, source)
-        # Shapes that are inferred now would be wrong behind each node that a quantizer rewrites.
-        quant_pre_process(source, target, skip_symbolic_shape=True, skip_onnx_shape=True)
-        prepared = onnx.load(target)
+    # Shapes that are inferred now would be wrong behind each node that a quantizer rewrites.
+    tool = partial(quant_pre_process, skip_symbolic_shape=True, skip_onnx_shape=True)
+    prepared = rewritten(model, tool)
     del prepared.graph.value_info[:]
     onnxmodel.drop_unused_domains(prepared)
     for number, node in enumerate(prepared.graph.node):
         node.name = node.name or f"{node.op_type}.{number}"
     return prepared
+
+
+def rewritten(model: onnx.ModelProto, tool: Callable[[Path, Path], object]) -> onnx.ModelProto:
+    """What a tool of onnxruntime makes, which reads one file and writes another."""
+    with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
+        source, target = Path(folder) / "model.onnx", Path(folder) / "made.onnx"
+        onnx.save(model, source)
+        tool(source, target)
+        return onnx.load(target)
 
 
 def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
@@ -63,11 +71,12 @@ def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
     scale 1. Exact but for the edge that a convolution pads: there a channel's own mean would
     stand. None for a graph that does not begin in this way.
     """
-    found = _standardisation(model)
+    changed = copy.deepcopy(model)
+    found = _standardisation(changed)
     if found is None:
         return None
     cast, subtract, multiply, layer = found
-    known = constants(model)
+    known = constants(changed)
     mean, scale = (known[node.input[1]].astype(np.float64).ravel() for node in (subtract, multiply))
     weight = known[layer.input[1]].astype(np.float64)
     zero = int(np.clip(np.rint(mean.mean()), 0, LARGEST_PIXEL))
@@ -75,9 +84,15 @@ def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
     scaled = weight * scale[axes]
     shift = (scaled * (zero - mean)[axes]).sum(axis=tuple(range(1, weight.ndim)))
     bias = known[layer.input[2]].astype(np.float64) if len(layer.input) > 2 else 0.0
-    changed = copied(model)
-    _merge(changed, layer, scaled.astype(np.float32), (bias + shift).astype(np.float32))
-    _rewire(changed, subtract, multiply, zero)
+    if len(layer.input) < 3:
+        layer.input.append(f"{layer.input[1]}.bias")
+    replace_constant(changed, layer.input[1], scaled.astype(np.float32))
+    replace_constant(changed, layer.input[2], (bias + shift).astype(np.float32))
+    layer.input[0] = subtract.output[0]
+    changed.graph.node.remove(multiply)
+    subtract.input[1] = f"{subtract.input[1]}.rounded"
+    replace_constant(changed, subtract.input[1], np.array(zero, np.float32))
+    drop_unused_constants(changed)
     return RawInput(model=changed, pixels=cast.input[0], centred=subtract.output[0], zero=zero)
 
 
@@ -104,81 +119,36 @@ def drop_unused_constants(model: onnx.ModelProto) -> None:
         model.graph.initializer.remove(tensor)
 
 
-def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that may be changed."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
 def _standardisation(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...] | None:
-    """The nodes Cast, Sub, Mul and Conv of a graph that begins with them, each used once."""
+    """The nodes Cast, Sub, Mul and Conv behind an input of uint8, each read by the next alone.
+
+    There may be a Transpose before them.
+    """
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
     known = constants(model)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    for node in model.graph.node:
-        if node.op_type != "Cast" or not _reads_pixels(model, node.input[0], kinds):
+    for value in model.graph.input:
+        if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
             continue
-        chain = [node]
-        while len(chain) < 4 and len(users.get(chain[-1].output[0], ())) == 1:
-            chain.append(users[chain[-1].output[0]][0])
-        if [one.op_type for one in chain] != ["Cast", "Sub", "Mul", "Conv"]:
-            continue
-        if all(one.input[1] in known for one in chain[1:]) and _per_channel(chain, known):
-            return tuple(chain)
+        for node in users.get(value.name, ()):
+            chain = [node]
+            while len(after := users.get(chain[-1].output[0], ())) == 1 and len(chain) < 5:
+                chain += after
+            chain = chain[1:] if node.op_type == "Transpose" else chain[:4]
+            if [one.op_type for one in chain] == ["Cast", "Sub", "Mul", "Conv"] and (
+                all(one.input[1] in known for one in chain[1:]) and _per_channel(chain, known)
+            ):
+                return tuple(chain)
     return None
-
-
-def _reads_pixels(model: onnx.ModelProto, name: str, kinds: dict[str, int]) -> bool:
-    """Whether a tensor is an input of uint8, perhaps with its axes in another order."""
-    if name in kinds:
-        return kinds[name] == onnx.TensorProto.UINT8
-    makers = [node for node in model.graph.node if name in node.output]
-    return (
-        bool(makers)
-        and makers[0].op_type == "Transpose"
-        and kinds.get(makers[0].input[0]) == onnx.TensorProto.UINT8
-    )
 
 
 def _per_channel(chain: list[onnx.NodeProto], known: dict[str, Array]) -> bool:
     """Whether mean and scale are one number per channel of the convolution, or one for all."""
     channels = known[chain[3].input[1]].shape[1]
     shapes = [known[node.input[1]].shape for node in chain[1:3]]
-    return all(
-        np.prod(s) in (1, channels) and (len(s) < 3 or s[-2:] == (1, 1)) for s in shapes
-    ) and all(len(s) >= 3 or np.prod(s) == 1 for s in shapes)
-
-
-def _merge(model: onnx.ModelProto, layer: onnx.NodeProto, weight: Array, bias: Array) -> None:
-    replace_constant(model, layer.input[1], weight)
-    for node in model.graph.node:
-        if node.output[0] == layer.output[0]:
-            name = node.input[2] if len(node.input) > 2 else f"{layer.input[1]}.bias"
-            if len(node.input) < 3:
-                node.input.append(name)
-            replace_constant(model, name, bias)
-
-
-def _rewire(
-    model: onnx.ModelProto, subtract: onnx.NodeProto, multiply: onnx.NodeProto, zero: int
-) -> None:
-    """Subtract the whole number alone, and take the multiplication out."""
-    name = f"{subtract.input[1]}.rounded"
-    replace_constant(model, name, np.array(zero, np.float32))
-    for node in list(model.graph.node):
-        if node.output[0] == multiply.output[0]:
-            model.graph.node.remove(node)
-            continue
-        if node.output[0] == subtract.output[0]:
-            node.input[1] = name
-        for index, taken in enumerate(node.input):
-            if taken == multiply.output[0]:
-                node.input[index] = subtract.output[0]
-    drop_unused_constants(model)
+    return all(np.prod(s) == 1 or (np.prod(s) == channels and s[-2:] == (1, 1)) for s in shapes)
 
 
 def noisiest_layers(
@@ -246,7 +216,7 @@ def _values(
     model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The values of some tensors in the middle of a graph."""
-    opened = copied(model)
+    opened = copy.deepcopy(model)
     del opened.graph.output[:]
     opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     session = open_session(opened.SerializeToString(), threads=1, optimize="none")

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,14 +20,14 @@ from tqdm import tqdm
 
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import Graph, load_graph
 from pipeline.quantization.recipes import BLOCK, Recipe
 from pipeline.records import ready
-from pipeline.stages.export import to_onnx
+from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import DeviceRows
 from pipeline.training.loop import TrainingLoop
-from serving.runtime.cores import allowed_cores
+from pipeline.training.setup import be_repeatable
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +50,8 @@ def trained_again(
     fine_tune(graph, data, recipe, experiment=experiment)
     example = ready.open_split(data, "train").inputs[:2]
     made = to_onnx(graph, np.array(example), experiment.export.opset)
-    facts = onnxmodel.metadata(original)
-    facts[f"{onnxmodel.METADATA}qat_epochs"] = str(experiment.quantize.qat_epochs)
-    del made.metadata_props[:]
-    for key, value in facts.items():
-        made.metadata_props.add(key=key, value=value)
+    facts = {"qat_epochs": experiment.quantize.qat_epochs}
+    onnxmodel.set_metadata(made, facts, original)
     return made
 
 
@@ -68,9 +64,8 @@ def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experimen
     config = experiment.train
     on_cuda = torch.cuda.is_available() and config.device != "cpu"
     device = torch.device("cuda" if on_cuda else "cpu")
-    torch.use_deterministic_algorithms(True, warn_only=on_cuda)
-    torch.set_num_threads(allowed_cores())
-    torch.manual_seed(config.seed)
+    team = Team(device=device)
+    be_repeatable(team, config.seed)
     again = replace(
         experiment,
         epochs=experiment.quantize.qat_epochs,
@@ -83,7 +78,7 @@ def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experimen
         again,
         DeviceRows(graph, ready.open_split(data, "train"), device),
         DeviceRows(graph, ready.open_split(data, "validation"), device),
-        Team(device=device),
+        team,
     )
     with tqdm(disable=True) as bar:
         while not loop.ended:
@@ -114,8 +109,8 @@ def rounding(graph: nn.Module, recipe: Recipe) -> list[RemovableHandle]:
         rounded = _RoundedWeight(bits, axis if per_channel else None, blocks=blocks)
         parametrize.register_parametrization(layer, "weight", rounded)
         if recipe.kind == "static":
-            layer.rounded_input = _RoundedInput(signed=recipe.static.activation == "S8")
-            handles.append(layer.register_forward_pre_hook(_round_input))
+            hook = RoundedInput(signed=recipe.static.activation == "S8")
+            handles.append(layer.register_forward_pre_hook(hook))
     return handles
 
 
@@ -124,15 +119,8 @@ def _in_float(graph: nn.Module, handles: Sequence[RemovableHandle]) -> None:
     for layer in list(graph.modules()):
         if isinstance(layer, LAYERS) and parametrize.is_parametrized(layer):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-            if hasattr(layer, "rounded_input"):
-                del layer.rounded_input
     for handle in handles:
         handle.remove()
-
-
-def _round_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    rounded: nn.Module = layer.rounded_input  # type: ignore[assignment]  # a module, set above
-    return (rounded(inputs[0]), *inputs[1:])
 
 
 class _RoundedWeight(nn.Module):
@@ -164,20 +152,18 @@ class _RoundedWeight(nn.Module):
         )
 
 
-class _RoundedInput(nn.Module):
-    """Activations in 256 steps between the ends that they had in training of late."""
-
-    low: Tensor
-    high: Tensor
+class RoundedInput:
+    """Activations in 256 steps between the ends that they had in training of late: a hook."""
 
     def __init__(self, *, signed: bool) -> None:
-        super().__init__()
+        """Know no ends yet."""
         self.lowest = -128 if signed else 0
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
+        self.low = self.high = torch.zeros(())
 
-    def forward(self, values: Tensor) -> Tensor:
-        if self.training:
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        """What goes into a layer, rounded."""
+        (values,) = inputs
+        if layer.training:
             self._follow(values.detach())
         scale = ((self.high - self.low) / 255).clamp(min=1e-12)
         zero = (self.lowest - self.low / scale).round().clamp(self.lowest, self.lowest + 255)
@@ -189,5 +175,5 @@ class _RoundedInput(nn.Module):
         # Zero is always among them, for it must be a whole number's: edges are padded with it.
         low, high = values.min().clamp(max=0), values.max().clamp(min=0)
         memory = MEMORY if float(self.high - self.low) > 0 else 0.0
-        self.low.mul_(memory).add_(low * (1 - memory))
-        self.high.mul_(memory).add_(high * (1 - memory))
+        self.low = self.low * memory + low * (1 - memory)
+        self.high = self.high * memory + high * (1 - memory)

@@ -1,29 +1,23 @@
-"""Search every variant of one model: which recipes are tried, in what order, and which is kept.
+"""Search the best recipe for one variant: which are tried, in what order, and which is kept.
 
 Cheap and likely recipes come first. A group of recipes is left out where what was tried before it
 already says that it cannot help. Which recipe is best depends on speeds that are measured now, on
 this machine.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
-from pipeline.proof.rows import Rows
 from pipeline.quantization import recipes
 from pipeline.quantization.apply import STATIC_OPERATORS, Quantizer
 from pipeline.quantization.judging import Judge
 from pipeline.quantization.prepare import constants
 from pipeline.quantization.recipes import Recipe
-from pipeline.records.quantize import Budget, QuantizeReport, Search, Try, VariantFile
-from serving.files import sha256_of_bytes, write_bytes
-from serving.machine.environment import describe
+from pipeline.records.quantize import Budget, Search, Try
 
-VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
 SMALL_GAIN = 0.02
 """How much better a later recipe must be to be preferred: less is noise."""
 MOST_FLOAT = (1, 2, 4, 8)
@@ -34,137 +28,42 @@ HALF, TENTH = 0.5, 0.1
 """Parts of all weights below which it is of no use to quantize some."""
 
 Tries = Sequence[Try]
+Training = Callable[[Recipe], onnx.ModelProto]
+"""Makes the model after training with a recipe's rounding."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Retraining:
-    """The last resort: the model after training with a recipe's rounding."""
+def search(
+    judge: Judge, variant: Variant, training: Training | None = None
+) -> tuple[Search, bytes]:
+    """Try the recipes of a variant; the trace, and the bytes of the best file or none.
 
-    epochs: int
-    model: Callable[[Recipe], onnx.ModelProto]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizationJob:
-    """A model, the rows that it is calibrated and judged on, and what its variants may cost."""
-
-    name: str
-    model: onnx.ModelProto
-    calibration: Rows
-    judged: Rows
-    variants: Sequence[Variant]
-    """Those to search, and no others."""
-    config: QuantizeConfig
-    min_snr_db: Mapping[Variant, float | None] = field(default_factory=dict)
-    """What parity asks of each variant's signal-to-noise ratio; nothing where it is not said."""
-    batch: int | None = None
-    """The one batch size that the model takes, or None where any will do."""
-    retraining: Retraining | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchedVariants:
-    """What a job came to: its report, and the files that were kept."""
-
-    report: QuantizeReport
-    contents: Mapping[str, bytes]
-    """By variant; nothing is written yet."""
-
-    def write(self, folder: Path, stem: str = "model") -> None:
-        """Write STEM.int8.onnx and so on, and remove those of an earlier run that kept more."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for variant in VARIANTS:
-            path = folder / f"{stem}.{variant}.onnx"
-            if variant in self.contents:
-                write_bytes(path, self.contents[variant])
-            else:
-                path.unlink(missing_ok=True)
-
-
-def run(job: QuantizationJob) -> SearchedVariants:
-    """Search all variants of a job.
-
-    Raises UnknownNameError for a recipe that does not exist, before anything is measured.
+    `training` is the last resort of int8, for the recipe that comes nearest, where accuracy alone
+    kept it out.
     """
-    start = time.perf_counter()
-    for name in job.config.recipes:
-        recipes.parse(name)
-    searches: dict[str, Search] = {}
-    contents: dict[str, bytes] = {}
-    if job.variants:
-        quantizer = Quantizer(job.model, job.calibration, job.batch)
-        judge = Judge(quantizer, job.judged, job.config, job.min_snr_db)
-        for variant in [one for one in VARIANTS if one in job.variants]:
-            searches[variant], content = search(judge, variant)
-            if variant == "int8" and not content and job.retraining:
-                searches[variant], content = _retrained(judge, searches[variant], job.retraining)
-            if content:
-                contents[variant] = content
-    fp32 = job.model.SerializeToString(deterministic=True)
-    refused = {name: one.reason for name, one in searches.items() if name not in contents}
-    report = QuantizeReport(
-        experiment=job.name,
-        model_sha256=sha256_of_bytes(fp32),
-        goal=job.config.goal,
-        judged_on=job.judged.name,
-        rows=len(job.judged) if job.variants else 0,
-        calibration_rows=len(job.calibration) if "int8" in job.variants else 0,
-        machine=describe().processor,
-        threads=1,
-        seconds=time.perf_counter() - start,
-        variants={
-            name: _variant_file(searches[name], content, len(fp32))
-            for name, content in contents.items()
-        },
-        skipped={**job.config.reasons, **refused},
-        searches=searches,
+    config = judge.config
+    budget = Budget(
+        accuracy_loss=config.accuracy_loss,
+        error_increase=config.error_increase,
+        min_speedup=config.min_speedup.of(variant),
     )
-    return SearchedVariants(report=report, contents=contents)
-
-
-def search(judge: Judge, variant: Variant) -> tuple[Search, bytes]:
-    """Try the recipes of a variant; the trace, and the bytes of the best file or none."""
-    budget = _budget(judge.config, variant)
     tries: list[Try] = []
     contents: dict[str, bytes] = {}
     not_tried: dict[str, str] = {}
-    for group in plan(judge.quantizer, variant, judge.config):
-        reason = group.unless(tries)
-        if reason:
-            not_tried[group.name] = reason
+    for group in plan(judge.quantizer, variant, config, tries):
+        if group.unless:
+            not_tried[group.name] = group.unless
             continue
-        for recipe in group.recipes(tries):
+        for recipe in group.recipes:
             tried, contents[recipe.name] = judge.attempt(recipe, budget)
             tries.append(tried)
             if tried.inside and group.first_inside_ends:
                 break
-    found, best = _with_best(budget, tries, not_tried, judge.config)
-    return found, contents[best.recipe] if best else b""
-
-
-def _retrained(judge: Judge, found: Search, retraining: Retraining) -> tuple[Search, bytes]:
-    """Train with the recipe that comes nearest and try it again, if accuracy alone kept it out."""
-    losses = {
-        one.recipe: one.quality.loss
-        for one in found.tries
-        if one.fast and not one.accurate and one.quality and one.quality.loss is not None
-    }
-    if not losses:
-        return found, b""
-    recipe = recipes.parse(min(losses, key=lambda name: losses[name]))
-    before = judge.quantizer
-    after = Quantizer(retraining.model(recipe), before.calibration, before.fixed_batch)
-    tried, content = judge.attempt(recipe, found.budget, after, retraining.epochs)
-    tries = (*found.tries, tried)
-    found, best = _with_best(found.budget, tries, found.not_tried, judge.config)
-    return found, content if best else b""
-
-
-def _with_best(
-    budget: Budget, tries: Tries, not_tried: Mapping[str, str], config: QuantizeConfig
-) -> tuple[Search, Try | None]:
-    """The trace of a search, and the try that is kept."""
     best = best_of(tries, config)
+    nearest = _nearest(tries)
+    if best is None and nearest and training and variant == "int8":
+        tried, contents[nearest.name] = judge.attempt(nearest, budget, training(nearest))
+        tries.append(tried)
+        best = best_of(tries, config)
     found = Search(
         budget=budget,
         tries=tuple(tries),
@@ -173,24 +72,17 @@ def _with_best(
         reason=reason_of(best, tries, config),
         qat_epochs=best.qat_epochs if best else 0,
     )
-    return found, best
+    return found, contents[best.recipe] if best else b""
 
 
-def _budget(config: QuantizeConfig, variant: Variant) -> Budget:
-    return Budget(
-        accuracy_loss=config.accuracy_loss,
-        error_increase=config.error_increase,
-        min_speedup=config.min_speedup.of(variant),
-    )
-
-
-def _variant_file(found: Search, content: bytes, fp32_bytes: int) -> VariantFile:
-    return VariantFile(
-        recipe=found.chosen or "",
-        bytes=len(content),
-        sha256=sha256_of_bytes(content),
-        size_ratio=len(content) / fp32_bytes,
-    )
+def _nearest(tries: Tries) -> Recipe | None:
+    """The recipe with the least loss of those that accuracy alone keeps out."""
+    losses = {
+        one.recipe: one.quality.loss
+        for one in tries
+        if one.fast and not one.accurate and one.quality and one.quality.loss is not None
+    }
+    return recipes.parse(min(losses, key=lambda name: losses[name])) if losses else None
 
 
 def best_of(tries: Sequence[Try], config: QuantizeConfig) -> Try | None:
@@ -225,81 +117,69 @@ def _times_better(one: Try, other: Try, goal: str) -> float:
     return (other.bytes or 0) / (one.bytes or 1)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RecipeGroup:
     """Recipes that are tried together."""
 
     name: str
-    recipes: Callable[[Tries], Sequence[Recipe]]
-    """Made of what was tried so far."""
-    unless: Callable[[Tries], str | None] = lambda _tries: None
+    recipes: Sequence[Recipe]
+    unless: str | None = None
     """The reason to leave the group out, if there is one."""
     first_inside_ends: bool = False
     """Whether the recipes behind one that is inside both budgets can only be worse."""
 
 
-def plan(quantizer: Quantizer, variant: Variant, config: QuantizeConfig) -> Iterator[RecipeGroup]:
+def plan(
+    quantizer: Quantizer, variant: Variant, config: QuantizeConfig, tries: Tries
+) -> Iterator[RecipeGroup]:
     """The groups for a variant; the recipes that `config` names alone, where some make it.
 
-    Raises UnknownNameError for a name that is no recipe.
+    Each is made when it is its turn, of the `tries` until then. Raises UnknownNameError for a name
+    that is no recipe.
     """
     named = [recipes.parse(name) for name in config.recipes]
     wanted = [recipe for recipe in named if recipes.variant_of(recipe) == variant]
     if wanted:
-        yield RecipeGroup(name="the recipes that are named", recipes=lambda _: wanted)
+        yield RecipeGroup("the recipes that are named", wanted)
     elif variant == "fp16":
-        yield from _half(quantizer)
+        yield from _half(quantizer, tries)
     else:
-        yield from _int8(quantizer, config.goal)
+        yield from _int8(quantizer, config.goal, tries)
 
 
-def _half(quantizer: Quantizer) -> Iterator[RecipeGroup]:
+def _half(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
     count = len(_layers(quantizer.model, STATIC_OPERATORS))
-    yield RecipeGroup(name="half", recipes=lambda _: [recipes.HALF])
-    yield RecipeGroup(
-        name="half with layers in float",
-        recipes=lambda _: _with_float(recipes.HALF, count),
-        unless=lambda tries: _unless_inaccurate(tries, count),
-        first_inside_ends=True,
-    )
+    yield RecipeGroup("half", [recipes.HALF])
+    unless = _unless_inaccurate(tries) or _unless_several(count)
+    layers = _with_float(recipes.HALF, count)
+    yield RecipeGroup("half with layers in float", layers, unless, first_inside_ends=True)
 
 
-def _int8(quantizer: Quantizer, goal: str) -> Iterator[RecipeGroup]:
+def _int8(quantizer: Quantizer, goal: str, tries: Tries) -> Iterator[RecipeGroup]:
     recurrent = bool(_layers(quantizer.prepared, RECURRENT))
     if recurrent:
-        yield RecipeGroup(name="dynamic", recipes=lambda _: recipes.DYNAMIC)
-    yield from _static(quantizer)
+        yield RecipeGroup("dynamic", recipes.DYNAMIC)
+    yield from _static(quantizer, tries)
     if not recurrent:
         products = _minority(quantizer.prepared, PRODUCTS, HALF)
-        yield RecipeGroup(
-            name="dynamic",
-            recipes=lambda _: recipes.DYNAMIC,
-            unless=lambda tries: products or _unless_inside(tries),
-        )
+        yield RecipeGroup("dynamic", recipes.DYNAMIC, products or _unless_inside(tries))
     if goal == "size":
-        yield RecipeGroup(name="weights alone", recipes=lambda _: recipes.WEIGHTS)
+        yield RecipeGroup("weights alone", recipes.WEIGHTS)
     else:
-        yield RecipeGroup(
-            name="weights alone", recipes=lambda _: recipes.WEIGHTS[:1], unless=_unless_inside
-        )
+        yield RecipeGroup("weights alone", recipes.WEIGHTS[:1], _unless_inside(tries))
 
 
-def _static(quantizer: Quantizer) -> Iterator[RecipeGroup]:
+def _static(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
     count = len(_layers(quantizer.prepared, STATIC_OPERATORS))
     minority = _minority(quantizer.prepared, STATIC_OPERATORS, TENTH)
     types = [recipe for recipe in recipes.STATIC if quantizer.raw or not recipe.static.raw_input]
-
-    def unless(tries: Tries) -> str | None:
-        return minority or _unless_inaccurate(tries, count)
-
-    yield RecipeGroup(name="static types", recipes=lambda _: types, unless=lambda _: minority)
-    yield RecipeGroup(name="static, other calibrations", recipes=_calibrations, unless=unless)
-    yield RecipeGroup(
-        name="static, layers in float",
-        recipes=lambda tries: _with_float(_nearly(tries)[0], count),
-        unless=lambda tries: unless(tries) or _unless_several(count),
-        first_inside_ends=True,
-    )
+    yield RecipeGroup("static types", types, minority)
+    unless = minority or _unless_inaccurate(tries)
+    other = [fast.with_calibration(one) for fast in _nearly(tries) for one in recipes.CALIBRATIONS]
+    yield RecipeGroup("static, other calibrations", other, unless)
+    unless = minority or _unless_inaccurate(tries) or _unless_several(count)
+    layers = [recipe for fast in _nearly(tries) for recipe in _with_float(fast, count)]
+    yield RecipeGroup("static, layers in float", layers, unless, first_inside_ends=True)
 
 
 def _minority(model: onnx.ModelProto, operators: Sequence[str], least: float) -> str | None:
@@ -313,13 +193,13 @@ def _minority(model: onnx.ModelProto, operators: Sequence[str], least: float) ->
     return f"{', '.join(operators)} hold {own:,} of {every:,} weights"
 
 
-def _unless_inaccurate(tries: Tries, count: int) -> str | None:
+def _unless_inaccurate(tries: Tries) -> str | None:
     """Calibration and layers in float win accuracy, and never speed."""
     if any(one.inside for one in tries):
         return "a recipe without them is inside both budgets already"
     if not _nearly(tries):
         return "no recipe so far is fast and small enough, and these are no faster and no smaller"
-    return _unless_several(count) if count == 0 else None
+    return None
 
 
 def _unless_several(count: int) -> str | None:
@@ -332,14 +212,10 @@ def _unless_inside(tries: Tries) -> str | None:
 
 
 def _nearly(tries: Tries) -> list[Recipe]:
-    """The recipes that accuracy alone keeps out, the fastest first."""
+    """The fastest recipe that accuracy alone keeps out, if there is one."""
     found = [one for one in tries if one.fast and not one.accurate]
-    return [recipes.parse(one.recipe) for one in sorted(found, key=lambda one: -one.speed)]
-
-
-def _calibrations(tries: Tries) -> list[Recipe]:
-    fastest = _nearly(tries)[0]
-    return [fastest.with_calibration(name) for name in recipes.CALIBRATIONS]
+    fastest = max(found, key=lambda one: one.speed, default=None)
+    return [recipes.parse(fastest.recipe)] if fastest else []
 
 
 def _with_float(recipe: Recipe, count: int) -> list[Recipe]:

@@ -1,7 +1,7 @@
 """What `ferry quantize` tried and what it kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.console import table
 from serving.measuring.pairing import PairedRatio
@@ -30,15 +30,15 @@ class Quality:
     """"accuracy"; "agreement" with fp32's decisions; "mean error" of reconstructions; "difference"
     of values; "not finite" for answers that are no numbers, with None for all that follows."""
     rows: int
-    reference: float | None
+    reference: float | None = None
     """Of fp32; 0 to 1, or the mean error."""
-    value: float | None
-    loss: float | None
+    value: float | None = None
+    loss: float | None = None
     """Percentage points, or per cent by which a mean error grew; below 0 for a gain."""
-    low: float | None
+    low: float | None = None
     """Lower end of the paired 95 % interval of the loss."""
-    high: float | None
-    flips: int | None
+    high: float | None = None
+    flips: int | None = None
     """Rows that are decided otherwise than by fp32; None where no class is decided."""
 
 
@@ -55,17 +55,17 @@ class Try:
     """Whether its speed and size are."""
     verdict: str
     """Why it is or is not."""
-    quality: Quality | None
+    quality: Quality | None = None
     """None where the recipe cannot be applied, as are the figures below."""
-    bytes: int | None
-    size_ratio: float | None
+    bytes: int | None = None
+    size_ratio: float | None = None
     """Of the fp32 file."""
-    speedup: Mapping[str, PairedRatio]
+    speedup: Mapping[str, PairedRatio] = field(default_factory=dict)
     """fp32's time over the variant's, by batch size; one thread each, in pairs."""
-    float_layers: tuple[str, ...]
+    float_layers: tuple[str, ...] = ()
     """Nodes that were left in float."""
-    sha256: str | None
-    qat_epochs: int
+    sha256: str | None = None
+    qat_epochs: int = 0
     """Of training with quantization before it; 0 for none."""
 
     @property

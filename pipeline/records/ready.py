@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.records import read
 from serving.errors import IntegrityError
-from serving.files import atomic_write, read_json, require, sha256_of_bytes, sha256_of_file
+from serving.files import atomic_write, require, sha256_of_bytes, sha256_of_file
 
 Kind = Literal["image", "table", "text"]
 """Raw rows are uint8 [H, W, C], float32 [features] or a string."""
@@ -55,39 +56,17 @@ class DatasetManifest:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The rows of one split, memory-mapped and still raw."""
+    """The rows of one split, still raw; memory-mapped where they come from `data/ready/D`."""
 
     inputs: npt.NDArray[Any]
     """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
     labels: npt.NDArray[np.int64]
-    """int64 [rows]."""
+    """int64 [rows], indices into the labels."""
 
 
 def open_manifest(folder: Path) -> DatasetManifest:
     """Read `manifest.json`; MissingInputError when the data set is not preprocessed yet."""
-    path = require(folder / MANIFEST, f"ferry preprocess {folder.name}")
-    raw = read_json(path)
-    try:
-        arrays = {
-            name: ArrayInfo(shape=tuple(info["shape"]), dtype=info["dtype"], sha256=info["sha256"])
-            for name, info in raw["arrays"].items()
-        }
-        return DatasetManifest(
-            dataset=raw["dataset"],
-            kind=raw["kind"],
-            labels=tuple(raw["labels"]),
-            class_counts={split: tuple(counts) for split, counts in raw["class_counts"].items()},
-            mean=tuple(raw["mean"]),
-            std=tuple(raw["std"]),
-            vocabulary=tuple(raw["vocabulary"]),
-            seed=raw["seed"],
-            arrays=arrays,
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(
-            f"{path} is not a manifest of ferry ({error!r}); `ferry preprocess {folder.name}` "
-            f"makes it anew"
-        ) from error
+    return read(DatasetManifest, folder / MANIFEST, f"ferry preprocess {folder.name}")
 
 
 def open_split(folder: Path, split: str) -> Split:

@@ -13,23 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import torch
 
-from pipeline import layout, tracking
+from pipeline import tracking
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel, tokenizer
+from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import Graph, load_graph
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.ready import Kind
 from pipeline.records.train import TrainReport
-from serving.errors import IntegrityError, ModelError
+from serving.errors import IntegrityError
 from serving.files import sha256_of_bytes, sha256_of_file
 from serving.runtime.session import open_session
-
-INPUTS: dict[Kind, str] = {"image": "images", "table": "features", "text": tokenizer.IDS}
-"""The name of what PyTorch's graph takes; the words of a sentence are looked up before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,44 +89,6 @@ def export(
     _record(model, graph, example, report, track=track)
     write(report, files)
     return report
-
-
-def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.ModelProto:
-    """Export a graph with a symbolic batch axis, named by its modules and without local paths.
-
-    `example` is two raw rows, for instance uint8 [2, H, W, C]: a batch of one would be taken for a
-    constant. A graph that reads sentences takes them as strings [batch]. Raises ModelError when
-    torch cannot export it.
-    """
-    made = to_program(graph, example, opset).model_proto
-    onnxmodel.name_by_module(made.graph)
-    onnxmodel.strip(made)
-    if graph.kind == "text":
-        tokenizer.prepend(made, graph.vocabulary)
-    return made
-
-
-def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> torch.onnx.ONNXProgram:
-    """What torch's exporter makes: the ONNX model beside the PyTorch graph it was made from."""
-    try:
-        with onnxmodel.quiet():
-            program = torch.onnx.export(
-                graph.eval(),
-                (graph.tensor(example),),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=opset,
-                input_names=[INPUTS[graph.kind]],
-                output_names=list(graph.head.outputs),
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise ModelError(
-            f"torch cannot export the model: {' '.join(str(error).split())}"
-        ) from error
-    if program is None:
-        raise ModelError("torch exported nothing")
-    return program
 
 
 def _check_opset(experiment: Experiment, kind: Kind) -> None:

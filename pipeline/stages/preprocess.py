@@ -136,11 +136,12 @@ def _split(
     where = f"datasets.{name}.validation_rows"
     if dataset.complete:
         return _complete_splits(rows, where, config)
-    train, validation = _validation_split(rows.train_labels, dataset, where, config)
+    inputs, labels = rows.train.inputs, rows.train.labels
+    train, validation = _validation_split(labels, dataset, where, config)
     splits = {
-        "train": Split(rows.train_inputs[train], rows.train_labels[train]),
-        "validation": Split(rows.train_inputs[validation], rows.train_labels[validation]),
-        "test": Split(rows.test_inputs, rows.test_labels),
+        "train": Split(inputs[train], labels[train]),
+        "validation": Split(inputs[validation], labels[validation]),
+        "test": rows.test,
     }
     if missing := _missing_class(splits["test"], dataset):
         raise InputError(f"the test part of {name} has no row of class {missing!r}")
@@ -157,10 +158,10 @@ def _complete_splits(rows: RawRows, where: str, config: DatasetConfig) -> Mappin
     """Every row in every split, for a data set of all the rows there can be."""
     if config.validation_rows:
         raise ConfigError(
-            f"{where} must be 0, for its {len(rows.train_labels)} rows are all there can be and "
+            f"{where} must be 0, for its {len(rows.train.labels)} rows are all there can be and "
             f"each is validated on, got {config.validation_rows}"
         )
-    return dict.fromkeys(SPLITS, Split(rows.train_inputs, rows.train_labels))
+    return dict.fromkeys(SPLITS, rows.train)
 
 
 def _validation_split(

@@ -61,8 +61,8 @@ class _Pull:
     name: str
     folder: str
     """Below a mirror."""
-    first: tuple[str, ...]
-    later: tuple[str, ...]
+    mirrors: tuple[str | None, ...]
+    """In the order in which they are tried; None stands for the official addresses."""
 
 
 def pull(raw: Path, *, name: str, mirrors: Sequence[str], mirror: str | None = None) -> PullReport:
@@ -76,12 +76,12 @@ def pull(raw: Path, *, name: str, mirrors: Sequence[str], mirror: str | None = N
     address that is no mirror, and DownloadError when no address had a file.
     """
     dataset = datasets.get(name)
-    first = (_checked(mirror, "--mirror", UsageError),) if mirror else ()
-    later = tuple(
+    first = [_checked(mirror, "--mirror", UsageError)] if mirror else []
+    later = [
         _checked(entry, f"mirrors[{index}]", ConfigError) for index, entry in enumerate(mirrors)
-    )
+    ]
     folder = dataset.mirrored_as or name
-    run = _Pull(raw=raw, name=name, folder=folder, first=first, later=later)
+    run = _Pull(raw=raw, name=name, folder=folder, mirrors=(*first, None, *later))
     raw.mkdir(parents=True, exist_ok=True)
     with _alone(raw, name):
         files = [_pull_file(run, file) for file in dataset.files]
@@ -169,30 +169,24 @@ def _file_attempts(run: _Pull, file: RawFile) -> Iterator[Attempt]:
     target = run.raw / file.name
     if file.embedded:
         yield file.embedded, partial(_copy_embedded, file, target)
-    addresses = [_below(mirror, run.folder, file.name) for mirror in run.first]
-    addresses += file.urls
-    addresses += [_below(mirror, run.folder, file.name) for mirror in run.later]
-    for address in addresses:
+    for _, address in _addresses(run, file):
         yield _shown(address), partial(fetch, file, target, address)
 
 
 def _archive_attempts(run: _Pull, archive: Archive, missing: list[RawFile]) -> Iterator[Attempt]:
     """Try the archive from each address, and from a mirror without it the members themselves."""
-    for mirror in run.first:
-        yield from _mirror_attempts(run, archive, missing, mirror)
-    for url in archive.urls:
-        yield _shown(url), partial(_fetch_archive, run, archive, missing, url)
-    for mirror in run.later:
-        yield from _mirror_attempts(run, archive, missing, mirror)
+    for mirror, address in _addresses(run, archive):
+        yield _shown(address), partial(_fetch_archive, run, archive, missing, address)
+        if mirror is not None:
+            folder = _below(mirror, run.folder, "")
+            yield f"{_shown(folder)} (members)", partial(_fetch_members, run, missing, mirror)
 
 
-def _mirror_attempts(
-    run: _Pull, archive: Archive, missing: list[RawFile], mirror: str
-) -> Iterator[Attempt]:
-    whole = _below(mirror, run.folder, archive.name)
-    yield _shown(whole), partial(_fetch_archive, run, archive, missing, whole)
-    folder = _below(mirror, run.folder, "")
-    yield f"{_shown(folder)} (members)", partial(_fetch_members, run, missing, mirror)
+def _addresses(run: _Pull, file: RawFile | Archive) -> Iterator[tuple[str | None, str]]:
+    """The addresses of a file in order, each with its mirror; None for the official ones."""
+    for mirror in run.mirrors:
+        places = file.urls if mirror is None else (_below(mirror, run.folder, file.name),)
+        yield from ((mirror, place) for place in places)
 
 
 def _fetch_archive(run: _Pull, archive: Archive, missing: list[RawFile], address: str) -> None:

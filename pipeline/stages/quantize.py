@@ -6,33 +6,39 @@ ships and the report says why. A recipe gives the same bytes of the same inputs 
 one is best depends on speeds that are measured, so `recipes` in params.yaml may name it.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from pipeline import layout, tracking
+from pipeline import tracking
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.proof.rows import Rows, open_rows, rows_of_split
 from pipeline.quantization import recipes
+from pipeline.quantization.apply import Quantizer
+from pipeline.quantization.judging import Judge
 from pipeline.quantization.recipes import Recipe
-from pipeline.quantization.search import VARIANTS, QuantizationJob, Retraining, run
+from pipeline.quantization.search import Training, search
 from pipeline.records import ReportFiles, ready, write
-from pipeline.records.quantize import QuantizeReport
+from pipeline.records.quantize import QuantizeReport, Search, VariantFile
 from pipeline.stages.page import figures
 from pipeline.stages.page.figures import pareto, tries_csv
 from serving.errors import InputError, UnknownNameError, UsageError
-from serving.files import write_json, write_text
+from serving.files import sha256_of_bytes, write_bytes, write_json, write_text
+from serving.machine.environment import describe
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.session import open_session
 from serving.runtime.tensors import TensorInfo
 
+VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
 FEWEST_ROWS = 2
 
 
@@ -66,27 +72,23 @@ def quantize(
         weights = model.with_name(layout.weights(experiment.name).name)
         return trained_again(original, weights, data, recipe, experiment=experiment)
 
-    found = run(
-        QuantizationJob(
-            name=experiment.name,
-            model=original,
-            calibration=calibration_rows(data, info, config, experiment.name),
-            judged=judging_rows(data, info),
-            variants=[variant for variant in VARIANTS if variant not in config.skip],
-            config=config,
-            min_snr_db={"fp16": gates.fp16.min_snr_db, "int8": gates.int8.min_snr_db},
-            retraining=Retraining(epochs=config.qat_epochs, model=trained)
-            if config.qat_epochs
-            else None,
-        )
+    job = QuantizationJob(
+        name=experiment.name,
+        model=original,
+        calibration=calibration_rows(data, info, config, experiment.name),
+        judged=judging_rows(data, info),
+        variants=[variant for variant in VARIANTS if variant not in config.skip],
+        config=config,
+        min_snr_db={"fp16": gates.fp16.min_snr_db, "int8": gates.int8.min_snr_db},
+        training=trained if config.qat_epochs else None,
     )
-    found.write(folder)
-    write_text(plots / "tries.csv", tries_csv(found.report))
+    report = run(job, folder)
+    write_text(plots / "tries.csv", tries_csv(report))
     title = f"{experiment.name}: what each recipe lost and won"
-    write_text(plots / "pareto.svg", figures.as_svg(pareto(found.report), title) + "\n")
-    _record(found.report, onnxmodel.metadata(original), track=track)
-    write(found.report, files)
-    return found.report
+    write_text(plots / "pareto.svg", figures.as_svg(pareto(report), title) + "\n")
+    _record(report, onnxmodel.metadata(original), track=track)
+    write(report, files)
+    return report
 
 
 def quantize_file(
@@ -110,20 +112,90 @@ def quantize_file(
             raise UsageError(f"{model} would be replaced by its own variant; name another --output")
     batch = fixed_batch(session.inputs)
     calibration, judged = _halves(open_rows(rows, session.inputs), config, batch or 1)
-    found = run(
-        QuantizationJob(
-            name=model.name,
-            model=original,
-            calibration=calibration,
-            judged=judged,
-            variants=variants,
-            config=replace(config, skip={}),
-            batch=batch,
-        )
+    job = QuantizationJob(
+        name=model.name,
+        model=original,
+        calibration=calibration,
+        judged=judged,
+        variants=variants,
+        config=replace(config, skip={}),
+        batch=batch,
     )
-    found.write(folder, model.stem)
-    write_json(folder / "quantize.json", found.report)
-    return found.report
+    report = run(job, folder, model.stem)
+    write_json(folder / "quantize.json", report)
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationJob:
+    """A model, the rows that it is calibrated and judged on, and what its variants may cost."""
+
+    name: str
+    model: onnx.ModelProto
+    calibration: Rows
+    judged: Rows
+    variants: Sequence[Variant]
+    """Those to search, and no others."""
+    config: QuantizeConfig
+    min_snr_db: Mapping[Variant, float | None] = field(default_factory=dict)
+    """What parity asks of each variant's signal-to-noise ratio; nothing where it is not said."""
+    batch: int | None = None
+    """The one batch size that the model takes, or None where any will do."""
+    training: Training | None = None
+    """The last resort."""
+
+
+def run(job: QuantizationJob, folder: Path, stem: str = "model") -> QuantizeReport:
+    """Search all variants of a job, and write those that were found: STEM.int8.onnx, ...
+
+    Variants of an earlier run that kept more are removed. Raises UnknownNameError for a recipe that
+    does not exist, before anything is measured.
+    """
+    start = time.perf_counter()
+    for name in job.config.recipes:
+        recipes.parse(name)
+    searches: dict[str, Search] = {}
+    contents: dict[str, bytes] = {}
+    if job.variants:
+        quantizer = Quantizer(job.model, job.calibration, job.batch)
+        judge = Judge(quantizer, job.judged, job.config, job.min_snr_db)
+        for variant in [one for one in VARIANTS if one in job.variants]:
+            searches[variant], contents[variant] = search(judge, variant, job.training)
+    kept = {name: content for name, content in contents.items() if content}
+    fp32 = job.model.SerializeToString(deterministic=True)
+    report = QuantizeReport(
+        experiment=job.name,
+        model_sha256=sha256_of_bytes(fp32),
+        goal=job.config.goal,
+        judged_on=job.judged.name,
+        rows=len(job.judged) if job.variants else 0,
+        calibration_rows=len(job.calibration) if "int8" in job.variants else 0,
+        machine=describe().processor,
+        threads=1,
+        seconds=time.perf_counter() - start,
+        variants={
+            name: VariantFile(
+                recipe=searches[name].chosen or "",
+                bytes=len(content),
+                sha256=sha256_of_bytes(content),
+                size_ratio=len(content) / len(fp32),
+            )
+            for name, content in kept.items()
+        },
+        skipped={
+            **job.config.reasons,
+            **{name: one.reason for name, one in searches.items() if name not in kept},
+        },
+        searches=searches,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for variant in VARIANTS:
+        path = folder / f"{stem}.{variant}.onnx"
+        if variant in kept:
+            write_bytes(path, kept[variant])
+        else:
+            path.unlink(missing_ok=True)
+    return report
 
 
 def calibration_rows(data: Path, info: TensorInfo, config: QuantizeConfig, name: str) -> Rows:
@@ -180,15 +252,15 @@ def _check_recipes(config: QuantizeConfig, name: str) -> None:
 def _record(report: QuantizeReport, metadata: dict[str, str], *, track: bool) -> None:
     weights = metadata.get(f"{onnxmodel.METADATA}weights_sha256", "")
     with tracking.run_of_weights(report.experiment, weights, track=track) as tracker:
-        for variant, search in report.searches.items():
-            tracker.log_tags({f"ferry.quantize.{variant}": search.chosen or "refused"})
-            for one in search.tries:
+        for variant, found in report.searches.items():
+            tracker.log_tags({f"ferry.quantize.{variant}": found.chosen or "refused"})
+            for one in found.tries:
                 prefix = f"quantize.{variant}.{one.recipe}"
-                found = {"size_ratio": one.size_ratio, "speed": one.speed or None}
+                known = {"size_ratio": one.size_ratio, "speed": one.speed or None}
                 if one.quality:
-                    found |= {"loss": one.quality.loss, "flips": one.quality.flips}
+                    known |= {"loss": one.quality.loss, "flips": one.quality.flips}
                 tracker.log_metrics(
-                    {f"{prefix}.{key}": value for key, value in found.items() if value is not None}
+                    {f"{prefix}.{key}": value for key, value in known.items() if value is not None}
                 )
         if report.searches:
             tracker.log_figure(pareto(report), "quantize.png")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.proof.gate import QUANTITIES, GateQuantity
 from pipeline.proof.tables import cell_lines, facts, ulps

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, measurements_of, over_eager

@@ -8,10 +8,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -19,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import datasets, layout, tracking
-from pipeline.config import params
+from pipeline import datasets, tracking
+from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import build_graph
 from pipeline.records import ReportFiles, ready, write
@@ -29,27 +27,16 @@ from pipeline.records.train import Epoch, TrainReport, best_of
 from pipeline.stages.page import figures
 from pipeline.tracking import WEIGHTS_TAG, Tracker
 from pipeline.training import checkpoint, distributed
-from pipeline.training.evaluation import DeviceRows, Evaluation, evaluate
+from pipeline.training.batches import DeviceRows, Evaluation, evaluate
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import PreparedTraining, prepare
-from serving.errors import UsageError
-from serving.files import dump_json, read_record, sha256_of_bytes, write_bytes, write_text
+from serving.files import csv_text, dump_json, read_record, sha256_of_bytes, write_bytes, write_text
 from serving.machine.environment import git_revision, this_machine
 
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_BETWEEN_CHECKPOINTS = 1.0
 """Epochs may be shorter than it takes to keep them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Outputs:
-    """The files that a training writes."""
-
-    weights: Path
-    report: ReportFiles
-    plots: Path
-    checkpoint: Path
 
 
 def train(
@@ -75,35 +62,29 @@ def train(
     """
     params.check(experiment)
     state = weights.with_name(layout.checkpoint(experiment.name).name)
-    outputs = _Outputs(weights=weights, report=files, plots=plots, checkpoint=state)
-    with distributed.join(choose_device(device or experiment.train.device)) as team:
+    with distributed.join(distributed.choose_device(device or experiment.train.device)) as team:
         kept = checkpoint.read(state)
         training = prepare(data, weights, experiment, team, state=kept)
         if not team.leads:
-            _fit(training, outputs, Tracker())
+            _fit(training, state, Tracker())
             return read_record(TrainReport, json.loads(team.share(b"")), str(files.details))
-        _sweep(outputs)
+        _sweep(weights, state, files.details, files.metrics)
         _log(training)
         with tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker:
-            tracker.log_parameters(_flat(asdict(experiment)))
+            settings = params.leaves(asdict(experiment))
+            tracker.log_parameters(
+                {".".join(keys): value for keys, value in settings if value != {}}
+            )
             rows = ready.open_split(data, "train")
             tracker.log_data(datasets.get(experiment.dataset), training.manifest, rows)
             del rows  # else they would stay mapped
-            _fit(training, outputs, tracker)
-            report = _finish(training, ready.open_split(data, "test"), outputs, tracker)
+            _fit(training, state, tracker)
+            report = _finish(training, ready.open_split(data, "test"), weights, plots, tracker)
         report = replace(report, tracking_seconds=tracker.seconds)
         write(report, files)
         state.unlink(missing_ok=True)
         team.share(dump_json(report).encode())
     return report
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of "auto", "cpu" or "cuda"; UsageError for CUDA where there is none."""
-    has_cuda = torch.cuda.is_available()
-    if wanted == "cuda" and not has_cuda:
-        raise UsageError("device cuda was asked for and torch finds none; `ferry doctor` says more")
-    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
 def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tuple[int, ...], ...]:
@@ -118,26 +99,9 @@ def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tup
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def history_csv(history: Sequence[Epoch]) -> str:
-    """A line per epoch below the names of its fields; empty where a value is None."""
-    names = [field.name for field in fields(Epoch)]
-    rows = [",".join(_cell(getattr(epoch, name)) for name in names) for epoch in history]
-    return "\n".join([",".join(names), *rows]) + "\n"
-
-
-def confusion_csv(split: Split, predicted: Tensor | None, labels: Sequence[str]) -> str:
-    """A line per row with the names of its actual and its predicted class, if one is predicted."""
-    rows = []
-    if predicted is not None:
-        pairs = zip(split.labels.tolist(), predicted.tolist(), strict=True)
-        rows = [f"{labels[actual]},{labels[answer]}" for actual, answer in pairs]
-    return "\n".join(["actual,predicted", *rows]) + "\n"
-
-
-def _sweep(outputs: _Outputs) -> None:
+def _sweep(*targets: Path) -> None:
     """Remove what a killed training had begun to write."""
-    report = outputs.report
-    for path in (outputs.weights, outputs.checkpoint, report.details, report.metrics):
+    for path in targets:
         for left in path.parent.glob(f".{path.name}.*.tmp"):
             left.unlink()
 
@@ -152,7 +116,7 @@ def _log(training: PreparedTraining) -> None:
         logger.info("%s goes on after epoch %d", loop.name, len(loop.history))
 
 
-def _fit(training: PreparedTraining, outputs: _Outputs, tracker: Tracker) -> None:
+def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:
     """Run the epochs that are left, and keep what is done as often as it is worth the time."""
     loop = training.loop
     rows, logged, kept = loop.steps * loop.batch_size, -math.inf, -math.inf
@@ -177,7 +141,7 @@ def _fit(training: PreparedTraining, outputs: _Outputs, tracker: Tracker) -> Non
                 tracker.log_epochs(loop.history[kept_epochs:])
                 kept_epochs = len(loop.history)
                 kept_state = loop.checkpoint(training.fingerprint, tracker.run_id)
-                checkpoint.save(outputs.checkpoint, kept_state)
+                checkpoint.save(state, kept_state)
                 kept = time.monotonic()
 
 
@@ -191,21 +155,24 @@ def _line(loop: TrainingLoop, epoch: Epoch) -> str:
 
 
 def _finish(
-    training: PreparedTraining, test: Split, outputs: _Outputs, tracker: Tracker
+    training: PreparedTraining, test: Split, weights: Path, plots: Path, tracker: Tracker
 ) -> TrainReport:
     """Evaluate the kept weights as they are served, on the CPU; write all but the report."""
-    weights = {key: value.cpu().contiguous() for key, value in training.loop.best.items()}
+    best = {key: value.cpu().contiguous() for key, value in training.loop.best.items()}
     graph = build_graph(training.experiment, training.manifest)
-    graph.load_state_dict(weights)
+    graph.load_state_dict(best)
     result = evaluate(graph, DeviceRows(graph, test, torch.device("cpu")))
-    content = safetensors.torch.save(weights)
+    content = safetensors.torch.save(best)
     report = _report(training, test, result, sha256_of_bytes(content), tracker.run_id)
     _record(tracker, report)
-    write_bytes(outputs.weights, content)
-    write_text(outputs.plots / "history.csv", history_csv(report.history))
-    write_text(
-        outputs.plots / "confusion.csv", confusion_csv(test, result.predicted, report.labels)
-    )
+    write_bytes(weights, content)
+    columns = [field.name for field in fields(Epoch)]
+    write_text(plots / "history.csv", csv_text(columns, map(astuple, report.history)))
+    classes = []
+    if result.predicted is not None:
+        pairs = zip(test.labels.tolist(), result.predicted.tolist(), strict=True)
+        classes = [(report.labels[actual], report.labels[answer]) for actual, answer in pairs]
+    write_text(plots / "confusion.csv", csv_text(("actual", "predicted"), classes))
     return report
 
 
@@ -265,18 +232,3 @@ def _record(tracker: Tracker, report: TrainReport) -> None:
     if report.confusion:
         matrix = figures.confusion_matrix(report.confusion, report.labels)
         tracker.log_figure(matrix, "confusion_matrix.png")
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested settings by their path, as in params.yaml."""
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else str(value)

@@ -17,6 +17,7 @@ from pipeline import datasets, tracking
 from pipeline.config.experiment import Experiment
 from pipeline.records import ready
 from pipeline.records.train import Epoch
+from pipeline.records.train import best_of as best_epoch
 from pipeline.records.tune import Setting, Trial, TuneReport, best_of, settings_text
 from pipeline.tracking import Tracker
 from pipeline.training.setup import read_source
@@ -103,7 +104,7 @@ class _RunningSearch:
 
     def end(self, number: int, outcome: TrialOutcome) -> None:
         """Note how a trial ended, and log it."""
-        best = max(outcome.epochs, key=lambda epoch: (*epoch.rank, -epoch.epoch), default=None)
+        best = best_epoch(outcome.epochs) if outcome.epochs else None
         trial = Trial(
             number=number,
             state=outcome.state,
@@ -135,11 +136,13 @@ def _run_beside(search: _RunningSearch, team: list[TrialWorker]) -> None:
         for worker in team:
             if worker.trial is None and (asked := search.begin()):
                 worker.begin(*asked)
-        busy = {worker.ready: worker for worker in team if worker.trial is not None}
+        busy = [worker for worker in team if worker.trial is not None]
         if not busy:
             return
-        for ready_one in wait(list(busy)):
-            _listen(search, next(one for one in busy.values() if one.ready is ready_one))
+        told = wait([worker.connection for worker in busy])
+        for worker in busy:
+            if worker.connection in told:
+                _listen(search, worker)
 
 
 def _listen(search: _RunningSearch, worker: TrialWorker) -> None:

@@ -71,15 +71,18 @@ class Team:
 
     def share(self, content: bytes) -> bytes:
         """What the lead holds, for every process; the others' `content` does not count."""
-        if self.size == 1:
-            return content
-        length = torch.tensor(len(content), device=self.device)
-        distributed.broadcast(length, 0)
-        data = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
-        if self.leads and content:
-            data = torch.frombuffer(bytearray(content), dtype=torch.uint8).to(self.device)
-        distributed.broadcast(data, 0)
-        return bytes(data.cpu().numpy())
+        shared = [content]
+        if self.size > 1:
+            distributed.broadcast_object_list(shared, 0, device=self.device)
+        return shared[0]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda"; UsageError for CUDA where there is none."""
+    has_cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise UsageError("device cuda was asked for and torch finds none; `ferry doctor` says more")
+    return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
 def leads() -> bool:

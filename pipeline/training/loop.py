@@ -1,135 +1,33 @@
-"""The training loop itself: epochs, batches, validation, and how one goes on after a stop.
+"""The training loop: epochs, batches, steps, validation, and how one goes on after a stop.
 
 Every random draw of an epoch comes from the seed and the epoch's number, so that a resumed training
-draws what an uninterrupted one would have drawn.
-
-A whole batch of images is changed at once, on its device: shift, turn, size, side, gap. All draws
-are taken on the CPU beforehand, so that no step waits for a GPU.
+draws what an uninterrupted one would have drawn. The optimizers and schedules of params.yaml are
+torch's own; here they get their options. On CUDA no step reads a value back, so that the host runs
+ahead of the GPU; only lbfgs must.
 """
 
 import json
 import math
+import os
+import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer, lr_scheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from pipeline.config.experiment import AugmentConfig, Experiment, TrainConfig
-from pipeline.errors import DivergedError
+from pipeline.config.experiment import Experiment, TrainConfig
+from pipeline.errors import ConfigError, DivergedError
 from pipeline.network.graph import Graph
 from pipeline.records.train import Epoch, best_of
+from pipeline.training.batches import DeviceRows, augment, draw, evaluate
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import DeviceRows, evaluate
-from pipeline.training.step import Stepper
-
-DRAWS = 7
-"""Of an image: shift down and right, turn, size, side, and the middle of what is blanked."""
-
-
-def draw(rows: int, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Draw what changes each of `rows` images: float32 [rows, 7] from 0 to 1, on the CPU.
-
-    The same seed gives the same changes on every device. Where nothing is to change no draw is
-    taken, and the result is [rows, 0].
-    """
-    return torch.rand(rows, DRAWS if _changes(config) else 0, generator=generator)
-
-
-def augment(planes: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
-    """Change each image in its own random way; what comes in from outside is 0, as is a gap.
-
-    `planes` is raw float32 [batch, C, H, W] and so is the result. `draws` is float32 [batch, 7], as
-    `draw` makes it, on the device of the planes.
-    """
-    if not _changes(config):
-        return planes
-    if config.rotate or config.scale:
-        planes = _transform(planes, config, draws)
-    elif config.translate or config.flip:
-        planes = _move(planes, config, draws)
-    if config.cutout:
-        planes = _blank(planes, config.cutout, draws)
-    return planes
-
-
-def _changes(config: AugmentConfig) -> bool:
-    return bool(config.translate or config.rotate or config.scale or config.flip or config.cutout)
-
-
-def _shifts(config: AugmentConfig, draws: Tensor) -> Tensor:
-    """Whole pixels down and right, each as likely as the others: float32 [2, batch]."""
-    return (draws[:, :2].T * (2 * config.translate + 1)).floor() - config.translate
-
-
-def _mirrored(config: AugmentConfig, draws: Tensor) -> Tensor:
-    return draws[:, 4] < (0.5 if config.flip else 0.0)
-
-
-def _move(planes: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
-    """Shift by whole pixels and mirror: on a CPU several times as fast as sampling along a grid."""
-    batch, channels, height, width = planes.shape
-    edge, device = config.translate, planes.device
-    padded = functional.pad(planes.permute(0, 2, 3, 1), (0, 0, edge, edge, edge, edge))
-    down, right = _shifts(config, draws).long()
-    columns = torch.arange(width, device=device)
-    columns = torch.where(_mirrored(config, draws)[:, None], columns.flip(0), columns)
-    columns = columns + (edge - right)[:, None]
-    rows = torch.arange(height, device=device) + (edge - down)[:, None]
-    images = torch.arange(batch, device=device)[:, None, None]
-    lines = images * (height + 2 * edge) + rows[:, :, None]
-    pixels = lines * (width + 2 * edge) + columns[:, None, :]
-    moved = padded.reshape(-1, channels).index_select(0, pixels.flatten())
-    return moved.view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _transform(planes: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
-    """Sample along a grid that is shifted, turned, stretched and mirrored."""
-    _, _, height, width = planes.shape
-    maps = _affine_maps(planes.shape, config, draws)[..., None, None]
-    x, y = (_middles(side, planes.device) for side in (width, height))
-    # Twice as fast as `affine_grid`, which multiplies matrices.
-    grid = torch.addcmul(maps[:, :, 1] * y[:, None] + maps[:, :, 2], maps[:, :, 0], x)
-    return functional.grid_sample(planes, grid.permute(0, 2, 3, 1), align_corners=False)
-
-
-def _affine_maps(shape: torch.Size, config: AugmentConfig, draws: Tensor) -> Tensor:
-    """Affine maps [batch, 2, 3] in the units of `grid_sample`, in which an image spans 2."""
-    _, _, height, width = shape
-    turn, size = (draws[:, 2:4].T * 2 - 1).unbind()
-    turn = turn * math.radians(config.rotate)
-    zoom = 1 + size * config.scale
-    cosine, sine = zoom * turn.cos(), zoom * turn.sin()
-    side = torch.where(_mirrored(config, draws), -1.0, 1.0)
-    down, right = _shifts(config, draws)
-    top = torch.stack([side * cosine, -sine * height / width, -right * 2 / width], dim=1)
-    bottom = torch.stack([side * sine * width / height, cosine, -down * 2 / height], dim=1)
-    return torch.stack([top, bottom], dim=1)
-
-
-def _middles(side: int, device: torch.device) -> Tensor:
-    """Where the middles of the pixels along one side are, from -1 to 1."""
-    return (torch.arange(side, device=device) * 2 + 1) / side - 1
-
-
-def _blank(planes: Tensor, side: int, draws: Tensor) -> Tensor:
-    """Set a square to 0, whose middle is any pixel: what of it is outside blanks nothing."""
-    height, width = planes.shape[2:]
-    rows = _outside(height, side, draws[:, 5])
-    columns = _outside(width, side, draws[:, 6])
-    return planes * (rows[:, :, None] | columns[:, None, :])[:, None]
-
-
-def _outside(length: int, side: int, drawn: Tensor) -> Tensor:
-    """Which pixels of an axis the square leaves: bool [batch, length]."""
-    start = (drawn * length).floor() - side // 2
-    offset = torch.arange(length, device=drawn.device) - start[:, None]
-    return (offset < 0) | (offset >= side)
-
 
 STEPS_BETWEEN_CHECKS = 25
 """How often the loss is read back on a CPU. A GPU would have to wait: there it is once an epoch."""
@@ -229,13 +127,7 @@ class TrainingLoop:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on after the checkpoint's last epoch."""
         self.graph.load_state_dict(checkpoint.model)
-        self.stepper.restore(
-            {
-                "average": checkpoint.average,
-                "optimizer": checkpoint.optimizer,
-                "scheduler": checkpoint.scheduler,
-            }
-        )
+        self.stepper.restore(checkpoint)
         self.history = [Epoch(**epoch) for epoch in checkpoint.history]
         self.best_epoch = best_of(self.history)
         self.best = {key: value.to(self.team.device) for key, value in checkpoint.best.items()}
@@ -315,3 +207,186 @@ class TrainingLoop:
                 return epoch
             content = json.dumps(asdict(epoch)).encode()
         return Epoch(**json.loads(self.team.share(content)))
+
+
+class Stepper:
+    """A graph with all that moves its weights."""
+
+    def __init__(self, graph: Graph, experiment: Experiment, steps: int, team: Team) -> None:
+        """Take `steps` steps in all, on the device that the graph is on.
+
+        Raises ConfigError where the network is to be compiled and no compiler is found.
+        """
+        self.config: TrainConfig = experiment.train
+        self.graph = graph
+        self.team = team
+        self.network = team.parallel(graph.network)
+        if self.config.compile:
+            _require_compiler(team.device, experiment.name)
+            self.network = cast("nn.Module", torch.compile(self.network))
+        self.optimizer = make_optimizer(graph.parameters(), self.config)
+        self.scheduler = make_scheduler(self.optimizer, self.config, steps)
+        self.precision = _precision(team.device, self.config)
+        self.scaler = torch.amp.GradScaler(
+            team.device.type, enabled=self.precision == torch.float16
+        )
+        self.average = _average(graph, self.config.ema)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def served(self) -> Graph:
+        """The graph whose weights are kept: the moving average where there is one."""
+        return self.graph if self.average is None else cast("Graph", self.average.module)
+
+    def step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the weights once; returns the network's output and the loss, both detached."""
+        if isinstance(self.optimizer, LBFGS):
+            output, loss = self._search(self.optimizer, inputs, labels)
+        else:
+            output, loss = self._forward(inputs, labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            if self.config.clip:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.graph.parameters(), self.config.clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.scheduler.step()
+        if self.average:
+            self.average.update_parameters(self.graph)
+        return output.detach(), loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on besides the weights: fields of a `Checkpoint`."""
+        return {
+            "average": self.average.state_dict() if self.average else {},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() | {"scaler": self.scaler.state_dict()},
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from the `state` of a stepper of the same settings."""
+        if self.average:
+            self.average.load_state_dict(checkpoint.average)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        match_layouts(self.optimizer)
+        schedule = dict(checkpoint.scheduler)
+        self.scaler.load_state_dict(schedule.pop("scaler"))
+        self.scheduler.load_state_dict(schedule)
+
+    def _forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.precision != torch.float32
+        with torch.autocast(self.team.device.type, self.precision, enabled=half):
+            output: Tensor = self.network(inputs)
+            smoothing = self.config.label_smoothing
+            return output, self.graph.head.loss(output, inputs, labels, smoothing)
+
+    def _search(self, optimizer: LBFGS, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Search along a line, which asks for the loss several times; returns the first answers."""
+        # Each asks for the same units dropped, else the line would not be one.
+        seed = int(torch.randint(2**31, ()))
+        outputs: list[Tensor] = []
+
+        def closure() -> float:
+            torch.manual_seed(seed)
+            optimizer.zero_grad(set_to_none=True)
+            output, loss = self._forward(inputs, labels)
+            loss.backward()
+            outputs.append(output)
+            value = float(self.team.total(loss.detach().clone())) / self.team.size
+            if math.isnan(value):
+                raise _LostError
+            return value
+
+        try:
+            loss = float(optimizer.step(closure))
+        except _LostError:
+            loss = math.nan
+        return outputs[0], torch.tensor(loss, device=inputs.device)
+
+
+def make_optimizer(weights: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
+    """Make the optimizer that `config` names.
+
+    The fused forms walk all weights at once and read no value back from a GPU, not even where the
+    loss is scaled for half precision.
+    """
+    lr, decay, momentum = config.lr, config.weight_decay, config.momentum
+    betas = (momentum, 0.99)
+    match config.optimizer:
+        case "sgd":
+            nesterov = momentum > 0
+            return torch.optim.SGD(
+                weights, lr, momentum, weight_decay=decay, nesterov=nesterov, fused=True
+            )
+        case "adam":
+            return torch.optim.Adam(weights, lr, betas, weight_decay=decay, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(weights, lr, betas, weight_decay=decay, fused=True)
+        case "rmsprop":
+            return torch.optim.RMSprop(weights, lr, momentum=momentum, weight_decay=decay)
+        case "lbfgs":
+            return torch.optim.LBFGS(weights, lr, line_search_fn="strong_wolfe")
+
+
+def make_scheduler(
+    optimizer: Optimizer, config: TrainConfig, steps: int
+) -> lr_scheduler.LRScheduler:
+    """Make the schedule that `config` names, over all `steps` of the training."""
+    match config.schedule:
+        case "onecycle":
+            # One step more than there are: OneCycleLR refuses to be asked after its last one.
+            return lr_scheduler.OneCycleLR(
+                optimizer, config.lr, total_steps=steps + 1, cycle_momentum=False
+            )
+        case "cosine":
+            return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        case "linear":
+            return lr_scheduler.LinearLR(optimizer, 1.0, end_factor=0.0, total_iters=steps)
+        case "constant":
+            return lr_scheduler.ConstantLR(optimizer, 1.0)
+
+
+def match_layouts(optimizer: Optimizer) -> None:
+    """Lay moments out in memory as their weights are.
+
+    A file keeps rows in order and the weights are channels last; torch's fused optimizers walk both
+    by address and would pair the wrong elements.
+    """
+    for weight, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[key] = torch.empty_like(weight).copy_(value)
+
+
+class _LostError(ArithmeticError):
+    """A search that came to where the loss is not a number, from where it would not find back."""
+
+
+def _require_compiler(device: torch.device, name: str) -> None:
+    variable, command = ("CC", "gcc") if device.type == "cuda" else ("CXX", "g++")
+    if not shutil.which(os.environ.get(variable, command)):
+        raise ConfigError(
+            f"experiments.{name}.train.compile: torch.compile needs a compiler and there is no "
+            f"{os.environ.get(variable, command)}; install one, name it in {variable}, or set "
+            f"compile: false"
+        )
+
+
+def _precision(device: torch.device, config: TrainConfig) -> torch.dtype:
+    """What the forward pass computes in: half precision on CUDA, as the card has it.
+
+    Not for lbfgs, whose line search compares losses that differ in their last digits.
+    """
+    if device.type != "cuda" or config.optimizer == "lbfgs":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _average(graph: Graph, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    return AveragedModel(graph, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -24,8 +24,8 @@ from pipeline.records import ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer
 from pipeline.training import checkpoint
+from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
-from pipeline.training.evaluation import DeviceRows
 from pipeline.training.loop import TrainingLoop
 from serving.errors import IntegrityError
 from serving.files import dump_json, require, sha256_of_bytes
@@ -60,7 +60,7 @@ def prepare(
 
     Beside `weights`, the file to be written some day, lie those that the training begins with.
     """
-    _be_repeatable(team, experiment.train.seed)
+    be_repeatable(team, experiment.train.seed)
     keep_freed_memory()
     manifest = ready.open_manifest(data)
     graph = build_graph(experiment, manifest).to(team.device)
@@ -154,7 +154,7 @@ def keep_freed_memory() -> bool:
     return accepted == (1, 1)
 
 
-def _be_repeatable(team: Team, seed: int) -> None:
+def be_repeatable(team: Team, seed: int) -> None:
     """Seed everything, so that two runs on one machine give the same weights."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Only warned of on CUDA, where some operators have no deterministic form.

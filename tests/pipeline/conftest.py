@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from project import REPOSITORY, Project, generous, lenient
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Params
 from pipeline.config.params import load
 from pipeline.stages.preprocess import preprocess

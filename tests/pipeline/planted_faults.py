@@ -20,9 +20,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from trained_graphs import fit, graph_of, stripes
 
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import BinaryCrossEntropy, CrossEntropy, Graph, MeanSquaredError
 from pipeline.network.vocabulary import Vocabulary
-from pipeline.stages.export import to_onnx
 
 OPSET = 20
 LIMIT = 1e-4

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment, GateConfig, MinSpeedup, QuantizeConfig
 from pipeline.records import ReportFiles
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tries
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import GateConfig
 from pipeline.records.parity import (
     BatchDifference,

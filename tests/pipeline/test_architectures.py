@@ -7,7 +7,7 @@ import onnx
 import pytest
 from architectures import CLASSES, TWELVE, Architecture
 
-from pipeline.exporting.module import ModuleOptions, export_module
+from pipeline.exporting.module import export_module
 from pipeline.exporting.signatures import parse_input
 from serving.measuring.bench import BenchOptions, bench
 from serving.model import open_model
@@ -15,8 +15,6 @@ from serving.model import open_model
 pytest.importorskip("transformers", reason="transformers is not installed: no architectures")
 
 LIMIT = 1e-4
-# Two batch sizes and 24 rows: the benchmark asks more.
-QUICK = ModuleOptions(limit=LIMIT, batch_sizes=(1, 7), num_rows=24)
 
 
 def test_the_twelve_are_there() -> None:
@@ -32,7 +30,7 @@ def test_it_is_exported_with_parity_and_served(architecture: Architecture, tmp_p
     path = tmp_path / "model.onnx"
     pixels = architecture.pixels
     images = parse_input(f"pixel_values:float32[batch,3,{pixels},{pixels}]")
-    report = export_module(architecture.build(), [images], path, options=QUICK)
+    report = export_module(architecture.build(), [images], path, opset=20, limit=LIMIT)
     result = report.parity.result
     assert report.parity.passed
     assert result.max_abs_diff <= LIMIT
@@ -60,7 +58,7 @@ def test_a_padding_of_zeros_before_a_pool_stays_one(tmp_path: Path) -> None:
     """BiT pads before its pool; ONNX Runtime would take the padding into the pool."""
     bit = next(one for one in TWELVE if one.name == "BiT")
     images = parse_input("float32[batch,3,32,32]")
-    report = export_module(bit.build(), [images], tmp_path / "m.onnx", options=QUICK)
+    report = export_module(bit.build(), [images], tmp_path / "m.onnx", opset=20, limit=LIMIT)
     assert "padding of zeros" in report.notes[0]
     operators = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
     at = operators.index("MaxPool")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config.experiment import AugmentConfig
-from pipeline.training.loop import augment, draw
+from pipeline.training.batches import augment, draw
 
 LAST = 1 - 2**-24
 """The largest number that is ever drawn."""

@@ -31,19 +31,19 @@ def raw(tmp_path: Path) -> Path:
 
 def test_records_become_images_and_labels(raw: Path) -> None:
     rows = CIFAR10.read(raw)
-    assert (rows.train_inputs.shape, rows.train_inputs.dtype) == ((100, 32, 32, 3), np.uint8)
-    assert rows.test_inputs.shape == (20, 32, 32, 3)
-    assert rows.train_labels.dtype == np.int64
-    np.testing.assert_array_equal(rows.train_labels, np.arange(100) % 10)
+    assert (rows.train.inputs.shape, rows.train.inputs.dtype) == ((100, 32, 32, 3), np.uint8)
+    assert rows.test.inputs.shape == (20, 32, 32, 3)
+    assert rows.train.labels.dtype == np.int64
+    np.testing.assert_array_equal(rows.train.labels, np.arange(100) % 10)
     record = (raw / FILES[1]).read_bytes()[3 * RECORD : 4 * RECORD]
-    image = rows.train_inputs[23]
+    image = rows.train.inputs[23]
     for row, column, channel in ((0, 0, 0), (5, 7, 1), (31, 30, 2)):
         assert image[row, column, channel] == record[1 + 1024 * channel + 32 * row + column]
 
 
 def test_the_test_part_is_its_own_file(raw: Path) -> None:
     last = np.frombuffer((raw / FILES[-1]).read_bytes(), np.uint8).reshape(-1, RECORD)
-    image = CIFAR10.read(raw).test_inputs[2]
+    image = CIFAR10.read(raw).test.inputs[2]
     np.testing.assert_array_equal(image.transpose(2, 0, 1).ravel(), last[2, 1:])
 
 

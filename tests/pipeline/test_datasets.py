@@ -83,8 +83,8 @@ def test_rows_are_what_their_kind_says(name: str, tmp_path: Path) -> None:
     dataset = datasets.get(name)
     rows = dataset.read(tmp_path / name)
     for inputs, labels in (
-        (rows.train_inputs, rows.train_labels),
-        (rows.test_inputs, rows.test_labels),
+        (rows.train.inputs, rows.train.labels),
+        (rows.test.inputs, rows.test.labels),
     ):
         expected = {"image": (np.uint8, 4), "table": (np.float32, 2)}[dataset.kind]
         assert (inputs.dtype, inputs.ndim) == expected
@@ -96,7 +96,7 @@ def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="no data set named 'digit'; did you mean 'digits'"):
         datasets.get("digit")
     with pytest.raises(UnknownNameError):
-        datasets.get("_idx")
+        datasets.get("_download")
 
 
 LABELS = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], [600, 300, 100]))
@@ -131,8 +131,8 @@ MOONS = datasets.get("moons")
 
 def test_the_points_lie_around_two_half_circles() -> None:
     rows = MOONS.read(Path())
-    points = np.concatenate([rows.train_inputs, rows.test_inputs])
-    labels = np.concatenate([rows.train_labels, rows.test_labels])
+    points = np.concatenate([rows.train.inputs, rows.test.inputs])
+    labels = np.concatenate([rows.train.labels, rows.test.labels])
     assert (points.shape, points.dtype, labels.dtype) == ((2000, 2), np.float32, np.int64)
     centres = np.where(labels[:, None] == 0, (0, 0), (1, 0.5))
     distances = np.linalg.norm(points - centres, axis=1)
@@ -144,16 +144,16 @@ def test_the_points_lie_around_two_half_circles() -> None:
 
 def test_they_are_the_same_each_time() -> None:
     one, two = MOONS.read(Path()), MOONS.read(Path())
-    np.testing.assert_array_equal(one.test_inputs, two.test_inputs)
+    np.testing.assert_array_equal(one.test.inputs, two.test.inputs)
     # Were these to change, no accuracy could be compared with one measured before.
     np.testing.assert_allclose(
-        one.test_inputs[:2], [[0.497784, -0.356984], [0.976905, -0.525995]], atol=1e-6
+        one.test.inputs[:2], [[0.497784, -0.356984], [0.976905, -0.525995]], atol=1e-6
     )
 
 
 def test_the_rows_are_the_truth_table() -> None:
     rows = datasets.get("xor").read(Path())
-    assert (rows.train_inputs.dtype, rows.train_inputs.shape) == (np.float32, (4, 2))
-    for (one, other), label in zip(rows.train_inputs, rows.train_labels, strict=True):
+    assert (rows.train.inputs.dtype, rows.train.inputs.shape) == (np.float32, (4, 2))
+    for (one, other), label in zip(rows.train.inputs, rows.train.labels, strict=True):
         assert label == (bool(one) ^ bool(other))
-    assert len({tuple(row) for row in rows.train_inputs.tolist()}) == 4
+    assert len({tuple(row) for row in rows.train.inputs.tolist()}) == 4

@@ -44,8 +44,8 @@ def refused_bytes(folder: Path, content: bytes) -> str:
 def test_the_rows_are_those_of_scikit_learn(raw: Path) -> None:
     rows = DIGITS.read(raw)
     reference = load_digits()
-    images = np.concatenate([rows.train_inputs, rows.test_inputs])
-    labels = np.concatenate([rows.train_labels, rows.test_labels])
+    images = np.concatenate([rows.train.inputs, rows.test.inputs])
+    labels = np.concatenate([rows.train.labels, rows.test.labels])
     assert images.dtype == np.uint8
     assert images.shape == (1797, 8, 8, 1)
     assert images.max() == 16
@@ -58,12 +58,12 @@ def test_the_rows_are_those_of_scikit_learn(raw: Path) -> None:
 
 def test_the_test_set_is_a_fixed_stratified_fifth(raw: Path) -> None:
     rows = DIGITS.read(raw)
-    assert rows.test_inputs.shape == (360, 8, 8, 1)
-    assert rows.train_inputs.shape == (1437, 8, 8, 1)
-    everything = np.bincount(np.concatenate([rows.train_labels, rows.test_labels]))
-    assert np.abs(np.bincount(rows.test_labels) - everything / 5).max() < 1
+    assert rows.test.inputs.shape == (360, 8, 8, 1)
+    assert rows.train.inputs.shape == (1437, 8, 8, 1)
+    everything = np.bincount(np.concatenate([rows.train.labels, rows.test.labels]))
+    assert np.abs(np.bincount(rows.test.labels) - everything / 5).max() < 1
     # Were this to change, no accuracy could be compared with one measured before.
-    assert sha256_of_bytes(rows.test_inputs.tobytes())[:16] == "10cbdd9b1d83cc43"
+    assert sha256_of_bytes(rows.test.inputs.tobytes())[:16] == "10cbdd9b1d83cc43"
 
 
 @pytest.mark.parametrize(

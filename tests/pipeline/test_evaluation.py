@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.network.graph import Graph, head_of
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.records.ready import Split
-from pipeline.training.evaluation import DeviceRows, evaluate
+from pipeline.training.batches import DeviceRows, evaluate
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,7 @@ from foreign_nets import (
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from pipeline.exporting.exporter import (
+from pipeline.exporting.module import (
     Exported,
     check_weights,
     export_flat,
@@ -143,12 +143,6 @@ def test_nothing_local_is_left_and_the_bytes_are_the_same_twice() -> None:
     for leak in (b".py", b"pkg.torch", b"stack_trace", b"FlatModule"):
         assert leak not in first
     assert b"nets:build" in first
-
-
-@pytest.mark.parametrize("opset", [18, 21])
-def test_the_opset_is_the_one_that_was_asked_for(opset: int) -> None:
-    made = exported(nn.Linear(4, 3), "float32[batch,4]", opset=opset).model
-    assert {entry.domain: entry.version for entry in made.opset_import} == {"": opset}
 
 
 def test_attention_with_a_learned_bias_is_exported() -> None:

@@ -1,14 +1,13 @@
 import gzip
 import struct
 import tracemalloc
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from idx_files import packed, write_images, write_labels
 
-from pipeline.datasets._idx import MAX_ROWS, read_images, read_labels, read_part
+from pipeline.datasets import MAX_ROWS, read_idx, read_labelled
 from serving.errors import InputError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (5, 4, 3), np.uint8)
@@ -26,12 +25,11 @@ def put(path: Path, content: bytes) -> Path:
     return path
 
 
-def refused(path: Path, content: bytes, kind: str = "images") -> str:
+def refused(path: Path, content: bytes, row: tuple[int, ...] = (4, 3)) -> str:
     """What is said of a file that holds `content`, after the file's name."""
     put(path, content)
-    images, labels = partial(read_images, size=(4, 3)), partial(read_labels, classes=10)
     with pytest.raises(InputError) as caught:
-        (images if kind == "images" else labels)(path)
+        read_idx(path, row)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -39,29 +37,29 @@ def refused(path: Path, content: bytes, kind: str = "images") -> str:
 
 
 def test_images_and_labels_come_back_as_written(tmp_path: Path) -> None:
-    images, labels = read_part(
+    read = read_labelled(
         write_images(tmp_path / "images.gz", IMAGES),
         write_labels(tmp_path / "labels.gz", LABELS),
         size=(4, 3),
         classes=10,
     )
-    assert (images.dtype, images.shape) == (np.uint8, (5, 4, 3, 1))
-    np.testing.assert_array_equal(images[..., 0], IMAGES)
-    assert labels.dtype == np.int64
-    np.testing.assert_array_equal(labels, LABELS)
+    assert (read.inputs.dtype, read.inputs.shape) == (np.uint8, (5, 4, 3, 1))
+    np.testing.assert_array_equal(read.inputs[..., 0], IMAGES)
+    assert read.labels.dtype == np.int64
+    np.testing.assert_array_equal(read.labels, LABELS)
 
 
 def test_counts_that_differ_are_refused(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images.gz", IMAGES)
     labels = write_labels(tmp_path / "labels.gz", LABELS[:4])
     with pytest.raises(InputError, match=r"images\.gz holds 5 images, but .*labels\.gz holds 4"):
-        read_part(images, labels, size=(4, 3), classes=10)
+        read_labelled(images, labels, size=(4, 3), classes=10)
 
 
 def test_a_wrong_magic_is_refused(path: Path) -> None:
     said = refused(path, packed(2049, 5, 4, 3, values=IMAGES.tobytes()))
     assert said == "the magic number must be 2051, got 2049"
-    said = refused(path, packed(2051, 5, values=LABELS.astype("u1").tobytes()), "labels")
+    said = refused(path, packed(2051, 5, values=LABELS.astype("u1").tobytes()), ())
     assert said == "the magic number must be 2049, got 2051"
 
 
@@ -91,9 +89,11 @@ def test_a_header_that_is_cut_is_refused(path: Path, length: int) -> None:
     assert said == f"the header must have 16 bytes, there are {length}"
 
 
-def test_a_label_out_of_range_is_refused_with_its_row(path: Path) -> None:
-    said = refused(path, packed(2049, 3, values=bytes([1, 9, 10])), "labels")
-    assert said == "label 10 in row 2, but labels go from 0 to 9"
+def test_a_label_out_of_range_is_refused_with_its_row(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images.gz", IMAGES)
+    labels = write_labels(tmp_path / "labels.gz", np.array([1, 9, 10, 0, 0]))
+    with pytest.raises(InputError, match=r"labels\.gz: label 10 in row 2, but .* from 0 to 9"):
+        read_labelled(images, labels, size=(4, 3), classes=10)
 
 
 def test_what_is_no_gzip_file_is_refused(path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_bomb_is_not_unpacked(path: Path) -> None:
     put(path, packed(2051, 5, 4, 3, values=bytes(50_000_000)))
     tracemalloc.start()
     with pytest.raises(InputError, match="there are more"):
-        read_images(path, size=(4, 3))
+        read_idx(path, (4, 3))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5_000_000

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import layout
+from pipeline.config import layout
 
 PATHS: dict[str, Callable[[str], Path]] = {
     "data/raw/N": layout.raw,

@@ -17,15 +17,15 @@ BOTH = pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_the_four_files_become_rows_and_are_not_mixed_up(tmp_path: Path) -> None:
     write_mnist(tmp_path, train=40, test=20)
     rows = MNIST.read(tmp_path)
-    assert rows.train_inputs.shape == (40, 28, 28, 1)
-    assert rows.test_inputs.shape == (20, 28, 28, 1)
-    assert rows.train_inputs.dtype == np.uint8
-    np.testing.assert_array_equal(rows.test_labels, np.arange(20) % 10)
-    assert [FASHION.labels[label] for label in rows.test_labels[8:10]] == ["Bag", "Ankle boot"]
+    assert rows.train.inputs.shape == (40, 28, 28, 1)
+    assert rows.test.inputs.shape == (20, 28, 28, 1)
+    assert rows.train.inputs.dtype == np.uint8
+    np.testing.assert_array_equal(rows.test.labels, np.arange(20) % 10)
+    assert [FASHION.labels[label] for label in rows.test.labels[8:10]] == ["Bag", "Ankle boot"]
     write_labels(tmp_path / "t10k-labels-idx1-ubyte.gz", np.full(20, 7))
     after = MNIST.read(tmp_path)
-    assert set(after.test_labels.tolist()) == {7}
-    np.testing.assert_array_equal(after.train_labels, rows.train_labels)
+    assert set(after.test.labels.tolist()) == {7}
+    np.testing.assert_array_equal(after.train.labels, rows.train.labels)
 
 
 @BOTH
@@ -66,10 +66,10 @@ def test_the_official_files_hold_what_is_published() -> None:
     if not mirror or not folder.is_dir():
         pytest.skip("FERRY_MIRROR names no folder with the official MNIST files")
     rows = MNIST.read(folder)
-    assert rows.train_inputs.shape == (60000, 28, 28, 1)
-    assert np.bincount(rows.test_labels).tolist() == [
+    assert rows.train.inputs.shape == (60000, 28, 28, 1)
+    assert np.bincount(rows.test.labels).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
     ]  # fmt: skip
     # The mean and standard deviation that every tutorial quotes: 0.1307 and 0.3081.
-    assert rows.train_inputs.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
-    assert rows.train_inputs.std() / 255 == pytest.approx(0.3081, abs=5e-5)
+    assert rows.train.inputs.mean() / 255 == pytest.approx(0.1307, abs=5e-5)
+    assert rows.train.inputs.std() / 255 == pytest.approx(0.3081, abs=5e-5)

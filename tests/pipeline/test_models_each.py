@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.models.cnn import ConvBlock
 from pipeline.models.fast import Fast, Norm, Whitening
 from pipeline.models.text_lstm import TextLstm
-from pipeline.network.vocabulary import PADDING, UNKNOWN, Vocabulary
+from pipeline.network.vocabulary import PADDING, UNKNOWN
 
 CNN = CASES["cnn"][0]
 CIFAR = image(32, 32, 3)
@@ -149,19 +149,15 @@ MLP = {"hidden": [20, 12], "activation": "relu", "dropout": 0.5}
 
 
 def linear_sizes(network: nn.Module) -> list[tuple[int, int]]:
-    return [
-        (layer.in_features, layer.out_features)
-        for layer in network.modules()
-        if isinstance(layer, nn.Linear)
-    ]
+    return [(layer.in_features, layer.out_features) for layer in layers(network, nn.Linear)]
 
 
 def test_the_layers_of_an_mlp() -> None:
     network = build("mlp", MLP, image(4, 5, 3, outputs=2))
     assert linear_sizes(network) == [(60, 20), (20, 12), (12, 2)]
-    assert [layer.p for layer in network if isinstance(layer, nn.Dropout)] == [0.5, 0.5]
+    assert [layer.p for layer in layers(network, nn.Dropout)] == [0.5, 0.5]
     plain = build("mlp", MLP | {"dropout": 0}, image(4, 5, 3, outputs=2))
-    assert not any(isinstance(layer, nn.Dropout) for layer in plain.modules())
+    assert not layers(plain, nn.Dropout)
 
 
 def test_an_mlp_without_hidden_layers_is_one_unit() -> None:
@@ -270,16 +266,6 @@ def test_the_padding_has_no_embedding_to_learn() -> None:
     assert not gradient[PADDING].any()
 
 
-def test_a_vocabulary_fits_its_network() -> None:
-    network = text().eval()
-    many = tuple(f"word{index}" for index in range(500))
-    vocabulary = Vocabulary.of(many, network)
-    ids = torch.from_numpy(vocabulary.encode(["word0 word37 word38 other", " ".join(many)]))
-    assert ids.shape == (2, LENGTH)
-    assert int(ids.max()) < network.vocabulary
-    assert torch.isfinite(network(ids)).all()
-
-
 def test_the_first_weights_remember_and_say_little() -> None:
     network = text(vocabulary=2000, hidden=[50, 40])
     assert 0.09 < network.embedding.weight.std().item() < 0.11
@@ -376,11 +362,3 @@ def test_views_are_averaged_when_served(mirror: bool, shift: int) -> None:
         views += [view.flip(3) for view in views]
     expected = sum(alone(view) for view in views) / len(views)
     torch.testing.assert_close(network(planes), expected, atol=1e-6, rtol=1e-5)
-
-
-def test_a_row_and_its_mirror_image_get_one_answer() -> None:
-    network = case("fast", mirror=True, shift=0).eval()
-    planes = torch.randn(3, 3, 9, 12)
-    torch.testing.assert_close(network(planes), network(planes.flip(3)))
-    network.train()
-    assert not torch.allclose(network(planes), network(planes.flip(3)))

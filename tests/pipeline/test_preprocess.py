@@ -10,7 +10,7 @@ from pipeline import datasets
 from pipeline.config.experiment import DatasetConfig
 from pipeline.datasets import Dataset, RawFile, RawRows
 from pipeline.errors import ConfigError
-from pipeline.records.ready import open_manifest, open_split
+from pipeline.records.ready import Split, open_manifest, open_split
 from pipeline.stages.preprocess import channel_statistics, preprocess, vocabulary
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import sha256_of_file
@@ -59,12 +59,11 @@ def install(
 
 def rows_of(train: list[int], test: list[int], channels: int = 1) -> RawRows:
     random = np.random.default_rng(1)
-    return RawRows(
-        train_inputs=random.integers(0, 256, (len(train), 4, 4, channels), np.uint8),
-        train_labels=np.array(train),
-        test_inputs=random.integers(0, 256, (len(test), 4, 4, channels), np.uint8),
-        test_labels=np.array(test),
-    )
+    parts = [
+        Split(random.integers(0, 256, (len(labels), 4, 4, channels), np.uint8), np.array(labels))
+        for labels in (train, test)
+    ]
+    return RawRows(train=parts[0], test=parts[1])
 
 
 def test_the_splits_are_written_and_open(raw: Path, ready: Path) -> None:
@@ -72,10 +71,10 @@ def test_the_splits_are_written_and_open(raw: Path, ready: Path) -> None:
     rows = datasets.get("mnist").read(raw)
     train, validation, test = (open_split(ready, part) for part in ("train", "validation", "test"))
     assert (len(train.labels), len(validation.labels), len(test.labels)) == (180, 20, 50)
-    np.testing.assert_array_equal(test.inputs, rows.test_inputs)
-    np.testing.assert_array_equal(test.labels, rows.test_labels)
+    np.testing.assert_array_equal(test.inputs, rows.test.inputs)
+    np.testing.assert_array_equal(test.labels, rows.test.labels)
     together = np.concatenate([train.inputs, validation.inputs]).reshape(200, -1)
-    official = rows.train_inputs.reshape(200, -1)
+    official = rows.train.inputs.reshape(200, -1)
     assert sorted(together.tolist()) == sorted(official.tolist())
     assert train.inputs.dtype == np.uint8
     assert train.labels.dtype == np.int64
@@ -86,12 +85,12 @@ def test_the_splits_are_written_and_open(raw: Path, ready: Path) -> None:
 def test_images_keep_their_labels_and_their_order(raw: Path, ready: Path) -> None:
     preprocess(raw, ready, name="mnist", config=CONFIG)
     rows = datasets.get("mnist").read(raw)
-    where = {image.tobytes(): row for row, image in enumerate(rows.train_inputs)}
+    where = {image.tobytes(): row for row, image in enumerate(rows.train.inputs)}
     for part in ("train", "validation"):
         split = open_split(ready, part)
         indices = [where[image.tobytes()] for image in split.inputs]
         assert indices == sorted(indices)
-        np.testing.assert_array_equal(split.labels, rows.train_labels[indices])
+        np.testing.assert_array_equal(split.labels, rows.train.labels[indices])
 
 
 def test_the_manifest_counts_and_measures_the_training_split_alone(raw: Path, ready: Path) -> None:
@@ -179,7 +178,7 @@ def test_a_class_that_would_be_missing_is_refused(
 
 def test_a_constant_channel_is_refused(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of([0, 1] * 20, [0, 1], channels=3)
-    rows.train_inputs[..., 1] = 7
+    rows.train.inputs[..., 1] = 7
     install(monkeypatch, rows, ("a", "b"))
     with pytest.raises(InputError, match="toy: channel 1 has the same value in every training row"):
         preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=4, seed=1))
@@ -187,8 +186,8 @@ def test_a_constant_channel_is_refused(ready: Path, monkeypatch: pytest.MonkeyPa
 
 def table_of(values: np.ndarray) -> RawRows:
     """Rows of a table, with two classes in turn, for training as for the test."""
-    labels = np.arange(len(values)) % 2
-    return RawRows(train_inputs=values, train_labels=labels, test_inputs=values, test_labels=labels)
+    rows = Split(values, np.arange(len(values)) % 2)
+    return RawRows(train=rows, test=rows)
 
 
 def test_a_table_is_measured_by_feature(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,14 +219,15 @@ def test_the_words_of_a_text_are_those_of_its_training_rows(
     ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = np.array(["b a  a", " a c b", "B d\t", "a"] * 10)
-    rows = replace(table_of(texts), test_inputs=np.array(["only here", "b"] * 20))
+    rows = table_of(texts)
+    rows = replace(rows, test=replace(rows.test, inputs=np.array(["only here", "b"] * 20)))
     install(monkeypatch, rows, ("a", "b"), kind="text")
     manifest = preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=4, seed=1))
     # 36 of the 40 rows; "d" and the tab after it are one word, and no word of the test counts.
     assert set(manifest.vocabulary) == {"a", "b", "B", "c", "d\t"}
     assert manifest.vocabulary[:2] == ("a", "b")
     assert (manifest.kind, manifest.mean, manifest.std) == ("text", (), ())
-    assert open_split(ready, "test").inputs.tolist() == rows.test_inputs.tolist()
+    assert open_split(ready, "test").inputs.tolist() == rows.test.inputs.tolist()
     assert open_manifest(ready) == manifest
 
 

@@ -1,5 +1,6 @@
 """Prepared graphs still compute the same, and the noisiest layer is the one made noisy."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,7 +11,6 @@ from small_models import image_net, normal, product_net, recurrent_net, rows_for
 
 from pipeline.quantization.prepare import (
     constants,
-    copied,
     noisiest_layers,
     prepare,
     replace_constant,
@@ -78,7 +78,7 @@ def test_only_edges_change_where_a_convolution_pads() -> None:
     assert raw is not None
     outputs = {}
     for name, one in (("before", model), ("after", raw.model)):
-        opened = copied(one)
+        opened = copy.deepcopy(one)
         opened.graph.output.append(onnx.ValueInfoProto(name="c1"))
         outputs[name] = run(opened)["c1"]
     changed = np.abs(outputs["before"] - outputs["after"])
@@ -137,7 +137,7 @@ def test_snr_db() -> None:
 @pytest.mark.parametrize(("weight", "layer"), [("w1", "first"), ("w2", "second"), ("w3", "last")])
 def test_a_layer_with_a_coarse_weight_is_the_noisiest_layers(weight: str, layer: str) -> None:
     model = image_net()
-    noisy = copied(model)
+    noisy = copy.deepcopy(model)
     for name, step in (("w1", 0.01), ("w2", 0.01), ("w3", 0.01), (weight, 0.3)):
         value = constants(model)[name]
         replace_constant(noisy, name, (np.rint(value / step) * step).astype(np.float32))
@@ -148,7 +148,7 @@ def test_a_layer_with_a_coarse_weight_is_the_noisiest_layers(weight: str, layer:
 
 def test_a_layer_whose_tensors_are_gone_is_not_named() -> None:
     model = product_net()
-    other = copied(model)
+    other = copy.deepcopy(model)
     gone = {"g1": "renamed", "r1": "renamed too"}  # the first layer's, and its activation's
     for node in other.graph.node:
         for names in (node.input, node.output):
@@ -159,7 +159,7 @@ def test_a_layer_whose_tensors_are_gone_is_not_named() -> None:
 
 def test_infinite_noise_is_the_worst() -> None:
     model = product_net()
-    broken = copied(model)
+    broken = copy.deepcopy(model)
     infinite = np.full_like(constants(model)["w2"], np.inf)
     replace_constant(broken, "w2", infinite)
     found = noisiest_layers(model, broken, rows_for(model, 4).inputs, ("Gemm", "MatMul"))
@@ -174,7 +174,7 @@ def test_operators_that_are_not_asked_for_are_not_named() -> None:
 
 def test_a_layer_is_compared_behind_the_activation_that_a_quantizer_merged() -> None:
     model = product_net()
-    other = copied(model)
+    other = copy.deepcopy(model)
     (relu,) = [node for node in other.graph.node if node.op_type == "Relu"]
     other.graph.node.remove(relu)
     other.graph.node[0].output[0] = "r1"  # not rounded, so what is below zero is noise

@@ -1,38 +1,33 @@
-"""The search on small models: what is tried, what is not and why, what is kept and recorded."""
+"""The search on small models: what is tried, what is not and why, and what is kept."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from small_models import image_net, product_net, recurrent_net, rows_for, table_net
-from tries import GENEROUS, IMPOSSIBLE, attempt, generous
+from tries import IMPOSSIBLE, attempt, generous
 
 from pipeline.config.experiment import QuantizeConfig, Variant
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.judging import Judge
-from pipeline.quantization.prepare import constants, copied, replace_constant
+from pipeline.quantization.prepare import constants, replace_constant
 from pipeline.quantization.recipes import Recipe, parse
 from pipeline.quantization.search import (
-    QuantizationJob,
     RecipeGroup,
-    Retraining,
     best_of,
     plan,
     reason_of,
-    run,
     search,
 )
-from pipeline.records import read
-from pipeline.records.quantize import Budget, QuantizeReport, Try
+from pipeline.records.quantize import Budget, Try
 from serving.errors import UnknownNameError
-from serving.files import sha256_of_bytes, write_json
+from serving.files import sha256_of_bytes
 from serving.runtime.session import open_session
 
-INT8_IMPOSSIBLE = replace(GENEROUS.min_speedup, int8=1e6)
 SPEED, SIZE = generous(batch_sizes=(1, 4)), generous(goal="size")
 BUDGET = Budget(accuracy_loss=100, error_increase=1000, min_speedup=0.001)
 
@@ -47,10 +42,11 @@ def groups(
     """Of each group the names of its recipes, or the reason to leave it out."""
 
     def described(group: RecipeGroup) -> list[str] | str:
-        return group.unless(tries) or [recipe.name for recipe in group.recipes(tries)]
+        return group.unless or [recipe.name for recipe in group.recipes]
 
     quantizer = Quantizer(model, rows_for(model, 8))
-    return {group.name: described(group) for group in plan(quantizer, variant, generous(**changes))}
+    planned = plan(quantizer, variant, generous(**changes), tries)
+    return {group.name: described(group) for group in planned}
 
 
 def test_images_begin_with_the_types_and_raw_rows() -> None:
@@ -244,42 +240,7 @@ def test_figures_that_are_unknown_are_not_told() -> None:
     assert failed.figures() == "cannot be applied: no kernel"
 
 
-# A job, from end to end
-
-
-def job_of(
-    model: onnx.ModelProto,
-    *variants: Variant,
-    retraining: Retraining | None = None,
-    **changes: Any,
-) -> QuantizationJob:
-    return QuantizationJob(
-        name="mine",
-        model=model,
-        calibration=rows_for(model, 32),
-        judged=rows_for(model, 64, seed=1),
-        variants=variants,
-        config=generous(**{"recipes": ("half", "static-u8s8"), **changes}),
-        retraining=retraining,
-    )
-
-
-def test_the_record_is_read_back_as_it_was(tmp_path: Path) -> None:
-    report = run(job_of(image_net(), "fp16", "int8")).report
-    write_json(tmp_path / "quantize.json", report)
-    again = read(QuantizeReport, tmp_path / "quantize.json", "ferry quantize mine")
-    assert again == report
-    assert list(again.searches) == ["fp16", "int8"]
-    assert again.searches["int8"].tries[0].inside
-
-
-def test_files_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").touch()
-    run(job_of(image_net(), "fp16", "int8")).write(tmp_path)
-    names = ["mine.txt", "model.fp16.onnx", "model.int8.onnx"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names
-    run(job_of(image_net(), "fp16", "int8", min_speedup=INT8_IMPOSSIBLE)).write(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == names[:2]
+# The last resort
 
 
 def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() -> None:
@@ -289,21 +250,18 @@ def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() 
 
     def trained(recipe: Recipe) -> onnx.ModelProto:
         asked.append(recipe.name)
-        changed = copied(model)
+        changed = copy.deepcopy(model)
         weight = constants(model)["w2"].copy()
         weight[:, 0] = 0
         replace_constant(changed, "w2", weight)
         return changed
 
-    job = job_of(
-        model,
-        "int8",
+    config = generous(
         recipes=("static-u8s8", "dynamic"),
         accuracy_loss=-1,  # which nothing meets
-        retraining=Retraining(epochs=3, model=trained),
+        qat_epochs=3,
     )
-    report = run(job).report
-    tries = report.searches["int8"].tries
+    tries = search(judge_of(model, config), "int8", trained)[0].tries
     assert [one.qat_epochs for one in tries] == [0, 0, 3]
     assert asked == [tries[-1].recipe]
     assert tries[-1].quality is not None
@@ -312,10 +270,10 @@ def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() 
     assert asked == [min(losses, key=lambda name: losses[name] or 0.0)]
 
 
-def test_no_training_where_something_is_inside() -> None:
+@pytest.mark.parametrize("changes", [{}, {"min_speedup": IMPOSSIBLE}])
+def test_no_training_where_something_is_inside_or_all_is_slow(changes: dict[str, Any]) -> None:
     def never(_recipe: Recipe) -> onnx.ModelProto:
         raise AssertionError
 
-    retraining = Retraining(epochs=3, model=never)
-    run(job_of(product_net(), "int8", retraining=retraining))
-    run(job_of(product_net(), "int8", retraining=retraining, min_speedup=IMPOSSIBLE))
+    config = generous(recipes=("static-u8s8",), qat_epochs=3, **changes)
+    search(judge_of(product_net(), config), "int8", never)

@@ -154,10 +154,10 @@ def test_what_is_missing_names_the_command_that_makes_it(folder: Path, tmp_path:
         open_manifest(tmp_path / "d")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"arrays": {"a.npy": {"shape": 3}}}', "null"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null"])
 def test_what_is_no_manifest_is_refused(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(IntegrityError, match=r"manifest\.json is not a"):
+    with pytest.raises(IntegrityError, match=r"manifest\.json (is not a|must be a|lacks the key)"):
         open_manifest(folder)
 
 

@@ -9,7 +9,7 @@ import sample_benches
 import sample_metrics
 from sample_metrics import details
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.params import load
 from pipeline.stages.report import report
 from serving.errors import IntegrityError, MissingInputError

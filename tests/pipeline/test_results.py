@@ -8,7 +8,7 @@ import pytest
 import sample_metrics
 from sample_metrics import details
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.params import load
 from pipeline.stages.results import NOTHING, as_table, read_results, results
 from serving.errors import IntegrityError, MissingInputError, UnknownNameError

@@ -35,21 +35,21 @@ def put(folder: Path, name: str, content: bytes) -> Path:
 
 def test_lines_become_texts_with_the_label_of_their_file(raw: Path) -> None:
     rows = RT.read(raw)
-    assert rows.train_inputs.dtype.kind == "U"
-    texts = [*rows.train_inputs.tolist(), *rows.test_inputs.tolist()]
-    labels = [*rows.train_labels.tolist(), *rows.test_labels.tolist()]
+    assert rows.train.inputs.dtype.kind == "U"
+    texts = [*rows.train.inputs.tolist(), *rows.test.inputs.tolist()]
+    labels = [*rows.train.labels.tolist(), *rows.test.labels.tolist()]
     assert sorted(texts) == sorted(f"{w} film {n} . " for w in ("dull", "fine") for n in range(50))
     assert all(RT.labels[y] == ("positive" if "fine" in x else "negative")
                for x, y in zip(texts, labels, strict=True))  # fmt: skip
-    assert np.bincount(rows.test_labels).tolist() == [5, 5]
-    assert rows.test_labels.dtype == np.int64
+    assert np.bincount(rows.test.labels).tolist() == [5, 5]
+    assert rows.test.labels.dtype == np.int64
 
 
 def test_text_is_windows_1252(raw: Path) -> None:
     lines = (raw / POSITIVE).read_bytes().splitlines()
     put(raw, POSITIVE, b"\n".join([b"caf\xe9 \x96 na\xefve\x85", *lines]))
     rows = RT.read(raw)
-    assert "café – naïve…" in {*rows.train_inputs.tolist(), *rows.test_inputs.tolist()}
+    assert "café – naïve…" in {*rows.train.inputs.tolist(), *rows.test.inputs.tolist()}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.network.graph import Graph, build_graph, head_of
 from pipeline.records.ready import Split, open_manifest
-from pipeline.training.evaluation import DeviceRows
+from pipeline.training.batches import DeviceRows
 from pipeline.training.setup import initialise, transfer
 from serving.errors import IntegrityError
 from serving.files import sha256_of_file

@@ -9,7 +9,7 @@ import pytest
 import torch
 from project import Project, generous
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment, ModelConfig, Params
 from pipeline.records.parity import ParityReport
 from pipeline.records.ready import MANIFEST, DatasetManifest, write_array

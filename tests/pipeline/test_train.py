@@ -15,14 +15,15 @@ from project import REPOSITORY, Project, files_in
 from safetensors.torch import load_file
 from training import OFF, run, stop_after, with_train
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import AugmentConfig, Experiment
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.records import read
-from pipeline.records.ready import open_manifest, open_split
+from pipeline.records.ready import Split, open_manifest, open_split
 from pipeline.records.train import TrainReport
-from pipeline.stages.train import choose_device, train
+from pipeline.stages.train import confusion, train
 from pipeline.training import checkpoint
+from pipeline.training.distributed import choose_device
 from pipeline.training.loop import TrainingLoop
 from serving.errors import UsageError
 
@@ -46,6 +47,12 @@ def test_accuracy_and_confusion_agree_with_the_test_set(trained: Project) -> Non
     labels = open_split(trained.data, "test").labels
     assert matrix.sum(1).tolist() == np.bincount(labels, minlength=10).tolist()
     assert report.accuracy == pytest.approx(np.trace(matrix) / len(labels))
+
+
+def test_a_row_is_counted_at_its_actual_and_its_predicted_class() -> None:
+    split = Split(np.zeros((4, 1)), np.array([0, 1, 1, 2]))
+    assert confusion(split, torch.tensor([0, 2, 1, 2]), 3) == ((1, 0, 0), (0, 1, 1), (0, 0, 1))
+    assert confusion(split, None, 0) == ()
 
 
 def test_plots_hold_a_row_per_epoch_and_per_test_row(trained: Project) -> None:
@@ -92,17 +99,19 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     check_that_it_goes_on(ready, experiment, tmp_path, monkeypatch)
 
 
+LBFGS: dict[str, Any] = {
+    "optimizer": "lbfgs",
+    "schedule": "constant",
+    "augment": OFF,
+    "weight_decay": 0,
+    "momentum": 0,
+}
+
+
 def test_an_interrupted_line_search_ends_with_the_same_weights(
     ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {
-        "optimizer": "lbfgs",
-        "schedule": "constant",
-        "weight_decay": 0,
-        "momentum": 0,
-        "augment": OFF,
-    }
-    experiment = with_train(tiny, epochs=3, lr=0.5, batch_size=2000, **settings)
+    experiment = with_train(tiny, epochs=3, lr=0.5, batch_size=2000, **LBFGS)
     report = check_that_it_goes_on(ready, experiment, tmp_path, monkeypatch)
     assert report.history[-1].loss < report.history[0].loss / 2
 
@@ -183,14 +192,7 @@ def test_settings_that_do_not_fit_are_refused_before_data_is_read(
 
 
 def test_a_line_search_that_diverges_is_told(ready: Path, tiny: Experiment, tmp_path: Path) -> None:
-    settings = {
-        "optimizer": "lbfgs",
-        "weight_decay": 0,
-        "momentum": 0,
-        "schedule": "constant",
-        "augment": OFF,
-    }
-    wild = with_train(tiny, lr=1e30, epochs=4, batch_size=300, **settings)
+    wild = with_train(tiny, lr=1e30, epochs=4, batch_size=300, **LBFGS)
     wild = replace(wild, model=replace(wild.model, settings={**wild.model.settings, "dropout": 0}))
     with pytest.raises(DivergedError, match=r"epoch \d, step \d of 4, learning rate 1.00e\+30"):
         run(ready, wild, tmp_path)

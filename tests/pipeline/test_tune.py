@@ -17,8 +17,9 @@ from mlflow import MlflowClient
 from project import REPOSITORY
 from training import searching
 
-from pipeline import layout, tracking
+from pipeline import tracking
 from pipeline.cli import ferry
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Interval, Params
 from pipeline.errors import ConfigError
 from pipeline.records.tune import TuneReport, as_table

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pipeline.exporting.signatures import causes, first_line, load_module, running
+from pipeline.exporting.signatures import first_line, load_module, running
 from serving.errors import FerryError, ModelError, UnknownNameError, UsageError
 
 
@@ -134,12 +134,3 @@ def test_the_cause_is_kept() -> None:
 )
 def test_an_error_in_one_line(message: str, line: str) -> None:
     assert first_line(ValueError(message)) == line
-
-
-def test_the_deepest_cause_comes_last() -> None:
-    shallow, deep = ValueError("shallow"), KeyError("deep")
-    shallow.__cause__ = deep
-    chain = causes(shallow)
-    assert [type(one) for one in chain] == [ValueError, KeyError]
-    chain[1].__cause__ = chain[0]  # a circle
-    assert len(causes(chain[0])) == 2

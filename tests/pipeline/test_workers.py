@@ -14,7 +14,7 @@ import pytest
 from project import REPOSITORY
 from training import searching
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.records.train import Epoch
 from pipeline.records.tune import Setting

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from project import files_in
 
-from pipeline import layout
+from pipeline.config import layout
 from pipeline.config.experiment import AugmentConfig, Experiment, Params, SearchSpace
 from pipeline.records.train import TrainReport
 from pipeline.stages.train import train

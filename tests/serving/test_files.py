@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import (
     atomic_write,
+    csv_text,
     dump_json,
     read_json,
     read_record,
@@ -300,3 +301,7 @@ def test_a_literal_text_is_one_of_its_words() -> None:
     for wrong in ("nan", 1, None):
         with pytest.raises(IntegrityError, match=r"file\.kind must be NaN or infinity"):
             read_record(Chosen, {"kind": wrong}, "file")
+
+
+def test_a_table_has_an_empty_cell_where_nothing_is_known() -> None:
+    assert csv_text(("a", "b"), [(0.25, None), ("x,y", 1)]) == 'a,b\n0.25,\n"x,y",1\n'

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind, OutputKind
 
+from pipeline.exporting.exporter import INPUTS, to_program
 from pipeline.network.graph import Graph
 from pipeline.network.vocabulary import RESERVED, UNKNOWN, Vocabulary
 from pipeline.proof.tracing.pairs import product_of
 from pipeline.proof.tracing.values import Array
 from pipeline.records.ready import words
-from pipeline.stages.export import INPUTS, to_program
 
 LINEAR = "aten::linear"
 BIAS = 2

@@ -114,17 +114,14 @@ def overrides(experiment: str, settings: Mapping[str, Setting]) -> str:
     The ++ also sets what the experiment inherits. DVC writes 0.00001 as 1e-05 into params.yaml,
     whatever is typed, which YAML 1.1 reads as text.
     """
-    if any("e" in text and "." not in text for text in map(repr, _floats(settings))):
+    floats = [repr(value) for value in settings.values() if isinstance(value, float)]
+    if any("e" in text and "." not in text for text in floats):
         return ""
     texts = [
         f"++experiments.{experiment}.{key}={value if isinstance(value, str) else _compact(value)}"
         for key, value in settings.items()
     ]
     return " ".join(f"-S {shlex.quote(text)}" for text in texts)
-
-
-def _floats(settings: Mapping[str, Setting]) -> list[float]:
-    return [value for value in settings.values() if isinstance(value, float)]
 
 
 def _compact(value: Setting) -> str:
@@ -177,12 +174,5 @@ def _settings(experiment: Experiment) -> list[str]:
     """The path of every setting that changes what is trained, as params.yaml has it."""
     raw = asdict(experiment)
     model = {"name": experiment.model.name, **experiment.model.settings}
-    return list(_paths({"epochs": raw["epochs"], "model": model, "train": raw["train"]}, ""))
-
-
-def _paths(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+    searched = {"epochs": raw["epochs"], "model": model, "train": raw["train"]}
+    return [".".join(keys) for keys, _ in params.leaves(searched)]

@@ -13,12 +13,7 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna import distributions
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -56,12 +51,6 @@ class SearchPlan:
     """Of the sampler; the trainings keep the experiment's."""
     fresh: bool = False
     """Whether the trials of earlier commands are forgotten."""
-
-
-def value_of(epoch: Epoch) -> float:
-    """What a search looks at: accuracy on validation, or the loss where no class is predicted."""
-    right = epoch.validation_accuracy
-    return epoch.validation_loss if right is None else right
 
 
 class Study:
@@ -125,32 +114,35 @@ class Study:
         if self.exhausted:
             return None
         if self._plan.sampler == "grid" and not self._frozen(TrialState.WAITING):
-            self._enqueue(next(self._untried()))
+            self._study.enqueue_trial(next(self._untried()))
         tried = self._tried() if self._is_finite else []
         trial = self._draw()
         while trial.params in tried:  # a training that was done would only give the same again
             trial.set_user_attr(UNCOUNTED, "repeated")
             self._study.tell(trial, state=TrialState.FAIL)
-            self._enqueue(next(self._untried()))
+            self._study.enqueue_trial(next(self._untried()))
             trial = self._draw()
         self._running[trial.number] = trial
         return trial.number, _decoded(trial.params)
 
     def report(self, number: int, epoch: Epoch) -> bool:
-        """Note an epoch of a running trial; whether the trial is worth going on with."""
+        """Note an epoch of a running trial; whether the trial is worth going on with.
+
+        By accuracy on validation, or by the loss where no class is predicted.
+        """
         trial = self._running[number]
-        trial.report(value_of(epoch), epoch.epoch)
+        right = epoch.validation_accuracy
+        trial.report(epoch.validation_loss if right is None else right, epoch.epoch)
         return not trial.should_prune()
 
     def tell(self, result: Trial) -> None:
         """End a trial."""
-        trial = self._running[result.number]
+        trial = self._running.pop(result.number)
         trial.set_user_attr(RESULT, asdict(result) | {"settings": {}})
-        value = result.validation_accuracy
-        value = result.validation_loss if value is None else value
+        right = result.validation_accuracy
+        value = result.validation_loss if right is None else right
         complete = result.state == "complete"
         self._study.tell(trial, value if complete else None, state=STATES[result.state])
-        del self._running[result.number]
 
     @property
     def _is_finite(self) -> bool:
@@ -171,9 +163,6 @@ class Study:
             if encoded not in tried:
                 yield encoded
 
-    def _enqueue(self, params: dict[str, Any]) -> None:
-        self._study.enqueue_trial(params)
-
     def _draw(self) -> optuna.Trial:
         # Each trial draws with a seed of its own number, so that a search that was interrupted
         # neither repeats what it drew nor draws what it would not have drawn.
@@ -188,7 +177,7 @@ class Study:
             running = optuna.Trial(self._study, trial._trial_id)  # noqa: SLF001 - no other way to it
             running.set_user_attr(UNCOUNTED, "interrupted")
             self._study.tell(trial.number, state=TrialState.FAIL)
-            self._enqueue(trial.params)
+            self._study.enqueue_trial(trial.params)
         self._running.clear()
 
 
@@ -243,13 +232,13 @@ def _opened(
     )
 
 
-def _distribution(space: tuple[Setting, ...] | Interval) -> BaseDistribution:
+def _distribution(space: tuple[Setting, ...] | Interval) -> distributions.BaseDistribution:
     if not isinstance(space, Interval):
         # As text, for Optuna takes no lists and holds 1, 1.0 and true for the same.
-        return CategoricalDistribution([json.dumps(choice) for choice in space])
+        return distributions.CategoricalDistribution([json.dumps(choice) for choice in space])
     if isinstance(space.low, int) and isinstance(space.high, int):
-        return IntDistribution(space.low, space.high, log=space.log)
-    return FloatDistribution(space.low, space.high, log=space.log)
+        return distributions.IntDistribution(space.low, space.high, log=space.log)
+    return distributions.FloatDistribution(space.low, space.high, log=space.log)
 
 
 def _decoded(params: Mapping[str, Any]) -> dict[str, Setting]:

@@ -1,12 +1,11 @@
 """Train the trials of a search, one after the other here or side by side in processes.
 
 A trial writes nothing, and the test set is not even opened: settings that were chosen by it would
-make its figures worthless. Processes share the cores. They receive settings and send epochs, as
-JSON; whatever happens to one of them costs one trial.
+make its figures worthless. Processes share the cores. They receive settings and send epochs;
+whatever happens to one of them costs one trial.
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -25,12 +23,10 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.records.train import Epoch
 from pipeline.records.tune import Setting
-from pipeline.stages.train import choose_device
-from pipeline.training.distributed import Team
+from pipeline.training.distributed import Team, choose_device
 from pipeline.training.setup import prepare
 from pipeline.training.tuning.search import apply
 from serving.errors import FerryError
-from serving.files import dump_json, read_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,18 +105,14 @@ class TrialWorker:
         self._job = job
         self.trial: int | None = None
         """The number of the trial in hand."""
-        self._process, self._connection = _start(job)
-
-    @property
-    def ready(self) -> Connection:
-        """What to wait for until there is something to receive."""
-        return self._connection
+        self._process, self.connection = _start(job)
+        """And what to wait for until there is something to receive."""
 
     def begin(self, number: int, settings: Mapping[str, Setting]) -> None:
         """Give it a trial."""
         self.trial = number
         with contextlib.suppress(OSError):  # it is dead, and `receive` says so
-            self._connection.send_bytes(json.dumps(settings).encode())
+            self.connection.send(settings)
 
     def receive(self) -> Epoch | TrialOutcome:
         """Its next message; after an epoch it waits for `answer`.
@@ -129,32 +121,29 @@ class TrialWorker:
         FerryError for what would stop every trial.
         """
         try:
-            message = json.loads(self._connection.recv_bytes())
+            message: Epoch | TrialOutcome | FerryError = self.connection.recv()
         except (EOFError, OSError):
             return self._restarted()
-        match message:
-            case {"epoch": content}:
-                return read_record(Epoch, content, "an epoch")
-            case {"outcome": content}:
-                return read_record(TrialOutcome, content, "an outcome")
-        raise FerryError(message["error"])
+        if isinstance(message, FerryError):
+            raise message
+        return message
 
     def answer(self, *, go_on: bool) -> None:
         """Say whether the trial goes on."""
         with contextlib.suppress(OSError):
-            self._connection.send_bytes(json.dumps(go_on).encode())
+            self.connection.send(go_on)
 
     def stop(self) -> None:
         """End it at once, whatever it does."""
         self._process.terminate()
         self._process.join()
-        self._connection.close()
+        self.connection.close()
 
     def _restarted(self) -> TrialOutcome:
         self._process.join()
         reason = f"its process ended with status {self._process.exitcode}"
-        self._connection.close()
-        self._process, self._connection = _start(self._job)
+        self.connection.close()
+        self._process, self.connection = _start(self._job)
         return TrialOutcome(state="failed", reason=reason, epochs=(), seconds=0.0)
 
 
@@ -187,17 +176,16 @@ def _work(connection: Connection, job: TrialJob) -> None:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
     def worth_going_on(epoch: Epoch) -> bool:
-        _send(connection, {"epoch": epoch})
-        wanted: bool = json.loads(connection.recv_bytes())
-        return wanted
+        connection.send(epoch)
+        return bool(connection.recv())
 
     with contextlib.suppress(EOFError):
         while True:
-            settings = _settings(json.loads(connection.recv_bytes()))
+            settings = connection.recv()
             try:
-                _send(connection, {"outcome": run(job, settings, worth_going_on)})
+                connection.send(run(job, settings, worth_going_on))
             except FerryError as error:
-                _send(connection, {"error": str(error)})
+                connection.send(FerryError(str(error)))
 
 
 def _end_with_the_parent() -> None:
@@ -206,11 +194,3 @@ def _end_with_the_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
-
-
-def _send(connection: Connection, message: object) -> None:
-    connection.send_bytes(dump_json(message).encode())
-
-
-def _settings(raw: dict[str, Any]) -> dict[str, Setting]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Final, Literal
+from typing import Final, Literal
 
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
-from pipeline.config.experiment import STRICT, Count, Counts, Fraction
+from pipeline.config.experiment import Count, Counts, Fraction, StrictSettings
 from pipeline.models import Shape
 
 Activation = Literal["sigmoid", "tanh", "relu", "gelu"]
@@ -34,10 +33,8 @@ Cell = type[nn.LSTM] | type[nn.GRU]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowSettings:
+class RowSettings(StrictSettings):
     """The section of params.yaml of a network that reads images row by row."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     hidden: Counts
     """Units of each recurrent layer; each reads all states of the one below."""
