@@ -16,9 +16,10 @@ import numpy as np
 
 from pipeline import layout
 from serving.console import table
-from serving.measuring.bench import BenchOptions, bench
+from serving.measuring.bench import bench
 from serving.measuring.pairing import PairedRatio, paired_ratio, verdict
 from serving.measuring.report import BenchReport
+from serving.measuring.rounds import BenchOptions
 from serving.runtime.binding import bind
 from serving.runtime.session import open_session, probe, usable_providers
 

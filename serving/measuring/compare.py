@@ -7,7 +7,7 @@ comparison says so.
 """
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,12 @@ from serving.console import table
 from serving.errors import InputError, MissingInputError, SlowerError
 from serving.files import read_json
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
-from serving.measuring.report import BEFORE, BenchReport, BenchRow, Measurement, report_from
+from serving.measuring.report import BEFORE, BenchReport, Measurement, report_from
+from serving.measuring.timing import Timing
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
+Method = Literal["in turns", "with saved figures"]
+
 SAME = ("processor", "architecture", "allowed_cores", "gpu")
 """What two machines must share for their figures to be compared."""
 
@@ -45,7 +48,7 @@ class Comparison:
     """Every row that was measured both now and before."""
 
     against: str
-    method: Literal["in turns", "with saved figures"]
+    method: Method
     limit: float
     """How many times as long as before a row may take."""
     rows: tuple[ComparedRow, ...]
@@ -70,12 +73,13 @@ class Comparison:
 
 def compare_turns(report: BenchReport, limit: float, *, name: str) -> Comparison:
     """Compare the two models of a report that `ferry bench` made with `against`."""
-    rows: list[ComparedRow] = []
-    for one in report.measured:
-        for other in report.of(BEFORE, one.provider) if one.subject != BEFORE else ():
-            if other.settings == one.settings:
-                rows += _pairs(one, other, limit, report.seed, paired=True)
-    return _comparison(name, "in turns", limit, rows)
+    pairs = [
+        (one, other)
+        for one in report.measured
+        if one.subject != BEFORE
+        for other in report.of(BEFORE, one.provider)
+    ]
+    return _compare(pairs, "in turns", against=name, limit=limit, seed=report.seed)
 
 
 def compare_saved(
@@ -98,12 +102,9 @@ def compare_saved(
         raise InputError(
             f"{where} has {', '.join(known) or 'no rows'}, not {subject or 'one model'}"
         )
-    rows: list[ComparedRow] = []
-    for one in report.measured:
-        for other in saved.of(subject, one.provider):
-            if other.settings == one.settings:
-                rows += _pairs(one, other, limit, report.seed, paired=False)
-    return _comparison(where, "with saved figures", limit, rows)
+    pairs = [(one, other) for one in report.measured for other in saved.of(subject, one.provider)]
+    method: Method = "with saved figures"
+    return _compare(pairs, method, against=where, limit=limit, seed=report.seed)
 
 
 def as_text(comparison: Comparison) -> str:
@@ -128,43 +129,46 @@ def as_text(comparison: Comparison) -> str:
     return f"{table(HEADER, lines)}\n\n{message}"
 
 
-def _comparison(
+def _compare(
+    pairs: Iterable[tuple[Measurement, Measurement]],
+    method: Method,
+    *,
     against: str,
-    method: Literal["in turns", "with saved figures"],
     limit: float,
-    rows: list[ComparedRow],
+    seed: int,
 ) -> Comparison:
+    """Compare each pair, now and before, at the batch sizes that both were measured at."""
+    ratio_of = ratio_of_turns if method == "in turns" else ratio_of_separate_turns
+    rows = tuple(
+        _compared(
+            now,
+            row.timing,
+            other.timing,
+            ratio_of(row.timing.turns_ms, other.timing.turns_ms, seed=seed),
+            limit,
+        )
+        for now, before in pairs
+        if now.settings == before.settings
+        for row in now.rows
+        if (other := before.row(row.timing.batch_size))
+    )
     if not rows:
         raise InputError(
             f"nothing that was measured is in {against} too: no row of the same provider, settings "
             f"and batch size"
         )
-    return Comparison(against=against, method=method, limit=limit, rows=tuple(rows))
+    return Comparison(against=against, method=method, limit=limit, rows=rows)
 
 
-def _pairs(
-    now: Measurement, before: Measurement, limit: float, seed: int, *, paired: bool
-) -> Iterator[ComparedRow]:
-    for row in now.rows:
-        other = before.row(row.timing.batch_size)
-        if other:
-            yield _pair(now, row, other, limit, _ratio(row, other, seed, paired=paired))
-
-
-def _ratio(now: BenchRow, before: BenchRow, seed: int, *, paired: bool) -> PairedRatio:
-    ratio = ratio_of_turns if paired else ratio_of_separate_turns
-    return ratio(now.timing.turns_ms, before.timing.turns_ms, seed=seed)
-
-
-def _pair(
-    measured: Measurement, now: BenchRow, before: BenchRow, limit: float, ratio: PairedRatio
+def _compared(
+    measured: Measurement, now: Timing, before: Timing, ratio: PairedRatio, limit: float
 ) -> ComparedRow:
     return ComparedRow(
         what=measured.label,
         threads=measured.settings.threads,
-        batch_size=now.timing.batch_size,
-        now_ms=float(np.median(now.timing.turns_ms)),
-        before_ms=float(np.median(before.timing.turns_ms)),
+        batch_size=now.batch_size,
+        now_ms=float(np.median(now.turns_ms)),
+        before_ms=float(np.median(before.turns_ms)),
         ratio=ratio,
         slower=ratio.low > limit,
     )

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from serving.measuring.process import TORCH
 from serving.measuring.timing import Call
+from serving.runtime.providers import PROVIDERS
 
 BUSY_PART = 0.1
 """Above this part of the cores, others make figures doubtful."""
@@ -136,11 +136,11 @@ POWERCAP = Path("/sys/class/powercap")
 class EnergyMeter:
     """A counter of joules, or the reason why there is none."""
 
-    source: str
+    source: str = ""
     """For instance "intel-rapl:0"; "" without a counter."""
-    reason: str
+    reason: str = ""
     """Why there is none; "" with one."""
-    joules: Callable[[], float]
+    joules: Callable[[], float] = lambda: 0.0
 
 
 def energy_meter(provider: str, powercap: Path = POWERCAP) -> EnergyMeter:
@@ -148,29 +148,26 @@ def energy_meter(provider: str, powercap: Path = POWERCAP) -> EnergyMeter:
 
     A processor's counts whole packages, whoever uses them, and starts over now and then.
     """
-    if provider not in ("cpu", TORCH):
+    if provider != "cpu" and provider in PROVIDERS:
         joules = gpu_joules()
         if joules is None:
-            return _none("NVML tells no energy of a GPU here")
-        return EnergyMeter(source="nvml", reason="", joules=joules)
+            return EnergyMeter(reason="NVML tells no energy of a GPU here")
+        return EnergyMeter(source="nvml", joules=joules)
     counters = sorted(powercap.glob("intel-rapl:[0-9]*/energy_uj"))
     packages = [path for path in counters if path.parent.name.count(":") == 1]
     if not packages:
-        return _none(f"{powercap} has no counter of energy (RAPL): none, or hidden from a guest")
+        reason = f"{powercap} has no counter of energy (RAPL): none, or hidden from a guest"
+        return EnergyMeter(reason=reason)
     try:
         _sum(packages)
     except OSError as error:
-        return _none(f"{packages[0]}: {error.strerror}")
+        return EnergyMeter(reason=f"{packages[0]}: {error.strerror}")
     source = " + ".join(path.parent.name for path in packages)
-    return EnergyMeter(source=source, reason="", joules=lambda: _sum(packages))
+    return EnergyMeter(source=source, joules=lambda: _sum(packages))
 
 
 def _sum(counters: list[Path]) -> float:
     return sum(int(path.read_text()) for path in counters) / 1e6
-
-
-def _none(reason: str) -> EnergyMeter:
-    return EnergyMeter(source="", reason=reason, joules=lambda: 0.0)
 
 
 SETTLING_PART = 0.1

@@ -1,6 +1,6 @@
 """A model in ONNX Runtime as a subject.
 
-Run by `serving.measuring.process`: python -m serving.measuring.onnx_subject
+Run by `serving.measuring.subject`: python -m serving.measuring.onnx_subject
 """
 
 import functools

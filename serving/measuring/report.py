@@ -14,9 +14,8 @@ from serving.files import read_record
 from serving.machine.environment import Environment
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import PairedRatio, verdict
-from serving.measuring.process import label_of
-from serving.measuring.scenarios.report import ScenarioResult
-from serving.measuring.subject import Share
+from serving.measuring.scenarios import ScenarioResult
+from serving.measuring.subject import Share, label_of
 from serving.measuring.timing import Clock, Timing
 from serving.runtime.session import ProviderProof
 from serving.runtime.settings import SessionSettings

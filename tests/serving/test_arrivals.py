@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving.errors import UsageError
-from serving.measuring.scenarios.system import Arrivals, poisson_arrivals, wait_until
+from serving.measuring.system import Arrivals, poisson_arrivals, wait_until
 
 MANY = 20_000
 

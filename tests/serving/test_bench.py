@@ -23,9 +23,10 @@ from serving.errors import (
     UsageError,
 )
 from serving.files import dump_json, sha256_of_file
-from serving.measuring.bench import BenchOptions, bench, plan_of
+from serving.measuring.bench import bench
 from serving.measuring.pairing import verdict
 from serving.measuring.report import BEFORE, report_from
+from serving.measuring.rounds import BenchOptions
 
 QUICK = BenchOptions(batch_sizes=(1, 4), seconds=0.02, num_rounds=2, threads=(1,))
 CPU = "CPUExecutionProvider"
@@ -340,7 +341,7 @@ def test_a_bundle_with_another_byte_is_not_timed(bundle):
 
 
 def test_all_cores_are_the_default_of_threads():
-    (settings,) = plan_of(BenchOptions()).settings
+    (settings,) = BenchOptions().session_settings()
     assert settings.threads == len(os.sched_getaffinity(0))
 
 

@@ -172,7 +172,7 @@ def test_several_scenarios_run_one_after_the_other(model):
 @pytest.fixture
 def _one_core(monkeypatch):
     """So that there are few candidates: each costs its time."""
-    monkeypatch.setattr("serving.measuring.tuning.tuner.allowed_cores", lambda: 1)
+    monkeypatch.setattr("serving.measuring.tuner.allowed_cores", lambda: 1)
 
 
 @pytest.mark.usefixtures("_one_core")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from serving.errors import UsageError
-from serving.measuring.tuning.candidates import Candidate, candidates, defaults, powers_up_to
+from serving.measuring.screening import Candidate, candidates, defaults, powers_up_to
 from serving.runtime.settings import SessionSettings, check_settings
 
 GOALS = ("latency", "throughput")

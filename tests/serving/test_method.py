@@ -16,11 +16,11 @@ from fresh_pages import fresh_pages
 
 from serving.cli import serving
 from serving.files import dump_json
-from serving.measuring.bench import BenchOptions, bench, model_spec
+from serving.measuring.bench import bench, model_spec
 from serving.measuring.meters import growth, resident_bytes
 from serving.measuring.pairing import orders, paired_ratio, ratio_of_turns, verdict
 from serving.measuring.report import as_csv, as_table, report_from
-from serving.measuring.rounds import BenchFindings, BenchPlan, measure
+from serving.measuring.rounds import BenchFindings, BenchOptions, measure
 from serving.measuring.subject import Started, SubjectServer
 from serving.measuring.timing import (
     Clock,
@@ -303,9 +303,7 @@ def test_the_report_is_the_same_after_json(report) -> None:
 def test_the_same_seed_takes_the_same_turns(model) -> None:
     def steps(seed: int) -> list[str]:
         message: list[str] = []
-        plan = BenchPlan(
-            settings=(ONE,), batch_sizes=(1,), seconds=0.02, num_rounds=2, growth_calls=0, seed=seed
-        )
+        plan = BenchOptions(threads=(1,), batch_sizes=(1,), seconds=0.02, num_rounds=2, seed=seed)
         measure([model_spec("m", model, "cpu", None)], plan, BenchFindings(), message.append)
         return message
 

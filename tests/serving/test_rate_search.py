@@ -7,15 +7,15 @@ import pytest
 from steady import plan
 
 from serving.errors import InputError, ModelError
-from serving.measuring.scenarios.report import LoadRun, ScenarioPlan
-from serving.measuring.scenarios.scenarios import (
+from serving.measuring.scenarios import (
     MAX_OVERRUN,
     MIN_QUERIES,
     HighestRate,
+    ScenarioPlan,
     highest_rate,
     num_queries,
 )
-from serving.measuring.scenarios.system import ServerLoad
+from serving.measuring.system import LoadRun, ServerLoad
 
 CAPACITY = 1000.0
 LIMIT_MS = 10.0

@@ -14,20 +14,22 @@ from steady import Steady, plan
 
 from serving.errors import FerryError, InputError, UnknownNameError, UsageError
 from serving.files import read_record
+from serving.measuring import scenarios
 from serving.measuring.bench import run_scenarios
 from serving.measuring.onnx_subject import OnnxSubject
-from serving.measuring.process import SubjectSpec
-from serving.measuring.scenarios import scenarios
-from serving.measuring.scenarios.report import Probe, ScenarioFigures, ScenarioPlan
-from serving.measuring.scenarios.scenarios import (
+from serving.measuring.scenarios import (
     MIN_QUERIES,
     SCENARIOS,
+    Probe,
+    ScenarioFigures,
+    ScenarioPlan,
     check_plan,
     measure_scenario,
     run_scenario,
     run_server,
 )
-from serving.measuring.scenarios.system import ServerLoad, System
+from serving.measuring.subject import SubjectSpec
+from serving.measuring.system import ServerLoad, System
 from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
@@ -221,10 +223,6 @@ def test_a_plan_that_makes_no_sense_is_refused(
     with pytest.raises(error, match=message):
         run_scenario(subject, ONE, dataclasses.asdict(asked))
     assert not subject.asked
-    with pytest.raises(error, match=message):  # and no process was started: there is no such module
-        run_scenarios(
-            SubjectSpec(name="", provider="cpu", module="nowhere", setup={}), ONE, [asked], note
-        )
 
 
 def test_what_a_scenario_gives_goes_through_json() -> None:
@@ -240,10 +238,6 @@ def test_what_a_scenario_gives_goes_through_json() -> None:
 
 
 # A real model in a process of its own
-
-
-def note(_: str) -> None:
-    """Nobody listens."""
 
 
 def onnx_spec(model: Path, setup: Mapping[str, Any] | None = None) -> SubjectSpec:
@@ -294,8 +288,3 @@ def test_a_model_of_one_batch_size_says_so(tmp_path: Path) -> None:
         run_scenario(subject, ONE, dataclasses.asdict(plan("multi-stream")))
     with pytest.raises(InputError, match="the model refused its input"):
         run_scenario(subject, ONE, dataclasses.asdict(plan("single-stream")))
-
-
-def test_no_plans_start_no_process() -> None:
-    spec = SubjectSpec(name="", provider="cpu", module="nowhere", setup={})
-    assert list(run_scenarios(spec, ONE, [], note)) == []

@@ -13,10 +13,14 @@ from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, recurrent, write
 
 from serving.errors import InputError, MissingInputError
-from serving.measuring.process import SubjectSpec
-from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.tuning.screening import CandidateTrial, ScreenedSubject, ms_per_row, screen
-from serving.measuring.tuning.tuner import SCREENING, TuneOptions, spec_of
+from serving.measuring.screening import (
+    Candidate,
+    CandidateTrial,
+    ScreenedSubject,
+    screen,
+)
+from serving.measuring.subject import SubjectSpec
+from serving.measuring.tuner import SCREENING, TuneOptions, spec_of
 from serving.runtime.settings import SessionSettings
 
 Array = npt.NDArray[Any]
@@ -128,7 +132,7 @@ def test_a_cost_is_that_of_a_row_in_work(model: Path) -> None:
     for trial in looked(spec_for(model), [*ways(ONE, 1, 8), *ways(TWO, 8)], keep=3):
         assert trial.p50_ms is not None
         rows = trial.candidate.batch_size * trial.candidate.settings.parallel
-        assert trial.cost == ms_per_row(trial.candidate, trial.p50_ms) == trial.p50_ms / rows
+        assert trial.cost == trial.candidate.ms_per_row(trial.p50_ms) == trial.p50_ms / rows
 
 
 def test_an_empty_grid_has_no_trials(model: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from steady import Steady
 
 from serving.errors import InputError
-from serving.measuring.scenarios.system import Lane, System, busy_threads, run_of
+from serving.measuring.system import Lane, System, busy_threads, run_of
 from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)

@@ -1,6 +1,6 @@
 """PyTorch as a baseline of a benchmark.
 
-Run by `serving.measuring.process`: python -m pipeline.stages.baselines.torch_baseline
+Run by `serving.measuring.subject`: python -m pipeline.stages.baselines.torch_baseline
 """
 
 import functools
