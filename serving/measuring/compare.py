@@ -6,7 +6,6 @@ hours apart and their medians decide: a weaker proof, made only on the same kind
 comparison says so.
 """
 
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,15 @@ import numpy as np
 from serving.console import table
 from serving.errors import InputError, MissingInputError, SlowerError
 from serving.files import read_json
+from serving.machine.environment import output_of
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
 from serving.measuring.report import BEFORE, BenchReport, Measurement, report_from
 from serving.measuring.timing import Timing
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
+MODEL = "model.onnx"
+GIT_SECONDS, DVC_SECONDS = 60, 600
+
 Method = Literal["in turns", "with saved figures"]
 
 SAME = ("processor", "architecture", "allowed_cores", "gpu")
@@ -174,11 +177,6 @@ def _compared(
     )
 
 
-MODEL = "model.onnx"
-GIT_SECONDS = 60
-DVC_SECONDS = 600
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareTarget:
     """What `--compare` names: a model or a saved report."""
@@ -205,7 +203,8 @@ def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
         return _saved(what, _report(read_json(path), what), model)
     if path.exists():
         return CompareTarget(name=what, model=path, saved=None, subject=None)
-    if not _git("rev-parse", "--verify", "--quiet", f"{what}^{{commit}}"):
+    revision = ("git", "rev-parse", "--verify", "--quiet", f"{what}^{{commit}}")
+    if not output_of(revision, seconds=GIT_SECONDS):
         raise MissingInputError(
             f"{what} is neither a file nor a revision of git: --compare takes a saved report "
             f"(.json), a model, or a revision"
@@ -258,25 +257,10 @@ def _file_then(revision: str, file: Path, folder: Path) -> Path | None:
         relative = file.absolute().relative_to(Path().absolute()).as_posix()
     except ValueError as error:
         raise InputError(f"{file} is outside of this folder: no revision has it") from error
-    content = _run(["git", "show", f"{revision}:./{relative}"], GIT_SECONDS)
+    content = output_of(("git", "show", f"{revision}:./{relative}"), seconds=GIT_SECONDS)
     if content:
         target.write_bytes(content)
         return target
-    _run(
-        ["dvc", "get", "--quiet", ".", relative, "--rev", revision, "--out", str(target)],
-        DVC_SECONDS,
-    )
+    get = ("dvc", "get", "--quiet", ".", relative, "--rev", revision, "--out", str(target))
+    output_of(get, seconds=DVC_SECONDS)
     return target if target.is_file() else None
-
-
-def _git(*arguments: str) -> str:
-    return _run(["git", *arguments], GIT_SECONDS).decode(errors="replace").strip()
-
-
-def _run(command: list[str], seconds: int) -> bytes:
-    """What a program prints; nothing when it fails or is not installed."""
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds)
-    except (OSError, subprocess.TimeoutExpired):
-        return b""
-    return done.stdout if done.returncode == 0 else b""
