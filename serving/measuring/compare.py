@@ -182,9 +182,9 @@ class CompareTarget:
     """What `--compare` names: a model or a saved report."""
 
     name: str
-    model: Path | None
-    saved: BenchReport | None
-    subject: str | None
+    model: Path | None = None
+    saved: BenchReport | None = None
+    subject: str | None = None
     """Of the saved figures; None for the only one there."""
 
 
@@ -200,9 +200,9 @@ def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     if path.suffix == ".json":
         if not path.exists():
             raise MissingInputError(f"{what} is not there; `ferry bench -o {path.name}` writes one")
-        return _saved(what, _report(read_json(path), what), model)
+        return _saved(what, path, model)
     if path.exists():
-        return CompareTarget(name=what, model=path, saved=None, subject=None)
+        return CompareTarget(name=what, model=path)
     revision = ("git", "rev-parse", "--verify", "--quiet", f"{what}^{{commit}}")
     if not output_of(revision, seconds=GIT_SECONDS):
         raise MissingInputError(
@@ -211,28 +211,25 @@ def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
         )
     then = _file_then(what, model / MODEL if model.is_dir() else model, folder)
     if then:
-        return CompareTarget(name=f"{model} at {what}", model=then, saved=None, subject=None)
+        return CompareTarget(name=f"{model} at {what}", model=then)
     saved = Path("reports/details") / _experiment(model) / "benchmark.json"
     report = _file_then(what, saved, folder)
     if report:
-        name = f"{saved} at {what}"
-        return _saved(name, _report(read_json(report), name), model)
+        return _saved(f"{saved} at {what}", report, model)
     raise MissingInputError(
         f"{what} has neither {model}, in git or in DVC's cache, nor {saved} to compare with"
     )
 
 
-def _saved(name: str, report: BenchReport, model: Path) -> CompareTarget:
-    subjects = {one.subject for one in report.measured}
-    known = [one for one in (_variant(model), model.name) if one in subjects]
-    return CompareTarget(name=name, model=None, saved=report, subject=known[0] if known else None)
-
-
-def _report(raw: object, where: str) -> BenchReport:
-    """A report of `ferry bench`, alone or inside of one of `ferry benchmark`."""
+def _saved(name: str, file: Path, model: Path) -> CompareTarget:
+    """The figures in a report of `ferry bench`, alone or inside of one of `ferry benchmark`."""
+    raw = read_json(file)
     if isinstance(raw, dict) and isinstance(raw.get("bench"), dict):
         raw = raw["bench"]
-    return report_from(raw, where)
+    report = report_from(raw, name)
+    subjects = {one.subject for one in report.measured}
+    known = [one for one in (_variant(model), model.name) if one in subjects]
+    return CompareTarget(name=name, saved=report, subject=known[0] if known else None)
 
 
 def _experiment(model: Path) -> str:
@@ -244,10 +241,8 @@ def _experiment(model: Path) -> str:
 def _variant(model: Path) -> str:
     """The variant that a model is by its name: fp32, fp16 or int8; of a bundle by its manifest."""
     if model.is_dir():
-        variant: str = read_json(model / "manifest.json")["variant"]
-        return variant
-    suffixes = model.suffixes
-    return suffixes[-2][1:] if len(suffixes) > 1 else "fp32"
+        return str(read_json(model / "manifest.json")["variant"])
+    return model.suffixes[-2][1:] if len(model.suffixes) > 1 else "fp32"
 
 
 def _file_then(revision: str, file: Path, folder: Path) -> Path | None:
