@@ -132,10 +132,6 @@ class Model:
         """What rows must be, for messages: "uint8 [rows, 8, 8, 1]"."""
         return self.input.takes()
 
-    def accepts(self, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> bool:
-        """Whether rows of that dtype and shape, without the batch axis, are what it takes."""
-        return self.input.accepts(dtype, row_shape)
-
     def answers(
         self, rows: Array, *, batch_rows: int | None = None, parallel: int | None = None
     ) -> dict[str, Array]:
@@ -194,7 +190,7 @@ class Model:
         return labels
 
     def _check_rows(self, rows: Array) -> None:
-        if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
+        if not isinstance(rows, np.ndarray) or not self.input.accepts(rows.dtype, rows.shape[1:]):
             raise InputError(f"{self.path} takes {self.takes()}, got {described(rows)}")
 
     def _answered(

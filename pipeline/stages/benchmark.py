@@ -27,7 +27,7 @@ from serving.measuring.report import BenchReport, Measurement, SkippedSubject, a
 from serving.measuring.rounds import BenchOptions, Log
 from serving.measuring.subject import TORCH, SubjectSpec
 from serving.runtime.cores import allowed_cores
-from serving.runtime.session import probe, usable_providers
+from serving.runtime.session import usable_providers
 
 NAMES = {
     "eager": EAGER,
@@ -233,7 +233,7 @@ def subjects_of(
             module=mlflow_baseline.__name__,
             setup=mlflow_baseline.setup_of(saved, models["fp32"], data),
         )
-    reasons = usable_providers(probe())
+    reasons = usable_providers()
     variants = list(_variants(models, data / "test_inputs.npy", reasons))
     from_cold = [name for name in baselines if name in FROM_COLD]
     return BenchSubjects(

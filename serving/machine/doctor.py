@@ -126,12 +126,12 @@ def _providers() -> Iterator[Finding]:
     """Which providers really create a session and run the probe."""
     try:
         from serving.runtime.providers import PROVIDERS
-        from serving.runtime.session import probe, usable_providers
+        from serving.runtime.session import usable_providers
     except ImportError as error:
         detail = f"onnxruntime cannot be imported: {' '.join(str(error).split())}"
         yield Finding("providers", "problem", detail, _reinstall())
         return
-    usable = usable_providers(probe())
+    usable = usable_providers()
     for provider, reason in usable.items():
         yield _provider(provider, reason)
     others = ", ".join(name for name in PROVIDERS if name not in usable)

@@ -32,7 +32,7 @@ from serving.measuring.scenarios import ScenarioPlan, ScenarioResult, check_plan
 from serving.measuring.subject import SubjectProcess, SubjectSpec, child_environment
 from serving.measuring.timing import NS_PER_MS, check_clock, digits
 from serving.runtime.providers import installed
-from serving.runtime.session import probe, usable_providers
+from serving.runtime.session import usable_providers
 from serving.runtime.settings import SessionSettings, check_settings
 
 ALL = "all"
@@ -206,7 +206,7 @@ def _providers(options: BenchOptions, model: Path) -> tuple[list[str], list[Skip
         for provider in options.providers:
             installed(provider)
         return list(options.providers), []
-    reasons = usable_providers(probe())
+    reasons = usable_providers()
     skipped = [
         SkippedSubject(subject=model.name, provider=name, threads=None, skipped=reason)
         for name, reason in reasons.items()
