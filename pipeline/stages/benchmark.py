@@ -22,7 +22,8 @@ from pipeline.stages.baselines import first_answer, mlflow_baseline, torch_basel
 from pipeline.stages.page import speed_figures
 from serving.errors import ModelError
 from serving.files import require, sha256_of_file, write_text
-from serving.measuring.bench import ColdPrograms, cold_program, model_spec, run
+from serving.measuring.bench import ColdPrograms, cold_program, run
+from serving.measuring.onnx_subject import model_spec
 from serving.measuring.report import BenchReport, Measurement, SkippedSubject, as_csv
 from serving.measuring.rounds import BenchOptions, Log
 from serving.measuring.subject import TORCH, SubjectSpec

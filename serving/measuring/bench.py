@@ -23,8 +23,9 @@ import numpy as np
 from serving.errors import MissingInputError
 from serving.files import read_record
 from serving.machine.environment import describe
-from serving.measuring import first_answer, onnx_subject
+from serving.measuring import first_answer
 from serving.measuring.meters import LoadMeter, energy_meter
+from serving.measuring.onnx_subject import model_spec
 from serving.measuring.pairing import orders
 from serving.measuring.report import BEFORE, BenchReport, ColdStart, SkippedSubject
 from serving.measuring.rounds import BenchFindings, BenchOptions, Log, measure
@@ -170,12 +171,6 @@ def cold_starts(
         if name not in runs
     )
     return found, silent
-
-
-def model_spec(name: str, model: Path, provider: str, rows: Path | None) -> SubjectSpec:
-    """A model on a provider as a subject."""
-    setup = onnx_subject.setup_of(model.absolute(), provider, rows.absolute() if rows else None)
-    return SubjectSpec(name=name, provider=provider, module=onnx_subject.__name__, setup=setup)
 
 
 def cold_program(spec: SubjectSpec) -> tuple[str, ...]:

@@ -98,8 +98,8 @@ def _nvml() -> Any | None:
     return pynvml
 
 
-def gpu_bytes_of(pid: int) -> int | None:
-    """The memory of all cards that a process holds, in bytes; None where nothing tells."""
+def own_gpu_bytes() -> int | None:
+    """The memory of all cards that this process holds, in bytes; None where nothing tells."""
     nvml = _nvml()
     if nvml is None:
         return None
@@ -109,7 +109,7 @@ def gpu_bytes_of(pid: int) -> int | None:
             process.usedGpuMemory or 0
             for card in cards
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(card)
-            if process.pid == pid
+            if process.pid == os.getpid()
         ]
     except nvml.NVMLError:
         return None

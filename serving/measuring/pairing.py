@@ -143,9 +143,6 @@ def _ratios(
 
 def _ratio(first: Call, second: Call, *, first_leads: bool) -> float:
     if first_leads:
-        first_ns = time_once(first)
-        second_ns = time_once(second)
-    else:
-        second_ns = time_once(second)
-        first_ns = time_once(first)
-    return first_ns / second_ns
+        return time_once(first) / time_once(second)
+    second_ns = time_once(second)
+    return time_once(first) / second_ns

@@ -12,21 +12,18 @@ two that were tried; then it halves that interval on a logarithmic scale.
 
 import math
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 
 from serving.errors import InputError, UnknownNameError, UsageError
-from serving.files import read_record
 from serving.measuring.system import (
     Arrivals,
     Lane,
     LoadRun,
-    ScenarioSubject,
     ServerLoad,
     System,
     busy_threads,
@@ -123,14 +120,6 @@ class ScenarioResult(ScenarioFigures):
     settings: SessionSettings
 
 
-def run_scenario(
-    subject: ScenarioSubject, settings: SessionSettings, plan: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """Run the scenario of a `ScenarioPlan`, given by its fields, and return `ScenarioFigures`."""
-    asked = read_record(ScenarioPlan, dict(plan), "the scenario")
-    return asdict(measure_scenario(System(subject, settings, asked.batch_size), asked))
-
-
 def measure_scenario(system: System, plan: ScenarioPlan) -> ScenarioFigures:
     """Load a system as planned, after a warm-up.
 
@@ -187,10 +176,7 @@ def _server_figures(system: System, plan: ScenarioPlan) -> ScenarioFigures:
             limit_ms=None,
         )
         return _figures(plan, run_server(system, load), rate)
-    limit = plan.p99_limit_ms or 0.0
-    capacity = system.capacity(plan.seconds)
-    found = highest_rate(partial(run_server, system), capacity, plan, limit)
-    return _figures(plan, found.run, found.rate_per_second, found.probes)
+    return highest_rate(partial(run_server, system), system.capacity(plan.seconds), plan)
 
 
 def _figures(
@@ -282,16 +268,6 @@ class _Served:
 Serve = Callable[[ServerLoad], LoadRun]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HighestRate:
-    """The highest rate that kept the limit."""
-
-    rate_per_second: float
-    run: LoadRun
-    probes: tuple[Probe, ...]
-    """All rates that were tried, in order."""
-
-
 def num_queries(rate_per_second: float, seconds: float, least: int) -> int:
     """How many queries make a run of `seconds`, or of longer, for `least`, but not of ten times."""
     wanted = max(rate_per_second * seconds, least)
@@ -299,28 +275,29 @@ def num_queries(rate_per_second: float, seconds: float, least: int) -> int:
     return math.ceil(min(wanted, most, MAX_QUERIES))
 
 
-def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan, limit_ms: float) -> HighestRate:
+def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan) -> ScenarioFigures:
     """Try rates with `serve`, beginning near `capacity`, the rows per second flat out.
 
-    Raises InputError when no rate keeps the limit, with the best p99 that was reached.
+    Returns the run at the highest rate that kept the plan's limit. Raises InputError when none
+    keeps it, with the best p99 that was reached.
     """
-    search = _RateSearch(serve, plan, limit_ms)
+    search = _RateSearch(serve, plan)
     lowest = digits(_lowest(capacity, plan.seconds))
     first = digits(max(FIRST_PART * capacity, lowest))
     low, high = search.bracket(first, lowest, MAX_PART * capacity)
     while high / low > PRECISION:
         middle = digits(math.sqrt(low * high))
         low, high = (middle, high) if search.keeps(middle) else (low, middle)
-    return HighestRate(rate_per_second=low, run=search.runs[low], probes=tuple(search.probes))
+    return _figures(plan, search.runs[low], low, tuple(search.probes))
 
 
 class _RateSearch:
     """The rates that were tried, and what they gave."""
 
-    def __init__(self, serve: Serve, plan: ScenarioPlan, limit_ms: float) -> None:
+    def __init__(self, serve: Serve, plan: ScenarioPlan) -> None:
         self.serve = serve
         self.plan = plan
-        self.limit_ms = limit_ms
+        self.limit_ms = plan.p99_limit_ms or 0.0
         self.runs: dict[float, LoadRun] = {}
         self.probes: list[Probe] = []
 

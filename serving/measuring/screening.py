@@ -231,10 +231,5 @@ class ScreenedSubject(OnnxSubject):
         return self.started(session, ready_ms=0.0)  # that is not what is asked for here
 
 
-def main() -> None:
-    """Look at what the parent process asks for."""
-    serve(ScreenedSubject.of)
-
-
 if __name__ == "__main__":
-    main()
+    serve(ScreenedSubject.of)

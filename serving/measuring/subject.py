@@ -29,8 +29,8 @@ from serving.errors import FerryError, InputError, ModelError, UnknownNameError,
 from serving.files import read_record
 from serving.machine.environment import peak_memory_bytes
 from serving.measuring.meters import growth, resident_bytes
-from serving.measuring.scenarios import run_scenario
-from serving.measuring.system import ScenarioSubject
+from serving.measuring.scenarios import ScenarioPlan, measure_scenario
+from serving.measuring.system import ScenarioSubject, System
 from serving.measuring.timing import (
     NS_PER_MS,
     Call,
@@ -332,7 +332,9 @@ class SubjectServer:
 
     def scenario(self, **plan: Any) -> Answer:
         """Run a scenario."""
-        return run_scenario(self.subject, self.settings, plan)
+        asked = read_record(ScenarioPlan, plan, "the scenario")
+        system = System(self.subject, self.settings, asked.batch_size)
+        return dataclasses.asdict(measure_scenario(system, asked))
 
 
 def pin(cores: list[int]) -> None:

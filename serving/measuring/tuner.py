@@ -45,7 +45,7 @@ MOST_MEASURED = 3
 MIN_ROUNDS, MAX_ROUNDS = 4, 10
 CALLS_OF_A_TURN = 7
 """Calls that even the shortest turn makes, for warmth and for the clock."""
-SCREENING, MEASURING = screening.__name__, onnx_subject.__name__
+SCREENING = screening.__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,10 +227,10 @@ def grid_of(model: Path, options: TuneOptions) -> tuple[Candidate, ...]:
     )
 
 
-def spec_of(model: Path, options: TuneOptions, module: str = MEASURING) -> SubjectSpec:
+def spec_of(model: Path, options: TuneOptions, module: str = onnx_subject.__name__) -> SubjectSpec:
     """What a process needs to measure the model, or to screen its candidates."""
-    setup = onnx_subject.setup_of(model, options.provider, options.rows)
-    return SubjectSpec(name=model.stem, provider=options.provider, module=module, setup=setup)
+    name, provider, rows = model.stem, options.provider, options.rows
+    return onnx_subject.model_spec(name, model, provider, rows, module=module)
 
 
 def measure_best(

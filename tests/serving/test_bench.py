@@ -152,6 +152,8 @@ def test_a_model_against_itself_is_no_difference(model):
     ratio = now.rows[0].speedup
     assert ratio.num_pairs == 8
     assert ratio.low <= ratio.median <= ratio.high
+    turns = np.array(before.rows[0].timing.turns_ms) / np.array(now.rows[0].timing.turns_ms)
+    assert ratio.median == pytest.approx(np.median(turns), rel=1e-5)
     # On a busy machine the interval is wide, which is no difference either.
     assert verdict(ratio, margin=0.2) == "no difference"
 

@@ -15,9 +15,9 @@ from serving.measuring.bench import cold_starts
 from serving.measuring.meters import (
     LoadMeter,
     energy_meter,
-    gpu_bytes_of,
     gpu_joules,
     growth,
+    own_gpu_bytes,
     resident_bytes,
 )
 from serving.measuring.subject import take_parallel_samples
@@ -170,7 +170,7 @@ def test_without_a_card_nothing_is_told_of_one():
     if gpu_joules() is not None:
         pytest.skip("there is a card here that counts its energy")
     assert "NVML tells no energy" in energy_meter("cuda").reason
-    assert not gpu_bytes_of(1)
+    assert not own_gpu_bytes()
 
 
 @pytest.mark.gpu

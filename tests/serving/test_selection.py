@@ -10,7 +10,7 @@ from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, write
 
 from serving.errors import InputError, ModelError
-from serving.measuring.bench import model_spec
+from serving.measuring.onnx_subject import model_spec
 from serving.measuring.pairing import PairedRatio, ratio_of_turns
 from serving.measuring.screening import Candidate, CandidateTrial
 from serving.measuring.subject import SubjectSpec

@@ -11,7 +11,7 @@ from fresh_pages import fresh_pages
 from odd_models import reshaping_to_two_rows
 
 from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
-from serving.measuring.bench import model_spec
+from serving.measuring.onnx_subject import model_spec
 from serving.measuring.rounds import BenchFindings, BenchOptions, cores_for, measure
 from serving.measuring.subject import (
     FIRST_CALLS,

@@ -24,7 +24,6 @@ from serving.measuring.tuner import (
     as_text,
     grid_of,
     profile_of,
-    spec_of,
     tune,
 )
 from serving.model import open_model
@@ -190,8 +189,3 @@ def test_an_interruption_leaves_no_process_and_writes_nothing(model: Path, step:
         if any("serving.measuring" in word for word in child.cmdline())
     ]
     assert measuring == []
-
-
-def test_a_spec_is_plain_values(model: Path) -> None:
-    spec = spec_of(model, TuneOptions(rows=Path("rows.npy")))
-    assert spec.setup == {"model": str(model), "provider": "cpu", "rows": "rows.npy"}
