@@ -7,7 +7,7 @@ a difference. The interval is a percentile bootstrap (Efron 1979) of the median,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -74,12 +74,7 @@ def ratio_of_separate_turns(
         for _ in range(NUM_RESAMPLES)
     ]
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return PairedRatio(
-        median=digits(np.median(one) / np.median(other)),
-        low=digits(low),
-        high=digits(high),
-        num_pairs=min(one.size, other.size),
-    )
+    return _paired(np.median(one) / np.median(other), low, high, min(one.size, other.size))
 
 
 def paired_ratio(first: Call, second: Call, *, seconds: float, seed: int) -> PairedRatio:
@@ -118,13 +113,12 @@ def interval_of_median(
 
 
 def _ratio_of(ratios: npt.NDArray[np.float64], rng: np.random.Generator) -> PairedRatio:
-    low, high = interval_of_median(ratios, rng)
-    return PairedRatio(
-        median=digits(np.median(ratios)),
-        low=digits(low),
-        high=digits(high),
-        num_pairs=ratios.size,
-    )
+    return _paired(np.median(ratios), *interval_of_median(ratios, rng), ratios.size)
+
+
+def _paired(median: Any, low: Any, high: Any, num_pairs: int) -> PairedRatio:
+    rounded = {"median": digits(median), "low": digits(low), "high": digits(high)}
+    return PairedRatio(**rounded, num_pairs=num_pairs)
 
 
 def _ratios(
