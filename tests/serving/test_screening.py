@@ -12,7 +12,7 @@ import pytest
 from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, recurrent, write
 
-from serving.errors import InputError, MissingInputError
+from serving.errors import MissingInputError
 from serving.measuring.screening import (
     Candidate,
     CandidateTrial,
@@ -231,8 +231,3 @@ def test_a_start_tells_of_the_model_what_a_full_one_does(model: Path, tmp_path: 
     assert (started.fixed_batch, fixed.fixed_batch) == (None, 4)
     assert len(started.sha256 or "") == 64
     assert started.sha256 != fixed.sha256
-
-
-def test_nothing_runs_before_a_start(model: Path) -> None:
-    with pytest.raises(InputError, match="was not started"):
-        ScreenedSubject(model, "cpu", None).call(1)

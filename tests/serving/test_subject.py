@@ -239,16 +239,3 @@ def test_what_does_not_start_is_skipped_with_its_reason(spec, tmp_path):
     assert (skipped.subject, skipped.threads) == ("broken.onnx", 1)
     assert "cannot be loaded" in skipped.skipped
     assert isinstance(findings.errors[0], ModelError)
-
-
-def test_interrupted_it_keeps_the_rows_that_are_finished(spec):
-    findings = BenchFindings()
-
-    def log(step):
-        if step.startswith("batch 3"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure([spec], plan(), findings, log)
-    (measured,) = findings.measured
-    assert [row.timing.batch_size for row in measured.rows] == [2]

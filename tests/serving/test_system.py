@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from steady import Steady
 
-from serving.errors import InputError
 from serving.measuring.system import Lane, System, busy_threads, run_of
 from serving.runtime.settings import SessionSettings
 
@@ -44,13 +42,6 @@ def test_rows_are_cut_beforehand_and_not_copied() -> None:
         system.call(size)()
     assert all(rows.base is not None for rows in subject.asked)
     assert [len(rows) for rows in subject.asked] == [1, 8, 3]
-
-
-def test_a_subject_of_one_batch_size_takes_no_larger_one() -> None:
-    subject = Steady(call_ms=0)
-    subject.rows = lambda count: np.zeros((4, 1), np.float32)  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="the model takes batches of 4, not of 8"):
-        System(subject, ONE, 8).call(8)
 
 
 def test_each_thread_has_calls_of_its_own_that_were_made_once() -> None:
