@@ -232,9 +232,9 @@ def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool
 
     if compared is None:
         show(report, as_json=as_json, text=as_table(report))
-        return
-    found = {"report": report, "comparison": compared}
-    show(found, as_json=as_json, text=f"{as_table(report)}\n\n{as_text(compared)}")
+    else:
+        found = {"report": report, "comparison": compared}
+        show(found, as_json=as_json, text=f"{as_table(report)}\n\n{as_text(compared)}")
 
 
 def _tune(model: "Path", given: dict[str, Any], *, as_json: bool) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 
 from serving.console import table
 from serving.errors import InputError, MissingInputError, SlowerError
-from serving.files import read_json
+from serving.files import read_json, read_record
 from serving.machine.environment import output_of
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
-from serving.measuring.report import BEFORE, BenchReport, Measurement, report_from
+from serving.measuring.report import BEFORE, BenchReport, Measurement
 from serving.measuring.timing import Timing
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
@@ -226,7 +226,7 @@ def _saved(name: str, file: Path, model: Path) -> CompareTarget:
     raw = read_json(file)
     if isinstance(raw, dict) and isinstance(raw.get("bench"), dict):
         raw = raw["bench"]
-    report = report_from(raw, name)
+    report = read_record(BenchReport, raw, name)
     subjects = {one.subject for one in report.measured}
     known = [one for one in (_variant(model), model.name) if one in subjects]
     return CompareTarget(name=name, saved=report, subject=known[0] if known else None)

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 
 from serving.measuring.timing import Call
 from serving.runtime.providers import PROVIDERS
+
+Answer = TypeVar("Answer")
 
 BUSY_PART = 0.1
 """Above this part of the cores, others make figures doubtful."""
@@ -85,47 +87,42 @@ def _own_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _nvml() -> Any | None:
-    """The library, ready to be asked, or None."""
+def own_gpu_bytes() -> int | None:
+    """The memory of all cards that this process holds, in bytes; None where nothing tells."""
+    return _ask_nvml(_held_bytes)
+
+
+def gpu_joules() -> Callable[[], float] | None:
+    """A counter of the joules that the first card has used; None where nothing counts."""
+    return _ask_nvml(_counter)
+
+
+def _ask_nvml(question: Callable[[Any], Answer]) -> Answer | None:
+    """What NVML says; None without the library, a driver or an answer."""
     try:
         import pynvml
     except ModuleNotFoundError:
         return None
     try:
         pynvml.nvmlInit()
+        return question(pynvml)
     except pynvml.NVMLError:
         return None
-    return pynvml
 
 
-def own_gpu_bytes() -> int | None:
-    """The memory of all cards that this process holds, in bytes; None where nothing tells."""
-    nvml = _nvml()
-    if nvml is None:
-        return None
-    try:
-        cards = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
-        held = [
-            process.usedGpuMemory or 0
-            for card in cards
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(card)
-            if process.pid == os.getpid()
-        ]
-    except nvml.NVMLError:
-        return None
-    return sum(held)
+def _held_bytes(nvml: Any) -> int:
+    cards = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
+    return sum(
+        process.usedGpuMemory or 0
+        for card in cards
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(card)
+        if process.pid == os.getpid()
+    )
 
 
-def gpu_joules() -> Callable[[], float] | None:
-    """A counter of the joules that the first card has used; None where nothing counts."""
-    nvml = _nvml()
-    if nvml is None:
-        return None
-    try:
-        card = nvml.nvmlDeviceGetHandleByIndex(0)
-        nvml.nvmlDeviceGetTotalEnergyConsumption(card)
-    except nvml.NVMLError:
-        return None
+def _counter(nvml: Any) -> Callable[[], float]:
+    card = nvml.nvmlDeviceGetHandleByIndex(0)
+    nvml.nvmlDeviceGetTotalEnergyConsumption(card)  # some cards do not count
     return lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(card)) / 1000
 
 

@@ -44,14 +44,14 @@ class PairedRatio:
     num_pairs: int
 
 
-def verdict(ratio: PairedRatio, margin: float = MARGIN) -> Verdict:
+def verdict(ratio: PairedRatio) -> Verdict:
     """Whether the second of two subjects is faster or slower than the first.
 
-    Only an interval that lies outside of 1 ± `margin` shows a difference.
+    Only an interval that lies outside of 1 ± `MARGIN` shows a difference.
     """
-    if ratio.low > 1 + margin:
+    if ratio.low > 1 + MARGIN:
         return "faster"
-    return "slower" if ratio.high < 1 - margin else "no difference"
+    return "slower" if ratio.high < 1 - MARGIN else "no difference"
 
 
 def ratio_of_turns(first: Sequence[float], second: Sequence[float], *, seed: int) -> PairedRatio:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serving.console import table
-from serving.files import read_record
 from serving.machine.environment import Environment
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import PairedRatio, verdict
@@ -145,11 +144,6 @@ class BenchReport:
     def of(self, subject: str, provider: str = "cpu") -> Iterator[Measurement]:
         """What was measured of a subject on a provider, one for each setting."""
         return (m for m in self.measured if (m.subject, m.provider) == (subject, provider))
-
-
-def report_from(raw: object, where: str = "the report") -> BenchReport:
-    """Read a report back from its JSON; IntegrityError when it is not one."""
-    return read_record(BenchReport, raw, where)
 
 
 def as_table(report: BenchReport) -> str:

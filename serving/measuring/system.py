@@ -96,7 +96,6 @@ class System:
         self.batch_size = batch_size
         self.settings = settings
         self._subject = subject
-        self._blocks: dict[int, list[npt.NDArray[Any]]] = {}
         self._pool: npt.NDArray[Any] | None = None
 
     def call(self, rows: int) -> Call:
@@ -158,13 +157,11 @@ class System:
 
     def _cut(self, rows: int) -> list[npt.NDArray[Any]]:
         """The pool in blocks of so many rows."""
-        if rows not in self._blocks:
-            pool = self._rows(rows)
-            if len(pool) < rows:
-                raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
-            starts = range(0, len(pool) - rows + 1, rows)
-            self._blocks[rows] = [pool[start : start + rows] for start in starts]
-        return self._blocks[rows]
+        pool = self._rows(rows)
+        if len(pool) < rows:
+            raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
+        starts = range(0, len(pool) - rows + 1, rows)
+        return [pool[start : start + rows] for start in starts]
 
     def _rows(self, least: int) -> npt.NDArray[Any]:
         if self._pool is None or len(self._pool) < least:
