@@ -24,14 +24,13 @@ from serving.errors import FerryError
 from serving.measuring.onnx_subject import OnnxSubject
 from serving.measuring.pairing import orders, ratio_of_turns
 from serving.measuring.scenarios import (
-    MAX_OVERRUN,
     MIN_QUERIES,
     run_offline,
     run_server,
     run_stream,
 )
 from serving.measuring.system import Lane, LoadRun, ServerLoad, System, busy_threads
-from serving.measuring.timing import NS_PER_MS, NS_PER_S, Call, digits, warm_up
+from serving.measuring.timing import MAX_OVERRUN, NS_PER_MS, NS_PER_S, Call, digits, warm_up
 from serving.runtime.settings import SessionSettings
 
 MODEL = Path("models/cifar10-resnet8/model.onnx")

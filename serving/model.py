@@ -1,9 +1,9 @@
 """A model that answers arrays: a bundle, or any ONNX file with one input.
 
-from serving import open_model
-answer = open_model("bundles/mnist-cnn").predict(images)  # a classifier: labels and scores
-answer.label, answer.probability
-open_model("bundles/mnist-autoencoder").answers(images)["error"]  # any model: its outputs by name
+    from serving import open_model
+    answer = open_model("bundles/mnist-cnn").predict(images)    # a classifier: labels and scores
+    answer.label, answer.probability
+    open_model("bundles/mnist-autoencoder").answers(images)     # any model: its outputs by name
 
 A bundle runs as its profile for this machine says, if `ferry bench --tune` wrote one.
 """

@@ -9,7 +9,6 @@ from steady import plan
 
 from serving.errors import InputError, ModelError
 from serving.measuring.scenarios import (
-    MAX_OVERRUN,
     MIN_QUERIES,
     ScenarioFigures,
     ScenarioPlan,
@@ -17,6 +16,7 @@ from serving.measuring.scenarios import (
     num_queries,
 )
 from serving.measuring.system import LoadRun, ServerLoad
+from serving.measuring.timing import MAX_OVERRUN
 
 CAPACITY = 1000.0
 LIMIT_MS = 10.0
