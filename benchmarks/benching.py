@@ -16,11 +16,12 @@ import numpy as np
 
 from pipeline.config import layout
 from serving.console import table
-from serving.measuring.bench import BenchOptions, bench
+from serving.measuring.bench import bench
 from serving.measuring.pairing import PairedRatio, paired_ratio, verdict
 from serving.measuring.report import BenchReport
+from serving.measuring.rounds import BenchOptions
 from serving.runtime.binding import bind
-from serving.runtime.session import open_session, probe, usable_providers
+from serving.runtime.session import open_session, usable_providers
 
 NUM_REPEATS = 40
 GROWTH_CALLS = 100_000
@@ -107,7 +108,7 @@ def memory(model: Path) -> Iterator[Line]:
 
 def gpu(model: Path) -> Iterator[Line]:
     """CUDA graphs at batch 1, and half precision with the channels last, on a wide network."""
-    reason = usable_providers(probe()).get("cuda", "not part of this onnxruntime")
+    reason = usable_providers().get("cuda", "not part of this onnxruntime")
     half = layout.models(model.parent.name).get("fp16")
     if reason or not model.exists() or not half:
         message = reason or f"{model} and its fp16 are not there: `dvc repro quantize@cifar10-fast`"

@@ -23,16 +23,14 @@ from serving.console import table
 from serving.errors import FerryError
 from serving.measuring.onnx_subject import OnnxSubject
 from serving.measuring.pairing import orders, ratio_of_turns
-from serving.measuring.scenarios.report import LoadRun
-from serving.measuring.scenarios.scenarios import (
-    MAX_OVERRUN,
+from serving.measuring.scenarios import (
     MIN_QUERIES,
     run_offline,
     run_server,
     run_stream,
 )
-from serving.measuring.scenarios.system import Lane, ServerLoad, System, busy_threads
-from serving.measuring.timing import NS_PER_MS, NS_PER_S, Call, digits, warm_up
+from serving.measuring.system import Lane, LoadRun, ServerLoad, System, busy_threads
+from serving.measuring.timing import MAX_OVERRUN, NS_PER_MS, NS_PER_S, Call, digits, warm_up
 from serving.runtime.settings import SessionSettings
 
 MODEL = Path("models/cifar10-resnet8/model.onnx")
@@ -57,7 +55,7 @@ Issue = Callable[[Sequence[int], Sequence[int]], None]
 
 @dataclass(frozen=True)
 class Engine:
-    """What makes the load and takes the times; see `serving.measuring.scenarios.scenarios`."""
+    """What makes the load and takes the times; see `serving.measuring.scenarios`."""
 
     stream: Callable[[System, int, float], LoadRun]
     offline: Callable[[System, float], LoadRun]

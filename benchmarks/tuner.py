@@ -9,25 +9,24 @@ two separate runs would differ by what the machine did meanwhile.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 from serving.bundles.profiles import Goal
 from serving.console import progress, table
 from serving.errors import FerryError
-from serving.files import read_record
 from serving.measuring.pairing import PairedRatio
-from serving.measuring.process import SubjectProcess, SubjectSpec
-from serving.measuring.rounds import Log, cores_for
+from serving.measuring.rounds import Log
+from serving.measuring.screening import Candidate
+from serving.measuring.subject import SubjectProcess, SubjectSpec
 from serving.measuring.timing import Timing
-from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.tuning.screening import ms_per_row
-from serving.measuring.tuning.selection import SelectionPlan, compare
-from serving.measuring.tuning.tuner import (
+from serving.measuring.tuner import (
+    SelectionPlan,
     SessionTuneReport,
     TuneOptions,
     as_text,
+    compare,
     grid_of,
     spec_of,
     tune,
@@ -88,7 +87,7 @@ def exhaustive(model: Path, options: TuneOptions, log: Log) -> tuple[Candidate, 
     for number, candidate in enumerate(grid, start=1):
         log(f"the grid: {number} of {len(grid)}: {candidate.describe()}")
         try:
-            costs[candidate] = ms_per_row(candidate, measured(spec, candidate).p50_ms)
+            costs[candidate] = candidate.ms_per_row(measured(spec, candidate).p50_ms)
         except FerryError:
             continue  # the tuner's report says why
     return min(costs, key=lambda one: costs[one]), perf_counter() - start
@@ -97,11 +96,10 @@ def exhaustive(model: Path, options: TuneOptions, log: Log) -> tuple[Candidate, 
 def measured(spec: SubjectSpec, candidate: Candidate) -> Timing:
     """Measure one candidate in a process of its own."""
     with SubjectProcess(spec) as worker:
-        cores = list(cores_for(candidate.settings))
-        worker.ask("start", settings=asdict(candidate.settings), cores=cores)
+        worker.start(candidate.settings)
         worker.ask("prepare", batch_size=candidate.batch_size, seconds=SECONDS)
         worker.ask("turn", seconds=SECONDS)
-        return read_record(Timing, worker.ask("timing"), candidate.describe())
+        return worker.timing()
 
 
 def against(spec: SubjectSpec, best: Candidate, report: SessionTuneReport, log: Log) -> PairedRatio:

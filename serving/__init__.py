@@ -1,8 +1,8 @@
 """Run what ferry exported: sessions that prove their provider, bundles, batch inference, timing.
 
 from serving import open_model
-open_model("bundles/mnist-cnn").predict(images)  # a classifier of images, texts or numbers
-open_model("bundles/mnist-autoencoder").answers(images)["error"]  # any model
+open_model("bundles/mnist-cnn").predict(images)             # of images, texts or numbers
+open_model("bundles/mnist-autoencoder").answers(images)     # any model: its outputs by name
 """
 
 from typing import TYPE_CHECKING, Any

@@ -17,29 +17,12 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
-EXTRA_PACKAGES = frozenset(
-    {
-        "dvc",
-        "filelock",
-        "jinja2",
-        "matplotlib",
-        "mlflow",
-        "onnx",
-        "onnxscript",
-        "optuna",
-        "pydantic",
-        "pydantic_core",
-        "pynvml",
-        "requests",
-        "safetensors",
-        "scipy",
-        "sklearn",
-        "sympy",
-        "torch",
-        "yaml",
-    }
-)
-
+EXTRA_PACKAGES = {
+    *("dvc", "filelock", "jinja2", "matplotlib", "mlflow", "onnx", "onnxscript", "optuna"),
+    *("pydantic", "pydantic_core", "pynvml", "requests", "safetensors", "scipy", "sklearn"),
+    *("sympy", "torch", "yaml"),
+}
+"""Packages that the extra `pipeline` installs."""
 OTHER_EXTRAS = {"ray": "ray"}
 """Packages that are imported where they are used, and the extra that installs each."""
 

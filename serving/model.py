@@ -1,9 +1,9 @@
 """A model that answers arrays: a bundle, or any ONNX file with one input.
 
-from serving import open_model
-answer = open_model("bundles/mnist-cnn").predict(images)  # a classifier: labels and scores
-answer.label, answer.probability
-open_model("bundles/mnist-autoencoder").answers(images)["error"]  # any model: its outputs by name
+    from serving import open_model
+    answer = open_model("bundles/mnist-cnn").predict(images)    # a classifier: labels and scores
+    answer.label, answer.probability
+    open_model("bundles/mnist-autoencoder").answers(images)     # any model: its outputs by name
 
 A bundle runs as its profile for this machine says, if `ferry bench --tune` wrote one.
 """
@@ -132,10 +132,6 @@ class Model:
         """What rows must be, for messages: "uint8 [rows, 8, 8, 1]"."""
         return self.input.takes()
 
-    def accepts(self, dtype: np.dtype[Any], row_shape: tuple[int, ...]) -> bool:
-        """Whether rows of that dtype and shape, without the batch axis, are what it takes."""
-        return self.input.accepts(dtype, row_shape)
-
     def answers(
         self, rows: Array, *, batch_rows: int | None = None, parallel: int | None = None
     ) -> dict[str, Array]:
@@ -194,7 +190,7 @@ class Model:
         return labels
 
     def _check_rows(self, rows: Array) -> None:
-        if not isinstance(rows, np.ndarray) or not self.accepts(rows.dtype, rows.shape[1:]):
+        if not isinstance(rows, np.ndarray) or not self.input.accepts(rows.dtype, rows.shape[1:]):
             raise InputError(f"{self.path} takes {self.takes()}, got {described(rows)}")
 
     def _answered(

@@ -22,13 +22,13 @@ from pipeline.stages.baselines import first_answer, mlflow_baseline, torch_basel
 from pipeline.stages.page import speed_figures
 from serving.errors import ModelError
 from serving.files import require, sha256_of_file, write_text
-from serving.measuring.bench import BenchExtras, ColdProgram, cold_program, model_spec, run
-from serving.measuring.process import TORCH, SubjectSpec
+from serving.measuring.bench import ColdPrograms, cold_program, run
+from serving.measuring.onnx_subject import model_spec
 from serving.measuring.report import BenchReport, Measurement, SkippedSubject, as_csv
-from serving.measuring.rounds import BenchPlan, Log
+from serving.measuring.rounds import BenchOptions, Log
+from serving.measuring.subject import TORCH, SubjectSpec
 from serving.runtime.cores import allowed_cores
-from serving.runtime.session import probe, usable_providers
-from serving.runtime.settings import SessionSettings
+from serving.runtime.session import usable_providers
 
 NAMES = {
     "eager": EAGER,
@@ -99,13 +99,9 @@ def _measure(
         )
         return run(
             subjects.specs,
-            _plan(config, threads),
-            BenchExtras(
-                cold=subjects.cold if config.cold_starts else (),
-                num_cold_starts=config.cold_starts,
-            ),
+            _options(config, threads, data / "test_inputs.npy"),
+            subjects.cold,
             model=models["fp32"],
-            rows=data / "test_inputs.npy",
             skipped=(*subjects.skipped, *_too_many(subjects.specs, beyond)),
             log=log,
         )
@@ -118,13 +114,15 @@ def _threads(counts: Sequence[int]) -> tuple[list[int], list[int]]:
     return [n for n in wanted if n <= cores], [n for n in wanted if n > cores]
 
 
-def _plan(config: BenchmarkConfig, threads: Sequence[int]) -> BenchPlan:
-    return BenchPlan(
-        settings=tuple(SessionSettings(threads=count) for count in threads),
+def _options(config: BenchmarkConfig, threads: Sequence[int], rows: Path) -> BenchOptions:
+    return BenchOptions(
+        threads=tuple(threads),
         batch_sizes=config.batch_sizes,
         seconds=config.seconds,
         num_rounds=config.rounds,
         growth_calls=config.growth_calls,
+        num_cold_starts=config.cold_starts,
+        rows=rows,
         seed=config.seed,
     )
 
@@ -199,7 +197,7 @@ class BenchSubjects:
     """All that a benchmark measures: the baselines, PyTorch eager first, and every variant."""
 
     specs: tuple[SubjectSpec, ...]
-    cold: tuple[ColdProgram, ...]
+    cold: ColdPrograms
     skipped: tuple[SkippedSubject, ...]
     """Each variant on each provider that this machine cannot run, with the reason."""
 
@@ -236,14 +234,15 @@ def subjects_of(
             module=mlflow_baseline.__name__,
             setup=mlflow_baseline.setup_of(saved, models["fp32"], data),
         )
-    reasons = usable_providers(probe())
+    reasons = usable_providers()
     variants = list(_variants(models, data / "test_inputs.npy", reasons))
+    from_cold = [name for name in baselines if name in FROM_COLD]
     return BenchSubjects(
         specs=(*baselines.values(), *variants),
-        cold=(
-            *(_cold_baseline(spec) for name, spec in baselines.items() if name in FROM_COLD),
-            *(cold_program(spec) for spec in variants),
-        ),
+        cold={
+            **{baselines[name].label: _cold_baseline(baselines[name]) for name in from_cold},
+            **{spec.label: cold_program(spec) for spec in variants},
+        },
         skipped=tuple(
             SkippedSubject(subject=variant, provider=provider, threads=None, skipped=reason)
             for variant in models
@@ -261,6 +260,5 @@ def _variants(
             yield from (model_spec(name, path, provider, rows) for name, path in models.items())
 
 
-def _cold_baseline(spec: SubjectSpec) -> ColdProgram:
-    arguments = ("-m", first_answer.__name__, json.dumps(spec.setup))
-    return ColdProgram(subject=spec.label, arguments=arguments)
+def _cold_baseline(spec: SubjectSpec) -> tuple[str, ...]:
+    return ("-m", first_answer.__name__, json.dumps(spec.setup))

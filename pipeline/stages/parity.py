@@ -27,7 +27,7 @@ from pipeline.records import ReportFiles, write
 from pipeline.records.parity import Cell, ParityReport, VariantParity
 from pipeline.stages.page import figures
 from serving.errors import FerryError, ModelError, ProviderError
-from serving.runtime.session import probe, usable_providers
+from serving.runtime.session import usable_providers
 
 FP32 = "fp32"
 RECORDED = (
@@ -119,7 +119,7 @@ def _check_config(experiment: Experiment) -> None:
 
 def _providers() -> dict[str, str | None]:
     """The providers of this machine but the CPU, each with the reason why it cannot be used."""
-    found = usable_providers(probe())
+    found = usable_providers()
     return {name: reason for name, reason in found.items() if name != "cpu"}
 
 

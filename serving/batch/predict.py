@@ -137,7 +137,7 @@ class PredictLoop:
             rows_per_second=done / self._seconds if self._seconds else 0.0,
             batch_rows=self._run.batch_rows,
             workers=self._run.workers,
-            threads=model.session.threads,
+            threads=model.session.settings.threads,
             profile=model.profile,
             proof=model.session.proof,
             stages=Stages(

@@ -263,7 +263,7 @@ def preview(run: PredictRun, output: Path | None) -> Preview:
         model_sha256=model.session.sha256,
         takes=model.takes(),
         provider=model.session.provider,
-        threads=model.session.threads,
+        threads=model.session.settings.threads,
         workers=run.workers,
         batch_rows=run.batch_rows,
         rows=run.count(0),

@@ -1,6 +1,6 @@
 """A bundle is a folder that is deployed by copying: model, labels, golden rows, runner, manifest.
 
-open_bundle("bundles/mnist-cnn")  refuses a folder in which one byte is not the one written
+    open_bundle("bundles/mnist-cnn")    # refuses a folder in which one byte is not the one written
 
 The manifest says what the model is, what was measured, and the sha256 of every file. Its bytes must
 be the canonical text of what it says, and it holds the sha256 of that text, so that no byte of it

@@ -37,7 +37,8 @@ def make_golden(session: Session, rows: Array) -> bytes:
             raise InputError(f"golden {name} holds a value that is not finite")
     file = io.BytesIO()
     # Strings are saved with a fixed length, as an array of objects would need pickle.
-    np.savez(file, allow_pickle=False, **_saved(arrays))
+    saved: dict[str, Any] = {name: _without_objects(array) for name, array in arrays.items()}
+    np.savez(file, allow_pickle=False, **saved)
     return file.getvalue()
 
 
@@ -82,10 +83,6 @@ def _difference(name: str, expected: Array, found: Array) -> float:
     difference = np.abs(expected.astype(np.float64) - found.astype(np.float64))
     # NaN compares as nothing; as an infinite difference it fails every limit.
     return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
-
-
-def _saved(arrays: Mapping[str, Array]) -> dict[str, Any]:
-    return {name: _without_objects(array) for name, array in arrays.items()}
 
 
 def _without_objects(array: Array) -> Array:

@@ -22,7 +22,8 @@ ML_DOMAIN = "ai.onnx.ml"
 # Field numbers of ModelProto and of OperatorSetIdProto, and protobuf's wire types.
 IR_VERSION, OPSET_IMPORT = 1, 8
 DOMAIN, VERSION = 1, 2
-VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+VARINT, LENGTH = 0, 2
+FIXED_SIZES = {1: 8, 5: 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ def read_header(content: bytes) -> Header:
             elif number == OPSET_IMPORT and isinstance(value, bytes):
                 domain, version = _opset(value)
                 opsets[domain] = version
-    except (IndexError, UnicodeDecodeError, ValueError) as error:
+    except (LookupError, ValueError) as error:
         raise ModelError("the model is not an ONNX file, or it is cut short") from error
     return Header(ir_version=ir_version, opsets=opsets)
 
@@ -89,21 +90,11 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             value, at = _varint(message, at)
             yield number, value
             continue
-        size, at = _payload(message, at, wire)
+        size, at = _varint(message, at) if wire == LENGTH else (FIXED_SIZES[wire], at)
         if at + size > len(message):
             raise IndexError("a field is longer than its message")
         yield number, message[at : at + size]
         at += size
-
-
-def _payload(message: bytes, at: int, wire: int) -> tuple[int, int]:
-    """The size of a field's content and where it starts."""
-    if wire == LENGTH:
-        return _varint(message, at)
-    sizes = {FIXED64: 8, FIXED32: 4}
-    if wire not in sizes:
-        raise ValueError(f"wire type {wire}")
-    return sizes[wire], at
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

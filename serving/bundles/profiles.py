@@ -56,23 +56,18 @@ def in_words(settings: SessionSettings, batch_size: int) -> str:
     return ", ".join([f"threads {settings.threads}", *differing, f"batch {batch_size}"])
 
 
-def fits(profile: Profile, machine: MachineKind) -> bool:
-    """Whether a profile is for this kind of machine.
+def profile_for(profiles: Sequence[Profile], provider: str, goal: Goal) -> Profile | None:
+    """The profile for a goal on a provider of this very kind of machine, or None.
 
     Processor, architecture, instruction sets, cores and graphics cards must be the same. The
     version of ONNX Runtime need not be: its settings rarely change their meaning, and a profile is
     never wrong, only perhaps not the fastest.
     """
-    return profile.machine == machine
-
-
-def profile_for(profiles: Sequence[Profile], provider: str, goal: Goal) -> Profile | None:
-    """The profile for a goal on a provider of this very machine, or None."""
     wanted = [one for one in profiles if (one.provider, one.goal) == (provider, goal)]
     if not wanted:
         return None  # without asking what machine this is
     machine = this_machine(provider)
-    return next((one for one in wanted if fits(one, machine)), None)
+    return next((one for one in wanted if one.machine == machine), None)
 
 
 def with_profile(profiles: Sequence[Profile], new: Profile) -> tuple[Profile, ...]:

@@ -32,7 +32,7 @@ PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 RUNNER_SECONDS = 120
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Check:
     """One thing that was checked."""
 
@@ -56,9 +56,7 @@ class VerifyReport:
 
     def require(self) -> None:
         """Raise IntegrityError naming each failed check, if there is one."""
-        failed = [
-            f"{check.name}: {check.detail}" for check in self.checks if check.status == FAILED
-        ]
+        failed = [f"{one.name}: {one.detail}" for one in self.checks if one.status == FAILED]
         if failed:
             raise IntegrityError(f"{self.bundle} failed verification: {'; '.join(failed)}")
 
@@ -69,30 +67,18 @@ def verify(folder: Path, provider: str = "cpu", threads: int | None = None) -> V
     A failed check is part of the report, never an exception. Raises MissingInputError when
     `folder` is not a bundle, and ProviderError when `provider` cannot run the model here.
     """
+    bundle: Bundle | None = None
+    proof: ProviderProof | None = None
+    checks: list[Check] = []
     try:
         bundle = open_bundle(folder)
-    except IntegrityError as error:
-        # What is not intact is not loaded, so nothing else can be said of it.
-        check = Check(name="files", status=FAILED, detail=str(error))
-        return _report(folder, None, [check], None)
-    sums = Check(name="files", status=PASSED, detail=f"{len(bundle.contents)} files and manifest")
-    try:
+        checks.append(Check("files", PASSED, f"{len(bundle.contents)} files and manifest"))
         session = open_session(bundle.model, provider=provider, threads=threads)
-    except ModelError as error:
-        broken = Check(name="model", status=FAILED, detail=str(error))
-        return _report(folder, bundle, [sums, broken], None)
-    return _report(folder, bundle, [sums, *_checks(bundle, session)], session.proof)
-
-
-def as_table(report: VerifyReport) -> str:
-    """The checks, one a line, and the digest of a bundle that is intact."""
-    lines = [f"{check.name:<9}  {check.status:<7}  {check.detail}" for check in report.checks]
-    return "\n".join([*lines, *([f"digest {report.digest}"] if report.digest else [])])
-
-
-def _report(
-    folder: Path, bundle: Bundle | None, checks: list[Check], proof: ProviderProof | None
-) -> VerifyReport:
+        proof = session.proof
+        checks += _checks(bundle, session)
+    except (IntegrityError, ModelError) as error:
+        # What is not intact, or does not load, is not run: nothing else can be said of it.
+        checks.append(Check("model" if bundle else "files", FAILED, str(error)))
     return VerifyReport(
         bundle=folder,
         digest=bundle.manifest.digest if bundle else None,
@@ -100,6 +86,12 @@ def _report(
         checks=tuple(checks),
         proof=proof,
     )
+
+
+def as_table(report: VerifyReport) -> str:
+    """The checks, one a line, and the digest of a bundle that is intact."""
+    lines = [f"{check.name:<9}  {check.status:<7}  {check.detail}" for check in report.checks]
+    return "\n".join([*lines, *([f"digest {report.digest}"] if report.digest else [])])
 
 
 def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
@@ -114,14 +106,14 @@ def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
     if bundle.contents[RUNNER] == RUNNER_SOURCE.read_bytes():
         yield _check("runner", lambda: _runner(bundle))
     else:
-        yield Check(name="runner", status=SKIPPED, detail="not the one of this ferry, so not run")
+        yield Check("runner", SKIPPED, "not the one of this ferry, so not run")
 
 
 def _check(name: str, work: Callable[[], str]) -> Check:
     try:
-        return Check(name=name, status=PASSED, detail=work())
+        return Check(name, PASSED, work())
     except (IntegrityError, ModelError) as error:
-        return Check(name=name, status=FAILED, detail=str(error))
+        return Check(name, FAILED, str(error))
 
 
 def _metadata(manifest: BundleManifest, session: Session) -> str:
@@ -217,10 +209,15 @@ def _golden(bundle: Bundle, session: Session) -> str:
 
 def _profiles(manifest: BundleManifest) -> str:
     """What was tuned, each for its processor; the manifest was refused if one cannot be."""
-    lines = [
-        f"{one.describe()}, for {one.provider} on {_machine(one)}" for one in manifest.profiles
-    ]
+    lines = [_profile(one) for one in manifest.profiles]
     return "; ".join(lines) or "none; `ferry bench --tune` makes one"
+
+
+def _profile(one: Profile) -> str:
+    machine = one.machine
+    cards = f", {machine.gpu}" if machine.gpu else ""
+    kind = f"{machine.allowed_cores} × {machine.processor}{cards}"
+    return f"{one.describe()}, for {one.provider} on {kind}"
 
 
 def _reference(content: bytes, manifest: BundleManifest) -> str:
@@ -229,13 +226,6 @@ def _reference(content: bytes, manifest: BundleManifest) -> str:
     if reference.classes:
         _same(f"classes of {REFERENCE}", len(reference.classes), len(manifest.labels))
     return f"{len(reference.quantities)} quantities of {reference.rows} rows of {reference.data}"
-
-
-def _machine(profile: Profile) -> str:
-    machine = profile.machine
-    return (
-        f"{machine.allowed_cores} × {machine.processor}{f', {machine.gpu}' if machine.gpu else ''}"
-    )
 
 
 def _runner(bundle: Bundle) -> str:

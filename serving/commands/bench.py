@@ -9,9 +9,9 @@ from serving.console import PATH, json_option, note, progress, show
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from serving.measuring.bench import BenchOptions
     from serving.measuring.compare import Comparison
     from serving.measuring.report import BenchReport
+    from serving.measuring.rounds import BenchOptions
 
 SERVER = "server"
 
@@ -162,8 +162,8 @@ def bench(
 def _options(given: dict[str, Any]) -> "BenchOptions":
     """The options of `serving.measuring.bench.bench`, from those of the command."""
     from serving.errors import UsageError
-    from serving.measuring.bench import BATCH_SIZES, BenchOptions
-    from serving.measuring.scenarios.report import ScenarioPlan
+    from serving.measuring.rounds import BATCH_SIZES, BenchOptions
+    from serving.measuring.scenarios import ScenarioPlan
 
     batch_sizes, scenarios = given["batch_size"], given["scenarios"]
     if SERVER not in scenarios and (given["rate"] or given["p99_limit"]) is not None:
@@ -181,7 +181,7 @@ def _options(given: dict[str, Any]) -> "BenchOptions":
     )
     return BenchOptions(
         providers=given["providers"],
-        threads=given["threads"],
+        threads=given["threads"] or None,
         settings=given["settings"],
         batch_sizes=() if scenarios else batch_sizes or BATCH_SIZES,
         seconds=given["seconds"],
@@ -232,15 +232,15 @@ def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool
 
     if compared is None:
         show(report, as_json=as_json, text=as_table(report))
-        return
-    found = {"report": report, "comparison": compared}
-    show(found, as_json=as_json, text=f"{as_table(report)}\n\n{as_text(compared)}")
+    else:
+        found = {"report": report, "comparison": compared}
+        show(found, as_json=as_json, text=f"{as_table(report)}\n\n{as_text(compared)}")
 
 
 def _tune(model: "Path", given: dict[str, Any], *, as_json: bool) -> None:
     from serving.bundles.writing import write_profile
     from serving.errors import UsageError
-    from serving.measuring.tuning.tuner import TuneOptions, as_text, profile_of, tune
+    from serving.measuring.tuner import TuneOptions, as_text, profile_of, tune
 
     if len(given["providers"]) != 1 or given["providers"] == ("all",):
         raise UsageError("--tune is for one provider at a time")

@@ -30,9 +30,10 @@ PIPELINE = "pip install 'onnx-ferry[pipeline]'"
 SQLITE_MAGIC = b"SQLite format 3\x00"
 CONNECT_SECONDS = 2.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+STORE = "mlflow store"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that was looked at."""
 
@@ -40,7 +41,7 @@ class Finding:
     status: Status
     detail: str
     fix: str | None = None
-    """What to do about it, in one line."""
+    """What to do about it, in one line; None for what is ok."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,8 @@ class Diagnosis:
 
 def diagnose(folder: Path) -> Diagnosis:
     """Look at this machine, at this installation and at `folder`, where the pipeline would run."""
-    findings = [_python(), _runtime(), *_providers(), *_processor()]
-    findings += [_memory(), _disk(folder), _store(folder), _extra(folder)]
+    findings = [_python(), _runtime(), *_providers(), *_processor(), _memory(), _disk(folder)]
+    findings += [look_at_store(folder, os.environ.get("MLFLOW_TRACKING_URI")), _extra(folder)]
     findings += [_tool("git", folder), _tool("dvc", folder), _params(folder), _telemetry()]
     return Diagnosis(findings=tuple(findings))
 
@@ -74,15 +75,7 @@ def as_text(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class StoreState:
-    """What was found, and the one-line fix if it will not do."""
-
-    detail: str
-    fix: str | None = None
-
-
-def look_at_store(folder: Path, uri: str | None) -> StoreState:
+def look_at_store(folder: Path, uri: str | None) -> Finding:
     """Look at the store that `uri` (MLFLOW_TRACKING_URI) names, else at `folder`/mlflow.db."""
     if not uri:
         return _database(folder / "mlflow.db")
@@ -95,86 +88,68 @@ def look_at_store(folder: Path, uri: str | None) -> StoreState:
     if scheme in ("", "file"):
         return _directory(folder / unquote(address.path))
     if scheme not in PORTS:
-        return StoreState(f"kept by {scheme}, which is not looked at")
+        return Finding(STORE, "ok", f"kept by {scheme}, which is not looked at")
     return _server(address, PORTS[scheme])
 
 
 def _python() -> Finding:
     versions = {"ferry": ferry_version() or "not installed", "numpy": installed_version("numpy")}
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return Finding(
-        name="python",
-        status="ok",
-        detail="; ".join(
-            [f"{platform.python_version()} at {sys.executable}", packages, platform.platform()]
-        ),
-    )
+    python = f"{platform.python_version()} at {sys.executable}"
+    return Finding("python", "ok", f"{python}; {packages}; {platform.platform()}")
 
 
 def _runtime() -> Finding:
     wheels = runtime_wheels()
     there = " and ".join(f"{name} {version}" for name, version in wheels.items())
     if len(wheels) > 1:
-        return Finding(
-            name="onnxruntime",
-            status="problem",
-            detail=f"{there} are both installed and write the same folder: one breaks the other",
-            fix=f"pip uninstall -y {' '.join(wheels)} && pip install {_right_wheel()}",
-        )
+        detail = f"{there} are both installed and write the same folder: one breaks the other"
+        fix = f"pip uninstall -y {' '.join(wheels)} && pip install {_right_wheel()}"
+        return Finding("onnxruntime", "problem", detail, fix)
     if not wheels or importlib.util.find_spec("onnxruntime") is None:
         detail = f"{there} is installed without its files" if wheels else "not installed"
-        fix = f"pip install --force-reinstall --no-deps {_right_wheel()}"
-        return Finding(name="onnxruntime", status="problem", detail=detail, fix=fix)
-    return Finding(name="onnxruntime", status="ok", detail=there)
+        return Finding("onnxruntime", "problem", detail, _reinstall())
+    return Finding("onnxruntime", "ok", there)
+
+
+def _reinstall() -> str:
+    return f"pip install --force-reinstall --no-deps {_right_wheel()}"
 
 
 def _right_wheel() -> str:
     """The wheel that ferry depends on here; CUDA's exists for two systems on x86-64."""
-    has_cuda_build = sys.platform in ("linux", "win32") and _is_x86()
-    return "onnxruntime-gpu" if has_cuda_build else "onnxruntime"
-
-
-def _is_x86() -> bool:
-    return platform.machine() in ("x86_64", "AMD64")
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return "onnxruntime-gpu" if is_x86 and sys.platform in ("linux", "win32") else "onnxruntime"
 
 
 def _providers() -> Iterator[Finding]:
     """Which providers really create a session and run the probe."""
     try:
         from serving.runtime.providers import PROVIDERS
-        from serving.runtime.session import probe, usable_providers
+        from serving.runtime.session import usable_providers
     except ImportError as error:
-        yield Finding(
-            name="providers",
-            status="problem",
-            detail=f"onnxruntime cannot be imported: {_one_line(error)}",
-            fix=f"pip install --force-reinstall --no-deps {_right_wheel()}",
-        )
+        detail = f"onnxruntime cannot be imported: {' '.join(str(error).split())}"
+        yield Finding("providers", "problem", detail, _reinstall())
         return
-    usable = usable_providers(probe())
+    usable = usable_providers()
     for provider, reason in usable.items():
         yield _provider(provider, reason)
-    others = [name for name in PROVIDERS if name not in usable]
-    yield Finding(
-        name="other providers",
-        status="ok",
-        detail=f"not part of this onnxruntime: {', '.join(others) or 'none'}",
-    )
+    others = ", ".join(name for name in PROVIDERS if name not in usable)
+    yield Finding("other providers", "ok", f"not part of this onnxruntime: {others or 'none'}")
 
 
 def _provider(provider: str, reason: str | None) -> Finding:
     name = f"provider {provider}"
     if reason is None:
-        return Finding(name=name, status="ok", detail="creates a session and runs")
+        return Finding(name, "ok", "creates a session and runs")
     reason = reason.removesuffix("; `ferry doctor` says which providers do")
     reason = reason.partition(" on this machine: ")[2] or reason
     if provider == "cpu":
-        fix = f"pip install --force-reinstall --no-deps {_right_wheel()}"
-        return Finding(name=name, status="problem", detail=reason, fix=fix)
+        return Finding(name, "problem", reason, _reinstall())
     if provider == "cuda" and shutil.which("nvidia-smi"):
         fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', and check that `nvidia-smi` works"
-        return Finding(name=name, status="warning", detail=reason, fix=fix)
-    return Finding(name=name, status="ok", detail=f"built in, not usable here: {reason}")
+        return Finding(name, "warning", reason, fix)
+    return Finding(name, "ok", f"built in, not usable here: {reason}")
 
 
 def _processor() -> Iterator[Finding]:
@@ -185,120 +160,98 @@ def _processor() -> Iterator[Finding]:
         return  # onnxruntime is broken, which is reported already
     found = describe()
     flags = " ".join(found.flags) or "no vector extensions known"
-    detail = f"{found.processor} ({found.architecture}; {flags})"
-    yield Finding(name="processor", status="ok", detail=detail)
+    yield Finding("processor", "ok", f"{found.processor} ({found.architecture}; {flags})")
     yield _cores(found.cores, found.allowed_cores, found.quota_cores)
     if found.gpu:
-        detail = f"{found.gpu}, driver {found.gpu_driver}"
-        yield Finding(name="graphics card", status="ok", detail=detail)
+        yield Finding("graphics card", "ok", f"{found.gpu}, driver {found.gpu_driver}")
     load = found.load_average[0]
     if load > found.allowed_cores:
-        yield Finding(
-            name="load",
-            status="warning",
-            detail=f"{load:g} processes want {found.allowed_cores} cores: timings will be unsteady",
-            fix="wait until the machine is idle before timing anything",
-        )
+        detail = f"{load:g} processes want {found.allowed_cores} cores: timings will be unsteady"
+        fix = "wait until the machine is idle before timing anything"
+        yield Finding("load", "warning", detail, fix)
 
 
 def _cores(cores: int, allowed: int, quota: float | None) -> Finding:
     detail = f"{allowed} of {cores} may be used"
-    if quota is not None and quota < cores:
-        return Finding(
-            name="cores",
-            status="warning",
-            detail=f"{detail}: the container's quota is {quota:g}",
-            fix="ferry keeps to the quota; `docker run --cpus` gives a container more",
-        )
-    return Finding(name="cores", status="ok", detail=detail)
+    if quota is None or quota >= cores:
+        return Finding("cores", "ok", detail)
+    fix = "ferry keeps to the quota; `docker run --cpus` gives a container more"
+    return Finding("cores", "warning", f"{detail}: the container's quota is {quota:g}", fix)
 
 
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
     detail = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
-    if memory.available < LITTLE_MEMORY:
-        fix = "close what is not needed; training wants about 2 GiB"
-        return Finding(name="memory", status="warning", detail=detail, fix=fix)
-    return Finding(name="memory", status="ok", detail=detail)
+    if memory.available >= LITTLE_MEMORY:
+        return Finding("memory", "ok", detail)
+    fix = "close what is not needed; training wants about 2 GiB"
+    return Finding("memory", "warning", detail, fix)
 
 
 def _disk(folder: Path) -> Finding:
     if not folder.is_dir():
-        fix = f"mkdir -p {folder}"
-        return Finding(name="disk", status="problem", detail=f"{folder} is no folder", fix=fix)
+        return Finding("disk", "problem", f"{folder} is no folder", f"mkdir -p {folder}")
     free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.1f} GiB free at {folder.resolve()}"
     if not os.access(folder, os.W_OK):
         fix = f"chmod u+w {folder}, or work elsewhere with `ferry -C DIR`"
-        return Finding(name="disk", status="problem", detail=f"{detail}, read-only", fix=fix)
+        return Finding("disk", "problem", f"{detail}, read-only", fix)
     if free < LITTLE_DISK:
-        status: Status = "problem" if free < NO_DISK else "warning"
         fix = "free some space; `dvc gc -w` drops cached results that no branch needs"
-        return Finding(name="disk", status=status, detail=detail, fix=fix)
-    return Finding(name="disk", status="ok", detail=detail)
+        return Finding("disk", "problem" if free < NO_DISK else "warning", detail, fix)
+    return Finding("disk", "ok", detail)
 
 
-def _store(folder: Path) -> Finding:
-    state: StoreState = look_at_store(folder, os.environ.get("MLFLOW_TRACKING_URI"))
-    return Finding(
-        name="mlflow store",
-        status="ok" if state.fix is None else "warning",
-        detail=state.detail,
-        fix=state.fix,
-    )
-
-
-def _database(path: Path) -> StoreState:
+def _database(path: Path) -> Finding:
     if not path.exists():
         if os.access(path.parent, os.W_OK):
-            return StoreState(f"{path} will be made by the first training")
-        return StoreState(f"{path.parent} is not writable", f"chmod u+w {path.parent}")
+            return Finding(STORE, "ok", f"{path} will be made by the first training")
+        return _bad_store(f"{path.parent} is not writable", f"chmod u+w {path.parent}")
     if not path.is_file() or not os.access(path, os.R_OK | os.W_OK):
-        return StoreState(f"{path} is not a writable file", f"chmod u+rw {path}")
+        return _bad_store(f"{path} is not a writable file", f"chmod u+rw {path}")
     with path.open("rb") as file:
         start = file.read(len(SQLITE_MAGIC))
     if start not in (b"", SQLITE_MAGIC):
-        return StoreState(f"{path} is not an SQLite database", f"mv {path} {path}.broken")
-    return StoreState(f"{path}, {path.stat().st_size / 2**20:.1f} MiB, writable")
+        return _bad_store(f"{path} is not an SQLite database", f"mv {path} {path}.broken")
+    return Finding(STORE, "ok", f"{path}, {path.stat().st_size / 2**20:.1f} MiB, writable")
 
 
-def _directory(path: Path) -> StoreState:
+def _directory(path: Path) -> Finding:
     there = path if path.exists() else path.parent
     if there.is_dir() and os.access(there, os.W_OK):
-        return StoreState(f"folder {path}, writable")
-    return StoreState(f"folder {path} cannot be written", "set MLFLOW_TRACKING_URI to one that can")
+        return Finding(STORE, "ok", f"folder {path}, writable")
+    return _bad_store(f"folder {path} cannot be written", "set MLFLOW_TRACKING_URI to one that can")
 
 
-def _server(address: SplitResult, default_port: int) -> StoreState:
+def _server(address: SplitResult, default_port: int) -> Finding:
     try:
         host, port = address.hostname, address.port or default_port
     except ValueError:
         host = None
     fix = "start the server, or unset MLFLOW_TRACKING_URI to keep runs in mlflow.db"
     if host is None:
-        return StoreState(f"MLFLOW_TRACKING_URI names no {address.scheme} server", fix)
+        return _bad_store(f"MLFLOW_TRACKING_URI names no {address.scheme} server", fix)
     try:
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        return StoreState(f"{host}:{port} does not answer: {reason}", fix)
-    return StoreState(f"{host}:{port} answers")
+        return _bad_store(f"{host}:{port} does not answer: {reason}", fix)
+    return Finding(STORE, "ok", f"{host}:{port} answers")
+
+
+def _bad_store(detail: str, fix: str) -> Finding:
+    return Finding(STORE, "warning", detail, fix)
 
 
 def _extra(folder: Path) -> Finding:
-    missing = _missing_packages()
     name = "pipeline extra"
+    missing = sorted(one for one in EXTRA_PACKAGES if importlib.util.find_spec(one) is None)
     if not missing:
         torch, mlflow = installed_version("torch"), installed_version("mlflow")
-        return Finding(name=name, status="ok", detail=f"installed: torch {torch}, mlflow {mlflow}")
+        return Finding(name, "ok", f"installed: torch {torch}, mlflow {mlflow}")
     if not _wants_pipeline(folder):
-        return Finding(name=name, status="ok", detail="not installed: models run, none are trained")
-    detail = f"missing: {', '.join(missing)}"
-    return Finding(name=name, status="warning", detail=detail, fix=PIPELINE)
-
-
-def _missing_packages() -> list[str]:
-    return sorted(name for name in EXTRA_PACKAGES if importlib.util.find_spec(name) is None)
+        return Finding(name, "ok", "not installed: models run, none are trained")
+    return Finding(name, "warning", f"missing: {', '.join(missing)}", PIPELINE)
 
 
 def _wants_pipeline(folder: Path) -> bool:
@@ -311,23 +264,22 @@ def _tool(name: str, folder: Path) -> Finding:
     beside = Path(sys.executable).parent / name
     found = shutil.which(name) or (str(beside) if beside.exists() else None)
     if found:
-        return Finding(name=name, status="ok", detail=found)
+        return Finding(name, "ok", found)
     detail = "not on PATH; only the pipeline needs it"
     if not _wants_pipeline(folder):
-        return Finding(name=name, status="ok", detail=detail)
+        return Finding(name, "ok", detail)
     fix = PIPELINE if name == "dvc" else f"install {name}, for instance `apt install {name}`"
-    return Finding(name=name, status="warning", detail=detail, fix=fix)
+    return Finding(name, "warning", detail, fix)
 
 
 def _params(folder: Path) -> Finding:
+    name = "params.yaml"
     if _is_project(folder):
-        detail = f"{folder / 'params.yaml'} is there"
-        return Finding(name="params.yaml", status="ok", detail=detail)
+        return Finding(name, "ok", f"{folder / name} is there")
     detail = f"not in {folder.resolve()}: the stages run where it lies"
     if not _wants_pipeline(folder):
-        return Finding(name="params.yaml", status="ok", detail=detail)
-    fix = "name the folder of your checkout with `ferry -C DIR`"
-    return Finding(name="params.yaml", status="warning", detail=detail, fix=fix)
+        return Finding(name, "ok", detail)
+    return Finding(name, "warning", detail, "name the folder of your checkout with `ferry -C DIR`")
 
 
 def _is_project(folder: Path) -> bool:
@@ -337,14 +289,6 @@ def _is_project(folder: Path) -> bool:
 def _telemetry() -> Finding:
     value = os.environ.get("ORT_DISABLE_TELEMETRY", "1")
     if value == "1":
-        return Finding(name="telemetry", status="ok", detail="of onnxruntime is switched off")
-    return Finding(
-        name="telemetry",
-        status="warning",
-        detail=f"onnxruntime may report its use, as ORT_DISABLE_TELEMETRY={value} asks",
-        fix="unset ORT_DISABLE_TELEMETRY",
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        return Finding("telemetry", "ok", "of onnxruntime is switched off")
+    detail = f"onnxruntime may report its use, as ORT_DISABLE_TELEMETRY={value} asks"
+    return Finding("telemetry", "warning", detail, "unset ORT_DISABLE_TELEMETRY")

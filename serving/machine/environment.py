@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,35 +19,14 @@ from serving.runtime.settings import GPU_PROVIDERS
 
 # What ONNX Runtime's kernels choose by; a figure on a processor without them says little.
 RELEVANT_FLAGS = (
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512bw",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "avx_vnni",
-    "amx_tile",
-    "amx_int8",
-    "amx_bf16",
-    "neon",
-    "asimd",
-    "asimdhp",
-    "asimddp",
-    "i8mm",
-    "bf16",
-    "sve",
-    "sve2",
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("avx_vnni", "amx_tile", "amx_int8", "amx_bf16"),
+    *("neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 )
 # They write the same folder: two of them break each other.
 RUNTIME_WHEELS = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-    "onnxruntime-training",
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
+    *("onnxruntime-qnn", "onnxruntime-training"),
 )
 SOURCES = ("pipeline", "serving", "params.yaml", "dvc.yaml")
 CPUINFO = Path("/proc/cpuinfo")
@@ -153,11 +132,8 @@ def git_revision(folder: Path = Path()) -> str:
     Metrics and plots do not count: each run writes them. "unknown" outside a git checkout.
     """
     revision = _git(folder, "rev-parse", "HEAD")
-    if not revision:
-        return "unknown"
-    return (
-        f"{revision}-dirty" if _git(folder, "status", "--porcelain", "--", *SOURCES) else revision
-    )
+    changed = revision and _git(folder, "status", "--porcelain", "--", *SOURCES)
+    return f"{revision}-dirty" if changed else revision or "unknown"
 
 
 def peak_memory_bytes() -> int:
@@ -222,24 +198,21 @@ def nvidia_smi(fields: str) -> list[str]:
 
     `fields` are those of its `--query-gpu`, for instance "name,driver_version".
     """
-    import subprocess
-
     command = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+    return output_of(command, seconds=20).decode().strip().splitlines()
+
+
+def output_of(command: Sequence[str], *, seconds: float) -> bytes:
+    """What a program prints; nothing when it fails, takes longer or is not installed."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return result.stdout.strip().splitlines() if result.returncode == 0 else []
+        return b""
+    return done.stdout if done.returncode == 0 else b""
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return output_of(("git", "-C", str(folder), *arguments), seconds=30).decode().strip()
 
 
 def _governor() -> str | None:

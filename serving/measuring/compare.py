@@ -6,8 +6,7 @@ hours apart and their medians decide: a weaker proof, made only on the same kind
 comparison says so.
 """
 
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,11 +15,18 @@ import numpy as np
 
 from serving.console import table
 from serving.errors import InputError, MissingInputError, SlowerError
-from serving.files import read_json
+from serving.files import read_json, read_record
+from serving.machine.environment import output_of
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
-from serving.measuring.report import BEFORE, BenchReport, BenchRow, Measurement, report_from
+from serving.measuring.report import BEFORE, BenchReport, Measurement
+from serving.measuring.timing import Timing
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
+MODEL = "model.onnx"
+GIT_SECONDS, DVC_SECONDS = 60, 600
+
+Method = Literal["in turns", "with saved figures"]
+
 SAME = ("processor", "architecture", "allowed_cores", "gpu")
 """What two machines must share for their figures to be compared."""
 
@@ -45,7 +51,7 @@ class Comparison:
     """Every row that was measured both now and before."""
 
     against: str
-    method: Literal["in turns", "with saved figures"]
+    method: Method
     limit: float
     """How many times as long as before a row may take."""
     rows: tuple[ComparedRow, ...]
@@ -70,12 +76,13 @@ class Comparison:
 
 def compare_turns(report: BenchReport, limit: float, *, name: str) -> Comparison:
     """Compare the two models of a report that `ferry bench` made with `against`."""
-    rows: list[ComparedRow] = []
-    for one in report.measured:
-        for other in report.of(BEFORE, one.provider) if one.subject != BEFORE else ():
-            if other.settings == one.settings:
-                rows += _pairs(one, other, limit, report.seed, paired=True)
-    return _comparison(name, "in turns", limit, rows)
+    pairs = [
+        (one, other)
+        for one in report.measured
+        if one.subject != BEFORE
+        for other in report.of(BEFORE, one.provider)
+    ]
+    return _compare(pairs, "in turns", against=name, limit=limit, seed=report.seed)
 
 
 def compare_saved(
@@ -98,12 +105,9 @@ def compare_saved(
         raise InputError(
             f"{where} has {', '.join(known) or 'no rows'}, not {subject or 'one model'}"
         )
-    rows: list[ComparedRow] = []
-    for one in report.measured:
-        for other in saved.of(subject, one.provider):
-            if other.settings == one.settings:
-                rows += _pairs(one, other, limit, report.seed, paired=False)
-    return _comparison(where, "with saved figures", limit, rows)
+    pairs = [(one, other) for one in report.measured for other in saved.of(subject, one.provider)]
+    method: Method = "with saved figures"
+    return _compare(pairs, method, against=where, limit=limit, seed=report.seed)
 
 
 def as_text(comparison: Comparison) -> str:
@@ -128,51 +132,49 @@ def as_text(comparison: Comparison) -> str:
     return f"{table(HEADER, lines)}\n\n{message}"
 
 
-def _comparison(
+def _compare(
+    pairs: Iterable[tuple[Measurement, Measurement]],
+    method: Method,
+    *,
     against: str,
-    method: Literal["in turns", "with saved figures"],
     limit: float,
-    rows: list[ComparedRow],
+    seed: int,
 ) -> Comparison:
+    """Compare each pair, now and before, at the batch sizes that both were measured at."""
+    ratio_of = ratio_of_turns if method == "in turns" else ratio_of_separate_turns
+    rows = tuple(
+        _compared(
+            now,
+            row.timing,
+            other.timing,
+            ratio_of(row.timing.turns_ms, other.timing.turns_ms, seed=seed),
+            limit,
+        )
+        for now, before in pairs
+        if now.settings == before.settings
+        for row in now.rows
+        if (other := before.row(row.timing.batch_size))
+    )
     if not rows:
         raise InputError(
             f"nothing that was measured is in {against} too: no row of the same provider, settings "
             f"and batch size"
         )
-    return Comparison(against=against, method=method, limit=limit, rows=tuple(rows))
+    return Comparison(against=against, method=method, limit=limit, rows=rows)
 
 
-def _pairs(
-    now: Measurement, before: Measurement, limit: float, seed: int, *, paired: bool
-) -> Iterator[ComparedRow]:
-    for row in now.rows:
-        other = before.row(row.timing.batch_size)
-        if other:
-            yield _pair(now, row, other, limit, _ratio(row, other, seed, paired=paired))
-
-
-def _ratio(now: BenchRow, before: BenchRow, seed: int, *, paired: bool) -> PairedRatio:
-    ratio = ratio_of_turns if paired else ratio_of_separate_turns
-    return ratio(now.timing.turns_ms, before.timing.turns_ms, seed=seed)
-
-
-def _pair(
-    measured: Measurement, now: BenchRow, before: BenchRow, limit: float, ratio: PairedRatio
+def _compared(
+    measured: Measurement, now: Timing, before: Timing, ratio: PairedRatio, limit: float
 ) -> ComparedRow:
     return ComparedRow(
         what=measured.label,
         threads=measured.settings.threads,
-        batch_size=now.timing.batch_size,
-        now_ms=float(np.median(now.timing.turns_ms)),
-        before_ms=float(np.median(before.timing.turns_ms)),
+        batch_size=now.batch_size,
+        now_ms=float(np.median(now.turns_ms)),
+        before_ms=float(np.median(before.turns_ms)),
         ratio=ratio,
         slower=ratio.low > limit,
     )
-
-
-MODEL = "model.onnx"
-GIT_SECONDS = 60
-DVC_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +182,9 @@ class CompareTarget:
     """What `--compare` names: a model or a saved report."""
 
     name: str
-    model: Path | None
-    saved: BenchReport | None
-    subject: str | None
+    model: Path | None = None
+    saved: BenchReport | None = None
+    subject: str | None = None
     """Of the saved figures; None for the only one there."""
 
 
@@ -198,38 +200,36 @@ def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     if path.suffix == ".json":
         if not path.exists():
             raise MissingInputError(f"{what} is not there; `ferry bench -o {path.name}` writes one")
-        return _saved(what, _report(read_json(path), what), model)
+        return _saved(what, path, model)
     if path.exists():
-        return CompareTarget(name=what, model=path, saved=None, subject=None)
-    if not _git("rev-parse", "--verify", "--quiet", f"{what}^{{commit}}"):
+        return CompareTarget(name=what, model=path)
+    revision = ("git", "rev-parse", "--verify", "--quiet", f"{what}^{{commit}}")
+    if not output_of(revision, seconds=GIT_SECONDS):
         raise MissingInputError(
             f"{what} is neither a file nor a revision of git: --compare takes a saved report "
             f"(.json), a model, or a revision"
         )
     then = _file_then(what, model / MODEL if model.is_dir() else model, folder)
     if then:
-        return CompareTarget(name=f"{model} at {what}", model=then, saved=None, subject=None)
+        return CompareTarget(name=f"{model} at {what}", model=then)
     saved = Path("reports/details") / _experiment(model) / "benchmark.json"
     report = _file_then(what, saved, folder)
     if report:
-        name = f"{saved} at {what}"
-        return _saved(name, _report(read_json(report), name), model)
+        return _saved(f"{saved} at {what}", report, model)
     raise MissingInputError(
         f"{what} has neither {model}, in git or in DVC's cache, nor {saved} to compare with"
     )
 
 
-def _saved(name: str, report: BenchReport, model: Path) -> CompareTarget:
-    subjects = {one.subject for one in report.measured}
-    known = [one for one in (_variant(model), model.name) if one in subjects]
-    return CompareTarget(name=name, model=None, saved=report, subject=known[0] if known else None)
-
-
-def _report(raw: object, where: str) -> BenchReport:
-    """A report of `ferry bench`, alone or inside of one of `ferry benchmark`."""
+def _saved(name: str, file: Path, model: Path) -> CompareTarget:
+    """The figures in a report of `ferry bench`, alone or inside of one of `ferry benchmark`."""
+    raw = read_json(file)
     if isinstance(raw, dict) and isinstance(raw.get("bench"), dict):
         raw = raw["bench"]
-    return report_from(raw, where)
+    report = read_record(BenchReport, raw, name)
+    subjects = {one.subject for one in report.measured}
+    known = [one for one in (_variant(model), model.name) if one in subjects]
+    return CompareTarget(name=name, saved=report, subject=known[0] if known else None)
 
 
 def _experiment(model: Path) -> str:
@@ -241,10 +241,8 @@ def _experiment(model: Path) -> str:
 def _variant(model: Path) -> str:
     """The variant that a model is by its name: fp32, fp16 or int8; of a bundle by its manifest."""
     if model.is_dir():
-        variant: str = read_json(model / "manifest.json")["variant"]
-        return variant
-    suffixes = model.suffixes
-    return suffixes[-2][1:] if len(suffixes) > 1 else "fp32"
+        return str(read_json(model / "manifest.json")["variant"])
+    return model.suffixes[-2][1:] if len(model.suffixes) > 1 else "fp32"
 
 
 def _file_then(revision: str, file: Path, folder: Path) -> Path | None:
@@ -254,25 +252,10 @@ def _file_then(revision: str, file: Path, folder: Path) -> Path | None:
         relative = file.absolute().relative_to(Path().absolute()).as_posix()
     except ValueError as error:
         raise InputError(f"{file} is outside of this folder: no revision has it") from error
-    content = _run(["git", "show", f"{revision}:./{relative}"], GIT_SECONDS)
+    content = output_of(("git", "show", f"{revision}:./{relative}"), seconds=GIT_SECONDS)
     if content:
         target.write_bytes(content)
         return target
-    _run(
-        ["dvc", "get", "--quiet", ".", relative, "--rev", revision, "--out", str(target)],
-        DVC_SECONDS,
-    )
+    get = ("dvc", "get", "--quiet", ".", relative, "--rev", revision, "--out", str(target))
+    output_of(get, seconds=DVC_SECONDS)
     return target if target.is_file() else None
-
-
-def _git(*arguments: str) -> str:
-    return _run(["git", *arguments], GIT_SECONDS).decode(errors="replace").strip()
-
-
-def _run(command: list[str], seconds: int) -> bytes:
-    """What a program prints; nothing when it fails or is not installed."""
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds)
-    except (OSError, subprocess.TimeoutExpired):
-        return b""
-    return done.stdout if done.returncode == 0 else b""

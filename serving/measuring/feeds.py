@@ -88,11 +88,12 @@ def _read(path: Path, info: TensorInfo, model: Path, most: int) -> Array:
     if suffix != ".txt":
         known = ", ".join((*ARRAY_SUFFIXES, ".txt"))
         raise InputError(f"{path}: unknown suffix {suffix!r}; rows for timing are {known}")
-    items = list(itertools.islice(each_row(open_lines(path, info, model)), most))
-    for item in items:
+    rows: list[Array] = []
+    for item in itertools.islice(each_row(open_lines(path, info, model)), most):
         if not isinstance(item, InputRow):
             raise InputError(f"{item.id}: {item.reason}")
-    return np.stack([item.value for item in items if isinstance(item, InputRow)])
+        rows.append(item.value)
+    return np.stack(rows)
 
 
 def _random(info: TensorInfo, batch_size: int, rng: np.random.Generator) -> Array:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 
-from serving.measuring.process import TORCH
 from serving.measuring.timing import Call
+from serving.runtime.providers import PROVIDERS
+
+Answer = TypeVar("Answer")
 
 BUSY_PART = 0.1
 """Above this part of the cores, others make figures doubtful."""
@@ -85,47 +87,42 @@ def _own_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _nvml() -> Any | None:
-    """The library, ready to be asked, or None."""
+def own_gpu_bytes() -> int | None:
+    """The memory of all cards that this process holds, in bytes; None where nothing tells."""
+    return _ask_nvml(_held_bytes)
+
+
+def gpu_joules() -> Callable[[], float] | None:
+    """A counter of the joules that the first card has used; None where nothing counts."""
+    return _ask_nvml(_counter)
+
+
+def _ask_nvml(question: Callable[[Any], Answer]) -> Answer | None:
+    """What NVML says; None without the library, a driver or an answer."""
     try:
         import pynvml
     except ModuleNotFoundError:
         return None
     try:
         pynvml.nvmlInit()
+        return question(pynvml)
     except pynvml.NVMLError:
         return None
-    return pynvml
 
 
-def gpu_bytes_of(pid: int) -> int | None:
-    """The memory of all cards that a process holds, in bytes; None where nothing tells."""
-    nvml = _nvml()
-    if nvml is None:
-        return None
-    try:
-        cards = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
-        held = [
-            process.usedGpuMemory or 0
-            for card in cards
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(card)
-            if process.pid == pid
-        ]
-    except nvml.NVMLError:
-        return None
-    return sum(held)
+def _held_bytes(nvml: Any) -> int:
+    cards = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
+    return sum(
+        process.usedGpuMemory or 0
+        for card in cards
+        for process in nvml.nvmlDeviceGetComputeRunningProcesses(card)
+        if process.pid == os.getpid()
+    )
 
 
-def gpu_joules() -> Callable[[], float] | None:
-    """A counter of the joules that the first card has used; None where nothing counts."""
-    nvml = _nvml()
-    if nvml is None:
-        return None
-    try:
-        card = nvml.nvmlDeviceGetHandleByIndex(0)
-        nvml.nvmlDeviceGetTotalEnergyConsumption(card)
-    except nvml.NVMLError:
-        return None
+def _counter(nvml: Any) -> Callable[[], float]:
+    card = nvml.nvmlDeviceGetHandleByIndex(0)
+    nvml.nvmlDeviceGetTotalEnergyConsumption(card)  # some cards do not count
     return lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(card)) / 1000
 
 
@@ -136,11 +133,11 @@ POWERCAP = Path("/sys/class/powercap")
 class EnergyMeter:
     """A counter of joules, or the reason why there is none."""
 
-    source: str
+    source: str = ""
     """For instance "intel-rapl:0"; "" without a counter."""
-    reason: str
+    reason: str = ""
     """Why there is none; "" with one."""
-    joules: Callable[[], float]
+    joules: Callable[[], float] = lambda: 0.0
 
 
 def energy_meter(provider: str, powercap: Path = POWERCAP) -> EnergyMeter:
@@ -148,29 +145,26 @@ def energy_meter(provider: str, powercap: Path = POWERCAP) -> EnergyMeter:
 
     A processor's counts whole packages, whoever uses them, and starts over now and then.
     """
-    if provider not in ("cpu", TORCH):
+    if provider != "cpu" and provider in PROVIDERS:
         joules = gpu_joules()
         if joules is None:
-            return _none("NVML tells no energy of a GPU here")
-        return EnergyMeter(source="nvml", reason="", joules=joules)
+            return EnergyMeter(reason="NVML tells no energy of a GPU here")
+        return EnergyMeter(source="nvml", joules=joules)
     counters = sorted(powercap.glob("intel-rapl:[0-9]*/energy_uj"))
     packages = [path for path in counters if path.parent.name.count(":") == 1]
     if not packages:
-        return _none(f"{powercap} has no counter of energy (RAPL): none, or hidden from a guest")
+        reason = f"{powercap} has no counter of energy (RAPL): none, or hidden from a guest"
+        return EnergyMeter(reason=reason)
     try:
         _sum(packages)
     except OSError as error:
-        return _none(f"{packages[0]}: {error.strerror}")
+        return EnergyMeter(reason=f"{packages[0]}: {error.strerror}")
     source = " + ".join(path.parent.name for path in packages)
-    return EnergyMeter(source=source, reason="", joules=lambda: _sum(packages))
+    return EnergyMeter(source=source, joules=lambda: _sum(packages))
 
 
 def _sum(counters: list[Path]) -> float:
     return sum(int(path.read_text()) for path in counters) / 1e6
-
-
-def _none(reason: str) -> EnergyMeter:
-    return EnergyMeter(source="", reason=reason, joules=lambda: 0.0)
 
 
 SETTLING_PART = 0.1

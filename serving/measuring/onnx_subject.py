@@ -1,11 +1,10 @@
 """A model in ONNX Runtime as a subject.
 
-Run by `serving.measuring.process`: python -m serving.measuring.onnx_subject
+Run by `serving.measuring.subject`: python -m serving.measuring.onnx_subject
 """
 
 import functools
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Mapping
@@ -25,8 +24,8 @@ from serving.measuring.feeds import (
     refuse_free_axes,
     row_feeds,
 )
-from serving.measuring.meters import gpu_bytes_of
-from serving.measuring.subject import Share, Started, serve
+from serving.measuring.meters import own_gpu_bytes
+from serving.measuring.subject import Share, Started, SubjectSpec, serve
 from serving.measuring.timing import NS_PER_MS, Call, digits
 from serving.runtime.binding import Bound, bind
 from serving.runtime.session import Session, open_session, share_of
@@ -54,7 +53,7 @@ class OnnxSubject:
 
     @classmethod
     def of(cls, setup: Mapping[str, Any]) -> Self:
-        """The subject of a setup that `setup_of` made."""
+        """The subject of a setup that `model_spec` made."""
         rows = setup["rows"]
         return cls(Path(setup["model"]), setup["provider"], Path(rows) if rows else None)
 
@@ -74,10 +73,11 @@ class OnnxSubject:
             refuse_free_axes(session.inputs)
         elif not self.real_rows:
             self.real_rows = read_rows(self.rows_file, session.inputs, self.model, MOST_ROWS)
+        content = self.content
         return Started(
             ready_ms=ready_ms,
             sha256=session.sha256,
-            file_bytes=_size(self.content),
+            file_bytes=len(content) if isinstance(content, bytes) else content.stat().st_size,
             proof=session.proof,
             fixed_batch=fixed_batch(session.inputs),
         )
@@ -130,7 +130,7 @@ class OnnxSubject:
 
     def gpu_bytes(self) -> int | None:
         """Memory of a GPU that this process holds."""
-        return gpu_bytes_of(os.getpid()) if self.provider != "cpu" else None
+        return own_gpu_bytes() if self.provider != "cpu" else None
 
     def _ready(self) -> Session:
         if self.session is None:
@@ -138,14 +138,16 @@ class OnnxSubject:
         return self.session
 
 
-def setup_of(model: Path, provider: str, rows: Path | None) -> dict[str, str | None]:
-    """What the process needs to open a model, as plain values."""
-    return {"model": str(model), "provider": provider, "rows": str(rows) if rows else None}
-
-
-def main() -> None:
-    """Measure what the parent process asks for."""
-    serve(OnnxSubject.of)
+def model_spec(
+    name: str, model: Path, provider: str, rows: Path | None, *, module: str = __name__
+) -> SubjectSpec:
+    """A model on a provider, to be measured in a process; `module` is its program."""
+    setup = {
+        "model": str(model.absolute()),
+        "provider": provider,
+        "rows": str(rows.absolute()) if rows else None,
+    }
+    return SubjectSpec(name=name, provider=provider, module=module, setup=setup)
 
 
 def _run_bound(bound: Bound, feeds: Mapping[str, Array]) -> object:
@@ -155,9 +157,5 @@ def _run_bound(bound: Bound, feeds: Mapping[str, Array]) -> object:
     return bound.run()
 
 
-def _size(content: Path | bytes) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
 if __name__ == "__main__":
-    main()
+    serve(OnnxSubject.of)

@@ -7,7 +7,7 @@ a difference. The interval is a percentile bootstrap (Efron 1979) of the median,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +44,14 @@ class PairedRatio:
     num_pairs: int
 
 
-def verdict(ratio: PairedRatio, margin: float = MARGIN) -> Verdict:
+def verdict(ratio: PairedRatio) -> Verdict:
     """Whether the second of two subjects is faster or slower than the first.
 
-    Only an interval that lies outside of 1 ± `margin` shows a difference.
+    Only an interval that lies outside of 1 ± `MARGIN` shows a difference.
     """
-    if ratio.low > 1 + margin:
+    if ratio.low > 1 + MARGIN:
         return "faster"
-    return "slower" if ratio.high < 1 - margin else "no difference"
+    return "slower" if ratio.high < 1 - MARGIN else "no difference"
 
 
 def ratio_of_turns(first: Sequence[float], second: Sequence[float], *, seed: int) -> PairedRatio:
@@ -74,12 +74,7 @@ def ratio_of_separate_turns(
         for _ in range(NUM_RESAMPLES)
     ]
     low, high = np.percentile(drawn, (2.5, 97.5))
-    return PairedRatio(
-        median=digits(np.median(one) / np.median(other)),
-        low=digits(low),
-        high=digits(high),
-        num_pairs=min(one.size, other.size),
-    )
+    return _paired(np.median(one) / np.median(other), low, high, min(one.size, other.size))
 
 
 def paired_ratio(first: Call, second: Call, *, seconds: float, seed: int) -> PairedRatio:
@@ -118,13 +113,12 @@ def interval_of_median(
 
 
 def _ratio_of(ratios: npt.NDArray[np.float64], rng: np.random.Generator) -> PairedRatio:
-    low, high = interval_of_median(ratios, rng)
-    return PairedRatio(
-        median=digits(np.median(ratios)),
-        low=digits(low),
-        high=digits(high),
-        num_pairs=ratios.size,
-    )
+    return _paired(np.median(ratios), *interval_of_median(ratios, rng), ratios.size)
+
+
+def _paired(median: Any, low: Any, high: Any, num_pairs: int) -> PairedRatio:
+    rounded = {"median": digits(median), "low": digits(low), "high": digits(high)}
+    return PairedRatio(**rounded, num_pairs=num_pairs)
 
 
 def _ratios(
@@ -143,9 +137,6 @@ def _ratios(
 
 def _ratio(first: Call, second: Call, *, first_leads: bool) -> float:
     if first_leads:
-        first_ns = time_once(first)
-        second_ns = time_once(second)
-    else:
-        second_ns = time_once(second)
-        first_ns = time_once(first)
-    return first_ns / second_ns
+        return time_once(first) / time_once(second)
+    second_ns = time_once(second)
+    return time_once(first) / second_ns

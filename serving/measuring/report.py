@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serving.console import table
-from serving.files import read_record
 from serving.machine.environment import Environment
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import PairedRatio, verdict
-from serving.measuring.process import label_of
-from serving.measuring.scenarios.report import ScenarioResult
-from serving.measuring.subject import Share
+from serving.measuring.scenarios import ScenarioResult
+from serving.measuring.subject import Share, label_of
 from serving.measuring.timing import Clock, Timing
 from serving.runtime.session import ProviderProof
 from serving.runtime.settings import SessionSettings
@@ -24,16 +22,7 @@ from serving.runtime.settings import SessionSettings
 BEFORE = "before"
 """The name of the subject that `ferry bench --compare` measures beside the model."""
 HEADER = ("what", "threads", "batch", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "rows/s")
-SCENARIO_HEADER = (
-    "scenario",
-    "rows",
-    "queries",
-    "p50 ms",
-    "p90 ms",
-    "p99 ms",
-    "p99.9 ms",
-    "rows/s",
-)
+SCENARIO_HEADER = ("scenario", "rows", "queries", *HEADER[3:])
 MIB = 2**20
 COLUMNS = (
     *("subject", "provider", "threads", "parallel", "settings", "batch_size"),
@@ -157,11 +146,6 @@ class BenchReport:
         return (m for m in self.measured if (m.subject, m.provider) == (subject, provider))
 
 
-def report_from(raw: object, where: str = "the report") -> BenchReport:
-    """Read a report back from its JSON; IntegrityError when it is not one."""
-    return read_record(BenchReport, raw, where)
-
-
 def as_table(report: BenchReport) -> str:
     """Lay out a report for a terminal: a line per row, then what stands behind the rows."""
     parts = []
@@ -172,9 +156,7 @@ def as_table(report: BenchReport) -> str:
         parts.append(table(header, lines))
     if report.scenarios:
         parts.append(table(SCENARIO_HEADER, [_scenario(one) for one in report.scenarios]))
-    parts += [
-        "\n".join(notes) for notes in (list(_processes(report)), list(_notes(report))) if notes
-    ]
+    parts += filter(None, ("\n".join(_processes(report)), "\n".join(_notes(report))))
     return "\n\n".join(parts)
 
 
@@ -190,13 +172,11 @@ def as_csv(report: BenchReport) -> str:
 
 def _line(one: Measurement, row: BenchRow) -> tuple[str, ...]:
     timing = row.timing
-    times = (timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.p999_ms)
     return (
         " ".join(filter(None, [one.label, one.settings.describe()])),
         str(one.settings.threads),
         str(timing.batch_size),
-        *(f"{value:.3f}" for value in times),
-        f"{timing.rows_per_second:,.0f}",
+        *_speed(timing),
         _ratio(row.speedup),
         "" if timing.steady else "not steady",
     )
@@ -213,10 +193,12 @@ def _scenario(one: ScenarioResult) -> tuple[str, ...]:
     name = one.scenario
     if one.rate_per_second is not None:
         name += f", {one.rate_per_second:,.4g} queries/s"
-    times = (one.p50_ms, one.p90_ms, one.p99_ms, one.p999_ms)
-    rows = str(one.rows_per_query)
-    queries = f"{one.num_queries:,}"
-    return (name, rows, queries, *(f"{t:.3f}" for t in times), f"{one.rows_per_second:,.0f}")
+    return (name, str(one.rows_per_query), f"{one.num_queries:,}", *_speed(one))
+
+
+def _speed(found: Timing | ScenarioResult) -> tuple[str, ...]:
+    times = (found.p50_ms, found.p90_ms, found.p99_ms, found.p999_ms)
+    return (*(f"{value:.3f}" for value in times), f"{found.rows_per_second:,.0f}")
 
 
 def _processes(report: BenchReport) -> Iterator[str]:
@@ -270,6 +252,7 @@ def _notes(report: BenchReport) -> Iterator[str]:
 
 
 def _cells(one: Measurement, row: BenchRow) -> tuple[object, ...]:
+    """The values of `COLUMNS`; None leaves a cell empty."""
     timing, ratio = row.timing, row.speedup
     return (
         *(one.subject, one.provider, one.settings.threads, one.settings.parallel),
@@ -279,9 +262,7 @@ def _cells(one: Measurement, row: BenchRow) -> tuple[object, ...]:
         *((ratio.median, ratio.low, ratio.high, verdict(ratio)) if ratio else ("",) * 4),
         *((one.proof.asked, one.proof.share) if one.proof else ("", "")),
         one.share.share if one.share else "",
-        "" if one.file_bytes is None else one.file_bytes,
-        one.peak_memory_bytes,
-        "" if one.gpu_memory_bytes is None else one.gpu_memory_bytes,
+        *(one.file_bytes, one.peak_memory_bytes, one.gpu_memory_bytes),
         one.growth.arena_bytes if one.growth else "",
-        "" if row.millijoules_per_row is None else row.millijoules_per_row,
+        row.millijoules_per_row,
     )

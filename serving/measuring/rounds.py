@@ -4,41 +4,80 @@ For each of the settings all processes are started. For each batch size they war
 short turns in a shuffled order, and the medians of their turns are compared pair by pair.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from serving.errors import FerryError, InputError
+from serving.errors import FerryError, InputError, UsageError
 from serving.files import read_record
 from serving.measuring.meters import EnergyMeter, Growth, energy_meter
 from serving.measuring.pairing import PairedRatio, orders, ratio_of_turns
-from serving.measuring.process import TORCH, SubjectProcess, SubjectSpec
 from serving.measuring.report import BenchRow, Measurement, SkippedBatch, SkippedSubject
-from serving.measuring.subject import Share, Started
+from serving.measuring.scenarios import ScenarioPlan
+from serving.measuring.subject import (
+    TORCH,
+    Share,
+    Started,
+    SubjectProcess,
+    SubjectSpec,
+    cores_for,
+)
 from serving.measuring.timing import Timing, digits
-from serving.runtime.settings import SessionSettings
+from serving.runtime.cores import allowed_cores
+from serving.runtime.settings import SessionSettings, parse_settings
 
 Log = Callable[[str], None]
 """Is given a line before each step."""
+BATCH_SIZES = (1, 8, 32, 128)
+"""What is measured where no batch size is given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchPlan:
+class BenchOptions:
     """What is measured, and for how long."""
 
-    settings: tuple[SessionSettings, ...]
-    batch_sizes: tuple[int, ...]
-    seconds: float
-    """For each subject at each batch size, all turns together, after warm-up."""
-    num_rounds: int
+    providers: tuple[str, ...] = ("cpu",)
+    """Keys of `serving.runtime.session.PROVIDERS`, or ("all",) for those of the installed wheel."""
+    threads: tuple[int, ...] | None = None
+    """Within one operator, each in turn; None for the cores that this process may use."""
+    settings: tuple[str, ...] = ()
+    """More of `serving.runtime.settings.SessionSettings`, as "parallel=2"."""
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    """Of the sweep; () for none, where there are scenarios."""
+    seconds: float = 0.5
+    """For each subject at each batch size, all its turns together, after warm-up."""
+    num_rounds: int = 10
     """Turns that each subject gets."""
-    growth_calls: int
+    growth_calls: int = 0
     """Calls of mixed batch sizes after which memory is looked at, in ONNX Runtime and with the
     first of the settings alone; 0 for none."""
-    seed: int
+    num_cold_starts: int = 0
+    scenarios: tuple[ScenarioPlan, ...] = ()
+    """Of the first subject, with the first of the settings."""
+    rows: Path | None = None
+    """A `.npy`, `.npz` or `.txt` file, whose first rows are fed, over again to fill a batch."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        wrong = [size for size in self.batch_sizes if size < 1]
+        if wrong:
+            raise UsageError(f"a batch size must be 1 or more, got {wrong[0]}")
+        if not (self.batch_sizes or self.scenarios):
+            raise UsageError("there is neither a batch size nor a scenario to measure")
+        if not 0 < self.seconds <= 3600:
+            raise UsageError(f"seconds must be above 0 and at most 3600, got {self.seconds:g}")
+        if self.num_rounds < 1:
+            raise UsageError(f"rounds must be 1 or more, got {self.num_rounds}")
+
+    def session_settings(self) -> list[SessionSettings]:
+        """Those of each number of threads; raises what `parse_settings` raises."""
+        counts = (allowed_cores(),) if self.threads is None else self.threads
+        return [parse_settings(self.settings, SessionSettings(threads=count)) for count in counts]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,15 +97,13 @@ class _RunningSubject:
     process: SubjectProcess
     started: Started
     settings: SessionSettings
-    cores: tuple[int, ...]
     meter: EnergyMeter
     first_call_ms: float = 0.0
     joules: float = 0.0
     rows: list[BenchRow] = field(default_factory=list)
-    skipped: list[SkippedBatch] = field(default_factory=list)
-    errors: list[FerryError] = field(default_factory=list)
-    peak_bytes: int = 0
-    gpu_bytes: int | None = None
+    refused: list[tuple[int, FerryError]] = field(default_factory=list)
+    """The batch sizes that were not measured, and why."""
+    memory: Mapping[str, Any] = field(default_factory=dict)
     share: Share | None = None
     growth: Growth | None = None
 
@@ -74,39 +111,36 @@ class _RunningSubject:
     def name(self) -> str:
         return _name(self.process.spec)
 
-    def skip(self, batch_size: int, error: FerryError) -> None:
-        self.skipped.append(SkippedBatch(batch_size=batch_size, skipped=str(error)))
-        self.errors.append(error)
-
     def measured(self) -> Measurement:
         return Measurement(
             subject=self.process.spec.name,
             provider=self.process.spec.provider,
             settings=self.settings,
-            cores=self.cores,
+            cores=cores_for(self.settings),
             sha256=self.started.sha256,
             file_bytes=self.started.file_bytes,
             proof=self.started.proof,
             share=self.share,
             ready_ms=self.started.ready_ms,
-            peak_memory_bytes=self.peak_bytes,
-            gpu_memory_bytes=self.gpu_bytes,
+            **self.memory,
             growth=self.growth,
             rows=tuple(self.rows),
-            skipped=tuple(self.skipped),
+            skipped=tuple(
+                SkippedBatch(batch_size=size, skipped=str(error)) for size, error in self.refused
+            ),
         )
 
 
 def measure(
-    specs: Sequence[SubjectSpec], plan: BenchPlan, findings: BenchFindings, log: Log
+    specs: Sequence[SubjectSpec], options: BenchOptions, findings: BenchFindings, log: Log
 ) -> None:
-    """Measure all of `specs` under all settings of the plan, adding to `findings` as it goes.
+    """Measure all of `specs` under all settings asked for, adding to `findings` as it goes.
 
     Speedups are over the first of `specs`, where that runs. One that does not start with some
     settings is among the skipped ones, with its reason, and so is a batch size that it does not
     take. When the run is interrupted, `findings` has what was measured until then.
     """
-    for settings in plan.settings:
+    for number, settings in enumerate(options.session_settings()):
         running: list[_RunningSubject] = []
         with ExitStack() as stack:
             try:
@@ -116,69 +150,56 @@ def measure(
                         running.append(_start(spec, settings, stack))
                     except FerryError as error:
                         findings.errors.append(error)
-                        findings.skipped.append(_skipped(spec, settings, error))
-                for batch_size in plan.batch_sizes:
-                    _measure_batch(running, _name(specs[0]), batch_size, plan, log)
+                        findings.skipped.append(_skipped(spec, settings, str(error)))
+                for batch_size in options.batch_sizes:
+                    _measure_batch(running, _name(specs[0]), batch_size, options, log)
                 for one in running:
                     log(f"memory of {one.name}")
-                    _look_at_memory(one, plan)
+                    _look_at_memory(one, 0 if number else options.growth_calls, options.seed)
             finally:
-                findings.measured += [one.measured() for one in running if one.rows]
-                findings.skipped += [_never_measured(one) for one in running if not one.rows]
-                findings.errors += [error for one in running for error in one.errors]
-
-
-def cores_for(settings: SessionSettings) -> tuple[int, ...]:
-    """The cores to pin to: as many as can be busy, the last ones that this process may use.
-
-    The first core of a machine answers most of its interrupts.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return ()
-    allowed = sorted(os.sched_getaffinity(0))
-    return tuple(allowed[-settings.cores :])
+                for one in running:
+                    _keep(one, findings)
 
 
 def _name(spec: SubjectSpec) -> str:
-    """What tells one process of a plan from the others."""
+    """What tells one process of a run from the others."""
     return f"{spec.name} on {spec.provider}"
 
 
 def _start(spec: SubjectSpec, settings: SessionSettings, stack: ExitStack) -> _RunningSubject:
     process = stack.enter_context(SubjectProcess(spec))
-    cores = cores_for(settings)
-    started = process.ask("start", settings=asdict(settings), cores=list(cores))
     return _RunningSubject(
         process=process,
-        started=read_record(Started, started, spec.name),
+        started=process.start(settings),
         settings=settings,
-        cores=cores,
         meter=energy_meter(spec.provider),
     )
 
 
 def _measure_batch(
-    running: Sequence[_RunningSubject], baseline: str, batch_size: int, plan: BenchPlan, log: Log
+    running: Sequence[_RunningSubject],
+    baseline: str,
+    batch_size: int,
+    options: BenchOptions,
+    log: Log,
 ) -> None:
     """One batch size of every subject that takes it: warm up, then take turns."""
     ready: dict[str, _RunningSubject] = {}
     for one in running:
         log(f"{one.name}, batch {batch_size}, warming up")
-        if _prepare(one, batch_size, plan.seconds):
+        if _prepare(one, batch_size, options.seconds):
             ready[one.name] = one
-    rounds = orders(list(ready), plan.num_rounds, np.random.default_rng(plan.seed))
-    turn_seconds = plan.seconds / plan.num_rounds
+    rounds = orders(list(ready), options.num_rounds, np.random.default_rng(options.seed))
+    turn_seconds = options.seconds / options.num_rounds
     for number, order in enumerate(rounds, start=1):
-        log(f"batch {batch_size}, round {number} of {plan.num_rounds}")
+        log(f"batch {batch_size}, round {number} of {options.num_rounds}")
         for name in order:
             if name in ready and not _take_turn(ready[name], batch_size, turn_seconds):
                 del ready[name]
-    timings = {
-        name: read_record(Timing, one.process.ask("timing"), name) for name, one in ready.items()
-    }
+    timings = {name: one.process.timing() for name, one in ready.items()}
     for name, timing in timings.items():
         against = timings.get(baseline) if name != baseline else None
-        ready[name].rows.append(_row(ready[name], timing, against, plan.seed))
+        ready[name].rows.append(_row(ready[name], timing, against, options.seed))
 
 
 def _prepare(one: _RunningSubject, batch_size: int, seconds: float) -> bool:
@@ -186,13 +207,13 @@ def _prepare(one: _RunningSubject, batch_size: int, seconds: float) -> bool:
     fixed = one.started.fixed_batch
     if fixed not in (None, batch_size):
         reason = f"the model takes batches of {fixed} and no other; ask for batch size {fixed}"
-        one.skip(batch_size, InputError(reason))
+        one.refused.append((batch_size, InputError(reason)))
         return False
     one.joules = 0.0
     try:
         answer = one.process.ask("prepare", batch_size=batch_size, seconds=seconds)
     except FerryError as error:  # too large for the memory, or fixed somewhere inside of the graph
-        one.skip(batch_size, error)
+        one.refused.append((batch_size, error))
         return False
     one.first_call_ms = answer["first_call_ms"]
     return True
@@ -203,12 +224,11 @@ def _take_turn(one: _RunningSubject, batch_size: int, seconds: float) -> bool:
     before = one.meter.joules()
     try:
         one.process.ask("turn", seconds=seconds)
-        memory = one.process.ask("memory")
+        one.memory = one.process.ask("memory")
     except FerryError as error:
-        one.skip(batch_size, error)
+        one.refused.append((batch_size, error))
         return False
     one.joules += one.meter.joules() - before
-    one.peak_bytes, one.gpu_bytes = memory["peak_bytes"], memory["gpu_bytes"]
     return True
 
 
@@ -225,39 +245,32 @@ def _row(one: _RunningSubject, timing: Timing, baseline: Timing | None, seed: in
     )
 
 
-def _look_at_memory(one: _RunningSubject, plan: BenchPlan) -> None:
+def _look_at_memory(one: _RunningSubject, growth_calls: int, seed: int) -> None:
     """What many calls leave behind, and where the time goes; last, as both disturb the rest."""
     if not one.rows:
         return
-    sizes = [row.timing.batch_size for row in one.rows]
+    sizes, ask = [row.timing.batch_size for row in one.rows], one.process.ask
     try:
-        if plan.growth_calls and _may_grow(one, plan):
-            found = one.process.ask(
-                "growth", num_calls=plan.growth_calls, batch_sizes=sizes, seed=plan.seed
-            )
+        if growth_calls and one.process.spec.provider != TORCH:  # it is of ONNX Runtime's arena
+            found = ask("growth", num_calls=growth_calls, batch_sizes=sizes, seed=seed)
             one.growth = read_record(Growth, found, one.name)
-        share = one.process.ask("share", batch_size=sizes[0])  # in a second session
+        share = ask("share", batch_size=sizes[0])  # in a second session
         one.share = read_record(Share, share, one.name) if share else None
     except FerryError as error:
-        one.skipped.append(SkippedBatch(batch_size=sizes[-1], skipped=f"memory: {error}"))
+        one.refused.append((sizes[-1], InputError(f"memory: {error}")))
 
 
-def _may_grow(one: _RunningSubject, plan: BenchPlan) -> bool:
-    """Whether to look for growth: of ONNX Runtime's arena, which no other setting changes."""
-    return one.process.spec.provider != TORCH and one.settings == plan.settings[0]
+def _keep(one: _RunningSubject, findings: BenchFindings) -> None:
+    """Add what was measured of a subject, or why nothing was."""
+    findings.errors += [error for _, error in one.refused]
+    if one.rows:
+        findings.measured.append(one.measured())
+        return
+    reason = str(one.refused[-1][1]) if one.refused else "interrupted before it was measured"
+    findings.skipped.append(_skipped(one.process.spec, one.settings, reason))
 
 
-def _skipped(spec: SubjectSpec, settings: SessionSettings, error: FerryError) -> SkippedSubject:
+def _skipped(spec: SubjectSpec, settings: SessionSettings, reason: str) -> SkippedSubject:
     return SkippedSubject(
-        subject=spec.name, provider=spec.provider, threads=settings.threads, skipped=str(error)
-    )
-
-
-def _never_measured(one: _RunningSubject) -> SkippedSubject:
-    reason = one.skipped[-1].skipped if one.skipped else "interrupted before it was measured"
-    return SkippedSubject(
-        subject=one.process.spec.name,
-        provider=one.process.spec.provider,
-        threads=one.settings.threads,
-        skipped=reason,
+        subject=spec.name, provider=spec.provider, threads=settings.threads, skipped=reason
     )

@@ -1,35 +1,41 @@
-"""A subject: something that answers batches of rows, and the process that measures it.
+"""A subject, something that answers batches of rows, and the process that it is measured in.
 
 `serving.measuring.onnx_subject` is a model in ONNX Runtime; the pipeline has PyTorch and MLflow as
-baselines. The process is asked by `serving.measuring.process`, by a line of JSON each way. It
-measures nothing of its own accord, so that subjects take turns: between its turns it waits for the
-next line and takes no processor time. It ends when its standard input does.
+baselines. The parent asks by `SubjectProcess`, and `SubjectServer` answers there: a line of JSON
+each way. The process measures nothing of its own accord, so that subjects take turns: between its
+turns it waits for the next line and takes no processor time. It ends when its input does.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from serving.errors import FerryError, InputError
+from serving import errors
+from serving.errors import FerryError, InputError, ModelError, UnknownNameError, UsageError
 from serving.files import read_record
 from serving.machine.environment import peak_memory_bytes
 from serving.measuring.meters import growth, resident_bytes
-from serving.measuring.scenarios.scenarios import run_scenario
+from serving.measuring.scenarios import ScenarioPlan, measure_scenario
+from serving.measuring.system import ScenarioSubject, System
 from serving.measuring.timing import (
     NS_PER_MS,
     Call,
     Samples,
+    Timing,
     WarmUp,
     digits,
     take_samples,
@@ -39,6 +45,15 @@ from serving.measuring.timing import (
 )
 from serving.runtime.session import ProviderProof
 from serving.runtime.settings import SessionSettings
+
+FIRST_CALLS = 2
+"""Uncounted at the start of a turn: the process that ran before has the caches."""
+MIN_TURN_CALLS = 2
+ENDING_SECONDS = 10
+TORCH = "torch"
+"""What stands for a provider where ONNX Runtime does not run."""
+
+Answer = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,23 +81,11 @@ class Share:
     """The part, 0 to 1, of that time that was spent on the provider that was asked for."""
 
 
-class BenchSubject(Protocol):
+class BenchSubject(ScenarioSubject, Protocol):
     """What is measured."""
 
     def start(self, settings: SessionSettings) -> Started:
         """Make ready, anew each time it is called."""
-
-    def call(self, batch_size: int) -> Call:
-        """What runs one batch of so many rows, on inputs made beforehand; InputError if none can.
-
-        Each call of this method gives one that may run beside the others, in a thread of its own.
-        """
-
-    def answer(self, rows: npt.NDArray[Any]) -> object:
-        """Answer rows of the first input."""
-
-    def rows(self, count: int) -> npt.NDArray[Any]:
-        """So many rows of the first input, real ones or made up: what scenarios ask about."""
 
     def share(self, batch_size: int) -> Share | None:
         """Where the time of a batch goes; None where nothing tells."""
@@ -91,18 +94,157 @@ class BenchSubject(Protocol):
         """Memory of a GPU that this process holds; None without one."""
 
 
-def take_parallel_samples(calls: Sequence[Call], seconds: float, *, min_calls: int) -> Samples:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubjectSpec:
+    """What a process is to measure."""
+
+    name: str
+    """In tables and records, for instance "fp32" or "PyTorch eager"."""
+    provider: str
+    """A key of `serving.runtime.session.PROVIDERS`, or "torch"."""
+    module: str
+    """Its program: `python -m module`."""
+    setup: Mapping[str, Any]
+    """What the program reads first: plain values."""
+
+    @property
+    def label(self) -> str:
+        """The name, with the provider where that is one of ONNX Runtime's."""
+        return label_of(self.name, self.provider)
+
+
+def label_of(name: str, provider: str) -> str:
+    """How tables call a subject on a provider: "fp32 · cpu", or "PyTorch eager"."""
+    return name if provider in ("", TORCH) else f"{name} · {provider}"
+
+
+class SubjectProcess:
+    """A process that measures a subject, ended when the block is left."""
+
+    def __init__(self, spec: SubjectSpec) -> None:
+        """Start the process and have it open its subject; raises what that raises there."""
+        self.spec = spec
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        reading, writing = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", spec.module, str(writing)],
+            stdin=subprocess.PIPE,
+            stdout=self._printed,
+            stderr=self._printed,
+            pass_fds=(writing,),
+            env=child_environment(),
+        )
+        os.close(writing)
+        self._answers = os.fdopen(reading, encoding="utf-8")
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._send(spec.setup)
+            undo.pop_all()  # it runs: the block that it is used in ends it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Have a method of `SubjectServer` called there, and return what it answers.
+
+        Raises the FerryError that it raises there, and ModelError when the process has died.
+        """
+        return self._send({"do": do, **arguments})
+
+    def start(self, settings: SessionSettings) -> Started:
+        """Make the subject ready, on the cores that `settings` can keep busy."""
+        cores = list(cores_for(settings))
+        answer = self.ask("start", settings=dataclasses.asdict(settings), cores=cores)
+        return read_record(Started, answer, self.spec.name)
+
+    def timing(self) -> Timing:
+        """The figures of all turns since the batch size was prepared."""
+        return read_record(Timing, self.ask("timing"), self.spec.name)
+
+    def close(self) -> None:
+        """End the process, in the middle of a turn too."""
+        self._process.terminate()
+        try:
+            self._process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._answers.close()
+        self._printed.close()
+
+    def _send(self, request: Mapping[str, Any]) -> Any:
+        try:
+            if self._process.stdin:
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.flush()
+            line = self._answers.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise ModelError(self._why_dead())
+        answer = json.loads(line)
+        if isinstance(answer, dict) and "error" in answer:
+            raise _error(answer["error"], answer["message"])
+        return answer
+
+    def _why_dead(self) -> str:
+        code = self._process.wait()
+        self._printed.seek(0)
+        lines = self._printed.read().decode(errors="replace").strip().splitlines()
+        if code < 0:
+            return f"the process that measured {self.spec.name} was killed by signal {-code}"
+        message = lines[-1] if lines else f"exit status {code}"
+        return f"the process that measured {self.spec.name} ended: {message}"
+
+
+def cores_for(settings: SessionSettings) -> tuple[int, ...]:
+    """The cores to pin to: as many as can be busy, the last ones that this process may use.
+
+    The first core of a machine answers most of its interrupts.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    allowed = sorted(os.sched_getaffinity(0))
+    return tuple(allowed[-settings.cores :])
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, with the folder that `serving` lies in on the path.
+
+    It lacks the options of `ferry bench`: those that count were read already.
+    """
+    kept = {name: value for name, value in os.environ.items() if name[:12] != "FERRY_BENCH_"}
+    home = str(Path(__file__).resolve().parents[2])
+    paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _error(kind: str, message: str) -> FerryError:
+    """The exception of that name that was raised in the process."""
+    if kind == UnknownNameError.__name__:  # which makes its message of parts; this one is made
+        return UsageError(message)
+    known: type[FerryError] = getattr(errors, kind, ModelError)
+    return known(message)
+
+
+def take_parallel_samples(calls: Sequence[Call], seconds: float) -> Samples:
     """Time each of `calls` in a thread of its own for about `seconds`; a single one in this thread.
 
     So a server with one session would make them.
     """
     if len(calls) == 1:
-        return take_samples(calls[0], seconds, min_calls=min_calls)
+        return take_samples(calls[0], seconds, min_calls=MIN_TURN_CALLS)
     together = threading.Barrier(len(calls) + 1)
 
     def run(call: Call) -> Samples:
         together.wait()
-        return take_samples(call, seconds, min_calls=min_calls)
+        return take_samples(call, seconds, min_calls=MIN_TURN_CALLS)
 
     with ThreadPoolExecutor(len(calls)) as pool:
         waiting = [pool.submit(run, call) for call in calls]
@@ -115,13 +257,6 @@ def take_parallel_samples(calls: Sequence[Call], seconds: float, *, min_calls: i
         num_calls=sum(part.num_calls for part in parts),
         elapsed_ns=elapsed,
     )
-
-
-FIRST_CALLS = 2
-"""Uncounted at the start of a turn: the process that ran before has the caches."""
-MIN_TURN_CALLS = 2
-
-Answer = Mapping[str, Any]
 
 
 class SubjectServer:
@@ -160,7 +295,7 @@ class SubjectServer:
         for call in self.calls:
             for _ in range(FIRST_CALLS):
                 call()
-        self.turns.append(take_parallel_samples(self.calls, seconds, min_calls=MIN_TURN_CALLS))
+        self.turns.append(take_parallel_samples(self.calls, seconds))
         return {}
 
     def timing(self) -> Answer:
@@ -174,12 +309,15 @@ class SubjectServer:
         calls = [self.subject.call(batch_size) for _ in range(self.settings.parallel)]
         for call in calls:
             call()
-        samples = take_parallel_samples(calls, seconds, min_calls=MIN_TURN_CALLS)
+        samples = take_parallel_samples(calls, seconds)
         return {"p50_ms": digits(np.median(samples.call_ns) / NS_PER_MS)}
 
     def memory(self) -> Answer:
         """The most memory that this process ever held, and what it holds on a GPU."""
-        return {"peak_bytes": peak_memory_bytes(), "gpu_bytes": self.subject.gpu_bytes()}
+        return {
+            "peak_memory_bytes": peak_memory_bytes(),
+            "gpu_memory_bytes": self.subject.gpu_bytes(),
+        }
 
     def share(self, batch_size: int) -> Answer | None:
         """Where the time of a batch goes."""
@@ -194,7 +332,9 @@ class SubjectServer:
 
     def scenario(self, **plan: Any) -> Answer:
         """Run a scenario."""
-        return run_scenario(self.subject, self.settings, plan)
+        asked = read_record(ScenarioPlan, plan, "the scenario")
+        system = System(self.subject, self.settings, asked.batch_size)
+        return dataclasses.asdict(measure_scenario(system, asked))
 
 
 def pin(cores: list[int]) -> None:

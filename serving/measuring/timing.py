@@ -98,15 +98,6 @@ def check_clock() -> Clock:
     return Clock(resolution_ns=smallest, reading_ns=float(np.median(steps)))
 
 
-def time_calls(call: Call, *, batch_size: int, seconds: float) -> Timing:
-    """Warm up, then time `call` for about `seconds`, at least 20 times.
-
-    Slow calls are cut off after ten times `seconds`, then with fewer than 20 of them.
-    """
-    warm = warm_up(call, seconds)
-    return timing_of([take_samples(call, seconds)], batch_size=batch_size, warm=warm)
-
-
 def timing_of(turns: Sequence[Samples], *, batch_size: int, warm: WarmUp) -> Timing:
     """Put the samples of one or several turns together."""
     times = np.concatenate([turn.call_ns for turn in turns])
@@ -146,9 +137,10 @@ def warm_up(call: Call, seconds: float) -> WarmUp:
 
 
 def take_samples(call: Call, seconds: float, *, min_calls: int = MIN_CALLS) -> Samples:
-    """Time calls made one after the other for about `seconds`.
+    """Time calls made one after the other for about `seconds`, and at least `min_calls` of them.
 
-    A call that is too short for the clock is timed in groups, whose mean is a sample.
+    A call that is too short for the clock is timed in groups, whose mean is a sample. Slow calls
+    are cut off after ten times `seconds`, then with fewer than `min_calls`.
     """
     limit_ns = int(seconds * NS_PER_S)
     group = check_clock().calls_per_sample(min(time_once(call) for _ in range(3)))

@@ -33,21 +33,14 @@ from serving.runtime.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettin
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
+INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 DTYPES = {
+    **{f"tensor({name})": name for name in ("float16", *INTEGERS, "bool")},
     "tensor(float)": "float32",
-    "tensor(float16)": "float16",
     "tensor(double)": "float64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(bool)": "bool",
     "tensor(string)": "object",
 }
+"""ONNX Runtime's types, and numpy's names of them."""
 SILENT, ERRORS = 4, 3
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 """Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
@@ -89,11 +82,6 @@ class Session:
     call: Callable[[list[str], dict[str, Array], None], list[Array]]
     """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
     output_names: list[str]
-
-    @property
-    def threads(self) -> int:
-        """The threads within one operator."""
-        return self.settings.threads
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on named inputs and return its outputs by name.
@@ -179,16 +167,13 @@ def share_of(parts: Mapping[str, float], name: str) -> float:
     return parts.get(name, 0) / total if total else 1.0
 
 
-def usable_providers(probe: bytes) -> dict[str, str | None]:
-    """Every provider that the installed wheel names, with None or the reason it cannot run.
-
-    `probe` is the model that each one is asked to run.
-    """
-    return {name: _reason(name, probe) for name in built_in_providers()}
+def usable_providers() -> dict[str, str | None]:
+    """Every provider that the installed wheel names, with None or the reason it cannot run."""
+    return {name: _reason(name) for name in built_in_providers()}
 
 
 def probe() -> bytes:
-    """The smallest model worth a session: one MatMul and one Add on float32 [1, 4].
+    """The model that a provider must run: one MatMul and one Add on float32 [1, 4].
 
     Opset 13 and IR 8 are old enough for every provider, and two nodes are enough for a provider to
     take or to refuse.
@@ -266,12 +251,10 @@ def _info(value: Any) -> TensorInfo:
     return TensorInfo(name=value.name, dtype=dtype, shape=tuple(value.shape))
 
 
-def _reason(provider: str, probe: bytes) -> str | None:
+def _reason(provider: str) -> str | None:
     try:
-        session = open_session(probe, provider=provider, threads=1)
-        info = session.inputs[0]
-        shape = [size if isinstance(size, int) else 1 for size in info.shape]
-        session.run({info.name: np.zeros(shape, info.dtype)})
+        session = open_session(probe(), provider=provider, threads=1)
+        session.run({session.inputs[0].name: np.zeros((1, 4), np.float32)})
     except (ProviderError, ModelError, InputError) as error:
         return str(error)
     return None

@@ -10,7 +10,7 @@ import sample_metrics
 from pipeline.records.benchmark import EAGER, BenchmarkReport
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.report import BenchReport, BenchRow, ColdStart, Measurement
-from serving.measuring.scenarios.report import Probe, ScenarioResult
+from serving.measuring.scenarios import Probe, ScenarioResult
 from serving.measuring.timing import Timing
 from serving.runtime.settings import SessionSettings
 

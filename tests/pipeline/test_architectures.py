@@ -9,7 +9,8 @@ from architectures import CLASSES, TWELVE, Architecture
 
 from pipeline.exporting.module import export_module
 from pipeline.exporting.signatures import parse_input
-from serving.measuring.bench import BenchOptions, bench
+from serving.measuring.bench import bench
+from serving.measuring.rounds import BenchOptions
 from serving.model import open_model
 
 pytest.importorskip("transformers", reason="transformers is not installed: no architectures")

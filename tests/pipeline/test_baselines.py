@@ -25,7 +25,7 @@ from pipeline.stages.baselines.torch_model import batch_of, first_row, open_torc
 from pipeline.stages.benchmark import NAMES, subjects_of
 from serving.errors import InputError, ModelError
 from serving.files import sha256_of_file
-from serving.measuring.process import SubjectProcess, SubjectSpec
+from serving.measuring.subject import SubjectProcess, SubjectSpec
 from serving.runtime.session import open_session
 from serving.runtime.settings import SessionSettings
 
@@ -240,5 +240,5 @@ def test_the_subjects_are_eager_first_and_all_variants(exported: Project, tmp_pa
     names = [spec.name for spec in found.specs if spec.provider in ("torch", "cpu")]
     baselines = ["eager", "channels_last", "compile"]
     assert names == [*(NAMES[baseline] for baseline in baselines), "fp32", "fp16", "int8"]
-    assert [program.subject for program in found.cold][:2] == ["PyTorch eager", "fp32 · cpu"]
+    assert list(found.cold)[:2] == ["PyTorch eager", "fp32 · cpu"]
     assert list(tmp_path.iterdir()) == []  # MLflow saves only where it takes part

@@ -14,7 +14,7 @@ from pipeline.stages.benchmark import NAMES, benchmark
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file
 from serving.runtime.cores import allowed_cores
-from serving.runtime.session import probe, usable_providers
+from serving.runtime.session import usable_providers
 
 TOO_MANY = 4096
 VARIANTS = ("fp32", "int8")
@@ -59,7 +59,7 @@ def report(folder: Path) -> BenchmarkReport:
 
 @pytest.mark.slow
 def test_every_variant_has_a_row_per_provider(report: BenchmarkReport, exported: Project) -> None:
-    usable = usable_providers(probe())
+    usable = usable_providers()
     for variant in VARIANTS:
         for provider, reason in usable.items():
             rows = list(report.bench.of(variant, provider))

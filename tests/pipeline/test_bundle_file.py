@@ -28,7 +28,8 @@ from serving.bundles.verify import verify
 from serving.drift.check import open_check
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import sha256_of_file, write_json
-from serving.measuring.bench import BenchOptions, bench
+from serving.measuring.bench import bench
+from serving.measuring.rounds import BenchOptions
 
 GOLDEN_ROWS = 16
 ROWS = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)

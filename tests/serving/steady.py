@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.measuring.scenarios.report import ScenarioPlan
+from serving.measuring.scenarios import ScenarioPlan
 from serving.measuring.timing import Call
 
 PLAN = ScenarioPlan(

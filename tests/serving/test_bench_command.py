@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from tiny_kinds import TEXTS, text_classifier
 
 from serving.cli import serving
-from serving.measuring.report import report_from
+from serving.files import read_record
+from serving.measuring.report import BenchReport
 from serving.model import open_model
 
 QUICK = ("--batch-size", 2, "--seconds", "0.02", "--rounds", 2, "--threads", 1)
@@ -24,6 +25,10 @@ CPU = "CPUExecutionProvider"
 def model(tmp_path):
     content = tiny_onnx.linear(["batch", 16], tiny_onnx.UINT8)
     return tiny_onnx.write(tmp_path / "model.onnx", content)
+
+
+def report_in(text):
+    return read_record(BenchReport, json.loads(text), "the report")
 
 
 def run(*arguments):
@@ -44,15 +49,15 @@ def test_it_keeps_the_report_and_the_rows_and_prints_json_and_nothing_else(model
     files = ("-o", tmp_path / "r.json", "--csv", tmp_path / "r.csv")
     result = run(model, *QUICK, *files, "--json")
     assert result.exit_code == 0
-    report = report_from(json.loads(result.stdout))
+    report = report_in(result.stdout)
     assert report.measured[0].row(2)
-    assert report_from(json.loads((tmp_path / "r.json").read_text())) == report
+    assert report_in((tmp_path / "r.json").read_text()) == report
     assert (tmp_path / "r.csv").read_text().splitlines()[1].startswith("model.onnx,cpu,1,1,")
 
 
 def test_it_takes_settings_and_several_threads(model):
     result = run(model, *QUICK, "--threads", 2, "--set", "binding=on", "--json")
-    found = report_from(json.loads(result.stdout)).measured
+    found = report_in(result.stdout).measured
     assert [(one.settings.threads, one.settings.binding) for one in found] == [(1, True), (2, True)]
 
 
@@ -65,7 +70,7 @@ def test_it_takes_real_rows(tmp_path):
 
 def test_it_measures_all_providers_and_says_why_not(model):
     result = run(model, *QUICK, "--provider", "all", "--json")
-    report = report_from(json.loads(result.stdout))
+    report = report_in(result.stdout)
     assert report.measured[0].provider == "cpu"
     assert all(one.skipped for one in report.skipped)
 
@@ -105,7 +110,7 @@ def test_a_limit_that_cannot_be_met_says_the_best(model):
 
 def test_scenarios_take_the_place_of_the_sweep(model):
     result = run(model, "--scenario", "single-stream", "--seconds", "0.1", "--json")
-    report = report_from(json.loads(result.stdout))
+    report = report_in(result.stdout)
     assert report.measured == ()
     assert [one.scenario for one in report.scenarios] == ["single-stream"]
 
@@ -123,7 +128,7 @@ def test_a_regression_is_exit_status_one(model, tmp_path):
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert [row["slower"] for row in found["comparison"]["rows"]] == [True]
-    assert report_from(found["report"]).measured
+    assert read_record(BenchReport, found["report"], "it").measured
     assert "times as long as" in result.stderr
 
 
@@ -156,7 +161,7 @@ def test_interrupted_it_prints_the_finished_rows_and_fails(model):
     out, _ = process.communicate(timeout=60)
     os.close(terminal)
     assert process.returncode == 1
-    report = report_from(json.loads(out))
+    report = report_in(out)
     assert report.partial
     assert [row.timing.batch_size for one in report.measured for row in one.rows] == [2]
     assert b"batch 2, round 2 of 2" in message
@@ -164,7 +169,7 @@ def test_interrupted_it_prints_the_finished_rows_and_fails(model):
 
 def test_several_scenarios_run_one_after_the_other(model):
     both = ("--scenario", "offline", "--scenario", "server", "--rate", 50, "--seconds", "0.1")
-    report = report_from(json.loads(run(model, *both, "--json").stdout))
+    report = report_in(run(model, *both, "--json").stdout)
     assert [one.scenario for one in report.scenarios] == ["offline", "server"]
     assert report.scenarios[1].rate_per_second == pytest.approx(50, rel=0.5)
 
@@ -172,7 +177,7 @@ def test_several_scenarios_run_one_after_the_other(model):
 @pytest.fixture
 def _one_core(monkeypatch):
     """So that there are few candidates: each costs its time."""
-    monkeypatch.setattr("serving.measuring.tuning.tuner.allowed_cores", lambda: 1)
+    monkeypatch.setattr("serving.measuring.tuner.allowed_cores", lambda: 1)
 
 
 @pytest.mark.usefixtures("_one_core")

@@ -7,7 +7,7 @@ import io
 from bench_samples import COLD, CPU, SKIPPED, SKIPPED_BATCH, measured, report, row
 
 from serving.measuring.report import as_csv, as_table
-from serving.measuring.scenarios.report import ScenarioResult
+from serving.measuring.scenarios import ScenarioResult
 from serving.runtime.settings import SessionSettings
 
 

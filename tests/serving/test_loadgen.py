@@ -10,8 +10,7 @@ import pytest
 from steady import Steady
 
 from serving.errors import FerryError
-from serving.measuring.scenarios.report import LoadRun
-from serving.measuring.scenarios.system import ServerLoad, System
+from serving.measuring.system import LoadRun, ServerLoad, System
 from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)

@@ -11,13 +11,13 @@ from fresh_pages import fresh_pages
 
 from serving.errors import ModelError
 from serving.measuring import meters
-from serving.measuring.bench import ColdProgram, cold_starts
+from serving.measuring.bench import cold_starts
 from serving.measuring.meters import (
     LoadMeter,
     energy_meter,
-    gpu_bytes_of,
     gpu_joules,
     growth,
+    own_gpu_bytes,
     resident_bytes,
 )
 from serving.measuring.subject import take_parallel_samples
@@ -36,14 +36,14 @@ def test_calls_of_several_threads_run_at_the_same_time():
             met.set()
         time.sleep(0.001)  # longer than the clock needs to time a single call
 
-    samples = take_parallel_samples([call, call], 0.05, min_calls=5)
+    samples = take_parallel_samples([call, call], 0.05)
     assert len(seen) == 2
     assert samples.num_calls >= 10
     assert len(samples.call_ns) == samples.num_calls
 
 
 def test_the_rate_of_parallel_calls_is_that_of_all():
-    samples = take_parallel_samples([lambda: time.sleep(0.01)] * 3, 0.2, min_calls=5)
+    samples = take_parallel_samples([lambda: time.sleep(0.01)] * 3, 0.2)
     rate = samples.num_calls / (samples.elapsed_ns / 1e9)
     assert 120 < rate <= 300
     assert samples.call_ns.min() >= 10e6
@@ -54,7 +54,7 @@ def test_a_failure_in_a_thread_is_ours():
         raise ModelError("no")
 
     with pytest.raises(ModelError, match="no"):
-        take_parallel_samples([call, call], 0.05, min_calls=1)
+        take_parallel_samples([call, call], 0.05)
 
 
 # Memory
@@ -170,7 +170,7 @@ def test_without_a_card_nothing_is_told_of_one():
     if gpu_joules() is not None:
         pytest.skip("there is a card here that counts its energy")
     assert "NVML tells no energy" in energy_meter("cuda").reason
-    assert not gpu_bytes_of(1)
+    assert not own_gpu_bytes()
 
 
 @pytest.mark.gpu
@@ -186,20 +186,14 @@ def test_a_card_counts_its_energy():
 # Cold starts
 
 
-def program(name: str, code: str) -> ColdProgram:
-    return ColdProgram(subject=name, arguments=("-c", code))
-
-
 ANSWER = "print('answered', flush=True)"
 
 
 def test_a_cold_start_ends_with_the_answer_and_not_with_the_process():
-    slow = program(
-        "slow", f"import time\nprint('noise')\ntime.sleep(0.4)\n{ANSWER}\ntime.sleep(60)"
-    )
-    quick = program("quick", ANSWER)
+    slow = f"import time\nprint('noise')\ntime.sleep(0.4)\n{ANSWER}\ntime.sleep(60)"
+    programs = {"slow": ("-c", slow), "quick": ("-c", ANSWER)}
     steps: list[str] = []
-    found, skipped = cold_starts([slow, quick], 2, steps.append, seed=1)
+    found, skipped = cold_starts(programs, 2, steps.append, seed=1)
     assert skipped == ()
     by_name = {one.subject: one for one in found}
     assert 400 <= by_name["slow"].p50_ms < 30_000
@@ -209,7 +203,7 @@ def test_a_cold_start_ends_with_the_answer_and_not_with_the_process():
 
 
 def test_a_program_without_an_answer_is_skipped_and_the_others_are_not():
-    programs = [program("silent", "print('bye')"), program("quick", ANSWER)]
+    programs = {"silent": ("-c", "print('bye')"), "quick": ("-c", ANSWER)}
     found, (skipped,) = cold_starts(programs, 1, lambda _: None, seed=1)
     assert [one.subject for one in found] == ["quick"]
     assert (skipped.subject, skipped.skipped) == (

@@ -277,7 +277,7 @@ def test_paths_that_hold_no_model(tmp_path: Path) -> None:
 
 
 def test_the_provider_and_the_threads_are_the_ones_asked_for(model_file: Path) -> None:
-    assert open_model(model_file, threads=1).session.threads == 1
+    assert open_model(model_file, threads=1).session.settings.threads == 1
     with pytest.raises(ProviderError):
         open_model(model_file, provider="qnn")
 

@@ -13,7 +13,7 @@ from tiny_kinds import TEXTS, text_classifier
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import sha256_of_file
 from serving.measuring.onnx_subject import MOST_ROWS, OnnxSubject
-from serving.measuring.process import child_environment
+from serving.measuring.subject import child_environment
 from serving.runtime.providers import PROVIDERS
 from serving.runtime.settings import SessionSettings
 
@@ -210,5 +210,5 @@ def test_the_process_speaks_json_and_ends_with_its_input(model):
     )
     opened, memory, timing = map(json.loads, done.stdout.splitlines())
     assert opened == {}
-    assert memory["peak_bytes"] > 2**20
+    assert memory["peak_memory_bytes"] > 2**20
     assert timing == {"error": "InputError", "message": "nothing was measured yet"}

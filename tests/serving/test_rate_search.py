@@ -2,20 +2,21 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from steady import plan
 
 from serving.errors import InputError, ModelError
-from serving.measuring.scenarios.report import LoadRun, ScenarioPlan
-from serving.measuring.scenarios.scenarios import (
-    MAX_OVERRUN,
+from serving.measuring.scenarios import (
     MIN_QUERIES,
-    HighestRate,
+    ScenarioFigures,
+    ScenarioPlan,
     highest_rate,
     num_queries,
 )
-from serving.measuring.scenarios.system import ServerLoad
+from serving.measuring.system import LoadRun, ServerLoad
+from serving.measuring.timing import MAX_OVERRUN
 
 CAPACITY = 1000.0
 LIMIT_MS = 10.0
@@ -55,11 +56,17 @@ def up_to(highest: float) -> P99:
     return lambda rate: 1.0 if rate <= highest else 99.0
 
 
-def search(server: Server, asked: ScenarioPlan = PLAN, capacity: float = CAPACITY) -> HighestRate:
-    return highest_rate(server, capacity, asked, LIMIT_MS)
+def search(
+    server: Server, asked: ScenarioPlan = PLAN, capacity: float = CAPACITY
+) -> ScenarioFigures:
+    return highest_rate(server, capacity, asked)
 
 
-def rates(found: HighestRate) -> list[float]:
+def limited(limit_ms: float) -> ScenarioPlan:
+    return replace(PLAN, p99_limit_ms=limit_ms)
+
+
+def rates(found: ScenarioFigures) -> list[float]:
     return [probe.rate_per_second for probe in found.probes]
 
 
@@ -76,9 +83,9 @@ def queue_of(capacity: float, service_ms: float) -> P99:
 def test_the_limit_decides_within_three_percent_whatever_the_capacity_seemed(
     capacity: float, limit_ms: float, part: float
 ) -> None:
-    found = highest_rate(Server(queue_of(1000.0, 1.0)), capacity, PLAN, limit_ms)
+    found = search(Server(queue_of(1000.0, 1.0)), limited(limit_ms), capacity)
     assert 1000 * part / 1.03 <= found.rate_per_second <= 1000 * part
-    assert found.run.p99_ms <= limit_ms
+    assert found.p99_ms <= limit_ms
     assert len(found.probes) < 20
 
 
@@ -108,7 +115,8 @@ def test_the_run_is_the_very_one_of_the_rate() -> None:
     server = Server(up_to(300.0))
     found = search(server)
     index = rates(found).index(found.rate_per_second)
-    assert found.run is server.runs[index]
+    assert found.p99_ms == server.runs[index].p99_ms
+    assert found.num_queries == server.runs[index].num_queries
     assert [probe.p99_ms for probe in found.probes] == [run.p99_ms for run in server.runs]
 
 
@@ -207,7 +215,7 @@ def test_part_of_a_query_is_a_whole_one() -> None:
 
 def test_a_probe_lasts_thirty_limits_where_that_is_longer() -> None:
     server = Server(up_to(2000.0))
-    highest_rate(server, CAPACITY, PLAN, 100.0)
+    search(server, limited(100.0))
     for load in server.loads:
         assert load.num_queries == num_queries(load.rate_per_second, 3.0, 500)
 

@@ -14,26 +14,27 @@ from steady import Steady, plan
 
 from serving.errors import FerryError, InputError, UnknownNameError, UsageError
 from serving.files import read_record
+from serving.measuring import scenarios
 from serving.measuring.bench import run_scenarios
 from serving.measuring.onnx_subject import OnnxSubject
-from serving.measuring.process import SubjectSpec
-from serving.measuring.scenarios import scenarios
-from serving.measuring.scenarios.report import Probe, ScenarioFigures, ScenarioPlan
-from serving.measuring.scenarios.scenarios import (
+from serving.measuring.scenarios import (
     MIN_QUERIES,
     SCENARIOS,
+    Probe,
+    ScenarioFigures,
+    ScenarioPlan,
     check_plan,
     measure_scenario,
-    run_scenario,
     run_server,
 )
-from serving.measuring.scenarios.system import ServerLoad, System
+from serving.measuring.subject import SubjectSpec
+from serving.measuring.system import ScenarioSubject, ServerLoad, System
 from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
 
 
-def figures(subject: Steady, asked: ScenarioPlan, parallel: int = 1) -> ScenarioFigures:
+def figures(subject: ScenarioSubject, asked: ScenarioPlan, parallel: int = 1) -> ScenarioFigures:
     settings = SessionSettings(threads=1, parallel=parallel)
     return measure_scenario(System(subject, settings, asked.batch_size), asked)
 
@@ -219,31 +220,22 @@ def test_a_plan_that_makes_no_sense_is_refused(
         check_plan(asked)
     subject = Steady(call_ms=0)
     with pytest.raises(error, match=message):
-        run_scenario(subject, ONE, dataclasses.asdict(asked))
+        figures(subject, asked)
     assert not subject.asked
-    with pytest.raises(error, match=message):  # and no process was started: there is no such module
-        run_scenarios(
-            SubjectSpec(name="", provider="cpu", module="nowhere", setup={}), ONE, [asked], note
-        )
 
 
 def test_what_a_scenario_gives_goes_through_json() -> None:
     asked = plan("server", rate_per_second=400, seconds=0.05)
-    found = run_scenario(Steady(call_ms=1), ONE, dataclasses.asdict(asked))
-    read = read_record(ScenarioFigures, json.loads(json.dumps(found)), "a scenario")
-    assert (read.scenario, read.num_queries) == ("server", MIN_QUERIES)
+    found = figures(Steady(call_ms=1), asked)
+    assert (found.scenario, found.num_queries) == ("server", MIN_QUERIES)
     probed = dataclasses.replace(
-        read, probes=(Probe(rate_per_second=400.0, p99_ms=2.0, kept=True),)
+        found, probes=(Probe(rate_per_second=400.0, p99_ms=2.0, kept=True),)
     )
-    again = json.loads(json.dumps(dataclasses.asdict(probed)))
-    assert read_record(ScenarioFigures, again, "a scenario") == probed
+    raw = json.loads(json.dumps(dataclasses.asdict(probed)))
+    assert read_record(ScenarioFigures, raw, "a scenario") == probed
 
 
 # A real model in a process of its own
-
-
-def note(_: str) -> None:
-    """Nobody listens."""
 
 
 def onnx_spec(model: Path, setup: Mapping[str, Any] | None = None) -> SubjectSpec:
@@ -291,11 +283,6 @@ def test_a_model_of_one_batch_size_says_so(tmp_path: Path) -> None:
     subject = OnnxSubject(fixed, "cpu", None)
     subject.start(ONE)
     with pytest.raises(InputError, match="the model takes batches of 4, not of 8"):
-        run_scenario(subject, ONE, dataclasses.asdict(plan("multi-stream")))
+        figures(subject, plan("multi-stream"))
     with pytest.raises(InputError, match="the model refused its input"):
-        run_scenario(subject, ONE, dataclasses.asdict(plan("single-stream")))
-
-
-def test_no_plans_start_no_process() -> None:
-    spec = SubjectSpec(name="", provider="cpu", module="nowhere", setup={})
-    assert list(run_scenarios(spec, ONE, [], note)) == []
+        figures(subject, plan("single-stream"))

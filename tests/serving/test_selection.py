@@ -10,13 +10,12 @@ from odd_models import reshaping_to_two_rows
 from tiny_onnx import linear, write
 
 from serving.errors import InputError, ModelError
-from serving.measuring.bench import model_spec
+from serving.measuring.onnx_subject import model_spec
 from serving.measuring.pairing import PairedRatio, ratio_of_turns
-from serving.measuring.process import SubjectSpec
+from serving.measuring.screening import Candidate
+from serving.measuring.subject import SubjectSpec
 from serving.measuring.timing import Timing
-from serving.measuring.tuning.candidates import Candidate
-from serving.measuring.tuning.screening import CandidateTrial, ms_per_row
-from serving.measuring.tuning.selection import (
+from serving.measuring.tuner import (
     CandidateMeasurement,
     Selection,
     SelectionPlan,
@@ -300,19 +299,5 @@ def test_candidates_are_ranked_by_rows_and_not_by_calls() -> None:
     """Two calls side by side of eight rows: sixteen are in work at a time."""
     two = measurement(1.0).candidate
     assert two.rows_at_a_time == 16
-    assert ms_per_row(two, 1.6) == pytest.approx(0.1)
-    assert ms_per_row(OWN, 1.6) == pytest.approx(1.6)
-
-
-def test_the_same_settings_with_more_rows_are_ranked_by_the_row() -> None:
-    """A batch of 64 in ten times the time of one row is far better than one row."""
-    settings = SessionSettings(threads=1)
-    one, many = (Candidate(settings=settings, batch_size=size) for size in (1, 64))
-    assert ms_per_row(many, 10.0) < ms_per_row(one, 1.0)
-
-
-def test_what_cannot_run_is_ranked_last() -> None:
-    ran = CandidateTrial(candidate=OWN, looks=1, p50_ms=900.0, skipped=None)
-    failed = CandidateTrial(candidate=OWN, looks=1, p50_ms=None, skipped="refused its input")
-    assert failed.cost > ran.cost
-    assert sorted([failed, ran], key=lambda trial: trial.cost) == [ran, failed]
+    assert two.ms_per_row(1.6) == pytest.approx(0.1)
+    assert OWN.ms_per_row(1.6) == pytest.approx(1.6)

@@ -11,10 +11,17 @@ from fresh_pages import fresh_pages
 from odd_models import reshaping_to_two_rows
 
 from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
-from serving.measuring.bench import model_spec
-from serving.measuring.process import SubjectProcess, SubjectSpec, label_of
-from serving.measuring.rounds import BenchFindings, BenchPlan, cores_for, measure
-from serving.measuring.subject import FIRST_CALLS, Started, SubjectServer, pin
+from serving.measuring.onnx_subject import model_spec
+from serving.measuring.rounds import BenchFindings, BenchOptions, cores_for, measure
+from serving.measuring.subject import (
+    FIRST_CALLS,
+    Started,
+    SubjectProcess,
+    SubjectServer,
+    SubjectSpec,
+    label_of,
+    pin,
+)
 from serving.runtime.settings import SessionSettings
 
 ONE = SessionSettings(threads=1)
@@ -97,8 +104,8 @@ def test_parallel_settings_call_from_several_threads(desk):
 
 
 def test_memory_and_share_are_told(desk):
-    assert desk.memory()["peak_bytes"] > 2**20
-    assert desk.memory()["gpu_bytes"] is None
+    assert desk.memory()["peak_memory_bytes"] > 2**20
+    assert desk.memory()["gpu_memory_bytes"] is None
     assert desk.share(1) is None
     assert desk.growth(20, [1, 2], 1)["num_calls"] == 20
     assert desk.subject.calls[1] + desk.subject.calls[2] == 20
@@ -199,14 +206,12 @@ def test_labels_name_the_provider_of_onnxruntime_alone():
 
 def plan(**changes):
     values = {
-        "settings": (ONE,),
+        "threads": (1,),
         "batch_sizes": (2, 3),
         "seconds": 0.02,
         "num_rounds": 2,
-        "growth_calls": 0,
-        "seed": 1,
     }
-    return BenchPlan(**{**values, **changes})
+    return BenchOptions(**{**values, **changes})
 
 
 def test_what_does_not_take_a_batch_does_not_stop_the_others(spec, tmp_path):
@@ -234,16 +239,3 @@ def test_what_does_not_start_is_skipped_with_its_reason(spec, tmp_path):
     assert (skipped.subject, skipped.threads) == ("broken.onnx", 1)
     assert "cannot be loaded" in skipped.skipped
     assert isinstance(findings.errors[0], ModelError)
-
-
-def test_interrupted_it_keeps_the_rows_that_are_finished(spec):
-    findings = BenchFindings()
-
-    def log(step):
-        if step.startswith("batch 3"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure([spec], plan(), findings, log)
-    (measured,) = findings.measured
-    assert [row.timing.batch_size for row in measured.rows] == [2]

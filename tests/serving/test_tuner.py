@@ -16,15 +16,14 @@ from tiny_onnx import FLOAT, linear, write
 from serving.bundles.writing import write_profile
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
 from serving.files import dump_json, read_record
-from serving.measuring.tuning import tuner
-from serving.measuring.tuning.candidates import Candidate, defaults
-from serving.measuring.tuning.tuner import (
+from serving.measuring import tuner
+from serving.measuring.screening import Candidate, defaults
+from serving.measuring.tuner import (
     SessionTuneReport,
     TuneOptions,
     as_text,
     grid_of,
     profile_of,
-    spec_of,
     tune,
 )
 from serving.model import open_model
@@ -161,9 +160,9 @@ def test_a_model_of_one_batch_size_is_tuned_at_that(tmp_path: Path) -> None:
 
 def test_what_cannot_be_tuned(tmp_path: Path, model: Path) -> None:
     with pytest.raises(MissingInputError):
-        tune(tmp_path / "none.onnx")
+        tune(tmp_path / "none.onnx", TuneOptions())
     with pytest.raises(ModelError):
-        tune(write(tmp_path / "bad.onnx", b"nothing"))
+        tune(write(tmp_path / "bad.onnx", b"nothing"), TuneOptions())
     with pytest.raises(UsageError, match="one batch size, got 1, 2"):
         tune(model, TuneOptions(goal="latency", batch_sizes=(1, 2)))
     with pytest.raises(UsageError, match="a batch size must be 1 or more, got 0"):
@@ -190,8 +189,3 @@ def test_an_interruption_leaves_no_process_and_writes_nothing(model: Path, step:
         if any("serving.measuring" in word for word in child.cmdline())
     ]
     assert measuring == []
-
-
-def test_a_spec_is_plain_values(model: Path) -> None:
-    spec = spec_of(model, TuneOptions(rows=Path("rows.npy")))
-    assert spec.setup == {"model": str(model), "provider": "cpu", "rows": "rows.npy"}

@@ -1,6 +1,6 @@
 """An ONNX file behind MLflow's `pyfunc` as a baseline of a benchmark.
 
-Run by `serving.measuring.process`: python -m pipeline.stages.baselines.mlflow_baseline
+Run by `serving.measuring.subject`: python -m pipeline.stages.baselines.mlflow_baseline
 """
 
 import functools

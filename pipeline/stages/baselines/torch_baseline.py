@@ -1,10 +1,9 @@
 """PyTorch as a baseline of a benchmark.
 
-Run by `serving.measuring.process`: python -m pipeline.stages.baselines.torch_baseline
+Run by `serving.measuring.subject`: python -m pipeline.stages.baselines.torch_baseline
 """
 
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter_ns
@@ -17,7 +16,7 @@ from pipeline.records.ready import open_split
 from pipeline.stages.baselines.torch_model import TorchModel, batch_of, open_torch
 from serving.errors import InputError
 from serving.files import sha256_of_file
-from serving.measuring.meters import gpu_bytes_of
+from serving.measuring.meters import own_gpu_bytes
 from serving.measuring.subject import Share, Started, serve
 from serving.measuring.timing import NS_PER_MS, Call, digits
 from serving.runtime.settings import SessionSettings
@@ -66,7 +65,7 @@ class TorchBaseline:
 
     def gpu_bytes(self) -> int | None:
         """Memory of a GPU that this process holds."""
-        return gpu_bytes_of(os.getpid()) if self.setup["device"] == "cuda" else None
+        return own_gpu_bytes() if self.setup["device"] == "cuda" else None
 
     def _ready(self) -> TorchModel:
         if self.model is None:

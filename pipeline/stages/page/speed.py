@@ -11,8 +11,8 @@ from pipeline.stages.page.figures import as_svg
 from pipeline.stages.results import ExperimentResults
 from serving.machine.environment import Environment
 from serving.measuring.pairing import PairedRatio, Verdict, verdict
-from serving.measuring.process import TORCH
 from serving.measuring.report import BenchReport, BenchRow, Measurement
+from serving.measuring.subject import TORCH
 
 SPEED_TEMPLATE = "report_speed.html.j2"
 """Beside the page's own, which includes it."""

@@ -18,8 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from pipeline.records.benchmark import BenchmarkReport
 from pipeline.stages.page.figures import COLORS, INK, PALE, STYLE, logarithmic
-from serving.measuring.process import TORCH
 from serving.measuring.report import BenchReport, ColdStart, Measurement
+from serving.measuring.subject import TORCH
 from serving.measuring.timing import Timing
 
 PALETTE = (*COLORS[:-1], "#2a9d9a", "#cf62a0", "#8f982c", "#5b7fa3", COLORS[-1])

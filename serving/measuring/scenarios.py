@@ -12,21 +12,18 @@ two that were tried; then it halves that interval on a logarithmic scale.
 
 import math
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 
 from serving.errors import InputError, UnknownNameError, UsageError
-from serving.files import read_record
-from serving.measuring.scenarios.report import LoadRun, Probe, ScenarioFigures, ScenarioPlan
-from serving.measuring.scenarios.system import (
+from serving.measuring.system import (
     Arrivals,
     Lane,
-    ScenarioSubject,
+    LoadRun,
     ServerLoad,
     System,
     busy_threads,
@@ -36,6 +33,7 @@ from serving.measuring.scenarios.system import (
     wait_until,
 )
 from serving.measuring.timing import (
+    MAX_OVERRUN,
     NS_PER_MS,
     NS_PER_S,
     digits,
@@ -45,12 +43,15 @@ from serving.measuring.timing import (
 )
 from serving.runtime.settings import SessionSettings
 
+STREAMS = {"single-stream": 1, "multi-stream": 8}
+"""Rows of a query; eight are MLPerf's."""
+SCENARIOS = (*STREAMS, "offline", "server")
+HEAD_START_NS = 20_000_000
+"""For the threads to begin, before the time of the first arrival is counted."""
 MIN_QUERIES = 100
 MIN_PROBE_QUERIES = 500
 """So that five of them decide on p99."""
 MAX_QUERIES = 1_000_000
-MAX_OVERRUN = 10
-"""How many times the seconds asked for may pass for the sake of enough queries."""
 LIMITS_LONG = 30
 """A probe lasts so many limits: a rate 3 % above what can be done has a backlog of one by then."""
 FIRST_PART, STEP_DOWN, STEP_UP = 0.75, 4, 1.25
@@ -60,107 +61,63 @@ MAX_PART = 3
 """Of what seemed possible, in case that was measured at a bad moment."""
 PRECISION = 1.03
 
-Serve = Callable[[ServerLoad], LoadRun]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioPlan:
+    """How a scenario is run; `check_plan` refuses what makes no sense."""
+
+    scenario: str
+    """One of `SCENARIOS`."""
+    batch_size: int
+    """The most rows of one call, offline and in the server scenario; streams have their own."""
+    seconds: float
+    """For a run, or for each rate that a search tries; longer for the sake of enough queries."""
+    rate_per_second: float | None
+    """Queries that arrive per second, in the server scenario; None to search for the highest."""
+    p99_limit_ms: float | None
+    """What that search keeps, or None for a rate that is given."""
+    seed: int
+    """Of the arrivals."""
+
+    def describe(self) -> str:
+        """The plan on one line."""
+        if self.rate_per_second is not None:
+            return f"{self.scenario} at {self.rate_per_second:g} queries/s"
+        if self.p99_limit_ms is not None:
+            return f"{self.scenario}, the highest rate with p99 under {self.p99_limit_ms:g} ms"
+        return self.scenario
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HighestRate:
-    """The highest rate that kept the limit."""
+class Probe:
+    """One rate that was tried in the search for the highest one."""
 
     rate_per_second: float
-    run: LoadRun
+    p99_ms: float
+    kept: bool
+    """Whether the limit was kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioFigures(LoadRun):
+    """One run, with what was asked for."""
+
+    scenario: str
+    rate_per_second: float | None
+    """Queries that arrived per second, in the server scenario."""
+    p99_limit_ms: float | None
+    """What the rate was searched for, or None for a rate that was given."""
     probes: tuple[Probe, ...]
-    """All rates that were tried, in order."""
+    """The rates that were tried in that search, in order."""
 
 
-def num_queries(rate_per_second: float, seconds: float, least: int) -> int:
-    """How many queries make a run of `seconds`, or of longer, for `least`, but not of ten times."""
-    wanted = max(rate_per_second * seconds, least)
-    most = max(rate_per_second * seconds * MAX_OVERRUN, 1)
-    return math.ceil(min(wanted, most, MAX_QUERIES))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScenarioResult(ScenarioFigures):
+    """A model under one of MLPerf's load patterns."""
 
-
-def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan, limit_ms: float) -> HighestRate:
-    """Try rates with `serve`, beginning near `capacity`, the rows per second flat out.
-
-    Raises InputError when no rate keeps the limit, with the best p99 that was reached.
-    """
-    search = _RateSearch(serve, plan, limit_ms)
-    lowest = digits(_lowest(capacity, plan.seconds))
-    first = digits(max(FIRST_PART * capacity, lowest))
-    low, high = search.bracket(first, lowest, MAX_PART * capacity)
-    while high / low > PRECISION:
-        middle = digits(math.sqrt(low * high))
-        low, high = (middle, high) if search.keeps(middle) else (low, middle)
-    return HighestRate(rate_per_second=low, run=search.runs[low], probes=tuple(search.probes))
-
-
-class _RateSearch:
-    """The rates that were tried, and what they gave."""
-
-    def __init__(self, serve: Serve, plan: ScenarioPlan, limit_ms: float) -> None:
-        self.serve = serve
-        self.plan = plan
-        self.limit_ms = limit_ms
-        self.runs: dict[float, LoadRun] = {}
-        self.probes: list[Probe] = []
-
-    def bracket(self, first: float, lowest: float, highest: float) -> tuple[float, float]:
-        """A rate that keeps the limit and a higher one that does not, or is the highest."""
-        if not self.keeps(first, whole=first == lowest):
-            high, low = first, self._below(first, lowest)
-            while not self.keeps(low, whole=low == lowest):
-                high, low = low, self._below(low, lowest)
-            return low, high
-        low, high = first, digits(first * STEP_UP)
-        while high < highest and self.keeps(high):
-            low, high = high, digits(high * STEP_UP)
-        return (low, high) if high < highest else (low, low)
-
-    def keeps(self, rate: float, *, whole: bool = False) -> bool:
-        """Whether a rate keeps the limit; a `whole` run goes on when it cannot any more."""
-        seconds = max(self.plan.seconds, LIMITS_LONG * self.limit_ms / 1000)
-        load = ServerLoad(
-            rate_per_second=rate,
-            num_queries=num_queries(rate, seconds, MIN_PROBE_QUERIES),
-            seed=self.plan.seed + len(self.probes),
-            limit_ms=None if whole else self.limit_ms,
-        )
-        run = self.runs[rate] = self.serve(load)
-        kept = run.p99_ms <= self.limit_ms
-        self.probes.append(Probe(rate_per_second=rate, p99_ms=run.p99_ms, kept=kept))
-        return kept
-
-    def _below(self, rate: float, lowest: float) -> float:
-        """The next lower rate to try; InputError below the lowest."""
-        if rate > lowest:
-            return max(digits(rate / STEP_DOWN), lowest)
-        best = min(self.probes, key=lambda probe: probe.p99_ms)
-        raise InputError(
-            f"no rate keeps p99 under {self.limit_ms:g} ms: the best was {best.p99_ms:.3g} ms at "
-            f"{best.rate_per_second:.3g} queries/s"
-        )
-
-
-def _lowest(capacity: float, seconds: float) -> float:
-    """The lowest rate worth a try: hardly a query waits there, yet enough arrive in time."""
-    timely = MIN_QUERIES / (seconds * MAX_OVERRUN)
-    return max(LOWEST_PART * capacity, min(timely, capacity / STEP_DOWN))
-
-
-STREAMS = {"single-stream": 1, "multi-stream": 8}
-"""Rows of a query; eight are MLPerf's."""
-SCENARIOS = (*STREAMS, "offline", "server")
-HEAD_START_NS = 20_000_000
-"""For the threads to begin, before the time of the first arrival is counted."""
-
-
-def run_scenario(
-    subject: ScenarioSubject, settings: SessionSettings, plan: Mapping[str, Any]
-) -> Mapping[str, Any]:
-    """Run the scenario of a `ScenarioPlan`, given by its fields, and return `ScenarioFigures`."""
-    asked = read_record(ScenarioPlan, dict(plan), "the scenario")
-    return asdict(measure_scenario(System(subject, settings, asked.batch_size), asked))
+    subject: str
+    provider: str
+    settings: SessionSettings
 
 
 def measure_scenario(system: System, plan: ScenarioPlan) -> ScenarioFigures:
@@ -219,10 +176,7 @@ def _server_figures(system: System, plan: ScenarioPlan) -> ScenarioFigures:
             limit_ms=None,
         )
         return _figures(plan, run_server(system, load), rate)
-    limit = plan.p99_limit_ms or 0.0
-    capacity = system.capacity(plan.seconds)
-    found = highest_rate(partial(run_server, system), capacity, plan, limit)
-    return _figures(plan, found.run, found.rate_per_second, found.probes)
+    return highest_rate(partial(run_server, system), system.capacity(plan.seconds), plan)
 
 
 def _figures(
@@ -309,3 +263,82 @@ class _Served:
                 self.late.append(number)
                 if len(self.late) > self.spare:
                     self.arrivals.drop()
+
+
+Serve = Callable[[ServerLoad], LoadRun]
+
+
+def num_queries(rate_per_second: float, seconds: float, least: int) -> int:
+    """How many queries make a run of `seconds`, or of longer, for `least`, but not of ten times."""
+    wanted = max(rate_per_second * seconds, least)
+    most = max(rate_per_second * seconds * MAX_OVERRUN, 1)
+    return math.ceil(min(wanted, most, MAX_QUERIES))
+
+
+def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan) -> ScenarioFigures:
+    """Try rates with `serve`, beginning near `capacity`, the rows per second flat out.
+
+    Returns the run at the highest rate that kept the plan's limit. Raises InputError when none
+    keeps it, with the best p99 that was reached.
+    """
+    search = _RateSearch(serve, plan)
+    lowest = digits(_lowest(capacity, plan.seconds))
+    first = digits(max(FIRST_PART * capacity, lowest))
+    low, high = search.bracket(first, lowest, MAX_PART * capacity)
+    while high / low > PRECISION:
+        middle = digits(math.sqrt(low * high))
+        low, high = (middle, high) if search.keeps(middle) else (low, middle)
+    return _figures(plan, search.runs[low], low, tuple(search.probes))
+
+
+class _RateSearch:
+    """The rates that were tried, and what they gave."""
+
+    def __init__(self, serve: Serve, plan: ScenarioPlan) -> None:
+        self.serve = serve
+        self.plan = plan
+        self.limit_ms = plan.p99_limit_ms or 0.0
+        self.runs: dict[float, LoadRun] = {}
+        self.probes: list[Probe] = []
+
+    def bracket(self, first: float, lowest: float, highest: float) -> tuple[float, float]:
+        """A rate that keeps the limit and a higher one that does not, or is the highest."""
+        if not self.keeps(first, whole=first == lowest):
+            high, low = first, self._below(first, lowest)
+            while not self.keeps(low, whole=low == lowest):
+                high, low = low, self._below(low, lowest)
+            return low, high
+        low, high = first, digits(first * STEP_UP)
+        while high < highest and self.keeps(high):
+            low, high = high, digits(high * STEP_UP)
+        return (low, high) if high < highest else (low, low)
+
+    def keeps(self, rate: float, *, whole: bool = False) -> bool:
+        """Whether a rate keeps the limit; a `whole` run goes on when it cannot any more."""
+        seconds = max(self.plan.seconds, LIMITS_LONG * self.limit_ms / 1000)
+        load = ServerLoad(
+            rate_per_second=rate,
+            num_queries=num_queries(rate, seconds, MIN_PROBE_QUERIES),
+            seed=self.plan.seed + len(self.probes),
+            limit_ms=None if whole else self.limit_ms,
+        )
+        run = self.runs[rate] = self.serve(load)
+        kept = run.p99_ms <= self.limit_ms
+        self.probes.append(Probe(rate_per_second=rate, p99_ms=run.p99_ms, kept=kept))
+        return kept
+
+    def _below(self, rate: float, lowest: float) -> float:
+        """The next lower rate to try; InputError below the lowest."""
+        if rate > lowest:
+            return max(digits(rate / STEP_DOWN), lowest)
+        best = min(self.probes, key=lambda probe: probe.p99_ms)
+        raise InputError(
+            f"no rate keeps p99 under {self.limit_ms:g} ms: the best was {best.p99_ms:.3g} ms at "
+            f"{best.rate_per_second:.3g} queries/s"
+        )
+
+
+def _lowest(capacity: float, seconds: float) -> float:
+    """The lowest rate worth a try: hardly a query waits there, yet enough arrive in time."""
+    timely = MIN_QUERIES / (seconds * MAX_OVERRUN)
+    return max(LOWEST_PART * capacity, min(timely, capacity / STEP_DOWN))

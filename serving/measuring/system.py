@@ -26,7 +26,6 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError, UsageError
-from serving.measuring.scenarios.report import LoadRun
 from serving.measuring.timing import (
     NS_PER_MS,
     NS_PER_S,
@@ -43,23 +42,48 @@ TRIAL_PART = 0.1
 """Of the time of a run, for a look at how fast the system is."""
 SWITCH_SECONDS = 1e-5
 """How long a thread may keep the interpreter lock when others want it; Python's own are 5 ms."""
+SPIN_NS = 100_000
+"""Linux wakes a sleeper some 60 µs late: as much as a small model takes."""
 
 Result = TypeVar("Result")
 Lane = Mapping[int, Call]
 """What one thread answers with: a call for each number of rows."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRun:
+    """What one run under a load found."""
+
+    batch_size: int
+    """Rows of one call; in the server scenario the most of them."""
+    rows_per_query: int
+    num_queries: int
+    seconds: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p999_ms: float
+    """Latencies of queries, in the server scenario counted from when they were due to arrive.
+
+    Offline, where there is one query of all rows, those of the rows, from its start.
+    """
+    rows_per_second: float
+
+
 class ScenarioSubject(Protocol):
-    """What a system calls; see `serving.measuring.subject.BenchSubject`."""
+    """What a system calls."""
 
     def call(self, batch_size: int) -> Call:
-        """What runs one batch of so many rows on inputs made beforehand."""
+        """What runs one batch of so many rows, on inputs made beforehand; InputError if none can.
+
+        Each call of this method gives one that may run beside the others, in a thread of its own.
+        """
 
     def answer(self, rows: npt.NDArray[Any]) -> object:
         """Answer rows of the first input."""
 
     def rows(self, count: int) -> npt.NDArray[Any]:
-        """So many rows of the first input."""
+        """So many rows of the first input, real ones or made up."""
 
 
 class System:
@@ -72,7 +96,6 @@ class System:
         self.batch_size = batch_size
         self.settings = settings
         self._subject = subject
-        self._blocks: dict[int, list[npt.NDArray[Any]]] = {}
         self._pool: npt.NDArray[Any] | None = None
 
     def call(self, rows: int) -> Call:
@@ -124,9 +147,8 @@ class System:
     def capacity(self, seconds: float) -> float:
         """The rows that it answers per second flat out, by a trial of a tenth of `seconds`."""
         call_ns = self.time_of(self.call(self.batch_size))
-        parallel = self.settings.parallel
         per_thread = max(2, int(TRIAL_PART * seconds * NS_PER_S / call_ns))
-        ends = self.flat_out(per_thread * parallel)
+        ends = self.flat_out(per_thread * self.settings.parallel)
         return self.batch_size * len(ends) / (int(ends.max()) / NS_PER_S)
 
     def time_of(self, call: Call) -> float:
@@ -135,13 +157,11 @@ class System:
 
     def _cut(self, rows: int) -> list[npt.NDArray[Any]]:
         """The pool in blocks of so many rows."""
-        if rows not in self._blocks:
-            pool = self._rows(rows)
-            if len(pool) < rows:
-                raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
-            starts = range(0, len(pool) - rows + 1, rows)
-            self._blocks[rows] = [pool[start : start + rows] for start in starts]
-        return self._blocks[rows]
+        pool = self._rows(rows)
+        if len(pool) < rows:
+            raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
+        starts = range(0, len(pool) - rows + 1, rows)
+        return [pool[start : start + rows] for start in starts]
 
     def _rows(self, least: int) -> npt.NDArray[Any]:
         if self._pool is None or len(self._pool) < least:
@@ -197,10 +217,6 @@ def run_of(
         p999_ms=digits(p999),
         rows_per_second=digits(rows_per_query * times.size / seconds),
     )
-
-
-SPIN_NS = 100_000
-"""Linux wakes a sleeper some 60 µs late: as much as a small model takes."""
 
 
 def poisson_arrivals(rate_per_second: float, count: int, *, seed: int) -> npt.NDArray[np.int64]:

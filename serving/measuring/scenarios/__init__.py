@@ -1,1 +1,0 @@
-"""MLPerf's load patterns, and the highest rate that keeps a limit."""

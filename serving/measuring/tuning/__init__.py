@@ -1,1 +1,0 @@
-"""`ferry bench --tune`: the candidates, their screening, and the choice among the best."""
