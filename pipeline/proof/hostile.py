@@ -4,7 +4,7 @@ Every value at its end, a single bright pixel, noise, floats near zero, no text 
 it, and a batch without rows. Each must be answered alike, or refused in clear words.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,19 @@ def hostile_rows(
         wanted, found = _answer(reference, feeds), _answer(other, feeds)
         rows.append(_row(name, wanted, found, limit, usual))
     return tuple(rows)
+
+
+def failing(rows: Sequence[HostileRow]) -> Iterator[str]:
+    """What fails, a line each: the largest difference beyond its limit, then what is odd."""
+    failed = [row for row in rows if not row.passed]
+    beyond = [row for row in failed if not row.message]
+    if beyond:
+        worst = max(beyond, key=lambda row: row.max_abs_diff or 0.0)
+        limit = "" if worst.limit is None else f", limit {worst.limit:.1e}"
+        yield f"{worst.max_abs_diff:.1e} at the hostile row {worst.name!r}{limit}"
+    for row in failed:
+        if row.message:
+            yield f"hostile row {row.name!r}: {row.message}"
 
 
 def hostile_feeds(example: Mapping[str, Array]) -> dict[str, dict[str, Array]]:

@@ -21,7 +21,8 @@ from pipeline.proof.measure import Kept, keep, sample
 from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, Side, WeightsSide, check_alike
-from pipeline.proof.tracing.divergence import Reference, first_divergence, first_nonfinite
+from pipeline.proof.tracing.divergence import Reference, first_divergence
+from pipeline.proof.tracing.values import first_nonfinite
 from pipeline.records.parity import PairReport, SideInfo, VariantParity
 from serving.errors import FerryError
 
@@ -92,7 +93,7 @@ def compare_by_plan(
     """Compare two sides as a plan says; the same as `compare` otherwise."""
     check_alike(reference, other)
     provider = other.provider if isinstance(other, ModelSide) else "cpu"
-    way = Way(exporter="file", provider=provider, side=other, ships=True)
+    way = Way(exporter="file", provider=provider, side=other)
     result = prove_with_progress(
         reference, keep_with_progress(reference, rows), [way], plan, other.name
     )
@@ -203,6 +204,4 @@ def _lost_by_rounding(module: ModuleSide, rows: Rows) -> Iterator[str]:
 def _reference(side: Side) -> Reference:
     if isinstance(side, WeightsSide):
         return side.graph
-    if isinstance(side, ModuleSide):
-        return side.traced
-    return side.model() if isinstance(side, ModelSide) else None
+    return side.traced if isinstance(side, ModuleSide) else side.model()

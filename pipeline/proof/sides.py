@@ -6,7 +6,7 @@ A side keeps its inputs and outputs as they are: any number of them, of any dtyp
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,34 +23,6 @@ from serving.runtime.tensors import TensorInfo, answer_in_batches, as_fed
 Array = npt.NDArray[Any]
 
 
-class Side(Protocol):
-    """One of two models that are compared."""
-
-    @property
-    def name(self) -> str:
-        """As a person calls it."""
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """What it takes; the first axis of each is the rows."""
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """What it answers, in order."""
-
-    @property
-    def sha256(self) -> str:
-        """Of its file."""
-
-    def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """Answer raw rows by the name of the input, [rows, ...] each, in batches of that size.
-
-        Returns each output by name, [rows, ...]. No rows at all are one empty batch. Raises
-        InputError for what it does not take and ModelError for an output that is not one entry a
-        row.
-        """
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsSide:
     """An experiment's trained weights, answered by PyTorch on the CPU."""
@@ -62,7 +34,7 @@ class WeightsSide:
     graph: Graph
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """As `Side.answer`."""
+        """As every `Side`; raises InputError for rows that PyTorch refuses."""
         return answer_in_batches(self._call, feeds, batch_size, name=self.name)
 
     def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -89,7 +61,7 @@ class ModuleSide:
     traced: Traced
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """As `Side.answer`; raises ModelError for rows that the module refuses."""
+        """As every `Side`; raises ModelError for rows that the module refuses."""
         return answer_in_batches(self.flat.answer, feeds, batch_size, name=self.name)
 
     def off_the_trace(self, feeds: Mapping[str, Array], limit: float) -> str | None:
@@ -155,7 +127,7 @@ class ModelSide:
         return self.session.sha256
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """As `Side.answer`; a model of one fixed batch size is fed that, filled up."""
+        """As every `Side`; a model of one fixed batch size is fed that, filled up."""
         axis = self.inputs[0].shape[0]
         fixed = axis if isinstance(axis, int) else None
         return answer_in_batches(self._call, feeds, batch_size, name=self.name, fixed=fixed)
@@ -172,6 +144,17 @@ class ModelSide:
         known = {info.name for info in self.outputs}
         found = self.session.run({name: as_fed(rows) for name, rows in feeds.items()})
         return {name: array for name, array in found.items() if name in known}
+
+
+Side = WeightsSide | ModuleSide | ModelSide
+"""One of two models that are compared.
+
+Its `inputs` are what it takes, the first axis of each being the rows, and its `outputs` what it
+answers, in order. `answer` takes raw rows by the name of the input, [rows, ...] each, and returns
+each output by name, [rows, ...], answered in batches of the size that is asked for. No rows at all
+are one empty batch. It raises InputError for what the side does not take and ModelError for an
+output that is not one entry a row.
+"""
 
 
 def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = "all") -> ModelSide:

@@ -24,7 +24,7 @@ from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
 from pipeline.proof.tables import ulps
 from pipeline.proof.variants import open_torchscript, open_variant, open_weights
 from pipeline.records import ReportFiles, write
-from pipeline.records.parity import Cell, ParityReport, VariantParity
+from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
 from pipeline.stages.page import figures
 from serving.errors import FerryError, ModelError, ProviderError
 from serving.runtime.session import usable_providers
@@ -142,13 +142,13 @@ def _variant(
         onnx_reference_rows=config.reference_rows,
         hostile=True,
     )
-    ways = [Way(exporter="dynamo", provider="cpu", side=side, ships=True)]
+    ways = [Way(exporter="dynamo", provider="cpu", side=side)]
     for provider, reason in providers.items():
         other = reason or _on(side, provider)
-        ways.append(Way(exporter="dynamo", provider=provider, side=other, ships=True))
-    if name == FP32 and "torchscript" in config.exporters:
+        ways.append(Way(exporter="dynamo", provider=provider, side=other))
+    if name == FP32 and SECOND_EXPORTER in config.exporters:
         second = _second_exporter(reference, kept.rows, experiment)
-        ways.append(Way(exporter="torchscript", provider="cpu", side=second, ships=False))
+        ways.append(Way(exporter=SECOND_EXPORTER, provider="cpu", side=second))
     return prove_with_progress(reference, kept, ways, plan, f"{experiment.name} {name}")
 
 

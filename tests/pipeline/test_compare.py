@@ -176,11 +176,12 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
     side, rows = Wide([]), small.rows(40_000, labelled=False)
     tracemalloc.start()
     kept = keep(side, rows, ignored)
-    (measured,), spread = measure(kept, side, np.arange(40_000), (64,), EXACT, ignored)
+    found, spread = measure(kept, side, np.arange(40_000), (64,), EXACT, ignored)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert measured.outputs[0].values == 40_000 * 996
-    assert measured.outputs[0].snr_db is None
+    (values,) = found[64].outputs()
+    assert values.values == 40_000 * 996
+    assert values.snr_db is None
     assert spread.max_abs_diff == 0
     assert max(side.asked) <= 2048
     assert peak < 130 * 2**20
@@ -192,10 +193,10 @@ def test_a_sample_keeps_the_numbers_of_its_rows() -> None:
     kept = keep(reference, rows, ignored)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     numbers = np.array([5, 90, 199])
-    (measured,), _ = measure(kept, off, numbers, (2,), EXACT, ignored)
-    assert measured.rows == 3
-    assert measured.outputs[0].max_abs_at[0] in numbers
-    assert measured.outputs[0].max_abs_diff == pytest.approx(3, abs=1e-5)
+    found, _ = measure(kept, off, numbers, (2,), EXACT, ignored)
+    logits = found[2].outputs()[0]
+    assert logits.max_abs_at[0] in numbers
+    assert logits.max_abs_diff == pytest.approx(3, abs=1e-5)
 
 
 def plan(rows: int, sample: int, **changes: object) -> ParityPlan:
@@ -215,9 +216,9 @@ def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
     side, rows = small.side(small.linear()), small.rows(150)
     kept = keep(side, rows, ignored)
     ways = [
-        Way(exporter="dynamo", provider="cpu", side=side, ships=True),
-        Way(exporter="dynamo", provider="cuda", side="no card", ships=True),
-        Way(exporter="torchscript", provider="cpu", side=side, ships=False),
+        Way(exporter="dynamo", provider="cpu", side=side),
+        Way(exporter="dynamo", provider="cuda", side="no card"),
+        Way(exporter="torchscript", provider="cpu", side=side),
     ]
     message: list[float] = []
     result = prove(side, kept, ways, plan(150, 20), message.append)
@@ -251,8 +252,8 @@ def test_a_way_that_does_not_ship_fails_alone() -> None:
     side, rows = small.side(small.linear()), small.rows(100)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     ways = [
-        Way(exporter="dynamo", provider="cpu", side=side, ships=True),
-        Way(exporter="torchscript", provider="cpu", side=off, ships=False),
+        Way(exporter="dynamo", provider="cpu", side=side),
+        Way(exporter="torchscript", provider="cpu", side=off),
     ]
     result = prove(side, keep(side, rows, ignored), ways, plan(100, 100), ignored)
     assert result.passed
@@ -266,12 +267,10 @@ def test_accuracy_is_not_judged_on_a_sample() -> None:
     side, rows = small.side(small.linear()), small.rows(100)
     loose = replace(LOOSE, accuracy_loss=1.0)
     kept = keep(side, rows, ignored)
-    ways = [Way(exporter="dynamo", provider="cpu", side=side.at("none"), ships=True)]
+    ways = [Way(exporter="dynamo", provider="cpu", side=side.at("none"))]
     whole = prove(side, kept, ways, plan(100, 100, limits=loose), ignored)
     (cell, *_) = [one for one in whole.cells if isinstance(one, Cell)]
-    off = Way(
-        exporter="dynamo", provider="cpu", side=small.side(small.linear(bias=bias)), ships=True
-    )
+    off = Way(exporter="dynamo", provider="cpu", side=small.side(small.linear(bias=bias)))
     (lost, *_) = [
         one
         for one in prove(side, kept, [off], plan(100, 100, limits=loose), ignored).cells
@@ -290,7 +289,7 @@ def test_the_way_is_told_where_it_is_not_the_one_that_ships() -> None:
     side, rows = small.side(small.linear()), small.rows(50)
     kept = keep(side, rows, ignored)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
-    ways = [Way(exporter="dynamo", provider="cpu", side=off.at("none"), ships=True)]
+    ways = [Way(exporter="dynamo", provider="cpu", side=off.at("none"))]
     result = prove(side, kept, ways, plan(50, 50, levels=("none",)), ignored)
     assert any("(optimization none), limit" in message for message in result.failures)
 

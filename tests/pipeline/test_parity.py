@@ -262,8 +262,7 @@ def test_a_wrong_int8_scale_is_named_at_its_layer(exported: Project, tmp_path: P
 
     path = planted(exported, tmp_path, double, "int8")
     row = np.array(open_split(exported.data, "test").inputs[:1])
-    model = onnx.load(path)
-    found = first_divergence(graph_of(exported), model, row, 1.0)
+    found = first_divergence(graph_of(exported), onnx.load(path), {"images": row}, 1.0)
     assert found is not None
     assert found.node == "network.1.conv/Conv"
 
