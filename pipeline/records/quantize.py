@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from serving.console import table
+from serving.console import DASH, number, table
 from serving.measuring.pairing import PairedRatio
 
 HEADER = ("variant", "recipe", "loss (95 %)", "flips", "size")
-NONE = "–"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,15 +181,14 @@ def as_table(report: QuantizeReport) -> str:
 def _line(variant: str, one: Try, sizes: list[str], report: QuantizeReport) -> tuple[str, ...]:
     kept = report.searches[variant].kept(one)
     quality = one.quality
-    loss, flips = NONE, NONE
+    loss, flips = DASH, DASH
     if quality and quality.loss is not None:
         loss = f"{quality.loss:.2f} ({quality.low:.2f} to {quality.high:.2f})"
-        flips = NONE if quality.flips is None else str(quality.flips)
-    speeds = [f"{one.speedup[size].median:.2f}" if size in one.speedup else NONE for size in sizes]
-    size = NONE if one.size_ratio is None else f"{one.size_ratio:.2f}"
+        flips = number(quality.flips)
+    speeds = [f"{one.speedup[size].median:.2f}" if size in one.speedup else DASH for size in sizes]
     verdict = "KEPT" if kept else _verdict(one)
     name = f"{one.recipe} after training" if one.qat_epochs else one.recipe
-    return (variant, name, loss, flips, size, *speeds, verdict)
+    return (variant, name, loss, flips, number(one.size_ratio, ".2f"), *speeds, verdict)
 
 
 def _verdict(one: Try) -> str:

@@ -218,14 +218,14 @@ def test_an_altered_file_is_told_by_its_path_and_key(params, root):
 
 
 def test_what_is_read_is_what_was_written(root):
-    measured = read_results("mnist-cnn", root)
+    measured, _ = read_results("mnist-cnn", root)
     written = sample_metrics.training("mnist-cnn")
     assert measured.training.history == tuple(sample_metrics.epochs())
     assert measured.training.accuracy == written["accuracy"]
     assert measured.benchmark.bench.environment == sample_metrics.MACHINE
     assert measured.shipped.variant == "int8"
     assert measured.shipped.gains["int8"].low == 1.6
-    assert read_results("digits-mlp", root) is None
+    assert read_results("digits-mlp", root) == (None, ())
 
 
 def test_neither_torch_nor_matplotlib_is_needed():

@@ -13,8 +13,9 @@ from project import REPOSITORY, Project
 from torch import Tensor, nn
 from trained_graphs import convolutional_graph, drawing_graph, graph_of, linear_graph, stripes
 
+from pipeline.config.params import load
 from pipeline.network.graph import CrossEntropy, Graph
-from pipeline.proof.sides import check_alike, model_side
+from pipeline.proof.sides import Side, check_alike, model_side
 from pipeline.proof.variants import open_side, open_variant, open_weights, torchscript_model
 from pipeline.stages import export
 from serving.errors import (
@@ -36,6 +37,10 @@ def at_home(exported: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     if not params.exists():
         params.write_text((REPOSITORY / "params.yaml").read_text())
     return exported
+
+
+def opened(spec: str) -> Side:
+    return open_side(spec, lambda name: load().experiment(name))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
@@ -89,9 +94,9 @@ def test_all_ways_to_name_a_side(at_home: Project, tmp_path: Path) -> None:
     model = at_home.models["int8"]
     # The weights of the repository's own settings do not fit the tiny network that was trained.
     with pytest.raises(IntegrityError, match="does not hold the weights of digits-cnn"):
-        open_side("digits-cnn")
+        opened("digits-cnn")
     for spec in ("digits-cnn:int8", "digits-cnn:int8@cpu", str(model), f"{model}@cpu"):
-        side = open_side(spec)
+        side = opened(spec)
         assert side.name == spec
         assert side.sha256 == open_session(model).sha256
 
@@ -99,7 +104,7 @@ def test_all_ways_to_name_a_side(at_home: Project, tmp_path: Path) -> None:
 def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
     path = tmp_path / "model@cpu"
     path.write_bytes(small.linear().SerializeToString())
-    assert open_side(str(path)).name == str(path)
+    assert opened(str(path)).name == str(path)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
 )
 def test_what_is_no_side(at_home: Project, spec: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
-        open_side(spec)
+        opened(spec)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -128,7 +133,7 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
         small.linear(big), path, save_as_external_data=True, location="weights", size_threshold=0
     )
     with pytest.raises(ModelError, match="in another file, 'weights'"):
-        open_side(str(path))
+        opened(str(path))
 
 
 def test_an_operator_of_an_unknown_domain_is_refused(tmp_path: Path) -> None:
@@ -138,7 +143,7 @@ def test_an_operator_of_an_unknown_domain_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(made.SerializeToString())
     with pytest.raises(ModelError, match=r"needs the operator mine\.ops::Magic, at node 'main/Mag"):
-        open_side(str(path))
+        opened(str(path))
 
 
 def test_a_variant_of_other_weights_is_refused(exported: Project) -> None:
