@@ -181,6 +181,44 @@ def failures(evidence: Evidence, limits: GateConfig) -> Iterator[str]:
             yield failure
 
 
+def failures_as_shipped(evidence: Evidence, limits: GateConfig) -> list[str]:
+    """What fails as the model ships; other ways are named only where that does not fail."""
+    cells, rows = evidence.cells, evidence.rows
+    plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
+    found = list(failures(Evidence(cells=plain, rows=rows), limits))
+    found = found or list(failures(Evidence(cells=cells, rows=rows), limits))
+    batches = Evidence(cells=(), rows=rows, batches=evidence.batches)
+    return [*found, *failures(batches, limits)]
+
+
+def worst_of(evidence: Evidence) -> dict[str, Any]:
+    """The fields of `VariantParity` that sum up the cells: the worst of every quantity."""
+    cells = evidence.cells
+    found = {one.name: one.worst(evidence) for one in QUANTITIES}
+    # A model of probabilities alone has no other values.
+    _, worst = max(values(cells) or probabilities(cells), key=lambda pair: pair[1].max_abs_diff)
+    every = [one for _, one in _all(cells)]
+    broken = max(every, key=lambda one: one.nonfinite)
+    decided = [one for cell in cells for one in cell.decisions]
+    flips = max(decided, key=lambda one: (one.flips, one.near_ties), default=None)
+    least = _least_accurate(evidence)
+    decisions = least[1].decisions[0] if least else None
+    place = broken if broken.nonfinite else worst
+    return {
+        **{name: None if one is None else one.value for name, one in found.items()},
+        "max_abs_diff": worst.max_abs_diff,
+        "accuracy": decisions.accuracy if decisions else None,
+        "near_ties": flips.near_ties if flips else None,
+        "flip_rate": flips.flip_rate if flips else None,
+        "mcnemar_p": decisions.mcnemar.p_value if decisions and decisions.mcnemar else None,
+        "max_abs_output": place.output,
+        "max_abs_at": place.max_abs_at,
+        "max_rel_diff": max(one.max_rel_diff for one in every),
+        "mean_abs_diff": max(cell.outputs[0].mean_abs_diff for cell in cells),
+        "nonfinite": broken.nonfinite,
+    }
+
+
 def accuracy_loss(cell: Cell) -> float | None:
     """Percentage points that are lost, negative for a gain; None where no accuracy is known."""
     for one in cell.decisions:
@@ -225,41 +263,3 @@ def _way(cell: Cell) -> str:
     if cell.level != SHIPPED:
         parts.append(f"optimization {cell.level}")
     return f" ({', '.join(parts)})" if parts else ""
-
-
-def worst_of(evidence: Evidence) -> dict[str, Any]:
-    """The fields of `VariantParity` that sum up the cells: the worst of every quantity."""
-    cells = evidence.cells
-    found = {one.name: one.worst(evidence) for one in QUANTITIES}
-    # A model of probabilities alone has no other values.
-    _, worst = max(values(cells) or probabilities(cells), key=lambda pair: pair[1].max_abs_diff)
-    every = [one for _, one in _all(cells)]
-    broken = max(every, key=lambda one: one.nonfinite)
-    decided = [one for cell in cells for one in cell.decisions]
-    flips = max(decided, key=lambda one: (one.flips, one.near_ties), default=None)
-    least = _least_accurate(evidence)
-    decisions = least[1].decisions[0] if least else None
-    place = broken if broken.nonfinite else worst
-    return {
-        **{name: None if one is None else one.value for name, one in found.items()},
-        "max_abs_diff": worst.max_abs_diff,
-        "accuracy": decisions.accuracy if decisions else None,
-        "near_ties": flips.near_ties if flips else None,
-        "flip_rate": flips.flip_rate if flips else None,
-        "mcnemar_p": decisions.mcnemar.p_value if decisions and decisions.mcnemar else None,
-        "max_abs_output": place.output,
-        "max_abs_at": place.max_abs_at,
-        "max_rel_diff": max(one.max_rel_diff for one in every),
-        "mean_abs_diff": max(cell.outputs[0].mean_abs_diff for cell in cells),
-        "nonfinite": broken.nonfinite,
-    }
-
-
-def failures_as_shipped(evidence: Evidence, limits: GateConfig) -> list[str]:
-    """What fails as the model ships; other ways are named only where that does not fail."""
-    cells, rows = evidence.cells, evidence.rows
-    plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
-    found = list(failures(Evidence(cells=plain, rows=rows), limits))
-    found = found or list(failures(Evidence(cells=cells, rows=rows), limits))
-    batches = Evidence(cells=(), rows=rows, batches=evidence.batches)
-    return [*found, *failures(batches, limits)]

@@ -100,7 +100,7 @@ def keep(reference: Side, rows: Rows, tick: Tick) -> Kept:
     return Kept(outputs=outputs, rows=rows, chunk=chunk)
 
 
-class Comparison:
+class BatchSizeParity:
     """The differences and decisions at one batch size, of all rows that were added so far."""
 
     def __init__(self, kept: Kept, rule: DecisionRule) -> None:
@@ -145,12 +145,12 @@ def measure(
     batch_sizes: Sequence[int],
     rule: DecisionRule,
     tick: Tick,
-) -> tuple[dict[int, Comparison], BatchDifference]:
+) -> tuple[dict[int, BatchSizeParity], BatchDifference]:
     """Compare the answers to the rows of these numbers, int64 in rising order, at each batch size.
 
     Returns what was found by batch size, and how far the answers to a row are apart between them.
     """
-    sizes = {size: Comparison(kept, rule) for size in batch_sizes}
+    sizes = {size: BatchSizeParity(kept, rule) for size in batch_sizes}
     spread = 0.0
     for part in _chunks(numbers, kept.chunk):
         feeds, wanted, labels = kept.rows.take(part), kept.take(part), kept.labels(part)

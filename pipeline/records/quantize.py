@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from serving.console import DASH, number, table
 from serving.measuring.pairing import PairedRatio
@@ -75,10 +76,8 @@ class Try:
     @property
     def speed(self) -> float:
         """The geometric mean of the speedups over the batch sizes; 0 where there are none."""
-        product, count = 1.0, len(self.speedup)
-        for ratio in self.speedup.values():
-            product *= ratio.median
-        return product ** (1 / count) if count else 0.0
+        medians = [ratio.median for ratio in self.speedup.values()]
+        return prod(medians) ** (1 / len(medians)) if medians else 0.0
 
     def figures(self) -> str:
         """What it lost and won, on one line; the verdict where nothing was measured."""
@@ -173,8 +172,11 @@ def as_table(report: QuantizeReport) -> str:
         lines += ["", f"{variant}: {search.reason}"]
         lines += [f"  {one.recipe}: {one.verdict}" for one in search.tries if not one.inside]
         lines += [f"  not tried: {name}: {why}" for name, why in search.not_tried.items()]
-    message = {name: why for name, why in report.skipped.items() if name not in report.searches}
-    lines += [f"{name}: not made: {why}" for name, why in message.items()]
+    lines += [
+        f"{name}: not made: {why}"
+        for name, why in report.skipped.items()
+        if name not in report.searches
+    ]
     return "\n".join(lines).strip()
 
 

@@ -6,7 +6,6 @@ any two models against each other.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,12 @@ from pipeline.errors import ConfigError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.gate import QUANTITIES, SHIPPED
 from pipeline.proof.measure import Kept, sample
-from pipeline.proof.pair import explained, keep_with_progress, prove_with_progress, refuse_failures
+from pipeline.proof.pair import keep_with_progress, prove_with_progress, refuse_failures
 from pipeline.proof.prove import ParityPlan, Way
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
 from pipeline.proof.tables import ulps
+from pipeline.proof.tracing.divergence import explained
 from pipeline.proof.variants import open_torchscript, open_variant, open_weights
 from pipeline.records import ReportFiles, write
 from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
@@ -59,14 +59,15 @@ def parity(
     _check_config(experiment)
     reference = open_weights(weights, data, experiment)
     rows = rows_of_split(data, "test", reference.inputs[0])
-    for path in models.values():
-        # All of them, before any is run.
-        check_alike(reference, open_variant(path, reference.sha256, experiment))
+    sides = {
+        name: open_variant(path, reference.sha256, experiment) for name, path in models.items()
+    }
+    for side in sides.values():
+        check_alike(reference, side)
     kept = keep_with_progress(reference, rows)
     providers = _providers()
     variants = {}
-    for name, path in models.items():
-        side = open_variant(path, reference.sha256, experiment)
+    for name, side in sides.items():
         result = _variant(name, side, reference, kept, providers, experiment=experiment)
         if explain or not result.passed:
             result = explained(result, reference, side, rows)
@@ -170,18 +171,17 @@ def _second_exporter(reference: WeightsSide, rows: Rows, experiment: Experiment)
 
 def _reference_accuracy(variants: Mapping[str, VariantParity]) -> float | None:
     cells = [cell for one in variants.values() for cell in one.cells if isinstance(cell, Cell)]
-    whole = max(
-        (cell for cell in cells if cell.decisions), key=lambda cell: cell.rows, default=None
-    )
-    return whole.decisions[0].reference_accuracy if whole else None
+    decided = [cell.decisions[0] for cell in cells if cell.decisions]
+    whole = max(decided, key=lambda one: one.rows, default=None)
+    return whole.reference_accuracy if whole else None
 
 
 def _record(report: ParityReport, *, track: bool) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
         for name, variant in report.variants.items():
-            values = asdict(variant)
-            known = {key: values[key] for key in RECORDED if values[key] is not None}
-            tracker.log_metrics({f"parity.{name}.{key}": float(known[key]) for key in known})
+            values = {f"parity.{name}.{key}": getattr(variant, key) for key in RECORDED}
+            known = {key: float(one) for key, one in values.items() if one is not None}
+            tracker.log_metrics(known)
             for cell in variant.cells:
                 if isinstance(cell, Cell):
                     tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))

@@ -22,25 +22,10 @@ NONFINITE_CHUNK = 64
 """Nodes whose values are held at once in the search for one that is not finite."""
 BELOW = "-infinity"
 """What attention masks are made of."""
-MOVES = frozenset(
-    (
-        "Cast",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Pad",
-        "Range",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    )
-)
+MOVES = {
+    *("Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Range"),
+    *("Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
 """Operators that give values another place and leave them as they are."""
 
 
