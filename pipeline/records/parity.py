@@ -265,6 +265,11 @@ class VariantParity:
     hostile: tuple[HostileRow, ...]
     onnx_reference: OnnxReferenceAnswer
 
+    @property
+    def run(self) -> tuple[Cell, ...]:
+        """The cells that were not skipped."""
+        return tuple(cell for cell in self.cells if isinstance(cell, Cell))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:

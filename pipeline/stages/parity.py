@@ -170,7 +170,7 @@ def _second_exporter(reference: WeightsSide, rows: Rows, experiment: Experiment)
 
 
 def _reference_accuracy(variants: Mapping[str, VariantParity]) -> float | None:
-    cells = [cell for one in variants.values() for cell in one.cells if isinstance(cell, Cell)]
+    cells = [cell for one in variants.values() for cell in one.run]
     decided = [cell.decisions[0] for cell in cells if cell.decisions]
     whole = max(decided, key=lambda one: one.rows, default=None)
     return whole.reference_accuracy if whole else None
@@ -182,9 +182,8 @@ def _record(report: ParityReport, *, track: bool) -> None:
             values = {f"parity.{name}.{key}": getattr(variant, key) for key in RECORDED}
             known = {key: float(one) for key, one in values.items() if one is not None}
             tracker.log_metrics(known)
-            for cell in variant.cells:
-                if isinstance(cell, Cell):
-                    tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))
+            for cell in variant.run:
+                tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))
             tracker.log_tags({f"ferry.gate.{name}": "passed" if variant.passed else "failed"})
         tracker.log_figure(figures.ulp_histogram(ulps(report)), "parity_ulps.png")
 

@@ -59,7 +59,7 @@ def test_the_same_model_passes_at_every_batch_size() -> None:
     assert report.passed
     assert report.rows == 300
     result = report.result
-    assert [cell.batch_size for cell in result.cells if isinstance(cell, Cell)] == [1, 7, 64]
+    assert [cell.batch_size for cell in result.run] == [1, 7, 64]
     assert (result.flips, result.near_ties) == (0, 0)
     assert result.accuracy is not None
     assert result.accuracy_loss == 0
@@ -79,7 +79,7 @@ def test_planted_flips_are_counted_named_and_failed() -> None:
     result = report.result
     assert not report.passed
     assert result.flips == len(expected) > 5
-    named = [flip.row for flip in result.cells[0].decisions[0].named]  # type: ignore[union-attr]
+    named = [flip.row for flip in result.run[0].decisions[0].named]
     assert named == expected[:20].tolist()
     assert any(message.startswith("5.0e-01 at logits[") for message in result.failures)
     assert f"{len(expected)} flips, limit 0" in result.failures
@@ -129,7 +129,7 @@ def test_models_without_classes_decide_nothing() -> None:
     assert report.passed
     assert report.result.flips is None
     assert report.result.accuracy is None
-    assert [one.output for one in report.result.cells[0].outputs] == ["sum", "odd"]  # type: ignore[union-attr]
+    assert [one.output for one in report.result.run[0].outputs] == ["sum", "odd"]
     assert "–" in pair_table(report)
 
 
@@ -222,11 +222,7 @@ def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
     ]
     message: list[float] = []
     result = prove(side, kept, ways, plan(150, 20), message.append)
-    cells = {
-        (cell.exporter, cell.level, cell.batch_size): cell.rows
-        for cell in result.cells
-        if isinstance(cell, Cell)
-    }
+    cells = {(cell.exporter, cell.level, cell.batch_size): cell.rows for cell in result.run}
     assert cells == {
         ("dynamo", "all", 1): 150,
         ("dynamo", "all", 7): 150,
@@ -258,7 +254,7 @@ def test_a_way_that_does_not_ship_fails_alone() -> None:
     result = prove(side, keep(side, rows, ignored), ways, plan(100, 100), ignored)
     assert result.passed
     assert result.max_abs_diff < 1e-4
-    failed = [cell for cell in result.cells if isinstance(cell, Cell) and not cell.passed]
+    failed = [cell for cell in result.run if not cell.passed]
     assert {cell.exporter for cell in failed} == {"torchscript"}
 
 
@@ -269,13 +265,9 @@ def test_accuracy_is_not_judged_on_a_sample() -> None:
     kept = keep(side, rows, ignored)
     ways = [Way(exporter="dynamo", provider="cpu", side=side.at("none"))]
     whole = prove(side, kept, ways, plan(100, 100, limits=loose), ignored)
-    (cell, *_) = [one for one in whole.cells if isinstance(one, Cell)]
+    (cell, *_) = whole.run
     off = Way(exporter="dynamo", provider="cpu", side=small.side(small.linear(bias=bias)))
-    (lost, *_) = [
-        one
-        for one in prove(side, kept, [off], plan(100, 100, limits=loose), ignored).cells
-        if isinstance(one, Cell)
-    ]
+    (lost, *_) = prove(side, kept, [off], plan(100, 100, limits=loose), ignored).run
 
     def outside(one: Cell, rows: int) -> list[str]:
         return list(failures(Evidence(cells=[one], rows=rows), loose))
