@@ -6,12 +6,13 @@ normalizes over the batch answers the same row differently alone, first and last
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from pipeline.proof.differences import (
     FAR,
@@ -27,8 +28,6 @@ from serving.errors import FerryError, InputError
 
 Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
-Tick = Callable[[float], object]
-"""Describe how many rows were answered, for a progress bar."""
 
 REFERENCE_BATCH = 256
 CHUNK_BYTES = 32 * 2**20
@@ -85,18 +84,24 @@ class Kept:
         return True
 
 
-def keep(reference: Side, rows: Rows, tick: Tick) -> Kept:
-    """Let the reference answer all rows, once."""
+def progress(name: str, rows: int) -> "tqdm[NoReturn]":
+    """A bar on stderr for answers to so many rows; it is gone at its end."""
+    return tqdm(total=rows, desc=name, unit="row", disable=None, leave=False)
+
+
+def keep(reference: Side, rows: Rows) -> Kept:
+    """Let the reference answer all rows, once, with a bar on stderr."""
     first = reference.answer(rows.slice(0, 1), 1)
     answered = sum(array.nbytes for array in first.values())
     taken = sum(array[:1].nbytes for array in rows.inputs.values())
     chunk = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(answered, taken, 1)))
     outputs = {name: _file(len(rows), array) for name, array in first.items()}
-    for numbers in _chunks(np.arange(len(rows)), chunk):
-        answers = reference.answer(rows.slice(numbers[0], numbers[-1] + 1), REFERENCE_BATCH)
-        for name, array in answers.items():
-            outputs[name][numbers[0] : numbers[-1] + 1] = array
-        tick(len(numbers))
+    with progress(reference.name, len(rows)) as bar:
+        for start in range(0, len(rows), chunk):
+            answers = reference.answer(rows.slice(start, start + chunk), REFERENCE_BATCH)
+            for name, array in answers.items():
+                outputs[name][start : start + chunk] = array
+            bar.update(min(chunk, len(rows) - start))
     return Kept(outputs=outputs, rows=rows, chunk=chunk)
 
 
@@ -144,7 +149,7 @@ def measure(
     numbers: Numbers,
     batch_sizes: Sequence[int],
     rule: DecisionRule,
-    tick: Tick,
+    bar: "tqdm[NoReturn]",
 ) -> tuple[dict[int, BatchSizeParity], BatchDifference]:
     """Compare the answers to the rows of these numbers, int64 in rising order, at each batch size.
 
@@ -152,7 +157,8 @@ def measure(
     """
     sizes = {size: BatchSizeParity(kept, rule) for size in batch_sizes}
     spread = 0.0
-    for part in _chunks(numbers, kept.chunk):
+    for start in range(0, len(numbers), kept.chunk):
+        part = numbers[start : start + kept.chunk]
         feeds, wanted, labels = kept.rows.take(part), kept.take(part), kept.labels(part)
         answers = []
         for size, comparison in sizes.items():
@@ -160,7 +166,7 @@ def measure(
             _check_shapes(wanted, found, side.name)
             comparison.add(wanted, found, part, labels)
             answers.append(found)
-            tick(len(part))
+            bar.update(len(part))
         spread = max(spread, _spread(answers))
     where = f"in batches of {', '.join(map(str, batch_sizes))}"
     return sizes, BatchDifference(max_abs_diff=spread, where=where, rows=len(numbers))
@@ -173,11 +179,6 @@ def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name:
                 f"{name} answers {output} as {list(found[output].shape)}, the other side as "
                 f"{list(array.shape)}: they cannot be compared"
             )
-
-
-def _chunks(numbers: Numbers, chunk: int) -> Iterator[Numbers]:
-    for start in range(0, len(numbers), chunk):
-        yield numbers[start : start + chunk]
 
 
 def _finite(values: Array) -> npt.NDArray[np.float64]:

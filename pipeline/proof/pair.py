@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from tqdm import tqdm
 
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.gate import SHIPPED
-from pipeline.proof.measure import Kept, keep, sample
-from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
+from pipeline.proof.measure import keep, sample
+from pipeline.proof.prove import ParityPlan, Way, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, Side, check_alike
 from pipeline.proof.tracing.divergence import explained
@@ -85,8 +84,7 @@ def _compare(
     check_alike(reference, other)
     provider = other.provider if isinstance(other, ModelSide) else "cpu"
     ways = [Way(exporter="file", provider=provider, side=other)]
-    kept = keep_with_progress(reference, rows)
-    result = prove_with_progress(reference, kept, ways, plan, other.name)
+    result = prove(reference, keep(reference, rows), ways, plan, other.name)
     if explain or not result.passed:
         result = explained(result, reference, other, rows)
     return PairReport(
@@ -121,18 +119,3 @@ def failure(name: str, result: VariantParity) -> str:
     elif result.first_divergence is not None:
         where.insert(0, f"first divergence at {result.first_divergence.node}")
     return "; ".join([f"{name}: {', '.join(result.failures)}", *where])
-
-
-def keep_with_progress(reference: Side, rows: Rows) -> Kept:
-    """The reference's answers to all rows, with a bar on stderr."""
-    with tqdm(total=len(rows), desc=reference.name, unit="row", disable=None, leave=False) as bar:
-        return keep(reference, rows, bar.update)
-
-
-def prove_with_progress(
-    reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, name: str
-) -> VariantParity:
-    """What `prove` finds, with a bar on stderr."""
-    total = asked_rows(ways, plan, len(kept.rows))
-    with tqdm(total=total, desc=name, unit="row", disable=None, leave=False) as bar:
-        return prove(reference, kept, ways, plan, bar.update)

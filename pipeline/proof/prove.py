@@ -7,18 +7,19 @@ at every size.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx.reference import ReferenceEvaluator
+from tqdm import tqdm
 
 from pipeline.config.experiment import GateConfig
 from pipeline.proof.differences import FAR, DecisionRule, largest_difference
 from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
 from pipeline.proof.hostile import failing, hostile_rows, zero_rows
-from pipeline.proof.measure import Kept, Tick, beside_others, measure
+from pipeline.proof.measure import Kept, beside_others, measure, progress
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.records.parity import (
     SECOND_EXPORTER,
@@ -82,19 +83,20 @@ class _Asked:
 
 
 def prove(
-    reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, tick: Tick
+    reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, name: str
 ) -> VariantParity:
     """Compare each way with the reference's kept answers; the first one is the model that ships.
 
-    The sides must be alike (`sides.check_alike`).
+    The sides must be alike (`sides.check_alike`). `name` stands beside the bar on stderr.
     """
     cells: list[Cell | SkippedCell] = []
     batches: list[BatchDifference] = []
-    for way in ways:
-        for level in _levels(way, plan):
-            made, spread = _run(kept, way, level, plan, tick)
-            cells += made
-            batches += spread
+    with progress(name, asked_rows(ways, plan, len(kept.rows))) as bar:
+        for way in ways:
+            for level in _levels(way, plan):
+                made, spread = _run(kept, way, level, plan, bar)
+                cells += made
+                batches += spread
     shipped, rows = ways[0].side, kept.rows
     assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
     batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
@@ -138,7 +140,7 @@ def prove(
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
-    """How many answers `prove` will ask for, for a progress bar."""
+    """How many answers `prove` asks for."""
     return sum(
         len(asked.numbers) * len(asked.batch_sizes)
         for way in ways
@@ -169,7 +171,7 @@ def _asked(way: Way, level: Level, plan: ParityPlan, rows: int) -> Iterator[_Ask
 
 
 def _run(
-    kept: Kept, way: Way, level: Level, plan: ParityPlan, tick: Tick
+    kept: Kept, way: Way, level: Level, plan: ParityPlan, bar: "tqdm[NoReturn]"
 ) -> tuple[list[Cell | SkippedCell], list[BatchDifference]]:
     """The cells of one way at one level, or why it cannot be run."""
     skipped = SkippedCell(exporter=way.exporter, provider=way.provider, level=level, reason="")
@@ -184,7 +186,7 @@ def _run(
     cells: list[Cell | SkippedCell] = []
     batches = []
     for asked in _asked(way, level, plan, len(kept.rows)):
-        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.rule, tick)
+        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.rule, bar)
         for size in asked.reported:
             cell = Cell(
                 exporter=way.exporter,

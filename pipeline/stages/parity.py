@@ -5,7 +5,7 @@ variant outside its gate fails the stage, and the report is written all the same
 any two models against each other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.gate import QUANTITIES, SHIPPED
-from pipeline.proof.measure import Kept, sample
-from pipeline.proof.pair import keep_with_progress, prove_with_progress, refuse_failures
-from pipeline.proof.prove import ParityPlan, Way
-from pipeline.proof.rows import Rows, rows_of_split
+from pipeline.proof.measure import Kept, keep, sample
+from pipeline.proof.pair import refuse_failures
+from pipeline.proof.prove import ParityPlan, Way, prove
+from pipeline.proof.rows import rows_of_split
 from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
 from pipeline.proof.tables import ulps
 from pipeline.proof.tracing.divergence import explained
@@ -26,7 +26,7 @@ from pipeline.proof.variants import open_torchscript, open_variant, open_weights
 from pipeline.records import ReportFiles, write
 from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
 from pipeline.stages.page import figures
-from serving.errors import FerryError, ModelError, ProviderError
+from serving.errors import FerryError
 from serving.runtime.session import usable_providers
 
 FP32 = "fp32"
@@ -64,7 +64,7 @@ def parity(
     }
     for side in sides.values():
         check_alike(reference, side)
-    kept = keep_with_progress(reference, rows)
+    kept = keep(reference, rows)
     providers = _providers()
     variants = {}
     for name, side in sides.items():
@@ -145,26 +145,20 @@ def _variant(
     )
     ways = [Way(exporter="dynamo", provider="cpu", side=side)]
     for provider, reason in providers.items():
-        other = reason or _on(side, provider)
+        other = reason or _side_or_reason(model_side, side.name, side.content, provider)
         ways.append(Way(exporter="dynamo", provider=provider, side=other))
     if name == FP32 and SECOND_EXPORTER in config.exporters:
-        second = _second_exporter(reference, kept.rows, experiment)
+        example = np.array(next(iter(kept.rows.slice(0, 2).values())))
+        opset = experiment.export.opset
+        second = _side_or_reason(open_torchscript, reference, example, opset)
         ways.append(Way(exporter=SECOND_EXPORTER, provider="cpu", side=second))
-    return prove_with_progress(reference, kept, ways, plan, f"{experiment.name} {name}")
+    return prove(reference, kept, ways, plan, f"{experiment.name} {name}")
 
 
-def _on(side: ModelSide, provider: str) -> ModelSide | str:
+def _side_or_reason(make: Callable[..., ModelSide], *arguments: object) -> ModelSide | str:
+    """A side, or why there is none."""
     try:
-        return model_side(side.name, side.content, provider)
-    except (ModelError, ProviderError) as error:
-        return str(error)
-
-
-def _second_exporter(reference: WeightsSide, rows: Rows, experiment: Experiment) -> ModelSide | str:
-    """The weights by way of TorchScript, or why they cannot go that way."""
-    example = np.array(next(iter(rows.slice(0, 2).values())))
-    try:
-        return open_torchscript(reference, example, experiment.export.opset)
+        return make(*arguments)
     except FerryError as error:
         return str(error)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport, BundleReport, measurements_of, over_eager
+from pipeline.records.benchmark import BenchmarkReport, BundleReport, over_eager
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.published import (
@@ -278,7 +278,7 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
 def _speed(report: BenchmarkReport) -> PublishedSpeed:
     bench = report.bench
     here = bench.environment
-    runs = measurements_of(report, "fp32")
+    runs = list(bench.of("fp32"))
     latencies = [
         PublishedLatency(
             threads=one.settings.threads,

@@ -17,7 +17,7 @@ from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.gate import Evidence, failures
-from pipeline.proof.measure import keep, measure
+from pipeline.proof.measure import keep, measure, progress
 from pipeline.proof.pair import compare, refuse_failures
 from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
 from pipeline.proof.rows import Rows
@@ -49,8 +49,7 @@ def pair(
     )
 
 
-def ignored(_rows: float) -> None:
-    """A progress bar that nobody sees."""
+BAR = progress("rows", 1)
 
 
 def test_the_same_model_passes_at_every_batch_size() -> None:
@@ -163,9 +162,9 @@ def test_answers_of_another_shape_are_refused() -> None:
         def answer(self, feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
             return {"values": super().answer(feeds, size)["values"][:, :10]}
 
-    kept = keep(Wide([]), small.rows(9, labelled=False), ignored)
+    kept = keep(Wide([]), small.rows(9, labelled=False))
     with pytest.raises(InputError) as caught:
-        measure(kept, Narrow([], name="narrow"), np.arange(9), (4,), EXACT, ignored)
+        measure(kept, Narrow([], name="narrow"), np.arange(9), (4,), EXACT, BAR)
     assert str(caught.value) == (
         "narrow answers values as [9, 10], the other side as [9, 996]: they cannot be compared"
     )
@@ -175,8 +174,8 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
     """40,000 rows answer 160 MB a side; a chunk of them is what is held."""
     side, rows = Wide([]), small.rows(40_000, labelled=False)
     tracemalloc.start()
-    kept = keep(side, rows, ignored)
-    found, spread = measure(kept, side, np.arange(40_000), (64,), EXACT, ignored)
+    kept = keep(side, rows)
+    found, spread = measure(kept, side, np.arange(40_000), (64,), EXACT, BAR)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     (values,) = found[64].outputs()
@@ -190,10 +189,10 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
 def test_a_sample_keeps_the_numbers_of_its_rows() -> None:
     rows = small.rows(200)
     reference = small.side(small.linear())
-    kept = keep(reference, rows, ignored)
+    kept = keep(reference, rows)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     numbers = np.array([5, 90, 199])
-    found, _ = measure(kept, off, numbers, (2,), EXACT, ignored)
+    found, _ = measure(kept, off, numbers, (2,), EXACT, BAR)
     logits = found[2].outputs()[0]
     assert logits.max_abs_at[0] in numbers
     assert logits.max_abs_diff == pytest.approx(3, abs=1e-5)
@@ -214,14 +213,13 @@ def plan(rows: int, sample: int, **changes: object) -> ParityPlan:
 
 def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
     side, rows = small.side(small.linear()), small.rows(150)
-    kept = keep(side, rows, ignored)
+    kept = keep(side, rows)
     ways = [
         Way(exporter="dynamo", provider="cpu", side=side),
         Way(exporter="dynamo", provider="cuda", side="no card"),
         Way(exporter="torchscript", provider="cpu", side=side),
     ]
-    message: list[float] = []
-    result = prove(side, kept, ways, plan(150, 20), message.append)
+    result = prove(side, kept, ways, plan(150, 20), "side")
     cells = {(cell.exporter, cell.level, cell.batch_size): cell.rows for cell in result.run}
     assert cells == {
         ("dynamo", "all", 1): 150,
@@ -240,7 +238,8 @@ def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
     (skipped,) = [cell for cell in result.cells if isinstance(cell, SkippedCell)]
     assert (skipped.provider, skipped.reason) == ("cuda", "no card")
     assert result.passed
-    assert sum(message) == asked_rows(ways, plan(150, 20), 150)
+    asked = sum(cell.rows for cell in result.run) + 2 * 20
+    assert asked_rows(ways, plan(150, 20), 150) == asked, "the sample at the largest size as well"
     assert len(cell_lines(result)) == 13
 
 
@@ -251,7 +250,7 @@ def test_a_way_that_does_not_ship_fails_alone() -> None:
         Way(exporter="dynamo", provider="cpu", side=side),
         Way(exporter="torchscript", provider="cpu", side=off),
     ]
-    result = prove(side, keep(side, rows, ignored), ways, plan(100, 100), ignored)
+    result = prove(side, keep(side, rows), ways, plan(100, 100), "side")
     assert result.passed
     assert result.max_abs_diff < 1e-4
     failed = [cell for cell in result.run if not cell.passed]
@@ -262,12 +261,12 @@ def test_accuracy_is_not_judged_on_a_sample() -> None:
     bias = np.array([0, 0, 9, 0], np.float32)
     side, rows = small.side(small.linear()), small.rows(100)
     loose = replace(LOOSE, accuracy_loss=1.0)
-    kept = keep(side, rows, ignored)
+    kept = keep(side, rows)
     ways = [Way(exporter="dynamo", provider="cpu", side=side.at("none"))]
-    whole = prove(side, kept, ways, plan(100, 100, limits=loose), ignored)
+    whole = prove(side, kept, ways, plan(100, 100, limits=loose), "side")
     (cell, *_) = whole.run
     off = Way(exporter="dynamo", provider="cpu", side=small.side(small.linear(bias=bias)))
-    (lost, *_) = prove(side, kept, [off], plan(100, 100, limits=loose), ignored).run
+    (lost, *_) = prove(side, kept, [off], plan(100, 100, limits=loose), "side").run
 
     def outside(one: Cell, rows: int) -> list[str]:
         return list(failures(Evidence(cells=[one], rows=rows), loose))
@@ -279,10 +278,10 @@ def test_accuracy_is_not_judged_on_a_sample() -> None:
 
 def test_the_way_is_told_where_it_is_not_the_one_that_ships() -> None:
     side, rows = small.side(small.linear()), small.rows(50)
-    kept = keep(side, rows, ignored)
+    kept = keep(side, rows)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     ways = [Way(exporter="dynamo", provider="cpu", side=off.at("none"))]
-    result = prove(side, kept, ways, plan(50, 50, levels=("none",)), ignored)
+    result = prove(side, kept, ways, plan(50, 50, levels=("none",)), "side")
     assert any("(optimization none), limit" in message for message in result.failures)
 
 
