@@ -69,10 +69,11 @@ class Kept:
 
     def alike(self) -> tuple[str, ...]:
         """The outputs that answer every row alike; none where there is a single row."""
-        numbers = {name: one for name, one in self.outputs.items() if one.dtype.kind in "fiu"}
-        if len(self.rows) == 1:
-            return ()
-        return tuple(name for name, array in numbers.items() if self._is_still(array))
+        return tuple(
+            name
+            for name, array in self.outputs.items()
+            if len(array) > 1 and array.dtype.kind in "fiu" and self._is_still(array)
+        )
 
     def _is_still(self, array: Array) -> bool:
         first = _finite(array[:1])

@@ -4,7 +4,7 @@ A figure is shown beside the file that it was measured of and no other: what was
 weights, or of a model that is not there any more, is left out with a line that says so.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -32,11 +32,6 @@ Record = TypeVar("Record")
 Measured = TypeVar("Measured", EvaluateReport, ParityReport, BenchmarkReport)
 MANIFEST = "manifest.json"
 """Of a bundle, which has its digest."""
-HEADER = (
-    *("experiment", "variant", "provider", "accuracy", "largest diff", "flips"),
-    *("p50 ms", "rows/s", "size", "shipped"),
-)
-PROVIDER = HEADER.index("provider")
 NOTHING = "No experiment has run here yet: `make demo` runs two, `dvc repro` runs them all."
 
 
@@ -304,10 +299,10 @@ def as_table(rows: Sequence[ResultRow]) -> str:
     """Lay the rows out for a terminal; the provider is named only where there are several."""
     if not rows:
         return NOTHING
-    lines = [HEADER, *[_cells(row) for row in rows]]
+    columns = dict(COLUMNS)
     if len({row.provider for row in rows}) == 1:
-        lines = [(*line[:PROVIDER], *line[PROVIDER + 1 :]) for line in lines]
-    return table(lines[0], lines[1:])
+        del columns["provider"]
+    return table(tuple(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
 def _row(
@@ -337,16 +332,17 @@ def _row(
     )
 
 
-def _cells(row: ResultRow) -> tuple[str, ...]:
-    return (
-        row.experiment,
-        row.variant,
-        row.provider or DASH,
-        f"MSE {row.loss:.4f}" if row.accuracy is None else f"{100 * row.accuracy:.2f} %",
-        f"{row.max_abs_diff:.1e}",
-        number(row.flips),
-        number(row.p50_ms, ".3f"),
-        number(row.rows_per_second, ",.0f"),
-        DASH if row.bytes is None else f"{row.bytes / 1024:,.0f} KiB",
-        ("yes" if row.shipped else "no") if row.passed else "FAILED PARITY",
-    )
+COLUMNS: dict[str, Callable[[ResultRow], str]] = {
+    "experiment": lambda row: row.experiment,
+    "variant": lambda row: row.variant,
+    "provider": lambda row: row.provider or DASH,
+    "accuracy": lambda row: (
+        f"MSE {row.loss:.4f}" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+    ),
+    "largest diff": lambda row: f"{row.max_abs_diff:.1e}",
+    "flips": lambda row: number(row.flips),
+    "p50 ms": lambda row: number(row.p50_ms, ".3f"),
+    "rows/s": lambda row: number(row.rows_per_second, ",.0f"),
+    "size": lambda row: DASH if row.bytes is None else f"{row.bytes / 1024:,.0f} KiB",
+    "shipped": lambda row: ("yes" if row.shipped else "no") if row.passed else "FAILED PARITY",
+}

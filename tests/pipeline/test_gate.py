@@ -37,31 +37,20 @@ def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "line"),
+    ("name", "measured", "limit", "line"),
     [
-        ({"max_abs_diff": 1e-4}, "2.0e-03 at logits[812, 7], limit 1.0e-04"),
-        ({"max_probability_diff": 1e-5}, "2.0e-04 at probabilities[812, 7], limit 1.0e-05"),
-        ({"min_snr_db": 70.0}, "60 dB of logits over the noise, limit 70 dB"),
-        ({"flips": 2}, "3 flips, limit 2"),
-        ({"accuracy_loss": 0.02}, "0.03 points of accuracy lost, limit 0.02"),
+        ("max_abs_diff", 2e-3, 1e-4, "2.0e-03 at logits[812, 7], limit 1.0e-04"),
+        ("max_probability_diff", 2e-4, 1e-5, "2.0e-04 at probabilities[812, 7], limit 1.0e-05"),
+        ("min_snr_db", 60.0, 70.0, "60 dB of logits over the noise, limit 70 dB"),
+        ("flips", 3, 2, "3 flips, limit 2"),
+        ("accuracy_loss", 0.03, 0.02, "0.03 points of accuracy lost, limit 0.02"),
     ],
 )
-def test_each_quantity_fails_alone(limits: dict[str, float], line: str) -> None:
-    assert describe(cell(diff=2e-3, flips=3), **limits) == [line]
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {"max_abs_diff": 2e-3},
-        {"max_probability_diff": 2e-4},
-        {"min_snr_db": 60.0},
-        {"flips": 3},
-        {"accuracy_loss": 0.03},
-    ],
-)
-def test_what_is_at_its_limit_is_within_it(limits: dict[str, float]) -> None:
-    assert describe(cell(diff=2e-3, flips=3), **limits) == []
+def test_each_quantity_fails_alone_and_is_met_at_its_limit(
+    name: str, measured: float, limit: float, line: str
+) -> None:
+    assert describe(cell(diff=2e-3, flips=3), **{name: limit}) == [line]
+    assert describe(cell(diff=2e-3, flips=3), **{name: measured}) == []
 
 
 def test_no_number_is_beyond_every_limit() -> None:
