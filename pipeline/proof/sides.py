@@ -24,13 +24,23 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsSide:
-    """An experiment's trained weights, answered by PyTorch on the CPU."""
+class _Side:
+    """What every side has."""
 
     name: str
+    """As a person calls it."""
     inputs: tuple[TensorInfo, ...]
+    """What it takes; the first axis of each is the rows."""
     outputs: tuple[TensorInfo, ...]
+    """What it answers, in order; all are arrays."""
     sha256: str
+    """Of its file, or of its weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSide(_Side):
+    """An experiment's trained weights, answered by PyTorch on the CPU."""
+
     graph: Graph
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
@@ -49,14 +59,9 @@ class WeightsSide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleSide:
+class ModuleSide(_Side):
     """A module of anybody's, answered by PyTorch on the CPU, with what torch's exporter traced."""
 
-    name: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    sha256: str
-    """Of its weights."""
     flat: FlatModule
     traced: Traced
 
@@ -101,30 +106,14 @@ class ModuleSide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSide:
+class ModelSide(_Side):
     """An ONNX model on one provider of ONNX Runtime."""
 
-    name: str
     session: Session
     provider: str
     level: Level
     content: bytes
     """The very bytes that run."""
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """The model's inputs."""
-        return self.session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The model's outputs that are arrays."""
-        return tuple(one for one in self.session.outputs if one.is_array)
-
-    @property
-    def sha256(self) -> str:
-        """Of the file."""
-        return self.session.sha256
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
         """As every `Side`; a model of one fixed batch size is fed that, filled up."""
@@ -149,11 +138,10 @@ class ModelSide:
 Side = WeightsSide | ModuleSide | ModelSide
 """One of two models that are compared.
 
-Its `inputs` are what it takes, the first axis of each being the rows, and its `outputs` what it
-answers, in order. `answer` takes raw rows by the name of the input, [rows, ...] each, and returns
-each output by name, [rows, ...], answered in batches of the size that is asked for. No rows at all
-are one empty batch. It raises InputError for what the side does not take and ModelError for an
-output that is not one entry a row.
+`answer` takes raw rows by the name of the input, [rows, ...] each, and returns each output by name,
+[rows, ...], answered in batches of the size that is asked for. No rows at all are one empty batch.
+It raises InputError for what the side does not take and ModelError for an output that is not one
+entry a row.
 """
 
 
@@ -168,7 +156,16 @@ def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = 
             raise ModelError(f"{name}: input {info.name} has no batch axis")
     if not session.inputs:
         raise ModelError(f"{name} has no inputs, so there is nothing to compare it on")
-    return ModelSide(name=name, session=session, provider=provider, level=level, content=content)
+    return ModelSide(
+        name=name,
+        inputs=session.inputs,
+        outputs=tuple(info for info in session.outputs if info.is_array),
+        sha256=session.sha256,
+        session=session,
+        provider=provider,
+        level=level,
+        content=content,
+    )
 
 
 def check_alike(reference: Side, other: Side) -> None:

@@ -134,7 +134,11 @@ def gains_over_fp32(report: BenchmarkReport, variants: Sequence[str], goal: str)
     Speeds are compared turn by turn, with the threads that suit fp32 best: nobody would serve fp32
     with others. Raises IntegrityError for a variant without the row that it would be judged by.
     """
-    fp32 = _best(on_cpu(report, "fp32"), goal)
+    measured = on_cpu(report, "fp32")
+    if goal == "throughput":
+        fp32 = max(measured, key=lambda one: one.fastest.rows_per_second)
+    else:
+        fp32 = min(measured, key=lambda one: _smallest(one).p50_ms)
     return {name: _gain(report, name, fp32, goal) for name in variants}
 
 
@@ -162,13 +166,6 @@ def _gain(report: BenchmarkReport, variant: str, fp32: Measurement, goal: str) -
     ours, theirs = (_row(report, one, fp32, goal) for one in (alike[0], fp32))
     ratio = ratio_of_rows(ours, theirs, seed=report.bench.seed)
     return Gain(times=ratio.median, low=ratio.low, high=ratio.high)
-
-
-def _best(measured: Sequence[Measurement], goal: str) -> Measurement:
-    """The thread count that suits the goal best."""
-    if goal == "throughput":
-        return max(measured, key=lambda one: one.fastest.rows_per_second)
-    return min(measured, key=lambda one: _smallest(one).p50_ms)
 
 
 def _row(report: BenchmarkReport, one: Measurement, fp32: Measurement, goal: str) -> Timing:

@@ -231,7 +231,6 @@ def rows_of(measured: ExperimentResults) -> tuple[ResultRow, ...]:
 def to_publish(found: ExperimentResults) -> PublishedResults:
     """What is published of an experiment whose variants were compared."""
     training = found.training
-    drawn = found.inside.reconstruction if found.inside else None
     variants = found.parity.variants if found.parity else {}
     return PublishedResults(
         experiment=training.experiment,
@@ -241,7 +240,7 @@ def to_publish(found: ExperimentResults) -> PublishedResults:
         accuracy=training.accuracy,
         loss_name=training.loss_name,
         loss=training.loss,
-        auc=drawn.outliers.auc if drawn and drawn.outliers else None,
+        auc=found.inside.headline["auc"] if found.inside else None,
         parameters=training.parameters,
         epochs=len(training.history),
         seconds=training.seconds,

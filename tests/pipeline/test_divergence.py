@@ -45,14 +45,6 @@ def test_memory_is_bounded_by_what_is_held_at_once(monkeypatch: pytest.MonkeyPat
     assert sorted(asked)[len(asked) // 2] <= 10
 
 
-def test_the_next_part_is_as_large_as_fits() -> None:
-    room = divergence.CHUNK_BYTES
-    assert divergence._next_size(64, 1) == 128, "at most twice the last"
-    assert divergence._next_size(400, 1) == divergence.LARGEST_CHUNK
-    assert divergence._next_size(64, 2 * room) == 32
-    assert divergence._next_size(64, 1000 * room) == 1, "one node at least"
-
-
 def test_a_small_fault_that_later_layers_enlarge_is_named_where_it_is() -> None:
     nodes = [node("Mul", "x w", "a"), node("Sub", "a near", "b"), node("Mul", "b many", "y")]
     weights = {"w": np.float32(2), "near": np.float32(0.999), "many": np.float32(1000)}

@@ -31,16 +31,13 @@ from serving.runtime.session import open_session
 
 @pytest.fixture
 def at_home(exported: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """In the folder of a project whose params.yaml is the repository's."""
+    """In the folder of a project."""
     monkeypatch.chdir(exported.root)
-    params = exported.root / "params.yaml"
-    if not params.exists():
-        params.write_text((REPOSITORY / "params.yaml").read_text())
     return exported
 
 
 def opened(spec: str) -> Side:
-    return open_side(spec, lambda name: load().experiment(name))
+    return open_side(spec, load(REPOSITORY / "params.yaml").experiment)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
@@ -167,13 +164,12 @@ def test_sides_that_take_or_answer_something_else_are_refused() -> None:
 
 def test_another_precision_of_what_is_answered_is_no_other_answer() -> None:
     linear = small.side(small.linear())
-    half = replace(linear.session.outputs[0], dtype="float16")
-    session = replace(linear.session, outputs=(half, linear.session.outputs[1]))
-    check_alike(linear, replace(linear, session=session))
-    whole = replace(linear.session.outputs[0], dtype="int64")
-    session = replace(linear.session, outputs=(whole, linear.session.outputs[1]))
+    logits, probabilities = linear.outputs
+    half = replace(logits, dtype="float16")
+    check_alike(linear, replace(linear, outputs=(half, probabilities)))
+    whole = replace(logits, dtype="int64")
     with pytest.raises(InputError, match="cannot be compared"):
-        check_alike(linear, replace(linear, session=session))
+        check_alike(linear, replace(linear, outputs=(whole, probabilities)))
 
 
 def test_a_side_at_another_level_is_the_same_model() -> None:
