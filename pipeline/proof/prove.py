@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx.reference import ReferenceEvaluator
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ from pipeline.records.parity import (
 )
 from serving.errors import ModelError, ProviderError
 from serving.runtime.settings import Level
+from serving.runtime.tensors import as_fed
 
 Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
@@ -223,29 +223,23 @@ def ask_onnx_reference(
     model = other.model()
     if len(model.graph.node) > MOST_NODES:
         return _skipped(rows, f"{len(model.graph.node)} nodes are too many for numpy")
+    names = [info.name for info in other.outputs]
+    rows_fed = {name: as_fed(array) for name, array in feeds.items()}
     try:
-        answers = _in_numpy(model, other, feeds)
+        with np.errstate(all="ignore"):
+            found = ReferenceEvaluator(model).run(names, rows_fed)
     # It is plain Python: an operator that it lacks, or has only in part, raises whatever it likes.
     except Exception as error:  # noqa: BLE001 - a second runtime must not stop the first
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = reason if len(reason) <= 200 else f"{reason[:200]}…"
         return _skipped(rows, f"onnx.reference cannot run it: {reason}")
+    answers = dict(zip(names, found, strict=True))
     return OnnxReferenceAnswer(
         rows=rows,
         to_reference=_apart(answers, reference.answer(feeds, rows)),
         to_model=_apart(answers, other.answer(feeds, rows)),
         skipped=None,
     )
-
-
-def _in_numpy(
-    model: onnx.ModelProto, side: ModelSide, feeds: Mapping[str, Array]
-) -> dict[str, Array]:
-    names = [info.name for info in side.outputs]
-    texts = {name: rows.astype(object) for name, rows in feeds.items() if rows.dtype.kind == "U"}
-    with np.errstate(all="ignore"):
-        found = ReferenceEvaluator(model).run(names, {**feeds, **texts})
-    return dict(zip(names, found, strict=True))
 
 
 def _apart(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float:

@@ -333,32 +333,25 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def ask(files: Path, other: str, *options: str) -> Result:
+    """Compare a.onnx with another one on the rows beside them."""
+    sides = (str(files / "a.onnx"), str(files / other))
+    return invoke(*sides, "--data", str(files / "rows.npz"), *options)
+
+
 def test_two_files_that_agree_exit_with_0(files: Path) -> None:
     report = files / "report.json"
-    found = invoke(
-        str(files / "a.onnx"),
-        f"{files / 'a.onnx'}@cpu",
-        "--data",
-        str(files / "rows.npz"),
-        "--output",
-        str(report),
-        "--json",
-    )
+    found = ask(files, "a.onnx@cpu", "--output", str(report), "--json")
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout) == json.loads(report.read_text())
-    assert json.loads(found.stdout)["result"]["batch_sizes"] == [1, 7, 256]
+    result = json.loads(found.stdout)["result"]
+    assert result["batch_sizes"] == [1, 7, 256]
+    assert result["hostile"]
 
 
 def test_two_files_that_do_not_exit_with_1_and_the_whole_table(files: Path) -> None:
     report = files / "report.json"
-    found = invoke(
-        str(files / "a.onnx"),
-        str(files / "b.onnx"),
-        "--data",
-        str(files / "rows.npz"),
-        "--output",
-        str(report),
-    )
+    found = ask(files, "b.onnx", "--output", str(report))
     assert found.exit_code == 1
     assert "FAILED: " in found.stdout
     assert "dense/Gemm" in found.stdout
@@ -367,19 +360,15 @@ def test_two_files_that_do_not_exit_with_1_and_the_whole_table(files: Path) -> N
 
 
 def test_limits_are_options(files: Path) -> None:
-    found = invoke(
-        *(str(files / "a.onnx"), str(files / "b.onnx"), "--data", str(files / "rows.npz")),
-        *("--limit", "0.6", "--flips", "300", "--batch-size", "5", "--explain"),
-    )
+    limits = ("--limit", "0.6", "--flips", "300", "--batch-size", "5", "--explain")
+    found = ask(files, "b.onnx", *limits)
     assert found.exit_code == 0, found.output
     assert "largest divergence: dense/Gemm (Gemm)" in found.stdout
     assert "McNemar p" in found.stdout
 
 
 def test_rows_that_no_data_holds_can_be_left_out(files: Path) -> None:
-    arguments = [str(files / "a.onnx")] * 2 + ["--data", str(files / "rows.npz"), "--json"]
-    assert json.loads(invoke(*arguments).stdout)["result"]["hostile"]
-    result = json.loads(invoke(*arguments, "--no-hostile").stdout)["result"]
+    result = json.loads(ask(files, "a.onnx", "--no-hostile", "--json").stdout)["result"]
     assert result["hostile"] == []
     assert result["zero_rows"] == "not asked"
 
