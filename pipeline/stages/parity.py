@@ -29,7 +29,6 @@ from pipeline.stages.page import figures
 from serving.errors import FerryError
 from serving.runtime.session import usable_providers
 
-FP32 = "fp32"
 RECORDED = (
     *(quantity.name for quantity in QUANTITIES),
     *("accuracy", "near_ties", "mcnemar_p", "max_rel_diff", "hostile_max_abs_diff", "nonfinite"),
@@ -65,7 +64,8 @@ def parity(
     for side in sides.values():
         check_alike(reference, side)
     kept = keep(reference, rows)
-    providers = _providers()
+    # Each with the reason why it cannot be used on this machine, if there is one.
+    providers = usable_providers()
     variants = {}
     for name, side in sides.items():
         result = _variant(name, side, reference, kept, providers, experiment=experiment)
@@ -118,12 +118,6 @@ def _check_config(experiment: Experiment) -> None:
                 )
 
 
-def _providers() -> dict[str, str | None]:
-    """The providers of this machine but the CPU, each with the reason why it cannot be used."""
-    found = usable_providers()
-    return {name: reason for name, reason in found.items() if name != "cpu"}
-
-
 def _variant(
     name: str,
     side: ModelSide,
@@ -145,9 +139,10 @@ def _variant(
     )
     ways = [Way(exporter="dynamo", provider="cpu", side=side)]
     for provider, reason in providers.items():
-        other = reason or _side_or_reason(model_side, side.name, side.content, provider)
-        ways.append(Way(exporter="dynamo", provider=provider, side=other))
-    if name == FP32 and SECOND_EXPORTER in config.exporters:
+        if provider != "cpu":
+            other = reason or _side_or_reason(model_side, side.name, side.content, provider)
+            ways.append(Way(exporter="dynamo", provider=provider, side=other))
+    if name == "fp32" and SECOND_EXPORTER in config.exporters:
         example = np.array(next(iter(kept.rows.slice(0, 2).values())))
         opset = experiment.export.opset
         second = _side_or_reason(open_torchscript, reference, example, opset)
