@@ -53,8 +53,8 @@ def main() -> None:
 
 def lines_of(name: str) -> Iterator[Line]:
     """All aims of one experiment that has run."""
-    measured = read_results(name)
-    if not isinstance(measured, ExperimentResults):
+    measured, _ = read_results(name)
+    if measured is None:
         return
     yield from training(name, measured)
     yield from parity(name, measured)

@@ -20,7 +20,6 @@ import transformers
 
 from pipeline.exporting.module import export_module
 from pipeline.exporting.signatures import InputSpec
-from pipeline.records.parity import Cell
 from serving.console import table
 from serving.errors import FerryError
 
@@ -58,9 +57,7 @@ def measured(architecture: Architecture, path: Path) -> tuple[str, ...]:
     images = InputSpec(name="pixel_values", dtype="float32", axes=axes)
     report = export_module(architecture.build(), [images], path, opset=20, limit=1e-4)
     result = report.parity.result
-    largest = max(
-        one.largest for cell in result.cells if isinstance(cell, Cell) for one in cell.outputs
-    )
+    largest = max(one.largest for cell in result.run for one in cell.outputs)
     return (
         f"{report.parameters:,}",
         str(report.nodes),

@@ -170,6 +170,15 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+DASH = "–"
+"""What a table says where there is no value."""
+
+
+def number(value: float | None, form: str = "", unit: str = "") -> str:
+    """A number as a person reads it; a dash for None."""
+    return DASH if value is None else f"{value:{form}}{unit}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of text in columns; the first column is flush left, the others flush right."""
     lines = [list(header), *[list(row) for row in rows]]

@@ -114,7 +114,7 @@ def _not_made(details: "Path", name: str) -> dict[str, str]:
 
 def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:
     from pipeline.config.experiment import ParityConfig
-    from pipeline.config.params import stage_defaults
+    from pipeline.config.params import load, stage_defaults
     from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
     from pipeline.proof.rows import open_rows
     from pipeline.proof.tables import pair_table
@@ -123,7 +123,7 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
 
     usual = stage_defaults("parity", ParityConfig)
     limit, flips = limit_or_default(options["limit"]), options["flips"]
-    reference, other = (open_side(side) for side in sides)
+    reference, other = (open_side(side, lambda name: load().experiment(name)) for side in sides)
     report = compare(
         reference,
         other,

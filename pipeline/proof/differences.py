@@ -42,6 +42,26 @@ ULP_BINS = 66
 """Of units in the last place: 0, 1, 2, 3 to 4, 5 to 8, and so on, to all 64 bits."""
 FAINTEST, HUGE = 1e-300, 1e300
 """What is divided by at least, and the most that a ratio is given as: JSON knows no infinity."""
+FAR = float(np.finfo(np.float32).max)
+"""As far off as can be: JSON knows no infinity."""
+MOST_NAMED = 20
+"""Rows that are named; all are counted."""
+CONFIDENCE = 0.95
+
+
+def largest_difference(left: Array, right: Array) -> float:
+    """The largest absolute difference of two arrays of one shape, 0 for no values at all.
+
+    Texts and truth values differ by 1 or by 0. NaN and infinities that stand in both are no
+    difference; beside anything else they are infinitely far off.
+    """
+    if left.dtype.kind in "OUSb":
+        return float((left != right).any())
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):  # infinities on both sides
+        apart = np.nan_to_num(np.abs(left - right), nan=math.inf, posinf=math.inf)
+    return float(np.where(same, 0.0, apart).max(initial=0.0))
 
 
 class Differences:
@@ -174,8 +194,7 @@ def _counted(values: Array) -> Integers:
 
 
 def _bin(errors: Floats) -> Integers:
-    largest = float(np.finfo(np.float32).max)
-    single = np.minimum(errors, largest).astype(np.float32)
+    single = np.minimum(errors, FAR).astype(np.float32)
     return (single.view(np.int32) >> SHIFT).astype(np.int64).ravel()
 
 
@@ -183,11 +202,6 @@ def _place(values: Array, numbers: Integers) -> tuple[int, ...]:
     """Where the first largest value is: the row's own number, then the other axes."""
     row, *others = np.unravel_index(int(values.argmax()), values.shape)
     return (int(numbers[row]), *(int(axis) for axis in others))
-
-
-MOST_NAMED = 20
-"""Rows that are named; all are counted."""
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,15 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config.experiment import GateConfig
-from pipeline.records.parity import (
-    BatchDifference,
-    Cell,
-    HostileRow,
-    OnnxReferenceAnswer,
-    OutputDifference,
-    SkippedCell,
-    VariantParity,
-)
+from pipeline.records.parity import BatchDifference, Cell, OutputDifference, VariantParity
 from serving.runtime.settings import Level
 from serving.runtime.tensors import LOGITS, PROBABILITIES
 
@@ -96,14 +88,6 @@ class GateQuantity:
         return f"{self.text(worst.value)} {worst.words}, limit {self.text(limit)}"
 
 
-def _max_abs_diff(evidence: Evidence) -> Worst | None:
-    return _largest(values(evidence.cells))
-
-
-def _max_probability_diff(evidence: Evidence) -> Worst | None:
-    return _largest(probabilities(evidence.cells))
-
-
 def _snr_db(evidence: Evidence) -> Worst | None:
     known = [
         (one.snr_db, cell, one) for cell, one in _all(evidence.cells) if one.snr_db is not None
@@ -124,12 +108,8 @@ def _flips(evidence: Evidence) -> Worst | None:
 
 
 def _accuracy_loss(evidence: Evidence) -> Worst | None:
-    losses = [(accuracy_loss(cell), cell) for cell in evidence.cells if cell.rows == evidence.rows]
-    known = [(loss, cell) for loss, cell in losses if loss is not None]
-    if not known:
-        return None
-    loss, cell = max(known, key=lambda pair: pair[0])
-    return Worst(loss, f"points of accuracy lost{_way(cell)}")
+    found = _least_accurate(evidence)
+    return None if found is None else Worst(found[0], f"points of accuracy lost{_way(found[1])}")
 
 
 def _batch_diff(evidence: Evidence) -> Worst | None:
@@ -141,14 +121,14 @@ QUANTITIES = (
     GateQuantity(
         name="max_abs_diff",
         limit="max_abs_diff",
-        worst=_max_abs_diff,
+        worst=lambda evidence: _largest(values(evidence.cells)),
         title="largest difference",
         heading="max diff",
     ),
     GateQuantity(
         name="max_probability_diff",
         limit="max_probability_diff",
-        worst=_max_probability_diff,
+        worst=lambda evidence: _largest(probabilities(evidence.cells)),
         title="of a probability",
         heading="probability",
     ),
@@ -201,12 +181,57 @@ def failures(evidence: Evidence, limits: GateConfig) -> Iterator[str]:
             yield failure
 
 
+def failures_as_shipped(evidence: Evidence, limits: GateConfig) -> list[str]:
+    """What fails as the model ships; other ways are named only where that does not fail."""
+    cells, rows = evidence.cells, evidence.rows
+    plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
+    found = list(failures(Evidence(cells=plain, rows=rows), limits))
+    found = found or list(failures(Evidence(cells=cells, rows=rows), limits))
+    batches = Evidence(cells=(), rows=rows, batches=evidence.batches)
+    return [*found, *failures(batches, limits)]
+
+
+def worst_of(evidence: Evidence) -> dict[str, Any]:
+    """The fields of `VariantParity` that sum up the cells: the worst of every quantity."""
+    cells = evidence.cells
+    found = {one.name: one.worst(evidence) for one in QUANTITIES}
+    # A model of probabilities alone has no other values.
+    _, worst = max(values(cells) or probabilities(cells), key=lambda pair: pair[1].max_abs_diff)
+    every = [one for _, one in _all(cells)]
+    broken = max(every, key=lambda one: one.nonfinite)
+    decided = [one for cell in cells for one in cell.decisions]
+    flips = max(decided, key=lambda one: (one.flips, one.near_ties), default=None)
+    least = _least_accurate(evidence)
+    decisions = least[1].decisions[0] if least else None
+    place = broken if broken.nonfinite else worst
+    return {
+        **{name: None if one is None else one.value for name, one in found.items()},
+        "max_abs_diff": worst.max_abs_diff,
+        "accuracy": decisions.accuracy if decisions else None,
+        "near_ties": flips.near_ties if flips else None,
+        "flip_rate": flips.flip_rate if flips else None,
+        "mcnemar_p": decisions.mcnemar.p_value if decisions and decisions.mcnemar else None,
+        "max_abs_output": place.output,
+        "max_abs_at": place.max_abs_at,
+        "max_rel_diff": max(one.max_rel_diff for one in every),
+        "mean_abs_diff": max(cell.outputs[0].mean_abs_diff for cell in cells),
+        "nonfinite": broken.nonfinite,
+    }
+
+
 def accuracy_loss(cell: Cell) -> float | None:
     """Percentage points that are lost, negative for a gain; None where no accuracy is known."""
     for one in cell.decisions:
         if one.accuracy is not None and one.reference_accuracy is not None:
             return round(100 * (one.reference_accuracy - one.accuracy), DIGITS)
     return None
+
+
+def _least_accurate(evidence: Evidence) -> tuple[float, Cell] | None:
+    """The largest loss of accuracy over all rows, and the cell that has it."""
+    losses = [(accuracy_loss(cell), cell) for cell in evidence.cells if cell.rows == evidence.rows]
+    known = [(loss, cell) for loss, cell in losses if loss is not None]
+    return max(known, key=lambda pair: pair[0], default=None)
 
 
 def values(cells: Sequence[Cell]) -> list[tuple[Cell, OutputDifference]]:
@@ -238,95 +263,3 @@ def _way(cell: Cell) -> str:
     if cell.level != SHIPPED:
         parts.append(f"optimization {cell.level}")
     return f" ({', '.join(parts)})" if parts else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelEvidence:
-    """All that was found of one model."""
-
-    evidence: Evidence
-    """Of what ships."""
-    cells: tuple[Cell | SkippedCell, ...]
-    """All of them."""
-    batch_sizes: tuple[int, ...]
-    hostile: tuple[HostileRow, ...]
-    zero_rows: str
-    zero_rows_sane: bool
-    onnx_reference: OnnxReferenceAnswer
-    notes: tuple[str, ...]
-    sha256: str
-
-
-def summarize(found: ModelEvidence, limits: GateConfig) -> VariantParity:
-    """The worst of every quantity over the cells that count, and the verdict."""
-    cells = found.evidence.cells
-    _, worst = max(values(cells) or probabilities(cells), key=lambda pair: pair[1].max_abs_diff)
-    every = [one for cell in cells for one in cell.outputs]
-    broken = max(every, key=lambda one: one.nonfinite)
-    decided = [one for cell in cells for one in cell.decisions]
-    flips = max(decided, key=lambda one: (one.flips, one.near_ties), default=None)
-    whole = [cell for cell in cells if cell.rows == found.evidence.rows]
-    known = [cell for cell in whole if accuracy_loss(cell) is not None]
-    least = max(known, key=lambda cell: accuracy_loss(cell) or 0.0, default=None)
-    decisions = least.decisions[0] if least is not None else None
-    outside = (*_outside(found.evidence, limits), *_others(found))
-    figures = _worst_of_each(found.evidence)
-    # A model of probabilities alone has no other values.
-    figures["max_abs_diff"] = worst.max_abs_diff
-    return VariantParity(
-        **figures,
-        passed=not outside,
-        accuracy=decisions.accuracy if decisions else None,
-        near_ties=flips.near_ties if flips else None,
-        flip_rate=flips.flip_rate if flips else None,
-        mcnemar_p=decisions.mcnemar.p_value if decisions and decisions.mcnemar else None,
-        max_abs_output=broken.output if broken.nonfinite else worst.output,
-        max_abs_at=broken.max_abs_at if broken.nonfinite else worst.max_abs_at,
-        max_rel_diff=max(one.max_rel_diff for one in every),
-        mean_abs_diff=max(cell.outputs[0].mean_abs_diff for cell in cells),
-        nonfinite=broken.nonfinite,
-        batch_sizes=found.batch_sizes,
-        limits=limits,
-        failures=outside,
-        first_divergence=None,
-        first_nonfinite=None,
-        notes=found.notes,
-        sha256=found.sha256,
-        zero_rows=found.zero_rows,
-        hostile_max_abs_diff=max((row.max_abs_diff or 0.0 for row in found.hostile), default=0.0),
-        cells=found.cells,
-        batches=tuple(found.evidence.batches),
-        hostile=found.hostile,
-        onnx_reference=found.onnx_reference,
-    )
-
-
-def _worst_of_each(evidence: Evidence) -> dict[str, Any]:
-    found = {quantity.name: quantity.worst(evidence) for quantity in QUANTITIES}
-    return {name: None if worst is None else worst.value for name, worst in found.items()}
-
-
-def _outside(evidence: Evidence, limits: GateConfig) -> list[str]:
-    """What fails as the model ships; other ways are named only where that does not fail."""
-    cells, rows = evidence.cells, evidence.rows
-    plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
-    for part in (plain, cells):
-        if found := list(failures(Evidence(cells=part, rows=rows), limits)):
-            break
-    batches = Evidence(cells=(), rows=rows, batches=evidence.batches)
-    return [*found, *failures(batches, limits)]
-
-
-def _others(found: ModelEvidence) -> Iterator[str]:
-    """What fails beside the quantities: hostile rows, and a batch without rows."""
-    failing = [row for row in found.hostile if not row.passed]
-    beyond = [row for row in failing if not row.message]
-    if beyond:
-        worst = max(beyond, key=lambda row: row.max_abs_diff or 0.0)
-        limit = "" if worst.limit is None else f", limit {worst.limit:.1e}"
-        yield f"{worst.max_abs_diff:.1e} at the hostile row {worst.name!r}{limit}"
-    for row in failing:
-        if row.message:
-            yield f"hostile row {row.name!r}: {row.message}"
-    if not found.zero_rows_sane:
-        yield f"a batch without rows: {found.zero_rows}"

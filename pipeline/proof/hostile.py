@@ -4,7 +4,7 @@ Every value at its end, a single bright pixel, noise, floats near zero, no text 
 it, and a batch without rows. Each must be answered alike, or refused in clear words.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,21 +39,33 @@ def hostile_rows(
     output on ordinary rows: where a hostile row's answer is so many times larger, so is its limit,
     for rounding grows with what is rounded.
     """
-    rows = []
-    for name, feeds in hostile_feeds(example).items():
-        wanted, found = _answer(reference, feeds), _answer(other, feeds)
-        rows.append(_row(name, wanted, found, limit, usual))
-    return tuple(rows)
+    return tuple(
+        _row(name, _answer(reference, feeds), _answer(other, feeds), limit, usual)
+        for name, feeds in hostile_feeds(example).items()
+    )
+
+
+def failing(rows: Sequence[HostileRow]) -> Iterator[str]:
+    """What fails, a line each: the largest difference beyond its limit, then what is odd."""
+    failed = [row for row in rows if not row.passed]
+    beyond = [row for row in failed if not row.message]
+    if beyond:
+        worst = max(beyond, key=lambda row: row.max_abs_diff or 0.0)
+        limit = "" if worst.limit is None else f", limit {worst.limit:.1e}"
+        yield f"{worst.max_abs_diff:.1e} at the hostile row {worst.name!r}{limit}"
+    for row in failed:
+        if row.message:
+            yield f"hostile row {row.name!r}: {row.message}"
 
 
 def hostile_feeds(example: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
     """The hostile rows by name, each with one row for every input, of its dtype and shape."""
     feeds = {}
-    for name, (fits, make) in MAKERS.items():
-        if any(fits(row.dtype) for row in example.values()):
+    for name, (fitting, make) in MAKERS.items():
+        if any(row.dtype.char in fitting for row in example.values()):
             generator = np.random.default_rng(SEED)
             feeds[name] = {
-                key: make(row, generator) if fits(row.dtype) else row
+                key: make(row, generator) if row.dtype.char in fitting else row
                 for key, row in example.items()
             }
     return feeds
@@ -89,8 +101,9 @@ def _row(
     usual: Mapping[str, float],
 ) -> HostileRow:
     if isinstance(wanted, str) or isinstance(found, str):
-        both = isinstance(wanted, str) and isinstance(found, str)
-        message = "refused by both" if both else f"refused by one side: {_reason(wanted, found)}"
+        refusals = [one for one in (wanted, found) if isinstance(one, str)]
+        both = len(refusals) == 2
+        message = "refused by both" if both else f"refused by one side: {refusals[0]}"
         return HostileRow(name=name, passed=both, max_abs_diff=None, limit=None, message=message)
     worst, allowed, strange, alike, within = 0.0, limit, False, True, True
     for output, left in wanted.items():
@@ -115,40 +128,13 @@ def _row(
     )
 
 
-def _reason(wanted: object, found: object) -> str:
-    return str(wanted if isinstance(wanted, str) else found)
-
-
-def _is_text(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "OU"
-
-
-def _is_number(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "fiub"
-
-
-def _is_wide(dtype: np.dtype[Any]) -> bool:
-    """Values that may be anything: integers of more than a byte look something up."""
-    return dtype.kind == "f" or (dtype.itemsize == 1 and dtype.kind in "iu")
-
-
-def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f"
-
-
-def _full(value: float) -> Maker:
-    def make(row: Array, _generator: np.random.Generator) -> Array:
-        largest = np.iinfo(row.dtype).max if row.dtype.kind in "iu" else value
-        return np.full_like(row, min(value, largest))
-
-    return make
+def _brightest(row: Array) -> int:
+    return min(BRIGHT, np.iinfo(row.dtype).max) if row.dtype.kind in "iu" else BRIGHT
 
 
 def _hot_pixel(row: Array, _generator: np.random.Generator) -> Array:
     made = np.zeros_like(row)
-    made.reshape(-1)[made.size // 2] = (
-        min(BRIGHT, np.iinfo(row.dtype).max) if (row.dtype.kind in "iu") else BRIGHT
-    )
+    made.reshape(-1)[made.size // 2] = _brightest(row)
     return made
 
 
@@ -164,23 +150,22 @@ def _denormals(row: Array, _generator: np.random.Generator) -> Array:
 
 
 def _text(text: str) -> Maker:
-    def make(row: Array, _generator: np.random.Generator) -> Array:
-        made = np.empty(row.shape, object)
-        made[...] = text
-        return made
-
-    return make
+    return lambda row, _generator: np.full(row.shape, text, object)
 
 
-MAKERS: dict[str, tuple[Callable[[np.dtype[Any]], bool], Maker]] = {
-    "zeros": (_is_number, _full(0)),
-    f"all {BRIGHT}": (_is_wide, _full(BRIGHT)),
-    "one hot pixel": (_is_wide, _hot_pixel),
-    "noise": (_is_wide, _noise),
-    "denormals": (_is_float, _denormals),
-    "empty text": (_is_text, _text("")),
-    "blanks": (_is_text, _text(BLANKS)),
-    "odd letters": (_is_text, _text(ODD_TEXT)),
-    f"{MANY_WORDS:,} words": (_is_text, _text("good bad film " * (MANY_WORDS // 3) + "end")),
+TEXTS, FLOATS = "OU", np.typecodes["Float"]
+NUMBERS = f"{FLOATS}{np.typecodes['AllInteger']}?"
+WIDE = f"{FLOATS}bB"
+"""Values that may be anything: integers of more than a byte look something up."""
+MAKERS: dict[str, tuple[str, Maker]] = {
+    "zeros": (NUMBERS, lambda row, _generator: np.zeros_like(row)),
+    f"all {BRIGHT}": (WIDE, lambda row, _generator: np.full_like(row, _brightest(row))),
+    "one hot pixel": (WIDE, _hot_pixel),
+    "noise": (WIDE, _noise),
+    "denormals": (FLOATS, _denormals),
+    "empty text": (TEXTS, _text("")),
+    "blanks": (TEXTS, _text(BLANKS)),
+    "odd letters": (TEXTS, _text(ODD_TEXT)),
+    f"{MANY_WORDS:,} words": (TEXTS, _text("good bad film " * (MANY_WORDS // 3) + "end")),
 }
-"""By name: the dtypes that it is made for, and how."""
+"""By name: the type characters of the dtypes that it is made for, and how."""

@@ -6,14 +6,21 @@ normalizes over the batch answers the same row differently alone, first and last
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-from pipeline.proof.differences import DecisionCount, DecisionRule, Differences
+from pipeline.proof.differences import (
+    FAR,
+    DecisionCount,
+    DecisionRule,
+    Differences,
+    largest_difference,
+)
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import Side
 from pipeline.records.parity import BatchDifference, Decisions, OutputDifference
@@ -21,8 +28,6 @@ from serving.errors import FerryError, InputError
 
 Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
-Tick = Callable[[float], object]
-"""Describe how many rows were answered, for a progress bar."""
 
 REFERENCE_BATCH = 256
 CHUNK_BYTES = 32 * 2**20
@@ -30,6 +35,8 @@ CHUNK_BYTES = 32 * 2**20
 CHUNK_ROWS = 2048
 STILL = 1e-6
 """Answers to different rows that are no further apart, in parts of the largest, are the same."""
+ODD = 7
+"""No power of two, which kernels are written for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +69,11 @@ class Kept:
 
     def alike(self) -> tuple[str, ...]:
         """The outputs that answer every row alike; none where there is a single row."""
-        numbers = {name: one for name, one in self.outputs.items() if one.dtype.kind in "fiu"}
-        if len(self.rows) == 1:
-            return ()
-        return tuple(name for name, array in numbers.items() if self._is_still(array))
+        return tuple(
+            name
+            for name, array in self.outputs.items()
+            if len(array) > 1 and array.dtype.kind in "fiu" and self._is_still(array)
+        )
 
     def _is_still(self, array: Array) -> bool:
         first = _finite(array[:1])
@@ -77,72 +85,32 @@ class Kept:
         return True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchSizeParity:
-    """What was measured at one batch size."""
-
-    batch_size: int
-    rows: int
-    outputs: tuple[OutputDifference, ...]
-    decisions: tuple[Decisions, ...]
+def progress(name: str, rows: int) -> "tqdm[NoReturn]":
+    """A bar on stderr for answers to so many rows; it is gone at its end."""
+    return tqdm(total=rows, desc=name, unit="row", disable=None, leave=False)
 
 
-def keep(reference: Side, rows: Rows, tick: Tick) -> Kept:
-    """Let the reference answer all rows, once."""
+def keep(reference: Side, rows: Rows) -> Kept:
+    """Let the reference answer all rows, once, with a bar on stderr."""
     first = reference.answer(rows.slice(0, 1), 1)
     answered = sum(array.nbytes for array in first.values())
     taken = sum(array[:1].nbytes for array in rows.inputs.values())
     chunk = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(answered, taken, 1)))
-    if any(array.dtype.hasobject for array in first.values()):
-        outputs = reference.answer(rows.slice(0, len(rows)), REFERENCE_BATCH)
-        return Kept(outputs=outputs, rows=rows, chunk=chunk)
     outputs = {name: _file(len(rows), array) for name, array in first.items()}
-    for numbers in _chunks(np.arange(len(rows)), chunk):
-        answers = reference.answer(rows.slice(numbers[0], numbers[-1] + 1), REFERENCE_BATCH)
-        for name, array in answers.items():
-            outputs[name][numbers[0] : numbers[-1] + 1] = array
-        tick(len(numbers))
+    with progress(reference.name, len(rows)) as bar:
+        for start in range(0, len(rows), chunk):
+            answers = reference.answer(rows.slice(start, start + chunk), REFERENCE_BATCH)
+            for name, array in answers.items():
+                outputs[name][start : start + chunk] = array
+            bar.update(min(chunk, len(rows) - start))
     return Kept(outputs=outputs, rows=rows, chunk=chunk)
 
 
-def measure(
-    kept: Kept,
-    side: Side,
-    numbers: Numbers,
-    batch_sizes: Sequence[int],
-    rule: DecisionRule,
-    tick: Tick,
-) -> tuple[tuple[BatchSizeParity, ...], BatchDifference]:
-    """Compare the answers to the rows of these numbers, int64 in rising order, at each batch size.
-
-    Returns a record for each batch size, and how far the answers to one row are apart between them.
-    """
-    sizes = {size: _Comparison(kept, rule) for size in batch_sizes}
-    spread = 0.0
-    for part in _chunks(numbers, kept.chunk):
-        feeds, wanted, labels = kept.rows.take(part), kept.take(part), kept.labels(part)
-        answers = []
-        for size, comparison in sizes.items():
-            found = side.answer(feeds, size)
-            _check_shapes(wanted, found, side.name)
-            comparison.add(wanted, found, part, labels)
-            answers.append(found)
-            tick(len(part))
-        spread = max(spread, _spread(answers))
-    return (
-        tuple(one.report(size, len(numbers)) for size, one in sizes.items()),
-        BatchDifference(
-            max_abs_diff=spread,
-            where=f"in batches of {', '.join(map(str, batch_sizes))}",
-            rows=len(numbers),
-        ),
-    )
-
-
-class _Comparison:
+class BatchSizeParity:
     """The differences and decisions at one batch size, of all rows that were added so far."""
 
     def __init__(self, kept: Kept, rule: DecisionRule) -> None:
+        """Nothing is added yet."""
         self._rule = rule
         self._labelled = kept.rows.labels is not None
         self._differences = {name: Differences(name) for name in kept.outputs}
@@ -160,19 +128,49 @@ class _Comparison:
         numbers: Numbers,
         labels: Numbers | None,
     ) -> None:
+        """Add rows: both sides' outputs by name, the rows' own numbers and their classes."""
         for name, difference in self._differences.items():
             difference.add(wanted[name], found[name], numbers)
         before, after = (self._rule.scores(one, labelled=self._labelled) for one in (wanted, found))
         for name, decisions in self._decisions.items():
             decisions.add(before[name], after[name], numbers, labels)
 
-    def report(self, batch_size: int, rows: int) -> BatchSizeParity:
-        return BatchSizeParity(
-            batch_size=batch_size,
-            rows=rows,
-            outputs=tuple(one.report() for one in self._differences.values()),
-            decisions=tuple(one.report() for one in self._decisions.values()),
-        )
+    def outputs(self) -> tuple[OutputDifference, ...]:
+        """How far each output is off."""
+        return tuple(one.report() for one in self._differences.values())
+
+    def decisions(self) -> tuple[Decisions, ...]:
+        """What each output that decides on a class decides."""
+        return tuple(one.report() for one in self._decisions.values())
+
+
+def measure(
+    kept: Kept,
+    side: Side,
+    numbers: Numbers,
+    batch_sizes: Sequence[int],
+    rule: DecisionRule,
+    bar: "tqdm[NoReturn]",
+) -> tuple[dict[int, BatchSizeParity], BatchDifference]:
+    """Compare the answers to the rows of these numbers, int64 in rising order, at each batch size.
+
+    Returns what was found by batch size, and how far the answers to a row are apart between them.
+    """
+    sizes = {size: BatchSizeParity(kept, rule) for size in batch_sizes}
+    spread = 0.0
+    for start in range(0, len(numbers), kept.chunk):
+        part = numbers[start : start + kept.chunk]
+        feeds, wanted, labels = kept.rows.take(part), kept.take(part), kept.labels(part)
+        answers = []
+        for size, comparison in sizes.items():
+            found = side.answer(feeds, size)
+            _check_shapes(wanted, found, side.name)
+            comparison.add(wanted, found, part, labels)
+            answers.append(found)
+            bar.update(len(part))
+        spread = max(spread, _spread(answers))
+    where = f"in batches of {', '.join(map(str, batch_sizes))}"
+    return sizes, BatchDifference(max_abs_diff=spread, where=where, rows=len(numbers))
 
 
 def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name: str) -> None:
@@ -182,11 +180,6 @@ def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name:
                 f"{name} answers {output} as {list(found[output].shape)}, the other side as "
                 f"{list(array.shape)}: they cannot be compared"
             )
-
-
-def _chunks(numbers: Numbers, chunk: int) -> Iterator[Numbers]:
-    for start in range(0, len(numbers), chunk):
-        yield numbers[start : start + chunk]
 
 
 def _finite(values: Array) -> npt.NDArray[np.float64]:
@@ -202,7 +195,7 @@ def _picked(array: Array, numbers: Numbers) -> Array:
 
 def _file(rows: int, first: Array) -> Array:
     shape = (rows, *first.shape[1:])
-    if 0 in shape:
+    if 0 in shape or first.dtype.hasobject:
         return np.zeros(shape, first.dtype)
     with tempfile.TemporaryFile() as file:
         return np.memmap(file, first.dtype, "w+", 0, shape)
@@ -223,12 +216,6 @@ def _spread(answers: Sequence[Mapping[str, Array]]) -> float:
             apart = np.nan_to_num(high - low, nan=0.0)
         largest = max(largest, float(apart.max(initial=0.0)))
     return largest
-
-
-FAR = float(np.finfo(np.float32).max)
-"""As far off as can be; JSON knows no infinity."""
-ODD = 7
-"""No power of two, which kernels are written for."""
 
 
 def beside_others(side: Side, rows: Rows, numbers: Numbers) -> BatchDifference:
@@ -264,15 +251,8 @@ def _apart(
         found = side.answer(batch, ODD)
     except FerryError:
         return FAR  # it takes the row alone, and not beside others
-    worst = 0.0
-    for name, array in found.items():
-        left, right = alone[name][row], array[place]
-        if array.dtype.kind in "OUSb":
-            worst = max(worst, float((left != right).any()))
-            continue
-        with np.errstate(invalid="ignore"):  # infinities on both sides
-            apart = np.abs(left.astype(np.float64) - right.astype(np.float64))
-        same = (left == right) | (np.isnan(left) & np.isnan(right))
-        apart = np.nan_to_num(np.where(same, 0.0, apart), nan=FAR, posinf=FAR)
-        worst = max(worst, float(apart.max(initial=0.0)))
-    return worst
+    apart = (
+        largest_difference(alone[name][row : row + 1], array[place : place + 1])
+        for name, array in found.items()
+    )
+    return min(FAR, max(apart))

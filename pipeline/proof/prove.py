@@ -7,33 +7,35 @@ at every size.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from onnx.reference import ReferenceEvaluator
+from tqdm import tqdm
 
 from pipeline.config.experiment import GateConfig
-from pipeline.proof.differences import DecisionRule
-from pipeline.proof.gate import SHIPPED, Evidence, ModelEvidence, failures, summarize
-from pipeline.proof.hostile import hostile_rows, zero_rows
-from pipeline.proof.measure import BatchSizeParity, Kept, Tick, beside_others, measure
+from pipeline.proof.differences import FAR, DecisionRule, largest_difference
+from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
+from pipeline.proof.hostile import failing, hostile_rows, zero_rows
+from pipeline.proof.measure import Kept, beside_others, measure, progress
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.records.parity import (
+    SECOND_EXPORTER,
     BatchDifference,
     Cell,
+    HostileRow,
     OnnxReferenceAnswer,
     SkippedCell,
     VariantParity,
 )
 from serving.errors import ModelError, ProviderError
 from serving.runtime.settings import Level
+from serving.runtime.tensors import as_fed
 
 Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
 
-LARGEST = float(np.finfo(np.float32).max)
 MOST_NODES = 2000
 """Of a graph that numpy is asked to run."""
 INVARIANT_ROWS = 16
@@ -64,8 +66,11 @@ class Way:
     provider: str
     side: Side | str
     """The reason, where there is no side."""
-    ships: bool
-    """Whether the gate depends on it; others are reported and not judged."""
+
+    @property
+    def ships(self) -> bool:
+        """Whether the verdict depends on it."""
+        return self.exporter != SECOND_EXPORTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,52 +83,64 @@ class _Asked:
 
 
 def prove(
-    reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, tick: Tick
+    reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, name: str
 ) -> VariantParity:
     """Compare each way with the reference's kept answers; the first one is the model that ships.
 
-    The sides must be alike (`sides.check_alike`).
+    The sides must be alike (`sides.check_alike`). `name` stands beside the bar on stderr.
     """
     cells: list[Cell | SkippedCell] = []
     batches: list[BatchDifference] = []
-    for way in ways:
-        for level in _levels(way, plan):
-            made, spread = _run(kept, way, level, plan, tick)
-            cells += made
-            batches += spread
-    shipped = ways[0].side
+    with progress(name, asked_rows(ways, plan, len(kept.rows))) as bar:
+        for way in ways:
+            for level in _levels(way, plan):
+                made, spread = _run(kept, way, level, plan, bar)
+                cells += made
+                batches += spread
+    shipped, rows = ways[0].side, kept.rows
     assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
-    rows, first = kept.rows, kept.rows.slice(0, 1)
     batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
-    outcome, sane = zero_rows(shipped, first) if plan.hostile else ("not asked", True)
-    limit = plan.limits.max_abs_diff
-    strange = hostile_rows(reference, shipped, first, limit, kept.largest()) if plan.hostile else ()
-    found = ModelEvidence(
-        evidence=Evidence(
-            cells=[cell for cell in cells if isinstance(cell, Cell) and _counts(cell, ways)],
-            rows=len(rows),
-            batches=batches,
-        ),
-        cells=tuple(cells),
+    hostile: tuple[HostileRow, ...] = ()
+    no_rows, sane = "not asked", True
+    if plan.hostile:
+        first, limit = rows.slice(0, 1), plan.limits.max_abs_diff
+        hostile = hostile_rows(reference, shipped, first, limit, kept.largest())
+        no_rows, sane = zero_rows(shipped, first)
+    evidence = Evidence(
+        cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
+        rows=len(rows),
+        batches=batches,
+    )
+    outside = [*failures_as_shipped(evidence, plan.limits), *failing(hostile)]
+    if not sane:
+        outside.append(f"a batch without rows: {no_rows}")
+    return VariantParity(
+        **worst_of(evidence),
+        passed=not outside,
         batch_sizes=plan.batch_sizes,
-        hostile=strange,
-        zero_rows=outcome,
-        zero_rows_sane=sane,
-        onnx_reference=ask_onnx_reference(
-            reference, shipped, rows.take(plan.sample[: plan.onnx_reference_rows])
-        ),
+        limits=plan.limits,
+        failures=tuple(outside),
+        first_divergence=None,
+        first_nonfinite=None,
         notes=tuple(
             f"{reference.name} answers every row alike at {output}, so parity shows little: are "
             f"its weights real, and its rows?"
             for output in kept.alike()
         ),
         sha256=shipped.sha256,
+        zero_rows=no_rows,
+        hostile_max_abs_diff=max((row.max_abs_diff or 0.0 for row in hostile), default=0.0),
+        cells=tuple(cells),
+        batches=tuple(batches),
+        hostile=hostile,
+        onnx_reference=ask_onnx_reference(
+            reference, shipped, rows.take(plan.sample[: plan.onnx_reference_rows])
+        ),
     )
-    return summarize(found, plan.limits)
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
-    """How many answers `prove` will ask for, for a progress bar."""
+    """How many answers `prove` asks for."""
     return sum(
         len(asked.numbers) * len(asked.batch_sizes)
         for way in ways
@@ -135,10 +152,6 @@ def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
 
 def _levels(way: Way, plan: ParityPlan) -> tuple[Level, ...]:
     return plan.levels if isinstance(way.side, ModelSide) else (SHIPPED,)
-
-
-def _counts(cell: Cell, ways: Sequence[Way]) -> bool:
-    return any(way.ships for way in ways if way.exporter == cell.exporter)
 
 
 def _asked(way: Way, level: Level, plan: ParityPlan, rows: int) -> Iterator[_Asked]:
@@ -158,7 +171,7 @@ def _asked(way: Way, level: Level, plan: ParityPlan, rows: int) -> Iterator[_Ask
 
 
 def _run(
-    kept: Kept, way: Way, level: Level, plan: ParityPlan, tick: Tick
+    kept: Kept, way: Way, level: Level, plan: ParityPlan, bar: "tqdm[NoReturn]"
 ) -> tuple[list[Cell | SkippedCell], list[BatchDifference]]:
     """The cells of one way at one level, or why it cannot be run."""
     skipped = SkippedCell(exporter=way.exporter, provider=way.provider, level=level, reason="")
@@ -173,31 +186,25 @@ def _run(
     cells: list[Cell | SkippedCell] = []
     batches = []
     for asked in _asked(way, level, plan, len(kept.rows)):
-        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.rule, tick)
-        cells += [
-            _cell(way, level, one, plan.limits, len(kept.rows))
-            for one in found
-            if one.batch_size in asked.reported
-        ]
+        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.rule, bar)
+        for size in asked.reported:
+            cell = Cell(
+                exporter=way.exporter,
+                provider=way.provider,
+                level=level,
+                batch_size=size,
+                rows=len(asked.numbers),
+                passed=True,
+                failures=(),
+                outputs=found[size].outputs(),
+                decisions=found[size].decisions(),
+            )
+            alone = Evidence(cells=[cell], rows=len(kept.rows))
+            outside = tuple(failures(alone, plan.limits))
+            cells.append(replace(cell, passed=not outside, failures=outside))
         if len(asked.batch_sizes) > 1 and way.ships:
             batches.append(spread)
     return cells, batches
-
-
-def _cell(way: Way, level: Level, one: BatchSizeParity, limits: GateConfig, rows: int) -> Cell:
-    cell = Cell(
-        exporter=way.exporter,
-        provider=way.provider,
-        level=level,
-        batch_size=one.batch_size,
-        rows=one.rows,
-        passed=True,
-        failures=(),
-        outputs=one.outputs,
-        decisions=one.decisions,
-    )
-    outside = tuple(failures(Evidence(cells=[cell], rows=rows), limits))
-    return replace(cell, passed=not outside, failures=outside)
 
 
 def ask_onnx_reference(
@@ -216,45 +223,28 @@ def ask_onnx_reference(
     model = other.model()
     if len(model.graph.node) > MOST_NODES:
         return _skipped(rows, f"{len(model.graph.node)} nodes are too many for numpy")
+    names = [info.name for info in other.outputs]
+    rows_fed = {name: as_fed(array) for name, array in feeds.items()}
     try:
-        answers = _in_numpy(model, other, feeds)
+        with np.errstate(all="ignore"):
+            found = ReferenceEvaluator(model).run(names, rows_fed)
     # It is plain Python: an operator that it lacks, or has only in part, raises whatever it likes.
     except Exception as error:  # noqa: BLE001 - a second runtime must not stop the first
-        return _skipped(rows, f"onnx.reference cannot run it: {_one_line(error)}")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) <= 200 else f"{reason[:200]}…"
+        return _skipped(rows, f"onnx.reference cannot run it: {reason}")
+    answers = dict(zip(names, found, strict=True))
     return OnnxReferenceAnswer(
         rows=rows,
-        to_reference=_largest(answers, reference.answer(feeds, rows)),
-        to_model=_largest(answers, other.answer(feeds, rows)),
+        to_reference=_apart(answers, reference.answer(feeds, rows)),
+        to_model=_apart(answers, other.answer(feeds, rows)),
         skipped=None,
     )
 
 
-def _in_numpy(
-    model: onnx.ModelProto, side: ModelSide, feeds: Mapping[str, Array]
-) -> dict[str, Array]:
-    names = [info.name for info in side.outputs]
-    texts = {name: rows.astype(object) for name, rows in feeds.items() if rows.dtype.kind == "U"}
-    with np.errstate(all="ignore"):
-        found = ReferenceEvaluator(model).run(names, {**feeds, **texts})
-    return dict(zip(names, found, strict=True))
-
-
-def _largest(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float:
-    worst = 0.0
-    for name, array in answers.items():
-        if array.dtype.kind in "OUSb":
-            worst = max(worst, float((array != others[name]).any()))
-        else:
-            apart = np.abs(array.astype(np.float64) - others[name].astype(np.float64))
-            # A NaN is as far off as can be, and JSON knows no infinity.
-            worst = max(worst, float(np.nan_to_num(apart, nan=LARGEST, posinf=LARGEST).max()))
-    return worst
+def _apart(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float:
+    return min(FAR, max(largest_difference(answers[name], others[name]) for name in answers))
 
 
 def _skipped(rows: int, reason: str) -> OnnxReferenceAnswer:
     return OnnxReferenceAnswer(rows=rows, to_reference=None, to_model=None, skipped=reason)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -6,7 +6,7 @@ A side keeps its inputs and outputs as they are: any number of them, of any dtyp
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,46 +23,28 @@ from serving.runtime.tensors import TensorInfo, answer_in_batches, as_fed
 Array = npt.NDArray[Any]
 
 
-class Side(Protocol):
-    """One of two models that are compared."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side:
+    """What every side has."""
 
-    @property
-    def name(self) -> str:
-        """As a person calls it."""
-
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """What it takes; the first axis of each is the rows."""
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """What it answers, in order."""
-
-    @property
-    def sha256(self) -> str:
-        """Of its file."""
-
-    def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """Answer raw rows by the name of the input, [rows, ...] each, in batches of that size.
-
-        Returns each output by name, [rows, ...]. No rows at all are one empty batch. Raises
-        InputError for what it does not take and ModelError for an output that is not one entry a
-        row.
-        """
+    name: str
+    """As a person calls it."""
+    inputs: tuple[TensorInfo, ...]
+    """What it takes; the first axis of each is the rows."""
+    outputs: tuple[TensorInfo, ...]
+    """What it answers, in order; all are arrays."""
+    sha256: str
+    """Of its file, or of its weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsSide:
+class WeightsSide(_Side):
     """An experiment's trained weights, answered by PyTorch on the CPU."""
 
-    name: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    sha256: str
     graph: Graph
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """As `Side.answer`."""
+        """As every `Side`; raises InputError for rows that PyTorch refuses."""
         return answer_in_batches(self._call, feeds, batch_size, name=self.name)
 
     def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -77,19 +59,14 @@ class WeightsSide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleSide:
+class ModuleSide(_Side):
     """A module of anybody's, answered by PyTorch on the CPU, with what torch's exporter traced."""
 
-    name: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    sha256: str
-    """Of its weights."""
     flat: FlatModule
     traced: Traced
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """As `Side.answer`; raises ModelError for rows that the module refuses."""
+        """As every `Side`; raises ModelError for rows that the module refuses."""
         return answer_in_batches(self.flat.answer, feeds, batch_size, name=self.name)
 
     def off_the_trace(self, feeds: Mapping[str, Array], limit: float) -> str | None:
@@ -129,33 +106,17 @@ class ModuleSide:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSide:
+class ModelSide(_Side):
     """An ONNX model on one provider of ONNX Runtime."""
 
-    name: str
     session: Session
     provider: str
     level: Level
     content: bytes
     """The very bytes that run."""
 
-    @property
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        """The model's inputs."""
-        return self.session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorInfo, ...]:
-        """The model's outputs that are arrays."""
-        return tuple(one for one in self.session.outputs if one.is_array)
-
-    @property
-    def sha256(self) -> str:
-        """Of the file."""
-        return self.session.sha256
-
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
-        """As `Side.answer`; a model of one fixed batch size is fed that, filled up."""
+        """As every `Side`; a model of one fixed batch size is fed that, filled up."""
         axis = self.inputs[0].shape[0]
         fixed = axis if isinstance(axis, int) else None
         return answer_in_batches(self._call, feeds, batch_size, name=self.name, fixed=fixed)
@@ -174,6 +135,16 @@ class ModelSide:
         return {name: array for name, array in found.items() if name in known}
 
 
+Side = WeightsSide | ModuleSide | ModelSide
+"""One of two models that are compared.
+
+`answer` takes raw rows by the name of the input, [rows, ...] each, and returns each output by name,
+[rows, ...], answered in batches of the size that is asked for. No rows at all are one empty batch.
+It raises InputError for what the side does not take and ModelError for an output that is not one
+entry a row.
+"""
+
+
 def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = "all") -> ModelSide:
     """A side of an ONNX file's bytes.
 
@@ -185,7 +156,16 @@ def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = 
             raise ModelError(f"{name}: input {info.name} has no batch axis")
     if not session.inputs:
         raise ModelError(f"{name} has no inputs, so there is nothing to compare it on")
-    return ModelSide(name=name, session=session, provider=provider, level=level, content=content)
+    return ModelSide(
+        name=name,
+        inputs=session.inputs,
+        outputs=tuple(info for info in session.outputs if info.is_array),
+        sha256=session.sha256,
+        session=session,
+        provider=provider,
+        level=level,
+        content=content,
+    )
 
 
 def check_alike(reference: Side, other: Side) -> None:

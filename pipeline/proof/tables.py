@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.proof.gate import QUANTITIES
+from pipeline.proof.gate import QUANTITIES, probabilities, values
 from pipeline.records.parity import (
+    SECOND_EXPORTER,
     Cell,
     OnnxReferenceAnswer,
     PairReport,
@@ -11,10 +12,8 @@ from pipeline.records.parity import (
     SkippedCell,
     VariantParity,
 )
-from serving.console import table
-from serving.runtime.tensors import PROBABILITIES
+from serving.console import DASH, number, table
 
-NONE = "–"
 OUTPUT_HEADER = ("output", "max diff", "at", "largest", "SNR", "flips")
 
 
@@ -22,21 +21,24 @@ def parity_table(report: ParityReport) -> str:
     """Lay out a report: one line per variant, then what failed, what was skipped and why."""
     known = report.torch_accuracy
     accuracy = "" if known is None else f"accuracy {known:.2%} "
-    reference = f"PyTorch: {accuracy}on {report.rows:,} rows"
-    lines = _lines(report.variants)
-    remarks = [
-        f"{name}: {note}" for name, variant in report.variants.items() for note in notes(variant)
-    ]
-    remarks += [
-        f"{provider}: skipped: {why}" for provider, why in _skipped(report.variants).items()
-    ]
+    variants = report.variants
+    # Why a way was not run is said once, not once per variant.
+    skipped = {
+        cell.provider if cell.exporter != SECOND_EXPORTER else SECOND_EXPORTER: cell.reason
+        for one in variants.values()
+        for cell in one.cells
+        if isinstance(cell, SkippedCell)
+    }
+    remarks = [f"{name}: {note}" for name, one in variants.items() for note in notes(one)]
+    remarks += [f"{way}: skipped: {reason}" for way, reason in skipped.items()]
     remarks += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
-    return "\n\n".join([reference, lines, "\n".join(remarks)]).rstrip()
+    head = f"PyTorch: {accuracy}on {report.rows:,} rows"
+    return "\n\n".join([head, _lines(variants), "\n".join(remarks)]).rstrip()
 
 
 def pair_table(report: PairReport) -> str:
     """Lay out the comparison of two models."""
-    run = [cell for cell in report.result.cells if isinstance(cell, Cell)]
+    run = report.result.run
     decided = [one for cell in run for one in cell.decisions]
     known = decided[0].reference_accuracy if decided else None
     accuracy = "" if known is None else f", accuracy {known:.2%}"
@@ -103,14 +105,10 @@ def ulps(report: ParityReport) -> dict[str, tuple[int, ...]]:
     """
     found = {}
     for name, variant in report.variants.items():
-        whole = [
-            cell
-            for cell in variant.cells
-            if isinstance(cell, Cell) and cell.rows == report.rows and cell.exporter == "dynamo"
-        ]
-        worst = max(whole, key=lambda cell: cell.outputs[0].max_abs_diff, default=None)
+        whole = [cell.outputs[0] for cell in variant.run if cell.ships and cell.rows == report.rows]
+        worst = max(whole, key=lambda output: output.max_abs_diff, default=None)
         if worst is not None:
-            found[name] = worst.outputs[0].ulps
+            found[name] = worst.ulps
     return found
 
 
@@ -124,16 +122,16 @@ def _columns(name: str, variant: VariantParity) -> Iterator[tuple[str, str]]:
     """The cells of a variant's line, each with its heading."""
     yield "variant", name
     yield "gate", "passed" if variant.passed else "FAILED"
-    yield "accuracy", NONE if variant.accuracy is None else f"{variant.accuracy:.2%}"
+    yield "accuracy", number(variant.accuracy, ".2%")
     # Decisions come first, numbers after them.
     for quantity in sorted(QUANTITIES, key=lambda one: not one.of_classes):
         if quantity.heading:
             yield quantity.heading, quantity.text(quantity.measured(variant))
         if quantity.name == "max_abs_diff":
             place = f"{variant.max_abs_output}{list(variant.max_abs_at)}"
-            yield "at", place if variant.max_abs_at else NONE
+            yield "at", place if variant.max_abs_at else DASH
         if quantity.name == "flips":
-            yield "near-ties", NONE if variant.near_ties is None else str(variant.near_ties)
+            yield "near-ties", number(variant.near_ties)
 
 
 def _output_line(name: str, cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -145,44 +143,31 @@ def _output_line(name: str, cells: Sequence[Cell]) -> tuple[str, ...]:
     return (
         name,
         f"{worst.max_abs_diff:.1e}",
-        str(list(worst.max_abs_at)) if worst.max_abs_at else NONE,
+        str(list(worst.max_abs_at)) if worst.max_abs_at else DASH,
         f"{worst.largest:.3g}",
         _decibels(min(ratios, default=None)),
-        str(max(flips)) if flips else NONE,
+        number(max(flips, default=None)),
     )
 
 
 def _cell_line(cell: Cell | SkippedCell) -> tuple[str, ...]:
+    way = (cell.exporter, cell.provider, cell.level or "any")
     if isinstance(cell, SkippedCell):
-        return (
-            cell.exporter,
-            cell.provider,
-            cell.level or "any",
-            *[NONE] * 2,
-            "skipped",
-            cell.reason,
-        )
-    worst = {
-        is_probability: max(
-            (one for one in cell.outputs if (one.output == PROBABILITIES) == is_probability),
-            key=lambda one: one.max_abs_diff,
-            default=None,
-        )
-        for is_probability in (False, True)
-    }
+        return (*way, DASH, DASH, "skipped", cell.reason)
+    worst = [
+        max((one.max_abs_diff for _, one in of_kind([cell])), default=None)
+        for of_kind in (values, probabilities)
+    ]
     ratios = [one.snr_db for one in cell.outputs if one.snr_db is not None]
-    decided = cell.decisions[0] if cell.decisions else None
+    flips = [(str(one.flips), str(one.near_ties)) for one in cell.decisions]
     return (
-        cell.exporter,
-        cell.provider,
-        cell.level,
+        *way,
         str(cell.batch_size),
         f"{cell.rows:,}",
         "passed" if cell.passed else "failed",
-        *[f"{one.max_abs_diff:.1e}" if one else NONE for one in worst.values()],
+        *(number(diff, ".1e") for diff in worst),
         _decibels(min(ratios, default=None)),
-        str(decided.flips) if decided else NONE,
-        str(decided.near_ties) if decided else NONE,
+        *(flips[0] if flips else (DASH, DASH)),
     )
 
 
@@ -190,21 +175,18 @@ def _decibels(snr_db: float | None) -> str:
     return "exact" if snr_db is None else f"{snr_db:.0f} dB"
 
 
-def _named(variant: VariantParity) -> str:
-    """The first rows that really flip, by number."""
-    run = [cell for cell in variant.cells if isinstance(cell, Cell)]
-    decided = [one for cell in run for one in cell.decisions]
-    worst = max(decided, key=lambda one: one.flips)
-    rows = [str(flip.row) for flip in worst.named if not flip.near_tie][:5]
-    more = ", …" if worst.flips > len(rows) else ""
-    return f"of rows {', '.join(rows)}{more}"
-
-
 def _flipped(variant: VariantParity) -> Iterator[str]:
+    """The first rows that really flip, by number, and how sure that is."""
     if variant.flips and variant.flip_rate is not None:
+        decided = [one for cell in variant.run for one in cell.decisions]
+        worst = max(decided, key=lambda one: one.flips)
+        rows = [str(flip.row) for flip in worst.named if not flip.near_tie][:5]
+        more = ", …" if worst.flips > len(rows) else ""
         low, high = variant.flip_rate.low, variant.flip_rate.high
         p_value = "" if variant.mcnemar_p is None else f", McNemar p = {variant.mcnemar_p:.2g}"
-        yield f"flips {_named(variant)}: {low:.2%} to {high:.2%} of all rows{p_value}"
+        yield (
+            f"flips of rows {', '.join(rows)}{more}: {low:.2%} to {high:.2%} of all rows{p_value}"
+        )
 
 
 def _onnx_reference(answer: OnnxReferenceAnswer) -> Iterator[str]:
@@ -215,13 +197,3 @@ def _onnx_reference(answer: OnnxReferenceAnswer) -> Iterator[str]:
             f"onnx.reference on {answer.rows} rows: {answer.to_model:.1e} from this model, "
             f"{answer.to_reference:.1e} from the reference"
         )
-
-
-def _skipped(variants: Mapping[str, VariantParity]) -> dict[str, str]:
-    """Why a way was not run: said once, not once per variant."""
-    cells = [cell for one in variants.values() for cell in one.cells]
-    return {
-        cell.provider if cell.exporter != "torchscript" else "torchscript": cell.reason
-        for cell in cells
-        if isinstance(cell, SkippedCell)
-    }

@@ -6,6 +6,8 @@ each ONNX one may end in `@PROVIDER`.
 """
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from pipeline.config import layout, params
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.exporter import INPUTS
@@ -32,7 +34,6 @@ from serving.errors import (
 )
 from serving.files import require, sha256_of_file
 from serving.runtime.providers import PROVIDERS
-from serving.runtime.settings import Level
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -46,11 +47,13 @@ def open_weights(weights: Path, data: Path, experiment: Experiment) -> WeightsSi
     """
     manifest = ready.open_manifest(data)
     graph = load_graph(weights, experiment, manifest)
-    axes = manifest.arrays["test_inputs.npy"].shape[1:]
+    array = manifest.arrays["test_inputs.npy"]
     is_text = manifest.kind == "text"
-    dtype = "object" if is_text else manifest.arrays["test_inputs.npy"].dtype
-    name = tokenizer.INPUT if is_text else INPUTS[manifest.kind]
-    info = TensorInfo(name=name, dtype=dtype, shape=(BATCH, *axes))
+    info = TensorInfo(
+        name=tokenizer.INPUT if is_text else INPUTS[manifest.kind],
+        dtype="object" if is_text else array.dtype,
+        shape=(BATCH, *array.shape[1:]),
+    )
     # What it answers is known by asking for one row.
     row = np.array(ready.open_split(data, "test").inputs[:1])
     shapes = [tuple(output.shape[1:]) for output in graph.answer(row, 1)]
@@ -74,7 +77,7 @@ def open_variant(
     Raises MissingInputError, IntegrityError for a file of other weights, and ModelError.
     """
     again = f"dvc repro quantize@{experiment.name}"
-    side = model_side(str(path), require(path, again).read_bytes(), provider, "all")
+    side = model_side(str(path), require(path, again).read_bytes(), provider)
     if side.session.metadata.get(f"{onnxmodel.METADATA}weights_sha256") != weights_sha256:
         raise IntegrityError(
             f"{path} was not exported from the weights {weights_sha256[:12]}…; "
@@ -123,13 +126,14 @@ def torchscript_model(graph: Graph, example: Array, opset: int) -> onnx.ModelPro
     return made
 
 
-def open_side(spec: str, *, optimize: Level = "all") -> Side:
+def open_side(spec: str, find: Callable[[str], Experiment]) -> Side:
     """Open what `spec` names: `EXPERIMENT`, `EXPERIMENT:VARIANT`, an ONNX file or a bundle.
 
     The last three may end in `@PROVIDER`, a key of `PROVIDERS` of sessions. A path comes first
-    where both would do. Raises MissingInputError, UnknownNameError, UsageError, IntegrityError for
-    a bundle or weights that are not what was recorded, ModelError for a model that cannot be run or
-    proven, and ProviderError for a provider that this machine lacks.
+    where both would do. `find` gives an experiment by its name. Raises what `find` raises,
+    MissingInputError, UnknownNameError, UsageError, IntegrityError for a bundle or weights that are
+    not what was recorded, ModelError for a model that cannot be run or proven, and ProviderError
+    for a provider that this machine lacks.
     """
     name, at, provider = spec.rpartition("@")
     if not at or Path(spec).exists() or provider not in PROVIDERS:
@@ -138,27 +142,27 @@ def open_side(spec: str, *, optimize: Level = "all") -> Side:
         name, provider = spec, "cpu"
     path = Path(name)
     if path.is_dir():
-        return model_side(spec, open_bundle(path).model, provider, optimize)
+        return model_side(spec, open_bundle(path).model, provider)
     if path.exists():
         load_foreign(path)
-        return model_side(spec, path.read_bytes(), provider, optimize)
+        return model_side(spec, path.read_bytes(), provider)
     if "/" in name or path.suffix == ".onnx":
         raise MissingInputError(f"{name} is not there; it should be an ONNX file or a bundle")
-    return _of_experiment(name, provider, spec, optimize)
+    name, colon, variant = name.partition(":")
+    experiment = find(name)
+    if colon:
+        return replace(_variant_of(experiment, variant, provider), name=spec)
+    if provider != "cpu":
+        raise UsageError(
+            f"{spec}: PyTorch answers on the CPU; {name}:fp32@{provider} is the exported model"
+        )
+    data = layout.ready(experiment.dataset)
+    return open_weights(layout.weights(experiment.name), data, experiment)
 
 
-def _of_experiment(name: str, provider: str, spec: str, optimize: Level) -> Side:
-    experiment_name, colon, variant = name.partition(":")
-    experiment = params.load().experiment(experiment_name)
-    weights, data = layout.weights(experiment.name), layout.ready(experiment.dataset)
-    if not colon:
-        if provider != "cpu":
-            raise UsageError(
-                f"{spec}: PyTorch answers on the CPU; {name}:fp32@{provider} is the exported model"
-            )
-        return open_weights(weights, data, experiment)
+def _variant_of(experiment: Experiment, variant: str, provider: str) -> ModelSide:
     models = layout.models(experiment.name)
     if variant not in models:
         raise UnknownNameError(f"variant of {experiment.name}", variant, models)
-    side = open_variant(models[variant], sha256_of_file(weights), experiment, provider)
-    return model_side(spec, side.content, provider, optimize)
+    weights = sha256_of_file(layout.weights(experiment.name))
+    return open_variant(models[variant], weights, experiment, provider)

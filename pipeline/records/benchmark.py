@@ -11,8 +11,6 @@ from serving.measuring.timing import Timing, digits
 
 EAGER = "PyTorch eager"
 """The baseline: every row's speedup is over it, at the same threads and batch size."""
-CLAIMED = ("fp32", 1)
-"""The variant and the threads of what the table says in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,20 +28,12 @@ class BenchmarkReport:
     @property
     def headline(self) -> Mapping[str, float | None]:
         """fp32 at a batch of one row with one thread: its latency, and its speedup over eager."""
-        variant, threads = CLAIMED
-        runs = [one for one in measurements_of(self, variant) if one.settings.threads == threads]
-        row = runs[0].row(1) if runs else None
+        claimed = _claimed(self)
+        row = claimed.row(1) if claimed else None
         return {
             "p50_ms": row.timing.p50_ms if row else None,
             "speedup": row.speedup.median if row and row.speedup else None,
         }
-
-
-def measurements_of(
-    report: BenchmarkReport, variant: str, provider: str = "cpu"
-) -> tuple[Measurement, ...]:
-    """What was measured of a variant on a provider: one for each thread count."""
-    return tuple(report.bench.of(variant, provider))
 
 
 def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing, ...]]:
@@ -69,12 +59,15 @@ def ratio_of_rows(ours: Timing, theirs: Timing, *, seed: int) -> PairedRatio:
 
 def over_eager(report: BenchmarkReport) -> Iterator[tuple[int, PairedRatio]]:
     """By batch size, how many times as fast ONNX Runtime's fp32 is as eager, one thread each."""
-    variant, threads = CLAIMED
-    for one in measurements_of(report, variant):
-        if one.settings.threads == threads:
-            for row in one.rows:
-                if row.speedup:
-                    yield row.timing.batch_size, row.speedup
+    claimed = _claimed(report)
+    for row in claimed.rows if claimed else ():
+        if row.speedup:
+            yield row.timing.batch_size, row.speedup
+
+
+def _claimed(report: BenchmarkReport) -> Measurement | None:
+    """What the table says in words is of fp32 with one thread."""
+    return next((one for one in report.bench.of("fp32") if one.settings.threads == 1), None)
 
 
 def as_table(report: BenchmarkReport) -> str:
@@ -141,13 +134,17 @@ def gains_over_fp32(report: BenchmarkReport, variants: Sequence[str], goal: str)
     Speeds are compared turn by turn, with the threads that suit fp32 best: nobody would serve fp32
     with others. Raises IntegrityError for a variant without the row that it would be judged by.
     """
-    fp32 = _best(on_cpu(report, "fp32"), goal)
+    measured = on_cpu(report, "fp32")
+    if goal == "throughput":
+        fp32 = max(measured, key=lambda one: one.fastest.rows_per_second)
+    else:
+        fp32 = min(measured, key=lambda one: _smallest(one).p50_ms)
     return {name: _gain(report, name, fp32, goal) for name in variants}
 
 
 def on_cpu(report: BenchmarkReport, variant: str) -> tuple[Measurement, ...]:
     """What was measured of a variant on the CPU; IntegrityError for nothing."""
-    found = measurements_of(report, variant)
+    found = tuple(report.bench.of(variant))
     if not found:
         raise IntegrityError(f"{report.experiment}: benchmark.json has no CPU row for {variant}")
     return found
@@ -169,13 +166,6 @@ def _gain(report: BenchmarkReport, variant: str, fp32: Measurement, goal: str) -
     ours, theirs = (_row(report, one, fp32, goal) for one in (alike[0], fp32))
     ratio = ratio_of_rows(ours, theirs, seed=report.bench.seed)
     return Gain(times=ratio.median, low=ratio.low, high=ratio.high)
-
-
-def _best(measured: Sequence[Measurement], goal: str) -> Measurement:
-    """The thread count that suits the goal best."""
-    if goal == "throughput":
-        return max(measured, key=lambda one: one.fastest.rows_per_second)
-    return min(measured, key=lambda one: _smallest(one).p50_ms)
 
 
 def _row(report: BenchmarkReport, one: Measurement, fp32: Measurement, goal: str) -> Timing:

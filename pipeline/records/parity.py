@@ -10,6 +10,9 @@ from typing import Literal
 
 from pipeline.config.experiment import GateConfig
 
+SECOND_EXPORTER = "torchscript"
+"""A way to export that is compared and reported, and never ships."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NonFinite:
@@ -40,7 +43,7 @@ class Divergence:
     input_relative_diff: float | None
     """The same of the node's own inputs, at most; None where nothing before it can be compared."""
     reference: str
-    """What it was compared with: "PyTorch", "onnx.reference" or "unoptimized ONNX Runtime"."""
+    """What it was compared with: "PyTorch" or "unoptimized ONNX Runtime"."""
 
     def describe(self) -> str:
         """The finding in one line."""
@@ -149,8 +152,7 @@ class Cell:
     """One way to run a model: its exporter, provider, optimization level and batch size."""
 
     exporter: str
-    """"dynamo", as it ships; "torchscript", a second way that is compared and never ships; or
-    "file" for a model that ferry did not export."""
+    """"dynamo", as it ships; `SECOND_EXPORTER`; or "file" for what ferry did not export."""
     provider: str
     level: str
     """Of ONNX Runtime's graph optimization: "none", "basic", "extended" or "all"."""
@@ -161,6 +163,11 @@ class Cell:
     outputs: tuple[OutputDifference, ...]
     decisions: tuple[Decisions, ...]
     """Of each output that decides; () where no class is predicted."""
+
+    @property
+    def ships(self) -> bool:
+        """Whether the verdict depends on it."""
+        return self.exporter != SECOND_EXPORTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +264,11 @@ class VariantParity:
     batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]
     onnx_reference: OnnxReferenceAnswer
+
+    @property
+    def run(self) -> tuple[Cell, ...]:
+        """The cells that were not skipped."""
+        return tuple(cell for cell in self.cells if isinstance(cell, Cell))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

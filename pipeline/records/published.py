@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.records import read
-from serving.console import table
+from serving.console import DASH, number, table
 from serving.errors import MissingInputError
 from serving.files import dump_json, write_json, write_text
 from serving.measuring.pairing import PairedRatio
 
-NONE = "–"
 MARKED = re.compile(r"<!-- results: (\w+)((?: [\w-]+)*) -->\n.*?<!-- /results -->", re.DOTALL)
 """A table that is generated: `<!-- results: int8 digits-cnn -->` is that of one experiment."""
 PAGE = """# What was measured
@@ -199,8 +198,8 @@ def _training(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
     yield "experiment", "data set", "test set", "loss", "parameters", "epochs", "training"
     for one in published:
         reached = _percent(one.accuracy)
-        if one.accuracy is None:
-            reached = NONE if one.auc is None else f"AUC {one.auc:.4f}"
+        if one.accuracy is None and one.auc is not None:
+            reached = f"AUC {one.auc:.4f}"
         yield (
             f"`{one.experiment}`",
             one.dataset,
@@ -216,16 +215,15 @@ def _variants(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
     yield "experiment", "variant", "recipe", "accuracy", "flips", "largest diff", "size", *BATCHES
     for one in published:
         for name, variant in one.variants.items():
-            size, speeds = variant.size_ratio, variant.speedup
             yield (
                 one.experiment,
                 name if variant.passed else f"{name}, FAILED PARITY",
-                variant.recipe or NONE,
+                variant.recipe or DASH,
                 _percent(variant.accuracy),
-                NONE if variant.flips is None else str(variant.flips),
+                number(variant.flips),
                 f"{variant.max_abs_diff:.1e}",
-                NONE if size is None else f"{size:.2f}",
-                *(_times(speeds.get(size)) for size in BATCHES.values()),
+                number(variant.size_ratio, ".2f"),
+                *_times(variant),
             )
 
 
@@ -235,17 +233,17 @@ def _int8(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
         int8 = one.variants.get("int8")
         if int8 is None:
             continue
-        lost = NONE
+        lost = DASH
         if int8.error_increase is not None:
             lost = f"mean error {int8.error_increase:.2f} % larger (validation)"
         elif int8.accuracy_loss is not None:
             lost = f"{int8.accuracy_loss:.2f} points, {int8.flips} flips"
         yield (
             f"`{one.experiment}`",
-            int8.recipe or NONE,
-            *(_times(int8.speedup.get(size)) for size in BATCHES.values()),
+            int8.recipe or DASH,
+            *_times(int8),
             lost,
-            NONE if int8.size_ratio is None else f"{int8.size_ratio:.2f}",
+            number(int8.size_ratio, ".2f"),
         )
 
 
@@ -268,17 +266,17 @@ def _latency(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
     yield "experiment", "threads", "p50, batch 1", "p99", "most rows a second", "size", "cold start"
     for one in published:
         speed = one.speed
-        for line in speed.latencies if speed else ():
-            size = speed.bytes if speed else None
-            cold = speed.cold_starts_ms.get("fp32") if speed else None
+        if speed is None:
+            continue
+        for line in speed.latencies:
             yield (
                 f"`{one.experiment}`",
                 str(line.threads),
                 f"{line.p50_ms:.3f} ms",
                 f"{line.p99_ms:.3f} ms",
                 f"{line.rows_per_second:,.0f}, batch {line.best_batch}",
-                NONE if size is None else f"{size / 1024:,.0f} KiB",
-                NONE if cold is None else f"{cold:,.0f} ms",
+                DASH if speed.bytes is None else f"{speed.bytes / 1024:,.0f} KiB",
+                number(speed.cold_starts_ms.get("fp32"), ",.0f", " ms"),
             )
 
 
@@ -303,15 +301,16 @@ def short_revision(revision: str) -> str:
 
 
 def _percent(part: float | None) -> str:
-    return NONE if part is None else f"{100 * part:.2f} %"
+    return DASH if part is None else f"{100 * part:.2f} %"
 
 
-def _times(ratio: PairedRatio | None) -> str:
-    return f"{ratio.median:.2f}" if ratio else NONE
+def _times(variant: PublishedVariant) -> Iterator[str]:
+    ratios = (variant.speedup.get(size) for size in BATCHES.values())
+    return (f"{ratio.median:.2f}" if ratio else DASH for ratio in ratios)
 
 
 def _interval(ratio: PairedRatio | None) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else NONE
+    return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else DASH
 
 
 BATCHES = {"speed, batch 1": "1", "batch 32": "32"}

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
-from serving.console import table
+from serving.console import DASH, number, table
 from serving.measuring.pairing import PairedRatio
 
 HEADER = ("variant", "recipe", "loss (95 %)", "flips", "size")
-NONE = "–"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +76,8 @@ class Try:
     @property
     def speed(self) -> float:
         """The geometric mean of the speedups over the batch sizes; 0 where there are none."""
-        product, count = 1.0, len(self.speedup)
-        for ratio in self.speedup.values():
-            product *= ratio.median
-        return product ** (1 / count) if count else 0.0
+        medians = [ratio.median for ratio in self.speedup.values()]
+        return prod(medians) ** (1 / len(medians)) if medians else 0.0
 
     def figures(self) -> str:
         """What it lost and won, on one line; the verdict where nothing was measured."""
@@ -174,23 +172,25 @@ def as_table(report: QuantizeReport) -> str:
         lines += ["", f"{variant}: {search.reason}"]
         lines += [f"  {one.recipe}: {one.verdict}" for one in search.tries if not one.inside]
         lines += [f"  not tried: {name}: {why}" for name, why in search.not_tried.items()]
-    message = {name: why for name, why in report.skipped.items() if name not in report.searches}
-    lines += [f"{name}: not made: {why}" for name, why in message.items()]
+    lines += [
+        f"{name}: not made: {why}"
+        for name, why in report.skipped.items()
+        if name not in report.searches
+    ]
     return "\n".join(lines).strip()
 
 
 def _line(variant: str, one: Try, sizes: list[str], report: QuantizeReport) -> tuple[str, ...]:
     kept = report.searches[variant].kept(one)
     quality = one.quality
-    loss, flips = NONE, NONE
+    loss, flips = DASH, DASH
     if quality and quality.loss is not None:
         loss = f"{quality.loss:.2f} ({quality.low:.2f} to {quality.high:.2f})"
-        flips = NONE if quality.flips is None else str(quality.flips)
-    speeds = [f"{one.speedup[size].median:.2f}" if size in one.speedup else NONE for size in sizes]
-    size = NONE if one.size_ratio is None else f"{one.size_ratio:.2f}"
+        flips = number(quality.flips)
+    speeds = [f"{one.speedup[size].median:.2f}" if size in one.speedup else DASH for size in sizes]
     verdict = "KEPT" if kept else _verdict(one)
     name = f"{one.recipe} after training" if one.qat_epochs else one.recipe
-    return (variant, name, loss, flips, size, *speeds, verdict)
+    return (variant, name, loss, flips, number(one.size_ratio, ".2f"), *speeds, verdict)
 
 
 def _verdict(one: Try) -> str:

@@ -3,6 +3,7 @@
 It is printed, not kept: the trials themselves lie in the study's journal.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -75,8 +76,13 @@ class TuneReport:
 
 def best_of(trials: tuple[Trial, ...]) -> Trial | None:
     """The best trial that was trained to its end, the first of equals; None where none was."""
-    complete = [trial for trial in trials if trial.state == "complete"]
-    return max(complete, key=lambda trial: (*trial.rank, -trial.number), default=None)
+    return max((one for one in trials if one.state == "complete"), key=_order, default=None)
+
+
+def _order(trial: Trial) -> tuple[bool, float, float, int]:
+    """Grows as the trial is better: complete ones above all others, the first of equals."""
+    accuracy, loss = trial.rank
+    return trial.state == "complete", accuracy, loss, -trial.number
 
 
 def settings_text(settings: Mapping[str, Setting]) -> str:
@@ -88,7 +94,7 @@ def as_table(report: TuneReport) -> str:
     """Lay out the best trials for a terminal, one per line."""
     metric = report.metric.replace("_", " ")
     keys = list(dict.fromkeys(key for trial in report.trials for key in trial.settings))
-    ordered = sorted(report.trials, key=lambda one: (one.state != "complete", *_downwards(one)))
+    ordered = sorted(report.trials, key=_order, reverse=True)
     rows = [
         (
             str(trial.number),
@@ -104,15 +110,5 @@ def as_table(report: TuneReport) -> str:
     return table(("trial", "state", metric, "epochs", *keys), rows) + more
 
 
-def _downwards(trial: Trial) -> tuple[float, float, int]:
-    accuracy, loss = trial.rank
-    return -accuracy, -loss, trial.number
-
-
 def _text(value: Setting) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case tuple():
-            return f"[{', '.join(map(str, value))}]"
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -5,8 +5,7 @@ variant outside its gate fails the stage, and the report is written all the same
 any two models against each other.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,20 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.gate import QUANTITIES, SHIPPED
-from pipeline.proof.measure import Kept, sample
-from pipeline.proof.pair import explained, keep_with_progress, prove_with_progress, refuse_failures
-from pipeline.proof.prove import ParityPlan, Way
-from pipeline.proof.rows import Rows, rows_of_split
+from pipeline.proof.measure import Kept, keep, sample
+from pipeline.proof.pair import refuse_failures
+from pipeline.proof.prove import ParityPlan, Way, prove
+from pipeline.proof.rows import rows_of_split
 from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
 from pipeline.proof.tables import ulps
+from pipeline.proof.tracing.divergence import explained
 from pipeline.proof.variants import open_torchscript, open_variant, open_weights
 from pipeline.records import ReportFiles, write
-from pipeline.records.parity import Cell, ParityReport, VariantParity
+from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
 from pipeline.stages.page import figures
-from serving.errors import FerryError, ModelError, ProviderError
+from serving.errors import FerryError
 from serving.runtime.session import usable_providers
 
-FP32 = "fp32"
 RECORDED = (
     *(quantity.name for quantity in QUANTITIES),
     *("accuracy", "near_ties", "mcnemar_p", "max_rel_diff", "hostile_max_abs_diff", "nonfinite"),
@@ -59,14 +58,16 @@ def parity(
     _check_config(experiment)
     reference = open_weights(weights, data, experiment)
     rows = rows_of_split(data, "test", reference.inputs[0])
-    for path in models.values():
-        # All of them, before any is run.
-        check_alike(reference, open_variant(path, reference.sha256, experiment))
-    kept = keep_with_progress(reference, rows)
-    providers = _providers()
+    sides = {
+        name: open_variant(path, reference.sha256, experiment) for name, path in models.items()
+    }
+    for side in sides.values():
+        check_alike(reference, side)
+    kept = keep(reference, rows)
+    # Each with the reason why it cannot be used on this machine, if there is one.
+    providers = usable_providers()
     variants = {}
-    for name, path in models.items():
-        side = open_variant(path, reference.sha256, experiment)
+    for name, side in sides.items():
         result = _variant(name, side, reference, kept, providers, experiment=experiment)
         if explain or not result.passed:
             result = explained(result, reference, side, rows)
@@ -117,12 +118,6 @@ def _check_config(experiment: Experiment) -> None:
                 )
 
 
-def _providers() -> dict[str, str | None]:
-    """The providers of this machine but the CPU, each with the reason why it cannot be used."""
-    found = usable_providers()
-    return {name: reason for name, reason in found.items() if name != "cpu"}
-
-
 def _variant(
     name: str,
     side: ModelSide,
@@ -142,49 +137,42 @@ def _variant(
         onnx_reference_rows=config.reference_rows,
         hostile=True,
     )
-    ways = [Way(exporter="dynamo", provider="cpu", side=side, ships=True)]
+    ways = [Way(exporter="dynamo", provider="cpu", side=side)]
     for provider, reason in providers.items():
-        other = reason or _on(side, provider)
-        ways.append(Way(exporter="dynamo", provider=provider, side=other, ships=True))
-    if name == FP32 and "torchscript" in config.exporters:
-        second = _second_exporter(reference, kept.rows, experiment)
-        ways.append(Way(exporter="torchscript", provider="cpu", side=second, ships=False))
-    return prove_with_progress(reference, kept, ways, plan, f"{experiment.name} {name}")
+        if provider != "cpu":
+            other = reason or _side_or_reason(model_side, side.name, side.content, provider)
+            ways.append(Way(exporter="dynamo", provider=provider, side=other))
+    if name == "fp32" and SECOND_EXPORTER in config.exporters:
+        example = np.array(next(iter(kept.rows.slice(0, 2).values())))
+        opset = experiment.export.opset
+        second = _side_or_reason(open_torchscript, reference, example, opset)
+        ways.append(Way(exporter=SECOND_EXPORTER, provider="cpu", side=second))
+    return prove(reference, kept, ways, plan, f"{experiment.name} {name}")
 
 
-def _on(side: ModelSide, provider: str) -> ModelSide | str:
+def _side_or_reason(make: Callable[..., ModelSide], *arguments: object) -> ModelSide | str:
+    """A side, or why there is none."""
     try:
-        return model_side(side.name, side.content, provider)
-    except (ModelError, ProviderError) as error:
-        return str(error)
-
-
-def _second_exporter(reference: WeightsSide, rows: Rows, experiment: Experiment) -> ModelSide | str:
-    """The weights by way of TorchScript, or why they cannot go that way."""
-    example = np.array(next(iter(rows.slice(0, 2).values())))
-    try:
-        return open_torchscript(reference, example, experiment.export.opset)
+        return make(*arguments)
     except FerryError as error:
         return str(error)
 
 
 def _reference_accuracy(variants: Mapping[str, VariantParity]) -> float | None:
-    cells = [cell for one in variants.values() for cell in one.cells if isinstance(cell, Cell)]
-    whole = max(
-        (cell for cell in cells if cell.decisions), key=lambda cell: cell.rows, default=None
-    )
-    return whole.decisions[0].reference_accuracy if whole else None
+    cells = [cell for one in variants.values() for cell in one.run]
+    decided = [cell.decisions[0] for cell in cells if cell.decisions]
+    whole = max(decided, key=lambda one: one.rows, default=None)
+    return whole.reference_accuracy if whole else None
 
 
 def _record(report: ParityReport, *, track: bool) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
         for name, variant in report.variants.items():
-            values = asdict(variant)
-            known = {key: values[key] for key in RECORDED if values[key] is not None}
-            tracker.log_metrics({f"parity.{name}.{key}": float(known[key]) for key in known})
-            for cell in variant.cells:
-                if isinstance(cell, Cell):
-                    tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))
+            values = {f"parity.{name}.{key}": getattr(variant, key) for key in RECORDED}
+            known = {key: float(one) for key, one in values.items() if one is not None}
+            tracker.log_metrics(known)
+            for cell in variant.run:
+                tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))
             tracker.log_tags({f"ferry.gate.{name}": "passed" if variant.passed else "failed"})
         tracker.log_figure(figures.ulp_histogram(ulps(report)), "parity_ulps.png")
 

@@ -24,10 +24,10 @@ from pipeline.stages.results import (
     NOTHING,
     ExperimentResults,
     ResultRow,
-    lines_left_out,
     read_results,
     rows_of,
 )
+from serving.console import number
 from serving.errors import MissingInputError
 from serving.files import write_text
 
@@ -98,10 +98,8 @@ def report(root: Path, page: Path, *, params: Params) -> ReportSummary:
     Raises MissingInputError when none was, and IntegrityError for reports that cannot be read.
     """
     found = [read_results(name, root) for name in params.experiments]
-    left_out = tuple(line for one in found for line in lines_left_out(one))
-    sections = tuple(
-        _section(one, root / layout.PICTURES) for one in found if isinstance(one, ExperimentResults)
-    )
+    left_out = tuple(line for _, lines in found for line in lines)
+    sections = tuple(_section(one, root / layout.PICTURES) for one, _ in found if one)
     if not sections:
         raise MissingInputError("; ".join(left_out) or NOTHING)
     names = tuple(section.name for section in sections)
@@ -223,7 +221,7 @@ def _render(sections: Sequence[Section]) -> str:
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(TEMPLATE.parent),
     )
-    environment.filters |= {"number": _number, "size": _size, "short": short_revision}
+    environment.filters |= {"number": number, "size": _size, "short": short_revision}
     environment.filters |= {"percent": _percent, "times": _times}
     environment.filters |= {"proof": facts, "cells": cell_lines}
     page: str = environment.get_template(TEMPLATE.name).render(
@@ -234,10 +232,6 @@ def _render(sections: Sequence[Section]) -> str:
         revisions=sorted({section.measured.training.git_revision for section in sections}),
     )
     return page
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "–" if value is None else format(value, form) + unit
 
 
 def _times(ratio: float) -> str:

@@ -4,7 +4,7 @@ A figure is shown beside the file that it was measured of and no other: what was
 weights, or of a model that is not there any more, is left out with a line that says so.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +12,7 @@ from typing import TypeVar
 from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport, BundleReport, measurements_of, over_eager
+from pipeline.records.benchmark import BenchmarkReport, BundleReport, over_eager
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.published import (
@@ -23,14 +23,16 @@ from pipeline.records.published import (
 )
 from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
-from serving.console import table
+from serving.console import DASH, number, table
 from serving.errors import MissingInputError
 from serving.files import read_json, sha256_of_file
 from serving.measuring.report import Measurement
 
 Record = TypeVar("Record")
+Measured = TypeVar("Measured", EvaluateReport, ParityReport, BenchmarkReport)
 MANIFEST = "manifest.json"
 """Of a bundle, which has its digest."""
+NOTHING = "No experiment has run here yet: `make demo` runs two, `dvc repro` runs them all."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,63 +47,67 @@ class ExperimentResults:
     benchmark: BenchmarkReport | None = None
     shipped: BundleReport | None = None
     """None where no such bundle lies there."""
-    left_out: tuple[str, ...] = ()
-    """What was measured of another file, a line each."""
 
 
-def read_results(experiment: str, root: Path = Path()) -> ExperimentResults | str | None:
+def read_results(
+    experiment: str, root: Path = Path()
+) -> tuple[ExperimentResults | None, tuple[str, ...]]:
     """Read what was measured of an experiment's files, below the folder of params.yaml.
 
-    None before it is trained, and a line that says why where its weights are not those that were
-    trained. Raises IntegrityError for a report that is not what its stage writes.
+    None before it is trained, and where its weights are not those that were trained. Beside it is a
+    line for each file that is not the one that was measured. Raises IntegrityError for a report
+    that is not what its stage writes.
     """
     training = _read(TrainReport, experiment, "train", root)
     if training is None:
-        return None
+        return None, ()
     weights = layout.weights(experiment)
     if other := _other_file(weights, training.weights_sha256, experiment, root):
-        return other
-    inside = _read(EvaluateReport, experiment, "evaluate", root)
-    if inside and inside.weights_sha256 != training.weights_sha256:
-        inside = None
-    found = ExperimentResults(training=training, inside=inside)
-    parity = _read(ParityReport, experiment, "parity", root)
-    if parity is None or parity.weights_sha256 != training.weights_sha256:
-        return found
-    files = {name: layout.variant(experiment, name) for name in parity.variants}
-    others = {
-        name: other
+        return None, (other,)
+    inside = _of_weights(EvaluateReport, "evaluate", training, root)
+    parity = _of_weights(ParityReport, "parity", training, root)
+    if parity is None:
+        return ExperimentResults(training=training, inside=inside), ()
+    found = {
+        name: _other_file(layout.variant(experiment, name), one.sha256, experiment, root)
         for name, one in parity.variants.items()
-        if (other := _other_file(files[name], one.sha256, experiment, root))
     }
-    found = replace(found, left_out=tuple(others.values()))
-    if "fp32" in others:
-        return found
-    variants = {name: one for name, one in parity.variants.items() if name not in others}
-    return _with_speed(replace(found, parity=replace(parity, variants=variants)), variants, root)
-
-
-def _with_speed(
-    found: ExperimentResults, variants: Mapping[str, VariantParity], root: Path
-) -> ExperimentResults:
-    """Add the search, the benchmark and the bundle where they are of the files that were proven."""
-    experiment = found.training.experiment
+    left_out = tuple(line for line in found.values() if line)
+    if found.get("fp32"):
+        return ExperimentResults(training=training, inside=inside), left_out
+    variants = {name: one for name, one in parity.variants.items() if not found[name]}
     proven = {one.sha256 for one in variants.values()}
     quantized = _read(QuantizeReport, experiment, "quantize", root)
-    if quantized and quantized.model_sha256 in proven:
-        found = replace(found, quantized=quantized)
-    benchmark = _read(BenchmarkReport, experiment, "benchmark", root)
-    if benchmark is None or benchmark.weights_sha256 != found.training.weights_sha256:
-        return found
-    runs = benchmark.bench.measured
-    current = [one for one in runs if one.subject not in layout.VARIANTS or one.sha256 in proven]
-    bench = replace(benchmark.bench, measured=tuple(current))
-    found = replace(found, benchmark=replace(benchmark, bench=bench))
-    shipped = _read(BundleReport, experiment, "bundle", root)
+    benchmark = _benchmark(training, proven, root)
+    results = ExperimentResults(
+        training=training,
+        inside=inside,
+        parity=replace(parity, variants=variants),
+        quantized=quantized if quantized and quantized.model_sha256 in proven else None,
+        benchmark=benchmark,
+        shipped=_shipped(experiment, root) if benchmark else None,
+    )
+    return results, left_out
+
+
+def _benchmark(training: TrainReport, proven: Set[str], root: Path) -> BenchmarkReport | None:
+    """Without what was measured of other files than those that were proven."""
+    found = _of_weights(BenchmarkReport, "benchmark", training, root)
+    if found is None:
+        return None
+    current = [
+        one
+        for one in found.bench.measured
+        if one.subject not in layout.VARIANTS or one.sha256 in proven
+    ]
+    return replace(found, bench=replace(found.bench, measured=tuple(current)))
+
+
+def _shipped(experiment: str, root: Path) -> BundleReport | None:
+    found = _read(BundleReport, experiment, "bundle", root)
     manifest = root / layout.bundle(experiment) / MANIFEST
-    if shipped and manifest.is_file() and read_json(manifest).get("digest") == shipped.digest:
-        found = replace(found, shipped=shipped)
-    return found
+    there = found and manifest.is_file() and read_json(manifest).get("digest") == found.digest
+    return found if there else None
 
 
 def _other_file(path: Path, sha256: str, experiment: str, root: Path) -> str | None:
@@ -114,26 +120,17 @@ def _other_file(path: Path, sha256: str, experiment: str, root: Path) -> str | N
     return None
 
 
+def _of_weights(
+    record: type[Measured], stage: str, training: TrainReport, root: Path
+) -> Measured | None:
+    """What a stage measured of these weights; None of others."""
+    found = _read(record, training.experiment, stage, root)
+    return found if found and found.weights_sha256 == training.weights_sha256 else None
+
+
 def _read(record: type[Record], experiment: str, stage: str, root: Path) -> Record | None:
     path = root / layout.details(experiment, stage)
     return read(record, path, f"ferry {stage} {experiment}") if path.exists() else None
-
-
-HEADER = (
-    "experiment",
-    "variant",
-    "provider",
-    "accuracy",
-    "largest diff",
-    "flips",
-    "p50 ms",
-    "rows/s",
-    "size",
-    "shipped",
-)
-PROVIDER = HEADER.index("provider")
-NONE = "–"
-NOTHING = "No experiment has run here yet: `make demo` runs two, `dvc repro` runs them all."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,38 +174,15 @@ def results(params: Params, names: Sequence[str] = (), *, root: Path = Path()) -
     Raises UnknownNameError for a name that params.yaml lacks and MissingInputError for one that
     has not run.
     """
-    for name in names:
-        params.experiment(name)
     rows: list[ResultRow] = []
     left_out: list[str] = []
-    for name in names or params.experiments:
-        found = read_results(name, root)
-        new = rows_of(found) if isinstance(found, ExperimentResults) else ()
-        lines = lines_left_out(found)
+    for name, (found, lines) in _read_all(params, names, root).items():
+        new = rows_of(found) if found else ()
         if names and not new:
-            message = f"{name} has not run; `dvc repro bundle@{name}` runs it"
-            raise MissingInputError(lines[0] if lines else message)
+            raise MissingInputError(lines[0] if lines else _not_run(name))
         rows += new
         left_out += lines
     return ResultTable(rows=tuple(rows), left_out=tuple(left_out))
-
-
-def lines_left_out(found: ExperimentResults | str | None) -> tuple[str, ...]:
-    """What was not shown of an experiment because it was measured of another file, a line each."""
-    if isinstance(found, ExperimentResults):
-        return found.left_out
-    return (found,) if found else ()
-
-
-def rows_of(measured: ExperimentResults) -> tuple[ResultRow, ...]:
-    """Make the rows of one experiment; none before its variants were compared."""
-    if measured.parity is None:
-        return ()
-    rows: list[ResultRow] = []
-    for variant, parity in measured.parity.variants.items():
-        timings = list(_timings(measured, variant)) or [()]
-        rows += [_row(measured, variant, parity, one) for one in timings]
-    return tuple(rows)
 
 
 def publishable(
@@ -219,24 +193,44 @@ def publishable(
     Raises UnknownNameError for a name that params.yaml lacks and MissingInputError where there is
     nothing to publish.
     """
+    read = _read_all(params, names, root)
+    found = {name: to_publish(one) for name, (one, _) in read.items() if one and one.parity}
+    missing = [name for name in read if name not in found]
+    if missing and (names or not found):
+        raise MissingInputError(_not_run(missing[0]))
+    return tuple(found.values())
+
+
+def _read_all(
+    params: Params, names: Sequence[str], root: Path
+) -> dict[str, tuple[ExperimentResults | None, tuple[str, ...]]]:
+    """What `read_results` finds of the experiments in `names`, of all for no names."""
     for name in names:
         params.experiment(name)
-    read = {name: read_results(name, root) for name in names or params.experiments}
-    found = {
-        name: to_publish(one)
-        for name, one in read.items()
-        if isinstance(one, ExperimentResults) and one.parity
-    }
-    for name in names or () if found else read:
-        if name not in found:
-            raise MissingInputError(f"{name} has not run; `dvc repro bundle@{name}` runs it")
-    return tuple(found.values())
+    return {name: read_results(name, root) for name in names or params.experiments}
+
+
+def _not_run(name: str) -> str:
+    return f"{name} has not run; `dvc repro bundle@{name}` runs it"
+
+
+def rows_of(measured: ExperimentResults) -> tuple[ResultRow, ...]:
+    """Make the rows of one experiment; none before its variants were compared."""
+    if measured.parity is None:
+        return ()
+    runs = measured.benchmark.bench.measured if measured.benchmark else ()
+    rows: list[ResultRow] = []
+    for variant, parity in measured.parity.variants.items():
+        timed = [one for one in runs if one.subject == variant]
+        for provider in dict.fromkeys(one.provider for one in timed) or [None]:
+            timings = [one for one in timed if one.provider == provider]
+            rows.append(_row(measured, variant, parity, timings))
+    return tuple(rows)
 
 
 def to_publish(found: ExperimentResults) -> PublishedResults:
     """What is published of an experiment whose variants were compared."""
     training = found.training
-    drawn = found.inside.reconstruction if found.inside else None
     variants = found.parity.variants if found.parity else {}
     return PublishedResults(
         experiment=training.experiment,
@@ -246,7 +240,7 @@ def to_publish(found: ExperimentResults) -> PublishedResults:
         accuracy=training.accuracy,
         loss_name=training.loss_name,
         loss=training.loss,
-        auc=drawn.outliers.auc if drawn and drawn.outliers else None,
+        auc=found.inside.headline["auc"] if found.inside else None,
         parameters=training.parameters,
         epochs=len(training.history),
         seconds=training.seconds,
@@ -278,7 +272,7 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
 def _speed(report: BenchmarkReport) -> PublishedSpeed:
     bench = report.bench
     here = bench.environment
-    runs = measurements_of(report, "fp32")
+    runs = list(bench.of("fp32"))
     latencies = [
         PublishedLatency(
             threads=one.settings.threads,
@@ -304,20 +298,10 @@ def as_table(rows: Sequence[ResultRow]) -> str:
     """Lay the rows out for a terminal; the provider is named only where there are several."""
     if not rows:
         return NOTHING
-    lines = [HEADER, *[_cells(row) for row in rows]]
+    columns = dict(COLUMNS)
     if len({row.provider for row in rows}) == 1:
-        lines = [(*line[:PROVIDER], *line[PROVIDER + 1 :]) for line in lines]
-    return table(lines[0], lines[1:])
-
-
-def _timings(measured: ExperimentResults, variant: str) -> Iterator[Sequence[Measurement]]:
-    """What was measured of a variant, provider by provider: each with one or more thread counts."""
-    report = measured.benchmark
-    if report is None:
-        return
-    ran = (one.provider for one in report.bench.measured if one.subject == variant)
-    for provider in dict.fromkeys(ran):
-        yield measurements_of(report, variant, provider)
+        del columns["provider"]
+    return table(tuple(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
 def _row(
@@ -347,22 +331,17 @@ def _row(
     )
 
 
-def _cells(row: ResultRow) -> tuple[str, ...]:
-    return (
-        row.experiment,
-        row.variant,
-        row.provider or NONE,
-        f"MSE {row.loss:.4f}" if row.accuracy is None else f"{100 * row.accuracy:.2f} %",
-        f"{row.max_abs_diff:.1e}",
-        NONE if row.flips is None else str(row.flips),
-        NONE if row.p50_ms is None else f"{row.p50_ms:.3f}",
-        NONE if row.rows_per_second is None else f"{row.rows_per_second:,.0f}",
-        NONE if row.bytes is None else f"{row.bytes / 1024:,.0f} KiB",
-        _verdict(row),
-    )
-
-
-def _verdict(row: ResultRow) -> str:
-    if not row.passed:
-        return "FAILED PARITY"
-    return "yes" if row.shipped else "no"
+COLUMNS: dict[str, Callable[[ResultRow], str]] = {
+    "experiment": lambda row: row.experiment,
+    "variant": lambda row: row.variant,
+    "provider": lambda row: row.provider or DASH,
+    "accuracy": lambda row: (
+        f"MSE {row.loss:.4f}" if row.accuracy is None else f"{100 * row.accuracy:.2f} %"
+    ),
+    "largest diff": lambda row: f"{row.max_abs_diff:.1e}",
+    "flips": lambda row: number(row.flips),
+    "p50 ms": lambda row: number(row.p50_ms, ".3f"),
+    "rows/s": lambda row: number(row.rows_per_second, ",.0f"),
+    "size": lambda row: DASH if row.bytes is None else f"{row.bytes / 1024:,.0f} KiB",
+    "shipped": lambda row: ("yes" if row.shipped else "no") if row.passed else "FAILED PARITY",
+}

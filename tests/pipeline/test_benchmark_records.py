@@ -8,10 +8,8 @@ import sample_metrics
 
 from pipeline.records import read
 from pipeline.records.benchmark import (
-    EAGER,
     BenchmarkReport,
     as_table,
-    measurements_of,
     over_eager,
     ratio_of_rows,
     sweeps,
@@ -26,12 +24,6 @@ def report(tmp_path: Path) -> BenchmarkReport:
         sample_metrics.details(tmp_path, "digits-cnn", "benchmark"),
         "ferry benchmark",
     )
-
-
-def test_a_variant_was_timed_once_per_thread_count(report: BenchmarkReport) -> None:
-    assert [one.settings.threads for one in measurements_of(report, "int8")] == [1, 2]
-    assert measurements_of(report, "int8", "cuda") == ()
-    assert [one.provider for one in measurements_of(report, EAGER, "torch")] == ["torch", "torch"]
 
 
 def test_a_sweep_is_named_by_thing_provider_and_threads(report: BenchmarkReport) -> None:

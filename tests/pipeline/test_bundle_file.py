@@ -62,12 +62,14 @@ def proof(path: Path, *, rows: str = "rows.npy") -> Path:
     """What `ferry parity` leaves of the file beside a copy of itself that says something else."""
     from pipeline.proof.pair import compare
     from pipeline.proof.rows import open_rows
-    from pipeline.proof.variants import open_side
+    from pipeline.proof.sides import model_side
 
     other = onnx.load(path)
     other.doc_string = "the reference"
-    reference = open_side(str(kept(path.parent, other, "reference.onnx")))
-    side = open_side(str(path))
+    reference, side = (
+        model_side(str(one), one.read_bytes())
+        for one in (kept(path.parent, other, "reference.onnx"), path)
+    )
     opened = open_rows(str(path.parent / rows), side.inputs)
     report = compare(reference, side, opened, limits=LIMITS, batch_sizes=(1, 7), hostile=False)
     write_json(path.with_suffix(".json"), report)

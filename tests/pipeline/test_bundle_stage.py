@@ -12,7 +12,7 @@ import pytest
 import sample_metrics
 from project import Project
 
-from pipeline.config.experiment import BundleConfig
+from pipeline.config.experiment import BundleConfig, Params
 from pipeline.errors import GateError
 from pipeline.proof.rows import rows_of_split
 from pipeline.proof.variants import open_side
@@ -160,9 +160,9 @@ def test_an_interrupted_benchmark_chooses_nothing(measured: Project) -> None:
     assert not (measured.root / "bundles").exists()
 
 
-def test_a_bundle_is_a_side_of_its_own(measured: Project) -> None:
+def test_a_bundle_is_a_side_of_its_own(measured: Project, params: Params) -> None:
     folder = run(measured)
-    side = open_side(f"{folder}@cpu")
+    side = open_side(f"{folder}@cpu", params.experiment)
     assert side.sha256 == sha256_of_file(measured.models["int8"])
     rows = rows_of_split(measured.data, "test", side.inputs[0])
     found = side.answer(rows.slice(0, 20), 20)["probabilities"].argmax(1)

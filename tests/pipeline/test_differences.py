@@ -120,20 +120,13 @@ def test_what_is_no_number_is_the_worst(bad: float, where: str) -> None:
     assert sum(figures.ulps) == 119
 
 
-def test_rows_keep_their_own_numbers() -> None:
-    differences = Differences("logits")
-    wanted = np.zeros((3, 2), np.float32)
-    found = wanted.copy()
-    found[1, 1] = 1
-    differences.add(wanted, found, np.array([5, 90, 700]))
-    assert differences.report().max_abs_at == (90, 1)
-
-
-def test_images_are_told_by_row_and_place() -> None:
+def test_places_are_told_by_the_rows_own_numbers_and_all_other_axes() -> None:
+    differences = Differences("pixels")
     wanted = np.zeros((3, 4, 5, 1), np.float32)
     found = wanted.copy()
-    found[2, 3, 1, 0] = 2
-    assert report(wanted, found).max_abs_at == (2, 3, 1, 0)
+    found[1, 3, 1, 0] = 2
+    differences.add(wanted, found, np.array([5, 90, 700]))
+    assert differences.report().max_abs_at == (90, 3, 1, 0)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -188,22 +181,6 @@ def test_whole_numbers_and_texts_are_compared_too() -> None:
     assert figures.max_abs_diff == 1
 
 
-def test_the_memory_does_not_grow_with_the_rows() -> None:
-    import tracemalloc
-
-    differences = Differences("pixels")
-    wanted = np.random.default_rng(0).random((2000, 1000), dtype=np.float32)
-    found = wanted + np.float32(1e-3)
-    tracemalloc.start()
-    for start in range(0, 20_000, 2000):
-        differences.add(wanted, found, np.arange(start, start + 2000))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert differences.report().values == 20_000_000
-    # Twenty million values of each side are 160 MB; about a million are looked at at a time.
-    assert peak < 160 * 2**20
-
-
 # What two classifiers decide
 
 
@@ -234,8 +211,10 @@ def logits() -> np.ndarray:
 
 
 def test_nothing_flips_where_nothing_differs(logits: np.ndarray) -> None:
+    logits[[3, 5]] = [2.0, 2.0 + 1e-5, 0.0, 0.0]
     decisions = decide(logits, logits)
     assert (decisions.rows, decisions.flips, decisions.near_ties) == (100, 0, 0)
+    assert decisions.near_tie_rows == 2, "near-ties that hold are counted as well"
     assert decisions.named == ()
     assert decisions.classes == {}
     assert decisions.accuracy is None
@@ -269,13 +248,6 @@ def test_a_near_tie_that_flips_is_told_and_not_counted(logits: np.ndarray) -> No
     assert decisions.named[0].near_tie
     logits[12, 1] = 1.0 + 2.5e-4  # beyond the margin, the same change is a real flip
     assert decide(logits, found).flips == 1
-
-
-def test_a_near_tie_that_holds_is_counted_among_the_rows(logits: np.ndarray) -> None:
-    logits[[3, 5]] = [2.0, 2.0 + 1e-5, 0.0, 0.0]
-    decisions = decide(logits, logits)
-    assert decisions.near_tie_rows == 2
-    assert decisions.near_ties == 0
 
 
 def test_an_answer_that_is_no_number_is_a_real_flip(logits: np.ndarray) -> None:
@@ -348,9 +320,7 @@ def test_the_interval_is_wilsons(count: int, more: int) -> None:
     assert found.high == pytest.approx(middle + half, abs=1e-12)
 
 
-def test_no_flip_of_few_rows_proves_little_and_of_none_nothing() -> None:
-    assert wilson(0, 20).high > 0.15
-    assert wilson(0, 10_000).high < 4e-4
+def test_without_rows_any_rate_may_be() -> None:
     assert (wilson(0, 0).low, wilson(0, 0).high) == (0, 1)
 
 

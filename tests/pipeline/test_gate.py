@@ -11,21 +11,14 @@ from pipeline.config.experiment import GateConfig
 from pipeline.proof.gate import (
     QUANTITIES,
     Evidence,
-    ModelEvidence,
     accuracy_loss,
     failures,
+    failures_as_shipped,
     probabilities,
-    summarize,
     values,
+    worst_of,
 )
-from pipeline.records.parity import (
-    BatchDifference,
-    Cell,
-    HostileRow,
-    OnnxReferenceAnswer,
-    SkippedCell,
-    VariantParity,
-)
+from pipeline.records.parity import BatchDifference, Cell, VariantParity
 
 NOTHING = GateConfig.only(batch_diff=1e-4)
 ROWS = 360
@@ -44,31 +37,20 @@ def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "line"),
+    ("name", "measured", "limit", "line"),
     [
-        ({"max_abs_diff": 1e-4}, "2.0e-03 at logits[812, 7], limit 1.0e-04"),
-        ({"max_probability_diff": 1e-5}, "2.0e-04 at probabilities[812, 7], limit 1.0e-05"),
-        ({"min_snr_db": 70.0}, "60 dB of logits over the noise, limit 70 dB"),
-        ({"flips": 2}, "3 flips, limit 2"),
-        ({"accuracy_loss": 0.02}, "0.03 points of accuracy lost, limit 0.02"),
+        ("max_abs_diff", 2e-3, 1e-4, "2.0e-03 at logits[812, 7], limit 1.0e-04"),
+        ("max_probability_diff", 2e-4, 1e-5, "2.0e-04 at probabilities[812, 7], limit 1.0e-05"),
+        ("min_snr_db", 60.0, 70.0, "60 dB of logits over the noise, limit 70 dB"),
+        ("flips", 3, 2, "3 flips, limit 2"),
+        ("accuracy_loss", 0.03, 0.02, "0.03 points of accuracy lost, limit 0.02"),
     ],
 )
-def test_each_quantity_fails_alone(limits: dict[str, float], line: str) -> None:
-    assert describe(cell(diff=2e-3, flips=3), **limits) == [line]
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {"max_abs_diff": 2e-3},
-        {"max_probability_diff": 2e-4},
-        {"min_snr_db": 60.0},
-        {"flips": 3},
-        {"accuracy_loss": 0.03},
-    ],
-)
-def test_what_is_at_its_limit_is_within_it(limits: dict[str, float]) -> None:
-    assert describe(cell(diff=2e-3, flips=3), **limits) == []
+def test_each_quantity_fails_alone_and_is_met_at_its_limit(
+    name: str, measured: float, limit: float, line: str
+) -> None:
+    assert describe(cell(diff=2e-3, flips=3), **{name: limit}) == [line]
+    assert describe(cell(diff=2e-3, flips=3), **{name: measured}) == []
 
 
 def test_no_number_is_beyond_every_limit() -> None:
@@ -115,111 +97,56 @@ def test_outputs_are_told_apart() -> None:
     assert [one.max_abs_diff for _, one in probabilities(cells)] == [1e-4, 2e-4]
 
 
-BATCHES = (BatchDifference(max_abs_diff=1e-6, where="alone and last of 7", rows=16),)
-
-
-def evidence(
-    *cells: Cell, batches: Sequence[BatchDifference] = BATCHES, **changes: object
-) -> ModelEvidence:
-    made = ModelEvidence(
-        evidence=Evidence(cells=cells, rows=ROWS, batches=batches),
-        cells=cells,
-        batch_sizes=(1, 256),
-        hostile=(),
-        zero_rows="answered 0 rows",
-        zero_rows_sane=True,
-        onnx_reference=OnnxReferenceAnswer(rows=4, to_reference=0.0, to_model=0.0, skipped=None),
-        notes=(),
-        sha256="cd" * 32,
-    )
-    return replace(made, **changes)  # type: ignore[arg-type]
-
-
-def summary(*cells: Cell, limits: GateConfig = NOTHING, **changes: object) -> VariantParity:
-    return summarize(evidence(*cells, **changes), limits)
+def evidence(*cells: Cell, batches: Sequence[BatchDifference] = ()) -> Evidence:
+    return Evidence(cells=cells, rows=ROWS, batches=batches)
 
 
 def test_a_summary_is_the_worst_of_every_quantity() -> None:
     few = cell(diff=9e-3, flips=1, size=1)
     many = cell(diff=1e-3, flips=7)
-    found = summary(few, many)
-    assert found.passed
-    assert found.max_abs_diff == 9e-3
-    assert found.max_probability_diff == pytest.approx(9e-4)
-    assert found.flips == 7
-    assert found.snr_db == 60
-    assert found.cells == (few, many)
+    found = worst_of(evidence(few, many))
+    assert found["max_abs_diff"] == 9e-3
+    assert found["max_probability_diff"] == pytest.approx(9e-4)
+    assert found["flips"] == 7
+    assert found["snr_db"] == 60
 
 
 def test_what_fails_as_it_ships_hides_what_fails_otherwise() -> None:
     """One line is enough, and the plain one is the one to look at."""
     limits = replace(NOTHING, max_abs_diff=1e-4)
-    plain = cell(diff=2e-4, flips=0)
     worse = replace(cell(diff=9e-4, flips=0), level="none")
-    found = summary(plain, worse, limits=limits)
-    assert found.failures == ("2.0e-04 at logits[812, 7], limit 1.0e-04",)
-    assert found.max_abs_diff == 9e-4
-    good = cell(diff=1e-6, flips=0)
-    (line,) = summary(good, worse, limits=limits).failures
+    found = failures_as_shipped(evidence(cell(diff=2e-4, flips=0), worse), limits)
+    assert found == ["2.0e-04 at logits[812, 7], limit 1.0e-04"]
+    (line,) = failures_as_shipped(evidence(cell(diff=1e-6, flips=0), worse), limits)
     assert "(optimization none)" in line
 
 
-def test_batches_hostile_rows_and_no_rows_fail_too() -> None:
-    good = cell(diff=1e-6, flips=0)
+def test_a_difference_between_batches_fails_too() -> None:
     batches = (BatchDifference(max_abs_diff=2e-4, where="alone and first of 7", rows=16),)
-    found = summary(good, batches=batches)
-    assert found.failures == ("2.0e-04 alone and first of 7, limit 1.0e-04",)
-    assert found.batch_diff == 2e-4
-    hostile = (
-        HostileRow(name="zeros", passed=True, max_abs_diff=1e-6, limit=1e-4, message=""),
-        HostileRow(name="noise", passed=False, max_abs_diff=3e-3, limit=2e-4, message=""),
-        HostileRow(name="all 255", passed=False, max_abs_diff=5e-3, limit=3e-4, message=""),
-        HostileRow(
-            name="denormals",
-            passed=False,
-            max_abs_diff=None,
-            limit=None,
-            message="refused by one side: too small",
-        ),
-    )
-    found = summary(good, hostile=hostile)
-    assert found.failures == (
-        "5.0e-03 at the hostile row 'all 255', limit 3.0e-04",
-        "hostile row 'denormals': refused by one side: too small",
-    )
-    assert found.hostile_max_abs_diff == 5e-3
-    found = summary(good, zero_rows="ends the process with SIGABRT", zero_rows_sane=False)
-    assert found.failures == ("a batch without rows: ends the process with SIGABRT",)
+    found = evidence(cell(diff=1e-6, flips=0), batches=batches)
+    assert failures_as_shipped(found, NOTHING) == ["2.0e-04 alone and first of 7, limit 1.0e-04"]
+    assert worst_of(found)["batch_diff"] == 2e-4
 
 
 def test_a_model_without_classes_has_no_decisions_to_sum_up() -> None:
-    found = summary(replace(cell(diff=1e-6, flips=0), decisions=()))
-    assert (found.flips, found.near_ties, found.flip_rate) == (None, None, None)
-    assert (found.accuracy, found.accuracy_loss, found.mcnemar_p) == (None, None, None)
+    found = worst_of(evidence(replace(cell(diff=1e-6, flips=0), decisions=())))
+    names = ("flips", "near_ties", "flip_rate", "accuracy", "accuracy_loss", "mcnemar_p")
+    assert {found[name] for name in names} == {None}
 
 
 def test_a_model_of_probabilities_alone_is_summed_up_by_them() -> None:
     whole = cell(diff=1e-3, flips=0)
-    found = summary(replace(whole, outputs=(whole.outputs[1],)))
-    assert found.max_abs_output == "probabilities"
-    assert found.max_abs_diff == found.max_probability_diff == 1e-4
+    found = worst_of(evidence(replace(whole, outputs=(whole.outputs[1],))))
+    assert found["max_abs_output"] == "probabilities"
+    assert found["max_abs_diff"] == found["max_probability_diff"] == 1e-4
 
 
 def test_what_is_no_number_is_the_place_that_is_told() -> None:
     whole = cell(diff=1e-3, flips=0)
     broken = replace(whole.outputs[1], nonfinite=2, max_abs_at=(5, 1))
-    found = summary(replace(whole, outputs=(whole.outputs[0], broken)))
-    assert (found.max_abs_output, found.max_abs_at) == ("probabilities", (5, 1))
-    assert found.nonfinite == 2
-    assert not found.passed
-
-
-def test_cells_that_were_skipped_are_kept_and_count_for_nothing() -> None:
-    good = cell(diff=1e-6, flips=0)
-    skipped = SkippedCell(exporter="dynamo", provider="cuda", level="", reason="no card")
-    found = summary(good, cells=(good, skipped))
-    assert found.passed
-    assert skipped in found.cells
+    found = worst_of(evidence(replace(whole, outputs=(whole.outputs[0], broken))))
+    assert (found["max_abs_output"], found["max_abs_at"]) == ("probabilities", (5, 1))
+    assert found["nonfinite"] == 2
 
 
 def test_the_samples_of_other_tests_are_such_a_summary() -> None:

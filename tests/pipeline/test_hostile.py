@@ -10,10 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from pipeline.proof.empty import ask_nothing
-from pipeline.proof.hostile import hostile_feeds, hostile_rows, zero_rows
+from pipeline.proof.hostile import failing, hostile_feeds, hostile_rows, zero_rows
 from pipeline.proof.measure import beside_others, sample
 from pipeline.proof.prove import ask_onnx_reference
 from pipeline.proof.rows import Rows
+from pipeline.records.parity import HostileRow
 from serving.errors import InputError
 from serving.runtime.tensors import TensorInfo
 
@@ -134,6 +135,21 @@ def test_what_is_no_number_must_be_so_on_both_sides(
     assert zeros.passed is passed
     assert zeros.message == message
     assert all(row.passed for row in rows if row.name != "zeros")
+
+
+def test_the_worst_of_what_fails_is_named_and_all_that_is_odd() -> None:
+    hostile = (
+        HostileRow(name="zeros", passed=True, max_abs_diff=1e-6, limit=1e-4, message=""),
+        HostileRow(name="noise", passed=False, max_abs_diff=3e-3, limit=2e-4, message=""),
+        HostileRow(name="all 255", passed=False, max_abs_diff=5e-3, limit=3e-4, message=""),
+        HostileRow(
+            name="denormals", passed=False, max_abs_diff=None, limit=None, message="too small"
+        ),
+    )
+    assert list(failing(hostile)) == [
+        "5.0e-03 at the hostile row 'all 255', limit 3.0e-04",
+        "hostile row 'denormals': too small",
+    ]
 
 
 def test_a_batch_without_rows_is_answered() -> None:

@@ -41,7 +41,7 @@ def export(
 
 
 def run(report: PairReport) -> list[Cell]:
-    return [cell for cell in report.result.cells if isinstance(cell, Cell)]
+    return list(report.result.run)
 
 
 def two(path: Path) -> list[InputSpec]:

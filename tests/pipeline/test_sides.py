@@ -13,8 +13,9 @@ from project import REPOSITORY, Project
 from torch import Tensor, nn
 from trained_graphs import convolutional_graph, drawing_graph, graph_of, linear_graph, stripes
 
+from pipeline.config.params import load
 from pipeline.network.graph import CrossEntropy, Graph
-from pipeline.proof.sides import check_alike, model_side
+from pipeline.proof.sides import Side, check_alike, model_side
 from pipeline.proof.variants import open_side, open_variant, open_weights, torchscript_model
 from pipeline.stages import export
 from serving.errors import (
@@ -30,12 +31,13 @@ from serving.runtime.session import open_session
 
 @pytest.fixture
 def at_home(exported: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """In the folder of a project whose params.yaml is the repository's."""
+    """In the folder of a project."""
     monkeypatch.chdir(exported.root)
-    params = exported.root / "params.yaml"
-    if not params.exists():
-        params.write_text((REPOSITORY / "params.yaml").read_text())
     return exported
+
+
+def opened(spec: str) -> Side:
+    return open_side(spec, load(REPOSITORY / "params.yaml").experiment)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
@@ -89,9 +91,9 @@ def test_all_ways_to_name_a_side(at_home: Project, tmp_path: Path) -> None:
     model = at_home.models["int8"]
     # The weights of the repository's own settings do not fit the tiny network that was trained.
     with pytest.raises(IntegrityError, match="does not hold the weights of digits-cnn"):
-        open_side("digits-cnn")
+        opened("digits-cnn")
     for spec in ("digits-cnn:int8", "digits-cnn:int8@cpu", str(model), f"{model}@cpu"):
-        side = open_side(spec)
+        side = opened(spec)
         assert side.name == spec
         assert side.sha256 == open_session(model).sha256
 
@@ -99,7 +101,7 @@ def test_all_ways_to_name_a_side(at_home: Project, tmp_path: Path) -> None:
 def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
     path = tmp_path / "model@cpu"
     path.write_bytes(small.linear().SerializeToString())
-    assert open_side(str(path)).name == str(path)
+    assert opened(str(path)).name == str(path)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
 )
 def test_what_is_no_side(at_home: Project, spec: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
-        open_side(spec)
+        opened(spec)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -128,7 +130,7 @@ def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
         small.linear(big), path, save_as_external_data=True, location="weights", size_threshold=0
     )
     with pytest.raises(ModelError, match="in another file, 'weights'"):
-        open_side(str(path))
+        opened(str(path))
 
 
 def test_an_operator_of_an_unknown_domain_is_refused(tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_an_operator_of_an_unknown_domain_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(made.SerializeToString())
     with pytest.raises(ModelError, match=r"needs the operator mine\.ops::Magic, at node 'main/Mag"):
-        open_side(str(path))
+        opened(str(path))
 
 
 def test_a_variant_of_other_weights_is_refused(exported: Project) -> None:
@@ -162,13 +164,12 @@ def test_sides_that_take_or_answer_something_else_are_refused() -> None:
 
 def test_another_precision_of_what_is_answered_is_no_other_answer() -> None:
     linear = small.side(small.linear())
-    half = replace(linear.session.outputs[0], dtype="float16")
-    session = replace(linear.session, outputs=(half, linear.session.outputs[1]))
-    check_alike(linear, replace(linear, session=session))
-    whole = replace(linear.session.outputs[0], dtype="int64")
-    session = replace(linear.session, outputs=(whole, linear.session.outputs[1]))
+    logits, probabilities = linear.outputs
+    half = replace(logits, dtype="float16")
+    check_alike(linear, replace(linear, outputs=(half, probabilities)))
+    whole = replace(logits, dtype="int64")
     with pytest.raises(InputError, match="cannot be compared"):
-        check_alike(linear, replace(linear, session=session))
+        check_alike(linear, replace(linear, outputs=(whole, probabilities)))
 
 
 def test_a_side_at_another_level_is_the_same_model() -> None:

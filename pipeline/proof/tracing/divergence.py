@@ -1,61 +1,102 @@
-"""Name the node at which an ONNX model leaves its reference, or makes its first NaN or infinity.
+"""Explain a comparison: name the node at which an ONNX model leaves its reference.
 
-The reference is ferry's own graph or any other module in PyTorch, whose values the exporter's names
-find again, another ONNX model with the same names, or the operators' own definition.
+A node may be further off than all before it and do nothing wrong but enlarge what it was given; and
+a quantized model is a little off everywhere. So a suspect and what comes before it are run by
+themselves, on values of the reference.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from math import inf, isfinite
 
 import numpy as np
 import onnx
 
+from pipeline.config.experiment import GateConfig
 from pipeline.network.graph import Graph
-from pipeline.proof.tracing.blame import Blame, Difference, compared
+from pipeline.proof.differences import largest_difference
+from pipeline.proof.hostile import hostile_feeds
+from pipeline.proof.rows import Rows
+from pipeline.proof.sides import ModelSide, ModuleSide, Side, WeightsSide
 from pipeline.proof.tracing.pairs import Pair, pair_values
 from pipeline.proof.tracing.torch_values import TorchValues, Traced, of_graph
 from pipeline.proof.tracing.values import (
+    MOVES,
     Array,
     OnnxValues,
-    ReferenceValues,
-    Values,
+    first_nonfinite,
     makers,
     node_name,
     outputs_of,
     reads,
+    submodel,
 )
-from pipeline.records.parity import Divergence, NonFinite
-from serving.errors import ModelError
+from pipeline.records.parity import Divergence, VariantParity
+from serving.errors import FerryError, InputError, ModelError
 
-Reference = Graph | Traced | onnx.ModelProto | None
+Reference = Graph | Traced | onnx.ModelProto
 
+ROUNDED_ROWS = 64
+"""Rows that a module of PyTorch is asked in float64 as well."""
 CHUNK_BYTES = 128 * 2**20
 """Of values that are held at once, on either side."""
 FIRST_CHUNK, LARGEST_CHUNK = 64, 512
 """Nodes that are looked at in one run."""
-NONFINITE_CHUNK = 64
-"""Nodes whose values are held at once, where only the model runs."""
-LARGEST_REFERENCE = 1000
-"""Nodes that `onnx.reference`, which is slow, is asked to run."""
+NUMBERS = "fiub"
+TINY = 1e-12
+"""A tensor whose largest value is below this one is not divided by it."""
+ENOUGH = 0.01
+"""A node whose inputs are off by less than this part of its output is to blame without a trial."""
+TRIALS = 16
+"""Nodes that are run by themselves: those that enlarge what they are given most."""
+ROUNDING = 1e-7
+"""Of float32: a relative difference below it enlarges nothing."""
+SORTED_ALIKE = 1e-3
+"""Values of two tensors, in order of size, that are closer than this are the same ones moved."""
+
+
+def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -> VariantParity:
+    """Add the first node that makes NaN or infinity, else the first that diverges.
+
+    The row is the one with the largest difference, or a hostile one that fails. Where the model
+    cannot be looked into, or nothing differs, the result stays as it is.
+    """
+    feeds = _diverging(result, rows)
+    if not isinstance(other, ModelSide) or feeds is None:
+        return result
+    model = other.model()
+    try:
+        broken = first_nonfinite(model, feeds)
+        if broken is not None:
+            return replace(result, first_nonfinite=broken)
+        limit = _limit(result.limits, reference, feeds)
+        if isinstance(reference, ModuleSide):
+            off = reference.off_the_trace(feeds, np.inf if limit is None else limit)
+            notes = [*result.notes, *([off] if off else []), *_lost_by_rounding(reference, rows)]
+            result = replace(result, notes=tuple(notes))
+            if off:
+                return result  # no operator of the model is to blame
+        found = first_divergence(
+            _reference(reference), model, feeds, limit, provider=other.provider
+        )
+    except FerryError:
+        return result  # the verdict stands without its explanation
+    return replace(result, first_divergence=found)
 
 
 def first_divergence(
     reference: Reference,
     model: onnx.ModelProto,
-    feeds: Mapping[str, Array] | Array,
+    feeds: Mapping[str, Array],
     limit: float | None,
     *,
     provider: str = "cpu",
 ) -> Divergence | None:
     """The node that makes a difference larger than the gate `limit` allows the first output.
 
-    `reference` is ferry's `Graph`, a `Traced` module of PyTorch, another ONNX model, or None for
-    what the operators of `model` are defined to compute: then `onnx.reference` where it has them
-    all, else the unoptimized session of ONNX Runtime, against which the optimized one is held.
-    `feeds` is one raw row for each input of the model by its name, for instance uint8 [1, H, W, C],
-    or the bare array for a model of one input. Without a `limit` all are within it. `provider` runs
-    `model`; the reference runs on the CPU.
+    `reference` is ferry's `Graph`, a `Traced` module of PyTorch or another ONNX model. `feeds` is
+    one raw row for each input of the model by its name, for instance uint8 [1, H, W, C]. Without a
+    `limit` all are within it. `provider` runs `model`; the reference runs on the CPU.
 
     Nodes are walked in graph order, as many at a time as keeps the values that are held within
     bounds: every value that has a counterpart is compared, so that nothing is assumed of how a
@@ -67,101 +108,284 @@ def first_divergence(
 
     Raises ModelError and InputError for a model that does not run on its feeds.
     """
-    if not isinstance(feeds, Mapping):
-        feeds = {model.graph.input[0].name: feeds}
-    wanted = _reference(reference, model, feeds)
-    optimize = reference is None and isinstance(wanted, OnnxValues)
-    found = OnnxValues(model, feeds, provider=provider, optimize=optimize)
-    recurrent = wanted.recurrent if isinstance(wanted, TorchValues) else ()
-    pairs = pair_values(model, wanted.names, recurrent)
-    walk = _Walk(model=model, wanted=wanted, found=found, pairs=pairs)
-    blame = Blame(model, pairs, walk.differences)
-    suspect = walk.first_beyond(limit, blame)
-    value = blame.culprit(suspect, wanted, found)
-    return None if value is None else blame.divergence(value, wanted, found)
+    blame = _Blame(model, _values(reference, model, feeds), OnnxValues(model, feeds, provider))
+    culprit = blame.culprit(blame.first_beyond(limit))
+    return None if culprit is None else blame.divergence(culprit)
 
 
-def _reference(reference: Reference, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Values:
+def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
+    """One row of each input that shows the difference."""
+    failing = [row.name for row in result.hostile if not row.passed]
+    only_hostile = failing and all("hostile row" in failure for failure in result.failures)
+    if result.max_abs_at and not only_hostile:
+        number = np.array([result.max_abs_at[0]])
+        return {name: np.array(array) for name, array in rows.take(number).items()}
+    return hostile_feeds(rows.slice(0, 1))[failing[0]] if failing else None
+
+
+def _reference(side: Side) -> Reference:
+    if isinstance(side, WeightsSide):
+        return side.graph
+    return side.traced if isinstance(side, ModuleSide) else side.model()
+
+
+def _limit(limits: GateConfig, reference: Side, feeds: Mapping[str, Array]) -> float | None:
+    """How far off the first output may be; of a signal-to-noise ratio, the noise it allows."""
+    if limits.max_abs_diff is not None or limits.min_snr_db is None:
+        return limits.max_abs_diff
+    first = next(iter(reference.answer(feeds, 1).values())).astype(np.float64)
+    return float(10 ** (-limits.min_snr_db / 20) * np.abs(first).max(initial=0.0))
+
+
+def _lost_by_rounding(module: ModuleSide, rows: Rows) -> Iterator[str]:
+    own = module.rounding(rows.slice(0, ROUNDED_ROWS))
+    if own:
+        yield f"PyTorch itself is {own:.1e} from float64 here"
+
+
+def _values(
+    reference: Reference, model: onnx.ModelProto, feeds: Mapping[str, Array]
+) -> TorchValues | OnnxValues:
     if isinstance(reference, Graph):
         (row,) = feeds.values()
-        return of_graph(reference, row, _opset(model))
+        (opset,) = [one.version for one in model.opset_import if not one.domain]
+        return of_graph(reference, row, opset)
     if isinstance(reference, Traced):
         return TorchValues(traced=reference, feeds=feeds)
-    if isinstance(reference, onnx.ModelProto):
-        return OnnxValues(reference, _renamed(reference, feeds))
-    return _definition(model, feeds)
+    weights = {tensor.name for tensor in reference.graph.initializer}
+    names = [one.name for one in reference.graph.input if one.name not in weights]
+    # Where its inputs have other names, they are meant in their order.
+    same = set(names) == set(feeds)
+    return OnnxValues(reference, feeds if same else dict(zip(names, feeds.values(), strict=False)))
 
 
-def _renamed(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-    """The feeds by the names of this model's inputs; where these are others, in their order."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    names = [one.name for one in model.graph.input if one.name not in weights]
-    return feeds if set(names) == set(feeds) else dict(zip(names, feeds.values(), strict=False))
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of two arrays that should be the same."""
+
+    absolute: float
+    """The largest; infinite where no number tells it: other shapes, other words, or NaN."""
+    relative: float
+    """Over the largest value of the reference."""
+    exact: bool
+    """Whether both hold whole numbers, truths or words, which are right or wrong."""
 
 
-def _definition(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Values:
-    """What the operators are defined to compute, else what ONNX Runtime computes as written."""
-    if len(model.graph.node) <= LARGEST_REFERENCE:
-        values = ReferenceValues(model, feeds)
-        try:
-            values.fetch([output.name for output in model.graph.output])
-        except ModelError:
-            return OnnxValues(model, feeds)
-        return values
-    return OnnxValues(model, feeds)
+def compared(wanted: Array, found: Array, pair: Pair) -> Difference:
+    """How far `found` is from what the reference has in its place.
+
+    A quantizer's numbers are taken for the values they stand for. NaN and infinities that stand in
+    both are no difference.
+    """
+    exact = wanted.dtype.kind != "f" and found.dtype.kind != "f"
+    if wanted.shape != found.shape:
+        return Difference(inf, inf, exact)
+    if wanted.dtype.kind not in NUMBERS or found.dtype.kind not in NUMBERS:
+        same = np.array_equal(wanted.astype(str), found.astype(str))
+        return Difference(0.0, 0.0, exact) if same else Difference(inf, inf, exact)
+    right = wanted.astype(np.float64)
+    other = pair.steps.values(found) if pair.steps else found.astype(np.float64)
+    if pair.clipped and right.size:
+        other = other.clip(np.nanmin(right), np.nanmax(right))
+    worst = largest_difference(right, other)
+    scale = float(np.abs(right[np.isfinite(right)]).max(initial=TINY))
+    return Difference(worst, worst / scale, exact)
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    versions: dict[str, int] = {entry.domain: entry.version for entry in model.opset_import}
-    return versions[""]
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A part of the graph that is run by itself."""
+
+    value: str
+    """What it makes."""
+    nodes: Sequence[onnx.NodeProto]
+    read: Set[str]
+    given: Sequence[str]
+    """Those of the values it reads that the reference has."""
 
 
-@dataclass(slots=True, kw_only=True)
-class _Walk:
-    """Both models side by side, in graph order."""
+class _Blame:
+    """Both models side by side, with what is known so far of the differences of their values."""
 
-    model: onnx.ModelProto
-    wanted: Values
-    found: OnnxValues
-    pairs: Mapping[str, Pair]
-    differences: dict[str, Difference] = field(default_factory=dict)
+    def __init__(
+        self, model: onnx.ModelProto, wanted: TorchValues | OnnxValues, found: OnnxValues
+    ) -> None:
+        recurrent = wanted.recurrent if isinstance(wanted, TorchValues) else ()
+        self._model = model
+        self._wanted, self._found = wanted, found
+        self._pairs = pair_values(model, wanted.names, recurrent)
+        self._differences: dict[str, Difference] = {}
+        self._makers = makers(model.graph)
+        self._order = {name: at for at, name in enumerate(self._makers)}
 
-    def first_beyond(self, limit: float | None, blame: Blame) -> str | None:
+    def first_beyond(self, limit: float | None) -> str | None:
         """The first value that is further off than the limit on the first output allows."""
-        allowed = np.inf if limit is None else limit / self._scale()
+        allowed = inf if limit is None else limit / self._scale()
         start, size = 0, FIRST_CHUNK
-        while start < len(self.model.graph.node):
-            nodes = self.model.graph.node[start : start + size]
-            names = [name for node in nodes for name in outputs_of(node) if name in self.pairs]
-            there = self.wanted.fetch({self.pairs[name].wanted for name in names})
-            here = self.found.fetch(names)
+        while start < len(self._model.graph.node):
+            nodes = self._model.graph.node[start : start + size]
+            names = [name for node in nodes for name in outputs_of(node) if name in self._pairs]
+            there, here = self._right(names), self._found.fetch(names)
             for name in names:
-                wanted = there.get(self.pairs[name].wanted)
-                if wanted is None or name not in here:
+                if name not in there or name not in here:
                     continue
-                self.differences[name] = compared(wanted, here[name], self.pairs[name])
-                if self._is_beyond(name, allowed, blame):
+                self._differences[name] = compared(there[name], here[name], self._pairs[name])
+                if self._is_beyond(name, allowed):
                     return name
             start += len(nodes)
             size = _next_size(size, sum(array.nbytes for array in here.values()))
         return None
 
-    def _is_beyond(self, name: str, allowed: float, blame: Blame) -> bool:
+    def culprit(self, suspect: str | None) -> str | None:
+        """The value whose own node makes the largest difference, of the suspect and all before it.
+
+        Without a suspect, of all values that differ; None when none does.
+        """
+        if suspect is not None:
+            off = self._differences[suspect].relative
+            if not isfinite(off) or (self._before(suspect) or 0.0) <= ENOUGH * off:
+                return suspect
+        near = self._enlarging(suspect)
+        own = self._own(near)
+        return max(near, key=lambda value: own[value], default=suspect)
+
+    def divergence(self, value: str) -> Divergence:
+        """The finding about the node that makes `value`."""
+        node = self._node(value)
+        difference, before = self._differences[value], self._before(value)
+        finite = isfinite(difference.relative)
+        return Divergence(
+            node=node_name(node),
+            operator=node.op_type,
+            tensor=value,
+            max_abs_diff=difference.absolute if finite else None,
+            relative_diff=difference.relative if finite else None,
+            input_relative_diff=before if before is not None and isfinite(before) else None,
+            reference=self._wanted.describe,
+        )
+
+    def _right(self, names: Sequence[str]) -> dict[str, Array]:
+        """What the reference has in the place of some values, where it has anything."""
+        there = self._wanted.fetch({self._pairs[name].wanted for name in names})
+        return {
+            name: there[self._pairs[name].wanted]
+            for name in names
+            if self._pairs[name].wanted in there
+        }
+
+    def _is_beyond(self, name: str, allowed: float) -> bool:
         """Whole numbers and words are right or wrong, unless what they are made of is off."""
-        difference = self.differences[name]
-        if difference.exact and difference.relative > 0 and not blame.before(name):
+        difference = self._differences[name]
+        if difference.exact and difference.relative > 0 and not self._before(name):
             return True
         return difference.relative > allowed
 
     def _scale(self) -> float:
         """The largest value of the reference's first output."""
-        first = self.model.graph.output[0].name
-        if first not in self.pairs:
+        first = self._model.graph.output[0].name
+        wanted = self._right([first])[first] if first in self._pairs else np.ones(1)
+        if wanted.dtype.kind not in NUMBERS:
             return 1.0
-        wanted = self.wanted.fetch([self.pairs[first].wanted])[self.pairs[first].wanted]
-        if wanted.dtype.kind not in "fiub":
-            return 1.0
-        return max(float(np.nan_to_num(np.abs(wanted.astype(np.float64))).max(initial=0)), 1e-12)
+        return max(float(np.nan_to_num(np.abs(wanted.astype(np.float64))).max(initial=0)), TINY)
+
+    def _before(self, value: str) -> float | None:
+        """The largest relative difference of what a value is made of; None where none is known."""
+        known = [self._differences[name].relative for name in self._sources(value)]
+        return max(known, default=None)
+
+    def _enlarging(self, suspect: str | None) -> list[str]:
+        """The values at or before the suspect whose nodes enlarge differences most."""
+        near = set(self._differences) if suspect is None else self._upstream(suspect)
+        off = [value for value in near if self._differences[value].relative > 0]
+
+        def gain(value: str) -> tuple[float, int]:
+            before = self._before(value) or 0.0
+            return self._differences[value].relative / (before + ROUNDING), -self._order[value]
+
+        return sorted(off, key=gain, reverse=True)[:TRIALS]
+
+    def _upstream(self, value: str) -> set[str]:
+        """The compared values that a value depends on, itself included."""
+        seen, waiting = {value}, [value]
+        while waiting:
+            new = self._sources(waiting.pop()) - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    def _sources(self, value: str) -> set[str]:
+        """The nearest compared values that a value is made of."""
+        read = {name for node in self._segment(value) for name in reads(node)}
+        return {name for name in read if name in self._differences}
+
+    def _segment(self, value: str, *, numbers: bool = True) -> list[onnx.NodeProto]:
+        """The nodes between a value and the nearest compared ones before it, in graph order.
+
+        Without `numbers` a quantizer's whole numbers are none to stop at.
+        """
+        found: dict[int, onnx.NodeProto] = {}
+        waiting = [value]
+        while waiting:
+            node = self._makers[waiting.pop()]
+            at = self._order[outputs_of(node)[0]]
+            if at not in found:
+                found[at] = node
+                waiting += [
+                    name
+                    for name in reads(node)
+                    if name in self._makers and not self._stops(name, numbers=numbers)
+                ]
+        return [found[at] for at in sorted(found)]
+
+    def _stops(self, name: str, *, numbers: bool) -> bool:
+        return name in self._differences and (numbers or self._pairs[name].steps is None)
+
+    def _own(self, values: Sequence[str]) -> dict[str, float]:
+        """How far each value is off when its node is given the reference's values.
+
+        What lies between a value and the nearest compared ones is run with it; 0 where that cannot
+        be.
+        """
+        trials = [self._trial(value) for value in values]
+        names = list({name for trial in trials for name in (*trial.given, trial.value)})
+        here, right, inputs = self._found.fetch(names), self._right(names), self._found.feeds
+        own = {}
+        for trial in trials:
+            feeds = {name: right[name].astype(here[name].dtype) for name in trial.given}
+            feeds |= {name: inputs[name] for name in trial.read & inputs.keys()}
+            alone = self._alone(trial, feeds)
+            pair = self._pairs[trial.value]
+            off = 0.0 if alone is None else compared(right[trial.value], alone, pair).relative
+            own[trial.value] = off
+        return own
+
+    def _trial(self, value: str) -> _Trial:
+        nodes = self._segment(value, numbers=False)
+        made = {name for node in nodes for name in outputs_of(node)}
+        read = {name for node in nodes for name in reads(node)} - made
+        return _Trial(value, nodes, read, [name for name in read if name in self._differences])
+
+    def _alone(self, trial: _Trial, feeds: Mapping[str, Array]) -> Array | None:
+        part = submodel(self._model, trial.nodes, feeds, trial.value)
+        try:
+            found = OnnxValues(part, feeds, self._found.provider).fetch([trial.value])
+        except (InputError, ModelError):
+            return None
+        return found[trial.value]
+
+    def _node(self, value: str) -> onnx.NodeProto:
+        """The node to name for a value: where it only moves others, what computes them.
+
+        Of several nodes without a counterpart none can be told from the others but by this: where
+        the right values stand in wrong places, it is the one that moves.
+        """
+        nodes = self._segment(value)
+        computing = _computing(nodes)
+        if nodes[-1].op_type not in MOVES or not computing:
+            return nodes[-1]
+        there, here = self._right([value]), self._found.fetch([value])
+        moved = value in there and value in here and _same_sorted(there[value], here[value])
+        return nodes[-1] if moved else computing[-1]
 
 
 def _next_size(size: int, held: int) -> int:
@@ -170,82 +394,23 @@ def _next_size(size: int, held: int) -> int:
     return max(1, min(fitting, 2 * size, LARGEST_CHUNK))
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What a value holds."""
-
-    nan: bool
-    above: bool
-    """Positive infinity."""
-    below: bool
-
-    @property
-    def finite(self) -> bool:
-        return not (self.nan or self.above or self.below)
-
-
-def first_nonfinite(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> NonFinite | None:
-    """The first node in graph order whose output is NaN or infinite while its inputs are finite.
-
-    `feeds` are raw rows by input name, [rows, ...] each. A weight that is not finite counts for the
-    node that reads it. Of nodes that lead to an output of the model which is not finite only; None
-    when all outputs are finite. A negative infinity is what attention masks are made of, so it is
-    named only where nothing else that comes before the output makes NaN or a positive infinity.
-
-    Raises ModelError and InputError for a model that does not run on its feeds.
-    """
-    values = OnnxValues(model, feeds)
-    bad = _bad(values, [output.name for output in model.graph.output])
-    if all(state.finite for state in bad.values()):
-        return None
-    leading = _leading(model, [name for name, state in bad.items() if not state.finite])
-    found: list[NonFinite] = []
-    states: dict[str, _State] = {}
-    for start in range(0, len(leading), NONFINITE_CHUNK):
-        nodes = leading[start : start + NONFINITE_CHUNK]
-        states |= _bad(values, [name for node in nodes for name in outputs_of(node)])
-        for node in nodes:
-            made = _made(node, states)
-            if made is not None and not states[made.tensor].below:
-                return made
-            found += [made] if made is not None else []
-    return found[0] if found else None
+def _computing(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Those that make new values of values; arithmetic on shapes is none of it."""
+    shapes: set[str] = set()
+    made = {name for node in nodes for name in outputs_of(node)}
+    found = []
+    for node in nodes:
+        read = set(reads(node))
+        if node.op_type in ("Shape", "Size") or (read & shapes and read & made <= shapes):
+            shapes |= set(outputs_of(node))
+        elif node.op_type not in MOVES and node.op_type != "Constant":
+            found.append(node)
+    return found
 
 
-def _made(node: onnx.NodeProto, states: Mapping[str, _State]) -> NonFinite | None:
-    """What a node makes of finite inputs that is not finite."""
-    if any(not states[name].finite for name in reads(node) if name in states):
-        return None
-    for name in outputs_of(node):
-        if name in states and not states[name].finite:
-            kind: Literal["NaN", "infinity"] = "NaN" if states[name].nan else "infinity"
-            return NonFinite(node=node_name(node), operator=node.op_type, tensor=name, kind=kind)
-    return None
-
-
-def _bad(values: OnnxValues, names: Sequence[str]) -> dict[str, _State]:
-    """The state of each value of floats."""
-    return {
-        name: _State(
-            bool(np.isnan(array).any()), bool(np.isposinf(array).any()), _only_below(array)
-        )
-        for name, array in values.fetch(names).items()
-        if array.dtype.kind == "f"
-    }
-
-
-def _only_below(array: Array) -> bool:
-    return bool(np.isneginf(array).any() and not (np.isnan(array) | np.isposinf(array)).any())
-
-
-def _leading(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx.NodeProto]:
-    """The nodes that some values depend on, in graph order."""
-    made = makers(model.graph)
-    seen: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in made and name not in seen:
-            seen.add(name)
-            waiting += reads(made[name])
-    return [node for node in model.graph.node if seen & set(outputs_of(node))]
+def _same_sorted(there: Array, here: Array) -> bool:
+    """Whether both hold the same numbers, in whatever places."""
+    if there.size != here.size or not {there.dtype.kind, here.dtype.kind} <= set(NUMBERS):
+        return False
+    one, other = (np.sort(array.astype(np.float64), axis=None) for array in (there, here))
+    return bool(np.allclose(one, other, rtol=0, atol=SORTED_ALIKE * np.abs(one).max(initial=0)))

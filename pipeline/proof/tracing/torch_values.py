@@ -6,7 +6,7 @@ whose nodes give the ONNX values their names; it is run node by node.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,11 +52,8 @@ class TorchValues:
     """By input name."""
     before: Mapping[str, Array] = field(default_factory=dict)
     """Values that Python computes before the module, by the names they have in ONNX."""
-
-    @property
-    def describe(self) -> str:
-        """What computes them, for a reader."""
-        return "PyTorch"
+    describe: ClassVar[str] = "PyTorch"
+    """What computes them, for a reader."""
 
     @property
     def names(self) -> Collection[str]:

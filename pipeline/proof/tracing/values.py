@@ -1,55 +1,31 @@
-"""Every value that an ONNX model computes on its way, by ONNX Runtime and by `onnx.reference`.
+"""Every value that an ONNX model computes on its way, and the first that is NaN or infinite.
 
 Values are asked for by name and in parts, so that memory is bounded by what is asked for at once.
 What a node reads and makes is read from the graph, and a part of the graph made a model of its own.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from serving.errors import InputError, ModelError
+from pipeline.records.parity import NonFinite
+from serving.errors import InputError
 from serving.runtime.session import open_session
 from serving.runtime.tensors import as_fed
 
 Array = npt.NDArray[Any]
-STEP = 32
-"""Nodes that `onnx.reference` runs at once; what no later node reads is dropped in between."""
-REFERENCE_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What onnx.reference raises for an operator, a type or a shape that it does not know."""
-MOVES = frozenset(
-    (
-        "Cast",
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Pad",
-        "Range",
-        "Reshape",
-        "Shape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Transpose",
-        "Unsqueeze",
-    )
-)
+NONFINITE_CHUNK = 64
+"""Nodes whose values are held at once in the search for one that is not finite."""
+BELOW = "-infinity"
+"""What attention masks are made of."""
+MOVES = {
+    *("Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Range"),
+    *("Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
 """Operators that give values another place and leave them as they are."""
 
 
@@ -92,67 +68,44 @@ def users(graph: onnx.GraphProto) -> Mapping[str, list[onnx.NodeProto]]:
 def submodel(
     model: onnx.ModelProto,
     nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    types: Mapping[str, int] | None = None,
+    feeds: Mapping[str, Array],
+    output: str,
 ) -> onnx.ModelProto:
-    """Some nodes of a model, in graph order, as a model of their own.
+    """Some nodes of a model, in graph order, as a model of their own with the weights they read.
 
-    `inputs` are fed, of any shape; `types` are their element types, without which only
-    `onnx.reference` can run it. Weights come along.
+    It takes inputs of the names and dtypes of `feeds`, of any shape.
     """
-    read = {name for node in nodes for name in reads(node)} | set(outputs)
+    read = {name for node in nodes for name in reads(node)} | {output}
     part = onnx.ModelProto(ir_version=model.ir_version)
     part.opset_import.extend(model.opset_import)
     part.functions.extend(model.functions)
     part.graph.name = "part"
     part.graph.node.extend(nodes)
-    for name in inputs:
-        value = part.graph.input.add(name=name)
-        value.type.tensor_type.elem_type = (types or {}).get(name, onnx.TensorProto.UNDEFINED)
-    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    for name, array in feeds.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(fed(array).dtype)
+        part.graph.input.add(name=name).type.tensor_type.elem_type = kind
+    part.graph.output.add(name=output)
     part.graph.initializer.extend(
-        one for one in model.graph.initializer if one.name in read and one.name not in inputs
+        one for one in model.graph.initializer if one.name in read and one.name not in feeds
     )
     return part
 
 
-class Values(Protocol):
-    """What a model computes on one row."""
-
-    @property
-    def describe(self) -> str:
-        """What computes them, for a reader."""
-
-    @property
-    def names(self) -> Collection[str]:
-        """The values there are."""
-
-    def fetch(self, names: Collection[str]) -> dict[str, Array]:
-        """Those of the values that are arrays, by name."""
-
-
 class OnnxValues:
-    """The values of an ONNX model in ONNX Runtime."""
+    """The values of an ONNX model in ONNX Runtime, which computes the graph as it is written."""
+
+    describe = "unoptimized ONNX Runtime"
+    """What computes them, for a reader."""
 
     def __init__(
-        self,
-        model: onnx.ModelProto,
-        feeds: Mapping[str, Array],
-        *,
-        provider: str = "cpu",
-        optimize: bool = False,
+        self, model: onnx.ModelProto, feeds: Mapping[str, Array], provider: str = "cpu"
     ) -> None:
-        """`feeds` are by input name; with `optimize` ONNX Runtime may rewrite the graph.
-
-        A value that is asked for is never fused away: what is exposed is what is computed.
-        """
-        self.describe = f"{'optimized' if optimize else 'unoptimized'} ONNX Runtime"
+        """`feeds` are by input name."""
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.computed = frozenset(name for node in model.graph.node for name in outputs_of(node))
         self.names: Collection[str] = self.computed | self.constants.keys()
         self.feeds = {name: fed(array) for name, array in feeds.items()}
-        self.options: dict[str, Any] = {"provider": provider, "optimize": optimize}
+        self.provider = provider
         self._model = model
 
     def fetch(self, names: Collection[str]) -> dict[str, Array]:
@@ -166,11 +119,9 @@ class OnnxValues:
             if name in self.constants
         }
         computed = [name for name in names if name in self.computed]
-        return constants | self._computed(computed)
+        return constants | (self._computed(computed) if computed else {})
 
     def _computed(self, names: Sequence[str]) -> dict[str, Array]:
-        if not names:
-            return {}
         exposed = onnx.ModelProto()
         exposed.CopyFrom(self._model)
         known = {output.name: output for output in self._model.graph.output}
@@ -179,63 +130,14 @@ class OnnxValues:
             known.get(name) or onnx.ValueInfoProto(name=name) for name in names
         )
         session = open_session(
-            exposed.SerializeToString(),
-            threads=1,
-            provider=self.options["provider"],
-            optimize="all" if self.options["optimize"] else "none",
+            exposed.SerializeToString(), threads=1, provider=self.provider, optimize="none"
         )
-        return _arrays(session.run(self.feeds))
-
-
-class ReferenceValues:
-    """The values of an ONNX model by `onnx.reference`, the standard's own slow implementation."""
-
-    describe = "onnx.reference"
-
-    def __init__(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
-        """`feeds` are by input name."""
-        self.names: Collection[str] = {
-            name for node in model.graph.node for name in outputs_of(node)
+        # A scalar that a kernel gives as a number is an array as well.
+        return {
+            name: np.asarray(value)
+            for name, value in session.run(self.feeds).items()
+            if isinstance(value, np.ndarray | np.generic)
         }
-        self._model = model
-        self._feeds = {name: fed(array) for name, array in feeds.items()}
-
-    def fetch(self, names: Collection[str]) -> dict[str, Array]:
-        """The values of that name, computed from the start.
-
-        Raises ModelError for an operator that onnx.reference lacks or cannot run here.
-        """
-        found: dict[str, Array] = {}
-        live: dict[str, Any] = dict(self._feeds)
-        last = max((at for at, node in self._nodes() if set(node.output) & set(names)), default=-1)
-        for start in range(0, last + 1, STEP):
-            nodes = [node for _, node in self._nodes()][start : start + STEP]
-            live |= _referred(self._model, nodes, live)
-            found |= {name: live[name] for name in names if name in live}
-            needed = {
-                name for at, node in self._nodes() if at >= start + STEP for name in reads(node)
-            }
-            live = {name: value for name, value in live.items() if name in needed}
-        return _arrays(found)
-
-    def _nodes(self) -> Iterator[tuple[int, onnx.NodeProto]]:
-        return enumerate(self._model.graph.node)
-
-
-def _referred(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], live: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What some nodes that follow each other compute of the values before them."""
-    wanted = [name for node in nodes for name in outputs_of(node)]
-    read = {name for node in nodes for name in reads(node)} - set(wanted)
-    fed_now = {name: live[name] for name in read if name in live}
-    part = submodel(model, nodes, list(fed_now), wanted)
-    try:
-        values = ReferenceEvaluator(part).run(None, fed_now)
-    except REFERENCE_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"onnx.reference cannot run the model: {reason}") from error
-    return dict(zip(wanted, values, strict=True))
 
 
 def fed(array: Array) -> Array:
@@ -245,10 +147,69 @@ def fed(array: Array) -> Array:
     return as_fed(array)
 
 
-def _arrays(values: Mapping[str, Any]) -> dict[str, Array]:
-    """A scalar that a kernel gives as a number is an array as well; a sequence is none."""
-    return {
-        name: np.asarray(value)
-        for name, value in values.items()
-        if isinstance(value, np.ndarray | np.generic)
+def first_nonfinite(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> NonFinite | None:
+    """The first node in graph order whose output is NaN or infinite while its inputs are finite.
+
+    `feeds` are raw rows by input name, [rows, ...] each. A weight that is not finite counts for the
+    node that reads it. Of nodes that lead to an output of the model which is not finite only; None
+    when all outputs are finite. A negative infinity is what attention masks are made of, so it is
+    named only where nothing else that comes before the output makes NaN or a positive infinity.
+
+    Raises ModelError and InputError for a model that does not run on its feeds.
+    """
+    values = OnnxValues(model, feeds)
+    answers = _kinds(values, [output.name for output in model.graph.output])
+    leading = _leading(model, [name for name, kind in answers.items() if kind])
+    mask: NonFinite | None = None
+    kinds: dict[str, str] = {}
+    for start in range(0, len(leading), NONFINITE_CHUNK):
+        nodes = leading[start : start + NONFINITE_CHUNK]
+        kinds |= _kinds(values, [name for node in nodes for name in outputs_of(node)])
+        for node in nodes:
+            made = _made(node, kinds)
+            if made is not None and kinds[made.tensor] != BELOW:
+                return made
+            mask = mask or made
+    return mask
+
+
+def _kinds(values: OnnxValues, names: Sequence[str]) -> dict[str, str]:
+    """What each value of floats holds that is not finite, the worst of it; "" for nothing."""
+    tests: dict[str, Callable[[Array], Array]] = {
+        "NaN": np.isnan,
+        "infinity": np.isposinf,
+        BELOW: np.isneginf,
     }
+    return {
+        name: next((kind for kind, test in tests.items() if test(array).any()), "")
+        for name, array in values.fetch(names).items()
+        if array.dtype.kind == "f"
+    }
+
+
+def _made(node: onnx.NodeProto, kinds: Mapping[str, str]) -> NonFinite | None:
+    """What a node makes of finite inputs that is not finite."""
+    if any(kinds.get(name) for name in reads(node)):
+        return None
+    for name in outputs_of(node):
+        if kind := kinds.get(name):
+            return NonFinite(
+                node=node_name(node),
+                operator=node.op_type,
+                tensor=name,
+                kind="NaN" if kind == "NaN" else "infinity",
+            )
+    return None
+
+
+def _leading(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that some values depend on, in graph order."""
+    made = makers(model.graph)
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in made and name not in seen:
+            seen.add(name)
+            waiting += reads(made[name])
+    return [node for node in model.graph.node if seen & set(outputs_of(node))]
