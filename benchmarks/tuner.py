@@ -26,8 +26,8 @@ from serving.measuring.tuner import (
     SessionTuneReport,
     TuneOptions,
     as_text,
-    compare,
     grid_of,
+    measure_best,
     spec_of,
     tune,
 )
@@ -106,13 +106,14 @@ def against(spec: SubjectSpec, best: Candidate, report: SessionTuneReport, log: 
     """How fast the tuner's choice is, as a part of the grid's best."""
     choice = Candidate(settings=report.settings, batch_size=report.batch_size)
     plan = SelectionPlan(
-        most=2,
+        most=1,
         seconds=4 * SECONDS,
         slowest_ms=report.p50_ms,
         memory_limit_bytes=None,
         seed=report.seed,
     )
-    return compare(spec, best, choice, plan, log)[1].over_defaults
+    (measured,) = measure_best(spec, [choice], best, plan, log).measured
+    return measured.over_defaults
 
 
 if __name__ == "__main__":

@@ -52,10 +52,12 @@ def read_rows(path: Path, inputs: Sequence[TensorInfo], model: Path, most: int) 
     return {info.name: open_array(path, info, model, info.name)[:most] for info in inputs}
 
 
-def row_feeds(
+def feeds_of(
     inputs: Sequence[TensorInfo], rows: Mapping[str, Array], batch_size: int
 ) -> dict[str, Array]:
-    """A batch of `rows` for each input, from the first on, and over again to fill it."""
+    """A batch of `rows` for each input, over again to fill it; a made-up one without rows."""
+    if not rows:
+        return random_feeds(inputs, batch_size)
     feeds = {}
     for info in inputs:
         batch = np.resize(rows[info.name], (batch_size, *rows[info.name].shape[1:]))

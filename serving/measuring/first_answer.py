@@ -12,19 +12,15 @@ from pathlib import Path
 def main() -> None:
     """Open the model as `ferry predict` does, answer one row, print a line."""
     from serving.bundles.bundle import model_source
-    from serving.measuring.feeds import fixed_batch, random_feeds, read_rows, row_feeds
+    from serving.measuring.feeds import feeds_of, fixed_batch, read_rows
     from serving.runtime.session import open_session
 
     model, provider, *files = sys.argv[1:]
     path = Path(model)
     session = open_session(model_source(path), provider=provider)
     rows = fixed_batch(session.inputs) or 1
-    if files:
-        real = read_rows(Path(files[0]), session.inputs, path, rows)
-        feeds = row_feeds(session.inputs, real, rows)
-    else:
-        feeds = random_feeds(session.inputs, rows)
-    session.run(feeds)
+    real = read_rows(Path(files[0]), session.inputs, path, rows) if files else {}
+    session.run(feeds_of(session.inputs, real, rows))
     sys.stdout.write("answered\n")
     sys.stdout.flush()
 

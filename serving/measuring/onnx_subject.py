@@ -17,13 +17,7 @@ import numpy.typing as npt
 
 from serving.bundles.bundle import model_source
 from serving.errors import InputError
-from serving.measuring.feeds import (
-    fixed_batch,
-    random_feeds,
-    read_rows,
-    refuse_free_axes,
-    row_feeds,
-)
+from serving.measuring.feeds import feeds_of, fixed_batch, read_rows, refuse_free_axes
 from serving.measuring.meters import own_gpu_bytes
 from serving.measuring.subject import Share, Started, SubjectSpec, serve
 from serving.measuring.timing import NS_PER_MS, Call, digits
@@ -93,10 +87,7 @@ class OnnxSubject:
 
     def feeds(self, batch_size: int) -> dict[str, Array]:
         """The inputs of a batch: from the first rows of the file, or at random."""
-        session = self._ready()
-        if self.real_rows:
-            return row_feeds(session.inputs, self.real_rows, batch_size)
-        return random_feeds(session.inputs, batch_size)
+        return feeds_of(self._ready().inputs, self.real_rows, batch_size)
 
     def answer(self, rows: Array) -> object:
         """Answer rows of the first input."""

@@ -256,16 +256,6 @@ def measure_best(
         )
 
 
-def compare(
-    spec: SubjectSpec, first: Candidate, second: Candidate, plan: SelectionPlan, log: Log
-) -> tuple[CandidateMeasurement, CandidateMeasurement]:
-    """Measure two candidates in turns; the ratio of the second is over the first."""
-    with ExitStack() as stack:
-        pair = [(one, _start(spec, one, plan.seconds, stack, log)) for one in (first, second)]
-        before, after = _take_turns(pair, plan, log)
-        return before, after
-
-
 def choose(
     best_first: Sequence[CandidateMeasurement], own: CandidateMeasurement, limit: int | None
 ) -> CandidateMeasurement:

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_kinds import TEXTS
 
 from serving.errors import InputError
-from serving.measuring.feeds import fixed_batch, random_feeds, read_rows, row_feeds
+from serving.measuring.feeds import feeds_of, fixed_batch, random_feeds, read_rows
 from serving.runtime.session import probe
 from serving.runtime.tensors import TensorInfo
 
@@ -30,12 +30,12 @@ def test_the_first_rows_are_fed_over_again_to_fill_a_batch(reviews):
     info = TensorInfo(name="text", dtype="object", shape=("batch",))
     rows = read_rows(reviews, [info], Path("m.onnx"), 3)
     assert rows["text"].tolist() == TEXTS[:3]
-    (batch,) = row_feeds([info], rows, 7).values()
+    (batch,) = feeds_of([info], rows, 7).values()
     assert batch.tolist() == [*TEXTS[:3], *TEXTS[:3], TEXTS[0]]
     pixels = TensorInfo(name="pixels", dtype="uint8", shape=("n", 2))
     np.save(reviews.with_name("p.npy"), np.arange(6, dtype=np.uint8).reshape(3, 2))
     rows = read_rows(reviews.with_name("p.npy"), [pixels], Path("m.onnx"), 128)
-    assert row_feeds([pixels], rows, 4)["pixels"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
+    assert feeds_of([pixels], rows, 4)["pixels"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1]]
 
 
 def test_feeds_are_seeded_and_cover_the_range_of_their_dtype():

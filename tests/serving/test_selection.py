@@ -20,7 +20,6 @@ from serving.measuring.tuner import (
     Selection,
     SelectionPlan,
     choose,
-    compare,
     measure_best,
 )
 from serving.runtime.settings import SessionSettings
@@ -114,24 +113,6 @@ def test_a_candidate_of_known_speed_is_as_much_faster_as_it_is(
     best, base = ways((TWO, 16), (ONE, 1))
     found = measure_best(SLEEPER, [best], base, PLAN, lambda _: None)
     assert found.measured[0].over_defaults.median > 2
-
-
-def test_the_second_of_two_is_compared_with_the_first_without_a_memory_limit(
-    spec: SubjectSpec,
-) -> None:
-    pair = ways((ONE, 1), (TWO, 4))
-    first, second = compare(spec, *pair, STRICT, lambda _: None)
-    assert second.over_defaults == ratio_of(first, second)
-    assert first.over_defaults.median == 1
-    assert [first.candidate, second.candidate] == pair
-    assert not any(one.keeps(MIB) for one in (first, second))
-
-
-def test_one_way_compared_with_itself_has_two_processes(spec: SubjectSpec) -> None:
-    messages: list[str] = []
-    first, second = compare(spec, BASE, BASE, PLAN, messages.append)
-    assert starts(messages) == [BASE.describe()] * 2
-    assert first.candidate == second.candidate == BASE
 
 
 # What is passed over

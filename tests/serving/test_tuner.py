@@ -5,13 +5,12 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from onnx import helper, numpy_helper
+from odd_models import reshaping_to_two_rows
 from tiny_classifier import classifier
 from tiny_kinds import TEXTS, text_classifier
-from tiny_onnx import FLOAT, linear, write
+from tiny_onnx import linear, write
 
 from serving.bundles.writing import write_profile
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
@@ -113,28 +112,14 @@ def test_a_bundle_is_tuned_within_its_memory(bundle: Path) -> None:
 
 @pytest.mark.usefixtures("_one_core")
 def test_a_batch_size_that_the_model_refuses_is_in_the_report(tmp_path: Path) -> None:
-    """Its graph folds rows into fours, which its input does not tell."""
-    nodes = [
-        helper.make_node("Reshape", ["rows", "fours"], ["folded"]),
-        helper.make_node("Reshape", ["folded", "back"], ["logits"]),
-    ]
-    infos = [
-        helper.make_tensor_value_info(name, FLOAT, ["batch", 2]) for name in ("rows", "logits")
-    ]
-    shapes = [
-        numpy_helper.from_array(np.array(axes, np.int64), name)
-        for name, axes in (("fours", (-1, 4, 2)), ("back", (-1, 2)))
-    ]
-    graph = helper.make_graph(nodes, "g", infos[:1], infos[1:], shapes)
-    imports = [helper.make_opsetid("", 13)]
-    content = helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
-    path = write(tmp_path / "fours.onnx", content)
-    report = tune(path, TuneOptions(batch_sizes=(3, 4), seconds=0.02))
-    assert report.batch_size == 4
+    """Its graph takes two rows, which its input does not tell."""
+    path = write(tmp_path / "two.onnx", reshaping_to_two_rows())
+    report = tune(path, TuneOptions(batch_sizes=(3, 2), seconds=0.02))
+    assert report.batch_size == 2
     skipped = [trial for trial in report.trials if trial.skipped]
     assert {trial.candidate.batch_size for trial in skipped} == {3}
     assert "cannot be run" in as_text(report)
-    with pytest.raises(InputError, match=r"no settings run .*fours\.onnx: the model refused"):
+    with pytest.raises(InputError, match=r"no settings run .*two\.onnx: the model refused"):
         tune(path, TuneOptions(goal="latency", batch_sizes=(3,), seconds=0.02))
 
 
