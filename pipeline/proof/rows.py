@@ -19,11 +19,9 @@ from pipeline.config import layout, reading
 from pipeline.records import ready
 from serving.errors import InputError, MissingInputError, UnknownNameError
 from serving.inputs.arrays import ARRAY_NAMES, open_array
-from serving.inputs.images import open_images
-from serving.inputs.names import COLUMN_SUFFIXES, IMAGE_SUFFIXES
-from serving.inputs.sources import InputRow, UnreadableRow, each_row, reason_of
-from serving.inputs.tables import open_table
-from serving.inputs.text import open_lines
+from serving.inputs.inputs import TABLES, open_source
+from serving.inputs.names import format_of_file
+from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, reason_of
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -79,7 +77,7 @@ def open_rows(spec: str, inputs: Sequence[TensorInfo]) -> Rows:
         return _of_archive(path, inputs)
     info = _only(inputs, spec)
     if path.suffix.lower() == ".npy":
-        array = open_array(path, info, MODEL)
+        array = open_array(path, ReadTarget(info, MODEL))
     else:
         array = _gathered(_source(path, info), info)
     return Rows(name=spec, inputs={info.name: array}, labels=None)
@@ -204,14 +202,10 @@ def _checked_labels(path: Path, labels: Array | None, rows: int) -> npt.NDArray[
 
 
 def _source(path: Path, info: TensorInfo) -> Iterator[InputRow | UnreadableRow]:
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        return each_row(open_images([path], info, MODEL, resize=False))
-    if suffix == ".txt":
-        return each_row(open_lines(path, info, MODEL))
-    if suffix in COLUMN_SUFFIXES:
-        return each_row(open_table(path, info, MODEL))
-    raise InputError(f"{path}: unknown suffix {suffix!r}; rows are {KNOWN}")
+    form = "images" if path.is_dir() else format_of_file(path.name)
+    if form in ("images", "text", *TABLES):
+        return each_row(open_source(form, [str(path)], ReadTarget(info, MODEL)))
+    raise InputError(f"{path}: unknown suffix {path.suffix.lower()!r}; rows are {KNOWN}")
 
 
 def _gathered(items: Iterator[InputRow | UnreadableRow], info: TensorInfo) -> Array:

@@ -17,8 +17,8 @@ from serving.batch.engine import AnswerOptions
 from serving.batch.journal import Journal, Layout, Provenance, RunKey, find_run
 from serving.batch.writers import format_of
 from serving.errors import OutputError, UsageError
-from serving.inputs.inputs import Inputs, Place, ReadOptions, open_inputs
-from serving.inputs.sources import Chunk, InputRow, UnreadableRow
+from serving.inputs.inputs import Inputs, Place, open_inputs
+from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.machine.environment import ferry_version, runtime_wheels
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores
@@ -37,8 +37,8 @@ MOST_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictOptions:
-    """How a run is done."""
+class PredictOptions(ReadOptions):
+    """How a run is done, and how its inputs are read."""
 
     provider: str = "cpu"
     threads: int | None = None
@@ -48,14 +48,6 @@ class PredictOptions:
     many as the allowed cores have room for."""
     batch_rows: int | None = None
     """The batch size; None for that of the bundle's profile, or 32 where none fits."""
-    array: str | None = None
-    """The array to take from `.npz` files."""
-    columns: tuple[str, ...] = ()
-    """The columns to read of tables; () for all, or the one that fits."""
-    input_format: str | None = None
-    """What stdin holds; None: what the model takes."""
-    resize: bool = False
-    """Whether images are fitted to the model in size and mode."""
     limit: int | None = None
     """The most rows to read, unreadable ones counted."""
     probabilities: bool = False
@@ -232,16 +224,10 @@ def prepare(
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"
         raise UsageError(f"{flag} is for classifiers, {path} gives no scores of classes")
-    reading = ReadOptions(
-        array=options.array,
-        columns=options.columns,
-        resize=options.resize,
-        input_format=options.input_format,
-    )
     names = tuple(str(one) for one in inputs)
     return PredictRun(
         model=model,
-        inputs=open_inputs(names, model, reading),
+        inputs=open_inputs(names, model, options),
         names=names,
         options=options,
         form=form,

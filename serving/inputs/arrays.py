@@ -20,18 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
+from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
     Chunk,
-    NumberedIds,
-    RowSource,
+    FileRows,
+    ReadTarget,
     Stream,
-    display_name,
-    fingerprint_of_files,
     open_stream,
     reason_of,
 )
-from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
@@ -60,27 +58,33 @@ READING_ERRORS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MappedRows:
-    """The rows of an array that lies in a file as it lies in memory."""
+class ArrayFile(FileRows):
+    """The array whose rows are read."""
 
-    path: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     """[rows, ...], as the model takes them."""
     offset: int
-    """Where in the file the first value is."""
+    """The bytes before the first value."""
     in_columns: bool = False
     """Whether the first axis is the fastest, as in Fortran."""
-    slow: bool = False
 
     @property
     def count(self) -> int:
-        """The number of rows."""
+        """The number of rows, as the header tells it."""
         return self.shape[0]
 
-    def fingerprint(self) -> str:
-        """The sha256 of the path, size and time of change of the file."""
-        return fingerprint_of_files([self.path])
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one row."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedRows(ArrayFile):
+    """Those of an array that lies in a file as it lies in memory."""
+
+    path: str
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Nothing but numbers: whoever decodes a chunk maps its rows."""
@@ -92,13 +96,13 @@ class MappedRows:
 
         Raises InputError for a file that is shorter than it was.
         """
-        ids = NumberedIds(display_name(self.path), chunk.start, chunk.count)
         try:
             rows = self._mapped(chunk.start, chunk.count)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path} changed while it was read: {reason_of(error)}"
             ) from error
+        ids = self.ids(chunk.start, chunk.count)
         return Batch(ids=ids, rows=np.require(rows, requirements=["C", "A"]))
 
     def _mapped(self, start: int, count: int) -> Array:
@@ -107,36 +111,19 @@ class MappedRows:
         if self.in_columns:
             whole = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
             return whole[start : start + count].view(np.ndarray)
-        offset = self.offset + start * row_bytes(self.dtype, self.shape)
+        offset = self.offset + start * self.row_bytes
         shape = (count, *self.shape[1:])
         return np.memmap(self.path, self.dtype, "r", offset, shape).view(np.ndarray)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedRows:
-    """The rows of an array that is compressed, or comes from stdin."""
+class StreamedRows(ArrayFile):
+    """Those of an array that is compressed, or comes from stdin."""
 
-    path: str | None
-    """None for stdin, which was read up to the first value."""
     member: str | None = None
     """Of a zip archive; None for a gzip file."""
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int = 0
-    """The bytes before the first value."""
     head: bytes = b""
-    """What was read of stdin."""
-    in_columns: bool = False
-    slow: bool = False
-
-    @property
-    def count(self) -> int:
-        """The number of rows, as the header tells it."""
-        return self.shape[0]
-
-    def fingerprint(self) -> str | None:
-        """The sha256 of the path, size and time of change of the file; None for stdin."""
-        return None if self.path is None else fingerprint_of_files([self.path])
+    """What was read of stdin: all before the first value."""
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """The values of `size` rows at a time, from the row `start` on.
@@ -145,25 +132,25 @@ class StreamedRows:
         """
         try:
             with self._opened() as stream:
-                if self.in_columns:
-                    yield from self._of_columns(stream, size, start)
-                else:
-                    yield from self._of_rows(stream, size, start)
+                pieces = self._of_columns if self.in_columns else self._of_rows
+                for rows in pieces(stream, size, start):
+                    yield Chunk(start=start, count=len(rows), content=rows, digest=stream.digest)
+                    start += len(rows)
         except READING_ERRORS as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{display_name(self.path)} cannot be read to its end: {reason_of(error)}"
+                f"{self.name} cannot be read to its end: {reason_of(error)}"
             ) from error
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
         rows: Array = chunk.content
-        return Batch(ids=NumberedIds(display_name(self.path), chunk.start, len(rows)), rows=rows)
+        return Batch(ids=self.ids(chunk.start, len(rows)), rows=rows)
 
-    def _of_rows(self, stream: Stream, size: int, start: int) -> Iterator[Chunk]:
-        width = row_bytes(self.dtype, self.shape)
-        _pass(stream, self.offset + len(self.head) + start * width)
+    def _of_rows(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
+        width = self.row_bytes
+        _pass(stream, self.offset + start * width)
         for first in range(start, self.count, size):
             count = min(size, self.count - first)
             content = stream.read(count * width)
@@ -173,24 +160,18 @@ class StreamedRows:
                     f"{stream.name} ends after {there} rows, its header tells of {self.count}"
                 )
             rows = np.frombuffer(content, self.dtype) if content else np.empty(0, self.dtype)
-            yield Chunk(
-                start=first,
-                count=count,
-                content=rows.reshape(count, *self.shape[1:]),
-                digest=stream.digest,
-            )
+            yield rows.reshape(count, *self.shape[1:])
         # This also makes zipfile and gzip compare their sums.
         if stream.read(1):
             raise InputError(f"{stream.name} goes on after the {self.count} rows of its header")
 
-    def _of_columns(self, stream: Stream, size: int, start: int) -> Iterator[Chunk]:
+    def _of_columns(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
         """The same of an array whose rows are all there only when all of it is."""
-        _pass(stream, self.offset + len(self.head))
-        content = stream.read(self.count * row_bytes(self.dtype, self.shape))
+        _pass(stream, self.offset)
+        content = stream.read(self.count * self.row_bytes)
         rows = np.frombuffer(content, self.dtype).reshape(self.shape, order="F")
         for first in range(start, self.count, size):
-            taken = np.ascontiguousarray(rows[first : first + size])
-            yield Chunk(start=first, count=len(taken), content=taken, digest=stream.digest)
+            yield np.ascontiguousarray(rows[first : first + size])
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Stream]:
@@ -205,9 +186,7 @@ class StreamedRows:
                 yield Stream(self.path, member, b"")
 
 
-def row_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    """The bytes of one row of an array [rows, ...]."""
-    return dtype.itemsize * math.prod(shape[1:])
+ArrayRows = MappedRows | StreamedRows
 
 
 def _pass(stream: Stream, count: int) -> None:
@@ -218,27 +197,31 @@ def _pass(stream: Stream, count: int) -> None:
 # .npy and .npz
 
 
-def open_array(path: Path, info: TensorInfo, model: Path, name: str | None = None) -> Array:
-    """The rows of a `.npy`, or of the array `name` of a `.npz`, for the input `info` of `model`.
+def open_array(path: Path, target: ReadTarget) -> Array:
+    """The rows of a `.npy`, or of an array of a `.npz`.
 
     Raises InputError for what is no such file, and for rows of another dtype or shape, or none.
     """
-    rows = _load_npy(path) if path.suffix.lower() == ".npy" else _load_npz(path, name)
-    _check(str(path), rows.dtype, rows.shape, info, model)
+    rows = _load_npy(path) if path.suffix.lower() == ".npy" else _load_npz(path, target)
+    _check(str(path), rows.dtype, rows.shape, target)
     return rows
 
 
-def open_array_rows(
-    path: Path, info: TensorInfo, model: Path, name: str | None = None
-) -> RowSource:
-    """The same rows, as an input whose memory does not grow with the file.
+def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
+    """The rows of an array or of an IDX file, or those of a `.npy` on stdin for None.
 
-    Raises what `open_array` raises. What is damaged within an array of a `.npz` shows when it is
-    read.
+    Memory does not grow with the file. Raises what `open_array` and `open_idx` raise. What is
+    damaged within an array of a `.npz` shows when it is read; of stdin no more is read yet than the
+    header.
     """
-    if path.suffix.lower() == ".npz":
-        return _open_npz(path, info, model, name)
-    rows = open_array(path, info, model)
+    if path is None:
+        return _open_stdin(target)
+    suffix = path.suffix.lower()
+    if suffix not in ARRAY_SUFFIXES:
+        return open_idx(path, target)
+    if suffix == ".npz":
+        return _open_npz(path, target)
+    rows = open_array(path, target)
     if not isinstance(rows, np.memmap):
         raise InputError(f"{path} cannot be mapped into memory")
     return MappedRows(
@@ -250,25 +233,20 @@ def open_array_rows(
     )
 
 
-def open_array_stream(info: TensorInfo, model: Path) -> StreamedRows:
-    """The rows of a `.npy` that comes from stdin; its header is read.
-
-    Raises InputError for what is none, and for rows of another dtype or shape, or none.
-    """
+def _open_stdin(target: ReadTarget) -> StreamedRows:
     with open_stream(None) as stream, _readable("stdin", ".npy"):
         stream.keep()
         shape, in_columns, dtype = _header(stream)
-    _check("stdin", dtype, shape, info, model)
+    _check("stdin", dtype, shape, target)
+    head = stream.kept()
     return StreamedRows(
-        path=None, dtype=dtype, shape=shape, head=stream.kept(), in_columns=in_columns
+        path=None, dtype=dtype, shape=shape, offset=len(head), head=head, in_columns=in_columns
     )
 
 
-def _check(
-    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], info: TensorInfo, model: Path
-) -> None:
-    if not shape or not info.accepts(dtype, shape[1:]):
-        raise InputError(f"{name} holds {dtype} {list(shape)}; {model} takes {info.takes()}")
+def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], target: ReadTarget) -> None:
+    if not shape or not target.input.accepts(dtype, shape[1:]):
+        raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}")
     if not shape[0]:
         raise InputError(f"{name} holds no rows")
 
@@ -279,25 +257,25 @@ def _load_npy(path: Path) -> Array:
         return np.lib.format.open_memmap(path, mode="r")
 
 
-def _load_npz(path: Path, name: str | None) -> Array:
+def _load_npz(path: Path, target: ReadTarget) -> Array:
     # np.load would take a .npy by this name as well, and hand out an array.
     with (
         _readable(path, ".npz"),
         path.open("rb") as file,
         np.lib.npyio.NpzFile(file, allow_pickle=False) as archive,
     ):
-        member: Array = archive[_member(path, archive.files, name)]
+        member: Array = archive[_member(path, archive.files, target.options.array)]
         return member
 
 
-def _open_npz(path: Path, info: TensorInfo, model: Path, name: str | None) -> RowSource:
+def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
     with _readable(path, ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-        entry = members[_member(path, list(members), name)]
+        entry = members[_member(path, list(members), target.options.array)]
         with archive.open(entry) as member:
             shape, in_columns, dtype = _header(member)
             offset = member.tell()
-        _check(str(path), dtype, shape, info, model)
+        _check(str(path), dtype, shape, target)
         if entry.file_size - offset < math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the array {entry.filename} is cut short")
         at = _place_of_stored(file, entry)
@@ -373,8 +351,8 @@ def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
 # IDX
 
 
-def open_idx(path: Path, info: TensorInfo, model: Path) -> RowSource:
-    """The rows of an IDX file for the input `info` of `model`.
+def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
+    """The rows of an IDX file.
 
     Grey images without an axis of channels get one where the model has it. Raises InputError for
     what is no such file or has another length than its header tells, and for rows that the model
@@ -383,11 +361,10 @@ def open_idx(path: Path, info: TensorInfo, model: Path) -> RowSource:
     compressed = path.name.lower().endswith(".gz")
     sizes = _idx_sizes(path, compressed=compressed)
     offset = 4 + 4 * len(sizes)
-    shape = _idx_shape(path, sizes, info, model)
+    shape = _idx_shape(path, sizes, target)
     if compressed:  # its length shows at its end
         return StreamedRows(path=str(path), dtype=UINT8, shape=shape, offset=offset)
-    expected = offset + shape[0] * row_bytes(UINT8, shape)
-    found = path.stat().st_size
+    expected, found = offset + math.prod(shape), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
     return MappedRows(path=str(path), dtype=UINT8, shape=shape, offset=offset)
@@ -411,14 +388,12 @@ def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:
     return struct.unpack(f">{axes}I", content)
 
 
-def _idx_shape(
-    path: Path, sizes: tuple[int, ...], info: TensorInfo, model: Path
-) -> tuple[int, ...]:
+def _idx_shape(path: Path, sizes: tuple[int, ...], target: ReadTarget) -> tuple[int, ...]:
     """The shape of the rows as the model takes them; InputError when it does not."""
     for shape in (sizes, (*sizes, 1)):
-        if info.accepts(UINT8, shape[1:]):
+        if target.input.accepts(UINT8, shape[1:]):
             if not shape[0]:
                 raise InputError(f"{path} holds no rows")
             return shape
     message = ", one value a row, as labels are" if len(sizes) == 1 else ""
-    raise InputError(f"{path} holds uint8 {list(sizes)}{message}; {model} takes {info.takes()}")
+    raise InputError(f"{path} holds uint8 {list(sizes)}{message}; {target.takes()}")

@@ -20,14 +20,13 @@ from serving.inputs.arrow_columns import ColumnReader, as_bytes, choose_columns,
 from serving.inputs.sources import (
     Batch,
     Chunk,
-    NumberedIds,
+    FileRows,
+    ReadTarget,
     Stream,
     display_name,
-    fingerprint_of_files,
     open_stream,
     reason_of,
 )
-from serving.runtime.tensors import TensorInfo
 
 Form = Literal["parquet", "file", "stream"]
 """Arrow's own two: a file begins and ends with a mark, and tells where its batches are."""
@@ -44,6 +43,9 @@ class RecordBatches:
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
 
+    def __len__(self) -> int:
+        return sum(one.num_rows for one in self.batches)
+
     def __reduce__(self) -> tuple[Any, tuple[bytes]]:
         # pyarrow by itself would send the whole buffers, of which these are slices.
         sink = io.BytesIO()
@@ -54,11 +56,9 @@ class RecordBatches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArrowRows:
+class ArrowRows(FileRows):
     """The rows of a file, or of stdin."""
 
-    path: str | None
-    """None for stdin, which can be read once."""
     form: Form
     count: int | None
     reader: ColumnReader
@@ -66,15 +66,6 @@ class ArrowRows:
     """What is read of a Parquet file, by path within the columns."""
     head: bytes
     """What was read of stdin to know the columns."""
-
-    @property
-    def slow(self) -> bool:
-        """Whether there are images to decode."""
-        return self.reader.slow
-
-    def fingerprint(self) -> str | None:
-        """The sha256 of the path, size and time of change of the file; None for stdin."""
-        return None if self.path is None else fingerprint_of_files([self.path])
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Slices of record batches, `size` rows at a time, from the row `start` on.
@@ -87,22 +78,17 @@ class ArrowRows:
             open_stream(self.path, self.head) as stream,
         ):
             for pieces in self._pieces(stream, size, start):
-                yield Chunk(
-                    start=start,
-                    count=sum(piece.num_rows for piece in pieces),
-                    content=RecordBatches([piece.select(names) for piece in pieces]),
-                    digest=stream.digest,
-                )
-                start += sum(piece.num_rows for piece in pieces)
+                content = RecordBatches([piece.select(names) for piece in pieces])
+                count = len(content)
+                yield Chunk(start=start, count=count, content=content, digest=stream.digest)
+                start += count
         if not start:
-            raise InputError(f"{display_name(self.path)} holds no rows")
+            raise InputError(f"{self.name} holds no rows")
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk; InputError for one that is no sound record batch."""
         batches = chunk.content.batches
-        ids = NumberedIds(
-            display_name(self.path), chunk.start, sum(one.num_rows for one in batches)
-        )
+        ids = self.ids(chunk.start, len(chunk.content))
         with _describe(self.path, f"is damaged after row {chunk.start}"):
             return self.reader.batch(ids, [_joined(batches, name) for name in self.reader.names])
 
@@ -116,15 +102,8 @@ class ArrowRows:
         return _releasing(mapped, _recut(_from(_of_file(mapped), start), size))
 
 
-def open_arrow(
-    path: Path | None,
-    info: TensorInfo,
-    model: Path,
-    asked: Sequence[str] = (),
-    *,
-    resize: bool = False,
-) -> ArrowRows:
-    """The rows of a Parquet or an Arrow file, or of stdin, for the input `info` of `model`.
+def open_arrow(path: Path | None, target: ReadTarget) -> ArrowRows:
+    """The rows of a Parquet or an Arrow file, or of stdin for None.
 
     Whole rows in one column are taken before numbers in many. Raises InputError for what cannot be
     read or holds no row, and for columns that do not fit the model or leave a choice.
@@ -134,10 +113,16 @@ def open_arrow(
     kind = "Parquet" if form == "parquet" else "Arrow"
     with _describe(place, f"is no {kind} file to read"):
         schema, count, head = _look(path, form)
-    reader, columns = choose_columns(
-        str(path or "stdin"), schema, info, model, asked, resize=resize
+    reader, columns = choose_columns(display_name(place), schema, target)
+    rows = ArrowRows(
+        path=place,
+        slow=reader.slow,
+        form=form,
+        count=count,
+        reader=reader,
+        columns=columns,
+        head=head,
     )
-    rows = ArrowRows(path=place, form=form, count=count, reader=reader, columns=columns, head=head)
     if path is not None:
         next(rows.chunks(1))
     return rows

@@ -22,21 +22,26 @@ import os
 import re
 import stat
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import InputError
-from serving.inputs.sources import Batch, batch_of, printable, reason_of
+from serving.inputs.sources import (
+    Batch,
+    ReadTarget,
+    batch_of,
+    printable,
+    reason_of,
+    value_or_reason,
+)
 from serving.runtime.tensors import TensorInfo
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -173,7 +178,6 @@ def _jpeg_scans_fit(content: bytes, at: int, more: Collection[int]) -> bool:
 
 
 Array = npt.NDArray[Any]
-One = TypeVar("One")
 
 MOST_BYTES = 256 << 20
 """Of an encoded image; a larger file is refused unread."""
@@ -205,6 +209,9 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+# Pillow warns of damaged tags, but the picture is there or it is not. To drop its warnings while an
+# image is decoded would not do: the filters belong to the process, and there are many threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Pillow logs some of what it raises; without a handler that would go to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -282,7 +289,7 @@ class ImageDecoder:
     def _by_pillow(self, file: IO[bytes]) -> Array:
         Image.init()  # else Pillow raises KeyError for all but the commonest formats
         try:
-            with QUIET, Image.open(file, formats=IMAGE_FORMATS) as image:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
                 return self._pixels(image)
         except DECODING_ERRORS as error:
             raise ValueError(_reason(error)) from error
@@ -309,17 +316,15 @@ class ImageDecoder:
         return np.asarray(image, dtype=np.uint8).reshape(self.shape)
 
 
-def image_decoder(name: Path | str, info: TensorInfo, model: Path, *, resize: bool) -> ImageDecoder:
-    """What decodes images for the input `info` of `model`.
+def image_decoder(name: str, target: ReadTarget) -> ImageDecoder:
+    """What decodes images for a model.
 
     Raises InputError, which begins with the `name` of the images, for a model that takes none.
     """
-    shape = image_shape(info)
+    shape = image_shape(target.input)
     if shape is None:
-        raise InputError(
-            f"{name}: {model} takes {info.takes()}, which no image is; give such rows as .npy"
-        )
-    return ImageDecoder(shape=shape, resize=resize)
+        raise InputError(f"{name}: {target.takes()}, which no image is; give such rows as .npy")
+    return ImageDecoder(shape=shape, resize=target.options.resize)
 
 
 def image_shape(info: TensorInfo) -> tuple[int, int, int] | None:
@@ -330,14 +335,6 @@ def image_shape(info: TensorInfo) -> tuple[int, int, int] | None:
         ):
             return height, width, channels
     return None
-
-
-def value_or_reason(decode: Callable[[One], Array], one: One) -> Array | str:
-    """What `decode` makes of it, or why it makes nothing."""
-    try:
-        return decode(one)
-    except ValueError as error:
-        return str(error)
 
 
 def refuse_large(size: int, limit: int = MOST_BYTES) -> None:
@@ -400,38 +397,3 @@ def _opencv() -> Any:
         return None
     cv2.setNumThreads(1)  # the images are spread over the cores, not the rows of one
     return cv2
-
-
-class QuietWarnings:
-    """Drops all warnings while any thread is in it.
-
-    Pillow warns of damaged tags, but the picture is there or it is not. The filters belong to the
-    process: threads that each saved and restored them would restore what another had set.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._saved.__exit__(kind, error, trace)
-
-
-QUIET = QuietWarnings()

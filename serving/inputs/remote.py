@@ -26,20 +26,24 @@ import numpy.typing as npt
 
 from serving.errors import FerryError, InputError, MissingInputError
 from serving.inputs.arrays import MappedRows
-from serving.inputs.decoding import (
-    MOST_BYTES,
-    ImageDecoder,
-    image_decoder,
-    refuse_large,
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large
+from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    NumberedIds,
+    ReadTarget,
+    RowSource,
+    printable,
+    reason_of,
     value_or_reason,
 )
-from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
-from serving.inputs.sources import Batch, Chunk, NumberedIds, RowSource, printable, reason_of
 from serving.inputs.tars import TarImages, with_bytes
-from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 Result = TypeVar("Result")
+Opener = Callable[[Sequence[str]], RowSource]
+"""What opens a file when it lies on this machine; it can be sent to other processes."""
 
 FETCHES = 16
 """Files that are asked for at a time: most of an answer is waiting."""
@@ -118,8 +122,7 @@ class FetchedRows:
     """The rows of a file at an address."""
 
     file: RemoteFile
-    open: Callable[[Path], RowSource]
-    """What opens the file when it lies on this machine; it can be sent to other processes."""
+    open: Opener
     slow: bool
     count: None = None
 
@@ -135,7 +138,7 @@ class FetchedRows:
         with tempfile.TemporaryDirectory(prefix="ferry-") as folder:
             path = _fetched(self.file, Path(folder))
             with self._named(str(path)):
-                source = self.open(path)
+                source = self.open([str(path)])
                 for chunk in source.chunks(size, start):
                     yield replace(chunk, content=self._held(source, chunk, str(path)))
 
@@ -172,24 +175,20 @@ class FetchedRows:
             raise InputError(str(error).replace(path, self.file.address)) from error
 
 
-def open_remote_images(
-    roots: Sequence[str], info: TensorInfo, model: Path, *, resize: bool
-) -> RemoteImages:
-    """The images at addresses, below folders and of patterns, for the input `info` of `model`.
+def open_remote_images(roots: Sequence[str], target: ReadTarget) -> RemoteImages:
+    """The images at addresses, below folders and of patterns.
 
     Raises MissingInputError for what is not there, InputError for what holds no images or cannot
     be had, and for a model that takes none.
     """
-    decoder = image_decoder(roots[0], info, model, resize=resize)
+    decoder = image_decoder(roots[0], target)
     # One after the other, a shell's thousand addresses would take minutes.
     with ThreadPoolExecutor(FETCHES) as pool:
         found = [image for some in pool.map(_images_at, roots) for image in some]
     return RemoteImages(images=tuple(found), decoder=decoder)
 
 
-def open_fetched(
-    address: str, open_local: Callable[[Path], RowSource], *, slow: bool
-) -> FetchedRows:
+def open_fetched(address: str, open_local: Opener, *, slow: bool) -> FetchedRows:
     """The rows of a file at an address, which `open_local` opens when it was fetched.
 
     Raises MissingInputError for one that is not there, and InputError for one that cannot be had.

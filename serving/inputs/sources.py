@@ -1,4 +1,4 @@
-"""What every source of rows is made of: chunks, batches, and streams that are read once.
+"""What every source of rows is made of: its target, chunks, batches, and streams read once.
 
 A source cuts itself into chunks, in order and in one thread. A chunk is small, or a view of mapped
 memory, and any thread or process may decode it into a batch. A row that cannot be read is named in
@@ -9,6 +9,7 @@ its name alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -23,10 +24,40 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
+from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 Take = Callable[[int], tuple[Sized, InputError | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How inputs are read."""
+
+    array: str | None = None
+    """The array to take from `.npz` files."""
+    columns: tuple[str, ...] = ()
+    """The columns to read of tables; () for all, or the one that fits."""
+    resize: bool = False
+    """Whether images are fitted to the model in size and mode."""
+    input_format: str | None = None
+    """What stdin holds; None for what the model takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTarget:
+    """What rows are read for; it can be sent to other processes."""
+
+    input: TensorInfo
+    """The input of the model that the rows are for."""
+    model: Path
+    """The model, for messages."""
+    options: ReadOptions = ReadOptions()
+
+    def takes(self) -> str:
+        """What the model takes, for messages: "m.onnx takes uint8 [rows, 8, 8, 1]"."""
+        return f"{self.model} takes {self.input.takes()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +149,28 @@ class RowSource(Protocol):
         """The rows of a chunk."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRows:
+    """What the sources of one file, or of stdin, share."""
+
+    path: str | None
+    """None for stdin, which can be read once."""
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        """What ids and messages begin with."""
+        return display_name(self.path)
+
+    def fingerprint(self) -> str | None:
+        """The sha256 of the path, size and time of change of the file; None for stdin."""
+        return None if self.path is None else fingerprint_of_files([self.path])
+
+    def ids(self, start: int, count: int) -> "NumberedIds":
+        """The ids of some of its rows."""
+        return NumberedIds(self.name, start, count)
+
+
 @dataclass(frozen=True, slots=True)
 class NumberedIds(Sequence[str]):
     """The ids of consecutive rows of a file, made when they are asked for: `rows.npy:12`, ..."""
@@ -166,6 +219,14 @@ def batch_of(ids: Sequence[str], values: Sequence[Array | str], empty: Array) ->
     return Batch(ids=ids, rows=np.stack(rows) if rows else empty, faults=faults)
 
 
+def value_or_reason(decode: Callable[[Item], Array], one: Item) -> Array | str:
+    """What `decode` makes of it, or why it makes nothing."""
+    try:
+        return decode(one)
+    except ValueError as error:
+        return str(error)
+
+
 class Stream:
     """The bytes of a file, or of stdin with those that were read of it before."""
 
@@ -192,9 +253,10 @@ class Stream:
         """Keep what is read from now on."""
         self._keeps = self._sum is not None
 
-    def lines(self) -> Iterator[bytes]:
-        """The lines with their ends."""
-        lines = itertools.chain(self._head, self._file)
+    def lines(self, most: int = -1) -> Iterator[bytes]:
+        """The lines with their ends; a line of more than `most` bytes comes in parts."""
+        parts = self._file if most < 0 else iter(functools.partial(self._file.readline, most), b"")
+        lines = itertools.chain(self._head, parts)
         return lines if self._sum is None else map(self._noted, lines)
 
     def read(self, size: int) -> bytes:
@@ -230,7 +292,9 @@ def open_stream(path: str | None, head: bytes = b"") -> Iterator[Stream]:
         yield Stream(path, file, head)
 
 
-def chunks_of(stream: Stream, next_items: Take, size: int, start: int) -> Iterator[Chunk]:
+def chunks_of(
+    stream: Stream, next_items: Take, size: int, start: int, *, what: str = "rows"
+) -> Iterator[Chunk]:
     """Chunks of `size` items each, from the item `start` on.
 
     `next_items` gives at most as many as it is asked for, and the fault after them if there is
@@ -248,9 +312,9 @@ def chunks_of(stream: Stream, next_items: Take, size: int, start: int) -> Iterat
         if not len(content):
             break
     if passed < start:
-        raise InputError(f"{stream.name} holds {passed} rows, and {start} were read of it before")
+        raise InputError(f"{stream.name} holds {passed} {what}, and {start} were read of it before")
     if not passed:
-        raise InputError(f"{stream.name} holds no rows")
+        raise InputError(f"{stream.name} holds no {what}")
 
 
 def take(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:

@@ -20,10 +20,18 @@ from typing import IO, Any, cast
 import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, value_or_reason
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
 from serving.inputs.names import IMAGE_SUFFIXES
-from serving.inputs.sources import Batch, Chunk, fingerprint_of_files, printable, reason_of, take
-from serving.runtime.tensors import TensorInfo
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    ReadTarget,
+    fingerprint_of_files,
+    printable,
+    reason_of,
+    take,
+    value_or_reason,
+)
 
 Array = npt.NDArray[Any]
 
@@ -118,12 +126,12 @@ class TarImages:
                     yield member
 
 
-def open_tars(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> TarImages:
-    """The images of tar shards as rows for the input `info` of `model`.
+def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
+    """The images of tar shards.
 
     Raises InputError for what is no tar or holds no images, and for a model that takes none.
     """
-    decoder = image_decoder(paths[0], info, model, resize=resize)
+    decoder = image_decoder(str(paths[0]), target)
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} is not a file")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from samples_of_rows import target
 from tiny_images import encoded, picture, write
 
 from serving.errors import InputError
@@ -23,7 +24,7 @@ from serving.inputs.images import (
     open_image_list,
     open_images,
 )
-from serving.inputs.names import IMAGE_SUFFIXES, LIST_SUFFIXES
+from serving.inputs.names import IMAGE_SUFFIXES
 from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.runtime.tensors import TensorInfo
 
@@ -32,7 +33,7 @@ NOBODY = 65534
 
 
 def opened(*paths: Path, resize: bool = False) -> Images:
-    return open_images(paths, INFO, Path("model.onnx"), resize=resize)
+    return open_images(paths, target(INFO, resize=resize))
 
 
 def save(path: Path, seed: int = 0) -> np.ndarray:
@@ -231,7 +232,7 @@ def paths(tmp_path: Path) -> list[str]:
 
 
 def listed(path: Path | None = None) -> ListedImages:
-    return open_image_list(path, INFO, Path("model.onnx"), resize=False)
+    return open_image_list(path, target(INFO))
 
 
 def on_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> ListedImages:
@@ -244,14 +245,15 @@ def lines(paths: list[str]) -> bytes:
 
 
 def test_images_of_a_file(tmp_path: Path, paths: list[str]) -> None:
-    source = listed(write(tmp_path / f"images{LIST_SUFFIXES[0]}", lines(paths)))
+    source = listed(write(tmp_path / "images.lst", lines(paths)))
     for _ in range(2):  # a file can be read again
         items = list(each_row(source, 4))
         assert [item.id for item in items] == paths
         for index, item in enumerate(items):
             assert isinstance(item, InputRow)
             np.testing.assert_array_equal(item.value, picture(4, 5, 1, index))
-    assert (source.count, source.slow, source.fingerprint()) == (None, True, None)
+    assert (source.count, source.slow) == (None, True)
+    assert source.fingerprint() == source.fingerprint() is not None
 
 
 def test_images_of_a_pipe(paths: list[str]) -> None:
@@ -259,9 +261,10 @@ def test_images_of_a_pipe(paths: list[str]) -> None:
     script = (
         "import sys; from pathlib import Path\n"
         "from serving.inputs.images import open_image_list\n"
+        "from serving.inputs.sources import ReadTarget\n"
         "from serving.runtime.tensors import TensorInfo\n"
         "info = TensorInfo(name='images', dtype='uint8', shape=('batch', 4, 5, 1))\n"
-        "for chunk in open_image_list(None, info, Path('m'), resize=False).chunks(1):\n"
+        "for chunk in open_image_list(None, ReadTarget(info, Path('m'))).chunks(1):\n"
         "    print(chunk.content[0], flush=True)\n"
     )
     with subprocess.Popen(

@@ -25,8 +25,8 @@ from serving.errors import (
     UsageError,
 )
 from serving.inputs.images import Images
-from serving.inputs.inputs import Inputs, Place, ReadOptions, open_inputs
-from serving.inputs.sources import InputRow
+from serving.inputs.inputs import Inputs, Place, open_inputs
+from serving.inputs.sources import InputRow, ReadOptions
 from serving.inputs.tars import TarImages
 from serving.model import Model, open_model
 

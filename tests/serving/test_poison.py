@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from samples_of_rows import target
 from tiny_images import (
     as_image,
     chunk,
@@ -186,7 +187,7 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(folder: Path, *, resize: bool, opencv: bool = True) -> Images:
-    found = open_images([folder], INFO, Path("model.onnx"), resize=resize)
+    found = open_images([folder], target(INFO, resize=resize))
     shape = found.decoder.shape
     decoder = ImageDecoder(shape=shape, resize=resize, opencv=opencv)
     return Images(roots=found.roots, count=found.count, decoder=decoder)
@@ -226,15 +227,14 @@ MEASURE = """
 import sys
 from pathlib import Path
 from serving.inputs.images import open_images
-from serving.inputs.sources import InputRow, each_row
+from serving.inputs.sources import InputRow, ReadOptions, ReadTarget, each_row
 from serving.runtime.tensors import TensorInfo
 
 info = TensorInfo(name="images", dtype="uint8", shape=("batch", 20, 30, 3))
 # Unlike getrusage it does not begin with what the parent held.
 peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-good, poison = (
-    open_images([Path(path)], info, Path("m"), resize=True) for path in sys.argv[1:]
-)
+target = ReadTarget(info, Path("m"), ReadOptions(resize=True))
+good, poison = (open_images([Path(path)], target) for path in sys.argv[1:])
 list(each_row(good))
 before = peak()
 read = sum(isinstance(item, InputRow) for _ in range(2) for item in each_row(poison))

@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 from buckets import buckets
-from samples_of_rows import IMAGES, MODEL, ROOT, batches, faults_of, rows_of, write_inputs
+from samples_of_rows import IMAGES, ROOT, batches, faults_of, rows_of, target, write_inputs
 from tiny_classifier import classifier, images
 from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, table_classifier, text_classifier
@@ -27,9 +27,9 @@ from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
 from serving.inputs import remote, tars
-from serving.inputs.inputs import Inputs, ReadOptions, open_inputs
+from serving.inputs.inputs import Inputs, open_inputs
 from serving.inputs.remote import FetchedRows, RemoteImages, open_remote_images
-from serving.inputs.sources import InputRow, RowSource
+from serving.inputs.sources import InputRow, ReadOptions, RowSource
 from serving.model import Model, open_model
 
 PIXELS = images(10)
@@ -227,19 +227,19 @@ def test_an_image_of_too_many_bytes_is_not_fetched(
 ) -> None:
     with (web.folder / "photos/large.png").open("wb") as file:
         file.truncate((256 << 20) + 1)
-    large = open_remote_images([f"{web.url}/photos/large.png"], IMAGES, MODEL, resize=False)
+    large = open_remote_images([f"{web.url}/photos/large.png"], target(IMAGES))
     assert faults_of(large) == {0: "it has 268435457 bytes, the limit is 268435456"}
     assert "GET /photos/large.png" not in web.asked
     monkeypatch.setattr(remote, "MOST_BYTES", 100)
     web.endless = {"/photos/unknown.png"}
     write(web.folder / "photos/unknown.png", bytes(101))
-    unknown = open_remote_images([f"{web.url}/photos/unknown.png"], IMAGES, MODEL, resize=False)
+    unknown = open_remote_images([f"{web.url}/photos/unknown.png"], target(IMAGES))
     assert faults_of(unknown) == {0: "it has 101 bytes, the limit is 100"}
 
 
 def test_images_whose_size_is_not_told(web: Web) -> None:
     web.endless = {f"/photos/a/{index}.png" for index in range(0, 10, 2)}
-    source = open_remote_images([f"{web.url}/photos/a/"], IMAGES, MODEL, resize=False)
+    source = open_remote_images([f"{web.url}/photos/a/"], target(IMAGES))
     assert {there.size for there in source.images} == {None}
     np.testing.assert_array_equal(rows_of(source), PIXELS[0::2])
 
