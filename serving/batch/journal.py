@@ -144,24 +144,14 @@ class Journal:
     shards: Sequence[Shard]
 
     @property
-    def end(self) -> Place:
-        """The first row that no shard holds."""
-        return self.shards[-1].end if self.shards else Place(0, 0)
-
-    @property
-    def digest(self) -> str | None:
-        """The sum of a stream, up to there."""
-        return self.shards[-1].digest if self.shards else None
-
-    @property
-    def drift(self) -> DriftState | None:
-        """What the drift check had counted up to there."""
-        return self.shards[-1].drift if self.shards else None
+    def last(self) -> Shard | None:
+        """The last shard, with which the run goes on; None before the first."""
+        return self.shards[-1] if self.shards else None
 
     @property
     def complete(self) -> bool:
         """Whether the whole input is in the shards."""
-        return bool(self.shards) and self.shards[-1].last
+        return self.last is not None and self.last.last
 
     @property
     def rows(self) -> int:
@@ -190,7 +180,8 @@ def begin_run(layout: Layout, provenance: Provenance, *, overwrite: bool) -> Jou
             _sweep(layout, journal)
             return journal
     layout.parts.mkdir(parents=True, exist_ok=True)
-    _begin_journal(layout.manifest, provenance)
+    write_text(layout.manifest, json_line(provenance))
+    sync_folder(layout.parts)
     return Journal(provenance=provenance, shards=())
 
 
@@ -280,12 +271,6 @@ def add_to_journal(path: Path, shard: Shard) -> None:
         file.write(json_line(shard).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def _begin_journal(path: Path, provenance: Provenance) -> None:
-    """Make a manifest without shards, whole or not at all."""
-    write_text(path, json_line(provenance))
-    sync_folder(path.parent)
 
 
 def _refuse_another(found: RunKey, key: RunKey, where: str) -> None:

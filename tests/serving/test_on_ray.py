@@ -11,9 +11,7 @@ import pytest
 from PIL import Image
 from tiny_classifier import images
 
-from serving.batch import outputs
-from serving.batch.outputs import ShardedOutput
-from serving.batch.predict import predict
+from serving.batch.predict import ShardedOutput, predict
 from serving.batch.run import PredictOptions
 from serving.errors import EngineError, UsageError
 
@@ -59,7 +57,7 @@ def test_two_actors_write_what_this_machine_writes(
     predict(model_file, source, output=tmp_path / "local.csv", options=LOCAL)
     output = tmp_path / "ray.csv"
     with monkeypatch.context() as patch:
-        patch.setattr(outputs, "SHARD_ROWS", 1)
+        patch.setattr("serving.batch.predict.SHARD_ROWS", 1)
         patch.setattr(ShardedOutput, "take", failing_after(2))
         with pytest.raises(OSError, match="No space left"):
             predict(model_file, source, output=output, options=RAY)

@@ -21,9 +21,8 @@ from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, table_classifier, text_classifier
 from web_folder import Web, served
 
-from serving.batch import engine, outputs
-from serving.batch.outputs import ShardedOutput
-from serving.batch.predict import predict
+from serving.batch import engine
+from serving.batch.predict import ShardedOutput, predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
 from serving.inputs import remote, tars
@@ -435,7 +434,7 @@ def test_a_run_that_was_cut_short_goes_on(
             archive.addfile(member, io.BytesIO(PNGS[index % 10]))
     inputs, options = [f"{web.url}/{name}"], PredictOptions(workers=1, batch_rows=8)
     predict(model_file, inputs, output=tmp_path / "whole.csv", options=options)
-    monkeypatch.setattr(outputs, "SHARD_ROWS", 1)
+    monkeypatch.setattr("serving.batch.predict.SHARD_ROWS", 1)
     if name == "photos/":
         monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 8)
     take, taken = ShardedOutput.take, []

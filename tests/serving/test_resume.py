@@ -19,10 +19,9 @@ import pytest
 from PIL import Image
 from tiny_classifier import classifier, images
 
-from serving.batch import journal, outputs
+from serving.batch import journal
 from serving.batch.journal import read_journal
-from serving.batch.outputs import Layout, ShardedOutput
-from serving.batch.predict import predict
+from serving.batch.predict import Layout, ShardedOutput, predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions
 from serving.errors import InputError, IntegrityError, OutputError
@@ -41,7 +40,7 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards_of_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outputs, "SHARD_ROWS", 1)
+    monkeypatch.setattr("serving.batch.predict.SHARD_ROWS", 1)
 
 
 class CutShortError(RuntimeError):
