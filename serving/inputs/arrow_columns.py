@@ -147,9 +147,10 @@ class NumberColumns:
             values = (column.fill_null(0) if column.null_count else column).to_numpy()
             rows, fits = convert(values, self.dtype)
             return rows, fits & there
-        found = [_number_or_none(name, cell, self.dtype) for cell in column.to_pylist()]
-        fits = np.array([one is not None for one in found], bool)
-        return np.array([one or 0 for one in found], self.dtype), fits
+        read = functools.partial(number, name, dtype=self.dtype)
+        found = [value_or_reason(read, cell) for cell in column.to_pylist()]
+        fits = np.array([not isinstance(one, str) for one in found], bool)
+        return np.array([0 if isinstance(one, str) else one for one in found], self.dtype), fits
 
     def _fault(self, columns: Sequence[Column], row: int) -> str:
         """Why a row is none, by the first column that says so."""
@@ -317,10 +318,3 @@ def _texts(column: Column) -> list[object]:
     if as_bytes(column).type == column.type:
         return found
     return [decode_line(content) if isinstance(content, bytes) else content for content in found]
-
-
-def _number_or_none(name: str, value: object, dtype: np.dtype[Any]) -> float | int | None:
-    try:
-        return number(name, value, dtype)
-    except ValueError:
-        return None

@@ -337,10 +337,10 @@ def image_shape(info: TensorInfo) -> tuple[int, int, int] | None:
     return None
 
 
-def refuse_large(size: int, limit: int = MOST_BYTES) -> None:
+def refuse_large(size: int) -> None:
     """ValueError when an encoded image has more bytes than it may."""
-    if size > limit:
-        raise ValueError(f"it has {size} bytes, the limit is {limit}")
+    if size > MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, the limit is {MOST_BYTES}")
 
 
 def _size_of_file(path: Path | str) -> int:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from serving.errors import FerryError, InputError, MissingInputError
 from serving.inputs.arrays import MappedRows
-from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, refuse_large
+from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
 from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
 from serving.inputs.sources import (
     Batch,
@@ -38,7 +38,7 @@ from serving.inputs.sources import (
     reason_of,
     value_or_reason,
 )
-from serving.inputs.tars import TarImages, with_bytes
+from serving.inputs.tars import TarImages
 
 Array = npt.NDArray[Any]
 Result = TypeVar("Result")
@@ -139,6 +139,8 @@ class FetchedRows:
             path = _fetched(self.file, Path(folder))
             with self._named(str(path)):
                 source = self.open([str(path)])
+                if isinstance(source, TarImages):
+                    source = replace(source, fetched=True)
                 for chunk in source.chunks(size, start):
                     yield replace(chunk, content=self._held(source, chunk, str(path)))
 
@@ -155,8 +157,6 @@ class FetchedRows:
         if isinstance(source, MappedRows):
             # What is mapped stays, although the file has no name any more.
             return self._addressed(source.decode(chunk), path)
-        if isinstance(source, TarImages):
-            chunk = replace(chunk, content=with_bytes(chunk.content, path))
         return FetchedChunk(path, source, chunk)
 
     def _addressed(self, batch: Batch, path: str) -> Batch:
@@ -297,7 +297,7 @@ def _streamed(files: Any, address: str) -> bytes:
     with files.open(address, "rb", block_size=0) as file:
         while part := file.read(PART_BYTES):
             content += part
-            refuse_large(len(content), MOST_BYTES)
+            refuse_large(len(content))
     return content
 
 

@@ -28,6 +28,7 @@ from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 Take = Callable[[int], tuple[Sized, InputError | None]]
 
 
@@ -219,10 +220,10 @@ def batch_of(ids: Sequence[str], values: Sequence[Array | str], empty: Array) ->
     return Batch(ids=ids, rows=np.stack(rows) if rows else empty, faults=faults)
 
 
-def value_or_reason(decode: Callable[[Item], Array], one: Item) -> Array | str:
-    """What `decode` makes of it, or why it makes nothing."""
+def value_or_reason(read: Callable[[Item], Value], one: Item) -> Value | str:
+    """What `read` makes of it, or why it makes nothing."""
     try:
-        return decode(one)
+        return read(one)
     except ValueError as error:
         return str(error)
 

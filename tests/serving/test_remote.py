@@ -25,7 +25,7 @@ from serving.batch import engine
 from serving.batch.predict import ShardedOutput, predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
-from serving.inputs import remote, tars
+from serving.inputs import decoding, remote, tars
 from serving.inputs.inputs import Inputs, open_inputs
 from serving.inputs.remote import FetchedRows, RemoteImages, open_remote_images
 from serving.inputs.sources import InputRow, ReadOptions, RowSource
@@ -229,7 +229,7 @@ def test_an_image_of_too_many_bytes_is_not_fetched(
     large = open_remote_images([f"{web.url}/photos/large.png"], target(IMAGES))
     assert faults_of(large) == {0: "it has 268435457 bytes, the limit is 268435456"}
     assert "GET /photos/large.png" not in web.asked
-    monkeypatch.setattr(remote, "MOST_BYTES", 100)
+    monkeypatch.setattr(decoding, "MOST_BYTES", 100)
     web.endless = {"/photos/unknown.png"}
     write(web.folder / "photos/unknown.png", bytes(101))
     unknown = open_remote_images([f"{web.url}/photos/unknown.png"], target(IMAGES))
