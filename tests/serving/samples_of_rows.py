@@ -15,7 +15,9 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 from tiny_images import encoded, write
 
-from serving.inputs.sources import Batch, ReadOptions, ReadTarget, RowSource
+from serving.inputs.inputs import Inputs
+from serving.inputs.sources import Batch, InputRow, ReadOptions, ReadTarget, RowSource
+from serving.model import Model, open_model
 from serving.runtime.tensors import TensorInfo
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +31,22 @@ TEXT = TensorInfo(name="text", dtype="object", shape=("batch",))
 def target(info: TensorInfo, **options: object) -> ReadTarget:
     """What rows are read for: an input of a model that is not there."""
     return ReadTarget(info, MODEL, ReadOptions(**options))
+
+
+def opened(tmp_path: Path, content: bytes) -> Model:
+    """A model of the bytes of its file."""
+    (tmp_path / "model.onnx").write_bytes(content)
+    return open_model(tmp_path / "model.onnx")
+
+
+def ids(inputs: Inputs) -> list[str]:
+    """Of all rows, also of those that cannot be read."""
+    return [item.id for item in inputs]
+
+
+def rows(inputs: Inputs) -> np.ndarray:
+    """All rows that can be read."""
+    return np.stack([item.value for item in inputs if isinstance(item, InputRow)])
 
 
 def batches(source: RowSource, size: int = 4, start: int = 0) -> list[Batch]:
