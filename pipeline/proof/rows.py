@@ -203,9 +203,9 @@ def _checked_labels(path: Path, labels: Array | None, rows: int) -> npt.NDArray[
 
 def _source(path: Path, info: TensorInfo) -> Iterator[InputRow | UnreadableRow]:
     form = "images" if path.is_dir() else format_of_file(path.name)
-    if form in ("images", "text", *TABLES):
-        return each_row(open_source(form, [str(path)], ReadTarget(info, MODEL)))
-    raise InputError(f"{path}: unknown suffix {path.suffix.lower()!r}; rows are {KNOWN}")
+    if form not in ("images", "text", *TABLES):
+        raise InputError(f"{path}: unknown suffix {path.suffix.lower()!r}; rows are {KNOWN}")
+    return each_row(open_source(form, [str(path)], ReadTarget(info, MODEL)))
 
 
 def _gathered(items: Iterator[InputRow | UnreadableRow], info: TensorInfo) -> Array:

@@ -16,9 +16,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO
 
-from serving.batch.writers import is_folder, join_arrow
+from serving.batch.writers import is_folder, join_parts
 from serving.drift.check import DriftState
 from serving.errors import IntegrityError, OutputError
 from serving.files import atomic_write, json_line, read_record, sync_folder, write_bytes, write_text
@@ -217,7 +216,7 @@ def finish_run(layout: Layout, journal: Journal) -> None:
                 shards[0].replace(layout.output)
         else:
             with atomic_write(layout.output) as file:
-                _join(file, shards, layout.form)
+                join_parts(file, shards, layout.form)
         write_bytes(layout.finished_manifest, layout.manifest.read_bytes())
         sync_folder(layout.output.parent)
     layout.manifest.unlink()
@@ -341,23 +340,10 @@ def _join_errors(layout: Layout, journal: Journal) -> None:
         return
     if all(path.exists() for path in lists):
         with atomic_write(layout.errors) as file:
-            _append_all(file, lists)
+            join_parts(file, lists, "jsonl")
     if layout.is_folder:
         for path in lists:
             path.unlink(missing_ok=True)
-
-
-def _join(file: IO[bytes], shards: list[Path], form: str) -> None:
-    if form in ("csv", "jsonl"):
-        _append_all(file, shards)
-    else:
-        join_arrow(file, shards, form)
-
-
-def _append_all(file: IO[bytes], paths: list[Path]) -> None:
-    for path in paths:
-        with path.open("rb") as part:
-            shutil.copyfileobj(part, file)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> object:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -169,8 +170,13 @@ def _values(values: Column) -> list[Any]:
 # Columns with types
 
 
-def join_arrow(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
-    """Write one Parquet or Arrow file of several of the same columns, group by group."""
+def join_parts(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
+    """Write one file of several of the same columns: line by line, or group by group."""
+    if form in ("csv", "jsonl"):
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, file)
+        return
     import pyarrow as pa
     from pyarrow import parquet
 

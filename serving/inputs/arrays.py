@@ -97,7 +97,7 @@ class MappedRows(ArrayFile):
         Raises InputError for a file that is shorter than it was.
         """
         try:
-            rows = self._mapped(chunk.start, chunk.count)
+            rows = self.mapped(chunk.start, chunk.count).view(np.ndarray)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.path} changed while it was read: {reason_of(error)}"
@@ -105,15 +105,16 @@ class MappedRows(ArrayFile):
         ids = self.ids(chunk.start, chunk.count)
         return Batch(ids=ids, rows=np.require(rows, requirements=["C", "A"]))
 
-    def _mapped(self, start: int, count: int) -> Array:
+    def mapped(self, start: int, count: int) -> Array:
+        """Some rows where they lie, in the order in which they lie there."""
         if 0 in self.shape[1:]:  # nothing to map
             return np.empty((count, *self.shape[1:]), self.dtype)
         if self.in_columns:
             whole = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
-            return whole[start : start + count].view(np.ndarray)
+            return whole[start : start + count]
         offset = self.offset + start * self.row_bytes
         shape = (count, *self.shape[1:])
-        return np.memmap(self.path, self.dtype, "r", offset, shape).view(np.ndarray)
+        return np.memmap(self.path, self.dtype, "r", offset, shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,10 +181,10 @@ class StreamedRows(ArrayFile):
                 yield stream
         elif self.member is None:
             with gzip.open(self.path) as file:
-                yield Stream(self.path, cast("IO[bytes]", file), b"")
+                yield Stream(self.path, cast("IO[bytes]", file))
         else:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
-                yield Stream(self.path, member, b"")
+                yield Stream(self.path, member)
 
 
 ArrayRows = MappedRows | StreamedRows
@@ -198,13 +199,15 @@ def _pass(stream: Stream, count: int) -> None:
 
 
 def open_array(path: Path, target: ReadTarget) -> Array:
-    """The rows of a `.npy`, or of an array of a `.npz`.
+    """All rows of a `.npy`, which are mapped, or of an array of a `.npz`.
 
     Raises InputError for what is no such file, and for rows of another dtype or shape, or none.
     """
-    rows = _load_npy(path) if path.suffix.lower() == ".npy" else _load_npz(path, target)
-    _check(str(path), rows.dtype, rows.shape, target)
-    return rows
+    rows = open_array_rows(path, target)
+    if isinstance(rows, MappedRows):
+        return rows.mapped(0, rows.count)
+    whole: Array = next(rows.chunks(rows.count)).content
+    return whole
 
 
 def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
@@ -219,23 +222,11 @@ def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
     suffix = path.suffix.lower()
     if suffix not in ARRAY_SUFFIXES:
         return open_idx(path, target)
-    if suffix == ".npz":
-        return _open_npz(path, target)
-    rows = open_array(path, target)
-    if not isinstance(rows, np.memmap):
-        raise InputError(f"{path} cannot be mapped into memory")
-    return MappedRows(
-        path=str(path),
-        dtype=rows.dtype,
-        shape=rows.shape,
-        offset=rows.offset,
-        in_columns=not rows.flags.c_contiguous,
-    )
+    return _open_npz(path, target) if suffix == ".npz" else _open_npy(path, target)
 
 
 def _open_stdin(target: ReadTarget) -> StreamedRows:
-    with open_stream(None) as stream, _readable("stdin", ".npy"):
-        stream.keep()
+    with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
         shape, in_columns, dtype = _header(stream)
     _check("stdin", dtype, shape, target)
     head = stream.kept()
@@ -244,28 +235,23 @@ def _open_stdin(target: ReadTarget) -> StreamedRows:
     )
 
 
+def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
+    with _readable(path, ".npy"), path.open("rb") as file:
+        shape, in_columns, dtype = _header(file)
+        _check(str(path), dtype, shape, target)
+        offset = file.tell()
+        if file.seek(0, 2) - offset < math.prod(shape) * dtype.itemsize:
+            raise ValueError("it is cut short")
+    return MappedRows(
+        path=str(path), dtype=dtype, shape=shape, offset=offset, in_columns=in_columns
+    )
+
+
 def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], target: ReadTarget) -> None:
     if not shape or not target.input.accepts(dtype, shape[1:]):
         raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}")
     if not shape[0]:
         raise InputError(f"{name} holds no rows")
-
-
-def _load_npy(path: Path) -> Array:
-    with _readable(path, ".npy"):
-        # Mapped, not read: a file larger than the memory is fine. It never unpickles.
-        return np.lib.format.open_memmap(path, mode="r")
-
-
-def _load_npz(path: Path, target: ReadTarget) -> Array:
-    # np.load would take a .npy by this name as well, and hand out an array.
-    with (
-        _readable(path, ".npz"),
-        path.open("rb") as file,
-        np.lib.npyio.NpzFile(file, allow_pickle=False) as archive,
-    ):
-        member: Array = archive[_member(path, archive.files, target.options.array)]
-        return member
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:

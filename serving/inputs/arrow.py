@@ -140,8 +140,7 @@ def _form_of(path: Path | None) -> Form:
 def _look(path: Path | None, form: Form) -> tuple[Any, int | None, bytes]:
     """The schema, the number of rows where it is told, and what was read of stdin."""
     if path is None or form == "stream":
-        with open_stream(None if path is None else str(path)) as stream:
-            stream.keep()
+        with open_stream(None if path is None else str(path), keep=True) as stream:
             return ipc.open_stream(stream).schema, None, stream.kept()
     if form == "parquet":
         with parquet.ParquetFile(path) as file:

@@ -71,9 +71,14 @@ def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
     for path in paths:
         found = sum(1 for _ in _image_files(str(path)))
         if not found:
-            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            raise no_images(str(path))
         count += found
     return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
+
+
+def no_images(name: str) -> InputError:
+    """The error for a folder or an archive without any."""
+    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
 
 def _image_files(root: str) -> Iterator[str]:

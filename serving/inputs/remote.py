@@ -27,6 +27,7 @@ import numpy.typing as npt
 from serving.errors import FerryError, InputError, MissingInputError
 from serving.inputs.arrays import MappedRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
+from serving.inputs.images import no_images
 from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
 from serving.inputs.sources import (
     Batch,
@@ -237,7 +238,7 @@ def _images_at(root: str) -> list[RemoteFile]:
         return [_look(root)]
     found = [file for file in _listed(root) if _is_image(file.address)]
     if not found:
-        raise InputError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise no_images(root)
     if scheme_of(root) not in WEB:
         return found
     # A page of links tells neither sizes nor times.

@@ -233,13 +233,15 @@ class Stream:
 
     closed = False  # pyarrow asks
 
-    def __init__(self, path: str | None, file: IO[bytes], head: bytes) -> None:
+    def __init__(
+        self, path: str | None, file: IO[bytes], head: bytes = b"", *, keep: bool = False
+    ) -> None:
+        """Go on after the `head` that was read before; `keep` what is read of stdin now."""
         self.name = display_name(path)
         self._head = io.BytesIO(head)
         self._file = file
         self._sum = hashlib.sha256() if path is None else None
-        self._kept: list[bytes] = []
-        self._keeps = False
+        self._kept: list[bytes] | None = [] if keep else None
 
     @property
     def digest(self) -> str | None:
@@ -248,11 +250,7 @@ class Stream:
 
     def kept(self) -> bytes:
         """All that was read of stdin, to be the head of the next stream; nothing of a file."""
-        return b"".join(self._kept)
-
-    def keep(self) -> None:
-        """Keep what is read from now on."""
-        self._keeps = self._sum is not None
+        return b"".join(self._kept or ())
 
     def lines(self, most: int = -1) -> Iterator[bytes]:
         """The lines with their ends; a line of more than `most` bytes comes in parts."""
@@ -265,7 +263,7 @@ class Stream:
         content = self._head.read(size)
         if len(content) < size:
             content += self._file.read(size - len(content))
-        return content if self._sum is None else self._noted(content)
+        return self._noted(content)
 
     def readable(self) -> bool:
         """Whether it can be read."""
@@ -278,19 +276,19 @@ class Stream:
     def _noted(self, content: bytes) -> bytes:
         if self._sum is not None:
             self._sum.update(content)
-        if self._keeps:
-            self._kept.append(content)
+            if self._kept is not None:
+                self._kept.append(content)
         return content
 
 
 @contextlib.contextmanager
-def open_stream(path: str | None, head: bytes = b"") -> Iterator[Stream]:
+def open_stream(path: str | None, head: bytes = b"", *, keep: bool = False) -> Iterator[Stream]:
     """A file from its beginning, or stdin for None, with the `head` that was read of it before."""
     if path is None:
-        yield Stream(None, sys.stdin.buffer, head)  # not ours to close
+        yield Stream(None, sys.stdin.buffer, head, keep=keep)  # not ours to close
         return
     with Path(path).open("rb") as file:
-        yield Stream(path, file, head)
+        yield Stream(path, file)
 
 
 def chunks_of(

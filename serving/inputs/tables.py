@@ -145,8 +145,7 @@ def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
     name, asked = display_name(place), target.options.columns
     if row_shape_of_texts(info) is None and not takes_numbers(info):
         raise InputError(f"{name}: {target.takes()}, which no record is; give such rows as .npy")
-    with open_stream(place) as stream:
-        stream.keep()
+    with open_stream(place, keep=True) as stream:
         columns = _csv_columns(stream) if form == "csv" else _json_columns(stream)
         head = stream.kept()
     refuse_unknown(name, columns, asked)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
+from serving.inputs.images import no_images
 from serving.inputs.names import IMAGE_SUFFIXES
 from serving.inputs.sources import (
     Batch,
@@ -141,7 +142,7 @@ def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
         if not path.is_file():
             raise InputError(f"{path} is not a file")
         if next(_images_of(str(path)), None) is None:
-            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            raise no_images(str(path))
     return TarImages(shards=tuple(map(str, paths)), decoder=decoder)
 
 
