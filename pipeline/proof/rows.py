@@ -21,7 +21,7 @@ from serving.errors import InputError, MissingInputError, UnknownNameError
 from serving.inputs.arrays import ARRAY_NAMES, open_array
 from serving.inputs.inputs import TABLES, open_source
 from serving.inputs.names import format_of_file
-from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, reason_of
+from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, refuse_broken
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -115,18 +115,13 @@ def _of_dataset(dataset: str, split: str, info: TensorInfo) -> Rows:
 
 
 def _of_archive(path: Path, inputs: Sequence[TensorInfo]) -> Rows:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            members = _members(path, names, inputs)
-            arrays = {name: _mapped(archive, member) for name, member in members.items()}
-            labels = _mapped(archive, LABELS) if LABELS in names else None
-    except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is not a .npz file that can be read: {reason_of(error)}"
-        ) from error
+    errors = (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
+    broken = refuse_broken(str(path), "is not a .npz file that can be read", errors)
+    with broken, zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        members = _members(path, names, inputs)
+        arrays = {name: _mapped(archive, member) for name, member in members.items()}
+        labels = _mapped(archive, LABELS) if LABELS in names else None
     _check(str(path), arrays, inputs)
     counted = len(next(iter(arrays.values())))
     return Rows(name=str(path), inputs=arrays, labels=_checked_labels(path, labels, counted))

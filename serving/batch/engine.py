@@ -29,7 +29,7 @@ from serving.batch.answers import ID, Columns, answer
 from serving.batch.run import Chunks, PredictOptions, PredictRun
 from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs, Place
-from serving.inputs.sources import Batch, Chunk, UnreadableRow
+from serving.inputs.sources import Batch, Chunk, RowSource, UnreadableRow
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores, ordered_map, ordered_results
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
@@ -203,19 +203,6 @@ def _decode_there(item: tuple[int, Chunk]) -> Decoded:
 # A cluster of Ray
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What an actor needs to begin."""
-
-    model: Path
-    model_sha256: str
-    provider: str
-    settings: SessionSettings
-    inputs: Inputs
-    options: PredictOptions
-    chunk_rows: int
-
-
 def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
     """The answers to chunks, in their order, from as many actors as the run has workers.
 
@@ -226,31 +213,24 @@ def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
 
     if run.inputs.fingerprint() is None:
         raise UsageError("--engine ray reads files; a stream is for the engine on this machine")
-    session = run.model.session
-    task = Task(
-        model=run.model.path.resolve(),
-        model_sha256=session.sha256,
-        provider=session.provider,
-        settings=session.settings,
-        inputs=run.inputs,
-        options=run.options,
-        chunk_rows=run.chunk_rows,
-    )
     places = [
         {"source": number, "start": chunk.start, "count": chunk.count} for number, chunk in chunks
     ]
     if not places:
         return
     _connect(ray, run.options.ray_address, run.workers)
+    model, session = run.model.path.resolve(), run.model.session
+    settings = replace(session.settings, parallel=1)
+    given = (model, session.sha256, settings, run.inputs, run.options, run.chunk_rows)
     try:
         data = ray.data.from_items(places, override_num_blocks=len(places))
         answered_places = data.map_batches(
             Actor,
-            fn_constructor_args=(task,),
+            fn_constructor_args=given,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=run.workers),
             num_cpus=1,
-            num_gpus=1 if session.provider in GPU_PROVIDERS else 0,
+            num_gpus=1 if run.options.provider in GPU_PROVIDERS else 0,
         )
         for batch in answered_places.iter_batches(batch_size=None, prefetch_batches=1):
             yield from batch["answered"]
@@ -263,52 +243,51 @@ def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
 class Actor:
     """One process of the cluster, with a session of its own."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(
+        self,
+        model: Path,
+        sha256: str,
+        settings: SessionSettings,
+        inputs: Inputs,
+        options: PredictOptions,
+        chunk_rows: int,
+    ) -> None:
         """Open the model; raises ModelError when it is not the one that the run was begun with."""
-        self._task = task
-        one_at_a_time = replace(task.settings, parallel=1)
-        self._model = open_model(task.model, provider=task.provider, settings=one_at_a_time)
-        if self._model.session.sha256 != task.model_sha256:
-            raise ModelError(f"{task.model} is another model here than where the run was begun")
-        self._cutters: dict[int, Cutter] = {}
+        self._model = open_model(model, provider=options.provider, settings=settings)
+        if self._model.session.sha256 != sha256:
+            raise ModelError(f"{model} is another model here than where the run was begun")
+        self._options, self._inputs = options, inputs
+        self._cutters = [Cutter(source, chunk_rows) for source in inputs.sources]
 
     def __call__(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Answer the chunks that `batch` names by source, start and count."""
         places = zip(batch["source"], batch["start"], batch["count"], strict=True)
         made = np.empty(len(batch["start"]), object)
         for index, (source, start, count) in enumerate(places):
-            made[index] = self._answered(int(source), int(start), int(count))
+            chunk = replace(self._cutters[source].chunk(int(start)), count=int(count))
+            rows = decoded(self._inputs, int(source), chunk)
+            made[index] = answered(self._model, self._options, rows)
         return {"answered": made}
-
-    def _answered(self, number: int, start: int, count: int) -> Answered:
-        cutter = self._cutters.setdefault(number, Cutter(self._task, number))
-        chunk = replace(cutter.chunk(start), count=count)
-        return answered(self._model, self._task.options, decoded(self._task.inputs, number, chunk))
 
 
 @dataclass(slots=True)
 class Cutter:
     """Cuts the chunks of a source that are asked for, nearly always in their order."""
 
-    task: Task
-    number: int
+    source: RowSource
+    chunk_rows: int
     _chunks: Iterator[Chunk] = field(default_factory=lambda: iter(()))
     _next: int | None = None
 
     def chunk(self, start: int) -> Chunk:
         """The chunk that begins with the row `start`."""
         if self._next is None or start < self._next:
-            self._begin(start)
+            self._chunks = self.source.chunks(self.chunk_rows, start)
         for chunk in self._chunks:
             self._next = chunk.start + chunk.count
             if chunk.start == start:
                 return chunk
         raise ModelError(f"the input has no row {start} any more; it changed during the run")
-
-    def _begin(self, start: int) -> None:
-        source = self.task.inputs.sources[self.number]
-        self._chunks = source.chunks(self.task.chunk_rows, start)
-        self._next = start
 
 
 def _connect(ray: Any, address: str | None, workers: int) -> None:

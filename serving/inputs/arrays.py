@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -28,7 +29,7 @@ from serving.inputs.sources import (
     ReadTarget,
     Stream,
     open_stream,
-    reason_of,
+    refuse_broken,
 )
 
 Array = npt.NDArray[Any]
@@ -42,6 +43,7 @@ UINT8 = np.dtype(np.uint8)
 IDX_BYTES = 8
 """The code of an IDX file whose values are bytes."""
 BLOCK_BYTES = 1 << 20
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 # What numpy, zipfile and gzip raise on broken files.
 READING_ERRORS = (
     OSError,
@@ -96,12 +98,8 @@ class MappedRows(ArrayFile):
 
         Raises InputError for a file that is shorter than it was.
         """
-        try:
+        with refuse_broken(self.path, "changed while it was read", (OSError, ValueError)):
             rows = self.mapped(chunk.start, chunk.count).view(np.ndarray)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path} changed while it was read: {reason_of(error)}"
-            ) from error
         ids = self.ids(chunk.start, chunk.count)
         return Batch(ids=ids, rows=np.require(rows, requirements=["C", "A"]))
 
@@ -131,18 +129,12 @@ class StreamedRows(ArrayFile):
 
         Raises InputError where the file is damaged, or of another length than its header tells.
         """
-        try:
-            with self._opened() as stream:
-                pieces = self._of_columns if self.in_columns else self._of_rows
-                for rows in pieces(stream, size, start):
-                    yield Chunk(start=start, count=len(rows), content=rows, digest=stream.digest)
-                    start += len(rows)
-        except READING_ERRORS as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{self.name} cannot be read to its end: {reason_of(error)}"
-            ) from error
+        pieces = self._of_columns if self.in_columns else self._of_rows
+        broken = refuse_broken(self.name, "cannot be read to its end", READING_ERRORS)
+        with broken, self._opened() as stream:
+            for rows in pieces(stream, size, start):
+                yield Chunk(start=start, count=len(rows), content=rows, digest=stream.digest)
+                start += len(rows)
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
@@ -236,7 +228,7 @@ def _open_stdin(target: ReadTarget) -> StreamedRows:
 
 
 def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
-    with _readable(path, ".npy"), path.open("rb") as file:
+    with _readable(str(path), ".npy"), path.open("rb") as file:
         shape, in_columns, dtype = _header(file)
         _check(str(path), dtype, shape, target)
         offset = file.tell()
@@ -255,7 +247,7 @@ def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], target: Read
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
-    with _readable(path, ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with _readable(str(path), ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
         entry = members[_member(path, list(members), target.options.array)]
         with archive.open(entry) as member:
@@ -306,17 +298,8 @@ def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
     return start
 
 
-@contextlib.contextmanager
-def _readable(path: Path | str, suffix: str) -> Iterator[None]:
-    """Tell what a library raises on a broken file."""
-    try:
-        yield
-    except READING_ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is not a {suffix} file that can be read: {reason_of(error)}"
-        ) from error
+def _readable(name: str, suffix: str) -> AbstractContextManager[None]:
+    return refuse_broken(name, f"is not a {suffix} file that can be read", READING_ERRORS)
 
 
 def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
@@ -358,13 +341,11 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:
     """The length of each axis."""
-    try:
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            magic = file.read(4)
-            axes = magic[3] if len(magic) == 4 else 0
-            content = file.read(4 * axes)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file: {reason_of(error)}") from error
+    broken = refuse_broken(str(path), "is not a whole gzip file", GZIP_ERRORS)
+    with broken, gzip.open(path) if compressed else path.open("rb") as file:
+        magic = file.read(4)
+        axes = magic[3] if len(magic) == 4 else 0
+        content = file.read(4 * axes)
     if magic[:2] != b"\0\0" or not axes or len(content) != 4 * axes:
         raise InputError(f"{path} does not begin as an IDX file does, but with {magic.hex(' ')}")
     if magic[2] != IDX_BYTES:
@@ -381,5 +362,5 @@ def _idx_shape(path: Path, sizes: tuple[int, ...], target: ReadTarget) -> tuple[
             if not shape[0]:
                 raise InputError(f"{path} holds no rows")
             return shape
-    message = ", one value a row, as labels are" if len(sizes) == 1 else ""
-    raise InputError(f"{path} holds uint8 {list(sizes)}{message}; {target.takes()}")
+    labels = ", one value a row, as labels are" if len(sizes) == 1 else ""
+    raise InputError(f"{path} holds uint8 {list(sizes)}{labels}; {target.takes()}")

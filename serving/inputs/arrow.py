@@ -4,7 +4,6 @@ An Arrow file is mapped, and what was read of it is let go; of a Parquet file wh
 is in memory, and no more.
 """
 
-import contextlib
 import io
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,13 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.errors import InputError
-from serving.inputs.arrow_columns import ColumnReader, as_bytes, choose_columns, without_extension
+from serving.inputs.arrow_columns import (
+    ColumnReader,
+    ImageColumn,
+    as_bytes,
+    choose_columns,
+    without_extension,
+)
 from serving.inputs.sources import (
     Batch,
     Chunk,
@@ -25,7 +30,7 @@ from serving.inputs.sources import (
     Stream,
     display_name,
     open_stream,
-    reason_of,
+    refuse_broken,
 )
 
 Form = Literal["parquet", "file", "stream"]
@@ -74,7 +79,7 @@ class ArrowRows(FileRows):
         """
         names = list(dict.fromkeys(self.reader.names))
         with (
-            _describe(self.path, "cannot be read to its end"),
+            refuse_broken(self.name, "cannot be read to its end", ERRORS),
             open_stream(self.path, self.head) as stream,
         ):
             for pieces in self._pieces(stream, size, start):
@@ -89,7 +94,7 @@ class ArrowRows(FileRows):
         """The rows of a chunk; InputError for one that is no sound record batch."""
         batches = chunk.content.batches
         ids = self.ids(chunk.start, len(chunk.content))
-        with _describe(self.path, f"is damaged after row {chunk.start}"):
+        with refuse_broken(self.name, f"is damaged after row {chunk.start}", ERRORS):
             return self.reader.batch(ids, [_joined(batches, name) for name in self.reader.names])
 
     def _pieces(self, stream: Stream, size: int, start: int) -> Iterator[list[Any]]:
@@ -109,14 +114,14 @@ def open_arrow(path: Path | None, target: ReadTarget) -> ArrowRows:
     read or holds no row, and for columns that do not fit the model or leave a choice.
     """
     place = None if path is None else str(path)
-    form = _form_of(path)
+    name, form = display_name(place), _form_of(path)
     kind = "Parquet" if form == "parquet" else "Arrow"
-    with _describe(place, f"is no {kind} file to read"):
+    with refuse_broken(name, f"is no {kind} file to read", ERRORS):
         schema, count, head = _look(path, form)
-    reader, columns = choose_columns(display_name(place), schema, target)
+    reader, columns = choose_columns(name, schema, target)
     rows = ArrowRows(
         path=place,
-        slow=reader.slow,
+        slow=isinstance(reader, ImageColumn),
         form=form,
         count=count,
         reader=reader,
@@ -228,17 +233,6 @@ def _joined(batches: Sequence[Any], name: str) -> Any:
         as_bytes(column).validate(full=True)
         columns.append(without_extension(column))
     return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
-
-
-@contextlib.contextmanager
-def _describe(path: str | None, what: str) -> Iterator[None]:
-    """Tell what pyarrow raises on broken files."""
-    try:
-        yield
-    except ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{display_name(path)} {what}: {reason_of(error)}") from error
 
 
 def _unpacked(content: bytes) -> RecordBatches:

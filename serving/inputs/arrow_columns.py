@@ -46,7 +46,6 @@ class ImageColumn:
 
     names: tuple[str, ...]
     decoder: ImageDecoder
-    slow: bool = True
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The decoded images."""
@@ -72,7 +71,6 @@ class TensorColumn:
     row_shape: tuple[int, ...]
     lengths: tuple[int, ...]
     """Of the lists, from the outermost on; none for bytes."""
-    slow: bool = False
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The rows, a view of the column where all of it is as it should be."""
@@ -125,7 +123,6 @@ class NumberColumns:
 
     names: tuple[str, ...]
     dtype: np.dtype[Any]
-    slow: bool = False
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The rows, of the columns side by side."""
@@ -168,7 +165,6 @@ class TextColumn:
 
     names: tuple[str, ...]
     row_shape: tuple[int, ...]
-    slow: bool = False
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The texts."""
@@ -268,15 +264,15 @@ def _lengths(kind: Any, info: TensorInfo) -> tuple[int, ...] | None:
 
 
 def _lengths_of_lists(kind: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    message: list[int | None] = []
+    sizes: list[int | None] = []
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_fixed(kind):
-        message.append(kind.list_size if _is_fixed(kind) else None)
+        sizes.append(kind.list_size if _is_fixed(kind) else None)
         kind = kind.value_type
-    if not message or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    if not sizes or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
     for lengths in ((math.prod(axes),), axes, _longer_than_one(axes)):
-        pairs = list(zip(message, lengths, strict=False))
-        if len(lengths) == len(message) and all(size in (None, length) for size, length in pairs):
+        pairs = list(zip(sizes, lengths, strict=False))
+        if len(lengths) == len(sizes) and all(size in (None, length) for size, length in pairs):
             return lengths
     return None
 

@@ -336,6 +336,17 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+@contextlib.contextmanager
+def refuse_broken(name: str, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raise InputError, "NAME WHAT: reason", for what a library raises on broken files."""
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} {what}: {reason_of(error)}") from error
+
+
 def reason_of(error: Exception) -> str:
     """What a library said, in one line."""
     if isinstance(error, OSError) and error.strerror:

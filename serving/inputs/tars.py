@@ -75,8 +75,8 @@ class TarMember:
     def id(self) -> str:
         """`shard.tar:folder/name.jpg`, as text that can be written anywhere."""
         name = self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        message = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
-        return f"{printable(Path(self.shard))}:{message}"
+        shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
+        return f"{printable(Path(self.shard))}:{shown}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
