@@ -292,15 +292,12 @@ def _check_shards(layout: Layout, journal: Journal) -> None:
         path = layout.shard(shard.index)
         # Where joining was interrupted, the only shard may have become the output already.
         joined = [layout.output] if journal.complete and len(with_rows) == 1 else []
-        if not any(_has_size(one, shard.bytes) for one in (path, *joined)):
+        sizes = [one.stat().st_size for one in (path, *joined) if one.is_file()]
+        if shard.bytes not in sizes:
             raise IntegrityError(
                 f"{path} should have {shard.bytes} bytes by {layout.manifest}, and "
                 f"{'has not' if path.exists() else 'is not there'}; --overwrite begins again"
             )
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _sweep(layout: Layout, journal: Journal) -> None:

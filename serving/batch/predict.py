@@ -34,7 +34,7 @@ from serving.batch.journal import (
     read_journal,
 )
 from serving.batch.report import PredictReport, Stages
-from serving.batch.run import PredictOptions, PredictRun, Preview, prepare, preview
+from serving.batch.run import PredictOptions, PredictRun, prepare
 from serving.batch.writers import Write, open_writer
 from serving.console import note
 from serving.drift.check import DriftCheck, open_check
@@ -81,23 +81,12 @@ def predict(
     with _kept(layout):
         if not journal.complete:
             loop.go()
-        if not loop.stop:
+        if not loop.stopped:
             whole = read_journal(layout.manifest) or journal
             finish_run(layout, whole)
             if not whole.rows:
                 raise loop.nothing_readable()
     return loop.report(output, layout.errors)
-
-
-def dry_run(
-    model: Path | str,
-    inputs: Sequence[Path | str],
-    *,
-    output: Path | None,
-    options: PredictOptions | None = None,
-) -> Preview:
-    """What `predict` would read and write, and the first rows; raises what that raises at first."""
-    return preview(prepare(Path(model), inputs, output, options or PredictOptions()), output)
 
 
 @contextlib.contextmanager
@@ -272,23 +261,24 @@ class PredictLoop:
             check.restore(journal.last.drift)
         self._before = output.rows
         self._seconds = self._decode = self._inference = self._write = 0.0
-        self.stop = Stop()
+        self.stopped: list[signal.Signals] = []
+        """The signal that ended the run, if there was one."""
         self.first_error = ""
 
     def go(self) -> None:
         """Answer and write them; raises InputError for more unreadable rows than are allowed."""
         begin = time.perf_counter()
-        with stoppable() as self.stop, self._output, _progress(self._run, self._output) as count:
+        with stoppable() as self.stopped, self._output, _progress(self._run, self._output) as count:
             # The answers are closed when the writing fails, which drops the batches that wait.
             with contextlib.closing(self._answers()) as found:
                 for one in found:
                     self._take(one)
                     count(one)
-                    if self.stop or self._too_many():
+                    if self.stopped or self._too_many():
                         break
                 else:
                     self._output.finish(last=True)
-            if self.stop or self._too_many():
+            if self.stopped or self._too_many():
                 self._output.finish(last=False)
         self._seconds = time.perf_counter() - begin
         if self._too_many():
@@ -304,7 +294,7 @@ class PredictLoop:
 
     def report(self, output: Path | None, errors_file: Path | None) -> PredictReport:
         """What was done; raises InputError when there was no row to write."""
-        if not self._output.rows and not self.stop:
+        if not self._output.rows and not self.stopped:
             raise self.nothing_readable()
         model, done = self._run.model, self._output.rows - self._before
         return PredictReport(
@@ -328,7 +318,7 @@ class PredictLoop:
                 write_seconds=self._write,
             ),
             drift=self._check.report() if self._check else None,
-            stopped=self.stop.signal.name if self.stop.signal else None,
+            stopped=self.stopped[0].name if self.stopped else None,
         )
 
     def _answers(self) -> Generator[Answered]:
@@ -377,27 +367,17 @@ def _progress(run: PredictRun, output: Output) -> Iterator[Callable[[Answered], 
 # Signals
 
 
-class Stop:
-    """Whether the run was asked to stop, and by what."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-
 @contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
+def stoppable() -> Iterator[list[signal.Signals]]:
     """Note the first signal instead of dying of it; outside the main thread there are none."""
-    stop = Stop()
+    stopped: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield stopped
         return
     before = {one: signal.getsignal(one) for one in SIGNALS}
 
     def remember(number: int, _frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number)
+        stopped.append(signal.Signals(number))
         _restore(before)
 
     for one in SIGNALS:
@@ -405,7 +385,7 @@ def stoppable() -> Iterator[Stop]:
         if before[one] is not signal.SIG_IGN:
             signal.signal(one, remember)
     try:
-        yield stop
+        yield stopped
     finally:
         _restore(before)
 

@@ -1,6 +1,6 @@
 """A run of `ferry predict` before it begins: options, opened model, and inputs cut into chunks.
 
-`preview` shows what a run would read and where it would write; nothing is run.
+`dry_run` shows what a run would read and where it would write; nothing is run.
 """
 
 import itertools
@@ -225,13 +225,15 @@ def prepare(
     )
 
 
-def preview(run: PredictRun, output: Path | None) -> Preview:
-    """Look at the first rows of a run, and at what its output holds.
+def dry_run(
+    path: Path, inputs: Sequence[Path | str], output: Path | None, options: PredictOptions
+) -> Preview:
+    """Look at the first rows of a run, and at what its output holds; nothing is run.
 
-    Raises OutputError as the run itself would, and InputError for an input that breaks off.
+    Raises what the run itself would at first, and InputError for an input that breaks off.
     """
-    model = run.model
-    journal = None
+    run = prepare(path, inputs, output, options)
+    model, journal = run.model, None
     if output is not None:
         layout = Layout(output=output, form=run.form)
         journal = None if run.options.overwrite else find_run(layout, run.provenance())
@@ -252,7 +254,7 @@ def preview(run: PredictRun, output: Path | None) -> Preview:
 
 
 def as_text(shown: Preview) -> str:
-    """Some lines for a person."""
+    """What a dry run shows, in some lines for a person."""
     rows = "rows" if shown.rows is None else f"{shown.rows:,} rows"
     how = f"in batches of {shown.batch_rows}, {shown.workers} at a time, on {shown.provider}"
     lines = [

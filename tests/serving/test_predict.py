@@ -25,9 +25,9 @@ from tiny_kinds import (
 )
 from tiny_onnx import FLOAT
 
-from serving.batch.predict import dry_run, predict
+from serving.batch.predict import predict
 from serving.batch.report import summary
-from serving.batch.run import PredictOptions, as_text
+from serving.batch.run import PredictOptions, as_text, dry_run
 from serving.bundles.writing import write_profile
 from serving.cli import serving
 from serving.errors import InputError, OutputError, UsageError
@@ -308,7 +308,7 @@ def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path) -> No
 def test_the_first_rows_and_the_plan(model_file: Path, folder: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     options = PredictOptions(workers=2, batch_rows=16)
-    shown = dry_run(model_file, [folder], output=tmp_path / "out.parquet", options=options)
+    shown = dry_run(model_file, [folder], tmp_path / "out.parquet", options)
     assert sorted(tmp_path.rglob("*")) == before
     assert (shown.rows, shown.workers, shown.batch_rows, shown.format) == (12, 2, 16, "parquet")
     names = ["00.png", "01.png", "02.png", "03-broken.png", "03.png"]
@@ -323,11 +323,13 @@ def test_the_first_rows_and_the_plan(model_file: Path, folder: Path, tmp_path: P
 def test_what_is_done_already_is_told(model_file: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     predict(model_file, [folder], output=output)
-    assert "10 rows are there already" in as_text(dry_run(model_file, [folder], output=output))
+    assert "10 rows are there already" in as_text(
+        dry_run(model_file, [folder], output, PredictOptions())
+    )
     with pytest.raises(OutputError, match="other inputs"):
-        dry_run(model_file, [folder / "00.png"], output=output)
+        dry_run(model_file, [folder / "00.png"], output, PredictOptions())
     again = PredictOptions(overwrite=True)
-    assert dry_run(model_file, [folder / "00.png"], output=output, options=again).done_rows == 0
+    assert dry_run(model_file, [folder / "00.png"], output, again).done_rows == 0
     assert output.exists()
 
 
