@@ -67,19 +67,9 @@ def tiff_of_tags_without_end() -> bytes:
     return b"II*\0" + struct.pack("<I", 0xF0000000) + bytes(40)
 
 
-def webp_header() -> bytes:
-    vp8x = (
-        struct.pack("<I", 0)
-        + (WIDTH - 1).to_bytes(3, "little")
-        + (HEIGHT - 1).to_bytes(3, "little")
-    )
-    body = b"WEBPVP8X" + struct.pack("<I", len(vp8x)) + vp8x
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def huge_webp_header() -> bytes:
-    most = (16383).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + most + most
+def webp_header(width: int = WIDTH, height: int = HEIGHT) -> bytes:
+    sizes = b"".join((size - 1).to_bytes(3, "little") for size in (width, height))
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + sizes
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -136,7 +126,7 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "pixels_bomb.png": (pixels_bomb, "unrecognized data stream"),
     "huge.png": (lambda: START + header(2**31 - 1, 2**31 - 1) + END, TOO_MANY),
     "huge.jpg": (huge_jpeg, TOO_MANY),
-    "huge.webp": (huge_webp_header, ""),
+    "huge.webp": (lambda: webp_header(16384, 16384), ""),
     "cmyk.jpg": (lambda: saved(IMAGE.convert("CMYK"), "JPEG"), "CMYK"),
     "16bit.png": (
         lambda: saved(Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)), "PNG"),

@@ -71,16 +71,10 @@ def test_every_row_is_answered_in_order(built_bundle: Path, rows: Path, tmp_path
     found = [float(row["probability"]) for row in written]
     np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-6)
     assert (report.rows, report.errors, report.errors_file) == (70, 0, None)
-
-
-def test_the_report_proves_the_provider_and_the_model(
-    built_bundle: Path, rows: Path, tmp_path: Path
-) -> None:
-    report = predict(built_bundle, [rows], output=tmp_path / "out.csv")
     assert report.model_sha256 == open_session(built_bundle / "model.onnx").sha256
     assert report.proof.share == 1
     assert report.rows_per_second == pytest.approx(report.rows / report.seconds)
-    assert f"70 rows to {tmp_path}/out.csv; " in summary(report)
+    assert f"70 rows to {output}; " in summary(report)
 
 
 @pytest.mark.parametrize("binding", [False, True])
