@@ -11,10 +11,10 @@ import functools
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,6 @@ from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts, text
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
-Row = TypeVar("Row", Array, str)
 
 FIRST_BYTES = 1 << 20
 """Of CSV, read record by record: a small file is read before pyarrow would be imported."""
@@ -66,14 +65,11 @@ class Record:
     """Where in the file it is, "line 14: "."""
     fault: str | None = None
 
-    def row(self, read: Callable[[Sequence[object]], Row]) -> Row:
-        """What `read` makes of its values; ValueError with the place and what is wrong there."""
+    def checked(self) -> Sequence[object]:
+        """Its values; ValueError where there is a fault."""
         if self.fault:
-            raise ValueError(self.place + self.fault)
-        try:
-            return read(self.values)
-        except ValueError as error:
-            raise ValueError(f"{self.place}{error}") from error
+            raise ValueError(self.fault)
+        return self.values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +100,7 @@ class TableRows(FileRows, abc.ABC):
         """The rows of a chunk."""
         ids = self.ids(chunk.start, len(chunk.content))
         if self.input.is_text:
-            shape = row_shape_of_texts(self.input) or ()
-            return text_batch(ids, self.records(chunk.content), self._text, shape)
+            return self._texts(ids, self.records(chunk.content))
         dtype = np.dtype(self.input.dtype)
         if isinstance(chunk.content, CsvBlock):
             rows = chunk.content.numbers(self.columns, self.names, dtype)
@@ -113,8 +108,15 @@ class TableRows(FileRows, abc.ABC):
                 return Batch(ids=ids, rows=rows)
         return self._numbers(ids, self.records(chunk.content), dtype)
 
-    def _text(self, record: Record) -> str:
-        return record.row(lambda values: text_of(self.names[0], values[0]))
+    def _texts(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
+        name = self.names[0]
+        return text_batch(
+            ids,
+            records,
+            lambda record: text_of(name, record.checked()[0]),
+            row_shape_of_texts(self.input) or (),
+            place=lambda index: records[index].place,
+        )
 
     def _numbers(
         self, ids: Sequence[str], records: Sequence[Record], dtype: np.dtype[Any]
@@ -124,12 +126,16 @@ class TableRows(FileRows, abc.ABC):
             if rows is not None:
                 return Batch(ids=ids, rows=rows)
 
-        def read(values: Sequence[object]) -> Array:
-            pairs = zip(self.names, values, strict=True)
+        def read(record: Record) -> Array:
+            pairs = zip(self.names, record.checked(), strict=True)
             return np.array([number(name, value, dtype) for name, value in pairs], dtype)
 
-        found = [value_or_reason(lambda record: record.row(read), one) for one in records]
-        return batch_of(ids, found, np.empty((0, len(self.names)), dtype))
+        found = [value_or_reason(read, record) for record in records]
+        values = [
+            f"{record.place}{row}" if isinstance(row, str) else row
+            for record, row in zip(records, found, strict=True)
+        ]
+        return batch_of(ids, values, np.empty((0, len(self.names)), dtype))
 
 
 def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:

@@ -50,7 +50,13 @@ class TextLines(FileRows):
     def decode(self, chunk: Chunk) -> Batch:
         """The texts of a chunk."""
         ids = self.ids(chunk.start, len(chunk.content))
-        return text_batch(ids, enumerate(chunk.content, chunk.start + 1), _text, self.row_shape)
+        return text_batch(
+            ids,
+            chunk.content,
+            _text,
+            self.row_shape,
+            place=lambda index: f"line {chunk.start + index + 1} ",
+        )
 
 
 def open_lines(path: Path | None, target: ReadTarget) -> TextLines:
@@ -84,13 +90,11 @@ def raw_lines(stream: Stream) -> Iterator[bytes]:
     return itertools.chain([first] if first else [], lines)
 
 
-def _text(numbered: tuple[int, bytes]) -> str:
-    """The text of a line, which is told with its number."""
-    number, line = numbered
+def _text(line: bytes) -> str:
     text = decode_line(line).removesuffix("\n").removesuffix("\r")
     fault = text_fault(text)
     if fault:
-        raise ValueError(f"line {number} {fault}")
+        raise ValueError(fault)
     return text
 
 
@@ -104,14 +108,19 @@ def text_batch(
     items: Iterable[Item],
     read: Callable[[Item], str],
     row_shape: tuple[int, ...],
+    *,
+    place: Callable[[int], str] = lambda _index: "",
 ) -> Batch:
-    """A batch of the texts that `read` makes of items, and the reasons why it raises ValueError."""
+    """A batch of the texts that `read` makes of items.
+
+    Where it raises ValueError there is a fault, which begins with the `place` of the item.
+    """
     texts, faults = [], {}
     for index, item in enumerate(items):
         try:
             texts.append(read(item))
         except ValueError as error:
-            faults[index] = str(error)
+            faults[index] = f"{place(index)}{error}"
     rows: Array = np.empty(len(texts), object)  # object, as the length of a text is its own
     rows[:] = texts
     return Batch(ids=ids, rows=rows.reshape(len(texts), *row_shape), faults=faults)
