@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pipeline.config import layout, reading
 from pipeline.records import ready
 from serving.errors import InputError, MissingInputError, UnknownNameError
-from serving.inputs.arrays import ARRAY_NAMES, open_array
+from serving.inputs.arrays import ARRAY_NAMES, open_array, read_header
 from serving.inputs.inputs import TABLES, open_source
 from serving.inputs.names import format_of_file
 from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, refuse_broken
@@ -150,14 +150,9 @@ def _mapped(archive: zipfile.ZipFile, member: str) -> Array:
     with archive.open(f"{member}.npy") as packed, tempfile.TemporaryFile() as file:
         shutil.copyfileobj(packed, file)
         file.seek(0)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError(f"{member} holds pickled objects")
-        return _memmap(file, dtype, shape, offset=file.tell(), order="F" if fortran else "C")
+        header = read_header(file, member)
+        order = "F" if header.in_columns else "C"
+        return _memmap(file, header.dtype, header.shape, offset=file.tell(), order=order)
 
 
 def _memmap(

@@ -33,8 +33,6 @@ from serving.inputs.sources import (
 )
 
 Array = npt.NDArray[Any]
-Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
-"""Shape, whether the first axis is the fastest, and dtype."""
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -59,27 +57,39 @@ READING_ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArrayFile(FileRows):
-    """The array whose rows are read."""
+@dataclass(frozen=True, slots=True)
+class ArrayHeader:
+    """What an array is."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    """[rows, ...], as the model takes them."""
-    offset: int
-    """The bytes before the first value."""
     in_columns: bool = False
     """Whether the first axis is the fastest, as in Fortran."""
-
-    @property
-    def count(self) -> int:
-        """The number of rows, as the header tells it."""
-        return self.shape[0]
 
     @property
     def row_bytes(self) -> int:
         """The bytes of one row."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    def refuse_short(self, size: int, name: str) -> None:
+        """ValueError where `size` bytes are too few for the values."""
+        if size < self.dtype.itemsize * math.prod(self.shape):
+            raise ValueError(f"the array {name} is cut short")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayFile(FileRows):
+    """The array whose rows are read."""
+
+    header: ArrayHeader
+    """Its shape is [rows, ...], as the model takes them."""
+    offset: int
+    """The bytes before the first value."""
+
+    @property
+    def count(self) -> int:
+        """The number of rows, as the header tells it."""
+        return self.header.shape[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,14 +115,15 @@ class MappedRows(ArrayFile):
 
     def mapped(self, start: int, count: int) -> Array:
         """Some rows where they lie, in the order in which they lie there."""
-        if 0 in self.shape[1:]:  # nothing to map
-            return np.empty((count, *self.shape[1:]), self.dtype)
-        if self.in_columns:
-            whole = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
+        header = self.header
+        shape = (count, *header.shape[1:])
+        if 0 in shape:  # nothing to map
+            return np.empty(shape, header.dtype)
+        if header.in_columns:
+            whole = np.memmap(self.path, header.dtype, "r", self.offset, header.shape, "F")
             return whole[start : start + count]
-        offset = self.offset + start * self.row_bytes
-        shape = (count, *self.shape[1:])
-        return np.memmap(self.path, self.dtype, "r", offset, shape)
+        offset = self.offset + start * header.row_bytes
+        return np.memmap(self.path, header.dtype, "r", offset, shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +140,7 @@ class StreamedRows(ArrayFile):
 
         Raises InputError where the file is damaged, or of another length than its header tells.
         """
-        pieces = self._of_columns if self.in_columns else self._of_rows
+        pieces = self._of_columns if self.header.in_columns else self._of_rows
         broken = refuse_broken(self.name, "cannot be read to its end", READING_ERRORS)
         with broken, self._opened() as stream:
             for rows in pieces(stream, size, start):
@@ -142,7 +153,7 @@ class StreamedRows(ArrayFile):
         return Batch(ids=self.ids(chunk.start, len(rows)), rows=rows)
 
     def _of_rows(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
-        width = self.row_bytes
+        dtype, width = self.header.dtype, self.header.row_bytes
         _pass(stream, self.offset + start * width)
         for first in range(start, self.count, size):
             count = min(size, self.count - first)
@@ -152,8 +163,8 @@ class StreamedRows(ArrayFile):
                 raise InputError(
                     f"{stream.name} ends after {there} rows, its header tells of {self.count}"
                 )
-            rows = np.frombuffer(content, self.dtype) if content else np.empty(0, self.dtype)
-            yield rows.reshape(count, *self.shape[1:])
+            rows = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
+            yield rows.reshape(count, *self.header.shape[1:])
         # This also makes zipfile and gzip compare their sums.
         if stream.read(1):
             raise InputError(f"{stream.name} goes on after the {self.count} rows of its header")
@@ -161,8 +172,8 @@ class StreamedRows(ArrayFile):
     def _of_columns(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
         """The same of an array whose rows are all there only when all of it is."""
         _pass(stream, self.offset)
-        content = stream.read(self.count * self.row_bytes)
-        rows = np.frombuffer(content, self.dtype).reshape(self.shape, order="F")
+        content = stream.read(self.count * self.header.row_bytes)
+        rows = np.frombuffer(content, self.header.dtype).reshape(self.header.shape, order="F")
         for first in range(start, self.count, size):
             yield np.ascontiguousarray(rows[first : first + size])
 
@@ -198,7 +209,8 @@ def open_array(path: Path, target: ReadTarget) -> Array:
     rows = open_array_rows(path, target)
     if isinstance(rows, MappedRows):
         return rows.mapped(0, rows.count)
-    whole: Array = next(rows.chunks(rows.count)).content
+    (chunk,) = rows.chunks(rows.count)  # to their end, where sums are compared
+    whole: Array = chunk.content
     return whole
 
 
@@ -219,31 +231,17 @@ def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
 
 def _open_stdin(target: ReadTarget) -> StreamedRows:
     with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
-        shape, in_columns, dtype = _header(stream)
-    _check("stdin", dtype, shape, target)
+        header = _checked(stream, "stdin", target)
     head = stream.kept()
-    return StreamedRows(
-        path=None, dtype=dtype, shape=shape, offset=len(head), head=head, in_columns=in_columns
-    )
+    return StreamedRows(path=None, header=header, offset=len(head), head=head)
 
 
 def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
     with _readable(str(path), ".npy"), path.open("rb") as file:
-        shape, in_columns, dtype = _header(file)
-        _check(str(path), dtype, shape, target)
+        header = _checked(file, str(path), target)
         offset = file.tell()
-        if file.seek(0, 2) - offset < math.prod(shape) * dtype.itemsize:
-            raise ValueError("it is cut short")
-    return MappedRows(
-        path=str(path), dtype=dtype, shape=shape, offset=offset, in_columns=in_columns
-    )
-
-
-def _check(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], target: ReadTarget) -> None:
-    if not shape or not target.input.accepts(dtype, shape[1:]):
-        raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}")
-    if not shape[0]:
-        raise InputError(f"{name} holds no rows")
+        header.refuse_short(file.seek(0, 2) - offset, path.name)
+    return MappedRows(path=str(path), header=header, offset=offset)
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
@@ -251,27 +249,27 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
         members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
         entry = members[_member(path, list(members), target.options.array)]
         with archive.open(entry) as member:
-            shape, in_columns, dtype = _header(member)
+            header = _checked(member, str(path), target)
             offset = member.tell()
-        _check(str(path), dtype, shape, target)
-        if entry.file_size - offset < math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the array {entry.filename} is cut short")
+        header.refuse_short(entry.file_size - offset, entry.filename)
         at = _place_of_stored(file, entry)
     if at is not None:
-        return MappedRows(
-            path=str(path), dtype=dtype, shape=shape, offset=at + offset, in_columns=in_columns
-        )
-    return StreamedRows(
-        path=str(path),
-        member=entry.filename,
-        dtype=dtype,
-        shape=shape,
-        offset=offset,
-        in_columns=in_columns,
-    )
+        return MappedRows(path=str(path), header=header, offset=at + offset)
+    return StreamedRows(path=str(path), member=entry.filename, header=header, offset=offset)
 
 
-def _header(file: Any) -> Header:
+def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
+    """The header of an array that the model takes; InputError for another one."""
+    header = read_header(file)
+    dtype, shape = header.dtype, header.shape
+    if not shape or not target.input.accepts(dtype, shape[1:]):
+        raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}")
+    if not shape[0]:
+        raise InputError(f"{name} holds no rows")
+    return header
+
+
+def read_header(file: Any, name: str = "it") -> ArrayHeader:
     """What the first bytes of a `.npy` tell; ValueError where they tell nothing good."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_2_0
@@ -279,11 +277,11 @@ def _header(file: Any) -> Header:
         read = np.lib.format.read_array_header_1_0
     shape, in_columns, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which are never loaded")
+        raise ValueError(f"{name} holds pickled objects, which are never loaded")
     if any(axis < 0 for axis in shape):
-        raise ValueError(f"its shape is {list(shape)}")
+        raise ValueError(f"{name} has the shape {list(shape)}")
     # An array of one axis lies in both orders.
-    return shape, in_columns and len(shape) > 1, dtype
+    return ArrayHeader(dtype, shape, in_columns=in_columns and len(shape) > 1)
 
 
 def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
@@ -330,13 +328,13 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
     compressed = path.name.lower().endswith(".gz")
     sizes = _idx_sizes(path, compressed=compressed)
     offset = 4 + 4 * len(sizes)
-    shape = _idx_shape(path, sizes, target)
+    header = ArrayHeader(UINT8, _idx_shape(path, sizes, target))
     if compressed:  # its length shows at its end
-        return StreamedRows(path=str(path), dtype=UINT8, shape=shape, offset=offset)
-    expected, found = offset + math.prod(shape), path.stat().st_size
+        return StreamedRows(path=str(path), header=header, offset=offset)
+    expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return MappedRows(path=str(path), dtype=UINT8, shape=shape, offset=offset)
+    return MappedRows(path=str(path), header=header, offset=offset)
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:
