@@ -91,8 +91,6 @@ class ImageDecoder:
     """Height, width and channels that the model takes."""
     resize: bool = False
     """Whether images of 8 bits are fitted to the model in size and mode."""
-    opencv: bool = True
-    """Whether OpenCV decodes what is plain, where it is installed."""
 
     def decode(self, content: bytes) -> Array:
         """The image in the bytes of a file, as uint8 [H, W, C].
@@ -102,7 +100,7 @@ class ImageDecoder:
         if not content:
             raise ValueError("it is empty")
         refuse_large(len(content))
-        pixels = self._by_opencv(content) if self.opencv else None
+        pixels = self._by_opencv(content)
         return self._by_pillow(io.BytesIO(content)) if pixels is None else pixels
 
     def decode_file(self, path: Path | str) -> Array:

@@ -25,8 +25,9 @@ from tiny_images import (
     write,
 )
 
-from serving.inputs.decoding import MOST_BYTES, ImageDecoder
-from serving.inputs.images import Images, open_images
+from serving.inputs import decoding
+from serving.inputs.decoding import MOST_BYTES
+from serving.inputs.images import open_images
 from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.runtime.tensors import TensorInfo
 
@@ -176,19 +177,18 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, *, resize: bool, opencv: bool = True) -> Images:
-    found = open_images([folder], target(INFO, resize=resize))
-    shape = found.decoder.shape
-    decoder = ImageDecoder(shape=shape, resize=resize, opencv=opencv)
-    return Images(roots=found.roots, count=found.count, decoder=decoder)
-
-
 @pytest.mark.parametrize("resize", [False, True])
 @pytest.mark.parametrize("opencv", [False, True])
 def test_every_poison_is_named_and_every_good_image_read(
-    poisoned: Path, resize: bool, opencv: bool, capfd: pytest.CaptureFixture[str]
+    poisoned: Path,
+    resize: bool,
+    opencv: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    source = opened(poisoned, resize=resize, opencv=opencv)
+    if not opencv:
+        monkeypatch.setattr(decoding, "_opencv", lambda: None)
+    source = open_images([poisoned], target(INFO, resize=resize))
     items = {item.id.removeprefix(f"{poisoned}/"): item for item in each_row(source)}
     assert len(items) == source.count
     good = [name for name in items if name.endswith("good.png")]
