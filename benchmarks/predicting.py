@@ -25,7 +25,8 @@ from PIL import Image
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
 from serving.inputs import tables
-from serving.inputs.inputs import ReadOptions, open_inputs
+from serving.inputs.inputs import open_inputs
+from serving.inputs.sources import ReadOptions, ReadTarget
 from serving.inputs.tables import open_table
 from serving.measuring.pairing import orders, ratio_of_turns
 from serving.model import open_model
@@ -105,7 +106,7 @@ def csv(folder: Path) -> Iterator[Line]:
     lines = (",".join(map(repr, row)) for row in rows)
     path.write_text("\n".join([",".join("abcdefghij"), *lines, ""]), encoding="utf-8")
     info = TensorInfo(name="features", dtype="float32", shape=("batch", 10))
-    source = open_table(path, info, Path("model.onnx"))
+    source = open_table(path, ReadTarget(info, Path("model.onnx")), "csv")
 
     def read(first: int) -> None:
         tables.FIRST_BYTES = first

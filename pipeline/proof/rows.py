@@ -18,12 +18,10 @@ import numpy.typing as npt
 from pipeline.config import layout, reading
 from pipeline.records import ready
 from serving.errors import InputError, MissingInputError, UnknownNameError
-from serving.inputs.arrays import ARRAY_NAMES, open_array
-from serving.inputs.images import open_images
-from serving.inputs.names import COLUMN_SUFFIXES, IMAGE_SUFFIXES
-from serving.inputs.sources import InputRow, UnreadableRow, each_row, reason_of
-from serving.inputs.tables import open_table
-from serving.inputs.text import open_lines
+from serving.inputs.arrays import ARRAY_NAMES, open_array, read_header
+from serving.inputs.inputs import TABLES, open_source
+from serving.inputs.names import format_of_file
+from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, refuse_broken
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
@@ -79,7 +77,7 @@ def open_rows(spec: str, inputs: Sequence[TensorInfo]) -> Rows:
         return _of_archive(path, inputs)
     info = _only(inputs, spec)
     if path.suffix.lower() == ".npy":
-        array = open_array(path, info, MODEL)
+        array = open_array(path, ReadTarget(info, MODEL))
     else:
         array = _gathered(_source(path, info), info)
     return Rows(name=spec, inputs={info.name: array}, labels=None)
@@ -117,18 +115,13 @@ def _of_dataset(dataset: str, split: str, info: TensorInfo) -> Rows:
 
 
 def _of_archive(path: Path, inputs: Sequence[TensorInfo]) -> Rows:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            members = _members(path, names, inputs)
-            arrays = {name: _mapped(archive, member) for name, member in members.items()}
-            labels = _mapped(archive, LABELS) if LABELS in names else None
-    except (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is not a .npz file that can be read: {reason_of(error)}"
-        ) from error
+    errors = (ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile)
+    broken = refuse_broken(str(path), "is not a .npz file that can be read", errors)
+    with broken, zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        members = _members(path, names, inputs)
+        arrays = {name: _mapped(archive, member) for name, member in members.items()}
+        labels = _mapped(archive, LABELS) if LABELS in names else None
     _check(str(path), arrays, inputs)
     counted = len(next(iter(arrays.values())))
     return Rows(name=str(path), inputs=arrays, labels=_checked_labels(path, labels, counted))
@@ -157,14 +150,9 @@ def _mapped(archive: zipfile.ZipFile, member: str) -> Array:
     with archive.open(f"{member}.npy") as packed, tempfile.TemporaryFile() as file:
         shutil.copyfileobj(packed, file)
         file.seek(0)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            read = np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError(f"{member} holds pickled objects")
-        return _memmap(file, dtype, shape, offset=file.tell(), order="F" if fortran else "C")
+        header = read_header(file, member)
+        order = "F" if header.in_columns else "C"
+        return _memmap(file, header.dtype, header.shape, offset=file.tell(), order=order)
 
 
 def _memmap(
@@ -204,14 +192,10 @@ def _checked_labels(path: Path, labels: Array | None, rows: int) -> npt.NDArray[
 
 
 def _source(path: Path, info: TensorInfo) -> Iterator[InputRow | UnreadableRow]:
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        return each_row(open_images([path], info, MODEL, resize=False))
-    if suffix == ".txt":
-        return each_row(open_lines(path, info, MODEL))
-    if suffix in COLUMN_SUFFIXES:
-        return each_row(open_table(path, info, MODEL))
-    raise InputError(f"{path}: unknown suffix {suffix!r}; rows are {KNOWN}")
+    form = "images" if path.is_dir() else format_of_file(path.name)
+    if form not in ("images", "text", *TABLES):
+        raise InputError(f"{path}: unknown suffix {path.suffix.lower()!r}; rows are {KNOWN}")
+    return each_row(open_source(form, [str(path)], ReadTarget(info, MODEL)))
 
 
 def _gathered(items: Iterator[InputRow | UnreadableRow], info: TensorInfo) -> Array:

@@ -1,29 +1,38 @@
-"""From chunks to their answers on this machine, in the order of the rows and with bounded memory.
+"""From chunks to their answers, in the order of the rows and with bounded memory.
 
-Batches run side by side in threads, which ONNX Runtime leaves free while it computes. Many images
-are decoded in processes of their own, because Python decodes in one thread at a time; everything
-else is decoded in the thread that runs it. `decoded` and `answered` are the two steps; a cluster
-takes the same ones, so that both write the same rows.
+On this machine batches run side by side in threads, which ONNX Runtime leaves free while it
+computes. Many images are decoded in processes of their own, because Python decodes in one thread at
+a time; everything else is decoded in the thread that runs it.
+
+On a cluster of Ray the same chunks are cut and answered by actors of Ray Data. No row passes
+through the program that started the run: an actor gets the place of a chunk, opens the inputs
+itself, and sends the answers back. So every machine must see the inputs and the model under the
+same names, and have ferry installed.
 """
 
 import functools
+import logging
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.batch.answers import ID, Columns, answer
-from serving.errors import EngineError
+from serving.batch.run import Chunks, PredictOptions, PredictRun
+from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs, Place
-from serving.inputs.sources import Batch, Chunk, UnreadableRow
-from serving.model import Model
-from serving.runtime.cores import ordered_map, ordered_results
+from serving.inputs.sources import Batch, Chunk, RowSource, UnreadableRow
+from serving.model import Model, open_model
+from serving.runtime.cores import allowed_cores, ordered_map, ordered_results
+from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -34,35 +43,10 @@ PROCESSES_PAY = 2000
 """From so many images on, decoding takes longer than starting processes."""
 GRACE_SECONDS = 5
 """How long a decoding process that has to end goes on with the chunks in hand."""
+ANSWER_SECONDS = 5
+"""How long a cluster may take to answer at all."""
 INPUTS: list[Inputs] = []
 """The inputs that this decoding process was started with."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerOptions:
-    """How batches are answered."""
-
-    batch_rows: int
-    probabilities: bool
-    top_k: int | None
-    keep_rows: bool
-    """Whether the rows come with their answers, for the drift check."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a run has to do."""
-
-    inputs: Inputs
-    chunks: Iterator[tuple[int, Chunk]]
-    """The chunks that are left, each with the number of its source."""
-    count: int | None
-    """Their rows; None where only reading them all would show."""
-    how: AnswerOptions
-    chunk_rows: int
-    """What the chunks were cut to."""
-    workers: int
-    """Batches at a time, and decoding processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +72,7 @@ class Answered:
     digest: str | None
     """The chunk's."""
     rows: Array | None
-    """The rows that were answered, where they are kept."""
+    """The rows that were answered, where the drift check needs them."""
     decode_seconds: float
     run_seconds: float
 
@@ -98,28 +82,29 @@ class Answered:
         return len(self.columns[ID]) if self.columns else 0
 
 
-def answers(model: Model, work: Work) -> Generator[Answered]:
-    """The answers to all chunks, in their order.
+def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answered]:
+    """The answers to chunks of so many rows, if that is known, in their order.
 
     Raises what the sources and the model raise, and EngineError when a decoding process dies.
     """
-    run = functools.partial(answered, model, work.how)
-    processes = work.workers if _processes_pay(work) else 0
-    if not processes:
+    answer_one = functools.partial(answered, run.model, run.options)
+    workers = run.workers
+    slow = any(source.slow for source in run.inputs.sources)
+    if not slow or workers == 1 or (rows is not None and rows < PROCESSES_PAY):
         yield from ordered_map(
-            lambda item: run(decoded(work.inputs, *item)), work.chunks, parallel=work.workers
+            lambda item: answer_one(decoded(run.inputs, *item)), chunks, parallel=workers
         )
         return
     from concurrent.futures.process import BrokenProcessPool
 
-    with _decoders(work.inputs, processes) as pool:
+    with _decoders(run.inputs, workers) as pool:
         try:
-            batches = ordered_results(pool, _decode_there, work.chunks, parallel=processes)
-            yield from ordered_map(run, batches, parallel=work.workers)
+            batches = ordered_results(pool, _decode_there, chunks, parallel=workers)
+            yield from ordered_map(answer_one, batches, parallel=workers)
         except BrokenProcessPool as error:
             raise EngineError(
                 "a process that decoded images died; the memory may be too small for --workers "
-                f"{processes}, or the script that called has no `if __name__ == '__main__':`"
+                f"{workers}, or the script that called has no `if __name__ == '__main__':`"
             ) from error
 
 
@@ -135,7 +120,7 @@ def decoded(inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
     )
 
 
-def answered(model: Model, how: AnswerOptions, taken: Decoded) -> Answered:
+def answered(model: Model, options: PredictOptions, taken: Decoded) -> Answered:
     """Run a model on a batch. Rows that give numbers that are not finite become unreadable.
 
     Raises what `Model.predict` and `Model.answers` raise.
@@ -149,9 +134,9 @@ def answered(model: Model, how: AnswerOptions, taken: Decoded) -> Answered:
             model,
             ids,
             rows,
-            batch_rows=how.batch_rows,
-            all_classes=how.probabilities,
-            top_k=how.top_k,
+            batch_rows=options.batch_rows,
+            all_classes=options.probabilities,
+            top_k=options.top_k,
         )
         nowhere = np.flatnonzero(~found.finite)
         if len(nowhere):
@@ -163,7 +148,7 @@ def answered(model: Model, how: AnswerOptions, taken: Decoded) -> Answered:
         columns=columns,
         unreadable=bad,
         digest=taken.digest,
-        rows=rows if how.keep_rows else None,
+        rows=rows if options.reference else None,
         decode_seconds=taken.seconds,
         run_seconds=time.perf_counter() - begin,
     )
@@ -174,9 +159,7 @@ def _in_order(ids: Sequence[str], items: Sequence[UnreadableRow]) -> list[Unread
     return sorted(items, key=lambda item: at[item.id])
 
 
-def _processes_pay(work: Work) -> bool:
-    slow = any(source.slow for source in work.inputs.sources)
-    return slow and work.workers > 1 and (work.count is None or work.count >= PROCESSES_PAY)
+# Decoding processes
 
 
 def _decoders(inputs: Inputs, processes: int) -> "ProcessPoolExecutor":
@@ -215,3 +198,126 @@ def _end_with_the_run() -> None:
 
 def _decode_there(item: tuple[int, Chunk]) -> Decoded:
     return decoded(INPUTS[0], *item)
+
+
+# A cluster of Ray
+
+
+def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
+    """The answers to chunks, in their order, from as many actors as the run has workers.
+
+    Raises UsageError for a stream, which only one process can read, and EngineError when a cluster
+    cannot be had or an actor fails.
+    """
+    import ray
+
+    if run.inputs.fingerprint() is None:
+        raise UsageError("--engine ray reads files; a stream is for the engine on this machine")
+    places = [
+        {"source": number, "start": chunk.start, "count": chunk.count} for number, chunk in chunks
+    ]
+    if not places:
+        return
+    _connect(ray, run.options.ray_address, run.workers)
+    model, session = run.model.path.resolve(), run.model.session
+    settings = replace(session.settings, parallel=1)
+    given = (model, session.sha256, settings, run.inputs, run.options, run.chunk_rows)
+    try:
+        data = ray.data.from_items(places, override_num_blocks=len(places))
+        answered_places = data.map_batches(
+            Actor,
+            fn_constructor_args=given,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=run.workers),
+            num_cpus=1,
+            num_gpus=1 if run.options.provider in GPU_PROVIDERS else 0,
+        )
+        for batch in answered_places.iter_batches(batch_size=None, prefetch_batches=1):
+            yield from batch["answered"]
+    except ray.exceptions.RayError as error:
+        raise EngineError(f"Ray: {_last_line(error)}") from error
+    finally:
+        ray.shutdown()
+
+
+class Actor:
+    """One process of the cluster, with a session of its own."""
+
+    def __init__(
+        self,
+        model: Path,
+        sha256: str,
+        settings: SessionSettings,
+        inputs: Inputs,
+        options: PredictOptions,
+        chunk_rows: int,
+    ) -> None:
+        """Open the model; raises ModelError when it is not the one that the run was begun with."""
+        self._model = open_model(model, provider=options.provider, settings=settings)
+        if self._model.session.sha256 != sha256:
+            raise ModelError(f"{model} is another model here than where the run was begun")
+        self._options, self._inputs = options, inputs
+        self._cutters = [Cutter(source, chunk_rows) for source in inputs.sources]
+
+    def __call__(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Answer the chunks that `batch` names by source, start and count."""
+        places = zip(batch["source"], batch["start"], batch["count"], strict=True)
+        made = np.empty(len(batch["start"]), object)
+        for index, (source, start, count) in enumerate(places):
+            chunk = replace(self._cutters[source].chunk(int(start)), count=int(count))
+            rows = decoded(self._inputs, int(source), chunk)
+            made[index] = answered(self._model, self._options, rows)
+        return {"answered": made}
+
+
+@dataclass(slots=True)
+class Cutter:
+    """Cuts the chunks of a source that are asked for, nearly always in their order."""
+
+    source: RowSource
+    chunk_rows: int
+    _chunks: Iterator[Chunk] = field(default_factory=lambda: iter(()))
+    _next: int | None = None
+
+    def chunk(self, start: int) -> Chunk:
+        """The chunk that begins with the row `start`."""
+        if self._next is None or start < self._next:
+            self._chunks = self.source.chunks(self.chunk_rows, start)
+        for chunk in self._chunks:
+            self._next = chunk.start + chunk.count
+            if chunk.start == start:
+                return chunk
+        raise ModelError(f"the input has no row {start} any more; it changed during the run")
+
+
+def _connect(ray: Any, address: str | None, workers: int) -> None:
+    """Join a cluster, or start one on this machine that ends with the run."""
+    local: dict[str, Any] = {}
+    if address is None:
+        local = {"num_cpus": max(workers, allowed_cores()), "include_dashboard": False}
+    else:
+        _refuse_silent(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = address or "this machine"
+        raise EngineError(f"Ray cannot be reached at {where}: {_last_line(error)}") from error
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it prints its plan at every run
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise EngineError when nobody answers at HOST:PORT; Ray would go on asking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto", and what Ray itself refuses
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise EngineError(f"Ray cannot be reached at {address}: {error.strerror}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]

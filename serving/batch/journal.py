@@ -16,9 +16,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO
 
-from serving.batch.writers import is_folder, join_arrow
+from serving.batch.writers import is_folder, join_parts
 from serving.drift.check import DriftState
 from serving.errors import IntegrityError, OutputError
 from serving.files import atomic_write, json_line, read_record, sync_folder, write_bytes, write_text
@@ -144,24 +143,14 @@ class Journal:
     shards: Sequence[Shard]
 
     @property
-    def end(self) -> Place:
-        """The first row that no shard holds."""
-        return self.shards[-1].end if self.shards else Place(0, 0)
-
-    @property
-    def digest(self) -> str | None:
-        """The sum of a stream, up to there."""
-        return self.shards[-1].digest if self.shards else None
-
-    @property
-    def drift(self) -> DriftState | None:
-        """What the drift check had counted up to there."""
-        return self.shards[-1].drift if self.shards else None
+    def last(self) -> Shard | None:
+        """The last shard, with which the run goes on; None before the first."""
+        return self.shards[-1] if self.shards else None
 
     @property
     def complete(self) -> bool:
         """Whether the whole input is in the shards."""
-        return bool(self.shards) and self.shards[-1].last
+        return self.last is not None and self.last.last
 
     @property
     def rows(self) -> int:
@@ -190,7 +179,8 @@ def begin_run(layout: Layout, provenance: Provenance, *, overwrite: bool) -> Jou
             _sweep(layout, journal)
             return journal
     layout.parts.mkdir(parents=True, exist_ok=True)
-    _begin_journal(layout.manifest, provenance)
+    write_text(layout.manifest, json_line(provenance))
+    sync_folder(layout.parts)
     return Journal(provenance=provenance, shards=())
 
 
@@ -226,7 +216,7 @@ def finish_run(layout: Layout, journal: Journal) -> None:
                 shards[0].replace(layout.output)
         else:
             with atomic_write(layout.output) as file:
-                _join(file, shards, layout.form)
+                join_parts(file, shards, layout.form)
         write_bytes(layout.finished_manifest, layout.manifest.read_bytes())
         sync_folder(layout.output.parent)
     layout.manifest.unlink()
@@ -282,12 +272,6 @@ def add_to_journal(path: Path, shard: Shard) -> None:
         os.fsync(file.fileno())
 
 
-def _begin_journal(path: Path, provenance: Provenance) -> None:
-    """Make a manifest without shards, whole or not at all."""
-    write_text(path, json_line(provenance))
-    sync_folder(path.parent)
-
-
 def _refuse_another(found: RunKey, key: RunKey, where: str) -> None:
     """Raise OutputError when what lies at `where` was begun by a run of another key."""
     for field in fields(RunKey):
@@ -308,15 +292,12 @@ def _check_shards(layout: Layout, journal: Journal) -> None:
         path = layout.shard(shard.index)
         # Where joining was interrupted, the only shard may have become the output already.
         joined = [layout.output] if journal.complete and len(with_rows) == 1 else []
-        if not any(_has_size(one, shard.bytes) for one in (path, *joined)):
+        sizes = [one.stat().st_size for one in (path, *joined) if one.is_file()]
+        if shard.bytes not in sizes:
             raise IntegrityError(
                 f"{path} should have {shard.bytes} bytes by {layout.manifest}, and "
                 f"{'has not' if path.exists() else 'is not there'}; --overwrite begins again"
             )
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _sweep(layout: Layout, journal: Journal) -> None:
@@ -356,23 +337,10 @@ def _join_errors(layout: Layout, journal: Journal) -> None:
         return
     if all(path.exists() for path in lists):
         with atomic_write(layout.errors) as file:
-            _append_all(file, lists)
+            join_parts(file, lists, "jsonl")
     if layout.is_folder:
         for path in lists:
             path.unlink(missing_ok=True)
-
-
-def _join(file: IO[bytes], shards: list[Path], form: str) -> None:
-    if form in ("csv", "jsonl"):
-        _append_all(file, shards)
-    else:
-        join_arrow(file, shards, form)
-
-
-def _append_all(file: IO[bytes], paths: list[Path]) -> None:
-    for path in paths:
-        with path.open("rb") as part:
-            shutil.copyfileobj(part, file)
 
 
 def _parsed(path: Path, number: int, line: bytes) -> object:

@@ -1,34 +1,53 @@
 """`ferry predict MODEL INPUT... --output FILE`: run a model on images, texts or rows of numbers.
 
 Rows are read, run and written chunk by chunk, so that memory does not grow with the input; what
-cannot be read is listed beside the output and does not stop the run. A run that was stopped, or
-killed, goes on where it was when the same command is given again. SIGINT and SIGTERM end a run
-after the batch in hand; a second one acts as it always does.
+cannot be read is listed beside the output and does not stop the run. Rows go to stdout as they
+come, or into shards: a shard, and the list of what could not be read beside it, gets its name when
+it is whole and synced, and then the manifest gets a line (see `serving.batch.journal`). So a run
+that was stopped, or killed, goes on where it was when the same command is given again. SIGINT and
+SIGTERM end a run after the batch in hand; a second one acts as it always does.
 """
 
+import abc
 import contextlib
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from serving.batch import engine
-from serving.batch.engine import Answered, Work
-from serving.batch.journal import Journal, Layout, begin_run, drop_run, finish_run, read_journal
-from serving.batch.outputs import Output, ShardedOutput, Stdout
+from serving.batch.engine import Answered, answers, answers_of_cluster
+from serving.batch.journal import (
+    Journal,
+    Layout,
+    Shard,
+    add_to_journal,
+    begin_run,
+    drop_run,
+    finish_run,
+    read_journal,
+)
 from serving.batch.report import PredictReport, Stages
-from serving.batch.run import PredictOptions, PredictRun, Preview, prepare, preview
+from serving.batch.run import PredictOptions, PredictRun, prepare
+from serving.batch.writers import Write, open_writer
 from serving.console import note
 from serving.drift.check import DriftCheck, open_check
 from serving.errors import FerryError, InputError
+from serving.files import atomic_write, json_line
+from serving.inputs.inputs import Place
+from serving.inputs.sources import UnreadableRow
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MOST_NOTES = 10
+SHARD_ROWS = 1_000_000
+SHARD_SECONDS = 10
+"""A kill costs so many seconds of work at most, and one batch more."""
 
 
 def predict(
@@ -51,33 +70,180 @@ def predict(
     """
     options = options or PredictOptions()
     run = prepare(Path(model), inputs, output, options)
-    check = _check(run)
+    check = open_check(run.model.path) if options.reference else None
     if output is None:
-        loop = PredictLoop(run, Stdout(run.form, run.metadata()), None, check)
+        loop = PredictLoop(run, Stdout(run), None, check)
         loop.go()
         return loop.report(None, None)
     layout = Layout(output=output, form=run.form)
     journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
-    state = check.to_record if check else _nothing
-    sharded = ShardedOutput(layout, run.metadata(), journal, state)
-    loop = PredictLoop(run, sharded, journal, check)
+    loop = PredictLoop(run, ShardedOutput(run, layout, journal, check), journal, check)
     with _kept(layout):
         if not journal.complete:
             loop.go()
-        if not loop.stop:
-            _finish(layout, journal, loop)
+        if not loop.stopped:
+            whole = read_journal(layout.manifest) or journal
+            finish_run(layout, whole)
+            if not whole.rows:
+                raise loop.nothing_readable()
     return loop.report(output, layout.errors)
 
 
-def dry_run(
-    model: Path | str,
-    inputs: Sequence[Path | str],
-    *,
-    output: Path | None,
-    options: PredictOptions | None = None,
-) -> Preview:
-    """What `predict` would read and write, and the first rows; raises what that raises at first."""
-    return preview(prepare(Path(model), inputs, output, options or PredictOptions()), output)
+@contextlib.contextmanager
+def _kept(layout: Layout) -> Iterator[None]:
+    """Say how many rows a run that fails leaves behind, and clean up after one that leaves none."""
+    try:
+        yield
+    except (OSError, FerryError):
+        journal = read_journal(layout.manifest)
+        if journal is not None and journal.rows:
+            note(f"{journal.rows} rows are kept in {layout.parts}; the same command goes on")
+        raise
+    finally:
+        journal = read_journal(layout.manifest)
+        if journal is not None and not journal.shards:
+            drop_run(layout)
+
+
+# Where the rows go
+
+
+class Output(contextlib.ExitStack, abc.ABC):
+    """Takes the answers to one chunk after the other; a block that fails leaves no half of any.
+
+    What is open is on its stack: closed when it is whole, taken back when the block fails.
+    """
+
+    def __init__(self, run: PredictRun, *, rows: int = 0, errors: int = 0) -> None:
+        """Go on after so many `rows` that were written and `errors` that were listed before."""
+        super().__init__()
+        self.rows = rows
+        self.errors = errors
+        self._form, self._metadata = run.form, run.metadata()
+
+    @abc.abstractmethod
+    def take(self, one: Answered) -> None:
+        """Write one."""
+
+    @abc.abstractmethod
+    def finish(self, *, last: bool) -> None:
+        """Make what was taken last; `last` says that the input has ended."""
+
+
+class Stdout(Output):
+    """Rows to stdout as they come, and what could not be read to stderr; nothing to go on from."""
+
+    _write: Write | None = None
+
+    def take(self, one: Answered) -> None:
+        """Write one."""
+        if one.columns:
+            if self._write is None:
+                opened = open_writer(None, self._form, one.columns, self._metadata)
+                self._write = self.enter_context(opened)
+            self._write(one.columns)
+            sys.stdout.buffer.flush()  # whoever reads the pipe waits for these rows
+        for item in one.unreadable:
+            self.errors += 1
+            if self.errors <= MOST_NOTES:
+                note(f"not read: {item.id}: {item.reason}")
+        self.rows += one.count
+
+    def finish(self, *, last: bool) -> None:  # noqa: ARG002 - of every output
+        """Flush."""
+        self.close()
+        if self.errors > MOST_NOTES:
+            note(f"not read: {self.errors - MOST_NOTES} more")
+
+
+@dataclass(slots=True)
+class _Open:
+    """The shard that is being written."""
+
+    since: float
+    end: Place
+    rows: int = 0
+    errors: int = 0
+    digest: str | None = None
+    write: Write | None = None
+    listed: IO[bytes] | None = None
+
+
+class ShardedOutput(Output):
+    """Shards in a folder, listed in its manifest."""
+
+    def __init__(
+        self, run: PredictRun, layout: Layout, journal: Journal, check: DriftCheck | None
+    ) -> None:
+        """Go on after the shards of `journal`; the folder and its manifest are there."""
+        super().__init__(run, rows=journal.rows, errors=journal.errors)
+        self._layout = layout
+        self._check = check
+        self._index = len(journal.shards)
+        self._begin = time.monotonic()
+        self._open: _Open | None = None
+        self._before = journal.last
+
+    def take(self, one: Answered) -> None:
+        """Write one into the open shard, and close that when it is large or old enough."""
+        shard = self._open = self._open or _Open(since=time.monotonic(), end=one.end)
+        if one.columns:
+            if shard.write is None:
+                shard.write = self.enter_context(self._writer(one))
+            shard.write(one.columns)
+        for item in one.unreadable:
+            self._list(shard, item)
+        shard.rows += one.count
+        shard.errors += len(one.unreadable)
+        shard.end, shard.digest = one.end, one.digest
+        self.rows += one.count
+        self.errors += len(one.unreadable)
+        if shard.rows >= SHARD_ROWS or time.monotonic() - shard.since >= SHARD_SECONDS:
+            self.finish(last=False)
+
+    def finish(self, *, last: bool) -> None:
+        """Give the open shard its name, and then a line in the manifest."""
+        self.close()
+        if self._open is not None:
+            self._before = self._finished(self._open, last=last)
+        elif last and self._before:  # the run before this one ended with the last row
+            self._before = replace(
+                self._before, index=self._index, rows=0, errors=0, bytes=0, last=True
+            )
+        else:
+            return
+        self._open = None
+        add_to_journal(self._layout.manifest, self._before)
+        self._index += 1
+
+    def _finished(self, shard: _Open, *, last: bool) -> Shard:
+        path = self._layout.shard(self._index)
+        return Shard(
+            index=self._index,
+            rows=shard.rows,
+            errors=shard.errors,
+            end=shard.end,
+            digest=shard.digest,
+            bytes=path.stat().st_size if shard.rows else 0,
+            seconds=time.monotonic() - self._begin,
+            drift=self._check.to_record() if self._check else None,
+            last=last,
+        )
+
+    def _writer(self, one: Answered) -> contextlib.AbstractContextManager[Write]:
+        # Shards of one file are joined byte by byte, so that only the first names the columns.
+        header = self._layout.is_folder or self.rows == 0
+        path = self._layout.shard(self._index)
+        return open_writer(path, self._form, one.columns or {}, self._metadata, header=header)
+
+    def _list(self, shard: _Open, item: UnreadableRow) -> None:
+        if shard.listed is None:
+            path = self._layout.shard_errors(self._index)
+            shard.listed = self.enter_context(atomic_write(path))
+        shard.listed.write(json_line(item).encode())
+
+
+# From the inputs to the output
 
 
 class PredictLoop:
@@ -91,30 +257,36 @@ class PredictLoop:
         self._output = output
         self._journal = journal
         self._check = check
-        if check and journal and journal.drift:
-            check.restore(journal.drift)
+        if check and journal and journal.last and journal.last.drift:
+            check.restore(journal.last.drift)
         self._before = output.rows
         self._seconds = self._decode = self._inference = self._write = 0.0
-        self.stop = Stop()
+        self.stopped: list[signal.Signals] = []
+        """The signal that ended the run, if there was one."""
         self.first_error = ""
 
     def go(self) -> None:
         """Answer and write them; raises InputError for more unreadable rows than are allowed."""
         begin = time.perf_counter()
-        with stoppable() as self.stop, self._output, _progress(self._run, self._output) as count:
+        with stoppable() as self.stopped, self._output, _progress(self._run, self._output) as count:
             # The answers are closed when the writing fails, which drops the batches that wait.
-            with contextlib.closing(self._answers()) as answers:
-                for one in answers:
+            with contextlib.closing(self._answers()) as found:
+                for one in found:
                     self._take(one)
                     count(one)
-                    if self.stop or self._too_many():
+                    if self.stopped or self._too_many():
                         break
                 else:
-                    self._output.close(last=True)
-            if self.stop or self._too_many():
-                self._output.close(last=False)
+                    self._output.finish(last=True)
+            if self.stopped or self._too_many():
+                self._output.finish(last=False)
         self._seconds = time.perf_counter() - begin
-        self._refuse_too_many()
+        if self._too_many():
+            raise InputError(
+                f"{self._output.errors} rows cannot be read, --max-errors is "
+                f"{self._run.options.max_errors}: {self.first_error}; a higher one goes on from "
+                f"here"
+            )
 
     def nothing_readable(self) -> InputError:
         """The error for an input without one good row."""
@@ -122,7 +294,7 @@ class PredictLoop:
 
     def report(self, output: Path | None, errors_file: Path | None) -> PredictReport:
         """What was done; raises InputError when there was no row to write."""
-        if not self._output.rows and not self.stop:
+        if not self._output.rows and not self.stopped:
             raise self.nothing_readable()
         model, done = self._run.model, self._output.rows - self._before
         return PredictReport(
@@ -146,123 +318,30 @@ class PredictLoop:
                 write_seconds=self._write,
             ),
             drift=self._check.report() if self._check else None,
-            stopped=self.stop.signal.name if self.stop.signal else None,
+            stopped=self.stopped[0].name if self.stopped else None,
         )
 
     def _answers(self) -> Generator[Answered]:
-        run, output = self._run, self._output
-        work = Work(
-            inputs=run.inputs,
-            chunks=run.chunks(self._journal),
-            count=run.count(output.rows + output.errors),
-            how=run.how,
-            chunk_rows=run.chunk_rows,
-            workers=run.workers,
-        )
+        run, chunks = self._run, self._run.chunks(self._journal)
         if run.options.engine == "ray":
-            from serving.batch import on_ray
-
-            return on_ray.answers(run.model, work, address=run.options.ray_address)
-        return engine.answers(run.model, work)
+            return answers_of_cluster(run, chunks)
+        return answers(run, chunks, run.count(self._output.rows + self._output.errors))
 
     def _take(self, one: Answered) -> None:
         begin = time.perf_counter()
         if one.unreadable and not self.first_error:
             self.first_error = f"{one.unreadable[0].id}: {one.unreadable[0].reason}"
-        self._count(one)
+        if self._check and one.columns and one.rows is not None:
+            numbers = {k: v for k, v in one.columns.items() if isinstance(v, np.ndarray)}
+            self._check.add(one.rows, numbers)
         self._output.take(one)
         self._decode += one.decode_seconds
         self._inference += one.run_seconds
         self._write += time.perf_counter() - begin
 
-    def _count(self, one: Answered) -> None:
-        """Let the drift check count these rows."""
-        if self._check and one.columns and one.rows is not None:
-            numbers = {k: v for k, v in one.columns.items() if isinstance(v, np.ndarray)}
-            self._check.add(one.rows, numbers)
-
     def _too_many(self) -> bool:
         most = self._run.options.max_errors
         return most is not None and self._output.errors > most
-
-    def _refuse_too_many(self) -> None:
-        if self._too_many():
-            raise InputError(
-                f"{self._output.errors} rows cannot be read, --max-errors is "
-                f"{self._run.options.max_errors}: {self.first_error}; a higher one goes on from "
-                f"here"
-            )
-
-
-class Stop:
-    """Whether the run was asked to stop, and by what."""
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Note the first signal instead of dying of it; outside the main thread there are none."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {one: signal.getsignal(one) for one in SIGNALS}
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        stop.signal = signal.Signals(number)
-        _restore(before)
-
-    for one in SIGNALS:
-        # One that is ignored, as in the background of a script, stays so.
-        if before[one] is not signal.SIG_IGN:
-            signal.signal(one, remember)
-    try:
-        yield stop
-    finally:
-        _restore(before)
-
-
-def _restore(before: Mapping[signal.Signals, Any]) -> None:
-    for one, handler in before.items():
-        signal.signal(one, handler)
-
-
-def _check(run: PredictRun) -> DriftCheck | None:
-    """The check of the rows against the training data, if the options ask for it."""
-    return open_check(run.model.path) if run.options.reference else None
-
-
-def _nothing() -> None:
-    """The state of a run without a drift check."""
-
-
-def _finish(layout: Layout, journal: Journal, loop: PredictLoop) -> None:
-    """Make the output of the shards."""
-    whole = read_journal(layout.manifest) or journal
-    finish_run(layout, whole)
-    if not whole.rows:
-        raise loop.nothing_readable()
-
-
-@contextlib.contextmanager
-def _kept(layout: Layout) -> Iterator[None]:
-    """Say how many rows a run that fails leaves behind, and clean up after one that leaves none."""
-    try:
-        yield
-    except (OSError, FerryError):
-        journal = read_journal(layout.manifest)
-        if journal is not None and journal.rows:
-            note(f"{journal.rows} rows are kept in {layout.parts}; the same command goes on")
-        raise
-    finally:
-        journal = read_journal(layout.manifest)
-        if journal is not None and not journal.shards:
-            drop_run(layout)
 
 
 @contextlib.contextmanager
@@ -273,9 +352,9 @@ def _progress(run: PredictRun, output: Output) -> Iterator[Callable[[Answered], 
         return
     from tqdm import tqdm
 
-    done, left = output.rows + output.errors, run.count(output.rows + output.errors)
-    total = None if left is None else done + left
-    with tqdm(total=total, initial=done, unit="row") as bar:
+    done = output.rows + output.errors
+    left = run.count(done)
+    with tqdm(total=None if left is None else done + left, initial=done, unit="row") as bar:
 
         def count(one: Answered) -> None:
             bar.update(one.count + len(one.unreadable))
@@ -283,3 +362,34 @@ def _progress(run: PredictRun, output: Output) -> Iterator[Callable[[Answered], 
                 bar.set_postfix(errors=output.errors, refresh=False)
 
         yield count
+
+
+# Signals
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[list[signal.Signals]]:
+    """Note the first signal instead of dying of it; outside the main thread there are none."""
+    stopped: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        stopped.append(signal.Signals(number))
+        _restore(before)
+
+    for one in SIGNALS:
+        # One that is ignored, as in the background of a script, stays so.
+        if before[one] is not signal.SIG_IGN:
+            signal.signal(one, remember)
+    try:
+        yield stopped
+    finally:
+        _restore(before)
+
+
+def _restore(before: Mapping[signal.Signals, Any]) -> None:
+    for one, handler in before.items():
+        signal.signal(one, handler)

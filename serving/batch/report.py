@@ -85,26 +85,21 @@ def summary(report: PredictReport) -> str:
     before = f" ({report.resumed_rows:,} of them before)" if report.resumed_rows else ""
     errors = f", {report.errors} not read" if report.errors else ""
     listed = f" (see {report.errors_file})" if report.errors_file else ""
-    profile = f", {report.profile.describe()}" if report.profile else ""
     text = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
-    if report.seconds:
-        text += (
-            f"{report.seconds:.2f} s, {report.rows_per_second:,.0f} rows/s on "
-            f"{report.proof.asked}{profile}"
-        )
-    else:
+    if not report.seconds:
         text += "the run was complete already"
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
-    if report.seconds:
-        text += f"\n{shares}"
-    if report.seconds >= WORTH_SECONDS:
-        text += f"; {_advice(report.stages.bottleneck)}"
-    if report.drift:
-        text += "".join(f"\n{line}" for line in report.drift.lines())
+    else:
+        speed = f"{report.rows_per_second:,.0f} rows/s on {report.proof.asked}"
+        profile = f", {report.profile.describe()}" if report.profile else ""
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
+        text += f"{report.seconds:.2f} s, {speed}{profile}\n{shares}"
+        if report.seconds >= WORTH_SECONDS:
+            text += f"; {_advice(report.stages.bottleneck)}"
+    lines = [text, *(report.drift.lines() if report.drift else ())]
     if report.stopped:
         again = "; the same command goes on" if report.output else ""
-        text += f"\nstopped by {report.stopped}{again}"
-    return text
+        lines.append(f"stopped by {report.stopped}{again}")
+    return "\n".join(lines)
 
 
 def _advice(stage: str) -> str:

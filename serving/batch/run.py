@@ -1,6 +1,6 @@
 """A run of `ferry predict` before it begins: options, opened model, and inputs cut into chunks.
 
-`preview` shows what a run would read and where it would write; nothing is run.
+`dry_run` shows what a run would read and where it would write; nothing is run.
 """
 
 import itertools
@@ -13,18 +13,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from serving.batch.engine import AnswerOptions
-from serving.batch.journal import Journal, Layout, Provenance, RunKey, find_run
+from serving.batch.journal import Journal, Layout, Provenance, RunKey, Shard, find_run
 from serving.batch.writers import format_of
 from serving.errors import OutputError, UsageError
-from serving.inputs.inputs import Inputs, Place, ReadOptions, open_inputs
-from serving.inputs.sources import Chunk, InputRow, UnreadableRow
+from serving.inputs.inputs import Inputs, Place, open_inputs
+from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.machine.environment import ferry_version, runtime_wheels
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
 
 Engine = Literal["local", "ray"]
+Chunks = Iterator[tuple[int, Chunk]]
+"""Each with the number of its source."""
 
 CHUNK_ROWS = 1024
 CHUNK_BYTES = 8 * 2**20
@@ -37,8 +38,8 @@ MOST_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictOptions:
-    """How a run is done."""
+class PredictOptions(ReadOptions):
+    """How a run is done, and how its inputs are read."""
 
     provider: str = "cpu"
     threads: int | None = None
@@ -48,14 +49,6 @@ class PredictOptions:
     many as the allowed cores have room for."""
     batch_rows: int | None = None
     """The batch size; None for that of the bundle's profile, or 32 where none fits."""
-    array: str | None = None
-    """The array to take from `.npz` files."""
-    columns: tuple[str, ...] = ()
-    """The columns to read of tables; () for all, or the one that fits."""
-    input_format: str | None = None
-    """What stdin holds; None: what the model takes."""
-    resize: bool = False
-    """Whether images are fitted to the model in size and mode."""
     limit: int | None = None
     """The most rows to read, unreadable ones counted."""
     probabilities: bool = False
@@ -86,13 +79,10 @@ class PredictRun:
     names: tuple[str, ...]
     """The names of the inputs, as they were given."""
     options: PredictOptions
+    batch_rows: int
+    """Rows that the model is given at a time; those of the options, which name them here."""
     form: str
     """The format of the output."""
-
-    @property
-    def batch_rows(self) -> int:
-        """Rows that the model is given at a time."""
-        return self.model.fixed_batch or self.options.batch_rows or self.model.batch_rows
 
     @property
     def workers(self) -> int:
@@ -108,16 +98,6 @@ class PredictRun:
         rows = min(CHUNK_ROWS, CHUNK_BYTES // max(1, values * size))
         return self.batch_rows * max(1, rows // self.batch_rows)
 
-    @property
-    def how(self) -> AnswerOptions:
-        """How batches are answered."""
-        return AnswerOptions(
-            batch_rows=self.batch_rows,
-            probabilities=self.options.probabilities,
-            top_k=self.options.top_k,
-            keep_rows=self.options.reference,
-        )
-
     def count(self, done: int) -> int | None:
         """The rows that are left after `done`, None where only reading them all would show."""
         total, limit = self.inputs.count, self.options.limit
@@ -125,17 +105,18 @@ class PredictRun:
             total = limit if total is None else min(limit, total)
         return None if total is None else max(0, total - done)
 
-    def chunks(self, journal: Journal | None) -> Iterator[tuple[int, Chunk]]:
+    def chunks(self, journal: Journal | None) -> Chunks:
         """The chunks that no shard holds yet.
 
         Raises OutputError when a stream is not the one that the shards were made of.
         """
-        if journal is None or not journal.shards:
+        last = journal.last if journal else None
+        if journal is None or last is None:
             chunks = self.inputs.chunks(self.chunk_rows)
         elif journal.provenance.key.fingerprint is None:
-            chunks = self._later_of_stream(journal)
+            chunks = self._later_of_stream(last)
         else:
-            chunks = self.inputs.chunks(self.chunk_rows, journal.end)
+            chunks = self.inputs.chunks(self.chunk_rows, last.end)
         if self.options.limit is None:
             return chunks
         done = journal.rows + journal.errors if journal else 0
@@ -177,13 +158,13 @@ class PredictRun:
             "ferry.batch_rows": str(self.batch_rows),
         }
 
-    def _later_of_stream(self, journal: Journal) -> Iterator[tuple[int, Chunk]]:
+    def _later_of_stream(self, last: Shard) -> Chunks:
         chunks = self.inputs.chunks(self.chunk_rows)
         for number, chunk in chunks:
             end = Place(number, chunk.start + chunk.count)
-            if end == journal.end and (journal.digest in (None, chunk.digest)):
+            if end == last.end and (last.digest in (None, chunk.digest)):
                 return chunks
-            if (end.source, end.row) >= (journal.end.source, journal.end.row):
+            if (end.source, end.row) >= (last.end.source, last.end.row):
                 break
         raise OutputError(
             "the stream is not the one that this output was begun with; --overwrite begins again"
@@ -232,29 +213,27 @@ def prepare(
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"
         raise UsageError(f"{flag} is for classifiers, {path} gives no scores of classes")
-    reading = ReadOptions(
-        array=options.array,
-        columns=options.columns,
-        resize=options.resize,
-        input_format=options.input_format,
-    )
-    names = tuple(str(one) for one in inputs)
+    names = tuple(map(str, inputs))
+    batch_rows = model.fixed_batch or options.batch_rows or model.batch_rows
     return PredictRun(
         model=model,
-        inputs=open_inputs(names, model, reading),
+        inputs=open_inputs(names, model, options),
         names=names,
-        options=options,
+        options=replace(options, batch_rows=batch_rows),
+        batch_rows=batch_rows,
         form=form,
     )
 
 
-def preview(run: PredictRun, output: Path | None) -> Preview:
-    """Look at the first rows of a run, and at what its output holds.
+def dry_run(
+    path: Path, inputs: Sequence[Path | str], output: Path | None, options: PredictOptions
+) -> Preview:
+    """Look at the first rows of a run, and at what its output holds; nothing is run.
 
-    Raises OutputError as the run itself would, and InputError for an input that breaks off.
+    Raises what the run itself would at first, and InputError for an input that breaks off.
     """
-    model = run.model
-    journal = None
+    run = prepare(path, inputs, output, options)
+    model, journal = run.model, None
     if output is not None:
         layout = Layout(output=output, form=run.form)
         journal = None if run.options.overwrite else find_run(layout, run.provenance())
@@ -275,7 +254,7 @@ def preview(run: PredictRun, output: Path | None) -> Preview:
 
 
 def as_text(shown: Preview) -> str:
-    """Some lines for a person."""
+    """What a dry run shows, in some lines for a person."""
     rows = "rows" if shown.rows is None else f"{shown.rows:,} rows"
     how = f"in batches of {shown.batch_rows}, {shown.workers} at a time, on {shown.provider}"
     lines = [
@@ -291,7 +270,7 @@ def as_text(shown: Preview) -> str:
     return "\n".join(lines)
 
 
-def _limited(chunks: Iterator[tuple[int, Chunk]], most: int) -> Iterator[tuple[int, Chunk]]:
+def _limited(chunks: Chunks, most: int) -> Chunks:
     """The first `most` rows of chunks; the last one says how many of its rows count."""
     while most > 0:
         number, chunk = next(chunks, (0, None))

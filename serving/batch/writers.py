@@ -7,24 +7,26 @@ Arrow as a flat list, whose shape is in the schema's metadata as `ferry.shape.NA
 
 import contextlib
 import csv
-import functools
 import io
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.batch.answers import ID, Column, Columns
 from serving.errors import ModelError, UsageError
-from serving.files import atomic_write
+from serving.files import atomic_write, json_line
 from serving.inputs.sources import NumberedIds
 
 Array = npt.NDArray[Any]
+Write = Callable[[Columns], None]
+"""Takes one batch after the other, of the same columns; OSError when the disk is full."""
 STREAM = "arrow stream"
 # Cells of a group of rows: enough to compress well, little enough to hold in memory.
 GROUP_CELLS = 1_000_000
@@ -40,13 +42,6 @@ SUFFIXES = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-
-
-class Writer(Protocol):
-    """Takes columns batch by batch."""
-
-    def write(self, columns: Columns) -> None:
-        """Write one batch of the same columns; OSError when the disk is full."""
 
 
 def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
@@ -82,8 +77,8 @@ def open_writer(
     metadata: Mapping[str, str],
     *,
     header: bool = True,
-) -> Iterator[Writer]:
-    """A writer into `output` (None: stdout), which appears when the block ends well.
+) -> Iterator[Write]:
+    """What writes into `output` (None: stdout), which appears when the block ends well.
 
     `columns` are those of the first batch: their names, dtypes and shapes. Nothing is written yet.
     `metadata` goes into the schema of a Parquet or Arrow file; the text formats have no place for
@@ -94,11 +89,15 @@ def open_writer(
     if output is None and form == "arrow":
         form = STREAM
     try:
-        with (
-            _opened(output) as file,
-            _writer(file, form, columns, metadata, header=header) as writer,
-        ):
-            yield writer
+        with _opened(output) as file:
+            if form == "csv":
+                writer = _csv_writer(file, columns, header=header)
+            elif form == "jsonl":
+                writer = _json_lines_writer(file)
+            else:
+                writer = _arrow_writer(file, form, columns, metadata)
+            with writer as write:
+                yield write
     except OSError as error:
         # A full disk says only that it is full.
         if error.filename is None and not isinstance(error, BrokenPipeError):
@@ -106,8 +105,78 @@ def open_writer(
         raise
 
 
-def join_arrow(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
-    """Write one Parquet or Arrow file of several of the same columns, group by group."""
+@contextlib.contextmanager
+def _opened(output: Path | None) -> Iterator[IO[bytes]]:
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    with atomic_write(output) as file:
+        yield file
+
+
+# Lines
+
+
+@contextlib.contextmanager
+def _csv_writer(file: IO[bytes], columns: Columns, *, header: bool) -> Iterator[Write]:
+    with _as_text(file) as text:
+        table = csv.writer(text, lineterminator="\n")
+        if header:
+            table.writerow(columns)
+        yield lambda batch: table.writerows(zip(*map(_csv_cells, batch.values()), strict=True))
+
+
+@contextlib.contextmanager
+def _json_lines_writer(file: IO[bytes]) -> Iterator[Write]:
+    def write(batch: Columns) -> None:
+        rows = zip(*map(_values, batch.values()), strict=True)
+        records = (dict(zip(batch, row, strict=True)) for row in rows)
+        text.write("".join(map(json_line, records)))
+
+    with _as_text(file) as text:
+        yield write
+
+
+@contextlib.contextmanager
+def _as_text(file: IO[bytes]) -> Iterator[io.TextIOWrapper]:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    try:
+        yield text
+    finally:
+        text.detach()  # the file is its owner's to close
+
+
+def _csv_cells(values: Column) -> Iterable[object]:
+    """One cell a row; a row of many values is a flat JSON list."""
+    if isinstance(values, NumberedIds) or values.ndim == 1:
+        return _values(values)
+    flat = values.reshape(len(values), -1)
+    if values.dtype.kind == "f":  # what numpy writes is JSON, and ten times as fast
+        return (f"[{', '.join(row)}]" for row in flat.astype(np.str_).tolist())
+    return (json.dumps(row, ensure_ascii=False) for row in flat.tolist())
+
+
+def _values(values: Column) -> list[Any]:
+    """As Python values; a float is the shortest number that reads back as the same."""
+    if isinstance(values, NumberedIds):
+        return list(values)
+    if values.dtype.kind == "f" and values.dtype != np.float64:
+        values = values.astype(np.str_).astype(np.float64)
+    listed: list[Any] = values.tolist()
+    return listed
+
+
+# Columns with types
+
+
+def join_parts(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
+    """Write one file of several of the same columns: line by line, or group by group."""
+    if form in ("csv", "jsonl"):
+        for part in parts:
+            with part.open("rb") as lines:
+                shutil.copyfileobj(lines, file)
+        return
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -115,56 +184,36 @@ def join_arrow(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
     for part in parts:
         if form == "parquet":
             with parquet.ParquetFile(part) as groups:
-                joined = joined or arrow_file(file, form)(groups.schema_arrow)
+                joined = joined or arrow_file(file, form, groups.schema_arrow)
                 for index in range(groups.num_row_groups):
                     table = groups.read_row_group(index)
                     joined.write_table(table, len(table))
         else:
             with pa.OSFile(str(part)) as source, pa.ipc.open_file(source) as batches:
-                joined = joined or arrow_file(file, form)(batches.schema)
+                joined = joined or arrow_file(file, form, batches.schema)
                 for index in range(batches.num_record_batches):
                     joined.write_batch(batches.get_batch(index))
     if joined is not None:
         joined.close()
 
 
-class CsvWriter:
-    """Comma-separated values, lines ended by a newline alone."""
-
-    def __init__(self, file: IO[str], columns: Columns, *, header: bool) -> None:
-        self._csv = csv.writer(file, lineterminator="\n")
-        if header:
-            self._csv.writerow(columns)
-
-    def write(self, columns: Columns) -> None:
-        """Write one batch."""
-        self._csv.writerows(zip(*map(_csv_cells, columns.values()), strict=True))
-
-
-class JsonLinesWriter:
-    """One JSON object a line."""
-
-    def __init__(self, file: IO[str], columns: Columns) -> None:
-        self._names = tuple(columns)
-        self._file = file
-
-    def write(self, columns: Columns) -> None:
-        """Write one batch."""
-        rows = zip(*map(_values, columns.values()), strict=True)
-        lines = [
-            json.dumps(
-                dict(zip(self._names, row, strict=True)), ensure_ascii=False, allow_nan=False
-            )
-            for row in rows
-        ]
-        self._file.write("".join(f"{line}\n" for line in lines))
+@contextlib.contextmanager
+def _arrow_writer(
+    file: IO[bytes], form: str, columns: Columns, metadata: Mapping[str, str]
+) -> Iterator[Write]:
+    writer = ArrowWriter(file, form, columns, metadata)
+    try:
+        yield writer.write
+        writer.flush()
+    finally:
+        writer.file.close()  # which writes the footer
 
 
 class ArrowWriter:
     """Columns with types, in groups of some thousand rows, of Parquet or of Arrow."""
 
     def __init__(
-        self, make: Callable[[Any], Any], columns: Columns, metadata: Mapping[str, str]
+        self, file: IO[bytes], form: str, columns: Columns, metadata: Mapping[str, str]
     ) -> None:
         import pyarrow as pa
         from pyarrow import compute
@@ -174,7 +223,7 @@ class ArrowWriter:
         shapes = {f"ferry.shape.{name}": json.dumps(s) for name, s in self._shapes.items() if s}
         fields = [(name, self._type(values)) for name, values in columns.items()]
         self._schema = pa.schema(fields, metadata={**metadata, **shapes})
-        self._file = make(self._schema)
+        self.file = arrow_file(file, form, self._schema)
         cells = sum(math.prod(shape) for shape in self._shapes.values())
         self._group_rows = max(1, GROUP_CELLS // cells)
         self._waiting: list[Columns] = []
@@ -202,12 +251,8 @@ class ArrowWriter:
             return
         made = [self._array(field) for field in self._schema]
         table = self._arrow.Table.from_arrays(made, schema=self._schema)
-        self._file.write_table(table, len(table))
+        self.file.write_table(table, len(table))
         self._waiting, self._waiting_rows = [], 0
-
-    def close(self) -> None:
-        """Write the footer."""
-        self._file.close()
 
     def _texts(self, part: Column) -> Any:
         """Ids as Arrow's strings; numbered ones without an object for each."""
@@ -238,70 +283,15 @@ class ArrowWriter:
         return self._arrow.ListArray.from_arrays(offsets, flat)
 
 
-def arrow_file(file: IO[bytes], form: str) -> Callable[[Any], Any]:
-    """What makes a file of a schema that takes tables."""
+def arrow_file(file: IO[bytes], form: str, schema: Any) -> Any:
+    """A file of a schema, of Parquet or of one of Arrow's two forms, that takes tables."""
     from pyarrow import ipc, parquet
 
     if form == "parquet":
         # No two ids are alike: a dictionary of them would be built, and dropped.
-        return lambda schema: parquet.ParquetWriter(
-            file, schema, use_dictionary=[name for name in schema.names if name != ID]
-        )
-    return functools.partial(ipc.new_stream if form == STREAM else ipc.new_file, file)
-
-
-@contextlib.contextmanager
-def _opened(output: Path | None) -> Iterator[IO[bytes]]:
-    if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with atomic_write(output) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _writer(
-    file: IO[bytes], form: str, columns: Columns, metadata: Mapping[str, str], *, header: bool
-) -> Iterator[Writer]:
-    if form not in ("csv", "jsonl"):
-        made = arrow_file(file, form)
-        arrow = ArrowWriter(made, columns, metadata)
-        try:
-            yield arrow
-            arrow.flush()
-        finally:
-            arrow.close()
-        return
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    try:
-        yield (
-            CsvWriter(text, columns, header=header)
-            if form == "csv"
-            else JsonLinesWriter(text, columns)
-        )
-    finally:
-        text.detach()  # the file is its owner's to close
-
-
-def _csv_cells(values: Column) -> Iterable[object]:
-    """One cell a row; a row of many values is a flat JSON list."""
-    if isinstance(values, NumberedIds) or values.ndim == 1:
-        return _values(values)
-    flat = values.reshape(len(values), -1)
-    if values.dtype.kind == "f":  # what numpy writes is JSON, and ten times as fast
-        return (f"[{', '.join(row)}]" for row in flat.astype(np.str_).tolist())
-    return (json.dumps(row, ensure_ascii=False) for row in flat.tolist())
-
-
-def _values(values: Column) -> list[Any]:
-    """As Python values; a float is the shortest number that reads back as the same."""
-    if isinstance(values, NumberedIds):
-        return list(values)
-    if values.dtype.kind == "f" and values.dtype != np.float64:
-        values = values.astype(np.str_).astype(np.float64)
-    listed: list[Any] = values.tolist()
-    return listed
+        words = [name for name in schema.names if name != ID]
+        return parquet.ParquetWriter(file, schema, use_dictionary=words)
+    return (ipc.new_stream if form == STREAM else ipc.new_file)(file, schema)
 
 
 def _shape(values: Column) -> tuple[int, ...]:

@@ -135,19 +135,19 @@ def predict(
     Example: ferry predict bundles/rt-lstm reviews.txt
     """
     from serving.batch import predict as batch
+    from serving.batch import run
     from serving.batch.report import summary
-    from serving.batch.run import PredictOptions, as_text
 
     given = {name: value for name, value in settings.items() if value is not None}
-    options = PredictOptions(
+    options = run.PredictOptions(
         default_format="jsonl" if as_json else "csv",
         overwrite=not given.pop("resume"),
         **given,
     )
     output = None if output is None or str(output) == STDOUT else output
     if dry_run:
-        shown = batch.dry_run(model, inputs, output=output, options=options)
-        show(shown, as_json=as_json, text=as_text(shown))
+        shown = run.dry_run(model, inputs, output, options)
+        show(shown, as_json=as_json, text=run.as_text(shown))
         return None
     report = batch.predict(model, inputs, output=output, options=options)
     if output:

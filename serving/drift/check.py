@@ -21,7 +21,7 @@ from serving.bundles.reference import REFERENCE, Quantity, Reference, Side
 from serving.drift.quantities import (
     CLASS,
     ClassBins,
-    Counter,
+    count_in_bins,
     measure_answers,
     measure_rows,
     population_stability,
@@ -88,8 +88,12 @@ class DriftReport:
         if not moved:
             return [self._nothing()]
         lines = [self._line(one) for one in moved[:MOST_LINES]]
-        more = moved[MOST_LINES:]
-        return [*lines, f"and {_named(more)}"] if more else lines
+        more = [one.name for one in moved[MOST_LINES:]]
+        if len(more) > MOST_LINES:
+            lines.append(f"and {len(more)} more quantities moved")
+        elif more:
+            lines.append(f"and {', '.join(more)} moved too")
+        return lines
 
     def _line(self, one: QuantityDrift) -> str:
         return (
@@ -118,9 +122,12 @@ class DriftCheck:
         self._labels = labels
         self._sha256 = sha256_of_bytes(reference.content())
         self._known = frozenset(reference.known_words.split())
-        self._counter = Counter([one.edges for one in reference.quantities.values()])
         self._classes = ClassBins(reference.classes)
-        self._expected = _expected(reference, self._classes)
+        self._expected = {
+            name: np.array(one.counts, np.int64) for name, one in reference.quantities.items()
+        }
+        if reference.classes:
+            self._expected[CLASS] = self._classes.expected
         self._found = {name: np.zeros_like(one) for name, one in self._expected.items()}
         self._rows = 0
 
@@ -133,16 +140,15 @@ class DriftCheck:
             return
         measured = measure_rows(rows, self._known)
         measured |= measure_answers(self._reference.kind, columns)
-        names = self._reference.quantities
-        lacking = sorted(set(names) ^ set(measured))
+        quantities = self._reference.quantities
+        lacking = sorted(set(quantities) ^ set(measured))
         if lacking:
             raise IntegrityError(
                 f"{REFERENCE} is of another model: {lacking[0]} is not in both the reference and "
                 f"the rows"
             )
-        counted = self._counter.count([measured[name] for name in names])
-        for name, counts in zip(names, counted, strict=True):
-            self._found[name] += counts
+        for name, quantity in quantities.items():
+            self._found[name] += count_in_bins(quantity.edges, measured[name])
         if CLASS in self._found:
             self._found[CLASS] += self._classes.count(columns["label_index"])
         self._rows += len(rows)
@@ -225,13 +231,6 @@ def open_check(bundle: Path) -> DriftCheck:
     return DriftCheck(reference, opened.manifest.labels)
 
 
-def _expected(reference: Reference, classes: ClassBins) -> dict[str, Counts]:
-    expected = {name: np.array(one.counts, np.int64) for name, one in reference.quantities.items()}
-    if reference.classes:
-        expected[CLASS] = classes.group(reference.classes)
-    return expected
-
-
 def _verdict(psi: float, noise: float) -> tuple[Verdict, float]:
     """Whether it has moved, and the limit; what chance may give is never a move."""
     moved, strongly = max(MOVED, noise), max(STRONGLY_MOVED, noise)
@@ -252,9 +251,3 @@ def _range(quantity: Quantity, index: int) -> str:
         return f"over {edges[-1]:.4g}"
     low, high = f"{edges[index - 1]:.4g}", f"{edges[index]:.4g}"
     return f"{high}" if low == high else f"{low} to {high}"
-
-
-def _named(moved: Sequence[QuantityDrift]) -> str:
-    if len(moved) > MOST_LINES:
-        return f"{len(moved)} more quantities moved"
-    return f"{', '.join(one.name for one in moved)} moved too"

@@ -4,9 +4,8 @@ The same functions measure the rows of a run, batch by batch, and the training d
 reference of a bundle. A model answers the rows that it was fitted to otherwise than new ones, so
 the reference has its answers to rows that were held out, and the words of those that are unknown.
 
-Rows are counted in bins at the deciles of a quantity. All quantities of a batch are counted at
-once, as a batch may have few rows. The population stability index compares two sets of counts;
-`psi_of_chance` says how large mere chance makes it.
+Rows are counted in bins at the deciles of a quantity. The population stability index compares two
+sets of counts; `psi_of_chance` says how large mere chance makes it.
 """
 
 import math
@@ -37,8 +36,7 @@ SMOOTHING = 0.5
 def quantity_of(values: Floats, of: Side) -> Quantity:
     """The distribution of a quantity, with bins at its own deciles."""
     edges = bin_edges(values)
-    (counts,) = Counter([edges]).count([values])
-    return Quantity(of=of, edges=edges, counts=tuple(counts.tolist()))
+    return Quantity(of=of, edges=edges, counts=tuple(count_in_bins(edges, values).tolist()))
 
 
 def bin_edges(values: Floats) -> tuple[float, ...]:
@@ -60,58 +58,33 @@ def bin_edges(values: Floats) -> tuple[float, ...]:
     return tuple(sorted(edges - {-math.inf}))
 
 
-class Counter:
-    """Counts how many rows of a batch lie in each bin of each quantity."""
-
-    def __init__(self, edges: Sequence[Sequence[float]]) -> None:
-        """The edges of each quantity."""
-        self._sizes = [len(one) + 2 for one in edges]
-        self._most = max(self._sizes, default=2)
-        # Nothing is greater than infinity, so that shorter lists can be filled up with it.
-        self._edges = np.full((self._most - 2, len(edges), 1), np.inf)
-        for index, one in enumerate(edges):
-            self._edges[: len(one), index, 0] = one
-
-    def count(self, values: Sequence[Floats]) -> list[Counts]:
-        """The rows in the bins of each quantity, of which the last is for NaN."""
-        if not values:
-            return []
-        table = np.stack(values)
-        places = np.zeros(table.shape, np.int64)
-        for edge in self._edges:
-            places += table > edge
-        lost = np.isnan(table)
-        if lost.any():
-            ends = np.array(self._sizes)[:, None] - 1
-            places = np.where(lost, ends, places)
-        places += np.arange(len(values))[:, None] * self._most
-        counts = np.bincount(places.ravel(), minlength=len(values) * self._most)
-        rows = counts.reshape(len(values), self._most)
-        return [row[:size] for row, size in zip(rows, self._sizes, strict=True)]
+def count_in_bins(edges: Sequence[float], values: Floats) -> Counts:
+    """The rows in each bin of a quantity, of which the last is for NaN."""
+    places = np.searchsorted(np.array(edges, np.float64), values)  # how many edges are less
+    places[np.isnan(values)] = len(edges) + 1
+    counts: Counts = np.bincount(places, minlength=len(edges) + 2)
+    return counts
 
 
 class ClassBins:
     """Which bin a class is in: the most frequent ones have their own, the rest the last one."""
 
     def __init__(self, counts: Sequence[int]) -> None:
-        """How many rows were of each class."""
-        order = np.argsort(-np.array(counts, np.int64), kind="stable")
-        self.classes: tuple[int, ...] = tuple(int(one) for one in order[:MOST_CLASSES])
+        """How many rows of the reference were of each class."""
+        rows = np.array(counts, np.int64)
+        own = np.argsort(-rows, kind="stable")[:MOST_CLASSES]
+        self.classes: tuple[int, ...] = tuple(own.tolist())
         """The classes with a bin of their own, in the order of the bins."""
-        self._bins = np.full(len(counts) + 1, len(self.classes))
-        self._bins[list(self.classes)] = np.arange(len(self.classes))
+        self.expected: Counts = np.append(rows[own], rows.sum() - rows[own].sum())
+        """Those rows in each bin."""
+        self._bins = np.full(len(rows) + 1, len(own))
+        self._bins[own] = np.arange(len(own))
 
     def count(self, label_index: npt.NDArray[Any]) -> Counts:
         """The rows in each bin; one of a class that was never counted is with the rest."""
         known = np.minimum(label_index, len(self._bins) - 1)
-        counts: Counts = np.bincount(self._bins[known], minlength=len(self.classes) + 1)
+        counts: Counts = np.bincount(self._bins[known], minlength=len(self.expected))
         return counts
-
-    def group(self, counts: Sequence[int]) -> Counts:
-        """The counts of all classes as counts of the bins."""
-        weights = np.array([*counts, 0], np.float64)
-        grouped = np.bincount(self._bins, weights=weights, minlength=len(self.classes) + 1)
-        return grouped.astype(np.int64)
 
 
 def population_stability(expected: AnyCounts, found: AnyCounts) -> tuple[float, int]:

@@ -12,6 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,22 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
+from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
     Chunk,
-    NumberedIds,
-    RowSource,
+    FileRows,
+    ReadTarget,
     Stream,
-    display_name,
-    fingerprint_of_files,
     open_stream,
-    reason_of,
+    refuse_broken,
 )
-from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
-Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
-"""Shape, whether the first axis is the fastest, and dtype."""
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -44,6 +41,7 @@ UINT8 = np.dtype(np.uint8)
 IDX_BYTES = 8
 """The code of an IDX file whose values are bytes."""
 BLOCK_BYTES = 1 << 20
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 # What numpy, zipfile and gzip raise on broken files.
 READING_ERRORS = (
     OSError,
@@ -59,28 +57,46 @@ READING_ERRORS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MappedRows:
-    """The rows of an array that lies in a file as it lies in memory."""
+@dataclass(frozen=True, slots=True)
+class ArrayHeader:
+    """What an array is."""
 
-    path: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    """[rows, ...], as the model takes them."""
-    offset: int
-    """Where in the file the first value is."""
     in_columns: bool = False
     """Whether the first axis is the fastest, as in Fortran."""
-    slow: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one row."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    def refuse_short(self, size: int, name: str) -> None:
+        """ValueError where `size` bytes are too few for the values."""
+        if size < self.dtype.itemsize * math.prod(self.shape):
+            raise ValueError(f"the array {name} is cut short")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayFile(FileRows):
+    """The array whose rows are read."""
+
+    header: ArrayHeader
+    """Its shape is [rows, ...], as the model takes them."""
+    offset: int
+    """The bytes before the first value."""
 
     @property
     def count(self) -> int:
-        """The number of rows."""
-        return self.shape[0]
+        """The number of rows, as the header tells it."""
+        return self.header.shape[0]
 
-    def fingerprint(self) -> str:
-        """The sha256 of the path, size and time of change of the file."""
-        return fingerprint_of_files([self.path])
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedRows(ArrayFile):
+    """Those of an array that lies in a file as it lies in memory."""
+
+    path: str
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Nothing but numbers: whoever decodes a chunk maps its rows."""
@@ -92,78 +108,53 @@ class MappedRows:
 
         Raises InputError for a file that is shorter than it was.
         """
-        ids = NumberedIds(display_name(self.path), chunk.start, chunk.count)
-        try:
-            rows = self._mapped(chunk.start, chunk.count)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path} changed while it was read: {reason_of(error)}"
-            ) from error
+        with refuse_broken(self.path, "changed while it was read", (OSError, ValueError)):
+            rows = self.mapped(chunk.start, chunk.count).view(np.ndarray)
+        ids = self.ids(chunk.start, chunk.count)
         return Batch(ids=ids, rows=np.require(rows, requirements=["C", "A"]))
 
-    def _mapped(self, start: int, count: int) -> Array:
-        if 0 in self.shape[1:]:  # nothing to map
-            return np.empty((count, *self.shape[1:]), self.dtype)
-        if self.in_columns:
-            whole = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, "F")
-            return whole[start : start + count].view(np.ndarray)
-        offset = self.offset + start * row_bytes(self.dtype, self.shape)
-        shape = (count, *self.shape[1:])
-        return np.memmap(self.path, self.dtype, "r", offset, shape).view(np.ndarray)
+    def mapped(self, start: int, count: int) -> Array:
+        """Some rows where they lie, in the order in which they lie there."""
+        header = self.header
+        shape = (count, *header.shape[1:])
+        if 0 in shape:  # nothing to map
+            return np.empty(shape, header.dtype)
+        if header.in_columns:
+            whole = np.memmap(self.path, header.dtype, "r", self.offset, header.shape, "F")
+            return whole[start : start + count]
+        offset = self.offset + start * header.row_bytes
+        return np.memmap(self.path, header.dtype, "r", offset, shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedRows:
-    """The rows of an array that is compressed, or comes from stdin."""
+class StreamedRows(ArrayFile):
+    """Those of an array that is compressed, or comes from stdin."""
 
-    path: str | None
-    """None for stdin, which was read up to the first value."""
     member: str | None = None
     """Of a zip archive; None for a gzip file."""
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int = 0
-    """The bytes before the first value."""
     head: bytes = b""
-    """What was read of stdin."""
-    in_columns: bool = False
-    slow: bool = False
-
-    @property
-    def count(self) -> int:
-        """The number of rows, as the header tells it."""
-        return self.shape[0]
-
-    def fingerprint(self) -> str | None:
-        """The sha256 of the path, size and time of change of the file; None for stdin."""
-        return None if self.path is None else fingerprint_of_files([self.path])
+    """What was read of stdin: all before the first value."""
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """The values of `size` rows at a time, from the row `start` on.
 
         Raises InputError where the file is damaged, or of another length than its header tells.
         """
-        try:
-            with self._opened() as stream:
-                if self.in_columns:
-                    yield from self._of_columns(stream, size, start)
-                else:
-                    yield from self._of_rows(stream, size, start)
-        except READING_ERRORS as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{display_name(self.path)} cannot be read to its end: {reason_of(error)}"
-            ) from error
+        pieces = self._of_columns if self.header.in_columns else self._of_rows
+        broken = refuse_broken(self.name, "cannot be read to its end", READING_ERRORS)
+        with broken, self._opened() as stream:
+            for rows in pieces(stream, size, start):
+                yield Chunk(start=start, count=len(rows), content=rows, digest=stream.digest)
+                start += len(rows)
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
         rows: Array = chunk.content
-        return Batch(ids=NumberedIds(display_name(self.path), chunk.start, len(rows)), rows=rows)
+        return Batch(ids=self.ids(chunk.start, len(rows)), rows=rows)
 
-    def _of_rows(self, stream: Stream, size: int, start: int) -> Iterator[Chunk]:
-        width = row_bytes(self.dtype, self.shape)
-        _pass(stream, self.offset + len(self.head) + start * width)
+    def _of_rows(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
+        dtype, width = self.header.dtype, self.header.row_bytes
+        _pass(stream, self.offset + start * width)
         for first in range(start, self.count, size):
             count = min(size, self.count - first)
             content = stream.read(count * width)
@@ -172,25 +163,19 @@ class StreamedRows:
                 raise InputError(
                     f"{stream.name} ends after {there} rows, its header tells of {self.count}"
                 )
-            rows = np.frombuffer(content, self.dtype) if content else np.empty(0, self.dtype)
-            yield Chunk(
-                start=first,
-                count=count,
-                content=rows.reshape(count, *self.shape[1:]),
-                digest=stream.digest,
-            )
+            rows = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
+            yield rows.reshape(count, *self.header.shape[1:])
         # This also makes zipfile and gzip compare their sums.
         if stream.read(1):
             raise InputError(f"{stream.name} goes on after the {self.count} rows of its header")
 
-    def _of_columns(self, stream: Stream, size: int, start: int) -> Iterator[Chunk]:
+    def _of_columns(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
         """The same of an array whose rows are all there only when all of it is."""
-        _pass(stream, self.offset + len(self.head))
-        content = stream.read(self.count * row_bytes(self.dtype, self.shape))
-        rows = np.frombuffer(content, self.dtype).reshape(self.shape, order="F")
+        _pass(stream, self.offset)
+        content = stream.read(self.count * self.header.row_bytes)
+        rows = np.frombuffer(content, self.header.dtype).reshape(self.header.shape, order="F")
         for first in range(start, self.count, size):
-            taken = np.ascontiguousarray(rows[first : first + size])
-            yield Chunk(start=first, count=len(taken), content=taken, digest=stream.digest)
+            yield np.ascontiguousarray(rows[first : first + size])
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[Stream]:
@@ -199,15 +184,13 @@ class StreamedRows:
                 yield stream
         elif self.member is None:
             with gzip.open(self.path) as file:
-                yield Stream(self.path, cast("IO[bytes]", file), b"")
+                yield Stream(self.path, cast("IO[bytes]", file))
         else:
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
-                yield Stream(self.path, member, b"")
+                yield Stream(self.path, member)
 
 
-def row_bytes(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
-    """The bytes of one row of an array [rows, ...]."""
-    return dtype.itemsize * math.prod(shape[1:])
+ArrayRows = MappedRows | StreamedRows
 
 
 def _pass(stream: Stream, count: int) -> None:
@@ -218,104 +201,75 @@ def _pass(stream: Stream, count: int) -> None:
 # .npy and .npz
 
 
-def open_array(path: Path, info: TensorInfo, model: Path, name: str | None = None) -> Array:
-    """The rows of a `.npy`, or of the array `name` of a `.npz`, for the input `info` of `model`.
+def open_array(path: Path, target: ReadTarget) -> Array:
+    """All rows of a `.npy`, which are mapped, or of an array of a `.npz`.
 
     Raises InputError for what is no such file, and for rows of another dtype or shape, or none.
     """
-    rows = _load_npy(path) if path.suffix.lower() == ".npy" else _load_npz(path, name)
-    _check(str(path), rows.dtype, rows.shape, info, model)
-    return rows
+    rows = open_array_rows(path, target)
+    if isinstance(rows, MappedRows):
+        return rows.mapped(0, rows.count)
+    (chunk,) = rows.chunks(rows.count)  # to their end, where sums are compared
+    whole: Array = chunk.content
+    return whole
 
 
-def open_array_rows(
-    path: Path, info: TensorInfo, model: Path, name: str | None = None
-) -> RowSource:
-    """The same rows, as an input whose memory does not grow with the file.
+def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
+    """The rows of an array or of an IDX file, or those of a `.npy` on stdin for None.
 
-    Raises what `open_array` raises. What is damaged within an array of a `.npz` shows when it is
-    read.
+    Memory does not grow with the file. Raises what `open_array` and `open_idx` raise. What is
+    damaged within an array of a `.npz` shows when it is read; of stdin no more is read yet than the
+    header.
     """
-    if path.suffix.lower() == ".npz":
-        return _open_npz(path, info, model, name)
-    rows = open_array(path, info, model)
-    if not isinstance(rows, np.memmap):
-        raise InputError(f"{path} cannot be mapped into memory")
-    return MappedRows(
-        path=str(path),
-        dtype=rows.dtype,
-        shape=rows.shape,
-        offset=rows.offset,
-        in_columns=not rows.flags.c_contiguous,
-    )
+    if path is None:
+        return _open_stdin(target)
+    suffix = path.suffix.lower()
+    if suffix not in ARRAY_SUFFIXES:
+        return open_idx(path, target)
+    return _open_npz(path, target) if suffix == ".npz" else _open_npy(path, target)
 
 
-def open_array_stream(info: TensorInfo, model: Path) -> StreamedRows:
-    """The rows of a `.npy` that comes from stdin; its header is read.
-
-    Raises InputError for what is none, and for rows of another dtype or shape, or none.
-    """
-    with open_stream(None) as stream, _readable("stdin", ".npy"):
-        stream.keep()
-        shape, in_columns, dtype = _header(stream)
-    _check("stdin", dtype, shape, info, model)
-    return StreamedRows(
-        path=None, dtype=dtype, shape=shape, head=stream.kept(), in_columns=in_columns
-    )
+def _open_stdin(target: ReadTarget) -> StreamedRows:
+    with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
+        header = _checked(stream, "stdin", target)
+    head = stream.kept()
+    return StreamedRows(path=None, header=header, offset=len(head), head=head)
 
 
-def _check(
-    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], info: TensorInfo, model: Path
-) -> None:
-    if not shape or not info.accepts(dtype, shape[1:]):
-        raise InputError(f"{name} holds {dtype} {list(shape)}; {model} takes {info.takes()}")
-    if not shape[0]:
-        raise InputError(f"{name} holds no rows")
+def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
+    with _readable(str(path), ".npy"), path.open("rb") as file:
+        header = _checked(file, str(path), target)
+        offset = file.tell()
+        header.refuse_short(file.seek(0, 2) - offset, path.name)
+    return MappedRows(path=str(path), header=header, offset=offset)
 
 
-def _load_npy(path: Path) -> Array:
-    with _readable(path, ".npy"):
-        # Mapped, not read: a file larger than the memory is fine. It never unpickles.
-        return np.lib.format.open_memmap(path, mode="r")
-
-
-def _load_npz(path: Path, name: str | None) -> Array:
-    # np.load would take a .npy by this name as well, and hand out an array.
-    with (
-        _readable(path, ".npz"),
-        path.open("rb") as file,
-        np.lib.npyio.NpzFile(file, allow_pickle=False) as archive,
-    ):
-        member: Array = archive[_member(path, archive.files, name)]
-        return member
-
-
-def _open_npz(path: Path, info: TensorInfo, model: Path, name: str | None) -> RowSource:
-    with _readable(path, ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
+    with _readable(str(path), ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
-        entry = members[_member(path, list(members), name)]
+        entry = members[_member(path, list(members), target.options.array)]
         with archive.open(entry) as member:
-            shape, in_columns, dtype = _header(member)
+            header = _checked(member, str(path), target)
             offset = member.tell()
-        _check(str(path), dtype, shape, info, model)
-        if entry.file_size - offset < math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the array {entry.filename} is cut short")
+        header.refuse_short(entry.file_size - offset, entry.filename)
         at = _place_of_stored(file, entry)
     if at is not None:
-        return MappedRows(
-            path=str(path), dtype=dtype, shape=shape, offset=at + offset, in_columns=in_columns
-        )
-    return StreamedRows(
-        path=str(path),
-        member=entry.filename,
-        dtype=dtype,
-        shape=shape,
-        offset=offset,
-        in_columns=in_columns,
-    )
+        return MappedRows(path=str(path), header=header, offset=at + offset)
+    return StreamedRows(path=str(path), member=entry.filename, header=header, offset=offset)
 
 
-def _header(file: Any) -> Header:
+def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
+    """The header of an array that the model takes; InputError for another one."""
+    header = read_header(file)
+    dtype, shape = header.dtype, header.shape
+    if not shape or not target.input.accepts(dtype, shape[1:]):
+        raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}")
+    if not shape[0]:
+        raise InputError(f"{name} holds no rows")
+    return header
+
+
+def read_header(file: Any, name: str = "it") -> ArrayHeader:
     """What the first bytes of a `.npy` tell; ValueError where they tell nothing good."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_2_0
@@ -323,11 +277,11 @@ def _header(file: Any) -> Header:
         read = np.lib.format.read_array_header_1_0
     shape, in_columns, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which are never loaded")
+        raise ValueError(f"{name} holds pickled objects, which are never loaded")
     if any(axis < 0 for axis in shape):
-        raise ValueError(f"its shape is {list(shape)}")
+        raise ValueError(f"{name} has the shape {list(shape)}")
     # An array of one axis lies in both orders.
-    return shape, in_columns and len(shape) > 1, dtype
+    return ArrayHeader(dtype, shape, in_columns=in_columns and len(shape) > 1)
 
 
 def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
@@ -342,17 +296,8 @@ def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
     return start
 
 
-@contextlib.contextmanager
-def _readable(path: Path | str, suffix: str) -> Iterator[None]:
-    """Tell what a library raises on a broken file."""
-    try:
-        yield
-    except READING_ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} is not a {suffix} file that can be read: {reason_of(error)}"
-        ) from error
+def _readable(name: str, suffix: str) -> AbstractContextManager[None]:
+    return refuse_broken(name, f"is not a {suffix} file that can be read", READING_ERRORS)
 
 
 def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
@@ -373,8 +318,8 @@ def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
 # IDX
 
 
-def open_idx(path: Path, info: TensorInfo, model: Path) -> RowSource:
-    """The rows of an IDX file for the input `info` of `model`.
+def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
+    """The rows of an IDX file.
 
     Grey images without an axis of channels get one where the model has it. Raises InputError for
     what is no such file or has another length than its header tells, and for rows that the model
@@ -383,25 +328,22 @@ def open_idx(path: Path, info: TensorInfo, model: Path) -> RowSource:
     compressed = path.name.lower().endswith(".gz")
     sizes = _idx_sizes(path, compressed=compressed)
     offset = 4 + 4 * len(sizes)
-    shape = _idx_shape(path, sizes, info, model)
+    header = ArrayHeader(UINT8, _idx_shape(path, sizes, target))
     if compressed:  # its length shows at its end
-        return StreamedRows(path=str(path), dtype=UINT8, shape=shape, offset=offset)
-    expected = offset + shape[0] * row_bytes(UINT8, shape)
-    found = path.stat().st_size
+        return StreamedRows(path=str(path), header=header, offset=offset)
+    expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return MappedRows(path=str(path), dtype=UINT8, shape=shape, offset=offset)
+    return MappedRows(path=str(path), header=header, offset=offset)
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:
     """The length of each axis."""
-    try:
-        with gzip.open(path) if compressed else path.open("rb") as file:
-            magic = file.read(4)
-            axes = magic[3] if len(magic) == 4 else 0
-            content = file.read(4 * axes)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not a whole gzip file: {reason_of(error)}") from error
+    broken = refuse_broken(str(path), "is not a whole gzip file", GZIP_ERRORS)
+    with broken, gzip.open(path) if compressed else path.open("rb") as file:
+        magic = file.read(4)
+        axes = magic[3] if len(magic) == 4 else 0
+        content = file.read(4 * axes)
     if magic[:2] != b"\0\0" or not axes or len(content) != 4 * axes:
         raise InputError(f"{path} does not begin as an IDX file does, but with {magic.hex(' ')}")
     if magic[2] != IDX_BYTES:
@@ -411,14 +353,12 @@ def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:
     return struct.unpack(f">{axes}I", content)
 
 
-def _idx_shape(
-    path: Path, sizes: tuple[int, ...], info: TensorInfo, model: Path
-) -> tuple[int, ...]:
+def _idx_shape(path: Path, sizes: tuple[int, ...], target: ReadTarget) -> tuple[int, ...]:
     """The shape of the rows as the model takes them; InputError when it does not."""
     for shape in (sizes, (*sizes, 1)):
-        if info.accepts(UINT8, shape[1:]):
+        if target.input.accepts(UINT8, shape[1:]):
             if not shape[0]:
                 raise InputError(f"{path} holds no rows")
             return shape
-    message = ", one value a row, as labels are" if len(sizes) == 1 else ""
-    raise InputError(f"{path} holds uint8 {list(sizes)}{message}; {model} takes {info.takes()}")
+    labels = ", one value a row, as labels are" if len(sizes) == 1 else ""
+    raise InputError(f"{path} holds uint8 {list(sizes)}{labels}; {target.takes()}")

@@ -4,7 +4,6 @@ An Arrow file is mapped, and what was read of it is let go; of a Parquet file wh
 is in memory, and no more.
 """
 
-import contextlib
 import io
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,18 +15,23 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.errors import InputError
-from serving.inputs.arrow_columns import ColumnReader, as_bytes, choose_columns, without_extension
+from serving.inputs.arrow_columns import (
+    ColumnReader,
+    ImageColumn,
+    as_bytes,
+    choose_columns,
+    without_extension,
+)
 from serving.inputs.sources import (
     Batch,
     Chunk,
-    NumberedIds,
+    FileRows,
+    ReadTarget,
     Stream,
     display_name,
-    fingerprint_of_files,
     open_stream,
-    reason_of,
+    refuse_broken,
 )
-from serving.runtime.tensors import TensorInfo
 
 Form = Literal["parquet", "file", "stream"]
 """Arrow's own two: a file begins and ends with a mark, and tells where its batches are."""
@@ -44,6 +48,9 @@ class RecordBatches:
     def __init__(self, batches: Sequence[Any]) -> None:
         self.batches = batches
 
+    def __len__(self) -> int:
+        return sum(one.num_rows for one in self.batches)
+
     def __reduce__(self) -> tuple[Any, tuple[bytes]]:
         # pyarrow by itself would send the whole buffers, of which these are slices.
         sink = io.BytesIO()
@@ -54,11 +61,9 @@ class RecordBatches:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ArrowRows:
+class ArrowRows(FileRows):
     """The rows of a file, or of stdin."""
 
-    path: str | None
-    """None for stdin, which can be read once."""
     form: Form
     count: int | None
     reader: ColumnReader
@@ -67,15 +72,6 @@ class ArrowRows:
     head: bytes
     """What was read of stdin to know the columns."""
 
-    @property
-    def slow(self) -> bool:
-        """Whether there are images to decode."""
-        return self.reader.slow
-
-    def fingerprint(self) -> str | None:
-        """The sha256 of the path, size and time of change of the file; None for stdin."""
-        return None if self.path is None else fingerprint_of_files([self.path])
-
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Slices of record batches, `size` rows at a time, from the row `start` on.
 
@@ -83,27 +79,22 @@ class ArrowRows:
         """
         names = list(dict.fromkeys(self.reader.names))
         with (
-            _describe(self.path, "cannot be read to its end"),
+            refuse_broken(self.name, "cannot be read to its end", ERRORS),
             open_stream(self.path, self.head) as stream,
         ):
             for pieces in self._pieces(stream, size, start):
-                yield Chunk(
-                    start=start,
-                    count=sum(piece.num_rows for piece in pieces),
-                    content=RecordBatches([piece.select(names) for piece in pieces]),
-                    digest=stream.digest,
-                )
-                start += sum(piece.num_rows for piece in pieces)
+                content = RecordBatches([piece.select(names) for piece in pieces])
+                count = len(content)
+                yield Chunk(start=start, count=count, content=content, digest=stream.digest)
+                start += count
         if not start:
-            raise InputError(f"{display_name(self.path)} holds no rows")
+            raise InputError(f"{self.name} holds no rows")
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk; InputError for one that is no sound record batch."""
         batches = chunk.content.batches
-        ids = NumberedIds(
-            display_name(self.path), chunk.start, sum(one.num_rows for one in batches)
-        )
-        with _describe(self.path, f"is damaged after row {chunk.start}"):
+        ids = self.ids(chunk.start, len(chunk.content))
+        with refuse_broken(self.name, f"is damaged after row {chunk.start}", ERRORS):
             return self.reader.batch(ids, [_joined(batches, name) for name in self.reader.names])
 
     def _pieces(self, stream: Stream, size: int, start: int) -> Iterator[list[Any]]:
@@ -116,28 +107,27 @@ class ArrowRows:
         return _releasing(mapped, _recut(_from(_of_file(mapped), start), size))
 
 
-def open_arrow(
-    path: Path | None,
-    info: TensorInfo,
-    model: Path,
-    asked: Sequence[str] = (),
-    *,
-    resize: bool = False,
-) -> ArrowRows:
-    """The rows of a Parquet or an Arrow file, or of stdin, for the input `info` of `model`.
+def open_arrow(path: Path | None, target: ReadTarget) -> ArrowRows:
+    """The rows of a Parquet or an Arrow file, or of stdin for None.
 
     Whole rows in one column are taken before numbers in many. Raises InputError for what cannot be
     read or holds no row, and for columns that do not fit the model or leave a choice.
     """
     place = None if path is None else str(path)
-    form = _form_of(path)
+    name, form = display_name(place), _form_of(path)
     kind = "Parquet" if form == "parquet" else "Arrow"
-    with _describe(place, f"is no {kind} file to read"):
+    with refuse_broken(name, f"is no {kind} file to read", ERRORS):
         schema, count, head = _look(path, form)
-    reader, columns = choose_columns(
-        str(path or "stdin"), schema, info, model, asked, resize=resize
+    reader, columns = choose_columns(name, schema, target)
+    rows = ArrowRows(
+        path=place,
+        slow=isinstance(reader, ImageColumn),
+        form=form,
+        count=count,
+        reader=reader,
+        columns=columns,
+        head=head,
     )
-    rows = ArrowRows(path=place, form=form, count=count, reader=reader, columns=columns, head=head)
     if path is not None:
         next(rows.chunks(1))
     return rows
@@ -155,8 +145,7 @@ def _form_of(path: Path | None) -> Form:
 def _look(path: Path | None, form: Form) -> tuple[Any, int | None, bytes]:
     """The schema, the number of rows where it is told, and what was read of stdin."""
     if path is None or form == "stream":
-        with open_stream(None if path is None else str(path)) as stream:
-            stream.keep()
+        with open_stream(None if path is None else str(path), keep=True) as stream:
             return ipc.open_stream(stream).schema, None, stream.kept()
     if form == "parquet":
         with parquet.ParquetFile(path) as file:
@@ -244,17 +233,6 @@ def _joined(batches: Sequence[Any], name: str) -> Any:
         as_bytes(column).validate(full=True)
         columns.append(without_extension(column))
     return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
-
-
-@contextlib.contextmanager
-def _describe(path: str | None, what: str) -> Iterator[None]:
-    """Tell what pyarrow raises on broken files."""
-    try:
-        yield
-    except ERRORS as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{display_name(path)} {what}: {reason_of(error)}") from error
 
 
 def _unpacked(content: bytes) -> RecordBatches:

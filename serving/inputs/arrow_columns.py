@@ -5,10 +5,10 @@ as the model takes it is not copied. A value that is empty, of another length or
 row one that cannot be read.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ from serving.inputs.columns import (
     text_column,
     text_of,
 )
-from serving.inputs.decoding import ImageDecoder, image_decoder, value_or_reason
-from serving.inputs.sources import Batch, batch_of
+from serving.inputs.decoding import ImageDecoder, image_decoder, image_shape
+from serving.inputs.sources import Batch, ReadTarget, batch_of, value_or_reason
 from serving.inputs.text import decode_line, row_shape_of_texts, text_batch
 from serving.runtime.tensors import TensorInfo
 
@@ -46,7 +46,6 @@ class ImageColumn:
 
     names: tuple[str, ...]
     decoder: ImageDecoder
-    slow: bool = True
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The decoded images."""
@@ -72,7 +71,6 @@ class TensorColumn:
     row_shape: tuple[int, ...]
     lengths: tuple[int, ...]
     """Of the lists, from the outermost on; none for bytes."""
-    slow: bool = False
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The rows, a view of the column where all of it is as it should be."""
@@ -125,7 +123,6 @@ class NumberColumns:
 
     names: tuple[str, ...]
     dtype: np.dtype[Any]
-    slow: bool = False
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The rows, of the columns side by side."""
@@ -147,9 +144,10 @@ class NumberColumns:
             values = (column.fill_null(0) if column.null_count else column).to_numpy()
             rows, fits = convert(values, self.dtype)
             return rows, fits & there
-        found = [_number_or_none(name, cell, self.dtype) for cell in column.to_pylist()]
-        fits = np.array([one is not None for one in found], bool)
-        return np.array([one or 0 for one in found], self.dtype), fits
+        read = functools.partial(number, name, dtype=self.dtype)
+        found = [value_or_reason(read, cell) for cell in column.to_pylist()]
+        fits = np.array([not isinstance(one, str) for one in found], bool)
+        return np.array([0 if isinstance(one, str) else one for one in found], self.dtype), fits
 
     def _fault(self, columns: Sequence[Column], row: int) -> str:
         """Why a row is none, by the first column that says so."""
@@ -167,18 +165,11 @@ class TextColumn:
 
     names: tuple[str, ...]
     row_shape: tuple[int, ...]
-    slow: bool = False
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The texts."""
-        texts, faults = [], {}
-        for index, cell in enumerate(_texts(columns[0])):
-            try:
-                texts.append(text_of(self.names[0], cell))
-            except ValueError as error:
-                texts.append("")
-                faults[index] = str(error)
-        return text_batch(ids, texts, faults, self.row_shape)
+        read = functools.partial(text_of, self.names[0])
+        return text_batch(ids, _texts(columns[0]), read, self.row_shape)
 
 
 ColumnReader = ImageColumn | TensorColumn | NumberColumns | TextColumn
@@ -186,102 +177,67 @@ ColumnReader = ImageColumn | TensorColumn | NumberColumns | TextColumn
 
 
 def choose_columns(
-    name: str,
-    schema: Any,
-    info: TensorInfo,
-    model: Path,
-    asked: Sequence[str],
-    *,
-    resize: bool,
+    name: str, schema: Any, target: ReadTarget
 ) -> tuple[ColumnReader, tuple[str, ...]]:
     """How the columns of the file `name` become rows, and what is to be read of them.
 
-    `asked` are the columns to take. Raises InputError for those that are not there or do not fit
-    the model, and where they leave a choice.
+    Raises InputError for columns that are asked for and are not there or do not fit the model, and
+    where they leave a choice.
     """
-    refuse_unknown(name, schema.names, asked)
-    reader = _whole_rows(name, schema, info, model, asked, resize=resize)
-    if reader is None:
-        reader = _values(name, schema, info, model, asked)
+    refuse_unknown(name, schema.names, target.options.columns)
+    reader = _whole_rows(name, schema, target) or _values(name, schema, target)
     refuse_twice(name, schema.names, reader.names)
     if isinstance(reader, ImageColumn) and pa.types.is_struct(schema.field(reader.names[0]).type):
         return reader, (f"{reader.names[0]}.bytes",)
     return reader, reader.names
 
 
-def _values(
-    name: str, schema: Any, info: TensorInfo, model: Path, asked: Sequence[str]
-) -> ColumnReader:
+def _values(name: str, schema: Any, target: ReadTarget) -> ColumnReader:
     """A text or numbers."""
+    info, asked = target.input, target.options.columns
     row_shape = row_shape_of_texts(info)
     if row_shape is not None:
         return TextColumn(names=text_column(name, schema.names, asked), row_shape=row_shape)
     if len(asked) == 1 and pa.types.is_nested(schema.field(asked[0]).type):
-        raise InputError(
-            f"{name}: column {asked[0]!r} holds {schema.field(asked[0]).type}; "
-            f"{model} takes {info.takes()}"
-        )
+        kind = schema.field(asked[0]).type
+        raise InputError(f"{name}: column {asked[0]!r} holds {kind}; {target.takes()}")
     if takes_numbers(info):
         names = number_columns(name, schema.names, asked, info)
         return NumberColumns(names=names, dtype=np.dtype(info.dtype))
     there = ", ".join(f"{field.name} {field.type}" for field in schema)[:MOST_SHOWN]
     raise InputError(
-        f"{name}: {model} takes {info.takes()}, which no record is; give such rows as .npy, or in "
+        f"{name}: {target.takes()}, which no record is; give such rows as .npy, or in "
         f"one column (there are: {there})"
     )
 
 
-def _whole_rows(
-    name: str,
-    schema: Any,
-    info: TensorInfo,
-    model: Path,
-    asked: Sequence[str],
-    *,
-    resize: bool,
-) -> ColumnReader | None:
+def _whole_rows(name: str, schema: Any, target: ReadTarget) -> ColumnReader | None:
     """The column that holds whole rows, or None where there is none."""
-    if info.is_text or len(asked) > 1:
+    asked = target.options.columns
+    if target.input.is_text or len(asked) > 1:
         return None
-    decoder = _decoder(name, info, model, resize=resize)
-    found = {}
-    for field in schema:
-        reader = _fitting(field, info, decoder)
-        if reader is not None and field.name in (asked or schema.names):
-            found[field.name] = reader
-    return _chosen(name, found)
-
-
-def _chosen(name: str, found: Mapping[str, ColumnReader]) -> ColumnReader | None:
-    usual = [one for one in USUAL_NAMES if one in found]
+    fields = [field for field in schema if field.name in (asked or schema.names)]
+    readers = {field.name: _fitting(name, field, target) for field in fields}
+    found = {column: reader for column, reader in readers.items() if reader is not None}
+    usual = [found[one] for one in USUAL_NAMES if one in found]
     if len(found) > 1 and not usual:
         raise InputError(
             f"{name} has the columns {', '.join(found)} with rows for the model; "
             f"name one with --column"
         )
-    if len(found) > 1:
-        return found[usual[0]]
-    return next(iter(found.values()), None)
+    return next(iter([*usual, *found.values()]), None)
 
 
-def _decoder(name: str, info: TensorInfo, model: Path, *, resize: bool) -> ImageDecoder | None:
-    try:
-        return image_decoder(name, info, model, resize=resize)
-    except InputError:
-        return None
-
-
-def _fitting(field: Any, info: TensorInfo, decoder: ImageDecoder | None) -> ColumnReader | None:
+def _fitting(name: str, field: Any, target: ReadTarget) -> ColumnReader | None:
     """How one column makes rows, or None where it does not."""
-    if decoder is not None and _holds_bytes(field.type):
-        return ImageColumn(names=(field.name,), decoder=decoder)
+    info, names = target.input, (field.name,)
+    if image_shape(info) is not None and _holds_bytes(field.type):
+        return ImageColumn(names=names, decoder=image_decoder(name, target))
     lengths = _lengths(field.type, info)
     if lengths is None:
         return None
     axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
-    return TensorColumn(
-        names=(field.name,), dtype=np.dtype(info.dtype), row_shape=axes, lengths=lengths
-    )
+    return TensorColumn(names=names, dtype=np.dtype(info.dtype), row_shape=axes, lengths=lengths)
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -308,15 +264,15 @@ def _lengths(kind: Any, info: TensorInfo) -> tuple[int, ...] | None:
 
 
 def _lengths_of_lists(kind: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
-    message: list[int | None] = []
+    sizes: list[int | None] = []
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_fixed(kind):
-        message.append(kind.list_size if _is_fixed(kind) else None)
+        sizes.append(kind.list_size if _is_fixed(kind) else None)
         kind = kind.value_type
-    if not message or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    if not sizes or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
     for lengths in ((math.prod(axes),), axes, _longer_than_one(axes)):
-        pairs = list(zip(message, lengths, strict=False))
-        if len(lengths) == len(message) and all(size in (None, length) for size, length in pairs):
+        pairs = list(zip(sizes, lengths, strict=False))
+        if len(lengths) == len(sizes) and all(size in (None, length) for size, length in pairs):
             return lengths
     return None
 
@@ -358,10 +314,3 @@ def _texts(column: Column) -> list[object]:
     if as_bytes(column).type == column.type:
         return found
     return [decode_line(content) if isinstance(content, bytes) else content for content in found]
-
-
-def _number_or_none(name: str, value: object, dtype: np.dtype[Any]) -> float | int | None:
-    try:
-        return number(name, value, dtype)
-    except ValueError:
-        return None

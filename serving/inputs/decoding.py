@@ -22,22 +22,249 @@ import os
 import re
 import stat
 import struct
-import threading
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import InputError
-from serving.inputs.sources import Batch, batch_of, printable, reason_of
+from serving.inputs.sources import (
+    Batch,
+    ReadTarget,
+    batch_of,
+    printable,
+    reason_of,
+    value_or_reason,
+)
 from serving.runtime.tensors import TensorInfo
+
+Array = npt.NDArray[Any]
+
+MOST_BYTES = 256 << 20
+"""Of an encoded image; a larger file is refused unread."""
+WHOLE_BYTES = 8 << 20  # a larger file is handed to Pillow to read what it needs of it
+IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+# What Pillow's decoders raise on broken files, beside the OSError they should.
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+# Pillow warns of damaged tags, but the picture is there or it is not. To drop its warnings while an
+# image is decoded would not do: the filters belong to the process, and there are many threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+# Pillow logs some of what it raises; without a handler that would go to stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDecoder:
+    """How encoded images become rows of a model. It can be sent to other processes."""
+
+    shape: tuple[int, int, int]
+    """Height, width and channels that the model takes."""
+    resize: bool = False
+    """Whether images of 8 bits are fitted to the model in size and mode."""
+
+    def decode(self, content: bytes) -> Array:
+        """The image in the bytes of a file, as uint8 [H, W, C].
+
+        Raises ValueError for one that is damaged, or not of the model's size and mode.
+        """
+        if not content:
+            raise ValueError("it is empty")
+        refuse_large(len(content))
+        pixels = self._by_opencv(content)
+        return self._by_pillow(io.BytesIO(content)) if pixels is None else pixels
+
+    def decode_file(self, path: Path | str) -> Array:
+        """The image in a file, as uint8 [H, W, C].
+
+        Raises ValueError for what `decode` refuses, and for what is no file or cannot be read.
+        """
+        try:
+            size = _size_of_file(path)
+            if size > WHOLE_BYTES:
+                with os.fdopen(_opened(path), "rb") as file:
+                    return self._by_pillow(file)
+            content = _content(path, size)
+        except OSError as error:
+            raise ValueError(reason_of(error)) from error
+        return self.decode(content)
+
+    def decode_files(self, paths: Sequence[str]) -> Batch:
+        """A batch of files; the id of a row is its path."""
+        return self.batch(
+            [path if path.isascii() else printable(Path(path)) for path in paths],
+            [value_or_reason(self.decode_file, path) for path in paths],
+        )
+
+    def batch(self, ids: Sequence[str], values: Sequence[Array | str]) -> Batch:
+        """A batch of images, or reasons why there is none."""
+        return batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
+
+    def _by_opencv(self, content: bytes) -> Array | None:
+        """The pixels of a plain image, or None for all that Pillow should judge.
+
+        Those of another size are left to Pillow as well: resizing them takes most of the time.
+        """
+        height, width, channels = self.shape
+        cv2 = _opencv()
+        if cv2 is None or _too_many_pixels(width, height):
+            return None
+        plain = plain_picture(content, self.shape)
+        if plain is None:
+            return None
+        flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB, 4: cv2.IMREAD_UNCHANGED}
+        flag = flags[channels] | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            pixels: Array | None = cv2.imdecode(np.frombuffer(plain, np.uint8), flag)
+        except cv2.error:
+            return None
+        if pixels is not None and channels == 4:
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
+        return None if pixels is None else pixels.reshape(self.shape)
+
+    def _by_pillow(self, file: IO[bytes]) -> Array:
+        Image.init()  # else Pillow raises KeyError for all but the commonest formats
+        try:
+            with Image.open(file, formats=IMAGE_FORMATS) as image:
+                return self._pixels(image)
+        except DECODING_ERRORS as error:
+            raise ValueError(_reason(error)) from error
+
+    def _pixels(self, image: Image.Image) -> Array:
+        """The image as uint8 [H, W, C]; ValueError when that is not what it is."""
+        height, width, channels = self.shape
+        mode = MODES[channels]
+        if _too_many_pixels(image.width, image.height):
+            raise Image.DecompressionBombError
+        frames = getattr(image, "n_frames", 1)
+        # MPO is what many cameras write into a .jpg: the picture, and a preview after it.
+        if frames > 1 and image.format != "MPO":
+            raise ValueError(f"it holds {frames} pictures, not one")
+        if image.mode not in EIGHT_BIT_MODES:
+            raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel first")
+        if self.resize:
+            image = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+        elif image.size != (width, height) or image.mode != mode:
+            found = f"{image.width}x{image.height} {image.mode}"
+            raise ValueError(
+                f"it is {found}, the model takes {width}x{height} {mode}; --resize fits it"
+            )
+        return np.asarray(image, dtype=np.uint8).reshape(self.shape)
+
+
+def image_decoder(name: str, target: ReadTarget) -> ImageDecoder:
+    """What decodes images for a model.
+
+    Raises InputError, which begins with the `name` of the images, for a model that takes none.
+    """
+    shape = image_shape(target.input)
+    if shape is None:
+        raise InputError(f"{name}: {target.takes()}, which no image is; give such rows as .npy")
+    return ImageDecoder(shape=shape, resize=target.options.resize)
+
+
+def image_shape(info: TensorInfo) -> tuple[int, int, int] | None:
+    """Height, width and channels of the images that an input takes; None for one without."""
+    match info.shape[1:]:
+        case (int(height), int(width), int(channels)) if (
+            info.dtype == "uint8" and channels in MODES
+        ):
+            return height, width, channels
+    return None
+
+
+def refuse_large(size: int) -> None:
+    """ValueError when an encoded image has more bytes than it may."""
+    if size > MOST_BYTES:
+        raise ValueError(f"it has {size} bytes, the limit is {MOST_BYTES}")
+
+
+def _size_of_file(path: Path | str) -> int:
+    """The bytes in a file; ValueError or OSError when it is none, or too large."""
+    found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than to look
+    if stat.S_ISDIR(found.st_mode):
+        os.scandir(path).close()  # raises the reason why a folder of a tree was not looked into
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise ValueError(f"it is {kind}, not a file")
+    refuse_large(found.st_size)
+    return found.st_size
+
+
+def _opened(path: Path | str) -> int:
+    # It was a file just now; should it have become a pipe, opening must not wait for a writer.
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _content(path: Path | str, size: int) -> bytes:
+    """The first `size` bytes of a file; fewer when it has become shorter."""
+    # Python's own files ask the system four times as much, which small images feel.
+    handle = _opened(path)
+    try:
+        content = os.read(handle, size)
+        while len(content) < size and (more := os.read(handle, size - len(content))):
+            content += more
+        return content
+    finally:
+        os.close(handle)
+
+
+def _too_many_pixels(width: int, height: int) -> bool:
+    limit = Image.MAX_IMAGE_PIXELS
+    return limit is not None and width * height > limit
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is not an image, or not of a known format"
+    return reason_of(error)
+
+
+@functools.cache
+def _opencv() -> Any:
+    """OpenCV, or None where it is not installed, cannot be loaded or is older than 4.11."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    if not hasattr(cv2, "IMREAD_COLOR_RGB"):
+        return None
+    cv2.setNumThreads(1)  # the images are spread over the cores, not the rows of one
+    return cv2
+
+
+# The grammar of plain files
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER = struct.Struct(">I4sIIBBBBB")
@@ -170,268 +397,3 @@ def _jpeg_scans_fit(content: bytes, at: int, more: Collection[int]) -> bool:
             break
     # A restart marker is none of these: decoders differ in how they find back after a damage.
     return marker == EOI and at + 2 == len(content)
-
-
-Array = npt.NDArray[Any]
-One = TypeVar("One")
-
-MOST_BYTES = 256 << 20
-"""Of an encoded image; a larger file is refused unread."""
-WHOLE_BYTES = 8 << 20  # a larger file is handed to Pillow to read what it needs of it
-IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-# What Pillow's decoders raise on broken files, beside the OSError they should.
-DECODING_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-# Pillow logs some of what it raises; without a handler that would go to stderr.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageDecoder:
-    """How encoded images become rows of a model. It can be sent to other processes."""
-
-    shape: tuple[int, int, int]
-    """Height, width and channels that the model takes."""
-    resize: bool = False
-    """Whether images of 8 bits are fitted to the model in size and mode."""
-    opencv: bool = True
-    """Whether OpenCV decodes what is plain, where it is installed."""
-
-    def decode(self, content: bytes) -> Array:
-        """The image in the bytes of a file, as uint8 [H, W, C].
-
-        Raises ValueError for one that is damaged, or not of the model's size and mode.
-        """
-        if not content:
-            raise ValueError("it is empty")
-        refuse_large(len(content))
-        pixels = self._by_opencv(content) if self.opencv else None
-        return self._by_pillow(io.BytesIO(content)) if pixels is None else pixels
-
-    def decode_file(self, path: Path | str) -> Array:
-        """The image in a file, as uint8 [H, W, C].
-
-        Raises ValueError for what `decode` refuses, and for what is no file or cannot be read.
-        """
-        try:
-            size = _size_of_file(path)
-            if size > WHOLE_BYTES:
-                with os.fdopen(_opened(path), "rb") as file:
-                    return self._by_pillow(file)
-            content = _content(path, size)
-        except OSError as error:
-            raise ValueError(reason_of(error)) from error
-        return self.decode(content)
-
-    def decode_files(self, paths: Sequence[str]) -> Batch:
-        """A batch of files; the id of a row is its path."""
-        return self.batch(
-            [path if path.isascii() else printable(Path(path)) for path in paths],
-            [value_or_reason(self.decode_file, path) for path in paths],
-        )
-
-    def batch(self, ids: Sequence[str], values: Sequence[Array | str]) -> Batch:
-        """A batch of images, or reasons why there is none."""
-        return batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
-
-    def _by_opencv(self, content: bytes) -> Array | None:
-        """The pixels of a plain image, or None for all that Pillow should judge.
-
-        Those of another size are left to Pillow as well: resizing them takes most of the time.
-        """
-        height, width, channels = self.shape
-        cv2 = _opencv()
-        if cv2 is None or _too_many_pixels(width, height):
-            return None
-        plain = plain_picture(content, self.shape)
-        if plain is None:
-            return None
-        flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB, 4: cv2.IMREAD_UNCHANGED}
-        flag = flags[channels] | cv2.IMREAD_IGNORE_ORIENTATION
-        try:
-            pixels: Array | None = cv2.imdecode(np.frombuffer(plain, np.uint8), flag)
-        except cv2.error:
-            return None
-        if pixels is not None and channels == 4:
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA)
-        return None if pixels is None else pixels.reshape(self.shape)
-
-    def _by_pillow(self, file: IO[bytes]) -> Array:
-        Image.init()  # else Pillow raises KeyError for all but the commonest formats
-        try:
-            with QUIET, Image.open(file, formats=IMAGE_FORMATS) as image:
-                return self._pixels(image)
-        except DECODING_ERRORS as error:
-            raise ValueError(_reason(error)) from error
-
-    def _pixels(self, image: Image.Image) -> Array:
-        """The image as uint8 [H, W, C]; ValueError when that is not what it is."""
-        height, width, channels = self.shape
-        mode = MODES[channels]
-        if _too_many_pixels(image.width, image.height):
-            raise Image.DecompressionBombError
-        frames = getattr(image, "n_frames", 1)
-        # MPO is what many cameras write into a .jpg: the picture, and a preview after it.
-        if frames > 1 and image.format != "MPO":
-            raise ValueError(f"it holds {frames} pictures, not one")
-        if image.mode not in EIGHT_BIT_MODES:
-            raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel first")
-        if self.resize:
-            image = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-        elif image.size != (width, height) or image.mode != mode:
-            found = f"{image.width}x{image.height} {image.mode}"
-            raise ValueError(
-                f"it is {found}, the model takes {width}x{height} {mode}; --resize fits it"
-            )
-        return np.asarray(image, dtype=np.uint8).reshape(self.shape)
-
-
-def image_decoder(name: Path | str, info: TensorInfo, model: Path, *, resize: bool) -> ImageDecoder:
-    """What decodes images for the input `info` of `model`.
-
-    Raises InputError, which begins with the `name` of the images, for a model that takes none.
-    """
-    shape = image_shape(info)
-    if shape is None:
-        raise InputError(
-            f"{name}: {model} takes {info.takes()}, which no image is; give such rows as .npy"
-        )
-    return ImageDecoder(shape=shape, resize=resize)
-
-
-def image_shape(info: TensorInfo) -> tuple[int, int, int] | None:
-    """Height, width and channels of the images that an input takes; None for one without."""
-    match info.shape[1:]:
-        case (int(height), int(width), int(channels)) if (
-            info.dtype == "uint8" and channels in MODES
-        ):
-            return height, width, channels
-    return None
-
-
-def value_or_reason(decode: Callable[[One], Array], one: One) -> Array | str:
-    """What `decode` makes of it, or why it makes nothing."""
-    try:
-        return decode(one)
-    except ValueError as error:
-        return str(error)
-
-
-def refuse_large(size: int, limit: int = MOST_BYTES) -> None:
-    """ValueError when an encoded image has more bytes than it may."""
-    if size > limit:
-        raise ValueError(f"it has {size} bytes, the limit is {limit}")
-
-
-def _size_of_file(path: Path | str) -> int:
-    """The bytes in a file; ValueError or OSError when it is none, or too large."""
-    found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than to look
-    if stat.S_ISDIR(found.st_mode):
-        os.scandir(path).close()  # raises the reason why a folder of a tree was not looked into
-    if not stat.S_ISREG(found.st_mode):
-        kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise ValueError(f"it is {kind}, not a file")
-    refuse_large(found.st_size)
-    return found.st_size
-
-
-def _opened(path: Path | str) -> int:
-    # It was a file just now; should it have become a pipe, opening must not wait for a writer.
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _content(path: Path | str, size: int) -> bytes:
-    """The first `size` bytes of a file; fewer when it has become shorter."""
-    # Python's own files ask the system four times as much, which small images feel.
-    handle = _opened(path)
-    try:
-        content = os.read(handle, size)
-        while len(content) < size and (more := os.read(handle, size - len(content))):
-            content += more
-        return content
-    finally:
-        os.close(handle)
-
-
-def _too_many_pixels(width: int, height: int) -> bool:
-    limit = Image.MAX_IMAGE_PIXELS
-    return limit is not None and width * height > limit
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image, or not of a known format"
-    return reason_of(error)
-
-
-@functools.cache
-def _opencv() -> Any:
-    """OpenCV, or None where it is not installed, cannot be loaded or is older than 4.11."""
-    try:
-        import cv2
-    except ImportError:
-        return None
-    if not hasattr(cv2, "IMREAD_COLOR_RGB"):
-        return None
-    cv2.setNumThreads(1)  # the images are spread over the cores, not the rows of one
-    return cv2
-
-
-class QuietWarnings:
-    """Drops all warnings while any thread is in it.
-
-    Pillow warns of damaged tags, but the picture is there or it is not. The filters belong to the
-    process: threads that each saved and restored them would restore what another had set.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.simplefilter("ignore")
-            self._inside += 1
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._saved.__exit__(kind, error, trace)
-
-
-QUIET = QuietWarnings()

@@ -5,21 +5,28 @@ list, a `.lst` file or stdin, has a path on each line, as `find` prints them: re
 working folder; blank lines are skipped.
 """
 
-import contextlib
-import hashlib
+import functools
 import itertools
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from serving.errors import InputError
 from serving.inputs.decoding import ImageDecoder, image_decoder
 from serving.inputs.names import IMAGE_SUFFIXES
-from serving.inputs.sources import Batch, Chunk, display_name, fingerprint_of_files
-from serving.runtime.tensors import TensorInfo
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    FileRows,
+    ReadTarget,
+    Stream,
+    chunks_of,
+    display_name,
+    fingerprint_of_files,
+    open_stream,
+    take,
+)
 
 MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""
@@ -54,19 +61,24 @@ class Images:
             yield from _image_files(root)
 
 
-def open_images(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> Images:
-    """The images of files and folders as rows for the input `info` of `model`.
+def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
+    """The images of files and folders.
 
     Raises InputError for a folder without any, and for a model that takes no images.
     """
-    decoder = image_decoder(paths[0], info, model, resize=resize)
+    decoder = image_decoder(str(paths[0]), target)
     count = 0
     for path in paths:
         found = sum(1 for _ in _image_files(str(path)))
         if not found:
-            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            raise no_images(str(path))
         count += found
     return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
+
+
+def no_images(name: str) -> InputError:
+    """The error for a folder or an archive without any."""
+    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
 
 
 def _image_files(root: str) -> Iterator[str]:
@@ -129,80 +141,45 @@ def _leads_to_folder(link: "os.DirEntry[str]") -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListedImages:
-    """The images of a list. That on stdin can be read once."""
+class ListedImages(FileRows):
+    """The images of a list."""
 
-    path: str | None
-    """The list; None for stdin."""
     decoder: ImageDecoder
     count: None = None
     slow: bool = True
 
-    def fingerprint(self) -> None:
-        """None: the chunks carry the digest of the lines up to them."""
-
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Paths, `size` at a time, from the image `start` on, with the digest of all so far.
+        """Paths, `size` at a time, from the image `start` on.
 
         Raises InputError for a list without a line, with fewer than `start`, or with one that is
         far too long for a path.
         """
-        digest = hashlib.sha256()
-        with self._opened() as file:
-            lines = _lines(file, self._name)
-            passed = 0
-            for line in itertools.islice(lines, start):
-                digest.update(line + b"\n")
-                passed += 1
-            while taken := list(itertools.islice(lines, size)):
-                digest.update(b"\n".join((*taken, b"")))
-                yield Chunk(
-                    start=passed,
-                    count=len(taken),
-                    content=tuple(os.fsdecode(line) for line in taken),
-                    digest=digest.hexdigest(),
-                )
-                passed += len(taken)
-        if passed < max(start, 1):
-            short = f"{passed} images, and {start} were read of it before"
-            raise InputError(f"{self._name} holds {short if start else 'no images'}")
+        with open_stream(self.path) as stream:
+            lines = functools.partial(take, _paths(stream))
+            yield from chunks_of(stream, lines, size, start, what="images")
 
     def decode(self, chunk: Chunk) -> Batch:
         """The images of a chunk; an image's id is its path."""
         return self.decoder.decode_files(chunk.content)
 
-    @property
-    def _name(self) -> str:
-        return display_name(self.path)
 
-    def _opened(self) -> contextlib.AbstractContextManager[IO[bytes]]:
-        if self.path is not None:
-            return Path(self.path).open("rb")
-        return contextlib.nullcontext(sys.stdin.buffer)  # not ours to close
+def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
+    """The images that a file lists, or stdin for None; nothing is read yet.
 
-
-def open_image_list(
-    path: Path | None, info: TensorInfo, model: Path, *, resize: bool
-) -> ListedImages:
-    """The images that `path` lists, or stdin for None, as rows for the input `info` of `model`.
-
-    Raises InputError for a model that takes no images. Nothing is read yet.
+    Raises InputError for a model that takes no images.
     """
-    decoder = image_decoder(path or "stdin", info, model, resize=resize)
-    return ListedImages(path=None if path is None else str(path), decoder=decoder)
+    place = None if path is None else str(path)
+    return ListedImages(path=place, decoder=image_decoder(display_name(place), target))
 
 
-def _lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+def _paths(stream: Stream) -> Iterator[str]:
     """The lines that are not blank, without their ends."""
-    for number in itertools.count(1):
-        line = file.readline(MOST_LINE_BYTES)
-        if not line:
-            return
+    for number, line in enumerate(stream.lines(MOST_LINE_BYTES), 1):
         if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
             raise InputError(
-                f"{name}: line {number} has more than {MOST_LINE_BYTES} bytes; "
+                f"{stream.name}: line {number} has more than {MOST_LINE_BYTES} bytes; "
                 f"give the path of one image a line"
             )
         path = line.removesuffix(b"\n").removesuffix(b"\r")
         if path.strip():
-            yield path
+            yield os.fsdecode(path)

@@ -8,48 +8,42 @@ wait for the decoders of images, nor one of images for Arrow.
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InputError, MissingInputError, UnknownNameError, UsageError
 from serving.inputs.names import (
     ARRAY_SUFFIXES,
-    ARROW_SUFFIXES,
     COLUMN_SUFFIXES,
-    IDX_NAMES,
     IMAGE_SUFFIXES,
-    LIST_SUFFIXES,
+    LIST_SUFFIX,
     STDIN,
     TAR_SUFFIXES,
     TEXT_SUFFIX,
     expand,
     file_name,
+    format_of_file,
     is_address,
-    is_idx,
     is_pattern,
-    is_tar,
 )
-from serving.inputs.sources import Chunk, InputRow, RowSource, UnreadableRow, each_row
+from serving.inputs.sources import (
+    Chunk,
+    InputRow,
+    ReadOptions,
+    ReadTarget,
+    RowSource,
+    UnreadableRow,
+    each_row,
+)
 from serving.model import Model
-from serving.runtime.tensors import TensorInfo
 
-INPUT_FORMATS = ("list", "text", "csv", "jsonl", "arrow", "npy")
+STDIN_FORMATS = ("list", "text", "csv", "jsonl", "arrow", "npy")
 """Of stdin: paths of images and texts, one a line; tables; and an array."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadOptions:
-    """How inputs are read."""
-
-    array: str | None = None
-    """The array to take from `.npz` files."""
-    columns: tuple[str, ...] = ()
-    """The columns to take from tables; none for those that fit."""
-    resize: bool = False
-    """Whether images are fitted to the model in size and mode."""
-    input_format: str | None = None
-    """One of INPUT_FORMATS for stdin; None for what the model takes."""
+TABLES = {"csv", "jsonl", "arrow"}
+REMOTE_IMAGES, REMOTE_FILE = "images at addresses", "file at an address"
+JOINED = {"images", "tar", REMOTE_IMAGES}
+"""The formats of which several inputs in a row are one source, so that its chunks are full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +106,14 @@ def open_inputs(
     nothing the model takes, UnknownNameError for a split or a format that is none, and UsageError
     for options that no input has a use for. A file at an address is looked into when it is fetched.
     """
-    options = options or ReadOptions()
-    target = ReadTarget(model.input, model.path)
+    target = ReadTarget(model.input, model.path, options or ReadOptions())
     names = [name for path in paths for name in _expanded(str(path))]
-    _refuse_unused(names, target, options)
+    _refuse_unused(names, target)
     sources: list[RowSource] = []
     for form, group in itertools.groupby(names, _format_of):
         found = list(group)
-        together = [found] if form.joined else [[name] for name in found]
-        sources += [form.open(some, target, options) for some in together]
+        together = [found] if form in JOINED else [[name] for name in found]
+        sources += [open_source(form, some, target) for some in together]
     return Inputs(tuple(sources))
 
 
@@ -134,209 +127,130 @@ def _expanded(name: str) -> list[str]:
     return expand(name)
 
 
-# Formats
-
-
-@dataclass(frozen=True, slots=True)
-class ReadTarget:
-    """What the readers ask of a model; it can be sent to other processes."""
-
-    input: TensorInfo
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class InputFormat:
-    """A format of inputs, and what opens it."""
-
-    fits: Callable[[Path], bool]
-    """Whether a file or a folder has it, by its name."""
-    open: Callable[[Sequence[str], ReadTarget, ReadOptions], RowSource]
-    joined: bool = False
-    """Whether several in a row are one source, so that its chunks are full."""
-
-
-def _format_of(name: str) -> InputFormat:
-    """The format of an input; MissingInputError and InputError for what has none."""
-    if name == STDIN:
-        return STDIN_FORMAT
-    if is_address(name):
-        return _format_at_address(name)
-    path = Path(name)
-    if not path.exists():
-        raise MissingInputError(f"{path} is not there")
-    for form in LOCAL_FORMATS:
-        if form.fits(path):
-            return form
-    raise _unknown(name, path.suffix, LIST_SUFFIXES)
-
-
-def _format_at_address(address: str) -> InputFormat:
-    """The same of an address, without a look at what is there."""
-    path = Path(file_name(address))
-    if any(form.fits(path) for form in FILE_FORMATS):
-        return REMOTE_FILE
-    if path.suffix.lower() in IMAGE_SUFFIXES or not path.suffix:
-        return REMOTE_IMAGES
-    raise _unknown(address, path.suffix, ())
-
-
-def _unknown(name: str, suffix: str, more: Sequence[str]) -> InputError:
-    known = (TEXT_SUFFIX, *COLUMN_SUFFIXES, *ARRAY_SUFFIXES, *IMAGE_SUFFIXES, *TAR_SUFFIXES)
-    return InputError(
-        f"{name}: unknown suffix {suffix.lower()!r}; give a folder of images, or "
-        f"{', '.join((*known, *more, *IDX_NAMES))}"
-    )
-
-
-def _refuse_unused(names: Sequence[str], target: ReadTarget, options: ReadOptions) -> None:
+def _refuse_unused(names: Sequence[str], target: ReadTarget) -> None:
     """Raise UsageError for options that fit none of the inputs, and for stdin twice."""
     if names.count(STDIN) > 1:
         raise UsageError(f"{STDIN} is stdin, which can be read once only")
-    if options.input_format and STDIN not in names:
+    if target.options.input_format and STDIN not in names:
         raise UsageError(f"--input-format is for stdin; no input is {STDIN}")
-    suffixes = [Path(file_name(name) if is_address(name) else name).suffix for name in names]
-    forms = {suffix.lower() for suffix in suffixes}
-    if options.columns and STDIN in names:
-        forms.add(f".{_stdin_format(target, options)}")
-    if options.columns and not forms & set(COLUMN_SUFFIXES):
-        raise UsageError(f"--column is for {', '.join(COLUMN_SUFFIXES)}; no input is one of these")
+    if target.options.columns:
+        forms = {_stdin_format(target) if one == STDIN else _format_by_name(one) for one in names}
+        if not forms & TABLES:
+            known = ", ".join(COLUMN_SUFFIXES)
+            raise UsageError(f"--column is for {known}; no input is one of these")
 
 
-def _has(*suffixes: str) -> Callable[[Path], bool]:
-    return lambda path: path.suffix.lower() in suffixes
+# Formats
 
 
-def _images(names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    from serving.inputs.images import open_images
-
-    return open_images(list(map(Path, names)), to.input, to.path, resize=how.resize)
+def _format_by_name(name: str) -> str | None:
+    return format_of_file(file_name(name) if is_address(name) else Path(name).name)
 
 
-def _tars(names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    from serving.inputs.tars import open_tars
-
-    return open_tars(list(map(Path, names)), to.input, to.path, resize=how.resize)
-
-
-def _list(names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    from serving.inputs.images import open_image_list
-
-    return open_image_list(Path(names[0]), to.input, to.path, resize=how.resize)
-
-
-def _array(names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    from serving.inputs.arrays import open_array_rows
-
-    return open_array_rows(Path(names[0]), to.input, to.path, how.array)
-
-
-def _idx(names: Sequence[str], to: ReadTarget, _how: ReadOptions) -> RowSource:
-    from serving.inputs.arrays import open_idx
-
-    return open_idx(Path(names[0]), to.input, to.path)
+def _format_of(name: str) -> str:
+    """The format of an input; MissingInputError and InputError for what has none."""
+    if name == STDIN:
+        return STDIN
+    form = _format_by_name(name)
+    if is_address(name):  # without a look at what is there
+        if form == "images" or (form is None and not Path(file_name(name)).suffix):
+            return REMOTE_IMAGES
+        # A list names paths, which an address may not lead to.
+        form = None if form in (None, "list") else REMOTE_FILE
+    elif not Path(name).exists():
+        raise MissingInputError(f"{Path(name)} is not there")
+    elif Path(name).is_dir():
+        return "images"
+    if form is None:
+        raise _unknown(name)
+    return form
 
 
-def _text(names: Sequence[str], to: ReadTarget, _how: ReadOptions) -> RowSource:
-    from serving.inputs.text import open_lines
-
-    return open_lines(Path(names[0]), to.input, to.path)
-
-
-def _table(names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    from serving.inputs.tables import open_table
-
-    return open_table(Path(names[0]), to.input, to.path, how.columns, resize=how.resize)
+def _unknown(name: str) -> InputError:
+    suffix = Path(file_name(name) if is_address(name) else name).suffix.lower()
+    known = (TEXT_SUFFIX, *COLUMN_SUFFIXES, *ARRAY_SUFFIXES, *IMAGE_SUFFIXES, *TAR_SUFFIXES)
+    more = () if is_address(name) else (LIST_SUFFIX,)
+    return InputError(
+        f"{name}: unknown suffix {suffix!r}; give a folder of images, or "
+        f"{', '.join((*known, *more))}, IDX files (*-ubyte, *.idx, *.gz of these)"
+    )
 
 
-def _stdin(_names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    """The rows of stdin; no more is read yet than the names of columns, or an array's header."""
-    form = _stdin_format(to, how)
-    if form in ("csv", "jsonl"):
-        from serving.inputs.tables import open_table_of_lines
-
-        return open_table_of_lines(None, to.input, to.path, how.columns, form=form)
-    if form == "arrow":
-        from serving.inputs.arrow import open_arrow
-
-        return open_arrow(None, to.input, to.path, how.columns, resize=how.resize)
-    if form == "npy":
-        from serving.inputs.arrays import open_array_stream
-
-        return open_array_stream(to.input, to.path)
-    if form == "text":
-        from serving.inputs.text import open_lines
-
-        return open_lines(None, to.input, to.path)
-    from serving.inputs.images import open_image_list
-
-    return open_image_list(None, to.input, to.path, resize=how.resize)
-
-
-def _stdin_format(to: ReadTarget, how: ReadOptions) -> str:
+def _stdin_format(target: ReadTarget) -> str:
     """What stdin holds: what was asked for, or paths of images, texts or rows of numbers.
 
     Raises UnknownNameError for a format that is none, and InputError where the model's input does
     not tell it.
     """
-    if how.input_format is not None:
-        if how.input_format not in INPUT_FORMATS:
-            raise UnknownNameError("input format", how.input_format, INPUT_FORMATS)
-        return how.input_format
+    asked = target.options.input_format
+    if asked is not None:
+        if asked not in STDIN_FORMATS:
+            raise UnknownNameError("input format", asked, STDIN_FORMATS)
+        return asked
     from serving.inputs.columns import takes_numbers
     from serving.inputs.text import row_shape_of_texts
 
-    if row_shape_of_texts(to.input) is not None:
+    if row_shape_of_texts(target.input) is not None:
         return "text"
-    if takes_numbers(to.input):
+    if takes_numbers(target.input):
         return "csv"
     from serving.inputs.decoding import image_shape
 
-    if image_shape(to.input) is None:
+    if image_shape(target.input) is None:
         raise InputError(
-            f"stdin: {to.path} takes {to.input.takes()}; say what comes, npy or arrow, with "
-            f"--input-format"
+            f"stdin: {target.takes()}; say what comes, npy or arrow, with --input-format"
         )
     return "list"
 
 
-def _remote_images(names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    from serving.inputs.remote import open_remote_images
-
-    return open_remote_images(names, to.input, to.path, resize=how.resize)
+# Readers
 
 
-def _remote_file(names: Sequence[str], to: ReadTarget, how: ReadOptions) -> RowSource:
-    from serving.inputs.remote import open_fetched
+def open_source(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:
+    """The rows of the files `names`, or of stdin, whose format is `form`.
 
-    path = Path(file_name(names[0]))
-    images = to.input.dtype == "uint8" and len(to.input.shape) == 4
-    return open_fetched(
-        names[0],
-        functools.partial(_open_fetched, to, how),
-        slow=is_tar(path) or (images and path.suffix.lower() in ARROW_SUFFIXES),
-    )
+    No more is read of stdin yet than the names of columns, or an array's header.
+    """
+    path = None if names[0] == STDIN else Path(names[0])
+    match _stdin_format(target) if form == STDIN else form:
+        case "images":
+            from serving.inputs.images import open_images
+
+            return open_images(list(map(Path, names)), target)
+        case "list":
+            from serving.inputs.images import open_image_list
+
+            return open_image_list(path, target)
+        case "tar":
+            from serving.inputs.tars import open_tars
+
+            return open_tars(list(map(Path, names)), target)
+        case "text":
+            from serving.inputs.text import open_lines
+
+            return open_lines(path, target)
+        case "csv" | "jsonl" as lines:
+            from serving.inputs.tables import open_table
+
+            return open_table(path, target, lines)
+        case "arrow":
+            from serving.inputs.arrow import open_arrow
+
+            return open_arrow(path, target)
+        case "npy" | "idx":
+            from serving.inputs.arrays import open_array_rows
+
+            return open_array_rows(path, target)
+    return _open_remote(form, names, target)
 
 
-def _open_fetched(to: ReadTarget, how: ReadOptions, path: Path) -> RowSource:
-    """The rows of a file that was fetched to `path`, as those of one that was there before."""
-    form = next(form for form in FILE_FORMATS if form.fits(path))
-    return form.open([str(path)], to, how)
+def _open_remote(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:
+    from serving.inputs.remote import open_fetched, open_remote_images
 
-
-FILE_FORMATS = (
-    InputFormat(is_tar, _tars, joined=True),
-    InputFormat(_has(*ARRAY_SUFFIXES), _array),
-    InputFormat(is_idx, _idx),
-    InputFormat(_has(TEXT_SUFFIX), _text),
-    InputFormat(_has(*COLUMN_SUFFIXES), _table),
-)
-"""What is fetched as a whole; a list names paths, which an address may not lead to."""
-LOCAL_FORMATS = (
-    InputFormat(lambda path: path.is_dir() or _has(*IMAGE_SUFFIXES)(path), _images, joined=True),
-    InputFormat(_has(*LIST_SUFFIXES), _list),
-    *FILE_FORMATS,
-)
-STDIN_FORMAT = InputFormat(lambda _path: False, _stdin)
-REMOTE_IMAGES = InputFormat(lambda _path: False, _remote_images, joined=True)
-REMOTE_FILE = InputFormat(lambda _path: False, _remote_file)
+    if form == REMOTE_IMAGES:
+        return open_remote_images(names, target)
+    form = _format_by_name(names[0]) or ""
+    images = target.input.dtype == "uint8" and len(target.input.shape) == 4
+    slow = form == "tar" or (form == "arrow" and images)
+    opener = functools.partial(open_source, form, target=target)
+    return open_fetched(names[0], opener, slow=slow)

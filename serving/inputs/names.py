@@ -15,11 +15,20 @@ from serving.files import read_json, require, sha256_of_file
 ARRAY_SUFFIXES = (".npy", ".npz")
 ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
-IDX_NAMES = ("IDX files (*-ubyte, *.idx, *.gz of these)",)
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LIST_SUFFIXES = (".lst",)
+LIST_SUFFIX, TEXT_SUFFIX = ".lst", ".txt"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-TEXT_SUFFIX = ".txt"
+FORMATS = {
+    **dict.fromkeys(IMAGE_SUFFIXES, "images"),
+    **dict.fromkeys(ARRAY_SUFFIXES, "npy"),
+    **dict.fromkeys(ARROW_SUFFIXES, "arrow"),
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    LIST_SUFFIX: "list",
+    TEXT_SUFFIX: "text",
+}
+"""The format of a file by its suffix."""
 STDIN = "-"
 """What stands for stdin among the inputs."""
 IDX_END = re.compile(r"(\.idx\d*|-ubyte)(\.gz)?$", re.IGNORECASE)
@@ -73,14 +82,13 @@ def _matching(pattern: str) -> list[str]:
 # Formats
 
 
-def is_idx(path: Path) -> bool:
-    """Whether a file is named as IDX: `t10k-images-idx3-ubyte.gz`, `images.idx`."""
-    return IDX_END.search(path.name) is not None
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a file is named as a shard."""
-    return path.name.lower().endswith(TAR_SUFFIXES)
+def format_of_file(name: str) -> str | None:
+    """The format of a file by its name: "tar", "idx", one of FORMATS, or None for another name."""
+    if name.lower().endswith(TAR_SUFFIXES):
+        return "tar"
+    if IDX_END.search(name):
+        return "idx"
+    return FORMATS.get(Path(name).suffix.lower())
 
 
 # Addresses

@@ -26,20 +26,25 @@ import numpy.typing as npt
 
 from serving.errors import FerryError, InputError, MissingInputError
 from serving.inputs.arrays import MappedRows
-from serving.inputs.decoding import (
-    MOST_BYTES,
-    ImageDecoder,
-    image_decoder,
-    refuse_large,
+from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
+from serving.inputs.images import no_images
+from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    NumberedIds,
+    ReadTarget,
+    RowSource,
+    printable,
+    reason_of,
     value_or_reason,
 )
-from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
-from serving.inputs.sources import Batch, Chunk, NumberedIds, RowSource, printable, reason_of
-from serving.inputs.tars import TarImages, with_bytes
-from serving.runtime.tensors import TensorInfo
+from serving.inputs.tars import TarImages
 
 Array = npt.NDArray[Any]
 Result = TypeVar("Result")
+Opener = Callable[[Sequence[str]], RowSource]
+"""What opens a file when it lies on this machine; it can be sent to other processes."""
 
 FETCHES = 16
 """Files that are asked for at a time: most of an answer is waiting."""
@@ -118,8 +123,7 @@ class FetchedRows:
     """The rows of a file at an address."""
 
     file: RemoteFile
-    open: Callable[[Path], RowSource]
-    """What opens the file when it lies on this machine; it can be sent to other processes."""
+    open: Opener
     slow: bool
     count: None = None
 
@@ -135,7 +139,9 @@ class FetchedRows:
         with tempfile.TemporaryDirectory(prefix="ferry-") as folder:
             path = _fetched(self.file, Path(folder))
             with self._named(str(path)):
-                source = self.open(path)
+                source = self.open([str(path)])
+                if isinstance(source, TarImages):
+                    source = replace(source, fetched=True)
                 for chunk in source.chunks(size, start):
                     yield replace(chunk, content=self._held(source, chunk, str(path)))
 
@@ -152,8 +158,6 @@ class FetchedRows:
         if isinstance(source, MappedRows):
             # What is mapped stays, although the file has no name any more.
             return self._addressed(source.decode(chunk), path)
-        if isinstance(source, TarImages):
-            chunk = replace(chunk, content=with_bytes(chunk.content, path))
         return FetchedChunk(path, source, chunk)
 
     def _addressed(self, batch: Batch, path: str) -> Batch:
@@ -172,24 +176,20 @@ class FetchedRows:
             raise InputError(str(error).replace(path, self.file.address)) from error
 
 
-def open_remote_images(
-    roots: Sequence[str], info: TensorInfo, model: Path, *, resize: bool
-) -> RemoteImages:
-    """The images at addresses, below folders and of patterns, for the input `info` of `model`.
+def open_remote_images(roots: Sequence[str], target: ReadTarget) -> RemoteImages:
+    """The images at addresses, below folders and of patterns.
 
     Raises MissingInputError for what is not there, InputError for what holds no images or cannot
     be had, and for a model that takes none.
     """
-    decoder = image_decoder(roots[0], info, model, resize=resize)
+    decoder = image_decoder(roots[0], target)
     # One after the other, a shell's thousand addresses would take minutes.
     with ThreadPoolExecutor(FETCHES) as pool:
         found = [image for some in pool.map(_images_at, roots) for image in some]
     return RemoteImages(images=tuple(found), decoder=decoder)
 
 
-def open_fetched(
-    address: str, open_local: Callable[[Path], RowSource], *, slow: bool
-) -> FetchedRows:
+def open_fetched(address: str, open_local: Opener, *, slow: bool) -> FetchedRows:
     """The rows of a file at an address, which `open_local` opens when it was fetched.
 
     Raises MissingInputError for one that is not there, and InputError for one that cannot be had.
@@ -238,7 +238,7 @@ def _images_at(root: str) -> list[RemoteFile]:
         return [_look(root)]
     found = [file for file in _listed(root) if _is_image(file.address)]
     if not found:
-        raise InputError(f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise no_images(root)
     if scheme_of(root) not in WEB:
         return found
     # A page of links tells neither sizes nor times.
@@ -298,7 +298,7 @@ def _streamed(files: Any, address: str) -> bytes:
     with files.open(address, "rb", block_size=0) as file:
         while part := file.read(PART_BYTES):
             content += part
-            refuse_large(len(content), MOST_BYTES)
+            refuse_large(len(content))
     return content
 
 

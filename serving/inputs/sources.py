@@ -1,4 +1,4 @@
-"""What every source of rows is made of: chunks, batches, and streams that are read once.
+"""What every source of rows is made of: its target, chunks, batches, and streams read once.
 
 A source cuts itself into chunks, in order and in one thread. A chunk is small, or a view of mapped
 memory, and any thread or process may decode it into a batch. A row that cannot be read is named in
@@ -9,6 +9,7 @@ its name alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import itertools
@@ -23,10 +24,41 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError
+from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 Take = Callable[[int], tuple[Sized, InputError | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOptions:
+    """How inputs are read."""
+
+    array: str | None = None
+    """The array to take from `.npz` files."""
+    columns: tuple[str, ...] = ()
+    """The columns to read of tables; () for all, or the one that fits."""
+    resize: bool = False
+    """Whether images are fitted to the model in size and mode."""
+    input_format: str | None = None
+    """What stdin holds; None for what the model takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTarget:
+    """What rows are read for; it can be sent to other processes."""
+
+    input: TensorInfo
+    """The input of the model that the rows are for."""
+    model: Path
+    """The model, for messages."""
+    options: ReadOptions = ReadOptions()
+
+    def takes(self) -> str:
+        """What the model takes, for messages: "m.onnx takes uint8 [rows, 8, 8, 1]"."""
+        return f"{self.model} takes {self.input.takes()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +150,28 @@ class RowSource(Protocol):
         """The rows of a chunk."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRows:
+    """What the sources of one file, or of stdin, share."""
+
+    path: str | None
+    """None for stdin, which can be read once."""
+    slow: bool = False
+
+    @property
+    def name(self) -> str:
+        """What ids and messages begin with."""
+        return display_name(self.path)
+
+    def fingerprint(self) -> str | None:
+        """The sha256 of the path, size and time of change of the file; None for stdin."""
+        return None if self.path is None else fingerprint_of_files([self.path])
+
+    def ids(self, start: int, count: int) -> "NumberedIds":
+        """The ids of some of its rows."""
+        return NumberedIds(self.name, start, count)
+
+
 @dataclass(frozen=True, slots=True)
 class NumberedIds(Sequence[str]):
     """The ids of consecutive rows of a file, made when they are asked for: `rows.npy:12`, ..."""
@@ -166,18 +220,28 @@ def batch_of(ids: Sequence[str], values: Sequence[Array | str], empty: Array) ->
     return Batch(ids=ids, rows=np.stack(rows) if rows else empty, faults=faults)
 
 
+def value_or_reason(read: Callable[[Item], Value], one: Item) -> Value | str:
+    """What `read` makes of it, or why it makes nothing."""
+    try:
+        return read(one)
+    except ValueError as error:
+        return str(error)
+
+
 class Stream:
     """The bytes of a file, or of stdin with those that were read of it before."""
 
     closed = False  # pyarrow asks
 
-    def __init__(self, path: str | None, file: IO[bytes], head: bytes) -> None:
+    def __init__(
+        self, path: str | None, file: IO[bytes], head: bytes = b"", *, keep: bool = False
+    ) -> None:
+        """Go on after the `head` that was read before; `keep` what is read of stdin now."""
         self.name = display_name(path)
         self._head = io.BytesIO(head)
         self._file = file
         self._sum = hashlib.sha256() if path is None else None
-        self._kept: list[bytes] = []
-        self._keeps = False
+        self._kept: list[bytes] | None = [] if keep else None
 
     @property
     def digest(self) -> str | None:
@@ -186,15 +250,12 @@ class Stream:
 
     def kept(self) -> bytes:
         """All that was read of stdin, to be the head of the next stream; nothing of a file."""
-        return b"".join(self._kept)
+        return b"".join(self._kept or ())
 
-    def keep(self) -> None:
-        """Keep what is read from now on."""
-        self._keeps = self._sum is not None
-
-    def lines(self) -> Iterator[bytes]:
-        """The lines with their ends."""
-        lines = itertools.chain(self._head, self._file)
+    def lines(self, most: int = -1) -> Iterator[bytes]:
+        """The lines with their ends; a line of more than `most` bytes comes in parts."""
+        parts = self._file if most < 0 else iter(functools.partial(self._file.readline, most), b"")
+        lines = itertools.chain(self._head, parts)
         return lines if self._sum is None else map(self._noted, lines)
 
     def read(self, size: int) -> bytes:
@@ -202,7 +263,7 @@ class Stream:
         content = self._head.read(size)
         if len(content) < size:
             content += self._file.read(size - len(content))
-        return content if self._sum is None else self._noted(content)
+        return self._noted(content)
 
     def readable(self) -> bool:
         """Whether it can be read."""
@@ -215,22 +276,24 @@ class Stream:
     def _noted(self, content: bytes) -> bytes:
         if self._sum is not None:
             self._sum.update(content)
-        if self._keeps:
-            self._kept.append(content)
+            if self._kept is not None:
+                self._kept.append(content)
         return content
 
 
 @contextlib.contextmanager
-def open_stream(path: str | None, head: bytes = b"") -> Iterator[Stream]:
+def open_stream(path: str | None, head: bytes = b"", *, keep: bool = False) -> Iterator[Stream]:
     """A file from its beginning, or stdin for None, with the `head` that was read of it before."""
     if path is None:
-        yield Stream(None, sys.stdin.buffer, head)  # not ours to close
+        yield Stream(None, sys.stdin.buffer, head, keep=keep)  # not ours to close
         return
     with Path(path).open("rb") as file:
-        yield Stream(path, file, head)
+        yield Stream(path, file)
 
 
-def chunks_of(stream: Stream, next_items: Take, size: int, start: int) -> Iterator[Chunk]:
+def chunks_of(
+    stream: Stream, next_items: Take, size: int, start: int, *, what: str = "rows"
+) -> Iterator[Chunk]:
     """Chunks of `size` items each, from the item `start` on.
 
     `next_items` gives at most as many as it is asked for, and the fault after them if there is
@@ -248,9 +311,9 @@ def chunks_of(stream: Stream, next_items: Take, size: int, start: int) -> Iterat
         if not len(content):
             break
     if passed < start:
-        raise InputError(f"{stream.name} holds {passed} rows, and {start} were read of it before")
+        raise InputError(f"{stream.name} holds {passed} {what}, and {start} were read of it before")
     if not passed:
-        raise InputError(f"{stream.name} holds no rows")
+        raise InputError(f"{stream.name} holds no {what}")
 
 
 def take(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
@@ -271,6 +334,17 @@ def display_name(path: str | None) -> str:
 def printable(path: Path) -> str:
     """The path as text that can be written anywhere, even if it is not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def refuse_broken(name: str, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raise InputError, "NAME WHAT: reason", for what a library raises on broken files."""
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} {what}: {reason_of(error)}") from error
 
 
 def reason_of(error: Exception) -> str:

@@ -5,6 +5,7 @@ column and the value. Numbers of CSV go through pyarrow, a block of records at a
 pyarrow refuses is read record by record.
 """
 
+import abc
 import csv
 import functools
 import io
@@ -30,19 +31,18 @@ from serving.inputs.columns import (
     text_column,
     text_of,
 )
-from serving.inputs.names import ARROW_SUFFIXES
 from serving.inputs.sources import (
     Batch,
     Chunk,
-    NumberedIds,
-    RowSource,
+    FileRows,
+    ReadTarget,
     Stream,
     batch_of,
     chunks_of,
     display_name,
-    fingerprint_of_files,
     open_stream,
     take,
+    value_or_reason,
 )
 from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts, text_batch, text_fault
 from serving.runtime.tensors import TensorInfo
@@ -65,51 +65,58 @@ class Record:
     """Where in the file it is, "line 14: "."""
     fault: str | None = None
 
+    def checked(self) -> Sequence[object]:
+        """Its values; ValueError where there is a fault."""
+        if self.fault:
+            raise ValueError(self.fault)
+        return self.values
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TableRows:
+class TableRows(FileRows, abc.ABC):
     """The records of a file, as rows of the model."""
 
-    file: "CsvFile | JsonLinesFile"
+    columns: tuple[str, ...]
+    """All there are."""
     names: tuple[str, ...]
-    """The columns that are read."""
-    info: TensorInfo
-    """The model's input."""
+    """Those that are read."""
+    head: bytes
+    """What was read of stdin to know the columns."""
+    input: TensorInfo
     count: None = None
-    slow: bool = False
 
-    def fingerprint(self) -> str | None:
-        """The sha256 of the path, size and time of change of the file; None for stdin."""
-        return None if self.file.path is None else fingerprint_of_files([self.file.path])
-
+    @abc.abstractmethod
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Records, `size` at a time, from the one at `start` on.
 
         Raises InputError where the file cannot be read on.
         """
-        return self.file.chunks(size, start)
+
+    @abc.abstractmethod
+    def records(self, content: Any) -> list[Record]:
+        """The records of a chunk's content."""
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
-        ids = NumberedIds(display_name(self.file.path), chunk.start, chunk.count)
-        if self.info.is_text:
-            return self._texts(ids, self.file.records(self.names, chunk.content))
-        dtype = np.dtype(self.info.dtype)
+        ids = self.ids(chunk.start, len(chunk.content))
+        if self.input.is_text:
+            return self._texts(ids, self.records(chunk.content))
+        dtype = np.dtype(self.input.dtype)
         if isinstance(chunk.content, CsvBlock):
-            rows = chunk.content.numbers(self.file.columns, self.names, dtype)
+            rows = chunk.content.numbers(self.columns, self.names, dtype)
             if rows is not None:
                 return Batch(ids=ids, rows=rows)
-        return self._numbers(ids, self.file.records(self.names, chunk.content), dtype)
+        return self._numbers(ids, self.records(chunk.content), dtype)
 
     def _texts(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
-        texts, faults = [], {}
-        for index, record in enumerate(records):
-            try:
-                texts.append(text_of(self.names[0], _values(record)[0]))
-            except ValueError as error:
-                texts.append("")
-                faults[index] = f"{record.place}{error}"
-        return text_batch(ids, texts, faults, row_shape_of_texts(self.info) or ())
+        name = self.names[0]
+        return text_batch(
+            ids,
+            records,
+            lambda record: text_of(name, record.checked()[0]),
+            row_shape_of_texts(self.input) or (),
+            place=lambda index: records[index].place,
+        )
 
     def _numbers(
         self, ids: Sequence[str], records: Sequence[Record], dtype: np.dtype[Any]
@@ -118,67 +125,46 @@ class TableRows:
             rows = number_rows([record.values for record in records], dtype)
             if rows is not None:
                 return Batch(ids=ids, rows=rows)
-        values = [self._row(record, dtype) for record in records]
+
+        def read(record: Record) -> Array:
+            pairs = zip(self.names, record.checked(), strict=True)
+            return np.array([number(name, value, dtype) for name, value in pairs], dtype)
+
+        found = [value_or_reason(read, record) for record in records]
+        values = [
+            f"{record.place}{row}" if isinstance(row, str) else row
+            for record, row in zip(records, found, strict=True)
+        ]
         return batch_of(ids, values, np.empty((0, len(self.names)), dtype))
 
-    def _row(self, record: Record, dtype: np.dtype[Any]) -> Array | str:
-        try:
-            found = zip(self.names, _values(record), strict=True)
-            return np.array([number(name, value, dtype) for name, value in found], dtype)
-        except ValueError as error:
-            return f"{record.place}{error}"
 
-
-def open_table(
-    path: Path, info: TensorInfo, model: Path, asked: Sequence[str] = (), *, resize: bool = False
-) -> RowSource:
-    """The records of a table as rows for the input `info` of `model`.
-
-    `asked` are the columns to read. Without it a model that takes text reads the only column, or
-    the one named "text" or "sentence", and one that takes numbers reads them all, in their order.
-    Parquet and Arrow may hold whole rows in one column; `resize` fits images in it to the model.
-    Raises InputError for columns that are not there or too many or few, a file that cannot be read
-    or holds no record, and a model that takes neither texts nor rows of numbers.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in ARROW_SUFFIXES:
-        form = "csv" if suffix == ".csv" else "jsonl"
-        return open_table_of_lines(path, info, model, asked, form=form)
-    from serving.inputs.arrow import open_arrow
-
-    return open_arrow(path, info, model, asked, resize=resize)
-
-
-def open_table_of_lines(
-    path: Path | None, info: TensorInfo, model: Path, asked: Sequence[str] = (), *, form: str
-) -> TableRows:
+def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
     """The records of a file, or of stdin for None, whose `form` is "csv" or "jsonl".
 
-    Raises what `open_table` raises. Of stdin no more than the first record is read yet.
+    Where no columns are asked for, a model that takes text reads the only one, or the one named
+    "text" or "sentence", and one that takes numbers reads them all, in their order.
+    Raises InputError for columns that are not there or too many or few, a file that cannot be read
+    or holds no record, and a model that takes neither texts nor rows of numbers. Of stdin no more
+    than the first record is read yet.
     """
-    name = str(path or "stdin")
+    place, info = None if path is None else str(path), target.input
+    name, asked = display_name(place), target.options.columns
     if row_shape_of_texts(info) is None and not takes_numbers(info):
-        raise InputError(
-            f"{name}: {model} takes {info.takes()}, which no record is; give such rows as .npy"
-        )
-    place = None if path is None else str(path)
-    file: CsvFile | JsonLinesFile
-    file = open_csv(place, numbers=not info.is_text) if form == "csv" else open_json_lines(place)
-    refuse_unknown(name, file.columns, asked)
+        raise InputError(f"{name}: {target.takes()}, which no record is; give such rows as .npy")
+    with open_stream(place, keep=True) as stream:
+        columns = _csv_columns(stream) if form == "csv" else _json_columns(stream)
+        head = stream.kept()
+    refuse_unknown(name, columns, asked)
     if info.is_text:
-        names = text_column(name, file.columns, asked)
+        names = text_column(name, columns, asked)
     else:
-        names = number_columns(name, file.columns, asked, info)
-    refuse_twice(name, file.columns, names)
+        names = number_columns(name, columns, asked, info)
+    refuse_twice(name, columns, names)
+    kind = CsvRows if form == "csv" else JsonLinesRows
+    rows = kind(path=place, columns=columns, names=names, head=head, input=info)
     if path is not None:
-        next(file.chunks(1, 0))
-    return TableRows(file=file, names=names, info=info)
-
-
-def _values(record: Record) -> Sequence[object]:
-    if record.fault:
-        raise ValueError(record.fault)
-    return record.values
+        next(rows.chunks(1))
+    return rows
 
 
 # CSV
@@ -234,34 +220,23 @@ CsvRecords = Sequence[tuple[int, list[str]]]
 """The fields of each record, with the number of its last line."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CsvFile:
+class CsvRows(TableRows):
     """Comma-separated values whose first line names the columns; blank lines are no records."""
 
-    path: str | None
-    columns: tuple[str, ...]
-    head: bytes
-    """The first lines, where stdin was read up to its header."""
-    blocks: bool
-    """Whether records may stay in blocks, as for numbers."""
-
-    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
-        """The records after the header, in blocks where they are simple enough."""
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """The records after the header; numbers in blocks where they are simple enough."""
         with open_stream(self.path, self.head) as stream:
             reader = CsvReader(stream)
             reader.records(1)
-            yield from chunks_of(
-                stream, reader.block if self.blocks else reader.records, size, start
-            )
+            taken = reader.records if self.input.is_text else reader.block
+            yield from chunks_of(stream, taken, size, start)
 
-    def records(self, names: Sequence[str], content: CsvBlock | CsvRecords) -> list[Record]:
+    def records(self, content: CsvBlock | CsvRecords) -> list[Record]:
         """The records of a chunk's content."""
         if isinstance(content, CsvBlock):
             lines = map(decode_line, io.BytesIO(content.content))
-            content = list(
-                _csv_records(csv.reader(lines), display_name(self.path), content.lines_before)
-            )
-        places = [self.columns.index(name) for name in names]
+            content = list(_csv_records(csv.reader(lines), self.name, content.lines_before))
+        places = [self.columns.index(name) for name in self.names]
         return [self._record(line, fields, places) for line, fields in content]
 
     def _record(self, line: int, fields: list[str], places: Sequence[int]) -> Record:
@@ -306,21 +281,18 @@ class CsvReader:
         return found
 
 
-def open_csv(path: str | None, *, numbers: bool) -> CsvFile:
-    """Look at the header of a file, or of stdin; InputError when it has none."""
-    name = display_name(path)
-    with open_stream(path) as stream:
-        stream.keep()
-        found, error = CsvReader(stream).records(1)
-        if error is not None:
-            raise error
-        if not found:
-            raise InputError(f"{name} is empty; its first line should name the columns")
-        ((_, header),) = found
-        fault = next(filter(None, map(text_fault, header)), None)
-        if fault:
-            raise InputError(f"{name}: the name of a column {fault}")
-        return CsvFile(path=path, columns=tuple(header), head=stream.kept(), blocks=numbers)
+def _csv_columns(stream: Stream) -> tuple[str, ...]:
+    """The header of a file; InputError when it has none."""
+    found, error = CsvReader(stream).records(1)
+    if error is not None:
+        raise error
+    if not found:
+        raise InputError(f"{stream.name} is empty; its first line should name the columns")
+    ((_, header),) = found
+    fault = next(filter(None, map(text_fault, header)), None)
+    if fault:
+        raise InputError(f"{stream.name}: the name of a column {fault}")
+    return tuple(header)
 
 
 def _csv_records(reader: Any, name: str, passed: int) -> Iterator[tuple[int, list[str]]]:
@@ -346,36 +318,28 @@ def _is_simple(lines: Sequence[bytes], content: bytes) -> bool:
 # JSON Lines
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JsonLinesFile:
+class JsonLinesRows(TableRows):
     """One JSON object a line; the first one names the columns, blank lines are no records."""
 
-    path: str | None
-    columns: tuple[str, ...]
-    head: bytes
-    """The first lines, where stdin was read up to its first record."""
-
-    def chunks(self, size: int, start: int) -> Iterator[Chunk]:
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """The lines with a record, with their numbers."""
         with open_stream(self.path, self.head) as stream:
             yield from chunks_of(stream, functools.partial(take, _json_lines(stream)), size, start)
 
-    def records(self, names: Sequence[str], content: Any) -> list[Record]:
+    def records(self, content: Sequence[tuple[int, str]]) -> list[Record]:
         """The records of a chunk's content."""
-        return [_json_record(names, line, f"line {number}: ") for number, line in content]
+        return [_json_record(self.names, line, f"line {number}: ") for number, line in content]
 
 
-def open_json_lines(path: str | None) -> JsonLinesFile:
-    """Look at the first record of a file, or of stdin; InputError when it is no object."""
-    with open_stream(path) as stream:
-        stream.keep()
-        _, line = next(_json_lines(stream), (0, ""))
-        first = _json_object(line)
-        if not first:
-            raise InputError(
-                f"{stream.name}: line 1 should be a JSON object with the columns as its keys"
-            )
-        return JsonLinesFile(path=path, columns=tuple(first), head=stream.kept())
+def _json_columns(stream: Stream) -> tuple[str, ...]:
+    """The keys of the first record; InputError when it is no object."""
+    _, line = next(_json_lines(stream), (0, ""))
+    first = _json_object(line)
+    if not first:
+        raise InputError(
+            f"{stream.name}: line 1 should be a JSON object with the columns as its keys"
+        )
+    return tuple(first)
 
 
 def _json_lines(stream: Stream) -> Iterator[tuple[int, str]]:

@@ -1,9 +1,10 @@
 """Images in tar shards of the WebDataset layout: `.tar`, `.tar.gz` and `.tgz`.
 
 A shard is read once, from front to back, and nothing is ever extracted. A chunk of a `.tar` holds
-only where its images lie, and whoever decodes it reads them; a chunk of a compressed shard holds
-their bytes. tarfile reads the headers; what it takes for granted is checked: that a header's claims
-are small, that what is no header is the end, and that few enough members come to be remembered.
+only where its images lie, and whoever decodes it reads them; a chunk of a shard that is compressed,
+or was fetched and goes away, holds their bytes. tarfile reads the headers; what it takes for
+granted is checked: that a header's claims are small, that what is no header is the end, and that
+few enough members come to be remembered.
 """
 
 import gzip
@@ -13,24 +14,33 @@ import struct
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder, value_or_reason
+from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
+from serving.inputs.images import no_images
 from serving.inputs.names import IMAGE_SUFFIXES
-from serving.inputs.sources import Batch, Chunk, fingerprint_of_files, printable, reason_of, take
-from serving.runtime.tensors import TensorInfo
+from serving.inputs.sources import (
+    Batch,
+    Chunk,
+    ReadTarget,
+    fingerprint_of_files,
+    printable,
+    reason_of,
+    take,
+    value_or_reason,
+)
 
 Array = npt.NDArray[Any]
 
 MOST_HEADER_BYTES = 1 << 20
 TAIL_BYTES = 1 << 20
 MOST_PACKED_BYTES = 16 << 20
-"""Of an image whose bytes are in its chunk, which holds many: of a compressed shard."""
+"""Of an image whose bytes are in its chunk, which holds many."""
 MOST_SHOWN = 80
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # What tarfile and gzip raise on broken archives, beside the TarError they should.
@@ -57,7 +67,7 @@ class TarMember:
     offset: int
     size: int
     content: bytes | None = None
-    """Of one in a compressed shard."""
+    """Of one in a shard that is compressed or fetched."""
     fault: str | None = None
     """Why it cannot be read."""
 
@@ -65,8 +75,8 @@ class TarMember:
     def id(self) -> str:
         """`shard.tar:folder/name.jpg`, as text that can be written anywhere."""
         name = self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        message = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
-        return f"{printable(Path(self.shard))}:{message}"
+        shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
+        return f"{printable(Path(self.shard))}:{shown}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +85,8 @@ class TarImages:
 
     shards: tuple[str, ...]
     decoder: ImageDecoder
+    fetched: bool = False
+    """Whether the shards go away before their chunks are decoded, which then hold the bytes."""
     count: None = None
     slow: bool = True
 
@@ -101,10 +113,12 @@ class TarImages:
     def decode(self, chunk: Chunk) -> Batch:
         """The images of a chunk; an image's id is its shard and its name in that."""
         members: tuple[TarMember, ...] = chunk.content
-        values = [member.fault or value_or_reason(self._image, member) for member in members]
+        values = [value_or_reason(self._image, member) for member in members]
         return self.decoder.batch([member.id for member in members], values)
 
     def _image(self, member: TarMember) -> Array:
+        if member.fault is not None:
+            raise ValueError(member.fault)
         content = member.content
         return self.decoder.decode(_bytes_of(member) if content is None else content)
 
@@ -112,40 +126,51 @@ class TarImages:
         """The images from the one at `start` on; the bytes of those before it are not kept."""
         passed = 0
         for shard in self.shards:
-            for member in _images_of(shard, start - passed):
+            for member in _images_of(shard, start - passed, fetched=self.fetched):
                 passed += 1
                 if passed > start:
                     yield member
 
 
-def open_tars(paths: Sequence[Path], info: TensorInfo, model: Path, *, resize: bool) -> TarImages:
-    """The images of tar shards as rows for the input `info` of `model`.
+def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
+    """The images of tar shards.
 
     Raises InputError for what is no tar or holds no images, and for a model that takes none.
     """
-    decoder = image_decoder(paths[0], info, model, resize=resize)
+    decoder = image_decoder(str(paths[0]), target)
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} is not a file")
         if next(_images_of(str(path)), None) is None:
-            raise InputError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            raise no_images(str(path))
     return TarImages(shards=tuple(map(str, paths)), decoder=decoder)
 
 
-def _images_of(shard: str, unread: int = 0) -> Iterator[TarMember]:
-    """The images of a shard, without the bytes of the first `unread`.
+def _images_of(shard: str, unread: int = 0, *, fetched: bool = False) -> Iterator[TarMember]:
+    """The images of a shard, with their bytes if it is compressed or fetched, but for `unread`.
 
     Raises InputError with the place where it is damaged.
     """
     images = place = 0
+    packed = not shard.lower().endswith(".tar")
     try:
-        with _opened(shard) as file:
+        with _opened(shard, packed=packed) as file:
             for member in members_of(file):
                 place = member.offset
-                image = _image_of(shard, file, member, unread=images < unread)
-                if image is not None:
-                    images += 1
-                    yield image
+                if not _is_image(member):
+                    continue
+                content, fault = None, _fault(member, packed=packed, fetched=fetched)
+                if fault is None and images >= unread:
+                    content = _checked(file, member, keep=packed or fetched)
+                images += 1
+                yield TarMember(
+                    shard=shard,
+                    name=member.name,
+                    offset=member.offset_data,
+                    size=member.size,
+                    content=content,
+                    fault=fault,
+                )
     except READING_ERRORS as error:
         raise InputError(
             f"{shard} is damaged after {images} images, in or after the member at byte {place}: "
@@ -153,37 +178,16 @@ def _images_of(shard: str, unread: int = 0) -> Iterator[TarMember]:
         ) from error
 
 
-def _opened(shard: str) -> IO[bytes]:
-    if _is_packed(shard):
-        return cast("IO[bytes]", gzip.open(shard, "rb"))
-    return Path(shard).open("rb")
+def _opened(shard: str, *, packed: bool) -> IO[bytes]:
+    return cast("IO[bytes]", gzip.open(shard, "rb")) if packed else Path(shard).open("rb")
 
 
-def _is_packed(shard: str) -> bool:
-    return not shard.lower().endswith(".tar")
-
-
-def _image_of(
-    shard: str, file: IO[bytes], member: tarfile.TarInfo, *, unread: bool
-) -> TarMember | None:
-    """The image that a member is, or None for one that is not named as an image."""
+def _is_image(member: tarfile.TarInfo) -> bool:
     name = member.name.rsplit("/", 1)[-1]
-    if member.isdir() or name[:1] == "." or not name.lower().endswith(IMAGE_SUFFIXES):
-        return None
-    fault, content = _fault(shard, member), None
-    if fault is None and not unread:
-        content = _checked(shard, file, member)
-    return TarMember(
-        shard=shard,
-        name=member.name,
-        offset=member.offset_data,
-        size=member.size,
-        content=content,
-        fault=fault,
-    )
+    return not member.isdir() and name[:1] != "." and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _fault(shard: str, member: tarfile.TarInfo) -> str | None:
+def _fault(member: tarfile.TarInfo, *, packed: bool, fetched: bool) -> str | None:
     """Why a member is not read, or None."""
     if member.issym() or member.islnk():
         return f"it is a link, to {member.linkname[:MOST_SHOWN]!r}; links are not followed"
@@ -191,54 +195,38 @@ def _fault(shard: str, member: tarfile.TarInfo) -> str | None:
         return "it is a device or a pipe, not a file"
     if member.issparse():
         return "it is a sparse file; store it whole"
-    if _is_packed(shard) and member.size > MOST_PACKED_BYTES:
-        return (
-            f"it has {member.size} bytes, the limit in a compressed shard is {MOST_PACKED_BYTES}; "
-            f"give the shard as a .tar"
-        )
-    if member.size > MOST_BYTES:
-        return f"it has {member.size} bytes, the limit is {MOST_BYTES}"
+    most = MOST_PACKED_BYTES if packed or fetched else MOST_BYTES
+    where, hint = "", ""
+    if packed:
+        where, hint = " in a compressed shard", "; give the shard as a .tar"
+    elif fetched:
+        where, hint = " in a shard that is fetched", "; download the shard, and give its path"
+    if member.size > most:
+        return f"it has {member.size} bytes, the limit{where} is {most}{hint}"
     return None
 
 
-def _checked(shard: str, file: IO[bytes], member: tarfile.TarInfo) -> bytes | None:
-    """The bytes of a member of a compressed shard; ReadError when some of a member are missing."""
-    end = member.offset_data + member.size
-    if _is_packed(shard):
+def _checked(file: IO[bytes], member: tarfile.TarInfo, *, keep: bool) -> bytes | None:
+    """The bytes of a member, if they are to be kept; ReadError when some are missing."""
+    content = None
+    if keep:
         file.seek(member.offset_data)
         content = file.read(member.size)
         there = member.offset_data + len(content)
     else:
-        content, there = None, os.fstat(file.fileno()).st_size
-    if there < end:
+        there = os.fstat(file.fileno()).st_size
+    if there < member.offset_data + member.size:
         raise tarfile.ReadError(f"it ends within {member.name[:MOST_SHOWN]!r}")
     return content
 
 
 def _bytes_of(member: TarMember) -> bytes:
-    """The bytes of a member of a shard that is not compressed."""
+    """The bytes of a member that its chunk does not hold."""
     try:
         with Path(member.shard).open("rb", buffering=0) as file:
             return os.pread(file.fileno(), member.size, member.offset)
     except OSError as error:
         raise ValueError(reason_of(error)) from error
-
-
-def with_bytes(members: Sequence[TarMember], shard: str) -> tuple[TarMember, ...]:
-    """The images of a shard that goes away, with their bytes; a large one becomes a fault."""
-    with Path(shard).open("rb") as file:
-        return tuple(_with_content(member, file) for member in members)
-
-
-def _with_content(member: TarMember, file: IO[bytes]) -> TarMember:
-    if member.fault is not None or member.content is not None:
-        return member
-    if member.size > MOST_PACKED_BYTES:
-        limit = f"the limit in a shard that is fetched is {MOST_PACKED_BYTES}"
-        fault = f"it has {member.size} bytes, {limit}; download the shard, and give its path"
-        return replace(member, fault=fault)
-    file.seek(member.offset)
-    return replace(member, content=file.read(member.size))
 
 
 # Members

@@ -6,10 +6,10 @@ as editors do.
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,33 +18,26 @@ from serving.errors import InputError
 from serving.inputs.sources import (
     Batch,
     Chunk,
-    NumberedIds,
+    FileRows,
+    ReadTarget,
     Stream,
     chunks_of,
-    display_name,
-    fingerprint_of_files,
     open_stream,
     take,
 )
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
+Item = TypeVar("Item")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextLines:
+class TextLines(FileRows):
     """The lines of a file, without their ends."""
 
-    path: str | None
-    """None for stdin, which can be read once."""
     row_shape: tuple[int, ...]
     count: None = None
-    slow: bool = False
-
-    def fingerprint(self) -> str | None:
-        """The sha256 of the path, size and time of change of the file; None for stdin."""
-        return None if self.path is None else fingerprint_of_files([self.path])
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Lines as they are, `size` at a time, from the one at `start` on.
@@ -56,26 +49,25 @@ class TextLines:
 
     def decode(self, chunk: Chunk) -> Batch:
         """The texts of a chunk."""
-        texts = [decode_line(line).removesuffix("\n").removesuffix("\r") for line in chunk.content]
-        faults = {}
-        for index, text in enumerate(texts):
-            fault = text_fault(text)
-            if fault:
-                faults[index] = f"line {chunk.start + index + 1} {fault}"
-        ids = NumberedIds(display_name(self.path), chunk.start, len(texts))
-        return text_batch(ids, texts, faults, self.row_shape)
+        ids = self.ids(chunk.start, len(chunk.content))
+        return text_batch(
+            ids,
+            chunk.content,
+            _text,
+            self.row_shape,
+            place=lambda index: f"line {chunk.start + index + 1} ",
+        )
 
 
-def open_lines(path: Path | None, info: TensorInfo, model: Path) -> TextLines:
-    """The lines of `path`, or of stdin for None, as rows for the input `info` of `model`.
+def open_lines(path: Path | None, target: ReadTarget) -> TextLines:
+    """The lines of a file, or of stdin for None.
 
     Raises InputError for a file without a line, and for a model that takes no text.
     """
-    row_shape = row_shape_of_texts(info)
+    row_shape = row_shape_of_texts(target.input)
     if row_shape is None:
         raise InputError(
-            f"{path or 'stdin'}: {model} takes {info.takes()}, which no line of text is; "
-            f"give such rows as .npy"
+            f"{path or 'stdin'}: {target.takes()}, which no line of text is; give such rows as .npy"
         )
     if path is not None:
         with open_stream(str(path)) as stream:
@@ -98,6 +90,14 @@ def raw_lines(stream: Stream) -> Iterator[bytes]:
     return itertools.chain([first] if first else [], lines)
 
 
+def _text(line: bytes) -> str:
+    text = decode_line(line).removesuffix("\n").removesuffix("\r")
+    fault = text_fault(text)
+    if fault:
+        raise ValueError(fault)
+    return text
+
+
 def decode_line(line: bytes) -> str:
     """The text of a line; bytes that are not UTF-8 stay as lone surrogates."""
     return line.decode("utf-8", "surrogateescape")
@@ -105,15 +105,25 @@ def decode_line(line: bytes) -> str:
 
 def text_batch(
     ids: Sequence[str],
-    texts: Sequence[str],
-    faults: Mapping[int, str],
+    items: Iterable[Item],
+    read: Callable[[Item], str],
     row_shape: tuple[int, ...],
+    *,
+    place: Callable[[int], str] = lambda _index: "",
 ) -> Batch:
-    """A batch of the texts, of those at the indices in `faults` only the reasons."""
-    good = [text for index, text in enumerate(texts) if index not in faults] if faults else texts
-    rows: Array = np.empty(len(good), object)  # object, as the length of a text is its own
-    rows[:] = good
-    return Batch(ids=ids, rows=rows.reshape(len(good), *row_shape), faults=faults)
+    """A batch of the texts that `read` makes of items.
+
+    Where it raises ValueError there is a fault, which begins with the `place` of the item.
+    """
+    texts, faults = [], {}
+    for index, item in enumerate(items):
+        try:
+            texts.append(read(item))
+        except ValueError as error:
+            faults[index] = f"{place(index)}{error}"
+    rows: Array = np.empty(len(texts), object)  # object, as the length of a text is its own
+    rows[:] = texts
+    return Batch(ids=ids, rows=rows.reshape(len(texts), *row_shape), faults=faults)
 
 
 def text_fault(text: str) -> str | None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from serving.errors import InputError, MissingInputError
 from serving.inputs.arrays import open_array
 from serving.inputs.names import ARRAY_SUFFIXES
-from serving.inputs.sources import InputRow, each_row
+from serving.inputs.sources import InputRow, ReadOptions, ReadTarget, each_row
 from serving.inputs.text import open_lines
 from serving.runtime.tensors import TensorInfo
 
@@ -49,7 +49,8 @@ def read_rows(path: Path, inputs: Sequence[TensorInfo], model: Path, most: int) 
         raise InputError(
             f"{model} has the inputs {names}; give its rows as a .npz with an array of each name"
         )
-    return {info.name: open_array(path, info, model, info.name)[:most] for info in inputs}
+    targets = [ReadTarget(info, model, ReadOptions(array=info.name)) for info in inputs]
+    return {target.input.name: open_array(path, target)[:most] for target in targets}
 
 
 def feeds_of(
@@ -84,14 +85,14 @@ def fixed_batch(inputs: Sequence[TensorInfo]) -> int | None:
 
 
 def _read(path: Path, info: TensorInfo, model: Path, most: int) -> Array:
-    suffix = path.suffix.lower()
+    target, suffix = ReadTarget(info, model), path.suffix.lower()
     if suffix in ARRAY_SUFFIXES:
-        return np.array(open_array(path, info, model)[:most])
+        return np.array(open_array(path, target)[:most])
     if suffix != ".txt":
         known = ", ".join((*ARRAY_SUFFIXES, ".txt"))
         raise InputError(f"{path}: unknown suffix {suffix!r}; rows for timing are {known}")
     rows: list[Array] = []
-    for item in itertools.islice(each_row(open_lines(path, info, model)), most):
+    for item in itertools.islice(each_row(open_lines(path, target)), most):
         if not isinstance(item, InputRow):
             raise InputError(f"{item.id}: {item.reason}")
         rows.append(item.value)

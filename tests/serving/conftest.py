@@ -1,13 +1,16 @@
-"""A tiny classifier as a file and as a bundle, and bundles of the other tiny models."""
+"""A tiny classifier as a file and as a bundle, bundles of other models, and runs cut short."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tiny_classifier import classifier, contents
 from tiny_kinds import Copies, Made
 
+from serving.batch.predict import ShardedOutput
 from serving.bundles.writing import write_bundle
+from serving.model import Model, open_model
 
 
 @pytest.fixture
@@ -16,6 +19,29 @@ def model_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.onnx"
     path.write_bytes(classifier())
     return path
+
+
+@pytest.fixture
+def of_images(model_file: Path) -> Model:
+    """The classifier."""
+    return open_model(model_file)
+
+
+@pytest.fixture
+def cut_short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of chunks that are written before a run breaks off; [-1] for all."""
+    left = [-1]
+    take = ShardedOutput.take
+
+    def limited(self: ShardedOutput, *given: object) -> None:
+        if left[0] == 0:
+            raise RuntimeError("cut short")
+        left[0] -= 1
+        take(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ShardedOutput, "take", limited)
+    yield left
+    left[0] = -1
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What tests of sources share: inputs of models that are not there, all rows of a source, stdin."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -14,7 +15,9 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 from tiny_images import encoded, write
 
-from serving.inputs.sources import Batch, RowSource
+from serving.inputs.inputs import Inputs
+from serving.inputs.sources import Batch, InputRow, ReadOptions, ReadTarget, RowSource
+from serving.model import Model, open_model
 from serving.runtime.tensors import TensorInfo
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +26,27 @@ IMAGES = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5, 1))
 FEATURES = TensorInfo(name="features", dtype="float32", shape=("batch", 3))
 IDS = TensorInfo(name="ids", dtype="int64", shape=("batch", 2))
 TEXT = TensorInfo(name="text", dtype="object", shape=("batch",))
+
+
+def target(info: TensorInfo, **options: object) -> ReadTarget:
+    """What rows are read for: an input of a model that is not there."""
+    return ReadTarget(info, MODEL, ReadOptions(**options))
+
+
+def opened(tmp_path: Path, content: bytes) -> Model:
+    """A model of the bytes of its file."""
+    (tmp_path / "model.onnx").write_bytes(content)
+    return open_model(tmp_path / "model.onnx")
+
+
+def ids(inputs: Inputs) -> list[str]:
+    """Of all rows, also of those that cannot be read."""
+    return [item.id for item in inputs]
+
+
+def rows(inputs: Inputs) -> np.ndarray:
+    """All rows that can be read."""
+    return np.stack([item.value for item in inputs if isinstance(item, InputRow)])
 
 
 def batches(source: RowSource, size: int = 4, start: int = 0) -> list[Batch]:
@@ -39,6 +63,9 @@ def batches(source: RowSource, size: int = 4, start: int = 0) -> list[Batch]:
         assert len(batch.ids) == chunk.count == len(batch.rows) + len(batch.faults)
         start += chunk.count
         made.append(here)
+        # As a limit cuts it: what is decoded has as many ids as rows.
+        one = source.decode(dataclasses.replace(chunk, count=1)).first(1)
+        assert len(one.ids) == 1 == len(one.rows) + len(one.faults)
     assert all(len(batch.ids) == size for batch in made[:-1])
     return made
 
@@ -97,6 +124,7 @@ import numpy as np
 from pathlib import Path
 from serving.inputs.arrays import open_array_rows
 from serving.inputs.arrow import open_arrow
+from serving.inputs.sources import ReadTarget
 from serving.runtime.tensors import TensorInfo
 
 def resident():

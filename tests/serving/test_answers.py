@@ -3,19 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from samples_of_rows import opened
 from tiny_classifier import LABELS, classifier, images
 from tiny_kinds import autoencoder
 
 from serving.batch.answers import answer
 from serving.errors import UsageError
-from serving.model import Model, open_model
 
 IDS = ["a", "b", "c"]
-
-
-def opened(tmp_path: Path, content: bytes) -> Model:
-    (tmp_path / "model.onnx").write_bytes(content)
-    return open_model(tmp_path / "model.onnx")
 
 
 def converted() -> bytes:

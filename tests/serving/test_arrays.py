@@ -1,6 +1,5 @@
 """Arrays and IDX files: mapped or unpacked, from any row on, and no more of them than needed."""
 
-import dataclasses
 import gzip
 import os
 import struct
@@ -12,13 +11,13 @@ import pytest
 from samples_of_rows import (
     FEATURES,
     IMAGES,
-    MODEL,
     TEXT,
     as_stdin,
     batches,
     resident_growth,
     rows_of,
     sha256,
+    target,
 )
 
 from serving.errors import InputError
@@ -26,10 +25,9 @@ from serving.inputs.arrays import (
     MappedRows,
     StreamedRows,
     open_array_rows,
-    open_array_stream,
     open_idx,
 )
-from serving.inputs.names import is_idx
+from serving.inputs.names import format_of_file
 from serving.runtime.tensors import TensorInfo
 
 ROWS = np.random.default_rng(3).normal(size=(11, 3)).astype(np.float32)
@@ -59,7 +57,7 @@ def saved(path: Path, rows: np.ndarray, how: str) -> Path:
 @pytest.mark.parametrize("start", [0, 4, 8, 11])
 def test_the_rows_from_any_chunk_on(tmp_path: Path, how: str, kind: type, start: int) -> None:
     path = saved(tmp_path / "rows", ROWS, how)
-    source = open_array_rows(path, FEATURES, MODEL)
+    source = open_array_rows(path, target(FEATURES))
     assert isinstance(source, kind)
     assert source.count == 11
     assert not source.slow
@@ -78,7 +76,7 @@ def test_the_rows_from_any_chunk_on(tmp_path: Path, how: str, kind: type, start:
 def test_mapped_rows_are_not_copied(tmp_path: Path, how: str) -> None:
     """Bytes lie well wherever they lie; what is larger is copied where it does not."""
     pixels = np.random.default_rng(1).integers(0, 256, (9, 4, 5, 1), np.uint8)
-    source = open_array_rows(saved(tmp_path / "rows", pixels, how), IMAGES, MODEL)
+    source = open_array_rows(saved(tmp_path / "rows", pixels, how), target(IMAGES))
     for batch in batches(source):
         assert isinstance(batch.rows.base, np.memmap)
         assert not batch.rows.flags.writeable
@@ -92,7 +90,7 @@ def test_numbers_that_lie_badly_are_put_right(tmp_path: Path) -> None:
             archive.open(name, "w") as file,
         ):
             np.save(file, ROWS)
-        source = open_array_rows(tmp_path / "rows.npz", FEATURES, MODEL)
+        source = open_array_rows(tmp_path / "rows.npz", target(FEATURES))
         assert isinstance(source, MappedRows)
         assert all(batch.rows.flags.aligned for batch in batches(source))
         np.testing.assert_array_equal(rows_of(source), ROWS)
@@ -101,23 +99,13 @@ def test_numbers_that_lie_badly_are_put_right(tmp_path: Path) -> None:
 def test_an_archive_behind_something_else(tmp_path: Path) -> None:
     path = saved(tmp_path / "rows", ROWS, "stored")
     path.write_bytes(b"#!/bin/sh\nexit\n" + path.read_bytes())
-    np.testing.assert_array_equal(rows_of(open_array_rows(path, FEATURES, MODEL)), ROWS)
-
-
-def test_a_chunk_of_which_not_all_rows_count(tmp_path: Path) -> None:
-    """As a limit cuts it: what is decoded has as many ids as rows."""
-    for how in ("npy", "packed"):
-        source = open_array_rows(saved(tmp_path / "rows", ROWS, how), FEATURES, MODEL)
-        chunk = dataclasses.replace(next(iter(source.chunks(8))), count=3)
-        batch = source.decode(chunk).first(chunk.count)
-        np.testing.assert_array_equal(batch.rows, ROWS[:3])
-        assert len(batch.ids) == 3
+    np.testing.assert_array_equal(rows_of(open_array_rows(path, target(FEATURES))), ROWS)
 
 
 def test_texts(tmp_path: Path) -> None:
     texts = np.array(["good", "", "naïve"])
     for how in ("npy", "stored", "packed"):
-        source = open_array_rows(saved(tmp_path / "rows", texts, how), TEXT, MODEL)
+        source = open_array_rows(saved(tmp_path / "rows", texts, how), target(TEXT))
         assert rows_of(source, 2).tolist() == texts.tolist()
 
 
@@ -138,12 +126,12 @@ def test_which_array_of_an_archive(
     tmp_path: Path, arrays: dict[str, int], asked: str | None
 ) -> None:
     np.savez(tmp_path / "rows.npz", **{name: ROWS[:count] for name, count in arrays.items()})
-    assert open_array_rows(tmp_path / "rows.npz", FEATURES, MODEL, asked).count == 11
+    assert open_array_rows(tmp_path / "rows.npz", target(FEATURES, array=asked)).count == 11
 
 
 def refused(path: Path, name: str | None = None) -> str:
     with pytest.raises(InputError) as caught:
-        batches(open_array_rows(path, FEATURES, MODEL, name))
+        batches(open_array_rows(path, target(FEATURES, array=name)))
     assert len(str(caught.value).splitlines()) == 1
     assert path.name in str(caught.value)
     return str(caught.value)
@@ -209,7 +197,7 @@ def test_an_npy_that_calls_itself_npz(tmp_path: Path) -> None:
 
 def test_an_array_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path / "rows", ROWS, "npy")
-    source = open_array_rows(path, FEATURES, MODEL)
+    source = open_array_rows(path, target(FEATURES))
     first, *_, last = source.chunks(4)
     path.write_bytes(path.read_bytes()[:-8])
     np.testing.assert_array_equal(source.decode(first).rows, ROWS[:4])
@@ -222,7 +210,7 @@ def test_a_spoilt_member_is_told_when_it_is_read(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    source = open_array_rows(path, FEATURES, MODEL)
+    source = open_array_rows(path, target(FEATURES))
     with pytest.raises(InputError, match=r"rows\.npz cannot be read to its end: "):
         batches(source, 64)
 
@@ -235,7 +223,7 @@ def test_a_sum_that_is_not_the_content_s(tmp_path: Path) -> None:
         content[content.index(signature) + at] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match="CRC"):
-        batches(open_array_rows(path, FEATURES, MODEL))
+        batches(open_array_rows(path, target(FEATURES)))
 
 
 def test_an_array_that_is_shorter_than_its_header_says(tmp_path: Path) -> None:
@@ -246,7 +234,7 @@ def test_an_array_that_is_shorter_than_its_header_says(tmp_path: Path) -> None:
             with zipfile.ZipFile(tmp_path / "rows.npz", "w", method) as archive:
                 archive.writestr("input.npy", content)
             with pytest.raises(InputError, match=r"rows\.npz is not a \.npz file that can be read"):
-                open_array_rows(tmp_path / "rows.npz", FEATURES, MODEL)
+                open_array_rows(tmp_path / "rows.npz", target(FEATURES))
 
 
 def test_a_member_that_does_not_lie_where_the_archive_says(tmp_path: Path) -> None:
@@ -255,7 +243,7 @@ def test_a_member_that_does_not_lie_where_the_archive_says(tmp_path: Path) -> No
     content[28:30] = b"\xff\xff"  # an extra field that reaches beyond the end
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"rows\.npz is not a \.npz file that can be read"):
-        open_array_rows(path, FEATURES, MODEL)
+        open_array_rows(path, target(FEATURES))
 
 
 # Stdin
@@ -269,7 +257,7 @@ def npy(rows: np.ndarray, tmp_path: Path) -> bytes:
 def test_an_array_from_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = npy(ROWS, tmp_path)
     monkeypatch.setattr("sys.stdin", as_stdin(content))
-    source = open_array_stream(FEATURES, MODEL)
+    source = open_array_rows(None, target(FEATURES))
     assert source.count == 11
     assert source.fingerprint() is None
     chunks = list(source.chunks(4))
@@ -288,7 +276,7 @@ def test_an_array_from_stdin_from_a_later_row_on(
 ) -> None:
     content = npy(ROWS, tmp_path)
     monkeypatch.setattr("sys.stdin", as_stdin(content))
-    source = open_array_stream(FEATURES, MODEL)
+    source = open_array_rows(None, target(FEATURES))
     (chunk,) = source.chunks(8, 8)
     np.testing.assert_array_equal(source.decode(chunk).rows, ROWS[8:])
     assert chunk.digest == sha256(content)
@@ -309,7 +297,7 @@ def test_stdin_that_is_no_whole_array(
     content = npy(ROWS, tmp_path)
     monkeypatch.setattr("sys.stdin", as_stdin(change(content)))  # type: ignore[operator]
     with pytest.raises(InputError) as caught:
-        list(open_array_stream(FEATURES, MODEL).chunks(4))
+        list(open_array_rows(None, target(FEATURES)).chunks(4))
     assert message in str(caught.value)
 
 
@@ -319,7 +307,7 @@ def test_objects_from_stdin_are_not_unpickled(
     content = npy(np.array([{"a": 1}], dtype=object), tmp_path)
     monkeypatch.setattr("sys.stdin", as_stdin(content))
     with pytest.raises(InputError, match="pickled objects"):
-        open_array_stream(FEATURES, MODEL)
+        open_array_rows(None, target(FEATURES))
 
 
 # Memory
@@ -335,7 +323,7 @@ def test_a_large_array_does_not_fill_the_memory(tmp_path: Path, in_columns: bool
         file.truncate(file.tell() + rows * 512)
     growth = resident_growth(f"""
 info = TensorInfo(name="x", dtype="uint8", shape=("n", 512))
-source = open_array_rows(Path({str(path)!r}), info, Path("m"))
+source = open_array_rows(Path({str(path)!r}), ReadTarget(info, Path("m")))
 """)
     assert growth < 64
 
@@ -360,7 +348,7 @@ def idx_file(path: Path, content: bytes) -> Path:
 
 def refused_idx(path: Path, info: TensorInfo = IMAGES) -> str:
     with pytest.raises(InputError) as caught:
-        batches(open_idx(path, info, MODEL))
+        batches(open_idx(path, target(info)))
     assert len(str(caught.value).splitlines()) == 1
     assert str(path) in str(caught.value)
     return str(caught.value)
@@ -381,7 +369,7 @@ def refused_idx(path: Path, info: TensorInfo = IMAGES) -> str:
     ],
 )
 def test_what_is_named_as_idx(name: str, whether: bool) -> None:
-    assert is_idx(Path("folder.idx") / name) == whether
+    assert (format_of_file(name) == "idx") == whether
 
 
 @pytest.mark.parametrize(
@@ -392,7 +380,7 @@ def test_grey_images_get_their_axis_of_channels(
     tmp_path: Path, name: str, kind: type, start: int
 ) -> None:
     path = idx_file(tmp_path / name, idx(PIXELS))
-    source = open_idx(path, IMAGES, MODEL)
+    source = open_idx(path, target(IMAGES))
     assert isinstance(source, kind)
     assert source.count == 11
     made = batches(source, 4, start)
@@ -407,7 +395,7 @@ def test_grey_images_get_their_axis_of_channels(
 def test_axes_are_taken_as_they_are_where_they_fit(tmp_path: Path) -> None:
     path = idx_file(tmp_path / "rows.idx", idx(PIXELS))
     flat = TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 5))
-    np.testing.assert_array_equal(rows_of(open_idx(path, flat, MODEL)), PIXELS)
+    np.testing.assert_array_equal(rows_of(open_idx(path, target(flat))), PIXELS)
     assert "takes uint8 [rows, 4, 6]" in refused_idx(
         path, TensorInfo(name="images", dtype="uint8", shape=("batch", 4, 6))
     )
@@ -420,7 +408,7 @@ def test_labels_are_no_images(tmp_path: Path) -> None:
     path = idx_file(tmp_path / "t10k-labels-idx1-ubyte", idx(np.arange(11, dtype=np.uint8)))
     message = refused_idx(path)
     assert "holds uint8 [11], one value a row, as labels are; model.onnx takes uint8 [" in message
-    assert rows_of(open_idx(path, LABELS, MODEL)).tolist() == list(range(11))
+    assert rows_of(open_idx(path, target(LABELS))).tolist() == list(range(11))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -470,12 +458,12 @@ def test_the_official_files_of_mnist(tmp_path: Path) -> None:
     packed = folder / "t10k-images-idx3-ubyte.gz"
     if not packed.is_file():
         pytest.skip("FERRY_MIRROR has no MNIST")
-    source = open_idx(packed, MNIST, MODEL)
+    source = open_idx(packed, target(MNIST))
     assert source.count == 10_000
     rows = rows_of(source, 512)
     assert rows.shape == (10_000, 28, 28, 1)
     assert round(float(rows.mean()), 2) == 33.79
     plain = tmp_path / "t10k-images-idx3-ubyte"
     plain.write_bytes(gzip.decompress(packed.read_bytes()))
-    np.testing.assert_array_equal(rows_of(open_idx(plain, MNIST, MODEL), 4096), rows)
+    np.testing.assert_array_equal(rows_of(open_idx(plain, target(MNIST)), 4096), rows)
     assert "as labels are" in refused_idx(folder / "t10k-labels-idx1-ubyte.gz", MNIST)

@@ -13,7 +13,6 @@ from samples_of_rows import (
     FEATURES,
     IDS,
     IMAGES,
-    MODEL,
     TEXT,
     as_stdin,
     batches,
@@ -21,6 +20,7 @@ from samples_of_rows import (
     resident_growth,
     rows_of,
     sha256,
+    target,
 )
 
 from serving.errors import InputError
@@ -47,7 +47,7 @@ def written(path: Path, columns: dict[str, Any], batch: int = 5, **how: Any) -> 
 
 
 def opened(path: Path, info: TensorInfo, *asked: str, resize: bool = False) -> ArrowRows:
-    return open_arrow(path, info, MODEL, asked, resize=resize)
+    return open_arrow(path, target(info, columns=asked, resize=resize))
 
 
 def refused(path: Path, info: TensorInfo, *asked: str) -> str:
@@ -400,7 +400,7 @@ def streamed(columns: dict[str, Any], batch: int) -> bytes:
 def test_a_stream_on_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     content = streamed({"x": IMAGE_COLUMNS["encoded"], "label": list(range(ROWS))}, batch=3)
     monkeypatch.setattr("sys.stdin", as_stdin(content))
-    source = open_arrow(None, IMAGES, MODEL)
+    source = open_arrow(None, target(IMAGES))
     assert source.count is None
     assert source.fingerprint() is None
     chunks = list(source.chunks(4))
@@ -410,7 +410,7 @@ def test_a_stream_on_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = [chunk.digest for chunk in chunks]
     assert len(set(digests)) == 3
     monkeypatch.setattr("sys.stdin", as_stdin(content))
-    later = open_arrow(None, IMAGES, MODEL)
+    later = open_arrow(None, target(IMAGES))
     assert [chunk.digest for chunk in later.chunks(4, 4)] == digests[1:]
     assert sha256(content) != digests[0]
 
@@ -419,10 +419,10 @@ def test_stdin_that_is_no_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (b"", b"a,b\n1,2\n", streamed({"a": [1]}, 1)[:40]):
         monkeypatch.setattr("sys.stdin", as_stdin(content))
         with pytest.raises(InputError, match="stdin is no Arrow file to read"):
-            open_arrow(None, FEATURES, MODEL)
+            open_arrow(None, target(FEATURES))
     monkeypatch.setattr("sys.stdin", as_stdin(streamed({"text": pa.array([], pa.string())}, 1)))
     with pytest.raises(InputError, match="stdin holds no rows"):
-        list(open_arrow(None, TEXT, MODEL).chunks(4))
+        list(open_arrow(None, target(TEXT)).chunks(4))
 
 
 # Memory
@@ -440,7 +440,7 @@ def test_a_large_file_does_not_fill_the_memory(tmp_path: Path, name: str) -> Non
     path = written(tmp_path / name, {"x": column}, batch=rows, **how)
     growth = resident_growth(f"""
 info = TensorInfo(name="x", dtype="uint8", shape=("n", 768))
-source = open_arrow(Path({str(path)!r}), info, Path("m"))
+source = open_arrow(Path({str(path)!r}), ReadTarget(info, Path("m")))
 """)
     assert path.stat().st_size > 200 << 20
     assert growth < 128

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,22 +23,17 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(serving, [str(argument) for argument in arguments])
 
 
-def process(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "serving", *map(str, arguments)],
-        stdout=subprocess.PIPE,
+def run(*arguments: str, cwd: Path, stdout: Any = subprocess.PIPE) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "serving", *arguments],
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         cwd=cwd,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        timeout=60,
     )
-
-
-def run(*arguments: object, cwd: Path) -> tuple[int, str, str]:
-    running = process(*arguments, cwd=cwd)
-    out, err = running.communicate(timeout=60)
-    return running.returncode, out, err
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -99,9 +95,6 @@ def test_predict_takes_lines_and_columns(work: Path) -> None:
     assert err.startswith("3 rows; ")
     code, out, err = run("predict", "text.onnx", "reviews.csv", "--column", "body", cwd=work)
     assert [line.split(",")[1] for line in out.splitlines()[1:]] == ["positive", "negative"]
-    code, out, err = run("predict", "text.onnx", "reviews.csv", cwd=work)
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "has the columns title, body; name the one with the text with --column" in err
 
 
 def test_an_environment_variable_stands_for_an_option(work: Path) -> None:
@@ -172,15 +165,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def test_a_full_disk_behind_stdout(work: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "serving", "predict", "tiny.onnx", "rows.npy"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=work,
-            env=environment,
-        )
-    assert done.returncode == 1
-    assert done.stderr == "Error: stdout: No space left on device\n"
+        code, _, err = run("predict", "tiny.onnx", "rows.npy", cwd=work, stdout=full)
+    assert (code, err) == (1, "Error: stdout: No space left on device\n")

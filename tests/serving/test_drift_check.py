@@ -153,15 +153,6 @@ def test_a_feature_that_has_moved_is_named_alone(
     assert moved(given, rows, answers(rng, 1000)) == {f"feature {column}"}
 
 
-def test_a_constant_that_is_one_no_more() -> None:
-    given = trained(table)
-    rng = np.random.default_rng(9)
-    rows = table(rng, 1000)
-    rows[:300, 4] = 2.5
-    (one,) = checked(given, rows, answers(rng, 1000)).moved
-    assert (one.name, one.verdict) == ("feature 4", "strongly moved")
-
-
 def test_texts_of_other_words_and_lengths() -> None:
     given = trained(texts)
     rng = np.random.default_rng(10)
@@ -233,32 +224,18 @@ def test_that_few_rows_tell_little_is_told() -> None:
     assert line.startswith("no drift from toy in 8 quantities of 20 rows; so few show no PSI below")
 
 
-def test_the_limit_of_few_rows_is_above_the_usual_one() -> None:
-    few, many = report_of(0, rows=20), report_of(0, rows=2000)
-    assert [one.limit > 0.25 for one in few.quantities if one.name != "feature 4"] == [True] * 7
-    assert {one.limit for one in many.quantities} == {0.1}
-
-
-def test_many_moves_are_told_in_few_lines() -> None:
+@pytest.mark.parametrize(
+    ("features", "last"),
+    [(20, "and 15 more quantities moved"), (7, "and feature 1, feature 0 moved too")],
+)
+def test_many_moves_are_told_in_few_lines(features: int, last: str) -> None:
     rng = np.random.default_rng(14)
-    given = reference(rng.normal(size=(2000, 20)).astype(np.float32), answers(rng, 2000))
-    shifts = np.linspace(1, 3, 20)
-    rows = (rng.normal(size=(500, 20)) + shifts).astype(np.float32)
+    given = reference(rng.normal(size=(2000, features)).astype(np.float32), answers(rng, 2000))
+    rows = (rng.normal(size=(500, features)) + np.linspace(1, 3, features)).astype(np.float32)
     lines = checked(given, rows, answers(rng, 500)).lines()
     assert len(lines) == 6
-    assert "feature 19" in lines[0]
-    assert lines[-1] == "and 15 more quantities moved"
-
-
-def test_two_more_moves_are_named() -> None:
-    rng = np.random.default_rng(14)
-    given = reference(rng.normal(size=(2000, 7)).astype(np.float32), answers(rng, 2000))
-    rows = (rng.normal(size=(500, 7)) + np.arange(7, 0, -1)).astype(np.float32)
-    lines = checked(given, rows, answers(rng, 500)).lines()
-    assert set(lines[-1].removeprefix("and ").removesuffix(" moved too").split(", ")) == {
-        "feature 5",
-        "feature 6",
-    }
+    assert f"feature {features - 1}" in lines[0]
+    assert lines[-1] == last
 
 
 def test_no_rows_are_no_drift() -> None:
@@ -266,12 +243,6 @@ def test_no_rows_are_no_drift() -> None:
     check.add(np.zeros((0, 6), np.float32), classified(np.zeros(0, int)))
     assert check.report().rows == 0
     assert check.report().lines() == ["nothing to hold against the training data"]
-
-
-def test_the_report_is_plain_json() -> None:
-    raw = json.loads(dump_json(report_of(2.0)))
-    assert raw["quantities"][0]["verdict"] == "strongly moved"
-    assert set(raw["quantities"][0]) == {"name", "of", "psi", "limit", "verdict", "most"}
 
 
 # Batch by batch, and over several runs

@@ -1,12 +1,13 @@
 """`reference.json`: it comes back as it was, travels in the bundle, and is read strictly."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from drift_samples import classified, pictures, reference
+from drift_samples import classified, reference
 from tiny_classifier import contents, forge, images
 from tiny_kinds import SENTIMENTS, TEXTS, text_contents
 
@@ -127,25 +128,11 @@ def test_what_is_no_reference(content: bytes) -> None:
 
 
 def test_a_vocabulary_travels_too(tmp_path: Path) -> None:
-    given = text_contents()
     answers = classified(np.array([0, 1, 0, 1, 1]))
     known = reference(np.array(TEXTS), answers, known="good fine bad", classes=len(SENTIMENTS))
     bundle = tmp_path / "texts"
-    write_bundle(bundle, contents(**{**_fields(given), "reference": known}))
+    write_bundle(bundle, replace(text_contents(), reference=known))
     check = open_check(bundle)
     check.add(np.array(TEXTS, object), answers)
     assert check.report().rows == len(TEXTS)
     assert check.report().moved == ()
-
-
-def _fields(given: Any) -> dict[str, Any]:
-    return {name: getattr(given, name) for name in given.__dataclass_fields__}
-
-
-def test_a_reference_is_small() -> None:
-    rng = np.random.default_rng(0)
-    wide = reference(
-        rng.normal(size=(5000, 64)).astype(np.float32), classified(np.arange(5000) % 9)
-    )
-    assert len(wide.content()) < 60_000
-    assert len(reference(pictures(rng, 5000), classified(np.arange(5000) % 9)).content()) < 6000

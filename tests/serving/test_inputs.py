@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import ipc, parquet
-from samples_of_rows import as_stdin, sha256, write_inputs
-from tiny_classifier import classifier, images
+from samples_of_rows import as_stdin, ids, opened, rows, sha256, write_inputs
+from tiny_classifier import images
 from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, passing, table_classifier, text_classifier
 from tiny_onnx import FLOAT
@@ -25,22 +25,12 @@ from serving.errors import (
     UsageError,
 )
 from serving.inputs.images import Images
-from serving.inputs.inputs import Inputs, Place, ReadOptions, open_inputs
-from serving.inputs.sources import InputRow
+from serving.inputs.inputs import Inputs, Place, open_inputs
+from serving.inputs.sources import InputRow, ReadOptions
 from serving.inputs.tars import TarImages
-from serving.model import Model, open_model
+from serving.model import Model
 
 PIXELS = images(10)
-
-
-def opened(tmp_path: Path, content: bytes) -> Model:
-    (tmp_path / "model.onnx").write_bytes(content)
-    return open_model(tmp_path / "model.onnx")
-
-
-@pytest.fixture
-def of_images(tmp_path: Path) -> Model:
-    return opened(tmp_path, classifier())
 
 
 @pytest.fixture
@@ -57,14 +47,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "rows.lst").write_text(listed)
     monkeypatch.chdir(folder)
     return folder
-
-
-def ids(inputs: Inputs) -> list[str]:
-    return [item.id for item in inputs]
-
-
-def rows(inputs: Inputs) -> np.ndarray:
-    return np.stack([item.value for item in inputs if isinstance(item, InputRow)])
 
 
 def refused(inputs: list[str], model: Model, **options: object) -> str:

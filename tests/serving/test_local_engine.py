@@ -44,12 +44,11 @@ def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_give_what_threads_give(
-    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_file: Path, folder: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     options = PredictOptions(workers=2, batch_rows=16)
     predict(model_file, [folder], output=tmp_path / "threads.jsonl", options=options)
-    monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
-    monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 32)
+    request.getfixturevalue("in_processes")
     report = predict(model_file, [folder], output=tmp_path / "processes.jsonl", options=options)
     assert (report.rows, report.errors) == (COUNT - 6, 6)
     written = (tmp_path / "processes.jsonl").read_bytes()
@@ -97,15 +96,19 @@ if __name__ == "__main__":
 """
 
 
+def started(model: Path, folder: Path, tmp_path: Path) -> "subprocess.Popen[bytes]":
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, "program.py", str(model), str(folder), "out.csv"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(engine.__file__).resolve().parents[2])}
+    return subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+
+
 def test_decoding_processes_end_with_a_run_that_is_killed(
     model_file: Path, folder: Path, tmp_path: Path
 ) -> None:
     for index in range(COUNT):
         os.link(folder / "000.png", folder / f"more-{index}.png")
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", str(model_file), str(folder), "out.csv"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(engine.__file__).resolve().parents[2])}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
+    with started(model_file, folder, tmp_path) as process:
         children = wait_for_children(process)
         process.kill()
     assert len(children) >= 2
@@ -118,12 +121,7 @@ def test_a_signal_to_the_whole_group_ends_the_run_after_the_batch_in_hand(
 ) -> None:
     for index in range(20 * COUNT):
         os.link(folder / "000.png", folder / f"more-{index}.png")
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "program.py", str(model_file), str(folder), "out.csv"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(engine.__file__).resolve().parents[2])}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, start_new_session=True
-    ) as process:
+    with started(model_file, folder, tmp_path) as process:
         wait_for_children(process)
         end = time.monotonic() + 60
         while not any(tmp_path.glob("out.csv.parts/.part-*")) and time.monotonic() < end:
@@ -159,6 +157,6 @@ def test_the_summary_says_where_the_time_went_and_what_would_help(
 def test_every_option_that_changes_the_answers_is_part_of_the_key() -> None:
     """A new option must be looked at: does it change what is written?"""
     free = {"threads", "workers", "default_format", "overwrite", "max_errors", "engine"}
-    free |= {"ray_address", "resume"}
+    free |= {"ray_address"}
     fields = set(PredictOptions.__dataclass_fields__) - free
     assert fields <= set(RunKey.__dataclass_fields__)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from samples_of_rows import target
 from tiny_images import (
     as_image,
     chunk,
@@ -24,8 +25,9 @@ from tiny_images import (
     write,
 )
 
-from serving.inputs.decoding import MOST_BYTES, ImageDecoder
-from serving.inputs.images import Images, open_images
+from serving.inputs import decoding
+from serving.inputs.decoding import MOST_BYTES
+from serving.inputs.images import open_images
 from serving.inputs.sources import InputRow, UnreadableRow, each_row
 from serving.runtime.tensors import TensorInfo
 
@@ -66,19 +68,9 @@ def tiff_of_tags_without_end() -> bytes:
     return b"II*\0" + struct.pack("<I", 0xF0000000) + bytes(40)
 
 
-def webp_header() -> bytes:
-    vp8x = (
-        struct.pack("<I", 0)
-        + (WIDTH - 1).to_bytes(3, "little")
-        + (HEIGHT - 1).to_bytes(3, "little")
-    )
-    body = b"WEBPVP8X" + struct.pack("<I", len(vp8x)) + vp8x
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def huge_webp_header() -> bytes:
-    most = (16383).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + most + most
+def webp_header(width: int = WIDTH, height: int = HEIGHT) -> bytes:
+    sizes = b"".join((size - 1).to_bytes(3, "little") for size in (width, height))
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + sizes
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -135,7 +127,7 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "pixels_bomb.png": (pixels_bomb, "unrecognized data stream"),
     "huge.png": (lambda: START + header(2**31 - 1, 2**31 - 1) + END, TOO_MANY),
     "huge.jpg": (huge_jpeg, TOO_MANY),
-    "huge.webp": (huge_webp_header, ""),
+    "huge.webp": (lambda: webp_header(16384, 16384), ""),
     "cmyk.jpg": (lambda: saved(IMAGE.convert("CMYK"), "JPEG"), "CMYK"),
     "16bit.png": (
         lambda: saved(Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)), "PNG"),
@@ -185,19 +177,18 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(folder: Path, *, resize: bool, opencv: bool = True) -> Images:
-    found = open_images([folder], INFO, Path("model.onnx"), resize=resize)
-    shape = found.decoder.shape
-    decoder = ImageDecoder(shape=shape, resize=resize, opencv=opencv)
-    return Images(roots=found.roots, count=found.count, decoder=decoder)
-
-
 @pytest.mark.parametrize("resize", [False, True])
 @pytest.mark.parametrize("opencv", [False, True])
 def test_every_poison_is_named_and_every_good_image_read(
-    poisoned: Path, resize: bool, opencv: bool, capfd: pytest.CaptureFixture[str]
+    poisoned: Path,
+    resize: bool,
+    opencv: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    source = opened(poisoned, resize=resize, opencv=opencv)
+    if not opencv:
+        monkeypatch.setattr(decoding, "_opencv", lambda: None)
+    source = open_images([poisoned], target(INFO, resize=resize))
     items = {item.id.removeprefix(f"{poisoned}/"): item for item in each_row(source)}
     assert len(items) == source.count
     good = [name for name in items if name.endswith("good.png")]
@@ -226,15 +217,14 @@ MEASURE = """
 import sys
 from pathlib import Path
 from serving.inputs.images import open_images
-from serving.inputs.sources import InputRow, each_row
+from serving.inputs.sources import InputRow, ReadOptions, ReadTarget, each_row
 from serving.runtime.tensors import TensorInfo
 
 info = TensorInfo(name="images", dtype="uint8", shape=("batch", 20, 30, 3))
 # Unlike getrusage it does not begin with what the parent held.
 peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-good, poison = (
-    open_images([Path(path)], info, Path("m"), resize=True) for path in sys.argv[1:]
-)
+target = ReadTarget(info, Path("m"), ReadOptions(resize=True))
+good, poison = (open_images([Path(path)], target) for path in sys.argv[1:])
 list(each_row(good))
 before = peak()
 read = sum(isinstance(item, InputRow) for _ in range(2) for item in each_row(poison))

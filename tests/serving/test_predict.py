@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
-from onnx import TensorProto, helper
 from PIL import Image
 from tiny_classifier import LABELS, classifier, expected_scores, images, profile
 from tiny_kinds import (
@@ -19,14 +18,16 @@ from tiny_kinds import (
     errors,
     features,
     halved,
+    passing,
     positive,
     table_classifier,
     text_contents,
 )
+from tiny_onnx import FLOAT
 
-from serving.batch.predict import dry_run, predict
+from serving.batch.predict import predict
 from serving.batch.report import summary
-from serving.batch.run import PredictOptions, as_text
+from serving.batch.run import PredictOptions, as_text, dry_run
 from serving.bundles.writing import write_profile
 from serving.cli import serving
 from serving.errors import InputError, OutputError, UsageError
@@ -70,16 +71,10 @@ def test_every_row_is_answered_in_order(built_bundle: Path, rows: Path, tmp_path
     found = [float(row["probability"]) for row in written]
     np.testing.assert_allclose(found, expected.max(axis=1), atol=1e-6)
     assert (report.rows, report.errors, report.errors_file) == (70, 0, None)
-
-
-def test_the_report_proves_the_provider_and_the_model(
-    built_bundle: Path, rows: Path, tmp_path: Path
-) -> None:
-    report = predict(built_bundle, [rows], output=tmp_path / "out.csv")
     assert report.model_sha256 == open_session(built_bundle / "model.onnx").sha256
     assert report.proof.share == 1
     assert report.rows_per_second == pytest.approx(report.rows / report.seconds)
-    assert f"70 rows to {tmp_path}/out.csv; " in summary(report)
+    assert f"70 rows to {output}; " in summary(report)
 
 
 @pytest.mark.parametrize("binding", [False, True])
@@ -274,13 +269,7 @@ def test_probabilities_of_what_has_none(tmp_path: Path) -> None:
 
 
 def test_a_row_that_gives_no_number_has_no_label(tmp_path: Path) -> None:
-    info = helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 2])
-    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 2])
-    node = helper.make_node("Identity", ["rows"], ["logits"])
-    graph = helper.make_graph([node], "same", [info], [out])
-    imports = [helper.make_opsetid("", 18)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=8)
-    (tmp_path / "same.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "same.onnx").write_bytes(passing(FLOAT, ["n", 2]))
     np.save(tmp_path / "rows.npy", np.array([[1, 2], [np.nan, 1], [4, 3]], np.float32))
     report = predict(tmp_path / "same.onnx", [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
     assert [row["label"] for row in read(tmp_path / "out.csv")] == ["1", "0"]
@@ -310,42 +299,35 @@ def test_memory_does_not_grow_with_the_input(bundle: Path, tmp_path: Path) -> No
     assert peaks[1] < peaks[0] * 1.5
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    pictures = tmp_path / "images"
-    pictures.mkdir()
-    for index, row in enumerate(images(10)):
-        Image.fromarray(row[..., 0]).save(pictures / f"{index}.png")
-    (pictures / "1.png").write_bytes(b"")
-    return pictures
-
-
-def test_the_first_rows_and_the_plan(model_file: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_first_rows_and_the_plan(model_file: Path, folder: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     options = PredictOptions(workers=2, batch_rows=16)
-    shown = dry_run(model_file, [pictures], output=tmp_path / "out.parquet", options=options)
+    shown = dry_run(model_file, [folder], tmp_path / "out.parquet", options)
     assert sorted(tmp_path.rglob("*")) == before
-    assert (shown.rows, shown.workers, shown.batch_rows, shown.format) == (10, 2, 16, "parquet")
-    assert [Path(row.id).name for row in shown.first] == [f"{index}.png" for index in range(5)]
-    assert [row.readable for row in shown.first] == [True, False, True, True, True]
+    assert (shown.rows, shown.workers, shown.batch_rows, shown.format) == (12, 2, 16, "parquet")
+    names = ["00.png", "01.png", "02.png", "03-broken.png", "03.png"]
+    assert [Path(row.id).name for row in shown.first] == names
+    assert [row.readable for row in shown.first] == [True, True, True, False, True]
     assert shown.first[0].text.startswith("uint8 [4, 5, 1], ")
     text = as_text(shown)
-    assert "10 rows in batches of 16, 2 at a time, on cpu" in text
-    assert "1.png  not read: it is empty" in text
+    assert "12 rows in batches of 16, 2 at a time, on cpu" in text
+    assert "03-broken.png  not read: it is not an image" in text
 
 
-def test_what_is_done_already_is_told(model_file: Path, pictures: Path, tmp_path: Path) -> None:
+def test_what_is_done_already_is_told(model_file: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
-    predict(model_file, [pictures], output=output)
-    assert "9 rows are there already" in as_text(dry_run(model_file, [pictures], output=output))
+    predict(model_file, [folder], output=output)
+    assert "10 rows are there already" in as_text(
+        dry_run(model_file, [folder], output, PredictOptions())
+    )
     with pytest.raises(OutputError, match="other inputs"):
-        dry_run(model_file, [pictures / "0.png"], output=output)
+        dry_run(model_file, [folder / "00.png"], output, PredictOptions())
     again = PredictOptions(overwrite=True)
-    assert dry_run(model_file, [pictures / "0.png"], output=output, options=again).done_rows == 0
+    assert dry_run(model_file, [folder / "00.png"], output, again).done_rows == 0
     assert output.exists()
 
 
-def test_the_command(model_file: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_command(model_file: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", images(3))
     arguments = ["predict", str(model_file), str(tmp_path / "rows.npy"), "--dry-run"]
     result = CliRunner().invoke(serving, arguments)

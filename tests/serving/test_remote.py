@@ -15,22 +15,32 @@ import fsspec
 import numpy as np
 import pytest
 from buckets import buckets
-from samples_of_rows import IMAGES, MODEL, ROOT, batches, faults_of, rows_of, write_inputs
+from samples_of_rows import (
+    IMAGES,
+    ROOT,
+    batches,
+    faults_of,
+    ids,
+    opened,
+    rows,
+    rows_of,
+    target,
+    write_inputs,
+)
 from tiny_classifier import classifier, images
 from tiny_images import encoded, write
 from tiny_kinds import TEXTS, features, table_classifier, text_classifier
 from web_folder import Web, served
 
-from serving.batch import engine, outputs
-from serving.batch.outputs import ShardedOutput
+from serving.batch import engine
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
-from serving.inputs import remote, tars
-from serving.inputs.inputs import Inputs, ReadOptions, open_inputs
-from serving.inputs.remote import FetchedRows, RemoteImages, open_remote_images
-from serving.inputs.sources import InputRow, RowSource
-from serving.model import Model, open_model
+from serving.inputs import decoding, remote, tars
+from serving.inputs.inputs import Inputs, open_inputs
+from serving.inputs.remote import RemoteImages, open_remote_images
+from serving.inputs.sources import InputRow, ReadOptions, RowSource
+from serving.model import Model
 
 PIXELS = images(10)
 PNGS = [encoded(pixels, "PNG") for pixels in PIXELS]
@@ -66,24 +76,6 @@ def web(tmp_path: Path) -> Iterator[Web]:
         yield found
 
 
-def opened(tmp_path: Path, content: bytes) -> Model:
-    (tmp_path / "model.onnx").write_bytes(content)
-    return open_model(tmp_path / "model.onnx")
-
-
-@pytest.fixture
-def of_images(tmp_path: Path) -> Model:
-    return opened(tmp_path, classifier())
-
-
-def ids(inputs: Inputs) -> list[str]:
-    return [item.id for item in inputs]
-
-
-def rows(inputs: Inputs) -> np.ndarray:
-    return np.stack([item.value for item in inputs if isinstance(item, InputRow)])
-
-
 def temporary(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "temporary").iterdir())
 
@@ -106,9 +98,15 @@ def test_a_file_gives_the_rows_that_it_gives_here(
     assert "GET" not in " ".join(web.asked)
     np.testing.assert_array_equal(rows(there), rows(here))
     assert ids(there) == [one.replace(str(web.folder), web.url) for one in ids(here)]
-    assert len(ids(there)) == 10
-    np.testing.assert_array_equal(rows_of(only(there), 4, 4), PIXELS[4:])
+    # As they are decoded by a process that is behind, after the last one was cut.
+    source = only(there)
+    assert source.slow == (name in ("rows.parquet", "rows.arrow", "rows.tar", "rows.tar.gz"))
+    chunks = list(source.chunks(4, 4))
     assert temporary(tmp_path) == []
+    elsewhere = pickle.loads(pickle.dumps(source))
+    found = [elsewhere.decode(pickle.loads(pickle.dumps(chunk))) for chunk in chunks]
+    np.testing.assert_array_equal(np.concatenate([batch.rows for batch in found]), PIXELS[4:])
+    assert [one for batch in found for one in batch.ids] == ids(there)[4:]
 
 
 def test_texts_and_tables(web: Web, tmp_path: Path) -> None:
@@ -122,22 +120,6 @@ def test_texts_and_tables(web: Web, tmp_path: Path) -> None:
     columns = ReadOptions(columns=("c", "b", "a"))
     swapped = open_inputs([f"{web.url}/table.csv?version=2"], model, columns)
     np.testing.assert_array_equal(rows(swapped), features(5)[:, ::-1])
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_chunks_are_decoded_when_the_file_is_gone(
-    web: Web, of_images: Model, tmp_path: Path, name: str
-) -> None:
-    """As they are by a process that is behind, after the last one was cut."""
-    source = only(open_inputs([f"{web.url}/{name}"], of_images))
-    chunks = list(source.chunks(4))
-    assert temporary(tmp_path) == []
-    found = [source.decode(chunk) for chunk in chunks]
-    np.testing.assert_array_equal(np.concatenate([batch.rows for batch in found]), PIXELS)
-    there = pickle.loads(pickle.dumps(source))
-    elsewhere = [there.decode(pickle.loads(pickle.dumps(chunk))) for chunk in chunks]
-    np.testing.assert_array_equal(np.concatenate([batch.rows for batch in elsewhere]), PIXELS)
-    assert [list(batch.ids) for batch in elsewhere] == [list(batch.ids) for batch in found]
 
 
 def test_a_stopped_reader_leaves_nothing(web: Web, of_images: Model, tmp_path: Path) -> None:
@@ -227,19 +209,19 @@ def test_an_image_of_too_many_bytes_is_not_fetched(
 ) -> None:
     with (web.folder / "photos/large.png").open("wb") as file:
         file.truncate((256 << 20) + 1)
-    large = open_remote_images([f"{web.url}/photos/large.png"], IMAGES, MODEL, resize=False)
+    large = open_remote_images([f"{web.url}/photos/large.png"], target(IMAGES))
     assert faults_of(large) == {0: "it has 268435457 bytes, the limit is 268435456"}
     assert "GET /photos/large.png" not in web.asked
-    monkeypatch.setattr(remote, "MOST_BYTES", 100)
+    monkeypatch.setattr(decoding, "MOST_BYTES", 100)
     web.endless = {"/photos/unknown.png"}
     write(web.folder / "photos/unknown.png", bytes(101))
-    unknown = open_remote_images([f"{web.url}/photos/unknown.png"], IMAGES, MODEL, resize=False)
+    unknown = open_remote_images([f"{web.url}/photos/unknown.png"], target(IMAGES))
     assert faults_of(unknown) == {0: "it has 101 bytes, the limit is 100"}
 
 
 def test_images_whose_size_is_not_told(web: Web) -> None:
     web.endless = {f"/photos/a/{index}.png" for index in range(0, 10, 2)}
-    source = open_remote_images([f"{web.url}/photos/a/"], IMAGES, MODEL, resize=False)
+    source = open_remote_images([f"{web.url}/photos/a/"], target(IMAGES))
     assert {there.size for there in source.images} == {None}
     np.testing.assert_array_equal(rows_of(source), PIXELS[0::2])
 
@@ -360,16 +342,6 @@ def test_no_address_leads_to_a_local_file(web: Web, of_images: Model) -> None:
         open_inputs([behind], of_images)
 
 
-def test_sources_can_be_sent_to_other_processes(web: Web, of_images: Model) -> None:
-    inputs = open_inputs([f"{web.url}/{name}" for name in (*FILES, "photos/")], of_images)
-    there = pickle.loads(pickle.dumps(inputs))
-    assert ids(there) == ids(inputs)
-    assert there.fingerprint() == inputs.fingerprint()
-    slow = [name for name, source in zip(FILES, inputs.sources, strict=False) if source.slow]
-    assert slow == ["rows.parquet", "rows.arrow", "rows.tar", "rows.tar.gz"]
-    assert all(isinstance(source, FetchedRows) for source in inputs.sources[:-1])
-
-
 MISSING = {
     "fsspec": ("http://127.0.0.1:1/a.npy", "http:// needs fsspec"),
     "aiohttp": ("http://127.0.0.1:1/a.npy", "http:// needs aiohttp"),
@@ -418,16 +390,16 @@ def test_s3_without_credentials_or_server(
 # Whole runs
 
 
-class CutShortError(RuntimeError):
-    pass
-
-
 @pytest.mark.parametrize("name", ["large.npy", "large.tar", "photos/"])
 def test_a_run_that_was_cut_short_goes_on(
-    web: Web, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    web: Web,
+    model_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cut_short: list[int],
+    name: str,
 ) -> None:
-    many = images(2000)
-    np.save(web.folder / "large.npy", many)
+    np.save(web.folder / "large.npy", images(2000))
     with tarfile.open(web.folder / "large.tar", "w") as archive:
         for index in range(2000):
             member = tarfile.TarInfo(f"{index}.png")
@@ -435,22 +407,14 @@ def test_a_run_that_was_cut_short_goes_on(
             archive.addfile(member, io.BytesIO(PNGS[index % 10]))
     inputs, options = [f"{web.url}/{name}"], PredictOptions(workers=1, batch_rows=8)
     predict(model_file, inputs, output=tmp_path / "whole.csv", options=options)
-    monkeypatch.setattr(outputs, "SHARD_ROWS", 1)
+    monkeypatch.setattr("serving.batch.predict.SHARD_ROWS", 1)
     if name == "photos/":
         monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 8)
-    take, taken = ShardedOutput.take, []
-
-    def limited(self: ShardedOutput, *given: object) -> None:
-        if taken:
-            raise CutShortError
-        taken.append(1)
-        take(self, *given)  # type: ignore[arg-type]
-
     output = tmp_path / "out.csv"
-    with monkeypatch.context() as cut:
-        cut.setattr(ShardedOutput, "take", limited)
-        with pytest.raises(CutShortError):
-            predict(model_file, inputs, output=output, options=options)
+    cut_short[0] = 1
+    with pytest.raises(RuntimeError, match="cut short"):
+        predict(model_file, inputs, output=output, options=options)
+    cut_short[0] = -1
     assert temporary(tmp_path) == []
     report = predict(model_file, inputs, output=output, options=options)
     assert report.resumed_rows == (8 if name == "photos/" else 1024)

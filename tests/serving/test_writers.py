@@ -45,9 +45,9 @@ def pictures(rows: int) -> Columns:
 def write(output: Path, form: str, batches: int = 3) -> Columns:
     """Write some batches of 5 rows, and return the columns of them all."""
     parts = [columns(5, seed) for seed in range(batches)]
-    with open_writer(output, form, parts[0], METADATA) as writer:
+    with open_writer(output, form, parts[0], METADATA) as write:
         for part in parts:
-            writer.write(part)
+            write(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -81,8 +81,8 @@ def test_what_is_written_reads_back_to_the_bit(tmp_path: Path, form: str) -> Non
 @FORMS
 def test_many_values_a_row(tmp_path: Path, form: str) -> None:
     written = pictures(4)
-    with open_writer(tmp_path / "out", form, written, METADATA) as writer:
-        writer.write(written)
+    with open_writer(tmp_path / "out", form, written, METADATA) as write:
+        write(written)
     rows = list(read(tmp_path / "out", form))
     cells = [row["reconstruction"] for row in rows]
     words = [row["words"] for row in rows]
@@ -96,9 +96,9 @@ def test_many_values_a_row(tmp_path: Path, form: str) -> None:
 
 
 def test_parquet_tells_the_shape_of_a_list(tmp_path: Path) -> None:
-    with open_writer(tmp_path / "out", "parquet", pictures(2), METADATA) as writer:
-        writer.write(pictures(2))
-        writer.write(pictures(3))
+    with open_writer(tmp_path / "out", "parquet", pictures(2), METADATA) as write:
+        write(pictures(2))
+        write(pictures(3))
     schema = pyarrow.parquet.read_schema(tmp_path / "out")
     assert schema.metadata[b"ferry.shape.reconstruction"] == b"[2, 3, 1]"
     assert b"ferry.shape.error" not in schema.metadata
@@ -111,9 +111,9 @@ def test_parquet_tells_the_shape_of_a_list(tmp_path: Path) -> None:
 def test_parquet_refuses_a_shape_that_changes(tmp_path: Path) -> None:
     def changing() -> None:
         first = pictures(2)
-        with open_writer(tmp_path / "out", "parquet", first, METADATA) as writer:
-            writer.write(first)
-            writer.write(first | {"reconstruction": np.zeros((2, 5), np.float32)})
+        with open_writer(tmp_path / "out", "parquet", first, METADATA) as write:
+            write(first)
+            write(first | {"reconstruction": np.zeros((2, 5), np.float32)})
 
     with pytest.raises(
         ModelError, match=r"reconstruction has rows of shape \[5\] after \[2, 3, 1\]"
@@ -128,8 +128,8 @@ def test_numbers_are_as_short_as_they_can_be(tmp_path: Path) -> None:
         "score": np.array([0.1], np.float32),
         "many": np.array([[0.05, 1e-9]], np.float32),
     }
-    with open_writer(tmp_path / "out.csv", "csv", tenth, {}) as writer:
-        writer.write(tenth)
+    with open_writer(tmp_path / "out.csv", "csv", tenth, {}) as write:
+        write(tenth)
     assert (tmp_path / "out.csv").read_text().splitlines()[-1] == 'a,0.1,"[0.05, 1e-09]"'
 
 
@@ -158,8 +158,8 @@ def test_an_interrupted_run_leaves_the_old_file(tmp_path: Path, form: str) -> No
     path.write_text("old")
 
     def interrupted() -> None:
-        with open_writer(path, form, columns(2), METADATA) as writer:
-            writer.write(columns(2))
+        with open_writer(path, form, columns(2), METADATA) as write:
+            write(columns(2))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -179,9 +179,9 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> N
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try:\n"
-        f"    with open_writer(Path('out'), {form!r}, columns(99), {{}}) as writer:\n"
+        f"    with open_writer(Path('out'), {form!r}, columns(99), {{}}) as write:\n"
         "        for batch in range(200):\n"
-        "            writer.write(columns(99, batch))\n"
+        "            write(columns(99, batch))\n"
         "except OSError as error:\n"
         "    print('OSError', error.filename)\n"
     )
