@@ -82,7 +82,7 @@ class _RunningSearch:
     """What happens between two trials: whether there is a next one, and how the last one did."""
 
     def __init__(self, study: Study, plan: SearchPlan, tracker: Tracker, start: float) -> None:
-        self._study = study
+        self.study = study
         self._plan = plan
         self._tracker = tracker
         self._start = start
@@ -90,17 +90,13 @@ class _RunningSearch:
 
     def begin(self) -> tuple[int, Mapping[str, Setting]] | None:
         """The next trial; None when there are enough, nothing is left to try or time is over."""
-        done = len(self._study.trials()) + self._study.running
+        done = len(self.study.trials()) + self.study.running
         timeout = self._plan.timeout
         over = timeout is not None and time.perf_counter() - self._start >= timeout
-        asked = None if over or done >= self._plan.trials else self._study.ask()
+        asked = None if over or done >= self._plan.trials else self.study.ask()
         if asked is not None:
             self._settings[asked[0]] = asked[1]
         return asked
-
-    def worth_going_on(self, number: int, epoch: Epoch) -> bool:
-        """Note an epoch of a trial."""
-        return self._study.report(number, epoch)
 
     def end(self, number: int, outcome: TrialOutcome) -> None:
         """Note how a trial ended, and log it."""
@@ -115,9 +111,9 @@ class _RunningSearch:
             seconds=outcome.seconds,
             reason=outcome.reason,
         )
-        self._study.tell(trial)
+        self.study.tell(trial)
         self._tracker.log_trial(f"trial {number}", trial.settings, outcome.epochs, trial.state)
-        logger.info("%s", _line(trial, best_of(self._study.trials())))
+        logger.info("%s", _line(trial, best_of(self.study.trials())))
 
 
 def _run(search: _RunningSearch, job: TrialJob, jobs: int) -> None:
@@ -127,7 +123,7 @@ def _run(search: _RunningSearch, job: TrialJob, jobs: int) -> None:
         return
     while asked := search.begin():
         number, settings = asked
-        search.end(number, run(job, settings, partial(search.worth_going_on, number)))
+        search.end(number, run(job, settings, partial(search.study.report, number)))
 
 
 def _run_beside(search: _RunningSearch, team: list[TrialWorker]) -> None:
@@ -152,7 +148,7 @@ def _listen(search: _RunningSearch, worker: TrialWorker) -> None:
         return
     message = worker.receive()
     if isinstance(message, Epoch):
-        worker.answer(go_on=search.worth_going_on(number, message))
+        worker.answer(go_on=search.study.report(number, message))
         return
     worker.trial = None
     search.end(number, message)
