@@ -42,9 +42,6 @@ class TextLstmSettings(StrictSettings):
     """Of words in training, which are then read as unknown."""
 
 
-SETTINGS = TextLstmSettings
-
-
 class TextLstm(nn.Module):
     """Embeddings, recurrent layers, and a linear layer over the state of the last word."""
 
