@@ -4,6 +4,7 @@ Its trials are kept in a file, so that a search that was stopped, or killed, goe
 the test set is never read.
 """
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -61,20 +62,20 @@ def tune(
     name = f"{experiment.name}-{search.identity(experiment, digest)[:12]}"
     start = time.perf_counter()
     job = TrialJob(data=data, weights=weights, experiment=experiment, neighbours=plan.jobs)
-    study = Study(folder, name, experiment, plan)
-    try:
-        with tracking.run_of_training(experiment.name, study.run_id, track=track) as tracker:
-            study.run_id = tracker.run_id or study.run_id
-            _describe(tracker, experiment, plan, name)
-            tracker.log_data(
-                datasets.get(experiment.dataset), manifest, ready.open_split(data, "train")
-            )
-            _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
-            report = _report(study, experiment, plan, digest, time.perf_counter() - start)
-            if report.best_value is not None:
-                tracker.log_metrics({f"best_{report.metric}": report.best_value})
-    finally:
-        study.close()
+    with (
+        contextlib.closing(Study(folder, name, experiment, plan)) as study,
+        tracking.run_of_training(experiment.name, study.run_id, track=track) as tracker,
+    ):
+        study.run_id = tracker.run_id or study.run_id
+        _describe(tracker, experiment, plan, name)
+        # The rows are not kept: they would stay mapped.
+        tracker.log_data(
+            datasets.get(experiment.dataset), manifest, ready.open_split(data, "train")
+        )
+        _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
+        report = _report(study, experiment, plan, digest, time.perf_counter() - start)
+        if report.best_value is not None:
+            tracker.log_metrics({f"best_{report.metric}": report.best_value})
     return _kept(report, folder / BEST)
 
 
@@ -132,20 +133,17 @@ def _run_beside(search: _RunningSearch, team: list[TrialWorker]) -> None:
         for worker in team:
             if worker.trial is None and (asked := search.begin()):
                 worker.begin(*asked)
-        busy = [worker for worker in team if worker.trial is not None]
+        busy = [(worker, trial) for worker in team if (trial := worker.trial) is not None]
         if not busy:
             return
-        told = wait([worker.connection for worker in busy])
-        for worker in busy:
+        told = wait([worker.connection for worker, _ in busy])
+        for worker, number in busy:
             if worker.connection in told:
-                _listen(search, worker)
+                _listen(search, worker, number)
 
 
-def _listen(search: _RunningSearch, worker: TrialWorker) -> None:
-    """Hear one thing of a worker that has a trial in hand."""
-    number = worker.trial
-    if number is None:
-        return
+def _listen(search: _RunningSearch, worker: TrialWorker, number: int) -> None:
+    """Hear one thing of a worker about the trial that it has in hand."""
     message = worker.receive()
     if isinstance(message, Epoch):
         worker.answer(go_on=search.study.report(number, message))
