@@ -47,7 +47,7 @@ class DatasetConfig(StrictSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """An architecture of `pipeline/models` and its settings, which its own `SETTINGS` check."""
+    """An architecture of `pipeline/models` and its settings, which its own record checks."""
 
     name: str
     settings: Mapping[str, object]

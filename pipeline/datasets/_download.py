@@ -1,11 +1,9 @@
 """Fetch one official file from one address, a URL or a path, into its place.
 
 The bytes go to a `.part` file beside the target, where an interrupted download goes on; only when
-size and sha256 are the recorded ones is it synced and renamed, so that a target is always whole.
-
-Of an archive only known members are taken, by exact name, size and type. Nothing is extracted by
-the path that an archive names: a member's bytes are streamed to the place that the data set's
-record gives it.
+size and sha256 are the recorded ones is it synced and renamed, so that a target is always whole. Of
+an archive known members alone are taken, by exact name, size and type, and streamed to their place:
+nothing is extracted by the path that an archive names.
 """
 
 import contextlib

@@ -1,11 +1,8 @@
 """ONNX models as files: metadata, names and saving, and the checks of those made elsewhere.
 
 What a file of ours holds depends on the weights and the settings alone: no local path, no counter
-of the process that wrote it.
-
-`load_foreign` checks a file that ferry did not make before any of it is run: `onnx.checker` passes
-operators of unknown domains and loops without an end, and a file whose weights lie elsewhere is not
-the one that its sha256 says; each is refused here in one clear line.
+of the process that wrote it. What ferry did not make is checked before any of it is run, for
+`onnx.checker` passes unknown operators, loops without an end and weights that lie elsewhere.
 """
 
 import ast

@@ -1,14 +1,9 @@
-"""What a module takes and answers: inputs as a person writes them, outputs as named tensors.
+"""A module of the user's: how it is found, what it takes and what it answers.
 
-An input is `pixels:float32[batch,3,224,224]` or a `.npy` file. The first axis is the batch, of any
-number of rows; of the others a number is a length and a name an axis of any length. Answers that
-are dataclasses, mappings (as the ModelOutput of transformers), tuples or lists are taken apart, and
-each tensor is named by where it stood: `logits`, `hidden_states.0`.
-
-The code that makes a module is not ferry's. Its function is found by its import path,
-`package.file:function`; the folder that ferry works in is importable, as it is for `python -m`.
-What such code raises becomes one line that says what was being done, and what it prints goes to
-stderr, for stdout carries data only.
+An input is `pixels:float32[batch,3,224,224]` or a `.npy` file. The first axis is the batch; of the
+others a number is a length and a name an axis of any length. Containers that a module answers are
+taken apart, and each tensor is named by where it stood: `logits`, `hidden_states.0`. The code that
+makes a module is not ferry's: what it raises becomes one line, and what it prints goes to stderr.
 """
 
 import contextlib

@@ -1,16 +1,16 @@
 """The architectures: one file each; the file name is the name.
 
-Each has `TAKES`, the kinds of rows, `GIVES`, logits or a reconstruction, `SETTINGS`, the record of
-its section in params.yaml, and `build`. A network takes standardised float32 values (images [batch,
-C, H, W], table rows [batch, features]) or ids of words, int64 [batch, length], and gives logits
-[batch, outputs] or planes from 0 to 1, [batch, C, H, W].
+Each has `TAKES`, the kinds of rows, `GIVES`, logits or a reconstruction, and `build`, whose
+`settings` are the record of its section in params.yaml. A network takes standardised float32 values
+(images [batch, C, H, W], table rows [batch, features]) or ids of words, int64 [batch, length], and
+gives logits [batch, outputs] or planes from 0 to 1, [batch, C, H, W].
 """
 
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pipeline.config import reading
 from pipeline.config.experiment import ModelConfig
@@ -79,7 +79,8 @@ def settings(config: ModelConfig, *, where: str) -> Any:
     `where` is the path of the section in params.yaml, for the message of the ConfigError that a
     wrong setting raises. Raises UnknownNameError for an architecture that does not exist.
     """
-    return read_section(_module(config.name).SETTINGS, dict(config.settings), where)
+    record = get_type_hints(_module(config.name).build)["settings"]
+    return read_section(record, dict(config.settings), where)
 
 
 def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":

@@ -30,9 +30,6 @@ class AutoencoderSettings(StrictSettings):
     activation: Activation
 
 
-SETTINGS = AutoencoderSettings
-
-
 def build(settings: AutoencoderSettings, shape: Shape) -> nn.Module:
     """Encoder and decoder, pixels from 0 to 1 in and out; ConfigError when sides do not halve."""
     _check(settings, shape)

@@ -36,9 +36,6 @@ class CnnSettings(StrictSettings):
     """Of whole planes, before the linear layer."""
 
 
-SETTINGS = CnnSettings
-
-
 class ConvBlock(nn.Module):
     """Convolution, batch normalisation, activation and, where asked, a 2×2 max pooling.
 

@@ -47,9 +47,6 @@ class FastSettings(StrictSettings):
     """Pixels by which a row is also seen up left and down right when it is served; 0: not."""
 
 
-SETTINGS = FastSettings
-
-
 class Whitening(nn.Module):
     """A convolution whose filters are the main directions of patches, each divided by its spread.
 

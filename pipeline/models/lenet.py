@@ -34,9 +34,6 @@ class LenetSettings(StrictSettings):
     """Before each linear layer."""
 
 
-SETTINGS = LenetSettings
-
-
 def build(settings: LenetSettings, shape: Shape) -> nn.Module:
     """Stack the layers; ConfigError when no pixel is left of the planes."""
     sides = _sides(settings, shape)

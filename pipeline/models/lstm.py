@@ -12,7 +12,6 @@ from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)
 GIVES: Gives = "logits"
-SETTINGS = RowSettings
 
 
 def build(settings: RowSettings, shape: Shape) -> nn.Module:

@@ -28,9 +28,6 @@ class MlpSettings(StrictSettings):
     """After each hidden layer."""
 
 
-SETTINGS = MlpSettings
-
-
 def build(settings: MlpSettings, shape: Shape) -> nn.Module:
     """Linear layers over the flattened row, with the activation between them."""
     widths = (shape.features, *settings.hidden)

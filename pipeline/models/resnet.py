@@ -32,9 +32,6 @@ class ResnetSettings(StrictSettings):
     """Before the linear layer."""
 
 
-SETTINGS = ResnetSettings
-
-
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions, each normalised, whose result is added to what came in."""
 

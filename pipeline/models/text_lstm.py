@@ -42,9 +42,6 @@ class TextLstmSettings(StrictSettings):
     """Of words in training, which are then read as unknown."""
 
 
-SETTINGS = TextLstmSettings
-
-
 class TextLstm(nn.Module):
     """Embeddings, recurrent layers, and a linear layer over the state of the last word."""
 
@@ -76,7 +73,7 @@ class TextLstm(nn.Module):
         # A sentence without words is read as one of padding.
         words = (ids != PADDING).sum(dim=1).clamp(min=1)
         if self.training:
-            ids = self._shortened(self._dropped(ids), words)
+            ids = self._dropped(ids)
         states = self.stack(self.dropout(self.embedding(ids)))
         last = (words - 1).view(-1, 1, 1).expand(-1, 1, states.shape[2])
         logits: Tensor = self.linear(states.gather(1, last).squeeze(1))
@@ -87,11 +84,6 @@ class TextLstm(nn.Module):
             return ids
         chosen = torch.rand(ids.shape, device=ids.device) < self.word_dropout
         return ids.masked_fill(chosen & (ids != PADDING), UNKNOWN)
-
-    def _shortened(self, ids: Tensor, words: Tensor) -> Tensor:
-        """Without the columns that no sentence of the batch reaches, whose states nobody reads."""
-        # Elsewhere to ask for the longest would make the host wait for the device.
-        return ids[:, : int(words.max())] if ids.device.type == "cpu" else ids
 
 
 def build(settings: TextLstmSettings, shape: Shape) -> nn.Module:

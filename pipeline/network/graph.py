@@ -158,13 +158,7 @@ class Graph(nn.Module):
 
     def values(self, rows: Tensor) -> Tensor:
         """Raw values: of images float32 [batch, C, H, W], channels last in memory."""
-        match self.kind:
-            case "image":
-                return rows.permute(0, 3, 1, 2).float()
-            case "table":
-                return rows
-            case "text":
-                return rows
+        return rows.permute(0, 3, 1, 2).float() if self.kind == "image" else rows
 
     def inputs(self, values: Tensor) -> Tensor:
         """What the network takes: standardised values, or ids of words as they are."""

@@ -269,27 +269,19 @@ def _as_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with each `Gemm` of a constant matrix as `MatMul` and `Add`, where it is the same."""
     changed = copy.deepcopy(model)
     known = constants(changed)
-    nodes = list(changed.graph.node)
-    del changed.graph.node[:]
-    for node in nodes:
-        if not _is_product(node, known):
-            changed.graph.node.append(node)
-            continue
-        matrix = known[node.input[1]]
+    for node in [one for one in changed.graph.node if _is_product(one, known)]:
+        matrix, bias = known[node.input[1]], node.input[2:]
         transposed = any(one.name == "transB" and one.i for one in node.attribute)
         name = f"{node.input[1]}.matrix"
         replace_constant(changed, name, matrix.T if transposed else matrix)
-        has_bias = len(node.input) > 2
-        product = f"{node.output[0]}.product" if has_bias else node.output[0]
-        changed.graph.node.append(
-            helper.make_node("MatMul", [node.input[0], name], [product], name=node.name)
-        )
-        if has_bias:
-            changed.graph.node.append(
-                helper.make_node(
-                    "Add", [product, node.input[2]], [node.output[0]], name=f"{node.name}.bias"
-                )
-            )
+        node.op_type = "MatMul"
+        del node.attribute[:], node.input[1:]
+        node.input.append(name)
+        if bias:
+            answer = node.output[0]
+            node.output[0] = f"{answer}.product"
+            add = helper.make_node("Add", [node.output[0], *bias], [answer], f"{node.name}.bias")
+            changed.graph.node.insert(list(changed.graph.node).index(node) + 1, add)
     drop_unused_constants(changed)
     return changed
 

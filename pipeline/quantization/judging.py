@@ -252,24 +252,17 @@ def _decided(
     after: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int64] | None,
 ) -> Quality:
+    """How many rows are decided wrongly now; without labels, otherwise than before."""
     rows, flips = len(before), int((before != after).sum())
-    if labels is None:
-        interval = wilson(flips, rows)
-        return Quality(
-            measure="agreement",
-            rows=rows,
-            reference=1.0,
-            value=1 - flips / rows,
-            loss=100 * flips / rows,
-            low=100 * interval.low,
-            high=100 * interval.high,
-            flips=flips,
-        )
-    right, still = before == labels, after == labels
+    truth = before if labels is None else labels
+    right, still = before == truth, after == truth
     lost, gained = int((right & ~still).sum()), int((~right & still).sum())
     low, high = paired_loss(lost, gained, rows)
+    if labels is None:
+        interval = wilson(flips, rows)
+        low, high = interval.low, interval.high
     return Quality(
-        measure="accuracy",
+        measure="agreement" if labels is None else "accuracy",
         rows=rows,
         reference=float(right.mean()),
         value=float(still.mean()),

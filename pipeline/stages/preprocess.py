@@ -193,8 +193,9 @@ def _class_counts(split: Split, dataset: Dataset) -> tuple[int, ...]:
 
 
 def _write_arrays(ready: Path, splits: Mapping[str, Split]) -> Mapping[str, ArrayInfo]:
-    arrays = {}
-    for part in SPLITS:
-        for name, array in (("inputs", splits[part].inputs), ("labels", splits[part].labels)):
-            arrays[f"{part}_{name}.npy"] = write_array(ready / f"{part}_{name}.npy", array)
-    return arrays
+    arrays = {
+        f"{part}_{name}.npy": array
+        for part in SPLITS
+        for name, array in (("inputs", splits[part].inputs), ("labels", splits[part].labels))
+    }
+    return {name: write_array(ready / name, array) for name, array in arrays.items()}

@@ -109,14 +109,12 @@ def _alone(raw: Path, name: str) -> Iterator[None]:
     """Keep other processes from pulling the same data set for the length of a block."""
     lock = FileLock(raw.parent / f".{raw.name}.lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         note(f"another process pulls {name}; waiting for it")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _pull_file(run: _Pull, file: RawFile) -> PulledFile:

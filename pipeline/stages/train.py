@@ -94,9 +94,8 @@ def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tup
     """
     if predicted is None:
         return ()
-    matrix = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(matrix, (split.labels, predicted.numpy()), 1)
-    return tuple(tuple(row) for row in matrix.tolist())
+    counts = np.bincount(split.labels * classes + predicted.numpy(), minlength=classes**2)
+    return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
 
 
 def _sweep(*targets: Path) -> None:

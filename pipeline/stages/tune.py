@@ -4,6 +4,7 @@ Its trials are kept in a file, so that a search that was stopped, or killed, goe
 the test set is never read.
 """
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -61,20 +62,20 @@ def tune(
     name = f"{experiment.name}-{search.identity(experiment, digest)[:12]}"
     start = time.perf_counter()
     job = TrialJob(data=data, weights=weights, experiment=experiment, neighbours=plan.jobs)
-    study = Study(folder, name, experiment, plan)
-    try:
-        with tracking.run_of_training(experiment.name, study.run_id, track=track) as tracker:
-            study.run_id = tracker.run_id or study.run_id
-            _describe(tracker, experiment, plan, name)
-            tracker.log_data(
-                datasets.get(experiment.dataset), manifest, ready.open_split(data, "train")
-            )
-            _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
-            report = _report(study, experiment, plan, digest, time.perf_counter() - start)
-            if report.best_value is not None:
-                tracker.log_metrics({f"best_{report.metric}": report.best_value})
-    finally:
-        study.close()
+    with (
+        contextlib.closing(Study(folder, name, experiment, plan)) as study,
+        tracking.run_of_training(experiment.name, study.run_id, track=track) as tracker,
+    ):
+        study.run_id = tracker.run_id or study.run_id
+        _describe(tracker, experiment, plan, name)
+        # The rows are not kept: they would stay mapped.
+        tracker.log_data(
+            datasets.get(experiment.dataset), manifest, ready.open_split(data, "train")
+        )
+        _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
+        report = _report(study, experiment, plan, digest, time.perf_counter() - start)
+        if report.best_value is not None:
+            tracker.log_metrics({f"best_{report.metric}": report.best_value})
     return _kept(report, folder / BEST)
 
 
@@ -82,7 +83,7 @@ class _RunningSearch:
     """What happens between two trials: whether there is a next one, and how the last one did."""
 
     def __init__(self, study: Study, plan: SearchPlan, tracker: Tracker, start: float) -> None:
-        self._study = study
+        self.study = study
         self._plan = plan
         self._tracker = tracker
         self._start = start
@@ -90,17 +91,13 @@ class _RunningSearch:
 
     def begin(self) -> tuple[int, Mapping[str, Setting]] | None:
         """The next trial; None when there are enough, nothing is left to try or time is over."""
-        done = len(self._study.trials()) + self._study.running
+        done = len(self.study.trials()) + self.study.running
         timeout = self._plan.timeout
         over = timeout is not None and time.perf_counter() - self._start >= timeout
-        asked = None if over or done >= self._plan.trials else self._study.ask()
+        asked = None if over or done >= self._plan.trials else self.study.ask()
         if asked is not None:
             self._settings[asked[0]] = asked[1]
         return asked
-
-    def worth_going_on(self, number: int, epoch: Epoch) -> bool:
-        """Note an epoch of a trial."""
-        return self._study.report(number, epoch)
 
     def end(self, number: int, outcome: TrialOutcome) -> None:
         """Note how a trial ended, and log it."""
@@ -115,9 +112,9 @@ class _RunningSearch:
             seconds=outcome.seconds,
             reason=outcome.reason,
         )
-        self._study.tell(trial)
+        self.study.tell(trial)
         self._tracker.log_trial(f"trial {number}", trial.settings, outcome.epochs, trial.state)
-        logger.info("%s", _line(trial, best_of(self._study.trials())))
+        logger.info("%s", _line(trial, best_of(self.study.trials())))
 
 
 def _run(search: _RunningSearch, job: TrialJob, jobs: int) -> None:
@@ -127,7 +124,7 @@ def _run(search: _RunningSearch, job: TrialJob, jobs: int) -> None:
         return
     while asked := search.begin():
         number, settings = asked
-        search.end(number, run(job, settings, partial(search.worth_going_on, number)))
+        search.end(number, run(job, settings, partial(search.study.report, number)))
 
 
 def _run_beside(search: _RunningSearch, team: list[TrialWorker]) -> None:
@@ -136,23 +133,20 @@ def _run_beside(search: _RunningSearch, team: list[TrialWorker]) -> None:
         for worker in team:
             if worker.trial is None and (asked := search.begin()):
                 worker.begin(*asked)
-        busy = [worker for worker in team if worker.trial is not None]
+        busy = [(worker, trial) for worker in team if (trial := worker.trial) is not None]
         if not busy:
             return
-        told = wait([worker.connection for worker in busy])
-        for worker in busy:
+        told = wait([worker.connection for worker, _ in busy])
+        for worker, number in busy:
             if worker.connection in told:
-                _listen(search, worker)
+                _listen(search, worker, number)
 
 
-def _listen(search: _RunningSearch, worker: TrialWorker) -> None:
-    """Hear one thing of a worker that has a trial in hand."""
-    number = worker.trial
-    if number is None:
-        return
+def _listen(search: _RunningSearch, worker: TrialWorker, number: int) -> None:
+    """Hear one thing of a worker about the trial that it has in hand."""
     message = worker.receive()
     if isinstance(message, Epoch):
-        worker.answer(go_on=search.worth_going_on(number, message))
+        worker.answer(go_on=search.study.report(number, message))
         return
     worker.trial = None
     search.end(number, message)

@@ -9,7 +9,7 @@ from pipeline import datasets
 from pipeline.config.params import load
 from pipeline.datasets import stratified
 from pipeline.stages.pull import pull
-from serving.errors import UnknownNameError
+from serving.errors import MissingInputError, UnknownNameError
 
 ROOT = Path(datasets.__file__).parents[2]
 EVERY = pytest.mark.parametrize("name", datasets.names())
@@ -90,6 +90,12 @@ def test_rows_are_what_their_kind_says(name: str, tmp_path: Path) -> None:
         assert (inputs.dtype, inputs.ndim) == expected
         assert labels.dtype == np.int64
         assert np.unique(labels).tolist() == list(range(len(dataset.labels)))
+
+
+@pytest.mark.parametrize("name", sorted(set(datasets.names()) - {"moons", "xor"}))
+def test_a_missing_file_names_the_command_that_makes_it(name: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=f"is not there; `ferry pull {name}` makes it"):
+        datasets.get(name).read(tmp_path / name)
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

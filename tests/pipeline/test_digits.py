@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 
 from pipeline import datasets
 from pipeline.stages.pull import pull
-from serving.errors import InputError, MissingInputError
+from serving.errors import InputError
 from serving.files import sha256_of_bytes
 
 DIGITS = datasets.get("digits")
@@ -99,14 +99,6 @@ def test_a_digit_with_too_few_rows_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, table) == "every digit must have 5 rows or more, digit 6 has 0"
 
 
-def test_what_is_no_gzip_file_is_refused(tmp_path: Path) -> None:
-    assert refused_bytes(tmp_path, b"1,2,3").startswith("is not a whole gzip file")
-    whole = gzip.compress(b"1,2,3")
-    assert refused_bytes(tmp_path, whole[:-3]).startswith("is not a whole gzip file")
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     bomb = gzip.compress(bytes(10_000_000))
     assert refused_bytes(tmp_path, bomb) == "unpacks to more than the 1048576 bytes it may have"
-
-
-def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="`ferry pull digits` makes it"):
-        DIGITS.read(tmp_path / "digits")

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import onnxruntime
 import pytest
@@ -54,8 +54,9 @@ def test_every_architecture_is_used_by_an_experiment(name: str) -> None:
 @pytest.mark.parametrize("name", models.names())
 def test_what_every_architecture_tells_of_itself(name: str) -> None:
     module = module_of(name)
-    assert {"GIVES", "TAKES", "SETTINGS", "build"} <= set(vars(module))
-    assert set(CASES[name][0]) == {field.name for field in fields(module.SETTINGS)}
+    assert {"GIVES", "TAKES", "build"} <= set(vars(module))
+    record = get_type_hints(module.build)["settings"]
+    assert set(CASES[name][0]) == {field.name for field in fields(record)}
     assert set(models.takes(name)) <= set(get_args(Kind))
     assert models.gives(name) in get_args(Gives)
     assert CASES[name][1].kind in models.takes(name)

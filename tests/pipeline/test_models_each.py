@@ -230,17 +230,6 @@ def test_a_sentence_without_words_has_an_answer() -> None:
     assert torch.isfinite(network.train()(empty)).all()
 
 
-def test_training_skips_what_no_sentence_reaches() -> None:
-    network = text()
-    ids = rows(TEXT, 2)  # none and six words
-    seen = []
-    network.stack.register_forward_hook(lambda _s, steps, _o: seen.append(steps[0].shape[1]))
-    trained = network.train()(ids)
-    served = network.eval()(ids)
-    assert seen == [LENGTH // 2, LENGTH]
-    torch.testing.assert_close(trained, served)
-
-
 def test_word_dropout_hides_words_and_leaves_the_padding() -> None:
     network = text(word_dropout=0.5)
     ids = rows(TEXT, 300)

@@ -9,7 +9,7 @@ from pipeline.config.experiment import DatasetConfig
 from pipeline.records.ready import open_manifest, open_split
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import pull
-from serving.errors import InputError, MissingInputError
+from serving.errors import InputError
 from serving.files import sha256_of_bytes
 
 RT = datasets.get("rt_polarity")
@@ -71,12 +71,6 @@ def test_a_line_that_is_no_text_is_refused(raw: Path, line: bytes, said: str) ->
 def test_too_few_lines_are_refused(raw: Path) -> None:
     put(raw, POSITIVE, b"one line\n")
     with pytest.raises(InputError, match=r"rt-polarity\.pos must have 10 lines or more, it has 1"):
-        RT.read(raw)
-
-
-def test_a_missing_file_names_the_command_that_makes_it(raw: Path) -> None:
-    (raw / POSITIVE).unlink()
-    with pytest.raises(MissingInputError, match=r"\.pos is not there; `ferry pull rt_polarity`"):
         RT.read(raw)
 
 
