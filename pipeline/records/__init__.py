@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from serving.errors import IntegrityError
 from serving.files import read_json, read_record, require, write_json
 
 Record = TypeVar("Record")
@@ -49,7 +50,10 @@ def read(record: type[Record], path: Path, command: str) -> Record:
 
     Raises MissingInputError without the file and IntegrityError when it is not such a record.
     """
-    return read_record(record, read_json(require(path, command)), str(path))
+    try:
+        return read_record(record, read_json(require(path, command)), str(path))
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; `{command}` makes it anew") from error
 
 
 def _rounded(value: float) -> float:

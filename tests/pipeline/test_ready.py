@@ -157,8 +157,11 @@ def test_what_is_missing_names_the_command_that_makes_it(folder: Path, tmp_path:
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null"])
 def test_what_is_no_manifest_is_refused(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(IntegrityError, match=r"manifest\.json (is not a|must be a|lacks the key)"):
+    with pytest.raises(
+        IntegrityError, match=r"manifest\.json (is not a|must be a|lacks the key)"
+    ) as caught:
         open_manifest(folder)
+    assert str(caught.value).endswith(f"; `ferry preprocess {folder.name}` makes it anew")
 
 
 def test_the_digest_is_that_of_the_arrays(folder: Path) -> None:
