@@ -19,7 +19,7 @@ from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
 from pipeline.stages.baselines import first_answer, mlflow_baseline, torch_baseline, torch_model
-from pipeline.stages.page import speed_figures
+from pipeline.tracking import speed_figures
 from serving.errors import ModelError
 from serving.files import require, sha256_of_file, write_text
 from serving.measuring.bench import ColdPrograms, cold_program, run

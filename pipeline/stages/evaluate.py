@@ -38,7 +38,7 @@ from pipeline.stages.insight.quality import (
     worst,
 )
 from pipeline.stages.insight.robustness import attack
-from pipeline.stages.page.figures import as_svg
+from pipeline.tracking.figures import as_svg
 from serving.files import sha256_of_file, write_text
 from serving.runtime.cores import allowed_cores
 

@@ -17,8 +17,6 @@ from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.published import short_revision
 from pipeline.records.quantize import QuantizeReport
-from pipeline.stages.page import figures
-from pipeline.stages.page.figures import pareto
 from pipeline.stages.page.speed import SPEED_TEMPLATE, Speed, machines, speed_of
 from pipeline.stages.results import (
     NOTHING,
@@ -27,6 +25,8 @@ from pipeline.stages.results import (
     read_results,
     rows_of,
 )
+from pipeline.tracking import figures
+from pipeline.tracking.figures import pareto
 from serving.console import number
 from serving.errors import MissingInputError
 from serving.files import write_text

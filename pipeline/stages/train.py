@@ -24,8 +24,7 @@ from pipeline.network.graph import build_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TrainReport, best_of
-from pipeline.stages.page import figures
-from pipeline.tracking import WEIGHTS_TAG, Tracker
+from pipeline.tracking import WEIGHTS_TAG, Tracker, figures
 from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate
 from pipeline.training.loop import TrainingLoop

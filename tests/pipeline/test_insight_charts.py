@@ -12,7 +12,7 @@ from pipeline.records.evaluate import Attack, Robustness
 from pipeline.stages.insight import charts
 from pipeline.stages.insight.charts import attacks, errors, regions, reliability
 from pipeline.stages.insight.quality import calibrate
-from pipeline.stages.page.figures import BLUE, ORANGE, as_svg
+from pipeline.tracking.figures import BLUE, ORANGE, as_svg
 
 MAKE = np.random.default_rng(0)
 MOST_BYTES = 150_000

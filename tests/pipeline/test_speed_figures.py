@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import sample_benches
 
-from pipeline.stages.page.figures import as_svg
-from pipeline.stages.page.speed_figures import (
+from pipeline.tracking.figures import as_svg
+from pipeline.tracking.speed_figures import (
     batch_sizes,
     cold_start_bars,
     colors,

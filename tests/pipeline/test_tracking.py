@@ -14,9 +14,9 @@ from pipeline import tracking
 from pipeline.records import read
 from pipeline.records.train import TrainReport
 from pipeline.stages.export import export
-from pipeline.stages.page.figures import learning_curve
 from pipeline.stages.parity import parity
 from pipeline.stages.train import train
+from pipeline.tracking.figures import learning_curve
 from pipeline.tracking.models import load_mlflow
 
 

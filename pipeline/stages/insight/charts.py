@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from pipeline.records.evaluate import Calibration, Robustness
-from pipeline.stages.page.figures import BLUE, COLORS, INK, ORANGE, PALE, STYLE
+from pipeline.tracking.figures import BLUE, COLORS, INK, ORANGE, PALE, STYLE
 
 Array = npt.NDArray[Any]
 COLUMNS = 8

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from matplotlib.figure import Figure
 
 from pipeline.records.benchmark import BenchmarkReport, over_eager
-from pipeline.stages.page import speed_figures
-from pipeline.stages.page.figures import as_svg
 from pipeline.stages.results import ExperimentResults
+from pipeline.tracking import speed_figures
+from pipeline.tracking.figures import as_svg
 from serving.machine.environment import Environment
 from serving.measuring.pairing import PairedRatio, Verdict, verdict
 from serving.measuring.report import BenchReport, BenchRow, Measurement

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from pipeline.records.benchmark import BenchmarkReport
-from pipeline.stages.page.figures import COLORS, INK, PALE, STYLE, logarithmic
+from pipeline.tracking.figures import COLORS, INK, PALE, STYLE, logarithmic
 from serving.measuring.report import BenchReport, ColdStart, Measurement
 from serving.measuring.subject import TORCH
 from serving.measuring.timing import Timing
