@@ -126,6 +126,7 @@ ENOUGH_CALLS = 1000
 """Of fewer calls p99.9 is near the slowest one, and is drawn hollow."""
 
 
+@mpl.rc_context(STYLE)
 def latency_throughput(report: BenchmarkReport) -> Figure:
     """Draw latency against throughput of each subject over batch sizes, both logarithmic.
 
@@ -134,25 +135,25 @@ def latency_throughput(report: BenchmarkReport) -> Figure:
     """
     drawn = drawn_subjects(report.bench)
     kinds = styles(drawn)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 5.4), layout="constrained")
-        axes = figure.subplots()
-        if not drawn:
-            return _nothing(figure, axes, "nothing was measured")
-        for subject in drawn:
-            for threads, one in subject.by_threads.items():
-                _sweep(axes, subject, one, kinds[threads])
-        axes.set(xscale="log", yscale="log")
-        axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
-        axes.margins(x=0.08, y=0.08)
-        _join_batches(axes, report.bench)
-        for axis in (axes.xaxis, axes.yaxis):
-            logarithmic(axis)
-        _thread_legend(axes, kinds)
-        _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.subplots()
+    if not drawn:
+        return _nothing(figure, axes, "nothing was measured")
+    for subject in drawn:
+        for threads, one in subject.by_threads.items():
+            _sweep(axes, subject, one, kinds[threads])
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
+    axes.margins(x=0.08, y=0.08)
+    _join_batches(axes, report.bench)
+    for axis in (axes.xaxis, axes.yaxis):
+        logarithmic(axis)
+    _thread_legend(axes, kinds)
+    _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
     return figure
 
 
+@mpl.rc_context(STYLE)
 def scaling(report: BenchmarkReport) -> Figure:
     """Draw rows per second over the batch size, and what more threads add to it.
 
@@ -160,20 +161,20 @@ def scaling(report: BenchmarkReport) -> Figure:
     the fewest, where the upper line is as many times as there are threads.
     """
     drawn = drawn_subjects(report.bench)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        if not drawn:
-            return _nothing(figure, figure.subplots(), "nothing was measured")
-        rates, gains = figure.subplots(1, 2)
-        _rates(rates, drawn)
-        _gains(gains, drawn)
-        for axes in (rates, gains):
-            if axes.axison:
-                _over_batches(axes, list(batch_sizes(report.bench)))
-        _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    if not drawn:
+        return _nothing(figure, figure.subplots(), "nothing was measured")
+    rates, gains = figure.subplots(1, 2)
+    _rates(rates, drawn)
+    _gains(gains, drawn)
+    for axes in (rates, gains):
+        if axes.axison:
+            _over_batches(axes, list(batch_sizes(report.bench)))
+    _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
     return figure
 
 
+@mpl.rc_context(STYLE)
 def latency_distribution(report: BenchmarkReport) -> Figure:
     """Draw the latency of a batch of one, or the smallest that was measured, over percentiles.
 
@@ -183,21 +184,21 @@ def latency_distribution(report: BenchmarkReport) -> Figure:
     drawn = drawn_subjects(report.bench)
     size = min(batch_sizes(report.bench), default=1)
     quickest = [(one, timing) for one in drawn if (timing := one.quickest(size))]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.4), layout="constrained")
-        axes = figure.subplots()
-        if not quickest:
-            return _nothing(figure, axes, "nothing was measured")
-        for one, timing in quickest:
-            _tail(axes, one, timing)
-        axes.set(yscale="log", xlim=(0.2, SLOWEST + 0.1), ylabel=f"latency at batch {size}, ms")
-        axes.set_xticks([*NINES, SLOWEST], [*QUANTILES, "slowest"])
-        axes.set_xlabel("percentile of the calls")
-        logarithmic(axes.yaxis)
-        _subject_legend(figure, [(timing.max_ms, one) for one, timing in quickest])
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots()
+    if not quickest:
+        return _nothing(figure, axes, "nothing was measured")
+    for one, timing in quickest:
+        _tail(axes, one, timing)
+    axes.set(yscale="log", xlim=(0.2, SLOWEST + 0.1), ylabel=f"latency at batch {size}, ms")
+    axes.set_xticks([*NINES, SLOWEST], [*QUANTILES, "slowest"])
+    axes.set_xlabel("percentile of the calls")
+    logarithmic(axes.yaxis)
+    _subject_legend(figure, [(timing.max_ms, one) for one, timing in quickest])
     return figure
 
 
+@mpl.rc_context(STYLE)
 def cold_start_bars(report: BenchmarkReport) -> Figure:
     """Draw the median time from starting a process to its first answer, the shortest on top.
 
@@ -205,19 +206,18 @@ def cold_start_bars(report: BenchmarkReport) -> Figure:
     """
     cold = sorted(report.bench.cold_starts, key=lambda one: one.p50_ms)
     color = colors(report.bench)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 0.9 + 0.42 * max(len(cold), 2)), layout="constrained")
-        axes = figure.subplots()
-        if not cold:
-            return _nothing(figure, axes, "no cold start was measured")
-        for place, one in enumerate(cold):
-            _bar(axes, place, one, color[one.subject])
-        axes.set_yticks(range(len(cold)), [one.subject for one in cold])
-        axes.set(xlabel="ms from starting a process to its first answer", xlim=(0, None))
-        axes.set_ylim(len(cold) - 0.4, -0.6)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
+    figure = Figure(figsize=(10, 0.9 + 0.42 * max(len(cold), 2)), layout="constrained")
+    axes = figure.subplots()
+    if not cold:
+        return _nothing(figure, axes, "no cold start was measured")
+    for place, one in enumerate(cold):
+        _bar(axes, place, one, color[one.subject])
+    axes.set_yticks(range(len(cold)), [one.subject for one in cold])
+    axes.set(xlabel="ms from starting a process to its first answer", xlim=(0, None))
+    axes.set_ylim(len(cold) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
     return figure
 
 
