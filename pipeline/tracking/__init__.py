@@ -9,6 +9,7 @@ from pipeline.tracking.runs import (
     MAX_FAILURES,
     WEIGHTS_TAG,
     Tracker,
+    run_of_predictions,
     run_of_training,
     run_of_weights,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "WEIGHTS_TAG",
     "Signature",
     "Tracker",
+    "run_of_predictions",
     "run_of_training",
     "run_of_weights",
     "store_uri",

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,14 +126,14 @@ class Tracker:
             self.seconds += time.perf_counter() - start
 
 
-@contextlib.contextmanager
-def run_of_training(experiment: str, run_id: str | None, *, track: bool) -> Iterator[Tracker]:
+def run_of_training(
+    experiment: str, run_id: str | None, *, track: bool
+) -> AbstractContextManager[Tracker]:
     """Record a training: a new run, or the one that an interrupted training began.
 
     With `track` false nothing is recorded and MLflow is not even imported.
     """
-    with _tracked(experiment, lambda mlflow: _existing(mlflow, run_id), track=track) as tracker:
-        yield tracker
+    return _tracked(experiment, lambda mlflow: _existing(mlflow, run_id), track=track)
 
 
 @contextlib.contextmanager
@@ -147,6 +148,12 @@ def run_of_weights(experiment: str, sha256: str, *, track: bool) -> Iterator[Tra
     ) as tracker:
         tracker.log_tags({WEIGHTS_TAG: sha256})
         yield tracker
+
+
+def run_of_predictions(experiment: str) -> AbstractContextManager[Tracker]:
+    """Record that a bundle or a file answered rows: always a new run."""
+    name = f"{experiment} (predict)"
+    return _tracked(experiment, lambda mlflow: _new_run(mlflow, name), track=True)
 
 
 @contextlib.contextmanager
@@ -206,11 +213,14 @@ def _find(mlflow: Any, experiment: str, sha256: str) -> str | None:
     if runs:
         identifier: str = runs[0].info.run_id
         return identifier
-    with mlflow.start_run(
-        run_name=f"{experiment} (restored)", tags={"ferry.restored": "true"}
-    ) as run:
-        restored: str = run.info.run_id
-    return restored
+    return _new_run(mlflow, f"{experiment} (restored)", {"ferry.restored": "true"})
+
+
+def _new_run(mlflow: Any, name: str, tags: Mapping[str, str] | None = None) -> str:
+    """Make a run that no system metrics are recorded of: it trains nothing."""
+    with mlflow.start_run(run_name=name, tags=tags) as run:
+        identifier: str = run.info.run_id
+    return identifier
 
 
 def _log_epochs(mlflow: Any, run_id: str | None, epochs: Sequence[Epoch]) -> None:
