@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from pipeline.config.experiment import BenchmarkConfig, Experiment
 from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
-from pipeline.stages.baselines import first_answer, mlflow_baseline, torch_baseline, torch_model
+from pipeline.stages.baselines import opening, subject
 from pipeline.tracking import speed_figures
 from serving.errors import ModelError
 from serving.files import require, sha256_of_file, write_text
@@ -216,24 +217,18 @@ def subjects_of(
     `saved` is an empty folder for what MLflow opens.
     """
     named = experiment.benchmark.baselines
-    baselines: dict[str, SubjectSpec] = {
-        mode: SubjectSpec(
-            name=NAMES[mode],
-            provider=TORCH,
-            module=torch_baseline.__name__,
-            setup=torch_model.setup_of(experiment, weights, data, mode),
-        )
+    setups: dict[str, dict[str, Any]] = {
+        mode: opening.torch_setup(experiment, weights, data, mode)
         for mode in NAMES
         if mode in named and mode != "pyfunc"
     }
     if "pyfunc" in named:
-        mlflow_baseline.save_pyfuncs(saved, models["fp32"], threads)
-        baselines["pyfunc"] = SubjectSpec(
-            name=NAMES["pyfunc"],
-            provider=TORCH,
-            module=mlflow_baseline.__name__,
-            setup=mlflow_baseline.setup_of(saved, models["fp32"], data),
-        )
+        opening.save_pyfuncs(saved, models["fp32"], threads)
+        setups["pyfunc"] = opening.pyfunc_setup(saved, models["fp32"], data)
+    baselines = {
+        name: SubjectSpec(name=NAMES[name], provider=TORCH, module=subject.__name__, setup=setup)
+        for name, setup in setups.items()
+    }
     reasons = usable_providers()
     variants = list(_variants(models, data / "test_inputs.npy", reasons))
     from_cold = [name for name in baselines if name in FROM_COLD]
@@ -261,4 +256,4 @@ def _variants(
 
 
 def _cold_baseline(spec: SubjectSpec) -> tuple[str, ...]:
-    return ("-m", first_answer.__name__, json.dumps(spec.setup))
+    return ("-m", opening.__name__, json.dumps(spec.setup))

@@ -31,8 +31,8 @@ from serving.errors import MissingInputError
 from serving.files import write_text
 from serving.machine.environment import Environment
 from serving.measuring.pairing import PairedRatio, verdict
-from serving.measuring.subject import TORCH
 from serving.measuring.report import BenchReport, BenchRow
+from serving.measuring.subject import TORCH
 
 TEMPLATES = ("report.html.j2", "report_speed.html.j2")
 """The page, and its section on speed."""

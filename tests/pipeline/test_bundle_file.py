@@ -13,6 +13,7 @@ import onnx
 import pytest
 import sample_metrics
 from click.testing import CliRunner
+from pipeline.tracking.predictions import experiment_of
 from small_onnx import FLOAT, model, node
 
 from pipeline.cli import ferry
@@ -20,7 +21,6 @@ from pipeline.config.experiment import GateConfig
 from pipeline.errors import GateError
 from pipeline.records.parity import PairReport, SideInfo
 from pipeline.stages.bundle import bundle_file
-from pipeline.tracking.predictions import experiment_of
 from serving import open_model
 from serving.batch.answers import answer
 from serving.bundles.bundle import open_bundle, read_manifest
