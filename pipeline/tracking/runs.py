@@ -104,7 +104,7 @@ class Tracker:
             self._failures = MAX_FAILURES
 
     def finish(self, status: str) -> None:
-        """Close the run and tell what is missing from it."""
+        """Close the run and log one warning of what is missing from it."""
         self._record("the end of the run", lambda mlflow: mlflow.end_run(status))
         if self._missed:
             reasons = "; ".join(sorted(set(self._missed.values())))

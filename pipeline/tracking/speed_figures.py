@@ -5,9 +5,9 @@ draw. A subject has one colour in all of them, a provider one mark, a number of 
 line. A legend beside the panels names the lines, in the order in which they end.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline.records.benchmark import BenchmarkReport
+from pipeline.records.benchmark import BenchmarkReport, threads_of
 from pipeline.tracking.figures import COLORS, INK, PALE, STYLE, logarithmic
 from serving.measuring.report import BenchReport, ColdStart, Measurement
 from serving.measuring.subject import TORCH
@@ -29,6 +29,12 @@ MARKERS = "oD^vP"
 Style = Literal["-", "--", ":", "-."]
 FEWER: tuple[Style, ...] = ("--", ":", "-.")
 """Lines of fewer threads; those of the most are solid."""
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+NINES = [float(-np.log10(1 - part)) for part in QUANTILES.values()]
+SLOWEST = 3.7
+"""Where the slowest call is drawn, past the three nines of p99.9."""
+ENOUGH_CALLS = 1000
+"""Of fewer calls p99.9 is near the slowest one, and is drawn hollow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +110,8 @@ def styles(drawn: Sequence[DrawnSubject]) -> dict[int, Style]:
 def batch_sizes(bench: BenchReport) -> dict[int, list[Timing]]:
     """All timings of each batch size, from the smallest and from the quickest."""
     found: dict[int, list[Timing]] = {}
-    for timing in sorted(_timings(bench), key=lambda one: (one.batch_size, one.p50_ms)):
+    timings = [row.timing for one in bench.measured for row in one.rows]
+    for timing in sorted(timings, key=lambda one: (one.batch_size, one.p50_ms)):
         found.setdefault(timing.batch_size, []).append(timing)
     return found
 
@@ -112,18 +119,6 @@ def batch_sizes(bench: BenchReport) -> dict[int, list[Timing]]:
 def ordered(one: Measurement) -> list[Timing]:
     """The timings of one process, from the smallest batch."""
     return sorted((row.timing for row in one.rows), key=lambda timing: timing.batch_size)
-
-
-def _timings(bench: BenchReport) -> Iterator[Timing]:
-    return (row.timing for one in bench.measured for row in one.rows)
-
-
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
-NINES = [float(-np.log10(1 - part)) for part in QUANTILES.values()]
-SLOWEST = 3.7
-"""Where the slowest call is drawn, past the three nines of p99.9."""
-ENOUGH_CALLS = 1000
-"""Of fewer calls p99.9 is near the slowest one, and is drawn hollow."""
 
 
 @mpl.rc_context(STYLE)
@@ -239,7 +234,7 @@ def _sweep(axes: Axes, subject: DrawnSubject, one: Measurement, style: Style) ->
         markerfacecolor=subject.color if best else "none",
         linewidth=1.6 if best else 1,
         alpha=1 if best else 0.6,
-        label=f"{subject.name}, {_threads(one.settings.threads)}",
+        label=f"{subject.name}, {threads_of(one.settings.threads)}",
     )
 
 
@@ -279,7 +274,7 @@ def _gains(axes: Axes, drawn: Sequence[DrawnSubject]) -> None:
             _over_sizes(axes, one, sizes, gains)
             levels += gains
     if len(levels) == 2:
-        _say(axes, f"measured with {_threads(fewest)} alone")
+        _say(axes, f"measured with {threads_of(fewest)} alone")
         return
     for level in levels[:2]:
         axes.axhline(level, color=PALE, linestyle="--", linewidth=1, zorder=0)
@@ -301,18 +296,13 @@ def _over_batches(axes: Axes, sizes: Sequence[int]) -> None:
 
 
 def _tail(axes: Axes, one: DrawnSubject, timing: Timing) -> None:
-    color = one.color
     up = [timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.p999_ms]
-    few = timing.num_calls < ENOUGH_CALLS
-    axes.plot(NINES, up, color=color, label=one.name)
-    for place, (across, height) in enumerate(zip(NINES, up, strict=True)):
-        hollow = few and place == len(NINES) - 1
-        face = "none" if hollow else color
-        axes.plot(
-            across, height, color=color, marker=one.marker, markersize=5, markerfacecolor=face
-        )
+    mark: dict[str, Any] = {"color": one.color, "marker": one.marker, "markersize": 5}
+    axes.plot(NINES, up, **mark, markevery=slice(3), label=one.name)
+    face = "none" if timing.num_calls < ENOUGH_CALLS else one.color
+    axes.plot(NINES[-1], up[-1], **mark, markerfacecolor=face)
     ends = [NINES[-1], SLOWEST], [up[-1], timing.max_ms]
-    axes.plot(*ends, color=color, linestyle=":", marker="_", markevery=[1])
+    axes.plot(*ends, color=one.color, linestyle=":", marker="_", markevery=[1])
 
 
 def _bar(axes: Axes, place: int, one: ColdStart, color: str) -> None:
@@ -330,10 +320,6 @@ def _bar(axes: Axes, place: int, one: ColdStart, color: str) -> None:
     )
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
 def _subject_legend(figure: Figure, ends: Sequence[tuple[float, DrawnSubject]]) -> None:
     """Name the lines beside the panels: from the one that ends highest to the lowest."""
     handles = [
@@ -346,7 +332,7 @@ def _subject_legend(figure: Figure, ends: Sequence[tuple[float, DrawnSubject]]) 
 def _thread_legend(axes: Axes, kinds: Mapping[int, Style]) -> None:
     """Explain the kinds of lines, where there are several."""
     proxies = [
-        Line2D([], [], color=INK, linestyle=kind, linewidth=1.2, label=_threads(count))
+        Line2D([], [], color=INK, linestyle=kind, linewidth=1.2, label=threads_of(count))
         for count, kind in kinds.items()
     ]
     if len(proxies) > 1:
