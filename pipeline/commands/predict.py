@@ -10,6 +10,8 @@ import click
 from serving.commands.predict import predict as serving_predict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from serving.batch.report import PredictReport
 
 MOST_CHARACTERS = 500
@@ -39,17 +41,14 @@ def tracked(command: click.Command) -> click.Command:
 
 
 def log_predictions(report: "PredictReport", inputs: Sequence[str]) -> str | None:
-    """Record a run in the experiment of the bundle's name, or the file's, and return its id.
+    """Record a run in the experiment of the bundle's name and return its id.
 
     One warning names what MLflow could not record, and the id is None where it could record
     nothing: the answers are written all the same.
     """
     from pipeline.tracking import run_of_predictions
-    from serving.bundles.bundle import read_manifest
 
-    is_bundle = report.model.is_dir()
-    experiment = read_manifest(report.model).name if is_bundle else report.model.stem
-    with run_of_predictions(experiment) as tracker:
+    with run_of_predictions(experiment_of(report.model)) as tracker:
         tracker.log_parameters(
             {
                 "model": str(report.model),
@@ -64,6 +63,13 @@ def log_predictions(report: "PredictReport", inputs: Sequence[str]) -> str | Non
             tags["ferry.moved"] = moved[:MOST_CHARACTERS] or "nothing"
         tracker.log_tags(tags)
     return tracker.run_id
+
+
+def experiment_of(model: "Path") -> str:
+    """The name in a bundle's manifest, which is that of its experiment; a file's stem."""
+    from serving.bundles.bundle import read_manifest
+
+    return read_manifest(model).name if model.is_dir() else model.stem
 
 
 def _metrics(report: "PredictReport") -> dict[str, float]:
