@@ -22,7 +22,7 @@ TRAINING = {
     *("safetensors", "scipy", "sklearn", "torch", "yaml"),
 }
 OWNERS = {
-    "mlflow": {"pipeline/tracking/models.py", "pipeline/tracking/runs.py"},
+    "mlflow": {"pipeline/tracking/__init__.py", "pipeline/tracking/models.py"},
     "cv2": {"serving/inputs/decoding.py"},
     "fsspec": {"serving/inputs/remote.py"},
     "requests": {"pipeline/datasets/_download.py"},

@@ -183,7 +183,7 @@ def test_no_tracking_imports_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> None:
         raise AssertionError("MLflow was asked for")
 
-    monkeypatch.setattr(tracking.runs, "load_mlflow", never)
+    monkeypatch.setattr(tracking, "load_mlflow", never)
     with tracking.run_of_training("digits-cnn", None, track=False) as tracker:
         tracker.log_metrics({"x": 1.0})
         tracker.log_parameters({"a": 1})
