@@ -12,7 +12,6 @@ import onnx
 import pytest
 import sample_metrics
 from click.testing import CliRunner
-from pipeline.tracking.predictions import experiment_of
 from small_onnx import FLOAT, model, node
 
 from pipeline.cli import ferry
