@@ -22,7 +22,7 @@ from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
 from pipeline.stages.baselines import opening, subject
 from pipeline.tracking import speed_figures
 from serving.errors import ModelError
-from serving.files import require, sha256_of_file, write_text
+from serving.files import csv_text, require, sha256_of_file, write_text
 from serving.measuring.bench import ColdPrograms, cold_program, run
 from serving.measuring.onnx_subject import model_spec
 from serving.measuring.report import BenchReport, Measurement, SkippedSubject, as_csv
@@ -80,9 +80,7 @@ def benchmark(
         skipped=dict(skipped or {}),
     )
     _require_eager(report)
-    write_text(plots / "benchmark.csv", as_csv(report.bench))
-    write_text(plots / "scaling.csv", _scaling_csv(report))
-    write_text(plots / "cold_start.csv", _cold_csv(report))
+    _write_plots(report, plots)
     write(report, files)
     if not report.bench.partial:
         _record(report, track=track)
@@ -145,18 +143,16 @@ def _require_eager(report: BenchmarkReport) -> None:
     raise ModelError(f"{report.experiment}: {EAGER} was not measured: {'; '.join(reasons)}")
 
 
-def _scaling_csv(report: BenchmarkReport) -> str:
-    lines = [
-        f'"{name}",{timing.batch_size},{timing.rows_per_second}'
+def _write_plots(report: BenchmarkReport, plots: Path) -> None:
+    write_text(plots / "benchmark.csv", as_csv(report.bench))
+    scaling = (
+        (name, timing.batch_size, timing.rows_per_second)
         for name, timings in sweeps(report).items()
         for timing in timings
-    ]
-    return "\n".join(["what,batch_size,rows_per_second", *lines]) + "\n"
-
-
-def _cold_csv(report: BenchmarkReport) -> str:
-    lines = [f"{cold.subject},{cold.p50_ms}" for cold in report.bench.cold_starts]
-    return "\n".join(["subject,p50_ms", *lines]) + "\n"
+    )
+    write_text(plots / "scaling.csv", csv_text(("what", "batch_size", "rows_per_second"), scaling))
+    cold = ((one.subject, one.p50_ms) for one in report.bench.cold_starts)
+    write_text(plots / "cold_start.csv", csv_text(("subject", "p50_ms"), cold))
 
 
 def _record(report: BenchmarkReport, *, track: bool) -> None:
@@ -230,12 +226,17 @@ def subjects_of(
         for name, setup in setups.items()
     }
     reasons = usable_providers()
-    variants = list(_variants(models, data / "test_inputs.npy", reasons))
-    from_cold = [name for name in baselines if name in FROM_COLD]
+    variants = [
+        model_spec(name, path, provider, data / "test_inputs.npy")
+        for provider, reason in reasons.items()
+        if reason is None
+        for name, path in models.items()
+    ]
+    from_cold = [spec for name, spec in baselines.items() if name in FROM_COLD]
     return BenchSubjects(
         specs=(*baselines.values(), *variants),
         cold={
-            **{baselines[name].label: _cold_baseline(baselines[name]) for name in from_cold},
+            **{spec.label: ("-m", opening.__name__, json.dumps(spec.setup)) for spec in from_cold},
             **{spec.label: cold_program(spec) for spec in variants},
         },
         skipped=tuple(
@@ -245,15 +246,3 @@ def subjects_of(
             if reason is not None
         ),
     )
-
-
-def _variants(
-    models: Mapping[str, Path], rows: Path, reasons: Mapping[str, str | None]
-) -> Iterator[SubjectSpec]:
-    for provider, reason in reasons.items():
-        if reason is None:
-            yield from (model_spec(name, path, provider, rows) for name, path in models.items())
-
-
-def _cold_baseline(spec: SubjectSpec) -> tuple[str, ...]:
-    return ("-m", opening.__name__, json.dumps(spec.setup))

@@ -21,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from pipeline.records.quantize import QuantizeReport, Search, Try
 from pipeline.records.train import Epoch
+from serving.files import csv_text
 
 COLORS = ("#2f6fb7", "#e0832a", "#3a9a5b", "#c8474f", "#8562b5", "#8a6a56")
 BLUE, ORANGE, *_ = COLORS
@@ -225,10 +226,10 @@ def pareto(report: QuantizeReport) -> Figure:
 
 def tries_csv(report: QuantizeReport) -> str:
     """A line per try below the names of its columns; empty where a value is unknown."""
-    lines = [",".join(COLUMNS)]
-    for variant, search in report.searches.items():
-        lines += [",".join(_cells(variant, one)) for one in search.tries]
-    return "\n".join(lines) + "\n"
+    rows = (
+        _cells(variant, one) for variant, search in report.searches.items() for one in search.tries
+    )
+    return csv_text(COLUMNS, rows)
 
 
 def _mark(
