@@ -219,8 +219,8 @@ def pareto(report: QuantizeReport) -> Figure:
     _front(sizes, [(one.size_ratio or 0.0, one) for one in tries], 1)
     speeds.set(xlabel="times as fast as fp32", ylabel="lost, points or %")
     sizes.set(xlabel="part of fp32's size")
-    message = "\n".join(f"{index}  {one.recipe}" for index, one in enumerate(tries, 1))
-    figure.legend([], [], loc="outside right upper", title=message, title_fontsize=8)
+    names = "\n".join(f"{index}  {one.recipe}" for index, one in enumerate(tries, 1))
+    figure.legend([], [], loc="outside right upper", title=names, title_fontsize=8)
     return figure
 
 

@@ -81,12 +81,12 @@ def drawn_subjects(bench: BenchReport) -> list[DrawnSubject]:
     by_subject = colors(bench)
     return [
         DrawnSubject(
-            name=" ".join(filter(None, [next(iter(by_threads.values())).label, message])),
+            name=" ".join(filter(None, [next(iter(by_threads.values())).label, settings])),
             color=by_subject[subject],
             marker=markers.get(provider, "s"),
             by_threads=dict(sorted(by_threads.items())),
         )
-        for (subject, provider, message), by_threads in found.items()
+        for (subject, provider, settings), by_threads in found.items()
     ]
 
 
