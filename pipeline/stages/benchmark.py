@@ -20,7 +20,7 @@ from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
 from pipeline.stages.baselines import opening, subject
-from pipeline.tracking import speed_figures
+from pipeline.tracking.speed_figures import figures_of
 from serving.errors import ModelError
 from serving.files import csv_text, require, sha256_of_file, write_text
 from serving.measuring.bench import ColdPrograms, cold_program, run
@@ -39,12 +39,6 @@ NAMES = {
 }
 FROM_COLD = ("eager", "pyfunc")
 """Another layout starts as eager does; what a compiler takes is the first call of its row."""
-FIGURES = {
-    "latency_throughput.png": speed_figures.latency_throughput,
-    "scaling.png": speed_figures.scaling,
-    "latency_distribution.png": speed_figures.latency_distribution,
-    "cold_start.png": speed_figures.cold_start_bars,
-}
 
 
 def benchmark(
@@ -165,8 +159,8 @@ def _record(report: BenchmarkReport, *, track: bool) -> None:
                 for cold in report.bench.cold_starts
             }
         )
-        for name, draw in FIGURES.items() if track else ():
-            tracker.log_figure(draw(report), name)
+        for name, figure in figures_of(report).items() if track else ():
+            tracker.log_figure(figure, f"{name}.png")
 
 
 def _metrics(one: Measurement) -> dict[str, float]:

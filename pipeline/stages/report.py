@@ -4,7 +4,7 @@ The same reports give the same bytes: no times of writing, and figures whose ids
 titles.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from pipeline.stages.results import (
     read_results,
     rows_of,
 )
-from pipeline.tracking import figures, speed_figures
+from pipeline.tracking import figures
+from pipeline.tracking.speed_figures import figures_of
 from serving.console import number
 from serving.errors import MissingInputError
 from serving.files import write_text
@@ -38,22 +39,23 @@ TEMPLATES = ("report.html.j2", "report_speed.html.j2")
 """The page, and its section on speed."""
 CLAIMED_SIZES = (1, 64)
 """The batch sizes that the section opens with; without one, the smallest and the largest."""
-THROUGHPUT = (
-    "Up and to the left is better; pale lines join what had the same batch size. The strong line "
-    "of each is that of the threads that gave the most rows per second."
-)
-SCALING = (
-    "Left: each with the threads that were the best. Right: what the threads gain, from none at "
-    "the lower line to all of them at the upper one."
-)
-TAILS = (
-    "Each step to the right leaves out nine of ten calls that were left. p99.9 of fewer than 1000 "
-    "calls is near the slowest one, and hollow."
-)
-COLD = (
-    "From starting a process to its first answer, imports included and files in the page cache. "
-    "Dots are single runs."
-)
+SPEED_CAPTIONS = {
+    "latency_throughput": "Up and to the left is better; pale lines join what had the same batch "
+    "size. The strong line of each is that of the threads that gave the most rows per second.",
+    "scaling": "Left: each with the threads that were the best. Right: what the threads gain, from "
+    "none at the lower line to all of them at the upper one.",
+    "latency_distribution": "Each step to the right leaves out nine of ten calls that were left. "
+    "p99.9 of fewer than 1000 calls is near the slowest one, and hollow.",
+    "cold_start": "From starting a process to its first answer, imports included and files in the "
+    "page cache. Dots are single runs.",
+}
+SPEED_TITLES = {
+    "latency_throughput": "latency against throughput",
+    "scaling": "scaling with batch and threads",
+    "latency_distribution": "distribution of latencies",
+    "cold_start": "cold starts",
+}
+"""What each figure of a benchmark shows, for those who do not see it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,16 +289,9 @@ def _warnings(bench: BenchReport) -> Iterator[str]:
 
 
 def _drawn(report: BenchmarkReport) -> Iterator[Picture]:
-    def picture(draw: Callable[[BenchmarkReport], Figure], title: str, caption: str) -> Picture:
-        svg = figures.as_svg(draw(report), f"{report.experiment}: {title}")
-        return Picture(svg=svg, caption=caption)
-
-    if any(one.rows for one in report.bench.measured):
-        yield picture(speed_figures.latency_throughput, "latency against throughput", THROUGHPUT)
-        yield picture(speed_figures.scaling, "scaling with batch and threads", SCALING)
-        yield picture(speed_figures.latency_distribution, "distribution of latencies", TAILS)
-    if report.bench.cold_starts:
-        yield picture(speed_figures.cold_start_bars, "cold starts", COLD)
+    for name, figure in figures_of(report).items():
+        svg = figures.as_svg(figure, f"{report.experiment}: {SPEED_TITLES[name]}")
+        yield Picture(svg=svg, caption=SPEED_CAPTIONS[name])
 
 
 def _skipped(bench: BenchReport) -> Iterator[str]:

@@ -1,8 +1,7 @@
 """The figures of a benchmark, for the report and for MLflow alike.
 
-Each takes the whole report and always returns a figure: one that says so where there is nothing to
-draw. A subject has one colour in all of them, a provider one mark, a number of threads one kind of
-line. A legend beside the panels names the lines, in the order in which they end.
+A subject has one colour in all of them, a provider one mark, a number of threads one kind of line.
+A legend beside the panels names the lines, in the order in which they end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,6 +120,18 @@ def ordered(one: Measurement) -> list[Timing]:
     return sorted((row.timing for row in one.rows), key=lambda timing: timing.batch_size)
 
 
+def figures_of(report: BenchmarkReport) -> dict[str, Figure]:
+    """The figures of what was measured, by name."""
+    found: dict[str, Figure] = {}
+    if any(one.rows for one in report.bench.measured):
+        found["latency_throughput"] = latency_throughput(report)
+        found["scaling"] = scaling(report)
+        found["latency_distribution"] = latency_distribution(report)
+    if report.bench.cold_starts:
+        found["cold_start"] = cold_start_bars(report)
+    return found
+
+
 @mpl.rc_context(STYLE)
 def latency_throughput(report: BenchmarkReport) -> Figure:
     """Draw latency against throughput of each subject over batch sizes, both logarithmic.
@@ -132,8 +143,6 @@ def latency_throughput(report: BenchmarkReport) -> Figure:
     kinds = styles(drawn)
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     axes = figure.subplots()
-    if not drawn:
-        return _nothing(figure, axes, "nothing was measured")
     for subject in drawn:
         for threads, one in subject.by_threads.items():
             _sweep(axes, subject, one, kinds[threads])
@@ -157,8 +166,6 @@ def scaling(report: BenchmarkReport) -> Figure:
     """
     drawn = drawn_subjects(report.bench)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    if not drawn:
-        return _nothing(figure, figure.subplots(), "nothing was measured")
     rates, gains = figure.subplots(1, 2)
     _rates(rates, drawn)
     _gains(gains, drawn)
@@ -177,12 +184,10 @@ def latency_distribution(report: BenchmarkReport) -> Figure:
     with the lowest median. p99.9 of fewer than 1000 calls is hollow.
     """
     drawn = drawn_subjects(report.bench)
-    size = min(batch_sizes(report.bench), default=1)
+    size = min(batch_sizes(report.bench))
     quickest = [(one, timing) for one in drawn if (timing := one.quickest(size))]
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     axes = figure.subplots()
-    if not quickest:
-        return _nothing(figure, axes, "nothing was measured")
     for one, timing in quickest:
         _tail(axes, one, timing)
     axes.set(yscale="log", xlim=(0.2, SLOWEST + 0.1), ylabel=f"latency at batch {size}, ms")
@@ -203,8 +208,6 @@ def cold_start_bars(report: BenchmarkReport) -> Figure:
     color = colors(report.bench)
     figure = Figure(figsize=(10, 0.9 + 0.42 * max(len(cold), 2)), layout="constrained")
     axes = figure.subplots()
-    if not cold:
-        return _nothing(figure, axes, "no cold start was measured")
     for place, one in enumerate(cold):
         _bar(axes, place, one, color[one.subject])
     axes.set_yticks(range(len(cold)), [one.subject for one in cold])
@@ -274,7 +277,9 @@ def _gains(axes: Axes, drawn: Sequence[DrawnSubject]) -> None:
             _over_sizes(axes, one, sizes, gains)
             levels += gains
     if len(levels) == 2:
-        _say(axes, f"measured with {threads_of(fewest)} alone")
+        axes.set_axis_off()
+        message = f"measured with {threads_of(fewest)} alone"
+        axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
         return
     for level in levels[:2]:
         axes.axhline(level, color=PALE, linestyle="--", linewidth=1, zorder=0)
@@ -337,15 +342,3 @@ def _thread_legend(axes: Axes, kinds: Mapping[int, Style]) -> None:
     ]
     if len(proxies) > 1:
         axes.legend(handles=proxies, loc="lower right", handlelength=3)
-
-
-def _nothing(figure: Figure, axes: Axes, message: str) -> Figure:
-    figure.set_size_inches(10, 1)
-    _say(axes, message)
-    return figure
-
-
-def _say(axes: Axes, message: str) -> None:
-    """Write in a panel why it is empty."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
