@@ -1,8 +1,8 @@
 """What a benchmark compares with: PyTorch in three ways, and MLflow's own way of serving.
 
 `python -m pipeline.stages.baselines.opening SETUP` opens one, answers a row and says so. That is
-its cold start, in which each import counts: nothing of the benchmark is imported here, and what one
-of them needs only where it is opened.
+its cold start, in which each import counts. So this module imports nothing of the benchmark, and
+the packages of a baseline only where that one is opened.
 """
 
 import json
@@ -61,8 +61,9 @@ def opener(setup: Mapping[str, Any]) -> Callable[[int | None], Opened]:
     cannot be opened, and for channels last without a convolution.
     """
     if "saved" in setup:
-        from pipeline.tracking.models import open_pyfunc
+        from pipeline.tracking.models import load_mlflow, open_pyfunc
 
+        load_mlflow()
         return lambda threads: open_pyfunc(_pyfunc_folder(Path(setup["saved"]), threads))
     return _torch_opener(setup)
 
