@@ -6,12 +6,12 @@ Every figure is read from reports/details/, where the stages left it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from benching import Line, show
 
 from pipeline.config import params
 from pipeline.records.benchmark import over_eager
 from pipeline.stages.results import ExperimentResults, read_results
-from serving.console import table
 
 ACCURACIES = {
     "xor-mlp": 100.0,
@@ -34,21 +34,10 @@ AUC = 0.99
 FACTORS_OVER_EAGER = {1: 3.0, 64: 1.8}
 
 
-@dataclass(frozen=True)
-class Line:
-    """One aim."""
-
-    what: str
-    reached: str
-    aim: str
-    met: bool
-
-
 def main() -> None:
     """Print the table."""
     lines = [line for name in params.load().experiments for line in lines_of(name)]
-    rows = [(line.what, line.reached, line.aim, "yes" if line.met else "NO") for line in lines]
-    print(table(("what", "reached", "aim", "met"), rows))
+    show(lines)
 
 
 def lines_of(name: str) -> Iterator[Line]:

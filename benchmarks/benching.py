@@ -1,20 +1,24 @@
 """Whether the benchmark can be trusted, beside its aims.
 
 Run: python benchmarks/benching.py        (after `dvc repro export@digits-mlp export@digits-cnn`)
+     python benchmarks/benching.py --publish docs/results
 
 A model against itself must come out as no difference; ferry's own call must cost no more than the
 bare one of ONNX Runtime; memory must not grow. On a machine with a GPU, also what CUDA graphs and
 half precision bring there; without one, that is told.
 """
 
+import argparse
 import functools
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.config import layout
+from pipeline.records.published import ScriptLine as Line
+from pipeline.records.published import reached_here, write_published
 from serving.console import table
 from serving.measuring.bench import bench
 from serving.measuring.pairing import PairedRatio, paired_ratio, verdict
@@ -29,27 +33,32 @@ MIB = 2**20
 MLP, CNN, WIDE = (layout.model(name) for name in ("digits-mlp", "digits-cnn", "cifar10-fast"))
 
 
-@dataclass(frozen=True)
-class Line:
-    """One aim."""
-
-    what: str
-    reached: str
-    aim: str
-    met: bool | None
-    """None for what could not be measured here."""
-
-
 def main() -> None:
     """Print the table of aims."""
-    show([*against_itself(CNN), *own_call(MLP), *memory(CNN), *gpu(WIDE)])
+    publish = parser(__doc__).parse_args().publish
+    show([*against_itself(CNN), *own_call(MLP), *memory(CNN), *gpu(WIDE)], publish)
 
 
-def show(lines: Sequence[Line]) -> None:
-    """Print a table of aims."""
+def parser(message: str | None) -> argparse.ArgumentParser:
+    """The arguments of a script whose figures can be published."""
+    arguments = argparse.ArgumentParser(description=(message or "").splitlines()[0])
+    arguments.add_argument(
+        "--publish",
+        metavar="DIR",
+        type=Path,
+        help="write the figures to DIR, and the tables of the pages beside it: docs/results",
+    )
+    return arguments
+
+
+def show(lines: Sequence[Line], publish: Path | None = None) -> None:
+    """Print a table of aims, and publish it where that is wanted."""
     words = {True: "yes", False: "NO", None: "–"}
     rows = [(line.what, line.reached, line.aim, words[line.met]) for line in lines]
     print(table(("what", "reached", "aim", "met"), rows))
+    if publish:
+        found = reached_here(Path(sys.argv[0]).name, lines)
+        print(*write_published(publish, scripts=[found]), sep="\n")
 
 
 def against_itself(model: Path) -> Iterator[Line]:

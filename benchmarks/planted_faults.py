@@ -10,6 +10,8 @@ model. Aim: all.
 import sys
 from pathlib import Path
 
+from benching import Line, parser, show
+
 from pipeline.proof.tracing.divergence import first_divergence
 from serving.console import table
 
@@ -20,13 +22,19 @@ from planted_faults import FAULTS, Fault, cases, planted
 
 def main() -> None:
     """Print each fault, the node it was planted in and the node that was named."""
+    publish = parser(__doc__).parse_args().publish
     rows = [row(fault, against) for fault, against in cases()]
     print(table(("fault", "beside", "planted in", "named", "right"), rows))
     right = sum(found[-1] == "yes" for found in rows)
     wrong = {found[0] for found in rows if found[-1] != "yes"}
-    print(
-        f"\n{right} of {len(rows)} named at the right node; "
-        f"{len(FAULTS) - len(wrong)} of {len(FAULTS)} kinds"
+    known = len(FAULTS) - len(wrong)
+    print()
+    show(
+        [
+            Line("faults named at the right node", f"{right} of {len(rows)}", "all", not wrong),
+            Line("kinds of them", f"{known} of {len(FAULTS)}", "all", not wrong),
+        ],
+        publish,
     )
 
 

@@ -1,12 +1,11 @@
 """How near `ferry predict` comes to what the machine can do, beside the aims.
 
-Run: python benchmarks/predicting.py [packed|csv|png|jpeg|memory|cold|ray ...]  (all without a name)
+Run: python benchmarks/predicting.py [--publish docs/results] [packed|csv|png|jpeg|memory|cold|ray]
 
 Needs `dvc repro export@mnist-mlp export@mnist-cnn`; the images are made. Competing programs take
 turns whose order is drawn from a seed, and the medians of the ratios of turns are quoted.
 """
 
-import argparse
 import functools
 import re
 import subprocess
@@ -19,7 +18,7 @@ from pathlib import Path
 import mobilenet
 import numpy as np
 import onnxruntime
-from benching import Line, show
+from benching import Line, parser, show
 from PIL import Image
 
 from serving.batch.predict import predict
@@ -42,16 +41,16 @@ TURNS = 5
 
 def main() -> None:
     """Print the table of aims."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*PARTS, []])
-    names = parser.parse_args().names or list(PARTS)
+    arguments = parser(__doc__)
+    arguments.add_argument("names", nargs="*", metavar="NAME", choices=[*PARTS, []])
+    given = arguments.parse_args()
     lines = []
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
-        for part in names:
+        for part in given.names or PARTS:
             for line in PARTS[part](Path(name)):
                 print(f"{line.what}: {line.reached} (aim {line.aim})", flush=True)
                 lines.append(line)
-    show(lines)
+    show(lines, given.publish)
 
 
 # Packed rows

@@ -10,11 +10,12 @@ speed is the same and whose accuracy says nothing. A model where int8 is slower 
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import torch
+from benching import Line, parser, show
 
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment, MinSpeedup
@@ -25,7 +26,6 @@ from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.records import ready
 from pipeline.records.quantize import QuantizeReport, Search, Try, as_table
 from pipeline.stages.quantize import QuantizationJob, calibration_rows, run
-from serving.console import table
 from serving.runtime.session import open_session
 
 CALIBRATION_ROWS = 256
@@ -34,18 +34,9 @@ JUDGED_ROWS = 512
 SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Line:
-    """One aim."""
-
-    what: str
-    reached: str
-    aim: str
-    met: bool
-
-
 def main() -> None:
     """Print the trace of each model and the table of aims."""
+    publish = parser(__doc__).parse_args().publish
     logging.basicConfig(level=logging.WARNING)
     resnet = quantized("cifar10-resnet8", (1, 32, 128), JUDGED_ROWS)
     fast = quantized("cifar10-fast", (1, 32), 64)
@@ -54,8 +45,7 @@ def main() -> None:
     for report in (resnet, fast, tiny):
         print(f"{report.experiment}, judged on {report.rows} rows of {report.judged_on}")
         print(as_table(report), "\n")
-    rows = [(line.what, line.reached, line.aim, "yes" if line.met else "NO") for line in lines]
-    print(table(("what", "reached", "aim", "met"), rows))
+    show(lines, publish)
 
 
 def quantized(name: str, batch_sizes: tuple[int, ...], rows: int) -> QuantizeReport:

@@ -9,7 +9,6 @@ difference.
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
+from benching import Line, parser, show
 
-from serving.console import table
 from serving.errors import FerryError
 from serving.measuring.onnx_subject import OnnxSubject
 from serving.measuring.pairing import orders, ratio_of_turns
@@ -97,18 +96,20 @@ SCENARIOS = (
 
 def main() -> None:
     """Print a line for each figure."""
-    model = Path(sys.argv[1]) if len(sys.argv) > 1 else MODEL
+    arguments = parser(__doc__)
+    arguments.add_argument("model", nargs="?", type=Path, default=MODEL, metavar="MODEL.onnx")
+    given = arguments.parse_args()
     settings = SessionSettings(threads=1)
-    subject = OnnxSubject(model, "cpu", None)
+    subject = OnnxSubject(given.model, "cpu", None)
     subject.start(settings)
     system = System(subject, settings, BATCH_SIZE)
-    print(f"{model}, {PAIRS} pairs of {SECONDS:g} s on one thread")
-    rows = [line for scenario in SCENARIOS for line in lines(scenario, system)]
-    print(table(("what", "ferry", "loadgen", "ferry / loadgen", "aim", "met"), rows))
+    print(f"{given.model}, {PAIRS} pairs of {SECONDS:g} s on one thread")
+    found = [line for scenario in SCENARIOS for line in lines(scenario, system)]
+    show(found, given.publish)
 
 
-def lines(scenario: Scenario, system: System) -> Iterator[tuple[str, ...]]:
-    """The rows of the table for one scenario."""
+def lines(scenario: Scenario, system: System) -> Iterator[Line]:
+    """Ferry's figures of one scenario over LoadGen's, with both."""
     runs: dict[str, list[LoadRun]] = {name: [] for name in ENGINES}
     for size in (1, BATCH_SIZE):
         warm_up(system.call(size), SECONDS)
@@ -118,15 +119,13 @@ def lines(scenario: Scenario, system: System) -> Iterator[tuple[str, ...]]:
     for figure in scenario.figures:
         ours, theirs = ([getattr(run, figure) for run in runs[name]] for name in ENGINES)
         ratio = ratio_of_turns(ours, theirs, seed=SEED)
-        met = "yes" if abs(ratio.median - 1) <= AIM else "NO"
         judged = figure == scenario.judged
-        yield (
-            f"{scenario.name} {figure}",
-            f"{np.median(ours):.4g}",
-            f"{np.median(theirs):.4g}",
-            f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})",
+        yield Line(
+            f"{scenario.name} {figure}, ferry over LoadGen",
+            f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f}); "
+            f"{np.median(ours):.4g} and {np.median(theirs):.4g}",
             "1.00 ± 0.03" if judged else "",
-            met if judged else "",
+            abs(ratio.median - 1) <= AIM if judged else None,
         )
 
 

@@ -7,14 +7,14 @@ second. Its best and the tuner's choice are then measured against each other, in
 two separate runs would differ by what the machine did meanwhile.
 """
 
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+from benching import Line, parser, show
+
 from serving.bundles.profiles import Goal
-from serving.console import progress, table
+from serving.console import progress
 from serving.errors import FerryError
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.rounds import Log
@@ -38,22 +38,14 @@ SECONDS = 0.5
 QUALITY, TIME_PART = 0.97, 0.2
 
 
-@dataclass(frozen=True)
-class Line:
-    """One aim."""
-
-    what: str
-    reached: str
-    aim: str
-    met: bool
-
-
 def main() -> None:
     """Print what was chosen of each model for each goal, and the table of aims."""
-    models = [Path(word) for word in sys.argv[1:]] or [path for path in MODELS if path.exists()]
+    arguments = parser(__doc__)
+    arguments.add_argument("models", nargs="*", type=Path, metavar="MODEL.onnx")
+    given = arguments.parse_args()
+    models = given.models or [path for path in MODELS if path.exists()]
     lines = [line for model in models for goal in GOALS for line in of_goal(model, goal)]
-    rows = [(line.what, line.reached, line.aim, "yes" if line.met else "NO") for line in lines]
-    print(table(("what", "reached", "aim", "met"), rows))
+    show(lines, given.publish)
 
 
 def of_goal(model: Path, goal: Goal) -> Iterator[Line]:

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 from closure import ROOT
 
+from pipeline.records.published import read_scripts
 from serving.measuring.meters import Growth
 from serving.measuring.pairing import PairedRatio
 from serving.runtime.session import probe
@@ -69,6 +70,21 @@ def test_the_price_of_our_own_call_is_a_ratio(
         median = float(line.reached.split()[0])
         assert 0.1 < median < 10
         assert line.met == (median <= float(line.aim)) or abs(median - float(line.aim)) < 0.01
+
+
+def test_what_was_reached_is_printed_and_published(
+    benching: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks/benching.py"])
+    lines = [benching.Line("rate", "0.60", "0.85", met=False)]
+    benching.show(lines, Path("docs/results"))
+    assert capsys.readouterr().out.splitlines()[1].split() == ["rate", "0.60", "0.85", "NO"]
+    (found,) = read_scripts(Path("docs/results"))
+    assert (found.script, list(found.lines)) == ("benching.py", lines)
 
 
 def test_a_model_against_itself_is_counted(

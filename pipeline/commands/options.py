@@ -31,7 +31,7 @@ class ExperimentName(click.ParamType["Experiment"]):
 
 
 class ExperimentOrFile(click.ParamType["Experiment | Path"]):
-    """An ONNX file, told by its suffix, or else an experiment of params.yaml."""
+    """A name that ends in .onnx is a file, any other an experiment of params.yaml."""
 
     name = "experiment"
 

@@ -60,17 +60,18 @@ def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
-    from pipeline.records.published import as_table, read_published
+    from pipeline.records.published import as_table, read_published, read_scripts
     from serving.errors import MissingInputError
 
     found = {one.experiment: one for one in read_published(PUBLISHED)}
     for name in experiments:
         if name not in found:
             raise MissingInputError(f"{PUBLISHED} has no figures of {name}")
-    if not found:
+    scripts = () if experiments else read_scripts(PUBLISHED)
+    if not (found or scripts):
         raise MissingInputError(f"{PUBLISHED} has no figures")
     chosen = tuple(found[name] for name in experiments or found)
-    show(chosen, as_json=as_json, text=as_table(chosen))
+    show((*chosen, *scripts), as_json=as_json, text=as_table(chosen, scripts))
 
 
 def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:

@@ -39,7 +39,7 @@ class BenchmarkReport:
 def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing, ...]]:
     """The timings over batch sizes, by subject and threads: "fp32 · cpu, 2 threads"."""
     return {
-        f"{one.label}, {_threads(one.settings.threads)}": tuple(row.timing for row in one.rows)
+        f"{one.label}, {threads_of(one.settings.threads)}": tuple(row.timing for row in one.rows)
         for one in report.bench.measured
     }
 
@@ -82,7 +82,8 @@ def as_table(report: BenchmarkReport) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _threads(count: int) -> str:
+def threads_of(count: int) -> str:
+    """In words: "1 thread", "2 threads"."""
     return f"{count} thread{'s' if count > 1 else ''}"
 
 

@@ -1,7 +1,8 @@
-"""Figures that are published: what was measured of an experiment, on which machine and revision.
+"""Figures that are published, with the machine and the revision that they were measured on.
 
-`ferry results --publish docs/results` writes a file of each experiment that was measured here, and
-the tables of Markdown pages that are made of them.
+`ferry results --publish docs/results` writes a file of each experiment that was measured here,
+`python benchmarks/SCRIPT.py --publish docs/results` one of what the script reached, and both the
+tables of Markdown pages that are made of them.
 """
 
 import json
@@ -14,8 +15,11 @@ from pipeline.records import read
 from serving.console import DASH, number, table
 from serving.errors import MissingInputError
 from serving.files import dump_json, write_json, write_text
+from serving.machine.environment import Environment, MachineKind, describe
 from serving.measuring.pairing import PairedRatio
 
+SCRIPTS = "benchmarks"
+"""The folder of what scripts reached, beside the experiments' files."""
 MARKED = re.compile(r"<!-- results: (\w+)((?: [\w-]+)*) -->\n.*?<!-- /results -->", re.DOTALL)
 """A table that is generated: `<!-- results: int8 digits-cnn -->` is that of one experiment."""
 PAGE = """# What was measured
@@ -57,6 +61,13 @@ ONNX Runtime's fp32 on one thread each, with 95 % intervals.
 ## Machines and revisions
 
 <!-- results: machines -->
+<!-- /results -->
+
+## What the scripts in benchmarks/ reached
+
+With `--publish docs/results` a script writes what it reached, and this table.
+
+<!-- results: scripts -->
 <!-- /results -->
 """
 
@@ -135,14 +146,61 @@ class PublishedResults:
     """The variant in the bundle."""
 
 
+@dataclass(frozen=True, slots=True)
+class ScriptLine:
+    """A figure of a script in benchmarks/, beside its aim."""
+
+    what: str
+    reached: str
+    aim: str
+    met: bool | None
+    """None for what could not be measured there, or has no aim."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedScript:
+    """What a script in benchmarks/ reached: `docs/results/benchmarks/SCRIPT.json`."""
+
+    script: str
+    machine: str
+    revision: str
+    lines: tuple[ScriptLine, ...]
+
+
+def reached_here(script: str, lines: Sequence[ScriptLine]) -> PublishedScript:
+    """What a script reached on this machine, with these sources."""
+    here = describe()
+    return PublishedScript(
+        script=script, machine=machine_of(here), revision=here.git_revision, lines=tuple(lines)
+    )
+
+
+def machine_of(here: Environment | MachineKind) -> str:
+    """What is published of a machine."""
+    return f"{here.processor}, {here.allowed_cores} cores, {' '.join(here.flags)}"
+
+
 def read_published(folder: Path) -> tuple[PublishedResults, ...]:
     """Read all files of a folder, in the order of their names."""
     command = f"ferry results --publish {folder}"
     return tuple(read(PublishedResults, path, command) for path in sorted(folder.glob("*.json")))
 
 
-def write_published(folder: Path, results: Sequence[PublishedResults]) -> tuple[Path, ...]:
-    """Write a file of each of the experiments; those of others in the folder stay.
+def read_scripts(folder: Path) -> tuple[PublishedScript, ...]:
+    """Read what scripts reached, in the order of their names."""
+    paths = sorted((folder / SCRIPTS).glob("*.json"))
+    return tuple(
+        read(PublishedScript, path, f"python benchmarks/{path.stem}.py --publish {folder}")
+        for path in paths
+    )
+
+
+def write_published(
+    folder: Path,
+    results: Sequence[PublishedResults] = (),
+    scripts: Sequence[PublishedScript] = (),
+) -> tuple[Path, ...]:
+    """Write a file of each of the experiments and scripts; those of others in the folder stay.
 
     Then write every table anew in the page beside the folder, in the pages beside that, and in
     README.md of the working directory. Returns all paths that were written.
@@ -151,30 +209,38 @@ def write_published(folder: Path, results: Sequence[PublishedResults]) -> tuple[
     for path, one in zip(written, results, strict=True):
         text = dump_json(one)
         write_json(path, json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}")))
-    published = read_published(folder)
+    for script in scripts:
+        written.append((folder / SCRIPTS / script.script).with_suffix(".json"))
+        write_json(written[-1], script)
+    published, reached = read_published(folder), read_scripts(folder)
     page = folder.with_suffix(".md")
     if not page.exists():
         write_text(page, PAGE)
     for path in (*sorted(page.parent.glob("*.md")), Path("README.md")):
         old = path.read_text(encoding="utf-8") if path.exists() else ""
-        new = fill(old, published)
+        new = fill(old, published, reached)
         if new != old:
             write_text(path, new)
             written.append(path)
     return tuple(written)
 
 
-def as_table(published: Sequence[PublishedResults]) -> str:
+def as_table(published: Sequence[PublishedResults], scripts: Sequence[PublishedScript] = ()) -> str:
     """Lay the variants out for a terminal, with the machines they were measured on below."""
-    header, *rows = _variants(published)
     where: dict[str, set[str]] = {}
-    for one in published:
-        where.setdefault(one.machine, set()).add(short_revision(one.revision))
+    measured = [(one.machine, one.revision) for one in published]
+    measured += [(one.machine, one.revision) for one in scripts]
+    for machine, revision in measured:
+        where.setdefault(machine, set()).add(short_revision(revision))
     lines = [f"{machine}: revision {', '.join(sorted(made))}" for machine, made in where.items()]
-    return "\n".join([table(header, rows), "", "Measured elsewhere, on", *lines])
+    tables = [list(_variants(published)), [line[:-2] for line in _scripts(scripts)]]
+    shown = [table(header, rows) for header, *rows in tables if rows]
+    return "\n\n".join([*shown, "\n".join(["Measured elsewhere, on", *lines])])
 
 
-def fill(text: str, published: Sequence[PublishedResults]) -> str:
+def fill(
+    text: str, published: Sequence[PublishedResults], scripts: Sequence[PublishedScript] = ()
+) -> str:
     """Write every table of a Markdown page anew that stands between `<!-- results: ... -->` marks.
 
     Raises MissingInputError for a table or an experiment that does not exist.
@@ -183,12 +249,12 @@ def fill(text: str, published: Sequence[PublishedResults]) -> str:
 
     def filled(mark: re.Match[str]) -> str:
         kind, names = mark[1], mark[2].split()
-        if kind not in TABLES or not set(names) <= set(known):
+        if kind not in {*TABLES, "scripts"} or not set(names) <= set(known):
             raise MissingInputError(f"a page has `results: {kind}{mark[2]}`: no such figures")
         chosen = [known[name] for name in names] if names else published
-        header, *rows = TABLES[kind](chosen)
-        lines = [header, ["---"] * len(header), *rows]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        header, *rows = _scripts(scripts) if kind == "scripts" else TABLES[kind](chosen)
+        lines = [header, ["---"] * len(header), *rows] if rows else []
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines) or "None yet."
         return f"<!-- results: {kind}{mark[2]} -->\n{body}\n<!-- /results -->"
 
     return MARKED.sub(filled, text)
@@ -292,6 +358,15 @@ def _machines(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
             groups.setdefault(key, []).append(name)
     for (what, machine, revision), names in groups.items():
         yield what, ", ".join(names), machine, short_revision(revision)
+
+
+def _scripts(scripts: Sequence[PublishedScript]) -> Iterator[Sequence[str]]:
+    yield "script", "what", "reached", "aim", "met", "machine", "revision"
+    words = {True: "yes", False: "no", None: DASH}
+    for one in scripts:
+        for line in one.lines:
+            found = (line.what, line.reached, line.aim, words[line.met])
+            yield f"`{one.script}`", *found, one.machine, short_revision(one.revision)
 
 
 def short_revision(revision: str) -> str:

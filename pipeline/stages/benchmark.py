@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,10 +19,10 @@ from pipeline.config.experiment import BenchmarkConfig, Experiment
 from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
-from pipeline.stages.baselines import first_answer, mlflow_baseline, torch_baseline, torch_model
-from pipeline.stages.page import speed_figures
+from pipeline.stages.baselines import opening, subject
+from pipeline.tracking.speed_figures import figures_of
 from serving.errors import ModelError
-from serving.files import require, sha256_of_file, write_text
+from serving.files import csv_text, require, sha256_of_file, write_text
 from serving.measuring.bench import ColdPrograms, cold_program, run
 from serving.measuring.onnx_subject import model_spec
 from serving.measuring.report import BenchReport, Measurement, SkippedSubject, as_csv
@@ -38,12 +39,6 @@ NAMES = {
 }
 FROM_COLD = ("eager", "pyfunc")
 """Another layout starts as eager does; what a compiler takes is the first call of its row."""
-FIGURES = {
-    "latency_throughput.png": speed_figures.latency_throughput,
-    "scaling.png": speed_figures.scaling,
-    "latency_distribution.png": speed_figures.latency_distribution,
-    "cold_start.png": speed_figures.cold_start_bars,
-}
 
 
 def benchmark(
@@ -79,9 +74,7 @@ def benchmark(
         skipped=dict(skipped or {}),
     )
     _require_eager(report)
-    write_text(plots / "benchmark.csv", as_csv(report.bench))
-    write_text(plots / "scaling.csv", _scaling_csv(report))
-    write_text(plots / "cold_start.csv", _cold_csv(report))
+    _write_plots(report, plots)
     write(report, files)
     if not report.bench.partial:
         _record(report, track=track)
@@ -144,18 +137,16 @@ def _require_eager(report: BenchmarkReport) -> None:
     raise ModelError(f"{report.experiment}: {EAGER} was not measured: {'; '.join(reasons)}")
 
 
-def _scaling_csv(report: BenchmarkReport) -> str:
-    lines = [
-        f'"{name}",{timing.batch_size},{timing.rows_per_second}'
+def _write_plots(report: BenchmarkReport, plots: Path) -> None:
+    write_text(plots / "benchmark.csv", as_csv(report.bench))
+    scaling = (
+        (name, timing.batch_size, timing.rows_per_second)
         for name, timings in sweeps(report).items()
         for timing in timings
-    ]
-    return "\n".join(["what,batch_size,rows_per_second", *lines]) + "\n"
-
-
-def _cold_csv(report: BenchmarkReport) -> str:
-    lines = [f"{cold.subject},{cold.p50_ms}" for cold in report.bench.cold_starts]
-    return "\n".join(["subject,p50_ms", *lines]) + "\n"
+    )
+    write_text(plots / "scaling.csv", csv_text(("what", "batch_size", "rows_per_second"), scaling))
+    cold = ((one.subject, one.p50_ms) for one in report.bench.cold_starts)
+    write_text(plots / "cold_start.csv", csv_text(("subject", "p50_ms"), cold))
 
 
 def _record(report: BenchmarkReport, *, track: bool) -> None:
@@ -168,8 +159,8 @@ def _record(report: BenchmarkReport, *, track: bool) -> None:
                 for cold in report.bench.cold_starts
             }
         )
-        for name, draw in FIGURES.items() if track else ():
-            tracker.log_figure(draw(report), name)
+        for name, figure in figures_of(report).items() if track else ():
+            tracker.log_figure(figure, f"{name}.png")
 
 
 def _metrics(one: Measurement) -> dict[str, float]:
@@ -216,31 +207,30 @@ def subjects_of(
     `saved` is an empty folder for what MLflow opens.
     """
     named = experiment.benchmark.baselines
-    baselines: dict[str, SubjectSpec] = {
-        mode: SubjectSpec(
-            name=NAMES[mode],
-            provider=TORCH,
-            module=torch_baseline.__name__,
-            setup=torch_model.setup_of(experiment, weights, data, mode),
-        )
+    setups: dict[str, dict[str, Any]] = {
+        mode: opening.torch_setup(experiment, weights, data, mode)
         for mode in NAMES
         if mode in named and mode != "pyfunc"
     }
     if "pyfunc" in named:
-        mlflow_baseline.save_pyfuncs(saved, models["fp32"], threads)
-        baselines["pyfunc"] = SubjectSpec(
-            name=NAMES["pyfunc"],
-            provider=TORCH,
-            module=mlflow_baseline.__name__,
-            setup=mlflow_baseline.setup_of(saved, models["fp32"], data),
-        )
+        opening.save_pyfuncs(saved, models["fp32"], threads)
+        setups["pyfunc"] = opening.pyfunc_setup(saved, models["fp32"], data)
+    baselines = {
+        name: SubjectSpec(name=NAMES[name], provider=TORCH, module=subject.__name__, setup=setup)
+        for name, setup in setups.items()
+    }
     reasons = usable_providers()
-    variants = list(_variants(models, data / "test_inputs.npy", reasons))
-    from_cold = [name for name in baselines if name in FROM_COLD]
+    variants = [
+        model_spec(name, path, provider, data / "test_inputs.npy")
+        for provider, reason in reasons.items()
+        if reason is None
+        for name, path in models.items()
+    ]
+    from_cold = [spec for name, spec in baselines.items() if name in FROM_COLD]
     return BenchSubjects(
         specs=(*baselines.values(), *variants),
         cold={
-            **{baselines[name].label: _cold_baseline(baselines[name]) for name in from_cold},
+            **{spec.label: ("-m", opening.__name__, json.dumps(spec.setup)) for spec in from_cold},
             **{spec.label: cold_program(spec) for spec in variants},
         },
         skipped=tuple(
@@ -250,15 +240,3 @@ def subjects_of(
             if reason is not None
         ),
     )
-
-
-def _variants(
-    models: Mapping[str, Path], rows: Path, reasons: Mapping[str, str | None]
-) -> Iterator[SubjectSpec]:
-    for provider, reason in reasons.items():
-        if reason is None:
-            yield from (model_spec(name, path, provider, rows) for name, path in models.items())
-
-
-def _cold_baseline(spec: SubjectSpec) -> tuple[str, ...]:
-    return ("-m", first_answer.__name__, json.dumps(spec.setup))

@@ -177,15 +177,12 @@ def _reference(model: Path, training: Array, held_out: Array, data: str) -> Refe
 
 def _gates(proven: VariantParity) -> dict[str, Gate]:
     """The quantities that must be small, each beside its limit; a gate holds nothing else."""
-    known = {
-        one.name: (one.measured(proven), one.allowed(proven.limits))
+    return {
+        one.name: Gate(measured=measured, limit=limit)
         for one in QUANTITIES
         if not one.least
-    }
-    return {
-        name: Gate(measured=measured, limit=limit)
-        for name, (measured, limit) in known.items()
-        if measured is not None and limit is not None
+        and (measured := one.measured(proven)) is not None
+        and (limit := one.allowed(proven.limits)) is not None
     }
 
 

@@ -38,7 +38,7 @@ from pipeline.stages.insight.quality import (
     worst,
 )
 from pipeline.stages.insight.robustness import attack
-from pipeline.stages.page.figures import as_svg
+from pipeline.tracking.figures import as_svg
 from serving.files import sha256_of_file, write_text
 from serving.runtime.cores import allowed_cores
 
@@ -55,7 +55,7 @@ class Insight:
     pictures: Pictures
     classes: Classes | None = None
     reconstruction: Reconstruction | None = None
-    skipped: Mapping[str, str]
+    skipped: dict[str, str]
 
 
 def evaluate(
@@ -85,7 +85,8 @@ def evaluate(
         found = _reconstruction(network, against, experiment)
     else:
         found = _classes(network, experiment)
-    figures, skipped = _drawn_and_skipped(found)
+    figures = {name: one for name, one in found.pictures.items() if isinstance(one, Figure)}
+    missing = {name: one for name, one in found.pictures.items() if isinstance(one, str)}
     report = EvaluateReport(
         experiment=experiment.name,
         dataset=experiment.dataset,
@@ -94,7 +95,7 @@ def evaluate(
         classes=found.classes,
         reconstruction=found.reconstruction,
         pictures={name: CAPTIONS[name] for name in figures},
-        skipped=skipped,
+        skipped=found.skipped | missing,
     )
     _write(pictures, report, figures)
     write(report, files)
@@ -126,16 +127,20 @@ def _classes(network: TrainedNetwork, experiment: Experiment) -> Insight:
 
 def _reconstruction(network: TrainedNetwork, against: Path, experiment: Experiment) -> Insight:
     own = redraw(network.graph, network.test.inputs)
-    other, name = None, experiment.evaluate.against
+    other, outliers, name = None, None, experiment.evaluate.against
     skipped = {"attacks": "no class is answered"}
     if name == experiment.dataset:
         skipped["outliers"] = f"evaluate.against is {name}, its own data set"
     else:
         other = _redraw_outliers(network, against, experiment)
+        outliers = Outliers(
+            dataset=name,
+            rows=len(other.errors),
+            mean_error=float(other.errors.mean()),
+            auc=auc(own.errors, other.errors),
+        )
     found = Reconstruction(
-        mean_error=float(own.errors.mean()),
-        quantiles=quantiles(own.errors),
-        outliers=_outliers(name, own, other) if other else None,
+        mean_error=float(own.errors.mean()), quantiles=quantiles(own.errors), outliers=outliers
     )
     pictures = pictures_of_reconstruction(network, own, other, found)
     return Insight(pictures=pictures, reconstruction=found, skipped=skipped)
@@ -150,27 +155,6 @@ def _redraw_outliers(network: TrainedNetwork, against: Path, experiment: Experim
         )
     images = ready.open_split(against, "test").inputs
     return redraw(network.graph, fitting(images, network.row))
-
-
-def _outliers(name: str, own: Redrawn, other: Redrawn) -> Outliers:
-    return Outliers(
-        dataset=name,
-        rows=len(other.errors),
-        mean_error=float(other.errors.mean()),
-        auc=auc(own.errors, other.errors),
-    )
-
-
-def _drawn_and_skipped(found: Insight) -> tuple[dict[str, Figure], dict[str, str]]:
-    """The figures that there are, and the reasons why others are not."""
-    figures: dict[str, Figure] = {}
-    skipped = dict(found.skipped)
-    for name, one in found.pictures.items():
-        if isinstance(one, str):
-            skipped[name] = one
-        else:
-            figures[name] = one
-    return figures, skipped
 
 
 def _write(folder: Path, report: EvaluateReport, figures: Mapping[str, Figure]) -> None:

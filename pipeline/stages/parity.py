@@ -25,7 +25,7 @@ from pipeline.proof.tracing.divergence import explained
 from pipeline.proof.variants import open_torchscript, open_variant, open_weights
 from pipeline.records import ReportFiles, write
 from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
-from pipeline.stages.page import figures
+from pipeline.tracking import figures
 from serving.errors import FerryError
 from serving.runtime.session import usable_providers
 

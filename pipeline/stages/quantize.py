@@ -29,8 +29,8 @@ from pipeline.quantization.recipes import Recipe
 from pipeline.quantization.search import Training, search
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.quantize import QuantizeReport, Search, VariantFile
-from pipeline.stages.page import figures
-from pipeline.stages.page.figures import pareto, tries_csv
+from pipeline.tracking import figures
+from pipeline.tracking.figures import pareto, tries_csv
 from serving.errors import InputError, UnknownNameError, UsageError
 from serving.files import sha256_of_bytes, write_bytes, write_json, write_text
 from serving.machine.environment import describe

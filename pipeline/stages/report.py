@@ -4,22 +4,20 @@ The same reports give the same bytes: no times of writing, and figures whose ids
 titles.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.proof.gate import QUANTITIES, GateQuantity
 from pipeline.proof.tables import cell_lines, facts, ulps
-from pipeline.records.parity import ParityReport, VariantParity
+from pipeline.records.benchmark import BenchmarkReport, over_eager
+from pipeline.records.parity import VariantParity
 from pipeline.records.published import short_revision
-from pipeline.records.quantize import QuantizeReport
-from pipeline.stages.page import figures
-from pipeline.stages.page.figures import pareto
-from pipeline.stages.page.speed import SPEED_TEMPLATE, Speed, machines, speed_of
 from pipeline.stages.results import (
     NOTHING,
     ExperimentResults,
@@ -27,11 +25,37 @@ from pipeline.stages.results import (
     read_results,
     rows_of,
 )
+from pipeline.tracking import figures
+from pipeline.tracking.speed_figures import figures_of
 from serving.console import number
 from serving.errors import MissingInputError
 from serving.files import write_text
+from serving.machine.environment import Environment
+from serving.measuring.pairing import PairedRatio, verdict
+from serving.measuring.report import BenchReport, BenchRow
+from serving.measuring.subject import TORCH
 
-TEMPLATE = Path(__file__).parent / "page" / "report.html.j2"
+TEMPLATES = ("report.html.j2", "report_speed.html.j2")
+"""The page, and its section on speed."""
+CLAIMED_SIZES = (1, 64)
+"""The batch sizes that the section opens with; without one, the smallest and the largest."""
+SPEED_CAPTIONS = {
+    "latency_throughput": "Up and to the left is better; pale lines join what had the same batch "
+    "size. The strong line of each is that of the threads that gave the most rows per second.",
+    "scaling": "Left: each with the threads that were the best. Right: what the threads gain, from "
+    "none at the lower line to all of them at the upper one.",
+    "latency_distribution": "Each step to the right leaves out nine of ten calls that were left. "
+    "p99.9 of fewer than 1000 calls is near the slowest one, and hollow.",
+    "cold_start": "From starting a process to its first answer, imports included and files in the "
+    "page cache. Dots are single runs.",
+}
+SPEED_TITLES = {
+    "latency_throughput": "latency against throughput",
+    "scaling": "scaling with batch and threads",
+    "latency_distribution": "distribution of latencies",
+    "cold_start": "cold starts",
+}
+"""What each figure of a benchmark shows, for those who do not see it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +84,40 @@ class GateLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A look inside of a network."""
+    """A figure, and what it shows or what to look for in it."""
 
-    name: str
-    caption: str
     svg: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What a section shows of the benchmark."""
+
+    bench: BenchReport
+    claims: Mapping[int, PairedRatio]
+    """By batch size, how many times as fast as PyTorch eager ONNX Runtime's fp32 is, with one
+    thread each."""
+    warnings: tuple[str, ...]
+    """Why the figures are to be doubted."""
+    pictures: tuple[Picture, ...]
+    skipped: tuple[str, ...]
+    """What was not measured, with the reason."""
+
+    @property
+    def rows(self) -> list[BenchRow]:
+        """All that was timed."""
+        return [row for one in self.bench.measured for row in one.rows]
+
+    @property
+    def node_share(self) -> float | None:
+        """The least part of a model's nodes, 0 to 1, that ran where it was asked to."""
+        return min((one.proof.share for one in self.bench.measured if one.proof), default=None)
+
+    @property
+    def time_share(self) -> float | None:
+        """The least part of a model's time that was spent there."""
+        return min((one.share.share for one in self.bench.measured if one.share), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +128,8 @@ class Section:
     measured: ExperimentResults
     rows: tuple[ResultRow, ...]
     gates: tuple[tuple[str, VariantParity, tuple[GateLine, ...]], ...]
-    learning_curve: str
-    """SVG, as those below."""
-    confusion_matrix: str | None
-    """None where no class is predicted."""
-    ulps: str | None
-    """How many units in the last place the variants are off; None before they were compared."""
-    pareto: str | None
-    """What the recipes of quantization lost and won; None where none was tried."""
+    figures: Mapping[str, str]
+    """SVG of what was trained, compared and tried so far, by name."""
     inside: tuple[tuple[str, str], ...]
     """What the look inside measured, by what a person calls it."""
     pictures: tuple[Picture, ...]
@@ -115,18 +162,14 @@ def report(root: Path, page: Path, *, params: Params) -> ReportSummary:
 
 
 def _section(measured: ExperimentResults, pictures: Path) -> Section:
-    training, name = measured.training, measured.training.experiment
-    curve = figures.learning_curve(training.history)
+    name = measured.training.experiment
     variants = measured.parity.variants if measured.parity else {}
     return Section(
         name=name,
         measured=measured,
         rows=rows_of(measured),
         gates=tuple((key, parity, _gate_lines(parity)) for key, parity in variants.items()),
-        learning_curve=figures.as_svg(curve, f"{name}: loss and error of each epoch"),
-        confusion_matrix=_confusion(measured),
-        ulps=_ulps(measured.parity),
-        pareto=_pareto(measured.quantized),
+        figures=dict(_figures(measured)),
         inside=tuple(_inside(measured)),
         pictures=tuple(_pictures(measured, pictures / name)),
         unseen=tuple(_unseen(measured)),
@@ -134,12 +177,22 @@ def _section(measured: ExperimentResults, pictures: Path) -> Section:
     )
 
 
-def _confusion(measured: ExperimentResults) -> str | None:
-    training = measured.training
-    if not training.confusion:
-        return None
-    matrix = figures.confusion_matrix(training.confusion, training.labels)
-    return figures.as_svg(matrix, f"{training.experiment}: confusion matrix of the test set")
+def _figures(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
+    training, parity, quantized = measured.training, measured.parity, measured.quantized
+
+    def svg(figure: Figure, title: str) -> str:
+        return figures.as_svg(figure, f"{training.experiment}: {title}")
+
+    curve = figures.learning_curve(training.history)
+    yield "learning_curve", svg(curve, "loss and error of each epoch")
+    if training.confusion:
+        matrix = figures.confusion_matrix(training.confusion, training.labels)
+        yield "confusion_matrix", svg(matrix, "confusion matrix of the test set")
+    if parity:
+        histogram = figures.ulp_histogram(ulps(parity))
+        yield "ulps", svg(histogram, "differences in units in the last place")
+    if quantized and any(search.tries for search in quantized.searches.values()):
+        yield "pareto", svg(figures.pareto(quantized), "recipes of quantization")
 
 
 def _inside(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
@@ -168,7 +221,7 @@ def _pictures(measured: ExperimentResults, folder: Path) -> Iterator[Picture]:
     for name, caption in shown.items():
         path = folder / f"{name}.svg"
         if path.is_file():
-            yield Picture(name=name, caption=caption, svg=path.read_text(encoding="utf-8"))
+            yield Picture(svg=path.read_text(encoding="utf-8"), caption=caption)
 
 
 def _unseen(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
@@ -200,17 +253,103 @@ def _gate_line(quantity: GateQuantity, measured: float, limit: float) -> GateLin
     )
 
 
-def _ulps(parity: ParityReport | None) -> str | None:
-    if parity is None:
+def speed_of(measured: ExperimentResults) -> Speed | None:
+    """Gather the section of an experiment; None before its benchmark has run."""
+    report = measured.benchmark
+    if report is None:
         return None
-    figure = figures.ulp_histogram(ulps(parity))
-    return figures.as_svg(figure, f"{parity.experiment}: differences in units in the last place")
+    known = measured.parity.skipped if measured.parity else {}
+    unmade = [
+        f"{name}: not made: {reason}"
+        for name, reason in report.skipped.items()
+        if name not in known
+    ]
+    return Speed(
+        bench=report.bench,
+        claims=_claims(report),
+        warnings=tuple(_warnings(report.bench)),
+        pictures=tuple(_drawn(report)),
+        skipped=(*unmade, *_skipped(report.bench), *_skipped_batches(report.bench)),
+    )
 
 
-def _pareto(quantized: QuantizeReport | None) -> str | None:
-    if quantized is None or not any(search.tries for search in quantized.searches.values()):
-        return None
-    return figures.as_svg(pareto(quantized), f"{quantized.experiment}: recipes of quantization")
+def _claims(report: BenchmarkReport) -> dict[int, PairedRatio]:
+    ratios = dict(over_eager(report))
+    sizes = [size for size in CLAIMED_SIZES if size in ratios]
+    if ratios and len(sizes) < len(CLAIMED_SIZES):
+        sizes = sorted({*sizes, min(ratios), max(ratios)})
+    return {size: ratios[size] for size in sizes}
+
+
+def _warnings(bench: BenchReport) -> Iterator[str]:
+    if bench.partial:
+        yield "The benchmark was interrupted: only what was measured until then is here."
+    if bench.load.warning:
+        yield f"While it was measured, {bench.load.warning}."
+
+
+def _drawn(report: BenchmarkReport) -> Iterator[Picture]:
+    for name, figure in figures_of(report).items():
+        svg = figures.as_svg(figure, f"{report.experiment}: {SPEED_TITLES[name]}")
+        yield Picture(svg=svg, caption=SPEED_CAPTIONS[name])
+
+
+def _skipped(bench: BenchReport) -> Iterator[str]:
+    """What was not measured at all: subjects with the same reason on one line."""
+    threads: dict[tuple[str, str, str], set[int | None]] = {}
+    for one in bench.skipped:
+        threads.setdefault((one.subject, one.provider, one.skipped), set()).add(one.threads)
+    every = {one.settings.threads for one in bench.measured}.union(*threads.values()) - {None}
+    lines: dict[tuple[str, str], list[str]] = {}
+    for (subject, provider, reason), counts in threads.items():
+        known = {count for count in counts if count is not None}
+        some = f" with threads {', '.join(map(str, sorted(known)))}"
+        place = "" if provider == TORCH else f" on {provider}"
+        where = place + ("" if None in counts or known == every else some)
+        lines.setdefault((where, reason), []).append(subject)
+    for (where, reason), subjects in lines.items():
+        yield f"{', '.join(subjects)}{where}: skipped: {reason}"
+
+
+def _skipped_batches(bench: BenchReport) -> Iterator[str]:
+    for one in bench.measured:
+        for batch in one.skipped:
+            name = f"{one.label} with threads {one.settings.threads}"
+            yield f"{name}, batch {batch.batch_size}: skipped: {batch.skipped}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredMachine:
+    """A machine that was measured on."""
+
+    environment: Environment
+    """Of any of its experiments, without what differs between them."""
+    experiments: tuple[str, ...]
+    clock_ns: float
+    """The coarsest resolution that its clock was seen to have."""
+    torch_versions: tuple[str, ...]
+    revisions: tuple[str, ...]
+    """Of the sources that measured."""
+
+
+def machines(reports: Iterable[BenchmarkReport | None]) -> list[MeasuredMachine]:
+    """Group experiments by the machine; None stands for one that was not measured."""
+    groups: dict[Environment, list[BenchmarkReport]] = {}
+    for report in reports:
+        if report:
+            # Neither the load of a minute nor the sources make another machine.
+            same = replace(report.bench.environment, load_average=(), git_revision="")
+            groups.setdefault(same, []).append(report)
+    return [
+        MeasuredMachine(
+            environment=environment,
+            experiments=tuple(one.experiment for one in reports),
+            clock_ns=max(one.bench.clock.resolution_ns for one in reports),
+            torch_versions=tuple(sorted({one.torch_version for one in reports})),
+            revisions=tuple(sorted({one.bench.environment.git_revision for one in reports})),
+        )
+        for environment, reports in groups.items()
+    ]
 
 
 def _render(sections: Sequence[Section]) -> str:
@@ -219,14 +358,14 @@ def _render(sections: Sequence[Section]) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
     )
     environment.filters |= {"number": number, "size": _size, "short": short_revision}
     environment.filters |= {"percent": _percent, "times": _times}
-    environment.filters |= {"proof": facts, "cells": cell_lines}
-    page: str = environment.get_template(TEMPLATE.name).render(
+    environment.filters |= {"proof": facts, "cells": cell_lines, "verdict": verdict}
+    page: str = environment.get_template(TEMPLATES[0]).render(
         sections=sections,
-        speed_template=SPEED_TEMPLATE,
+        speed_template=TEMPLATES[1],
         rows=[row for section in sections for row in section.rows],
         machines=machines(section.measured.benchmark for section in sections),
         revisions=sorted({section.measured.training.git_revision for section in sections}),

@@ -20,6 +20,7 @@ from pipeline.records.published import (
     PublishedResults,
     PublishedSpeed,
     PublishedVariant,
+    machine_of,
 )
 from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
@@ -285,7 +286,7 @@ def _speed(report: BenchmarkReport) -> PublishedSpeed:
         if (row := one.row(1))
     ]
     return PublishedSpeed(
-        machine=f"{here.processor}, {here.allowed_cores} cores, {' '.join(here.flags)}",
+        machine=machine_of(here),
         revision=here.git_revision,
         bytes=runs[0].file_bytes if runs else None,
         over_eager={str(size): ratio for size, ratio in over_eager(report)},

@@ -22,10 +22,10 @@ from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import build_graph
 from pipeline.records import ReportFiles, ready, write
+from pipeline.records.published import machine_of
 from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TrainReport, best_of
-from pipeline.stages.page import figures
-from pipeline.tracking import WEIGHTS_TAG, Tracker
+from pipeline.tracking import WEIGHTS_TAG, Tracker, figures
 from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate
 from pipeline.training.loop import TrainingLoop
@@ -208,18 +208,13 @@ def _report(
         data_sha256=ready.digest(training.manifest),
         weights_sha256=weights_sha256,
         init_from=training.transfer,
-        machine=_machine(),
+        machine=machine_of(this_machine("cpu")),
         git_revision=git_revision(),
         mlflow_run_id=run_id,
         labels=labels,
         history=tuple(loop.history),
         confusion=confusion(test, result.predicted, len(labels)),
     )
-
-
-def _machine() -> str:
-    here = this_machine("cpu")
-    return f"{here.processor}, {here.allowed_cores} cores, {' '.join(here.flags)}"
 
 
 def _record(tracker: Tracker, report: TrainReport) -> None:

@@ -4,12 +4,11 @@
 goes through JSON and back without loss.
 """
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from serving.console import table
+from serving.files import csv_text
 from serving.machine.environment import Environment
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import PairedRatio, verdict
@@ -162,12 +161,7 @@ def as_table(report: BenchReport) -> str:
 
 def as_csv(report: BenchReport) -> str:
     """One line per row, with units in the names of the columns."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for one in report.measured:
-        writer.writerows(_cells(one, row) for row in one.rows)
-    return file.getvalue()
+    return csv_text(COLUMNS, (_cells(one, row) for one in report.measured for row in one.rows))
 
 
 def _line(one: Measurement, row: BenchRow) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,21 @@ import numpy as np
 import pytest
 import torch
 from project import REPOSITORY, Project
+from safetensors.torch import save_file
 
-from pipeline.config.experiment import Experiment
-from pipeline.network.graph import load_graph
+from pipeline.network.graph import build_graph, load_graph
 from pipeline.records.ready import open_manifest, open_split
-from pipeline.stages.baselines import mlflow_baseline, torch_model
-from pipeline.stages.baselines.mlflow_baseline import MlflowBaseline, save_pyfuncs
-from pipeline.stages.baselines.torch_baseline import TorchBaseline
-from pipeline.stages.baselines.torch_model import batch_of, first_row, open_torch
+from pipeline.stages.baselines import subject as baseline_program
+from pipeline.stages.baselines.opening import (
+    batch_of,
+    first_row,
+    opener,
+    put_channels_last,
+    pyfunc_setup,
+    save_pyfuncs,
+    torch_setup,
+)
+from pipeline.stages.baselines.subject import BaselineSubject
 from pipeline.stages.benchmark import NAMES, subjects_of
 from serving.errors import InputError, ModelError
 from serving.files import sha256_of_file
@@ -32,8 +38,8 @@ from serving.runtime.settings import SessionSettings
 ONE = SessionSettings(threads=1)
 
 
-def setup(project: Project, mode: str = "eager", device: str = "cpu") -> dict[str, Any]:
-    return torch_model.setup_of(project.experiment, project.weights, project.data, mode, device)
+def setup(project: Project, mode: str = "eager") -> dict[str, Any]:
+    return torch_setup(project.experiment, project.weights, project.data, mode)
 
 
 def images(project: Project, count: int) -> np.ndarray[Any, Any]:
@@ -53,16 +59,9 @@ def test_a_batch_is_the_first_rows_over_and_over(trained: Project) -> None:
     assert (first_row(trained.data) == images(trained, 1)).all()
 
 
-def test_a_setup_goes_through_json_to_the_same_experiment(trained: Project) -> None:
-    message = json.loads(json.dumps(setup(trained)))
-    model = open_torch(message)
-    assert sum(weight.numel() for weight in model.graph.parameters()) > 0
-    assert message["experiment"]["name"] == trained.experiment.name
-
-
 @pytest.mark.parametrize("mode", ["eager", "channels_last"])
 def test_pytorch_answers_as_the_trained_graph_does(trained: Project, mode: str) -> None:
-    subject = TorchBaseline(setup(trained, mode))
+    subject = BaselineSubject(json.loads(json.dumps(setup(trained, mode))))
     started = subject.start(ONE)
     assert torch.get_num_threads() == 1
     assert started.sha256 == sha256_of_file(trained.weights)
@@ -78,74 +77,42 @@ def test_pytorch_answers_as_the_trained_graph_does(trained: Project, mode: str) 
 
 
 def test_channels_last_moves_the_weights(trained: Project) -> None:
-    def last(mode: str) -> list[bool]:
-        weights = open_torch(setup(trained, mode)).graph.parameters()
-        wide = [weight for weight in weights if weight.dim() == 4 and weight.shape[1] > 1]
-        return [one.is_contiguous(memory_format=torch.channels_last) for one in wide]
-
-    assert set(last("eager")) == {False}
-    assert set(last("channels_last")) == {True}
+    graph = load_graph(trained.weights, trained.experiment, open_manifest(trained.data))
+    wide = [weight for weight in graph.parameters() if weight.dim() == 4 and weight.shape[1] > 1]
+    assert wide
+    assert not any(one.is_contiguous(memory_format=torch.channels_last) for one in wide)
+    put_channels_last(graph, "digits-cnn")
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in wide)
 
 
 def test_a_network_without_convolutions_has_no_channels_to_move(
     trained: Project, tmp_path: Path
 ) -> None:
-    from safetensors.torch import save_file
-
-    from pipeline.network.graph import build_graph
-
     settings = {"hidden": [4], "activation": "relu", "dropout": 0.0}
     model = replace(trained.experiment.model, name="mlp", settings=settings)
-    experiment: Experiment = replace(trained.experiment, model=model)
-    graph = build_graph(experiment, open_manifest(trained.data))
-    save_file(graph.state_dict(), tmp_path / "model.safetensors")
-    message = torch_model.setup_of(
-        experiment, tmp_path / "model.safetensors", trained.data, "channels_last"
-    )
+    experiment = replace(trained.experiment, model=model)
+    weights = tmp_path / "model.safetensors"
+    save_file(build_graph(experiment, open_manifest(trained.data)).state_dict(), weights)
+    given = torch_setup(experiment, weights, trained.data, "channels_last")
     with pytest.raises(ModelError, match="digits-cnn has no convolution whose channels could be"):
-        open_torch(message)
-    assert open_torch(message | {"mode": "eager"}).answer(images(trained, 2))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mode": "jit"}, "PyTorch runs eager, channels_last, compile, not 'jit'"),
-        pytest.param(
-            {"device": "cuda"},
-            "PyTorch finds no CUDA device on this machine",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
-        ),
-    ],
-)
-def test_what_cannot_run_is_told_in_one_line(
-    trained: Project, change: Mapping[str, str], message: str
-) -> None:
-    with pytest.raises(ModelError) as caught:
-        open_torch(setup(trained) | change)
-    assert str(caught.value) == message
+        opener(given)(None)
 
 
 def test_rows_that_pytorch_refuses_are_told_in_one_line(trained: Project) -> None:
-    model = open_torch(setup(trained))
+    answer, _ = opener(setup(trained))(None)
     with pytest.raises(ModelError, match=r"^PyTorch cannot run it: ") as caught:
-        model.answer(images(trained, 2).repeat(3, axis=3))
+        answer(images(trained, 2).repeat(3, axis=3))
     assert "\n" not in str(caught.value)
 
 
-def test_a_subject_that_was_not_started_says_so(trained: Project, tmp_path: Path) -> None:
+def test_a_subject_that_was_not_started_says_so(trained: Project) -> None:
     with pytest.raises(InputError, match="was not started"):
-        TorchBaseline(setup(trained)).call(1)
-    message = mlflow_baseline.setup_of(tmp_path, tmp_path / "model.onnx", trained.data)
-    with pytest.raises(InputError, match="was not started"):
-        MlflowBaseline(message).answer(images(trained, 1))
+        BaselineSubject(setup(trained)).call(1)
 
 
 def compiled(project: Project) -> SubjectSpec:
-    module = "pipeline.stages.baselines.torch_baseline"
-    return SubjectSpec(
-        name="torch.compile", provider="torch", module=module, setup=setup(project, "compile")
-    )
+    module, settings = baseline_program.__name__, setup(project, "compile")
+    return SubjectSpec(name="torch.compile", provider="torch", module=module, setup=settings)
 
 
 @pytest.mark.slow
@@ -187,7 +154,7 @@ def test_a_pyfunc_answers_as_the_session_does_and_proves_its_provider(
     exported: Project, saved: Path
 ) -> None:
     model = exported.models["fp32"]
-    subject = MlflowBaseline(mlflow_baseline.setup_of(saved, model, exported.data))
+    subject = BaselineSubject(pyfunc_setup(saved, model, exported.data))
     started = subject.start(ONE)
     session = open_session(model, threads=1)
     assert started.proof == session.proof
@@ -204,27 +171,33 @@ def test_a_pyfunc_answers_as_the_session_does_and_proves_its_provider(
 
 def test_a_thread_count_that_was_not_saved_cannot_be_opened(exported: Project, saved: Path) -> None:
     model = exported.models["fp32"]
-    subject = MlflowBaseline(mlflow_baseline.setup_of(saved, model, exported.data))
+    subject = BaselineSubject(pyfunc_setup(saved, model, exported.data))
     with pytest.raises(ModelError, match=r"^MLflow cannot open \S+threads-3: "):
         subject.start(SessionSettings(threads=3))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("baseline", ["eager", "pyfunc"])
-def test_a_program_tells_its_first_answer(exported: Project, saved: Path, baseline: str) -> None:
-    message = (
-        mlflow_baseline.setup_of(saved, exported.models["fp32"], exported.data)
-        if baseline == "pyfunc"
-        else setup(exported)
+@pytest.mark.parametrize(
+    ("baseline", "others"),
+    [("eager", ("mlflow", "onnxruntime")), ("pyfunc", ("torch",))],
+)
+def test_a_program_answers_its_first_row_and_imports_nothing_of_the_others(
+    exported: Project, saved: Path, baseline: str, others: tuple[str, ...]
+) -> None:
+    pyfunc = pyfunc_setup(saved, exported.models["fp32"], exported.data)
+    message = pyfunc if baseline == "pyfunc" else setup(exported)
+    code = (
+        "import sys; from pipeline.stages.baselines.opening import main; main(); "
+        f"print([name for name in {(*others, 'serving.measuring')} if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.stages.baselines.first_answer", json.dumps(message)],
+        [sys.executable, "-c", code, json.dumps(message)],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    assert done.stdout == "answered\n"
+    assert done.stdout == "answered\n[]\n"
 
 
 def test_the_subjects_are_eager_first_and_all_variants(exported: Project, tmp_path: Path) -> None:

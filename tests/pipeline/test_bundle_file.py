@@ -5,7 +5,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ from click.testing import CliRunner
 from small_onnx import FLOAT, model, node
 
 from pipeline.cli import ferry
+from pipeline.commands.predict import experiment_of
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import GateError
 from pipeline.records.parity import PairReport, SideInfo
 from pipeline.stages.bundle import bundle_file
-from pipeline.tracking.predictions import experiment_of
 from serving import open_model
 from serving.batch.answers import answer
 from serving.bundles.bundle import open_bundle, read_manifest
@@ -118,11 +117,22 @@ def test_the_file_is_shipped_byte_for_byte(proven: Path) -> None:
     assert {"max_abs_diff", "batch_diff"} <= set(manifest.parity)
     assert manifest.parity["max_abs_diff"].limit == LIMITS.max_abs_diff
     assert manifest.source.weights_sha256 == sha256_of_file(proven.parent / "reference.onnx")
-
-
-def test_the_golden_rows_are_the_first(proven: Path) -> None:
-    with np.load(bundled(proven) / "golden.npz", allow_pickle=False) as golden:
+    with np.load(folder / "golden.npz", allow_pickle=False) as golden:
         np.testing.assert_array_equal(golden["input"], ROWS[:GOLDEN_ROWS])
+    assert open_bundle(folder).reference() is None
+    assert not (folder / "reference.json").exists()
+
+
+def runner_prints(folder: Path) -> list[str]:
+    """The lines of the bundle's own runner, which answers the rows beside the model."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
+        cwd=folder.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_predict_verify_bench_and_runner_take_it(proven: Path) -> None:
@@ -133,14 +143,7 @@ def test_predict_verify_bench_and_runner_take_it(proven: Path) -> None:
     found = open_model(folder).predict(ROWS)
     assert set(found.label) <= {"ant", "bee", "cat", "dog"}
     assert bench(folder, BenchOptions(batch_sizes=(1, 4), seconds=0.01, num_rounds=1)).measured
-    done = subprocess.run(
-        [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
-        cwd=proven.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = runner_prints(folder)
     assert lines[0] == "row,out"
     assert len(lines) == len(ROWS) + 1
     np.testing.assert_allclose(json.loads(lines[1].split(",", 1)[1].strip('"')), found.scores[0])
@@ -151,13 +154,7 @@ def test_scores_of_the_usual_name_are_classified_by_the_runner(tmp_path: Path) -
     proof(path)
     folder = bundled(path)
     assert verify(folder).passed
-    done = subprocess.run(
-        [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.startswith("row,label,label_index,probability\n"), done.stderr
+    assert runner_prints(folder)[0] == "row,label,label_index,probability"
 
 
 def test_a_model_of_one_batch_size(tmp_path: Path) -> None:
@@ -167,13 +164,7 @@ def test_a_model_of_one_batch_size(tmp_path: Path) -> None:
     assert read_manifest(folder).golden.rows == 1
     assert verify(folder).passed
     assert len(open_model(folder).predict(ROWS).label) == len(ROWS)
-    done = subprocess.run(
-        [sys.executable, "-I", "-B", str(folder / "runner.py"), "predict", "rows.npy"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert len(done.stdout.splitlines()) == len(ROWS) + 1, done.stderr
+    assert len(runner_prints(folder)) == len(ROWS) + 1
 
 
 def module_proof(path: Path) -> None:
@@ -202,17 +193,10 @@ def test_the_report_of_an_export_is_a_proof_too(tmp_path: Path) -> None:
 
 def test_predictions_are_tracked_under_the_bundles_name(proven: Path) -> None:
     renamed = bundled(proven).rename(proven.parent / "on a device")
-    assert experiment_of(SimpleNamespace(model=renamed)) == "net"  # type: ignore[arg-type]
-    assert experiment_of(SimpleNamespace(model=proven)) == "net"  # type: ignore[arg-type]
+    assert experiment_of(renamed) == experiment_of(proven) == "net"
 
 
 # How the training data are distributed
-
-
-def test_without_training_rows_there_is_no_reference(proven: Path) -> None:
-    folder = bundled(proven)
-    assert open_bundle(folder).reference() is None
-    assert not (folder / "reference.json").exists()
 
 
 def test_training_rows_tell_when_others_have_moved(proven: Path) -> None:
@@ -289,11 +273,6 @@ def test_a_spoilt_proof_is_one_line(proven: Path) -> None:
         refused(proven, IntegrityError)
 
 
-def test_the_report_has_the_keys_that_are_read(proven: Path) -> None:
-    raw = json.loads(proven.with_suffix(".json").read_text())
-    assert set(raw) == set(PairReport.__dataclass_fields__)
-
-
 # What does not fit
 
 
@@ -362,21 +341,17 @@ def run(*arguments: object) -> tuple[int, str, str]:
     return done.exit_code, done.stdout, done.stderr
 
 
-def test_the_command(proven: Path) -> None:
-    folder = proven.parent / "shipped"
-    rows, report = proven.parent / "rows.npy", proven.with_suffix(".json")
-    code, out, err = run(proven, "--data", rows, "--parity", report, "--output", folder, "--json")
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_command(proven: Path, reference: bool) -> None:
+    folder, rows = proven.parent / "shipped", proven.parent / "rows.npy"
+    given = ["--data", rows, "--parity", proven.with_suffix(".json"), "--output", folder]
+    given += ["--reference", rows] if reference else []
+    code, out, err = run(proven, *given, "--json")
     assert code == 0, err
-    assert json.loads(out)["golden_rows"] == GOLDEN_ROWS
+    made = json.loads(out)
+    assert made["golden_rows"] == GOLDEN_ROWS
+    assert made["reference_rows"] == (len(ROWS) if reference else 0)
     assert verify(folder).passed
-
-
-def test_the_command_takes_training_rows(proven: Path) -> None:
-    rows, report = proven.parent / "rows.npy", proven.with_suffix(".json")
-    given = ["--data", rows, "--parity", report, "--output", proven.parent / "shipped"]
-    code, out, err = run(proven, *given, "--reference", rows, "--json")
-    assert code == 0, err
-    assert json.loads(out)["reference_rows"] == len(ROWS)
 
 
 def test_what_the_command_lacks_is_told(proven: Path) -> None:

@@ -76,36 +76,24 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_example_can_be_parsed(name: str) -> None:
+def test_every_option_has_help_and_a_variable_and_one_is_json(name: str) -> None:
     command = ferry.commands[name]
-    example = (command.help or "").strip().splitlines()[-1]
-    words = example.split(f"ferry {name}", 1)[1].split()
-    options = [word for word in words if word.startswith("-")]
-    known = {flag for option in command.params for flag in option.opts}
-    assert set(options) <= known
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_says_what_it_does(name: str) -> None:
-    for parameter in ferry.commands[name].params:
-        if isinstance(parameter, click.Option):
-            assert parameter.help, parameter.opts
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_json(name: str) -> None:
-    flags = [flag for parameter in ferry.commands[name].params for flag in parameter.opts]
-    assert "--json" in flags
+    options = [one for one in command.params if isinstance(one, click.Option)]
+    known = {flag for option in options for flag in option.opts}
+    assert "--json" in known
+    words = (command.help or "").strip().splitlines()[-1].split()
+    assert {word for word in words if word.startswith("-")} <= known
+    for option in options:
+        assert option.help, option.opts
+        flag = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
+        shared = {"FERRY_TRACK", "FERRY_MIRROR"}
+        assert option.envvar in {f"FERRY_{name.upper()}_{flag}", *shared}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_readme_names_every_command(name: str) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.search(rf"\bferry {name}\b", text)
-
-
-def test_every_stage_is_a_command() -> None:
-    assert {*STAGES, "report", "results"} <= set(COMMANDS)
 
 
 def test_help_names_every_command() -> None:
@@ -154,19 +142,12 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 # Mistakes
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in ARGUMENT])
-def test_an_unknown_experiment_is_answered_with_the_nearest(folder: Path, name: str) -> None:
-    result = invoke(name, "digits-mpl")
+@pytest.mark.parametrize("name", STAGES)
+def test_an_unknown_name_is_answered_with_the_nearest(folder: Path, name: str) -> None:
+    kind, near = ("data set", "digits") if name in ARGUMENT else ("experiment", "digits-mlp")
+    result = invoke(name, f"{near}x")
     assert result.exit_code == 2
-    expected = "Error: no experiment named 'digits-mpl'; did you mean 'digits-mlp'?"
-    assert one_line(result) == expected
-
-
-@pytest.mark.parametrize("name", ["pull", "preprocess"])
-def test_an_unknown_data_set_is_answered_with_the_nearest(folder: Path, name: str) -> None:
-    result = invoke(name, "mnits")
-    assert result.exit_code == 2
-    assert one_line(result) == "Error: no data set named 'mnits'; did you mean 'mnist'?"
+    assert one_line(result) == f"Error: no {kind} named '{near}x'; did you mean '{near}'?"
 
 
 MAKES = {
@@ -291,17 +272,6 @@ def test_the_mirror_from_the_environment(folder: Path, monkeypatch: pytest.Monke
     assert invoke("pull", "mnist").exit_code == 0
     assert invoke("pull", "mnist", "--mirror", "other").exit_code == 0
     assert seen == [str(mirror.parent), "other"]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_variable(name: str) -> None:
-    for option in ferry.commands[name].params:
-        if isinstance(option, click.Option) and option.envvar not in (
-            "FERRY_TRACK",
-            "FERRY_MIRROR",
-        ):
-            flag = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
-            assert option.envvar == f"FERRY_{name.upper()}_{flag}"
 
 
 def test_json_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

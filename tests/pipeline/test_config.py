@@ -216,11 +216,7 @@ EDITS = [
     ("mirrors:", "mirror:", "mirror is not a key; did you mean 'mirrors'?"),
     ("validation_rows: 180", "validation_row: 180", "datasets.digits.validation_row is not a key"),
     ("{rotate: 5}", "{rotat: 5}", f"{ONE}.train.augment.rotat is not a key; did you mean 'rotate'"),
-    (
-        "{flips: 4}",
-        "{zzz: 4}",
-        f"{ONE}.parity.int8.zzz is not a key; there are accuracy_loss, batch",
-    ),
+    ("{flips: 4}", "{zzz: 4}", f"{ONE}.parity.int8.zzz is not a key; there are accuracy_loss, "),
     ("{name: mlp, ", "{", f"{ONE}.model.name is missing"),
     ("dataset: digits", "name: mine", f"{ONE}.name is not a key: the section is named already"),
     # Sections and defaults
@@ -234,24 +230,17 @@ EDITS = [
     ("  export: {opset: 20}\n", "", "defaults.export is missing"),
     ("opset: 20", "", f"{ONE}.export.opset is missing"),
     ("{seed: 1}", "{seed: -1}", "defaults.preprocess.seed must be greater than or equal to 0"),
-    (
-        "init_from: null",
-        "init_from: one",
-        "defaults.train.init_from: no other experiment named 'on",
-    ),
+    ("init_from: null", "init_from: one", "defaults.train.init_from: no other experiment named"),
     ("min_snr_db: 110", "min_snr_db: high", "defaults.parity.fp32.min_snr_db must be a number"),
     # Types
     ("epochs: 60", "epochs: sixty", f"{ONE}.epochs must be an integer, got 'sixty'"),
     ("epochs: 60", "epochs: 60.0", f"{ONE}.epochs must be an integer, got 60.0"),
     ("epochs: 60", "epochs: true", f"{ONE}.epochs must be an integer, got True"),
-    ("epochs: 60", "epochs:", f"{ONE}.epochs must be an integer, got None"),
     ("lr: 4.0e-3", "lr: fast", f"{ONE}.train.lr must be a number, got 'fast'"),
-    ("lr: 4.0e-3", "lr: yes", f"{ONE}.train.lr must be a number, got True"),
     ("dataset: digits", "dataset: [digits]", f"{ONE}.dataset must be a string, got ['digits']"),
     ("mirrors: []", "mirrors: /mnt", "mirrors must be a list, got '/mnt'"),
     ("mirrors: []", "mirrors: [/mnt, 3]", "mirrors.1 must be a string, got 3"),
     ("export: {}", "export: 20", f"{ONE}.export must be a mapping, got 20"),
-    ("export: {}", "export:", f"{ONE}.export must be a mapping, got None"),
     # Exponents, which YAML 1.1 takes for text
     ("4.0e-3", "4e-3", f"{ONE}.train.lr must be a number, got the text '4e-3'; write 4.0e-3"),
     ("4.0e-3", "1E3", f"{ONE}.train.lr must be a number, got the text '1E3'; write 1.0e+3"),
@@ -260,13 +249,8 @@ EDITS = [
     ("epochs: 60", "epochs: 0", f"{ONE}.epochs must be greater than or equal to 1, got 0"),
     ("lr: 4.0e-3", "lr: -1.0", f"{ONE}.train.lr must be greater than 0, got -1.0"),
     ("lr: 4.0e-3", "lr: .nan", f"{ONE}.train.lr must be a finite number, got nan"),
-    ("lr: 4.0e-3", "lr: .inf", f"{ONE}.train.lr must be a finite number, got inf"),
     ("momentum: 0.9", "momentum: 1", "defaults.train.momentum must be less than 1, got 1"),
-    (
-        "min_gain: 1.1",
-        "min_gain: .nan",
-        "defaults.bundle.min_gain must be a finite number, got nan",
-    ),
+    ("min_gain: 1.1", "min_gain: .nan", "defaults.bundle.min_gain must be a finite number, got n"),
     ("rotate: 5", "rotate: 181", "augment.rotate must be less than or equal to 180, got 181"),
     ("export: {}", "export: {opset: 17}", "export.opset must be greater than or equal to 18, got"),
     ("export: {}", "export: {opset: 24}", "export.opset must be less than or equal to 23, got 24"),
@@ -274,20 +258,10 @@ EDITS = [
     ("optimizer: adamw", "optimizer: lion", "must be 'sgd', 'adam', 'adamw', 'rmsprop' or 'lbfgs'"),
     # Lists
     ("[1, 7, 256]", "[]", "defaults.parity.batch_sizes must not be empty"),
-    ("[1, 7, 256]", "[1, x]", "defaults.parity.batch_sizes.1 must be an integer, got 'x'"),
     ("[1, 7, 256]", "[7, 0]", "defaults.parity.batch_sizes.1 must be greater than or equal to 1"),
     ("[1, 8]", "[8, 1, 8]", f"{ONE}.benchmark.batch_sizes must be a list that has nothing twice, "),
-    (
-        "threads: [1, 0]",
-        "threads: [1, -2]",
-        "benchmark.threads.1 must be greater than or equal to 0",
-    ),
-    ("[eager]", "[]", "defaults.benchmark.baselines must be a list with eager, over which all spe"),
-    (
-        "[eager]",
-        "[pyfunc]",
-        "benchmark.baselines must be a list with eager, over which all speedups",
-    ),
+    ("threads: [1, 0]", "threads: [1, -2]", "benchmark.threads.1 must be greater than or equal"),
+    ("[eager]", "[pyfunc]", "defaults.benchmark.baselines must be a list with eager, over which "),
     ("[eager]", "[eager, eager]", "benchmark.baselines must be a list that has nothing twice, got"),
     ("[eager]", "[eager, jit]", f"benchmark.baselines.1 must be {BASELINES}, got 'jit'"),
     ("skip: {}}\n  parity", "skip: {int8: ''}}\n  parity", "defaults.quantize.skip.int8 must"),
@@ -295,55 +269,25 @@ EDITS = [
     ("{fp16: 0.7, int8: 1}", "{fp16: 0.7}", f"{ONE}.quantize.min_speedup.int8 is missing"),
     # Names
     ("  digits: {", "  digit: {", "datasets.digit: no such data set; did you mean 'digits'?"),
-    (
-        "dataset: digits",
-        "dataset: digit",
-        f"{ONE}.dataset: no data set named 'digit'; did you mean",
-    ),
+    ("dataset: digits", "dataset: digit", f"{ONE}.dataset: no data set named 'digit'; did you "),
     ("name: mlp", "name: mpl", f"{ONE}.model.name: no model named 'mpl'; did you mean 'mlp'?"),
     ("short: [one]", "short: [onee]", "short.0: no experiment named 'onee'; did you mean 'one'?"),
-    (
-        "against: digits",
-        "against: digit",
-        f"{ONE}.evaluate.against: no data set named 'digit'; did",
-    ),
-    (
-        "{lr: 4.0e-3",
-        "{init_from: tow, lr: 4.0e-3",
-        f"{ONE}.train.init_from: no other experiment na",
-    ),
-    (
-        "{lr: 4.0e-3",
-        "{init_from: one, lr: 4.0e-3",
-        f"{ONE}.train.init_from: no other experiment na",
-    ),
+    ("against: digits", "against: digit", f"{ONE}.evaluate.against: no data set named 'digit'; "),
+    ("lr: 4.0e-3", "lr: 4.0e-3, init_from: one", f"{ONE}.train.init_from: no other experiment"),
     ("  two:", "  ../../mine:", "experiments.../../mine is not a name of letters"),
-    ("  two:", "  a.b:", "experiments.a.b is not a name of letters"),
     # What YAML would change or lose without a word
     ("epochs: 60", "epochs: 6\n    epochs: 60", f"{ONE}.epochs is there twice, the second time"),
     ("  two:", "  one:", f"{ONE} is there twice, the second time in line"),
     ("  two:", "  7:", "experiments.'7' is not a key: keys are text"),
     ("  two:", "  ? [a, b]\n  :", "experiments.a list or mapping is not a key"),
     ("  two:", '  "a\\nb":', r"experiments.'a\nb' is not a key: keys are text"),
-    (
-        "dataset: digits",
-        "dataset: 2026-11-20",
-        f"{ONE}.dataset must be a plain value, got timestamp",
-    ),
-    (
-        "opset: 20",
-        "opset: 2026-13-45",
-        "defaults.export.opset must be a plain value, got timestamp",
-    ),
+    ("dataset: digits", "dataset: 2026-11-20", f"{ONE}.dataset must be a plain value, got times"),
+    ("opset: 20", "opset: 2026-13-45", "defaults.export.opset must be a plain value, got timest"),
     ("epochs: 60", "epochs: &a [*a]", f"{ONE}.epochs.0 holds itself"),
     ("epochs: 60", f"epochs: {'9' * 5000}", f"{ONE}.epochs must be a number of fewer than 100"),
     ("epochs: 60", f"epochs: {['x' * 50] * 50}", f"{ONE}.epochs must be an integer, got ['xxx"),
     ("epochs: 60", 'epochs: "\\uD800"', rf"{ONE}.epochs must be printable text, got '\ud800'"),
-    (
-        "epochs: 60",
-        "epochs: !!python/object/apply:os.system [date]",
-        f"{ONE}.epochs must be a plain value, got python/object/apply:os.system",
-    ),
+    ("epochs: 60", "epochs: !!python/name:os.system", f"{ONE}.epochs must be a plain value, got "),
 ]
 
 
@@ -515,14 +459,13 @@ def invoke(*arguments: str) -> Result:
 
 @pytest.fixture
 def one(read: Callable[[str], Params]) -> Experiment:
-    return replace(read(TEXT).experiment("one"), train=still(read(TEXT).experiment("one")))
-
-
-def still(experiment: Experiment) -> Any:
-    return replace(experiment.train, augment=replace(experiment.train.augment, rotate=0))
+    return with_train(read(TEXT).experiment("one"), rotate=0)
 
 
 def with_train(experiment: Experiment, **changes: Any) -> Experiment:
+    """The experiment with other settings of its training, or of its images' changes."""
+    augment = {key: changes.pop(key) for key in ("rotate", "translate") if key in changes}
+    changes["augment"] = replace(experiment.train.augment, **augment)
     return replace(experiment, train=replace(experiment.train, **changes))
 
 
@@ -554,18 +497,14 @@ UNFIT: dict[str, tuple[Callable[[Experiment], Experiment], str]] = {
         "model.name: cnn takes image rows, moons has table rows",
     ),
     "rows that cannot be turned": (
-        lambda one: replace(
-            with_train(one, augment=replace(one.train.augment, rotate=10.0)), dataset="moons"
-        ),
+        lambda one: replace(with_train(one, rotate=10.0), dataset="moons"),
         (
             "train.augment: moons has table rows, and only images can be changed; set each of its "
             "keys to 0 or false"
         ),
     ),
     "random changes under lbfgs": (
-        lambda one: with_train(
-            one, optimizer="lbfgs", augment=replace(one.train.augment, translate=1)
-        ),
+        lambda one: with_train(one, optimizer="lbfgs", translate=1),
         (
             "train.augment: lbfgs asks for the same loss several times a step, and random changes "
             "would make it another; set each of its keys to 0 or false"
@@ -640,35 +579,20 @@ def test_the_registries_of_ferry() -> None:
 # Models that are no experiment's
 
 
-def golden_rows_of_a_file() -> int:
+def golden_rows_of_a_file(text: str | None) -> int:
+    """Of the bundle of a file, in a working directory with this params.yaml."""
+    if text is not None:
+        Path("params.yaml").write_text(text)
     return stage_defaults("bundle", BundleConfig).golden_rows
 
 
-def test_a_file_takes_the_defaults_of_the_project(
+def test_a_file_takes_the_defaults_of_the_project_or_else_those_of_ferry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (ROOT / "params.yaml").read_text()
-    assert "golden_rows: 16}" in text
-    (tmp_path / "params.yaml").write_text(text.replace("golden_rows: 16}", "golden_rows: 7}"))
     monkeypatch.chdir(tmp_path)
-    assert golden_rows_of_a_file() == 7
-
-
-@pytest.mark.parametrize("other", [None, "epochs: 1e-3\nlayers: &a [1]\nmore: *a\n"])
-def test_outside_of_a_project_a_file_takes_those_of_ferry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str | None
-) -> None:
-    if other is not None:
-        (tmp_path / "params.yaml").write_text(other)
-    monkeypatch.chdir(tmp_path)
-    assert golden_rows_of_a_file() == 16
-
-
-def test_a_default_that_is_left_to_the_experiments_is_missed_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (ROOT / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace(", golden_rows: 16}", "}"))
-    monkeypatch.chdir(tmp_path)
+    assert golden_rows_of_a_file(None) == 16
+    assert golden_rows_of_a_file("epochs: 1e-3\nlayers: &a [1]\nmore: *a\n") == 16
+    assert golden_rows_of_a_file(edited("golden_rows: 16", "golden_rows: 7")) == 7
+    # A default that is left to the experiments is missed by its name.
     with pytest.raises(ConfigError, match=r"defaults\.bundle\.golden_rows is missing"):
-        golden_rows_of_a_file()
+        golden_rows_of_a_file(edited(", golden_rows: 16", ""))

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from sample_metrics import LABELS, confusion, epochs
 
-from pipeline.stages.page.figures import (
+from pipeline.tracking.figures import (
     as_svg,
     confusion_matrix,
     learning_curve,
@@ -146,7 +146,7 @@ def test_pyplot_is_never_imported_and_nothing_is_left_set():
     program = (
         "import sys, matplotlib as mpl; keys = 'font.size', 'axes.grid', 'svg.fonttype'; "
         "before = [mpl.rcParams[key] for key in keys]; "
-        "from pipeline.stages.page.figures import ulp_histogram, as_svg; "
+        "from pipeline.tracking.figures import ulp_histogram, as_svg; "
         "as_svg(ulp_histogram({'fp32': (1, 2)}), 'x'); "
         "print('matplotlib.pyplot' in sys.modules, before == [mpl.rcParams[key] for key in keys], "
         "'torch' in sys.modules)"

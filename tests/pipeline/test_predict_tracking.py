@@ -13,8 +13,7 @@ from small_onnx import FLOAT, model, node
 
 from pipeline import tracking
 from pipeline.cli import ferry
-from pipeline.commands.predict import tracked
-from pipeline.tracking.predictions import log_predictions
+from pipeline.commands.predict import log_predictions, tracked
 from serving import cli as serving_cli
 from serving.drift.check import DriftReport, QuantityDrift
 

@@ -15,9 +15,12 @@ from pipeline.config.params import load
 from pipeline.records.published import (
     MARKED,
     PublishedResults,
+    ScriptLine,
     as_table,
     fill,
+    reached_here,
     read_published,
+    read_scripts,
     write_published,
 )
 from pipeline.stages.results import publishable
@@ -91,6 +94,24 @@ def test_files_come_back_and_the_tables_beside_them_are_made(
     assert (lines[0], lines[-1]) == ("before", "after")
     row = "| `mnist-cnn` | static-u8s8 | 1.70 | 1.70 | 0.03 points, 2 flips | 0.30 |"
     assert lines[-3] == row
+
+
+def test_what_a_script_reached_is_shown_with_its_machine_and_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("docs/results")
+    lines = [ScriptLine("rate", "0.60", "0.85", met=False), ScriptLine("gain", "-", "", met=None)]
+    found = reached_here("predicting.py", lines)
+    path, page = write_published(folder, scripts=[found])
+    assert (path, page) == (folder / "benchmarks/predicting.json", Path("docs/results.md"))
+    assert read_scripts(folder) == (found,)
+    row = f"| `predicting.py` | rate | 0.60 | 0.85 | no | {found.machine} | unknown |"
+    assert row in page.read_text().splitlines()
+    assert "None yet." in page.read_text()  # of the experiments
+    shown = CliRunner().invoke(ferry, ["results", "--published"], prog_name="ferry").stdout
+    assert shown.splitlines()[1].split() == ["`predicting.py`", "rate", "0.60", "0.85", "no"]
+    assert shown.splitlines()[-1] == f"{found.machine}: revision unknown"
 
 
 def test_a_figure_that_is_not_the_published_one_is_seen(published: PublishedResults) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from tries import BUDGET, attempt
 
 from pipeline.records.quantize import QuantizeReport, Search, Try, VariantFile, as_table
-from pipeline.stages.page import figures
-from pipeline.stages.page.figures import pareto, tries_csv
+from pipeline.tracking import figures
+from pipeline.tracking.figures import pareto, tries_csv
 
 
 def search_of(*tries: Try, chosen: str | None) -> Search:

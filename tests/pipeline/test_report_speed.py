@@ -1,7 +1,7 @@
-"""What the section "Speed" is told: its claims, its doubts and what was skipped."""
+"""What the page shows of speed: claims, doubts, what was skipped, and the machines."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,12 @@ import sample_benches
 import sample_metrics
 
 from pipeline.records.benchmark import BenchmarkReport
-from pipeline.stages.page.speed import Speed, speed_of
+from pipeline.stages.report import Speed, machines, speed_of
 from pipeline.stages.results import ExperimentResults, read_results
+from serving.machine.environment import Environment
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.report import SkippedSubject
+from serving.measuring.timing import Clock
 
 Describe = Callable[[BenchmarkReport], Speed]
 
@@ -78,13 +80,12 @@ def test_before_its_benchmark_has_run_there_is_no_section(measured: ExperimentRe
 
 
 def test_the_section_opens_with_one_row_and_with_64(whole: Speed) -> None:
-    assert [claim.batch_size for claim in whole.claims] == [1, 64]
-    for claim in whole.claims:
-        (fp32,) = (one for one in whole.bench.of("fp32", "cpu") if one.settings.threads == 1)
-        row = fp32.row(claim.batch_size)
+    assert list(whole.claims) == [1, 64]
+    (fp32,) = (one for one in whole.bench.of("fp32", "cpu") if one.settings.threads == 1)
+    for size, claimed in whole.claims.items():
+        row = fp32.row(size)
         assert row is not None
-        assert claim.ratio == row.speedup
-        assert claim.verdict == "faster"
+        assert claimed == row.speedup
 
 
 @pytest.mark.parametrize(
@@ -103,36 +104,15 @@ def test_without_1_or_64_the_ends_are_claimed(
     describe: Describe, sizes: tuple[int, ...], claimed: list[int]
 ) -> None:
     speed = describe(claiming(dict.fromkeys(sizes, ratio(2.0, 2.2))))
-    assert [claim.batch_size for claim in speed.claims] == claimed
+    assert list(speed.claims) == claimed
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [
-        (1.03, 1.2, "faster"),
-        (0.8, 0.97, "slower"),
-        (0.97, 1.03, "no difference"),
-        (1.02, 1.5, "no difference"),
-        (0.5, 0.98, "no difference"),
-        (0.5, 2.0, "no difference"),
-    ],
-)
-def test_only_an_interval_beyond_two_hundredths_is_a_difference(
-    describe: Describe, low: float, high: float, verdict: str
-) -> None:
-    speed = describe(claiming({1: ratio(low, high)}))
-    assert [claim.verdict for claim in speed.claims] == [verdict]
-    assert [line.verdict for line in speed.lines] == [verdict]
-
-
-def test_a_row_that_was_not_compared_is_neither_claimed_nor_judged(describe: Describe) -> None:
-    speed = describe(claiming({1: None, 64: ratio(2.0, 2.1)}))
-    assert [claim.batch_size for claim in speed.claims] == [64]
-    assert [line.verdict for line in speed.lines] == [None, "faster"]
+def test_a_row_that_was_not_compared_is_not_claimed(describe: Describe) -> None:
+    assert list(describe(claiming({1: None, 64: ratio(2.0, 2.1)})).claims) == [64]
 
 
 def test_two_threads_make_no_claim(describe: Describe) -> None:
-    assert describe(claiming({1: ratio(2.0, 2.1)}, threads=2)).claims == ()
+    assert describe(claiming({1: ratio(2.0, 2.1)}, threads=2)).claims == {}
 
 
 # Doubts
@@ -212,3 +192,92 @@ def test_what_the_proof_told_already_is_not_told_again(measured: ExperimentResul
     speed = speed_of(replace(measured, parity=parity, benchmark=report))
     assert speed is not None
     assert speed.skipped == ("int8: not made: too wrong",)
+
+
+# The machines
+
+IGNORED = {"load_average", "git_revision"}
+"""Neither the load of a minute nor the sources make another machine."""
+
+
+def timed(name: str, *, torch_version: str = "2.13.0", **changes: object) -> BenchmarkReport:
+    """An experiment that was measured on the sample machine with some of it changed."""
+    bench = sample_metrics.bench_report("mnist-cnn")
+    environment = replace(bench.environment, **changes)  # type: ignore[arg-type]
+    return BenchmarkReport(
+        experiment=name,
+        torch_version=torch_version,
+        weights_sha256="ab" * 32,
+        bench=replace(bench, environment=environment),
+        skipped={},
+    )
+
+
+def test_nothing_measured_is_no_machine() -> None:
+    assert machines([]) == []
+    assert machines([None, None]) == []
+
+
+def test_experiments_of_one_machine_stand_together() -> None:
+    (machine,) = machines([timed("one"), None, timed("two")])
+    assert machine.experiments == ("one", "two")
+
+
+def test_the_load_of_a_minute_is_no_other_machine() -> None:
+    calm, busy = (
+        timed("calm", load_average=(0.1,) * 3),
+        timed("busy", load_average=(4.0,) * 3),
+    )
+    (machine,) = machines([calm, busy])
+    assert machine.environment.load_average == ()
+
+
+def test_other_sources_are_told_and_are_no_other_machine() -> None:
+    first, second = timed("a", git_revision="b" * 40), timed("b", git_revision="a" * 40)
+    (machine,) = machines([first, second, timed("c", git_revision="a" * 40)])
+    assert machine.revisions == ("a" * 40, "b" * 40)
+    assert machine.environment.git_revision == ""
+
+
+@pytest.mark.parametrize("field", sorted({field.name for field in fields(Environment)} - IGNORED))
+def test_a_difference_in_any_field_is_another_machine(field: str) -> None:
+    found = machines([timed("one"), timed("other", **{field: other(field)})])
+    assert [machine.experiments for machine in found] == [("one",), ("other",)]
+    assert getattr(found[1].environment, field) == other(field)
+
+
+def other(field: str) -> object:
+    """A value of the same kind that is not the sample's."""
+    match getattr(sample_metrics.MACHINE, field):
+        case None | str() as value:
+            return f"not {value}"
+        case tuple() as value:
+            return (*value, "more")
+        case value:
+            return value + 1
+
+
+def test_versions_of_torch_are_gathered() -> None:
+    reports = [timed("a", torch_version="2.13.0"), timed("b", torch_version="2.12.0")]
+    (machine,) = machines([*reports, reports[0]])
+    assert machine.torch_versions == ("2.12.0", "2.13.0")
+
+
+def test_the_coarsest_clock_is_told() -> None:
+    fine, coarse = timed("fine"), timed("coarse")
+    clock = Clock(resolution_ns=1000.0, reading_ns=40.0)
+    coarse = replace(coarse, bench=replace(coarse.bench, clock=clock))
+    (machine,) = machines([fine, coarse])
+    assert machine.clock_ns == 1000.0
+
+
+def test_machines_come_in_the_order_of_their_experiments() -> None:
+    found = machines(
+        [
+            timed("z", processor="Z"),
+            timed("a", processor="A"),
+            timed("z2", processor="Z"),
+        ]
+    )
+    assert [machine.experiments for machine in found] == [("z", "z2"), ("a",)]
+    assert all(isinstance(machine.environment, Environment) for machine in found)

@@ -14,9 +14,9 @@ from pipeline import tracking
 from pipeline.records import read
 from pipeline.records.train import TrainReport
 from pipeline.stages.export import export
-from pipeline.stages.page.figures import learning_curve
 from pipeline.stages.parity import parity
 from pipeline.stages.train import train
+from pipeline.tracking.figures import learning_curve
 from pipeline.tracking.models import load_mlflow
 
 
@@ -183,7 +183,7 @@ def test_no_tracking_imports_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> None:
         raise AssertionError("MLflow was asked for")
 
-    monkeypatch.setattr(tracking.runs, "load_mlflow", never)
+    monkeypatch.setattr(tracking, "load_mlflow", never)
     with tracking.run_of_training("digits-cnn", None, track=False) as tracker:
         tracker.log_metrics({"x": 1.0})
         tracker.log_parameters({"a": 1})

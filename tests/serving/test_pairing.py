@@ -89,6 +89,8 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says():
         (1.03, 1.05, "faster"),
         (0.90, 0.97, "slower"),
         (0.90, 0.99, "no difference"),
+        (1.02, 1.5, "no difference"),
+        (0.5, 0.98, "no difference"),
     ],
 )
 def test_only_an_interval_outside_of_the_margin_is_a_difference(low, high, found):

@@ -1,1 +1,1 @@
-"""The baselines of a benchmark: PyTorch in three ways, and MLflow's own way of serving."""
+"""The baselines of a benchmark: how each is opened, and the process that it is measured in."""

@@ -9,15 +9,19 @@ channel, and resized to its sides.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.network.graph import Graph
 from pipeline.records.evaluate import Bin, Calibration, Mistake
 from pipeline.records.ready import Split
+from pipeline.tracking.figures import BLUE, ORANGE, PALE, STYLE
 
 BATCH = 200
 MISTAKES = 8
@@ -26,6 +30,8 @@ CHARACTERS = 100
 """Of a sentence that is quoted."""
 BINS = 15
 """Equally wide, as in Guo et al., "On calibration of modern neural networks", 2017."""
+ERROR_BINS = 60
+"""Of the histogram of errors."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue: recommendation ITU-R BT.601."""
@@ -48,10 +54,10 @@ class Answers:
         answered: npt.NDArray[np.int64] = self.probabilities.argmax(axis=1)
         return answered
 
-    @property
-    def wrong(self) -> npt.NDArray[np.int64]:
-        """The indices of the rows that are answered wrongly."""
-        return np.flatnonzero(self.predicted != self.labels)
+    def worst_by(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """The indices of the wrong rows with the largest of some values, [rows], largest first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-values[wrong], kind="stable")][:MISTAKES]
 
 
 def answer(graph: Graph, split: Split) -> Answers:
@@ -75,15 +81,12 @@ def class_accuracy(answers: Answers, labels: tuple[str, ...]) -> Mapping[str, fl
 
 def most_confident(answers: Answers) -> npt.NDArray[np.int64]:
     """The wrong rows with the largest probability of what they were taken for, largest first."""
-    wrong = answers.wrong
-    order = np.argsort(-answers.probabilities.max(axis=1)[wrong], kind="stable")
-    return wrong[order][:MISTAKES]
+    return answers.worst_by(answers.probabilities.max(axis=1))
 
 
 def worst(answers: Answers) -> npt.NDArray[np.int64]:
     """The wrong rows with the largest loss, largest first."""
-    wrong = answers.wrong
-    return wrong[np.argsort(-answers.losses[wrong], kind="stable")][:MISTAKES]
+    return answers.worst_by(answers.losses)
 
 
 def mistakes(
@@ -114,13 +117,46 @@ def calibrate(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int
     confidences = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     bins = tuple(_bins(confidences, right))
+    gaps = (
+        one.rows * abs(one.accuracy - one.confidence)
+        for one in bins
+        if one.accuracy is not None and one.confidence is not None
+    )
     truth = np.eye(probabilities.shape[1])[labels]
     return Calibration(
-        error=_error(bins, len(labels)),
+        error=sum(gaps) / len(labels),
         mean_confidence=float(confidences.mean()),
         brier=float(np.square(probabilities - truth).sum(axis=1).mean()),
         bins=bins,
     )
+
+
+@mpl.rc_context(STYLE)
+def draw_reliability(calibration: Calibration) -> Figure:
+    """Draw the accuracy of each bin of confidences over its rows.
+
+    Bars below the diagonal are too sure, bars above it not sure enough.
+    """
+    width = 1 / len(calibration.bins)
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color=PALE, linestyle="--", linewidth=1)
+    for number, one in enumerate(calibration.bins):
+        middle = (number + 0.5) * width
+        if one.accuracy is not None and one.confidence is not None:
+            above.bar(middle, one.accuracy, 0.9 * width, color=BLUE, alpha=0.7)
+            ends = [one.accuracy, one.confidence]
+            above.plot([one.confidence] * 2, ends, color=ORANGE, marker="_", linewidth=2)
+        below.bar(middle, one.rows, 0.9 * width, color=PALE)
+    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    above.set_title(f"Expected calibration error {calibration.error:.4f}")
+    below.set(xlabel="confidence: probability of the answer", ylabel="rows", yscale="log")
+    below.set_ylim(bottom=0.7)
+    below.yaxis.set_major_locator(LogLocator())
+    below.yaxis.set_minor_locator(NullLocator())
+    below.yaxis.set_major_formatter("{x:,.0f}")
+    figure.align_ylabels()
+    return figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +207,24 @@ def auc(own: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
     return float((below + up_to).mean() / 2 / len(own))
 
 
+@mpl.rc_context(STYLE)
+def draw_errors(groups: Mapping[str, npt.NDArray[np.float64]], title: str) -> Figure:
+    """Draw how often each error occurs in each group of rows, on a logarithmic scale."""
+    every = np.concatenate(list(groups.values()))
+    low, high = max(float(every.min()), 1e-8), max(float(every.max()), 1e-7)
+    edges = np.geomspace(low / 1.05, high * 1.05, ERROR_BINS).tolist()
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, found), color in zip(groups.items(), (BLUE, ORANGE), strict=False):
+        weights = np.full(len(found), 1 / len(found))
+        axes.hist(found, edges, weights=weights, color=color, alpha=0.65, label=name)
+    axes.set(xscale="log", xlabel="mean squared error of a row", ylabel="part of the rows")
+    axes.set_title(title)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend()
+    return figure
+
+
 def _log_probabilities(logits: Tensor) -> Tensor:
     """Float64 [batch, classes], of one logit per class or of the second class's alone.
 
@@ -195,15 +249,6 @@ def _bins(confidences: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) ->
             )
         else:
             yield Bin(rows=0, confidence=None, accuracy=None)
-
-
-def _error(bins: tuple[Bin, ...], rows: int) -> float:
-    gaps = (
-        one.rows * abs(one.accuracy - one.confidence)
-        for one in bins
-        if one.accuracy is not None and one.confidence is not None
-    )
-    return sum(gaps) / rows
 
 
 def _channels(planes: Tensor, channels: int) -> Tensor:

@@ -7,15 +7,20 @@ harnessing adversarial examples", 2014), projected gradient descent several from
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from pipeline.config.experiment import EvaluateConfig
 from pipeline.network.graph import Graph
 from pipeline.records.evaluate import Attack, Robustness
 from pipeline.records.ready import Split
+from pipeline.tracking.figures import COLORS, STYLE
 
 BATCH = 50
 REACH = 2.5
@@ -64,35 +69,54 @@ def attack(graph: Graph, test: Split, config: EvaluateConfig, seed: int) -> Robu
     images = graph.values(graph.tensor(test.inputs[: config.rows]))
     labels = torch.from_numpy(np.array(test.labels[: config.rows]))
     largest = float(test.inputs.max())
-    noise = _noise(images, seed)
-    attacks = []
-    for strength in config.strengths:
-        radius = strength * largest
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    batches = list(zip(*(part.split(BATCH) for part in (images, noise, labels)), strict=True))
 
-        def fgsm(part: slice, radius: float = radius) -> Tensor:
-            return fast_gradient(graph, Ball(images[part], radius, largest), labels[part])
+    def accuracy(strength: float, moved: Callable[[Ball, Tensor, Tensor], Tensor]) -> float:
+        hits = 0
+        for shown, start, actual in batches:
+            ball = Ball(shown, strength * largest, largest)
+            hits += _hits(graph, moved(ball, start, actual), actual)
+        return hits / len(labels)
 
-        def pgd(part: slice, radius: float = radius) -> Tensor:
-            ball = Ball(images[part], radius, largest)
-            start = images[part] + radius * noise[part]
-            return projected_gradient(graph, ball, labels[part], start=start, steps=config.steps)
+    def fgsm(ball: Ball, _start: Tensor, actual: Tensor) -> Tensor:
+        return fast_gradient(graph, ball, actual)
 
-        for name, moved in (("FGSM", fgsm), ("PGD", pgd)):
-            accuracy = _accuracy(graph, labels, moved)
-            attacks.append(Attack(name=name, strength=strength, accuracy=accuracy))
+    def pgd(ball: Ball, start: Tensor, actual: Tensor) -> Tensor:
+        begin = ball.images + ball.radius * start
+        return projected_gradient(graph, ball, actual, start=begin, steps=config.steps)
+
     return Robustness(
         rows=len(labels),
         largest=largest,
         steps=config.steps,
         seed=seed,
-        accuracy=_accuracy(graph, labels, lambda part: images[part]),
-        attacks=tuple(attacks),
+        accuracy=accuracy(0.0, lambda ball, _start, _actual: ball.images),
+        attacks=tuple(
+            Attack(name=name, strength=strength, accuracy=accuracy(strength, moved))
+            for strength in config.strengths
+            for name, moved in (("FGSM", fgsm), ("PGD", pgd))
+        ),
     )
 
 
-def _noise(images: Tensor, seed: int) -> Tensor:
-    """Evenly spread from -1 to 1."""
-    return torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+@mpl.rc_context(STYLE)
+def draw_attacks(robustness: Robustness) -> Figure:
+    """Draw the accuracy under each attack against its strength."""
+    style: dict[str, Any] = {"markersize": 5, "clip_on": False}
+    names = list(dict.fromkeys(attack.name for attack in robustness.attacks))
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, color, marker in zip(names, COLORS, "os", strict=False):
+        found = sorted((a.strength, a.accuracy) for a in robustness.attacks if a.name == name)
+        strengths, accuracies = zip((0.0, robustness.accuracy), *found, strict=True)
+        axes.plot(strengths, accuracies, color=color, marker=marker, label=name, **style)
+    axes.set(ylim=(0, 1.02), ylabel=f"accuracy on {robustness.rows} rows")
+    axes.set_xlabel(f"largest change of a pixel, part of {robustness.largest:g}")
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend()
+    return figure
 
 
 def _gradient(graph: Graph, images: Tensor, labels: Tensor) -> Tensor:
@@ -105,14 +129,9 @@ def _gradient(graph: Graph, images: Tensor, labels: Tensor) -> Tensor:
     return gradient
 
 
-def _accuracy(graph: Graph, labels: Tensor, images: Callable[[slice], Tensor]) -> float:
-    """The part of the rows that is answered rightly, of images that are made batch by batch."""
-    hits = 0
-    for start in range(0, len(labels), BATCH):
-        part = slice(start, start + BATCH)
-        shown = images(part)
-        with torch.inference_mode():
-            inputs = graph.inputs(shown)
-            _, probabilities = graph.head.answers(graph.network(inputs), inputs)
-        hits += int(torch.eq(probabilities.argmax(dim=1), labels[part]).sum())
-    return hits / len(labels)
+def _hits(graph: Graph, images: Tensor, labels: Tensor) -> int:
+    """How many rows are answered rightly."""
+    with torch.inference_mode():
+        inputs = graph.inputs(images)
+        _, probabilities = graph.head.answers(graph.network(inputs), inputs)
+    return int(torch.eq(probabilities.argmax(dim=1), labels).sum())

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -20,16 +21,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from pipeline.records.quantize import QuantizeReport, Search, Try
 from pipeline.records.train import Epoch
+from serving.files import csv_text
 
-BLUE, ORANGE, GREEN, RED, PURPLE, BROWN = (
-    "#2f6fb7",
-    "#e0832a",
-    "#3a9a5b",
-    "#c8474f",
-    "#8562b5",
-    "#8a6a56",
-)
-COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, BROWN)
+COLORS = ("#2f6fb7", "#e0832a", "#3a9a5b", "#c8474f", "#8562b5", "#8a6a56")
+BLUE, ORANGE, *_ = COLORS
 INK, PALE = "#3b4252", "#8a93a3"
 STYLE: dict[Any, Any] = {  # its keys are literals to a type checker
     "svg.fonttype": "none",
@@ -59,8 +54,11 @@ MIN_SEEN = 0.001
 """Part of the values below which a bin at the end of a histogram is left out."""
 MAX_COUNTED_CLASSES = 20
 """Above this a confusion matrix shows colours alone."""
+MARKERS = {"fp16": "s", "int8": "o"}
+COLUMNS = ("variant", "recipe", "loss", "low", "high", "flips", "size_ratio", "speed", "inside")
 
 
+@mpl.rc_context(STYLE)
 def learning_curve(history: Sequence[Epoch]) -> Figure:
     """Draw loss and error of each epoch, on the training rows and on validation.
 
@@ -68,24 +66,24 @@ def learning_curve(history: Sequence[Epoch]) -> Figure:
     """
     classifies = history[0].accuracy is not None
     unit = "cross-entropy, nats" if classifies else "mean squared error"
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.2), layout="constrained")
-        losses, *others = figure.subplots(1, 1 + classifies, squeeze=False)[0]
-        epochs = [epoch.epoch for epoch in history]
-        _pair(losses, epochs, [e.loss for e in history], [e.validation_loss for e in history])
-        losses.set(title="Loss", xlabel="epoch", ylabel=unit, yscale="log")
-        logarithmic(losses.yaxis)
-        for errors in others:
-            wrong = [_percent_wrong(epoch.accuracy) for epoch in history]
-            _pair(errors, epochs, wrong, [_percent_wrong(e.validation_accuracy) for e in history])
-            errors.set(title="Error", xlabel="epoch", ylabel="rows answered wrongly, %")
-            errors.set_ylim(bottom=0)
-        for axes in (losses, *others):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.legend()
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    losses, *others = figure.subplots(1, 1 + classifies, squeeze=False)[0]
+    epochs = [epoch.epoch for epoch in history]
+    _pair(losses, epochs, np.array([(e.loss, e.validation_loss) for e in history]))
+    losses.set(title="Loss", xlabel="epoch", ylabel=unit, yscale="log")
+    logarithmic(losses.yaxis)
+    for errors in others:
+        right = np.array([(e.accuracy, e.validation_accuracy) for e in history], dtype=float)
+        _pair(errors, epochs, 100 * (1 - right))
+        errors.set(title="Error", xlabel="epoch", ylabel="rows answered wrongly, %")
+        errors.set_ylim(bottom=0)
+    for axes in (losses, *others):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend()
     return figure
 
 
+@mpl.rc_context(STYLE)
 def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> Figure:
     """Draw how often each actual class (rows) was answered as each class (columns).
 
@@ -93,40 +91,39 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
     """
     counts = np.asarray(matrix, dtype=np.int64)
     side = float(np.clip(1.7 + 0.42 * len(labels), 3, 10))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(side, side), layout="constrained")
-        axes = figure.subplots()
-        ticks = range(len(labels))
-        axes.set(xlabel="answered", ylabel="actual", xticks=ticks, yticks=ticks, aspect="equal")
-        axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5))
-        axes.set_xticklabels(labels, rotation=90 if max(map(len, labels)) > 3 else 0)
-        axes.set_yticklabels(labels)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        _fill_cells(axes, counts)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    ticks = range(len(labels))
+    axes.set(xlabel="answered", ylabel="actual", xticks=ticks, yticks=ticks, aspect="equal")
+    axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5))
+    axes.set_xticklabels(labels, rotation=90 if max(map(len, labels)) > 3 else 0)
+    axes.set_yticklabels(labels)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _fill_cells(axes, counts)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def ulp_histogram(counts: Mapping[str, Sequence[int]]) -> Figure:
     """Draw which part of the values differs by how many units in the last place, for each variant.
 
     `counts` are of 0, 1, 2, 3 to 4, 5 to 8, ... units.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 2.6), layout="constrained")
-        axes = figure.subplots()
-        longest = max((_last_seen(bins) for bins in counts.values()), default=1)
-        for number, (name, bins) in enumerate(counts.items()):
-            part = 100 * np.asarray(bins) / max(sum(bins), 1)
-            color = COLORS[number % len(COLORS)]
-            axes.stairs(part, np.arange(len(part) + 1) - 0.5, fill=True, color=color, alpha=0.25)
-            axes.stairs(part, np.arange(len(part) + 1) - 0.5, color=color, label=name)
-        ticks = [*range(min(longest, 3)), *range(4, longest, 2)]
-        axes.set(xticks=ticks, xticklabels=[_units(tick) for tick in ticks])
-        axes.set(xlabel="difference to PyTorch, units in the last place", ylabel="values, %")
-        axes.set(xlim=(-0.7, longest - 0.3), ylim=(0, None))
-        if counts:
-            axes.legend()
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
+    axes = figure.subplots()
+    longest = max((_last_seen(bins) for bins in counts.values()), default=1)
+    for number, (name, bins) in enumerate(counts.items()):
+        part = 100 * np.asarray(bins) / max(sum(bins), 1)
+        color = COLORS[number % len(COLORS)]
+        axes.stairs(part, np.arange(len(part) + 1) - 0.5, fill=True, color=color, alpha=0.25)
+        axes.stairs(part, np.arange(len(part) + 1) - 0.5, color=color, label=name)
+    ticks = [*range(min(longest, 3)), *range(4, longest, 2)]
+    axes.set(xticks=ticks, xticklabels=[_units(tick) for tick in ticks])
+    axes.set(xlabel="difference to PyTorch, units in the last place", ylabel="values, %")
+    axes.set(xlim=(-0.7, longest - 0.3), ylim=(0, None))
+    if counts:
+        axes.legend()
     return figure
 
 
@@ -168,19 +165,14 @@ def _units(place: int) -> str:
     return str(2 ** (place - 1)) if place < 8 else f"$2^{{{place - 1}}}$"
 
 
-def _percent_wrong(accuracy: float | None) -> float:
-    return 100 * (1 - (accuracy or 0.0))
-
-
-def _pair(
-    axes: Axes, epochs: Sequence[int], train: Sequence[float], validation: Sequence[float]
-) -> None:
+def _pair(axes: Axes, epochs: Sequence[int], values: npt.NDArray[np.float64]) -> None:
+    """Draw what was measured in training and in validation, [epochs, 2]."""
     mark = "o" if len(epochs) <= 30 else ""
-    axes.plot(epochs, train, color=BLUE, marker=mark, markersize=3, label="training")
-    axes.plot(epochs, validation, color=ORANGE, marker=mark, markersize=3, label="validation")
+    for line, color, name in zip(values.T, COLORS, ("training", "validation"), strict=False):
+        axes.plot(epochs, line, color=color, marker=mark, markersize=3, label=name)
 
 
-def _fill_cells(axes: Axes, counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+def _fill_cells(axes: Axes, counts: npt.NDArray[np.int64]) -> None:
     parts = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     worst = max(MIN_WORST, (parts * (1 - np.eye(len(counts)))).max())
     for (row, column), count in np.ndenumerate(counts):
@@ -205,43 +197,39 @@ def _short(value: float, _position: int | None = None) -> str:
     return f"{value:g}"
 
 
-MARKERS = {"fp16": "s", "int8": "o"}
-COLUMNS = ("variant", "recipe", "loss", "low", "high", "flips", "size_ratio", "speed", "inside")
-
-
+@mpl.rc_context(STYLE)
 def pareto(report: QuantizeReport) -> Figure:
     """Draw the loss of each try over its speed and over its size.
 
     Filled marks are inside both budgets, the large one was kept; numbers are explained beside. Down
     and to the right is better on the left, down and to the left on the right.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.2), layout="constrained")
-        speeds, sizes = figure.subplots(1, 2, sharey=True)
-        number = 0
-        for variant, search in report.searches.items():
-            _limits(speeds, search, variant)
-            for one in search.tries:
-                number += 1
-                if one.quality is not None and one.quality.loss is not None:
-                    _mark(speeds, one.speed, one, search, variant, number)
-                    _mark(sizes, one.size_ratio or 0.0, one, search, variant, number)
-        tries = [one for search in report.searches.values() for one in search.tries]
-        _front(speeds, [(-one.speed, one) for one in tries], -1)
-        _front(sizes, [(one.size_ratio or 0.0, one) for one in tries], 1)
-        speeds.set(xlabel="times as fast as fp32", ylabel="lost, points or %")
-        sizes.set(xlabel="part of fp32's size")
-        message = "\n".join(f"{index}  {one.recipe}" for index, one in enumerate(tries, 1))
-        figure.legend([], [], loc="outside right upper", title=message, title_fontsize=8)
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    speeds, sizes = figure.subplots(1, 2, sharey=True)
+    number = 0
+    for variant, search in report.searches.items():
+        _limits(speeds, search, variant)
+        for one in search.tries:
+            number += 1
+            if one.quality is not None and one.quality.loss is not None:
+                _mark(speeds, one.speed, one, search, variant, number)
+                _mark(sizes, one.size_ratio or 0.0, one, search, variant, number)
+    tries = [one for search in report.searches.values() for one in search.tries]
+    _front(speeds, [(-one.speed, one) for one in tries], -1)
+    _front(sizes, [(one.size_ratio or 0.0, one) for one in tries], 1)
+    speeds.set(xlabel="times as fast as fp32", ylabel="lost, points or %")
+    sizes.set(xlabel="part of fp32's size")
+    names = "\n".join(f"{index}  {one.recipe}" for index, one in enumerate(tries, 1))
+    figure.legend([], [], loc="outside right upper", title=names, title_fontsize=8)
     return figure
 
 
 def tries_csv(report: QuantizeReport) -> str:
     """A line per try below the names of its columns; empty where a value is unknown."""
-    lines = [",".join(COLUMNS)]
-    for variant, search in report.searches.items():
-        lines += [",".join(_cells(variant, one)) for one in search.tries]
-    return "\n".join(lines) + "\n"
+    rows = (
+        _cells(variant, one) for variant, search in report.searches.items() for one in search.tries
+    )
+    return csv_text(COLUMNS, rows)
 
 
 def _mark(

@@ -1,13 +1,12 @@
 """The figures of a benchmark, for the report and for MLflow alike.
 
-Each takes the whole report and always returns a figure: one that says so where there is nothing to
-draw. A subject has one colour in all of them, a provider one mark, a number of threads one kind of
-line. A legend beside the panels names the lines, in the order in which they end.
+A subject has one colour in all of them, a provider one mark, a number of threads one kind of line.
+A legend beside the panels names the lines, in the order in which they end.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -16,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from pipeline.records.benchmark import BenchmarkReport
-from pipeline.stages.page.figures import COLORS, INK, PALE, STYLE, logarithmic
+from pipeline.records.benchmark import BenchmarkReport, threads_of
+from pipeline.tracking.figures import COLORS, INK, PALE, STYLE, logarithmic
 from serving.measuring.report import BenchReport, ColdStart, Measurement
 from serving.measuring.subject import TORCH
 from serving.measuring.timing import Timing
@@ -29,6 +28,12 @@ MARKERS = "oD^vP"
 Style = Literal["-", "--", ":", "-."]
 FEWER: tuple[Style, ...] = ("--", ":", "-.")
 """Lines of fewer threads; those of the most are solid."""
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+NINES = [float(-np.log10(1 - part)) for part in QUANTILES.values()]
+SLOWEST = 3.7
+"""Where the slowest call is drawn, past the three nines of p99.9."""
+ENOUGH_CALLS = 1000
+"""Of fewer calls p99.9 is near the slowest one, and is drawn hollow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +80,12 @@ def drawn_subjects(bench: BenchReport) -> list[DrawnSubject]:
     by_subject = colors(bench)
     return [
         DrawnSubject(
-            name=" ".join(filter(None, [next(iter(by_threads.values())).label, message])),
+            name=" ".join(filter(None, [next(iter(by_threads.values())).label, settings])),
             color=by_subject[subject],
             marker=markers.get(provider, "s"),
             by_threads=dict(sorted(by_threads.items())),
         )
-        for (subject, provider, message), by_threads in found.items()
+        for (subject, provider, settings), by_threads in found.items()
     ]
 
 
@@ -104,7 +109,8 @@ def styles(drawn: Sequence[DrawnSubject]) -> dict[int, Style]:
 def batch_sizes(bench: BenchReport) -> dict[int, list[Timing]]:
     """All timings of each batch size, from the smallest and from the quickest."""
     found: dict[int, list[Timing]] = {}
-    for timing in sorted(_timings(bench), key=lambda one: (one.batch_size, one.p50_ms)):
+    timings = [row.timing for one in bench.measured for row in one.rows]
+    for timing in sorted(timings, key=lambda one: (one.batch_size, one.p50_ms)):
         found.setdefault(timing.batch_size, []).append(timing)
     return found
 
@@ -114,18 +120,19 @@ def ordered(one: Measurement) -> list[Timing]:
     return sorted((row.timing for row in one.rows), key=lambda timing: timing.batch_size)
 
 
-def _timings(bench: BenchReport) -> Iterator[Timing]:
-    return (row.timing for one in bench.measured for row in one.rows)
+def figures_of(report: BenchmarkReport) -> dict[str, Figure]:
+    """The figures of what was measured, by name."""
+    found: dict[str, Figure] = {}
+    if any(one.rows for one in report.bench.measured):
+        found["latency_throughput"] = latency_throughput(report)
+        found["scaling"] = scaling(report)
+        found["latency_distribution"] = latency_distribution(report)
+    if report.bench.cold_starts:
+        found["cold_start"] = cold_start_bars(report)
+    return found
 
 
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
-NINES = [float(-np.log10(1 - part)) for part in QUANTILES.values()]
-SLOWEST = 3.7
-"""Where the slowest call is drawn, past the three nines of p99.9."""
-ENOUGH_CALLS = 1000
-"""Of fewer calls p99.9 is near the slowest one, and is drawn hollow."""
-
-
+@mpl.rc_context(STYLE)
 def latency_throughput(report: BenchmarkReport) -> Figure:
     """Draw latency against throughput of each subject over batch sizes, both logarithmic.
 
@@ -134,25 +141,23 @@ def latency_throughput(report: BenchmarkReport) -> Figure:
     """
     drawn = drawn_subjects(report.bench)
     kinds = styles(drawn)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 5.4), layout="constrained")
-        axes = figure.subplots()
-        if not drawn:
-            return _nothing(figure, axes, "nothing was measured")
-        for subject in drawn:
-            for threads, one in subject.by_threads.items():
-                _sweep(axes, subject, one, kinds[threads])
-        axes.set(xscale="log", yscale="log")
-        axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
-        axes.margins(x=0.08, y=0.08)
-        _join_batches(axes, report.bench)
-        for axis in (axes.xaxis, axes.yaxis):
-            logarithmic(axis)
-        _thread_legend(axes, kinds)
-        _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
+    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    axes = figure.subplots()
+    for subject in drawn:
+        for threads, one in subject.by_threads.items():
+            _sweep(axes, subject, one, kinds[threads])
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlabel="median latency of one batch, ms", ylabel="rows per second")
+    axes.margins(x=0.08, y=0.08)
+    _join_batches(axes, report.bench)
+    for axis in (axes.xaxis, axes.yaxis):
+        logarithmic(axis)
+    _thread_legend(axes, kinds)
+    _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
     return figure
 
 
+@mpl.rc_context(STYLE)
 def scaling(report: BenchmarkReport) -> Figure:
     """Draw rows per second over the batch size, and what more threads add to it.
 
@@ -160,20 +165,18 @@ def scaling(report: BenchmarkReport) -> Figure:
     the fewest, where the upper line is as many times as there are threads.
     """
     drawn = drawn_subjects(report.bench)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.2), layout="constrained")
-        if not drawn:
-            return _nothing(figure, figure.subplots(), "nothing was measured")
-        rates, gains = figure.subplots(1, 2)
-        _rates(rates, drawn)
-        _gains(gains, drawn)
-        for axes in (rates, gains):
-            if axes.axison:
-                _over_batches(axes, list(batch_sizes(report.bench)))
-        _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    rates, gains = figure.subplots(1, 2)
+    _rates(rates, drawn)
+    _gains(gains, drawn)
+    for axes in (rates, gains):
+        if axes.axison:
+            _over_batches(axes, list(batch_sizes(report.bench)))
+    _subject_legend(figure, [(_last(one).rows_per_second, one) for one in drawn])
     return figure
 
 
+@mpl.rc_context(STYLE)
 def latency_distribution(report: BenchmarkReport) -> Figure:
     """Draw the latency of a batch of one, or the smallest that was measured, over percentiles.
 
@@ -181,23 +184,21 @@ def latency_distribution(report: BenchmarkReport) -> Figure:
     with the lowest median. p99.9 of fewer than 1000 calls is hollow.
     """
     drawn = drawn_subjects(report.bench)
-    size = min(batch_sizes(report.bench), default=1)
+    size = min(batch_sizes(report.bench))
     quickest = [(one, timing) for one in drawn if (timing := one.quickest(size))]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 4.4), layout="constrained")
-        axes = figure.subplots()
-        if not quickest:
-            return _nothing(figure, axes, "nothing was measured")
-        for one, timing in quickest:
-            _tail(axes, one, timing)
-        axes.set(yscale="log", xlim=(0.2, SLOWEST + 0.1), ylabel=f"latency at batch {size}, ms")
-        axes.set_xticks([*NINES, SLOWEST], [*QUANTILES, "slowest"])
-        axes.set_xlabel("percentile of the calls")
-        logarithmic(axes.yaxis)
-        _subject_legend(figure, [(timing.max_ms, one) for one, timing in quickest])
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for one, timing in quickest:
+        _tail(axes, one, timing)
+    axes.set(yscale="log", xlim=(0.2, SLOWEST + 0.1), ylabel=f"latency at batch {size}, ms")
+    axes.set_xticks([*NINES, SLOWEST], [*QUANTILES, "slowest"])
+    axes.set_xlabel("percentile of the calls")
+    logarithmic(axes.yaxis)
+    _subject_legend(figure, [(timing.max_ms, one) for one, timing in quickest])
     return figure
 
 
+@mpl.rc_context(STYLE)
 def cold_start_bars(report: BenchmarkReport) -> Figure:
     """Draw the median time from starting a process to its first answer, the shortest on top.
 
@@ -205,19 +206,16 @@ def cold_start_bars(report: BenchmarkReport) -> Figure:
     """
     cold = sorted(report.bench.cold_starts, key=lambda one: one.p50_ms)
     color = colors(report.bench)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10, 0.9 + 0.42 * max(len(cold), 2)), layout="constrained")
-        axes = figure.subplots()
-        if not cold:
-            return _nothing(figure, axes, "no cold start was measured")
-        for place, one in enumerate(cold):
-            _bar(axes, place, one, color[one.subject])
-        axes.set_yticks(range(len(cold)), [one.subject for one in cold])
-        axes.set(xlabel="ms from starting a process to its first answer", xlim=(0, None))
-        axes.set_ylim(len(cold) - 0.4, -0.6)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
+    figure = Figure(figsize=(10, 0.9 + 0.42 * max(len(cold), 2)), layout="constrained")
+    axes = figure.subplots()
+    for place, one in enumerate(cold):
+        _bar(axes, place, one, color[one.subject])
+    axes.set_yticks(range(len(cold)), [one.subject for one in cold])
+    axes.set(xlabel="ms from starting a process to its first answer", xlim=(0, None))
+    axes.set_ylim(len(cold) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
     return figure
 
 
@@ -239,7 +237,7 @@ def _sweep(axes: Axes, subject: DrawnSubject, one: Measurement, style: Style) ->
         markerfacecolor=subject.color if best else "none",
         linewidth=1.6 if best else 1,
         alpha=1 if best else 0.6,
-        label=f"{subject.name}, {_threads(one.settings.threads)}",
+        label=f"{subject.name}, {threads_of(one.settings.threads)}",
     )
 
 
@@ -279,7 +277,9 @@ def _gains(axes: Axes, drawn: Sequence[DrawnSubject]) -> None:
             _over_sizes(axes, one, sizes, gains)
             levels += gains
     if len(levels) == 2:
-        _say(axes, f"measured with {_threads(fewest)} alone")
+        axes.set_axis_off()
+        message = f"measured with {threads_of(fewest)} alone"
+        axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)
         return
     for level in levels[:2]:
         axes.axhline(level, color=PALE, linestyle="--", linewidth=1, zorder=0)
@@ -301,18 +301,13 @@ def _over_batches(axes: Axes, sizes: Sequence[int]) -> None:
 
 
 def _tail(axes: Axes, one: DrawnSubject, timing: Timing) -> None:
-    color = one.color
     up = [timing.p50_ms, timing.p90_ms, timing.p99_ms, timing.p999_ms]
-    few = timing.num_calls < ENOUGH_CALLS
-    axes.plot(NINES, up, color=color, label=one.name)
-    for place, (across, height) in enumerate(zip(NINES, up, strict=True)):
-        hollow = few and place == len(NINES) - 1
-        face = "none" if hollow else color
-        axes.plot(
-            across, height, color=color, marker=one.marker, markersize=5, markerfacecolor=face
-        )
+    mark: dict[str, Any] = {"color": one.color, "marker": one.marker, "markersize": 5}
+    axes.plot(NINES, up, **mark, markevery=slice(3), label=one.name)
+    face = "none" if timing.num_calls < ENOUGH_CALLS else one.color
+    axes.plot(NINES[-1], up[-1], **mark, markerfacecolor=face)
     ends = [NINES[-1], SLOWEST], [up[-1], timing.max_ms]
-    axes.plot(*ends, color=color, linestyle=":", marker="_", markevery=[1])
+    axes.plot(*ends, color=one.color, linestyle=":", marker="_", markevery=[1])
 
 
 def _bar(axes: Axes, place: int, one: ColdStart, color: str) -> None:
@@ -330,10 +325,6 @@ def _bar(axes: Axes, place: int, one: ColdStart, color: str) -> None:
     )
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}"
-
-
 def _subject_legend(figure: Figure, ends: Sequence[tuple[float, DrawnSubject]]) -> None:
     """Name the lines beside the panels: from the one that ends highest to the lowest."""
     handles = [
@@ -346,20 +337,8 @@ def _subject_legend(figure: Figure, ends: Sequence[tuple[float, DrawnSubject]]) 
 def _thread_legend(axes: Axes, kinds: Mapping[int, Style]) -> None:
     """Explain the kinds of lines, where there are several."""
     proxies = [
-        Line2D([], [], color=INK, linestyle=kind, linewidth=1.2, label=_threads(count))
+        Line2D([], [], color=INK, linestyle=kind, linewidth=1.2, label=threads_of(count))
         for count, kind in kinds.items()
     ]
     if len(proxies) > 1:
         axes.legend(handles=proxies, loc="lower right", handlelength=3)
-
-
-def _nothing(figure: Figure, axes: Axes, message: str) -> Figure:
-    figure.set_size_inches(10, 1)
-    _say(axes, message)
-    return figure
-
-
-def _say(axes: Axes, message: str) -> None:
-    """Write in a panel why it is empty."""
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, message, ha="center", va="center", transform=axes.transAxes)

@@ -1,1 +1,0 @@
-"""What `ferry report` draws: the figures, and the section on speed."""
