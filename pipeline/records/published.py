@@ -116,8 +116,8 @@ class PublishedSpeed:
     over_eager: Mapping[str, PairedRatio]
     """fp32 over PyTorch eager with one thread each, by batch size."""
     latencies: tuple[PublishedLatency, ...]
-    cold_starts_ms: Mapping[str, float]
-    """From starting a process to its first answer, by what was started."""
+    cold_start_ms: float | None
+    """fp32 on the CPU, from starting a process to its first answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,7 +342,7 @@ def _latency(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
                 f"{line.p99_ms:.3f} ms",
                 f"{line.rows_per_second:,.0f}, batch {line.best_batch}",
                 DASH if speed.bytes is None else f"{speed.bytes / 1024:,.0f} KiB",
-                number(speed.cold_starts_ms.get("fp32"), ",.0f", " ms"),
+                number(speed.cold_start_ms, ",.0f", " ms"),
             )
 
 

@@ -28,6 +28,7 @@ from serving.console import DASH, number, table
 from serving.errors import MissingInputError
 from serving.files import read_json, sha256_of_file
 from serving.measuring.report import Measurement
+from serving.measuring.subject import label_of
 
 Record = TypeVar("Record")
 Measured = TypeVar("Measured", EvaluateReport, ParityReport, BenchmarkReport)
@@ -273,6 +274,7 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
 def _speed(report: BenchmarkReport) -> PublishedSpeed:
     bench = report.bench
     here = bench.environment
+    cold_starts_ms = {cold.subject: cold.p50_ms for cold in bench.cold_starts}
     runs = list(bench.of("fp32"))
     latencies = [
         PublishedLatency(
@@ -291,7 +293,7 @@ def _speed(report: BenchmarkReport) -> PublishedSpeed:
         bytes=runs[0].file_bytes if runs else None,
         over_eager={str(size): ratio for size, ratio in over_eager(report)},
         latencies=tuple(latencies),
-        cold_starts_ms={cold.subject: cold.p50_ms for cold in bench.cold_starts},
+        cold_start_ms=cold_starts_ms.get(label_of("fp32", "cpu")),
     )
 
 

@@ -305,7 +305,12 @@ def bench_report(name: str) -> BenchReport:
         SkippedSubject(subject="torch.compile", provider="torch", threads=threads, skipped=compiler)
         for threads in (1, 2)
     ]
-    cold = {"PyTorch eager": 2100.0, "fp32": 310.0, "int8": 300.0, "MLflow pyfunc": 3900.0}
+    cold = {
+        "PyTorch eager": 2100.0,
+        "fp32 · cpu": 310.0,
+        "int8 · cpu": 300.0,
+        "MLflow pyfunc": 3900.0,
+    }
     return BenchReport(
         model=name,
         rows="test_inputs.npy",

@@ -74,6 +74,7 @@ def test_what_is_published_is_what_was_measured(published: PublishedResults) -> 
     assert published.speed is not None
     assert published.speed.over_eager["1"].median == pytest.approx(3, abs=1e-4)
     assert [one.threads for one in published.speed.latencies] == [1, 2]
+    assert published.speed.cold_start_ms == 310
     assert published.shipped == "int8"
 
 
