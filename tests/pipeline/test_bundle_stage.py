@@ -84,10 +84,10 @@ def timed(variant: str, path: Path, p50_ms: float, bulk_ms: float) -> Measuremen
     return replace(one, sha256=sha256_of_file(path), rows=rows)
 
 
-@pytest.fixture
-def measured(exported: Project, tmp_path: Path) -> Project:
+@pytest.fixture(scope="module")
+def timed_once(exported: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with a real parity report and chosen timings: int8 for one row, fp16 in bulk."""
-    root = tmp_path / "project"
+    root = tmp_path_factory.mktemp("timed") / "project"
     shutil.copytree(exported.root, root)
     # How far two epochs of int8 are off depends on the processor, and is not what is tested here.
     gates = exported.experiment.parity
@@ -117,6 +117,14 @@ def measured(exported: Project, tmp_path: Path) -> Project:
     )
     write_json(project.details("benchmark"), report)
     return project
+
+
+@pytest.fixture
+def measured(timed_once: Project, tmp_path: Path) -> Project:
+    """A copy of that project, which a test may spoil."""
+    root = tmp_path / "project"
+    shutil.copytree(timed_once.root, root)
+    return replace(timed_once, root=root)
 
 
 def run(project: Project, goal: str = "latency") -> Path:
