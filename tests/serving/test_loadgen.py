@@ -1,7 +1,8 @@
 """MLPerf's load generator, by which benchmarks/scenarios.py checks ferry's own figures."""
 
-import importlib.util
+import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,15 +21,10 @@ PATTERNS = ("stream", "offline", "server")
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "scenarios.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_scenarios", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def script() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+        yield importlib.import_module("scenarios")
 
 
 @pytest.fixture
