@@ -62,12 +62,12 @@ def bench(
     for provider in providers:
         for settings in all_settings:
             check_settings(settings, provider)
-    named = {BEFORE: against, model.name: model} if against else {model.name: model}
+    named = {BEFORE: against} if against else {}
+    named[model.name] = model
     specs = [
         model_spec(name, path, provider, options.rows)
         for provider in providers
         for name, path in named.items()
-        if path
     ]
     cold = {spec.label: cold_program(spec) for spec in specs}
     return run(specs, options, cold, model=model, skipped=skipped, log=log)

@@ -44,7 +44,6 @@ class LoadMeter:
     """Measures from when it is made until it is read."""
 
     def __init__(self) -> None:
-        """Begin."""
         self._start = perf_counter()
         self._own = _own_seconds()
         self._busy, self._stolen = _machine_seconds()

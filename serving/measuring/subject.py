@@ -263,7 +263,6 @@ class SubjectServer:
     """Answers the parent process; the name of a request is that of a method."""
 
     def __init__(self, subject: BenchSubject) -> None:
-        """Measure `subject`."""
         self.subject = subject
         self.settings = SessionSettings(threads=1)
         self.ready_bytes = 0
@@ -274,29 +273,29 @@ class SubjectServer:
 
     def start(self, settings: Mapping[str, Any], cores: list[int]) -> Answer:
         """Pin this process to `cores` and make the subject ready."""
-        pin(cores)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
         self.settings = read_record(SessionSettings, settings, "settings")
         started = self.subject.start(self.settings)
         self.ready_bytes = resident_bytes()
         return dataclasses.asdict(started)
 
-    def prepare(self, batch_size: int, seconds: float) -> Answer:
-        """Make inputs for a batch size, run the first call and warm up."""
+    def prepare(self, batch_size: int, seconds: float) -> float:
+        """Make inputs for a batch size and warm up; returns the milliseconds of the first call."""
         self.batch_size, self.turns = batch_size, []
         first = self.subject.call(batch_size)
         first_call_ms = digits(time_once(first) / NS_PER_MS)
         others = [self.subject.call(batch_size) for _ in range(self.settings.parallel - 1)]
         self.calls = [first, *others]
         self.warm = warm_up(first, seconds)
-        return {"first_call_ms": first_call_ms}
+        return first_call_ms
 
-    def turn(self, seconds: float) -> Answer:
+    def turn(self, seconds: float) -> None:
         """Measure for `seconds`; the samples are kept here until `timing` is asked for."""
         for call in self.calls:
             for _ in range(FIRST_CALLS):
                 call()
         self.turns.append(take_parallel_samples(self.calls, seconds))
-        return {}
 
     def timing(self) -> Answer:
         """The figures of all turns."""
@@ -304,13 +303,13 @@ class SubjectServer:
             raise InputError("nothing was measured yet")
         return dataclasses.asdict(timing_of(self.turns, batch_size=self.batch_size, warm=self.warm))
 
-    def glance(self, batch_size: int, seconds: float) -> Answer:
-        """A rough figure in little time: the median of a short turn after a call or two."""
+    def glance(self, batch_size: int, seconds: float) -> float:
+        """A rough figure in little time: the median of a short turn, in milliseconds."""
         calls = [self.subject.call(batch_size) for _ in range(self.settings.parallel)]
         for call in calls:
             call()
         samples = take_parallel_samples(calls, seconds)
-        return {"p50_ms": digits(np.median(samples.call_ns) / NS_PER_MS)}
+        return digits(np.median(samples.call_ns) / NS_PER_MS)
 
     def memory(self) -> Answer:
         """The most memory that this process ever held, and what it holds on a GPU."""
@@ -337,12 +336,6 @@ class SubjectServer:
         return dataclasses.asdict(measure_scenario(system, asked))
 
 
-def pin(cores: list[int]) -> None:
-    """Keep this process on `cores`, where the system lets it."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-
-
 def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
     """Read requests from stdin until it ends; the first line says what to open.
 
@@ -356,7 +349,7 @@ def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
             request = json.loads(line)
             try:
                 if desk is None:
-                    desk, answer = SubjectServer(open_subject(request)), {}
+                    desk, answer = SubjectServer(open_subject(request)), None
                 else:
                     answer = getattr(desk, request.pop("do"))(**request)
             except (FerryError, OSError) as error:

@@ -105,12 +105,13 @@ class System:
         """
         if self.settings.binding:
             return self._subject.call(rows)
-        answer, turns = self._subject.answer, itertools.cycle(self._cut(rows))
-
-        def call() -> object:
-            return answer(next(turns))
-
-        return call
+        pool = self._rows(rows)
+        if len(pool) < rows:
+            raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
+        starts = range(0, len(pool) - rows + 1, rows)
+        turns = itertools.cycle([pool[start : start + rows] for start in starts])
+        answer = self._subject.answer
+        return lambda: answer(next(turns))
 
     def lanes(self, sizes: Iterable[int]) -> list[Lane]:
         """One for each thread, ready for calls of all `sizes`; every call was made once."""
@@ -154,14 +155,6 @@ class System:
     def time_of(self, call: Call) -> float:
         """About how many nanoseconds a call takes."""
         return float(np.median([time_once(call) for _ in range(5)]))
-
-    def _cut(self, rows: int) -> list[npt.NDArray[Any]]:
-        """The pool in blocks of so many rows."""
-        pool = self._rows(rows)
-        if len(pool) < rows:
-            raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
-        starts = range(0, len(pool) - rows + 1, rows)
-        return [pool[start : start + rows] for start in starts]
 
     def _rows(self, least: int) -> npt.NDArray[Any]:
         if self._pool is None or len(self._pool) < least:

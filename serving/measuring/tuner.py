@@ -67,7 +67,6 @@ class TuneOptions:
     """Whether tf32 and fp16 may be tried, which change what the model computes."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
         for size in self.batch_sizes:
             if size < 1:
                 raise UsageError(f"a batch size must be 1 or more, got {size}")
@@ -363,12 +362,12 @@ def _enter(
             process.close()
             reason = f"its peak memory is {_mib(peak)}, the limit {_mib(limit)}"
             # More rows with the same settings take no less.
-            left = [other for other in left if not _is_larger(other, candidate)]
+            left = [
+                one
+                for one in left
+                if one.settings != candidate.settings or one.batch_size < candidate.batch_size
+            ]
         passed_over.append(PassedOver(candidate=candidate, reason=reason, peak_memory_bytes=peak))
-
-
-def _is_larger(one: Candidate, other: Candidate) -> bool:
-    return one.settings == other.settings and one.batch_size > other.batch_size
 
 
 def _start(

@@ -134,7 +134,7 @@ def test_a_candidate_tells_what_it_is() -> None:
     settings = SessionSettings(threads=1, parallel=2, binding=True)
     one = Candidate(settings=settings, batch_size=16)
     assert one.describe() == "threads 1, parallel 2, binding on, batch 16"
-    assert one.rows_at_a_time == 32
+    assert one.ms_per_row(3.2) == pytest.approx(0.1)
 
 
 # The screening
