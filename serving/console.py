@@ -151,15 +151,13 @@ def show(record: Any, *, as_json: bool, text: str) -> None:
 
 def summary(record: Any, names: Sequence[str] | None = None) -> str:
     """Lay out the plain values of a record or a mapping, one per line; `names` selects."""
-    values = record if isinstance(record, dict) else _values(record)
+    values = record
+    if not isinstance(record, dict):
+        values = {name: getattr(record, name) for name in record.__dataclass_fields__}
     plain = {name: value for name, value in values.items() if isinstance(value, PLAIN)}
     shown = [name for name in plain if names is None or name in names]
     width = max(map(len, shown), default=0)
     return "\n".join(f"{name:<{width}}  {_text(plain[name])}" for name in shown)
-
-
-def _values(record: Any) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def _text(value: Any) -> str:

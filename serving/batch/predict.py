@@ -41,7 +41,6 @@ from serving.drift.check import DriftCheck, open_check
 from serving.errors import FerryError, InputError
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
-from serving.inputs.sources import UnreadableRow
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_NOTES = 10
@@ -115,7 +114,6 @@ class Output(contextlib.ExitStack, abc.ABC):
     """
 
     def __init__(self, run: PredictRun, *, rows: int = 0, errors: int = 0) -> None:
-        """Go on after so many `rows` that were written and `errors` that were listed before."""
         super().__init__()
         self.rows = rows
         self.errors = errors
@@ -189,10 +187,18 @@ class ShardedOutput(Output):
         shard = self._open = self._open or _Open(since=time.monotonic(), end=one.end)
         if one.columns:
             if shard.write is None:
-                shard.write = self.enter_context(self._writer(one))
+                # Shards of one file are joined byte by byte: only the first names the columns.
+                header = self._layout.is_folder or self.rows == 0
+                path = self._layout.shard(self._index)
+                shard.write = self.enter_context(
+                    open_writer(path, self._form, one.columns, self._metadata, header=header)
+                )
             shard.write(one.columns)
         for item in one.unreadable:
-            self._list(shard, item)
+            if shard.listed is None:
+                path = self._layout.shard_errors(self._index)
+                shard.listed = self.enter_context(atomic_write(path))
+            shard.listed.write(json_line(item).encode())
         shard.rows += one.count
         shard.errors += len(one.unreadable)
         shard.end, shard.digest = one.end, one.digest
@@ -229,18 +235,6 @@ class ShardedOutput(Output):
             drift=self._check.to_record() if self._check else None,
             last=last,
         )
-
-    def _writer(self, one: Answered) -> contextlib.AbstractContextManager[Write]:
-        # Shards of one file are joined byte by byte, so that only the first names the columns.
-        header = self._layout.is_folder or self.rows == 0
-        path = self._layout.shard(self._index)
-        return open_writer(path, self._form, one.columns or {}, self._metadata, header=header)
-
-    def _list(self, shard: _Open, item: UnreadableRow) -> None:
-        if shard.listed is None:
-            path = self._layout.shard_errors(self._index)
-            shard.listed = self.enter_context(atomic_write(path))
-        shard.listed.write(json_line(item).encode())
 
 
 # From the inputs to the output

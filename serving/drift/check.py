@@ -87,19 +87,17 @@ class DriftReport:
         moved = self.moved
         if not moved:
             return [self._nothing()]
-        lines = [self._line(one) for one in moved[:MOST_LINES]]
+        lines = [
+            f"{one.of} {one.verdict}: {one.name} PSI {one.psi:.2f} over {self.rows:,} rows "
+            f"(limit {one.limit:.2g}); {one.most}"
+            for one in moved[:MOST_LINES]
+        ]
         more = [one.name for one in moved[MOST_LINES:]]
         if len(more) > MOST_LINES:
             lines.append(f"and {len(more)} more quantities moved")
         elif more:
             lines.append(f"and {', '.join(more)} moved too")
         return lines
-
-    def _line(self, one: QuantityDrift) -> str:
-        return (
-            f"{one.of} {one.verdict}: {one.name} PSI {one.psi:.2f} over {self.rows:,} rows "
-            f"(limit {one.limit:.2g}); {one.most}"
-        )
 
     def _nothing(self) -> str:
         if not self.rows or not self.quantities:

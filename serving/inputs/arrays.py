@@ -104,10 +104,7 @@ class MappedRows(ArrayFile):
             yield Chunk(start=first, count=min(size, self.count - first), content=None)
 
     def decode(self, chunk: Chunk) -> Batch:
-        """The rows of a chunk, a view of the file where they lie as the model takes them.
-
-        Raises InputError for a file that is shorter than it was.
-        """
+        """The rows of a chunk, a view of the file where they lie as the model takes them."""
         with refuse_broken(self.path, "changed while it was read", (OSError, ValueError)):
             rows = self.mapped(chunk.start, chunk.count).view(np.ndarray)
         ids = self.ids(chunk.start, chunk.count)
@@ -136,10 +133,7 @@ class StreamedRows(ArrayFile):
     """What was read of stdin: all before the first value."""
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The values of `size` rows at a time, from the row `start` on.
-
-        Raises InputError where the file is damaged, or of another length than its header tells.
-        """
+        """The values of `size` rows at a time; InputError where the file is not what it says."""
         pieces = self._of_columns if self.header.in_columns else self._of_rows
         broken = refuse_broken(self.name, "cannot be read to its end", READING_ERRORS)
         with broken, self._opened() as stream:

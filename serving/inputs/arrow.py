@@ -73,10 +73,7 @@ class ArrowRows(FileRows):
     """What was read of stdin to know the columns."""
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Slices of record batches, `size` rows at a time, from the row `start` on.
-
-        Raises InputError where the file cannot be read on, and for stdin without a row.
-        """
+        """Slices of record batches, `size` rows at a time; InputError for stdin without a row."""
         names = list(dict.fromkeys(self.reader.names))
         with (
             refuse_broken(self.name, "cannot be read to its end", ERRORS),

@@ -58,7 +58,7 @@ def number_columns(
     name: str, there: Sequence[str], asked: Sequence[str], info: TensorInfo
 ) -> tuple[str, ...]:
     """The columns with the features of the file `name`; InputError for too many or few."""
-    if all(_is_number(column) for column in there):
+    if all(_parsed(column) is not None for column in there):
         raise InputError(f"{name}: its first line is numbers; it should name the columns")
     names = tuple(asked or there)
     features = info.shape[1]
@@ -68,14 +68,6 @@ def number_columns(
             f"({', '.join(names)}); name {features} of them with --column"
         )
     return names
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
 
 
 def text_of(name: str, value: object) -> str:

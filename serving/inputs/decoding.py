@@ -130,10 +130,7 @@ class ImageDecoder:
         return batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
 
     def _by_opencv(self, content: bytes) -> Array | None:
-        """The pixels of a plain image, or None for all that Pillow should judge.
-
-        Those of another size are left to Pillow as well: resizing them takes most of the time.
-        """
+        """The pixels of a plain image of the model's size, or None for what Pillow should judge."""
         height, width, channels = self.shape
         cv2 = _opencv()
         if cv2 is None or _too_many_pixels(width, height):

@@ -143,7 +143,11 @@ class FetchedRows:
                 if isinstance(source, TarImages):
                     source = replace(source, fetched=True)
                 for chunk in source.chunks(size, start):
-                    yield replace(chunk, content=self._held(source, chunk, str(path)))
+                    content: FetchedChunk | Batch = FetchedChunk(str(path), source, chunk)
+                    if isinstance(source, MappedRows):
+                        # What is mapped stays, although the file has no name any more.
+                        content = self._addressed(source.decode(chunk), str(path))
+                    yield replace(chunk, content=content)
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk; their ids begin with the address."""
@@ -152,13 +156,6 @@ class FetchedRows:
         part: FetchedChunk = chunk.content
         with self._named(part.path):
             return self._addressed(part.source.decode(part.chunk), part.path)
-
-    def _held(self, source: RowSource, chunk: Chunk, path: str) -> FetchedChunk | Batch:
-        """A chunk that does without the file."""
-        if isinstance(source, MappedRows):
-            # What is mapped stays, although the file has no name any more.
-            return self._addressed(source.decode(chunk), path)
-        return FetchedChunk(path, source, chunk)
 
     def _addressed(self, batch: Batch, path: str) -> Batch:
         ids: Sequence[str] = batch.ids
@@ -303,10 +300,7 @@ def _streamed(files: Any, address: str) -> bytes:
 
 
 def _fetched(file: RemoteFile, folder: Path) -> Path:
-    """A file, whole, in a folder of this machine; it has its name.
-
-    Raises InputError when it cannot be had, or is not the one any more that was looked at.
-    """
+    """A file, whole and under its name, in a folder of this machine; InputError if it changed."""
     address = file.address
     path = folder / re.sub(r"[^\w.-]", "_", file_name(address))[-100:]
     if _look(address).state != file.state:
@@ -378,24 +372,20 @@ def _failure(error: Exception, *, web: bool) -> FetchError:
 
 @functools.cache  # fsspec would make one for every thread, each with its own connections
 def _file_system(scheme: str) -> Any:
-    package = "fsspec"
+    package, settings = "fsspec", {}
     try:
         import fsspec
 
         package = PACKAGES[scheme]
-        return fsspec.filesystem(scheme, use_listings_cache=False, **_settings(scheme))
+        if scheme in WEB:
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS
+            )
+            settings = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        return fsspec.filesystem(scheme, use_listings_cache=False, **settings)
     except ImportError as error:
         raise FerryError(
             f"{scheme}:// needs {package}: pip install 'onnx-ferry[remote]'"
         ) from error
-
-
-def _settings(scheme: str) -> dict[str, Any]:
-    if scheme not in WEB:
-        return {}
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(
-        total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS
-    )
-    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}

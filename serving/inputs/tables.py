@@ -87,10 +87,7 @@ class TableRows(FileRows, abc.ABC):
 
     @abc.abstractmethod
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Records, `size` at a time, from the one at `start` on.
-
-        Raises InputError where the file cannot be read on.
-        """
+        """Records, `size` at a time, from the one at `start` on."""
 
     @abc.abstractmethod
     def records(self, content: Any) -> list[Record]:
@@ -100,23 +97,20 @@ class TableRows(FileRows, abc.ABC):
         """The rows of a chunk."""
         ids = self.ids(chunk.start, len(chunk.content))
         if self.input.is_text:
-            return self._texts(ids, self.records(chunk.content))
+            name, records = self.names[0], self.records(chunk.content)
+            return text_batch(
+                ids,
+                records,
+                lambda record: text_of(name, record.checked()[0]),
+                row_shape_of_texts(self.input) or (),
+                place=lambda index: records[index].place,
+            )
         dtype = np.dtype(self.input.dtype)
         if isinstance(chunk.content, CsvBlock):
             rows = chunk.content.numbers(self.columns, self.names, dtype)
             if rows is not None:
                 return Batch(ids=ids, rows=rows)
         return self._numbers(ids, self.records(chunk.content), dtype)
-
-    def _texts(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
-        name = self.names[0]
-        return text_batch(
-            ids,
-            records,
-            lambda record: text_of(name, record.checked()[0]),
-            row_shape_of_texts(self.input) or (),
-            place=lambda index: records[index].place,
-        )
 
     def _numbers(
         self, ids: Sequence[str], records: Sequence[Record], dtype: np.dtype[Any]

@@ -95,10 +95,7 @@ class TarImages:
         return fingerprint_of_files(self.shards)
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The images, `size` at a time, from the one at `start` on.
-
-        Raises InputError where a shard is damaged, after the images before that place.
-        """
+        """The images, `size` at a time; InputError where a shard is damaged, after those before."""
         members = self._members(start)
         while True:
             content, error = take(members, size)
@@ -147,10 +144,7 @@ def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
 
 
 def _images_of(shard: str, unread: int = 0, *, fetched: bool = False) -> Iterator[TarMember]:
-    """The images of a shard, with their bytes if it is compressed or fetched, but for `unread`.
-
-    Raises InputError with the place where it is damaged.
-    """
+    """The images of a shard, with their bytes if it is compressed or fetched, but for `unread`."""
     images = place = 0
     packed = not shard.lower().endswith(".tar")
     try:

@@ -40,10 +40,7 @@ class TextLines(FileRows):
     count: None = None
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Lines as they are, `size` at a time, from the one at `start` on.
-
-        Raises InputError for stdin without a line.
-        """
+        """Lines as they are, `size` at a time; InputError for stdin without a line."""
         with open_stream(self.path) as stream:
             yield from chunks_of(stream, functools.partial(take, raw_lines(stream)), size, start)
 

@@ -22,7 +22,6 @@ from serving.errors import InputError
 from serving.runtime.providers import ORT_ERRORS, one_line, onnxruntime
 from serving.runtime.session import Session
 from serving.runtime.settings import GPU_PROVIDERS
-from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 DEVICE = "cuda"
@@ -102,14 +101,9 @@ def _on_device(
 
 
 def _empty_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays for the answers: of the shapes that a first, unbound run gives."""
-    if session.settings.cuda_graph:  # it captures its first run, which must be a bound one
-        return _declared_outputs(session, inputs)
-    return {name: np.zeros_like(array) for name, array in session.run(inputs).items()}
-
-
-def _declared_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays of the shapes that the outputs declare, with the batch of the inputs."""
+    """Arrays for the answers, of the shapes that an unbound run gives, or that are declared."""
+    if not session.settings.cuda_graph:  # which captures its first run: that must be a bound one
+        return {name: np.zeros_like(array) for name, array in session.run(inputs).items()}
     batch = len(next(iter(inputs.values())))
     outputs: dict[str, Array] = {}
     for info in session.outputs:
@@ -126,14 +120,19 @@ def can_bind(session: Session) -> bool:
 
     An output with another free axis may have another shape for other rows.
     """
-    return all(_is_plain(info) for info in (*session.inputs, *session.outputs))
+    return all(
+        info.shape
+        and not info.is_text
+        and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
+        and all(isinstance(axis, int) for axis in info.shape[1:])
+        for info in (*session.inputs, *session.outputs)
+    )
 
 
 class BoundPool:
     """A session with memory for as many calls at a time as its settings say."""
 
     def __init__(self, session: Session, batch_size: int) -> None:
-        """Bind nothing yet: memory is bound when it is first needed."""
         self.batch_size = batch_size
         self._session = session
         self._idle: queue.LifoQueue[Bound | None] = queue.LifoQueue()
@@ -153,8 +152,3 @@ class BoundPool:
             return {output: array.copy() for output, array in bound.run().items()}
         finally:
             self._idle.put(bound)
-
-
-def _is_plain(info: TensorInfo) -> bool:
-    is_array = not info.is_text and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
-    return is_array and bool(info.shape) and all(isinstance(axis, int) for axis in info.shape[1:])

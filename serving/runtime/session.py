@@ -134,6 +134,12 @@ def open_session(
     options = _options(settings, provider, profile)
     with _logging(SILENT):
         raw = _create(content, options, settings, provider, label)
+    proof = proof_of(raw, asked)
+    if asked not in raw.get_providers() or proof.share < 1:
+        went = dict(proof.nodes)
+        raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
+    parts = raw.get_provider_graph_assignment_info()
+    operators = {node.op_type for part in parts for node in part.get_nodes()}
     outputs = tuple(_info(value) for value in raw.get_outputs())
     return Session(
         inputs=tuple(_info(value) for value in raw.get_inputs()),
@@ -142,8 +148,8 @@ def open_session(
         sha256=sha256_of_bytes(content),
         provider=provider,
         settings=settings,
-        proof=_prove(raw, asked, label),
-        recurrent=any(operator in RECURRENT for operator in _operators(raw)),
+        proof=proof,
+        recurrent=not operators.isdisjoint(RECURRENT),
         raw=raw,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
         output_names=[output.name for output in outputs],
@@ -231,19 +237,6 @@ def _create(
             f"{asked} does not run {label} on this machine: {why_not(provider, error)}; "
             f"`ferry doctor` says which providers do"
         ) from error
-
-
-def _prove(raw: Any, asked: str, label: str) -> ProviderProof:
-    proof = proof_of(raw, asked)
-    if asked not in raw.get_providers() or proof.share < 1:
-        went = dict(proof.nodes)
-        raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
-    return proof
-
-
-def _operators(raw: Any) -> Iterator[str]:
-    for part in raw.get_provider_graph_assignment_info():
-        yield from (node.op_type for node in part.get_nodes())
 
 
 def _info(value: Any) -> TensorInfo:
