@@ -97,7 +97,8 @@ class Commands(click.Group):
             ctx.exit(128 + signal.SIGPIPE)
         except OSError as error:
             _settle_stdout()
-            raise _OneLineError(_system_error(error), 1) from error
+            name, reason = error.filename2 or error.filename, error.strerror or str(error)
+            raise _OneLineError(f"{name}: {reason}" if name else reason, 1) from error
 
 
 def json_option(command: Command) -> Command:
@@ -126,10 +127,7 @@ def note(message: str) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows the current step, on one line of stderr that is written over.
-
-    The line is gone when the block ends; without a terminal nothing is shown.
-    """
+    """Give a function that shows the current step, on one line of the terminal; gone at the end."""
     terminal = sys.stderr.isatty()
 
     def log(step: str) -> None:
@@ -212,9 +210,3 @@ def _missing_extra(ctx: click.Context, package: str) -> str:
     command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
     extra = OTHER_EXTRAS.get(package, "pipeline")
     return f"`{command}` needs {package}: pip install 'onnx-ferry[{extra}]'"
-
-
-def _system_error(error: OSError) -> str:
-    name = error.filename2 or error.filename
-    reason = error.strerror or str(error)
-    return f"{name}: {reason}" if name else reason

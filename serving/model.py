@@ -159,9 +159,11 @@ class Model:
         that is no classifier.
         """
         if self.scores is None:
+            given = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in self.outputs)
             raise ModelError(
-                f"{self.path} is no classifier that ferry can read: {no_scores(self.outputs)}; "
-                f"`answers` gives its outputs"
+                f"{self.path} is no classifier that ferry can read: of its outputs ({given}) none "
+                f"is named {PROBABILITIES} or {LOGITS}, and not exactly one is a float "
+                f"[batch, classes]; `answers` gives its outputs"
             )
         self._check_rows(rows)
         if len(rows):
@@ -178,10 +180,7 @@ class Model:
         )
 
     def class_names(self, classes: int) -> tuple[str, ...]:
-        """The labels; the class's index where the file has none.
-
-        Raises ModelError when there are not as many labels as `classes`.
-        """
+        """The labels, else each class's index; ModelError when there are not `classes` labels."""
         labels = self.labels or tuple(str(index) for index in range(classes))
         if len(labels) != classes:
             raise ModelError(
@@ -319,15 +318,6 @@ def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
         if name in tables:
             return tables[name]
     return next(iter(tables.values())) if len(tables) == 1 else None
-
-
-def no_scores(outputs: Sequence[TensorInfo]) -> str:
-    """Why none of them holds scores."""
-    given = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
-    return (
-        f"of its outputs ({given}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
-        f"one is a float [batch, classes]"
-    )
 
 
 def labels_of(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:

@@ -185,10 +185,7 @@ def begin_run(layout: Layout, provenance: Provenance, *, overwrite: bool) -> Jou
 
 
 def find_run(layout: Layout, provenance: Provenance) -> Journal | None:
-    """What is there already of a run of `provenance`; None for nothing.
-
-    Raises what `begin_run` raises.
-    """
+    """What is there already of a run of `provenance`, or None; raises what `begin_run` raises."""
     journal = read_journal(layout.manifest)
     if journal is not None:
         _check_shards(layout, journal)
@@ -237,10 +234,7 @@ def drop_run(layout: Layout) -> None:
 
 
 def read_journal(path: Path) -> Journal | None:
-    """Read a manifest, and cut off a last line that is not whole; None where there is none.
-
-    Raises IntegrityError for what no run wrote.
-    """
+    """Read a manifest, if there, and cut off half a line; IntegrityError for what no run wrote."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -45,10 +45,7 @@ SUFFIXES = {
 
 
 def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
-    """The format of an output: the one asked for, or that of its suffix.
-
-    Raises UsageError for a suffix that says nothing, and for Parquet on stdout.
-    """
+    """The format asked for, or the suffix's; UsageError for none, and for Parquet on stdout."""
     if output is None:
         chosen = asked or default
         if chosen == "parquet":
@@ -230,10 +227,7 @@ class ArrowWriter:
         self._waiting_rows = 0
 
     def write(self, columns: Columns) -> None:
-        """Keep one batch, and write a group when there are enough.
-
-        Raises ModelError when a row's values have another shape than those of the first batch.
-        """
+        """Keep one batch, and write a group when there are enough; ModelError for another shape."""
         for name, values in columns.items():
             if _shape(values) != self._shapes[name]:
                 raise ModelError(

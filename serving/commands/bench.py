@@ -145,13 +145,19 @@ def bench(
 
     Example: ferry bench models/mnist-cnn/model.onnx --compare HEAD~1
     """
+    from serving.files import write_json, write_text
+    from serving.measuring.report import as_csv
+
     if tune:
         _tune(model, given, as_json=as_json)
         return
     limit = given.pop("limit")
     options = _options(given)
     report, compared = _measure(model, options, compare, limit)
-    _keep(report, output, csv_file)
+    if output:
+        write_json(output, report)
+    if csv_file:
+        write_text(csv_file, as_csv(report))
     _show(report, compared, as_json=as_json)
     if compared:
         compared.require()
@@ -214,16 +220,6 @@ def _measure(
         return report, compare_saved(
             report, target.saved, subject=target.subject, where=target.name, limit=limit
         )
-
-
-def _keep(report: "BenchReport", output: "Path | None", csv_file: "Path | None") -> None:
-    from serving.files import write_json, write_text
-    from serving.measuring.report import as_csv
-
-    if output:
-        write_json(output, report)
-    if csv_file:
-        write_text(csv_file, as_csv(report))
 
 
 def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool) -> None:

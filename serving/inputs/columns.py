@@ -81,10 +81,7 @@ def text_of(name: str, value: object) -> str:
 
 
 def number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
-    """The value of the column `name` as a number that the dtype can hold.
-
-    Raises ValueError, which names the column and the value, for any other.
-    """
+    """The value as a number that the dtype holds; ValueError, naming both, for any other."""
     found = _parsed(value)
     if found is None or not math.isfinite(found):
         raise ValueError(f"column {name!r} is {shown(value)}, not a number")
@@ -100,10 +97,7 @@ def number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
 
 
 def number_rows(records: Sequence[Sequence[object]], dtype: np.dtype[Any]) -> Array | None:
-    """The same numbers as `number` gives, of records of equal length: [records, values].
-
-    None where some value needs to be looked at by itself.
-    """
+    """The numbers of equal records, [records, values]; None where one needs `number` itself."""
     values = list(itertools.chain.from_iterable(records))
     kinds = set(map(type, values))
     # Python itself would take 1_000 for a number.

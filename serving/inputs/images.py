@@ -62,10 +62,7 @@ class Images:
 
 
 def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
-    """The images of files and folders.
-
-    Raises InputError for a folder without any, and for a model that takes no images.
-    """
+    """The images of files and folders; InputError where there are none or the model takes none."""
     decoder = image_decoder(str(paths[0]), target)
     count = 0
     for path in paths:
@@ -153,10 +150,7 @@ class ListedImages(FileRows):
 
 
 def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
-    """The images that a file lists, or stdin for None; nothing is read yet.
-
-    Raises InputError for a model that takes no images.
-    """
+    """The images that a file, or stdin for None, lists; InputError for a model that takes none."""
     place = None if path is None else str(path)
     return ListedImages(path=place, decoder=image_decoder(display_name(place), target))
 

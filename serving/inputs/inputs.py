@@ -77,10 +77,7 @@ class Inputs:
         return None if None in found else sha256_of_bytes("".join(filter(None, found)).encode())
 
     def chunks(self, size: int, at: Place = Place(0, 0)) -> Iterator[tuple[int, Chunk]]:
-        """The chunks from a place on, each with the index of its source.
-
-        Raises InputError for a file that turns out to be broken.
-        """
+        """The chunks from a place on, each with the index of its source."""
         for number in range(at.source, len(self.sources)):
             start = at.row if number == at.source else 0
             for chunk in self.sources[number].chunks(size, start):
@@ -190,10 +187,7 @@ def _stdin_format(target: ReadTarget) -> str:
 
 
 def open_source(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:
-    """The rows of the files `names`, or of stdin, whose format is `form`.
-
-    No more is read of stdin yet than the names of columns, or an array's header.
-    """
+    """The rows of files, or of stdin, in the format `form`; of stdin only the head is read yet."""
     path = None if names[0] == STDIN else Path(names[0])
     match _stdin_format(target) if form == STDIN else form:
         case "images":

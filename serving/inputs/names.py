@@ -49,8 +49,7 @@ SPLIT_NAME = re.compile(r"[A-Za-z0-9][\w-]*:\w+")
 def expand(name: str) -> list[str]:
     """The paths that `name` stands for, sorted; an address, stdin and a path stand for themselves.
 
-    Raises InputError for a pattern that nothing matches and for an address of a kind that is not
-    read, and what `path_of_split` raises.
+    Raises InputError for what nothing matches or cannot be read, and as `path_of_split` does.
     """
     local = LOCAL_ADDRESS.match(name)
     if local:

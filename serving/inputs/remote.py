@@ -132,10 +132,7 @@ class FetchedRows:
         return _fingerprint([self.file])
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The chunks of the file, which is fetched now.
-
-        Raises InputError for a file that cannot be had, has changed, or does not fit the model.
-        """
+        """The chunks of the file, which is fetched now; InputError if it has changed."""
         with tempfile.TemporaryDirectory(prefix="ferry-") as folder:
             path = _fetched(self.file, Path(folder))
             with self._named(str(path)):
@@ -176,8 +173,7 @@ class FetchedRows:
 def open_remote_images(roots: Sequence[str], target: ReadTarget) -> RemoteImages:
     """The images at addresses, below folders and of patterns.
 
-    Raises MissingInputError for what is not there, InputError for what holds no images or cannot
-    be had, and for a model that takes none.
+    Raises MissingInputError for what is not there, and InputError for what gives no images.
     """
     decoder = image_decoder(roots[0], target)
     # One after the other, a shell's thousand addresses would take minutes.
@@ -187,10 +183,7 @@ def open_remote_images(roots: Sequence[str], target: ReadTarget) -> RemoteImages
 
 
 def open_fetched(address: str, open_local: Opener, *, slow: bool) -> FetchedRows:
-    """The rows of a file at an address, which `open_local` opens when it was fetched.
-
-    Raises MissingInputError for one that is not there, and InputError for one that cannot be had.
-    """
+    """The rows of a file at an address, to be opened by `open_local`; MissingInputError if gone."""
     return FetchedRows(file=_look(address), open=open_local, slow=slow)
 
 

@@ -211,10 +211,7 @@ def each_row(source: RowSource, size: int = 64) -> Iterator[InputRow | Unreadabl
 
 
 def batch_of(ids: Sequence[str], values: Sequence[Array | str], empty: Array) -> Batch:
-    """A batch of values that are rows, or the reasons why there is no row.
-
-    `empty` has no rows, and the dtype and shape of the others.
-    """
+    """A batch of values that are rows or reasons for none; `empty` has their dtype and shape."""
     faults = {index: value for index, value in enumerate(values) if isinstance(value, str)}
     rows = [value for value in values if not isinstance(value, str)]
     return Batch(ids=ids, rows=np.stack(rows) if rows else empty, faults=faults)

@@ -130,10 +130,7 @@ class TarImages:
 
 
 def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
-    """The images of tar shards.
-
-    Raises InputError for what is no tar or holds no images, and for a model that takes none.
-    """
+    """The images of tar shards; InputError where one has none or the model takes none."""
     decoder = image_decoder(str(paths[0]), target)
     for path in paths:
         if not path.is_file():
@@ -227,10 +224,7 @@ def _bytes_of(member: TarMember) -> bytes:
 
 
 def members_of(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """Every member of an archive.
-
-    Raises ReadError where tarfile alone would take a broken header for the end.
-    """
+    """Every member of an archive; ReadError where tarfile takes a broken header for the end."""
     reader = HeaderReader(file)
     # It asks for no more of a file than HeaderReader has.
     archive = ForgetfulTar(fileobj=cast("IO[bytes]", reader), mode="r")

@@ -57,10 +57,7 @@ class TextLines(FileRows):
 
 
 def open_lines(path: Path | None, target: ReadTarget) -> TextLines:
-    """The lines of a file, or of stdin for None.
-
-    Raises InputError for a file without a line, and for a model that takes no text.
-    """
+    """The lines of a file, or of stdin for None; InputError where there are none, or none fit."""
     row_shape = row_shape_of_texts(target.input)
     if row_shape is None:
         raise InputError(
@@ -108,10 +105,7 @@ def text_batch(
     *,
     place: Callable[[int], str] = lambda _index: "",
 ) -> Batch:
-    """A batch of the texts that `read` makes of items.
-
-    Where it raises ValueError there is a fault, which begins with the `place` of the item.
-    """
+    """The texts that `read` makes of items; its ValueError is a fault that begins with `place`."""
     texts, faults = [], {}
     for index, item in enumerate(items):
         try:

@@ -194,10 +194,7 @@ def flags_of(info: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def nvidia_smi(fields: str) -> list[str]:
-    """What the tool that comes with NVIDIA's driver says of each card; [] where it does not answer.
-
-    `fields` are those of its `--query-gpu`, for instance "name,driver_version".
-    """
+    """What NVIDIA's tool says of each card, for fields as "name,driver_version"; [] without it."""
     command = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
     return output_of(command, seconds=20).decode().strip().splitlines()
 

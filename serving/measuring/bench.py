@@ -82,10 +82,7 @@ def run(
     skipped: Iterable[SkippedSubject] = (),
     log: Log,
 ) -> BenchReport:
-    """Measure `specs`, all speedups over the first of them; see `bench`.
-
-    When nothing at all could be measured, the last reason is raised as it came.
-    """
+    """Measure `specs`, speedups over the first; raises the last reason if nothing was measured."""
     environment, load = describe(), LoadMeter()
     findings = BenchFindings(skipped=list(skipped))
     scenarios: list[ScenarioResult] = []
@@ -128,10 +125,7 @@ def run(
 def run_scenarios(
     spec: SubjectSpec, settings: SessionSettings, plans: Sequence[ScenarioPlan], log: Log
 ) -> Iterator[ScenarioResult]:
-    """Run scenarios over one subject in a process, and yield each result as soon as it is there.
-
-    Raises what happens in the process: InputError for a limit that no rate keeps, for instance.
-    """
+    """Run scenarios over one subject in a process, and yield each result as soon as it is there."""
     log(f"starting {spec.label}")
     with SubjectProcess(spec) as worker:
         worker.start(settings)

@@ -19,7 +19,6 @@ from serving.files import read_json, read_record
 from serving.machine.environment import output_of
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
 from serving.measuring.report import BEFORE, BenchReport, Measurement
-from serving.measuring.timing import Timing
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
 MODEL = "model.onnx"
@@ -88,7 +87,7 @@ def compare_turns(report: BenchReport, limit: float, *, name: str) -> Comparison
 def compare_saved(
     report: BenchReport, saved: BenchReport, *, subject: str | None, where: str, limit: float
 ) -> Comparison:
-    """Compare a report with one that was saved, of `subject` there, or of its only one.
+    """Compare with a saved report, of `subject` there, or of its only one.
 
     Raises InputError when they are of different machines, or share no row.
     """
@@ -142,39 +141,33 @@ def _compare(
 ) -> Comparison:
     """Compare each pair, now and before, at the batch sizes that both were measured at."""
     ratio_of = ratio_of_turns if method == "in turns" else ratio_of_separate_turns
-    rows = tuple(
-        _compared(
-            now,
-            row.timing,
-            other.timing,
-            ratio_of(row.timing.turns_ms, other.timing.turns_ms, seed=seed),
-            limit,
-        )
-        for now, before in pairs
-        if now.settings == before.settings
-        for row in now.rows
+    same = [
+        (one, row.timing.turns_ms, other.timing.turns_ms, row.timing.batch_size)
+        for one, before in pairs
+        if one.settings == before.settings
+        for row in one.rows
         if (other := before.row(row.timing.batch_size))
-    )
+    ]
+    rows: list[ComparedRow] = []
+    for one, now, before, batch_size in same:
+        ratio = ratio_of(now, before, seed=seed)
+        rows.append(
+            ComparedRow(
+                what=one.label,
+                threads=one.settings.threads,
+                batch_size=batch_size,
+                now_ms=float(np.median(now)),
+                before_ms=float(np.median(before)),
+                ratio=ratio,
+                slower=ratio.low > limit,
+            )
+        )
     if not rows:
         raise InputError(
             f"nothing that was measured is in {against} too: no row of the same provider, settings "
             f"and batch size"
         )
-    return Comparison(against=against, method=method, limit=limit, rows=rows)
-
-
-def _compared(
-    measured: Measurement, now: Timing, before: Timing, ratio: PairedRatio, limit: float
-) -> ComparedRow:
-    return ComparedRow(
-        what=measured.label,
-        threads=measured.settings.threads,
-        batch_size=now.batch_size,
-        now_ms=float(np.median(now.turns_ms)),
-        before_ms=float(np.median(before.turns_ms)),
-        ratio=ratio,
-        slower=ratio.low > limit,
-    )
+    return Comparison(against=against, method=method, limit=limit, rows=tuple(rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,10 +45,7 @@ class PairedRatio:
 
 
 def verdict(ratio: PairedRatio) -> Verdict:
-    """Whether the second of two subjects is faster or slower than the first.
-
-    Only an interval that lies outside of 1 ± `MARGIN` shows a difference.
-    """
+    """Whether the second of two differs: only an interval outside of 1 ± `MARGIN` shows that."""
     if ratio.low > 1 + MARGIN:
         return "faster"
     return "slower" if ratio.high < 1 - MARGIN else "no difference"
@@ -78,10 +75,7 @@ def ratio_of_separate_turns(
 
 
 def paired_ratio(first: Call, second: Call, *, seconds: float, seed: int) -> PairedRatio:
-    """Compare two calls of this process, run in pairs.
-
-    Each pair runs both, A B and B A equally often in an order drawn from `seed`.
-    """
+    """Compare two calls in pairs, A B and B A equally often in an order drawn from `seed`."""
     for call in (first, second):
         warm_up(call, seconds / 4)
     rng = np.random.default_rng(seed)

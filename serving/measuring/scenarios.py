@@ -121,11 +121,7 @@ class ScenarioResult(ScenarioFigures):
 
 
 def measure_scenario(system: System, plan: ScenarioPlan) -> ScenarioFigures:
-    """Load a system as planned, after a warm-up.
-
-    Raises UsageError or UnknownNameError for a plan that makes no sense, and InputError for a limit
-    that no rate keeps.
-    """
+    """Load a system as planned, after a warm-up; InputError for a limit that no rate keeps."""
     check_plan(plan)
     rows = STREAMS.get(plan.scenario, system.batch_size)
     warm_up(system.call(rows), plan.seconds)
@@ -142,10 +138,7 @@ def measure_scenario(system: System, plan: ScenarioPlan) -> ScenarioFigures:
 
 
 def check_plan(plan: ScenarioPlan) -> None:
-    """Refuse a plan that makes no sense, before anything starts.
-
-    Raises UnknownNameError or UsageError.
-    """
+    """Raise UnknownNameError or UsageError for a plan that makes no sense."""
     if plan.scenario not in SCENARIOS:
         raise UnknownNameError("scenario", plan.scenario, SCENARIOS)
     if plan.batch_size < 1:
@@ -267,10 +260,9 @@ def num_queries(rate_per_second: float, seconds: float, least: int) -> int:
 
 
 def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan) -> ScenarioFigures:
-    """Try rates with `serve`, beginning near `capacity`, the rows per second flat out.
+    """Search near `capacity`, the rows per second flat out, for the highest rate; returns its run.
 
-    Returns the run at the highest rate that kept the plan's limit. Raises InputError when none
-    keeps it, with the best p99 that was reached.
+    Raises InputError when none keeps the plan's limit, with the best p99 that was reached.
     """
     search = _RateSearch(serve, plan)
     # The lowest rate worth a try: hardly a query waits there, yet enough arrive in time.

@@ -156,10 +156,9 @@ class CandidateTrial:
 def screen(
     spec: SubjectSpec, grid: Sequence[Candidate], *, keep: int, log: Log
 ) -> tuple[CandidateTrial, ...]:
-    """Look at all of `grid`, longer and longer at the best, until `keep` are left; best first.
+    """Look at all of `grid`, longer and longer at the best, until `keep` are left.
 
-    Those that went further come before those that were left behind. One that cannot be opened or
-    run comes last, with its reason.
+    Best first: those that went further before those left behind, what cannot be run last.
     """
     found: dict[Candidate, CandidateTrial] = {}
     left, looks = list(grid), 0

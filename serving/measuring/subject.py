@@ -148,10 +148,7 @@ class SubjectProcess:
         self.close()
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Have a method of `SubjectServer` called there, and return what it answers.
-
-        Raises the FerryError that it raises there, and ModelError when the process has died.
-        """
+        """Have a method of `SubjectServer` called there; raises what it does, or ModelError."""
         return self._send({"do": do, **arguments})
 
     def start(self, settings: SessionSettings) -> Started:
@@ -215,10 +212,7 @@ def cores_for(settings: SessionSettings) -> tuple[int, ...]:
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, with the folder that `serving` lies in on the path.
-
-    It lacks the options of `ferry bench`: those that count were read already.
-    """
+    """This process's environment, with `serving` on the path and no options of `ferry bench`."""
     kept = {name: value for name, value in os.environ.items() if name[:12] != "FERRY_BENCH_"}
     home = str(Path(__file__).resolve().parents[2])
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -234,10 +228,7 @@ def _error(kind: str, message: str) -> FerryError:
 
 
 def take_parallel_samples(calls: Sequence[Call], seconds: float) -> Samples:
-    """Time each of `calls` in a thread of its own for about `seconds`; a single one in this thread.
-
-    So a server with one session would make them.
-    """
+    """Time `calls` for about `seconds`, each in a thread of its own as a server makes them."""
     if len(calls) == 1:
         return take_samples(calls[0], seconds, min_calls=MIN_TURN_CALLS)
     together = threading.Barrier(len(calls) + 1)
@@ -339,8 +330,7 @@ class SubjectServer:
 def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
     """Read requests from stdin until it ends; the first line says what to open.
 
-    Answers go to the file descriptor that the first argument names, and not to stdout, where any
-    library may print.
+    Answers go to the file descriptor of the first argument: any library may print on stdout.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:

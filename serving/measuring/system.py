@@ -74,10 +74,7 @@ class ScenarioSubject(Protocol):
     """What a system calls."""
 
     def call(self, batch_size: int) -> Call:
-        """What runs one batch of so many rows, on inputs made beforehand; InputError if none can.
-
-        Each call of this method gives one that may run beside the others, in a thread of its own.
-        """
+        """What runs one batch of so many rows, beside other such calls; InputError if none can."""
 
     def answer(self, rows: npt.NDArray[Any]) -> object:
         """Answer rows of the first input."""
@@ -99,11 +96,8 @@ class System:
         self._pool: npt.NDArray[Any] | None = None
 
     def call(self, rows: int) -> Call:
-        """What answers so many rows, for one thread; each call takes the next ones of the pool.
-
-        With `settings.binding` a call copies the same rows to the bound memory each time.
-        """
-        if self.settings.binding:
+        """What answers so many rows, for one thread; each call takes the next ones of the pool."""
+        if self.settings.binding:  # then the same ones are copied each time
             return self._subject.call(rows)
         pool = self._rows(rows)
         if len(pool) < rows:
@@ -127,10 +121,7 @@ class System:
         return lanes
 
     def flat_out(self, num_calls: int) -> npt.NDArray[np.int64]:
-        """Answer full batches as fast as all threads can.
-
-        Returns the nanoseconds from the start to the end of each call, int64 [num_calls].
-        """
+        """Answer full batches as fast as all threads can; int64 [num_calls], ns to each end."""
         lanes = self.lanes([self.batch_size])
         numbers, ends = itertools.count(), [0] * num_calls
 
@@ -213,11 +204,7 @@ def run_of(
 
 
 def poisson_arrivals(rate_per_second: float, count: int, *, seed: int) -> npt.NDArray[np.int64]:
-    """Nanoseconds from the start to each of `count` arrivals, int64 [count], drawn from `seed`.
-
-    The gaps of a Poisson process are independent and exponential. Raises UsageError for a rate that
-    is not above 0.
-    """
+    """Nanoseconds to the arrivals of a Poisson process, int64 [count]; UsageError for no rate."""
     check_rate(rate_per_second)
     gaps = np.random.default_rng(seed).exponential(NS_PER_S / rate_per_second, count)
     return np.cumsum(gaps).astype(np.int64)

@@ -40,10 +40,7 @@ class Bound:
     """What runs the model, in the memory of its device."""
 
     def run(self) -> Mapping[str, Array]:
-        """Run the model on what `inputs` holds; the answers stay valid until the next call.
-
-        Raises InputError when ONNX Runtime refuses.
-        """
+        """Run the model on `inputs`, or raise InputError; the answers hold until the next call."""
         try:
             self.call()
         except ORT_ERRORS as error:
@@ -116,10 +113,8 @@ def _empty_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, A
 
 
 def can_bind(session: Session) -> bool:
-    """Whether memory for a batch size can be bound once: arrays of numbers, free in the first axis.
-
-    An output with another free axis may have another shape for other rows.
-    """
+    """Whether memory can be bound once: arrays of numbers, free in the first axis and no other."""
+    # An output with another free axis may have another shape for other rows.
     return all(
         info.shape
         and not info.is_text
@@ -140,10 +135,7 @@ class BoundPool:
             self._idle.put(None)
 
     def run(self, name: str, rows: Array) -> dict[str, Array]:
-        """The outputs for a full batch of the input `name`; waits while all memory is in use.
-
-        Raises InputError when the model refuses.
-        """
+        """The outputs for a full batch of the input `name`; waits while all memory is in use."""
         bound = self._idle.get()
         try:
             if bound is None:

@@ -179,11 +179,7 @@ def usable_providers() -> dict[str, str | None]:
 
 
 def probe() -> bytes:
-    """The model that a provider must run: one MatMul and one Add on float32 [1, 4].
-
-    Opset 13 and IR 8 are old enough for every provider, and two nodes are enough for a provider to
-    take or to refuse.
-    """
+    """The model that a provider must run: a MatMul and an Add on float32 [1, 4], of opset 13."""
     return resources.files("serving.runtime").joinpath("probe.onnx").read_bytes()
 
 
