@@ -77,11 +77,9 @@ def open_writer(
 ) -> Iterator[Write]:
     """What writes into `output` (None: stdout), which appears when the block ends well.
 
-    `columns` are those of the first batch: their names, dtypes and shapes. Nothing is written yet.
-    `metadata` goes into the schema of a Parquet or Arrow file; the text formats have no place for
-    it. A CSV begins with its `header`, unless it is to follow another one. On stdout Arrow is the
-    streaming form, in a file the one with random access.
-    Raises OSError naming the output when it cannot be written.
+    `columns` are those of the first batch; nothing is written yet. `metadata` goes into the schema
+    of Parquet and Arrow, which on stdout is the streaming form. A CSV begins with its `header`,
+    unless it is to follow another one. Raises OSError, which names the output.
     """
     if output is None and form == "arrow":
         form = STREAM

@@ -211,9 +211,8 @@ def open_array(path: Path, target: ReadTarget) -> Array:
 def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
     """The rows of an array or of an IDX file, or those of a `.npy` on stdin for None.
 
-    Memory does not grow with the file. Raises what `open_array` and `open_idx` raise. What is
-    damaged within an array of a `.npz` shows when it is read; of stdin no more is read yet than the
-    header.
+    Memory does not grow with the file. Raises what `open_array` and `open_idx` raise; damage within
+    an array shows when it is read. Of stdin no more is read yet than the header.
     """
     if path is None:
         return _open_stdin(target)
@@ -313,11 +312,9 @@ def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
 
 
 def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
-    """The rows of an IDX file.
+    """The rows of an IDX file; grey images get an axis of channels where the model has it.
 
-    Grey images without an axis of channels get one where the model has it. Raises InputError for
-    what is no such file or has another length than its header tells, and for rows that the model
-    does not take, labels for instance.
+    Raises InputError for a broken file and for rows that the model does not take, as labels.
     """
     compressed = path.name.lower().endswith(".gz")
     sizes = _idx_sizes(path, compressed=compressed)

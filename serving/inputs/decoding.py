@@ -93,7 +93,7 @@ class ImageDecoder:
     """Whether images of 8 bits are fitted to the model in size and mode."""
 
     def decode(self, content: bytes) -> Array:
-        """The image in a file's bytes, uint8 [H, W, C]; ValueError for a damaged or unfitting one."""
+        """The image in some bytes, uint8 [H, W, C]; ValueError for a damaged or unfitting one."""
         if not content:
             raise ValueError("it is empty")
         refuse_large(len(content))

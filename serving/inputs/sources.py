@@ -291,11 +291,9 @@ def open_stream(path: str | None, head: bytes = b"", *, keep: bool = False) -> I
 def chunks_of(
     stream: Stream, next_items: Take, size: int, start: int, *, what: str = "rows"
 ) -> Iterator[Chunk]:
-    """Chunks of `size` items each, from the item `start` on.
+    """Chunks of `size` items each, from the item `start` on; `next_items` gives at most so many.
 
-    `next_items` gives at most as many as it is asked for, and the fault after them if there is
-    one. Raises InputError where there is no item or fewer than `start`, and a fault after the items
-    before it.
+    Raises InputError for no item or fewer than `start`, and a fault after the items before it.
     """
     passed = 0
     while True:

@@ -135,11 +135,10 @@ class TableRows(FileRows, abc.ABC):
 def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
     """The records of a file, or of stdin for None, whose `form` is "csv" or "jsonl".
 
-    Where no columns are asked for, a model that takes text reads the only one, or the one named
-    "text" or "sentence", and one that takes numbers reads them all, in their order.
-    Raises InputError for columns that are not there or too many or few, a file that cannot be read
-    or holds no record, and a model that takes neither texts nor rows of numbers. Of stdin no more
-    than the first record is read yet.
+    Without columns asked for, a model of text reads the only one, or the one named "text" or
+    "sentence"; one of numbers reads them all, in their order. Raises InputError for columns that
+    are not there, too many or few, for no record, and for a model that takes neither. Of stdin no
+    more than the first record is read yet.
     """
     place, info = None if path is None else str(path), target.input
     name, asked = display_name(place), target.options.columns

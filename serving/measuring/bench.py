@@ -46,11 +46,11 @@ ColdPrograms = Mapping[str, Sequence[str]]
 def bench(
     model: Path, options: BenchOptions, *, against: Path | None = None, log: Log = lambda _: None
 ) -> BenchReport:
-    """Measure a model, and in turns with it the model `against`, over which speedups then are.
+    """Measure a model, in turns with the model `against`, over which speedups then are.
 
-    Interrupted with Ctrl-C it returns what was measured until then, as a partial report. `log` is
-    given a line before each step. Raises UsageError and UnknownNameError for senseless options,
-    MissingInputError for a file that is not there, and when nothing could be measured the reason.
+    Interrupted with Ctrl-C it returns a partial report. `log` is given a line before each step.
+    Raises UsageError and UnknownNameError for senseless options, MissingInputError for a file that
+    is not there, and the reason when nothing could be measured.
     """
     all_settings = options.session_settings()
     for plan in options.scenarios:
@@ -139,10 +139,9 @@ def run_scenarios(
 def cold_starts(
     programs: ColdPrograms, num_runs: int, log: Callable[[str], None], *, seed: int
 ) -> tuple[tuple[ColdStart, ...], tuple[SkippedSubject, ...]]:
-    """Start each program `num_runs` times, in turns, after one start that does not count.
+    """Start each program `num_runs` times, in turns; one that does not answer is skipped.
 
-    The uncounted start brings the files into the page cache, as on a machine that has run the
-    program before. A program that ends without an answer is among the skipped ones.
+    A first, uncounted start brings the files into the page cache, as on a machine that ran it.
     """
     runs: dict[str, list[float]] = {name: [] for name in programs}
     rounds = orders(list(programs), 1 + num_runs, np.random.default_rng(seed))

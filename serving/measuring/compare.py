@@ -184,10 +184,8 @@ class CompareTarget:
 def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     """Find what `--compare WHAT` of a benchmark of `model` means; files it needs go to `folder`.
 
-    A file ending in .json is what `ferry bench --json` or `ferry benchmark` wrote; another path
-    that is there is a model. Anything else is a git revision: the model as it was then, from git
-    or from DVC's cache, or else what `ferry benchmark` wrote of it then. Raises MissingInputError
-    when it is none of these.
+    It is a saved report (.json), a model, or a git revision: the model as it was then, from git or
+    from DVC's cache, or else its report. Raises MissingInputError when it is none of these.
     """
     path = Path(what)
     if path.suffix == ".json":

@@ -133,11 +133,10 @@ class _RunningSubject:
 def measure(
     specs: Sequence[SubjectSpec], options: BenchOptions, findings: BenchFindings, log: Log
 ) -> None:
-    """Measure all of `specs` under all settings asked for, adding to `findings` as it goes.
+    """Measure all of `specs` under all settings, adding to `findings` as it goes.
 
-    Speedups are over the first of `specs`, where that runs. One that does not start with some
-    settings is among the skipped ones, with its reason, and so is a batch size that it does not
-    take. When the run is interrupted, `findings` has what was measured until then.
+    Speedups are over the first of `specs`, where that runs. What does not start with some settings
+    is skipped with its reason, and so is a batch size that it does not take.
     """
     for number, settings in enumerate(options.session_settings()):
         running: list[_RunningSubject] = []
