@@ -89,7 +89,9 @@ class Commands(click.Group):
             package = (error.name or "").split(".")[0]
             if package not in EXTRA_PACKAGES and package not in OTHER_EXTRAS:
                 raise
-            raise _OneLineError(_missing_extra(ctx, package), 1) from error
+            command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
+            install = f"pip install 'onnx-ferry[{OTHER_EXTRAS.get(package, 'pipeline')}]'"
+            raise _OneLineError(f"`{command}` needs {package}: {install}", 1) from error
         except BrokenPipeError:
             import signal
 
@@ -204,9 +206,3 @@ class _OneLineError(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class
-
-
-def _missing_extra(ctx: click.Context, package: str) -> str:
-    command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
-    extra = OTHER_EXTRAS.get(package, "pipeline")
-    return f"`{command}` needs {package}: pip install 'onnx-ferry[{extra}]'"

@@ -167,10 +167,18 @@ class Model:
             )
         self._check_rows(rows)
         if len(rows):
-            found = self._answered(rows, batch_rows, parallel, [self.scores])
-            scores = self._checked_scores(found[self.scores.name])
+            name = self.scores.name
+            scores = self._answered(rows, batch_rows, parallel, [self.scores])[name]
+            if scores.ndim != 2 or scores.shape[1] < 2:
+                raise ModelError(
+                    f"{self.path}: output {name} has shape {list(scores.shape)}, a classifier "
+                    f"gives [rows, classes]"
+                )
         else:
-            scores = self._no_rows(self.scores)
+            axis = self.scores.shape[1]
+            classes = axis if isinstance(axis, int) else len(self.labels or ())
+            scores = np.zeros((0, max(classes, 1)))
+        scores = scores.astype(np.float32)
         labels = self.class_names(scores.shape[1])
         return Prediction(
             labels=labels,
@@ -220,20 +228,6 @@ class Model:
         if self.bound and len(rows) == self.bound.batch_size:
             return self.bound.run(self.input.name, rows)
         return self.session.run({self.input.name: np.ascontiguousarray(rows)})
-
-    def _checked_scores(self, scores: Array) -> npt.NDArray[np.float32]:
-        """The scores as float32 [rows, classes]."""
-        if scores.ndim != 2 or scores.shape[1] < 2:
-            raise ModelError(
-                f"{self.path}: output {self.scores.name if self.scores else ''} has shape "
-                f"{list(scores.shape)}, a classifier gives [rows, classes]"
-            )
-        return scores.astype(np.float32)
-
-    def _no_rows(self, scores: TensorInfo) -> npt.NDArray[np.float32]:
-        axis = scores.shape[1]
-        classes = axis if isinstance(axis, int) else len(self.labels or ())
-        return np.zeros((0, max(classes, 1)), np.float32)
 
 
 def open_model(

@@ -24,7 +24,6 @@ from serving.files import atomic_write, json_line, read_record, sync_folder, wri
 from serving.inputs.inputs import Place
 
 SCHEMA = 1
-PARTS = ".parts"
 OURS = ("part-*", "_part-*", ".part-*", "._part-*", "_errors.jsonl", "_manifest.jsonl")
 """What a run leaves in a folder of shards."""
 WORDS = {
@@ -51,7 +50,7 @@ class Layout:
     @property
     def parts(self) -> Path:
         """The folder of the shards."""
-        return self.output if self.is_folder else self._beside(PARTS)
+        return self.output if self.is_folder else self._beside(".parts")
 
     @property
     def manifest(self) -> Path:

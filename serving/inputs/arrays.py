@@ -215,18 +215,14 @@ def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
     an array shows when it is read. Of stdin no more is read yet than the header.
     """
     if path is None:
-        return _open_stdin(target)
+        with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
+            header = _checked(stream, "stdin", target)
+        head = stream.kept()
+        return StreamedRows(path=None, header=header, offset=len(head), head=head)
     suffix = path.suffix.lower()
     if suffix not in ARRAY_SUFFIXES:
         return open_idx(path, target)
     return _open_npz(path, target) if suffix == ".npz" else _open_npy(path, target)
-
-
-def _open_stdin(target: ReadTarget) -> StreamedRows:
-    with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
-        header = _checked(stream, "stdin", target)
-    head = stream.kept()
-    return StreamedRows(path=None, header=header, offset=len(head), head=head)
 
 
 def _open_npy(path: Path, target: ReadTarget) -> MappedRows:

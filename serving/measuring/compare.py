@@ -203,7 +203,9 @@ def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     then = _file_then(what, model / MODEL if model.is_dir() else model, folder)
     if then:
         return CompareTarget(name=f"{model} at {what}", model=then)
-    saved = Path("reports/details") / _experiment(model) / "benchmark.json"
+    home = model.absolute() if model.is_dir() else model.absolute().parent
+    experiment = home.parent.name if home.name == "quantized" else home.name
+    saved = Path("reports/details") / experiment / "benchmark.json"
     report = _file_then(what, saved, folder)
     if report:
         return _saved(f"{saved} at {what}", report, model)
@@ -221,12 +223,6 @@ def _saved(name: str, file: Path, model: Path) -> CompareTarget:
     subjects = {one.subject for one in report.measured}
     known = [one for one in (_variant(model), model.name) if one in subjects]
     return CompareTarget(name=name, saved=report, subject=known[0] if known else None)
-
-
-def _experiment(model: Path) -> str:
-    """The experiment that a model of the pipeline belongs to, by the folder that it lies in."""
-    folder = model.absolute() if model.is_dir() else model.absolute().parent
-    return folder.parent.name if folder.name == "quantized" else folder.name
 
 
 def _variant(model: Path) -> str:

@@ -96,14 +96,11 @@ class Session:
         try:
             values = self.call(self.output_names, dict(feeds), None)
         except (*ORT_ERRORS, ValueError, TypeError) as error:
-            raise InputError(f"the model refused its input: {self._why(error, feeds)}") from error
+            names, reason = [info.name for info in self.inputs], one_line(error)
+            if set(feeds) != set(names):
+                reason = f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
+            raise InputError(f"the model refused its input: {reason}") from error
         return dict(zip(self.output_names, values, strict=True))
-
-    def _why(self, error: Exception, feeds: Mapping[str, Array]) -> str:
-        names = [info.name for info in self.inputs]
-        if set(feeds) != set(names):
-            return f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
-        return one_line(error)
 
 
 def open_session(
