@@ -210,8 +210,19 @@ class ShardedOutput(Output):
     def finish(self, *, last: bool) -> None:
         """Give the open shard its name, and then a line in the manifest."""
         self.close()
-        if self._open is not None:
-            self._before = self._finished(self._open, last=last)
+        shard, path = self._open, self._layout.shard(self._index)
+        if shard is not None:
+            self._before = Shard(
+                index=self._index,
+                rows=shard.rows,
+                errors=shard.errors,
+                end=shard.end,
+                digest=shard.digest,
+                bytes=path.stat().st_size if shard.rows else 0,
+                seconds=time.monotonic() - self._begin,
+                drift=self._check.to_record() if self._check else None,
+                last=last,
+            )
         elif last and self._before:  # the run before this one ended with the last row
             self._before = replace(
                 self._before, index=self._index, rows=0, errors=0, bytes=0, last=True
@@ -221,20 +232,6 @@ class ShardedOutput(Output):
         self._open = None
         add_to_journal(self._layout.manifest, self._before)
         self._index += 1
-
-    def _finished(self, shard: _Open, *, last: bool) -> Shard:
-        path = self._layout.shard(self._index)
-        return Shard(
-            index=self._index,
-            rows=shard.rows,
-            errors=shard.errors,
-            end=shard.end,
-            digest=shard.digest,
-            bytes=path.stat().st_size if shard.rows else 0,
-            seconds=time.monotonic() - self._begin,
-            drift=self._check.to_record() if self._check else None,
-            last=last,
-        )
 
 
 # From the inputs to the output

@@ -116,8 +116,14 @@ class TarImages:
     def _image(self, member: TarMember) -> Array:
         if member.fault is not None:
             raise ValueError(member.fault)
-        content = member.content
-        return self.decoder.decode(_bytes_of(member) if content is None else content)
+        if member.content is not None:
+            return self.decoder.decode(member.content)
+        try:
+            with Path(member.shard).open("rb", buffering=0) as file:
+                content = os.pread(file.fileno(), member.size, member.offset)
+        except OSError as error:
+            raise ValueError(reason_of(error)) from error
+        return self.decoder.decode(content)
 
     def _members(self, start: int) -> Iterator[TarMember]:
         """The images from the one at `start` on; the bytes of those before it are not kept."""
@@ -209,15 +215,6 @@ def _checked(file: IO[bytes], member: tarfile.TarInfo, *, keep: bool) -> bytes |
     if there < member.offset_data + member.size:
         raise tarfile.ReadError(f"it ends within {member.name[:MOST_SHOWN]!r}")
     return content
-
-
-def _bytes_of(member: TarMember) -> bytes:
-    """The bytes of a member that its chunk does not hold."""
-    try:
-        with Path(member.shard).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), member.size, member.offset)
-    except OSError as error:
-        raise ValueError(reason_of(error)) from error
 
 
 # Members
