@@ -78,7 +78,7 @@ def open_writer(
     """What writes into `output` (None: stdout), which appears when the block ends well.
 
     `columns` are those of the first batch; nothing is written yet. `metadata` goes into the schema
-    of Parquet and Arrow, which on stdout is the streaming form. A CSV begins with its `header`,
+    of Parquet and Arrow; on stdout Arrow is the streaming form. A CSV begins with its `header`,
     unless it is to follow another one. Raises OSError, which names the output.
     """
     if output is None and form == "arrow":

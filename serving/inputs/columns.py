@@ -81,7 +81,7 @@ def text_of(name: str, value: object) -> str:
 
 
 def number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
-    """The value as a number that the dtype holds; ValueError, naming both, for any other."""
+    """The value as a number of the dtype; ValueError, with column and value, where it is none."""
     found = _parsed(value)
     if found is None or not math.isfinite(found):
         raise ValueError(f"column {name!r} is {shown(value)}, not a number")
@@ -97,7 +97,7 @@ def number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
 
 
 def number_rows(records: Sequence[Sequence[object]], dtype: np.dtype[Any]) -> Array | None:
-    """The numbers of equal records, [records, values]; None where one needs `number` itself."""
+    """The numbers of records, [records, values]; None where a value needs `number` for itself."""
     values = list(itertools.chain.from_iterable(records))
     kinds = set(map(type, values))
     # Python itself would take 1_000 for a number.

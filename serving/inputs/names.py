@@ -118,7 +118,11 @@ def scheme_of(address: str) -> str:
 
 
 def path_of_split(name: str) -> Path:
-    """The `.npy` file of a split's rows; UnknownNameError, MissingInputError or IntegrityError."""
+    """The rows of a split, a `.npy` file whose bytes are the recorded ones.
+
+    Raises UnknownNameError for another split, MissingInputError for a data set that is not
+    preprocessed, and IntegrityError for a file that was altered.
+    """
     dataset, _, split = name.partition(":")
     if split not in SPLITS:
         raise UnknownNameError(f"split of {dataset}", split, SPLITS)

@@ -45,7 +45,7 @@ class PairedRatio:
 
 
 def verdict(ratio: PairedRatio) -> Verdict:
-    """Whether the second of two differs: only an interval outside of 1 ± `MARGIN` shows that."""
+    """Whether the second of two is faster or slower: only where the interval is beyond `MARGIN`."""
     if ratio.low > 1 + MARGIN:
         return "faster"
     return "slower" if ratio.high < 1 - MARGIN else "no difference"

@@ -148,7 +148,7 @@ class SubjectProcess:
         self.close()
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Have a method of `SubjectServer` called there; raises what it does, or ModelError."""
+        """Have a method of `SubjectServer` called there; raises what that does, or ModelError."""
         return self._send({"do": do, **arguments})
 
     def start(self, settings: SessionSettings) -> Started:

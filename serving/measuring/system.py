@@ -204,7 +204,11 @@ def run_of(
 
 
 def poisson_arrivals(rate_per_second: float, count: int, *, seed: int) -> npt.NDArray[np.int64]:
-    """Nanoseconds to the arrivals of a Poisson process, int64 [count]; UsageError for no rate."""
+    """Nanoseconds from the start to each of `count` arrivals, int64 [count], drawn from `seed`.
+
+    The gaps of a Poisson process are independent and exponential. Raises UsageError for a rate that
+    is not above 0.
+    """
     check_rate(rate_per_second)
     gaps = np.random.default_rng(seed).exponential(NS_PER_S / rate_per_second, count)
     return np.cumsum(gaps).astype(np.int64)
