@@ -208,18 +208,14 @@ def _measure(
     from pathlib import Path
 
     from serving.measuring.bench import bench
-    from serving.measuring.compare import compare_saved, compare_turns, find_target
+    from serving.measuring.compare import compare, find_target
 
     with tempfile.TemporaryDirectory() as folder, progress() as log:
         if what is None:
             return bench(model, options, log=log), None
         target = find_target(what, model, Path(folder))
         report = bench(model, options, against=target.model, log=log)
-        if target.saved is None:
-            return report, compare_turns(report, limit, name=target.name)
-        return report, compare_saved(
-            report, target.saved, subject=target.subject, where=target.name, limit=limit
-        )
+        return report, compare(report, target, limit)
 
 
 def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool) -> None:

@@ -6,7 +6,6 @@ hours apart and their medians decide: a weaker proof, made only on the same kind
 comparison says so.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from serving.errors import InputError, MissingInputError, SlowerError
 from serving.files import read_json, read_record
 from serving.machine.environment import output_of
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
-from serving.measuring.report import BEFORE, BenchReport, Measurement
+from serving.measuring.report import BEFORE, BenchReport
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
 MODEL = "model.onnx"
@@ -73,40 +72,73 @@ class Comparison:
             )
 
 
-def compare_turns(report: BenchReport, limit: float, *, name: str) -> Comparison:
-    """Compare the two models of a report that `ferry bench` made with `against`."""
-    pairs = [
-        (one, other)
-        for one in report.measured
-        if one.subject != BEFORE
-        for other in report.of(BEFORE, one.provider)
-    ]
-    return _compare(pairs, "in turns", against=name, limit=limit, seed=report.seed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareTarget:
+    """What `--compare` names: a model or a saved report."""
+
+    name: str
+    model: Path | None = None
+    saved: BenchReport | None = None
+    subject: str | None = None
+    """Of the saved figures; None for the only one there."""
 
 
-def compare_saved(
-    report: BenchReport, saved: BenchReport, *, subject: str | None, where: str, limit: float
-) -> Comparison:
-    """Compare with a saved report, of `subject` there, or of its only one.
+def compare(report: BenchReport, target: CompareTarget, limit: float) -> Comparison:
+    """Compare each provider, setting and batch size that was measured both now and before.
 
-    Raises InputError when they are of different machines, or share no row.
+    Raises InputError where there is none, and for saved figures that do not compare.
     """
+    saved = target.saved
+    before, subject = (saved, _subject_of(target, saved, report)) if saved else (report, BEFORE)
+    ratio_of = ratio_of_separate_turns if saved else ratio_of_turns
+    pairs = [
+        (one, row.timing.turns_ms, then.timing.turns_ms, row.timing.batch_size)
+        for one in report.measured
+        if saved or one.subject != BEFORE
+        for other in before.of(subject, one.provider)
+        if other.settings == one.settings
+        for row in one.rows
+        if (then := other.row(row.timing.batch_size))
+    ]
+    if not pairs:
+        raise InputError(
+            f"nothing that was measured is in {target.name} too: no row of the same provider, "
+            f"settings and batch size"
+        )
+    rows: list[ComparedRow] = []
+    for one, now_ms, before_ms, batch_size in pairs:
+        ratio = ratio_of(now_ms, before_ms, seed=report.seed)
+        rows.append(
+            ComparedRow(
+                what=one.label,
+                threads=one.settings.threads,
+                batch_size=batch_size,
+                now_ms=float(np.median(now_ms)),
+                before_ms=float(np.median(before_ms)),
+                ratio=ratio,
+                slower=ratio.low > limit,
+            )
+        )
+    method: Method = "with saved figures" if saved else "in turns"
+    return Comparison(against=target.name, method=method, limit=limit, rows=tuple(rows))
+
+
+def _subject_of(target: CompareTarget, saved: BenchReport, report: BenchReport) -> str:
+    """The subject of the saved figures to compare with; InputError for another machine."""
     for name in SAME:
         now, before = getattr(report.environment, name), getattr(saved.environment, name)
         if now != before:
             raise InputError(
-                f"{where} was measured on another machine ({name} {before}, here {now}): figures "
-                f"of two machines do not compare"
+                f"{target.name} was measured on another machine ({name} {before}, here {now}): "
+                f"figures of two machines do not compare"
             )
     known = sorted({one.subject for one in saved.measured})
-    subject = known[0] if subject is None and len(known) == 1 else subject
+    subject = known[0] if target.subject is None and len(known) == 1 else target.subject
     if subject not in known:
         raise InputError(
-            f"{where} has {', '.join(known) or 'no rows'}, not {subject or 'one model'}"
+            f"{target.name} has {', '.join(known) or 'no rows'}, not {subject or 'one model'}"
         )
-    pairs = [(one, other) for one in report.measured for other in saved.of(subject, one.provider)]
-    method: Method = "with saved figures"
-    return _compare(pairs, method, against=where, limit=limit, seed=report.seed)
+    return subject
 
 
 def as_text(comparison: Comparison) -> str:
@@ -129,56 +161,6 @@ def as_text(comparison: Comparison) -> str:
     if comparison.method == "with saved figures":
         message += "; of another time: name a model file instead to measure both in turns"
     return f"{table(HEADER, lines)}\n\n{message}"
-
-
-def _compare(
-    pairs: Iterable[tuple[Measurement, Measurement]],
-    method: Method,
-    *,
-    against: str,
-    limit: float,
-    seed: int,
-) -> Comparison:
-    """Compare each pair, now and before, at the batch sizes that both were measured at."""
-    ratio_of = ratio_of_turns if method == "in turns" else ratio_of_separate_turns
-    same = [
-        (one, row.timing.turns_ms, other.timing.turns_ms, row.timing.batch_size)
-        for one, before in pairs
-        if one.settings == before.settings
-        for row in one.rows
-        if (other := before.row(row.timing.batch_size))
-    ]
-    rows: list[ComparedRow] = []
-    for one, now, before, batch_size in same:
-        ratio = ratio_of(now, before, seed=seed)
-        rows.append(
-            ComparedRow(
-                what=one.label,
-                threads=one.settings.threads,
-                batch_size=batch_size,
-                now_ms=float(np.median(now)),
-                before_ms=float(np.median(before)),
-                ratio=ratio,
-                slower=ratio.low > limit,
-            )
-        )
-    if not rows:
-        raise InputError(
-            f"nothing that was measured is in {against} too: no row of the same provider, settings "
-            f"and batch size"
-        )
-    return Comparison(against=against, method=method, limit=limit, rows=tuple(rows))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareTarget:
-    """What `--compare` names: a model or a saved report."""
-
-    name: str
-    model: Path | None = None
-    saved: BenchReport | None = None
-    subject: str | None = None
-    """Of the saved figures; None for the only one there."""
 
 
 def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
