@@ -96,7 +96,7 @@ class ArrayFile(FileRows):
 class MappedRows(ArrayFile):
     """Those of an array that lies in a file as it lies in memory."""
 
-    path: str
+    path: Path
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Nothing but numbers: whoever decodes a chunk maps its rows."""
@@ -105,22 +105,22 @@ class MappedRows(ArrayFile):
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk, a view of the file where they lie as the model takes them."""
-        with refuse_broken(self.path, "changed while it was read", (OSError, ValueError)):
+        with refuse_broken(self.name, "changed while it was read", (OSError, ValueError)):
             rows = self.mapped(chunk.start, chunk.count).view(np.ndarray)
         ids = self.ids(chunk.start, chunk.count)
         return Batch(ids=ids, rows=np.require(rows, requirements=["C", "A"]))
 
     def mapped(self, start: int, count: int) -> Array:
         """Some rows where they lie, in the order in which they lie there."""
-        header = self.header
+        header, path = self.header, str(self.path)  # numpy would resolve a Path each time
         shape = (count, *header.shape[1:])
         if 0 in shape:  # nothing to map
             return np.empty(shape, header.dtype)
         if header.in_columns:
-            whole = np.memmap(self.path, header.dtype, "r", self.offset, header.shape, "F")
+            whole = np.memmap(path, header.dtype, "r", self.offset, header.shape, "F")
             return whole[start : start + count]
         offset = self.offset + start * header.row_bytes
-        return np.memmap(self.path, header.dtype, "r", offset, shape)
+        return np.memmap(path, header.dtype, "r", offset, shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +230,7 @@ def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
         header = _checked(file, str(path), target)
         offset = file.tell()
         header.refuse_short(file.seek(0, 2) - offset, path.name)
-    return MappedRows(path=str(path), header=header, offset=offset)
+    return MappedRows(path=path, header=header, offset=offset)
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
@@ -243,8 +243,8 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
         header.refuse_short(entry.file_size - offset, entry.filename)
         at = _place_of_stored(file, entry)
     if at is not None:
-        return MappedRows(path=str(path), header=header, offset=at + offset)
-    return StreamedRows(path=str(path), member=entry.filename, header=header, offset=offset)
+        return MappedRows(path=path, header=header, offset=at + offset)
+    return StreamedRows(path=path, member=entry.filename, header=header, offset=offset)
 
 
 def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
@@ -317,11 +317,11 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
     offset = 4 + 4 * len(sizes)
     header = ArrayHeader(UINT8, _idx_shape(path, sizes, target))
     if compressed:  # its length shows at its end
-        return StreamedRows(path=str(path), header=header, offset=offset)
+        return StreamedRows(path=path, header=header, offset=offset)
     expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return MappedRows(path=str(path), header=header, offset=offset)
+    return MappedRows(path=path, header=header, offset=offset)
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:

@@ -151,8 +151,7 @@ class ListedImages(FileRows):
 
 def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
     """The images that a file, or stdin for None, lists; InputError for a model that takes none."""
-    place = None if path is None else str(path)
-    return ListedImages(path=place, decoder=image_decoder(display_name(place), target))
+    return ListedImages(path=path, decoder=image_decoder(display_name(path), target))
 
 
 def _paths(stream: Stream) -> Iterator[str]:

@@ -140,11 +140,10 @@ def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
     are not there, too many or few, for no record, and for a model that takes neither. Of stdin no
     more than the first record is read yet.
     """
-    place, info = None if path is None else str(path), target.input
-    name, asked = display_name(place), target.options.columns
+    name, info, asked = display_name(path), target.input, target.options.columns
     if row_shape_of_texts(info) is None and not takes_numbers(info):
         raise InputError(f"{name}: {target.takes()}, which no record is; give such rows as .npy")
-    with open_stream(place, keep=True) as stream:
+    with open_stream(path, keep=True) as stream:
         columns = _csv_columns(stream) if form == "csv" else _json_columns(stream)
         head = stream.kept()
     refuse_unknown(name, columns, asked)
@@ -154,7 +153,7 @@ def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
         names = number_columns(name, columns, asked, info)
     refuse_twice(name, columns, names)
     kind = CsvRows if form == "csv" else JsonLinesRows
-    rows = kind(path=place, columns=columns, names=names, head=head, input=info)
+    rows = kind(path=path, columns=columns, names=names, head=head, input=info)
     if path is not None:
         next(rows.chunks(1))
     return rows

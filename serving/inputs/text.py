@@ -64,10 +64,10 @@ def open_lines(path: Path | None, target: ReadTarget) -> TextLines:
             f"{path or 'stdin'}: {target.takes()}, which no line of text is; give such rows as .npy"
         )
     if path is not None:
-        with open_stream(str(path)) as stream:
+        with open_stream(path) as stream:
             if next(raw_lines(stream), None) is None:
                 raise InputError(f"{path} holds no rows")
-    return TextLines(path=None if path is None else str(path), row_shape=row_shape)
+    return TextLines(path=path, row_shape=row_shape)
 
 
 def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:
