@@ -89,7 +89,9 @@ class Commands(click.Group):
             package = (error.name or "").split(".")[0]
             if package not in EXTRA_PACKAGES and package not in OTHER_EXTRAS:
                 raise
-            raise _OneLineError(_missing_extra(ctx, package), 1) from error
+            command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
+            install = f"pip install 'onnx-ferry[{OTHER_EXTRAS.get(package, 'pipeline')}]'"
+            raise _OneLineError(f"`{command}` needs {package}: {install}", 1) from error
         except BrokenPipeError:
             import signal
 
@@ -97,7 +99,8 @@ class Commands(click.Group):
             ctx.exit(128 + signal.SIGPIPE)
         except OSError as error:
             _settle_stdout()
-            raise _OneLineError(_system_error(error), 1) from error
+            name, reason = error.filename2 or error.filename, error.strerror or str(error)
+            raise _OneLineError(f"{name}: {reason}" if name else reason, 1) from error
 
 
 def json_option(command: Command) -> Command:
@@ -126,10 +129,7 @@ def note(message: str) -> None:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Give a function that shows the current step, on one line of stderr that is written over.
-
-    The line is gone when the block ends; without a terminal nothing is shown.
-    """
+    """Give a function that shows the current step, on one line of the terminal; gone at the end."""
     terminal = sys.stderr.isatty()
 
     def log(step: str) -> None:
@@ -151,15 +151,13 @@ def show(record: Any, *, as_json: bool, text: str) -> None:
 
 def summary(record: Any, names: Sequence[str] | None = None) -> str:
     """Lay out the plain values of a record or a mapping, one per line; `names` selects."""
-    values = record if isinstance(record, dict) else _values(record)
+    values = record
+    if not isinstance(record, dict):
+        values = {name: getattr(record, name) for name in record.__dataclass_fields__}
     plain = {name: value for name, value in values.items() if isinstance(value, PLAIN)}
     shown = [name for name in plain if names is None or name in names]
     width = max(map(len, shown), default=0)
     return "\n".join(f"{name:<{width}}  {_text(plain[name])}" for name in shown)
-
-
-def _values(record: Any) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def _text(value: Any) -> str:
@@ -208,15 +206,3 @@ class _OneLineError(click.ClickException):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class
-
-
-def _missing_extra(ctx: click.Context, package: str) -> str:
-    command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
-    extra = OTHER_EXTRAS.get(package, "pipeline")
-    return f"`{command}` needs {package}: pip install 'onnx-ferry[{extra}]'"
-
-
-def _system_error(error: OSError) -> str:
-    name = error.filename2 or error.filename
-    reason = error.strerror or str(error)
-    return f"{name}: {reason}" if name else reason

@@ -35,7 +35,9 @@ def atomic_write(target: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        mask = os.umask(0)  # which can only be read by setting it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(target)
     except OSError as error:
         if error.filename is not None or error.errno is None:
@@ -130,13 +132,6 @@ def _plain(value: object) -> object:
     if hasattr(value, "item"):  # a numpy scalar
         return value.item()
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
-
-
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 Record = TypeVar("Record")

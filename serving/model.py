@@ -159,16 +159,26 @@ class Model:
         that is no classifier.
         """
         if self.scores is None:
+            given = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in self.outputs)
             raise ModelError(
-                f"{self.path} is no classifier that ferry can read: {no_scores(self.outputs)}; "
-                f"`answers` gives its outputs"
+                f"{self.path} is no classifier that ferry can read: of its outputs ({given}) none "
+                f"is named {PROBABILITIES} or {LOGITS}, and not exactly one is a float "
+                f"[batch, classes]; `answers` gives its outputs"
             )
         self._check_rows(rows)
         if len(rows):
-            found = self._answered(rows, batch_rows, parallel, [self.scores])
-            scores = self._checked_scores(found[self.scores.name])
+            name = self.scores.name
+            scores = self._answered(rows, batch_rows, parallel, [self.scores])[name]
+            if scores.ndim != 2 or scores.shape[1] < 2:
+                raise ModelError(
+                    f"{self.path}: output {name} has shape {list(scores.shape)}, a classifier "
+                    f"gives [rows, classes]"
+                )
         else:
-            scores = self._no_rows(self.scores)
+            axis = self.scores.shape[1]
+            classes = axis if isinstance(axis, int) else len(self.labels or ())
+            scores = np.zeros((0, max(classes, 1)))
+        scores = scores.astype(np.float32)
         labels = self.class_names(scores.shape[1])
         return Prediction(
             labels=labels,
@@ -178,10 +188,7 @@ class Model:
         )
 
     def class_names(self, classes: int) -> tuple[str, ...]:
-        """The labels; the class's index where the file has none.
-
-        Raises ModelError when there are not as many labels as `classes`.
-        """
+        """The labels, else each class's index; ModelError when there are not `classes` labels."""
         labels = self.labels or tuple(str(index) for index in range(classes))
         if len(labels) != classes:
             raise ModelError(
@@ -221,20 +228,6 @@ class Model:
         if self.bound and len(rows) == self.bound.batch_size:
             return self.bound.run(self.input.name, rows)
         return self.session.run({self.input.name: np.ascontiguousarray(rows)})
-
-    def _checked_scores(self, scores: Array) -> npt.NDArray[np.float32]:
-        """The scores as float32 [rows, classes]."""
-        if scores.ndim != 2 or scores.shape[1] < 2:
-            raise ModelError(
-                f"{self.path}: output {self.scores.name if self.scores else ''} has shape "
-                f"{list(scores.shape)}, a classifier gives [rows, classes]"
-            )
-        return scores.astype(np.float32)
-
-    def _no_rows(self, scores: TensorInfo) -> npt.NDArray[np.float32]:
-        axis = scores.shape[1]
-        classes = axis if isinstance(axis, int) else len(self.labels or ())
-        return np.zeros((0, max(classes, 1)), np.float32)
 
 
 def open_model(
@@ -319,15 +312,6 @@ def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
         if name in tables:
             return tables[name]
     return next(iter(tables.values())) if len(tables) == 1 else None
-
-
-def no_scores(outputs: Sequence[TensorInfo]) -> str:
-    """Why none of them holds scores."""
-    given = ", ".join(f"{info.name} {info.dtype} {list(info.shape)}" for info in outputs)
-    return (
-        f"of its outputs ({given}) none is named {PROBABILITIES} or {LOGITS}, and not exactly "
-        f"one is a float [batch, classes]"
-    )
 
 
 def labels_of(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:

@@ -83,26 +83,20 @@ def _classes(prediction: Prediction, *, all_classes: bool, top_k: int | None) ->
         score: prediction.score,
     }
     if top_k:
-        best = _best(prediction.scores, top_k)
+        classes = len(prediction.labels)
+        if top_k > classes:
+            raise UsageError(
+                f"--top-k must be at most {classes}, the classes there are, got {top_k}"
+            )
+        # Best first, and of equal ones the first.
+        best = np.argsort(-prediction.scores, axis=1, kind="stable")[:, :top_k]
         columns["top_labels"] = names[best]
-        columns[f"top_{_plural(score)}"] = np.take_along_axis(prediction.scores, best, axis=1)
+        several = "probabilities" if prediction.are_probabilities else "scores"
+        columns[f"top_{several}"] = np.take_along_axis(prediction.scores, best, axis=1)
     if all_classes:
         for index, label in enumerate(prediction.labels):
             columns[f"{score}_{label}"] = prediction.scores[:, index]
     return columns
-
-
-def _best(scores: npt.NDArray[np.float32], top_k: int) -> npt.NDArray[np.int64]:
-    """The classes with the highest scores, best first and of equal ones the first: [rows, k]."""
-    classes = scores.shape[1]
-    if top_k > classes:
-        raise UsageError(f"--top-k must be at most {classes}, the classes there are, got {top_k}")
-    order: npt.NDArray[np.int64] = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    return order
-
-
-def _plural(score: str) -> str:
-    return "scores" if score == "score" else "probabilities"
 
 
 def _finite(arrays: Iterable[Array], rows: int) -> npt.NDArray[np.bool_]:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,6 @@ from serving.inputs.sources import Batch, Chunk, RowSource, UnreadableRow
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores, ordered_map, ordered_results
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
-
-if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
 
 Array = npt.NDArray[Any]
 NOT_FINITE = "the model gave what is not a finite number"
@@ -83,10 +80,7 @@ class Answered:
 
 
 def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answered]:
-    """The answers to chunks of so many rows, if that is known, in their order.
-
-    Raises what the sources and the model raise, and EngineError when a decoding process dies.
-    """
+    """The answers to chunks of `rows` rows, if known, in order; EngineError if a decoder dies."""
     answer_one = functools.partial(answered, run.model, run.options)
     workers = run.workers
     slow = any(source.slow for source in run.inputs.sources)
@@ -95,9 +89,13 @@ def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answ
             lambda item: answer_one(decoded(run.inputs, *item)), chunks, parallel=workers
         )
         return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    with _decoders(run.inputs, workers) as pool:
+    # Not forked: the threads of ONNX Runtime would not come along, but their locks would.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(run.inputs,)) as pool:
         try:
             batches = ordered_results(pool, _decode_there, chunks, parallel=workers)
             yield from ordered_map(answer_one, batches, parallel=workers)
@@ -121,10 +119,7 @@ def decoded(inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
 
 
 def answered(model: Model, options: PredictOptions, taken: Decoded) -> Answered:
-    """Run a model on a batch. Rows that give numbers that are not finite become unreadable.
-
-    Raises what `Model.predict` and `Model.answers` raise.
-    """
+    """Run a model on a batch. Rows that give numbers that are not finite become unreadable."""
     begin = time.perf_counter()
     batch = taken.batch
     bad, rows, ids = batch.unreadable, batch.rows, batch.readable_ids
@@ -140,8 +135,10 @@ def answered(model: Model, options: PredictOptions, taken: Decoded) -> Answered:
         )
         nowhere = np.flatnonzero(~found.finite)
         if len(nowhere):
-            new = [UnreadableRow(ids[int(index)], NOT_FINITE) for index in nowhere]
-            bad, rows = _in_order(batch.ids, [*bad, *new]), rows[found.finite]
+            bad += [UnreadableRow(ids[int(index)], NOT_FINITE) for index in nowhere]
+            order = {one: index for index, one in enumerate(batch.ids)}
+            bad.sort(key=lambda item: order[item.id])
+            rows = rows[found.finite]
         columns = found.finite_columns() if len(rows) else None
     return Answered(
         end=taken.end,
@@ -154,21 +151,7 @@ def answered(model: Model, options: PredictOptions, taken: Decoded) -> Answered:
     )
 
 
-def _in_order(ids: Sequence[str], items: Sequence[UnreadableRow]) -> list[UnreadableRow]:
-    at = {one: index for index, one in enumerate(ids)}
-    return sorted(items, key=lambda item: at[item.id])
-
-
 # Decoding processes
-
-
-def _decoders(inputs: Inputs, processes: int) -> "ProcessPoolExecutor":
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-
-    # Not forked: the threads of ONNX Runtime would not come along, but their locks would.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(inputs,))
 
 
 def _begin(inputs: Inputs) -> None:
@@ -204,10 +187,9 @@ def _decode_there(item: tuple[int, Chunk]) -> Decoded:
 
 
 def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
-    """The answers to chunks, in their order, from as many actors as the run has workers.
+    """The answers to chunks in their order, from as many actors as the run has workers.
 
-    Raises UsageError for a stream, which only one process can read, and EngineError when a cluster
-    cannot be had or an actor fails.
+    Raises UsageError for a stream and EngineError when a cluster cannot be had or an actor fails.
     """
     import ray
 

@@ -24,7 +24,6 @@ from serving.files import atomic_write, json_line, read_record, sync_folder, wri
 from serving.inputs.inputs import Place
 
 SCHEMA = 1
-PARTS = ".parts"
 OURS = ("part-*", "_part-*", ".part-*", "._part-*", "_errors.jsonl", "_manifest.jsonl")
 """What a run leaves in a folder of shards."""
 WORDS = {
@@ -51,7 +50,7 @@ class Layout:
     @property
     def parts(self) -> Path:
         """The folder of the shards."""
-        return self.output if self.is_folder else self._beside(PARTS)
+        return self.output if self.is_folder else self._beside(".parts")
 
     @property
     def manifest(self) -> Path:
@@ -185,10 +184,7 @@ def begin_run(layout: Layout, provenance: Provenance, *, overwrite: bool) -> Jou
 
 
 def find_run(layout: Layout, provenance: Provenance) -> Journal | None:
-    """What is there already of a run of `provenance`; None for nothing.
-
-    Raises what `begin_run` raises.
-    """
+    """What is there already of a run of `provenance`, or None; raises what `begin_run` raises."""
     journal = read_journal(layout.manifest)
     if journal is not None:
         _check_shards(layout, journal)
@@ -237,10 +233,7 @@ def drop_run(layout: Layout) -> None:
 
 
 def read_journal(path: Path) -> Journal | None:
-    """Read a manifest, and cut off a last line that is not whole; None where there is none.
-
-    Raises IntegrityError for what no run wrote.
-    """
+    """Read a manifest, if there, and cut off half a line; IntegrityError for what no run wrote."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

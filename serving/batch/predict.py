@@ -41,7 +41,6 @@ from serving.drift.check import DriftCheck, open_check
 from serving.errors import FerryError, InputError
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
-from serving.inputs.sources import UnreadableRow
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_NOTES = 10
@@ -115,7 +114,6 @@ class Output(contextlib.ExitStack, abc.ABC):
     """
 
     def __init__(self, run: PredictRun, *, rows: int = 0, errors: int = 0) -> None:
-        """Go on after so many `rows` that were written and `errors` that were listed before."""
         super().__init__()
         self.rows = rows
         self.errors = errors
@@ -189,10 +187,18 @@ class ShardedOutput(Output):
         shard = self._open = self._open or _Open(since=time.monotonic(), end=one.end)
         if one.columns:
             if shard.write is None:
-                shard.write = self.enter_context(self._writer(one))
+                # Shards of one file are joined byte by byte: only the first names the columns.
+                header = self._layout.is_folder or self.rows == 0
+                path = self._layout.shard(self._index)
+                shard.write = self.enter_context(
+                    open_writer(path, self._form, one.columns, self._metadata, header=header)
+                )
             shard.write(one.columns)
         for item in one.unreadable:
-            self._list(shard, item)
+            if shard.listed is None:
+                path = self._layout.shard_errors(self._index)
+                shard.listed = self.enter_context(atomic_write(path))
+            shard.listed.write(json_line(item).encode())
         shard.rows += one.count
         shard.errors += len(one.unreadable)
         shard.end, shard.digest = one.end, one.digest
@@ -204,8 +210,19 @@ class ShardedOutput(Output):
     def finish(self, *, last: bool) -> None:
         """Give the open shard its name, and then a line in the manifest."""
         self.close()
-        if self._open is not None:
-            self._before = self._finished(self._open, last=last)
+        shard, path = self._open, self._layout.shard(self._index)
+        if shard is not None:
+            self._before = Shard(
+                index=self._index,
+                rows=shard.rows,
+                errors=shard.errors,
+                end=shard.end,
+                digest=shard.digest,
+                bytes=path.stat().st_size if shard.rows else 0,
+                seconds=time.monotonic() - self._begin,
+                drift=self._check.to_record() if self._check else None,
+                last=last,
+            )
         elif last and self._before:  # the run before this one ended with the last row
             self._before = replace(
                 self._before, index=self._index, rows=0, errors=0, bytes=0, last=True
@@ -215,32 +232,6 @@ class ShardedOutput(Output):
         self._open = None
         add_to_journal(self._layout.manifest, self._before)
         self._index += 1
-
-    def _finished(self, shard: _Open, *, last: bool) -> Shard:
-        path = self._layout.shard(self._index)
-        return Shard(
-            index=self._index,
-            rows=shard.rows,
-            errors=shard.errors,
-            end=shard.end,
-            digest=shard.digest,
-            bytes=path.stat().st_size if shard.rows else 0,
-            seconds=time.monotonic() - self._begin,
-            drift=self._check.to_record() if self._check else None,
-            last=last,
-        )
-
-    def _writer(self, one: Answered) -> contextlib.AbstractContextManager[Write]:
-        # Shards of one file are joined byte by byte, so that only the first names the columns.
-        header = self._layout.is_folder or self.rows == 0
-        path = self._layout.shard(self._index)
-        return open_writer(path, self._form, one.columns or {}, self._metadata, header=header)
-
-    def _list(self, shard: _Open, item: UnreadableRow) -> None:
-        if shard.listed is None:
-            path = self._layout.shard_errors(self._index)
-            shard.listed = self.enter_context(atomic_write(path))
-        shard.listed.write(json_line(item).encode())
 
 
 # From the inputs to the output

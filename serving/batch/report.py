@@ -94,17 +94,12 @@ def summary(report: PredictReport) -> str:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in report.stages.shares.items())
         text += f"{report.seconds:.2f} s, {speed}{profile}\n{shares}"
         if report.seconds >= WORTH_SECONDS:
-            text += f"; {_advice(report.stages.bottleneck)}"
+            stage = report.stages.bottleneck
+            text += f"; most by {stage}: {ADVICE[stage]}"
+            if stage == "decode" and importlib.util.find_spec("cv2") is None:
+                text += ", or pip install 'onnx-ferry[images]'"
     lines = [text, *(report.drift.lines() if report.drift else ())]
     if report.stopped:
         again = "; the same command goes on" if report.output else ""
         lines.append(f"stopped by {report.stopped}{again}")
     return "\n".join(lines)
-
-
-def _advice(stage: str) -> str:
-    """What would help where a stage has the most work."""
-    advice = ADVICE[stage]
-    if stage == "decode" and importlib.util.find_spec("cv2") is None:
-        advice += ", or pip install 'onnx-ferry[images]'"
-    return f"most by {stage}: {advice}"

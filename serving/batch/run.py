@@ -106,10 +106,7 @@ class PredictRun:
         return None if total is None else max(0, total - done)
 
     def chunks(self, journal: Journal | None) -> Chunks:
-        """The chunks that no shard holds yet.
-
-        Raises OutputError when a stream is not the one that the shards were made of.
-        """
+        """The chunks that no shard holds yet; OutputError when the stream is another one."""
         last = journal.last if journal else None
         if journal is None or last is None:
             chunks = self.inputs.chunks(self.chunk_rows)
@@ -228,10 +225,7 @@ def prepare(
 def dry_run(
     path: Path, inputs: Sequence[Path | str], output: Path | None, options: PredictOptions
 ) -> Preview:
-    """Look at the first rows of a run, and at what its output holds; nothing is run.
-
-    Raises what the run itself would at first, and InputError for an input that breaks off.
-    """
+    """Look at the first rows of a run, and at its output; raises what the run would at first."""
     run = prepare(path, inputs, output, options)
     model, journal = run.model, None
     if output is not None:

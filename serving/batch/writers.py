@@ -45,10 +45,7 @@ SUFFIXES = {
 
 
 def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
-    """The format of an output: the one asked for, or that of its suffix.
-
-    Raises UsageError for a suffix that says nothing, and for Parquet on stdout.
-    """
+    """The format asked for, or the suffix's; UsageError for none, and for Parquet on stdout."""
     if output is None:
         chosen = asked or default
         if chosen == "parquet":
@@ -80,11 +77,9 @@ def open_writer(
 ) -> Iterator[Write]:
     """What writes into `output` (None: stdout), which appears when the block ends well.
 
-    `columns` are those of the first batch: their names, dtypes and shapes. Nothing is written yet.
-    `metadata` goes into the schema of a Parquet or Arrow file; the text formats have no place for
-    it. A CSV begins with its `header`, unless it is to follow another one. On stdout Arrow is the
-    streaming form, in a file the one with random access.
-    Raises OSError naming the output when it cannot be written.
+    `columns` are those of the first batch; nothing is written yet. `metadata` goes into the schema
+    of Parquet and Arrow; on stdout Arrow is the streaming form. A CSV begins with its `header`,
+    unless it is to follow another one. Raises OSError, which names the output.
     """
     if output is None and form == "arrow":
         form = STREAM
@@ -230,10 +225,7 @@ class ArrowWriter:
         self._waiting_rows = 0
 
     def write(self, columns: Columns) -> None:
-        """Keep one batch, and write a group when there are enough.
-
-        Raises ModelError when a row's values have another shape than those of the first batch.
-        """
+        """Keep one batch, and write a group when there are enough; ModelError for another shape."""
         for name, values in columns.items():
             if _shape(values) != self._shapes[name]:
                 raise ModelError(

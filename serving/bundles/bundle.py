@@ -113,10 +113,7 @@ class Bundle:
         return self.contents[MODEL]
 
     def reference(self) -> Reference | None:
-        """How the training data are distributed, None if nobody had them.
-
-        Raises IntegrityError for one that ferry did not write.
-        """
+        """How the training data are distributed, or None; IntegrityError for a broken file."""
         if REFERENCE not in self.contents:
             return None
         return read_reference(self.contents[REFERENCE], str(self.folder / REFERENCE))

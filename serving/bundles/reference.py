@@ -57,10 +57,7 @@ class Reference:
 
 
 def read_reference(content: bytes, where: str) -> Reference:
-    """Read the file; `where` names it in messages.
-
-    Raises IntegrityError for what ferry did not write, and for counts and edges that cannot be.
-    """
+    """Read the file, which `where` names; IntegrityError for what ferry cannot have written."""
     raw = parse_json(content, where)
     check_schema(raw, where, SCHEMA_VERSION)
     reference = read_record(Reference, raw, where)

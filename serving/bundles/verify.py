@@ -22,7 +22,6 @@ from serving.bundles.bundle import (
 )
 from serving.bundles.golden import check_golden
 from serving.bundles.onnxfile import minimum_runtime, read_header
-from serving.bundles.profiles import Profile
 from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import IntegrityError, ModelError
 from serving.runtime.session import ProviderProof, Session, open_session
@@ -172,7 +171,11 @@ def _labels(bundle: Bundle) -> str:
     outputs = {output.name: output for output in bundle.manifest.outputs}
     if bundle.manifest.variant == FOREIGN:
         # Its outputs may have any form under these names; those of classes are a table.
-        outputs = {name: one for name, one in outputs.items() if _has_classes(one)}
+        outputs = {
+            name: one
+            for name, one in outputs.items()
+            if len(one.shape) == 2 and isinstance(one.shape[1], int)
+        }
     scores = outputs.get(PROBABILITIES)
     if scores:
         _same(f"classes of {PROBABILITIES}", scores.shape[-1], len(labels))
@@ -181,10 +184,6 @@ def _labels(bundle: Bundle) -> str:
     if logits and not (scores and logits.shape[-1] == 1 and len(labels) == 2):
         _same(f"classes of {LOGITS}", logits.shape[-1], len(labels))
     return f"{len(labels)} classes" if labels else "no classes"
-
-
-def _has_classes(info: TensorInfo) -> bool:
-    return len(info.shape) == 2 and isinstance(info.shape[1], int)
 
 
 def _parity(manifest: BundleManifest) -> str:
@@ -209,15 +208,12 @@ def _golden(bundle: Bundle, session: Session) -> str:
 
 def _profiles(manifest: BundleManifest) -> str:
     """What was tuned, each for its processor; the manifest was refused if one cannot be."""
-    lines = [_profile(one) for one in manifest.profiles]
+    lines = []
+    for one in manifest.profiles:
+        machine = ", ".join(filter(None, [one.machine.processor, one.machine.gpu]))
+        cores = one.machine.allowed_cores
+        lines.append(f"{one.describe()}, for {one.provider} on {cores} × {machine}")
     return "; ".join(lines) or "none; `ferry bench --tune` makes one"
-
-
-def _profile(one: Profile) -> str:
-    machine = one.machine
-    cards = f", {machine.gpu}" if machine.gpu else ""
-    kind = f"{machine.allowed_cores} × {machine.processor}{cards}"
-    return f"{one.describe()}, for {one.provider} on {kind}"
 
 
 def _reference(content: bytes, manifest: BundleManifest) -> str:

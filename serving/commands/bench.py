@@ -145,13 +145,19 @@ def bench(
 
     Example: ferry bench models/mnist-cnn/model.onnx --compare HEAD~1
     """
+    from serving.files import write_json, write_text
+    from serving.measuring.report import as_csv
+
     if tune:
         _tune(model, given, as_json=as_json)
         return
     limit = given.pop("limit")
     options = _options(given)
     report, compared = _measure(model, options, compare, limit)
-    _keep(report, output, csv_file)
+    if output:
+        write_json(output, report)
+    if csv_file:
+        write_text(csv_file, as_csv(report))
     _show(report, compared, as_json=as_json)
     if compared:
         compared.require()
@@ -202,28 +208,14 @@ def _measure(
     from pathlib import Path
 
     from serving.measuring.bench import bench
-    from serving.measuring.compare import compare_saved, compare_turns, find_target
+    from serving.measuring.compare import compare, find_target
 
     with tempfile.TemporaryDirectory() as folder, progress() as log:
         if what is None:
             return bench(model, options, log=log), None
         target = find_target(what, model, Path(folder))
         report = bench(model, options, against=target.model, log=log)
-        if target.saved is None:
-            return report, compare_turns(report, limit, name=target.name)
-        return report, compare_saved(
-            report, target.saved, subject=target.subject, where=target.name, limit=limit
-        )
-
-
-def _keep(report: "BenchReport", output: "Path | None", csv_file: "Path | None") -> None:
-    from serving.files import write_json, write_text
-    from serving.measuring.report import as_csv
-
-    if output:
-        write_json(output, report)
-    if csv_file:
-        write_text(csv_file, as_csv(report))
+        return report, compare(report, target, limit)
 
 
 def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool) -> None:

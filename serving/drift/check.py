@@ -87,19 +87,17 @@ class DriftReport:
         moved = self.moved
         if not moved:
             return [self._nothing()]
-        lines = [self._line(one) for one in moved[:MOST_LINES]]
+        lines = [
+            f"{one.of} {one.verdict}: {one.name} PSI {one.psi:.2f} over {self.rows:,} rows "
+            f"(limit {one.limit:.2g}); {one.most}"
+            for one in moved[:MOST_LINES]
+        ]
         more = [one.name for one in moved[MOST_LINES:]]
         if len(more) > MOST_LINES:
             lines.append(f"and {len(more)} more quantities moved")
         elif more:
             lines.append(f"and {', '.join(more)} moved too")
         return lines
-
-    def _line(self, one: QuantityDrift) -> str:
-        return (
-            f"{one.of} {one.verdict}: {one.name} PSI {one.psi:.2f} over {self.rows:,} rows "
-            f"(limit {one.limit:.2g}); {one.most}"
-        )
 
     def _nothing(self) -> str:
         if not self.rows or not self.quantities:
@@ -132,10 +130,7 @@ class DriftCheck:
         self._rows = 0
 
     def add(self, rows: Array, columns: Mapping[str, Array]) -> None:
-        """Count rows as the model takes them, and the answers that `answer` gave to them.
-
-        Raises IntegrityError when they are not of the kind that the reference is of.
-        """
+        """Count rows and the answers to them; IntegrityError for those of another model."""
         if not len(rows):
             return
         measured = measure_rows(rows, self._known)
@@ -171,10 +166,7 @@ class DriftCheck:
         )
 
     def restore(self, state: DriftState) -> None:
-        """Go on from what another check of the same reference had counted.
-
-        Raises IntegrityError for counts of another reference.
-        """
+        """Go on from the counts of another check; IntegrityError for those of another reference."""
         found = {name: np.array(counts, np.int64) for name, counts in state.counts.items()}
         shapes = {name: counts.shape for name, counts in found.items()}
         if state.reference_sha256 != self._sha256 or shapes != {
@@ -205,22 +197,20 @@ class DriftCheck:
         """The bin whose share differs most, for a person."""
         then, now = expected / expected.sum(), found / found.sum()
         index = int(np.abs(now - then).argmax())
-        name = self._class(index) if quantity is None else _range(quantity, index)
+        classes = self._classes.classes
+        if quantity is not None:
+            name = _range(quantity, index)
+        elif index == len(classes):
+            name = "other classes"
+        elif classes[index] < len(self._labels):
+            name = self._labels[classes[index]]
+        else:
+            name = f"class {classes[index]}"
         return f"{name}: {then[index]:.1%} in training, {now[index]:.1%} here"
-
-    def _class(self, index: int) -> str:
-        if index == len(self._classes.classes):
-            return "other classes"
-        number = self._classes.classes[index]
-        return self._labels[number] if number < len(self._labels) else f"class {number}"
 
 
 def open_check(bundle: Path) -> DriftCheck:
-    """A check against the reference of a bundle.
-
-    Raises UsageError for a file, which holds none, and for a bundle without one, and what
-    `open_bundle` raises.
-    """
+    """A check against the reference of a bundle; UsageError for a bundle or a file without one."""
     opened = open_bundle(bundle) if bundle.is_dir() else None
     reference = opened.reference() if opened else None
     if opened is None or reference is None:

@@ -224,7 +224,9 @@ def _of_features(rows: Array) -> Measured:
 
 def _of_images(rows: Array) -> Measured:
     """Rows of three axes or more; float32 adds up the bytes of a grid without rounding."""
-    rows = _on_grid(rows)
+    if rows.ndim == 4:
+        height, width = (max(1, -(-side // GRID)) for side in rows.shape[1:3])
+        rows = rows[:, ::height, ::width]
     values = rows.reshape(len(rows), -1).astype(np.float32)
     if not values.shape[1]:
         return {}
@@ -246,13 +248,6 @@ def _of_images(rows: Array) -> Measured:
         around = values[:, index::channels].mean(axis=1)
         measured[name] = (around + means).astype(np.float64)
     return measured
-
-
-def _on_grid(rows: Array) -> Array:
-    if rows.ndim != 4:
-        return rows
-    height, width = (max(1, -(-side // GRID)) for side in rows.shape[1:3])
-    return rows[:, ::height, ::width]
 
 
 def _of_texts(rows: Array, known: Set[str]) -> Measured:

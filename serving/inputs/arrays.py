@@ -96,7 +96,7 @@ class ArrayFile(FileRows):
 class MappedRows(ArrayFile):
     """Those of an array that lies in a file as it lies in memory."""
 
-    path: str
+    path: Path
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Nothing but numbers: whoever decodes a chunk maps its rows."""
@@ -104,26 +104,23 @@ class MappedRows(ArrayFile):
             yield Chunk(start=first, count=min(size, self.count - first), content=None)
 
     def decode(self, chunk: Chunk) -> Batch:
-        """The rows of a chunk, a view of the file where they lie as the model takes them.
-
-        Raises InputError for a file that is shorter than it was.
-        """
-        with refuse_broken(self.path, "changed while it was read", (OSError, ValueError)):
+        """The rows of a chunk, a view of the file where they lie as the model takes them."""
+        with refuse_broken(self.name, "changed while it was read", (OSError, ValueError)):
             rows = self.mapped(chunk.start, chunk.count).view(np.ndarray)
         ids = self.ids(chunk.start, chunk.count)
         return Batch(ids=ids, rows=np.require(rows, requirements=["C", "A"]))
 
     def mapped(self, start: int, count: int) -> Array:
         """Some rows where they lie, in the order in which they lie there."""
-        header = self.header
+        header, path = self.header, str(self.path)  # numpy would resolve a Path each time
         shape = (count, *header.shape[1:])
         if 0 in shape:  # nothing to map
             return np.empty(shape, header.dtype)
         if header.in_columns:
-            whole = np.memmap(self.path, header.dtype, "r", self.offset, header.shape, "F")
+            whole = np.memmap(path, header.dtype, "r", self.offset, header.shape, "F")
             return whole[start : start + count]
         offset = self.offset + start * header.row_bytes
-        return np.memmap(self.path, header.dtype, "r", offset, shape)
+        return np.memmap(path, header.dtype, "r", offset, shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,10 +133,7 @@ class StreamedRows(ArrayFile):
     """What was read of stdin: all before the first value."""
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The values of `size` rows at a time, from the row `start` on.
-
-        Raises InputError where the file is damaged, or of another length than its header tells.
-        """
+        """The values of `size` rows at a time; InputError where the file is not what it says."""
         pieces = self._of_columns if self.header.in_columns else self._of_rows
         broken = refuse_broken(self.name, "cannot be read to its end", READING_ERRORS)
         with broken, self._opened() as stream:
@@ -217,23 +211,18 @@ def open_array(path: Path, target: ReadTarget) -> Array:
 def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
     """The rows of an array or of an IDX file, or those of a `.npy` on stdin for None.
 
-    Memory does not grow with the file. Raises what `open_array` and `open_idx` raise. What is
-    damaged within an array of a `.npz` shows when it is read; of stdin no more is read yet than the
-    header.
+    Memory does not grow with the file. Raises what `open_array` and `open_idx` raise; damage within
+    an array shows when it is read. Of stdin no more is read yet than the header.
     """
     if path is None:
-        return _open_stdin(target)
+        with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
+            header = _checked(stream, "stdin", target)
+        head = stream.kept()
+        return StreamedRows(path=None, header=header, offset=len(head), head=head)
     suffix = path.suffix.lower()
     if suffix not in ARRAY_SUFFIXES:
         return open_idx(path, target)
     return _open_npz(path, target) if suffix == ".npz" else _open_npy(path, target)
-
-
-def _open_stdin(target: ReadTarget) -> StreamedRows:
-    with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
-        header = _checked(stream, "stdin", target)
-    head = stream.kept()
-    return StreamedRows(path=None, header=header, offset=len(head), head=head)
 
 
 def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
@@ -241,7 +230,7 @@ def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
         header = _checked(file, str(path), target)
         offset = file.tell()
         header.refuse_short(file.seek(0, 2) - offset, path.name)
-    return MappedRows(path=str(path), header=header, offset=offset)
+    return MappedRows(path=path, header=header, offset=offset)
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
@@ -254,8 +243,8 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
         header.refuse_short(entry.file_size - offset, entry.filename)
         at = _place_of_stored(file, entry)
     if at is not None:
-        return MappedRows(path=str(path), header=header, offset=at + offset)
-    return StreamedRows(path=str(path), member=entry.filename, header=header, offset=offset)
+        return MappedRows(path=path, header=header, offset=at + offset)
+    return StreamedRows(path=path, member=entry.filename, header=header, offset=offset)
 
 
 def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
@@ -319,22 +308,20 @@ def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
 
 
 def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
-    """The rows of an IDX file.
+    """The rows of an IDX file; grey images get an axis of channels where the model has it.
 
-    Grey images without an axis of channels get one where the model has it. Raises InputError for
-    what is no such file or has another length than its header tells, and for rows that the model
-    does not take, labels for instance.
+    Raises InputError for a broken file and for rows that the model does not take, as labels.
     """
     compressed = path.name.lower().endswith(".gz")
     sizes = _idx_sizes(path, compressed=compressed)
     offset = 4 + 4 * len(sizes)
     header = ArrayHeader(UINT8, _idx_shape(path, sizes, target))
     if compressed:  # its length shows at its end
-        return StreamedRows(path=str(path), header=header, offset=offset)
+        return StreamedRows(path=path, header=header, offset=offset)
     expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return MappedRows(path=str(path), header=header, offset=offset)
+    return MappedRows(path=path, header=header, offset=offset)
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:

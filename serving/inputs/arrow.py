@@ -73,10 +73,7 @@ class ArrowRows(FileRows):
     """What was read of stdin to know the columns."""
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Slices of record batches, `size` rows at a time, from the row `start` on.
-
-        Raises InputError where the file cannot be read on, and for stdin without a row.
-        """
+        """Slices of record batches, `size` rows at a time; InputError for stdin without a row."""
         names = list(dict.fromkeys(self.reader.names))
         with (
             refuse_broken(self.name, "cannot be read to its end", ERRORS),
@@ -100,7 +97,7 @@ class ArrowRows(FileRows):
     def _pieces(self, stream: Stream, size: int, start: int) -> Iterator[list[Any]]:
         if self.form == "stream":
             return _recut(_from(ipc.open_stream(stream), start), size)
-        path = Path(self.path or "")
+        path = self.path or Path()
         if self.form == "parquet":
             return _recut(_of_parquet(path, self.columns, size, start), size)
         mapped = _mapped(path)
@@ -113,14 +110,13 @@ def open_arrow(path: Path | None, target: ReadTarget) -> ArrowRows:
     Whole rows in one column are taken before numbers in many. Raises InputError for what cannot be
     read or holds no row, and for columns that do not fit the model or leave a choice.
     """
-    place = None if path is None else str(path)
-    name, form = display_name(place), _form_of(path)
+    name, form = display_name(path), _form_of(path)
     kind = "Parquet" if form == "parquet" else "Arrow"
     with refuse_broken(name, f"is no {kind} file to read", ERRORS):
         schema, count, head = _look(path, form)
     reader, columns = choose_columns(name, schema, target)
     rows = ArrowRows(
-        path=place,
+        path=path,
         slow=isinstance(reader, ImageColumn),
         form=form,
         count=count,
@@ -145,7 +141,7 @@ def _form_of(path: Path | None) -> Form:
 def _look(path: Path | None, form: Form) -> tuple[Any, int | None, bytes]:
     """The schema, the number of rows where it is told, and what was read of stdin."""
     if path is None or form == "stream":
-        with open_stream(None if path is None else str(path), keep=True) as stream:
+        with open_stream(path, keep=True) as stream:
             return ipc.open_stream(stream).schema, None, stream.kept()
     if form == "parquet":
         with parquet.ParquetFile(path) as file:

@@ -181,8 +181,7 @@ def choose_columns(
 ) -> tuple[ColumnReader, tuple[str, ...]]:
     """How the columns of the file `name` become rows, and what is to be read of them.
 
-    Raises InputError for columns that are asked for and are not there or do not fit the model, and
-    where they leave a choice.
+    Raises InputError for columns that are not there, do not fit the model, or leave a choice.
     """
     refuse_unknown(name, schema.names, target.options.columns)
     reader = _whole_rows(name, schema, target) or _values(name, schema, target)

@@ -58,7 +58,7 @@ def number_columns(
     name: str, there: Sequence[str], asked: Sequence[str], info: TensorInfo
 ) -> tuple[str, ...]:
     """The columns with the features of the file `name`; InputError for too many or few."""
-    if all(_is_number(column) for column in there):
+    if all(_parsed(column) is not None for column in there):
         raise InputError(f"{name}: its first line is numbers; it should name the columns")
     names = tuple(asked or there)
     features = info.shape[1]
@@ -68,14 +68,6 @@ def number_columns(
             f"({', '.join(names)}); name {features} of them with --column"
         )
     return names
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
 
 
 def text_of(name: str, value: object) -> str:
@@ -89,10 +81,7 @@ def text_of(name: str, value: object) -> str:
 
 
 def number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
-    """The value of the column `name` as a number that the dtype can hold.
-
-    Raises ValueError, which names the column and the value, for any other.
-    """
+    """The value as a number of the dtype; ValueError, with column and value, where it is none."""
     found = _parsed(value)
     if found is None or not math.isfinite(found):
         raise ValueError(f"column {name!r} is {shown(value)}, not a number")
@@ -108,10 +97,7 @@ def number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
 
 
 def number_rows(records: Sequence[Sequence[object]], dtype: np.dtype[Any]) -> Array | None:
-    """The same numbers as `number` gives, of records of equal length: [records, values].
-
-    None where some value needs to be looked at by itself.
-    """
+    """The numbers of records, [records, values]; None where a value needs `number` for itself."""
     values = list(itertools.chain.from_iterable(records))
     kinds = set(map(type, values))
     # Python itself would take 1_000 for a number.

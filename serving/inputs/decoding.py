@@ -93,10 +93,7 @@ class ImageDecoder:
     """Whether images of 8 bits are fitted to the model in size and mode."""
 
     def decode(self, content: bytes) -> Array:
-        """The image in the bytes of a file, as uint8 [H, W, C].
-
-        Raises ValueError for one that is damaged, or not of the model's size and mode.
-        """
+        """The image in some bytes, uint8 [H, W, C]; ValueError for a damaged or unfitting one."""
         if not content:
             raise ValueError("it is empty")
         refuse_large(len(content))
@@ -104,10 +101,7 @@ class ImageDecoder:
         return self._by_pillow(io.BytesIO(content)) if pixels is None else pixels
 
     def decode_file(self, path: Path | str) -> Array:
-        """The image in a file, as uint8 [H, W, C].
-
-        Raises ValueError for what `decode` refuses, and for what is no file or cannot be read.
-        """
+        """The image in a file, uint8 [H, W, C]; ValueError as `decode`, and for what is no file."""
         try:
             size = _size_of_file(path)
             if size > WHOLE_BYTES:
@@ -130,10 +124,7 @@ class ImageDecoder:
         return batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
 
     def _by_opencv(self, content: bytes) -> Array | None:
-        """The pixels of a plain image, or None for all that Pillow should judge.
-
-        Those of another size are left to Pillow as well: resizing them takes most of the time.
-        """
+        """The pixels of a plain image of the model's size, or None for what Pillow should judge."""
         height, width, channels = self.shape
         cv2 = _opencv()
         if cv2 is None or _too_many_pixels(width, height):
@@ -182,10 +173,7 @@ class ImageDecoder:
 
 
 def image_decoder(name: str, target: ReadTarget) -> ImageDecoder:
-    """What decodes images for a model.
-
-    Raises InputError, which begins with the `name` of the images, for a model that takes none.
-    """
+    """What decodes images for a model; InputError, which begins with `name`, if it takes none."""
     shape = image_shape(target.input)
     if shape is None:
         raise InputError(f"{name}: {target.takes()}, which no image is; give such rows as .npy")
@@ -296,10 +284,9 @@ JPEG_KEPT = FRAMES | TABLES | {APP0, APP14}
 
 
 def plain_picture(content: bytes, shape: tuple[int, int, int]) -> bytes | None:
-    """A file without all that is no picture, if it holds nothing but one of `shape`.
+    """The picture in a file without all else; None for another `shape`, or if a decoder must judge.
 
-    `shape` is height, width and channels: 1 is grey, 3 RGB, 4 RGBA, all of 8 bits. None is for
-    another one, and where a decoder would have to judge.
+    `shape` is height, width and channels: 1 is grey, 3 RGB, 4 RGBA, all of 8 bits.
     """
     try:
         if content.startswith(PNG_START):

@@ -62,10 +62,7 @@ class Images:
 
 
 def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
-    """The images of files and folders.
-
-    Raises InputError for a folder without any, and for a model that takes no images.
-    """
+    """The images of files and folders; InputError where there are none or the model takes none."""
     decoder = image_decoder(str(paths[0]), target)
     count = 0
     for path in paths:
@@ -82,10 +79,7 @@ def no_images(name: str) -> InputError:
 
 
 def _image_files(root: str) -> Iterator[str]:
-    """The file itself, or the images of a folder and the folders in it; hidden ones are left out.
-
-    Of a folder that cannot be listed the path is given, so that it becomes a row with the reason.
-    """
+    """The file itself, or the images of a folder and the folders in it, without hidden ones."""
     if not Path(root).is_dir():
         yield root
         return
@@ -114,7 +108,7 @@ def _listing(folder: str) -> Iterator[tuple[str, bool]]:
                 elif not _is_image(entry):
                     continue
                 names.append(entry.name)
-    except OSError:
+    except OSError:  # its path becomes a row with the reason
         yield folder, False
         return
     names.sort()
@@ -126,15 +120,11 @@ def _listing(folder: str) -> Iterator[tuple[str, bool]]:
 def _is_image(entry: "os.DirEntry[str]") -> bool:
     if not entry.name.lower().endswith(IMAGE_SUFFIXES):
         return False
-    # A link to a folder is not followed: it may lead back here.
-    return not (entry.is_symlink() and _leads_to_folder(entry))
-
-
-def _leads_to_folder(link: "os.DirEntry[str]") -> bool:
     try:
-        return link.is_dir()
+        # A link to a folder is not followed: it may lead back here.
+        return not (entry.is_symlink() and entry.is_dir())
     except OSError:  # a loop, or a folder that cannot be entered
-        return False
+        return True
 
 
 # Lists of images
@@ -149,11 +139,7 @@ class ListedImages(FileRows):
     slow: bool = True
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Paths, `size` at a time, from the image `start` on.
-
-        Raises InputError for a list without a line, with fewer than `start`, or with one that is
-        far too long for a path.
-        """
+        """Paths, `size` at a time; InputError for no line, or one far too long for a path."""
         with open_stream(self.path) as stream:
             lines = functools.partial(take, _paths(stream))
             yield from chunks_of(stream, lines, size, start, what="images")
@@ -164,12 +150,8 @@ class ListedImages(FileRows):
 
 
 def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
-    """The images that a file lists, or stdin for None; nothing is read yet.
-
-    Raises InputError for a model that takes no images.
-    """
-    place = None if path is None else str(path)
-    return ListedImages(path=place, decoder=image_decoder(display_name(place), target))
+    """The images that a file, or stdin for None, lists; InputError for a model that takes none."""
+    return ListedImages(path=path, decoder=image_decoder(display_name(path), target))
 
 
 def _paths(stream: Stream) -> Iterator[str]:

@@ -6,13 +6,13 @@ wait for the decoders of images, nor one of images for Arrow.
 """
 
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.errors import InputError, MissingInputError, UnknownNameError, UsageError
+from serving.files import sha256_of_bytes
 from serving.inputs.names import (
     ARRAY_SUFFIXES,
     COLUMN_SUFFIXES,
@@ -64,12 +64,8 @@ class Inputs:
     @property
     def count(self) -> int | None:
         """The number of all rows, or None where only reading them all would tell."""
-        total = 0
-        for source in self.sources:
-            if source.count is None:
-                return None
-            total += source.count
-        return total
+        counts = [source.count for source in self.sources]
+        return None if None in counts else sum(filter(None, counts))
 
     def __iter__(self) -> Iterator[InputRow | UnreadableRow]:
         for source in self.sources:
@@ -77,19 +73,11 @@ class Inputs:
 
     def fingerprint(self) -> str | None:
         """What changes when any of them does; None when one is a stream that is read once."""
-        digest = hashlib.sha256()
-        for source in self.sources:
-            found = source.fingerprint()
-            if found is None:
-                return None
-            digest.update(found.encode())
-        return digest.hexdigest()
+        found = [source.fingerprint() for source in self.sources]
+        return None if None in found else sha256_of_bytes("".join(filter(None, found)).encode())
 
     def chunks(self, size: int, at: Place = Place(0, 0)) -> Iterator[tuple[int, Chunk]]:
-        """The chunks from a place on, each with the index of its source.
-
-        Raises InputError for a file that turns out to be broken.
-        """
+        """The chunks from a place on, each with the index of its source."""
         for number in range(at.source, len(self.sources)):
             start = at.row if number == at.source else 0
             for chunk in self.sources[number].chunks(size, start):
@@ -161,27 +149,19 @@ def _format_of(name: str) -> str:
         raise MissingInputError(f"{Path(name)} is not there")
     elif Path(name).is_dir():
         return "images"
-    if form is None:
-        raise _unknown(name)
-    return form
-
-
-def _unknown(name: str) -> InputError:
+    if form is not None:
+        return form
     suffix = Path(file_name(name) if is_address(name) else name).suffix.lower()
     known = (TEXT_SUFFIX, *COLUMN_SUFFIXES, *ARRAY_SUFFIXES, *IMAGE_SUFFIXES, *TAR_SUFFIXES)
     more = () if is_address(name) else (LIST_SUFFIX,)
-    return InputError(
+    raise InputError(
         f"{name}: unknown suffix {suffix!r}; give a folder of images, or "
         f"{', '.join((*known, *more))}, IDX files (*-ubyte, *.idx, *.gz of these)"
     )
 
 
 def _stdin_format(target: ReadTarget) -> str:
-    """What stdin holds: what was asked for, or paths of images, texts or rows of numbers.
-
-    Raises UnknownNameError for a format that is none, and InputError where the model's input does
-    not tell it.
-    """
+    """What stdin holds: what was asked for, else what the model's input tells."""
     asked = target.options.input_format
     if asked is not None:
         if asked not in STDIN_FORMATS:
@@ -207,10 +187,7 @@ def _stdin_format(target: ReadTarget) -> str:
 
 
 def open_source(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:
-    """The rows of the files `names`, or of stdin, whose format is `form`.
-
-    No more is read of stdin yet than the names of columns, or an array's header.
-    """
+    """The rows of files, or of stdin, in the format `form`; of stdin only the head is read yet."""
     path = None if names[0] == STDIN else Path(names[0])
     match _stdin_format(target) if form == STDIN else form:
         case "images":

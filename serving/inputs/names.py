@@ -49,8 +49,7 @@ SPLIT_NAME = re.compile(r"[A-Za-z0-9][\w-]*:\w+")
 def expand(name: str) -> list[str]:
     """The paths that `name` stands for, sorted; an address, stdin and a path stand for themselves.
 
-    Raises InputError for a pattern that nothing matches and for an address of a kind that is not
-    read, and what `path_of_split` raises.
+    Raises InputError for what nothing matches or cannot be read, and as `path_of_split` does.
     """
     local = LOCAL_ADDRESS.match(name)
     if local:
@@ -62,11 +61,9 @@ def expand(name: str) -> list[str]:
         raise InputError(f"{name}: {other[0]} cannot be read; fetch the files, or mount them")
     if name == STDIN or Path(name).exists():
         return [name]
-    if PATTERN.search(name):
-        return _matching(name)
     if SPLIT_NAME.fullmatch(name):
         return [str(path_of_split(name))]
-    return [name]
+    return _matching(name) if PATTERN.search(name) else [name]
 
 
 def _matching(pattern: str) -> list[str]:
@@ -132,7 +129,12 @@ def path_of_split(name: str) -> Path:
     command = f"ferry preprocess {dataset}"
     path = require(READY / dataset / f"{split}_inputs.npy", command)
     manifest = require(READY / dataset / MANIFEST, command)
-    recorded = _recorded(manifest, path.name)
+    try:
+        recorded = str(read_json(manifest)["arrays"][path.name]["sha256"])
+    except (KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{manifest} does not tell of {path.name}; `{command}` makes it anew"
+        ) from error
     found = sha256_of_file(path)
     if found != recorded:
         raise IntegrityError(
@@ -140,14 +142,3 @@ def path_of_split(name: str) -> Path:
             f"`{command}` makes it anew"
         )
     return path
-
-
-def _recorded(manifest: Path, name: str) -> str:
-    """The sha256 of a file."""
-    try:
-        return str(read_json(manifest)["arrays"][name]["sha256"])
-    except (KeyError, TypeError) as error:
-        raise IntegrityError(
-            f"{manifest} does not tell of {name}; `ferry preprocess {manifest.parent.name}` "
-            f"makes it anew"
-        ) from error

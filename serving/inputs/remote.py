@@ -132,10 +132,7 @@ class FetchedRows:
         return _fingerprint([self.file])
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The chunks of the file, which is fetched now.
-
-        Raises InputError for a file that cannot be had, has changed, or does not fit the model.
-        """
+        """The chunks of the file, which is fetched now; InputError if it has changed."""
         with tempfile.TemporaryDirectory(prefix="ferry-") as folder:
             path = _fetched(self.file, Path(folder))
             with self._named(str(path)):
@@ -143,7 +140,11 @@ class FetchedRows:
                 if isinstance(source, TarImages):
                     source = replace(source, fetched=True)
                 for chunk in source.chunks(size, start):
-                    yield replace(chunk, content=self._held(source, chunk, str(path)))
+                    content: FetchedChunk | Batch = FetchedChunk(str(path), source, chunk)
+                    if isinstance(source, MappedRows):
+                        # What is mapped stays, although the file has no name any more.
+                        content = self._addressed(source.decode(chunk), str(path))
+                    yield replace(chunk, content=content)
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk; their ids begin with the address."""
@@ -152,13 +153,6 @@ class FetchedRows:
         part: FetchedChunk = chunk.content
         with self._named(part.path):
             return self._addressed(part.source.decode(part.chunk), part.path)
-
-    def _held(self, source: RowSource, chunk: Chunk, path: str) -> FetchedChunk | Batch:
-        """A chunk that does without the file."""
-        if isinstance(source, MappedRows):
-            # What is mapped stays, although the file has no name any more.
-            return self._addressed(source.decode(chunk), path)
-        return FetchedChunk(path, source, chunk)
 
     def _addressed(self, batch: Batch, path: str) -> Batch:
         ids: Sequence[str] = batch.ids
@@ -179,8 +173,7 @@ class FetchedRows:
 def open_remote_images(roots: Sequence[str], target: ReadTarget) -> RemoteImages:
     """The images at addresses, below folders and of patterns.
 
-    Raises MissingInputError for what is not there, InputError for what holds no images or cannot
-    be had, and for a model that takes none.
+    Raises MissingInputError for what is not there, and InputError for what gives no images.
     """
     decoder = image_decoder(roots[0], target)
     # One after the other, a shell's thousand addresses would take minutes.
@@ -190,10 +183,7 @@ def open_remote_images(roots: Sequence[str], target: ReadTarget) -> RemoteImages
 
 
 def open_fetched(address: str, open_local: Opener, *, slow: bool) -> FetchedRows:
-    """The rows of a file at an address, which `open_local` opens when it was fetched.
-
-    Raises MissingInputError for one that is not there, and InputError for one that cannot be had.
-    """
+    """The rows of a file at an address, to be opened by `open_local`; MissingInputError if gone."""
     return FetchedRows(file=_look(address), open=open_local, slow=slow)
 
 
@@ -303,10 +293,7 @@ def _streamed(files: Any, address: str) -> bytes:
 
 
 def _fetched(file: RemoteFile, folder: Path) -> Path:
-    """A file, whole, in a folder of this machine; it has its name.
-
-    Raises InputError when it cannot be had, or is not the one any more that was looked at.
-    """
+    """A file, whole and under its name, in a folder of this machine; InputError if it changed."""
     address = file.address
     path = folder / re.sub(r"[^\w.-]", "_", file_name(address))[-100:]
     if _look(address).state != file.state:
@@ -378,24 +365,20 @@ def _failure(error: Exception, *, web: bool) -> FetchError:
 
 @functools.cache  # fsspec would make one for every thread, each with its own connections
 def _file_system(scheme: str) -> Any:
-    package = "fsspec"
+    package, settings = "fsspec", {}
     try:
         import fsspec
 
         package = PACKAGES[scheme]
-        return fsspec.filesystem(scheme, use_listings_cache=False, **_settings(scheme))
+        if scheme in WEB:
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(
+                total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS
+            )
+            settings = {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        return fsspec.filesystem(scheme, use_listings_cache=False, **settings)
     except ImportError as error:
         raise FerryError(
             f"{scheme}:// needs {package}: pip install 'onnx-ferry[remote]'"
         ) from error
-
-
-def _settings(scheme: str) -> dict[str, Any]:
-    if scheme not in WEB:
-        return {}
-    import aiohttp
-
-    timeout = aiohttp.ClientTimeout(
-        total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS
-    )
-    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}

@@ -154,7 +154,7 @@ class RowSource(Protocol):
 class FileRows:
     """What the sources of one file, or of stdin, share."""
 
-    path: str | None
+    path: Path | None
     """None for stdin, which can be read once."""
     slow: bool = False
 
@@ -211,10 +211,7 @@ def each_row(source: RowSource, size: int = 64) -> Iterator[InputRow | Unreadabl
 
 
 def batch_of(ids: Sequence[str], values: Sequence[Array | str], empty: Array) -> Batch:
-    """A batch of values that are rows, or the reasons why there is no row.
-
-    `empty` has no rows, and the dtype and shape of the others.
-    """
+    """A batch of values that are rows or reasons for none; `empty` has their dtype and shape."""
     faults = {index: value for index, value in enumerate(values) if isinstance(value, str)}
     rows = [value for value in values if not isinstance(value, str)]
     return Batch(ids=ids, rows=np.stack(rows) if rows else empty, faults=faults)
@@ -234,7 +231,7 @@ class Stream:
     closed = False  # pyarrow asks
 
     def __init__(
-        self, path: str | None, file: IO[bytes], head: bytes = b"", *, keep: bool = False
+        self, path: Path | None, file: IO[bytes], head: bytes = b"", *, keep: bool = False
     ) -> None:
         """Go on after the `head` that was read before; `keep` what is read of stdin now."""
         self.name = display_name(path)
@@ -282,23 +279,21 @@ class Stream:
 
 
 @contextlib.contextmanager
-def open_stream(path: str | None, head: bytes = b"", *, keep: bool = False) -> Iterator[Stream]:
+def open_stream(path: Path | None, head: bytes = b"", *, keep: bool = False) -> Iterator[Stream]:
     """A file from its beginning, or stdin for None, with the `head` that was read of it before."""
     if path is None:
         yield Stream(None, sys.stdin.buffer, head, keep=keep)  # not ours to close
         return
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         yield Stream(path, file)
 
 
 def chunks_of(
     stream: Stream, next_items: Take, size: int, start: int, *, what: str = "rows"
 ) -> Iterator[Chunk]:
-    """Chunks of `size` items each, from the item `start` on.
+    """Chunks of `size` items each, from the item `start` on; `next_items` gives at most so many.
 
-    `next_items` gives at most as many as it is asked for, and the fault after them if there is
-    one. Raises InputError where there is no item or fewer than `start`, and a fault after the items
-    before it.
+    Raises InputError for no item or fewer than `start`, and a fault after the items before it.
     """
     passed = 0
     while True:
@@ -326,9 +321,9 @@ def take(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError
     return tuple(found), None
 
 
-def display_name(path: str | None) -> str:
+def display_name(path: Path | None) -> str:
     """What ids begin with."""
-    return "stdin" if path is None else printable(Path(path))
+    return "stdin" if path is None else printable(path)
 
 
 def printable(path: Path) -> str:
@@ -354,7 +349,7 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def fingerprint_of_files(paths: Iterable[str]) -> str:
+def fingerprint_of_files(paths: Iterable[str | Path]) -> str:
     """The sha256 of the path, size and time of change of every file, in order."""
     digest = hashlib.sha256()
     for path in paths:

@@ -87,10 +87,7 @@ class TableRows(FileRows, abc.ABC):
 
     @abc.abstractmethod
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Records, `size` at a time, from the one at `start` on.
-
-        Raises InputError where the file cannot be read on.
-        """
+        """Records, `size` at a time, from the one at `start` on."""
 
     @abc.abstractmethod
     def records(self, content: Any) -> list[Record]:
@@ -100,23 +97,20 @@ class TableRows(FileRows, abc.ABC):
         """The rows of a chunk."""
         ids = self.ids(chunk.start, len(chunk.content))
         if self.input.is_text:
-            return self._texts(ids, self.records(chunk.content))
+            name, records = self.names[0], self.records(chunk.content)
+            return text_batch(
+                ids,
+                records,
+                lambda record: text_of(name, record.checked()[0]),
+                row_shape_of_texts(self.input) or (),
+                place=lambda index: records[index].place,
+            )
         dtype = np.dtype(self.input.dtype)
         if isinstance(chunk.content, CsvBlock):
             rows = chunk.content.numbers(self.columns, self.names, dtype)
             if rows is not None:
                 return Batch(ids=ids, rows=rows)
         return self._numbers(ids, self.records(chunk.content), dtype)
-
-    def _texts(self, ids: Sequence[str], records: Sequence[Record]) -> Batch:
-        name = self.names[0]
-        return text_batch(
-            ids,
-            records,
-            lambda record: text_of(name, record.checked()[0]),
-            row_shape_of_texts(self.input) or (),
-            place=lambda index: records[index].place,
-        )
 
     def _numbers(
         self, ids: Sequence[str], records: Sequence[Record], dtype: np.dtype[Any]
@@ -141,17 +135,15 @@ class TableRows(FileRows, abc.ABC):
 def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
     """The records of a file, or of stdin for None, whose `form` is "csv" or "jsonl".
 
-    Where no columns are asked for, a model that takes text reads the only one, or the one named
-    "text" or "sentence", and one that takes numbers reads them all, in their order.
-    Raises InputError for columns that are not there or too many or few, a file that cannot be read
-    or holds no record, and a model that takes neither texts nor rows of numbers. Of stdin no more
-    than the first record is read yet.
+    Without columns asked for, a model of text reads the only one, or the one named "text" or
+    "sentence"; one of numbers reads them all, in their order. Raises InputError for columns that
+    are not there, too many or few, for no record, and for a model that takes neither. Of stdin no
+    more than the first record is read yet.
     """
-    place, info = None if path is None else str(path), target.input
-    name, asked = display_name(place), target.options.columns
+    name, info, asked = display_name(path), target.input, target.options.columns
     if row_shape_of_texts(info) is None and not takes_numbers(info):
         raise InputError(f"{name}: {target.takes()}, which no record is; give such rows as .npy")
-    with open_stream(place, keep=True) as stream:
+    with open_stream(path, keep=True) as stream:
         columns = _csv_columns(stream) if form == "csv" else _json_columns(stream)
         head = stream.kept()
     refuse_unknown(name, columns, asked)
@@ -161,7 +153,7 @@ def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
         names = number_columns(name, columns, asked, info)
     refuse_twice(name, columns, names)
     kind = CsvRows if form == "csv" else JsonLinesRows
-    rows = kind(path=place, columns=columns, names=names, head=head, input=info)
+    rows = kind(path=path, columns=columns, names=names, head=head, input=info)
     if path is not None:
         next(rows.chunks(1))
     return rows

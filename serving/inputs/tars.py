@@ -95,10 +95,7 @@ class TarImages:
         return fingerprint_of_files(self.shards)
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The images, `size` at a time, from the one at `start` on.
-
-        Raises InputError where a shard is damaged, after the images before that place.
-        """
+        """The images, `size` at a time; InputError where a shard is damaged, after those before."""
         members = self._members(start)
         while True:
             content, error = take(members, size)
@@ -119,8 +116,14 @@ class TarImages:
     def _image(self, member: TarMember) -> Array:
         if member.fault is not None:
             raise ValueError(member.fault)
-        content = member.content
-        return self.decoder.decode(_bytes_of(member) if content is None else content)
+        if member.content is not None:
+            return self.decoder.decode(member.content)
+        try:
+            with Path(member.shard).open("rb", buffering=0) as file:
+                content = os.pread(file.fileno(), member.size, member.offset)
+        except OSError as error:
+            raise ValueError(reason_of(error)) from error
+        return self.decoder.decode(content)
 
     def _members(self, start: int) -> Iterator[TarMember]:
         """The images from the one at `start` on; the bytes of those before it are not kept."""
@@ -133,10 +136,7 @@ class TarImages:
 
 
 def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
-    """The images of tar shards.
-
-    Raises InputError for what is no tar or holds no images, and for a model that takes none.
-    """
+    """The images of tar shards; InputError where one has none or the model takes none."""
     decoder = image_decoder(str(paths[0]), target)
     for path in paths:
         if not path.is_file():
@@ -147,10 +147,7 @@ def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
 
 
 def _images_of(shard: str, unread: int = 0, *, fetched: bool = False) -> Iterator[TarMember]:
-    """The images of a shard, with their bytes if it is compressed or fetched, but for `unread`.
-
-    Raises InputError with the place where it is damaged.
-    """
+    """The images of a shard, with their bytes if it is compressed or fetched, but for `unread`."""
     images = place = 0
     packed = not shard.lower().endswith(".tar")
     try:
@@ -220,23 +217,11 @@ def _checked(file: IO[bytes], member: tarfile.TarInfo, *, keep: bool) -> bytes |
     return content
 
 
-def _bytes_of(member: TarMember) -> bytes:
-    """The bytes of a member that its chunk does not hold."""
-    try:
-        with Path(member.shard).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), member.size, member.offset)
-    except OSError as error:
-        raise ValueError(reason_of(error)) from error
-
-
 # Members
 
 
 def members_of(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """Every member of an archive.
-
-    Raises ReadError where tarfile alone would take a broken header for the end.
-    """
+    """Every member of an archive; ReadError where tarfile takes a broken header for the end."""
     reader = HeaderReader(file)
     # It asks for no more of a file than HeaderReader has.
     archive = ForgetfulTar(fileobj=cast("IO[bytes]", reader), mode="r")

@@ -40,10 +40,7 @@ class TextLines(FileRows):
     count: None = None
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Lines as they are, `size` at a time, from the one at `start` on.
-
-        Raises InputError for stdin without a line.
-        """
+        """Lines as they are, `size` at a time; InputError for stdin without a line."""
         with open_stream(self.path) as stream:
             yield from chunks_of(stream, functools.partial(take, raw_lines(stream)), size, start)
 
@@ -60,20 +57,17 @@ class TextLines(FileRows):
 
 
 def open_lines(path: Path | None, target: ReadTarget) -> TextLines:
-    """The lines of a file, or of stdin for None.
-
-    Raises InputError for a file without a line, and for a model that takes no text.
-    """
+    """The lines of a file, or of stdin for None; InputError where there are none, or none fit."""
     row_shape = row_shape_of_texts(target.input)
     if row_shape is None:
         raise InputError(
             f"{path or 'stdin'}: {target.takes()}, which no line of text is; give such rows as .npy"
         )
     if path is not None:
-        with open_stream(str(path)) as stream:
+        with open_stream(path) as stream:
             if next(raw_lines(stream), None) is None:
                 raise InputError(f"{path} holds no rows")
-    return TextLines(path=None if path is None else str(path), row_shape=row_shape)
+    return TextLines(path=path, row_shape=row_shape)
 
 
 def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:
@@ -111,10 +105,7 @@ def text_batch(
     *,
     place: Callable[[int], str] = lambda _index: "",
 ) -> Batch:
-    """A batch of the texts that `read` makes of items.
-
-    Where it raises ValueError there is a fault, which begins with the `place` of the item.
-    """
+    """The texts that `read` makes of items; its ValueError is a fault that begins with `place`."""
     texts, faults = [], {}
     for index, item in enumerate(items):
         try:

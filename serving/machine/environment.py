@@ -102,7 +102,9 @@ def describe() -> Environment:
     import psutil
 
     wheels = runtime_wheels()
-    gpu, driver = _gpu()
+    memory, limit = psutil.virtual_memory().total, _content(MEMORY_LIMIT).strip()
+    # The driver is the same for all cards.
+    cards = [line.rpartition(", ") for line in nvidia_smi("name,driver_version")]
     info = cpuinfo()
     return Environment(
         processor=processor_of(info),
@@ -111,8 +113,9 @@ def describe() -> Environment:
         cores=os.cpu_count() or 1,
         allowed_cores=allowed_cores(),
         quota_cores=quota_cores(),
-        governor=_governor(),
-        memory_bytes=_memory_bytes(),
+        # Hidden from the guest of a virtual machine.
+        governor=_content(GOVERNOR).strip() or None,
+        memory_bytes=min(memory, int(limit)) if limit.isdecimal() else memory,
         load_average=tuple(round(load, 2) for load in psutil.getloadavg()),
         python=platform.python_version(),
         platform=platform.platform(),
@@ -121,8 +124,8 @@ def describe() -> Environment:
         numpy=np.__version__,
         ferry=ferry_version(),
         git_revision=git_revision(),
-        gpu=gpu,
-        gpu_driver=driver,
+        gpu=", ".join(name for name, _, _ in cards) or None,
+        gpu_driver=cards[0][2] if cards else None,
     )
 
 
@@ -141,10 +144,7 @@ def peak_memory_bytes() -> int:
 
     Not `ru_maxrss` on Linux: a child inherits that of the process that started it.
     """
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        return _peak_elsewhere()
+    lines = _content(STATUS).splitlines()
     marks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
     return int(marks[0]) * 1024 if marks else _peak_elsewhere()
 
@@ -194,10 +194,7 @@ def flags_of(info: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def nvidia_smi(fields: str) -> list[str]:
-    """What the tool that comes with NVIDIA's driver says of each card; [] where it does not answer.
-
-    `fields` are those of its `--query-gpu`, for instance "name,driver_version".
-    """
+    """What NVIDIA's tool says of each card, for fields as "name,driver_version"; [] without it."""
     command = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
     return output_of(command, seconds=20).decode().strip().splitlines()
 
@@ -215,30 +212,12 @@ def _git(folder: Path, *arguments: str) -> str:
     return output_of(("git", "-C", str(folder), *arguments), seconds=30).decode().strip()
 
 
-def _governor() -> str | None:
+def _content(path: Path) -> str:
+    """What the system tells in a file; "" where it has none."""
     try:
-        return GOVERNOR.read_text().strip()
-    except OSError:  # hidden from the guest of a virtual machine
-        return None
-
-
-def _memory_bytes() -> int:
-    import psutil
-
-    total: int = psutil.virtual_memory().total
-    try:
-        limit = MEMORY_LIMIT.read_text().strip()
+        return path.read_text()
     except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdecimal() else total
-
-
-def _gpu() -> tuple[str | None, str | None]:
-    """Names of the NVIDIA cards, and their driver."""
-    cards = [line.rpartition(", ") for line in nvidia_smi("name,driver_version")]
-    if not cards:
-        return None, None
-    return ", ".join(name for name, _, _ in cards), cards[0][2]
+        return ""
 
 
 def _peak_elsewhere() -> int:

@@ -46,11 +46,11 @@ ColdPrograms = Mapping[str, Sequence[str]]
 def bench(
     model: Path, options: BenchOptions, *, against: Path | None = None, log: Log = lambda _: None
 ) -> BenchReport:
-    """Measure a model, and in turns with it the model `against`, over which speedups then are.
+    """Measure a model, in turns with the model `against`, over which speedups then are.
 
-    Interrupted with Ctrl-C it returns what was measured until then, as a partial report. `log` is
-    given a line before each step. Raises UsageError and UnknownNameError for senseless options,
-    MissingInputError for a file that is not there, and when nothing could be measured the reason.
+    Interrupted with Ctrl-C it returns a partial report. `log` is given a line before each step.
+    Raises UsageError and UnknownNameError for senseless options, MissingInputError for a file that
+    is not there, and the reason when nothing could be measured.
     """
     all_settings = options.session_settings()
     for plan in options.scenarios:
@@ -62,12 +62,12 @@ def bench(
     for provider in providers:
         for settings in all_settings:
             check_settings(settings, provider)
-    named = {BEFORE: against, model.name: model} if against else {model.name: model}
+    named = {BEFORE: against} if against else {}
+    named[model.name] = model
     specs = [
         model_spec(name, path, provider, options.rows)
         for provider in providers
         for name, path in named.items()
-        if path
     ]
     cold = {spec.label: cold_program(spec) for spec in specs}
     return run(specs, options, cold, model=model, skipped=skipped, log=log)
@@ -82,10 +82,7 @@ def run(
     skipped: Iterable[SkippedSubject] = (),
     log: Log,
 ) -> BenchReport:
-    """Measure `specs`, all speedups over the first of them; see `bench`.
-
-    When nothing at all could be measured, the last reason is raised as it came.
-    """
+    """Measure `specs`, speedups over the first; raises the last reason if nothing was measured."""
     environment, load = describe(), LoadMeter()
     findings = BenchFindings(skipped=list(skipped))
     scenarios: list[ScenarioResult] = []
@@ -128,10 +125,7 @@ def run(
 def run_scenarios(
     spec: SubjectSpec, settings: SessionSettings, plans: Sequence[ScenarioPlan], log: Log
 ) -> Iterator[ScenarioResult]:
-    """Run scenarios over one subject in a process, and yield each result as soon as it is there.
-
-    Raises what happens in the process: InputError for a limit that no rate keeps, for instance.
-    """
+    """Run scenarios over one subject in a process, and yield each result as soon as it is there."""
     log(f"starting {spec.label}")
     with SubjectProcess(spec) as worker:
         worker.start(settings)
@@ -145,10 +139,9 @@ def run_scenarios(
 def cold_starts(
     programs: ColdPrograms, num_runs: int, log: Callable[[str], None], *, seed: int
 ) -> tuple[tuple[ColdStart, ...], tuple[SkippedSubject, ...]]:
-    """Start each program `num_runs` times, in turns, after one start that does not count.
+    """Start each program `num_runs` times, in turns; one that does not answer is skipped.
 
-    The uncounted start brings the files into the page cache, as on a machine that has run the
-    program before. A program that ends without an answer is among the skipped ones.
+    A first, uncounted start brings the files into the page cache, as on a machine that ran it.
     """
     runs: dict[str, list[float]] = {name: [] for name in programs}
     rounds = orders(list(programs), 1 + num_runs, np.random.default_rng(seed))

@@ -6,7 +6,6 @@ hours apart and their medians decide: a weaker proof, made only on the same kind
 comparison says so.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +17,7 @@ from serving.errors import InputError, MissingInputError, SlowerError
 from serving.files import read_json, read_record
 from serving.machine.environment import output_of
 from serving.measuring.pairing import PairedRatio, ratio_of_separate_turns, ratio_of_turns
-from serving.measuring.report import BEFORE, BenchReport, Measurement
-from serving.measuring.timing import Timing
+from serving.measuring.report import BEFORE, BenchReport
 
 HEADER = ("what", "threads", "batch", "now ms", "before ms", "now / before", "95 % interval", "")
 MODEL = "model.onnx"
@@ -74,40 +72,73 @@ class Comparison:
             )
 
 
-def compare_turns(report: BenchReport, limit: float, *, name: str) -> Comparison:
-    """Compare the two models of a report that `ferry bench` made with `against`."""
-    pairs = [
-        (one, other)
-        for one in report.measured
-        if one.subject != BEFORE
-        for other in report.of(BEFORE, one.provider)
-    ]
-    return _compare(pairs, "in turns", against=name, limit=limit, seed=report.seed)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareTarget:
+    """What `--compare` names: a model or a saved report."""
+
+    name: str
+    model: Path | None = None
+    saved: BenchReport | None = None
+    subject: str | None = None
+    """Of the saved figures; None for the only one there."""
 
 
-def compare_saved(
-    report: BenchReport, saved: BenchReport, *, subject: str | None, where: str, limit: float
-) -> Comparison:
-    """Compare a report with one that was saved, of `subject` there, or of its only one.
+def compare(report: BenchReport, target: CompareTarget, limit: float) -> Comparison:
+    """Compare each provider, setting and batch size that was measured both now and before.
 
-    Raises InputError when they are of different machines, or share no row.
+    Raises InputError where there is none, and for saved figures that do not compare.
     """
+    saved = target.saved
+    before, subject = (saved, _subject_of(target, saved, report)) if saved else (report, BEFORE)
+    ratio_of = ratio_of_separate_turns if saved else ratio_of_turns
+    pairs = [
+        (one, row.timing.turns_ms, then.timing.turns_ms, row.timing.batch_size)
+        for one in report.measured
+        if saved or one.subject != BEFORE
+        for other in before.of(subject, one.provider)
+        if other.settings == one.settings
+        for row in one.rows
+        if (then := other.row(row.timing.batch_size))
+    ]
+    if not pairs:
+        raise InputError(
+            f"nothing that was measured is in {target.name} too: no row of the same provider, "
+            f"settings and batch size"
+        )
+    rows: list[ComparedRow] = []
+    for one, now_ms, before_ms, batch_size in pairs:
+        ratio = ratio_of(now_ms, before_ms, seed=report.seed)
+        rows.append(
+            ComparedRow(
+                what=one.label,
+                threads=one.settings.threads,
+                batch_size=batch_size,
+                now_ms=float(np.median(now_ms)),
+                before_ms=float(np.median(before_ms)),
+                ratio=ratio,
+                slower=ratio.low > limit,
+            )
+        )
+    method: Method = "with saved figures" if saved else "in turns"
+    return Comparison(against=target.name, method=method, limit=limit, rows=tuple(rows))
+
+
+def _subject_of(target: CompareTarget, saved: BenchReport, report: BenchReport) -> str:
+    """The subject of the saved figures to compare with; InputError for another machine."""
     for name in SAME:
         now, before = getattr(report.environment, name), getattr(saved.environment, name)
         if now != before:
             raise InputError(
-                f"{where} was measured on another machine ({name} {before}, here {now}): figures "
-                f"of two machines do not compare"
+                f"{target.name} was measured on another machine ({name} {before}, here {now}): "
+                f"figures of two machines do not compare"
             )
     known = sorted({one.subject for one in saved.measured})
-    subject = known[0] if subject is None and len(known) == 1 else subject
+    subject = known[0] if target.subject is None and len(known) == 1 else target.subject
     if subject not in known:
         raise InputError(
-            f"{where} has {', '.join(known) or 'no rows'}, not {subject or 'one model'}"
+            f"{target.name} has {', '.join(known) or 'no rows'}, not {subject or 'one model'}"
         )
-    pairs = [(one, other) for one in report.measured for other in saved.of(subject, one.provider)]
-    method: Method = "with saved figures"
-    return _compare(pairs, method, against=where, limit=limit, seed=report.seed)
+    return subject
 
 
 def as_text(comparison: Comparison) -> str:
@@ -132,69 +163,11 @@ def as_text(comparison: Comparison) -> str:
     return f"{table(HEADER, lines)}\n\n{message}"
 
 
-def _compare(
-    pairs: Iterable[tuple[Measurement, Measurement]],
-    method: Method,
-    *,
-    against: str,
-    limit: float,
-    seed: int,
-) -> Comparison:
-    """Compare each pair, now and before, at the batch sizes that both were measured at."""
-    ratio_of = ratio_of_turns if method == "in turns" else ratio_of_separate_turns
-    rows = tuple(
-        _compared(
-            now,
-            row.timing,
-            other.timing,
-            ratio_of(row.timing.turns_ms, other.timing.turns_ms, seed=seed),
-            limit,
-        )
-        for now, before in pairs
-        if now.settings == before.settings
-        for row in now.rows
-        if (other := before.row(row.timing.batch_size))
-    )
-    if not rows:
-        raise InputError(
-            f"nothing that was measured is in {against} too: no row of the same provider, settings "
-            f"and batch size"
-        )
-    return Comparison(against=against, method=method, limit=limit, rows=rows)
-
-
-def _compared(
-    measured: Measurement, now: Timing, before: Timing, ratio: PairedRatio, limit: float
-) -> ComparedRow:
-    return ComparedRow(
-        what=measured.label,
-        threads=measured.settings.threads,
-        batch_size=now.batch_size,
-        now_ms=float(np.median(now.turns_ms)),
-        before_ms=float(np.median(before.turns_ms)),
-        ratio=ratio,
-        slower=ratio.low > limit,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompareTarget:
-    """What `--compare` names: a model or a saved report."""
-
-    name: str
-    model: Path | None = None
-    saved: BenchReport | None = None
-    subject: str | None = None
-    """Of the saved figures; None for the only one there."""
-
-
 def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     """Find what `--compare WHAT` of a benchmark of `model` means; files it needs go to `folder`.
 
-    A file ending in .json is what `ferry bench --json` or `ferry benchmark` wrote; another path
-    that is there is a model. Anything else is a git revision: the model as it was then, from git
-    or from DVC's cache, or else what `ferry benchmark` wrote of it then. Raises MissingInputError
-    when it is none of these.
+    It is a saved report (.json), a model, or a git revision: the model as it was then, from git or
+    from DVC's cache, or else its report. Raises MissingInputError when it is none of these.
     """
     path = Path(what)
     if path.suffix == ".json":
@@ -212,7 +185,9 @@ def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     then = _file_then(what, model / MODEL if model.is_dir() else model, folder)
     if then:
         return CompareTarget(name=f"{model} at {what}", model=then)
-    saved = Path("reports/details") / _experiment(model) / "benchmark.json"
+    home = model.absolute() if model.is_dir() else model.absolute().parent
+    experiment = home.parent.name if home.name == "quantized" else home.name
+    saved = Path("reports/details") / experiment / "benchmark.json"
     report = _file_then(what, saved, folder)
     if report:
         return _saved(f"{saved} at {what}", report, model)
@@ -230,12 +205,6 @@ def _saved(name: str, file: Path, model: Path) -> CompareTarget:
     subjects = {one.subject for one in report.measured}
     known = [one for one in (_variant(model), model.name) if one in subjects]
     return CompareTarget(name=name, saved=report, subject=known[0] if known else None)
-
-
-def _experiment(model: Path) -> str:
-    """The experiment that a model of the pipeline belongs to, by the folder that it lies in."""
-    folder = model.absolute() if model.is_dir() else model.absolute().parent
-    return folder.parent.name if folder.name == "quantized" else folder.name
 
 
 def _variant(model: Path) -> str:

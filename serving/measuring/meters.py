@@ -44,7 +44,6 @@ class LoadMeter:
     """Measures from when it is made until it is read."""
 
     def __init__(self) -> None:
-        """Begin."""
         self._start = perf_counter()
         self._own = _own_seconds()
         self._busy, self._stolen = _machine_seconds()
@@ -56,22 +55,18 @@ class LoadMeter:
         own = _own_seconds() - self._own
         others = max(0.0, busy - self._busy - own) / seconds
         stolen_cores = max(0.0, stolen - self._stolen) / seconds
+        cores, reasons = os.cpu_count() or 1, []
+        if others > BUSY_PART * cores:
+            reasons.append(f"other programs kept {others:.1f} of {cores} cores busy")
+        if stolen_cores > BUSY_PART * cores:
+            reasons.append(f"the host of this virtual machine took {stolen_cores:.1f} cores away")
         return Load(
             seconds=round(seconds, 1),
             own_cores=round(own / seconds, 2),
             other_cores=round(others, 2),
             stolen_cores=round(stolen_cores, 2),
-            warning=_warning(others, stolen_cores, os.cpu_count() or 1),
+            warning=f"{' and '.join(reasons)}: distrust the figures" if reasons else None,
         )
-
-
-def _warning(others: float, stolen: float, cores: int) -> str | None:
-    reasons = []
-    if others > BUSY_PART * cores:
-        reasons.append(f"other programs kept {others:.1f} of {cores} cores busy")
-    if stolen > BUSY_PART * cores:
-        reasons.append(f"the host of this virtual machine took {stolen:.1f} cores away")
-    return f"{' and '.join(reasons)}: distrust the figures" if reasons else None
 
 
 def _machine_seconds() -> tuple[float, float]:

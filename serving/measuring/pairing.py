@@ -45,10 +45,7 @@ class PairedRatio:
 
 
 def verdict(ratio: PairedRatio) -> Verdict:
-    """Whether the second of two subjects is faster or slower than the first.
-
-    Only an interval that lies outside of 1 ± `MARGIN` shows a difference.
-    """
+    """Whether the second of two is faster or slower: only where the interval is beyond `MARGIN`."""
     if ratio.low > 1 + MARGIN:
         return "faster"
     return "slower" if ratio.high < 1 - MARGIN else "no difference"
@@ -78,14 +75,21 @@ def ratio_of_separate_turns(
 
 
 def paired_ratio(first: Call, second: Call, *, seconds: float, seed: int) -> PairedRatio:
-    """Compare two calls of this process, run in pairs.
-
-    Each pair runs both, A B and B A equally often in an order drawn from `seed`.
-    """
+    """Compare two calls in pairs, A B and B A equally often in an order drawn from `seed`."""
     for call in (first, second):
         warm_up(call, seconds / 4)
     rng = np.random.default_rng(seed)
-    return _ratio_of(_ratios(first, second, int(seconds * NS_PER_S), rng), rng)
+    ratios: list[float] = []
+    limit_ns, start = int(seconds * NS_PER_S), perf_counter_ns()
+    with no_garbage_collection():
+        while len(ratios) < MAX_PAIRS:
+            for first_leads in rng.permutation([True, False]):
+                order = (first, second) if first_leads else (second, first)
+                one, other = (time_once(call) for call in order)
+                ratios.append(one / other if first_leads else other / one)
+            if enough_calls(len(ratios), perf_counter_ns() - start, limit_ns, MIN_CALLS):
+                break
+    return _ratio_of(np.array(ratios), rng)
 
 
 def orders(names: Sequence[str], rounds: int, rng: np.random.Generator) -> list[list[str]]:
@@ -119,24 +123,3 @@ def _ratio_of(ratios: npt.NDArray[np.float64], rng: np.random.Generator) -> Pair
 def _paired(median: Any, low: Any, high: Any, num_pairs: int) -> PairedRatio:
     rounded = {"median": digits(median), "low": digits(low), "high": digits(high)}
     return PairedRatio(**rounded, num_pairs=num_pairs)
-
-
-def _ratios(
-    first: Call, second: Call, limit_ns: int, rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    ratios: list[float] = []
-    start = perf_counter_ns()
-    with no_garbage_collection():
-        while len(ratios) < MAX_PAIRS:
-            leads = rng.permutation([True, False])
-            ratios += [_ratio(first, second, first_leads=lead) for lead in leads]
-            if enough_calls(len(ratios), perf_counter_ns() - start, limit_ns, MIN_CALLS):
-                break
-    return np.array(ratios)
-
-
-def _ratio(first: Call, second: Call, *, first_leads: bool) -> float:
-    if first_leads:
-        return time_once(first) / time_once(second)
-    second_ns = time_once(second)
-    return time_once(first) / second_ns

@@ -15,7 +15,7 @@ import numpy as np
 from serving.errors import FerryError, InputError, UsageError
 from serving.files import read_record
 from serving.measuring.meters import EnergyMeter, Growth, energy_meter
-from serving.measuring.pairing import PairedRatio, orders, ratio_of_turns
+from serving.measuring.pairing import orders, ratio_of_turns
 from serving.measuring.report import BenchRow, Measurement, SkippedBatch, SkippedSubject
 from serving.measuring.scenarios import ScenarioPlan
 from serving.measuring.subject import (
@@ -63,7 +63,6 @@ class BenchOptions:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense."""
         wrong = [size for size in self.batch_sizes if size < 1]
         if wrong:
             raise UsageError(f"a batch size must be 1 or more, got {wrong[0]}")
@@ -134,11 +133,10 @@ class _RunningSubject:
 def measure(
     specs: Sequence[SubjectSpec], options: BenchOptions, findings: BenchFindings, log: Log
 ) -> None:
-    """Measure all of `specs` under all settings asked for, adding to `findings` as it goes.
+    """Measure all of `specs` under all settings, adding to `findings` as it goes.
 
-    Speedups are over the first of `specs`, where that runs. One that does not start with some
-    settings is among the skipped ones, with its reason, and so is a batch size that it does not
-    take. When the run is interrupted, `findings` has what was measured until then.
+    Speedups are over the first of `specs`, where that runs. What does not start with some settings
+    is skipped with its reason, and so is a batch size that it does not take.
     """
     for number, settings in enumerate(options.session_settings()):
         running: list[_RunningSubject] = []
@@ -211,11 +209,10 @@ def _prepare(one: _RunningSubject, batch_size: int, seconds: float) -> bool:
         return False
     one.joules = 0.0
     try:
-        answer = one.process.ask("prepare", batch_size=batch_size, seconds=seconds)
+        one.first_call_ms = one.process.ask("prepare", batch_size=batch_size, seconds=seconds)
     except FerryError as error:  # too large for the memory, or fixed somewhere inside of the graph
         one.refused.append((batch_size, error))
         return False
-    one.first_call_ms = answer["first_call_ms"]
     return True
 
 
@@ -233,14 +230,11 @@ def _take_turn(one: _RunningSubject, batch_size: int, seconds: float) -> bool:
 
 
 def _row(one: _RunningSubject, timing: Timing, baseline: Timing | None, seed: int) -> BenchRow:
-    speedup: PairedRatio | None = None
-    if baseline:
-        speedup = ratio_of_turns(baseline.turns_ms, timing.turns_ms, seed=seed)
     rows = timing.num_calls * timing.batch_size
     return BenchRow(
         timing=timing,
         first_call_ms=one.first_call_ms,
-        speedup=speedup,
+        speedup=ratio_of_turns(baseline.turns_ms, timing.turns_ms, seed=seed) if baseline else None,
         millijoules_per_row=digits(1000 * one.joules / rows) if one.meter.source else None,
     )
 

@@ -121,26 +121,24 @@ class ScenarioResult(ScenarioFigures):
 
 
 def measure_scenario(system: System, plan: ScenarioPlan) -> ScenarioFigures:
-    """Load a system as planned, after a warm-up.
-
-    Raises UsageError or UnknownNameError for a plan that makes no sense, and InputError for a limit
-    that no rate keeps.
-    """
+    """Load a system as planned, after a warm-up; InputError for a limit that no rate keeps."""
     check_plan(plan)
     rows = STREAMS.get(plan.scenario, system.batch_size)
     warm_up(system.call(rows), plan.seconds)
-    if plan.scenario == "server":
-        return _server_figures(system, plan)
     if plan.scenario == "offline":
         return _figures(plan, run_offline(system, plan.seconds))
-    return _figures(plan, run_stream(system, rows, plan.seconds))
+    if plan.scenario != "server":
+        return _figures(plan, run_stream(system, rows, plan.seconds))
+    rate = plan.rate_per_second
+    if rate is None:
+        return highest_rate(partial(run_server, system), system.capacity(plan.seconds), plan)
+    queries = num_queries(rate, plan.seconds, MIN_QUERIES)
+    load = ServerLoad(rate_per_second=rate, num_queries=queries, seed=plan.seed, limit_ms=None)
+    return _figures(plan, run_server(system, load), rate)
 
 
 def check_plan(plan: ScenarioPlan) -> None:
-    """Refuse a plan that makes no sense, before anything starts.
-
-    Raises UnknownNameError or UsageError.
-    """
+    """Raise UnknownNameError or UsageError for a plan that makes no sense."""
     if plan.scenario not in SCENARIOS:
         raise UnknownNameError("scenario", plan.scenario, SCENARIOS)
     if plan.batch_size < 1:
@@ -163,20 +161,6 @@ def _check_load(plan: ScenarioPlan) -> None:
         check_rate(rate)
     if limit is not None and not 0 < limit < np.inf:
         raise UsageError(f"the p99 limit must be above 0 ms, got {limit:g}")
-
-
-def _server_figures(system: System, plan: ScenarioPlan) -> ScenarioFigures:
-    """At the rate that is given, or at the highest one that keeps the limit."""
-    if plan.rate_per_second is not None:
-        rate = plan.rate_per_second
-        load = ServerLoad(
-            rate_per_second=rate,
-            num_queries=num_queries(rate, plan.seconds, MIN_QUERIES),
-            seed=plan.seed,
-            limit_ms=None,
-        )
-        return _figures(plan, run_server(system, load), rate)
-    return highest_rate(partial(run_server, system), system.capacity(plan.seconds), plan)
 
 
 def _figures(
@@ -276,13 +260,14 @@ def num_queries(rate_per_second: float, seconds: float, least: int) -> int:
 
 
 def highest_rate(serve: Serve, capacity: float, plan: ScenarioPlan) -> ScenarioFigures:
-    """Try rates with `serve`, beginning near `capacity`, the rows per second flat out.
+    """Search near `capacity`, the rows per second flat out, for the highest rate; returns its run.
 
-    Returns the run at the highest rate that kept the plan's limit. Raises InputError when none
-    keeps it, with the best p99 that was reached.
+    Raises InputError when none keeps the plan's limit, with the best p99 that was reached.
     """
     search = _RateSearch(serve, plan)
-    lowest = digits(_lowest(capacity, plan.seconds))
+    # The lowest rate worth a try: hardly a query waits there, yet enough arrive in time.
+    timely = MIN_QUERIES / (plan.seconds * MAX_OVERRUN)
+    lowest = digits(max(LOWEST_PART * capacity, min(timely, capacity / STEP_DOWN)))
     first = digits(max(FIRST_PART * capacity, lowest))
     low, high = search.bracket(first, lowest, MAX_PART * capacity)
     while high / low > PRECISION:
@@ -336,9 +321,3 @@ class _RateSearch:
             f"no rate keeps p99 under {self.limit_ms:g} ms: the best was {best.p99_ms:.3g} ms at "
             f"{best.rate_per_second:.3g} queries/s"
         )
-
-
-def _lowest(capacity: float, seconds: float) -> float:
-    """The lowest rate worth a try: hardly a query waits there, yet enough arrive in time."""
-    timely = MIN_QUERIES / (seconds * MAX_OVERRUN)
-    return max(LOWEST_PART * capacity, min(timely, capacity / STEP_DOWN))

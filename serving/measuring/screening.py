@@ -36,14 +36,9 @@ class Candidate:
     settings: SessionSettings
     batch_size: int
 
-    @property
-    def rows_at_a_time(self) -> int:
-        """Rows that are in work at a time, over all calls side by side."""
-        return self.batch_size * self.settings.parallel
-
     def ms_per_row(self, p50_ms: float) -> float:
-        """The time of a call over the rows that are in work meanwhile."""
-        return p50_ms / self.rows_at_a_time
+        """The time of a call over the rows that are in work meanwhile, of all calls at a time."""
+        return p50_ms / (self.batch_size * self.settings.parallel)
 
     def describe(self) -> str:
         """For instance "threads 1, parallel 2, binding on, batch 16"."""
@@ -161,10 +156,9 @@ class CandidateTrial:
 def screen(
     spec: SubjectSpec, grid: Sequence[Candidate], *, keep: int, log: Log
 ) -> tuple[CandidateTrial, ...]:
-    """Look at all of `grid`, longer and longer at the best, until `keep` are left; best first.
+    """Look at all of `grid`, longer and longer at the best, until `keep` are left.
 
-    Those that went further come before those that were left behind. One that cannot be opened or
-    run comes last, with its reason.
+    Best first: those that went further before those left behind, what cannot be run last.
     """
     found: dict[Candidate, CandidateTrial] = {}
     left, looks = list(grid), 0
@@ -197,23 +191,19 @@ class _ScreeningProcess:
         self._process.close()
 
     def look(self, candidate: Candidate, seconds: float, looks: int) -> CandidateTrial:
+        p50_ms, skipped = None, None
         try:
-            p50_ms, skipped = self._measure(candidate, seconds), None
+            if candidate.settings != self._settings:
+                self._process.start(candidate.settings)
+                self._settings = candidate.settings
+            p50_ms = self._process.ask("glance", batch_size=candidate.batch_size, seconds=seconds)
         except FerryError as error:
-            p50_ms, skipped = None, str(error)
+            skipped = str(error)
             self._settings = None
             if isinstance(error, ModelError):  # as it is when the process has died
                 self._process.close()
                 self._process = SubjectProcess(self._spec)
         return CandidateTrial(candidate=candidate, looks=looks, p50_ms=p50_ms, skipped=skipped)
-
-    def _measure(self, candidate: Candidate, seconds: float) -> float:
-        if candidate.settings != self._settings:
-            self._process.start(candidate.settings)
-            self._settings = candidate.settings
-        rough = self._process.ask("glance", batch_size=candidate.batch_size, seconds=seconds)
-        p50_ms: float = rough["p50_ms"]
-        return p50_ms
 
 
 class ScreenedSubject(OnnxSubject):

@@ -148,10 +148,7 @@ class SubjectProcess:
         self.close()
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Have a method of `SubjectServer` called there, and return what it answers.
-
-        Raises the FerryError that it raises there, and ModelError when the process has died.
-        """
+        """Have a method of `SubjectServer` called there; raises what that does, or ModelError."""
         return self._send({"do": do, **arguments})
 
     def start(self, settings: SessionSettings) -> Started:
@@ -215,10 +212,7 @@ def cores_for(settings: SessionSettings) -> tuple[int, ...]:
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, with the folder that `serving` lies in on the path.
-
-    It lacks the options of `ferry bench`: those that count were read already.
-    """
+    """This process's environment, with `serving` on the path and no options of `ferry bench`."""
     kept = {name: value for name, value in os.environ.items() if name[:12] != "FERRY_BENCH_"}
     home = str(Path(__file__).resolve().parents[2])
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -234,10 +228,7 @@ def _error(kind: str, message: str) -> FerryError:
 
 
 def take_parallel_samples(calls: Sequence[Call], seconds: float) -> Samples:
-    """Time each of `calls` in a thread of its own for about `seconds`; a single one in this thread.
-
-    So a server with one session would make them.
-    """
+    """Time `calls` for about `seconds`, each in a thread of its own as a server makes them."""
     if len(calls) == 1:
         return take_samples(calls[0], seconds, min_calls=MIN_TURN_CALLS)
     together = threading.Barrier(len(calls) + 1)
@@ -263,7 +254,6 @@ class SubjectServer:
     """Answers the parent process; the name of a request is that of a method."""
 
     def __init__(self, subject: BenchSubject) -> None:
-        """Measure `subject`."""
         self.subject = subject
         self.settings = SessionSettings(threads=1)
         self.ready_bytes = 0
@@ -274,29 +264,29 @@ class SubjectServer:
 
     def start(self, settings: Mapping[str, Any], cores: list[int]) -> Answer:
         """Pin this process to `cores` and make the subject ready."""
-        pin(cores)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
         self.settings = read_record(SessionSettings, settings, "settings")
         started = self.subject.start(self.settings)
         self.ready_bytes = resident_bytes()
         return dataclasses.asdict(started)
 
-    def prepare(self, batch_size: int, seconds: float) -> Answer:
-        """Make inputs for a batch size, run the first call and warm up."""
+    def prepare(self, batch_size: int, seconds: float) -> float:
+        """Make inputs for a batch size and warm up; returns the milliseconds of the first call."""
         self.batch_size, self.turns = batch_size, []
         first = self.subject.call(batch_size)
         first_call_ms = digits(time_once(first) / NS_PER_MS)
         others = [self.subject.call(batch_size) for _ in range(self.settings.parallel - 1)]
         self.calls = [first, *others]
         self.warm = warm_up(first, seconds)
-        return {"first_call_ms": first_call_ms}
+        return first_call_ms
 
-    def turn(self, seconds: float) -> Answer:
+    def turn(self, seconds: float) -> None:
         """Measure for `seconds`; the samples are kept here until `timing` is asked for."""
         for call in self.calls:
             for _ in range(FIRST_CALLS):
                 call()
         self.turns.append(take_parallel_samples(self.calls, seconds))
-        return {}
 
     def timing(self) -> Answer:
         """The figures of all turns."""
@@ -304,13 +294,13 @@ class SubjectServer:
             raise InputError("nothing was measured yet")
         return dataclasses.asdict(timing_of(self.turns, batch_size=self.batch_size, warm=self.warm))
 
-    def glance(self, batch_size: int, seconds: float) -> Answer:
-        """A rough figure in little time: the median of a short turn after a call or two."""
+    def glance(self, batch_size: int, seconds: float) -> float:
+        """A rough figure in little time: the median of a short turn, in milliseconds."""
         calls = [self.subject.call(batch_size) for _ in range(self.settings.parallel)]
         for call in calls:
             call()
         samples = take_parallel_samples(calls, seconds)
-        return {"p50_ms": digits(np.median(samples.call_ns) / NS_PER_MS)}
+        return digits(np.median(samples.call_ns) / NS_PER_MS)
 
     def memory(self) -> Answer:
         """The most memory that this process ever held, and what it holds on a GPU."""
@@ -337,17 +327,10 @@ class SubjectServer:
         return dataclasses.asdict(measure_scenario(system, asked))
 
 
-def pin(cores: list[int]) -> None:
-    """Keep this process on `cores`, where the system lets it."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
-
-
 def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
     """Read requests from stdin until it ends; the first line says what to open.
 
-    Answers go to the file descriptor that the first argument names, and not to stdout, where any
-    library may print.
+    Answers go to the file descriptor of the first argument: any library may print on stdout.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
@@ -356,7 +339,7 @@ def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
             request = json.loads(line)
             try:
                 if desk is None:
-                    desk, answer = SubjectServer(open_subject(request)), {}
+                    desk, answer = SubjectServer(open_subject(request)), None
                 else:
                     answer = getattr(desk, request.pop("do"))(**request)
             except (FerryError, OSError) as error:

@@ -74,10 +74,7 @@ class ScenarioSubject(Protocol):
     """What a system calls."""
 
     def call(self, batch_size: int) -> Call:
-        """What runs one batch of so many rows, on inputs made beforehand; InputError if none can.
-
-        Each call of this method gives one that may run beside the others, in a thread of its own.
-        """
+        """What runs one batch of so many rows, beside other such calls; InputError if none can."""
 
     def answer(self, rows: npt.NDArray[Any]) -> object:
         """Answer rows of the first input."""
@@ -99,18 +96,16 @@ class System:
         self._pool: npt.NDArray[Any] | None = None
 
     def call(self, rows: int) -> Call:
-        """What answers so many rows, for one thread; each call takes the next ones of the pool.
-
-        With `settings.binding` a call copies the same rows to the bound memory each time.
-        """
-        if self.settings.binding:
+        """What answers so many rows, for one thread; each call takes the next ones of the pool."""
+        if self.settings.binding:  # then the same ones are copied each time
             return self._subject.call(rows)
-        answer, turns = self._subject.answer, itertools.cycle(self._cut(rows))
-
-        def call() -> object:
-            return answer(next(turns))
-
-        return call
+        pool = self._rows(rows)
+        if len(pool) < rows:
+            raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
+        starts = range(0, len(pool) - rows + 1, rows)
+        turns = itertools.cycle([pool[start : start + rows] for start in starts])
+        answer = self._subject.answer
+        return lambda: answer(next(turns))
 
     def lanes(self, sizes: Iterable[int]) -> list[Lane]:
         """One for each thread, ready for calls of all `sizes`; every call was made once."""
@@ -126,10 +121,7 @@ class System:
         return lanes
 
     def flat_out(self, num_calls: int) -> npt.NDArray[np.int64]:
-        """Answer full batches as fast as all threads can.
-
-        Returns the nanoseconds from the start to the end of each call, int64 [num_calls].
-        """
+        """Answer full batches as fast as all threads can; int64 [num_calls], ns to each end."""
         lanes = self.lanes([self.batch_size])
         numbers, ends = itertools.count(), [0] * num_calls
 
@@ -154,14 +146,6 @@ class System:
     def time_of(self, call: Call) -> float:
         """About how many nanoseconds a call takes."""
         return float(np.median([time_once(call) for _ in range(5)]))
-
-    def _cut(self, rows: int) -> list[npt.NDArray[Any]]:
-        """The pool in blocks of so many rows."""
-        pool = self._rows(rows)
-        if len(pool) < rows:
-            raise InputError(f"the model takes batches of {len(pool)}, not of {rows}")
-        starts = range(0, len(pool) - rows + 1, rows)
-        return [pool[start : start + rows] for start in starts]
 
     def _rows(self, least: int) -> npt.NDArray[Any]:
         if self._pool is None or len(self._pool) < least:

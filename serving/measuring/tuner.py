@@ -67,7 +67,6 @@ class TuneOptions:
     """Whether tf32 and fp16 may be tried, which change what the model computes."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
         for size in self.batch_sizes:
             if size < 1:
                 raise UsageError(f"a batch size must be 1 or more, got {size}")
@@ -238,8 +237,7 @@ def measure_best(
 ) -> Selection:
     """Measure the first of `ranking` that keep the memory limit against `base`, in turns.
 
-    Raises InputError, with the least that was reached, when none keeps it, and what `base` raises
-    when it cannot be run.
+    Raises InputError when none keeps it, and what `base` raises when it cannot be run.
     """
     with ExitStack() as stack:
         passed_over: list[PassedOver] = []
@@ -259,12 +257,9 @@ def measure_best(
 def choose(
     best_first: Sequence[CandidateMeasurement], own: CandidateMeasurement, limit: int | None
 ) -> CandidateMeasurement:
-    """The best that keeps the memory limit; the defaults where it is slower and they keep it too.
-
-    Raises InputError when none keeps it: the turns may have taken more than warming up did.
-    """
+    """The best that keeps the memory limit, or the defaults if faster; InputError if none does."""
     best = next((one for one in best_first if one.keeps(limit)), None)
-    if best is None:
+    if best is None:  # the turns may have taken more than warming up did
         least = min(best_first, key=lambda one: one.peak_memory_bytes)
         raise _none_keeps(limit or 0, least.peak_memory_bytes, least.candidate)
     return own if best.over_defaults.median < 1 and own.keeps(limit) else best
@@ -363,12 +358,12 @@ def _enter(
             process.close()
             reason = f"its peak memory is {_mib(peak)}, the limit {_mib(limit)}"
             # More rows with the same settings take no less.
-            left = [other for other in left if not _is_larger(other, candidate)]
+            left = [
+                one
+                for one in left
+                if one.settings != candidate.settings or one.batch_size < candidate.batch_size
+            ]
         passed_over.append(PassedOver(candidate=candidate, reason=reason, peak_memory_bytes=peak))
-
-
-def _is_larger(one: Candidate, other: Candidate) -> bool:
-    return one.settings == other.settings and one.batch_size > other.batch_size
 
 
 def _start(
@@ -385,10 +380,7 @@ def _start(
 def _take_turns(
     running: Sequence[tuple[Candidate, SubjectProcess]], plan: SelectionPlan, log: Log
 ) -> list[CandidateMeasurement]:
-    """Measure all of `running` in turns; ratios are over the first of them.
-
-    They are of times per row, as two may differ in how many rows they have in work at a time.
-    """
+    """Measure all of `running` in turns; ratios are over the first, of times per row."""
     names = [str(index) for index in range(len(running))]
     rounds = orders(names, plan.num_rounds, np.random.default_rng(plan.seed))
     for number, order in enumerate(rounds, start=1):
@@ -396,6 +388,7 @@ def _take_turns(
         for name in order:
             running[int(name)][1].ask("turn", seconds=plan.seconds / plan.num_rounds)
     timings = [process.timing() for _, process in running]
+    # Two may differ in how many rows they have in work at a time.
     per_row = [
         [candidate.ms_per_row(turn) for turn in timing.turns_ms]
         for (candidate, _), timing in zip(running, timings, strict=True)

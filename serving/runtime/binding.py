@@ -22,7 +22,6 @@ from serving.errors import InputError
 from serving.runtime.providers import ORT_ERRORS, one_line, onnxruntime
 from serving.runtime.session import Session
 from serving.runtime.settings import GPU_PROVIDERS
-from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
 DEVICE = "cuda"
@@ -41,10 +40,7 @@ class Bound:
     """What runs the model, in the memory of its device."""
 
     def run(self) -> Mapping[str, Array]:
-        """Run the model on what `inputs` holds; the answers stay valid until the next call.
-
-        Raises InputError when ONNX Runtime refuses.
-        """
+        """Run the model on `inputs`, or raise InputError; the answers hold until the next call."""
         try:
             self.call()
         except ORT_ERRORS as error:
@@ -102,14 +98,9 @@ def _on_device(
 
 
 def _empty_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays for the answers: of the shapes that a first, unbound run gives."""
-    if session.settings.cuda_graph:  # it captures its first run, which must be a bound one
-        return _declared_outputs(session, inputs)
-    return {name: np.zeros_like(array) for name, array in session.run(inputs).items()}
-
-
-def _declared_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays of the shapes that the outputs declare, with the batch of the inputs."""
+    """Arrays for the answers, of the shapes that an unbound run gives, or that are declared."""
+    if not session.settings.cuda_graph:  # which captures its first run: that must be a bound one
+        return {name: np.zeros_like(array) for name, array in session.run(inputs).items()}
     batch = len(next(iter(inputs.values())))
     outputs: dict[str, Array] = {}
     for info in session.outputs:
@@ -122,18 +113,21 @@ def _declared_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str
 
 
 def can_bind(session: Session) -> bool:
-    """Whether memory for a batch size can be bound once: arrays of numbers, free in the first axis.
-
-    An output with another free axis may have another shape for other rows.
-    """
-    return all(_is_plain(info) for info in (*session.inputs, *session.outputs))
+    """Whether memory can be bound once: arrays of numbers, free in the first axis and no other."""
+    # An output with another free axis may have another shape for other rows.
+    return all(
+        info.shape
+        and not info.is_text
+        and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
+        and all(isinstance(axis, int) for axis in info.shape[1:])
+        for info in (*session.inputs, *session.outputs)
+    )
 
 
 class BoundPool:
     """A session with memory for as many calls at a time as its settings say."""
 
     def __init__(self, session: Session, batch_size: int) -> None:
-        """Bind nothing yet: memory is bound when it is first needed."""
         self.batch_size = batch_size
         self._session = session
         self._idle: queue.LifoQueue[Bound | None] = queue.LifoQueue()
@@ -141,10 +135,7 @@ class BoundPool:
             self._idle.put(None)
 
     def run(self, name: str, rows: Array) -> dict[str, Array]:
-        """The outputs for a full batch of the input `name`; waits while all memory is in use.
-
-        Raises InputError when the model refuses.
-        """
+        """The outputs for a full batch of the input `name`; waits while all memory is in use."""
         bound = self._idle.get()
         try:
             if bound is None:
@@ -153,8 +144,3 @@ class BoundPool:
             return {output: array.copy() for output, array in bound.run().items()}
         finally:
             self._idle.put(bound)
-
-
-def _is_plain(info: TensorInfo) -> bool:
-    is_array = not info.is_text and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
-    return is_array and bool(info.shape) and all(isinstance(axis, int) for axis in info.shape[1:])

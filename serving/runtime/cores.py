@@ -43,9 +43,8 @@ def ordered_map(
 ) -> Iterator[Result]:
     """Give `work(item)` for each of `items`, worked on in `parallel` threads, in their order.
 
-    A few items are taken ahead, in the caller's thread, so that memory does not grow with their
-    number. What `work` raises is raised here in its place among the results; then, and when the
-    caller stops early, the items that wait are dropped.
+    A few items are taken ahead, in the caller's thread. What `work` raises is raised here, in its
+    place; then, and when the caller stops early, the items that wait are dropped.
     """
     if parallel == 1:
         yield from map(work, items)

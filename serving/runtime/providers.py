@@ -59,8 +59,7 @@ def built_in_providers() -> list[str]:
 def installed(provider: str) -> str:
     """ONNX Runtime's own name of a provider.
 
-    Raises UnknownNameError for one it has never heard of, with the nearest and those of this
-    machine, and ProviderError for one that the installed wheel was not built with.
+    Raises UnknownNameError for one that it has not heard of, ProviderError for one not built in.
     """
     there = ", ".join(built_in_providers())
     wheel = f"the installed onnxruntime {onnxruntime.__version__} has {there}"

@@ -96,14 +96,11 @@ class Session:
         try:
             values = self.call(self.output_names, dict(feeds), None)
         except (*ORT_ERRORS, ValueError, TypeError) as error:
-            raise InputError(f"the model refused its input: {self._why(error, feeds)}") from error
+            names, reason = [info.name for info in self.inputs], one_line(error)
+            if set(feeds) != set(names):
+                reason = f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
+            raise InputError(f"the model refused its input: {reason}") from error
         return dict(zip(self.output_names, values, strict=True))
-
-    def _why(self, error: Exception, feeds: Mapping[str, Array]) -> str:
-        names = [info.name for info in self.inputs]
-        if set(feeds) != set(names):
-            return f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
-        return one_line(error)
 
 
 def open_session(
@@ -134,6 +131,12 @@ def open_session(
     options = _options(settings, provider, profile)
     with _logging(SILENT):
         raw = _create(content, options, settings, provider, label)
+    proof = proof_of(raw, asked)
+    if asked not in raw.get_providers() or proof.share < 1:
+        went = dict(proof.nodes)
+        raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
+    parts = raw.get_provider_graph_assignment_info()
+    operators = {node.op_type for part in parts for node in part.get_nodes()}
     outputs = tuple(_info(value) for value in raw.get_outputs())
     return Session(
         inputs=tuple(_info(value) for value in raw.get_inputs()),
@@ -142,8 +145,8 @@ def open_session(
         sha256=sha256_of_bytes(content),
         provider=provider,
         settings=settings,
-        proof=_prove(raw, asked, label),
-        recurrent=any(operator in RECURRENT for operator in _operators(raw)),
+        proof=proof,
+        recurrent=not operators.isdisjoint(RECURRENT),
         raw=raw,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
         output_names=[output.name for output in outputs],
@@ -173,11 +176,7 @@ def usable_providers() -> dict[str, str | None]:
 
 
 def probe() -> bytes:
-    """The model that a provider must run: one MatMul and one Add on float32 [1, 4].
-
-    Opset 13 and IR 8 are old enough for every provider, and two nodes are enough for a provider to
-    take or to refuse.
-    """
+    """The model that a provider must run: two nodes on float32 [1, 4], old enough for every one."""
     return resources.files("serving.runtime").joinpath("probe.onnx").read_bytes()
 
 
@@ -231,19 +230,6 @@ def _create(
             f"{asked} does not run {label} on this machine: {why_not(provider, error)}; "
             f"`ferry doctor` says which providers do"
         ) from error
-
-
-def _prove(raw: Any, asked: str, label: str) -> ProviderProof:
-    proof = proof_of(raw, asked)
-    if asked not in raw.get_providers() or proof.share < 1:
-        went = dict(proof.nodes)
-        raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
-    return proof
-
-
-def _operators(raw: Any) -> Iterator[str]:
-    for part in raw.get_provider_graph_assignment_info():
-        yield from (node.op_type for node in part.get_nodes())
 
 
 def _info(value: Any) -> TensorInfo:

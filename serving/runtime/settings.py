@@ -76,8 +76,7 @@ class SessionSettings:
 def parse_settings(words: Sequence[str], base: SessionSettings) -> SessionSettings:
     """Change `base` by words such as "parallel=2", "spinning=off" or "conv_search=heuristic".
 
-    Raises UnknownNameError for a name that is no setting and UsageError for a value that it cannot
-    take.
+    Raises UnknownNameError for no setting, and UsageError for a value that it cannot take.
     """
     hints = typing.get_type_hints(SessionSettings)
     given: dict[str, Any] = {}

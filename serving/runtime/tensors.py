@@ -119,10 +119,7 @@ def described(rows: object) -> str:
 
 
 def strings_of(rows: Array) -> Array:
-    """The same strings as Python's, which ONNX Runtime takes whatever their length.
-
-    Raises InputError for a value that is none.
-    """
+    """The same strings as Python's, which may have any length; InputError for what is no string."""
     rows = rows.astype(object)
     for index, value in enumerate(rows.flat):
         if not isinstance(value, str):

@@ -136,11 +136,11 @@ def test_what_is_compiled_is_timed_and_its_first_call_holds_the_compiler(
 ) -> None:
     with SubjectProcess(compiled(trained)) as worker:
         worker.ask("start", settings=asdict(ONE), cores=list(os.sched_getaffinity(0)))
-        prepared = worker.ask("prepare", batch_size=2, seconds=0.01)
+        first_call_ms = worker.ask("prepare", batch_size=2, seconds=0.01)
         worker.ask("turn", seconds=0.01)
         timing = worker.ask("timing")
     assert timing["batch_size"] == 2
-    assert prepared["first_call_ms"] > 10 * timing["p50_ms"]
+    assert first_call_ms > 10 * timing["p50_ms"]
 
 
 @pytest.fixture(scope="module")

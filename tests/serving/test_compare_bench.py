@@ -11,9 +11,15 @@ from bench_samples import MACHINE, measured, report, row
 
 from serving.errors import InputError, IntegrityError, MissingInputError, SlowerError
 from serving.files import write_json
-from serving.measuring.compare import as_text, compare_saved, compare_turns, find_target
-from serving.measuring.report import BEFORE
+from serving.measuring.compare import CompareTarget, as_text, compare, find_target
+from serving.measuring.report import BEFORE, BenchReport
 from serving.runtime.settings import SessionSettings
+
+TURNS = CompareTarget(name="v1")
+
+
+def old(saved: BenchReport, subject: str | None) -> CompareTarget:
+    return CompareTarget(name="old.json", saved=saved, subject=subject)
 
 
 def both(now: float, before: float):
@@ -24,7 +30,7 @@ def both(now: float, before: float):
 
 
 def test_no_slower_than_the_limit_passes():
-    compared = compare_turns(both(1.04, 1.0), 1.05, name="v1")
+    compared = compare(both(1.04, 1.0), TURNS, 1.05)
     assert compared.passed
     compared.require()
     assert [round(one.ratio.median, 3) for one in compared.rows] == [1.04, 1.0]
@@ -32,7 +38,7 @@ def test_no_slower_than_the_limit_passes():
 
 
 def test_slower_than_the_limit_fails_by_name():
-    compared = compare_turns(both(1.2, 1.0), 1.05, name="v1")
+    compared = compare(both(1.2, 1.0), TURNS, 1.05)
     assert not compared.passed
     with pytest.raises(
         SlowerError,
@@ -46,7 +52,7 @@ def test_slower_than_the_limit_fails_by_name():
 
 def test_weather_that_hits_both_is_no_regression():
     """Turns differ by a third; ratios pair by pair do not."""
-    assert compare_turns(both(1.0, 1.0), 1.01, name="v1").passed
+    assert compare(both(1.0, 1.0), TURNS, 1.01).passed
 
 
 def noisy(*turns: float):
@@ -57,7 +63,7 @@ def noisy(*turns: float):
 def test_beyond_the_limit_but_within_the_noise_passes():
     before = report(measured("fp32", noisy(0.8, 1.4, 0.9, 1.5, 1.0, 1.6)))
     now = report(measured("m", noisy(0.9, 1.7, 1.0, 1.8, 1.1, 2.0)))
-    compared = compare_saved(now, before, subject="fp32", where="old.json", limit=1.05)
+    compared = compare(now, old(before, "fp32"), 1.05)
     assert compared.rows[0].ratio.median > 1.05
     assert compared.passed
     assert "name a model file instead" in as_text(compared)
@@ -66,9 +72,9 @@ def test_beyond_the_limit_but_within_the_noise_passes():
 def test_saved_figures_of_the_same_machine_are_compared():
     before = report(measured("fp32", row(1.0)), measured("int8", row(0.5)))
     now = report(measured("model.onnx", row(1.1)))
-    compared = compare_saved(now, before, subject="fp32", where="old.json", limit=1.05)
+    compared = compare(now, old(before, "fp32"), 1.05)
     assert compared.rows[0].before_ms == pytest.approx(1.0)
-    slower = compare_saved(now, before, subject="int8", where="old.json", limit=1.05)
+    slower = compare(now, old(before, "int8"), 1.05)
     with pytest.raises(SlowerError, match=r"times as long as old\.json"):
         slower.require()
 
@@ -77,18 +83,18 @@ def test_figures_of_another_machine_do_not_compare():
     other = dataclasses.replace(MACHINE, processor="Arm Neoverse")
     before = report(measured("fp32", row(1.0)), environment=other)
     with pytest.raises(InputError, match=r"machine \(processor Arm Neoverse, here AMD EPYC"):
-        compare_saved(both(1, 1), before, subject="fp32", where="old.json", limit=1.05)
+        compare(both(1, 1), old(before, "fp32"), 1.05)
 
 
 def test_what_was_measured_otherwise_is_not_compared():
     before = report(measured("fp32", row(1.0), threads=2))
     with pytest.raises(InputError, match="no row of the same provider, settings and batch size"):
-        compare_saved(both(1, 1), before, subject="fp32", where="old.json", limit=1.05)
+        compare(both(1, 1), old(before, "fp32"), 1.05)
     with pytest.raises(InputError, match=r"old\.json has fp32, not int8"):
-        compare_saved(both(1, 1), before, subject="int8", where="old.json", limit=1.05)
+        compare(both(1, 1), old(before, "int8"), 1.05)
     two = report(measured("fp32", row(1.0)), measured("int8", row(1.0)))
     with pytest.raises(InputError, match="has fp32, int8, not one model"):
-        compare_saved(both(1, 1), two, subject=None, where="old.json", limit=1.05)
+        compare(both(1, 1), old(two, None), 1.05)
 
 
 def test_only_the_same_settings_are_pairs():
@@ -96,7 +102,7 @@ def test_only_the_same_settings_are_pairs():
         measured(BEFORE, row(1.0)), settings=SessionSettings(threads=1, spinning=False)
     )
     with pytest.raises(InputError, match="no row of the same provider"):
-        compare_turns(report(spun, measured("model.onnx", row(1.0))), 1.05, name="v1")
+        compare(report(spun, measured("model.onnx", row(1.0))), TURNS, 1.05)
 
 
 # What --compare names

@@ -209,6 +209,6 @@ def test_the_process_speaks_json_and_ends_with_its_input(model):
         check=True,
     )
     opened, memory, timing = map(json.loads, done.stdout.splitlines())
-    assert opened == {}
+    assert opened is None
     assert memory["peak_memory_bytes"] > 2**20
     assert timing == {"error": "InputError", "message": "nothing was measured yet"}

@@ -134,7 +134,6 @@ def test_a_candidate_tells_what_it_is() -> None:
     settings = SessionSettings(threads=1, parallel=2, binding=True)
     one = Candidate(settings=settings, batch_size=16)
     assert one.describe() == "threads 1, parallel 2, binding on, batch 16"
-    assert one.rows_at_a_time == 32
 
 
 # The screening
@@ -242,13 +241,6 @@ def test_the_rank_is_how_far_it_went_and_then_its_cost(model: Path) -> None:
     assert sorted(map(grid.index, (trial.candidate for trial in trials))) == list(range(9))
     for first, second in itertools.pairwise(trials):
         assert (-first.looks, first.cost) <= (-second.looks, second.cost)
-
-
-def test_a_cost_is_that_of_a_row_in_work(model: Path) -> None:
-    for trial in looked(spec_for(model), [*ways(ONE, 1, 8), *ways(TWO, 8)], keep=3):
-        assert trial.p50_ms is not None
-        rows = trial.candidate.batch_size * trial.candidate.settings.parallel
-        assert trial.cost == trial.candidate.ms_per_row(trial.p50_ms) == trial.p50_ms / rows
 
 
 def test_an_empty_grid_has_no_trials(model: Path) -> None:

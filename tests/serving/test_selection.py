@@ -48,8 +48,7 @@ def starts(messages: list[str]) -> list[str]:
 def ratio_of(first: CandidateMeasurement, second: CandidateMeasurement) -> PairedRatio:
     """How many times as long a row takes with the first as with the second."""
     one, other = (
-        [turn / one.candidate.rows_at_a_time for turn in one.timing.turns_ms]
-        for one in (first, second)
+        [one.candidate.ms_per_row(turn) for turn in one.timing.turns_ms] for one in (first, second)
     )
     return ratio_of_turns(one, other, seed=PLAN.seed)
 
@@ -279,6 +278,5 @@ def test_a_turn_has_time_for_seven_calls(calls_ms: int, rounds: int) -> None:
 def test_candidates_are_ranked_by_rows_and_not_by_calls() -> None:
     """Two calls side by side of eight rows: sixteen are in work at a time."""
     two = measurement(1.0).candidate
-    assert two.rows_at_a_time == 16
     assert two.ms_per_row(1.6) == pytest.approx(0.1)
     assert OWN.ms_per_row(1.6) == pytest.approx(1.6)
