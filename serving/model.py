@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import (
     LOGITS,
     PROBABILITIES,
+    Array,
     Arrays,
     TensorInfo,
     answer_in_batches,
@@ -33,7 +34,6 @@ from serving.runtime.tensors import (
     strings_of,
 )
 
-Array = npt.NDArray[Any]
 ModelKind = Literal["classifier", "reconstruction", "other"]
 
 BATCH_ROWS = 32

@@ -5,7 +5,6 @@ A classifier gives a label and its score, any other model its outputs as they ar
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +12,8 @@ import numpy.typing as npt
 from serving.errors import UsageError
 from serving.inputs.sources import NumberedIds
 from serving.model import ERROR, RECONSTRUCTION, Model, Prediction
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 Column = Array | NumberedIds
 """An array of [rows] or, for a list a row, of [rows, ...], where text is object; or ids."""
 Columns = dict[str, Column]

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.batch.answers import ID, Columns, answer
 from serving.batch.run import Chunks, PredictOptions, PredictRun
@@ -33,8 +32,8 @@ from serving.inputs.sources import Batch, Chunk, RowSource, UnreadableRow
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores, ordered_map, ordered_results
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 NOT_FINITE = "the model gave what is not a finite number"
 PROCESSES_PAY = 2000
 """From so many images on, decoding takes longer than starting processes."""

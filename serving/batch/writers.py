@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.batch.answers import ID, Column, Columns
 from serving.errors import ModelError, UsageError
 from serving.files import atomic_write, json_line
 from serving.inputs.sources import NumberedIds
 
-Array = npt.NDArray[Any]
 Write = Callable[[Columns], None]
 """Takes one batch after the other, of the same columns; OSError when the disk is full."""
 STREAM = "arrow stream"

@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.bundles.bundle import Golden
 from serving.errors import InputError, IntegrityError, ModelError
 from serving.runtime.session import Session
-from serving.runtime.tensors import as_fed
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array, as_fed
 
 INPUT = "input"
 

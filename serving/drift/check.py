@@ -11,7 +11,7 @@ what has moved, for programs and in lines for people.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,8 @@ from serving.drift.quantities import (
 )
 from serving.errors import IntegrityError, UsageError
 from serving.files import sha256_of_bytes
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
 Verdict = Literal["none", "moved", "strongly moved"]
 MOVED, STRONGLY_MOVED = 0.1, 0.25

@@ -23,6 +23,7 @@ from serving.errors import InputError
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import SessionSettings
+from serving.runtime.tensors import Array
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -127,7 +128,6 @@ def _shares(counts: AnyCounts) -> npt.NDArray[np.float64]:
     return shares
 
 
-Array = npt.NDArray[Any]
 Measured = dict[str, Floats]
 """A number a row by the name of the quantity: float64 [rows], NaN where there is none."""
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.inputs.names import ARRAY_SUFFIXES
@@ -31,8 +30,7 @@ from serving.inputs.sources import (
     open_stream,
     refuse_broken,
 )
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
 LOCAL_HEADER = struct.Struct("<4s22xHH")

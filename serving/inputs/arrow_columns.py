@@ -30,9 +30,8 @@ from serving.inputs.columns import (
 from serving.inputs.decoding import ImageDecoder, image_decoder, image_shape
 from serving.inputs.sources import Batch, ReadTarget, batch_of, value_or_reason
 from serving.inputs.text import decode_line, row_shape_of_texts, text_batch
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
-Array = npt.NDArray[Any]
 Column = Any
 """A `pyarrow.Array`; pyarrow has no types."""
 

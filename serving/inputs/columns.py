@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from serving.errors import InputError, nearest
 from serving.inputs.text import text_fault
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
-Array = npt.NDArray[Any]
 TEXT_NAMES = ("text", "sentence")
 MOST_SHOWN = 40
 

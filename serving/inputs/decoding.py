@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from serving.errors import InputError
@@ -42,9 +41,7 @@ from serving.inputs.sources import (
     reason_of,
     value_or_reason,
 )
-from serving.runtime.tensors import TensorInfo
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array, TensorInfo
 
 MOST_BYTES = 256 << 20
 """Of an encoded image; a larger file is refused unread."""

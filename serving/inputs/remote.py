@@ -22,8 +22,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy.typing as npt
-
 from serving.errors import FerryError, InputError, MissingInputError
 from serving.inputs.arrays import MappedRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
@@ -40,8 +38,8 @@ from serving.inputs.sources import (
     value_or_reason,
 )
 from serving.inputs.tars import TarImages
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 Result = TypeVar("Result")
 Opener = Callable[[Sequence[str]], RowSource]
 """What opens a file when it lies on this machine; it can be sent to other processes."""

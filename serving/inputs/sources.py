@@ -21,12 +21,10 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import InputError
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
-Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 Take = Callable[[int], tuple[Sized, InputError | None]]

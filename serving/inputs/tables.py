@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.inputs.columns import (
@@ -45,9 +44,7 @@ from serving.inputs.sources import (
     value_or_reason,
 )
 from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts, text_batch, text_fault
-from serving.runtime.tensors import TensorInfo
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array, TensorInfo
 
 FIRST_BYTES = 1 << 20
 """Of CSV, read record by record: a small file is read before pyarrow would be imported."""

@@ -16,9 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
-
-import numpy.typing as npt
+from typing import IO, cast
 
 from serving.errors import InputError
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
@@ -34,8 +32,7 @@ from serving.inputs.sources import (
     take,
     value_or_reason,
 )
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array
 
 MOST_HEADER_BYTES = 1 << 20
 TAIL_BYTES = 1 << 20

@@ -9,10 +9,9 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.inputs.sources import (
@@ -25,9 +24,8 @@ from serving.inputs.sources import (
     open_stream,
     take,
 )
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
-Array = npt.NDArray[Any]
 Item = TypeVar("Item")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

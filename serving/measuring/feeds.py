@@ -7,19 +7,15 @@ must be, as their words decide how long the model takes.
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import InputError, MissingInputError
 from serving.inputs.arrays import open_array
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import InputRow, ReadOptions, ReadTarget, each_row
 from serving.inputs.text import open_lines
-from serving.runtime.tensors import TensorInfo
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array, TensorInfo
 
 
 def random_feeds(

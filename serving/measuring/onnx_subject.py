@@ -13,7 +13,6 @@ from time import perf_counter_ns
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.bundles.bundle import model_source
 from serving.errors import InputError
@@ -24,8 +23,7 @@ from serving.measuring.timing import NS_PER_MS, Call, digits
 from serving.runtime.binding import Bound, bind
 from serving.runtime.session import Session, open_session, share_of
 from serving.runtime.settings import SessionSettings
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array
 
 NUM_SESSIONS = 3
 PROFILED_CALLS = 20

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import InputError
 from serving.runtime.providers import ORT_ERRORS, one_line, onnxruntime
 from serving.runtime.session import Session
 from serving.runtime.settings import GPU_PROVIDERS
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 DEVICE = "cuda"
 """Where the providers of GPUs keep their memory."""
 

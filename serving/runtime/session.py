@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError
 from serving.files import sha256_of_bytes
@@ -30,9 +29,8 @@ from serving.runtime.providers import (
     why_not,
 )
 from serving.runtime.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettings, check_settings
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
-Array = npt.NDArray[Any]
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 DTYPES = {
     **{f"tensor({name})": name for name in ("float16", *INTEGERS, "bool")},
