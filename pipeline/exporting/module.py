@@ -21,7 +21,7 @@ from pipeline.errors import ParityError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import run_exporter
 from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, example, random_rows
-from pipeline.proof.pair import compare_module, failure, limits_of_pair
+from pipeline.proof.pair import compare, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows
 from pipeline.proof.sides import ModuleSide, model_side
 from pipeline.proof.tracing.torch_values import Traced
@@ -104,7 +104,8 @@ def export_module(
     side = model_side(model.name, content)
     tested = _rows(rows, inputs, side.inputs)
     reference = _module_side(flat, inputs, exported.traced, facts)
-    parity = compare_module(reference, side, tested, limits_of_pair(limit), BATCH_SIZES)
+    limits = limits_of_pair(limit)
+    parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
     parity = _keep(model, content, parity)
     return ModuleReport(
         module=reference.name,

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.network.graph import as_tensor
 from serving.errors import (
     FerryError,
     InputError,
@@ -237,7 +238,7 @@ class FlatModule(torch.nn.Module):
 
     def answer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The module's answers to rows by the name of the input; each [rows, ...] by its name."""
-        tensors = [_tensor(feeds[name]) for name in self.inputs]
+        tensors = [as_tensor(feeds[name]) for name in self.inputs]
         shapes = ", ".join(f"{name} {list(feeds[name].shape)}" for name in self.inputs)
         with running(f"the module refuses {shapes}"), torch.no_grad():
             return {name: _array(name, one) for name, one in flatten(self._called(tensors))}
@@ -301,10 +302,6 @@ def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[s
             f"the module has no input {strange[0]!r}; its forward takes {', '.join(known)}"
         )
     return names, not strange
-
-
-def _tensor(rows: Array) -> Tensor:
-    return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
 
 
 def _array(name: str, tensor: Tensor) -> Array:

@@ -53,17 +53,15 @@ def known_words(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def _nodes(vocabulary: Vocabulary) -> list[onnx.NodeProto]:
     """Split on blanks, look each word up, and bring every row to the same length."""
-    known = [(RESERVED + rank, word) for rank, word in enumerate(vocabulary.words)]
-    # StringSplit fills short rows up with empty words.
-    keys, ids = ["", *[word for _, word in known]], [PADDING, *[rank for rank, _ in known]]
     look_up = helper.make_node(
         "LabelEncoder",
         ["text.words"],
         ["text.ids"],
         name="text/LabelEncoder",
         domain="ai.onnx.ml",
-        keys_strings=keys,
-        values_int64s=ids,
+        # StringSplit fills short rows up with empty words.
+        keys_strings=["", *vocabulary.words],
+        values_int64s=[PADDING, *(RESERVED + rank for rank in range(len(vocabulary.words)))],
         default_int64=UNKNOWN,
     )
     return [

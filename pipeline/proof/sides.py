@@ -110,8 +110,6 @@ class ModelSide(_Side):
     """An ONNX model on one provider of ONNX Runtime."""
 
     session: Session
-    provider: str
-    level: Level
     content: bytes
     """The very bytes that run."""
 
@@ -127,7 +125,7 @@ class ModelSide(_Side):
 
     def at(self, level: Level) -> "ModelSide":
         """The same model with another amount of optimization."""
-        return model_side(self.name, self.content, self.provider, level)
+        return model_side(self.name, self.content, self.session.provider, level)
 
     def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         known = {info.name for info in self.outputs}
@@ -162,8 +160,6 @@ def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = 
         outputs=tuple(info for info in session.outputs if info.is_array),
         sha256=session.sha256,
         session=session,
-        provider=provider,
-        level=level,
         content=content,
     )
 

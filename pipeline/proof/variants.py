@@ -1,9 +1,4 @@
-"""Open the sides of a comparison: an experiment's weights, its ONNX files, any file or bundle.
-
-`open_side` takes them as one types them: `mnist-cnn` is PyTorch with the experiment's weights,
-`mnist-cnn:int8` one of its ONNX files, `model.onnx` any ONNX file and `bundles/mnist-cnn` a bundle;
-each ONNX one may end in `@PROVIDER`.
-"""
+"""Open the sides of a comparison: an experiment's weights, its ONNX files, any file or bundle."""
 
 import tempfile
 from collections.abc import Callable
@@ -21,6 +16,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.exporter import INPUTS
 from pipeline.exporting.onnxmodel import load_foreign
+from pipeline.exporting.signatures import BATCH
 from pipeline.network.graph import Graph, load_graph
 from pipeline.proof.sides import ModelSide, Side, WeightsSide, model_side
 from pipeline.records import ready
@@ -37,7 +33,6 @@ from serving.runtime.providers import PROVIDERS
 from serving.runtime.tensors import TensorInfo
 
 Array = npt.NDArray[Any]
-BATCH = "batch"
 
 
 def open_weights(weights: Path, data: Path, experiment: Experiment) -> WeightsSide:
@@ -86,21 +81,10 @@ def open_variant(
     return side
 
 
-def open_torchscript(weights: WeightsSide, example: Array, opset: int) -> ModelSide:
-    """The same weights by torch's older exporter, which shares nothing with the one that ships.
+def open_torchscript(graph: Graph, example: Array, opset: int) -> ModelSide:
+    """A graph by torch's older exporter, which shares nothing with the one that ships.
 
-    `example` is two raw rows. Raises FerryError when they cannot go that way.
-    """
-    model = torchscript_model(weights.graph, example, opset)
-    side = model_side("TorchScript", model.SerializeToString())
-    side.answer({side.inputs[0].name: example}, 1)
-    return side
-
-
-def torchscript_model(graph: Graph, example: Array, opset: int) -> onnx.ModelProto:
-    """A graph as an ONNX model by way of TorchScript; `example` is two raw rows.
-
-    Raises ModelError when the architecture cannot be exported that way.
+    `example` is two raw rows. Raises FerryError when the graph cannot go that way.
     """
     name = INPUTS[graph.kind]
     try:
@@ -123,23 +107,26 @@ def torchscript_model(graph: Graph, example: Array, opset: int) -> onnx.ModelPro
         raise ModelError(f"TorchScript cannot export the model: {reason[:300]}") from error
     if graph.kind == "text":
         tokenizer.prepend(made, graph.vocabulary)
-    return made
+    side = model_side("TorchScript", made.SerializeToString())
+    side.answer({side.inputs[0].name: example}, 1)
+    return side
 
 
 def open_side(spec: str, find: Callable[[str], Experiment]) -> Side:
     """Open what `spec` names: `EXPERIMENT`, `EXPERIMENT:VARIANT`, an ONNX file or a bundle.
 
-    The last three may end in `@PROVIDER`, a key of `PROVIDERS` of sessions. A path comes first
-    where both would do. `find` gives an experiment by its name. Raises what `find` raises,
+    An experiment alone is PyTorch with its weights. The others may end in `@PROVIDER`, a key of
+    `PROVIDERS` of sessions. A path comes first where both would do. `find` gives an experiment by
+    its name. Raises what `find` raises,
     MissingInputError, UnknownNameError, UsageError, IntegrityError for a bundle or weights that are
     not what was recorded, ModelError for a model that cannot be run or proven, and ProviderError
     for a provider that this machine lacks.
     """
     name, at, provider = spec.rpartition("@")
-    if not at or Path(spec).exists() or provider not in PROVIDERS:
-        if at and not Path(spec).exists():
-            raise UnknownNameError("provider", provider, PROVIDERS)
+    if not at or Path(spec).exists():
         name, provider = spec, "cpu"
+    elif provider not in PROVIDERS:
+        raise UnknownNameError("provider", provider, PROVIDERS)
     path = Path(name)
     if path.is_dir():
         return model_side(spec, open_bundle(path).model, provider)

@@ -145,7 +145,7 @@ def _variant(
     if name == "fp32" and SECOND_EXPORTER in config.exporters:
         example = np.array(next(iter(kept.rows.slice(0, 2).values())))
         opset = experiment.export.opset
-        second = _side_or_reason(open_torchscript, reference, example, opset)
+        second = _side_or_reason(open_torchscript, reference.graph, example, opset)
         ways.append(Way(exporter=SECOND_EXPORTER, provider="cpu", side=second))
     return prove(reference, kept, ways, plan, f"{experiment.name} {name}")
 
