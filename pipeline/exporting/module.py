@@ -1,9 +1,4 @@
-"""`ferry export --module package.file:function`: export any module, and prove what was written.
-
-Nodes and weights have the names of the user's own modules. A file that answers as the module does
-takes its place. One that does not is kept beside it under another name, with the report that says
-why.
-"""
+"""`ferry export --module package.file:function`: export any module, and prove what was written."""
 
 import hashlib
 import math
@@ -107,6 +102,12 @@ def export_module(
     limits = limits_of_pair(limit)
     parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
     parity = _keep(model, content, parity)
+    notes = []
+    if exported.padded_pools:
+        notes.append(
+            f"{exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
+            f"an operator that changes nothing, or ONNX Runtime would pad with minus infinity"
+        )
     return ModuleReport(
         module=reference.name,
         model=parity.other.name,
@@ -120,7 +121,7 @@ def export_module(
             f"{one.name} {one.dtype} [{', '.join(map(str, one.shape))}]" for one in side.inputs
         ),
         export_seconds=seconds,
-        notes=tuple(_notes(exported)),
+        notes=tuple(notes),
         parity=parity,
     )
 
@@ -215,14 +216,6 @@ def _keep(model: Path, content: bytes, parity: PairReport) -> PairReport:
     for stale in (failed, failed.with_suffix(REPORT_SUFFIX)):
         stale.unlink(missing_ok=True)
     return parity
-
-
-def _notes(exported: "Exported") -> Iterator[str]:
-    if exported.padded_pools:
-        yield (
-            f"{exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
-            f"an operator that changes nothing, or ONNX Runtime would pad with minus infinity"
-        )
 
 
 # The export
@@ -339,13 +332,9 @@ def _drop_prefix(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = shorter.get(name, name)
-        node.name = _own_name(node.name)
+        # `module.head/Gemm` is `head/Gemm`; what no module within it computes is `main/Gemm`.
+        scope, slash, operator = node.name.partition("/")
+        own = "main" if f"{scope}." == OWN else scope.removeprefix(OWN)
+        node.name = f"{own}{slash}{operator}"
     for value in graph.value_info:
         value.name = shorter.get(value.name, value.name)
-
-
-def _own_name(node: str) -> str:
-    """`module.head/Gemm` is `head/Gemm`; what no module within it computes is `main/Gemm`."""
-    scope, slash, operator = node.partition("/")
-    own = "main" if f"{scope}." == OWN else scope.removeprefix(OWN)
-    return f"{own}{slash}{operator}"

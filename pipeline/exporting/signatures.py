@@ -1,9 +1,7 @@
-"""A module of the user's: how it is found, what it takes and what it answers.
+"""A module that somebody else wrote: how its code is run, what it takes and what it answers.
 
-An input is `pixels:float32[batch,3,224,224]` or a `.npy` file. The first axis is the batch; of the
-others a number is a length and a name an axis of any length. Containers that a module answers are
-taken apart, and each tensor is named by where it stood: `logits`, `hidden_states.0`. The code that
-makes a module is not ferry's: what it raises becomes one line, and what it prints goes to stderr.
+What such code raises becomes one line that says what was being done, and what it prints goes to
+stderr, for stdout carries data only.
 """
 
 import contextlib
@@ -43,8 +41,9 @@ LONGEST = 300
 def load_module(path: str) -> torch.nn.Module:
     """Call the function at `path`, `package.file:function`, and return its module.
 
-    Raises UsageError for a path of another form or a file that is not there, UnknownNameError for a
-    function that is not there, and ModelError for code that raises or returns no module.
+    The folder that ferry works in is importable, as it is for `python -m`. Raises UsageError for a
+    path of another form or a file that is not there, UnknownNameError for a function that is not
+    there, and ModelError for code that raises or returns no module.
     """
     file, colon, name = path.partition(":")
     if not colon or not file or not name or "/" in file or file.endswith(".py"):
@@ -85,17 +84,14 @@ def _imported(file: str) -> ModuleType:
 @contextlib.contextmanager
 def running(doing: str) -> Iterator[None]:
     """Turn what a block raises into a ModelError that begins with `doing`."""
-    raised: BaseException | None = None
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except FerryError:
         raise
-    # A script without a main guard leaves by SystemExit while it is imported.
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - this code may raise what it likes
-        raised = error
-    if raised is not None:
-        raise ModelError(f"{doing}: {type(raised).__name__}: {first_line(raised)}") from raised
+    # This code may raise what it likes; one without a main guard leaves by SystemExit.
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{doing}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def causes(error: BaseException) -> list[BaseException]:
@@ -148,10 +144,11 @@ class InputSpec:
 
 
 def parse_input(text: str) -> InputSpec:
-    """Read what stands after `--input`.
+    """Read what stands after `--input`: `pixels:float32[batch,3,224,224]` or a `.npy` file.
 
-    Raises UsageError for another form, UnknownNameError for a dtype that numpy, PyTorch and ONNX
-    Runtime do not share, and MissingInputError or InputError for a file that cannot be used.
+    The first axis is the batch; of the others a number is a length and a name an axis of any
+    length. Raises UsageError for another form, UnknownNameError for a dtype that numpy, PyTorch and
+    ONNX Runtime do not share, and MissingInputError or InputError for a file that cannot be used.
     """
     if found := FILE.fullmatch(text):
         return _of_file(found["name"], Path(found["file"]))
@@ -264,7 +261,11 @@ class FlatModule(torch.nn.Module):
 
 
 def flatten(answer: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of what a module answers, with its name; what is no tensor is left out."""
+    """Every tensor of what a module answers, named by where it stands: `hidden_states.0`.
+
+    Dataclasses, mappings (as the ModelOutput of transformers), tuples and lists are taken apart.
+    What is no tensor is left out.
+    """
     if isinstance(answer, Tensor):
         yield name or OUTPUT, answer
     for key, value in _parts(answer):

@@ -14,6 +14,7 @@ import onnx
 
 from pipeline.exporting.signatures import FlatModule
 from pipeline.network.graph import Graph
+from pipeline.proof.differences import largest_difference
 from pipeline.proof.tracing.torch_values import TorchValues, Traced
 from serving.errors import InputError, ModelError
 from serving.runtime.session import Session, open_session
@@ -73,8 +74,8 @@ class ModuleSide(_Side):
         """In words, where the trace computes something else than the module; None if nowhere."""
         traced = TorchValues(traced=self.traced, feeds=feeds).fetch(self.flat.outputs)
         for name, array in self.flat.answer(feeds).items():
-            apart = float(np.abs(array.astype(np.float64) - traced[name]).max(initial=0.0))
-            if not apart <= limit:
+            apart = largest_difference(array, traced[name])
+            if apart > limit:
                 return (
                     f"torch's exporter traced another computation than the module's: the two "
                     f"differ by {apart:.1e} at {name} before anything is made ONNX of"
@@ -96,12 +97,11 @@ class ModuleSide(_Side):
             answers = wide.answer(exact)
         except ModelError:
             return None
-        with np.errstate(invalid="ignore"):  # infinities on both sides
-            apart = [
-                float(np.abs(one - answers[name]).max(initial=0.0))
-                for name, one in self.flat.answer(feeds).items()
-                if one.dtype.kind == "f"
-            ]
+        apart = (
+            largest_difference(one, answers[name])
+            for name, one in self.flat.answer(feeds).items()
+            if one.dtype.kind == "f"
+        )
         return max(apart, default=None)
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from pipeline.exporting.onnxmodel import subgraphs
 from pipeline.records.parity import NonFinite
 from serving.errors import InputError
 from serving.runtime.session import open_session
@@ -42,13 +43,12 @@ def outputs_of(node: onnx.NodeProto) -> list[str]:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names that a node reads, with those that its subgraphs take from outside."""
     yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            own = {one.name for one in (*graph.input, *graph.initializer)}
-            own |= {name for inner in graph.node for name in inner.output}
-            within = [name for inner in graph.node for name in reads(inner)]
-            within += [output.name for output in graph.output]
-            yield from (name for name in within if name not in own)
+    for graph in subgraphs(node):
+        own = {one.name for one in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        within = [name for inner in graph.node for name in reads(inner)]
+        within += [output.name for output in graph.output]
+        yield from (name for name in within if name not in own)
 
 
 def makers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
