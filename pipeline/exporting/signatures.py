@@ -84,14 +84,17 @@ def _imported(file: str) -> ModuleType:
 @contextlib.contextmanager
 def running(doing: str) -> Iterator[None]:
     """Turn what a block raises into a ModelError that begins with `doing`."""
+    raised: BaseException | None = None
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     except FerryError:
         raise
-    # This code may raise what it likes; one without a main guard leaves by SystemExit.
-    except (Exception, SystemExit) as error:
-        raise ModelError(f"{doing}: {type(error).__name__}: {first_line(error)}") from error
+    # A script without a main guard leaves by SystemExit while it is imported.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - this code may raise what it likes
+        raised = error
+    if raised is not None:
+        raise ModelError(f"{doing}: {type(raised).__name__}: {first_line(raised)}") from raised
 
 
 def causes(error: BaseException) -> list[BaseException]:
