@@ -102,12 +102,6 @@ def export_module(
     limits = limits_of_pair(limit)
     parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
     parity = _keep(model, content, parity)
-    notes = []
-    if exported.padded_pools:
-        notes.append(
-            f"{exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
-            f"an operator that changes nothing, or ONNX Runtime would pad with minus infinity"
-        )
     return ModuleReport(
         module=reference.name,
         model=parity.other.name,
@@ -121,7 +115,7 @@ def export_module(
             f"{one.name} {one.dtype} [{', '.join(map(str, one.shape))}]" for one in side.inputs
         ),
         export_seconds=seconds,
-        notes=tuple(notes),
+        notes=exported.notes,
         parity=parity,
     )
 
@@ -229,6 +223,17 @@ class Exported:
     traced: Traced
     padded_pools: int
     """How many were held apart from their padding; see `keep_padding`."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the export."""
+        if not self.padded_pools:
+            return ()
+        note = (
+            f"{self.padded_pools} MaxPool read a padding of zeros; they are held apart by an "
+            f"operator that changes nothing, or ONNX Runtime would pad with minus infinity"
+        )
+        return (note,)
 
 
 def export_flat(

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -87,11 +88,13 @@ def name_by_module(graph: onnx.GraphProto) -> None:
     weights is named after their owner, for it may have swallowed the module behind it.
     """
     owners = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
-    taken: set[str] = set()
+    taken: Counter[str] = Counter()
     for node in graph.node:
         weights = [name for name in node.input if name.endswith(".weight") and name in owners]
         module = owners[weights[0]] if weights else _scope(node)
-        node.name = _unique(f"{module}/{node.op_type}", taken)
+        name = f"{module}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
 
 
 def _scope(node: onnx.NodeProto) -> str:
@@ -152,15 +155,6 @@ def _problems(model: onnx.ModelProto, opset: int) -> Iterable[str]:
         axes = value.type.tensor_type.shape.dim
         if not axes or not axes[0].dim_param:
             yield f"fixes the batch axis of {value.name}"
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
-        unique = f"{name}.{count}"
-    taken.add(unique)
-    return unique
 
 
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
