@@ -6,7 +6,6 @@ torch's own; here they get their options. On CUDA no step reads a value back, so
 ahead of the GPU; only lbfgs must.
 """
 
-import json
 import math
 import os
 import shutil
@@ -189,11 +188,11 @@ class TrainingLoop:
 
     def _validated(self, number: int, loss: float, hits: int, lr: float, seconds: float) -> Epoch:
         """The record of an epoch; the lead validates, and every process gets the same record."""
-        content = b""
+        measured: Epoch | None = None
         rows = self.steps * self.batch_size
         if self.team.leads:
             checked = evaluate(self.stepper.served(), self.validation_rows)
-            epoch = Epoch(
+            measured = Epoch(
                 epoch=number,
                 lr=lr,
                 loss=loss,
@@ -203,10 +202,8 @@ class TrainingLoop:
                 seconds=seconds,
                 rows_per_second=rows / seconds,
             )
-            if self.team.size == 1:
-                return epoch
-            content = json.dumps(asdict(epoch)).encode()
-        return Epoch(**json.loads(self.team.share(content)))
+        epoch: Epoch = self.team.share(measured)
+        return epoch
 
 
 class Stepper:
