@@ -10,7 +10,6 @@ import numpy as np
 import proof_models as small
 import pytest
 from click.testing import CliRunner, Result
-from onnx import TensorProto, helper
 
 from pipeline.cli import ferry
 from pipeline.config.experiment import GateConfig
@@ -260,22 +259,9 @@ def test_noise_has_a_limit_of_its_own() -> None:
 
 
 def test_a_hostile_row_alone_is_explained_by_itself() -> None:
-    nodes = [
-        helper.make_node("Clip", ["features", "low", "high"], ["clipped"], name="main/Clip"),
-        helper.make_node("Gemm", ["clipped", "weight"], ["logits"], name="dense/Gemm"),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1, name="main/Softmax"),
-    ]
-    table = (TensorProto.FLOAT, ["batch", small.CLASSES])
-    bounds = {"low": np.array(-99, np.float32), "high": np.array(99, np.float32)}
-    clipped = small.model(
-        nodes,
-        {"features": (TensorProto.FLOAT, ["batch", small.FEATURES])},
-        {"logits": table, "probabilities": table},
-        {**bounds, "weight": small.weights()},
-    )
     report = compare(
         small.side(small.linear()),
-        small.side(clipped),
+        small.side(small.clipped()),
         small.rows(),
         limits=LIMITS,
         batch_sizes=(64,),
