@@ -17,6 +17,7 @@ from pipeline.network.graph import Graph
 from pipeline.proof.differences import largest_difference
 from pipeline.proof.tracing.torch_values import TorchValues, Traced
 from serving.errors import InputError, ModelError
+from serving.measuring.feeds import fixed_batch
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
 from serving.runtime.tensors import TensorInfo, answer_in_batches, as_fed
@@ -115,8 +116,7 @@ class ModelSide(_Side):
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
         """As every `Side`; a model of one fixed batch size is fed that, filled up."""
-        axis = self.inputs[0].shape[0]
-        fixed = axis if isinstance(axis, int) else None
+        fixed = fixed_batch(self.inputs)
         return answer_in_batches(self._call, feeds, batch_size, name=self.name, fixed=fixed)
 
     def model(self) -> onnx.ModelProto:

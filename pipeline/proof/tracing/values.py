@@ -14,7 +14,6 @@ from onnx import numpy_helper
 
 from pipeline.exporting.onnxmodel import subgraphs
 from pipeline.records.parity import NonFinite
-from serving.errors import InputError
 from serving.runtime.session import open_session
 from serving.runtime.tensors import as_fed
 
@@ -82,7 +81,7 @@ def submodel(
     part.graph.name = "part"
     part.graph.node.extend(nodes)
     for name, array in feeds.items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(fed(array).dtype)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(as_fed(array).dtype)
         part.graph.input.add(name=name).type.tensor_type.elem_type = kind
     part.graph.output.add(name=output)
     part.graph.initializer.extend(
@@ -104,7 +103,7 @@ class OnnxValues:
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.computed = frozenset(name for node in model.graph.node for name in outputs_of(node))
         self.names: Collection[str] = self.computed | self.constants.keys()
-        self.feeds = {name: fed(array) for name, array in feeds.items()}
+        self.feeds = {name: as_fed(array) for name, array in feeds.items()}
         self.provider = provider
         self._model = model
 
@@ -138,13 +137,6 @@ class OnnxValues:
             for name, value in session.run(self.feeds).items()
             if isinstance(value, np.ndarray | np.generic)
         }
-
-
-def fed(array: Array) -> Array:
-    """The same rows as a runtime takes them: strings as Python's."""
-    if not array.ndim:
-        raise InputError("a model is fed rows, got a single value")
-    return as_fed(array)
 
 
 def first_nonfinite(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> NonFinite | None:
