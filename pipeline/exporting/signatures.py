@@ -311,5 +311,4 @@ def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[s
 def _array(name: str, tensor: Tensor) -> Array:
     if tensor.dtype is torch.bfloat16:
         raise ModelError(f"the module's output {name} is bfloat16, which numpy has not; cast it")
-    array: Array = tensor.detach().cpu().contiguous().numpy()
-    return array
+    return tensor.detach().cpu().contiguous().numpy()

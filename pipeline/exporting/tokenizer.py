@@ -1,8 +1,4 @@
-"""The nodes before a text model: sentences in, ids of words out, inside the exported graph.
-
-They do what `pipeline.network.vocabulary` does, so that whoever runs the model gives it plain
-strings.
-"""
+"""The nodes before a text model: they do what `pipeline.network.vocabulary` does, in the graph."""
 
 import numpy as np
 import onnx
@@ -29,7 +25,17 @@ def prepend(model: onnx.ModelProto, vocabulary: Vocabulary) -> None:
     nodes = [*_nodes(vocabulary), *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(_constants(vocabulary.length))
+    length = vocabulary.length
+    constants = {
+        "text.pads": [0, 0, 0, length],
+        "text.start": [0],
+        "text.length": [length],
+        "text.axis": [1],
+    }
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.int64), name)
+        for name, value in constants.items()
+    )
     model.opset_import.add(domain="ai.onnx.ml", version=LABEL_ENCODER_VERSION)
 
 
@@ -76,17 +82,4 @@ def _nodes(vocabulary: Vocabulary) -> list[onnx.NodeProto]:
             [IDS],
             name="text/Slice",
         ),
-    ]
-
-
-def _constants(length: int) -> list[onnx.TensorProto]:
-    values = {
-        "text.pads": [0, 0, 0, length],
-        "text.start": [0],
-        "text.length": [length],
-        "text.axis": [1],
-    }
-    return [
-        numpy_helper.from_array(np.array(value, dtype=np.int64), name)
-        for name, value in values.items()
     ]

@@ -117,10 +117,9 @@ def open_side(spec: str, find: Callable[[str], Experiment]) -> Side:
 
     An experiment alone is PyTorch with its weights. The others may end in `@PROVIDER`, a key of
     `PROVIDERS` of sessions. A path comes first where both would do. `find` gives an experiment by
-    its name. Raises what `find` raises,
-    MissingInputError, UnknownNameError, UsageError, IntegrityError for a bundle or weights that are
-    not what was recorded, ModelError for a model that cannot be run or proven, and ProviderError
-    for a provider that this machine lacks.
+    its name. Raises what `find` raises, MissingInputError, UnknownNameError, UsageError,
+    IntegrityError for a bundle or weights that are not what was recorded, ModelError for a model
+    that cannot be run or proven, and ProviderError for a provider that this machine lacks.
     """
     name, at, provider = spec.rpartition("@")
     if not at or Path(spec).exists():

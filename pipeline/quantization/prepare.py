@@ -1,8 +1,7 @@
 """Make a graph ready for quantization, and find the layers that quantization disturbs most.
 
 Quantizers look for constant weights behind known operators. ONNX Runtime's lowest optimizations,
-which run on any machine, bring what an exporter writes to that form. How much a layer is disturbed
-is measured by the signal-to-noise ratio of its output.
+which run on any machine, bring what an exporter writes to that form.
 """
 
 import copy

@@ -1,8 +1,4 @@
-"""The recipes of quantization: a name such as `static-u8s8-raw-entropy` says all of one.
-
-The name stands in params.yaml, in the report and in the model's metadata; `parse` makes the recipe
-of it.
-"""
+"""The recipes of quantization: a name such as `static-u8s8-raw-entropy` says all of one."""
 
 import re
 from dataclasses import dataclass, replace

@@ -169,8 +169,7 @@ def _as_onnx(states: Tensor, arguments: Sequence[Any]) -> Tensor:
 
 
 def _array(value: Tensor) -> Array:
-    array: Array = value.detach().contiguous().numpy()
-    return array
+    return value.detach().contiguous().numpy()
 
 
 def _looked_up(row: Array, vocabulary: Vocabulary) -> dict[str, Array]:

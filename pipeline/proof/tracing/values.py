@@ -1,7 +1,6 @@
 """Every value that an ONNX model computes on its way, and the first that is NaN or infinite.
 
 Values are asked for by name and in parts, so that memory is bounded by what is asked for at once.
-What a node reads and makes is read from the graph, and a part of the graph made a model of its own.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
