@@ -88,14 +88,14 @@ class TrainingLoop:
         """Whether there is no epoch left to run."""
         return self.stopped or len(self.history) >= self.epochs
 
-    def run_epoch(self, bar: "tqdm[Any]") -> Epoch:
+    def run_epoch(self, bar: "tqdm[Any] | None" = None) -> Epoch:
         """Train one epoch more, validate, and keep the weights if none were better.
 
-        Raises DivergedError when a loss is not a number.
+        A `bar` of rows goes on with every batch. Raises DivergedError when a loss is not a number.
         """
         number = len(self.history) + 1
         start = time.perf_counter()
-        tally = self._train(number, bar)
+        tally = self._train(number, tqdm(disable=True) if bar is None else bar)
         loss, hits = float(tally.losses.mean()), int(tally.hits)  # a GPU is waited for here
         seconds = time.perf_counter() - start
         epoch = self._validated(number, loss, hits, tally.lrs[-1], seconds)
