@@ -45,15 +45,6 @@ class Recipe:
     float_layers: int = 0
     """How many of the layers stay in float, those with the worst signal-to-noise ratio first."""
 
-    def with_calibration(self, calibration: Calibration) -> "Recipe":
-        """The same with other ranges."""
-        static = replace(self.static, calibration=calibration)
-        return replace(self, name=f"{self.name}-{calibration}", static=static)
-
-    def with_float_layers(self, count: int) -> "Recipe":
-        """The same with the `count` noisiest layers in float."""
-        return replace(self, name=f"{self.name}-float{count}", float_layers=count)
-
 
 def parse(name: str) -> Recipe:
     """Make the recipe of a name; UnknownNameError for one that is none.
