@@ -111,27 +111,26 @@ class OnnxValues:
 
         Raises ModelError and InputError when ONNX Runtime cannot run the model on its feeds.
         """
-        constants = {
+        found = {
             name: numpy_helper.to_array(self.constants[name])
             for name in names
             if name in self.constants
         }
         computed = [name for name in names if name in self.computed]
-        return constants | (self._computed(computed) if computed else {})
-
-    def _computed(self, names: Sequence[str]) -> dict[str, Array]:
+        if not computed:
+            return found
         exposed = onnx.ModelProto()
         exposed.CopyFrom(self._model)
         known = {output.name: output for output in self._model.graph.output}
         del exposed.graph.output[:]
         exposed.graph.output.extend(
-            known.get(name) or onnx.ValueInfoProto(name=name) for name in names
+            known.get(name) or onnx.ValueInfoProto(name=name) for name in computed
         )
         session = open_session(
             exposed.SerializeToString(), threads=1, provider=self.provider, optimize="none"
         )
         # A scalar that a kernel gives as a number is an array as well.
-        return {
+        return found | {
             name: np.asarray(value)
             for name, value in session.run(self.feeds).items()
             if isinstance(value, np.ndarray | np.generic)
