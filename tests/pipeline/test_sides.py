@@ -15,8 +15,15 @@ from trained_graphs import convolutional_graph, drawing_graph, graph_of, linear_
 
 from pipeline.config.params import load
 from pipeline.network.graph import CrossEntropy, Graph
-from pipeline.proof.sides import Side, check_alike, model_side
-from pipeline.proof.variants import open_side, open_torchscript, open_variant, open_weights
+from pipeline.proof.sides import (
+    Side,
+    check_alike,
+    model_side,
+    open_side,
+    open_torchscript,
+    open_variant,
+    open_weights,
+)
 from pipeline.stages import export
 from serving.errors import (
     InputError,
