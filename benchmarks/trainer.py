@@ -21,7 +21,6 @@ from subprocess import PIPE
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
@@ -85,9 +84,8 @@ def ferry(experiment: Experiment, manifest: DatasetManifest, rows: Split) -> Ite
         DeviceRows(graph, few, CPU),
         Team(device=CPU),
     )
-    with tqdm(disable=True) as bar:
-        while True:
-            yield loop.run_epoch(bar).seconds
+    while True:
+        yield loop.run_epoch().seconds
 
 
 LOOPS = {"plain": plain, "ferry": ferry}
@@ -141,10 +139,8 @@ def peak_memory() -> int:
     graph = build_graph(experiment, ready.open_manifest(data))
     rows = DeviceRows(graph, ready.open_split(data, "train"), CPU)
     validation = DeviceRows(graph, ready.open_split(data, "validation"), CPU)
-    with tqdm(disable=True) as bar:
-        TrainingLoop(
-            graph, replace(experiment, epochs=1), rows, validation, Team(device=CPU)
-        ).run_epoch(bar)
+    one = replace(experiment, epochs=1)
+    TrainingLoop(graph, one, rows, validation, Team(device=CPU)).run_epoch()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

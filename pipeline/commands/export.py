@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import limit_or_default, optional_experiment_argument, track_option
+from pipeline.commands.options import ExperimentName, limit_or_default, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ SHOWN = ("module", "model", "bytes", "parameters", "nodes", "opset", "export_sec
 
 
 @click.command()
-@optional_experiment_argument
+@click.argument("experiment", type=ExperimentName(), required=False)
 @click.option(
     "--module",
     "function",

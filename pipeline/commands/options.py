@@ -51,11 +51,6 @@ def experiment_argument(command: Command) -> Command:
     return click.argument("experiment", type=ExperimentName())(command)
 
 
-def optional_experiment_argument(command: Command) -> Command:
-    """Add the argument EXPERIMENT to a command that has other things to work on as well."""
-    return click.argument("experiment", type=ExperimentName(), required=False)(command)
-
-
 def experiment_or_file_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT or MODEL.onnx, which the command receives as `subject`."""
     argument = click.argument("subject", metavar="EXPERIMENT|MODEL.onnx", type=ExperimentOrFile())

@@ -117,8 +117,8 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
     from pipeline.config.params import load, stage_defaults
     from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
     from pipeline.proof.rows import open_rows
+    from pipeline.proof.sides import open_side
     from pipeline.proof.tables import pair_table
-    from pipeline.proof.variants import open_side
     from serving.files import write_json
 
     usual = stage_defaults("parity", ParityConfig)

@@ -1,8 +1,6 @@
 """The data sets: one file each, with a module-level `DATASET`; the file name is the name.
 
-A file says where the official bytes are and how to read them; nothing here is fetched. What several
-of them need is here: `stratified` splits rows that have no official split, and `idx_reader` reads
-gzip-compressed IDX files, the format of MNIST and of the data sets made in its image.
+A file says where the official bytes are and how to read them; nothing here is fetched.
 """
 
 import contextlib
@@ -39,14 +37,9 @@ class RawFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Archive:
+class Archive(RawFile):
     """An official tar archive; its members are streamed out by name and size, never extracted."""
 
-    name: str
-    size: int
-    """Bytes."""
-    sha256: str
-    urls: tuple[str, ...]
     members: tuple[RawFile, ...]
     """Their names are the names inside the archive."""
 
@@ -171,7 +164,8 @@ def idx_files(folders: tuple[str, ...], sums: tuple[tuple[int, str], ...]) -> tu
 def idx_reader(size: tuple[int, int], classes: int) -> Callable[[Path], RawRows]:
     """Make the function that reads the four files of a raw folder, images of (height, width).
 
-    It raises as `read_idx` does, and InputError for labels that do not fit the images.
+    IDX is the format of MNIST and of the data sets made in its image. It raises as `read_idx` does,
+    and InputError for labels that do not fit the images.
     """
 
     def read(raw: Path) -> RawRows:

@@ -1,9 +1,7 @@
 """CIFAR-10: 50,000 training and 10,000 test photographs of ten things, in colour, 32 x 32.
 
-A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", technical report,
-University of Toronto, 2009; licence: none stated, the author asks for this citation. The binary
-version is read, for the other ones would have to be unpickled: records of a label and 3,072 pixels,
-a red, a green and a blue plane.
+The binary version is read, for the other ones would have to be unpickled: records of a label and
+3,072 pixels, a red, a green and a blue plane. The author asks for the citation below.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
 """UCI digits: 1,797 images of handwritten digits, 8 x 8, that come inside scikit-learn.
 
-E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
-Repository, 1998, doi:10.24432/C50P49, CC BY 4.0; these rows are the test part of that data set. No
-official split of them exists, so a fixed, seeded, stratified fifth is the test set here.
+These rows are the test part of the official data set. No official split of them exists, so a fixed,
+seeded, stratified fifth is the test set here.
 """
 
 import io

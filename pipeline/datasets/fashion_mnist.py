@@ -1,9 +1,7 @@
 """Fashion-MNIST: 60,000 training and 10,000 test images of clothes, grey, 28 x 28.
 
-H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
-Learning Algorithms", arXiv:1708.07747, 2017. Copyright Zalando SE, MIT licence. No experiment of
-params.yaml is on it; for one of your own, add its section there:
-`fashion_mnist: {validation_rows: 5000, seed: 1}`.
+Copyright Zalando SE. No experiment of params.yaml is on it; for one of your own, add its section
+there: `fashion_mnist: {validation_rows: 5000, seed: 1}`.
 """
 
 from pipeline.datasets import Dataset, idx_files, idx_reader

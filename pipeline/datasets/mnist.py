@@ -1,8 +1,6 @@
 """MNIST: 60,000 training and 10,000 test images of handwritten digits, grey, 28 x 28.
 
-Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-based learning applied to document
-recognition", Proceedings of the IEEE 86(11):2278-2324, 1998. Copyright Yann LeCun and Corinna
-Cortes, made available under CC BY-SA 3.0.
+Copyright Yann LeCun and Corinna Cortes.
 """
 
 from pipeline.datasets import Dataset, idx_files, idx_reader

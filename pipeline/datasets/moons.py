@@ -1,8 +1,7 @@
 """Moons: 2,000 points of the plane in two half circles that reach into each other, with noise.
 
-F. Pedregosa et al., "Scikit-learn: Machine Learning in Python", Journal of Machine Learning
-Research 12:2825-2830, 2011, whose `make_moons` makes the points by a fixed seed; BSD-3-Clause. A
-fixed, seeded, stratified quarter is the test set.
+scikit-learn's `make_moons` makes the points by a fixed seed; a fixed, seeded, stratified quarter is
+the test set.
 """
 
 from pathlib import Path

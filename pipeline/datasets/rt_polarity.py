@@ -1,9 +1,7 @@
 """Sentence polarity 1.0: 5,331 positive and 5,331 negative sentences of film reviews, in English.
 
-B. Pang, L. Lee, "Seeing stars: exploiting class relationships for sentiment categorization with
-respect to rating scales", ACL 2005; licence: none stated, the authors ask for this citation. No
-official split exists, so a fixed, seeded, stratified tenth is the test set here; no sentence comes
-twice.
+No official split exists, so a fixed, seeded, stratified tenth is the test set here; no sentence
+comes twice. The authors ask for the citation below.
 """
 
 from pathlib import Path

@@ -1,7 +1,6 @@
 """XOR: the truth table of "one or the other, not both", which no straight line separates.
 
-M. Minsky, S. Papert, "Perceptrons: An Introduction to Computational Geometry", MIT Press, 1969.
-Licence: public domain. Four rows are all there can be, so each is trained on and tested on.
+Four rows are all there can be, so each is trained on and tested on.
 """
 
 from pathlib import Path

@@ -1,8 +1,4 @@
-"""Torch's exporter: a PyTorch graph as an ONNX model that says nothing of the machine it is from.
-
-The batch axis is symbolic. `to_onnx` exports the graph of an experiment and `run_exporter` any
-module; what torch refuses is one line, with the operator and the place in the code where known.
-"""
+"""Torch's exporter: a PyTorch graph as an ONNX model that does not tell where it was made."""
 
 import contextlib
 import io

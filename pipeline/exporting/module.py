@@ -1,9 +1,4 @@
-"""`ferry export --module package.file:function`: export any module, and prove what was written.
-
-Nodes and weights have the names of the user's own modules. A file that answers as the module does
-takes its place. One that does not is kept beside it under another name, with the report that says
-why.
-"""
+"""`ferry export --module package.file:function`: export any module, and prove what was written."""
 
 import hashlib
 import math
@@ -21,7 +16,7 @@ from pipeline.errors import ParityError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import run_exporter
 from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, example, random_rows
-from pipeline.proof.pair import compare_module, failure, limits_of_pair
+from pipeline.proof.pair import compare, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows
 from pipeline.proof.sides import ModuleSide, model_side
 from pipeline.proof.tracing.torch_values import Traced
@@ -104,7 +99,8 @@ def export_module(
     side = model_side(model.name, content)
     tested = _rows(rows, inputs, side.inputs)
     reference = _module_side(flat, inputs, exported.traced, facts)
-    parity = compare_module(reference, side, tested, limits_of_pair(limit), BATCH_SIZES)
+    limits = limits_of_pair(limit)
+    parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
     parity = _keep(model, content, parity)
     return ModuleReport(
         module=reference.name,
@@ -119,7 +115,7 @@ def export_module(
             f"{one.name} {one.dtype} [{', '.join(map(str, one.shape))}]" for one in side.inputs
         ),
         export_seconds=seconds,
-        notes=tuple(_notes(exported)),
+        notes=exported.notes,
         parity=parity,
     )
 
@@ -216,14 +212,6 @@ def _keep(model: Path, content: bytes, parity: PairReport) -> PairReport:
     return parity
 
 
-def _notes(exported: "Exported") -> Iterator[str]:
-    if exported.padded_pools:
-        yield (
-            f"{exported.padded_pools} MaxPool read a padding of zeros; they are held apart by "
-            f"an operator that changes nothing, or ONNX Runtime would pad with minus infinity"
-        )
-
-
 # The export
 
 
@@ -235,6 +223,17 @@ class Exported:
     traced: Traced
     padded_pools: int
     """How many were held apart from their padding; see `keep_padding`."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of the export."""
+        if not self.padded_pools:
+            return ()
+        note = (
+            f"{self.padded_pools} MaxPool read a padding of zeros; they are held apart by an "
+            f"operator that changes nothing, or ONNX Runtime would pad with minus infinity"
+        )
+        return (note,)
 
 
 def export_flat(
@@ -338,13 +337,9 @@ def _drop_prefix(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = shorter.get(name, name)
-        node.name = _own_name(node.name)
+        # `module.head/Gemm` is `head/Gemm`; what no module within it computes is `main/Gemm`.
+        scope, slash, operator = node.name.partition("/")
+        own = "main" if f"{scope}." == OWN else scope.removeprefix(OWN)
+        node.name = f"{own}{slash}{operator}"
     for value in graph.value_info:
         value.name = shorter.get(value.name, value.name)
-
-
-def _own_name(node: str) -> str:
-    """`module.head/Gemm` is `head/Gemm`; what no module within it computes is `main/Gemm`."""
-    scope, slash, operator = node.partition("/")
-    own = "main" if f"{scope}." == OWN else scope.removeprefix(OWN)
-    return f"{own}{slash}{operator}"

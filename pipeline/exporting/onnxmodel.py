@@ -1,8 +1,7 @@
 """ONNX models as files: metadata, names and saving, and the checks of those made elsewhere.
 
 What a file of ours holds depends on the weights and the settings alone: no local path, no counter
-of the process that wrote it. What ferry did not make is checked before any of it is run, for
-`onnx.checker` passes unknown operators, loops without an end and weights that lie elsewhere.
+of the process that wrote it.
 """
 
 import ast
@@ -11,6 +10,7 @@ import io
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -88,11 +88,13 @@ def name_by_module(graph: onnx.GraphProto) -> None:
     weights is named after their owner, for it may have swallowed the module behind it.
     """
     owners = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
-    taken: set[str] = set()
+    taken: Counter[str] = Counter()
     for node in graph.node:
         weights = [name for name in node.input if name.endswith(".weight") and name in owners]
         module = owners[weights[0]] if weights else _scope(node)
-        node.name = _unique(f"{module}/{node.op_type}", taken)
+        name = f"{module}/{node.op_type}"
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
 
 
 def _scope(node: onnx.NodeProto) -> str:
@@ -155,15 +157,6 @@ def _problems(model: onnx.ModelProto, opset: int) -> Iterable[str]:
             yield f"fixes the batch axis of {value.name}"
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    unique, count = name, 1
-    while unique in taken:
-        count += 1
-        unique = f"{name}.{count}"
-    taken.add(unique)
-    return unique
-
-
 KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Whose operators every ONNX Runtime has; "ai.onnx" is the long name of ""."""
 ENDLESS = 2**31
@@ -174,6 +167,9 @@ CARRIERS = ("Identity", "Cast")
 
 def load_foreign(path: Path) -> onnx.ModelProto:
     """Read an ONNX file that anybody may have made, and refuse what ferry could not prove.
+
+    `onnx.checker` passes operators of unknown domains and loops without an end, and a file whose
+    weights lie elsewhere is not the one that its sha256 says.
 
     Raises MissingInputError without the file, InputError for a folder, and ModelError for bytes
     that are no ONNX model, for an IR version that ONNX Runtime does not take, for weights outside
@@ -190,7 +186,7 @@ def load_foreign(path: Path) -> onnx.ModelProto:
     _refuse_external_data(path, model)
     defined = {(one.domain, one.name) for one in model.functions}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in _nodes(model):
+    for node in _nodes(model.graph, *model.functions):
         if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in defined:
             raise ModelError(
                 f"{path} needs the operator {node.domain}::{node.op_type}, at node "
@@ -235,39 +231,31 @@ def _refuse_external_data(path: Path, model: onnx.ModelProto) -> None:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor that a model holds, with those of its subgraphs and attributes."""
-    for graph in _graphs(model):
+    nodes = list(_nodes(model.graph, *model.functions))
+    for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
+    for attribute in (one for node in nodes for one in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
 
 
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node, with those of subgraphs and of the model's own functions."""
-    for graph in _graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
+def _nodes(*parts: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Every node of some graphs and functions, with those of their subgraphs."""
+    for part in parts:
+        for node in part.node:
+            yield node
+            yield from _nodes(*subgraphs(node))
 
 
-def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    waiting = [model.graph, *_below(node for one in model.functions for node in one.node)]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        waiting += _below(graph.node)
-
-
-def _below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that a node holds, such as the branches of an `If`."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _called(node: onnx.NodeProto) -> str:

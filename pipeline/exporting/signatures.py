@@ -1,9 +1,7 @@
-"""A module of the user's: how it is found, what it takes and what it answers.
+"""A module that somebody else wrote: how its code is run, what it takes and what it answers.
 
-An input is `pixels:float32[batch,3,224,224]` or a `.npy` file. The first axis is the batch; of the
-others a number is a length and a name an axis of any length. Containers that a module answers are
-taken apart, and each tensor is named by where it stood: `logits`, `hidden_states.0`. The code that
-makes a module is not ferry's: what it raises becomes one line, and what it prints goes to stderr.
+What such code raises becomes one line that says what was being done, and what it prints goes to
+stderr, for stdout carries data only.
 """
 
 import contextlib
@@ -23,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.network.graph import as_tensor
 from serving.errors import (
     FerryError,
     InputError,
@@ -42,8 +41,9 @@ LONGEST = 300
 def load_module(path: str) -> torch.nn.Module:
     """Call the function at `path`, `package.file:function`, and return its module.
 
-    Raises UsageError for a path of another form or a file that is not there, UnknownNameError for a
-    function that is not there, and ModelError for code that raises or returns no module.
+    The folder that ferry works in is importable, as it is for `python -m`. Raises UsageError for a
+    path of another form or a file that is not there, UnknownNameError for a function that is not
+    there, and ModelError for code that raises or returns no module.
     """
     file, colon, name = path.partition(":")
     if not colon or not file or not name or "/" in file or file.endswith(".py"):
@@ -147,10 +147,11 @@ class InputSpec:
 
 
 def parse_input(text: str) -> InputSpec:
-    """Read what stands after `--input`.
+    """Read what stands after `--input`: `pixels:float32[batch,3,224,224]` or a `.npy` file.
 
-    Raises UsageError for another form, UnknownNameError for a dtype that numpy, PyTorch and ONNX
-    Runtime do not share, and MissingInputError or InputError for a file that cannot be used.
+    The first axis is the batch; of the others a number is a length and a name an axis of any
+    length. Raises UsageError for another form, UnknownNameError for a dtype that numpy, PyTorch and
+    ONNX Runtime do not share, and MissingInputError or InputError for a file that cannot be used.
     """
     if found := FILE.fullmatch(text):
         return _of_file(found["name"], Path(found["file"]))
@@ -237,7 +238,7 @@ class FlatModule(torch.nn.Module):
 
     def answer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The module's answers to rows by the name of the input; each [rows, ...] by its name."""
-        tensors = [_tensor(feeds[name]) for name in self.inputs]
+        tensors = [as_tensor(feeds[name]) for name in self.inputs]
         shapes = ", ".join(f"{name} {list(feeds[name].shape)}" for name in self.inputs)
         with running(f"the module refuses {shapes}"), torch.no_grad():
             return {name: _array(name, one) for name, one in flatten(self._called(tensors))}
@@ -263,7 +264,11 @@ class FlatModule(torch.nn.Module):
 
 
 def flatten(answer: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of what a module answers, with its name; what is no tensor is left out."""
+    """Every tensor of what a module answers, named by where it stands: `hidden_states.0`.
+
+    Dataclasses, mappings (as the ModelOutput of transformers), tuples and lists are taken apart.
+    What is no tensor is left out.
+    """
     if isinstance(answer, Tensor):
         yield name or OUTPUT, answer
     for key, value in _parts(answer):
@@ -303,12 +308,7 @@ def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[s
     return names, not strange
 
 
-def _tensor(rows: Array) -> Tensor:
-    return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
-
-
 def _array(name: str, tensor: Tensor) -> Array:
     if tensor.dtype is torch.bfloat16:
         raise ModelError(f"the module's output {name} is bfloat16, which numpy has not; cast it")
-    array: Array = tensor.detach().cpu().contiguous().numpy()
-    return array
+    return tensor.detach().cpu().contiguous().numpy()

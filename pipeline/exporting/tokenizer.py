@@ -1,8 +1,4 @@
-"""The nodes before a text model: sentences in, ids of words out, inside the exported graph.
-
-They do what `pipeline.network.vocabulary` does, so that whoever runs the model gives it plain
-strings.
-"""
+"""The nodes before a text model: they do what `pipeline.network.vocabulary` does, in the graph."""
 
 import numpy as np
 import onnx
@@ -29,7 +25,17 @@ def prepend(model: onnx.ModelProto, vocabulary: Vocabulary) -> None:
     nodes = [*_nodes(vocabulary), *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(_constants(vocabulary.length))
+    length = vocabulary.length
+    constants = {
+        "text.pads": [0, 0, 0, length],
+        "text.start": [0],
+        "text.length": [length],
+        "text.axis": [1],
+    }
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.int64), name)
+        for name, value in constants.items()
+    )
     model.opset_import.add(domain="ai.onnx.ml", version=LABEL_ENCODER_VERSION)
 
 
@@ -53,17 +59,15 @@ def known_words(model: onnx.ModelProto) -> tuple[str, ...]:
 
 def _nodes(vocabulary: Vocabulary) -> list[onnx.NodeProto]:
     """Split on blanks, look each word up, and bring every row to the same length."""
-    known = [(RESERVED + rank, word) for rank, word in enumerate(vocabulary.words)]
-    # StringSplit fills short rows up with empty words.
-    keys, ids = ["", *[word for _, word in known]], [PADDING, *[rank for rank, _ in known]]
     look_up = helper.make_node(
         "LabelEncoder",
         ["text.words"],
         ["text.ids"],
         name="text/LabelEncoder",
         domain="ai.onnx.ml",
-        keys_strings=keys,
-        values_int64s=ids,
+        # StringSplit fills short rows up with empty words.
+        keys_strings=["", *vocabulary.words],
+        values_int64s=[PADDING, *(RESERVED + rank for rank in range(len(vocabulary.words)))],
         default_int64=UNKNOWN,
     )
     return [
@@ -78,17 +82,4 @@ def _nodes(vocabulary: Vocabulary) -> list[onnx.NodeProto]:
             [IDS],
             name="text/Slice",
         ),
-    ]
-
-
-def _constants(length: int) -> list[onnx.TensorProto]:
-    values = {
-        "text.pads": [0, 0, 0, length],
-        "text.start": [0],
-        "text.length": [length],
-        "text.axis": [1],
-    }
-    return [
-        numpy_helper.from_array(np.array(value, dtype=np.int64), name)
-        for name, value in values.items()
     ]

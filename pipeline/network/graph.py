@@ -143,8 +143,7 @@ class Graph(nn.Module):
         """What `forward` takes, of raw rows as the data set keeps them."""
         if self.kind == "text":
             return torch.from_numpy(self.vocabulary.encode(rows))
-        # Copied only where torch could not write to it, as in a memory-mapped file.
-        return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
+        return as_tensor(rows)
 
     @torch.inference_mode()
     def answer(self, rows: npt.NDArray[Any], batch_size: int) -> tuple[Tensor, Tensor]:
@@ -163,6 +162,11 @@ class Graph(nn.Module):
     def inputs(self, values: Tensor) -> Tensor:
         """What the network takes: standardised values, or ids of words as they are."""
         return values if self.kind == "text" else (values - self.mean) * self.scale
+
+
+def as_tensor(rows: npt.NDArray[Any]) -> Tensor:
+    """The same rows, copied only where torch could not write to them, as in a mapped file."""
+    return torch.from_numpy(np.require(rows, requirements=["C", "W"]))
 
 
 def build_graph(experiment: Experiment, manifest: DatasetManifest) -> Graph:

@@ -86,8 +86,7 @@ class Differences:
     def add(self, wanted: Array, found: Array, numbers: Integers) -> None:
         """Add rows: what was wanted and what was found, both [rows, ...] of one shape.
 
-        `numbers` are the rows' own numbers, int64 [rows], by which places are named. Texts and
-        truth values differ by 1 or by 0.
+        `numbers` are the rows' own numbers, int64 [rows], by which places are named.
         """
         step = max(1, PIECE // max(1, math.prod(wanted.shape[1:])))
         for start in range(0, len(wanted), step):
@@ -181,8 +180,7 @@ def units_in_the_last_place(wanted: Array, found: Array) -> npt.NDArray[np.uint6
 def ulp_bins(ulps: npt.NDArray[np.uint64]) -> Integers:
     """The bin of each number of units: 0, 1, 2, 3 to 4, 5 to 8, ... are 0, 1, 2, 3, 4, ...."""
     _, exponents = np.frexp(np.maximum(ulps, 1).astype(np.float64) - 1)
-    bins: Integers = np.where(ulps == 0, 0, 1 + exponents.astype(np.int64))
-    return bins
+    return np.where(ulps == 0, 0, 1 + exponents.astype(np.int64))
 
 
 def _counted(values: Array) -> Integers:

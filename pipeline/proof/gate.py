@@ -45,8 +45,6 @@ class GateQuantity:
 
     name: str
     """The field of `VariantParity` that has the worst value."""
-    limit: str
-    """The field of `GateConfig` that has the limit."""
     worst: Callable[[Evidence], Worst | None]
     """None where there is nothing to measure."""
     title: str
@@ -61,6 +59,11 @@ class GateQuantity:
     """Whether the limit is the least that is allowed, and not the most."""
     of_classes: bool = False
     """Whether it needs a model that predicts a class; the limit must be null for others."""
+
+    @property
+    def limit(self) -> str:
+        """The field of `GateConfig` that has the limit."""
+        return f"min_{self.name}" if self.least else self.name
 
     def measured(self, result: VariantParity) -> float | None:
         """The worst value of a model."""
@@ -120,21 +123,18 @@ def _batch_diff(evidence: Evidence) -> Worst | None:
 QUANTITIES = (
     GateQuantity(
         name="max_abs_diff",
-        limit="max_abs_diff",
         worst=lambda evidence: _largest(values(evidence.cells)),
         title="largest difference",
         heading="max diff",
     ),
     GateQuantity(
         name="max_probability_diff",
-        limit="max_probability_diff",
         worst=lambda evidence: _largest(probabilities(evidence.cells)),
         title="of a probability",
         heading="probability",
     ),
     GateQuantity(
         name="snr_db",
-        limit="min_snr_db",
         worst=_snr_db,
         title="signal to noise",
         heading="SNR",
@@ -144,7 +144,6 @@ QUANTITIES = (
     ),
     GateQuantity(
         name="flips",
-        limit="flips",
         worst=_flips,
         title="real flips",
         heading="flips",
@@ -153,7 +152,6 @@ QUANTITIES = (
     ),
     GateQuantity(
         name="accuracy_loss",
-        limit="accuracy_loss",
         worst=_accuracy_loss,
         title="accuracy lost, points",
         form="{:.2f}",
@@ -161,7 +159,6 @@ QUANTITIES = (
     ),
     GateQuantity(
         name="batch_diff",
-        limit="batch_diff",
         worst=_batch_diff,
         title="difference between batch sizes",
         heading="between batches",

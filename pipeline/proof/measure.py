@@ -53,11 +53,6 @@ class Kept:
         """The answers to some rows."""
         return {name: _picked(array, numbers) for name, array in self.outputs.items()}
 
-    def labels(self, numbers: Numbers) -> Numbers | None:
-        """The classes of some rows, int64, where they are known."""
-        known = self.rows.labels
-        return None if known is None else np.asarray(_picked(known, numbers))
-
     def largest(self) -> dict[str, float]:
         """The largest finite size of a value of each output, over a chunk of rows."""
         chunk = self.take(np.arange(min(self.chunk, len(self.rows))))
@@ -157,10 +152,12 @@ def measure(
     Returns what was found by batch size, and how far the answers to a row are apart between them.
     """
     sizes = {size: BatchSizeParity(kept, rule) for size in batch_sizes}
+    known = kept.rows.labels
     spread = 0.0
     for start in range(0, len(numbers), kept.chunk):
         part = numbers[start : start + kept.chunk]
-        feeds, wanted, labels = kept.rows.take(part), kept.take(part), kept.labels(part)
+        feeds, wanted = kept.rows.take(part), kept.take(part)
+        labels = None if known is None else np.asarray(_picked(known, part))
         answers = []
         for size, comparison in sizes.items():
             found = side.answer(feeds, size)

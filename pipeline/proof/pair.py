@@ -40,49 +40,29 @@ def compare(
 ) -> PairReport:
     """Compare any two sides on any rows, and say where they part if they do.
 
-    The other one is run at every batch size as ONNX Runtime runs it by default. With `explain` the
-    layer with the largest difference is named even where every limit is met. Raises InputError for
-    sides that do not take and answer the same.
+    The other one is run at every batch size as ONNX Runtime runs it by default. Hostile rows are
+    not asked beside a module, whose rows may be drawn themselves. With `explain` the layer with the
+    largest difference is named even where every limit is met. Raises InputError for sides that do
+    not take and answer the same.
     """
-    near = 2 * min(limits.max_abs_diff or NOISE, NOISE)
-    plan = _plan(len(rows), limits, batch_sizes, DecisionRule(near=near))
-    plan = replace(plan, onnx_reference_rows=ONNX_REFERENCE_ROWS, hostile=hostile)
-    return _compare(reference, other, rows, plan, explain=explain)
-
-
-def compare_module(
-    reference: ModuleSide, other: Side, rows: Rows, limits: GateConfig, batch_sizes: Sequence[int]
-) -> PairReport:
-    """Compare what was exported with the module, as `compare` does with two differences.
-
-    Outputs of a module are called anything, so each table of scores decides on a class; rows are
-    often drawn, so those that no data set holds are not asked beside them.
-    """
-    rule = DecisionRule(near=NEAR_TIE, every_table=True)
-    plan = _plan(len(rows), limits, batch_sizes, rule)
-    # Which of the tables answers the class is not known, so no accuracy is.
-    return _compare(reference, other, replace(rows, labels=None), plan, explain=False)
-
-
-def _plan(
-    rows: int, limits: GateConfig, batch_sizes: Sequence[int], rule: DecisionRule
-) -> ParityPlan:
-    return ParityPlan(
+    check_alike(reference, other)
+    rule = DecisionRule(near=2 * min(limits.max_abs_diff or NOISE, NOISE))
+    from_module = isinstance(reference, ModuleSide)
+    if from_module:
+        # Its outputs are called anything: each table of scores decides on a class, and as nobody
+        # knows which of them answers the label, there is no accuracy.
+        rule = DecisionRule(near=NEAR_TIE, every_table=True)
+        rows = replace(rows, labels=None)
+    plan = ParityPlan(
         limits=limits,
         rule=rule,
         batch_sizes=tuple(batch_sizes),
         levels=(SHIPPED,),
-        sample=sample(rows, SAMPLE, SEED),
-        onnx_reference_rows=0,
-        hostile=False,
+        sample=sample(len(rows), SAMPLE, SEED),
+        onnx_reference_rows=0 if from_module else ONNX_REFERENCE_ROWS,
+        hostile=hostile and not from_module,
     )
-
-
-def _compare(
-    reference: Side, other: Side, rows: Rows, plan: ParityPlan, *, explain: bool
-) -> PairReport:
-    check_alike(reference, other)
-    provider = other.provider if isinstance(other, ModelSide) else "cpu"
+    provider = other.session.provider if isinstance(other, ModelSide) else "cpu"
     ways = [Way(exporter="file", provider=provider, side=other)]
     result = prove(reference, keep(reference, rows), ways, plan, other.name)
     if explain or not result.passed:

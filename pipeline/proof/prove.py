@@ -1,11 +1,9 @@
 """Compare one model with its reference in every way it can be run: `prove`.
 
-A way is an exporter, a provider, a level of graph optimization and a batch size. What ships is
-asked all rows at every batch size; the other ways are asked all rows at the largest, and a sample
-at every size.
+A way is an exporter, a provider, a level of graph optimization and a batch size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -73,15 +71,6 @@ class Way:
         return self.exporter != SECOND_EXPORTER
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """Some rows to ask at some batch sizes, and the sizes that are reported."""
-
-    numbers: Numbers
-    batch_sizes: tuple[int, ...]
-    reported: tuple[int, ...]
-
-
 def prove(
     reference: Side, kept: Kept, ways: Sequence[Way], plan: ParityPlan, name: str
 ) -> VariantParity:
@@ -142,10 +131,10 @@ def prove(
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
     """How many answers `prove` asks for."""
     return sum(
-        len(asked.numbers) * len(asked.batch_sizes)
+        len(numbers) * len(batch_sizes)
         for way in ways
         for level in _levels(way, plan)
-        for asked in _asked(way, level, plan, rows)
+        for numbers, batch_sizes in _asked(way, level, plan, rows)
         if not isinstance(way.side, str)
     )
 
@@ -154,20 +143,21 @@ def _levels(way: Way, plan: ParityPlan) -> tuple[Level, ...]:
     return plan.levels if isinstance(way.side, ModelSide) else (SHIPPED,)
 
 
-def _asked(way: Way, level: Level, plan: ParityPlan, rows: int) -> Iterator[_Asked]:
-    """What a way is asked at a level: the more, the nearer it is to what ships."""
-    everything, sizes = np.arange(rows), plan.batch_sizes
+def _asked(
+    way: Way, level: Level, plan: ParityPlan, rows: int
+) -> list[tuple[Numbers, tuple[int, ...]]]:
+    """The rows that a way is asked at a level, and the batch sizes they are asked at.
+
+    What ships is asked all rows at every size; what is near to it all rows at the largest, and a
+    sample at every size; anything else the sample alone.
+    """
+    sizes = plan.batch_sizes
     if (way.ships and level == SHIPPED) or len(plan.sample) == rows:
-        yield _Asked(numbers=everything, batch_sizes=sizes, reported=sizes)
-        return
-    largest = (max(sizes),)
-    others = tuple(size for size in sizes if size not in largest)
-    if way.ships or level == SHIPPED:
-        yield _Asked(numbers=everything, batch_sizes=largest, reported=largest)
-    else:
-        others = sizes
-    if others:
-        yield _Asked(numbers=plan.sample, batch_sizes=sizes, reported=others)
+        return [(np.arange(rows), sizes)]
+    if not (way.ships or level == SHIPPED):
+        return [(plan.sample, sizes)]
+    whole = (np.arange(rows), (max(sizes),))
+    return [whole, (plan.sample, sizes)] if len(sizes) > 1 else [whole]
 
 
 def _run(
@@ -178,33 +168,33 @@ def _run(
     if isinstance(way.side, str):
         return [replace(skipped, level="", reason=way.side)], []
     side = way.side
-    if isinstance(side, ModelSide) and side.level != level:
+    if isinstance(side, ModelSide) and side.session.settings.optimize != level:
         try:
             side = side.at(level)
         except (ModelError, ProviderError) as error:
             return [replace(skipped, reason=str(error))], []
-    cells: list[Cell | SkippedCell] = []
+    cells: dict[int, Cell] = {}
     batches = []
-    for asked in _asked(way, level, plan, len(kept.rows)):
-        found, spread = measure(kept, side, asked.numbers, asked.batch_sizes, plan.rule, bar)
-        for size in asked.reported:
+    for numbers, batch_sizes in _asked(way, level, plan, len(kept.rows)):
+        found, spread = measure(kept, side, numbers, batch_sizes, plan.rule, bar)
+        # A size that was asked all rows needs no cell of the sample.
+        for size in [one for one in batch_sizes if one not in cells]:
             cell = Cell(
                 exporter=way.exporter,
                 provider=way.provider,
                 level=level,
                 batch_size=size,
-                rows=len(asked.numbers),
+                rows=len(numbers),
                 passed=True,
                 failures=(),
                 outputs=found[size].outputs(),
                 decisions=found[size].decisions(),
             )
-            alone = Evidence(cells=[cell], rows=len(kept.rows))
-            outside = tuple(failures(alone, plan.limits))
-            cells.append(replace(cell, passed=not outside, failures=outside))
-        if len(asked.batch_sizes) > 1 and way.ships:
+            outside = tuple(failures(Evidence(cells=[cell], rows=len(kept.rows)), plan.limits))
+            cells[size] = replace(cell, passed=not outside, failures=outside)
+        if len(batch_sizes) > 1 and way.ships:
             batches.append(spread)
-    return cells, batches
+    return list(cells.values()), batches
 
 
 def ask_onnx_reference(

@@ -4,18 +4,38 @@ A side keeps its inputs and outputs as they are: any number of them, of any dtyp
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 
-from pipeline.exporting.signatures import FlatModule
-from pipeline.network.graph import Graph
+from pipeline.config import layout
+from pipeline.config.experiment import Experiment
+from pipeline.exporting import onnxmodel, tokenizer
+from pipeline.exporting.exporter import INPUTS
+from pipeline.exporting.signatures import BATCH, FlatModule
+from pipeline.network.graph import Graph, load_graph
+from pipeline.proof.differences import largest_difference
 from pipeline.proof.tracing.torch_values import TorchValues, Traced
-from serving.errors import InputError, ModelError
+from pipeline.records import ready
+from serving.bundles.bundle import open_bundle
+from serving.errors import (
+    InputError,
+    IntegrityError,
+    MissingInputError,
+    ModelError,
+    UnknownNameError,
+    UsageError,
+)
+from serving.files import require, sha256_of_file
+from serving.measuring.feeds import fixed_batch
+from serving.runtime.providers import PROVIDERS
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
 from serving.runtime.tensors import TensorInfo, answer_in_batches, as_fed
@@ -73,8 +93,8 @@ class ModuleSide(_Side):
         """In words, where the trace computes something else than the module; None if nowhere."""
         traced = TorchValues(traced=self.traced, feeds=feeds).fetch(self.flat.outputs)
         for name, array in self.flat.answer(feeds).items():
-            apart = float(np.abs(array.astype(np.float64) - traced[name]).max(initial=0.0))
-            if not apart <= limit:
+            apart = largest_difference(array, traced[name])
+            if apart > limit:
                 return (
                     f"torch's exporter traced another computation than the module's: the two "
                     f"differ by {apart:.1e} at {name} before anything is made ONNX of"
@@ -96,12 +116,11 @@ class ModuleSide(_Side):
             answers = wide.answer(exact)
         except ModelError:
             return None
-        with np.errstate(invalid="ignore"):  # infinities on both sides
-            apart = [
-                float(np.abs(one - answers[name]).max(initial=0.0))
-                for name, one in self.flat.answer(feeds).items()
-                if one.dtype.kind == "f"
-            ]
+        apart = (
+            largest_difference(one, answers[name])
+            for name, one in self.flat.answer(feeds).items()
+            if one.dtype.kind == "f"
+        )
         return max(apart, default=None)
 
 
@@ -110,15 +129,12 @@ class ModelSide(_Side):
     """An ONNX model on one provider of ONNX Runtime."""
 
     session: Session
-    provider: str
-    level: Level
     content: bytes
     """The very bytes that run."""
 
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
         """As every `Side`; a model of one fixed batch size is fed that, filled up."""
-        axis = self.inputs[0].shape[0]
-        fixed = axis if isinstance(axis, int) else None
+        fixed = fixed_batch(self.inputs)
         return answer_in_batches(self._call, feeds, batch_size, name=self.name, fixed=fixed)
 
     def model(self) -> onnx.ModelProto:
@@ -127,7 +143,7 @@ class ModelSide(_Side):
 
     def at(self, level: Level) -> "ModelSide":
         """The same model with another amount of optimization."""
-        return model_side(self.name, self.content, self.provider, level)
+        return model_side(self.name, self.content, self.session.provider, level)
 
     def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         known = {info.name for info in self.outputs}
@@ -162,10 +178,127 @@ def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = 
         outputs=tuple(info for info in session.outputs if info.is_array),
         sha256=session.sha256,
         session=session,
-        provider=provider,
-        level=level,
         content=content,
     )
+
+
+def open_weights(weights: Path, data: Path, experiment: Experiment) -> WeightsSide:
+    """The trained weights of an experiment; `data` is its preprocessed data set.
+
+    Raises MissingInputError, and IntegrityError for weights of another model.
+    """
+    manifest = ready.open_manifest(data)
+    graph = load_graph(weights, experiment, manifest)
+    array = manifest.arrays["test_inputs.npy"]
+    is_text = manifest.kind == "text"
+    info = TensorInfo(
+        name=tokenizer.INPUT if is_text else INPUTS[manifest.kind],
+        dtype="object" if is_text else array.dtype,
+        shape=(BATCH, *array.shape[1:]),
+    )
+    # What it answers is known by asking for one row.
+    row = np.array(ready.open_split(data, "test").inputs[:1])
+    shapes = [tuple(output.shape[1:]) for output in graph.answer(row, 1)]
+    return WeightsSide(
+        name=experiment.name,
+        inputs=(info,),
+        outputs=tuple(
+            TensorInfo(name=output, dtype="float32", shape=(BATCH, *shape))
+            for output, shape in zip(graph.head.outputs, shapes, strict=True)
+        ),
+        sha256=sha256_of_file(weights),
+        graph=graph,
+    )
+
+
+def open_variant(
+    path: Path, weights_sha256: str, experiment: Experiment, provider: str = "cpu"
+) -> ModelSide:
+    """One of an experiment's ONNX files, which must have been exported from these weights.
+
+    Raises MissingInputError, IntegrityError for a file of other weights, and ModelError.
+    """
+    again = f"dvc repro quantize@{experiment.name}"
+    side = model_side(str(path), require(path, again).read_bytes(), provider)
+    if side.session.metadata.get(f"{onnxmodel.METADATA}weights_sha256") != weights_sha256:
+        raise IntegrityError(
+            f"{path} was not exported from the weights {weights_sha256[:12]}…; "
+            f"`{again}` makes it anew"
+        )
+    return side
+
+
+def open_torchscript(graph: Graph, example: Array, opset: int) -> ModelSide:
+    """A graph by torch's older exporter, which shares nothing with the one that ships.
+
+    `example` is two raw rows. Raises FerryError when the graph cannot go that way.
+    """
+    name = INPUTS[graph.kind]
+    try:
+        with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet(), torch.no_grad():
+            path = Path(folder) / "model.onnx"
+            torch.onnx.export(
+                graph.eval(),
+                (graph.tensor(example),),
+                path,
+                dynamo=False,
+                opset_version=opset,
+                input_names=[name],
+                output_names=list(graph.head.outputs),
+                dynamic_axes={key: {0: BATCH} for key in (name, *graph.head.outputs)},
+            )
+            made = onnx.load(path)
+    # The errors of TorchScript have no base of their own but RuntimeError.
+    except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"TorchScript cannot export the model: {reason[:300]}") from error
+    if graph.kind == "text":
+        tokenizer.prepend(made, graph.vocabulary)
+    side = model_side("TorchScript", made.SerializeToString())
+    side.answer({side.inputs[0].name: example}, 1)
+    return side
+
+
+def open_side(spec: str, find: Callable[[str], Experiment]) -> Side:
+    """Open what `spec` names: `EXPERIMENT`, `EXPERIMENT:VARIANT`, an ONNX file or a bundle.
+
+    An experiment alone is PyTorch with its weights. The others may end in `@PROVIDER`, a key of
+    `PROVIDERS` of sessions. A path comes first where both would do. `find` gives an experiment by
+    its name. Raises what `find` raises, MissingInputError, UnknownNameError, UsageError,
+    IntegrityError for a bundle or weights that are not what was recorded, ModelError for a model
+    that cannot be run or proven, and ProviderError for a provider that this machine lacks.
+    """
+    name, at, provider = spec.rpartition("@")
+    if not at or Path(spec).exists():
+        name, provider = spec, "cpu"
+    elif provider not in PROVIDERS:
+        raise UnknownNameError("provider", provider, PROVIDERS)
+    path = Path(name)
+    if path.is_dir():
+        return model_side(spec, open_bundle(path).model, provider)
+    if path.exists():
+        onnxmodel.load_foreign(path)
+        return model_side(spec, path.read_bytes(), provider)
+    if "/" in name or path.suffix == ".onnx":
+        raise MissingInputError(f"{name} is not there; it should be an ONNX file or a bundle")
+    name, colon, variant = name.partition(":")
+    experiment = find(name)
+    if colon:
+        return replace(_variant_of(experiment, variant, provider), name=spec)
+    if provider != "cpu":
+        raise UsageError(
+            f"{spec}: PyTorch answers on the CPU; {name}:fp32@{provider} is the exported model"
+        )
+    data = layout.ready(experiment.dataset)
+    return open_weights(layout.weights(experiment.name), data, experiment)
+
+
+def _variant_of(experiment: Experiment, variant: str, provider: str) -> ModelSide:
+    models = layout.models(experiment.name)
+    if variant not in models:
+        raise UnknownNameError(f"variant of {experiment.name}", variant, models)
+    weights = sha256_of_file(layout.weights(experiment.name))
+    return open_variant(models[variant], weights, experiment, provider)
 
 
 def check_alike(reference: Side, other: Side) -> None:

@@ -23,6 +23,7 @@ from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
 from pipeline.records.quantize import Budget, Quality, Try
 from serving.errors import ModelError
 from serving.files import sha256_of_bytes
+from serving.measuring.feeds import fixed_batch
 from serving.measuring.pairing import PairedRatio, paired_ratio
 from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import answer_in_batches, as_fed
@@ -59,7 +60,7 @@ class Judge:
         self.min_snr_db = min_snr_db
         self.fp32 = quantizer.model.SerializeToString(deterministic=True)
         self.session = open_session(self.fp32, threads=1)
-        self.wanted = answer_rows(self.session, rows, quantizer.fixed_batch)
+        self.wanted = _answers(self.session, rows)
 
     def attempt(
         self, recipe: Recipe, budget: Budget, trained: onnx.ModelProto | None = None
@@ -77,7 +78,7 @@ class Judge:
             content = quantizer.apply(recipe, layers).SerializeToString(deterministic=True)
             session = open_session(content, threads=1)
             self._refuse_other_ends(session)
-            found = answer_rows(session, self.rows, quantizer.fixed_batch)
+            found = _answers(session, self.rows)
         except Exception as error:  # noqa: BLE001 - a quantizer's bug refuses a recipe, no more
             return _failed(recipe, error), b""
         quality = compare_answers(self.wanted, found, self.rows.labels)
@@ -129,13 +130,14 @@ class Judge:
         return ratio
 
 
-def answer_rows(session: Session, rows: Rows, batch: int | None = None) -> dict[str, Array]:
-    """All outputs for all rows, by name; `batch` is the one batch size that the model takes."""
+def _answers(session: Session, rows: Rows) -> dict[str, Array]:
+    """All outputs for all rows, by name."""
 
     def call(feeds: Mapping[str, Array]) -> dict[str, Array]:
         return session.run({name: as_fed(array) for name, array in feeds.items()})
 
-    return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=batch)
+    fixed = fixed_batch(session.inputs)
+    return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=fixed)
 
 
 def compare_answers(

@@ -1,12 +1,10 @@
 """Make a graph ready for quantization, and find the layers that quantization disturbs most.
 
 Quantizers look for constant weights behind known operators. ONNX Runtime's lowest optimizations,
-which run on any machine, bring what an exporter writes to that form. How much a layer is disturbed
-is measured by the signal-to-noise ratio of its output.
+which run on any machine, bring what an exporter writes to that form.
 """
 
 import copy
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +19,12 @@ from onnx import numpy_helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.exporting import onnxmodel
-from serving.runtime.session import open_session
+from pipeline.proof.tracing.values import OnnxValues, users
 
 Array = npt.NDArray[Any]
 LARGEST_PIXEL = 255
 SILENCE = 1e-30
-"""The least energy of a signal or of noise, so that their ratio stays finite."""
+"""The least energy of a signal that noise is divided by."""
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -124,17 +122,13 @@ def _standardisation(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...] | Non
 
     There may be a Transpose before them.
     """
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    known = constants(model)
+    readers, known = users(model.graph), constants(model)
     for value in model.graph.input:
         if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
             continue
-        for node in users.get(value.name, ()):
+        for node in readers.get(value.name, ()):
             chain = [node]
-            while len(after := users.get(chain[-1].output[0], ())) == 1 and len(chain) < 5:
+            while len(after := readers.get(chain[-1].output[0], ())) == 1 and len(chain) < 5:
                 chain += after
             chain = chain[1:] if node.op_type == "Transpose" else chain[:4]
             if [one.op_type for one in chain] == ["Cast", "Sub", "Mul", "Conv"] and (
@@ -172,9 +166,9 @@ def noisiest_layers(
     }
     names = dict.fromkeys(name for pair in compared.values() for name in pair)
     shared = [name for name in names if name in after and name not in fed]
-    left = _values(wanted, shared, feeds)
-    right = _values(found, list(dict.fromkeys(after[name] for name in shared)), feeds)
-    noise = {name: 10 ** (-snr_db(left[name], right[after[name]]) / 10) for name in shared}
+    left = OnnxValues(wanted, feeds).fetch(shared)
+    right = OnnxValues(found, feeds).fetch({after[name] for name in shared})
+    noise = {name: noise_to_signal(left[name], right[after[name]]) for name in shared}
     added = {
         layer: noise[made] - noise.get(taken, 0.0)
         for layer, (taken, made) in compared.items()
@@ -183,14 +177,13 @@ def noisiest_layers(
     return tuple(sorted(added, key=lambda name: -added[name]))
 
 
-def snr_db(wanted: Array, found: Array) -> float:
-    """The signal-to-noise ratio, 10 log10 of the energies of what was wanted and of the error."""
+def noise_to_signal(wanted: Array, found: Array) -> float:
+    """The energy of the error over that of what was wanted; 1e30 for what is not finite."""
     wanted = wanted.astype(np.float64)
     error = found.astype(np.float64) - wanted
     if not np.isfinite(error).all():
-        return -10 * math.log10(1 / SILENCE)
-    noise = max(float(np.square(error).sum()), SILENCE)
-    return 10 * math.log10(max(float(np.square(wanted).sum()), SILENCE) / noise)
+        return 1 / SILENCE
+    return float(np.square(error).sum()) / max(float(np.square(wanted).sum()), SILENCE)
 
 
 def _after_rounding(model: onnx.ModelProto) -> dict[str, str]:
@@ -208,16 +201,5 @@ def _after_rounding(model: onnx.ModelProto) -> dict[str, str]:
 def _kept_output(node: onnx.NodeProto, model: onnx.ModelProto, made: Mapping[str, str]) -> str:
     """The output of a layer, or of the activation behind it where a quantizer merged the two."""
     name = str(node.output[0])
-    users = [one for one in model.graph.node if name in one.input]
-    return str(users[0].output[0]) if name not in made and len(users) == 1 else name
-
-
-def _values(
-    model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, Array]
-) -> dict[str, Array]:
-    """The values of some tensors in the middle of a graph."""
-    opened = copy.deepcopy(model)
-    del opened.graph.output[:]
-    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = open_session(opened.SerializeToString(), threads=1, optimize="none")
-    return session.run(dict(feeds))
+    readers = users(model.graph).get(name, [])
+    return str(readers[0].output[0]) if name not in made and len(readers) == 1 else name

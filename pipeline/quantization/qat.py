@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
-from tqdm import tqdm
 
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel
@@ -80,13 +79,12 @@ def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experimen
         DeviceRows(graph, ready.open_split(data, "validation"), device),
         team,
     )
-    with tqdm(disable=True) as bar:
-        while not loop.ended:
-            epoch = loop.run_epoch(bar)
-            logger.info(
-                "%s, quantized, %d/%d: loss %.4f, validation loss %.4f",
-                *(experiment.name, epoch.epoch, loop.epochs, epoch.loss, epoch.validation_loss),
-            )
+    while not loop.ended:
+        epoch = loop.run_epoch()
+        logger.info(
+            "%s, quantized, %d/%d: loss %.4f, validation loss %.4f",
+            *(experiment.name, epoch.epoch, loop.epochs, epoch.loss, epoch.validation_loss),
+        )
     graph.load_state_dict(loop.best)
     _in_float(graph, handles)
     graph.to("cpu").eval().requires_grad_(False)

@@ -1,8 +1,4 @@
-"""The recipes of quantization: a name such as `static-u8s8-raw-entropy` says all of one.
-
-The name stands in params.yaml, in the report and in the model's metadata; `parse` makes the recipe
-of it.
-"""
+"""The recipes of quantization: a name such as `static-u8s8-raw-entropy` says all of one."""
 
 import re
 from dataclasses import dataclass, replace
@@ -48,15 +44,6 @@ class Recipe:
     """Of the weights, where they alone are quantized."""
     float_layers: int = 0
     """How many of the layers stay in float, those with the worst signal-to-noise ratio first."""
-
-    def with_calibration(self, calibration: Calibration) -> "Recipe":
-        """The same with other ranges."""
-        static = replace(self.static, calibration=calibration)
-        return replace(self, name=f"{self.name}-{calibration}", static=static)
-
-    def with_float_layers(self, count: int) -> "Recipe":
-        """The same with the `count` noisiest layers in float."""
-        return replace(self, name=f"{self.name}-float{count}", float_layers=count)
 
 
 def parse(name: str) -> Recipe:

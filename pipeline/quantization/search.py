@@ -151,7 +151,7 @@ def _half(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
     count = len(_layers(quantizer.model, STATIC_OPERATORS))
     yield RecipeGroup("half", [recipes.HALF])
     unless = _unless_inaccurate(tries) or _unless_several(count)
-    layers = _with_float(recipes.HALF, count)
+    layers = _with_float(recipes.HALF.name, count)
     yield RecipeGroup("half with layers in float", layers, unless, first_inside_ends=True)
 
 
@@ -175,10 +175,10 @@ def _static(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
     types = [recipe for recipe in recipes.STATIC if quantizer.raw or not recipe.static.raw_input]
     yield RecipeGroup("static types", types, minority)
     unless = minority or _unless_inaccurate(tries)
-    other = [fast.with_calibration(one) for fast in _nearly(tries) for one in recipes.CALIBRATIONS]
-    yield RecipeGroup("static, other calibrations", other, unless)
+    other = [f"{fast}-{one}" for fast in _nearly(tries, "static") for one in recipes.CALIBRATIONS]
+    yield RecipeGroup("static, other calibrations", list(map(recipes.parse, other)), unless)
     unless = minority or _unless_inaccurate(tries) or _unless_several(count)
-    layers = [recipe for fast in _nearly(tries) for recipe in _with_float(fast, count)]
+    layers = [one for fast in _nearly(tries, "static") for one in _with_float(fast, count)]
     yield RecipeGroup("static, layers in float", layers, unless, first_inside_ends=True)
 
 
@@ -211,15 +211,15 @@ def _unless_inside(tries: Tries) -> str | None:
     return f"{inside[0]} is inside both budgets already" if inside else None
 
 
-def _nearly(tries: Tries) -> list[Recipe]:
-    """The fastest recipe that accuracy alone keeps out, if there is one."""
-    found = [one for one in tries if one.fast and not one.accurate]
-    fastest = max(found, key=lambda one: one.speed, default=None)
-    return [recipes.parse(fastest.recipe)] if fastest else []
+def _nearly(tries: Tries, kind: str = "") -> list[str]:
+    """The fastest recipe of a kind, or of all, that accuracy alone keeps out, if there is one."""
+    kept_out = [one for one in tries if one.fast and not one.accurate]
+    found = [one for one in kept_out if one.recipe.startswith(kind)]
+    return [max(found, key=lambda one: one.speed).recipe] if found else []
 
 
-def _with_float(recipe: Recipe, count: int) -> list[Recipe]:
-    return [recipe.with_float_layers(most) for most in MOST_FLOAT if 2 * most <= count]
+def _with_float(recipe: str, count: int) -> list[Recipe]:
+    return [recipes.parse(f"{recipe}-float{most}") for most in MOST_FLOAT if 2 * most <= count]
 
 
 def _layers(model: onnx.ModelProto, operators: Sequence[str]) -> list[onnx.NodeProto]:

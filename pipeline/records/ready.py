@@ -1,8 +1,7 @@
 """The arrays of a preprocessed data set: `data/ready/D`, memory-mapped, with a manifest.
 
 `ferry preprocess` writes them; every later stage opens them here, which checks their sha256 first,
-because DVC does not notice an object that rotted in its cache. `words` says what a word of a text
-is.
+because DVC does not notice an object that rotted in its cache.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ It is printed, not kept: the trials themselves lie in the study's journal.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from serving.console import table
@@ -33,12 +34,6 @@ class Trial:
     seconds: float
     reason: str | None
     """Why it diverged or failed."""
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Grows as the trial is better on validation: by accuracy, then by loss."""
-        loss = float("inf") if self.validation_loss is None else self.validation_loss
-        return self.validation_accuracy or 0.0, -loss
 
     @property
     def reached(self) -> str:
@@ -80,9 +75,9 @@ def best_of(trials: tuple[Trial, ...]) -> Trial | None:
 
 
 def _order(trial: Trial) -> tuple[bool, float, float, int]:
-    """Grows as the trial is better: complete ones above all others, the first of equals."""
-    accuracy, loss = trial.rank
-    return trial.state == "complete", accuracy, loss, -trial.number
+    """Grows as the trial is better: complete ones first, by accuracy, by loss, by number."""
+    loss = inf if trial.validation_loss is None else trial.validation_loss
+    return trial.state == "complete", trial.validation_accuracy or 0.0, -loss, -trial.number
 
 
 def settings_text(settings: Mapping[str, Setting]) -> str:

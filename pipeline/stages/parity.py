@@ -19,10 +19,17 @@ from pipeline.proof.measure import Kept, keep, sample
 from pipeline.proof.pair import refuse_failures
 from pipeline.proof.prove import ParityPlan, Way, prove
 from pipeline.proof.rows import rows_of_split
-from pipeline.proof.sides import ModelSide, WeightsSide, check_alike, model_side
+from pipeline.proof.sides import (
+    ModelSide,
+    WeightsSide,
+    check_alike,
+    model_side,
+    open_torchscript,
+    open_variant,
+    open_weights,
+)
 from pipeline.proof.tables import ulps
 from pipeline.proof.tracing.divergence import explained
-from pipeline.proof.variants import open_torchscript, open_variant, open_weights
 from pipeline.records import ReportFiles, write
 from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
 from pipeline.tracking import figures
@@ -145,7 +152,7 @@ def _variant(
     if name == "fp32" and SECOND_EXPORTER in config.exporters:
         example = np.array(next(iter(kept.rows.slice(0, 2).values())))
         opset = experiment.export.opset
-        second = _side_or_reason(open_torchscript, reference, example, opset)
+        second = _side_or_reason(open_torchscript, reference.graph, example, opset)
         ways.append(Way(exporter=SECOND_EXPORTER, provider="cpu", side=second))
     return prove(reference, kept, ways, plan, f"{experiment.name} {name}")
 

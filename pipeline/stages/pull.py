@@ -180,7 +180,7 @@ def _archive_attempts(run: _Pull, archive: Archive, missing: list[RawFile]) -> I
             yield f"{_shown(folder)} (members)", partial(_fetch_members, run, missing, mirror)
 
 
-def _addresses(run: _Pull, file: RawFile | Archive) -> Iterator[tuple[str | None, str]]:
+def _addresses(run: _Pull, file: RawFile) -> Iterator[tuple[str | None, str]]:
     """The addresses of a file in order, each with its mirror; None for the official ones."""
     for mirror in run.mirrors:
         places = file.urls if mirror is None else (_below(mirror, run.folder, file.name),)
@@ -189,9 +189,8 @@ def _addresses(run: _Pull, file: RawFile | Archive) -> Iterator[tuple[str | None
 
 def _fetch_archive(run: _Pull, archive: Archive, missing: list[RawFile], address: str) -> None:
     target = run.raw / archive.name
-    whole = RawFile(name=archive.name, size=archive.size, sha256=archive.sha256)
-    if not is_good(whole, target):
-        fetch(whole, target, address)
+    if not is_good(archive, target):
+        fetch(archive, target, address)
     unpack(target, missing, run.raw)
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -69,9 +70,9 @@ class Team:
             distributed.all_reduce(values)
         return values
 
-    def share(self, content: bytes) -> bytes:
-        """What the lead holds, for every process; the others' `content` does not count."""
-        shared = [content]
+    def share(self, held: Any) -> Any:
+        """What the lead holds, for every process; what the others hold does not count."""
+        shared = [held]
         if self.size > 1:
             distributed.broadcast_object_list(shared, 0, device=self.device)
         return shared[0]

@@ -6,7 +6,6 @@ torch's own; here they get their options. On CUDA no step reads a value back, so
 ahead of the GPU; only lbfgs must.
 """
 
-import json
 import math
 import os
 import shutil
@@ -89,14 +88,14 @@ class TrainingLoop:
         """Whether there is no epoch left to run."""
         return self.stopped or len(self.history) >= self.epochs
 
-    def run_epoch(self, bar: "tqdm[Any]") -> Epoch:
+    def run_epoch(self, bar: "tqdm[Any] | None" = None) -> Epoch:
         """Train one epoch more, validate, and keep the weights if none were better.
 
-        Raises DivergedError when a loss is not a number.
+        A `bar` of rows goes on with every batch. Raises DivergedError when a loss is not a number.
         """
         number = len(self.history) + 1
         start = time.perf_counter()
-        tally = self._train(number, bar)
+        tally = self._train(number, tqdm(disable=True) if bar is None else bar)
         loss, hits = float(tally.losses.mean()), int(tally.hits)  # a GPU is waited for here
         seconds = time.perf_counter() - start
         epoch = self._validated(number, loss, hits, tally.lrs[-1], seconds)
@@ -189,11 +188,11 @@ class TrainingLoop:
 
     def _validated(self, number: int, loss: float, hits: int, lr: float, seconds: float) -> Epoch:
         """The record of an epoch; the lead validates, and every process gets the same record."""
-        content = b""
+        measured: Epoch | None = None
         rows = self.steps * self.batch_size
         if self.team.leads:
             checked = evaluate(self.stepper.served(), self.validation_rows)
-            epoch = Epoch(
+            measured = Epoch(
                 epoch=number,
                 lr=lr,
                 loss=loss,
@@ -203,10 +202,8 @@ class TrainingLoop:
                 seconds=seconds,
                 rows_per_second=rows / seconds,
             )
-            if self.team.size == 1:
-                return epoch
-            content = json.dumps(asdict(epoch)).encode()
-        return Epoch(**json.loads(self.team.share(content)))
+        epoch: Epoch = self.team.share(measured)
+        return epoch
 
 
 class Stepper:

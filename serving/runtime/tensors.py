@@ -130,7 +130,7 @@ def strings_of(rows: Array) -> Array:
 
 def as_fed(rows: Array) -> Array:
     """Rows as ONNX Runtime takes them: contiguous, and texts as Python's own."""
-    return rows.astype(object) if rows.dtype.kind == "U" else np.ascontiguousarray(rows)
+    return rows.astype(object) if rows.dtype.kind == "U" else np.asarray(rows, order="C")
 
 
 def _count(feeds: Arrays) -> int:

@@ -55,6 +55,22 @@ def linear(
     )
 
 
+def clipped() -> onnx.ModelProto:
+    """`linear`, with its features clipped far above all that the data holds."""
+    nodes = [
+        helper.make_node("Clip", ["features", "low", "high"], ["clipped"], name="main/Clip"),
+        helper.make_node("Gemm", ["clipped", "weight"], ["logits"], name="dense/Gemm"),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1, name="main/Softmax"),
+    ]
+    table = (TensorProto.FLOAT, ["batch", CLASSES])
+    return model(
+        nodes,
+        {"features": (TensorProto.FLOAT, ["batch", FEATURES])},
+        {"logits": table, "probabilities": table},
+        {"low": np.array(-9, np.float32), "high": np.array(9, np.float32), "weight": weights()},
+    )
+
+
 def logarithm() -> onnx.ModelProto:
     """The logarithm of each number: NaN below zero."""
     nodes = [

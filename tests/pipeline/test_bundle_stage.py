@@ -15,7 +15,7 @@ from project import Project
 from pipeline.config.experiment import BundleConfig, Params
 from pipeline.errors import GateError
 from pipeline.proof.rows import rows_of_split
-from pipeline.proof.variants import open_side
+from pipeline.proof.sides import open_side
 from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain
 from pipeline.records.parity import ParityReport

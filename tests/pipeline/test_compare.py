@@ -10,13 +10,11 @@ import numpy as np
 import proof_models as small
 import pytest
 from click.testing import CliRunner, Result
-from onnx import TensorProto, helper
 
 from pipeline.cli import ferry
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.proof.differences import DecisionRule
-from pipeline.proof.gate import Evidence, failures
 from pipeline.proof.measure import keep, measure, progress
 from pipeline.proof.pair import compare, refuse_failures
 from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
@@ -24,7 +22,7 @@ from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide
 from pipeline.proof.tables import cell_lines, facts, pair_table
 from pipeline.records import read
-from pipeline.records.parity import Cell, PairReport, SkippedCell
+from pipeline.records.parity import PairReport, SkippedCell
 from serving.errors import InputError
 from serving.files import write_json
 from serving.runtime.tensors import TensorInfo
@@ -251,34 +249,6 @@ def test_a_way_that_does_not_ship_fails_alone() -> None:
     assert {cell.exporter for cell in failed} == {"torchscript"}
 
 
-def test_accuracy_is_not_judged_on_a_sample() -> None:
-    bias = np.array([0, 0, 9, 0], np.float32)
-    side, rows = small.side(small.linear()), small.rows(100)
-    loose = replace(LOOSE, accuracy_loss=1.0)
-    kept = keep(side, rows)
-    ways = [Way(exporter="dynamo", provider="cpu", side=side.at("none"))]
-    whole = prove(side, kept, ways, plan(100, 100, limits=loose), "side")
-    (cell, *_) = whole.run
-    off = Way(exporter="dynamo", provider="cpu", side=small.side(small.linear(bias=bias)))
-    (lost, *_) = prove(side, kept, [off], plan(100, 100, limits=loose), "side").run
-
-    def outside(one: Cell, rows: int) -> list[str]:
-        return list(failures(Evidence(cells=[one], rows=rows), loose))
-
-    assert any("points of accuracy lost" in message for message in outside(lost, 100))
-    assert not outside(lost, 10_000)
-    assert not outside(cell, 100)
-
-
-def test_the_way_is_told_where_it_is_not_the_one_that_ships() -> None:
-    side, rows = small.side(small.linear()), small.rows(50)
-    kept = keep(side, rows)
-    off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
-    ways = [Way(exporter="dynamo", provider="cpu", side=off.at("none"))]
-    result = prove(side, kept, ways, plan(50, 50, levels=("none",)), "side")
-    assert any("(optimization none), limit" in message for message in result.failures)
-
-
 def test_noise_has_a_limit_of_its_own() -> None:
     bias = np.full(small.CLASSES, 0.02, np.float32)
     limits = replace(LOOSE, min_snr_db=60.0, accuracy_loss=None)
@@ -289,22 +259,9 @@ def test_noise_has_a_limit_of_its_own() -> None:
 
 
 def test_a_hostile_row_alone_is_explained_by_itself() -> None:
-    nodes = [
-        helper.make_node("Clip", ["features", "low", "high"], ["clipped"], name="main/Clip"),
-        helper.make_node("Gemm", ["clipped", "weight"], ["logits"], name="dense/Gemm"),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1, name="main/Softmax"),
-    ]
-    table = (TensorProto.FLOAT, ["batch", small.CLASSES])
-    bounds = {"low": np.array(-99, np.float32), "high": np.array(99, np.float32)}
-    clipped = small.model(
-        nodes,
-        {"features": (TensorProto.FLOAT, ["batch", small.FEATURES])},
-        {"logits": table, "probabilities": table},
-        {**bounds, "weight": small.weights()},
-    )
     report = compare(
         small.side(small.linear()),
-        small.side(clipped),
+        small.side(small.clipped()),
         small.rows(),
         limits=LIMITS,
         batch_sizes=(64,),

@@ -40,14 +40,6 @@ def test_what_is_known_is_told(name: str) -> None:
 
 
 @EVERY
-def test_the_docstring_gives_citation_and_licence(name: str) -> None:
-    message = described_by(name)
-    dataset = datasets.get(name)
-    assert dataset.licence in message
-    assert dataset.citation.split(",")[0] in message
-
-
-@EVERY
 def test_every_file_can_be_checked_and_got(name: str) -> None:
     dataset = datasets.get(name)
     members = {member.name for archive in dataset.archives for member in archive.members}
@@ -56,8 +48,7 @@ def test_every_file_can_be_checked_and_got(name: str) -> None:
         assert file.size > 0
         assert ".." not in Path(file.name).parts
         assert not Path(file.name).is_absolute()
-        embedded = getattr(file, "embedded", None)
-        assert file.name in members or embedded or file.urls, f"{file.name} has no address"
+        assert file.name in members or file.embedded or file.urls, f"{file.name} has no address"
     names = [file.name for file in dataset.raw_files()]
     assert len(set(names)) == len(names)
 

@@ -87,21 +87,7 @@ def test_the_same_model_passes_every_row() -> None:
 
 
 def test_a_difference_that_only_a_hostile_row_shows() -> None:
-    """Weights that are clipped far above all that the data holds."""
-    nodes = [
-        helper.make_node("Clip", ["features", "low", "high"], ["clipped"]),
-        helper.make_node("Gemm", ["clipped", "weight"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    table = (TensorProto.FLOAT, ["batch", small.CLASSES])
-    constants = {
-        "low": np.array(-9, np.float32),
-        "high": np.array(9, np.float32),
-        "weight": small.weights(),
-    }
-    features = (TensorProto.FLOAT, ["batch", small.FEATURES])
-    outputs = {"logits": table, "probabilities": table}
-    clipped = small.side(small.model(nodes, {"features": features}, outputs, constants))
+    clipped = small.side(small.clipped())
     rows = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, 1e-3, USUAL)
     assert [row.name for row in rows if not row.passed] == ["all 255", "one hot pixel"]
     assert all(row.passed for row in hostile_rows(clipped, clipped, EXAMPLE, 1e-3, USUAL))

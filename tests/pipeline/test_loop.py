@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 from training import OFF, with_train
 from training import run as train
 
@@ -55,9 +54,8 @@ def make(
 
 
 def run(loop: TrainingLoop, epochs: int) -> None:
-    with tqdm(disable=True) as bar:
-        for _ in range(epochs):
-            loop.run_epoch(bar)
+    for _ in range(epochs):
+        loop.run_epoch()
 
 
 def seen(loop: TrainingLoop) -> list[Tensor]:
@@ -97,11 +95,10 @@ def test_two_processes_see_what_one_sees(tiny: Experiment, monkeypatch: pytest.M
 
 def test_the_weights_of_the_best_epoch_are_kept(tiny: Experiment) -> None:
     loop = make(tiny, lr=0.03, epochs=12)
-    with tqdm(disable=True) as bar:
-        kept = []
-        while not loop.ended:
-            loop.run_epoch(bar)
-            kept.append({key: value.clone() for key, value in loop.graph.state_dict().items()})
+    kept = []
+    while not loop.ended:
+        loop.run_epoch()
+        kept.append({key: value.clone() for key, value in loop.graph.state_dict().items()})
     best = max(loop.history, key=lambda epoch: epoch.rank)
     assert loop.best_epoch == best
     for key, value in kept[best.epoch - 1].items():

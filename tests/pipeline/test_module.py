@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.errors import ParityError
 from pipeline.exporting.module import BATCH_SIZES, ModuleReport, export_flat, export_module
 from pipeline.exporting.signatures import FlatModule, InputSpec, parse_input, random_rows
-from pipeline.proof.pair import compare_module, limits_of_pair
+from pipeline.proof.pair import compare, limits_of_pair
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, model_side
 from pipeline.proof.tables import pair_table
@@ -212,7 +212,11 @@ def compared(node: str, factor: float, limit: float = LIMIT) -> PairReport:
     specs = [parse_input(PIXELS)]
     reference, model = sides(plain(), specs)
     off = tampered(model, node, factor)
-    return compare_module(reference, off, drawn(specs, 20), limits_of_pair(limit), (1, 3))
+    return beside(reference, off, drawn(specs, 20), limit)
+
+
+def beside(reference: ModuleSide, other: ModelSide, rows: Rows, limit: float = LIMIT) -> PairReport:
+    return compare(reference, other, rows, limits=limits_of_pair(limit), batch_sizes=(1, 3))
 
 
 @pytest.mark.parametrize("node", ["0/Conv", "4/Gemm"])
@@ -237,7 +241,7 @@ def test_a_model_of_another_shape_is_refused() -> None:
     reference, _ = sides(plain(), specs)
     _, other = sides(nn.Sequential(nn.Flatten(), nn.Linear(192, 7)), specs)
     with pytest.raises(InputError, match=r"rows, 5\].*rows, 7\]: they cannot be compared"):
-        compare_module(reference, other, drawn(specs, 4), limits_of_pair(LIMIT), (4,))
+        beside(reference, other, drawn(specs, 4))
 
 
 def test_whole_numbers_must_be_the_same() -> None:
@@ -250,13 +254,13 @@ def test_whole_numbers_must_be_the_same() -> None:
 
     reference, model = sides(Counting(), specs)
     rows = drawn(specs, 20)
-    assert compare_module(reference, model, rows, limits_of_pair(LIMIT), (1, 3)).passed
+    assert beside(reference, model, rows).passed
     changed = model.model()
     for node in changed.graph.node:
         node.op_type = {"Greater": "GreaterOrEqual"}.get(node.op_type, node.op_type)
     rows.inputs["images"][7, 0, 0, 0] = 0
     off = model_side("net.onnx", changed.SerializeToString())
-    result = compare_module(reference, off, rows, limits_of_pair(LIMIT), (1, 3)).result
+    result = beside(reference, off, rows).result
     assert result.failures == ("1.0e+00 at count[7], limit 1.0e-04",)
 
 
@@ -274,7 +278,7 @@ def test_what_float32_itself_loses_is_told() -> None:
     assert lost is not None
     assert 1e-5 < lost < 8 * 2**-11
     off = tampered(model, "main/Mul", 2.0)
-    result = compare_module(reference, off, rows, limits_of_pair(LIMIT), (1,)).result
+    result = beside(reference, off, rows).result
     assert f"PyTorch itself is {lost:.1e} from float64 here" in result.notes
     linear = sides(nn.Linear(4, 3), [replace(FOUR[0], name="input")])[0]
     assert linear.rounding({"input": rows.inputs["x"]}) < 1e-6  # type: ignore[operator]

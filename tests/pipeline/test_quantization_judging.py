@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_models import image_net, product_net, rows_for
 from tries import BUDGET, judged, ratio
 
 from pipeline.quantization.judging import (
-    answer_rows,
     compare_answers,
     lowest_snr_db,
     paired_loss,
@@ -16,7 +14,6 @@ from pipeline.quantization.judging import (
     too_noisy,
     too_slow_or_large,
 )
-from serving.runtime.session import open_session
 
 
 def scores(classes: list[int], count: int = 3) -> dict[str, np.ndarray]:
@@ -116,26 +113,6 @@ def test_no_discordant_row_leaves_an_interval_all_the_same() -> None:
     assert low == -high
     assert 0.02 < high < 0.05
     assert paired_loss(0, 0, 1) >= (-1, 0)
-
-
-def test_answers_come_row_by_row_whatever_the_batch() -> None:
-    model = image_net()
-    rows = rows_for(model, 130)
-    found = answer_rows(open_session(model.SerializeToString(), threads=1), rows)
-    alone = open_session(model.SerializeToString(), threads=1).run(rows.slice(129, 130))
-    assert found["logits"].shape == (130, 5)
-    assert np.allclose(found["logits"][129], alone["logits"][0], atol=1e-4)
-
-
-def test_a_fixed_batch_is_filled_up_for_the_last_rows() -> None:
-    fixed, free = (product_net(batch=batch) for batch in (4, "batch"))
-    sessions = [open_session(one.SerializeToString(), threads=1) for one in (fixed, free)]
-    rows = rows_for(fixed, 11)
-    filled, wanted = (
-        answer_rows(sessions[0], rows, 4)["logits"],
-        answer_rows(sessions[1], rows)["logits"],
-    )
-    assert np.allclose(filled, wanted, atol=1e-5)
 
 
 def test_the_faintest_output_decides_and_exact_ones_do_not() -> None:

@@ -1,7 +1,6 @@
 """Prepared graphs still compute the same, and the noisiest layer is the one made noisy."""
 
 import copy
-import math
 
 import numpy as np
 import onnx
@@ -14,7 +13,6 @@ from pipeline.quantization.prepare import (
     noisiest_layers,
     prepare,
     replace_constant,
-    snr_db,
     with_raw_input,
 )
 from serving.runtime.session import open_session
@@ -124,14 +122,6 @@ def test_a_constant_is_replaced_or_added() -> None:
     assert not constants(model)["b1"].any()
     replace_constant(model, "new", np.ones(2, np.float32))
     assert len(model.graph.initializer) == count + 1
-
-
-def test_snr_db() -> None:
-    wanted = np.array([3.0, 4.0])
-    assert snr_db(wanted, wanted * 1.1) == pytest.approx(20)
-    assert snr_db(wanted, wanted) > 200
-    assert snr_db(wanted, np.array([3.0, math.nan])) < -200
-    assert snr_db(np.zeros(2), np.ones(2)) < 0
 
 
 @pytest.mark.parametrize(("weight", "layer"), [("w1", "first"), ("w2", "second"), ("w3", "last")])

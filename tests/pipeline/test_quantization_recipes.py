@@ -47,17 +47,6 @@ def test_the_parts_of_a_name_say_what_is_done() -> None:
     assert parse("dynamic-channel").per_channel
 
 
-def test_what_is_made_of_a_recipe_has_the_name_of_what_it_is() -> None:
-    base = parse("static-u8s8-raw")
-    for made in (
-        base.with_calibration("entropy"),
-        base.with_float_layers(2),
-        base.with_calibration("few").with_float_layers(4),
-        parse("half").with_float_layers(1),
-    ):
-        assert parse(made.name) == made
-
-
 def test_every_usual_recipe_has_a_name_of_its_own_and_says_what_it_does() -> None:
     every: list[Recipe] = [*recipes.STATIC, *recipes.DYNAMIC, *recipes.WEIGHTS, recipes.HALF]
     assert len({recipe.name for recipe in every}) == len(every)

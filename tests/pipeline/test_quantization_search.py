@@ -74,6 +74,8 @@ def test_what_is_inaccurate_alone_is_calibrated_anew_and_left_in_float() -> None
         f"static-u8s8-{name}" for name in ("percentile", "entropy", "few")
     ]
     assert planned["static, layers in float"] == ["static-u8s8-float1"]
+    planned = groups(image_net(), [attempt("dynamic", 2.0, 0.3, loss=1.0)])
+    assert planned["static, other calibrations"] == planned["static, layers in float"] == []
 
 
 def test_what_is_slow_is_not_calibrated_anew() -> None:

@@ -15,8 +15,15 @@ from trained_graphs import convolutional_graph, drawing_graph, graph_of, linear_
 
 from pipeline.config.params import load
 from pipeline.network.graph import CrossEntropy, Graph
-from pipeline.proof.sides import Side, check_alike, model_side
-from pipeline.proof.variants import open_side, open_variant, open_weights, torchscript_model
+from pipeline.proof.sides import (
+    Side,
+    check_alike,
+    model_side,
+    open_side,
+    open_torchscript,
+    open_variant,
+    open_weights,
+)
 from pipeline.stages import export
 from serving.errors import (
     InputError,
@@ -176,7 +183,7 @@ def test_a_side_at_another_level_is_the_same_model() -> None:
     side = small.side(small.linear())
     plain = side.at("none")
     assert plain.sha256 == side.sha256
-    assert plain.level == "none"
+    assert plain.session.settings.optimize == "none"
     rows = small.rows(5).slice(0, 5)
     np.testing.assert_allclose(
         plain.answer(rows, 5)["logits"], side.answer(rows, 5)["logits"], atol=1e-6
@@ -202,8 +209,8 @@ def test_both_exporters_answer_as_pytorch_does(make: object) -> None:
     graph: Graph = make()  # type: ignore[operator]
     rows = stripes(20).inputs
     wanted = [output.numpy() for output in graph.answer(rows, 20)]
-    for exporter in (export.to_onnx, torchscript_model):
-        side = model_side("model", exporter(graph, rows[:2], 20).SerializeToString())
+    dynamo = model_side("model", export.to_onnx(graph, rows[:2], 20).SerializeToString())
+    for side in (dynamo, open_torchscript(graph, rows[:2], 20)):
         assert [info.name for info in side.outputs] == list(graph.head.outputs)
         for batch_size in (1, 3, 20):
             found = side.answer({"images": rows}, batch_size)
@@ -213,7 +220,7 @@ def test_both_exporters_answer_as_pytorch_does(make: object) -> None:
 
 def test_they_are_two_ways_and_not_one() -> None:
     graph, rows = convolutional_graph(), stripes(2).inputs
-    dynamo, script = export.to_onnx(graph, rows, 20), torchscript_model(graph, rows, 20)
+    dynamo, script = export.to_onnx(graph, rows, 20), open_torchscript(graph, rows, 20).model()
     assert [node.name for node in dynamo.graph.node] != [node.name for node in script.graph.node]
 
 
@@ -226,7 +233,7 @@ class Unknown(nn.Module):
 
 def test_what_it_cannot_export_is_told_in_one_line() -> None:
     with pytest.raises(ModelError) as caught:
-        torchscript_model(graph_of(Unknown(), CrossEntropy()), stripes(2).inputs, 20)
+        open_torchscript(graph_of(Unknown(), CrossEntropy()), stripes(2).inputs, 20)
     message = str(caught.value)
     assert message.startswith("TorchScript cannot export the model: ")
     assert "qr" in message

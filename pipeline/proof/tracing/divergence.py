@@ -5,7 +5,7 @@ a quantized model is a little off everywhere. So a suspect and what comes before
 themselves, on values of the reference.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 
@@ -71,13 +71,15 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
             return replace(result, first_nonfinite=broken)
         limit = _limit(result.limits, reference, feeds)
         if isinstance(reference, ModuleSide):
-            off = reference.off_the_trace(feeds, np.inf if limit is None else limit)
-            notes = [*result.notes, *([off] if off else []), *_lost_by_rounding(reference, rows)]
-            result = replace(result, notes=tuple(notes))
+            off = reference.off_the_trace(feeds, inf if limit is None else limit)
+            lost = reference.rounding(rows.slice(0, ROUNDED_ROWS))
+            rounding = f"PyTorch itself is {lost:.1e} from float64 here" if lost else None
+            notes = (*result.notes, *filter(None, (off, rounding)))
+            result = replace(result, notes=notes)
             if off:
                 return result  # no operator of the model is to blame
         found = first_divergence(
-            _reference(reference), model, feeds, limit, provider=other.provider
+            _reference(reference), model, feeds, limit, provider=other.session.provider
         )
     except FerryError:
         return result  # the verdict stands without its explanation
@@ -137,12 +139,6 @@ def _limit(limits: GateConfig, reference: Side, feeds: Mapping[str, Array]) -> f
     return float(10 ** (-limits.min_snr_db / 20) * np.abs(first).max(initial=0.0))
 
 
-def _lost_by_rounding(module: ModuleSide, rows: Rows) -> Iterator[str]:
-    own = module.rounding(rows.slice(0, ROUNDED_ROWS))
-    if own:
-        yield f"PyTorch itself is {own:.1e} from float64 here"
-
-
 def _values(
     reference: Reference, model: onnx.ModelProto, feeds: Mapping[str, Array]
 ) -> TorchValues | OnnxValues:
@@ -192,18 +188,6 @@ def compared(wanted: Array, found: Array, pair: Pair) -> Difference:
     return Difference(worst, worst / scale, exact)
 
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """A part of the graph that is run by itself."""
-
-    value: str
-    """What it makes."""
-    nodes: Sequence[onnx.NodeProto]
-    read: Set[str]
-    given: Sequence[str]
-    """Those of the values it reads that the reference has."""
-
-
 class _Blame:
     """Both models side by side, with what is known so far of the differences of their values."""
 
@@ -233,7 +217,8 @@ class _Blame:
                 if self._is_beyond(name, allowed):
                     return name
             start += len(nodes)
-            size = _next_size(size, sum(array.nbytes for array in here.values()))
+            held = sum(array.nbytes for array in here.values())
+            size = max(1, min(size * CHUNK_BYTES // max(held, 1), 2 * size, LARGEST_CHUNK))
         return None
 
     def culprit(self, suspect: str | None) -> str | None:
@@ -264,7 +249,7 @@ class _Blame:
             reference=self._wanted.describe,
         )
 
-    def _right(self, names: Sequence[str]) -> dict[str, Array]:
+    def _right(self, names: Collection[str]) -> dict[str, Array]:
         """What the reference has in the place of some values, where it has anything."""
         there = self._wanted.fetch({self._pairs[name].wanted for name in names})
         return {
@@ -330,15 +315,12 @@ class _Blame:
             at = self._order[outputs_of(node)[0]]
             if at not in found:
                 found[at] = node
-                waiting += [
-                    name
-                    for name in reads(node)
-                    if name in self._makers and not self._stops(name, numbers=numbers)
-                ]
+                for name in reads(node):
+                    known = name in self._differences
+                    stops = known and (numbers or not self._pairs[name].steps)
+                    if name in self._makers and not stops:
+                        waiting.append(name)
         return [found[at] for at in sorted(found)]
-
-    def _stops(self, name: str, *, numbers: bool) -> bool:
-        return name in self._differences and (numbers or self._pairs[name].steps is None)
 
     def _own(self, values: Sequence[str]) -> dict[str, float]:
         """How far each value is off when its node is given the reference's values.
@@ -346,32 +328,23 @@ class _Blame:
         What lies between a value and the nearest compared ones is run with it; 0 where that cannot
         be.
         """
-        trials = [self._trial(value) for value in values]
-        names = list({name for trial in trials for name in (*trial.given, trial.value)})
-        here, right, inputs = self._found.fetch(names), self._right(names), self._found.feeds
+        parts = {value: self._segment(value, numbers=False) for value in values}
+        read = {value: _read_from_outside(nodes) for value, nodes in parts.items()}
+        known = set().union(*read.values()) & self._differences.keys()
+        here, right = self._found.fetch(known), self._right({*known, *values})
+        given = {name: right[name].astype(here[name].dtype) for name in known}
+        given |= self._found.feeds
         own = {}
-        for trial in trials:
-            feeds = {name: right[name].astype(here[name].dtype) for name in trial.given}
-            feeds |= {name: inputs[name] for name in trial.read & inputs.keys()}
-            alone = self._alone(trial, feeds)
-            pair = self._pairs[trial.value]
-            off = 0.0 if alone is None else compared(right[trial.value], alone, pair).relative
-            own[trial.value] = off
+        for value, nodes in parts.items():
+            feeds = {name: given[name] for name in read[value] & given.keys()}
+            try:
+                part = submodel(self._model, nodes, feeds, value)
+                alone = OnnxValues(part, feeds, self._found.provider).fetch([value])[value]
+            except (InputError, ModelError):
+                own[value] = 0.0
+            else:
+                own[value] = compared(right[value], alone, self._pairs[value]).relative
         return own
-
-    def _trial(self, value: str) -> _Trial:
-        nodes = self._segment(value, numbers=False)
-        made = {name for node in nodes for name in outputs_of(node)}
-        read = {name for node in nodes for name in reads(node)} - made
-        return _Trial(value, nodes, read, [name for name in read if name in self._differences])
-
-    def _alone(self, trial: _Trial, feeds: Mapping[str, Array]) -> Array | None:
-        part = submodel(self._model, trial.nodes, feeds, trial.value)
-        try:
-            found = OnnxValues(part, feeds, self._found.provider).fetch([trial.value])
-        except (InputError, ModelError):
-            return None
-        return found[trial.value]
 
     def _node(self, value: str) -> onnx.NodeProto:
         """The node to name for a value: where it only moves others, what computes them.
@@ -388,10 +361,10 @@ class _Blame:
         return nodes[-1] if moved else computing[-1]
 
 
-def _next_size(size: int, held: int) -> int:
-    """How many nodes to look at next, of the bytes that the last ones left."""
-    fitting = size * CHUNK_BYTES // max(held, 1)
-    return max(1, min(fitting, 2 * size, LARGEST_CHUNK))
+def _read_from_outside(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """What some nodes read and do not make themselves."""
+    made = {name for node in nodes for name in outputs_of(node)}
+    return {name for node in nodes for name in reads(node)} - made
 
 
 def _computing(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -34,8 +34,7 @@ class Steps:
         if self.scale.ndim:
             shape[self.axis] = -1
         scale, zero = (one.astype(np.float64).reshape(shape) for one in (self.scale, self.zero))
-        found: Array = (numbers.astype(np.float64) - zero) * scale
-        return found
+        return (numbers.astype(np.float64) - zero) * scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ whose nodes give the ONNX values their names; it is run node by node.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.export.graph_signature import InputKind, OutputKind
 
 from pipeline.exporting.exporter import INPUTS, to_program
-from pipeline.network.graph import Graph
-from pipeline.network.vocabulary import RESERVED, UNKNOWN, Vocabulary
+from pipeline.network.graph import Graph, as_tensor
+from pipeline.network.vocabulary import Vocabulary
 from pipeline.proof.tracing.pairs import product_of
 from pipeline.proof.tracing.values import Array
 from pipeline.records.ready import words
@@ -98,7 +98,7 @@ class TorchValues:
         tensors: dict[str, Any] = {**program.constants, **program.state_dict}
         inputs = iter(self.traced.inputs)
         return [
-            _tensor(self.feeds[next(inputs)])
+            as_tensor(self.feeds[next(inputs)])
             if spec.kind == InputKind.USER_INPUT
             else tensors[str(spec.target)]
             for spec in program.graph_signature.input_specs
@@ -169,19 +169,13 @@ def _as_onnx(states: Tensor, arguments: Sequence[Any]) -> Tensor:
 
 
 def _array(value: Tensor) -> Array:
-    array: Array = value.detach().contiguous().numpy()
-    return array
-
-
-def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return value.detach().contiguous().numpy()
 
 
 def _looked_up(row: Array, vocabulary: Vocabulary) -> dict[str, Array]:
     """What the nodes of `pipeline.exporting.tokenizer` compute, by Python alone."""
     found = words(str(row[0]))
-    ranks = {word: RESERVED + rank for rank, word in enumerate(vocabulary.words)}
-    ids = np.array([[ranks.get(word, UNKNOWN) for word in found]], np.int64)
+    ids = replace(vocabulary, length=len(found)).encode(row)
     return {
         "text.words": np.array([found], dtype=object).reshape(1, len(found)),
         "text.counts": np.array([len(found)], np.int64),

@@ -1,7 +1,6 @@
 """Every value that an ONNX model computes on its way, and the first that is NaN or infinite.
 
 Values are asked for by name and in parts, so that memory is bounded by what is asked for at once.
-What a node reads and makes is read from the graph, and a part of the graph made a model of its own.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,8 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from pipeline.exporting.onnxmodel import subgraphs
 from pipeline.records.parity import NonFinite
-from serving.errors import InputError
 from serving.runtime.session import open_session
 from serving.runtime.tensors import as_fed
 
@@ -42,13 +41,12 @@ def outputs_of(node: onnx.NodeProto) -> list[str]:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names that a node reads, with those that its subgraphs take from outside."""
     yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            own = {one.name for one in (*graph.input, *graph.initializer)}
-            own |= {name for inner in graph.node for name in inner.output}
-            within = [name for inner in graph.node for name in reads(inner)]
-            within += [output.name for output in graph.output]
-            yield from (name for name in within if name not in own)
+    for graph in subgraphs(node):
+        own = {one.name for one in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        within = [name for inner in graph.node for name in reads(inner)]
+        within += [output.name for output in graph.output]
+        yield from (name for name in within if name not in own)
 
 
 def makers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
@@ -82,7 +80,7 @@ def submodel(
     part.graph.name = "part"
     part.graph.node.extend(nodes)
     for name, array in feeds.items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(fed(array).dtype)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(as_fed(array).dtype)
         part.graph.input.add(name=name).type.tensor_type.elem_type = kind
     part.graph.output.add(name=output)
     part.graph.initializer.extend(
@@ -104,7 +102,7 @@ class OnnxValues:
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.computed = frozenset(name for node in model.graph.node for name in outputs_of(node))
         self.names: Collection[str] = self.computed | self.constants.keys()
-        self.feeds = {name: fed(array) for name, array in feeds.items()}
+        self.feeds = {name: as_fed(array) for name, array in feeds.items()}
         self.provider = provider
         self._model = model
 
@@ -113,38 +111,30 @@ class OnnxValues:
 
         Raises ModelError and InputError when ONNX Runtime cannot run the model on its feeds.
         """
-        constants = {
+        found = {
             name: numpy_helper.to_array(self.constants[name])
             for name in names
             if name in self.constants
         }
         computed = [name for name in names if name in self.computed]
-        return constants | (self._computed(computed) if computed else {})
-
-    def _computed(self, names: Sequence[str]) -> dict[str, Array]:
+        if not computed:
+            return found
         exposed = onnx.ModelProto()
         exposed.CopyFrom(self._model)
         known = {output.name: output for output in self._model.graph.output}
         del exposed.graph.output[:]
         exposed.graph.output.extend(
-            known.get(name) or onnx.ValueInfoProto(name=name) for name in names
+            known.get(name) or onnx.ValueInfoProto(name=name) for name in computed
         )
         session = open_session(
             exposed.SerializeToString(), threads=1, provider=self.provider, optimize="none"
         )
         # A scalar that a kernel gives as a number is an array as well.
-        return {
+        return found | {
             name: np.asarray(value)
             for name, value in session.run(self.feeds).items()
             if isinstance(value, np.ndarray | np.generic)
         }
-
-
-def fed(array: Array) -> Array:
-    """The same rows as a runtime takes them: strings as Python's."""
-    if not array.ndim:
-        raise InputError("a model is fed rows, got a single value")
-    return as_fed(array)
 
 
 def first_nonfinite(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> NonFinite | None:

@@ -82,8 +82,7 @@ class Study:
     @property
     def run_id(self) -> str | None:
         """The MLflow run that records the study."""
-        found: str | None = self._study.user_attrs.get(RUN)
-        return found
+        return self._study.user_attrs.get(RUN)
 
     @run_id.setter
     def run_id(self, run_id: str | None) -> None:

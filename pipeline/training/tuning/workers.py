@@ -84,12 +84,11 @@ def _train(
     """Run the epochs, each of which is added to `epochs`; False when the trial was cut short."""
     team = Team(device=choose_device(experiment.train.device), neighbours=job.neighbours)
     loop = prepare(job.data, job.weights, experiment, team).loop
-    with tqdm(disable=True) as bar:
-        while not loop.ended:
-            epoch = loop.run_epoch(bar)
-            epochs.append(epoch)
-            if not worth_going_on(epoch) and not loop.ended:
-                return False
+    while not loop.ended:
+        epoch = loop.run_epoch()
+        epochs.append(epoch)
+        if not worth_going_on(epoch) and not loop.ended:
+            return False
     return True
 
 
