@@ -140,6 +140,17 @@ def test_a_trial_that_was_running_is_marked_and_tried_again(
     assert resumed.interrupted() == 2
 
 
+@pytest.mark.timeout(20)  # Optuna would wait for 30 seconds
+def test_an_interrupt_that_leaves_optunas_lock_behind_costs_no_wait(
+    tmp_path: Path, listed: Experiment
+) -> None:
+    study = Study(tmp_path, NAME, listed, SearchPlan(trials=9))
+    study.ask()
+    (tmp_path / f"{JOURNAL}.lock").symlink_to(tmp_path / JOURNAL)
+    study.close()
+    assert study.interrupted() == 1
+
+
 @pytest.mark.timeout(25)
 def test_what_a_kill_in_the_middle_of_a_write_left_is_cleared(
     tmp_path: Path, listed: Experiment

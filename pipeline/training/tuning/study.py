@@ -68,14 +68,16 @@ class Study:
         self._experiment = experiment
         self._running: dict[int, optuna.Trial] = {}
         self._lock = _locked(folder)
+        self._journal = folder / "study.journal"
         with contextlib.ExitStack() as stack:
             stack.callback(self._lock.release)
-            self._study = _opened(_storage(folder / "study.journal"), name, experiment, plan)
+            self._study = _opened(_storage(self._journal), name, experiment, plan)
             self._give_back(self._frozen(TrialState.RUNNING))
             stack.pop_all()  # it is open: `close` releases
 
     def close(self) -> None:
         """Note that what still runs is to be tried again, and let others have the file."""
+        _unlock(self._journal)  # Ctrl-C may have come right behind the line that took it
         self._give_back([trial for trial in self._frozen() if trial.number in self._running])
         self._lock.release()
 
@@ -200,11 +202,10 @@ def _storage(path: Path) -> JournalStorage:
     """Open Optuna's journal, a line per event, and clear what a kill or a full disk left of it.
 
     Optuna skips a last line that was cut short, but writes the next one right behind it, and both
-    are lost; and it waits 30 seconds for the lock of a process that is gone. There is none here:
-    see `_locked`. SQLite, which needs neither, syncs several times per event and took 20 times as
+    are lost. SQLite, which needs no repair, syncs several times per event and took 20 times as
     long.
     """
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    _unlock(path)
     content = path.read_bytes() if path.exists() else b""
     if not content.endswith(b"\n") and content:
         write_bytes(path, content[: content.rfind(b"\n") + 1])
@@ -214,6 +215,11 @@ def _storage(path: Path) -> JournalStorage:
         raise IntegrityError(
             f"{path} is no journal of a study: {error}; remove it, and the search begins anew"
         ) from error
+
+
+def _unlock(journal: Path) -> None:
+    """Take away Optuna's own lock, for which it would wait 30 seconds; nobody has it: `_locked`."""
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
 
 
 def _opened(
