@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from serving.errors import (
 )
 from serving.inputs.sources import reason_of
 from serving.measuring.feeds import random_feeds
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LONGEST = 300
@@ -113,8 +112,6 @@ def first_line(error: BaseException) -> str:
     text = lines[0] if lines else "without a message"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
-
-Array = npt.NDArray[Any]
 
 BATCH = "batch"
 DTYPES = (

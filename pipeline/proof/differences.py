@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,8 @@ from pipeline.records.parity import (
     OutputDifference,
     Quantile,
 )
-from serving.runtime.tensors import LOGITS, PROBABILITIES, is_table
+from serving.runtime.tensors import LOGITS, PROBABILITIES, Array, is_table
 
-Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 

@@ -5,17 +5,15 @@ it, and a batch without rows. Each must be answered alike, or refused in clear w
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.proof.empty import ask_nothing
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.records.parity import HostileRow
 from serving.errors import FerryError
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 Maker = Callable[[Array, np.random.Generator], Array]
 
 SEED = 1

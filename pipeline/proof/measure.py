@@ -8,7 +8,7 @@ normalizes over the batch answers the same row differently alone, first and last
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,8 @@ from pipeline.proof.rows import Rows
 from pipeline.proof.sides import Side
 from pipeline.records.parity import BatchDifference, Decisions, OutputDifference
 from serving.errors import FerryError, InputError
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
 
 REFERENCE_BATCH = 256

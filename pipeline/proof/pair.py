@@ -3,9 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
@@ -17,9 +14,6 @@ from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, Side, check_alike
 from pipeline.proof.tracing.divergence import explained
 from pipeline.records.parity import PairReport, SideInfo, VariantParity
-
-Array = npt.NDArray[Any]
-
 
 SAMPLE, ONNX_REFERENCE_ROWS, SEED = 256, 2, 1
 NEAR_TIE = 1e-6

@@ -5,7 +5,7 @@ A way is an exporter, a provider, a level of graph optimization and a batch size
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,8 @@ from pipeline.records.parity import (
 )
 from serving.errors import ModelError, ProviderError
 from serving.runtime.settings import Level
-from serving.runtime.tensors import as_fed
+from serving.runtime.tensors import Array, as_fed
 
-Array = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
 
 MOST_NODES = 2000

@@ -22,9 +22,8 @@ from serving.inputs.arrays import ARRAY_NAMES, open_array, read_header
 from serving.inputs.inputs import TABLES, open_source
 from serving.inputs.names import format_of_file
 from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, refuse_broken
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
-Array = npt.NDArray[Any]
 LABELS = "labels"
 """The array of a `.npz` that holds the classes."""
 MODEL = Path("the model")

@@ -8,10 +8,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 
@@ -38,9 +36,7 @@ from serving.measuring.feeds import fixed_batch
 from serving.runtime.providers import PROVIDERS
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
-from serving.runtime.tensors import TensorInfo, answer_in_batches, as_fed
-
-Array = npt.NDArray[Any]
+from serving.runtime.tensors import Array, TensorInfo, answer_in_batches, as_fed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,8 @@ recurrent layers, transposed convolutions, tables of embeddings and large matric
 import copy
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import helper
 from onnxruntime.quantization import (
@@ -38,8 +36,8 @@ from pipeline.quantization.prepare import (
     with_raw_input,
 )
 from pipeline.quantization.recipes import BLOCK, Recipe, variant_of
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "few": CalibrationMethod.MinMax,

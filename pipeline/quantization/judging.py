@@ -26,11 +26,10 @@ from serving.files import sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
 from serving.measuring.pairing import PairedRatio, paired_ratio
 from serving.runtime.session import Session, open_session
-from serving.runtime.tensors import answer_in_batches, as_fed
+from serving.runtime.tensors import Array, answer_in_batches, as_fed
 
 logger = logging.getLogger(__name__)
 
-Array = npt.NDArray[Any]
 Answers = Mapping[str, Array]
 BATCH = 64
 LONGER = 5

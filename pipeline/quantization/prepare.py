@@ -10,18 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.exporting import onnxmodel
 from pipeline.proof.tracing.values import OnnxValues, users
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 LARGEST_PIXEL = 255
 SILENCE = 1e-30
 """The least energy of a signal that noise is divided by."""

@@ -8,10 +8,8 @@ report of `ferry parity`, or of `ferry export --module`, is about, and have pass
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from pipeline import tracking
@@ -33,9 +31,8 @@ from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.session import Session, open_session
-from serving.runtime.tensors import LOGITS, PROBABILITIES, as_fed, is_table
+from serving.runtime.tensors import LOGITS, PROBABILITIES, Array, as_fed, is_table
 
-Array = npt.NDArray[Any]
 GOLDEN_DIFF = 1e-4
 """What a device may be off where no gate says it, relative to the largest golden output."""
 UNKNOWN = "unknown"

@@ -22,7 +22,6 @@ from pipeline.proof.tracing.pairs import Pair, pair_values
 from pipeline.proof.tracing.torch_values import TorchValues, Traced, of_graph
 from pipeline.proof.tracing.values import (
     MOVES,
-    Array,
     OnnxValues,
     first_nonfinite,
     makers,
@@ -33,6 +32,7 @@ from pipeline.proof.tracing.values import (
 )
 from pipeline.records.parity import Divergence, VariantParity
 from serving.errors import FerryError, InputError, ModelError
+from serving.runtime.tensors import Array
 
 Reference = Graph | Traced | onnx.ModelProto
 

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from pipeline.proof.tracing.values import Array, outputs_of, users
+from pipeline.proof.tracing.values import outputs_of, users
+from serving.runtime.tensors import Array
 
 DEQUANTIZED = "_DequantizeLinear_Output"
 """What onnxruntime's quantizer adds to the name of a value."""

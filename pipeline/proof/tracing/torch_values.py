@@ -17,8 +17,8 @@ from pipeline.exporting.exporter import INPUTS, to_program
 from pipeline.network.graph import Graph, as_tensor
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.proof.tracing.pairs import product_of
-from pipeline.proof.tracing.values import Array
 from pipeline.records.ready import words
+from serving.runtime.tensors import Array
 
 LINEAR = "aten::linear"
 BIAS = 2

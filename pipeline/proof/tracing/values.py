@@ -4,19 +4,16 @@ Values are asked for by name and in parts, so that memory is bounded by what is 
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
 from pipeline.exporting.onnxmodel import subgraphs
 from pipeline.records.parity import NonFinite
 from serving.runtime.session import open_session
-from serving.runtime.tensors import as_fed
+from serving.runtime.tensors import Array, as_fed
 
-Array = npt.NDArray[Any]
 NONFINITE_CHUNK = 64
 """Nodes whose values are held at once in the search for one that is not finite."""
 BELOW = "-infinity"

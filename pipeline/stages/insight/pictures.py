@@ -33,8 +33,8 @@ from pipeline.stages.insight.quality import (
 )
 from pipeline.stages.insight.robustness import draw_attacks
 from pipeline.tracking.figures import COLORS, INK, STYLE
+from serving.runtime.tensors import Array
 
-Array = npt.NDArray[Any]
 Pictures: TypeAlias = Mapping[str, Figure | str]
 """By name: a figure, or the reason why there is none."""
 CAPTIONS = {
