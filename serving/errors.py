@@ -73,6 +73,11 @@ class UnknownNameError(FerryError, LookupError):
         super().__init__(f"no {kind} named {name!r}{nearest(name, known)}{tail}")
 
 
+def one_line(error: Exception, most: int | None = None) -> str:
+    """What an error says, on one line of at most `most` characters; its type if it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of an error message: `; did you mean 'mnist'?`, or the names there are."""
     names = sorted(known)

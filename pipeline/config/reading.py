@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError
-from serving.errors import MissingInputError, UnknownNameError, nearest
+from serving.errors import MissingInputError, UnknownNameError, nearest, one_line
 
 Record = TypeVar("Record")
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
@@ -160,7 +160,7 @@ def read_yaml(path: Path, entries_of: str) -> tuple[object, dict[str, str]]:
             f"{path} is not there; run ferry where params.yaml lies, or name that folder with -C"
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML: {one_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply") from error
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pipeline.datasets import RawFile
 from pipeline.errors import DownloadError
+from serving.errors import one_line
 from serving.files import sha256_of_file
 
 PAUSES = (0.5, 2.0)
@@ -219,7 +220,7 @@ def _reason(error: Exception) -> str:
         return words[-1]
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection was cut"
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    return one_line(error, 120)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from serving.errors import InputError, MissingInputError, ModelError
+from serving.errors import InputError, MissingInputError, ModelError, one_line
 from serving.files import require, write_bytes
 
 METADATA = "ferry."
@@ -133,9 +133,7 @@ def check(model: onnx.ModelProto, opset: int) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(
-            f"onnx.checker refuses the model: {' '.join(str(error).split())}"
-        ) from error
+        raise ModelError(f"onnx.checker refuses the model: {one_line(error)}") from error
     for problem in _problems(model, opset):
         raise ModelError(f"the exported model {problem}")
 

@@ -21,7 +21,7 @@ from pipeline.config.experiment import Experiment, Loss
 from pipeline.models import Shape
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.records.ready import DatasetManifest, Kind
-from serving.errors import IntegrityError
+from serving.errors import IntegrityError, one_line
 from serving.files import require
 
 BRIGHTEST = 255.0
@@ -196,9 +196,8 @@ def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest)
     try:
         graph.load_state_dict(safetensors.torch.load_file(weights))
     except (RuntimeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
         raise IntegrityError(
-            f"{weights} does not hold the weights of {experiment.name}: {reason}; "
+            f"{weights} does not hold the weights of {experiment.name}: {one_line(error)}; "
             f"`{again}` makes it anew"
         ) from error
     return graph.eval()

@@ -27,7 +27,7 @@ from pipeline.records.parity import (
     SkippedCell,
     VariantParity,
 )
-from serving.errors import ModelError, ProviderError
+from serving.errors import ModelError, ProviderError, one_line
 from serving.runtime.settings import Level
 from serving.runtime.tensors import Array, as_fed
 
@@ -219,7 +219,7 @@ def ask_onnx_reference(
             found = ReferenceEvaluator(model).run(names, rows_fed)
     # It is plain Python: an operator that it lacks, or has only in part, raises whatever it likes.
     except Exception as error:  # noqa: BLE001 - a second runtime must not stop the first
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         reason = reason if len(reason) <= 200 else f"{reason[:200]}…"
         return _skipped(rows, f"onnx.reference cannot run it: {reason}")
     answers = dict(zip(names, found, strict=True))

@@ -30,6 +30,7 @@ from serving.errors import (
     ModelError,
     UnknownNameError,
     UsageError,
+    one_line,
 )
 from serving.files import require, sha256_of_file
 from serving.measuring.feeds import fixed_batch
@@ -68,8 +69,7 @@ class WeightsSide(_Side):
         try:
             outputs = self.graph.answer(rows, max(1, len(rows)))
         except (RuntimeError, IndexError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"PyTorch refused its input: {reason}") from error
+            raise InputError(f"PyTorch refused its input: {one_line(error)}") from error
         named = zip(self.graph.head.outputs, outputs, strict=True)
         return {name: output.numpy() for name, output in named}
 
@@ -246,8 +246,7 @@ def open_torchscript(graph: Graph, example: Array, opset: int) -> ModelSide:
             made = onnx.load(path)
     # The errors of TorchScript have no base of their own but RuntimeError.
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"TorchScript cannot export the model: {reason[:300]}") from error
+        raise ModelError(f"TorchScript cannot export the model: {one_line(error, 300)}") from error
     if graph.kind == "text":
         tokenizer.prepend(made, graph.vocabulary)
     side = model_side("TorchScript", made.SerializeToString())

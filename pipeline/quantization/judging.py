@@ -21,7 +21,7 @@ from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
 from pipeline.records.quantize import Budget, Quality, Try
-from serving.errors import ModelError
+from serving.errors import ModelError, one_line
 from serving.files import sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
 from serving.measuring.pairing import PairedRatio, paired_ratio
@@ -228,7 +228,7 @@ def too_slow_or_large(
 
 
 def _failed(recipe: Recipe, error: Exception) -> Try:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error, 200)
     logger.info("%s: cannot be applied: %s", recipe.name, reason)
     return Try(
         recipe=recipe.name,

@@ -25,6 +25,7 @@ from pipeline.tracking.models import (
     log_torch_model,
     store_uri,
 )
+from serving.errors import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -124,7 +125,7 @@ class Tracker:
             return action(load_mlflow())
         except Exception as error:  # noqa: BLE001 - tracking must never stop a training
             self._failures += 1
-            self._missed.setdefault(what, " ".join(str(error).split())[:300])
+            self._missed.setdefault(what, one_line(error, 300))
             return None
         finally:
             self.seconds += time.perf_counter() - start

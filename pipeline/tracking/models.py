@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.records.ready import DatasetManifest, Split, digest
-from serving.errors import ModelError
+from serving.errors import ModelError, one_line
 from serving.machine.environment import runtime_wheels
 from serving.runtime.providers import ORT_ERRORS, PROVIDERS
 from serving.runtime.session import ProviderProof, proof_of
@@ -165,7 +165,9 @@ def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
     try:
         loaded = mlflow.pyfunc.load_model(str(folder))
     except MlflowException as error:
-        raise ModelError(f"MLflow cannot open {folder}: {_one_line(error)}") from error
+        raise ModelError(
+            f"MLflow cannot open {folder}: {one_line(error)[-MOST_CHARACTERS:]}"
+        ) from error
     session = loaded.get_raw_model()
     name = session.get_inputs()[0].name
 
@@ -175,7 +177,9 @@ def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
         try:
             return loaded.predict({name: values})
         except (MlflowException, *ORT_ERRORS) as error:
-            raise ModelError(f"MLflow refused its input: {_one_line(error)}") from error
+            raise ModelError(
+                f"MLflow refused its input: {one_line(error)[-MOST_CHARACTERS:]}"
+            ) from error
 
     # By ONNX Runtime's own record, which `save_pyfunc` asked it to keep.
     return answer, proof_of(session, CPU)
@@ -194,7 +198,3 @@ def _schema(tensors: tuple[TensorInfo, ...]) -> Any:
             for tensor in tensors
         ]
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[-MOST_CHARACTERS:]

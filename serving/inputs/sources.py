@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol, TypeVar, overload
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import InputError, one_line
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
@@ -344,7 +344,7 @@ def reason_of(error: Exception) -> str:
     """What a library said, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def fingerprint_of_files(paths: Iterable[str | Path]) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import psutil
 
 from serving.console import EXTRA_PACKAGES
+from serving.errors import one_line
 from serving.machine.environment import ferry_version, installed_version, runtime_wheels
 
 Status = Literal["ok", "warning", "problem"]
@@ -128,7 +129,7 @@ def _providers() -> Iterator[Finding]:
         from serving.runtime.providers import PROVIDERS
         from serving.runtime.session import usable_providers
     except ImportError as error:
-        detail = f"onnxruntime cannot be imported: {' '.join(str(error).split())}"
+        detail = f"onnxruntime cannot be imported: {one_line(error)}"
         yield Finding("providers", "problem", detail, _reinstall())
         return
     usable = usable_providers()

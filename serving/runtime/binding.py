@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from serving.runtime.providers import ORT_ERRORS, one_line, onnxruntime
+from serving.runtime.providers import ORT_ERRORS, onnxruntime, runtime_reason
 from serving.runtime.session import Session
 from serving.runtime.settings import GPU_PROVIDERS
 from serving.runtime.tensors import Array
@@ -43,7 +43,7 @@ class Bound:
         try:
             self.call()
         except ORT_ERRORS as error:
-            raise InputError(f"the model refused its input: {one_line(error)}") from error
+            raise InputError(f"the model refused its input: {runtime_reason(error)}") from error
         return self.outputs
 
 

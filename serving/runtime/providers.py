@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from serving.errors import ProviderError, UnknownNameError
+from serving.errors import ProviderError, UnknownNameError, one_line
 from serving.runtime.settings import SessionSettings
 
 # ONNX Runtime 1.29 and later report their use by default; a user who wants that sets it to 0.
@@ -93,15 +93,15 @@ def why_not(provider: str, error: Exception) -> str:
     library = _missing_library(provider)
     if library:
         return f"it needs {library}, which is not there"
-    text = one_line(error)
+    text = runtime_reason(error)
     if "fallback to CPU EP has been explicitly disabled" in text:
         return "it did not start, or cannot run every node (are its driver and libraries there?)"
     return text
 
 
-def one_line(error: Exception) -> str:
+def runtime_reason(error: Exception) -> str:
     """An error of ONNX Runtime on one line, without places in its own sources."""
-    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    text = one_line(error).removeprefix("[ONNXRuntimeError] : ")
     text = re.sub(r"/onnxruntime_src/\S+ .*?\) ", "", text)
     return text.rstrip(".") or type(error).__name__
 

@@ -23,9 +23,9 @@ from serving.runtime.providers import (
     PROVIDERS,
     built_in_providers,
     installed,
-    one_line,
     onnxruntime,
     provider_options,
+    runtime_reason,
     why_not,
 )
 from serving.runtime.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettings, check_settings
@@ -94,7 +94,7 @@ class Session:
         try:
             values = self.call(self.output_names, dict(feeds), None)
         except (*ORT_ERRORS, ValueError, TypeError) as error:
-            names, reason = [info.name for info in self.inputs], one_line(error)
+            names, reason = [info.name for info in self.inputs], runtime_reason(error)
             if set(feeds) != set(names):
                 reason = f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
             raise InputError(f"the model refused its input: {reason}") from error
@@ -223,7 +223,7 @@ def _create(
         return onnxruntime.InferenceSession(content, options, providers=chosen, enable_fallback=0)
     except ORT_ERRORS as error:
         if provider == "cpu":
-            raise ModelError(f"{label} cannot be loaded: {one_line(error)}") from error
+            raise ModelError(f"{label} cannot be loaded: {runtime_reason(error)}") from error
         raise ProviderError(
             f"{asked} does not run {label} on this machine: {why_not(provider, error)}; "
             f"`ferry doctor` says which providers do"

@@ -10,8 +10,8 @@ from serving.runtime.providers import (
     PROVIDERS,
     built_in_providers,
     installed,
-    one_line,
     provider_options,
+    runtime_reason,
     why_not,
 )
 from serving.runtime.settings import SessionSettings, parse_settings
@@ -78,5 +78,5 @@ def test_without_a_missing_library_the_reason_is_the_runtimes_own() -> None:
 
 def test_an_error_is_one_line_without_places_in_sources() -> None:
     text = "[ONNXRuntimeError] : 6 : FAIL : /onnxruntime_src/a/b.cc:12 Run(int) the\n  node failed."
-    assert one_line(RuntimeError(text)) == "6 : FAIL : the node failed"
-    assert one_line(ValueError("")) == "ValueError"
+    assert runtime_reason(RuntimeError(text)) == "6 : FAIL : the node failed"
+    assert runtime_reason(ValueError("")) == "ValueError"
