@@ -65,7 +65,7 @@ def test_the_wheel_holds_every_file_of_both_packages(wheel: zipfile.ZipFile) -> 
         if path.is_file() and "__pycache__" not in path.parts
     }
     data = {
-        "pipeline/stages/report.html.j2",
+        "pipeline/stages/page/report.html.j2",
         "serving/runtime/probe.onnx",
         "serving/bundles/runner.py",
     }
@@ -82,7 +82,7 @@ def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
 
 def test_the_bytes_are_those_of_the_sources(wheel: zipfile.ZipFile) -> None:
     for name in (
-        "pipeline/stages/report.html.j2",
+        "pipeline/stages/page/report.html.j2",
         "serving/runtime/probe.onnx",
         "serving/bundles/runner.py",
     ):

@@ -20,7 +20,7 @@ from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
 from pipeline.stages.baselines import opening, subject
-from pipeline.tracking.speed_figures import figures_of
+from pipeline.stages.page.speed_figures import figures_of
 from serving.errors import ModelError
 from serving.files import csv_text, require, sha256_of_file, write_text
 from serving.measuring.bench import ColdPrograms, cold_program, run

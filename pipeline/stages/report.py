@@ -18,6 +18,7 @@ from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from pipeline.records.parity import VariantParity
 from pipeline.records.published import short_revision
+from pipeline.stages.page.speed_figures import figures_of
 from pipeline.stages.results import (
     NOTHING,
     ExperimentResults,
@@ -26,7 +27,6 @@ from pipeline.stages.results import (
     rows_of,
 )
 from pipeline.tracking import figures
-from pipeline.tracking.speed_figures import figures_of
 from serving.console import number
 from serving.errors import MissingInputError
 from serving.files import write_text
@@ -358,7 +358,7 @@ def _render(sections: Sequence[Section]) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "page"),
     )
     environment.filters |= {"number": number, "size": _size, "short": short_revision}
     environment.filters |= {"percent": _percent, "times": _times}

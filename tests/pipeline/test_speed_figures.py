@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import sample_benches
 
-from pipeline.tracking.figures import as_svg
-from pipeline.tracking.speed_figures import (
+from pipeline.stages.page.speed_figures import (
     batch_sizes,
     cold_start_bars,
     colors,
@@ -17,6 +16,7 @@ from pipeline.tracking.speed_figures import (
     scaling,
     styles,
 )
+from pipeline.tracking.figures import as_svg
 from serving.measuring.report import ColdStart
 from serving.runtime.settings import SessionSettings
 
