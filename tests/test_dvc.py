@@ -133,9 +133,15 @@ def test_metrics_and_plots_show(project: Path) -> None:
         assert title in page
 
 
-def test_an_experiment_with_another_number_of_epochs(project: Path) -> None:
-    setting = f"experiments.{NAME}.epochs=1"
-    run(project, "dvc", "exp", "run", "--set-param", setting, f"train@{NAME}")
+def test_an_experiment_with_other_settings_of_its_own_and_inherited_ones(project: Path) -> None:
+    inherited = f"experiments.{NAME}.bundle.golden_rows=4"
+    refused = run(project, "dvc", "exp", "run", "--set-param", inherited, check=False)
+    assert f"To append to your config use +{inherited}" in refused.stderr
+    settings = ("-S", f"experiments.{NAME}.epochs=1", "-S", f"++{inherited}")
+    run(project, "dvc", "exp", "run", *settings, f"train@{NAME}")
+    resolved = json.loads(run(project, "ferry", "config", NAME, "--json").stdout)
+    assert resolved["bundle.golden_rows"] == {"value": 4, "source": f"experiments.{NAME}"}
+    assert resolved["bundle.goal"] == {"value": "latency", "source": "defaults"}
     lines = run(project, "dvc", "metrics", "diff").stdout.splitlines()
     assert lines[0].split() == ["Path", "Metric", "HEAD", "workspace", "Change"]
     assert {line.split()[0] for line in lines[1:]} == {f"metrics/{NAME}/train.json"}
@@ -148,6 +154,7 @@ OVERRIDES = {
     f"experiments.{NAME}.train.lr=0.02": TRAINED,
     "defaults.train.weight_decay=0.1": TRAINED,
     f"++experiments.{NAME}.parity.fp32.flips=1": ("quantize", "parity"),
+    f"++experiments.{NAME}.bundle.golden_rows=4": ("bundle",),
     "defaults.evaluate.steps=3": ("evaluate",),
     "defaults.preprocess.seed=2": (),
 }
@@ -164,17 +171,6 @@ def test_an_override_makes_stale_what_reads_its_section(
     run(project, "git", "checkout", "--quiet", "params.yaml")
     expected = [f"{stage}@{NAME}" for stage in stages] or ["preprocess@digits"]
     assert sorted(stale) == sorted(expected)
-
-
-def test_a_value_that_is_inherited_is_set_for_one_experiment(project: Path) -> None:
-    setting = f"experiments.{NAME}.bundle.golden_rows=4"
-    refused = run(project, "dvc", "exp", "run", "--set-param", setting, check=False)
-    assert f"To append to your config use +{setting}" in refused.stderr
-    run(project, "dvc", "exp", "run", "--set-param", f"++{setting}", f"bundle@{NAME}")
-    resolved = json.loads(run(project, "ferry", "config", NAME, "--json").stdout)
-    assert resolved["bundle.golden_rows"] == {"value": 4, "source": f"experiments.{NAME}"}
-    assert resolved["bundle.goal"] == {"value": "latency", "source": "defaults"}
-    restore(project)
 
 
 def test_one_changed_file_makes_stale_what_it_made(project: Path) -> None:

@@ -9,8 +9,6 @@ from architectures import CLASSES, TWELVE, Architecture
 
 from pipeline.exporting.module import export_module
 from pipeline.exporting.signatures import parse_input
-from serving.measuring.bench import bench
-from serving.measuring.rounds import BenchOptions
 from serving.model import open_model
 
 pytest.importorskip("transformers", reason="transformers is not installed: no architectures")
@@ -50,8 +48,6 @@ def test_it_is_exported_with_parity_and_served(architecture: Architecture, tmp_p
     rows = np.random.default_rng(3).standard_normal((5, 3, pixels, pixels)).astype(np.float32)
     answer = open_model(path).predict(rows, batch_rows=3)
     assert answer.scores.shape == (5, CLASSES)
-    timed = bench(path, BenchOptions(batch_sizes=(1, 3), seconds=0.01, num_rounds=1))
-    assert [row.timing.batch_size for row in timed.measured[0].rows] == [1, 3]
 
 
 @pytest.mark.slow
