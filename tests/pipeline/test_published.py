@@ -49,7 +49,8 @@ def published(params: Params, tmp_path: Path) -> PublishedResults:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_table_of_figures_is_that_of_the_published_files(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert fill(text, read_published(ROOT / "docs/results")) == text, (
+    folder = ROOT / "docs/results"
+    assert fill(text, read_published(folder), read_scripts(folder)) == text, (
         f"{page.name} is not made of docs/results: `ferry results --publish docs/results` makes it"
     )
 
