@@ -52,12 +52,13 @@ def parser(message: str | None) -> argparse.ArgumentParser:
 
 
 def show(lines: Sequence[Line], publish: Path | None = None) -> None:
-    """Print a table of aims, and publish it where that is wanted."""
+    """Print a table of aims, and publish what was measured of it where that is wanted."""
     words = {True: "yes", False: "NO", None: "–"}
     rows = [(line.what, line.reached, line.aim, words[line.met]) for line in lines]
     print(table(("what", "reached", "aim", "met"), rows))
     if publish:
-        found = reached_here(Path(sys.argv[0]).name, lines)
+        reached = [line for line in lines if not line.reached.startswith("skipped")]
+        found = reached_here(Path(sys.argv[0]).name, reached)
         print(*write_published(publish, scripts=[found]), sep="\n")
 
 
