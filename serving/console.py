@@ -43,24 +43,14 @@ SETTINGS = {
 }
 
 
-class PathType(click.ParamType["Path"]):
-    """An argument that is a path; `click.Path` would import pathlib for every `--help`."""
+def path(value: str) -> "Path":
+    """Make a path of what was typed; `click.Path` would import pathlib for every `--help`."""
+    from pathlib import Path
 
-    name = "path"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002 - click's signature
-    ) -> "Path":
-        """Make a path of what was typed."""
-        from pathlib import Path
-
-        return Path(value)
+    return Path(value)
 
 
-PATH = PathType()
+PATH = click.types.FuncParamType(path)
 
 
 class Commands(click.Group):

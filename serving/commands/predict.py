@@ -15,23 +15,16 @@ COUNT = click.IntRange(min=1)
 STDOUT = "-"
 
 
-class AutoCount(click.ParamType["int | None"]):
-    """A count, or "auto" for what ferry finds best."""
-
-    name = "count"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        """None for "auto"."""
-        if value == "auto":
-            return None
-        if not str(value).isdecimal():
-            self.fail(f"{value!r} is neither a count nor auto", param, ctx)
-        return COUNT.convert(value, param, ctx)
+def count(value: str) -> int | None:
+    """A count, or None for "auto", which is what ferry finds best."""
+    if value == "auto":
+        return None
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither a count nor auto")
+    return COUNT.convert(int(value), None, None)
 
 
-AUTO = AutoCount()
+AUTO = click.types.FuncParamType(count)
 
 
 @click.command()
