@@ -16,6 +16,7 @@ from pipeline.cli import ferry
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#:]+)\)")
+SOURCE = re.compile(r"`((?:pipeline|serving|tests|benchmarks)/[a-z0-9_/]+(?:\.py)?)`")
 INLINE = re.compile(r"`((?:ferry|dvc|make|python) [^`]+)`")
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 SETTINGS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -115,9 +116,12 @@ CHECKS = {"ferry": check_ferry, "dvc": check_dvc, "make": check_make, "python": 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in LINK.findall(page.read_text(encoding="utf-8")):
+def test_links_and_names_of_files_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in LINK.findall(text):
         assert (page.parent / target).exists(), target
+    for source in SOURCE.findall(text):
+        assert (ROOT / source).exists(), source
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
