@@ -30,7 +30,7 @@ from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs, Place
 from serving.inputs.sources import Batch, Chunk, RowSource, UnreadableRow
 from serving.model import Model, open_model
-from serving.runtime.cores import allowed_cores, ordered_map, ordered_results
+from serving.runtime.cores import allowed_cores, end_with_parent, ordered_map, ordered_results
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
 from serving.runtime.tensors import Array
 
@@ -158,7 +158,7 @@ def _begin(inputs: Inputs) -> None:
     # Both signals are often for the whole group; the run still waits for the chunks in hand.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_soon)
-    threading.Thread(target=_end_with_the_run, daemon=True).start()
+    end_with_parent()
     INPUTS.append(inputs)
 
 
@@ -166,16 +166,6 @@ def _end_soon(_number: int, _frame: object) -> None:
     end = threading.Timer(GRACE_SECONDS, os._exit, (1,))
     end.daemon = True
     end.start()
-
-
-def _end_with_the_run() -> None:
-    """End the process when the one that started it is gone, even if it was killed."""
-    from multiprocessing import parent_process
-
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _decode_there(item: tuple[int, Chunk]) -> Decoded:

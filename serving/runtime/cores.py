@@ -1,10 +1,11 @@
-"""How many cores this process may use, and work on several items at a time.
+"""How many cores a process may use, how it works on several items, and how a helper of it ends.
 
 ONNX Runtime itself ignores affinity and quotas, and more threads than cores make every figure
 worse, so each session and each training asks here.
 """
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -68,3 +69,18 @@ def ordered_results(
     finally:
         for one in waiting:
             one.cancel()
+
+
+def end_with_parent() -> None:
+    """End this process of `multiprocessing` when its parent is gone, even if that was killed."""
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -7,13 +7,12 @@ whatever happens to one of them costs one trial.
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from pipeline.training.distributed import Team, choose_device
 from pipeline.training.setup import prepare
 from pipeline.training.tuning.search import apply
 from serving.errors import FerryError
+from serving.runtime.cores import end_with_parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +172,7 @@ def _start(job: TrialJob) -> tuple[SpawnProcess, Connection]:
 def _work(connection: Connection, job: TrialJob) -> None:
     """Train what is asked for until nobody asks any more."""
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which outlives a process
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    end_with_parent()
 
     def worth_going_on(epoch: Epoch) -> bool:
         connection.send(epoch)
@@ -185,11 +185,3 @@ def _work(connection: Connection, job: TrialJob) -> None:
                 connection.send(run(job, settings, worth_going_on))
             except FerryError as error:
                 connection.send(FerryError(str(error)))
-
-
-def _end_with_the_parent() -> None:
-    """A killed parent cannot stop its children, and their trials are nobody's."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
