@@ -4,7 +4,6 @@ Checkpoints on the way let a killed training go on where it was; MLflow records 
 absence never stops one. `dvc plots` draws its history, and which class was taken for which.
 """
 
-import json
 import logging
 import math
 import time
@@ -30,7 +29,7 @@ from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import PreparedTraining, prepare
-from serving.files import csv_text, dump_json, read_record, sha256_of_bytes, write_bytes, write_text
+from serving.files import csv_text, sha256_of_bytes, write_bytes, write_text
 from serving.machine.environment import git_revision, this_machine
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,8 @@ def train(
         training = prepare(data, weights, experiment, team, state=kept)
         if not team.leads:
             _fit(training, state, Tracker())
-            return read_record(TrainReport, json.loads(team.share(b"")), str(files.details))
+            shared: TrainReport = team.share(None)
+            return shared
         _sweep(weights, state, files.details, files.metrics)
         _log(training)
         with tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker:
@@ -83,7 +83,7 @@ def train(
         report = replace(report, tracking_seconds=tracker.seconds)
         write(report, files)
         state.unlink(missing_ok=True)
-        team.share(dump_json(report).encode())
+        team.share(report)
     return report
 
 
