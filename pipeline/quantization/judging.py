@@ -9,7 +9,6 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
 from pipeline.records.quantize import Budget, Quality, Try
 from serving.errors import ModelError, one_line
 from serving.files import sha256_of_bytes
-from serving.measuring.feeds import fixed_batch
+from serving.measuring.feeds import feeds_of, fixed_batch
 from serving.measuring.pairing import PairedRatio, paired_ratio
 from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import Array, answer_in_batches, as_fed
@@ -114,7 +113,7 @@ class Judge:
         return {str(size): self._ratio(session, size, asked) for size in sizes}
 
     def _ratio(self, session: Session, size: int, asked: float) -> PairedRatio:
-        feeds = _batch(self.rows, size, session)
+        feeds = feeds_of(session.inputs, self.rows.slice(0, size), size)
         names = [output.name for output in session.outputs]
         # On one thread each: several wait for each other, and most where others use the machine.
         measure = functools.partial(
@@ -237,15 +236,6 @@ def _failed(recipe: Recipe, error: Exception) -> Try:
         fast=False,
         verdict=f"cannot be applied: {reason}",
     )
-
-
-def _batch(rows: Rows, size: int, session: Session) -> dict[str, Any]:
-    """The first rows, and over again to fill the batch."""
-    feeds = {}
-    for info in session.inputs:
-        array = rows.inputs[info.name][:size]
-        feeds[info.name] = as_fed(array[[index % len(array) for index in range(size)]])
-    return feeds
 
 
 def _decided(
