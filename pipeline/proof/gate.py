@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config.experiment import GateConfig
 from pipeline.records.parity import BatchDifference, Cell, OutputDifference, VariantParity
+from serving.console import DASH
 from serving.runtime.settings import Level
 from serving.runtime.tensors import LOGITS, PROBABILITIES
 
@@ -53,7 +54,7 @@ class GateQuantity:
     """Of its column in the tables of a terminal; "" for no column."""
     form: str = "{:.1e}"
     """How a value is written."""
-    absent: str = "–"
+    absent: str = DASH
     """What a table says where there is no value."""
     least: bool = False
     """Whether the limit is the least that is allowed, and not the most."""

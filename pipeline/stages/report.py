@@ -27,7 +27,7 @@ from pipeline.stages.results import (
     rows_of,
 )
 from pipeline.tracking import figures
-from serving.console import number
+from serving.console import DASH, number
 from serving.errors import MissingInputError
 from serving.files import write_text
 from serving.machine.environment import Environment
@@ -381,13 +381,13 @@ def _times(ratio: float) -> str:
 
 def _percent(part: float | None) -> str:
     """A part of 1 in percent, and never 100 for less than all of it."""
-    return "–" if part is None else f"{min(round(100 * part, 1), 100 if part == 1 else 99.9):g} %"
+    return DASH if part is None else f"{min(round(100 * part, 1), 100 if part == 1 else 99.9):g} %"
 
 
 def _size(value: int | None) -> str:
     """Bytes in the unit that a person reads: 812 B, -39 KiB, 1.6 MiB."""
     if value is None:
-        return "–"
+        return DASH
     if abs(value) < 1024:
         return f"{value} B"
     return f"{value / 1024:,.0f} KiB" if abs(value) < 2**20 else f"{value / 2**20:,.1f} MiB"
