@@ -27,6 +27,7 @@ Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
 Loss = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 Reason = Annotated[str, Field(min_length=1)]
 Variant = Literal["fp16", "int8"]
+Need = Literal["vnni"]
 
 
 class StrictSettings:
@@ -151,6 +152,9 @@ class QuantizeConfig(StrictSettings):
     calibration_rows: Count
     recipes: tuple[Reason, ...]
     """Names of the recipes to try, and no others; [] for the usual ones."""
+    needs: tuple[Need, ...]
+    """What every processor has that int8 will run on: [vnni] allows weights of all 8 bits, whose
+    sums overflow without it; [] asks for a file that answers alike everywhere."""
     qat_epochs: NaturalNumber
     """Epochs of training with quantization where nothing else is accurate enough; 0 for none."""
     seed: NaturalNumber

@@ -25,6 +25,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from pipeline.exporting import onnxmodel
 from pipeline.proof.rows import Rows
+from pipeline.quantization.overflow import needs_of
 from pipeline.quantization.prepare import (
     RawInput,
     constants,
@@ -103,6 +104,7 @@ class Quantizer:
                     op_types_to_quantize=DYNAMIC_OPERATORS,
                     weight_type=QuantType.QInt8,
                     per_channel=recipe.per_channel,
+                    reduce_range=recipe.reduced,
                 )
                 made = rewritten(self.prepared, tool)
             case "weights":
@@ -140,6 +142,7 @@ class Quantizer:
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=[*STATIC_OPERATORS, *CARRIERS],
             per_channel=static.per_channel,
+            reduce_range=recipe.reduced,
             activation_type=TYPES[static.activation],
             weight_type=TYPES[static.weight],
             nodes_to_exclude=list(float_layers),
@@ -221,7 +224,9 @@ def _tagged(made: onnx.ModelProto, original: onnx.ModelProto, recipe: Recipe) ->
     """Give a variant the original's metadata and its recipe, and nothing of the quantizer's."""
     onnxmodel.strip(made)
     onnxmodel.drop_unused_domains(made)
+    needs = needs_of(made)
     facts = {"variant": variant_of(recipe), "recipe": recipe.name}
+    facts |= {"needs": ",".join(needs)} if needs else {}
     onnxmodel.set_metadata(made, facts, original)
     made.graph.name = original.graph.name
     made.producer_name = original.producer_name

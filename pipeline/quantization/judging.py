@@ -8,7 +8,7 @@ pairs as well, turn by turn.
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,14 @@ from pipeline.config.experiment import QuantizeConfig, Variant
 from pipeline.proof.differences import Differences, predicted, scores_of, wilson
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer
+from pipeline.quantization.overflow import without_vnni
 from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
-from pipeline.records.quantize import Budget, Quality, Try
+from pipeline.records.quantize import Budget, Quality, Try, WithoutVnni
 from serving.errors import ModelError, one_line
 from serving.files import sha256_of_bytes
 from serving.measuring.feeds import feeds_of, fixed_batch
 from serving.measuring.pairing import PairedRatio, paired_ratio
+from serving.runtime.kernels import VNNI, needs_in
 from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import Array, answer_in_batches, as_fed
 
@@ -39,6 +41,8 @@ ERROR = "error"
 """The output of a reconstruction that holds the error of each row."""
 SNR_MARGIN_DB = 1.0
 """Of margin to parity's limit, which is held on other rows."""
+OVERFLOW_ROWS = 256
+"""Rows on which products are computed as they come out without VNNI."""
 
 
 class Judge:
@@ -83,7 +87,12 @@ class Judge:
         speedup = self._speedup(session, budget.min_speedup)
         size_ratio = len(content) / len(self.fp32)
         snr_db, limit = lowest_snr_db(self.wanted, found), self.min_snr_db.get(variant_of(recipe))
-        inaccurate = (*too_inaccurate(quality, budget), *too_noisy(snr_db, limit))
+        elsewhere = self._without_vnni(content, session)
+        inaccurate = (
+            *too_inaccurate(quality, budget),
+            *too_noisy(snr_db, limit),
+            *unmet_needs(elsewhere, self.config.needs),
+        )
         slow = tuple(too_slow_or_large(speedup, size_ratio, budget))
         tried = Try(
             recipe=recipe.name,
@@ -98,9 +107,21 @@ class Judge:
             float_layers=tuple(layers),
             sha256=sha256_of_bytes(content),
             qat_epochs=self.config.qat_epochs if trained else 0,
+            without_vnni=elsewhere,
         )
         logger.info("%s: %s", recipe.name, tried.figures())
         return tried, content
+
+    def _without_vnni(self, content: bytes, session: Session) -> WithoutVnni | None:
+        """What it would answer to some rows; None for what answers alike everywhere."""
+        if not needs_in(session.metadata):
+            return None
+        count = min(self.quantizer.fixed_batch or OVERFLOW_ROWS, len(self.rows))
+        found = without_vnni(onnx.load_model_from_string(content), self.rows.slice(0, count))
+        wanted = {name: array[:count] for name, array in self.wanted.items()}
+        labels = None if self.rows.labels is None else self.rows.labels[:count]
+        quality = compare_answers(wanted, found.answers, labels)
+        return WithoutVnni(quality=quality, overflows=found.overflows)
 
     def _refuse_other_ends(self, session: Session) -> None:
         before, after = ((one.inputs, one.outputs) for one in (self.session, session))
@@ -205,10 +226,16 @@ def too_inaccurate(judged: Quality, budget: Budget) -> Iterator[str]:
 def too_noisy(snr_db: float | None, limit: float | None) -> Iterator[str]:
     """Why parity would not let it pass, on other rows than these: numbers that are too far off.
 
-    Decisions alone do not tell: on processors without VNNI products of u8 and s8 overflow.
+    Decisions alone do not tell: most rows are decided by far more than noise.
     """
     if snr_db is not None and limit is not None and snr_db < limit + SNR_MARGIN_DB:
         yield f"{snr_db:.0f} dB of signal over the noise, parity asks {limit:.0f} dB"
+
+
+def unmet_needs(elsewhere: WithoutVnni | None, needs: Collection[str]) -> Iterator[str]:
+    """Why it may not ship where it would not answer alike everywhere, unless `needs` allows it."""
+    if elsewhere and VNNI not in needs:
+        yield f"{elsewhere.describe()}; `needs: [{VNNI}]` allows it"
 
 
 def too_slow_or_large(

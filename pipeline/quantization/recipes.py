@@ -40,6 +40,8 @@ class Recipe:
     static: Static = Static()
     per_channel: bool = False
     """Of dynamic quantization."""
+    reduced: bool = False
+    """Whether weights of int8 stay within ±64, so that kernels without VNNI cannot overflow."""
     bits: int = 8
     """Of the weights, where they alone are quantized."""
     float_layers: int = 0
@@ -49,13 +51,13 @@ class Recipe:
 def parse(name: str) -> Recipe:
     """Make the recipe of a name; UnknownNameError for one that is none.
 
-    The parts of a name, in any order behind the first two: `static-TYPES` with `-raw`, `-tensor`,
-    `-entropy`, `-percentile` or `-few`; `dynamic` with `-channel`; `weights-int8`, `weights-int4`;
-    `half`; and `-floatN` behind `static` and `half`.
+    The parts of a name, in any order behind the first two: `static-TYPES` with `-reduced`, `-raw`,
+    `-tensor`, `-entropy`, `-percentile` or `-few`; `dynamic` with `-reduced` or `-channel`;
+    `weights-int8`, `weights-int4`; `half`; and `-floatN` behind `static` and `half`.
     """
     recipe = _parse(name)
     if recipe is None:
-        raise UnknownNameError("recipe", name, [*BASIC, *(f"{STATIC[0].name}-entropy",)])
+        raise UnknownNameError("recipe", name, [*BASIC, f"{STATIC[0].name}-entropy"])
     return recipe
 
 
@@ -78,6 +80,8 @@ def describe_recipe(recipe: Recipe) -> str:
             )
         case "half":
             message = "half precision, inputs and outputs as they are"
+    if recipe.reduced:
+        message = f"{message}, weights of 7 bits"
     if recipe.float_layers:
         layers = "layer" if recipe.float_layers == 1 else f"{recipe.float_layers} layers"
         message = f"{message}, noisiest {layers} in float"
@@ -105,10 +109,9 @@ def _parse(name: str) -> Recipe | None:
     match kind, parts:
         case "static", [types, *flags] if types in TYPES:
             return _parse_static(name, types, flags)
-        case "dynamic", []:
-            return Recipe(name=name, kind="dynamic")
-        case "dynamic", ["channel"]:
-            return Recipe(name=name, kind="dynamic", per_channel=True)
+        case "dynamic", flags if {*flags} <= {"channel", "reduced"}:
+            channel, reduced = "channel" in flags, "reduced" in flags
+            return Recipe(name=name, kind="dynamic", per_channel=channel, reduced=reduced)
         case "weights", ["int8" | "int4" as bits]:
             return Recipe(name=name, kind="weights", bits=int(bits.removeprefix("int")))
         case "half", []:
@@ -120,9 +123,11 @@ def _parse(name: str) -> Recipe | None:
 
 def _parse_static(name: str, types: str, flags: list[str]) -> Recipe | None:
     activation, weight = TYPES[types]
-    static, layers = Static(activation=activation, weight=weight), 0
+    static, layers, reduced = Static(activation=activation, weight=weight), 0, False
     for flag in flags:
-        if flag == "raw":
+        if flag == "reduced" and weight == "S8":
+            reduced = True
+        elif flag == "raw":
             static = replace(static, raw_input=True)
         elif flag == "tensor":
             static = replace(static, per_channel=False)
@@ -132,7 +137,7 @@ def _parse_static(name: str, types: str, flags: list[str]) -> Recipe | None:
             layers = found
         else:
             return None
-    return Recipe(name=name, kind="static", static=static, float_layers=layers)
+    return Recipe(name=name, kind="static", static=static, reduced=reduced, float_layers=layers)
 
 
 def _float_layers(flag: str) -> int:
@@ -140,12 +145,18 @@ def _float_layers(flag: str) -> int:
     return int(found[1]) if found else 0
 
 
+def with_full_range(reduced: Recipe) -> Recipe:
+    """The same recipe with weights of all 8 bits."""
+    return parse(reduced.name.replace("-reduced", ""))
+
+
 BASIC = (
-    *("static-u8s8", "static-u8s8-raw", "static-s8s8", "static-u8u8", "static-u8s8-tensor"),
-    *("dynamic", "dynamic-channel", "weights-int8", "weights-int4", "half"),
+    *("static-u8s8-reduced", "static-u8s8-raw-reduced", "static-s8s8-reduced", "static-u8u8"),
+    *("static-u8s8-tensor-reduced", "dynamic-reduced", "dynamic-channel-reduced"),
+    *("weights-int8", "weights-int4", "half"),
 )
 STATIC: Final = tuple(parse(name) for name in BASIC[:5])
 """The types, with the least and largest values of all calibration rows for ranges."""
-DYNAMIC: Final = (parse("dynamic"), parse("dynamic-channel"))
-WEIGHTS: Final = (parse("weights-int8"), parse("weights-int4"))
+DYNAMIC: Final = tuple(parse(name) for name in BASIC[5:7])
+WEIGHTS: Final = tuple(parse(name) for name in BASIC[7:9])
 HALF: Final = parse("half")

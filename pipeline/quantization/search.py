@@ -17,6 +17,7 @@ from pipeline.quantization.judging import Judge
 from pipeline.quantization.prepare import constants
 from pipeline.quantization.recipes import Recipe
 from pipeline.records.quantize import Budget, Search, Try
+from serving.runtime.kernels import VNNI, overflows
 
 SMALL_GAIN = 0.02
 """How much better a later recipe must be to be preferred: less is noise."""
@@ -144,7 +145,7 @@ def plan(
     elif variant == "fp16":
         yield from _half(quantizer, tries)
     else:
-        yield from _int8(quantizer, config.goal, tries)
+        yield from _int8(quantizer, config, tries)
 
 
 def _half(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
@@ -155,31 +156,45 @@ def _half(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
     yield RecipeGroup("half with layers in float", layers, unless, first_inside_ends=True)
 
 
-def _int8(quantizer: Quantizer, goal: str, tries: Tries) -> Iterator[RecipeGroup]:
+def _int8(quantizer: Quantizer, config: QuantizeConfig, tries: Tries) -> Iterator[RecipeGroup]:
     recurrent = bool(_layers(quantizer.prepared, RECURRENT))
+    products = _minority(quantizer.prepared, PRODUCTS, HALF)
+    dynamic = _of_both_ranges(recipes.DYNAMIC, config)
     if recurrent:
-        yield RecipeGroup("dynamic", recipes.DYNAMIC)
-    yield from _static(quantizer, tries)
+        yield RecipeGroup("dynamic", dynamic)
+    yield from _static(quantizer, config, tries)
     if not recurrent:
-        products = _minority(quantizer.prepared, PRODUCTS, HALF)
-        yield RecipeGroup("dynamic", recipes.DYNAMIC, products or _unless_inside(tries))
-    if goal == "size":
+        yield RecipeGroup("dynamic", dynamic, products)
+    if config.goal == "size":
         yield RecipeGroup("weights alone", recipes.WEIGHTS)
     else:
-        yield RecipeGroup("weights alone", recipes.WEIGHTS[:1], _unless_inside(tries))
+        # Matrices alone are faster so: of other layers it makes floats again.
+        unless = products and _unless_inside(tries)
+        yield RecipeGroup("weights alone", recipes.WEIGHTS[:1], unless)
 
 
-def _static(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
+def _static(quantizer: Quantizer, config: QuantizeConfig, tries: Tries) -> Iterator[RecipeGroup]:
     count = len(_layers(quantizer.prepared, STATIC_OPERATORS))
     minority = _minority(quantizer.prepared, STATIC_OPERATORS, TENTH)
     types = [recipe for recipe in recipes.STATIC if quantizer.raw or not recipe.static.raw_input]
-    yield RecipeGroup("static types", types, minority)
+    yield RecipeGroup("static types", _of_both_ranges(types, config), minority)
     unless = minority or _unless_inaccurate(tries)
     other = [f"{fast}-{one}" for fast in _nearly(tries, "static") for one in recipes.CALIBRATIONS]
     yield RecipeGroup("static, other calibrations", list(map(recipes.parse, other)), unless)
     unless = minority or _unless_inaccurate(tries) or _unless_several(count)
     layers = [one for fast in _nearly(tries, "static") for one in _with_float(fast, count)]
     yield RecipeGroup("static, layers in float", layers, unless, first_inside_ends=True)
+
+
+def _of_both_ranges(reduced: Sequence[Recipe], config: QuantizeConfig) -> Sequence[Recipe]:
+    """Recipes of 7 bits and, where VNNI may be needed, of 8; first those that suit this processor.
+
+    Where a file must answer alike everywhere, those of 8 bits could not be kept.
+    """
+    if VNNI not in config.needs:
+        return reduced
+    full = [recipes.with_full_range(one) for one in reduced]
+    return tuple(dict.fromkeys([*reduced, *full] if overflows() else [*full, *reduced]))
 
 
 def _minority(model: onnx.ModelProto, operators: Sequence[str], least: float) -> str | None:

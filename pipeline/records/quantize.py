@@ -41,6 +41,27 @@ class Quality:
     flips: int | None = None
     """Rows that are decided otherwise than by fp32; None where no class is decided."""
 
+    @property
+    def lost(self) -> str:
+        """The loss, of what, in its unit."""
+        unit = "points" if self.flips is not None else "%"
+        return f"{self.loss:.2f} {unit} of {self.measure}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithoutVnni:
+    """What a variant that needs VNNI would answer on a processor that lacks it: computed."""
+
+    quality: Quality
+    overflows: int
+    """Pairs of integer products whose sum does not fit 16 bits, on these rows."""
+
+    def describe(self) -> str:
+        """In a few words, with what it would lose."""
+        loss = self.quality.loss
+        lost = "answers what is no number" if loss is None else f"loses {self.quality.lost}"
+        return f"needs VNNI: without it {self.overflows:,} sums overflow and it {lost}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
@@ -67,6 +88,8 @@ class Try:
     sha256: str | None = None
     qat_epochs: int = 0
     """Of training with quantization before it; 0 for none."""
+    without_vnni: WithoutVnni | None = None
+    """None for a file that answers alike on every processor."""
 
     @property
     def inside(self) -> bool:
@@ -83,8 +106,7 @@ class Try:
         """What it lost and won, on one line; the verdict where nothing was measured."""
         parts = []
         if self.quality and self.quality.loss is not None:
-            unit = "points" if self.quality.flips is not None else "%"
-            parts.append(f"{self.quality.loss:.2f} {unit} of {self.quality.measure} lost")
+            parts.append(f"{self.quality.lost} lost")
         if self.size_ratio is not None:
             parts.append(f"{self.size_ratio:.2f} of the size")
         for size, ratio in self.speedup.items():
@@ -170,6 +192,9 @@ def as_table(report: QuantizeReport) -> str:
     lines = [table(header, rows)] if rows else []
     for variant, search in report.searches.items():
         lines += ["", f"{variant}: {search.reason}"]
+        kept = report.kept_try(variant)
+        if kept and kept.without_vnni:
+            lines.append(f"  {kept.without_vnni.describe()}")
         lines += [f"  {one.recipe}: {one.verdict}" for one in search.tries if not one.inside]
         lines += [f"  not tried: {name}: {why}" for name, why in search.not_tried.items()]
     lines += [

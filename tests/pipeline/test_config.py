@@ -42,7 +42,7 @@ defaults:
   export: {opset: 20}
   quantize: {goal: speed, accuracy_loss: 0.3, error_increase: 5, batch_sizes: [1, 32],
     min_speedup: {fp16: 0.7, int8: 1}, seconds: 0.4, calibration_rows: 512, recipes: [],
-    qat_epochs: 0, seed: 1, skip: {}}
+    needs: [], qat_epochs: 0, seed: 1, skip: {}}
   parity:
     batch_sizes: [1, 7, 256]
     levels: [all]

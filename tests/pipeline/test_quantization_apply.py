@@ -172,6 +172,7 @@ def test_a_variant_says_what_it_is_and_keeps_what_it_said() -> None:
         "author": "somebody",
         "ferry.variant": "int8",
         "ferry.recipe": "static-u8s8-few",
+        "ferry.needs": "vnni",
     }
     assert (made.producer_name, made.producer_version) == ("somebody", "1.2")
     assert (made.graph.name, made.ir_version) == (model.graph.name, 10)

@@ -14,6 +14,7 @@ NAMES = [
 NONE = [
     *("", "static", "static-f8", "static-u8s8-", "static-u8s8-dense", "static-u8s8-float0"),
     *("static-u8s8-float", "dynamic-tensor", "weights", "weights-int3", "half-int8", "quarter"),
+    *("static-u8u8-reduced", "dynamic-reduced-few", "weights-int8-reduced", "half-reduced"),
     *("half-float2-float3", "static-u8s8-float99999", "STATIC-U8S8"),
 ]
 
@@ -31,8 +32,8 @@ def test_what_is_no_recipe_is_refused(name: str) -> None:
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'static-u8s8-tensor'"):
-        parse("static-u8s8-tenser")
+    with pytest.raises(UnknownNameError, match="did you mean 'static-u8s8-tensor-reduced'"):
+        parse("static-u8s8-tensor-reducd")
 
 
 def test_the_parts_of_a_name_say_what_is_done() -> None:

@@ -52,18 +52,39 @@ def groups(
 def test_images_begin_with_the_types_and_raw_rows() -> None:
     first = groups(image_net())["static types"]
     assert first == [
-        *("static-u8s8", "static-u8s8-raw", "static-s8s8", "static-u8u8", "static-u8s8-tensor"),
+        *("static-u8s8-reduced", "static-u8s8-raw-reduced", "static-s8s8-reduced", "static-u8u8"),
+        "static-u8s8-tensor-reduced",
     ]
-    assert "static-u8s8-raw" not in groups(product_net())["static types"]
+    assert "static-u8s8-raw-reduced" not in groups(product_net())["static types"]
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_all_eight_bits_are_tried_where_vnni_may_be_needed(
+    lacking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.quantization.search.overflows", lambda: lacking)
+    reduced = groups(image_net())["static types"]
+    both = groups(image_net(), needs=("vnni",))["static types"]
+    full = [name.replace("-reduced", "") for name in reduced]
+    assert set(both) == {*reduced, *full}
+    assert len(both) == 9
+    first = reduced if lacking else full
+    assert both[:5] == first, "those that suit this processor come first"
 
 
 def test_what_is_inside_already_ends_the_search() -> None:
-    planned = groups(product_net(), [attempt("static-u8s8", 2.0, 0.3)])
+    inside = [attempt("static-u8s8", 2.0, 0.3)]
+    planned = groups(image_net(), inside)
     assert planned["static, other calibrations"] == (
         "a recipe without them is inside both budgets already"
     )
-    assert planned["dynamic"] == "static-u8s8 is inside both budgets already"
     assert planned["weights alone"] == "static-u8s8 is inside both budgets already"
+
+
+def test_a_slow_recipe_inside_does_not_keep_a_faster_one_from_being_found() -> None:
+    planned = groups(product_net(), [attempt("static-u8s8", 1.01, 0.3)])
+    assert planned["dynamic"] == ["dynamic-reduced", "dynamic-channel-reduced"]
+    assert planned["weights alone"] == ["weights-int8"]
 
 
 def test_what_is_inaccurate_alone_is_calibrated_anew_and_left_in_float() -> None:
@@ -87,7 +108,7 @@ def test_what_is_slow_is_not_calibrated_anew() -> None:
 def test_recurrent_models_begin_with_what_has_a_kernel_for_them() -> None:
     planned = groups(recurrent_net("LSTM"))
     assert next(iter(planned)) == "dynamic"
-    assert planned["dynamic"] == ["dynamic", "dynamic-channel"]
+    assert planned["dynamic"] == ["dynamic-reduced", "dynamic-channel-reduced"]
     assert planned["static types"] == "Conv, Gemm, MatMul hold 160 of 5,541 weights"
 
 
@@ -259,7 +280,7 @@ def test_training_gets_the_recipe_and_its_model_is_held_against_the_first_one() 
         return changed
 
     config = generous(
-        recipes=("static-u8s8", "dynamic"),
+        recipes=("static-u8s8-reduced", "dynamic-reduced"),
         accuracy_loss=-1,  # which nothing meets
         qat_epochs=3,
     )
@@ -277,5 +298,5 @@ def test_no_training_where_something_is_inside_or_all_is_slow(changes: dict[str,
     def never(_recipe: Recipe) -> onnx.ModelProto:
         raise AssertionError
 
-    config = generous(recipes=("static-u8s8",), qat_epochs=3, **changes)
+    config = generous(recipes=("static-u8s8-reduced",), qat_epochs=3, **changes)
     search(judge_of(product_net(), config), "int8", never)

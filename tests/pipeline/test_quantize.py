@@ -249,9 +249,9 @@ def saved(model: onnx.ModelProto, folder: Path, count: int = 40) -> tuple[Path, 
 @pytest.mark.parametrize(
     ("build", "recipe"),
     [
-        (image_net, "static-u8s8-raw"),
-        (product_net, "static-u8s8"),
-        (lambda: recurrent_net("LSTM"), "dynamic"),
+        (image_net, "static-u8s8-raw-reduced"),
+        (product_net, "static-u8s8-reduced"),
+        (lambda: recurrent_net("LSTM"), "dynamic-reduced"),
         (lambda: recurrent_net("GRU"), "weights-int8"),
         (table_net, "weights-int8"),
     ],
@@ -273,25 +273,25 @@ def test_a_file_becomes_smaller_with_its_ends_as_they_are(
 
 def test_rows_to_calibrate_on_are_not_judged_on(tmp_path: Path) -> None:
     path, rows = saved(product_net(), tmp_path, count=50)
-    report = of_file(path, rows, tmp_path, recipes=("static-u8s8",))
+    report = of_file(path, rows, tmp_path, recipes=("static-u8s8-reduced",))
     assert (report.calibration_rows, report.rows) == (25, 25)
     assert report.judged_on.endswith("rows.npz, to judge on")
     path, rows = saved(product_net(), tmp_path, count=2000)
-    report = of_file(path, rows, tmp_path, recipes=("static-u8s8",))
+    report = of_file(path, rows, tmp_path, recipes=("static-u8s8-reduced",))
     assert (report.calibration_rows, report.rows) == (512, 1488)
 
 
 def test_labels_make_it_accuracy_and_none_agreement(tmp_path: Path) -> None:
     model = product_net()
     path, rows = saved(model, tmp_path)
-    found = of_file(path, rows, tmp_path, recipes=("static-u8s8",))
+    found = of_file(path, rows, tmp_path, recipes=("static-u8s8-reduced",))
     quality = found.searches["int8"].tries[0].quality
     assert quality is not None
     assert quality.measure == "agreement"
     inputs = rows_for(model, 40).inputs
     labels = open_session(path).run(inputs)["logits"].argmax(1)
     np.savez(tmp_path / "rows.npz", **inputs, labels=labels)
-    found = of_file(path, rows, tmp_path, recipes=("static-u8s8",))
+    found = of_file(path, rows, tmp_path, recipes=("static-u8s8-reduced",))
     quality = found.searches["int8"].tries[0].quality
     assert quality is not None
     assert (quality.measure, quality.reference) == ("accuracy", 1)
@@ -299,7 +299,7 @@ def test_labels_make_it_accuracy_and_none_agreement(tmp_path: Path) -> None:
 
 def test_a_fixed_batch_is_kept(tmp_path: Path) -> None:
     path, rows = saved(product_net(batch=4), tmp_path, count=19)
-    report = of_file(path, rows, tmp_path, recipes=("static-u8s8",))
+    report = of_file(path, rows, tmp_path, recipes=("static-u8s8-reduced",))
     assert report.calibration_rows == 8
     assert open_session(tmp_path / "net.int8.onnx").inputs[0].shape == (4, 64)
 
@@ -336,7 +336,7 @@ def test_what_cannot_be_quantized_at_all_is_one_clear_line(tmp_path: Path) -> No
 def test_a_variant_never_replaces_the_model_itself(tmp_path: Path) -> None:
     path, rows = saved(product_net(), tmp_path)
     named = tmp_path / "net.int8.onnx"
-    of_file(path, rows, tmp_path, recipes=("static-u8s8",))
+    of_file(path, rows, tmp_path, recipes=("static-u8s8-reduced",))
     assert named.exists()
     assert path.exists()
     odd = tmp_path / "a.onnx"
@@ -355,7 +355,7 @@ def test_the_command_prints_a_table_of_all_tries(tmp_path: Path) -> None:
     path, rows = saved(product_net(), tmp_path)
     done = invoke(
         *(path, "--data", rows, "--output", tmp_path / "out", "--accuracy-loss", "100"),
-        *("--min-speedup", "0.001", "--recipe", "static-u8s8", "--recipe", "static-u8u8"),
+        *("--min-speedup", "0.001", "--recipe", "static-u8s8-reduced", "--recipe", "static-u8u8"),
         *("--batch-size", "1"),
     )
     assert done.exit_code == 0, done.output
@@ -370,7 +370,17 @@ def test_the_command_as_json_and_a_refusal_that_is_no_failure(tmp_path: Path) ->
     path, rows = saved(product_net(), tmp_path)
     out = tmp_path / "out"
     done = invoke(
-        *(path, "--data", rows, "-o", out, "--min-speedup", "1e6", "--recipe", "static-u8s8"),
+        *(
+            path,
+            "--data",
+            rows,
+            "-o",
+            out,
+            "--min-speedup",
+            "1e6",
+            "--recipe",
+            "static-u8s8-reduced",
+        ),
         *("--batch-size", "1", "--json"),
     )
     assert done.exit_code == 0, done.output

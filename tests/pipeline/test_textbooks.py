@@ -106,7 +106,11 @@ def changed(experiment: Experiment, epochs: int, **settings: object) -> Experime
     model = ModelConfig(
         name=experiment.model.name, settings={**experiment.model.settings, **settings}
     )
-    recurrent = "dynamic" if experiment.model.name.endswith(("lstm", "gru")) else "static-u8s8"
+    recurrent = (
+        "dynamic-reduced"
+        if experiment.model.name.endswith(("lstm", "gru"))
+        else "static-u8s8-reduced"
+    )
     few = replace(generous(experiment.quantize, "half", recurrent), calibration_rows=16)
     # How far int8 is off after so few epochs depends on the processor.
     gates = experiment.parity.int8

@@ -16,6 +16,7 @@ GENEROUS = QuantizeConfig(
     seconds=0.005,
     calibration_rows=512,
     recipes=(),
+    needs=(),
     qat_epochs=0,
     seed=1,
     skip={},
