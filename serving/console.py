@@ -53,6 +53,16 @@ def path(value: str) -> "Path":
 PATH = click.types.FuncParamType(path)
 
 
+def task_option(command: Command) -> Command:
+    """Add `--task`, the user's word where a model does not say what it tells."""
+    option = click.option(
+        "--task",
+        type=click.Choice(["classification", "regression"]),
+        help="What the model tells, where it does not say so: scores of classes, or no classes.",
+    )
+    return option(command)
+
+
 class Commands(click.Group):
     """A group whose commands turn a user's mistake into one line on stderr, never a traceback.
 

@@ -20,17 +20,16 @@ import numpy.typing as npt
 from serving.bundles.profiles import Goal, Profile, profile_for
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
 from serving.runtime.binding import BoundPool, can_bind
+from serving.runtime.classes import Task, are_probabilities, class_outputs
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import (
-    LOGITS,
     PROBABILITIES,
     Array,
     Arrays,
     TensorInfo,
     answer_in_batches,
     described,
-    is_table,
     strings_of,
 )
 
@@ -91,7 +90,9 @@ class Model:
     outputs: tuple[TensorInfo, ...]
     """The outputs that are arrays; a sequence or a map, as some converters add, is left out."""
     scores: TensorInfo | None
-    """The output that holds the scores of a classifier, None where there are none."""
+    """The output that holds the scores of classes, None where none is known to."""
+    label: TensorInfo | None
+    """The output that is the class by the model's own word, None where none is."""
     labels: tuple[str, ...] | None
     """The names of the classes, or None for a file that has none; see `class_names`."""
     profile: Profile | None = None
@@ -102,14 +103,14 @@ class Model:
     @property
     def kind(self) -> ModelKind:
         """What it is: `predict` is for a classifier, `answers` for any."""
-        if self.scores:
+        if self.scores and not self.label:
             return "classifier"
         return "reconstruction" if is_reconstruction(self.outputs) else "other"
 
     @property
     def are_probabilities(self) -> bool:
         """Whether the scores are probabilities by the model's own word."""
-        return self.scores is not None and self.scores.name == PROBABILITIES
+        return are_probabilities(self.scores)
 
     @property
     def fixed_batch(self) -> int | None:
@@ -158,12 +159,12 @@ class Model:
         another dtype or shape, and when the model refuses its input, and ModelError for a model
         that is no classifier.
         """
-        if self.scores is None:
+        if self.scores is None or self.kind != "classifier":
             given = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in self.outputs)
             raise ModelError(
-                f"{self.path} is no classifier that ferry can read: of its outputs ({given}) none "
-                f"is named {PROBABILITIES} or {LOGITS}, and not exactly one is a float "
-                f"[batch, classes]; `answers` gives its outputs"
+                f"{self.path} is no classifier that ferry can read: none of its outputs ({given}) "
+                f"is known to be the scores of classes alone; `answers` gives its outputs, and "
+                f'task="classification" says that its only table of floats is scores'
             )
         self._check_rows(rows)
         if len(rows):
@@ -238,6 +239,7 @@ def open_model(
     settings: SessionSettings | None = None,
     untuned: SessionSettings | None = None,
     goal: Goal = "throughput",
+    task: Task | None = None,
 ) -> Model:
     """Open a bundle's folder, whose every byte is checked, or an ONNX file.
 
@@ -245,6 +247,9 @@ def open_model(
     `goal` on `provider` and this kind of machine, if there is one: all of them but `cuda_graph`,
     which replays calls of one shape and no others. `binding` is for full batches. Where there is no
     profile, it runs with the settings `untuned`, by default one batch at a time on all cores.
+
+    `task` is the caller's word of what the model tells, where its outputs, its metadata and the
+    labels of a bundle do not say it: see `serving.runtime.classes`.
 
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
     ModelError for a file that cannot be run or has not one input, ProviderError when this machine
@@ -260,7 +265,7 @@ def open_model(
     if not path.is_dir():
         settings = settings or (untuned if threads is None else None)
         session = open_session(path, provider=provider, threads=threads, settings=settings)
-        return _model(path, session, labels_of(path, session.metadata), None)
+        return _model(path, session, labels_of(path, session.metadata), None, task)
     from serving.bundles.bundle import open_bundle
 
     bundle = open_bundle(path)
@@ -269,11 +274,15 @@ def open_model(
         profile = profile_for(bundle.manifest.profiles, provider, goal)
         settings = profile.applied if profile else untuned
     session = open_session(bundle.model, provider=provider, threads=threads, settings=settings)
-    return _model(path, session, bundle.manifest.labels, profile)
+    return _model(path, session, bundle.manifest.labels, profile, task)
 
 
 def _model(
-    path: Path, session: Session, labels: tuple[str, ...] | None, profile: Profile | None
+    path: Path,
+    session: Session,
+    labels: tuple[str, ...] | None,
+    profile: Profile | None,
+    task: Task | None,
 ) -> Model:
     if len(session.inputs) != 1:
         names = ", ".join(info.name for info in session.inputs)
@@ -286,12 +295,14 @@ def _model(
     outputs = tuple(info for info in session.outputs if info.is_array)
     if not outputs:
         raise ModelError(f"{path}: none of its outputs is an array")
+    which = class_outputs(outputs, task or ("classification" if labels else None))
     model = Model(
         path=path,
         session=session,
         input=session.inputs[0],
         outputs=outputs,
-        scores=None if is_reconstruction(outputs) else scores_of(outputs),
+        scores=None if is_reconstruction(outputs) else which.scores,
+        label=which.label,
         labels=labels,
         profile=profile,
     )
@@ -303,15 +314,6 @@ def _model(
 def is_reconstruction(outputs: Sequence[TensorInfo]) -> bool:
     """Whether a model gives the rows again and the error of each, as an autoencoder does."""
     return {RECONSTRUCTION, ERROR} <= {info.name for info in outputs}
-
-
-def scores_of(outputs: Sequence[TensorInfo]) -> TensorInfo | None:
-    """The output with the scores: `probabilities`, else `logits`, else the only one that can be."""
-    tables = {info.name: info for info in outputs if is_table(info)}
-    for name in (PROBABILITIES, LOGITS):
-        if name in tables:
-            return tables[name]
-    return next(iter(tables.values())) if len(tables) == 1 else None
 
 
 def labels_of(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ FIRST_WORDS = {
     "--json": "Print the result as JSON.",
     "--provider": "Execution provider",
     "--seed": "Seed",
+    "--task": "What the model tells",
     "--threads": "Threads within one operator",
     "--track": "Whether MLflow records the run.",
 }

@@ -22,7 +22,8 @@ from pipeline.records.parity import (
     OutputDifference,
     Quantile,
 )
-from serving.runtime.tensors import LOGITS, PROBABILITIES, Array, is_table
+from serving.runtime.classes import Task, class_outputs
+from serving.runtime.tensors import LOGITS, Array, infos_of, is_table
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -201,6 +202,37 @@ def _place(values: Array, numbers: Integers) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """The class of each row, as one output decides it."""
+
+    output: str
+    """What the decision is called after."""
+    classes: Array
+    """int64 or text [rows]."""
+    scores: Array | None
+    """What tells how sure that is, floats [rows, classes]; None where nothing does."""
+
+    def known(self, labels: Integers | None) -> Integers | None:
+        """The rows' own classes, int64 [rows], where they can be compared: names are no numbers."""
+        return labels if self.classes.dtype.kind == "i" else None
+
+    def margins(self) -> Floats:
+        """How far the largest score of each row is above the second; NaN where there are none.
+
+        The one logit of two classes stands for the scores of both, itself and its negative, so the
+        margin is twice its size.
+        """
+        if self.scores is None:
+            return np.full(len(self.classes), np.nan)
+        values = self.scores.astype(np.float64)
+        if values.shape[1] == 1:
+            return 2 * np.abs(values[:, 0])
+        largest = np.partition(values, -2, axis=1)[:, -2:]
+        with np.errstate(invalid="ignore"):  # infinite scores: their difference is no number
+            return largest[:, 1] - largest[:, 0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRule:
     """Which outputs decide on a class, and when two scores nearly tie."""
 
@@ -208,21 +240,22 @@ class DecisionRule:
     """Largest margin of a near-tie; with `every_table` in parts of the output's largest value."""
     every_table: bool = False
     """Whether each output of floats [rows, classes] decides, whatever it is called."""
+    task: Task | None = None
+    """What is known of the model besides the names of its outputs, as `class_outputs` takes it."""
 
-    def scores(
-        self, answers: Mapping[str, Array], *, labelled: bool
-    ) -> dict[str, dict[str, Array]]:
-        """The scores of each decision, by the output that it is called after.
+    def decided(self, answers: Mapping[str, Array]) -> dict[str, Decided]:
+        """What is decided, by the output that it is called after.
 
-        Without `every_table` there is one at most, as `scores_of` tells it.
+        Without `every_table` there is one decision at most, as `decided_by` tells it.
         """
-        tables = [name for name, array in answers.items() if is_table(array)]
-        if self.every_table:
-            return {name: {LOGITS: answers[name]} for name in tables}
-        scores = scores_of(answers, labelled=labelled)
-        if scores is None:
-            return {}
-        return {next((name for name in scores if name in answers), tables[0]): scores}
+        if not self.every_table:
+            one = decided_by(answers, self.task)
+            return {one.output: one} if one else {}
+        tables = {name: array for name, array in answers.items() if is_table(array)}
+        return {
+            name: Decided(output=name, classes=array.argmax(axis=1), scores=array)
+            for name, array in tables.items()
+        }
 
     def margin(self, largest: float) -> float:
         """The largest margin of a near-tie of an output whose largest value is that."""
@@ -239,26 +272,27 @@ class DecisionCount:
         self.rows = self.near_tie_rows = 0
         self.flips = self.near_ties = 0
         self._named: list[Flip] = []
-        self._classes: Counter[int] = Counter()
+        self._classes: Counter[str] = Counter()
         self._right = np.zeros(4, np.int64)
         self._labelled = False
 
     def add(
         self,
-        wanted: Mapping[str, Array],
-        found: Mapping[str, Array],
+        wanted: Decided,
+        found: Decided,
         numbers: Integers,
         labels: Integers | None,
     ) -> None:
-        """Add rows: both sides' outputs by name, the rows' own numbers and their classes."""
-        before, after, margin = predicted(wanted), predicted(found), margins(wanted)
+        """Add rows: what both sides decide, the rows' own numbers and their classes."""
+        before, after, margin = wanted.classes, found.classes, wanted.margins()
+        labels = wanted.known(labels)
         near = margin <= self.near  # False for NaN: what is no number is no tie
         flipped = before != after
         self.rows += len(numbers)
         self.near_tie_rows += int(near.sum())
         self.flips += int((flipped & ~near).sum())
         self.near_ties += int((flipped & near).sum())
-        self._classes.update(before[flipped & ~near].tolist())
+        self._classes.update(map(str, before[flipped & ~near].tolist()))
         if labels is not None:
             self._labelled = True
             # 0: both wrong, 1: only the other is right, 2: only the reference is, 3: both are.
@@ -268,8 +302,8 @@ class DecisionCount:
             self._named.append(
                 Flip(
                     row=int(numbers[index]),
-                    reference=int(before[index]),
-                    other=int(after[index]),
+                    reference=before[index : index + 1].tolist()[0],
+                    other=after[index : index + 1].tolist()[0],
                     margin=float(margin[index]) if np.isfinite(margin[index]) else None,
                     near_tie=bool(near[index]),
                     label=None if labels is None else int(labels[index]),
@@ -288,7 +322,7 @@ class DecisionCount:
             near_tie_rows=self.near_tie_rows,
             near_tie_margin=self.near,
             flip_rate=wilson(self.flips, self.rows),
-            classes={str(label): count for label, count in sorted(self._classes.items())},
+            classes=dict(sorted(self._classes.items(), key=_by_number)),
             named=tuple(self._named),
             reference_accuracy=(both_right + lost) / total if self._labelled else None,
             accuracy=(both_right + gained) / total if self._labelled else None,
@@ -296,40 +330,29 @@ class DecisionCount:
         )
 
 
-def scores_of(answers: Mapping[str, Array], *, labelled: bool) -> dict[str, Array] | None:
-    """The outputs that decide on a class; None for a model that answers none.
+def decided_by(answers: Mapping[str, Array], task: Task | None = None) -> Decided | None:
+    """The class of each row by the output that tells it; None for a model that tells none.
 
-    They are called `logits` and `probabilities`; where no output is called so but rows have
-    classes, the only output of floats [rows, classes] is taken for the logits.
+    `class_outputs` says which one that is. The logits, where there are some, tell how sure it is.
     """
-    named = {name: answers[name] for name in (LOGITS, PROBABILITIES) if name in answers}
-    tables = {name: array for name, array in answers.items() if is_table(array)}
-    if any(name in tables for name in named):
-        return {name: array for name, array in named.items() if array.ndim == 2}
-    if labelled and len(tables) == 1:
-        return {LOGITS: next(iter(tables.values()))}
-    return None
+    which = class_outputs(infos_of(answers), task)
+    name = which.scores.name if which.scores else None
+    scores = answers[name] if name else None
+    if which.label:
+        classes = answers[which.label.name].reshape(-1)
+        return Decided(output=which.label.name, classes=classes, scores=scores)
+    if name is None or scores is None:
+        return None
+    logits = answers.get(LOGITS)
+    if logits is not None and logits.ndim == 2:
+        return Decided(output=LOGITS, classes=scores.argmax(axis=1), scores=logits)
+    return Decided(output=name, classes=scores.argmax(axis=1), scores=scores)
 
 
-def predicted(scores: Mapping[str, Array]) -> Integers:
-    """The class of each row, int64 [rows]: the largest probability, or the largest logit."""
-    deciding = scores[PROBABILITIES] if PROBABILITIES in scores else scores[LOGITS]
-    classes: Integers = deciding.argmax(axis=1).astype(np.int64)
-    return classes
-
-
-def margins(scores: Mapping[str, Array]) -> npt.NDArray[np.float64]:
-    """How far the largest score of each row is above the second, float64 [rows].
-
-    Of the logits where there are some. The one logit of two classes stands for the scores of both,
-    itself and its negative, so the margin is twice its size.
-    """
-    values = scores[LOGITS if LOGITS in scores else PROBABILITIES].astype(np.float64)
-    if values.shape[1] == 1:
-        return 2 * np.abs(values[:, 0])
-    largest = np.partition(values, -2, axis=1)[:, -2:]
-    with np.errstate(invalid="ignore"):  # infinite scores: their difference is no number
-        return largest[:, 1] - largest[:, 0]
+def _by_number(item: tuple[str, int]) -> tuple[int, str]:
+    """Classes in the order of their numbers, then those that are names."""
+    name = item[0]
+    return (int(name), "") if name.lstrip("-").isdecimal() else (0, name)
 
 
 def wilson(count: int, total: int) -> ConfidenceInterval:

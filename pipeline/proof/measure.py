@@ -107,13 +107,12 @@ class BatchSizeParity:
     def __init__(self, kept: Kept, rule: DecisionRule) -> None:
         """Nothing is added yet."""
         self._rule = rule
-        self._labelled = kept.rows.labels is not None
         self._differences = {name: Differences(name) for name in kept.outputs}
         first = {name: array[:1] for name, array in kept.outputs.items()}
         largest = kept.largest()
         self._decisions = {
             name: DecisionCount(name, rule.margin(largest.get(name, 0.0)))
-            for name in rule.scores(first, labelled=self._labelled)
+            for name in rule.decided(first)
         }
 
     def add(
@@ -126,7 +125,7 @@ class BatchSizeParity:
         """Add rows: both sides' outputs by name, the rows' own numbers and their classes."""
         for name, difference in self._differences.items():
             difference.add(wanted[name], found[name], numbers)
-        before, after = (self._rule.scores(one, labelled=self._labelled) for one in (wanted, found))
+        before, after = self._rule.decided(wanted), self._rule.decided(found)
         for name, decisions in self._decisions.items():
             decisions.add(before[name], after[name], numbers, labels)
 

@@ -14,6 +14,7 @@ from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, Side, check_alike
 from pipeline.proof.tracing.divergence import explained
 from pipeline.records.parity import PairReport, SideInfo, VariantParity
+from serving.runtime.classes import Task
 
 SAMPLE, ONNX_REFERENCE_ROWS, SEED = 256, 2, 1
 NEAR_TIE = 1e-6
@@ -31,16 +32,20 @@ def compare(
     batch_sizes: Sequence[int],
     hostile: bool = True,
     explain: bool = False,
+    task: Task | None = None,
 ) -> PairReport:
     """Compare any two sides on any rows, and say where they part if they do.
 
     The other one is run at every batch size as ONNX Runtime runs it by default. Hostile rows are
     not asked beside a module, whose rows may be drawn themselves. With `explain` the layer with the
-    largest difference is named even where every limit is met. Raises InputError for sides that do
-    not take and answer the same.
+    largest difference is named even where every limit is met. `task` is the user's word of what the
+    models tell, where nothing else says it. Raises InputError for sides that do not take and answer
+    the same.
     """
     check_alike(reference, other)
-    rule = DecisionRule(near=2 * min(limits.max_abs_diff or NOISE, NOISE))
+    # Rows with classes say that there are some; which output tells them may need the user's word.
+    task = task or ("classification" if rows.labels is not None else None)
+    rule = DecisionRule(near=2 * min(limits.max_abs_diff or NOISE, NOISE), task=task)
     from_module = isinstance(reference, ModuleSide)
     if from_module:
         # Its outputs are called anything: each table of scores decides on a class, and as nobody

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
-from pipeline.proof.differences import Differences, predicted, scores_of, wilson
+from pipeline.proof.differences import Differences, decided_by, wilson
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.overflow import without_vnni
@@ -25,6 +25,7 @@ from serving.errors import ModelError, one_line
 from serving.files import sha256_of_bytes
 from serving.measuring.feeds import feeds_of, fixed_batch
 from serving.measuring.pairing import PairedRatio, paired_ratio
+from serving.runtime.classes import Task
 from serving.runtime.kernels import VNNI, needs_in
 from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import Array, answer_in_batches, as_fed
@@ -171,10 +172,10 @@ def compare_answers(
     rows = len(next(iter(wanted.values())))
     if not all(np.isfinite(array).all() for array in found.values() if array.dtype.kind == "f"):
         return Quality(measure="not finite", rows=rows)
-    before, after = (scores_of(one, labelled=True) for one in (wanted, found))
+    task: Task | None = "classification" if labels is not None else None
+    before, after = (decided_by(one, task) for one in (wanted, found))
     if before is not None and after is not None:
-        known = None if labels is None else labels[:rows]
-        return _decided(predicted(before), predicted(after), known)
+        return _decided(before.classes, after.classes, before.known(labels))
     if ERROR in wanted and wanted[ERROR].ndim == 1:
         errors, others = (array[ERROR].astype(np.float64) for array in (wanted, found))
         return _measured("mean error", errors, others - errors)
@@ -266,8 +267,8 @@ def _failed(recipe: Recipe, error: Exception) -> Try:
 
 
 def _decided(
-    before: npt.NDArray[np.int64],
-    after: npt.NDArray[np.int64],
+    before: Array,
+    after: Array,
     labels: npt.NDArray[np.int64] | None,
 ) -> Quality:
     """How many rows are decided wrongly now; without labels, otherwise than before."""

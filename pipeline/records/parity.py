@@ -112,9 +112,9 @@ class Flip:
     """One row whose predicted class is another one."""
 
     row: int
-    reference: int
-    """The class that the reference answers."""
-    other: int
+    reference: int | str
+    """The class that the reference answers: its number, or the label that the model gives."""
+    other: int | str
     margin: float | None
     """Between the reference's two largest scores; None where it is no number."""
     near_tie: bool

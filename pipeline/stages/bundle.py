@@ -30,8 +30,9 @@ from serving.drift.quantities import reference_of
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
+from serving.runtime.classes import Task, class_outputs
 from serving.runtime.session import Session, open_session
-from serving.runtime.tensors import LOGITS, PROBABILITIES, Array, as_fed, is_table
+from serving.runtime.tensors import Array, as_fed, infos_of
 
 GOLDEN_DIFF = 1e-4
 """What a device may be off where no gate says it, relative to the largest golden output."""
@@ -122,11 +123,13 @@ def bundle_file(
     _check_inputs(model, session)
     golden = _golden_rows(rows, session, golden_rows)
     answers = session.run({session.inputs[0].name: as_fed(golden)})
+    # Labels say that there are classes, as they will to whoever opens the bundle.
+    task: Task | None = "classification" if labels else None
     contents = BundleContents(
         name=model.stem,
         variant=FOREIGN,
         model=content,
-        labels=_labels(labels, answers),
+        labels=_labels(labels, answers, task),
         golden_input=golden,
         golden_max_abs_diff=_tolerance(proof.result, list(answers.values())),
         metrics={} if proof.result.accuracy is None else {"accuracy": proof.result.accuracy},
@@ -137,7 +140,7 @@ def bundle_file(
             git_revision=UNKNOWN,
             ferry_version=metadata.version("onnx-ferry"),
         ),
-        reference=_reference_of_rows(model, reference, session) if reference else None,
+        reference=_reference_of_rows(model, reference, session, task) if reference else None,
     )
     reason = f"it answers as {proof.reference.name} does, on {proof.data}"
     return _ship(folder, contents, reason=reason, goal=None, gains={})
@@ -167,9 +170,11 @@ def _ship(
     )
 
 
-def _reference(model: Path, training: Array, held_out: Array, data: str) -> Reference:
+def _reference(
+    model: Path, training: Array, held_out: Array, data: str, task: Task | None = None
+) -> Reference:
     words = known_words(onnx.load(model, load_external_data=False))
-    return reference_of(model, training, held_out=held_out, data=data, known_words=words)
+    return reference_of(model, training, held_out=held_out, data=data, known_words=words, task=task)
 
 
 def _gates(proven: VariantParity) -> dict[str, Gate]:
@@ -277,10 +282,10 @@ def _read_proof(path: Path, model: Path, sha256: str) -> PairReport:
     return proof
 
 
-def _reference_of_rows(model: Path, rows: str, session: Session) -> Reference:
+def _reference_of_rows(model: Path, rows: str, session: Session, task: Task | None) -> Reference:
     opened = open_rows(rows, session.inputs)
     array = opened.inputs[session.inputs[0].name]
-    return _reference(model, array, array, opened.name)
+    return _reference(model, array, array, opened.name, task)
 
 
 def _check_inputs(model: Path, session: Session) -> None:
@@ -305,8 +310,8 @@ def _golden_rows(rows: str, session: Session, count: int) -> Array:
     return taken
 
 
-def _labels(labels: Path | None, answers: dict[str, Array]) -> tuple[str, ...]:
-    classes = _classes(answers)
+def _labels(labels: Path | None, answers: dict[str, Array], task: Task | None) -> tuple[str, ...]:
+    classes = _classes(answers, task)
     if labels is None:
         return tuple(str(index) for index in range(classes or 0))
     lines = require(labels, "your own list of the classes").read_bytes()
@@ -329,17 +334,11 @@ def _labels(labels: Path | None, answers: dict[str, Array]) -> tuple[str, ...]:
     return names
 
 
-def _classes(answers: dict[str, Array]) -> int | None:
-    """How many classes the model tells: those of its scores, by their usual names, or its only."""
-    tables = {
-        name: value
-        for name, value in answers.items()
-        if isinstance(value, np.ndarray) and is_table(value)
-    }
-    for name in (PROBABILITIES, LOGITS):
-        if name in tables:
-            return int(tables[name].shape[1])
-    return int(next(iter(tables.values())).shape[1]) if len(tables) == 1 else None
+def _classes(answers: Mapping[str, Array], task: Task | None) -> int | None:
+    """How many classes the model tells: as many as it gives scores of."""
+    arrays = {name: one for name, one in answers.items() if isinstance(one, np.ndarray)}
+    scores = class_outputs(infos_of(arrays), task).scores
+    return arrays[scores.name].shape[1] if scores else None
 
 
 def _tolerance(proven: VariantParity, answers: Sequence[Array]) -> float:

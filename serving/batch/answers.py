@@ -1,6 +1,7 @@
 """The answers of a model as named columns, which is what `ferry predict` writes.
 
-A classifier gives a label and its score, any other model its outputs as they are.
+A classifier gives a label and its score, any other model its outputs as they are; one of them may
+be the label by the model's own word.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ Column = Array | NumberedIds
 Columns = dict[str, Column]
 """The columns by name, in order."""
 
-ID = "id"
+ID, LABEL = "id", "label"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +52,10 @@ def answer(
 
     A classifier gives id, label, label_index, probability (score where it is none), with `top_k`
     the best classes and their scores as lists, best first, and with `all_classes` one column per
-    class; a reconstruction id, error and reconstruction; any other model id and its outputs in
-    their order. Raises what `Model.predict` and `Model.answers` raise, and UsageError for a `top_k`
-    of more classes than there are.
+    class; a reconstruction id, error and reconstruction; any other model
+    id and its outputs in their order, after the label if one of them is that. Raises what
+    `Model.predict` and `Model.answers` raise, and UsageError for a `top_k` of more classes than
+    there are.
     """
     size = batch_rows or len(rows)
     columns: Columns = {ID: ids if isinstance(ids, NumberedIds) else np.array(ids, object)}
@@ -62,9 +64,11 @@ def answer(
         columns |= _classes(prediction, all_classes=all_classes, top_k=top_k)
         return Answer(columns=columns, finite=_finite([prediction.scores], len(rows)))
     outputs = model.answers(rows, batch_rows=size, parallel=parallel)
+    if model.label:
+        columns[LABEL] = outputs.pop(model.label.name).reshape(-1)
     first = [ERROR, RECONSTRUCTION] if model.kind == "reconstruction" else []
     for name in dict.fromkeys([*first, *outputs]):
-        columns[f"output_{name}" if name == ID else name] = outputs[name]
+        columns[f"output_{name}" if name in columns else name] = outputs[name]
     return Answer(columns=columns, finite=_finite(outputs.values(), len(rows)))
 
 
@@ -77,7 +81,7 @@ def _classes(prediction: Prediction, *, all_classes: bool, top_k: int | None) ->
     score = "probability" if prediction.are_probabilities else "score"
     names = np.array(prediction.labels, object)
     columns: Columns = {
-        "label": names[prediction.label_index],
+        LABEL: names[prediction.label_index],
         "label_index": prediction.label_index,
         score: prediction.score,
     }

@@ -224,7 +224,9 @@ class Actor:
         chunk_rows: int,
     ) -> None:
         """Open the model; raises ModelError when it is not the one that the run was begun with."""
-        self._model = open_model(model, provider=options.provider, settings=settings)
+        self._model = open_model(
+            model, provider=options.provider, settings=settings, task=options.task
+        )
         if self._model.session.sha256 != sha256:
             raise ModelError(f"{model} is another model here than where the run was begun")
         self._options, self._inputs = options, inputs

@@ -23,7 +23,7 @@ from serving.errors import IntegrityError, OutputError
 from serving.files import atomic_write, json_line, read_record, sync_folder, write_bytes, write_text
 from serving.inputs.inputs import Place
 
-SCHEMA = 1
+SCHEMA = 2
 OURS = ("part-*", "_part-*", ".part-*", "._part-*", "_errors.jsonl", "_manifest.jsonl")
 """What a run leaves in a folder of shards."""
 WORDS = {
@@ -97,6 +97,7 @@ class RunKey:
     limit: int | None
     probabilities: bool
     top_k: int | None
+    task: str | None
     format: str
     reference: bool
 

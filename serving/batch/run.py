@@ -20,6 +20,7 @@ from serving.inputs.inputs import Inputs, Place, open_inputs
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.machine.environment import ferry_version, runtime_wheels
 from serving.model import Model, open_model
+from serving.runtime.classes import Task
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
 
@@ -55,6 +56,8 @@ class PredictOptions(ReadOptions):
     """Whether the score of every class is written too; for classifiers only."""
     top_k: int | None = None
     """Whether the best classes of each row are written too, and how many; for classifiers only."""
+    task: Task | None = None
+    """What the model tells, where its outputs, metadata and labels do not say it."""
     format: str | None = None
     """One of `serving.batch.writers.FORMATS`; None to guess it from the suffix of the output."""
     default_format: str = "csv"
@@ -135,6 +138,7 @@ class PredictRun:
             limit=options.limit,
             probabilities=options.probabilities,
             top_k=options.top_k,
+            task=options.task,
             format=self.form,
             reference=options.reference,
         )
@@ -209,7 +213,10 @@ def prepare(
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"
-        raise UsageError(f"{flag} is for classifiers, {path} gives no scores of classes")
+        raise UsageError(
+            f"{flag} is for classifiers, and nothing says that {path} gives scores of classes; "
+            f"--task classification says it of its only table of floats"
+        )
     names = tuple(map(str, inputs))
     batch_rows = model.fixed_batch or options.batch_rows or model.batch_rows
     return PredictRun(
@@ -281,8 +288,8 @@ def _open(path: Path, options: PredictOptions) -> Model:
     parallel = options.workers or max(1, side_by_side)
     settings = SessionSettings(threads=threads, parallel=parallel)
     if options.threads or options.workers:
-        return open_model(path, provider=options.provider, settings=settings)
-    return open_model(path, provider=options.provider, untuned=settings)
+        return open_model(path, provider=options.provider, settings=settings, task=options.task)
+    return open_model(path, provider=options.provider, untuned=settings, task=options.task)
 
 
 def _describe(item: InputRow | UnreadableRow) -> FirstRow:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.console import PATH, json_option, note, show
+from serving.console import PATH, json_option, note, show, task_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,7 @@ AUTO = click.types.FuncParamType(count)
 )
 @click.option("--probabilities", is_flag=True, help="Also write the score of every class.")
 @click.option("--top-k", metavar="K", type=COUNT, help="Also write the K best classes.")
+@task_option
 @click.option("--resize", is_flag=True, help="Fit images to the size and colors of the model.")
 @click.option("--array", metavar="NAME", help="Which array of an .npz file to read.")
 @click.option(
@@ -114,8 +115,9 @@ def predict(
     beside the output, in FILE.errors.jsonl.
 
     A classifier gives id, label, label_index and probability; a reconstruction gives id, error and
-    reconstruction; any other model gives id and its outputs. The id is the path of the image, or
-    the file and the number of the row, counted from 0: rows.csv:12.
+    reconstruction; any other model gives id and its outputs, and first the label if one of them is
+    that. The id is the path of the image, or the file and the number of the row, counted from 0:
+    rows.csv:12.
 
     A run that was stopped or killed goes on when the same command is given again; every row is
     written once.

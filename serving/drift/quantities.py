@@ -21,6 +21,7 @@ from serving.batch.answers import answer
 from serving.bundles.reference import AnswerKind, Quantity, Reference, Side
 from serving.errors import InputError
 from serving.model import Model, open_model
+from serving.runtime.classes import Task
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import Array
@@ -150,14 +151,22 @@ MOST_ROWS = 5000
 
 
 def reference_of(
-    path: Path, training: Array, *, held_out: Array, data: str, known_words: Sequence[str] = ()
+    path: Path,
+    training: Array,
+    *,
+    held_out: Array,
+    data: str,
+    known_words: Sequence[str] = (),
+    task: Task | None = None,
 ) -> Reference:
     """Measure rows of the training data `data`, and the model's answers to rows `held_out`.
 
-    Both are [rows, ...] as the model takes them; `known_words` is the vocabulary of a text model.
-    Raises InputError for no rows, and when the model gives a finite answer to none.
+    Both are [rows, ...] as the model takes them; `known_words` is the vocabulary of a text model,
+    `task` what the model tells where it does not say so. Raises InputError for no rows, and when
+    the model gives a finite answer to none.
     """
-    model = open_model(path, settings=SessionSettings(threads=1, parallel=allowed_cores()))
+    settings = SessionSettings(threads=1, parallel=allowed_cores())
+    model = open_model(path, settings=settings, task=task)
     words = frozenset(known_words)
     training, held_out = _spaced(training), _spaced(held_out)
     if not len(training) or not len(held_out):

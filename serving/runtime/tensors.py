@@ -65,6 +65,14 @@ class TensorInfo:
         return np.zeros((0, *axes), self.dtype)
 
 
+def infos_of(arrays: Arrays) -> list[TensorInfo]:
+    """What arrays are, by name: answers that are there say more of their shapes than a model."""
+    return [
+        TensorInfo(name=name, dtype=str(array.dtype), shape=array.shape)
+        for name, array in arrays.items()
+    ]
+
+
 def answer_in_batches(
     call: Callable[[Arrays], Arrays],
     feeds: Arrays,

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.proof.differences import (
+    Decided,
     DecisionCount,
     DecisionRule,
     Differences,
-    margins,
+    decided_by,
     mcnemar,
-    predicted,
-    scores_of,
     ulp_bins,
     units_in_the_last_place,
     wilson,
@@ -193,6 +192,12 @@ def answers(logits: np.ndarray) -> dict[str, np.ndarray]:
     return {"logits": logits, "probabilities": softmax(logits)}
 
 
+def decided(answered: dict[str, np.ndarray]) -> Decided:
+    found = decided_by(answered)
+    assert found is not None
+    return found
+
+
 def decide(
     wanted: np.ndarray, found: np.ndarray, labels: np.ndarray | None = None, step: int = 7
 ) -> Decisions:
@@ -201,7 +206,8 @@ def decide(
         piece = slice(start, start + step)
         known = None if labels is None else labels[piece]
         numbers = np.arange(start, min(start + step, len(wanted)))
-        count.add(answers(wanted[piece]), answers(found[piece]), numbers, known)
+        before, after = (decided(answers(one[piece])) for one in (wanted, found))
+        count.add(before, after, numbers, known)
     return count.report()
 
 
@@ -289,9 +295,10 @@ def test_accuracy_and_what_was_lost_and_gained(logits: np.ndarray) -> None:
 def test_one_logit_of_two_classes_has_twice_its_size_as_margin() -> None:
     logits = np.array([[0.4], [-3.0], [1e-4]])
     both = 1 / (1 + np.exp(np.concatenate([logits, -logits], axis=1)))
-    decisions = {"logits": logits, "probabilities": both}
-    assert margins(decisions).tolist() == pytest.approx([0.8, 6.0, 2e-4])
-    assert predicted(decisions).tolist() == [1, 0, 1]
+    found = decided({"logits": logits, "probabilities": both})
+    assert found.output == "logits"
+    assert found.margins().tolist() == pytest.approx([0.8, 6.0, 2e-4])
+    assert found.classes.tolist() == [1, 0, 1]
 
 
 def test_a_logit_within_the_limit_of_zero_is_a_near_tie() -> None:
@@ -304,7 +311,7 @@ def test_a_logit_within_the_limit_of_zero_is_a_near_tie() -> None:
         classes = np.concatenate([-logits, logits], axis=1)
         return {"logits": logits, "probabilities": 1 / (1 + np.exp(-classes))}
 
-    count.add(binary(before), binary(after), np.arange(2), None)
+    count.add(decided(binary(before)), decided(binary(after)), np.arange(2), None)
     assert (count.flips, count.near_ties) == (1, 1)
 
 
@@ -336,26 +343,32 @@ def test_mcnemar_is_the_exact_binomial_test(lost: int, gained: int) -> None:
     assert mcnemar(gained, lost).p_value == pytest.approx(found.p_value)
 
 
-def test_which_outputs_decide() -> None:
-    table, one = np.zeros((3, 4), np.float32), np.zeros((3, 1), np.float32)
-    picture, row = np.zeros((3, 2, 2, 1), np.float32), np.zeros(3, np.float32)
-    both = {"logits": one, "probabilities": table}
-    assert scores_of(both, labelled=False) == both
-    assert scores_of({"logits": table, "hidden": picture}, labelled=False) == {"logits": table}
-    assert scores_of({"reconstruction": picture, "error": row}, labelled=True) is None
-    assert scores_of({"embedding": table}, labelled=False) is None
-    assert scores_of({"output": table, "ids": row}, labelled=True) == {"logits": table}
-    assert scores_of({"a": table, "b": table}, labelled=True) is None
-    assert scores_of({"logits": one}, labelled=False) is None
+def test_the_label_of_the_model_decides_and_not_its_largest_score() -> None:
+    """Of k-means the scores are distances: the largest one is the farthest cluster's."""
+    distances = np.array([[0.1, 2.0], [3.0, 0.2]], np.float32)
+    found = decided({"label": np.array([[0], [1]]), "scores": distances})
+    assert (found.output, found.classes.tolist()) == ("label", [0, 1])
+    assert np.isnan(found.margins()).all()
+
+
+def test_labels_that_are_texts_flip_by_name_and_have_no_accuracy() -> None:
+    count = DecisionCount("label", NEAR)
+    scores = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    before, after = (
+        decided({"label": np.array(names, object), "probabilities": scores})
+        for names in (["cat", "dog"], ["cat", "cat"])
+    )
+    count.add(before, after, np.arange(2), np.array([0, 1]))
+    found = count.report()
+    assert (found.flips, found.classes, found.accuracy) == (1, {"dog": 1}, None)
+    assert (found.named[0].reference, found.named[0].other) == ("dog", "cat")
+    assert found.named[0].margin == pytest.approx(0.6)
 
 
 def test_every_table_of_a_module_decides_with_a_margin_of_its_own() -> None:
     rule = DecisionRule(near=1e-6, every_table=True)
     table, row = np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
-    found = rule.scores({"hidden": table, "loss": row, "logits": table}, labelled=False)
-    assert {name: list(scores) for name, scores in found.items()} == {
-        "hidden": ["logits"],
-        "logits": ["logits"],
-    }
+    found = rule.decided({"hidden": table, "loss": row, "logits": table})
+    assert list(found) == ["hidden", "logits"]
     assert rule.margin(50.0) == pytest.approx(5e-5)
     assert DecisionRule(near=2e-4).margin(50.0) == 2e-4

@@ -50,10 +50,12 @@ def test_without_classes_agreement_counts() -> None:
     assert (found.reference, found.value) == (1, 0.75)
 
 
-def test_the_one_table_of_an_unknown_model_is_taken_for_scores() -> None:
+def test_the_one_table_of_an_unknown_model_holds_scores_if_its_rows_have_classes() -> None:
     one, other = scores([0, 1])["logits"], scores([0, 2])["logits"]
     found = compare_answers({"output_7": one}, {"output_7": other}, None)
-    assert (found.measure, found.flips) == ("agreement", 1)
+    assert (found.measure, found.flips) == ("difference", None)
+    found = compare_answers({"output_7": one}, {"output_7": other}, np.array([0, 1]))
+    assert (found.measure, found.flips) == ("accuracy", 1)
 
 
 def test_a_mean_error_that_grows() -> None:

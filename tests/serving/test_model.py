@@ -112,13 +112,13 @@ def test_scores_are_not_called_probabilities(tmp_path: Path) -> None:
         _ = answer.probability
 
 
-def test_any_single_float_output_will_do(tmp_path: Path) -> None:
-    model = open_model(saved(tmp_path, passing(TensorProto.DOUBLE, ["n", None])))
-    answer = model.predict(np.array([[1.0, 5.0, 2.0]]))
+def test_any_single_table_holds_scores_by_the_users_word_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path, passing(TensorProto.DOUBLE, ["n", None]))
+    assert open_model(path).kind == "other"
+    answer = open_model(path, task="classification").predict(np.array([[1.0, 5.0, 2.0]]))
     assert (answer.label, answer.score.tolist()) == (["1"], [5.0])
-    half = open_model(
-        saved(tmp_path, passing(TensorProto.FLOAT, [None, 2], out_type=TensorProto.FLOAT16))
-    )
+    path = saved(tmp_path, passing(TensorProto.FLOAT, [None, 2], out_type=TensorProto.FLOAT16))
+    half = open_model(path, task="classification")
     assert half.predict(np.array([[0.5, 0.25]], np.float32)).scores.dtype == np.float32
 
 
@@ -243,7 +243,8 @@ def test_labels_that_are_not_as_many_as_the_scores(tmp_path: Path) -> None:
 
 
 def test_a_classes_axis_that_turns_out_to_be_one(tmp_path: Path) -> None:
-    model = open_model(saved(tmp_path, passing(TensorProto.FLOAT, ["n", None])))
+    path = saved(tmp_path, passing(TensorProto.FLOAT, ["n", None]))
+    model = open_model(path, task="classification")
     with pytest.raises(ModelError, match=r"has shape \[5, 1\]"):
         model.predict(np.zeros((5, 1), np.float32))
 
@@ -264,9 +265,9 @@ def test_strings_are_taken_as_numpy_gives_them(tmp_path: Path) -> None:
     model = open_model(saved(tmp_path, content))
     assert model.takes() == "string [rows, 2]"
     for rows in (np.array([["1.5", "4"]]), np.array([["1.5", "4"]], dtype=object)):
-        assert model.predict(rows).label_index.tolist() == [1]
+        assert model.answers(rows)["out0"].tolist() == [[1.5, 4.0]]
     with pytest.raises(InputError, match="takes string"):
-        model.predict(np.array([[1.5, 4.0]]))
+        model.answers(np.array([[1.5, 4.0]]))
 
 
 def test_paths_that_hold_no_model(tmp_path: Path) -> None:

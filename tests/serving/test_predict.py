@@ -271,7 +271,12 @@ def test_probabilities_of_what_has_none(tmp_path: Path) -> None:
 def test_a_row_that_gives_no_number_has_no_label(tmp_path: Path) -> None:
     (tmp_path / "same.onnx").write_bytes(passing(FLOAT, ["n", 2]))
     np.save(tmp_path / "rows.npy", np.array([[1, 2], [np.nan, 1], [4, 3]], np.float32))
-    report = predict(tmp_path / "same.onnx", [tmp_path / "rows.npy"], output=tmp_path / "out.csv")
+    report = predict(
+        tmp_path / "same.onnx",
+        [tmp_path / "rows.npy"],
+        output=tmp_path / "out.csv",
+        options=PredictOptions(task="classification"),
+    )
     assert [row["label"] for row in read(tmp_path / "out.csv")] == ["1", "0"]
     assert report.errors_file is not None
     (line,) = report.errors_file.read_text().splitlines()
