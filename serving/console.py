@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
+ALLOW = "FERRY_ALLOW"
+"""The variable that names what a processor may lack of what a model needs."""
 EXTRA_PACKAGES = {
     *("dvc", "filelock", "jinja2", "matplotlib", "mlflow", "onnx", "onnxscript", "optuna"),
     *("pydantic", "pydantic_core", "pynvml", "requests", "safetensors", "scipy", "sklearn"),
@@ -59,6 +61,24 @@ def task_option(command: Command) -> Command:
         "--task",
         type=click.Choice(["classification", "regression"]),
         help="What the model tells, where it does not say so: scores of classes, or no classes.",
+    )
+    return option(command)
+
+
+def allow_option(command: Command) -> Command:
+    """Add `--allow`, which lets a model run on a processor that lacks what it needs."""
+
+    def remember(_context: click.Context, _option: click.Parameter, needs: str | None) -> None:
+        if needs:  # for the processes that a command starts as well
+            os.environ[ALLOW] = needs
+
+    option = click.option(
+        "--allow",
+        type=click.Choice(["vnni"]),
+        envvar=ALLOW,
+        expose_value=False,
+        callback=remember,
+        help="Run a model that needs this of the processor, on one that lacks it.",
     )
     return option(command)
 

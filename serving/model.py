@@ -21,6 +21,7 @@ from serving.bundles.profiles import Goal, Profile, profile_for
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
 from serving.runtime.binding import BoundPool, can_bind
 from serving.runtime.classes import Task, are_probabilities, class_outputs
+from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import (
@@ -253,7 +254,8 @@ def open_model(
 
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
     ModelError for a file that cannot be run or has not one input, ProviderError when this machine
-    cannot run it on `provider`, and UsageError for settings that do not go together.
+    cannot run it on `provider` or lacks what it needs, and UsageError for settings that do not go
+    together.
     """
     path = Path(path)
     if not path.exists():
@@ -265,10 +267,12 @@ def open_model(
     if not path.is_dir():
         settings = settings or (untuned if threads is None else None)
         session = open_session(path, provider=provider, threads=threads, settings=settings)
+        refuse_lacking(needs_in(session.metadata), str(path), provider)
         return _model(path, session, labels_of(path, session.metadata), None, task)
     from serving.bundles.bundle import open_bundle
 
     bundle = open_bundle(path)
+    refuse_lacking(bundle.manifest.needs, str(path), provider)
     profile: Profile | None = None
     if threads is None and settings is None:
         profile = profile_for(bundle.manifest.profiles, provider, goal)

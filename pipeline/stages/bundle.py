@@ -19,6 +19,7 @@ from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.exporting.tokenizer import known_words
 from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.rows import open_rows
+from pipeline.quantization.overflow import needs_of
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain, gains_over_fp32, on_cpu
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
@@ -84,6 +85,7 @@ def bundle(
             git_revision=trained.git_revision,
             ferry_version=open_session(content, threads=1).metadata["ferry.version"],
         ),
+        needs=needs_of(onnx.load_model_from_string(content)),
         reference=_reference(models[variant], training, held_out, data.name),
     )
     report = _ship(folder, contents, reason=reason, goal=config.goal, gains=gains)
@@ -140,6 +142,7 @@ def bundle_file(
             git_revision=UNKNOWN,
             ferry_version=metadata.version("onnx-ferry"),
         ),
+        needs=needs_of(onnx.load_model_from_string(content)),
         reference=_reference_of_rows(model, reference, session, task) if reference else None,
     )
     reason = f"it answers as {proof.reference.name} does, on {proof.data}"

@@ -7,16 +7,19 @@ be the canonical text of what it says, and it holds the sha256 of that text, so 
 can change unnoticed.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.bundles.onnxfile import read_header
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
-from serving.errors import InputError, IntegrityError, MissingInputError
+from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import dump_json, read_json, read_record, sha256_of_bytes
+from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.tensors import TensorInfo
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
@@ -24,7 +27,7 @@ MANIFEST = "manifest.json"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
 OPTIONAL = (REFERENCE,)
 RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FOREIGN = "file"
 """The variant of a model that ferry did not export, and that says nothing of itself."""
 
@@ -80,6 +83,8 @@ class BundleManifest:
     ir_version: int
     minimum_runtime: str
     """The first ONNX Runtime that takes the model, for instance "1.17"."""
+    needs: tuple[str, ...]
+    """What a processor must have to answer as was proven: ("vnni",), or nothing."""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     labels: tuple[str, ...]
@@ -146,9 +151,20 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(folder=folder, manifest=manifest, contents=contents)
 
 
-def model_source(path: Path) -> Path | bytes:
-    """What to make a session of: an ONNX file as it is, or that of a bundle, checked whole."""
-    return open_bundle(path).model if path.is_dir() else path
+def model_source(path: Path, provider: str) -> Path | bytes:
+    """What to make a session of: an ONNX file as it is, or that of a bundle, checked whole.
+
+    Raises ProviderError where this processor lacks what the model needs.
+    """
+    if path.is_dir():
+        bundle = open_bundle(path)
+        refuse_lacking(bundle.manifest.needs, str(path), provider)
+        return bundle.model
+    # What is no model, or not there, the session refuses in its own words.
+    with contextlib.suppress(OSError, ModelError):
+        metadata = read_header(path.read_bytes()).metadata
+        refuse_lacking(needs_in(metadata), str(path), provider)
+    return path
 
 
 def sealed(manifest: BundleManifest) -> BundleManifest:

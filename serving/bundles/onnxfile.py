@@ -1,11 +1,11 @@
-"""Read the few numbers of an ONNX file that ONNX Runtime does not give: IR version and opsets.
+"""Read the few things of an ONNX file that are asked before ONNX Runtime opens it.
 
 A model is a protobuf message, of which only the outermost fields are looked at, so the package
 `onnx` is not needed where models only run.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serving.errors import ModelError
 
@@ -19,9 +19,10 @@ IR_RUNTIME = {8: 10, 9: 15, 10: 18, 11: 23, 12: 24}
 
 ML_DOMAIN = "ai.onnx.ml"
 
-# Field numbers of ModelProto and of OperatorSetIdProto, and protobuf's wire types.
-IR_VERSION, OPSET_IMPORT = 1, 8
+# Field numbers of ModelProto and of the messages in it, and protobuf's wire types.
+IR_VERSION, OPSET_IMPORT, METADATA = 1, 8, 14
 DOMAIN, VERSION = 1, 2
+KEY, VALUE = 1, 2
 VARINT, LENGTH = 0, 2
 FIXED_SIZES = {1: 8, 5: 4}
 
@@ -33,6 +34,8 @@ class Header:
     ir_version: int
     opsets: Mapping[str, int]
     """Per operator domain; the default one is ""."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """The model's `metadata_props`."""
 
     @property
     def opset(self) -> int:
@@ -44,6 +47,7 @@ def read_header(content: bytes) -> Header:
     """The header of an ONNX file's bytes; ModelError when they are not a protobuf message."""
     ir_version = 0
     opsets: dict[str, int] = {}
+    metadata: dict[str, str] = {}
     try:
         for number, value in _fields(content):
             if number == IR_VERSION and isinstance(value, int):
@@ -51,9 +55,13 @@ def read_header(content: bytes) -> Header:
             elif number == OPSET_IMPORT and isinstance(value, bytes):
                 domain, version = _opset(value)
                 opsets[domain] = version
+            elif number == METADATA and isinstance(value, bytes):
+                entry = {key: part for key, part in _fields(value) if isinstance(part, bytes)}
+                key, text = (entry.get(at, b"").decode(errors="replace") for at in (KEY, VALUE))
+                metadata[key] = text
     except (LookupError, ValueError) as error:
         raise ModelError("the model is not an ONNX file, or it is cut short") from error
-    return Header(ir_version=ir_version, opsets=opsets)
+    return Header(ir_version=ir_version, opsets=opsets, metadata=metadata)
 
 
 def minimum_runtime(header: Header) -> str:

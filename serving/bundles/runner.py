@@ -12,6 +12,7 @@ Every file's sha256 is checked against manifest.json before the model is loaded.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import csv
 import functools
@@ -37,6 +38,12 @@ except ImportError as missing:
 
 FOLDER = Path(__file__).resolve().parent
 BATCH_ROWS = 32
+# Two bytes times two weights of 127, as ONNX: kernels that overflow do not answer SUM.
+PROBE = (
+    "CAU6TAoYCgFhCgFiEgF5Ig1NYXRNdWxJbnRlZ2VyEgFwKg0IAggBEANCAWJKAn9/WhMKAWESDgoMCAISCAoCCAEKAggC"
+    "YgkKAXkSBAoCCAZCBAoAEAo="
+)
+SUM = 2 * 255 * 127
 FAULTS = "EPFail Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented RuntimeException"
 ORT_ERRORS = (RuntimeError, ValueError, *(getattr(ort_state, name) for name in FAULTS.split()))
 
@@ -161,6 +168,8 @@ def _open(manifest: dict[str, Any], contents: dict[str, bytes], provider: str, t
         there = f"onnxruntime {onnxruntime.__version__} has {', '.join(sorted(known))}"
         raise RunnerError(f"provider {provider} is not there; {there}")
     options = _options(asked, threads)
+    if asked == "CPUExecutionProvider":
+        _check_kernels(manifest["needs"], options)
     model, chosen = contents["model.onnx"], [asked]
     try:
         session = onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
@@ -189,6 +198,18 @@ def _check_runtime(minimum: str) -> None:
     installed = onnxruntime.__version__
     if [int(n) for n in installed.split(".")[:2]] < [int(n) for n in minimum.split(".")]:
         raise RunnerError(f"the model needs onnxruntime {minimum} or newer, this is {installed}")
+
+
+def _check_kernels(needs: list[str], options: Any) -> None:
+    if not needs or os.environ.get("FERRY_ALLOW") in needs:
+        return
+    probe, cpu = base64.b64decode(PROBE), ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(probe, options, providers=cpu)
+    if session.run(None, {"a": np.full((1, 2), 255, np.uint8)})[0].item() != SUM:
+        raise RunnerError(
+            f"the model needs {needs[0]}, which this processor lacks: it would answer otherwise "
+            f"than it was proven to; --allow {needs[0]} runs it all the same"
+        )
 
 
 def _check_rows(rows: Any, info: dict[str, Any]) -> None:
@@ -274,6 +295,9 @@ def _arguments() -> argparse.Namespace:
     for command in (test, answer):
         command.add_argument("--provider", default="cpu", help="cpu, cuda, coreml, ...")
         command.add_argument("--threads", type=int, default=0, help="0: as ONNX Runtime likes")
+        command.add_argument(
+            "--allow", choices=["vnni"], help="run although the processor lacks it"
+        )
     return parser.parse_args()
 
 
@@ -281,6 +305,8 @@ def main() -> int:
     """Run one command; 0 done, 1 failed, 2 usage."""
     arguments = _arguments()
     options = {"provider": arguments.provider, "threads": arguments.threads}
+    if arguments.allow:
+        os.environ["FERRY_ALLOW"] = arguments.allow
     try:
         if arguments.command == "selftest":
             worst = selftest(**options)

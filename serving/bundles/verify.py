@@ -24,6 +24,7 @@ from serving.bundles.golden import check_golden
 from serving.bundles.onnxfile import minimum_runtime, read_header
 from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import IntegrityError, ModelError
+from serving.runtime.kernels import refuse_lacking
 from serving.runtime.session import ProviderProof, Session, open_session
 from serving.runtime.tensors import LOGITS, PROBABILITIES, TensorInfo
 
@@ -64,7 +65,8 @@ def verify(folder: Path, provider: str = "cpu", threads: int | None = None) -> V
     """Check a bundle's files, metadata, signature, labels, gates, golden outputs and runner.
 
     A failed check is part of the report, never an exception. Raises MissingInputError when
-    `folder` is not a bundle, and ProviderError when `provider` cannot run the model here.
+    `folder` is not a bundle, and ProviderError when `provider` cannot run the model here or the
+    processor lacks what it needs.
     """
     bundle: Bundle | None = None
     proof: ProviderProof | None = None
@@ -72,6 +74,7 @@ def verify(folder: Path, provider: str = "cpu", threads: int | None = None) -> V
     try:
         bundle = open_bundle(folder)
         checks.append(Check("files", PASSED, f"{len(bundle.contents)} files and manifest"))
+        refuse_lacking(bundle.manifest.needs, str(folder), provider)
         session = open_session(bundle.model, provider=provider, threads=threads)
         proof = session.proof
         checks += _checks(bundle, session)

@@ -62,6 +62,8 @@ class BundleContents:
     metrics: Mapping[str, float]
     parity: Mapping[str, Gate]
     source: ModelOrigin
+    needs: tuple[str, ...] = ()
+    """What a processor must have for the model; `needs` of the manifest."""
     reference: Reference | None = None
     """How the training data are distributed; None where nobody has them."""
 
@@ -142,6 +144,7 @@ def _manifest(
         opset=header.opset,
         ir_version=header.ir_version,
         minimum_runtime=minimum_runtime(header),
+        needs=contents.needs,
         inputs=session.inputs,
         outputs=session.outputs,
         labels=contents.labels,

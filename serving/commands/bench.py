@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.console import PATH, json_option, note, progress, show
+from serving.console import PATH, allow_option, json_option, note, progress, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,6 +115,7 @@ SERVER = "server"
     "--csv", "csv_file", metavar="FILE", type=PATH, help="Write the table there too, as CSV."
 )
 @click.option("-o", "--output", metavar="FILE", type=PATH, help="Where the report goes, as JSON.")
+@allow_option
 @json_option
 def bench(
     model: "Path",

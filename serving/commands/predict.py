@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.console import PATH, json_option, note, show, task_option
+from serving.console import PATH, allow_option, json_option, note, show, task_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +93,7 @@ AUTO = click.types.FuncParamType(count)
 @click.option(
     "--dry-run", is_flag=True, help="Run nothing; show what would be read, and the first rows."
 )
+@allow_option
 @json_option
 def predict(
     model: "Path",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.console import PATH, json_option, show
+from serving.console import PATH, allow_option, json_option, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Threads within one operator. (all cores)",
 )
+@allow_option
 @json_option
 def verify(bundle: "Path", provider: str, threads: int | None, as_json: bool) -> None:
     """Check everything that BUNDLE says of itself, and refuse it if one byte differs.

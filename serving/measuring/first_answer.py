@@ -17,7 +17,7 @@ def main() -> None:
 
     model, provider, *files = sys.argv[1:]
     path = Path(model)
-    session = open_session(model_source(path), provider=provider)
+    session = open_session(model_source(path, provider), provider=provider)
     rows = fixed_batch(session.inputs) or 1
     real = read_rows(Path(files[0]), session.inputs, path, rows) if files else {}
     session.run(feeds_of(session.inputs, real, rows))

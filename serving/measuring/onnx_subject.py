@@ -39,7 +39,7 @@ class OnnxSubject:
         self.model = model
         self.provider = provider
         self.rows_file = rows
-        self.content = model_source(model)
+        self.content = model_source(model, provider)
         self.session: Session | None = None
         self.real_rows: Mapping[str, Array] = {}
 

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from serving.console import ALLOW
 from serving.errors import ProviderError
 from serving.runtime.session import open_session
 
 VNNI = "vnni"
-ALLOW = "FERRY_ALLOW"
-"""The variable that names what may be missing: set by `--allow`, and inherited by processes."""
 PROBE = base64.b64decode(
     "CAU6TAoYCgFhCgFiEgF5Ig1NYXRNdWxJbnRlZ2VyEgFwKg0IAggBEANCAWJKAn9/WhMKAWESDgoMCAISCAoCCAEKAggC"
     "YgkKAXkSBAoCCAZCBAoAEAo="
@@ -40,8 +39,9 @@ def refuse_lacking(needs: Iterable[str], name: str, provider: str = "cpu") -> No
     if provider == "cpu" and VNNI in needs and VNNI not in allowed and overflows():
         raise ProviderError(
             f"{name} needs {VNNI}, which this processor lacks: sums of its int8 products overflow "
-            f"here, so that it answers otherwise than it was proven to; --allow {VNNI} runs it all "
-            f"the same, and recipes that end in -reduced make one that answers alike everywhere"
+            f"here, so that it answers otherwise than it was proven to; --allow {VNNI} or {ALLOW}="
+            f"{VNNI} runs it all the same, and recipes with -reduced make one that answers alike "
+            f"everywhere"
         )
 
 

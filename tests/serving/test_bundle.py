@@ -125,8 +125,8 @@ def test_a_forged_list_of_files_cannot_reach_outside(bundle: Path) -> None:
 
 
 def test_a_manifest_of_another_schema_is_refused(bundle: Path) -> None:
-    forge(bundle, schema_version=3)
-    assert "schema version 3, this ferry reads 2; make the bundle anew" in refused(bundle)
+    forge(bundle, schema_version=4)
+    assert "schema version 4, this ferry reads 3; make the bundle anew" in refused(bundle)
 
 
 def test_a_manifest_of_the_schema_before_is_refused_for_that(bundle: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_manifest_of_the_schema_before_is_refused_for_that(bundle: Path) -> No
     raw = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
     del raw["profiles"]
     (bundle / MANIFEST).write_text(json.dumps(raw | {"schema_version": 1}), encoding="utf-8")
-    message = f"{bundle / MANIFEST} has schema version 1, this ferry reads 2; make the bundle anew"
+    message = f"{bundle / MANIFEST} has schema version 1, this ferry reads 3; make the bundle anew"
     assert refused(bundle) == f"{message} with `ferry bundle`"
 
 
