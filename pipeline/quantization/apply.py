@@ -7,7 +7,7 @@ recurrent layers, transposed convolutions, tables of embeddings and large matric
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -51,9 +51,11 @@ FEWER = 8
 """The calibration "few" looks at one in so many rows."""
 STATIC_OPERATORS = ("Conv", "Gemm", "MatMul")
 """Those whose weights are quantized; the others hand on what is quantized already."""
+# Those for which onnxruntime has kernels of integers, or that vanish: else what goes through them
+# is made floats of and rounded anew. HardSigmoid, HardSwish, ReduceMean and Resize have none.
 CARRIERS = (
-    *("Add", "AveragePool", "Concat", "Flatten", "GlobalAveragePool", "MaxPool", "Relu"),
-    *("Reshape", "Transpose"),
+    *("Add", "AveragePool", "Clip", "Concat", "Flatten", "GlobalAveragePool", "LeakyRelu"),
+    *("MaxPool", "Mul", "Relu", "Reshape", "Sigmoid", "Transpose"),
 )
 # Not Conv, which is several times slower so than in float.
 DYNAMIC_OPERATORS = ["Attention", "EmbedLayerNormalization", "Gather", "LSTM", "MatMul"]
@@ -145,7 +147,7 @@ class Quantizer:
             reduce_range=recipe.reduced,
             activation_type=TYPES[static.activation],
             weight_type=TYPES[static.weight],
-            nodes_to_exclude=list(float_layers),
+            nodes_to_exclude=[*float_layers, *_scalings(self.prepared)],
             calibrate_method=METHODS[static.calibration],
             # Logits in 256 steps would tie where the trained model decides.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
@@ -163,6 +165,14 @@ def to_fp16(model: onnx.ModelProto, float_layers: Sequence[str] = ()) -> onnx.Mo
             copy.deepcopy(model), keep_io_types=True, node_block_list=list(float_layers)
         )
     return half
+
+
+def _scalings(model: onnx.ModelProto) -> Iterator[str]:
+    """The names of products with a constant: to round before and behind them costs more."""
+    known = {tensor.name for tensor in model.graph.initializer}
+    return (
+        node.name for node in model.graph.node if node.op_type == "Mul" and known & {*node.input}
+    )
 
 
 class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

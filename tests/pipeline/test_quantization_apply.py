@@ -8,7 +8,7 @@ from small_models import image_net, product_net, recurrent_net, rows_for, table_
 from pipeline.exporting import onnxmodel
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer, to_fp16, weight_only
-from pipeline.quantization.prepare import constants, prepare
+from pipeline.quantization.prepare import constants, prepare, replace_constant
 from pipeline.quantization.recipes import parse
 from serving.runtime.session import Session, open_session
 
@@ -297,3 +297,30 @@ def test_small_weights_and_weights_that_are_computed_stay() -> None:
     computed.graph.node.insert(0, onnx.helper.make_node("Neg", ["w2"], ["w2.computed"], "neg"))
     computed.graph.node[-1].input[1] = "w2.computed"
     assert weight_only(computed, 8).graph.node[-1].op_type == "MatMul"
+
+
+@pytest.mark.parametrize("operator", ["Clip", "LeakyRelu", "Sigmoid", "Mul"])
+def test_what_has_an_integer_kernel_takes_and_makes_integers(operator: str) -> None:
+    """Or a network of mobile size would be made floats of and rounded behind each layer."""
+    model = image_net()
+    (relu,) = [node for node in model.graph.node if node.name == "relu"]
+    relu.op_type = operator
+    if operator == "Clip":
+        relu.input.extend(["least", "most"])
+        replace_constant(model, "least", np.array(0, np.float32))
+        replace_constant(model, "most", np.array(6, np.float32))
+    elif operator == "Mul":
+        relu.input.append("c1")
+    made = Quantizer(model, rows_for(model, 16)).apply(parse("static-u8s8-reduced"))
+    for node in made.graph.node:
+        if node.name == "relu":
+            before = {one.op_type for one in made.graph.node if one.output[0] in node.input}
+            behind = {one.op_type for one in made.graph.node if node.output[0] in one.input}
+            assert (before, behind) == ({"DequantizeLinear"}, {"QuantizeLinear"})
+
+
+def test_a_product_with_a_constant_is_not_rounded() -> None:
+    made = Quantizer(IMAGES, rows_for(IMAGES, 16)).apply(parse("static-u8s8-reduced"))
+    (scaling,) = [node for node in made.graph.node if node.op_type == "Mul"]
+    (before,) = [node for node in made.graph.node if node.output[0] == scaling.input[0]]
+    assert before.op_type == "Sub"
