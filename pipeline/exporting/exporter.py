@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from pipeline.exporting import onnxmodel, tokenizer
+from pipeline.exporting.folding import fold_standardisation
 from pipeline.exporting.signatures import BATCH, causes, first_line
 from pipeline.network.graph import Graph
 from pipeline.records.ready import Kind
@@ -34,6 +35,7 @@ def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.Mod
     made = to_program(graph, example, opset).model_proto
     onnxmodel.name_by_module(made.graph)
     onnxmodel.strip(made)
+    fold_standardisation(made)
     if graph.kind == "text":
         tokenizer.prepend(made, graph.vocabulary)
     return made

@@ -24,15 +24,14 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
 from pipeline.proof.rows import Rows
+from pipeline.proof.tracing.values import makers
 from pipeline.quantization.overflow import needs_of
 from pipeline.quantization.prepare import (
     RawInput,
-    constants,
-    drop_unused_constants,
     noisiest_layers,
     prepare,
-    replace_constant,
     rewritten,
     with_raw_input,
 )
@@ -199,13 +198,15 @@ def _feed_pixels(model: onnx.ModelProto, raw: RawInput) -> None:
     quantizer = quantizers[0]
     replace_constant(model, quantizer.input[1], np.array(1, np.float32))
     replace_constant(model, quantizer.input[2], np.array(raw.zero, np.uint8))
-    makers = {name: node for node in model.graph.node for name in node.output}
-    subtract = makers[raw.centred]
+    made = makers(model.graph)
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name == quantizer.output[0]:
                 node.input[index] = raw.pixels
-    for node in (quantizer, subtract, makers[subtract.input[0]]):
+    gone = [quantizer]
+    while gone[-1].input[0] != raw.pixels:
+        gone.append(made[gone[-1].input[0]])
+    for node in gone:
         model.graph.node.remove(node)
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
+from pipeline.exporting.onnxmodel import constants
 from pipeline.quantization import recipes
 from pipeline.quantization.apply import STATIC_OPERATORS, Quantizer
 from pipeline.quantization.judging import Judge
-from pipeline.quantization.prepare import constants
 from pipeline.quantization.recipes import Recipe
 from pipeline.records.quantize import Budget, Search, Try
 from serving.runtime.kernels import VNNI, overflows

@@ -6,9 +6,10 @@ import pytest
 from small_models import image_net, product_net, recurrent_net, rows_for, table_net
 
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.onnxmodel import constants, replace_constant
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer, to_fp16, weight_only
-from pipeline.quantization.prepare import constants, prepare, replace_constant
+from pipeline.quantization.prepare import prepare
 from pipeline.quantization.recipes import parse
 from serving.runtime.session import Session, open_session
 

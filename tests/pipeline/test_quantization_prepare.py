@@ -8,13 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 from small_models import image_net, normal, product_net, recurrent_net, rows_for
 
-from pipeline.quantization.prepare import (
-    constants,
-    noisiest_layers,
-    prepare,
-    replace_constant,
-    with_raw_input,
-)
+from pipeline.exporting.onnxmodel import constants, replace_constant
+from pipeline.quantization.prepare import noisiest_layers, prepare, with_raw_input
 from serving.runtime.session import open_session
 
 OPERATORS = ("Conv", "Gemm")
