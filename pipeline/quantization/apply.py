@@ -30,6 +30,7 @@ from pipeline.proof.tracing.values import makers
 from pipeline.quantization.overflow import needs_of
 from pipeline.quantization.prepare import (
     RawInput,
+    keep_mean,
     noisiest_layers,
     prepare,
     rewritten,
@@ -132,6 +133,7 @@ class Quantizer:
 
     def _static(self, recipe: Recipe, float_layers: Sequence[str]) -> onnx.ModelProto:
         static = recipe.static
+        raw = self.raw if static.raw_input else None
         count = len(self.calibration)
         if static.calibration == "few":
             count = max(1, count // FEWER)
@@ -148,12 +150,16 @@ class Quantizer:
             weight_type=TYPES[static.weight],
             nodes_to_exclude=[*float_layers, *_scalings(self.prepared)],
             calibrate_method=METHODS[static.calibration],
-            # Logits in 256 steps would tie where the trained model decides.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            extra_options={
+                # Logits in 256 steps would tie where the trained model decides.
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+                "TensorQuantOverrides": _of_pixels(raw) if raw else {},
+            },
         )
         made = rewritten(self._float(recipe), tool)
-        if static.raw_input and self.raw:
-            _feed_pixels(made, self.raw)
+        keep_mean(made, self._float(recipe), self.calibration.slice(0, min(self.batch, count)))
+        if raw:
+            _feed_pixels(made, raw)
         return made
 
 
@@ -186,6 +192,12 @@ class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxru
         return next(self._feeds, None)
 
 
+def _of_pixels(raw: RawInput) -> dict[str, list[dict[str, object]]]:
+    """How `pixels - zero` is quantized, whatever the rows hold: the steps of a bias follow it."""
+    scale, zero = np.array(1, np.float32), np.array(raw.zero, np.uint8)
+    return {raw.centred: [{"quant_type": TYPES["U8"], "scale": scale, "zero_point": zero}]}
+
+
 def _feed_pixels(model: onnx.ModelProto, raw: RawInput) -> None:
     """Take the quantizer of `pixels - zero` out: a pixel is its own quantized value, scale 1."""
     quantizers = [
@@ -196,8 +208,6 @@ def _feed_pixels(model: onnx.ModelProto, raw: RawInput) -> None:
     if not quantizers:  # the first layer stays in float
         return
     quantizer = quantizers[0]
-    replace_constant(model, quantizer.input[1], np.array(1, np.float32))
-    replace_constant(model, quantizer.input[2], np.array(raw.zero, np.uint8))
     made = makers(model.graph)
     for node in model.graph.node:
         for index, name in enumerate(node.input):

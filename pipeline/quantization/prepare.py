@@ -19,7 +19,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.folding import absorb, ways_from_inputs
 from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
-from pipeline.proof.tracing.values import OnnxValues, users
+from pipeline.proof.tracing.pairs import steps_of
+from pipeline.proof.tracing.values import OnnxValues, makers, users
 from serving.runtime.tensors import Array
 
 LARGEST_PIXEL = 255
@@ -93,6 +94,32 @@ def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
             changed.graph.node.remove(node)
     drop_unused_constants(changed)
     return RawInput(model=changed, pixels=cast.input[0], centred=layer.input[0], zero=zero)
+
+
+def keep_mean(made: onnx.ModelProto, wanted: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
+    """Take out of the first layer's bias what the rounding of its weights does to a mean row.
+
+    Raw rows lie far from zero, so that the errors of few weights add up to a shift of every value.
+    `made` is `wanted` with quantizers. After Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", 2019.
+    """
+    way = next(ways_from_inputs(wanted), None)
+    if way is None:
+        return
+    first, before = way[-1], makers(made.graph)
+    layer = next((node for node in made.graph.node if node.name == first.name), first)
+    parts = [before[name] for name in layer.input[1:] if name in before]
+    steps = [steps_of(one, {t.name: t for t in made.graph.initializer}) for one in parts]
+    if len(parts) < 2 or steps[0] is None:
+        return  # in float, or without a bias
+    known, taken = constants(made), first.input[0]
+    values = {**feeds, **OnnxValues(wanted, feeds).fetch([taken])}[taken]
+    mean = values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64)
+    off = steps[0].values(known[parts[0].input[0]]) - constants(wanted)[first.input[1]]
+    shift = off.reshape(*off.shape[:2], -1).sum(axis=2) @ mean
+    bias, scale = parts[1].input[:2]
+    whole = np.rint(known[bias] - shift / known[scale])
+    replace_constant(made, bias, whole.astype(known[bias].dtype))
 
 
 def _standardisation(model: onnx.ModelProto) -> list[onnx.NodeProto] | None:
