@@ -5,6 +5,7 @@ costs two conversions, and one that the runtime could not fuse runs on its own.
 """
 
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 
 from pipeline.quantization.judging import Judge
@@ -16,8 +17,6 @@ from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import Array
 
 CONVERSIONS = ("Cast", "DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear")
-LAYOUTS = ("ReorderInput", "ReorderOutput", "Transpose")
-"""What puts values in another order for a kernel."""
 INTEGER = re.compile(r"QLinear|Q[A-Z]|DynamicQuantize|.*(Integer|NBits)")
 """Operators with integer kernels whose first input may be of floats."""
 MOST_LINES = 5
@@ -39,26 +38,33 @@ def slowness(judge: Judge, one: Try | None, content: bytes, budget: Budget) -> t
 def why_slow(fp32: bytes, variant: bytes, feeds: Mapping[str, Array]) -> tuple[str, ...]:
     """Say in a few lines, the worst first, where the time of a variant goes beside fp32's.
 
-    Both answer one batch on one thread, some times over.
+    Both answer one batch on one thread, some times over; of each node the median counts.
     """
-    settings = SessionSettings(threads=1)
-    before, after = (
-        node_times(content, [feeds] * MIN_CALLS, settings=settings) for content in (fp32, variant)
-    )
-    whole = sum(node.us for node in after)
+    before, after = (_medians(content, feeds) for content in (fp32, variant))
+    whole = sum(after.values())
     kinds: dict[str, list[NodeTime]] = {}
     for node in after:
         kinds.setdefault(_kind(node), []).append(node)
-    shares = {kind: sum(one.us for one in nodes) / whole for kind, nodes in kinds.items()}
-    integer = shares.pop("", 0.0) * whole / max(sum(node.us for node in before), 1)
+    integer = sum(after[node] for node in kinds.pop("", []))
+    times = {kind: sum(after[node] for node in nodes) for kind, nodes in kinds.items()}
     lines = [
-        f"{kind}: {100 * share:.0f} % of the time in {_named(kinds[kind])}"
-        for kind, share in sorted(shares.items(), key=lambda one: -one[1])
-        if share >= LEAST
+        f"{kind}: {100 * us / whole:.0f} % of the time in {_named(kinds[kind])}"
+        for kind, us in sorted(times.items(), key=lambda one: -one[1])
+        if us >= LEAST * whole
     ]
-    counts = (len({node.name for node in nodes}) for nodes in (before, after))
-    last = "its integer operators alone take {:.2f} times as long as fp32, {} nodes for its {}"
-    return (*lines[: MOST_LINES - 1], last.format(integer, *reversed(list(counts))))
+    counts = f"{len(after)} nodes run where fp32 has {len(before)}"
+    if integer >= LEAST * whole:
+        part = integer / sum(before.values())
+        counts += f"; those of integers alone take {part:.2f} times as long as all of fp32's"
+    return (*lines[: MOST_LINES - 1], counts)
+
+
+def _medians(content: bytes, feeds: Mapping[str, Array]) -> dict[NodeTime, float]:
+    """The nodes of a model, and the microseconds that each takes."""
+    calls: dict[str, list[NodeTime]] = {}
+    for one in node_times(content, [feeds] * MIN_CALLS, settings=SessionSettings(threads=1)):
+        calls.setdefault(one.name, []).append(one)
+    return {same[0]: statistics.median(one.us for one in same) for same in calls.values()}
 
 
 def _kind(node: NodeTime) -> str:
@@ -67,11 +73,9 @@ def _kind(node: NodeTime) -> str:
         return f"{node.operator} on its own"
     if INTEGER.match(node.operator) or not node.dtype.startswith("float"):
         return ""
-    return f"{node.operator} in {node.dtype}"
+    return f"{node.operator} in float"
 
 
 def _named(nodes: Sequence[NodeTime]) -> str:
-    """How many they are, and one of them: that which takes longest."""
-    names = {node.name for node in nodes}
-    worst = max(nodes, key=lambda node: node.us).name
-    return worst if len(names) == 1 else f"{len(names)} nodes, as {worst}"
+    """The name of one, or how many they are and one of them."""
+    return nodes[0].name if len(nodes) == 1 else f"{len(nodes)} nodes, such as {nodes[0].name}"
