@@ -25,11 +25,11 @@ LEAST = 0.03
 
 
 def slowness(judge: Judge, one: Try | None, content: bytes, budget: Budget) -> tuple[str, ...]:
-    """Why a try, whose file is `content`, is slower than it should be; () where it is not."""
+    """Why a try, whose file is `content`, is slower than asked; () where it is not."""
     if one is None or not one.speedup:
         return ()
-    size = min(one.speedup, key=lambda name: one.speedup[name].median)
-    if one.speedup[size].median >= max(1.0, budget.min_speedup):
+    size = min(one.speedup, key=lambda name: one.speedup[name].low)
+    if one.speedup[size].low >= budget.min_speedup:
         return ()
     rows = judge.rows.slice(0, int(size))
     return why_slow(judge.fp32, content, feeds_of(judge.session.inputs, rows, int(size)))
@@ -41,7 +41,8 @@ def why_slow(fp32: bytes, variant: bytes, feeds: Mapping[str, Array]) -> tuple[s
     Both answer one batch on one thread, some times over; of each node the median counts.
     """
     before, after = (_medians(content, feeds) for content in (fp32, variant))
-    whole = sum(after.values())
+    # The profile counts whole microseconds, so that all of a tiny model may be 0.
+    whole, wanted = (max(1.0, sum(times.values())) for times in (after, before))
     kinds: dict[str, list[NodeTime]] = {}
     for node in after:
         kinds.setdefault(_kind(node), []).append(node)
@@ -54,8 +55,9 @@ def why_slow(fp32: bytes, variant: bytes, feeds: Mapping[str, Array]) -> tuple[s
     ]
     counts = f"{len(after)} nodes run where fp32 has {len(before)}"
     if integer >= LEAST * whole:
-        part = integer / sum(before.values())
-        counts += f"; those of integers alone take {part:.2f} times as long as all of fp32's"
+        counts += (
+            f"; those of integers alone take {integer / wanted:.2f} times as long as all of fp32's"
+        )
     return (*lines[: MOST_LINES - 1], counts)
 
 

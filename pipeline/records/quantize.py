@@ -128,7 +128,7 @@ class Search:
     qat_epochs: int
     """Of training with quantization that the file went through; 0 for none."""
     slowness: tuple[str, ...] = ()
-    """Where the time of the chosen or nearest recipe goes, if it is slower than it should be."""
+    """Where the time of the recipe that comes nearest goes, if it is slower than asked."""
 
     def kept(self, one: Try) -> bool:
         """Whether it is the one that was kept."""
