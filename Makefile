@@ -52,6 +52,7 @@ bench: $(READY)
 	python benchmarks/first_epoch.py
 	python benchmarks/trainer.py
 	python benchmarks/benching.py
+	python benchmarks/folding.py
 	python benchmarks/scenarios.py
 	python benchmarks/tuner.py
 	python benchmarks/predicting.py

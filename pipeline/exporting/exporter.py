@@ -12,6 +12,7 @@ import onnx
 import torch
 
 from pipeline.exporting import onnxmodel, tokenizer
+from pipeline.exporting.folding import fold_standardisation
 from pipeline.exporting.signatures import BATCH, causes, first_line
 from pipeline.network.graph import Graph
 from pipeline.records.ready import Kind
@@ -24,8 +25,13 @@ DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "PendingUnbackedSymbolNotFound"
 PLACE = re.compile(r'File "([^"]+)", line (\d+), in ')
 
 
-def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.ModelProto:
+def to_onnx(
+    graph: Graph, example: np.ndarray[Any, Any], opset: int, *, fold: bool = True
+) -> onnx.ModelProto:
     """Export a graph with a symbolic batch axis, named by its modules and without local paths.
+
+    Its standardisation is folded into the first layer where that can be; without `fold` it stays
+    in nodes of its own.
 
     `example` is two raw rows, for instance uint8 [2, H, W, C]: a batch of one would be taken for a
     constant. A graph that reads sentences takes them as strings [batch]. Raises ModelError when
@@ -34,6 +40,8 @@ def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.Mod
     made = to_program(graph, example, opset).model_proto
     onnxmodel.name_by_module(made.graph)
     onnxmodel.strip(made)
+    if fold:
+        fold_standardisation(made)
     if graph.kind == "text":
         tokenizer.prepend(made, graph.vocabulary)
     return made

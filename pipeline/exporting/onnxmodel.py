@@ -1,4 +1,4 @@
-"""ONNX models as files: metadata, names and saving, and the checks of those made elsewhere.
+"""ONNX models as files: metadata, names, weights, saving, and checks of those made elsewhere.
 
 What a file of ours holds depends on the weights and the settings alone: no local path, no counter
 of the process that wrote it.
@@ -14,11 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import numpy_helper
 
 from serving.errors import InputError, MissingInputError, ModelError, one_line
 from serving.files import require, write_bytes
+from serving.runtime.tensors import Array
 
 METADATA = "ferry."
 """The prefix of ferry's keys in `metadata_props`."""
@@ -121,6 +124,29 @@ def drop_unused_domains(model: onnx.ModelProto) -> None:
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+
+
+def constants(model: onnx.ModelProto) -> dict[str, Array]:
+    """The initializers by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def replace_constant(model: onnx.ModelProto, name: str, value: Array) -> None:
+    """Give an initializer another value, or add it."""
+    made = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(made)
+            return
+    model.graph.initializer.append(made)
+
+
+def drop_unused_constants(model: onnx.ModelProto) -> None:
+    """Remove the initializers that no node reads and that are no output."""
+    used = {name for node in model.graph.node for name in node.input}
+    used |= {value.name for value in model.graph.output}
+    for tensor in [one for one in model.graph.initializer if one.name not in used]:
+        model.graph.initializer.remove(tensor)
 
 
 def check(model: onnx.ModelProto, opset: int) -> None:

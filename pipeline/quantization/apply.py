@@ -24,15 +24,15 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
 from pipeline.proof.rows import Rows
+from pipeline.proof.tracing.values import makers
 from pipeline.quantization.overflow import needs_of
 from pipeline.quantization.prepare import (
     RawInput,
-    constants,
-    drop_unused_constants,
+    keep_mean,
     noisiest_layers,
     prepare,
-    replace_constant,
     rewritten,
     with_raw_input,
 )
@@ -133,6 +133,7 @@ class Quantizer:
 
     def _static(self, recipe: Recipe, float_layers: Sequence[str]) -> onnx.ModelProto:
         static = recipe.static
+        raw = self.raw if static.raw_input else None
         count = len(self.calibration)
         if static.calibration == "few":
             count = max(1, count // FEWER)
@@ -149,12 +150,16 @@ class Quantizer:
             weight_type=TYPES[static.weight],
             nodes_to_exclude=[*float_layers, *_scalings(self.prepared)],
             calibrate_method=METHODS[static.calibration],
-            # Logits in 256 steps would tie where the trained model decides.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
+            extra_options={
+                # Logits in 256 steps would tie where the trained model decides.
+                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
+                "TensorQuantOverrides": _of_pixels(raw) if raw else {},
+            },
         )
         made = rewritten(self._float(recipe), tool)
-        if static.raw_input and self.raw:
-            _feed_pixels(made, self.raw)
+        keep_mean(made, self._float(recipe), self.calibration.slice(0, min(self.batch, count)))
+        if raw:
+            _feed_pixels(made, raw)
         return made
 
 
@@ -187,6 +192,12 @@ class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxru
         return next(self._feeds, None)
 
 
+def _of_pixels(raw: RawInput) -> dict[str, list[dict[str, object]]]:
+    """How `pixels - zero` is quantized, whatever the rows hold: the steps of a bias follow it."""
+    scale, zero = np.array(1, np.float32), np.array(raw.zero, np.uint8)
+    return {raw.centred: [{"quant_type": TYPES["U8"], "scale": scale, "zero_point": zero}]}
+
+
 def _feed_pixels(model: onnx.ModelProto, raw: RawInput) -> None:
     """Take the quantizer of `pixels - zero` out: a pixel is its own quantized value, scale 1."""
     quantizers = [
@@ -197,15 +208,15 @@ def _feed_pixels(model: onnx.ModelProto, raw: RawInput) -> None:
     if not quantizers:  # the first layer stays in float
         return
     quantizer = quantizers[0]
-    replace_constant(model, quantizer.input[1], np.array(1, np.float32))
-    replace_constant(model, quantizer.input[2], np.array(raw.zero, np.uint8))
-    makers = {name: node for node in model.graph.node for name in node.output}
-    subtract = makers[raw.centred]
+    made = makers(model.graph)
     for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name == quantizer.output[0]:
                 node.input[index] = raw.pixels
-    for node in (quantizer, subtract, makers[subtract.input[0]]):
+    gone = [quantizer]
+    while gone[-1].input[0] != raw.pixels:
+        gone.append(made[gone[-1].input[0]])
+    for node in gone:
         model.graph.node.remove(node)
 
 

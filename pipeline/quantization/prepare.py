@@ -5,6 +5,7 @@ which run on any machine, bring what an exporter writes to that form.
 """
 
 import copy
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.exporting import onnxmodel
-from pipeline.proof.tracing.values import OnnxValues, users
+from pipeline.exporting.folding import absorb, ways_from_inputs
+from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
+from pipeline.proof.tracing.pairs import steps_of
+from pipeline.proof.tracing.values import OnnxValues, makers, users
 from serving.runtime.tensors import Array
 
 LARGEST_PIXEL = 255
 SILENCE = 1e-30
 """The least energy of a signal that noise is divided by."""
+BEGINNINGS = (["Cast"], ["Cast", "Sub"], ["Cast", "Mul"], ["Cast", "Sub", "Mul"])
+"""The operators that may stand between pixels and the first layer."""
+MOVED = ("Transpose", "Reshape")
+"""Those that may stand before them."""
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -68,79 +75,84 @@ def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
     stand. None for a graph that does not begin in this way.
     """
     changed = copy.deepcopy(model)
-    found = _standardisation(changed)
-    if found is None:
+    way = _standardisation(changed)
+    if way is None:
         return None
-    cast, subtract, multiply, layer = found
+    cast, *between, layer = way
     known = constants(changed)
-    mean, scale = (known[node.input[1]].astype(np.float64).ravel() for node in (subtract, multiply))
-    weight = known[layer.input[1]].astype(np.float64)
+    found = {node.op_type: known[node.input[1]].astype(np.float64).ravel() for node in between}
+    mean, scale = found.get("Sub", np.zeros(1)), found.get("Mul", np.ones(1))
     zero = int(np.clip(np.rint(mean.mean()), 0, LARGEST_PIXEL))
-    axes = (slice(None), *(None,) * (weight.ndim - 2))
-    scaled = weight * scale[axes]
-    shift = (scaled * (zero - mean)[axes]).sum(axis=tuple(range(1, weight.ndim)))
-    bias = known[layer.input[2]].astype(np.float64) if len(layer.input) > 2 else 0.0
-    if len(layer.input) < 3:
-        layer.input.append(f"{layer.input[1]}.bias")
-    replace_constant(changed, layer.input[1], scaled.astype(np.float32))
-    replace_constant(changed, layer.input[2], (bias + shift).astype(np.float32))
-    layer.input[0] = subtract.output[0]
-    changed.graph.node.remove(multiply)
-    subtract.input[1] = f"{subtract.input[1]}.rounded"
-    replace_constant(changed, subtract.input[1], np.array(zero, np.float32))
+    absorb(changed, layer, mean - zero, scale)
+    layer.input[0] = cast.output[0]
+    for node in between:
+        if node.op_type == "Sub":
+            node.input[1] = f"{node.input[1]}.rounded"
+            replace_constant(changed, node.input[1], np.array(zero, np.float32))
+            layer.input[0] = node.output[0]
+        else:
+            changed.graph.node.remove(node)
     drop_unused_constants(changed)
-    return RawInput(model=changed, pixels=cast.input[0], centred=subtract.output[0], zero=zero)
+    return RawInput(model=changed, pixels=cast.input[0], centred=layer.input[0], zero=zero)
 
 
-def constants(model: onnx.ModelProto) -> dict[str, Array]:
-    """The initializers by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+def keep_mean(made: onnx.ModelProto, wanted: onnx.ModelProto, feeds: Mapping[str, Array]) -> None:
+    """Take out of the first layer's bias what the rounding of its weights does to a mean row.
 
-
-def replace_constant(model: onnx.ModelProto, name: str, value: Array) -> None:
-    """Give an initializer another value, or add it."""
-    made = numpy_helper.from_array(np.ascontiguousarray(value), name)
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            tensor.CopyFrom(made)
-            return
-    model.graph.initializer.append(made)
-
-
-def drop_unused_constants(model: onnx.ModelProto) -> None:
-    """Remove the initializers that no node reads and that are no output."""
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {value.name for value in model.graph.output}
-    for tensor in [one for one in model.graph.initializer if one.name not in used]:
-        model.graph.initializer.remove(tensor)
-
-
-def _standardisation(model: onnx.ModelProto) -> tuple[onnx.NodeProto, ...] | None:
-    """The nodes Cast, Sub, Mul and Conv behind an input of uint8, each read by the next alone.
-
-    There may be a Transpose before them.
+    Raw rows lie far from zero, so that the errors of few weights add up to a shift of every value.
+    `made` is `wanted` with quantizers. After Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", 2019.
     """
-    readers, known = users(model.graph), constants(model)
-    for value in model.graph.input:
-        if value.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+    way = next(ways_from_inputs(wanted), None)
+    if way is None:
+        return
+    first, before = way[-1], makers(made.graph)
+    layer = next((node for node in made.graph.node if node.name == first.name), first)
+    parts = [before[name] for name in layer.input[1:] if name in before]
+    steps = [steps_of(one, {t.name: t for t in made.graph.initializer}) for one in parts]
+    if len(parts) < 2 or steps[0] is None:
+        return  # in float, or without a bias
+    known, taken = constants(made), first.input[0]
+    values = {**feeds, **OnnxValues(wanted, feeds).fetch([taken])}[taken]
+    mean = values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64)
+    off = steps[0].values(known[parts[0].input[0]]) - constants(wanted)[first.input[1]]
+    shift = off.reshape(*off.shape[:2], -1).sum(axis=2) @ mean
+    bias, scale = parts[1].input[:2]
+    whole = np.rint(known[bias] - shift / known[scale])
+    replace_constant(made, bias, whole.astype(known[bias].dtype))
+
+
+def _standardisation(model: onnx.ModelProto) -> list[onnx.NodeProto] | None:
+    """The nodes Cast, Sub, Mul and a layer behind an input of uint8, as far as they are there.
+
+    Before them its axes may be put in another order or flattened.
+    """
+    known = constants(model)
+    pixels = {
+        value.name
+        for value in model.graph.input
+        if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    }
+    for way in ways_from_inputs(model):
+        if way[0].input[0] not in pixels:
             continue
-        for node in readers.get(value.name, ()):
-            chain = [node]
-            while len(after := readers.get(chain[-1].output[0], ())) == 1 and len(chain) < 5:
-                chain += after
-            chain = chain[1:] if node.op_type == "Transpose" else chain[:4]
-            if [one.op_type for one in chain] == ["Cast", "Sub", "Mul", "Conv"] and (
-                all(one.input[1] in known for one in chain[1:]) and _per_channel(chain, known)
-            ):
-                return tuple(chain)
+        found = list(itertools.dropwhile(lambda node: node.op_type in MOVED, way))
+        *before, layer = found
+        kinds = [node.op_type for node in before]
+        if kinds in BEGINNINGS and _per_channel(before[1:], layer, known):
+            return found
     return None
 
 
-def _per_channel(chain: list[onnx.NodeProto], known: dict[str, Array]) -> bool:
+def _per_channel(
+    between: Sequence[onnx.NodeProto], layer: onnx.NodeProto, known: Mapping[str, Array]
+) -> bool:
     """Whether mean and scale are one number per channel of the convolution, or one for all."""
-    channels = known[chain[3].input[1]].shape[1]
-    shapes = [known[node.input[1]].shape for node in chain[1:3]]
-    return all(np.prod(s) == 1 or (np.prod(s) == channels and s[-2:] == (1, 1)) for s in shapes)
+    channels = known[layer.input[1]].shape[1]
+    shapes = [known[node.input[1]].shape for node in between if node.input[1] in known]
+    return len(shapes) == len(between) and all(
+        np.prod(s) == 1 or (np.prod(s) == channels and s[-2:] == (1, 1)) for s in shapes
+    )
 
 
 def noisiest_layers(

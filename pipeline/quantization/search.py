@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
+from pipeline.exporting.onnxmodel import constants
 from pipeline.quantization import recipes
 from pipeline.quantization.apply import STATIC_OPERATORS, Quantizer
 from pipeline.quantization.judging import Judge
-from pipeline.quantization.prepare import constants
 from pipeline.quantization.recipes import Recipe
+from pipeline.quantization.slowness import slowness
 from pipeline.records.quantize import Budget, Search, Try
 from serving.runtime.kernels import VNNI, overflows
 
@@ -65,6 +66,7 @@ def search(
         tried, contents[nearest.name] = judge.attempt(nearest, budget, training(nearest))
         tries.append(tried)
         best = best_of(tries, config)
+    shown = best or _nearest_inside(tries)
     found = Search(
         budget=budget,
         tries=tuple(tries),
@@ -72,6 +74,7 @@ def search(
         chosen=best.recipe if best else None,
         reason=reason_of(best, tries, config),
         qat_epochs=best.qat_epochs if best else 0,
+        slowness=slowness(judge, shown, contents[shown.recipe] if shown else b"", budget),
     )
     return found, contents[best.recipe] if best else b""
 
@@ -103,13 +106,17 @@ def reason_of(best: Try | None, tries: Sequence[Try], config: QuantizeConfig) ->
         which = f"the {word} of {inside} recipes" if inside > 1 else "the one recipe"
         where = f"{which} inside both budgets, of {len(tries)} tried"
         return f"{best.recipe} is {where}: {best.figures()}"
-    if not tries:
+    nearest = _nearest_inside(tries)
+    if nearest is None:
         return "no recipe fits the model, so fp32 ships"
-    nearest = max(tries, key=lambda one: (one.accurate + one.fast, one.speed))
     return (
         f"none of {len(tries)} recipes is inside both budgets, so fp32 ships; nearest is "
         f"{nearest.recipe}: {nearest.verdict}"
     )
+
+
+def _nearest_inside(tries: Tries) -> Try | None:
+    return max(tries, key=lambda one: (one.accurate + one.fast, one.speed), default=None)
 
 
 def _times_better(one: Try, other: Try, goal: str) -> float:

@@ -127,6 +127,8 @@ class Search:
     reason: str
     qat_epochs: int
     """Of training with quantization that the file went through; 0 for none."""
+    slowness: tuple[str, ...] = ()
+    """Where the time of the recipe that comes nearest goes, if it is slower than asked."""
 
     def kept(self, one: Try) -> bool:
         """Whether it is the one that was kept."""
@@ -195,6 +197,7 @@ def as_table(report: QuantizeReport) -> str:
         kept = report.kept_try(variant)
         if kept and kept.without_vnni:
             lines.append(f"  {kept.without_vnni.describe()}")
+        lines += [f"  slow: {line}" for line in search.slowness]
         lines += [f"  {one.recipe}: {one.verdict}" for one in search.tries if not one.inside]
         lines += [f"  not tried: {name}: {why}" for name, why in search.not_tried.items()]
     lines += [

@@ -4,9 +4,7 @@ Run by `serving.measuring.subject`: python -m serving.measuring.onnx_subject
 """
 
 import functools
-import json
 import statistics
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter_ns
@@ -21,6 +19,7 @@ from serving.measuring.meters import own_gpu_bytes
 from serving.measuring.subject import Share, Started, SubjectSpec, serve
 from serving.measuring.timing import NS_PER_MS, Call, digits
 from serving.runtime.binding import Bound, bind
+from serving.runtime.profiling import node_times
 from serving.runtime.session import Session, open_session, share_of
 from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import Array
@@ -99,23 +98,13 @@ class OnnxSubject:
         return self.feeds(count)[self._ready().inputs[0].name]
 
     def share(self, batch_size: int) -> Share | None:
-        """Profile some calls of a session made for it: timing nodes costs time itself."""
-        with tempfile.TemporaryDirectory() as folder:
-            session = open_session(
-                self.content,
-                provider=self.provider,
-                settings=self._ready().settings,
-                profile=Path(folder) / "profile",
-            )
-            for _ in range(PROFILED_CALLS):
-                session.run(self.feeds(batch_size))
-            events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
+        """Profile some calls."""
+        feeds = [self.feeds(batch_size)] * PROFILED_CALLS
+        settings, asked = self._ready().settings, self._ready().proof.asked
         times: dict[str, float] = {}
-        for event in events:
-            provider = event.get("args", {}).get("provider")
-            if event.get("cat") == "Node" and provider:
-                times[provider] = times.get(provider, 0) + event["dur"]
-        return Share(time_us=times, share=share_of(times, session.proof.asked))
+        for node in node_times(self.content, feeds, settings=settings, provider=self.provider):
+            times[node.provider] = times.get(node.provider, 0) + node.us
+        return Share(time_us=times, share=share_of(times, asked))
 
     def gpu_bytes(self) -> int | None:
         """Memory of a GPU that this process holds."""

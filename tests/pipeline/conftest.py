@@ -27,7 +27,7 @@ def params() -> Params:
 def tiny(params: Params) -> Experiment:
     """digits-cnn with two small blocks and two epochs."""
     experiment = params.experiment("digits-cnn")
-    small = {"widths": [8, 8], "kernels": [3, 3], "pools": [True, True], "dropout": 0.1}
+    small = {"widths": [8, 12], "kernels": [3, 3], "pools": [True, True], "dropout": 0.1}
     return replace(
         experiment,
         epochs=2,

@@ -73,6 +73,25 @@ def image_net(channels: int = 3, planes: int = 8, *, padded: bool = True) -> onn
     return model_of(nodes, {"images": (UINT8, ["batch", 8, 8, channels])}, shapes, weights)
 
 
+def linear_net(channels: int, *, bias: bool = True) -> onnx.ModelProto:
+    """uint8 images 4×5, turned, standardised and flattened as ferry's export does it."""
+    mean = np.linspace(100, 140, channels).astype(np.float32).reshape(-1, 1, 1)
+    scale = np.linspace(0.01, 0.02, channels).astype(np.float32).reshape(-1, 1, 1)
+    features = 20 * channels
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["planes"], "turn", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["values"], "cast", to=FLOAT),
+        helper.make_node("Sub", ["values", "mean"], ["centred"], "sub"),
+        helper.make_node("Mul", ["centred", "scale"], ["standard"], "mul"),
+        helper.make_node("Reshape", ["standard", "shape"], ["flat"], "flatten"),
+        helper.make_node("Gemm", ["flat", "w.weight", *["b"][:bias]], ["y"], "first", transB=1),
+    ]
+    weights = {"mean": mean, "scale": scale, "shape": np.array([-1, features])}
+    weights |= {"w.weight": normal(1, 7, features), **({"b": normal(2, 7)} if bias else {})}
+    inputs: dict[str, tuple[int, list[int | str]]] = {"images": (UINT8, ["batch", 4, 5, channels])}
+    return model_of(nodes, inputs, {"y": ["batch", 7]}, weights)
+
+
 def product_net(
     features: int = 64, width: int = 64, *, batch: int | str = "batch"
 ) -> onnx.ModelProto:

@@ -98,7 +98,7 @@ def test_the_same_bytes_wherever_the_checkout_lies(exported: Project, tmp_path: 
         "assert pipeline.__file__.startswith(sys.argv[1]), pipeline.__file__\n"
         "root, out = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])\n"
         "experiment = params.load(pathlib.Path(sys.argv[4])).experiment('digits-cnn')\n"
-        "small = {'widths': [8, 8], 'kernels': [3, 3], 'pools': [True, True], 'dropout': 0.1}\n"
+        "small = {'widths': [8, 12], 'kernels': [3, 3], 'pools': [True, True], 'dropout': 0.1}\n"
         "settings = {**experiment.model.settings, **small}\n"
         "model = dataclasses.replace(experiment.model, settings=settings)\n"
         "experiment = dataclasses.replace(experiment, model=model)\n"

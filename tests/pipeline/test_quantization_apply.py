@@ -1,14 +1,18 @@
 """Recipes applied to small models: of the form that was promised, close, and the same bytes."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
-from small_models import image_net, product_net, recurrent_net, rows_for, table_net
+from small_models import image_net, linear_net, product_net, recurrent_net, rows_for, table_net
 
 from pipeline.exporting import onnxmodel
+from pipeline.exporting.folding import fold_standardisation
+from pipeline.exporting.onnxmodel import constants, replace_constant
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer, to_fp16, weight_only
-from pipeline.quantization.prepare import constants, prepare, replace_constant
+from pipeline.quantization.prepare import prepare
 from pipeline.quantization.recipes import parse
 from serving.runtime.session import Session, open_session
 
@@ -94,6 +98,52 @@ def test_raw_rows_meet_no_quantizer(images: Quantizer) -> None:
     assert known[dequantizer.input[1]] == 1
     assert known[dequantizer.input[2]] == 120
     assert not {"Cast", "Sub", "Mul"} & {node.op_type for node in made.graph.node}
+
+
+def dark(model: onnx.ModelProto, count: int = 64) -> Rows:
+    """Rows whose pixels are 16 at most, as those of `digits`."""
+    rows = rows_for(model, count).inputs["images"] % 17
+    return Rows(name="dark rows", inputs={"images": rows}, labels=None)
+
+
+@pytest.mark.parametrize("name", ["static-u8s8-raw", "static-s8s8-raw", "static-u8u8-raw"])
+def test_integer_kernels_of_raw_rows_answer_as_the_graph_says(name: str) -> None:
+    """A bias is counted in steps of the pixels', which calibration would take for smaller ones."""
+    model = linear_net(1)
+    fold_standardisation(model)
+    rows = dark(model)
+    made = Quantizer(model, rows).apply(parse(name)).SerializeToString()
+    plain, fast = (
+        open_session(made, threads=1, optimize=level).run(rows.inputs)["y"]
+        for level in ("none", "all")
+    )
+    wanted = session_of(model).run(rows.inputs)["y"]
+    assert np.abs(plain - fast).max() < 1e-4
+    assert np.abs(wanted - fast).max() < 0.1 * np.abs(wanted).max()
+
+
+def first_layer_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What comes behind it is cut off."""
+    fold_standardisation(model)
+    nodes = list(model.graph.node)
+    last = next(at for at, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm"))
+    del model.graph.node[last + 1 :], model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(nodes[last].output[0]))
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return model
+
+
+@pytest.mark.parametrize("name", ["static-u8s8", "static-u8s8-raw", "static-s8s8-tensor"])
+@pytest.mark.parametrize("net", [image_net(3, padded=False), linear_net(3)], ids=["conv", "gemm"])
+def test_rounded_weights_do_not_shift_raw_rows(net: onnx.ModelProto, name: str) -> None:
+    model = first_layer_of(copy.deepcopy(net))
+    shape = [axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    bright = np.random.default_rng(1).integers(180, 256, (64, *shape), np.uint8)
+    rows = Rows(name="bright rows", inputs={"images": bright}, labels=None)
+    made = Quantizer(model, rows).apply(parse(name))
+    (wanted,), (found,) = (session_of(one).run(rows.inputs).values() for one in (model, made))
+    shift = (found - wanted).mean(axis=(0, *range(2, wanted.ndim)))
+    assert np.abs(shift).max() < 0.002 * wanted.std()
 
 
 def test_layers_in_float_stay_in_float(images: Quantizer) -> None:

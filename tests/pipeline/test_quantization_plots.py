@@ -109,6 +109,8 @@ def test_the_table_marks_what_was_kept_and_tells_why_the_others_were_not() -> No
     assert words["static-u8u8"] == "failed"
     assert "  static-u8u8: cannot be applied: no kernel" in lines
     assert "  not tried: dynamic: static-u8s8 is inside both budgets already" in lines
+    slow = replace(INT8, slowness=("Conv in float: 40 % of the time in a",))
+    assert "  slow: Conv in float: 40 % of the time in a" in as_table(report_of({"int8": slow}))
 
 
 def test_the_table_tells_what_was_not_searched_at_all() -> None:

@@ -6,15 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from small_models import image_net, normal, product_net, recurrent_net, rows_for
+from small_models import image_net, linear_net, normal, product_net, recurrent_net, rows_for
 
-from pipeline.quantization.prepare import (
-    constants,
-    noisiest_layers,
-    prepare,
-    replace_constant,
-    with_raw_input,
-)
+from pipeline.exporting.folding import fold_standardisation
+from pipeline.exporting.onnxmodel import constants, replace_constant
+from pipeline.quantization.prepare import noisiest_layers, prepare, with_raw_input
 from serving.runtime.session import open_session
 
 OPERATORS = ("Conv", "Gemm")
@@ -89,6 +85,24 @@ def test_the_zero_is_the_mean_as_a_whole_number() -> None:
     assert raw is not None
     assert raw.zero == 120  # of 100, 120 and 140
     assert (raw.pixels, raw.centred) == ("planes", "centred")
+
+
+def test_what_export_folded_takes_raw_pixels_too() -> None:
+    for model, zero, beginning in (
+        (image_net(3), 120, ["Transpose", "Cast", "Sub", "Conv"]),
+        (image_net(3, padded=False), 0, ["Transpose", "Cast", "Conv"]),
+        (linear_net(3), 0, ["Reshape", "Cast", "Gemm"]),
+    ):
+        fold_standardisation(model)
+        raw = with_raw_input(model)
+        assert raw is not None
+        assert [node.op_type for node in raw.model.graph.node][: len(beginning)] == beginning
+        assert raw.zero == zero
+        cast = next(node for node in raw.model.graph.node if node.op_type == "Cast")
+        assert raw.pixels == cast.input[0]
+        if not zero:
+            assert raw.centred == cast.output[0]
+            assert largest_difference(model, raw.model) == 0
 
 
 def test_a_convolution_without_a_bias_gets_one() -> None:

@@ -12,9 +12,9 @@ from small_models import image_net, product_net, recurrent_net, rows_for, table_
 from tries import IMPOSSIBLE, attempt, generous
 
 from pipeline.config.experiment import QuantizeConfig, Variant
+from pipeline.exporting.onnxmodel import constants, replace_constant
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.judging import Judge
-from pipeline.quantization.prepare import constants, replace_constant
 from pipeline.quantization.recipes import Recipe, parse
 from pipeline.quantization.search import (
     RecipeGroup,

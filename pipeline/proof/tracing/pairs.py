@@ -136,7 +136,7 @@ def _carried(
     if before is None:
         return None
     if node.op_type == "QuantizeLinear":
-        steps = _steps(node, constants)
+        steps = steps_of(node, constants)
         return None if steps is None else Pair(wanted=before.wanted, steps=steps)
     if node.op_type == "DequantizeLinear" and before.steps is not None:
         return Pair(wanted=before.wanted)
@@ -150,7 +150,8 @@ def _carries(node: onnx.NodeProto) -> bool:
     return node.op_type == "Identity"
 
 
-def _steps(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Steps | None:
+def steps_of(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> Steps | None:
+    """Those of a QuantizeLinear or a DequantizeLinear, where they are constants."""
     known = [numpy_helper.to_array(constants[name]) for name in node.input[1:] if name in constants]
     if len(known) != 2 or known[0].ndim > 1:
         return None
