@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,22 @@ def run_exporter(
         ) from error
     if program is None:
         raise ModelError("torch exported nothing")
+    _rename_inner(program, {*inputs, *outputs})
     return program
+
+
+def _rename_inner(program: torch.onnx.ONNXProgram, names: Collection[str]) -> None:
+    """Give other names to values within that are called as an input or an output is.
+
+    Torch calls them as their operators, and so may a user call an output: "softmax".
+    """
+    graph = program.model.graph
+    outside = [id(value) for value in (*graph.inputs, *graph.outputs)]
+    inner = [value for node in graph.all_nodes() for value in node.outputs]
+    inner += [value for below in graph.subgraphs() for value in below.inputs]
+    for value in (*inner, *graph.initializers.values()):
+        if value.name in names and id(value) not in outside:
+            value.name = f"{value.name}.inner"
 
 
 def _reason(error: BaseException) -> str:

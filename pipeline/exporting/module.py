@@ -13,9 +13,17 @@ import torch
 from onnx import helper, numpy_helper
 
 from pipeline.errors import ParityError
-from pipeline.exporting import onnxmodel
+from pipeline.exporting import axes, onnxmodel
 from pipeline.exporting.exporter import run_exporter
-from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, example, random_rows
+from pipeline.exporting.signatures import (
+    BATCH,
+    FlatModule,
+    FreeAxis,
+    InputSpec,
+    agreed,
+    example,
+    random_rows,
+)
 from pipeline.proof.pair import compare, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows
 from pipeline.proof.sides import ModuleSide, model_side
@@ -84,6 +92,7 @@ def export_module(
     `model.failed.onnx` and `model.failed.parity.json`, and `model.onnx` is as it was.
     """
     _check(model, inputs, limit)
+    inputs = agreed(inputs)
     check_weights(module)
     flat = FlatModule(module, inputs)
     facts = {
@@ -94,6 +103,8 @@ def export_module(
     }
     start = time.perf_counter()
     exported = export_flat(flat, inputs, opset, facts)
+    trials = axes.ask(flat, inputs, exported.traced.program)
+    axes.free_outputs(exported.model.graph, trials)
     content = exported.model.SerializeToString(deterministic=True)
     seconds = round(time.perf_counter() - start, 3)
     side = model_side(model.name, content)
@@ -101,6 +112,8 @@ def export_module(
     reference = _module_side(flat, inputs, exported.traced, facts)
     limits = limits_of_pair(limit)
     parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
+    if parity.passed:
+        parity = axes.prove_axes(parity, reference, side, inputs, trials)
     parity = _keep(model, content, parity)
     return ModuleReport(
         module=reference.name,
@@ -182,7 +195,7 @@ def _module_side(
     return ModuleSide(
         name=facts["module"],
         inputs=tuple(
-            TensorInfo(name=name, dtype=spec.dtype, shape=(BATCH, *spec.axes))
+            TensorInfo(name=name, dtype=spec.dtype, shape=_shape(spec))
             for name, spec in zip(flat.inputs, inputs, strict=True)
         ),
         outputs=tuple(
@@ -254,12 +267,12 @@ def export_flat(
     model, traced = program.model_proto, program.exported_program
     if traced is None:
         raise ModelError("torch kept no graph of the module")
-    onnxmodel.name_by_module(model.graph)
+    onnxmodel.name_by_module(model.graph, OWN)
+    onnxmodel.rename_weights(model.graph, OWN)
     onnxmodel.strip(model)
-    _drop_prefix(model.graph)
     padded_pools = keep_padding(model.graph)
     onnxmodel.set_metadata(model, facts)
-    _check_batch(model)
+    _check_axes(model, inputs)
     onnxmodel.check(model, opset)
     return Exported(
         model=model,
@@ -272,23 +285,34 @@ def _symbols(specs: Sequence[InputSpec]) -> Iterator[dict[int, torch.export.Dim]
     """The axes of each input that may have any length; those of one name are of one length."""
     known = {BATCH: torch.export.Dim(BATCH)}
     for spec in specs:
-        names = dict(enumerate((BATCH, *spec.axes)))
-        yield {
-            at: known.setdefault(axis, torch.export.Dim(axis))
-            for at, axis in names.items()
-            if isinstance(axis, str)
-        }
+        for axis in spec.axes:
+            if isinstance(axis, FreeAxis):
+                known[axis.name] = torch.export.Dim(axis.name, min=axis.least, max=axis.most)
+        yield {at: known[name] for at, name in enumerate(_shape(spec)) if isinstance(name, str)}
 
 
-def _check_batch(model: onnx.ModelProto) -> None:
-    """Name the cause where the exporter made a number of the batch axis."""
-    for value in model.graph.input:
-        axis = value.type.tensor_type.shape.dim[0]
-        if not axis.dim_param:
+def _shape(spec: InputSpec) -> tuple[int | str, ...]:
+    """An input's axes as ONNX has them, with the names of those that are free."""
+    return (BATCH, *(axis.name if isinstance(axis, FreeAxis) else axis for axis in spec.axes))
+
+
+def _check_axes(model: onnx.ModelProto, specs: Sequence[InputSpec]) -> None:
+    """Name the cause where the exporter made a number, or another axis, of one that has a name."""
+    for value, spec in zip(model.graph.input, specs, strict=True):
+        for at, name in enumerate(_shape(spec)):
+            found = value.type.tensor_type.shape.dim[at]
+            if found.dim_param == name or isinstance(name, int):
+                continue
+            if found.dim_param:
+                raise ModelError(
+                    f"the module takes the axis {name} of {value.name} as {found.dim_param} alone; "
+                    f"axes that are always alike must have one name"
+                )
+            many = f"{found.dim_value} rows" if name == BATCH else f"a length of {found.dim_value}"
             raise ModelError(
-                f"the module fixes the batch axis: traced with {axis.dim_value} rows of "
-                f"{value.name}, it takes no other number (an `if` on the batch size, or a tensor "
-                f"made with as many rows, does this)"
+                f"the module fixes the {name} axis: traced with {many} of {value.name}, it takes "
+                f"no other number (a Python loop over it, an `if` on it, or a tensor made with as "
+                f"many entries, does this)"
             )
 
 
@@ -300,9 +324,10 @@ def keep_padding(graph: onnx.GraphProto) -> int:
     negative, the zero of the file was the answer and is no more. `Max` with the lowest value of the
     dtype, minus infinity for floats, changes no value and holds the two apart.
     """
+    below = [inner for node in graph.node for inner in onnxmodel.subgraphs(node)]
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     pads = {node.output[0] for node in graph.node if node.op_type == "Pad"}
-    kept = 0
+    kept = sum(keep_padding(inner) for inner in below)
     for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
         padded = pool.input[0]
         if padded not in pads or padded not in types:
@@ -321,25 +346,3 @@ def _lowest(elem_type: int) -> np.ndarray[tuple[()], np.dtype[np.generic]]:
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
     value = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
     return np.array(value, dtype)
-
-
-def _drop_prefix(graph: onnx.GraphProto) -> None:
-    """Name nodes and weights as the user's own module does."""
-    taken = {value.name for value in (*graph.input, *graph.output)}
-    taken |= {name for node in graph.node for name in node.output}
-    shorter = {
-        tensor.name: tensor.name.removeprefix(OWN)
-        for tensor in graph.initializer
-        if tensor.name.removeprefix(OWN) not in taken
-    }
-    for tensor in graph.initializer:
-        tensor.name = shorter.get(tensor.name, tensor.name)
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = shorter.get(name, name)
-        # `module.head/Gemm` is `head/Gemm`; what no module within it computes is `main/Gemm`.
-        scope, slash, operator = node.name.partition("/")
-        own = "main" if f"{scope}." == OWN else scope.removeprefix(OWN)
-        node.name = f"{own}{slash}{operator}"
-    for value in graph.value_info:
-        value.name = shorter.get(value.name, value.name)
