@@ -207,29 +207,32 @@ def prove_axes(
     other: ModelSide,
     specs: Sequence[InputSpec],
     trials: Sequence[Trial],
+    rows: Rows,
 ) -> PairReport:
-    """The same report with the proof of each free axis, or that of the first size that fails.
+    """The report of `rows` with the proof of each free axis, or that of the first size that fails.
 
     Raises ModelError for a bound of the user's that the module refuses, for an axis of which it
     takes a single length, and where the model fails at a size that the module takes.
     """
     proofs = []
-    for name in dict.fromkeys(one.axis.name for one in trials):
+    known = _lengths(reference.flat, specs, rows)
+    for name in known:
         own = [one for one in trials if one.axis.name == name]
         _check_taken(own)
-        found = {}
-        for trial in (one for one in own if not one.refusal):
-            report = _proven(
-                parity, reference, other, _drawn(reference.flat, specs, trial.sizes), trial
-            )
+        found = {known[name]: parity.result.max_abs_diff}
+        for trial in own:
+            if trial.refusal or trial.sizes == known:
+                continue
+            drawn = _drawn(reference.flat, specs, trial.sizes)
+            report = _proven(parity, reference, other, drawn, trial)
             if not report.passed:
                 return report
-            found[trial.size] = report.result.max_abs_diff
+            found[trial.size] = max(found.get(trial.size, 0.0), report.result.max_abs_diff)
         refused = [one for one in own if one.refusal]
         proofs.append(
             AxisProof(
                 name=name,
-                sizes=tuple(found),
+                sizes=tuple(sorted(found)),
                 max_abs_diff=max(found.values()),
                 traced=own[0].traced.lengths,
                 refused=tuple(one.size for one in refused),
@@ -237,6 +240,16 @@ def prove_axes(
             )
         )
     return replace(parity, axes=tuple(proofs))
+
+
+def _lengths(flat: FlatModule, specs: Sequence[InputSpec], rows: Rows) -> dict[str, int]:
+    """Of the free axes in some rows, by name."""
+    return {
+        axis.name: rows.inputs[name].shape[at]
+        for name, spec in zip(flat.inputs, specs, strict=True)
+        for at, axis in enumerate(spec.axes, 1)
+        if isinstance(axis, FreeAxis)
+    }
 
 
 def _proven(

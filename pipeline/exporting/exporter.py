@@ -12,7 +12,7 @@ import onnx
 import torch
 
 from pipeline.exporting import onnxmodel, tokenizer
-from pipeline.exporting.signatures import BATCH, causes, first_line
+from pipeline.exporting.signatures import BATCH, causes, first_line, running
 from pipeline.network.graph import Graph
 from pipeline.records.ready import Kind
 from serving.errors import ModelError
@@ -21,6 +21,8 @@ INPUTS: dict[Kind, str] = {"image": "images", "table": "features", "text": token
 """The name of what PyTorch's graph takes; the words of a sentence are looked up before it."""
 OPERATOR = re.compile(r"target=torch\.ops\.([\w.]+)|OpOverload\(op='([\w.]+)'")
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "PendingUnbackedSymbolNotFound")
+Exported = tuple[onnx.ModelProto, torch.export.ExportedProgram]
+"""An ONNX model beside the PyTorch graph that it was made from."""
 PLACE = re.compile(r'File "([^"]+)", line (\d+), in ')
 
 
@@ -31,7 +33,7 @@ def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.Mod
     constant. A graph that reads sentences takes them as strings [batch]. Raises ModelError when
     torch cannot export it.
     """
-    made = to_program(graph, example, opset).model_proto
+    made, _ = to_program(graph, example, opset)
     onnxmodel.name_by_module(made.graph)
     onnxmodel.strip(made)
     if graph.kind == "text":
@@ -39,8 +41,8 @@ def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.Mod
     return made
 
 
-def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> torch.onnx.ONNXProgram:
-    """What torch's exporter makes: the ONNX model beside the PyTorch graph it was made from."""
+def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> Exported:
+    """What torch's exporter makes of a graph."""
     return run_exporter(
         graph.eval(),
         (graph.tensor(example),),
@@ -59,13 +61,30 @@ def run_exporter(
     opset: int,
     inputs: Sequence[str],
     outputs: Sequence[str],
-) -> torch.onnx.ONNXProgram:
+) -> Exported:
     """Export a module that takes `examples`.
 
     `shapes` are the symbolic axes of each argument of its `forward`, as `torch.onnx.export` takes
     them in `dynamic_shapes`; `inputs` and `outputs` are the names in the ONNX model. Raises
     ModelError for what torch cannot export.
     """
+    with running(f"torch {torch.__version__} cannot export the module"):
+        program = _run(module, examples, shapes, opset=opset, inputs=inputs, outputs=outputs)
+        _rename_inner(program, {*inputs, *outputs})
+        if program.exported_program is None:
+            raise ModelError("torch kept no graph of the module")
+        return program.model_proto, program.exported_program
+
+
+def _run(
+    module: torch.nn.Module,
+    examples: tuple[torch.Tensor, ...],
+    shapes: Any,
+    *,
+    opset: int,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> torch.onnx.ONNXProgram:
     try:
         # Without gradients: a mask that has some makes torch trace one kernel of attention and
         # decompose another, whose memory layout is not the traced one.
@@ -88,7 +107,6 @@ def run_exporter(
         ) from error
     if program is None:
         raise ModelError("torch exported nothing")
-    _rename_inner(program, {*inputs, *outputs})
     return program
 
 

@@ -93,6 +93,8 @@ def export_module(
     """
     _check(model, inputs, limit)
     inputs = agreed(inputs)
+    # What torch.compile made answers as the module within, and takes minutes to.
+    module = getattr(module, "_orig_mod", module)
     check_weights(module)
     flat = FlatModule(module, inputs)
     facts = {
@@ -113,7 +115,7 @@ def export_module(
     limits = limits_of_pair(limit)
     parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
     if parity.passed:
-        parity = axes.prove_axes(parity, reference, side, inputs, trials)
+        parity = axes.prove_axes(parity, reference, side, inputs, trials, tested)
     parity = _keep(model, content, parity)
     return ModuleReport(
         module=reference.name,
@@ -143,8 +145,21 @@ def _check(model: Path, inputs: Sequence[InputSpec], limit: float) -> None:
 
 
 def check_weights(module: torch.nn.Module) -> None:
-    """Refuse, by ModelError, weights of more than 2 GB, and those that are not on the CPU."""
-    tensors = {id(one): one for one in (*module.parameters(), *module.buffers())}.values()
+    """Refuse, by ModelError, weights that one ONNX file cannot hold, and TorchScript."""
+    if any(isinstance(one, torch.jit.ScriptModule) for one in module.modules()):
+        raise ModelError(
+            "the module is TorchScript, which torch's exporter does not take; return the Python "
+            "module that it was made of"
+        )
+    named = dict((*module.named_parameters(), *module.named_buffers()))
+    for name, tensor in named.items():
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ModelError(f"the weight {name} has no shape yet; call the module once before")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ModelError(
+                f"the weight {name} is sparse or quantized; return it dense, as floats"
+            )
+    tensors = named.values()
     size = sum(tensor.element_size() * math.prod(tensor.shape) for tensor in tensors)
     if size > LARGEST:
         raise ModelError(
@@ -172,13 +187,13 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def _rows(rows: str | None, inputs: Sequence[InputSpec], taken: Sequence[TensorInfo]) -> Rows:
-    """The rows of the proof; those of `.npy` inputs only where all of them are such files."""
+    """The rows of the proof; where not all inputs are files, as many as are drawn."""
     if rows is not None:
         return open_rows(rows, taken)
     source = "the inputs' files"
     arrays = [spec.rows for spec in inputs if spec.rows is not None]
     if len(arrays) < len(inputs):
-        source = f"random, seed {SEED}"
+        source = f"{source} and random, seed {SEED}" if arrays else f"random, seed {SEED}"
         arrays = random_rows(inputs, RANDOM_ROWS, seed=SEED)
     if len({len(array) for array in arrays}) > 1:
         counts = ", ".join(str(len(array)) for array in arrays)
@@ -256,7 +271,7 @@ def export_flat(
 
     Raises ModelError as `run_exporter` does, and for a batch axis that the module fixes.
     """
-    program = run_exporter(
+    model, traced = run_exporter(
         flat,
         tuple(torch.from_numpy(np.array(example(spec))) for spec in inputs),
         (tuple(_symbols(inputs)),),
@@ -264,9 +279,6 @@ def export_flat(
         inputs=flat.inputs,
         outputs=flat.outputs,
     )
-    model, traced = program.model_proto, program.exported_program
-    if traced is None:
-        raise ModelError("torch kept no graph of the module")
     onnxmodel.name_by_module(model.graph, OWN)
     onnxmodel.rename_weights(model.graph, OWN)
     onnxmodel.strip(model)

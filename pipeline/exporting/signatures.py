@@ -218,10 +218,7 @@ def agreed(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
 
 def example(spec: InputSpec) -> Array:
     """The two rows that a module is traced with, [2, ...]."""
-    if spec.rows is None:
-        return random_rows([spec], EXAMPLE_ROWS, seed=0)[0]
-    rows = np.array(spec.rows[:EXAMPLE_ROWS])
-    return rows if len(rows) == EXAMPLE_ROWS else np.concatenate([rows, rows])
+    return random_rows([spec], EXAMPLE_ROWS, seed=0)[0]
 
 
 def random_rows(
@@ -229,7 +226,8 @@ def random_rows(
 ) -> list[Array]:
     """Rows for each input, [count, ...], as `serving.measuring.feeds.random_feeds` draws them.
 
-    `sizes` are the lengths of free axes by name, where they are not those of the example.
+    Those of a file are taken over again instead. `sizes` are the lengths of free axes by name,
+    where they are not those of the example.
     """
     given = sizes or {}
     infos = []
@@ -239,7 +237,11 @@ def random_rows(
             for axis in spec.axes
         )
         infos.append(TensorInfo(name=str(index), dtype=spec.dtype, shape=(count, *axes)))
-    return list(random_feeds(infos, count, seed=seed).values())
+    drawn = random_feeds(infos, count, seed=seed).values()
+    return [
+        rows if spec.rows is None else spec.rows[np.arange(count) % len(spec.rows)]
+        for spec, rows in zip(specs, drawn, strict=True)
+    ]
 
 
 def _of_file(name: str | None, path: Path) -> InputSpec:
@@ -289,6 +291,12 @@ class FlatModule(torch.nn.Module):
         self.outputs: tuple[str, ...] = ()
         feeds = dict(zip(self.inputs, map(example, specs), strict=True))
         self.outputs = tuple(self._probed(feeds))
+        before, after = self.answer(feeds), self.answer(feeds)
+        if not all(_alike(one, after[name]) for name, one in before.items()):
+            raise ModelError(
+                "the module answers the same rows otherwise the second time: does it keep a state, "
+                "or draw random numbers, as a dropout that is always on does?"
+            )
         # A second number of rows: many a module takes one alone.
         more = {name: np.concatenate([rows, rows[:1]]) for name, rows in feeds.items()}
         if tuple(self._probed(more)) != self.outputs:
@@ -305,7 +313,8 @@ class FlatModule(torch.nn.Module):
 
     def answer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The module's answers to rows by the name of the input; each [rows, ...] by its name."""
-        tensors = [as_tensor(feeds[name]) for name in self.inputs]
+        # Copies, for a module may write into what it is given.
+        tensors = [as_tensor(feeds[name].copy()) for name in self.inputs]
         shapes = ", ".join(f"{name} {list(feeds[name].shape)}" for name in self.inputs)
         with running(f"the module refuses {shapes}"), torch.no_grad():
             named = list(flatten(self._called(tensors)))
@@ -365,7 +374,10 @@ def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[s
     """The names of the inputs, and whether `forward` takes them by these names."""
     parameters = inspect.signature(module.forward).parameters.values()
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    kinds = {one.kind for one in parameters}
     known = [one.name for one in parameters if one.kind in plain]
+    if {inspect.Parameter.VAR_KEYWORD} == kinds - {*plain}:  # it takes any name
+        known += [spec.name for spec in specs if spec.name and spec.name not in known]
     names = tuple(
         spec.name or (known[index] if index < len(known) else f"input_{index}")
         for index, spec in enumerate(specs)
@@ -380,7 +392,19 @@ def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[s
     return names, not strange
 
 
+def _alike(left: Array, right: Array) -> bool:
+    """Whether two answers are the same but for a rounding."""
+    return left.shape == right.shape and np.allclose(
+        left, right, rtol=1e-3, atol=1e-6, equal_nan=True
+    )
+
+
 def _array(name: str, tensor: Tensor) -> Array:
-    if tensor.dtype is torch.bfloat16:
-        raise ModelError(f"the module's output {name} is bfloat16, which numpy has not; cast it")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in (*DTYPES, "uint16", "uint32", "uint64"):
+        raise ModelError(
+            f"the module's output {name} is {dtype}, which cannot be compared; cast it"
+        )
+    if tensor.layout is not torch.strided:
+        raise ModelError(f"the module's output {name} is sparse; return it dense")
     return tensor.detach().cpu().contiguous().numpy()
