@@ -91,7 +91,7 @@ def name_by_module(graph: onnx.GraphProto, own: str = "") -> None:
     """
     owners = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
     taken: Counter[str] = Counter()
-    for node in nodes_of(graph):
+    for node in _nodes(graph):
         weights = [name for name in node.input if name.endswith(".weight") and name in owners]
         module = owners[weights[0]] if weights else _scope(node)
         module = "" if f"{module}." == own else module.removeprefix(own)
@@ -109,7 +109,7 @@ def _scope(node: onnx.NodeProto) -> str:
 
 def rename_weights(graph: onnx.GraphProto, own: str) -> None:
     """Leave out what stands before the names of all weights, in every graph that reads them."""
-    nodes = list(nodes_of(graph))
+    nodes = list(_nodes(graph))
     taken = {value.name for value in (*graph.input, *graph.output)}
     taken |= {name for node in nodes for name in node.output}
     shorter = {
@@ -126,7 +126,7 @@ def rename_weights(graph: onnx.GraphProto, own: str) -> None:
 
 def strip(model: onnx.ModelProto) -> None:
     """Remove stack traces, notes and the exporter's metadata: they hold local paths."""
-    nodes = list(nodes_of(model.graph))
+    nodes = list(_nodes(model.graph))
     for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
         inner = (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
         for part in (graph, *inner):
@@ -138,7 +138,7 @@ def strip(model: onnx.ModelProto) -> None:
 
 def drop_unused_domains(model: onnx.ModelProto) -> None:
     """Remove imports of operator domains that no node uses: a quantizer imports all it knows."""
-    used = {node.domain for node in nodes_of(model.graph, *model.functions)}
+    used = {node.domain for node in _nodes(model.graph, *model.functions)}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -205,7 +205,7 @@ def load_foreign(path: Path) -> onnx.ModelProto:
     _refuse_external_data(path, model)
     defined = {(one.domain, one.name) for one in model.functions}
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in nodes_of(model.graph, *model.functions):
+    for node in _nodes(model.graph, *model.functions):
         if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in defined:
             raise ModelError(
                 f"{path} needs the operator {node.domain}::{node.op_type}, at node "
@@ -250,7 +250,7 @@ def _refuse_external_data(path: Path, model: onnx.ModelProto) -> None:
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor that a model holds, with those of its subgraphs and attributes."""
-    nodes = list(nodes_of(model.graph, *model.functions))
+    nodes = list(_nodes(model.graph, *model.functions))
     for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -261,12 +261,12 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from attribute.tensors
 
 
-def nodes_of(*parts: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+def _nodes(*parts: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     """Every node of some graphs and functions, with those of their subgraphs."""
     for part in parts:
         for node in part.node:
             yield node
-            yield from nodes_of(*subgraphs(node))
+            yield from _nodes(*subgraphs(node))
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:

@@ -51,7 +51,7 @@ def test_another_form_is_refused_with_the_right_one(text: str) -> None:
 
 @pytest.mark.parametrize("axis", ["0", "-1", "1.5", "", "2x"])
 def test_an_axis_is_a_name_or_a_number(axis: str) -> None:
-    with pytest.raises(UsageError, match="must be a name or a number of 1 or more, or .* got"):
+    with pytest.raises(UsageError, match=r"must be a name or a number of 1 or more, or .* got"):
         parse_input(f"float32[batch,{axis}]")
 
 
