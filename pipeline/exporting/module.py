@@ -83,8 +83,9 @@ def export_module(
     `inputs` are made by `pipeline.exporting.signatures.parse_input`, `limit` is the largest
     absolute difference of any output. The proof runs over `rows`, as
     `pipeline.proof.rows.open_rows` takes them, else over the rows of `.npy` inputs, else over
-    seeded random ones. The report is written to `model.parity.json` beside `model.onnx`. `source`
-    is the import path for the model's metadata; without it, the name of the class is there.
+    seeded random ones; and at several sizes of every free axis. The report is written to
+    `model.parity.json` beside `model.onnx`. `source` is the import path for the model's metadata;
+    without it, the name of the class is there.
 
     Raises UsageError for a name that does not end in .onnx, InputError for inputs or rows that the
     module has not, ModelError for a module that refuses them or that cannot be exported, and
@@ -97,16 +98,9 @@ def export_module(
     module = getattr(module, "_orig_mod", module)
     check_weights(module)
     flat = FlatModule(module, inputs)
-    facts = {
-        "version": ferry_version() or "unknown",
-        "module": source or type(module).__qualname__,
-        "torch": str(torch.__version__),
-        "weights_sha256": weights_sha256(module),
-    }
+    facts = _facts(module, source)
     start = time.perf_counter()
     exported = export_flat(flat, inputs, opset, facts)
-    trials = axes.ask(flat, inputs, exported.traced.program)
-    axes.free_outputs(exported.model.graph, trials)
     content = exported.model.SerializeToString(deterministic=True)
     seconds = round(time.perf_counter() - start, 3)
     side = model_side(model.name, content)
@@ -115,7 +109,7 @@ def export_module(
     limits = limits_of_pair(limit)
     parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
     if parity.passed:
-        parity = axes.prove_axes(parity, reference, side, inputs, trials, tested)
+        parity = axes.prove_axes(parity, reference, side, inputs, exported.trials, tested)
     parity = _keep(model, content, parity)
     return ModuleReport(
         module=reference.name,
@@ -133,6 +127,16 @@ def export_module(
         notes=exported.notes,
         parity=parity,
     )
+
+
+def _facts(module: torch.nn.Module, source: str | None) -> dict[str, str]:
+    """The model's metadata."""
+    return {
+        "version": ferry_version() or "unknown",
+        "module": source or type(module).__qualname__,
+        "torch": str(torch.__version__),
+        "weights_sha256": weights_sha256(module),
+    }
 
 
 def _check(model: Path, inputs: Sequence[InputSpec], limit: float) -> None:
@@ -249,6 +253,8 @@ class Exported:
 
     model: onnx.ModelProto
     traced: Traced
+    trials: tuple[axes.Trial, ...]
+    """The module's answers at several sizes of its free axes."""
     padded_pools: int
     """How many were held apart from their padding; see `keep_padding`."""
 
@@ -267,9 +273,9 @@ class Exported:
 def export_flat(
     flat: FlatModule, inputs: Sequence[InputSpec], opset: int, facts: Mapping[str, object]
 ) -> Exported:
-    """Export a module with a symbolic batch axis; `facts` become the model's metadata.
+    """Export a module with symbolic axes; `facts` become the model's metadata.
 
-    Raises ModelError as `run_exporter` does, and for a batch axis that the module fixes.
+    Raises ModelError as `run_exporter` does, and for an axis that should be free and is not.
     """
     model, traced = run_exporter(
         flat,
@@ -285,9 +291,12 @@ def export_flat(
     padded_pools = keep_padding(model.graph)
     onnxmodel.set_metadata(model, facts)
     _check_axes(model, inputs)
+    trials = axes.ask(flat, inputs, traced)
+    axes.free_outputs(model.graph, trials)
     onnxmodel.check(model, opset)
     return Exported(
         model=model,
+        trials=trials,
         traced=Traced(program=traced, inputs=flat.inputs, outputs=flat.outputs),
         padded_pools=padded_pools,
     )
@@ -323,8 +332,8 @@ def _check_axes(model: onnx.ModelProto, specs: Sequence[InputSpec]) -> None:
             many = f"{found.dim_value} rows" if name == BATCH else f"a length of {found.dim_value}"
             raise ModelError(
                 f"the module fixes the {name} axis: traced with {many} of {value.name}, it takes "
-                f"no other number (a Python loop over it, an `if` on it, or a tensor made with as "
-                f"many entries, does this)"
+                f"no other number (its `len`, a Python loop over it, an `if` on it, or a "
+                f"tensor made with as many entries, does this)"
             )
 
 
