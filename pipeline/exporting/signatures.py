@@ -238,6 +238,9 @@ def random_rows(
         )
         infos.append(TensorInfo(name=str(index), dtype=spec.dtype, shape=(count, *axes)))
     drawn = random_feeds(infos, count, seed=seed).values()
+    for rows in drawn:
+        if rows.ndim > 1 and rows.dtype.kind in "bi":
+            rows[..., 0] = 1  # a mask that hides all of a row would be answered by chance
     return [
         rows if spec.rows is None else spec.rows[np.arange(count) % len(spec.rows)]
         for spec, rows in zip(specs, drawn, strict=True)
@@ -290,8 +293,8 @@ class FlatModule(torch.nn.Module):
         self.inputs, self._by_name = _bound(module, specs)
         self.outputs: tuple[str, ...] = ()
         feeds = dict(zip(self.inputs, map(example, specs), strict=True))
-        self.outputs = tuple(self._probed(feeds))
-        before, after = self.answer(feeds), self.answer(feeds)
+        before, after = self._probed(feeds), self.answer(feeds)
+        self.outputs = tuple(before)
         if not all(_alike(one, after[name]) for name, one in before.items()):
             raise ModelError(
                 "the module answers the same rows otherwise the second time: does it keep a state, "

@@ -122,6 +122,20 @@ def test_random_rows_are_seeded_and_fill_free_axes() -> None:
     assert len(np.unique(first[0], axis=0)) == 6
 
 
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+def test_no_mask_that_is_made_up_hides_all_of_a_row(dtype: str) -> None:
+    (rows,) = random_rows([parse_input(f"{dtype}[batch,t]")], 64, seed=1, sizes={"t": 1})
+    assert rows.shape == (64, 1)
+    assert rows.all()
+
+
+def test_rows_of_a_file_are_taken_over_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
+    spec = parse_input(str(tmp_path / "rows.npy"))
+    (rows,) = random_rows([spec], 7, seed=1)
+    assert (rows[:, 0] == [0, 4, 8, 0, 4, 8, 0]).all()
+
+
 def test_a_file_of_rows(tmp_path: Path) -> None:
     rows = np.arange(24, dtype=np.float32).reshape(6, 4)
     np.save(tmp_path / "rows.npy", rows)
