@@ -28,7 +28,7 @@ NUMBER = re.compile(r"(?<![\w.])\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Traced:
+class TracedLength:
     """What torch found out of the length of an axis while it traced a module."""
 
     least: int = 1
@@ -58,7 +58,7 @@ class Trial:
     """One size of one axis, with the others as in the example, and the module's answer to it."""
 
     axis: FreeAxis
-    traced: Traced
+    traced: TracedLength
     sizes: Mapping[str, int]
     """Of all axes, by name."""
     shapes: Mapping[str, tuple[int, ...]]
@@ -87,7 +87,7 @@ class Trial:
 
 def traced_lengths(
     program: torch.export.ExportedProgram, specs: Sequence[InputSpec]
-) -> dict[str, Traced]:
+) -> dict[str, TracedLength]:
     """What torch found out of each free axis, by its name."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     symbols = {}
@@ -108,7 +108,7 @@ def traced_lengths(
     }
     known = program.range_constraints
     return {
-        name: Traced(
+        name: TracedLength(
             least=max(1, int(known[symbol].lower)),
             # Torch's infinity is no integer.
             most=int(known[symbol].upper) if known[symbol].upper.is_Integer else None,
@@ -118,7 +118,7 @@ def traced_lengths(
     }
 
 
-def tried_sizes(axis: FreeAxis, traced: Traced) -> tuple[int, ...]:
+def tried_sizes(axis: FreeAxis, traced: TracedLength) -> tuple[int, ...]:
     """The sizes to prove an axis at, in rising order, all within the user's bounds.
 
     The smallest, an odd one, that of the example, larger ones, the user's bounds, and those around
@@ -151,7 +151,7 @@ def _asked(
     flat: FlatModule,
     specs: Sequence[InputSpec],
     axis: FreeAxis,
-    traced: Traced,
+    traced: TracedLength,
     sizes: Mapping[str, int],
 ) -> Trial:
     rows, refusal = _drawn(flat, specs, sizes), ""

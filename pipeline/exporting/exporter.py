@@ -21,7 +21,7 @@ INPUTS: dict[Kind, str] = {"image": "images", "table": "features", "text": token
 """The name of what PyTorch's graph takes; the words of a sentence are looked up before it."""
 OPERATOR = re.compile(r"target=torch\.ops\.([\w.]+)|OpOverload\(op='([\w.]+)'")
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "PendingUnbackedSymbolNotFound")
-Exported = tuple[onnx.ModelProto, torch.export.ExportedProgram]
+ModelAndProgram = tuple[onnx.ModelProto, torch.export.ExportedProgram]
 """An ONNX model beside the PyTorch graph that it was made from."""
 PLACE = re.compile(r'File "([^"]+)", line (\d+), in ')
 
@@ -41,7 +41,7 @@ def to_onnx(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> onnx.Mod
     return made
 
 
-def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> Exported:
+def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> ModelAndProgram:
     """What torch's exporter makes of a graph."""
     return run_exporter(
         graph.eval(),
@@ -61,7 +61,7 @@ def run_exporter(
     opset: int,
     inputs: Sequence[str],
     outputs: Sequence[str],
-) -> Exported:
+) -> ModelAndProgram:
     """Export a module that takes `examples`.
 
     `shapes` are the symbolic axes of each argument of its `forward`, as `torch.onnx.export` takes

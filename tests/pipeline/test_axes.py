@@ -8,7 +8,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from pipeline.exporting.axes import Traced, Trial, free_outputs, traced_lengths, tried_sizes
+from pipeline.exporting.axes import TracedLength, Trial, free_outputs, traced_lengths, tried_sizes
 from pipeline.exporting.signatures import FreeAxis, parse_input
 from pipeline.records.parity import AxisProof
 
@@ -22,19 +22,19 @@ def axis(text: str) -> FreeAxis:
 @pytest.mark.parametrize(
     ("text", "traced", "sizes"),
     [
-        ("t", Traced(), (1, 2, 7, 8, 16, 19)),
-        ("t=1..512", Traced(), (1, 2, 7, 8, 16, 19, 512)),
-        ("t=32..", Traced(), (32, 64, 67)),
-        ("t=..5", Traced(), (1, 2, 4, 5)),
-        ("t", Traced(least=3), (1, 2, 3, 4, 7, 8, 16, 19)),
-        ("t=3..", Traced(least=3), (3, 4, 7, 8, 16, 19)),
-        ("t", Traced(most=100), (1, 2, 7, 8, 16, 19, 99, 100, 101)),
-        ("t", Traced(guards=("Eq(t, 5)", "Ne(t, 5)")), (1, 2, 4, 5, 6, 7, 8, 16, 19)),
-        ("t", Traced(most=2**40, guards=("Eq(x2, t)",)), (1, 2, 7, 8, 16, 19)),
+        ("t", TracedLength(), (1, 2, 7, 8, 16, 19)),
+        ("t=1..512", TracedLength(), (1, 2, 7, 8, 16, 19, 512)),
+        ("t=32..", TracedLength(), (32, 64, 67)),
+        ("t=..5", TracedLength(), (1, 2, 4, 5)),
+        ("t", TracedLength(least=3), (1, 2, 3, 4, 7, 8, 16, 19)),
+        ("t=3..", TracedLength(least=3), (3, 4, 7, 8, 16, 19)),
+        ("t", TracedLength(most=100), (1, 2, 7, 8, 16, 19, 99, 100, 101)),
+        ("t", TracedLength(guards=("Eq(t, 5)", "Ne(t, 5)")), (1, 2, 4, 5, 6, 7, 8, 16, 19)),
+        ("t", TracedLength(most=2**40, guards=("Eq(x2, t)",)), (1, 2, 7, 8, 16, 19)),
     ],
 )
 def test_sizes_are_both_sides_of_every_edge(
-    text: str, traced: Traced, sizes: tuple[int, ...]
+    text: str, traced: TracedLength, sizes: tuple[int, ...]
 ) -> None:
     assert tried_sizes(axis(text), traced) == sizes
 
@@ -42,13 +42,13 @@ def test_sizes_are_both_sides_of_every_edge(
 @pytest.mark.parametrize(
     ("traced", "words"),
     [
-        (Traced(), ""),
-        (Traced(least=5), "from 5 on"),
-        (Traced(most=9), "up to 9"),
-        (Traced(least=2, most=9), "from 2 on up to 9"),
+        (TracedLength(), ""),
+        (TracedLength(least=5), "from 5 on"),
+        (TracedLength(most=9), "up to 9"),
+        (TracedLength(least=2, most=9), "from 2 on up to 9"),
     ],
 )
-def test_the_range_of_a_trace_in_words(traced: Traced, words: str) -> None:
+def test_the_range_of_a_trace_in_words(traced: TracedLength, words: str) -> None:
     assert traced.lengths == words
 
 
@@ -77,7 +77,7 @@ def trials(shapes: Mapping[int, tuple[int, ...]]) -> list[Trial]:
     """Answers of one output at some sizes of `t`."""
     one = axis("t")
     return [
-        Trial(axis=one, traced=Traced(), sizes={"t": size}, shapes={"y": shape}, refusal="")
+        Trial(axis=one, traced=TracedLength(), sizes={"t": size}, shapes={"y": shape}, refusal="")
         for size, shape in shapes.items()
     ]
 
