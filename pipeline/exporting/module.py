@@ -23,6 +23,7 @@ from pipeline.exporting.signatures import (
     agreed,
     example,
     random_rows,
+    running,
 )
 from pipeline.proof.pair import compare, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows
@@ -178,7 +179,9 @@ def check_weights(module: torch.nn.Module) -> None:
 def weights_sha256(module: torch.nn.Module) -> str:
     """The sha256 of a module's state: each tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    with running("the module's state cannot be read"):
+        state = sorted(module.state_dict().items())
+    for name, tensor in state:
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             # As bytes, for numpy has no bfloat16.

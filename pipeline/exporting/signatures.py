@@ -289,7 +289,9 @@ class FlatModule(torch.nn.Module):
         or answers no rows.
         """
         super().__init__()
-        self.module = module.eval()
+        with running("the module cannot be set to evaluation"):
+            module.eval()
+        self.module = module
         self.inputs, self._by_name = _bound(module, specs)
         self.outputs: tuple[str, ...] = ()
         feeds = dict(zip(self.inputs, map(example, specs), strict=True))

@@ -324,6 +324,19 @@ class SparseWeight(nn.Module):
         return x
 
 
+class NoEvaluation(nn.Module):
+    def eval(self) -> "NoEvaluation":
+        raise RuntimeError("not trained yet")
+
+
+class NoState(nn.Module):
+    def state_dict(self, *given: Any, **others: Any) -> Any:
+        raise RuntimeError("kept elsewhere")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class TwoOfOneName(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Any]:
         return {"a": {"b": x}, "a.b": x + 1}
@@ -422,6 +435,8 @@ REFUSED = (
     Awkward(scripted, (FOUR,), "is TorchScript, .* return the Python module"),
     Awkward(lazy, (FOUR,), "weight 0.weight has no shape yet; call the module once before"),
     Awkward(SparseWeight, (FOUR,), "weight table is sparse or quantized"),
+    Awkward(NoEvaluation, (FOUR,), "cannot be set to evaluation: RuntimeError: not trained yet"),
+    Awkward(NoState, (FOUR,), "state cannot be read: RuntimeError: kept elsewhere"),
     Awkward(TwoOfOneName, (FOUR,), r"answers two tensors called 'a\.b'"),
     Awkward(NamedAsItsInput, (FOUR,), r"an input and an output called 'x', .* instance x_in:"),
     Awkward(Leaving, (FOUR,), "cannot export the module: SystemExit: not now"),
