@@ -130,16 +130,6 @@ def export_module(
     )
 
 
-def _facts(module: torch.nn.Module, source: str | None) -> dict[str, str]:
-    """The model's metadata."""
-    return {
-        "version": ferry_version() or "unknown",
-        "module": source or type(module).__qualname__,
-        "torch": str(torch.__version__),
-        "weights_sha256": weights_sha256(module),
-    }
-
-
 def _check(model: Path, inputs: Sequence[InputSpec], limit: float) -> None:
     if model.suffix != SUFFIX:
         raise UsageError(f"the output must end in {SUFFIX}, got {model}")
@@ -174,6 +164,16 @@ def check_weights(module: torch.nn.Module) -> None:
     elsewhere = {str(tensor.device) for tensor in tensors} - {"cpu"}
     if elsewhere:
         raise ModelError(f"the module's weights lie on {elsewhere.pop()}; return it on the cpu")
+
+
+def _facts(module: torch.nn.Module, source: str | None) -> dict[str, str]:
+    """The model's metadata."""
+    return {
+        "version": ferry_version() or "unknown",
+        "module": source or type(module).__qualname__,
+        "torch": str(torch.__version__),
+        "weights_sha256": weights_sha256(module),
+    }
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
