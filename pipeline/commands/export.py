@@ -56,9 +56,10 @@ def export(
     that a function of yours returns; the folder that ferry runs in is importable.
 
     A SPEC is NAME:float32[batch,3,224,224], the same without a name, or a .npy file of rows. The
-    first axis takes any number of rows, and every other axis that has a name any size. The file is
-    compared with the module over ROWS, or over random rows, at several batch sizes, and a report is
-    written beside it. The exit status is 1 when an output is further off than --limit or its
+    first axis takes any number of rows, and every other axis that has a name any size, or any in a
+    range: tokens:int64[batch,length=1..512]. The file is compared with the module over ROWS, or
+    over random rows, at several batch sizes and at several sizes of every named axis, and a report
+    is written beside it. The exit status is 1 when an output is further off than --limit or its
     largest value is another one; the model is then kept as FILE.failed.onnx. The opset and the
     limit that are not given are those of `defaults.export` and `defaults.parity` in params.yaml.
 

@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.folding import fold_standardisation
-from pipeline.exporting.signatures import BATCH, causes, first_line
+from pipeline.exporting.signatures import BATCH, causes, first_line, running
 from pipeline.network.graph import Graph
 from pipeline.records.ready import Kind
 from serving.errors import ModelError
@@ -22,6 +22,8 @@ INPUTS: dict[Kind, str] = {"image": "images", "table": "features", "text": token
 """The name of what PyTorch's graph takes; the words of a sentence are looked up before it."""
 OPERATOR = re.compile(r"target=torch\.ops\.([\w.]+)|OpOverload\(op='([\w.]+)'")
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "PendingUnbackedSymbolNotFound")
+ModelAndProgram = tuple[onnx.ModelProto, torch.export.ExportedProgram]
+"""An ONNX model beside the PyTorch graph that it was made from."""
 PLACE = re.compile(r'File "([^"]+)", line (\d+), in ')
 
 
@@ -37,7 +39,7 @@ def to_onnx(
     constant. A graph that reads sentences takes them as strings [batch]. Raises ModelError when
     torch cannot export it.
     """
-    made = to_program(graph, example, opset).model_proto
+    made, _ = to_program(graph, example, opset)
     onnxmodel.name_by_module(made.graph)
     onnxmodel.strip(made)
     if fold:
@@ -47,8 +49,8 @@ def to_onnx(
     return made
 
 
-def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> torch.onnx.ONNXProgram:
-    """What torch's exporter makes: the ONNX model beside the PyTorch graph it was made from."""
+def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> ModelAndProgram:
+    """What torch's exporter makes of a graph."""
     return run_exporter(
         graph.eval(),
         (graph.tensor(example),),
@@ -67,13 +69,30 @@ def run_exporter(
     opset: int,
     inputs: Sequence[str],
     outputs: Sequence[str],
-) -> torch.onnx.ONNXProgram:
+) -> ModelAndProgram:
     """Export a module that takes `examples`.
 
     `shapes` are the symbolic axes of each argument of its `forward`, as `torch.onnx.export` takes
     them in `dynamic_shapes`; `inputs` and `outputs` are the names in the ONNX model. Raises
     ModelError for what torch cannot export.
     """
+    with running(f"torch {torch.__version__} cannot export the module"):
+        program = _run(module, examples, shapes, opset=opset, inputs=inputs, outputs=outputs)
+        _rename_inner(program, {*inputs, *outputs})
+        if program.exported_program is None:
+            raise ModelError("torch kept no graph of the module")
+        return program.model_proto, program.exported_program
+
+
+def _run(
+    module: torch.nn.Module,
+    examples: tuple[torch.Tensor, ...],
+    shapes: Any,
+    *,
+    opset: int,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+) -> torch.onnx.ONNXProgram:
     try:
         # Without gradients: a mask that has some makes torch trace one kernel of attention and
         # decompose another, whose memory layout is not the traced one.
@@ -97,6 +116,20 @@ def run_exporter(
     if program is None:
         raise ModelError("torch exported nothing")
     return program
+
+
+def _rename_inner(program: torch.onnx.ONNXProgram, names: Collection[str]) -> None:
+    """Give other names to values within that are called as an input or an output is.
+
+    Torch calls them as their operators, and so may a user call an output: "softmax".
+    """
+    graph = program.model.graph
+    outside = [id(value) for value in (*graph.inputs, *graph.outputs)]
+    inner = [value for node in graph.all_nodes() for value in node.outputs]
+    inner += [value for below in graph.subgraphs() for value in below.inputs]
+    for value in (*inner, *graph.initializers.values()):
+        if value.name in names and id(value) not in outside:
+            value.name = f"{value.name}.inner"
 
 
 def _reason(error: BaseException) -> str:

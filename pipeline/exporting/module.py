@@ -13,9 +13,18 @@ import torch
 from onnx import helper, numpy_helper
 
 from pipeline.errors import ParityError
-from pipeline.exporting import onnxmodel
+from pipeline.exporting import axes, onnxmodel
 from pipeline.exporting.exporter import run_exporter
-from pipeline.exporting.signatures import BATCH, FlatModule, InputSpec, example, random_rows
+from pipeline.exporting.signatures import (
+    BATCH,
+    FlatModule,
+    FreeAxis,
+    InputSpec,
+    agreed,
+    example,
+    random_rows,
+    running,
+)
 from pipeline.proof.pair import compare, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows
 from pipeline.proof.sides import ModuleSide, model_side
@@ -75,8 +84,9 @@ def export_module(
     `inputs` are made by `pipeline.exporting.signatures.parse_input`, `limit` is the largest
     absolute difference of any output. The proof runs over `rows`, as
     `pipeline.proof.rows.open_rows` takes them, else over the rows of `.npy` inputs, else over
-    seeded random ones. The report is written to `model.parity.json` beside `model.onnx`. `source`
-    is the import path for the model's metadata; without it, the name of the class is there.
+    seeded random ones; and at several sizes of every free axis. The report is written to
+    `model.parity.json` beside `model.onnx`. `source` is the import path for the model's metadata;
+    without it, the name of the class is there.
 
     Raises UsageError for a name that does not end in .onnx, InputError for inputs or rows that the
     module has not, ModelError for a module that refuses them or that cannot be exported, and
@@ -84,14 +94,12 @@ def export_module(
     `model.failed.onnx` and `model.failed.parity.json`, and `model.onnx` is as it was.
     """
     _check(model, inputs, limit)
+    inputs = agreed(inputs)
+    # What torch.compile made answers as the module within, and takes minutes to.
+    module = getattr(module, "_orig_mod", module)
     check_weights(module)
     flat = FlatModule(module, inputs)
-    facts = {
-        "version": ferry_version() or "unknown",
-        "module": source or type(module).__qualname__,
-        "torch": str(torch.__version__),
-        "weights_sha256": weights_sha256(module),
-    }
+    facts = _facts(module, source)
     start = time.perf_counter()
     exported = export_flat(flat, inputs, opset, facts)
     content = exported.model.SerializeToString(deterministic=True)
@@ -101,6 +109,8 @@ def export_module(
     reference = _module_side(flat, inputs, exported.traced, facts)
     limits = limits_of_pair(limit)
     parity = compare(reference, side, tested, limits=limits, batch_sizes=BATCH_SIZES)
+    if parity.passed:
+        parity = axes.prove_axes(parity, reference, side, inputs, exported.trials, tested)
     parity = _keep(model, content, parity)
     return ModuleReport(
         module=reference.name,
@@ -130,8 +140,21 @@ def _check(model: Path, inputs: Sequence[InputSpec], limit: float) -> None:
 
 
 def check_weights(module: torch.nn.Module) -> None:
-    """Refuse, by ModelError, weights of more than 2 GB, and those that are not on the CPU."""
-    tensors = {id(one): one for one in (*module.parameters(), *module.buffers())}.values()
+    """Refuse, by ModelError, weights that one ONNX file cannot hold, and TorchScript."""
+    if any(isinstance(one, torch.jit.ScriptModule) for one in module.modules()):
+        raise ModelError(
+            "the module is TorchScript, which torch's exporter does not take; return the Python "
+            "module that it was made of"
+        )
+    named = dict((*module.named_parameters(), *module.named_buffers()))
+    for name, tensor in named.items():
+        if torch.nn.parameter.is_lazy(tensor):
+            raise ModelError(f"the weight {name} has no shape yet; call the module once before")
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise ModelError(
+                f"the weight {name} is sparse or quantized; return it dense, as floats"
+            )
+    tensors = named.values()
     size = sum(tensor.element_size() * math.prod(tensor.shape) for tensor in tensors)
     if size > LARGEST:
         raise ModelError(
@@ -143,10 +166,22 @@ def check_weights(module: torch.nn.Module) -> None:
         raise ModelError(f"the module's weights lie on {elsewhere.pop()}; return it on the cpu")
 
 
+def _facts(module: torch.nn.Module, source: str | None) -> dict[str, str]:
+    """The model's metadata."""
+    return {
+        "version": ferry_version() or "unknown",
+        "module": source or type(module).__qualname__,
+        "torch": str(torch.__version__),
+        "weights_sha256": weights_sha256(module),
+    }
+
+
 def weights_sha256(module: torch.nn.Module) -> str:
     """The sha256 of a module's state: each tensor's name, dtype, shape and bytes, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    with running("the module's state cannot be read"):
+        state = sorted(module.state_dict().items())
+    for name, tensor in state:
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             # As bytes, for numpy has no bfloat16.
@@ -159,13 +194,13 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def _rows(rows: str | None, inputs: Sequence[InputSpec], taken: Sequence[TensorInfo]) -> Rows:
-    """The rows of the proof; those of `.npy` inputs only where all of them are such files."""
+    """The rows of the proof; where not all inputs are files, as many as are drawn."""
     if rows is not None:
         return open_rows(rows, taken)
     source = "the inputs' files"
     arrays = [spec.rows for spec in inputs if spec.rows is not None]
     if len(arrays) < len(inputs):
-        source = f"random, seed {SEED}"
+        source = f"{source} and random, seed {SEED}" if arrays else f"random, seed {SEED}"
         arrays = random_rows(inputs, RANDOM_ROWS, seed=SEED)
     if len({len(array) for array in arrays}) > 1:
         counts = ", ".join(str(len(array)) for array in arrays)
@@ -182,7 +217,7 @@ def _module_side(
     return ModuleSide(
         name=facts["module"],
         inputs=tuple(
-            TensorInfo(name=name, dtype=spec.dtype, shape=(BATCH, *spec.axes))
+            TensorInfo(name=name, dtype=spec.dtype, shape=_shape(spec))
             for name, spec in zip(flat.inputs, inputs, strict=True)
         ),
         outputs=tuple(
@@ -221,6 +256,8 @@ class Exported:
 
     model: onnx.ModelProto
     traced: Traced
+    trials: tuple[axes.Trial, ...]
+    """The module's answers at several sizes of its free axes."""
     padded_pools: int
     """How many were held apart from their padding; see `keep_padding`."""
 
@@ -239,11 +276,11 @@ class Exported:
 def export_flat(
     flat: FlatModule, inputs: Sequence[InputSpec], opset: int, facts: Mapping[str, object]
 ) -> Exported:
-    """Export a module with a symbolic batch axis; `facts` become the model's metadata.
+    """Export a module with symbolic axes; `facts` become the model's metadata.
 
-    Raises ModelError as `run_exporter` does, and for a batch axis that the module fixes.
+    Raises ModelError as `run_exporter` does, and for an axis that should be free and is not.
     """
-    program = run_exporter(
+    model, traced = run_exporter(
         flat,
         tuple(torch.from_numpy(np.array(example(spec))) for spec in inputs),
         (tuple(_symbols(inputs)),),
@@ -251,18 +288,18 @@ def export_flat(
         inputs=flat.inputs,
         outputs=flat.outputs,
     )
-    model, traced = program.model_proto, program.exported_program
-    if traced is None:
-        raise ModelError("torch kept no graph of the module")
-    onnxmodel.name_by_module(model.graph)
+    onnxmodel.name_by_module(model.graph, OWN)
+    onnxmodel.rename_weights(model.graph, OWN)
     onnxmodel.strip(model)
-    _drop_prefix(model.graph)
     padded_pools = keep_padding(model.graph)
     onnxmodel.set_metadata(model, facts)
-    _check_batch(model)
+    _check_axes(model, inputs)
+    trials = axes.ask(flat, inputs, traced)
+    axes.free_outputs(model.graph, trials)
     onnxmodel.check(model, opset)
     return Exported(
         model=model,
+        trials=trials,
         traced=Traced(program=traced, inputs=flat.inputs, outputs=flat.outputs),
         padded_pools=padded_pools,
     )
@@ -272,23 +309,34 @@ def _symbols(specs: Sequence[InputSpec]) -> Iterator[dict[int, torch.export.Dim]
     """The axes of each input that may have any length; those of one name are of one length."""
     known = {BATCH: torch.export.Dim(BATCH)}
     for spec in specs:
-        names = dict(enumerate((BATCH, *spec.axes)))
-        yield {
-            at: known.setdefault(axis, torch.export.Dim(axis))
-            for at, axis in names.items()
-            if isinstance(axis, str)
-        }
+        for axis in spec.axes:
+            if isinstance(axis, FreeAxis):
+                known[axis.name] = torch.export.Dim(axis.name, min=axis.least, max=axis.most)
+        yield {at: known[name] for at, name in enumerate(_shape(spec)) if isinstance(name, str)}
 
 
-def _check_batch(model: onnx.ModelProto) -> None:
-    """Name the cause where the exporter made a number of the batch axis."""
-    for value in model.graph.input:
-        axis = value.type.tensor_type.shape.dim[0]
-        if not axis.dim_param:
+def _shape(spec: InputSpec) -> tuple[int | str, ...]:
+    """An input's axes as ONNX has them, with the names of those that are free."""
+    return (BATCH, *(axis.name if isinstance(axis, FreeAxis) else axis for axis in spec.axes))
+
+
+def _check_axes(model: onnx.ModelProto, specs: Sequence[InputSpec]) -> None:
+    """Name the cause where the exporter made a number, or another axis, of one that has a name."""
+    for value, spec in zip(model.graph.input, specs, strict=True):
+        for at, name in enumerate(_shape(spec)):
+            found = value.type.tensor_type.shape.dim[at]
+            if found.dim_param == name or isinstance(name, int):
+                continue
+            if found.dim_param:
+                raise ModelError(
+                    f"the module takes the axis {name} of {value.name} as {found.dim_param} alone; "
+                    f"axes that are always alike must have one name"
+                )
+            many = f"{found.dim_value} rows" if name == BATCH else f"a length of {found.dim_value}"
             raise ModelError(
-                f"the module fixes the batch axis: traced with {axis.dim_value} rows of "
-                f"{value.name}, it takes no other number (an `if` on the batch size, or a tensor "
-                f"made with as many rows, does this)"
+                f"the module fixes the {name} axis: traced with {many} of {value.name}, it takes "
+                f"no other number (its `len`, a Python loop over it, an `if` on it, or a "
+                f"tensor made with as many entries, does this)"
             )
 
 
@@ -300,9 +348,10 @@ def keep_padding(graph: onnx.GraphProto) -> int:
     negative, the zero of the file was the answer and is no more. `Max` with the lowest value of the
     dtype, minus infinity for floats, changes no value and holds the two apart.
     """
+    below = [inner for node in graph.node for inner in onnxmodel.subgraphs(node)]
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     pads = {node.output[0] for node in graph.node if node.op_type == "Pad"}
-    kept = 0
+    kept = sum(keep_padding(inner) for inner in below)
     for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
         padded = pool.input[0]
         if padded not in pads or padded not in types:
@@ -321,25 +370,3 @@ def _lowest(elem_type: int) -> np.ndarray[tuple[()], np.dtype[np.generic]]:
     dtype = helper.tensor_dtype_to_np_dtype(elem_type)
     value = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
     return np.array(value, dtype)
-
-
-def _drop_prefix(graph: onnx.GraphProto) -> None:
-    """Name nodes and weights as the user's own module does."""
-    taken = {value.name for value in (*graph.input, *graph.output)}
-    taken |= {name for node in graph.node for name in node.output}
-    shorter = {
-        tensor.name: tensor.name.removeprefix(OWN)
-        for tensor in graph.initializer
-        if tensor.name.removeprefix(OWN) not in taken
-    }
-    for tensor in graph.initializer:
-        tensor.name = shorter.get(tensor.name, tensor.name)
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = shorter.get(name, name)
-        # `module.head/Gemm` is `head/Gemm`; what no module within it computes is `main/Gemm`.
-        scope, slash, operator = node.name.partition("/")
-        own = "main" if f"{scope}." == OWN else scope.removeprefix(OWN)
-        node.name = f"{own}{slash}{operator}"
-    for value in graph.value_info:
-        value.name = shorter.get(value.name, value.name)

@@ -84,18 +84,21 @@ def set_metadata(
     onnx.helper.set_model_props(model, entries)
 
 
-def name_by_module(graph: onnx.GraphProto) -> None:
+def name_by_module(graph: onnx.GraphProto, own: str = "") -> None:
     """Name each node after the PyTorch module it came from: `network.0.conv/Conv`.
 
     The exporter's own names carry a counter, and its metadata the module's name. A node with
-    weights is named after their owner, for it may have swallowed the module behind it.
+    weights is named after their owner, for it may have swallowed the module behind it. `own` is
+    what stands before the names of all modules, and is left out. What no module within computes is
+    `main/Conv`.
     """
     owners = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
     taken: Counter[str] = Counter()
-    for node in graph.node:
+    for node in _nodes(graph):
         weights = [name for name in node.input if name.endswith(".weight") and name in owners]
         module = owners[weights[0]] if weights else _scope(node)
-        name = f"{module}/{node.op_type}"
+        module = "" if f"{module}." == own else module.removeprefix(own)
+        name = f"{module or 'main'}/{node.op_type}"
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}.{taken[name]}"
 
@@ -104,23 +107,41 @@ def _scope(node: onnx.NodeProto) -> str:
     facts = {entry.key: entry.value for entry in node.metadata_props}
     scopes = ast.literal_eval(facts.get("pkg.torch.onnx.name_scopes", "['']"))
     modules = [scope for scope in scopes[:-1] if scope]
-    return str(modules[-1]) if modules else "main"
+    return str(modules[-1]) if modules else ""
+
+
+def rename_weights(graph: onnx.GraphProto, own: str) -> None:
+    """Leave out what stands before the names of all weights, in every graph that reads them."""
+    nodes = list(_nodes(graph))
+    taken = {value.name for value in (*graph.input, *graph.output)}
+    taken |= {name for node in nodes for name in node.output}
+    shorter = {
+        tensor.name: tensor.name.removeprefix(own)
+        for tensor in graph.initializer
+        if tensor.name.removeprefix(own) not in taken
+    }
+    for value in (*graph.initializer, *graph.value_info):
+        value.name = shorter.get(value.name, value.name)
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = shorter.get(name, name)
 
 
 def strip(model: onnx.ModelProto) -> None:
     """Remove stack traces, notes and the exporter's metadata: they hold local paths."""
-    graph = model.graph
-    parts = (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    for part in parts:
-        del part.metadata_props[:]
-        part.doc_string = ""
+    nodes = list(_nodes(model.graph))
+    for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
+        inner = (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        for part in (graph, *inner):
+            del part.metadata_props[:]
+            part.doc_string = ""
     model.doc_string = ""
-    graph.name = "ferry"
+    model.graph.name = "ferry"
 
 
 def drop_unused_domains(model: onnx.ModelProto) -> None:
     """Remove imports of operator domains that no node uses: a quantizer imports all it knows."""
-    used = {node.domain for node in model.graph.node}
+    used = {node.domain for node in _nodes(model.graph, *model.functions)}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)

@@ -10,8 +10,9 @@ import importlib
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -125,9 +126,35 @@ EXAMPLE_ROWS = 2
 """A batch of one would be taken for a constant."""
 FORM = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<dtype>\w+)\[(?P<axes>[^\[\]]*)\]")
 FILE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*):)?(?P<file>.+\.npy)")
+AXIS = re.compile(r"(?P<name>\w+)(?:=(?P<least>\d*)\.\.(?P<most>\d*))?")
 OUTPUT = "output"
 """The name of a tensor that is all that a module answers."""
 HINT = "write NAME:float32[batch,3,224,224], float32[batch,3,224,224] or FILE.npy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeAxis:
+    """An axis of any length, or of any between two."""
+
+    name: str
+    least: int | None = None
+    """None, as below: the user gave no bound."""
+    most: int | None = None
+
+    @property
+    def example(self) -> int:
+        """The length that a module is traced with, and its rows are made up with."""
+        return max(self.least or 1, min(LENGTH, self.most or LENGTH))
+
+    def __contains__(self, size: int) -> bool:
+        """Whether the axis may have that length."""
+        return size >= (self.least or 1) and (self.most is None or size <= self.most)
+
+    def __str__(self) -> str:
+        """As a person writes it: "t" or "t=1..512"."""
+        if self.least is None and self.most is None:
+            return self.name
+        return f"{self.name}={self.least or ''}..{self.most or ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +164,8 @@ class InputSpec:
     name: str | None
     """None: what the module's `forward` calls it."""
     dtype: str
-    axes: tuple[int | str, ...]
-    """Of one row: a number, or a name for an axis of any length."""
+    axes: tuple[int | FreeAxis, ...]
+    """Of one row: a number is a length."""
     rows: Array | None = None
     """Real rows, [rows, ...], where there are some."""
 
@@ -147,8 +174,9 @@ def parse_input(text: str) -> InputSpec:
     """Read what stands after `--input`: `pixels:float32[batch,3,224,224]` or a `.npy` file.
 
     The first axis is the batch; of the others a number is a length and a name an axis of any
-    length. Raises UsageError for another form, UnknownNameError for a dtype that numpy, PyTorch and
-    ONNX Runtime do not share, and MissingInputError or InputError for a file that cannot be used.
+    length, or of any in a range: `t=1..512`, `t=5..`. Raises UsageError for another form,
+    UnknownNameError for a dtype that numpy, PyTorch and ONNX Runtime do not share, and
+    MissingInputError or InputError for a file that cannot be used.
     """
     if found := FILE.fullmatch(text):
         return _of_file(found["name"], Path(found["file"]))
@@ -160,26 +188,63 @@ def parse_input(text: str) -> InputSpec:
     first, *others = found["axes"].split(",")
     if not first:
         raise UsageError(f"the input {text!r} has no batch axis; {HINT}")
-    _axis(text, first)
+    batch = _axis(text, first)
     axes = tuple(_axis(text, axis) for axis in others)
+    if isinstance(batch, FreeAxis):
+        if str(batch) != batch.name:
+            raise UsageError(f"the batch of {text!r} is any number of rows; {first} is a range")
+        if {batch.name, BATCH} & {axis.name for axis in axes if isinstance(axis, FreeAxis)}:
+            raise UsageError(f"the batch is the first axis alone; another is it too in {text!r}")
     return InputSpec(name=found["name"], dtype=found["dtype"], axes=axes)
+
+
+def agreed(specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+    """The same inputs, with one range for all axes of one name; UsageError where they have two."""
+    known: dict[str, FreeAxis] = {}
+    for axis in (axis for spec in specs for axis in spec.axes if isinstance(axis, FreeAxis)):
+        before = known.get(axis.name)
+        ranges = {str(one) for one in (before, axis) if one is not None} - {axis.name}
+        if len(ranges) > 1:
+            raise UsageError(f"an axis has one range, got {before} and {axis}")
+        known[axis.name] = axis if before is None or str(before) == axis.name else before
+    return tuple(
+        replace(
+            spec,
+            axes=tuple(one if isinstance(one, int) else known[one.name] for one in spec.axes),
+        )
+        for spec in specs
+    )
 
 
 def example(spec: InputSpec) -> Array:
     """The two rows that a module is traced with, [2, ...]."""
-    if spec.rows is None:
-        return random_rows([spec], EXAMPLE_ROWS, seed=0)[0]
-    rows = np.array(spec.rows[:EXAMPLE_ROWS])
-    return rows if len(rows) == EXAMPLE_ROWS else np.concatenate([rows, rows])
+    return random_rows([spec], EXAMPLE_ROWS, seed=0)[0]
 
 
-def random_rows(specs: Sequence[InputSpec], count: int, *, seed: int) -> list[Array]:
-    """Rows for each input, [count, ...], as `serving.measuring.feeds.random_feeds` draws them."""
+def random_rows(
+    specs: Sequence[InputSpec], count: int, *, seed: int, sizes: Mapping[str, int] | None = None
+) -> list[Array]:
+    """Rows for each input, [count, ...], as `serving.measuring.feeds.random_feeds` draws them.
+
+    Those of a file are taken over again instead. `sizes` are the lengths of free axes by name,
+    where they are not those of the example.
+    """
+    given = sizes or {}
     infos = []
     for index, spec in enumerate(specs):
-        axes = (axis if isinstance(axis, int) else LENGTH for axis in spec.axes)
+        axes = (
+            axis if isinstance(axis, int) else given.get(axis.name, axis.example)
+            for axis in spec.axes
+        )
         infos.append(TensorInfo(name=str(index), dtype=spec.dtype, shape=(count, *axes)))
-    return list(random_feeds(infos, count, seed=seed).values())
+    drawn = random_feeds(infos, count, seed=seed).values()
+    for rows in drawn:
+        if rows.ndim > 1 and rows.dtype.kind in "bi":
+            rows[..., 0] = 1  # a mask that hides all of a row would be answered by chance
+    return [
+        rows if spec.rows is None else spec.rows[np.arange(count) % len(spec.rows)]
+        for spec, rows in zip(specs, drawn, strict=True)
+    ]
 
 
 def _of_file(name: str | None, path: Path) -> InputSpec:
@@ -198,14 +263,19 @@ def _of_file(name: str | None, path: Path) -> InputSpec:
     return InputSpec(name=name, dtype=rows.dtype.name, axes=rows.shape[1:], rows=rows)
 
 
-def _axis(text: str, axis: str) -> int | str:
-    if axis.isidentifier():
-        return axis
+def _axis(text: str, axis: str) -> int | FreeAxis:
     if axis.isdecimal() and int(axis) > 0:
         return int(axis)
-    raise UsageError(
-        f"an axis of {text!r} must be a name or a number of 1 or more, got {axis!r}; {HINT}"
-    )
+    found = AXIS.fullmatch(axis)
+    if not found or not found["name"].isidentifier():
+        raise UsageError(
+            f"an axis of {text!r} must be a name or a number of 1 or more, or a name with a range, "
+            f"t=1..512, got {axis!r}; {HINT}"
+        )
+    least, most = (int(bound) if bound else None for bound in (found["least"], found["most"]))
+    if least == 0 or (most is not None and (least or 1) >= most):
+        raise UsageError(f"a range goes from 1 or more to more than that, got {axis!r} in {text!r}")
+    return FreeAxis(name=found["name"], least=least, most=most)
 
 
 class FlatModule(torch.nn.Module):
@@ -219,15 +289,28 @@ class FlatModule(torch.nn.Module):
         or answers no rows.
         """
         super().__init__()
-        self.module = module.eval()
+        with running("the module cannot be set to evaluation"):
+            module.eval()
+        self.module = module
         self.inputs, self._by_name = _bound(module, specs)
         self.outputs: tuple[str, ...] = ()
         feeds = dict(zip(self.inputs, map(example, specs), strict=True))
-        self.outputs = tuple(self._probed(feeds))
+        before, after = self._probed(feeds), self.answer(feeds)
+        self.outputs = tuple(before)
+        if not all(_alike(one, after[name]) for name, one in before.items()):
+            raise ModelError(
+                "the module answers the same rows otherwise the second time: does it keep a state, "
+                "or draw random numbers, as a dropout that is always on does?"
+            )
         # A second number of rows: many a module takes one alone.
         more = {name: np.concatenate([rows, rows[:1]]) for name, rows in feeds.items()}
         if tuple(self._probed(more)) != self.outputs:
             raise ModelError("the module answers other outputs from batch to batch")
+        for name in set(self.inputs) & set(self.outputs):
+            raise InputError(
+                f"the module has an input and an output called {name!r}, and in ONNX a name stands "
+                f"for one thing; call its inputs otherwise, for instance {name}_in:float32[batch,3]"
+            )
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors that the module answers, in the order of `outputs`."""
@@ -235,10 +318,16 @@ class FlatModule(torch.nn.Module):
 
     def answer(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The module's answers to rows by the name of the input; each [rows, ...] by its name."""
-        tensors = [as_tensor(feeds[name]) for name in self.inputs]
+        # Copies, for a module may write into what it is given.
+        tensors = [as_tensor(feeds[name].copy()) for name in self.inputs]
         shapes = ", ".join(f"{name} {list(feeds[name].shape)}" for name in self.inputs)
         with running(f"the module refuses {shapes}"), torch.no_grad():
-            return {name: _array(name, one) for name, one in flatten(self._called(tensors))}
+            named = list(flatten(self._called(tensors)))
+            answers = {name: _array(name, one) for name, one in named}
+        if len(answers) < len(named):
+            twice, _ = Counter(name for name, _ in named).most_common(1)[0]
+            raise ModelError(f"the module answers two tensors called {twice!r}")
+        return answers
 
     def _called(self, tensors: Sequence[Tensor]) -> Any:
         if self._by_name:
@@ -290,7 +379,10 @@ def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[s
     """The names of the inputs, and whether `forward` takes them by these names."""
     parameters = inspect.signature(module.forward).parameters.values()
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    kinds = {one.kind for one in parameters}
     known = [one.name for one in parameters if one.kind in plain]
+    if {inspect.Parameter.VAR_KEYWORD} == kinds - {*plain}:  # it takes any name
+        known += [spec.name for spec in specs if spec.name and spec.name not in known]
     names = tuple(
         spec.name or (known[index] if index < len(known) else f"input_{index}")
         for index, spec in enumerate(specs)
@@ -305,7 +397,19 @@ def _bound(module: torch.nn.Module, specs: Sequence[InputSpec]) -> tuple[tuple[s
     return names, not strange
 
 
+def _alike(left: Array, right: Array) -> bool:
+    """Whether two answers are the same but for a rounding."""
+    return left.shape == right.shape and np.allclose(
+        left, right, rtol=1e-3, atol=1e-6, equal_nan=True
+    )
+
+
 def _array(name: str, tensor: Tensor) -> Array:
-    if tensor.dtype is torch.bfloat16:
-        raise ModelError(f"the module's output {name} is bfloat16, which numpy has not; cast it")
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in (*DTYPES, "uint16", "uint32", "uint64"):
+        raise ModelError(
+            f"the module's output {name} is {dtype}, which cannot be compared; cast it"
+        )
+    if tensor.layout is not torch.strided:
+        raise ModelError(f"the module's output {name} is sparse; return it dense")
     return tensor.detach().cpu().contiguous().numpy()

@@ -47,7 +47,8 @@ def pair_table(report: PairReport) -> str:
     if len(run[0].outputs) > 1:
         outputs = [_output_line(one.output, run) for one in run[0].outputs]
         parts.append(table(OUTPUT_HEADER, outputs))
-    return "\n\n".join([*parts, "\n".join(notes(report.result))]).rstrip()
+    remarks = [*notes(report.result), *(axis.describe() for axis in report.axes)]
+    return "\n\n".join([*parts, "\n".join(remarks)]).rstrip()
 
 
 def notes(variant: VariantParity) -> Iterator[str]:

@@ -31,12 +31,14 @@ from pipeline.quantization.overflow import needs_of
 from pipeline.quantization.prepare import (
     RawInput,
     keep_mean,
+    modernised,
     noisiest_layers,
     prepare,
     rewritten,
     with_raw_input,
 )
 from pipeline.quantization.recipes import BLOCK, Recipe, variant_of
+from serving.errors import ModelError
 from serving.runtime.tensors import Array
 
 METHODS = {
@@ -82,8 +84,21 @@ class Quantizer:
 
     @functools.cached_property
     def prepared(self) -> onnx.ModelProto:
-        """With constants folded and normalisation merged."""
-        return prepare(self.model)
+        """With constants folded and normalisation merged, at an opset that recipes can be of."""
+        return prepare(self._modern[0])
+
+    @functools.cached_property
+    def _modern(self) -> tuple[onnx.ModelProto, str]:
+        """The model at a newer opset where it needs one, or as it is, and why it cannot have it."""
+        try:
+            return modernised(self.model, self._rows), ""
+        except ModelError as error:
+            return self.model, str(error)
+
+    @property
+    def _rows(self) -> dict[str, Array]:
+        """Some calibration rows, one batch at most."""
+        return self.calibration.slice(0, min(self.batch, len(self.calibration)))
 
     @functools.cached_property
     def raw(self) -> RawInput | None:
@@ -94,7 +109,11 @@ class Quantizer:
         """Make the model of a recipe, with the nodes of these names in float.
 
         What onnxruntime's quantizers raise for a graph that they do not know comes out as it is.
+        Raises ModelError for scales per channel in a model of an opset without them.
         """
+        scaled = recipe.static.per_channel if recipe.kind == "static" else recipe.kind == "weights"
+        if scaled and self._modern[1]:
+            raise ModelError(self._modern[1])
         match recipe.kind:
             case "half":
                 made = to_fp16(self.model, float_layers)
@@ -122,11 +141,10 @@ class Quantizer:
         """
         if not recipe.float_layers:
             return ()
-        rows = self.calibration.slice(0, min(self.batch, len(self.calibration)))
         whole = self.apply(recipe)
         operators = HALF_LAYERS if recipe.kind == "half" else STATIC_OPERATORS
         wanted = self.model if recipe.kind == "half" else self._float(recipe)
-        return noisiest_layers(wanted, whole, rows, operators)[: recipe.float_layers]
+        return noisiest_layers(wanted, whole, self._rows, operators)[: recipe.float_layers]
 
     def _float(self, recipe: Recipe) -> onnx.ModelProto:
         return self.raw.model if recipe.static.raw_input and self.raw else self.prepared

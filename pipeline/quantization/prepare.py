@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from onnx import version_converter
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.exporting import onnxmodel
@@ -21,8 +22,12 @@ from pipeline.exporting.folding import absorb, ways_from_inputs
 from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
 from pipeline.proof.tracing.pairs import steps_of
 from pipeline.proof.tracing.values import OnnxValues, makers, users
+from serving.errors import ModelError, one_line
+from serving.runtime.session import open_session
 from serving.runtime.tensors import Array
 
+PER_CHANNEL = 13
+"""The first opset whose quantization takes a scale for each channel."""
 LARGEST_PIXEL = 255
 SILENCE = 1e-30
 """The least energy of a signal that noise is divided by."""
@@ -56,6 +61,35 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     for number, node in enumerate(prepared.graph.node):
         node.name = node.name or f"{node.op_type}.{number}"
     return prepared
+
+
+def modernised(model: onnx.ModelProto, rows: Mapping[str, Array]) -> onnx.ModelProto:
+    """The model at an opset with a scale per channel: as it is, or as onnx converts it.
+
+    Raises ModelError for an older one that cannot be converted with the same answers to `rows`.
+    """
+    opsets = (one.version for one in model.opset_import if one.domain in ("", "ai.onnx"))
+    opset = next(opsets, PER_CHANNEL)
+    if opset >= PER_CHANNEL:
+        return model
+    try:
+        made = version_converter.convert_version(model, PER_CHANNEL)
+        wanted, found = (open_session(one.SerializeToString()).run(rows) for one in (model, made))
+        reason = "another answer" if not all(map(_close, wanted.values(), found.values())) else ""
+    except (RuntimeError, onnx.shape_inference.InferenceError, ModelError) as error:
+        reason = one_line(error)
+    if reason:
+        raise ModelError(
+            f"a scale per channel needs opset {PER_CHANNEL}, and onnx.version_converter cannot "
+            f"convert the model from {opset}: {reason}; export it anew"
+        )
+    return made
+
+
+def _close(left: Array, right: Array) -> bool:
+    if left.dtype.kind != "f":
+        return np.array_equal(left, right)
+    return np.allclose(left, right, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def rewritten(model: onnx.ModelProto, tool: Callable[[Path, Path], object]) -> onnx.ModelProto:

@@ -311,6 +311,40 @@ class SideInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AxisProof:
+    """A free axis of a module, and the lengths that its model is proven at."""
+
+    name: str
+    sizes: tuple[int, ...]
+    """In rising order."""
+    max_abs_diff: float
+    """The largest over all of them."""
+    traced: str
+    """The lengths that torch's trace holds for, in words; "" for any."""
+    refused: tuple[int, ...]
+    """The lengths that were tried and that the module itself does not answer."""
+    refusal: str
+    """What it says to the first of them."""
+
+    def describe(self) -> str:
+        """The finding in one line."""
+        parts = [
+            f"axis {self.name}: proven at {_listed(self.sizes)}, up to {self.max_abs_diff:.1e}"
+        ]
+        if self.refused and self.refused[-1] < self.sizes[0]:
+            parts.append(f"not below {self.sizes[0]}: {self.refusal}")
+        elif self.refused:
+            parts.append(f"not at {_listed(self.refused)}: {self.refusal}")
+        if self.traced:
+            parts.append(f"torch traced it for lengths {self.traced}")
+        return "; ".join(parts)
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PairReport:
     """Any two models on any rows; the reference may be a module of PyTorch."""
 
@@ -320,3 +354,5 @@ class PairReport:
     rows: int
     passed: bool
     result: VariantParity
+    axes: tuple[AxisProof, ...] = ()
+    """Of a module with free axes."""

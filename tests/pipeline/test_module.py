@@ -98,13 +98,15 @@ def test_rows_of_a_file_are_what_it_is_proven_on(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         "rows": rng.standard_normal((9, 4)).astype(np.float32),
-        "ids": rng.integers(0, 5, (9, 2)),
+        "ids": rng.integers(0, 5, (9, 5)),
     }
     np.savez(tmp_path / "rows.npz", **arrays)  # type: ignore[arg-type]
     specs = [parse_input("float32[batch,4]"), parse_input("int64[batch,length]")]
     rows = str(tmp_path / "rows.npz")
     report = export(Two(), specs, tmp_path / "two.onnx", rows=rows)
     assert (report.parity.rows, report.parity.data) == (9, rows)
+    (axis,) = report.parity.axes
+    assert (axis.name, axis.sizes, axis.refused) == ("length", (1, 2, 5, 7, 8, 16, 19), ())
     with pytest.raises(MissingInputError, match="is not there"):
         export(Two(), specs, tmp_path / "two.onnx", rows=str(tmp_path / "none.npz"))
 

@@ -5,7 +5,17 @@ import copy
 import numpy as np
 import onnx
 import pytest
-from small_models import image_net, linear_net, product_net, recurrent_net, rows_for, table_net
+from onnx import helper
+from small_models import (
+    image_net,
+    linear_net,
+    model_of,
+    normal,
+    product_net,
+    recurrent_net,
+    rows_for,
+    table_net,
+)
 
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.folding import fold_standardisation
@@ -14,6 +24,7 @@ from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer, to_fp16, weight_only
 from pipeline.quantization.prepare import prepare
 from pipeline.quantization.recipes import parse
+from serving.errors import ModelError
 from serving.runtime.session import Session, open_session
 
 IMAGES = image_net()
@@ -57,6 +68,38 @@ def test_scales_are_per_channel_or_one(images: Quantizer) -> None:
     for name, shape in (("static-u8s8", (8,)), ("static-u8s8-tensor", ())):
         known = constants(images.apply(parse(name)))
         assert known["w1_scale"].shape == shape
+
+
+def older(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same file, of an older opset; its operators are the same there."""
+    model.opset_import[0].version = 11
+    return model
+
+
+def test_scales_per_channel_in_a_file_of_an_older_opset(images: Quantizer) -> None:
+    """There is no `axis` of DequantizeLinear before opset 13: the file is converted."""
+    model = older(image_net())
+    made = Quantizer(model, images.calibration).apply(parse("static-u8s8"))
+    assert made.opset_import[0].version == 13
+    rows = images.calibration.inputs
+    wanted, found = (session_of(one).run(rows)["logits"] for one in (model, made))
+    assert 0 < np.abs(wanted - found).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_an_older_opset_that_cannot_be_converted_is_named() -> None:
+    """Hardmax means another thing since opset 13, which onnx does not mind."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("Hardmax", ["c"], ["y"], "hard", axis=1),
+    ]
+    weights = {"w": normal(0, 8, 3, 3, 3)}
+    floats = {"x": (onnx.TensorProto.FLOAT, ["n", 3, 8, 8])}
+    model = older(model_of(nodes, floats, {"y": ["n", 8, 6, 6]}, weights))
+    quantizer = Quantizer(model, rows_for(model, 16))
+    for recipe in ("static-u8s8", "weights-int8"):
+        with pytest.raises(ModelError, match=r"opset 13, .* from 11: another answer; export it a"):
+            quantizer.apply(parse(recipe))
+    assert session_of(quantizer.apply(parse("static-u8s8-tensor")))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.exporting.signatures import DTYPES, InputSpec, example, parse_input, random_rows
+from pipeline.exporting.signatures import (
+    DTYPES,
+    FreeAxis,
+    InputSpec,
+    agreed,
+    example,
+    parse_input,
+    random_rows,
+)
 from serving.errors import InputError, MissingInputError, UnknownNameError, UsageError
 
 
@@ -19,12 +27,12 @@ def test_a_name_a_dtype_and_axes() -> None:
     [
         ("float32[2,3,8,8]", (3, 8, 8)),
         ("float32[n]", ()),
-        ("int64[batch,length]", ("length",)),
-        ("uint8[ batch, 4, width ,1 ]", (4, "width", 1)),
+        ("int64[batch,length]", (FreeAxis(name="length"),)),
+        ("uint8[ batch, 4, width ,1 ]", (4, FreeAxis(name="width"), 1)),
     ],
 )
 def test_the_first_axis_is_the_batch_whatever_it_is_called(
-    text: str, axes: tuple[int | str, ...]
+    text: str, axes: tuple[int | FreeAxis, ...]
 ) -> None:
     spec = parse_input(text)
     assert spec.name is None
@@ -43,8 +51,49 @@ def test_another_form_is_refused_with_the_right_one(text: str) -> None:
 
 @pytest.mark.parametrize("axis", ["0", "-1", "1.5", "", "2x"])
 def test_an_axis_is_a_name_or_a_number(axis: str) -> None:
-    with pytest.raises(UsageError, match="must be a name or a number of 1 or more, got"):
+    with pytest.raises(UsageError, match=r"must be a name or a number of 1 or more, or .* got"):
         parse_input(f"float32[batch,{axis}]")
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most", "example"),
+    [
+        ("t", None, None, 8),
+        ("t=1..512", 1, 512, 8),
+        ("t=..5", None, 5, 5),
+        ("t = 32..", 32, None, 32),
+        ("t=1..2", 1, 2, 2),
+    ],
+)
+def test_an_axis_of_a_range(text: str, least: int | None, most: int | None, example: int) -> None:
+    (axis,) = parse_input(f"float32[batch,{text}]").axes
+    assert axis == FreeAxis(name="t", least=least, most=most)
+    assert isinstance(axis, FreeAxis)
+    assert axis.example == example
+    assert str(axis) == text.replace(" ", "")
+    assert example in axis
+    assert (least or 1) - 1 not in axis
+    assert most is None or most + 1 not in axis
+
+
+@pytest.mark.parametrize("text", ["t=0..5", "t=5..5", "t=9..5", "t=..1", "t=..0"])
+def test_a_range_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match="a range goes from 1 or more to more than that, got"):
+        parse_input(f"float32[batch,{text}]")
+
+
+@pytest.mark.parametrize("text", ["b=1..64,3", "b,b", "b,3,batch"])
+def test_the_batch_is_one_axis_without_a_range(text: str) -> None:
+    with pytest.raises(UsageError, match="the batch"):
+        parse_input(f"float32[{text}]")
+
+
+def test_axes_of_one_name_have_one_range() -> None:
+    specs = [parse_input(f"float32[b,{axis}]") for axis in ("t", "t=2..", "s", "t")]
+    free, bound = FreeAxis(name="s"), FreeAxis(name="t", least=2)
+    assert [one.axes for one in agreed(specs)] == [(bound,), (bound,), (free,), (bound,)]
+    with pytest.raises(UsageError, match=r"an axis has one range, got t=2\.\. and t=3\.\."):
+        agreed([*specs, parse_input("float32[b,t=3..]")])
 
 
 def test_an_input_without_a_batch() -> None:
@@ -71,6 +120,20 @@ def test_random_rows_are_seeded_and_fill_free_axes() -> None:
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert (first[0] != other[0]).all()
     assert len(np.unique(first[0], axis=0)) == 6
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+def test_no_mask_that_is_made_up_hides_all_of_a_row(dtype: str) -> None:
+    (rows,) = random_rows([parse_input(f"{dtype}[batch,t]")], 64, seed=1, sizes={"t": 1})
+    assert rows.shape == (64, 1)
+    assert rows.all()
+
+
+def test_rows_of_a_file_are_taken_over_again(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.arange(12, dtype=np.float32).reshape(3, 4))
+    spec = parse_input(str(tmp_path / "rows.npy"))
+    (rows,) = random_rows([spec], 7, seed=1)
+    assert (rows[:, 0] == [0, 4, 8, 0, 4, 8, 0]).all()
 
 
 def test_a_file_of_rows(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.proof.tracing.divergence import Difference, compared
 from pipeline.proof.tracing.pairs import Pair, Steps
 from pipeline.proof.tracing.torch_values import TorchValues, Traced, of_graph
 from pipeline.proof.tracing.values import OnnxValues, node_name, reads, submodel
-from serving.errors import InputError
+from serving.errors import InputError, ModelError
 
 FEEDS = {"x": np.array([[0.5, -1.0, 2.0, 0.25]], np.float32)}
 SAME = Pair(wanted="a")
@@ -99,6 +99,15 @@ def test_any_module_with_several_inputs() -> None:
         np.testing.assert_allclose(found["answer"], network(*example), atol=1e-6)
     bias = network.linear.bias.detach().numpy()
     np.testing.assert_allclose(found["linear.product"] + bias, found["linear"], atol=1e-6)
+
+
+def test_rows_that_the_trace_does_not_take() -> None:
+    program = torch.export.export(torch.nn.Linear(3, 2), (torch.ones(2, 3),))
+    traced = Traced(program=program, inputs=("linear",), outputs=("answer",))
+    values = TorchValues(traced=traced, feeds={"linear": np.ones((2, 4), np.float32)})
+    assert "linear" not in values.names, "an input that is called as a value of torch's"
+    with pytest.raises(ModelError, match="the graph that torch traced refuses the rows: Runtime"):
+        values.fetch(["answer"])
 
 
 # A part of a graph

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.export.graph_signature import InputKind, OutputKind
 
 from pipeline.exporting.exporter import INPUTS, to_program
+from pipeline.exporting.signatures import running
 from pipeline.network.graph import Graph, as_tensor
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.proof.tracing.pairs import product_of
@@ -61,6 +62,8 @@ class TorchValues:
         nodes = {node.name for node in self._graph.nodes if node.op == "call_function"}
         inner = {_states(node) for node in self._graph.nodes if _is_recurrent(node)}
         inner |= {product_of(node.name) for node in self._graph.nodes if _has_bias(node)}
+        # A user may have called an input as torch calls a value.
+        nodes -= set(self.traced.inputs)
         return nodes | inner | set(self.traced.outputs) | set(self.before)
 
     @property
@@ -78,9 +81,12 @@ class TorchValues:
         return graph
 
     def fetch(self, names: Collection[str]) -> dict[str, Array]:
-        """The tensors of these names; the states of a recurrent operator as ONNX lays them out."""
+        """The tensors of these names; the states of a recurrent operator as ONNX lays them out.
+
+        Raises ModelError for rows that the traced operators refuse, as the module may not.
+        """
         recorder = _Recorder(self.traced.program.graph_module, set(names))
-        with torch.no_grad():
+        with running("the graph that torch traced refuses the rows"), torch.no_grad():
             outputs = recorder.run(*self._arguments())
         kinds = self.traced.program.graph_signature.output_specs
         answers = [
@@ -107,8 +113,7 @@ class TorchValues:
 
 def of_graph(graph: Graph, row: Array, opset: int) -> TorchValues:
     """The values of ferry's own graph on one raw row, [1, ...], as a data set keeps it."""
-    program = to_program(graph, np.concatenate([row, row]), opset).exported_program
-    assert program is not None  # noqa: S101 - the exporter keeps what it exported
+    _, program = to_program(graph, np.concatenate([row, row]), opset)
     name = INPUTS[graph.kind]
     traced = Traced(program=program, inputs=(name,), outputs=tuple(graph.head.outputs))
     tensor = graph.tensor(row).numpy()
