@@ -7,6 +7,7 @@ of the process that wrote it.
 import ast
 import contextlib
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -29,6 +30,8 @@ DOMAINS = ("", "ai.onnx.ml")
 """Of ONNX's own operators: every ONNX Runtime has them."""
 NEWEST_IR = 13
 """ONNX Runtime 1.31 refuses a newer one."""
+CONSTANT_WEIGHTS_IR = 4
+"""The first in which a weight need not be an input as well."""
 
 
 def load(path: Path, command: str) -> onnx.ModelProto:
@@ -139,6 +142,42 @@ def strip(model: onnx.ModelProto) -> None:
     model.graph.name = "ferry"
 
 
+class Names:
+    """The names that a model has, for new ones that are none of them."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """All of nodes and values, those of subgraphs included."""
+        nodes = list(_nodes(model.graph))
+        self._taken = {name for node in nodes for name in (node.name, *node.input, *node.output)}
+        for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
+            for part in (graph.input, graph.output, graph.initializer):
+                self._taken |= {value.name for value in part}
+
+    def new(self, wanted: str) -> str:
+        """The wanted name, with a number behind it where it is taken; it is taken from now on."""
+        others = (f"{wanted}_{number}" for number in itertools.count(2))
+        name = next(one for one in itertools.chain([wanted], others) if one not in self._taken)
+        self._taken.add(name)
+        return name
+
+
+def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose weights are no inputs as well, as IR version 3 has them.
+
+    A later file lists so what a caller may replace, and ferry feeds none of it. A tool that folds
+    a weight would leave an input without a value.
+    """
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    copied.ir_version = max(model.ir_version, CONSTANT_WEIGHTS_IR)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    fed = [value for value in copied.graph.input if value.name not in weights]
+    del copied.graph.input[:]
+    copied.graph.input.extend(fed)
+    return copied
+
+
 def drop_unused_domains(model: onnx.ModelProto) -> None:
     """Remove imports of operator domains that no node uses: a quantizer imports all it knows."""
     used = {node.domain for node in _nodes(model.graph, *model.functions)}
@@ -164,8 +203,10 @@ def replace_constant(model: onnx.ModelProto, name: str, value: Array) -> None:
 
 def drop_unused_constants(model: onnx.ModelProto) -> None:
     """Remove the initializers that no node reads and that are no output."""
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {value.name for value in model.graph.output}
+    nodes = list(_nodes(model.graph))
+    used = {name for node in nodes for name in node.input}
+    for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
+        used |= {value.name for value in graph.output}
     for tensor in [one for one in model.graph.initializer if one.name not in used]:
         model.graph.initializer.remove(tensor)
 

@@ -319,19 +319,12 @@ def check_alike(reference: Side, other: Side) -> None:
 
 
 def _alike(left: TensorInfo, right: TensorInfo, *, answered: bool) -> bool:
+    """Whether two tensors of one name compare: with any number of rows, and as any floats."""
     floats = answered and "float" in left.dtype and "float" in right.dtype
-    # An unknown rank is given as no shape at all.
-    unknown = answered and not (left.shape and right.shape)
-    return (floats or left.dtype == right.dtype) and (
-        unknown
-        or (
-            len(left.shape) == len(right.shape)
-            and all(
-                not (isinstance(a, int) and isinstance(b, int)) or a == b
-                for a, b in zip(left.shape[1:], right.shape[1:], strict=True)
-            )
-        )
+    one, other = (
+        replace(info, shape=info.shape and (BATCH, *info.shape[1:])) for info in (left, right)
     )
+    return one.is_like(replace(other, dtype=one.dtype) if floats else other)
 
 
 def _describe(infos: Sequence[TensorInfo]) -> str:

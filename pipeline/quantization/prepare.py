@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import version_converter
+from onnx import helper, version_converter
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.exporting import onnxmodel
@@ -55,11 +55,13 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with constants folded and batch normalisation in the convolutions before it."""
     # Shapes that are inferred now would be wrong behind each node that a quantizer rewrites.
     tool = partial(quant_pre_process, skip_symbolic_shape=True, skip_onnx_shape=True)
-    prepared = rewritten(model, tool)
+    prepared = rewritten(onnxmodel.with_constant_weights(model), tool)
     del prepared.graph.value_info[:]
     onnxmodel.drop_unused_domains(prepared)
+    names = onnxmodel.Names(prepared)
     for number, node in enumerate(prepared.graph.node):
-        node.name = node.name or f"{node.op_type}.{number}"
+        node.name = node.name or names.new(f"{node.op_type}.{number}")
+    _give_plain_biases(prepared, names)
     return prepared
 
 
@@ -92,6 +94,32 @@ def _close(left: Array, right: Array) -> bool:
     return np.allclose(left, right, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+def _give_plain_biases(model: onnx.ModelProto, names: onnxmodel.Names) -> None:
+    """Give each `Gemm` a bias of one number per column: onnxruntime's quantizer breaks on others.
+
+    Its optimizer makes such of an `Add` behind a `MatMul`. What has other numbers for each row
+    becomes an `Add` again.
+    """
+    known = constants(model)
+    for gemm in [node for node in model.graph.node if node.op_type == "Gemm"]:
+        weight, bias = (known.get(name) for name in (*gemm.input, "")[1:3])
+        if weight is None or bias is None:
+            continue
+        attributes = {one.name: helper.get_attribute_value(one) for one in gemm.attribute}
+        columns = weight.shape[0 if attributes.get("transB") else 1]
+        if bias.shape == (columns,):
+            continue
+        if bias.size == 1 or bias.shape == (1, columns):
+            gemm.input[2] = names.new(f"{gemm.input[2]}.row")
+            replace_constant(model, gemm.input[2], np.broadcast_to(bias.ravel(), columns))
+        elif attributes.get("beta", 1.0) == 1.0:
+            answer, wide = gemm.output[0], gemm.input.pop(2)
+            gemm.output[0], name = names.new(f"{answer}.product"), names.new(f"{gemm.name}.bias")
+            add = helper.make_node("Add", [gemm.output[0], wide], [answer], name)
+            model.graph.node.insert(list(model.graph.node).index(gemm) + 1, add)
+    drop_unused_constants(model)
+
+
 def rewritten(model: onnx.ModelProto, tool: Callable[[Path, Path], object]) -> onnx.ModelProto:
     """What a tool of onnxruntime makes, which reads one file and writes another."""
     with tempfile.TemporaryDirectory() as folder, onnxmodel.quiet():
@@ -121,7 +149,7 @@ def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
     layer.input[0] = cast.output[0]
     for node in between:
         if node.op_type == "Sub":
-            node.input[1] = f"{node.input[1]}.rounded"
+            node.input[1] = onnxmodel.Names(changed).new(f"{node.input[1]}.rounded")
             replace_constant(changed, node.input[1], np.array(zero, np.float32))
             layer.input[0] = node.output[0]
         else:
