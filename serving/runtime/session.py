@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import InputError, MissingInputError, ModelError, ProviderError
+from serving.errors import InputError, MissingInputError, ModelError, ProviderError, not_utf8
 from serving.files import sha256_of_bytes
 from serving.runtime.cores import allowed_cores
 from serving.runtime.providers import (
@@ -85,7 +85,7 @@ class Session:
         """Run the model on named inputs and return its outputs by name.
 
         Raises InputError when ONNX Runtime refuses an input's dtype or shape, and for a batch
-        without rows that it would not survive.
+        without rows that it would not survive; ModelError for an answer that is no text.
         """
         if self.recurrent and any(array.size == 0 for array in feeds.values()):
             raise InputError(
@@ -93,6 +93,8 @@ class Session:
             )
         try:
             values = self.call(self.output_names, dict(feeds), None)
+        except UnicodeDecodeError as error:
+            raise ModelError(f"the model's answer {not_utf8(error.object)}") from error
         except (*ORT_ERRORS, ValueError, TypeError) as error:
             names, reason = [info.name for info in self.inputs], runtime_reason(error)
             if set(feeds) != set(names):
@@ -123,12 +125,23 @@ def open_session(
     """
     content = _read(model)
     label = str(model) if isinstance(model, Path) else "the model"
-    asked = installed(provider)
+    installed(provider)
     settings = settings or SessionSettings(threads=threads or allowed_cores(), optimize=optimize)
     check_settings(settings, provider)
     options = _options(settings, provider, profile)
-    with _logging(SILENT):
-        raw = _create(content, options, settings, provider, label)
+    try:
+        with _logging(SILENT):
+            raw = _create(content, options, settings, provider, label)
+        return _session(raw, content, settings, provider, label)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{label} {not_utf8(error.object)}") from error
+
+
+def _session(
+    raw: Any, content: bytes, settings: SessionSettings, provider: str, label: str
+) -> Session:
+    """What there is to know of an `onnxruntime.InferenceSession`; ProviderError for a wrong one."""
+    asked = PROVIDERS[provider]
     proof = proof_of(raw, asked)
     if asked not in raw.get_providers() or proof.share < 1:
         went = dict(proof.nodes)
