@@ -91,9 +91,9 @@ def prove(
     hostile: tuple[HostileRow, ...] = ()
     no_rows, sane = "not asked", True
     if plan.hostile:
-        first, limit = rows.slice(0, 1), plan.limits.max_abs_diff
-        hostile = hostile_rows(reference, shipped, first, limit, kept.largest())
-        no_rows, sane = zero_rows(shipped, first)
+        limit = plan.limits.max_abs_diff
+        hostile = hostile_rows(reference, shipped, rows, limit, kept.largest())
+        no_rows, sane = zero_rows(shipped, rows.slice(0, 1))
     evidence = Evidence(
         cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
         rows=len(rows),
@@ -117,7 +117,9 @@ def prove(
         ),
         sha256=shipped.sha256,
         zero_rows=no_rows,
-        hostile_max_abs_diff=max((row.max_abs_diff or 0.0 for row in hostile), default=0.0),
+        hostile_max_abs_diff=max(
+            (one.max_abs_diff or 0.0 for one in hostile if one.gated), default=0.0
+        ),
         cells=tuple(cells),
         batches=tuple(batches),
         hostile=hostile,

@@ -137,6 +137,11 @@ class ModelSide(_Side):
         """The model itself, for those that look inside."""
         return onnx.load_from_string(self.content)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it rounds to ranges that were measured on rows, as static int8 does."""
+        return any(node.op_type == "QuantizeLinear" for node in self.model().graph.node)
+
     def at(self, level: Level) -> "ModelSide":
         """The same model with another amount of optimization."""
         return model_side(self.name, self.content, self.session.provider, level)

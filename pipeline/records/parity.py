@@ -203,6 +203,8 @@ class HostileRow:
     """Of that output on this row; None where the gate has none."""
     message: str
     """What is remarkable about it, "" for nothing."""
+    gated: bool = True
+    """Whether it can fail: a row beyond the range of all others is told and passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +262,7 @@ class VariantParity:
     zero_rows: str
     """What becomes of a batch without rows."""
     hostile_max_abs_diff: float
+    """Of those that can fail."""
     cells: tuple[Cell | SkippedCell, ...]
     batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]

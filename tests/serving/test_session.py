@@ -188,7 +188,7 @@ def test_a_gpu_runs_every_node_and_answers_as_numpy_does(provider: str) -> None:
 def test_text_that_is_not_utf8_is_one_line(text: bytes) -> None:
     made = onnx.load_from_string(tiny_onnx.linear(["batch", 2]))
     made.metadata_props.add(key="author", value="someone")
-    with pytest.raises(ModelError, match="holds text that is not UTF-8: b'.xff"):
+    with pytest.raises(ModelError, match=r"holds text that is not UTF-8: b'\\xff"):
         open_session(made.SerializeToString().replace(text, b"\xff" + text[1:]))
 
 

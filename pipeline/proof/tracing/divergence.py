@@ -122,7 +122,7 @@ def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
     if result.max_abs_at and not only_hostile:
         number = np.array([result.max_abs_at[0]])
         return {name: np.array(array) for name, array in rows.take(number).items()}
-    return hostile_feeds(rows.slice(0, 1))[failing[0]] if failing else None
+    return hostile_feeds(rows)[failing[0]] if failing else None
 
 
 def _reference(side: Side) -> Reference:
