@@ -178,6 +178,16 @@ def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     return copied
 
 
+def padded_pool(graph: onnx.GraphProto) -> str | None:
+    """The name of the first `MaxPool` behind a `Pad`, or what it makes; None where there is none.
+
+    `exporting.module.keep_padding` tells what ONNX Runtime makes of the two.
+    """
+    padded = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    pools = (node for node in graph.node if node.op_type == "MaxPool" and node.input[0] in padded)
+    return next((node.name or node.output[0] for node in pools), None)
+
+
 def drop_unused_domains(model: onnx.ModelProto) -> None:
     """Remove imports of operator domains that no node uses: a quantizer imports all it knows."""
     used = {node.domain for node in _nodes(model.graph, *model.functions)}

@@ -13,7 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from tqdm import tqdm
 
 from pipeline.config.experiment import GateConfig
-from pipeline.proof.differences import FAR, DecisionRule, largest_difference
+from pipeline.exporting.onnxmodel import padded_pool
+from pipeline.proof.differences import FAINTEST, FAR, DecisionRule, largest_difference
 from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
 from pipeline.proof.hostile import failing, hostile_rows, zero_rows
 from pipeline.proof.measure import Kept, beside_others, measure, progress
@@ -35,6 +36,9 @@ Numbers = npt.NDArray[np.int64]
 
 MOST_NODES = 2000
 """Of a graph that numpy is asked to run."""
+CONTRADICTED, ROUNDED = 0.01, 0.1
+"""Parts of an output's largest value by which `onnx.reference` contradicts a model; of one that
+rounds to steps, the larger part."""
 INVARIANT_ROWS = 16
 """Rows that are asked alone, first, in the middle and last: 48 batches."""
 
@@ -224,17 +228,62 @@ def ask_onnx_reference(
         reason = one_line(error)
         reason = reason if len(reason) <= 200 else f"{reason[:200]}…"
         return _skipped(rows, f"onnx.reference cannot run it: {reason}")
-    answers = dict(zip(names, found, strict=True))
+    answers = {name: np.asarray(one) for name, one in zip(names, found, strict=True)}
     return OnnxReferenceAnswer(
         rows=rows,
         to_reference=_apart(answers, reference.answer(feeds, rows)),
         to_model=_apart(answers, other.answer(feeds, rows)),
         skipped=None,
+        warning=_warning(answers, other, feeds),
     )
 
 
+def _warning(
+    answers: Mapping[str, Array], other: ModelSide, feeds: Mapping[str, Array]
+) -> str | None:
+    """In words, that `onnx.reference` gave other answers than a model, and why; None if it agrees.
+
+    Both sides of a comparison may run in ONNX Runtime, and then agree where it is wrong.
+    """
+    rows = len(next(iter(feeds.values())))
+    allowed = ROUNDED if other.calibrated else CONTRADICTED
+    off = _parts(answers, other.answer(feeds, rows))
+    if off <= allowed:
+        return None
+    how = "in another shape" if off >= FAR else f"by {off:.2g} of the largest value"
+    message = (
+        f"WARNING: onnx.reference, which computes the operators as ONNX defines them, answers "
+        f"otherwise than {other.name}, {how}: one of the two is wrong"
+    )
+    if _parts(answers, other.at("none").answer(feeds, rows)) > allowed:
+        return message
+    message = f"{message}, and without graph optimization ONNX Runtime agrees with it"
+    if pool := padded_pool(other.model().graph):
+        message += (
+            f"; the known cause: its optimizer puts the Pad before {pool} into that MaxPool, where "
+            f"padding never wins. A Max with the lowest number between the two keeps them apart"
+        )
+    return message
+
+
+def _parts(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float:
+    """The largest difference of two sides' numbers, in parts of the largest value of an output."""
+    parts = [0.0]
+    for name, one in answers.items():
+        if one.shape != others[name].shape:
+            return FAR
+        if one.dtype.kind in "fiu":
+            largest = float(np.nan_to_num(np.abs(one.astype(np.float64))).max(initial=0.0))
+            parts.append(largest_difference(one, others[name]) / max(largest, FAINTEST))
+    return min(FAR, max(parts))
+
+
 def _apart(answers: Mapping[str, Array], others: Mapping[str, Array]) -> float:
-    return min(FAR, max(largest_difference(answers[name], others[name]) for name in answers))
+    return min(FAR, max(_difference(one, others[name]) for name, one in answers.items()))
+
+
+def _difference(left: Array, right: Array) -> float:
+    return largest_difference(left, right) if left.shape == right.shape else FAR
 
 
 def _skipped(rows: int, reason: str) -> OnnxReferenceAnswer:

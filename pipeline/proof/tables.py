@@ -195,6 +195,8 @@ def _flipped(variant: VariantParity) -> Iterator[str]:
 
 
 def _onnx_reference(answer: OnnxReferenceAnswer) -> Iterator[str]:
+    if answer.warning:
+        yield answer.warning
     if answer.skipped not in (None, "not asked"):
         yield f"no answer of onnx.reference: {answer.skipped}"
     elif answer.to_reference is not None and answer.to_model is not None:

@@ -218,6 +218,8 @@ class OnnxReferenceAnswer:
     """Largest difference to the model's answers in ONNX Runtime."""
     skipped: str | None
     """Why it did not run."""
+    warning: str | None = None
+    """That it contradicts the model by more than rounding, and the cause where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,19 @@ import numpy as np
 import onnx
 import proof_models as small
 import pytest
+from small_models import image_net, rows_for
 from small_onnx import FLOAT, copied, model, node
 
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.exporting.module import keep_padding
+from pipeline.proof.differences import FAR
 from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
+from pipeline.proof.prove import ask_onnx_reference
 from pipeline.proof.rows import Rows
+from pipeline.proof.tables import pair_table
+from pipeline.quantization.apply import Quantizer
+from pipeline.quantization.recipes import parse
 from pipeline.records.parity import VariantParity
 
 BATCH = "alone, this row is answered alike: the answer depends on its batch"
@@ -121,3 +127,48 @@ def test_flips_are_explained_by_their_node() -> None:
     result = result_of(small.linear(), small.linear(bias=bias), small.rows(), limits)
     assert result.first_divergence is not None
     assert result.first_divergence.node == "dense/Gemm"
+
+
+# A third opinion
+
+
+def warning_of(made: onnx.ModelProto, rows: Rows) -> str:
+    side = small.side(made)
+    report = compare(side, side, rows, limits=limits_of_pair(9.0), batch_sizes=(7,))
+    assert report.passed
+    return next((line for line in pair_table(report).splitlines() if "WARNING" in line), "")
+
+
+def test_both_sides_may_be_wrong() -> None:
+    found = warning_of(padded_pool(), below_zero())
+    assert "onnx.reference, which computes the operators as ONNX defines them" in found
+    assert "answers otherwise than model.onnx, by " in found
+    assert "without graph optimization ONNX Runtime agrees with it" in found
+    assert "puts the Pad before MaxPool/y into that MaxPool" in found
+
+
+def test_other_models_are_not_warned_of() -> None:
+    assert warning_of(padded_pool(), replace(below_zero(), inputs=above_zero())) == ""
+    assert warning_of(small.linear(), small.rows()) == ""
+    model, rows = image_net(), rows_for(image_net())
+    for recipe in ("static-u8s8-raw", "half", "dynamic"):
+        assert warning_of(Quantizer(model, rows).apply(parse(recipe)), rows) == ""
+
+
+def above_zero() -> dict[str, np.ndarray]:
+    return {name: -array for name, array in below_zero().inputs.items()}
+
+
+def test_answers_of_another_shape_contradict_as_well() -> None:
+    side = small.side(small.linear())
+    other = small.linear()
+    other.graph.node[0].CopyFrom(node("MatMul", "features wide", "logits"))
+    wide = np.ones((small.FEATURES, small.CLASSES + 1), np.float32)
+    other.graph.initializer.append(onnx.numpy_helper.from_array(wide, "wide"))
+    for output in other.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_value = small.CLASSES + 1
+    lying = replace(side, content=other.SerializeToString())
+    found = ask_onnx_reference(side, lying, small.rows(3).slice(0, 3))
+    assert found.to_model == FAR
+    assert found.warning is not None
+    assert "in another shape: one of the two is wrong" in found.warning
