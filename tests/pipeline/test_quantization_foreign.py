@@ -72,7 +72,7 @@ def without_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-@pytest.mark.parametrize("recipe", ["static-u8s8-raw", "weights-int8"])
+@pytest.mark.parametrize("recipe", ["static-u8s8-reduced-raw", "weights-int8"])
 @pytest.mark.parametrize(
     "change",
     [
