@@ -289,6 +289,11 @@ def load_foreign(path: Path) -> onnx.ModelProto:
                 f"{_called(node)}; ferry runs those of ONNX, {KNOWN_DOMAINS[2]} and "
                 f"{KNOWN_DOMAINS[3]}"
             )
+        if node.op_type == "Split" and "" in node.output:
+            raise ModelError(
+                f"{path} leaves an output of the Split {_called(node)} without a name, which ends "
+                f"ONNX Runtime with a segmentation fault; give it a name"
+            )
         if node.op_type == "Loop" and _never_ends(path, node, constants):
             raise ModelError(
                 f"{path}: nothing ends the loop at node {_called(node)}: it has no trip count, and "

@@ -63,7 +63,8 @@ def _main() -> int:
     except FerryError as error:
         sys.stdout.write(str(error))
         return REFUSED
-    counts = sorted({len(array) for array in found.values()})
+    arrays = [found[info.name] for info in session.outputs if info.is_array]
+    counts = sorted({len(array) for array in arrays})
     sys.stdout.write(", ".join(str(count) for count in counts))
     return 0
 

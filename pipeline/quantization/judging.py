@@ -153,9 +153,11 @@ class Judge:
 
 def _answers(session: Session, rows: Rows) -> dict[str, Array]:
     """All outputs for all rows, by name."""
+    known = {info.name for info in session.outputs if info.is_array}
 
     def call(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return session.run({name: as_fed(array) for name, array in feeds.items()})
+        found = session.run({name: as_fed(array) for name, array in feeds.items()})
+        return {name: array for name, array in found.items() if name in known}
 
     fixed = fixed_batch(session.inputs)
     return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=fixed)

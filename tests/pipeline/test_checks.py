@@ -189,6 +189,13 @@ def test_a_loop_that_may_end(made: onnx.ModelProto, tmp_path: Path) -> None:
     assert load_foreign(kept(made, tmp_path))
 
 
+def test_a_split_that_would_end_the_process(tmp_path: Path) -> None:
+    split = node("Split", "x sizes", "a y", axis=1, name="the/Split")
+    split.output[0] = ""
+    made = model([split], ROW, ANSWER, {"sizes": np.array([1, 1])})
+    assert "an output of the Split 'the/Split' without a name" in refused(kept(made, tmp_path))
+
+
 def without_body(loop: onnx.NodeProto) -> None:
     del loop.attribute[:]
 
