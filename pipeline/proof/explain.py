@@ -62,9 +62,13 @@ def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
     """One row of each input that shows the difference."""
     if hostile := _only_hostile(result):
         return hostile_feeds(rows)[hostile]
-    if not result.max_abs_at and not _only_batches(result):
+    outputs = [one for cell in result.run if cell.ships for one in cell.outputs]
+    # A label beside probabilities may be the same everywhere.
+    worst = max(outputs, key=lambda one: (bool(one.max_abs_at), one.max_abs_diff)).max_abs_at
+    place = result.max_abs_at or worst
+    if not place and not _only_batches(result):
         return None
-    number = np.array([result.max_abs_at[0] if result.max_abs_at else 0])
+    number = np.array([place[0] if place else 0])
     return {name: np.array(array) for name, array in rows.take(number).items()}
 
 

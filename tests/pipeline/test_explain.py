@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import proof_models as small
 import pytest
+from foreign_files import FILES
 from small_models import image_net, rows_for
 from small_onnx import FLOAT, copied, model, node
 
@@ -119,6 +120,18 @@ def test_nan_in_the_rows_is_no_answer_alike() -> None:
     linear = model([node("Identity", "features", "values")], FEATURES, VALUES)
     result = result_of(linear, linear, replace(rows, labels=None))
     assert BATCH not in result.notes
+
+
+def test_probabilities_are_explained_where_the_label_stays() -> None:
+    (file,) = [one for one in FILES if one.name == "strings_beside_scores"]
+    sound = onnx.load_from_string(file.content())
+    other = copied(sound)
+    for attribute in other.graph.node[1].attribute:
+        if attribute.name == "coefficients":
+            attribute.floats[:] = [1.01 * one for one in attribute.floats]
+    result = result_of(sound, other, Rows(name="rows", inputs=dict(file.rows), labels=None))
+    assert result.first_divergence is not None
+    assert result.first_divergence.node == "LinearClassifier"
 
 
 def test_flips_are_explained_by_their_node() -> None:
