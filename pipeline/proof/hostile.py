@@ -60,22 +60,21 @@ def hostile_rows(
     A row passes if the answers differ by at most `limit` (None: by anything), if both are NaN or
     infinite in the same places, and if both sides refuse it. `usual` is the largest value of each
     output on ordinary rows: where a hostile row's answer is so many times larger, so is its limit,
-    for rounding grows with what is rounded. A row beyond the range passes in any case, and so does
-    one at its end where a side rounds to ranges that were calibrated.
+    for rounding grows with what is rounded. A row beyond the range passes in any case; for one at
+    its end the limit does not hold where a side rounds coarsely.
     """
-    calibrated = any(isinstance(side, ModelSide) and side.calibrated for side in (reference, other))
+    coarse = any(isinstance(side, ModelSide) and side.coarse for side in (reference, other))
     spreads = {key: spread_of(array) for key, array in rows.inputs.items()}
     found = []
     for name, feeds in hostile_feeds(rows).items():
         outside = any(
             row.dtype.kind == "f" and not spreads[key].holds(row) for key, row in feeds.items()
         )
-        at_its_end = calibrated and (name in ENDS or outside)
+        at_its_end = coarse and (name in ENDS or outside)
+        gated = not (name == BEYOND or at_its_end)
         wanted, answered = (_answer(side, feeds) for side in (reference, other))
-        row = _row(name, wanted, answered, limit, usual)
-        if name == BEYOND or at_its_end:
-            row = replace(row, gated=False, passed=True, limit=None)
-        found.append(row)
+        row = _row(name, wanted, answered, limit if gated else None, usual)
+        found.append(replace(row, gated=gated, passed=row.passed or name == BEYOND))
     return tuple(found)
 
 

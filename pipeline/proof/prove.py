@@ -258,7 +258,7 @@ def _warning(
     Both sides of a comparison may run in ONNX Runtime, and then agree where it is wrong.
     """
     rows = len(next(iter(feeds.values())))
-    allowed = ROUNDED if other.calibrated else CONTRADICTED
+    allowed = ROUNDED if other.coarse else CONTRADICTED
     off = _parts(answers, other.answer(feeds, rows))
     if off <= allowed:
         return None

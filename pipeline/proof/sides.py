@@ -39,6 +39,10 @@ from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
 from serving.runtime.tensors import Array, TensorInfo, answer_in_batches, as_fed
 
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear", "MatMulNBits")
+"""Operators of which a quantized model has one at least."""
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
@@ -138,9 +142,12 @@ class ModelSide(_Side):
         return onnx.load_from_string(self.content)
 
     @property
-    def calibrated(self) -> bool:
-        """Whether it rounds to ranges that were measured on rows, as static int8 does."""
-        return any(node.op_type == "QuantizeLinear" for node in self.model().graph.node)
+    def coarse(self) -> bool:
+        """Whether it rounds more coarsely than fp32 does: int8, whatever made it, and fp16."""
+        graph = self.model().graph
+        return any(node.op_type in ROUNDING for node in graph.node) or any(
+            tensor.data_type in HALVES for tensor in graph.initializer
+        )
 
     def at(self, level: Level) -> "ModelSide":
         """The same model with another amount of optimization."""

@@ -204,7 +204,7 @@ class HostileRow:
     message: str
     """What is remarkable about it, "" for nothing."""
     gated: bool = True
-    """Whether it can fail: a row beyond the range of all others is told and passes."""
+    """Whether the limit holds for it: not beyond the range of all others, where it only is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +264,7 @@ class VariantParity:
     zero_rows: str
     """What becomes of a batch without rows."""
     hostile_max_abs_diff: float
-    """Of those that can fail."""
+    """Of those that the limit holds for."""
     cells: tuple[Cell | SkippedCell, ...]
     batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]

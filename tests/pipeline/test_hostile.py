@@ -15,7 +15,7 @@ from pipeline.proof.hostile import failing, hostile_feeds, hostile_rows, zero_ro
 from pipeline.proof.measure import beside_others, sample
 from pipeline.proof.prove import ask_onnx_reference
 from pipeline.proof.rows import Rows
-from pipeline.quantization.apply import Quantizer
+from pipeline.quantization.apply import Quantizer, to_fp16
 from pipeline.quantization.recipes import parse
 from pipeline.records.parity import HostileRow
 from serving.errors import InputError
@@ -151,6 +151,19 @@ def test_what_was_calibrated_is_not_held_to_the_ends_of_its_ranges() -> None:
     asked = hostile_rows(whole, int8, shifted, 1.5 * apart, {"logits": largest})
     ungated = {row.name for row in asked if not row.gated}
     assert ungated == {"zeros", "denormals", *FLOATS[-3:]}, "none of the rows is near zero"
+
+
+def test_half_precision_that_overflows_at_the_ends_fails_without_a_limit() -> None:
+    features = ROWS.inputs["features"]
+    largest = float(np.abs(features @ small.weights()).max())
+    whole = small.linear(small.weights() * np.float32(6e4 / largest))
+    half = small.side(to_fp16(whole))
+    asked = {row.name: row for row in hostile_rows(small.side(whole), half, ROWS, 1e3, USUAL)}
+    ends = asked["all at their largest"]
+    assert (ends.gated, ends.passed) == (False, False)
+    assert ends.message == "NaN or infinite on one side alone"
+    assert asked["10 times the range"].passed
+    assert asked["noise"].passed
 
 
 def test_answers_of_two_shapes_are_told() -> None:
