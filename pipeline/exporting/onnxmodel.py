@@ -161,6 +161,13 @@ class Names:
         return name
 
 
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give each node without a name one of its own: quantizers tell nodes apart by their names."""
+    names = Names(model)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or names.new(f"{node.op_type}.{number}")
+
+
 def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose weights are no inputs as well, as IR version 3 has them.
 
@@ -189,8 +196,11 @@ def padded_pool(graph: onnx.GraphProto) -> str | None:
 
 
 def drop_unused_domains(model: onnx.ModelProto) -> None:
-    """Remove imports of operator domains that no node uses: a quantizer imports all it knows."""
-    used = {node.domain for node in _nodes(model.graph, *model.functions)}
+    """Remove imports of operator domains that no node uses: a quantizer imports all it knows.
+
+    That of ONNX's own operators stays, for a model without nodes needs one too.
+    """
+    used = {"", "ai.onnx", *(node.domain for node in _nodes(model.graph, *model.functions))}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)

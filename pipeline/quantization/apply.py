@@ -80,7 +80,8 @@ class Quantizer:
 
     def __init__(self, model: onnx.ModelProto, calibration: Rows, batch: int | None = None) -> None:
         """`batch` is the one batch size that the model takes, or None where any will do."""
-        self.model = model
+        self.model = copy.deepcopy(model)
+        onnxmodel.name_nodes(self.model)
         self.calibration = calibration
         self.fixed_batch = batch
         self.batch = batch or CALIBRATION_BATCH

@@ -58,10 +58,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     prepared = rewritten(onnxmodel.with_constant_weights(model), tool)
     del prepared.graph.value_info[:]
     onnxmodel.drop_unused_domains(prepared)
-    names = onnxmodel.Names(prepared)
-    for number, node in enumerate(prepared.graph.node):
-        node.name = node.name or names.new(f"{node.op_type}.{number}")
-    _give_plain_biases(prepared, names)
+    onnxmodel.name_nodes(prepared)
+    _give_plain_biases(prepared)
     return prepared
 
 
@@ -94,13 +92,13 @@ def _close(left: Array, right: Array) -> bool:
     return np.allclose(left, right, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def _give_plain_biases(model: onnx.ModelProto, names: onnxmodel.Names) -> None:
+def _give_plain_biases(model: onnx.ModelProto) -> None:
     """Give each `Gemm` a bias of one number per column: onnxruntime's quantizer breaks on others.
 
     Its optimizer makes such of an `Add` behind a `MatMul`. What has other numbers for each row
     becomes an `Add` again.
     """
-    known = constants(model)
+    known, names = constants(model), onnxmodel.Names(model)
     for gemm in [node for node in model.graph.node if node.op_type == "Gemm"]:
         weight, bias = (known.get(name) for name in (*gemm.input, "")[1:3])
         if weight is None or bias is None:

@@ -13,7 +13,7 @@ from onnx import helper
 from small_models import FLOAT, image_net, model_of, normal, product_net, recurrent_net, rows_for
 from tries import generous
 
-from pipeline.exporting.onnxmodel import Names
+from pipeline.exporting.onnxmodel import Names, drop_unused_domains
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer, weight_only
 from pipeline.quantization.judging import Judge
@@ -134,6 +134,41 @@ def test_names_that_ferry_makes_are_those_of_nothing_else(
     rows = rows_for(model, 16)
     wanted, found = (Quantizer(one, rows).apply(parse(recipe)) for one in (build(), model))
     assert off(wanted, found, rows) < 1e-4
+
+
+def test_nodes_without_names_are_told_apart_in_half_precision() -> None:
+    model = image_net()
+    for node in model.graph.node:
+        node.name = ""
+    for at, ends in enumerate(("r1", "p1")):
+        # Operators that onnxruntime leaves in float, with a cast on either side.
+        (reader,) = [node for node in model.graph.node if ends in node.input]
+        reader.input[0] = f"kept{at}"
+        place = list(model.graph.node).index(reader)
+        model.graph.node.insert(place, helper.make_node("Min", [ends], [reader.input[0]]))
+    rows = rows_for(model, 8)
+    quantizer = Quantizer(model, rows)
+    assert off(model, quantizer.apply(parse("half")), rows) < 0.1
+    (layer,) = quantizer.float_layers(parse("half-float1"))
+    half = quantizer.apply(parse("half-float1"), [layer])
+    assert [node.op_type for node in half.graph.node if node.name == layer] == [layer.split(".")[0]]
+    assert not [node for node in model.graph.node if node.name], "the user's model stays as it is"
+
+
+def test_the_domains_that_a_branch_needs_are_kept() -> None:
+    work = helper.make_node("FastGelu", ["x"], ["z"], domain="com.microsoft")
+    branch = helper.make_graph([work], "g", [], [helper.make_tensor_value_info("z", FLOAT, None)])
+    choice = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
+    domains = ["", "com.microsoft", "evil.org"]
+    model = helper.make_model(
+        helper.make_graph([choice], "g", [], []),
+        opset_imports=[helper.make_opsetid(domain, 1) for domain in domains],
+    )
+    drop_unused_domains(model)
+    assert [one.domain for one in model.opset_import] == domains[:2]
+    model.graph.ClearField("node")
+    drop_unused_domains(model)
+    assert [one.domain for one in model.opset_import] == [""]
 
 
 def test_a_name_is_new_within_subgraphs_too() -> None:
