@@ -23,6 +23,7 @@ from pipeline.exporting.onnxmodel import constants, drop_unused_constants, repla
 from pipeline.proof.tracing.pairs import steps_of
 from pipeline.proof.tracing.values import OnnxValues, makers, users
 from serving.errors import ModelError, one_line
+from serving.runtime.providers import ORT_ERRORS
 from serving.runtime.session import open_session
 from serving.runtime.tensors import Array
 
@@ -52,10 +53,17 @@ class RawInput:
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with constants folded and batch normalisation in the convolutions before it."""
+    """A copy with constants folded and batch normalisation in the convolutions before it.
+
+    Raises ModelError for a model that onnxruntime's tool cannot bring to this form.
+    """
     # Shapes that are inferred now would be wrong behind each node that a quantizer rewrites.
     tool = partial(quant_pre_process, skip_symbolic_shape=True, skip_onnx_shape=True)
-    prepared = rewritten(onnxmodel.with_constant_weights(model), tool)
+    try:
+        prepared = rewritten(onnxmodel.with_constant_weights(model), tool)
+    except (*ORT_ERRORS, ValueError, onnx.shape_inference.InferenceError) as error:
+        reason = one_line(error, 300)
+        raise ModelError(f"onnxruntime cannot prepare the model for int8: {reason}") from error
     del prepared.graph.value_info[:]
     onnxmodel.drop_unused_domains(prepared)
     onnxmodel.name_nodes(prepared)

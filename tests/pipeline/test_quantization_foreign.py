@@ -21,6 +21,7 @@ from pipeline.quantization.prepare import constants, prepare, with_raw_input
 from pipeline.quantization.recipes import parse
 from pipeline.records.quantize import Budget, QuantizeReport
 from pipeline.stages.quantize import quantize_file
+from serving.errors import ModelError
 from serving.runtime.session import open_session
 
 BUDGET = Budget(accuracy_loss=100, error_increase=1000, min_speedup=0.001)
@@ -263,6 +264,13 @@ def test_a_bias_of_any_form_is_quantized(shape: tuple[int, ...]) -> None:
     rows = rows_for(model, 8)
     made = Quantizer(model, rows, 8 if batch == 8 else None).apply(parse("static-u8s8"))
     assert off(model, made, rows) < 0.5
+
+
+def test_what_no_tool_brings_to_a_newer_opset_is_one_line() -> None:
+    model = image_net()
+    model.opset_import[0].version = 1
+    with pytest.raises(ModelError, match="onnxruntime cannot prepare the model for int8: "):
+        prepare(model)
 
 
 @pytest.mark.parametrize("calibration", ["entropy", "percentile"])
