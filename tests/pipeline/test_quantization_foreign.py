@@ -17,7 +17,7 @@ from pipeline.exporting.onnxmodel import Names, drop_unused_domains
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer, weight_only
 from pipeline.quantization.judging import Judge
-from pipeline.quantization.prepare import constants, prepare, with_raw_input
+from pipeline.quantization.prepare import constants, modernised, prepare, with_raw_input
 from pipeline.quantization.recipes import parse
 from pipeline.records.quantize import Budget, QuantizeReport
 from pipeline.stages.quantize import quantize_file
@@ -271,6 +271,15 @@ def test_what_no_tool_brings_to_a_newer_opset_is_one_line() -> None:
     model.opset_import[0].version = 1
     with pytest.raises(ModelError, match="onnxruntime cannot prepare the model for int8: "):
         prepare(model)
+
+
+def test_an_older_file_with_a_sequence_beside_its_arrays_is_converted() -> None:
+    model = product_net()
+    model.opset_import[0].version = 11
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["logits"], ["list"], "list"))
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(FLOAT, None))
+    model.graph.output.append(helper.make_value_info("list", kind))
+    assert modernised(model, rows_for(model, 4).inputs).opset_import[0].version == 13
 
 
 @pytest.mark.parametrize("calibration", ["entropy", "percentile"])
