@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import ExperimentName, limit_or_default, track_option
+from pipeline.commands.options import ExperimentName, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _export_module(
         rows=rows,
         source=function,
         opset=opset or stage_defaults("export", ExportConfig).opset,
-        limit=limit_or_default(limit),
+        limit=limit,
     )
     text = "\n\n".join([summary(report, SHOWN), pair_table(report.parity), *report.notes])
     show(report, as_json=as_json, text=text)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import limit_or_default, track_option
+from pipeline.commands.options import track_option
 from serving.console import PATH, json_option, show
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
     from serving.files import write_json
 
     usual = stage_defaults("parity", ParityConfig)
-    limit, flips = limit_or_default(options["limit"]), options["flips"]
+    limit, flips = options["limit"], options["flips"]
     reference, other = (open_side(side, lambda name: load().experiment(name)) for side in sides)
     report = compare(
         reference,

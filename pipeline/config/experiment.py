@@ -186,9 +186,13 @@ class GateConfig(StrictSettings):
     class is predicted."""
     accuracy_loss: NonNegativeNumber | None
     """Most percentage points of accuracy that may be lost; null where no class is predicted."""
-    batch_diff: NonNegativeNumber
+    batch_diff: NonNegativeNumber | None
     """Largest absolute difference of a value of one row between batches. Kernels sum in another
-    order there, which half precision shows, and int8 where a value lies between two steps."""
+    order there, which half precision shows, and int8 where a value lies between two steps; null
+    where their scale is no measure."""
+    max_scaled_diff: PositiveNumber | None = None
+    """Largest difference of any value, between batches too, in parts of what its column varies by
+    from row to row; may be left out. Two models of unknown scale are held to it."""
 
     @classmethod
     def only(cls, **limits: float | None) -> "GateConfig":

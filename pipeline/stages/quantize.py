@@ -17,7 +17,7 @@ import onnx
 
 from pipeline import tracking
 from pipeline.config import layout
-from pipeline.config.experiment import Experiment, QuantizeConfig, Variant
+from pipeline.config.experiment import Experiment, ParityConfig, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.onnxmodel import load_foreign
@@ -40,6 +40,8 @@ from serving.runtime.tensors import TensorInfo
 
 VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
 FEWEST_ROWS = 2
+SNR_MARGIN_DB = 1.0
+"""Of margin to the gate of an experiment, which parity holds on other rows."""
 
 
 def quantize(
@@ -79,7 +81,7 @@ def quantize(
         judged=judging_rows(data, info),
         variants=[variant for variant in VARIANTS if variant not in config.skip],
         config=config,
-        min_snr_db={"fp16": gates.fp16.min_snr_db, "int8": gates.int8.min_snr_db},
+        min_snr_db=asked_snr_db(gates, SNR_MARGIN_DB),
         training=trained if config.qat_epochs else None,
     )
     report = run(job, folder)
@@ -138,7 +140,7 @@ class QuantizationJob:
     """Those to search, and no others."""
     config: QuantizeConfig
     min_snr_db: Mapping[Variant, float | None] = field(default_factory=dict)
-    """What parity asks of each variant's signal-to-noise ratio; nothing where it is not said."""
+    """What is asked of each variant's signal-to-noise ratio; nothing where it is not said."""
     batch: int | None = None
     """The one batch size that the model takes, or None where any will do."""
     training: Training | None = None
@@ -196,6 +198,12 @@ def run(job: QuantizationJob, folder: Path, stem: str = "model") -> QuantizeRepo
         else:
             path.unlink(missing_ok=True)
     return report
+
+
+def asked_snr_db(gates: ParityConfig, margin: float = 0.0) -> dict[Variant, float | None]:
+    """What parity's gates ask of the signal-to-noise ratio of each variant, and a margin."""
+    asked = {name: gates.gate(name).min_snr_db for name in VARIANTS}
+    return {name: None if one is None else one + margin for name, one in asked.items()}
 
 
 def calibration_rows(data: Path, info: TensorInfo, config: QuantizeConfig, name: str) -> Rows:

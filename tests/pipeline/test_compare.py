@@ -154,7 +154,7 @@ def test_answers_of_another_shape_are_refused() -> None:
         def answer(self, feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
             return {"values": super().answer(feeds, size)["values"][:, :10]}
 
-    kept = keep(Wide([]), small.rows(9, labelled=False))
+    kept = keep(Wide([]), small.rows(9, labelled=False), EXACT)
     with pytest.raises(InputError) as caught:
         measure(kept, Narrow([], name="narrow"), np.arange(9), (4,), EXACT, BAR)
     assert str(caught.value) == (
@@ -166,7 +166,7 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
     """40,000 rows answer 160 MB a side; a chunk of them is what is held."""
     side, rows = Wide([]), small.rows(40_000, labelled=False)
     tracemalloc.start()
-    kept = keep(side, rows)
+    kept = keep(side, rows, EXACT)
     found, spread = measure(kept, side, np.arange(40_000), (64,), EXACT, BAR)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -181,7 +181,7 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
 def test_a_sample_keeps_the_numbers_of_its_rows() -> None:
     rows = small.rows(200)
     reference = small.side(small.linear())
-    kept = keep(reference, rows)
+    kept = keep(reference, rows, EXACT)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     numbers = np.array([5, 90, 199])
     found, _ = measure(kept, off, numbers, (2,), EXACT, BAR)
@@ -205,7 +205,7 @@ def plan(rows: int, sample: int, **changes: object) -> ParityPlan:
 
 def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
     side, rows = small.side(small.linear()), small.rows(150)
-    kept = keep(side, rows)
+    kept = keep(side, rows, EXACT)
     ways = [
         Way(exporter="dynamo", provider="cpu", side=side),
         Way(exporter="dynamo", provider="cuda", side="no card"),
@@ -242,7 +242,7 @@ def test_a_way_that_does_not_ship_fails_alone() -> None:
         Way(exporter="dynamo", provider="cpu", side=side),
         Way(exporter="torchscript", provider="cpu", side=off),
     ]
-    result = prove(side, keep(side, rows), ways, plan(100, 100), "side")
+    result = prove(side, keep(side, rows, EXACT), ways, plan(100, 100), "side")
     assert result.passed
     assert result.max_abs_diff < 1e-4
     failed = [cell for cell in result.run if not cell.passed]

@@ -72,7 +72,7 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
         limit = _limit(result.limits, reference, feeds)
         if isinstance(reference, ModuleSide):
             off = reference.off_the_trace(feeds, inf if limit is None else limit)
-            lost = reference.rounding(rows.slice(0, ROUNDED_ROWS))
+            lost = max(reference.rounding(rows.slice(0, ROUNDED_ROWS)).values(), default=0.0)
             rounding = f"PyTorch itself is {lost:.1e} from float64 here" if lost else None
             notes = (*result.notes, *filter(None, (off, rounding)))
             result = replace(result, notes=notes)
@@ -133,10 +133,15 @@ def _reference(side: Side) -> Reference:
 
 def _limit(limits: GateConfig, reference: Side, feeds: Mapping[str, Array]) -> float | None:
     """How far off the first output may be; of a signal-to-noise ratio, the noise it allows."""
-    if limits.max_abs_diff is not None or limits.min_snr_db is None:
+    part = limits.max_scaled_diff
+    if part is None and limits.min_snr_db is not None:
+        part = 10 ** (-limits.min_snr_db / 20)
+    if limits.max_abs_diff is not None or part is None:
         return limits.max_abs_diff
-    first = next(iter(reference.answer(feeds, 1).values())).astype(np.float64)
-    return float(10 ** (-limits.min_snr_db / 20) * np.abs(first).max(initial=0.0))
+    first = next(iter(reference.answer(feeds, 1).values()))
+    if first.dtype.kind not in NUMBERS:
+        return part
+    return float(part * np.abs(first.astype(np.float64)).max(initial=0.0))
 
 
 def _values(
