@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from tries import BUDGET, judged, ratio
 
-from pipeline.quantization.judging import (
+from pipeline.quantization.judging import too_slow_or_large
+from pipeline.quantization.quality import (
     compare_answers,
     paired_loss,
     rows_needed,
     too_inaccurate,
     too_noisy,
-    too_slow_or_large,
     unsettled,
 )
 from pipeline.records.quantize import Quality
