@@ -87,7 +87,6 @@ class Judge:
             *too_noisy(quality, least),
             *unmet_needs(elsewhere, self.config.needs),
         )
-        doubt = "" if inaccurate else unsettled(quality, budget)
         slow = tuple(too_slow_or_large(speedup, size_ratio, budget))
         tried = Try(
             recipe=recipe.name,
@@ -96,7 +95,7 @@ class Judge:
             fast=not slow,
             verdict="; ".join((*inaccurate, *slow)) or "inside both budgets",
             quality=quality,
-            unsettled=doubt,
+            unsettled="" if inaccurate or slow else unsettled(quality, budget),
             bytes=len(content),
             size_ratio=size_ratio,
             speedup=speedup,
