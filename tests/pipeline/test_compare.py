@@ -16,7 +16,7 @@ from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.measure import keep, measure, progress
-from pipeline.proof.pair import compare, refuse_failures
+from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
 from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide
@@ -271,6 +271,59 @@ def test_a_hostile_row_alone_is_explained_by_itself() -> None:
     assert report.result.first_divergence is not None
     # The value that the reference knows too.
     assert report.result.first_divergence.node == "dense/Gemm"
+
+
+# Limits in parts of an output's own scale
+
+
+def scaled(
+    reference: ModelSide, other: ModelSide, limit: float | None = None, rows: int = 60
+) -> PairReport:
+    return pair(reference, other, small.rows(rows, labelled=False), limits_of_pair(limit))
+
+
+def tiny(factor: float) -> ModelSide:
+    return small.side(small.linear(np.float32(factor) * small.weights()))
+
+
+def test_a_model_that_is_minus_another_fails_however_small_its_outputs_are() -> None:
+    result = scaled(tiny(1e-6), tiny(-1e-6)).result
+    assert result.max_abs_diff < 1e-4
+    assert [one.split()[1:4] for one in result.failures] == [
+        ["of", "its", "scale"],
+        ["flips,", "limit", "0"],
+    ]
+    assert (result.flips, result.near_ties) == (60, 0)
+    assert scaled(tiny(1e-6), tiny(1e-6 * (1 + 1e-6))).passed
+
+
+def test_what_the_user_says_is_an_absolute_limit() -> None:
+    result = scaled(tiny(1e-6), tiny(-1e-6), 1e-4).result
+    assert result.failures == ("60 flips, limit 0",), "near-ties are not a matter of the limit"
+    thousands = small.weights() * np.float32(3e3)
+    off = thousands * np.float32(1 + 1e-6)
+    sides = [small.side(small.linear(one)) for one in (thousands, off)]
+    assert scaled(*sides).passed
+    assert "at logits[" in scaled(*sides, 1e-4).result.failures[0]
+
+
+def test_many_classes_of_other_weights_are_real_flips() -> None:
+    rng = np.random.default_rng(6)
+    one, other = (
+        small.side(small.wide(rng.standard_normal((small.FEATURES, 30_000)) / 4)) for _ in range(2)
+    )
+    result = scaled(one, other, rows=9).result
+    assert result.max_abs_diff < 1e-2
+    assert (result.flips, result.near_ties) == (9, 0)
+    assert "of its scale at probabilities[" in result.failures[0]
+    assert scaled(one, one.at("none"), rows=9).passed
+
+
+def test_tiny_answers_that_depend_on_their_batch_fail_too() -> None:
+    side = small.side(small.less_the_mean(1e-6))
+    result = scaled(side, side).result
+    assert result.max_abs_diff < 1e-4
+    assert any(" of an output's scale " in message for message in result.failures)
 
 
 # The command
