@@ -201,6 +201,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         batch_sizes=(1, 7, 256),
         limits=GateConfig(
             max_abs_diff=1e-4,
+            max_scaled_diff=None,
             max_probability_diff=1e-3,
             min_snr_db=50.0,
             flips=2,

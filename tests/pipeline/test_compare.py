@@ -29,6 +29,7 @@ from serving.runtime.tensors import TensorInfo
 
 LIMITS = GateConfig(
     max_abs_diff=1e-4,
+    max_scaled_diff=None,
     max_probability_diff=1e-4,
     min_snr_db=None,
     flips=0,

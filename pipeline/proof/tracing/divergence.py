@@ -119,10 +119,19 @@ def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
     """One row of each input that shows the difference."""
     failing = [row.name for row in result.hostile if not row.passed]
     only_hostile = failing and all("hostile row" in failure for failure in result.failures)
-    if result.max_abs_at and not only_hostile:
-        number = np.array([result.max_abs_at[0]])
+    place = _worst_place(result)
+    if place and not only_hostile:
+        number = np.array([place[0]])
         return {name: np.array(array) for name, array in rows.take(number).items()}
     return hostile_feeds(rows.slice(0, 1))[failing[0]] if failing else None
+
+
+def _worst_place(result: VariantParity) -> tuple[int, ...]:
+    """Where the largest difference is, in parts of its scale where the gate looks at those."""
+    if result.limits.max_scaled_diff is None or not result.run:
+        return result.max_abs_at
+    outputs = [one for cell in result.run for one in cell.outputs]
+    return max(outputs, key=lambda one: (one.nonfinite, one.max_scaled_diff)).max_scaled_at
 
 
 def _reference(side: Side) -> Reference:
