@@ -121,12 +121,29 @@ def _batch_diff(evidence: Evidence) -> Worst | None:
     return None if worst is None else Worst(worst.max_abs_diff, worst.where)
 
 
+def _max_scaled_diff(evidence: Evidence) -> Worst | None:
+    worst = max(_all(evidence.cells), key=lambda one: one[1].max_scaled_diff, default=None)
+    between = max(evidence.batches, key=lambda one: one.max_scaled_diff, default=None)
+    if between and (worst is None or between.max_scaled_diff > worst[1].max_scaled_diff):
+        return Worst(between.max_scaled_diff, f"of an output's scale {between.where}")
+    if worst is None:
+        return None
+    cell, one = worst
+    place = f"{one.output}{list(one.max_scaled_at)}{_way(cell)}"
+    return Worst(one.max_scaled_diff, f"of its scale at {place}")
+
+
 QUANTITIES = (
     GateQuantity(
         name="max_abs_diff",
         worst=lambda evidence: _largest(values(evidence.cells)),
         title="largest difference",
         heading="max diff",
+    ),
+    GateQuantity(
+        name="max_scaled_diff",
+        worst=_max_scaled_diff,
+        title="the same in parts of its scale",
     ),
     GateQuantity(
         name="max_probability_diff",

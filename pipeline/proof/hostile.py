@@ -27,18 +27,18 @@ def hostile_rows(
     reference: Side,
     other: Side,
     example: Mapping[str, Array],
-    limit: float | None,
+    limits: Mapping[str, float],
     usual: Mapping[str, float],
 ) -> tuple[HostileRow, ...]:
     """Ask both sides each hostile row; `example` is one row of each input, [1, ...].
 
-    A row passes if the answers differ by at most `limit` (None: by anything), if both are NaN or
-    infinite in the same places, and if both sides refuse it. `usual` is the largest value of each
-    output on ordinary rows: where a hostile row's answer is so many times larger, so is its limit,
-    for rounding grows with what is rounded.
+    A row passes if each output differs by at most its limit (without one: by anything), if both are
+    NaN or infinite in the same places, and if both sides refuse it. `usual` is the largest value of
+    each output on ordinary rows: where a hostile row's answer is so many times larger, so is its
+    limit, for rounding grows with what is rounded.
     """
     return tuple(
-        _row(name, _answer(reference, feeds), _answer(other, feeds), limit, usual)
+        _row(name, _answer(reference, feeds), _answer(other, feeds), limits, usual)
         for name, feeds in hostile_feeds(example).items()
     )
 
@@ -95,7 +95,7 @@ def _row(
     name: str,
     wanted: dict[str, Array] | str,
     found: dict[str, Array] | str,
-    limit: float | None,
+    limits: Mapping[str, float],
     usual: Mapping[str, float],
 ) -> HostileRow:
     if isinstance(wanted, str) or isinstance(found, str):
@@ -103,7 +103,7 @@ def _row(
         both = len(refusals) == 2
         message = "refused by both" if both else f"refused by one side: {refusals[0]}"
         return HostileRow(name=name, passed=both, max_abs_diff=None, limit=None, message=message)
-    worst, allowed, strange, alike, within = 0.0, limit, False, True, True
+    worst, allowed, strange, alike, within = 0.0, None, False, True, True
     for output, left in wanted.items():
         right = found[output]
         if left.dtype.kind in "OUSb":
@@ -114,11 +114,12 @@ def _row(
         strange = strange or not finite.all()
         alike = alike and np.array_equal(wide[~finite], other[~finite], equal_nan=True)
         apart = float(np.abs(wide[finite] - other[finite]).max(initial=0.0))
+        limit = limits.get(output)
         if limit is not None:
             largest = float(np.abs(wide[finite]).max(initial=0.0))
             scaled = limit * max(1.0, largest / max(usual.get(output, 0.0), limit))
             within = within and apart <= scaled
-            allowed = scaled if apart >= worst else allowed
+            allowed = scaled if apart >= min(worst, scaled) else allowed
         worst = max(worst, apart)
     message = f"NaN or infinite on {'both sides' if alike else 'one side alone'}" if strange else ""
     return HostileRow(

@@ -87,12 +87,13 @@ def prove(
                 batches += spread
     shipped, rows = ways[0].side, kept.rows
     assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
-    batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
+    batches.append(beside_others(shipped, kept, plan.sample[:INVARIANT_ROWS]))
     hostile: tuple[HostileRow, ...] = ()
     no_rows, sane = "not asked", True
     if plan.hostile:
-        first, limit = rows.slice(0, 1), plan.limits.max_abs_diff
-        hostile = hostile_rows(reference, shipped, first, limit, kept.largest())
+        first = rows.slice(0, 1)
+        usual = {name: one.largest for name, one in kept.variations.items()}
+        hostile = hostile_rows(reference, shipped, first, _absolute(plan.limits, kept), usual)
         no_rows, sane = zero_rows(shipped, first)
     evidence = Evidence(
         cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
@@ -113,7 +114,8 @@ def prove(
         notes=tuple(
             f"{reference.name} answers every row alike at {output}, so parity shows little: are "
             f"its weights real, and its rows?"
-            for output in kept.alike()
+            for output, variation in kept.variations.items()
+            if variation.alike
         ),
         sha256=shipped.sha256,
         zero_rows=no_rows,
@@ -125,6 +127,16 @@ def prove(
             reference, shipped, rows.take(plan.sample[: plan.onnx_reference_rows])
         ),
     )
+
+
+def _absolute(limits: GateConfig, kept: Kept) -> dict[str, float]:
+    """What a gate allows each output, as an absolute difference; nothing where it has no limit."""
+    if limits.max_abs_diff is not None:
+        return dict.fromkeys(kept.outputs, limits.max_abs_diff)
+    if limits.max_scaled_diff is None:
+        return {}
+    part = limits.max_scaled_diff
+    return {name: part * one.overall_scale for name, one in kept.variations.items()}
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:

@@ -9,16 +9,19 @@ import proof_models as small
 import pytest
 from onnx import TensorProto, helper
 
+from pipeline.proof.differences import DecisionRule
 from pipeline.proof.empty import ask_nothing
 from pipeline.proof.hostile import failing, hostile_feeds, hostile_rows, zero_rows
-from pipeline.proof.measure import beside_others, sample
+from pipeline.proof.measure import beside_others, keep, sample
 from pipeline.proof.prove import ask_onnx_reference
 from pipeline.proof.rows import Rows
-from pipeline.records.parity import HostileRow
+from pipeline.proof.sides import ModelSide
+from pipeline.records.parity import BatchDifference, HostileRow
 from serving.errors import InputError
 from serving.runtime.tensors import TensorInfo
 
 USUAL = {"logits": 10.0, "probabilities": 1.0}
+LIMITS = dict.fromkeys(USUAL, 1e-3)
 EXAMPLE = {"features": np.ones((1, small.FEATURES), np.float32)}
 
 
@@ -80,7 +83,7 @@ def test_noise_is_the_same_each_time() -> None:
 
 def test_the_same_model_passes_every_row() -> None:
     side = small.side(small.linear())
-    rows = hostile_rows(side, side.at("none"), EXAMPLE, 1e-3, USUAL)
+    rows = hostile_rows(side, side.at("none"), EXAMPLE, LIMITS, USUAL)
     assert [row.name for row in rows] == ["zeros", "all 255", "one hot pixel", "noise", "denormals"]
     assert all(row.passed for row in rows)
     assert all(row.message == "" for row in rows)
@@ -88,11 +91,11 @@ def test_the_same_model_passes_every_row() -> None:
 
 def test_a_difference_that_only_a_hostile_row_shows() -> None:
     clipped = small.side(small.clipped())
-    rows = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, 1e-3, USUAL)
+    rows = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, LIMITS, USUAL)
     assert [row.name for row in rows if not row.passed] == ["all 255", "one hot pixel"]
-    assert all(row.passed for row in hostile_rows(clipped, clipped, EXAMPLE, 1e-3, USUAL))
+    assert all(row.passed for row in hostile_rows(clipped, clipped, EXAMPLE, LIMITS, USUAL))
     # Without a limit it is told and no failure.
-    message = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, None, USUAL)
+    message = hostile_rows(small.side(small.linear()), clipped, EXAMPLE, {}, USUAL)
     assert all(row.passed for row in message)
     assert max(row.max_abs_diff or 0 for row in message) > 10
 
@@ -116,7 +119,9 @@ def test_a_difference_that_only_a_hostile_row_shows() -> None:
 def test_what_is_no_number_must_be_so_on_both_sides(
     left: float | str, right: float | str, passed: bool, message: str
 ) -> None:
-    rows = hostile_rows(Answering({"zeros": left}), Answering({"zeros": right}), EXAMPLE, 2.0, {})
+    rows = hostile_rows(
+        Answering({"zeros": left}), Answering({"zeros": right}), EXAMPLE, {"values": 2.0}, {}
+    )
     zeros = next(row for row in rows if row.name == "zeros")
     assert zeros.passed is passed
     assert zeros.message == message
@@ -202,16 +207,21 @@ def rows_of(array: np.ndarray) -> Rows:
     return Rows(name="rows", inputs={"features": array}, labels=None)
 
 
+def beside(side: ModelSide, rows: Rows, numbers: np.ndarray) -> BatchDifference:
+    return beside_others(side, keep(side, rows, DecisionRule(near=None)), numbers)
+
+
 def test_a_row_is_answered_alike_wherever_it_stands() -> None:
-    found = beside_others(small.side(small.linear()), small.rows(40), sample(40, 9, 1))
+    found = beside(small.side(small.linear()), small.rows(40), sample(40, 9, 1))
     assert found.rows == 9
     assert found.max_abs_diff < 1e-5
 
 
 def test_an_answer_that_depends_on_the_rows_beside_it_is_found() -> None:
     rows = small.rows(40)
-    found = beside_others(small.side(small.less_the_mean()), rows, sample(40, 9, 1))
+    found = beside(small.side(small.less_the_mean()), rows, sample(40, 9, 1))
     assert found.max_abs_diff > 0.1
+    assert found.max_scaled_diff > 0.1
     assert found.where.startswith("alone and ")
     assert found.where.endswith(" of 7")
 
@@ -219,7 +229,7 @@ def test_an_answer_that_depends_on_the_rows_beside_it_is_found() -> None:
 def test_equal_rows_hide_nothing_of_nan() -> None:
     """NaN beside NaN is the same answer."""
     rows = rows_of(np.full((10, small.FEATURES), -1, np.float32))
-    found = beside_others(small.side(small.logarithm()), rows, np.arange(10))
+    found = beside(small.side(small.logarithm()), rows, np.arange(10))
     assert found.max_abs_diff == 0
 
 
@@ -278,9 +288,9 @@ def test_pytorch_has_no_operators_to_ask() -> None:
 def test_the_limit_grows_with_an_answer_that_is_larger_than_usual() -> None:
     """Rounding does; what is off by more than that still fails."""
     sides = Answering({"zeros": 5000.0}), Answering({"zeros": 5000.4})
-    (zeros, *_) = hostile_rows(*sides, EXAMPLE, 1e-3, {"values": 5.0})
+    (zeros, *_) = hostile_rows(*sides, EXAMPLE, {"values": 1e-3}, {"values": 5.0})
     assert zeros.passed
     assert zeros.limit == pytest.approx(1.0)
-    (zeros, *_) = hostile_rows(*sides, EXAMPLE, 1e-3, {"values": 5000.0})
+    (zeros, *_) = hostile_rows(*sides, EXAMPLE, {"values": 1e-3}, {"values": 5000.0})
     assert not zeros.passed
     assert zeros.limit == pytest.approx(1e-3)

@@ -72,7 +72,7 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
         limit = _limit(result.limits, reference, feeds)
         if isinstance(reference, ModuleSide):
             off = reference.off_the_trace(feeds, inf if limit is None else limit)
-            lost = reference.rounding(rows.slice(0, ROUNDED_ROWS))
+            lost = max(reference.rounding(rows.slice(0, ROUNDED_ROWS)).values(), default=0.0)
             rounding = f"PyTorch itself is {lost:.1e} from float64 here" if lost else None
             notes = (*result.notes, *filter(None, (off, rounding)))
             result = replace(result, notes=notes)
@@ -119,10 +119,19 @@ def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
     """One row of each input that shows the difference."""
     failing = [row.name for row in result.hostile if not row.passed]
     only_hostile = failing and all("hostile row" in failure for failure in result.failures)
-    if result.max_abs_at and not only_hostile:
-        number = np.array([result.max_abs_at[0]])
+    place = _worst_place(result)
+    if place and not only_hostile:
+        number = np.array([place[0]])
         return {name: np.array(array) for name, array in rows.take(number).items()}
     return hostile_feeds(rows.slice(0, 1))[failing[0]] if failing else None
+
+
+def _worst_place(result: VariantParity) -> tuple[int, ...]:
+    """Where the largest difference is, in parts of its scale where the gate looks at those."""
+    if result.limits.max_scaled_diff is None or not result.run:
+        return result.max_abs_at
+    outputs = [one for cell in result.run for one in cell.outputs]
+    return max(outputs, key=lambda one: (one.nonfinite, one.max_scaled_diff)).max_scaled_at
 
 
 def _reference(side: Side) -> Reference:
@@ -133,10 +142,15 @@ def _reference(side: Side) -> Reference:
 
 def _limit(limits: GateConfig, reference: Side, feeds: Mapping[str, Array]) -> float | None:
     """How far off the first output may be; of a signal-to-noise ratio, the noise it allows."""
-    if limits.max_abs_diff is not None or limits.min_snr_db is None:
+    part = limits.max_scaled_diff
+    if part is None and limits.min_snr_db is not None:
+        part = 10 ** (-limits.min_snr_db / 20)
+    if limits.max_abs_diff is not None or part is None:
         return limits.max_abs_diff
-    first = next(iter(reference.answer(feeds, 1).values())).astype(np.float64)
-    return float(10 ** (-limits.min_snr_db / 20) * np.abs(first).max(initial=0.0))
+    first = next(iter(reference.answer(feeds, 1).values()))
+    if first.dtype.kind not in NUMBERS:
+        return part
+    return float(part * np.abs(first.astype(np.float64)).max(initial=0.0))
 
 
 def _values(
