@@ -184,6 +184,9 @@ class GateConfig(StrictSettings):
     """The same of any probability; null where there are none, or they are not looked at."""
     min_snr_db: PositiveNumber | None
     """Least signal-to-noise ratio of any output, in decibels: 20 more is a tenth of the noise."""
+    min_kernel_snr_db: PositiveNumber | None
+    """The same between ONNX Runtime's optimized kernels and the graph as it is written, without
+    which int8 may overflow unseen."""
     flips: NaturalNumber | None
     """Most rows whose predicted class may really change, near-ties not counted; null where no
     class is predicted."""

@@ -22,6 +22,9 @@ from serving.runtime.tensors import Array
 SAMPLE, ONNX_REFERENCE_ROWS, SEED = 256, 2, 1
 SCALED_LIMIT = 1e-4
 """How far apart two models may be where no limit is given, in parts of each output's scale."""
+KERNEL_SNR_DB = 40.0
+"""Least signal-to-noise ratio of optimized kernels: int8 that overflows has 20 to 30, other int8
+70 and more."""
 NOISE_ROWS = 64
 """Rows of which the reference's own noise is measured."""
 
@@ -107,9 +110,15 @@ def limits_of_pair(limit: float | None, flips: int | None = 0) -> GateConfig:
     Without a limit it is `SCALED_LIMIT` of each output's own scale.
     """
     if limit is None:
-        return GateConfig.only(max_scaled_diff=SCALED_LIMIT, flips=flips)
+        return GateConfig.only(
+            max_scaled_diff=SCALED_LIMIT, min_kernel_snr_db=KERNEL_SNR_DB, flips=flips
+        )
     return GateConfig.only(
-        max_abs_diff=limit, max_probability_diff=limit, batch_diff=limit, flips=flips
+        max_abs_diff=limit,
+        max_probability_diff=limit,
+        batch_diff=limit,
+        min_kernel_snr_db=KERNEL_SNR_DB,
+        flips=flips,
     )
 
 

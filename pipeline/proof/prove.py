@@ -3,7 +3,7 @@
 A way is an exporter, a provider, a level of graph optimization and a batch size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -13,10 +13,11 @@ from onnx.reference import ReferenceEvaluator
 from tqdm import tqdm
 
 from pipeline.config.experiment import GateConfig
-from pipeline.proof.differences import FAR, DecisionRule, largest_difference
+from pipeline.proof.differences import FAR, DecisionRule, Differences, largest_difference
 from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
 from pipeline.proof.hostile import failing, hostile_rows, zero_rows
 from pipeline.proof.measure import Kept, beside_others, measure, progress
+from pipeline.proof.overflow import SAFE, needs_of
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.records.parity import (
     SECOND_EXPORTER,
@@ -24,10 +25,12 @@ from pipeline.records.parity import (
     Cell,
     HostileRow,
     OnnxReferenceAnswer,
+    OutputDifference,
     SkippedCell,
     VariantParity,
 )
 from serving.errors import ModelError, ProviderError, one_line
+from serving.runtime.kernels import overflows
 from serving.runtime.settings import Level
 from serving.runtime.tensors import Array, as_fed
 
@@ -35,6 +38,8 @@ Numbers = npt.NDArray[np.int64]
 
 MOST_NODES = 2000
 """Of a graph that numpy is asked to run."""
+KERNEL_ROWS = 64
+"""Rows that are answered without any optimization, to hold the optimized kernels to."""
 INVARIANT_ROWS = 16
 """Rows that are asked alone, first, in the middle and last: 48 batches."""
 
@@ -99,6 +104,7 @@ def prove(
         cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
         rows=len(rows),
         batches=batches,
+        kernels=kernels_apart(shipped, kept, plan.sample[:KERNEL_ROWS]),
     )
     outside = [*failures_as_shipped(evidence, plan.limits), *failing(hostile)]
     if not sane:
@@ -111,12 +117,7 @@ def prove(
         failures=tuple(outside),
         first_divergence=None,
         first_nonfinite=None,
-        notes=tuple(
-            f"{reference.name} answers every row alike at {output}, so parity shows little: are "
-            f"its weights real, and its rows?"
-            for output, variation in kept.variations.items()
-            if variation.alike
-        ),
+        notes=(*(_overflow(shipped) if outside else ()), *_doubts(reference, kept)),
         sha256=shipped.sha256,
         zero_rows=no_rows,
         hostile_max_abs_diff=max((row.max_abs_diff or 0.0 for row in hostile), default=0.0),
@@ -127,6 +128,37 @@ def prove(
             reference, shipped, rows.take(plan.sample[: plan.onnx_reference_rows])
         ),
     )
+
+
+def kernels_apart(side: Side, kept: Kept, numbers: Numbers) -> list[OutputDifference]:
+    """How far optimized kernels are from the graph as it is written, by output, on some rows."""
+    if not isinstance(side, ModelSide):
+        return []
+    feeds = kept.rows.take(numbers)
+    written, found = (one.answer(feeds, len(numbers)) for one in (side.at("none"), side))
+    apart = [Differences(name, variation) for name, variation in kept.variations.items()]
+    for one in apart:
+        one.add(written[one.output], found[one.output], numbers)
+    return [one.report() for one in apart]
+
+
+def _doubts(reference: Side, kept: Kept) -> Iterator[str]:
+    """Why parity may show little."""
+    for output, variation in kept.variations.items():
+        if variation.alike:
+            yield (
+                f"{reference.name} answers every row alike at {output}, so parity shows little: "
+                f"are its weights real, and its rows?"
+            )
+
+
+def _overflow(side: Side) -> Iterator[str]:
+    """The likely cause where optimized kernels answer otherwise than the graph."""
+    if isinstance(side, ModelSide) and needs_of(side.model()) and overflows():
+        yield (
+            f"its weights of int8 go beyond ±{SAFE}, and sums of their products overflow on this "
+            f"processor, which lacks VNNI"
+        )
 
 
 def _absolute(limits: GateConfig, kept: Kept) -> dict[str, float]:

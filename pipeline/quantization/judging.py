@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterator, Mapping
 import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
+from pipeline.proof.overflow import without_vnni
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer
-from pipeline.quantization.overflow import without_vnni
 from pipeline.quantization.quality import compare_answers, too_inaccurate, too_noisy, unsettled
 from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
 from pipeline.records.quantize import Budget, Try, WithoutVnni

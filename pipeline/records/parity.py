@@ -251,6 +251,8 @@ class VariantParity:
     mean_abs_diff: float
     snr_db: float | None
     """Of the worst output; None where nothing differs."""
+    kernel_snr_db: float | None
+    """The same between ONNX Runtime's optimized kernels and the graph as it is written."""
     nonfinite: int
     """Values that are NaN or infinite."""
     batch_diff: float

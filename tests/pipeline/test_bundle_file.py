@@ -37,6 +37,7 @@ LIMITS = GateConfig(
     max_scaled_diff=None,
     max_probability_diff=None,
     min_snr_db=None,
+    min_kernel_snr_db=None,
     flips=0,
     accuracy_loss=None,
     batch_diff=1e-4,

@@ -5,11 +5,13 @@ import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import proof_models as small
 import pytest
 from click.testing import CliRunner, Result
+from small_models import image_net, rows_for
 
 from pipeline.cli import ferry
 from pipeline.config.experiment import GateConfig
@@ -21,17 +23,20 @@ from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide
 from pipeline.proof.tables import cell_lines, facts, pair_table
+from pipeline.quantization.apply import Quantizer
+from pipeline.quantization.recipes import parse
 from pipeline.records import read
 from pipeline.records.parity import PairReport, SkippedCell
 from serving.errors import InputError
 from serving.files import write_json
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
 LIMITS = GateConfig(
     max_abs_diff=1e-4,
     max_scaled_diff=None,
     max_probability_diff=1e-4,
     min_snr_db=None,
+    min_kernel_snr_db=None,
     flips=0,
     accuracy_loss=0.0,
     batch_diff=1e-4,
@@ -397,3 +402,29 @@ def test_what_makes_no_sense_exits_with_2(arguments: tuple[str, ...], message: s
     found = invoke(*arguments)
     assert found.exit_code == 2
     assert message in found.stderr
+
+
+def test_kernels_that_overflow_are_told_from_the_graph_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a processor without VNNI, where the optimized kernels alone are off."""
+    original = image_net()
+    quantizer = Quantizer(original, rows_for(original, 16))
+    int8 = small.side(quantizer.apply(parse("static-u8s8")))
+    loose = replace(limits_of_pair(1e3, None), batch_diff=1e3)
+    rows = rows_for(original, 64)
+    found = pair(int8, int8, rows, loose)
+    assert found.passed
+    written = int8.at("none")
+    off = small.side(quantizer.apply(parse("weights-int8")))
+    answer = ModelSide.answer
+
+    def overflowing(side: ModelSide, *asked: Any) -> dict[str, Array]:
+        return answer(off if side is int8 else side, *asked)
+
+    monkeypatch.setattr(ModelSide, "answer", overflowing)
+    monkeypatch.setattr("pipeline.proof.prove.overflows", lambda: True)
+    result = pair(written, int8, rows, loose).result
+    assert not result.passed
+    assert "dB of logits between optimized kernels and the graph as written" in result.failures[0]
+    assert "weights of int8 go beyond ±64, and sums of their products overflow" in result.notes[0]

@@ -122,6 +122,18 @@ def test_what_fails_as_it_ships_hides_what_fails_otherwise() -> None:
     assert "(optimization none)" in line
 
 
+def test_optimized_kernels_that_answer_otherwise_fail_whatever_else_is_right() -> None:
+    right = cell(diff=1e-9, flips=0)
+    apart = replace(right.outputs[0], snr_db=19.4)
+    limits = replace(NOTHING, min_kernel_snr_db=40)
+    found = Evidence(cells=[right], rows=ROWS, kernels=[apart, right.outputs[1]])
+    assert failures_as_shipped(found, limits) == [
+        "19 dB of logits between optimized kernels and the graph as written, limit 40 dB"
+    ]
+    assert worst_of(found)["kernel_snr_db"] == 19.4
+    assert worst_of(evidence(right))["kernel_snr_db"] is None
+
+
 def test_a_difference_between_batches_fails_too() -> None:
     batches = (
         BatchDifference(
