@@ -426,5 +426,5 @@ def test_kernels_that_overflow_are_told_from_the_graph_and_named(
     monkeypatch.setattr("pipeline.proof.prove.overflows", lambda: True)
     result = pair(written, int8, rows, loose).result
     assert not result.passed
-    assert "dB of logits between optimized kernels and the graph as written" in result.failures[0]
+    assert "between optimized kernels and the graph as written, limit 40 dB" in result.failures[0]
     assert "weights of int8 go beyond ±64, and sums of their products overflow" in result.notes[0]
