@@ -154,6 +154,7 @@ QUANTITIES = (
         name="max_scaled_diff",
         worst=_max_scaled_diff,
         title="the same in parts of its scale",
+        heading="of scale",
     ),
     GateQuantity(
         name="max_probability_diff",

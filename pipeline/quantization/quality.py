@@ -143,7 +143,11 @@ def unsettled(judged: Quality, budget: Budget) -> str:
     So few rows may hide a loss beyond the budget where its interval reaches beyond.
     """
     limit = _limit(judged, budget)
-    if judged.loss is None or judged.high is None or judged.loss > limit or judged.high <= limit:
+    if judged.loss is None or judged.high is None or judged.loss > limit:
+        return ""
+    if judged.rows < 2 and judged.measure == "difference":
+        return "not settled on 1 row: how much an output varies is told by two or more"
+    if judged.high <= limit:
         return ""
     needed = rows_needed(judged, limit)
     settles = f"about {needed:,} rows would settle it" if needed else "no number of rows settles it"
@@ -225,8 +229,12 @@ def _mean_error(sizes: Floats, change: Floats) -> Quality:
 
 
 def _off(parts: Floats) -> Quality:
-    """The root of the mean noise, with a normal interval over the rows' noise."""
-    middle, spread = float(parts.mean()), Z * float(parts.std()) / math.sqrt(len(parts))
+    """The root of the mean noise, with a normal interval over the rows' noise.
+
+    So few rows may be alike by chance: their noise is taken to vary as much as its mean at least.
+    """
+    middle = float(parts.mean())
+    spread = Z * max(middle, float(parts.std())) / math.sqrt(len(parts))
     return Quality(
         measure="difference",
         rows=len(parts),

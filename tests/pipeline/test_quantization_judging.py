@@ -249,6 +249,8 @@ def test_agreement_and_differences_have_numbers_of_rows_too() -> None:
     assert off.loss is not None
     assert off.loss < 5 < (off.high or 0)
     assert "rows would settle it" in unsettled(off, BUDGET)
+    one = compare_answers({"y": np.full((1, 1), 300.0)}, {"y": np.full((1, 1), 300.3)}, None)
+    assert unsettled(one, BUDGET).startswith("not settled on 1 row: ")
     same = compare_answers(scores([0, 1] * 12), scores([0, 1] * 12), None)
     assert unsettled(same, BUDGET) == (
         "not settled on 24 rows, 0.00 to 13.80: about 1,300 rows would settle it"
