@@ -13,6 +13,7 @@ from pipeline.commands.bundle import bundle
 from pipeline.commands.config import config
 from pipeline.commands.evaluate import evaluate
 from pipeline.commands.export import export
+from pipeline.commands.lint import lint
 from pipeline.commands.parity import parity
 from pipeline.commands.predict import predict
 from pipeline.commands.preprocess import preprocess
@@ -56,7 +57,7 @@ def ferry(directory: str | None) -> None:
 
 
 STAGES = (pull, preprocess, train, evaluate, export, quantize, parity, benchmark, bundle, report)
-TOOLS = (config, tune, results, predict, bench, verify, doctor)
+TOOLS = (config, tune, results, lint, predict, bench, verify, doctor)
 for command in (*STAGES, *TOOLS):
     ferry.add_command(command)
 

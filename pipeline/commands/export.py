@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import ExperimentName, limit_or_default, track_option
+from pipeline.options import ExperimentName, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ SHOWN = ("module", "model", "bytes", "parameters", "nodes", "opset", "export_sec
 )
 @click.option("--opset", metavar="N", type=click.IntRange(min=18), help="ONNX opset to write.")
 @click.option(
-    "--limit", metavar="DIFF", type=float, help="Largest absolute difference of any output."
+    "--limit",
+    metavar="DIFF",
+    type=float,
+    help="Largest absolute difference of any output; without it, 1e-4 of the output's own scale.",
 )
 @track_option
 @json_option
@@ -60,8 +63,9 @@ def export(
     range: tokens:int64[batch,length=1..512]. The file is compared with the module over ROWS, or
     over random rows, at several batch sizes and at several sizes of every named axis, and a report
     is written beside it. The exit status is 1 when an output is further off than --limit or its
-    largest value is another one; the model is then kept as FILE.failed.onnx. The opset and the
-    limit that are not given are those of `defaults.export` and `defaults.parity` in params.yaml.
+    largest value is another one; the model is then kept as FILE.failed.onnx. The scale of an output
+    is how much it varies from row to row, column by column. The opset that is not given is that of
+    `defaults.export` in params.yaml.
 
     Example: ferry export --module nets.small:build --input float32[batch,3,32,32] --output net.onnx
 
@@ -122,7 +126,7 @@ def _export_module(
         rows=rows,
         source=function,
         opset=opset or stage_defaults("export", ExportConfig).opset,
-        limit=limit_or_default(limit),
+        limit=limit,
     )
     text = "\n\n".join([summary(report, SHOWN), pair_table(report.parity), *report.notes])
     show(report, as_json=as_json, text=text)

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import limit_or_default, track_option
-from serving.console import PATH, json_option, show
+from pipeline.options import track_option
+from serving.console import PATH, json_option, show, task_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "--limit",
     type=click.FloatRange(min=0, min_open=True),
-    help="Largest absolute difference of any output.",
+    help="Largest absolute difference of any output; without it, 1e-4 of the output's own scale.",
 )
 @click.option(
     "--flips",
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether to ask rows that no data set holds as well.",
 )
+@task_option
 @click.option("--explain", is_flag=True, help="Name the layer that differs, even on success.")
 @click.option("-o", "--output", type=PATH, metavar="REPORT", help="Where the report goes, as JSON.")
 @track_option
@@ -54,8 +55,9 @@ def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -
     (mnist-cnn:int8), an ONNX file (model.onnx), a bundle (bundles/mnist-cnn), each ONNX one on a
     provider if wanted (model.onnx@cuda). ROWS are a .npy, a .npz with an array of each input and
     perhaps `labels`, a folder of images, lines of text, a table, or a data set's split
-    (mnist:test). The options from --data to --output are for A and B; without --limit, --flips or
-    --batch-size, the values of fp32 in `defaults.parity` of params.yaml hold.
+    (mnist:test). The options from --data to --output are for A and B; without --flips or
+    --batch-size, the values of fp32 in `defaults.parity` of params.yaml hold. The scale of an
+    output is how much it varies from row to row, column by column.
 
     Example: ferry parity mnist-cnn
 
@@ -122,7 +124,7 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
     from serving.files import write_json
 
     usual = stage_defaults("parity", ParityConfig)
-    limit, flips = limit_or_default(options["limit"]), options["flips"]
+    limit, flips = options["limit"], options["flips"]
     reference, other = (open_side(side, lambda name: load().experiment(name)) for side in sides)
     report = compare(
         reference,
@@ -132,6 +134,7 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
         batch_sizes=options["batch_sizes"] or usual.batch_sizes,
         hostile=options["hostile"],
         explain=options["explain"],
+        task=options["task"],
     )
     if options["output"]:
         write_json(options["output"], report)

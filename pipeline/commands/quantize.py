@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import experiment_or_file_argument, track_option
-from serving.console import PATH, json_option, note, show
+from pipeline.options import experiment_or_file_argument, track_option
+from serving.console import PATH, json_option, note, show, task_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +37,13 @@ if TYPE_CHECKING:
     help="Most per cent by which a model that predicts no class may be further off.",
 )
 @click.option(
+    "--min-snr",
+    "min_snr_db",
+    metavar="DB",
+    type=float,
+    help="Least signal-to-noise ratio of any output, in decibels.",
+)
+@click.option(
     "--min-speedup",
     metavar="RATIO",
     type=click.FloatRange(min=0, min_open=True),
@@ -60,6 +67,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Try this recipe, and no others; may be repeated.",
 )
+@task_option
 @track_option
 @json_option
 def quantize(
@@ -77,9 +85,12 @@ def quantize(
     If there is none, no file is written, the report says why, fp32 ships, and the exit status is 0.
 
     For EXPERIMENT, the settings are in params.yaml. For MODEL.onnx, any ONNX file, they are the
-    options; one that is not given is taken from `defaults.quantize` in params.yaml. At most half of
-    ROWS are used for calibration, and the others to judge the variants. If ROWS have no labels,
-    agreement with fp32 takes the place of accuracy.
+    options; one that is not given is taken from `defaults.quantize` in params.yaml, and --min-snr
+    from `defaults.parity`. At most half of ROWS are used for calibration, and the others to judge
+    the variants. If ROWS have no labels, agreement with fp32 takes the place of accuracy; if the
+    model tells no classes, what counts is how far its worst output is off, in per cent of how much
+    that output varies (--error-increase). Where so few rows cannot tell, the verdict says how many
+    could.
 
     Example: ferry quantize mnist-cnn
 
@@ -122,17 +133,25 @@ def _quantize_file(
 ) -> None:
     from dataclasses import replace
 
-    from pipeline.config.experiment import MinSpeedup, QuantizeConfig
+    from pipeline.config.experiment import MinSpeedup, ParityConfig, QuantizeConfig
     from pipeline.config.params import stage_defaults
     from pipeline.records.quantize import as_table
-    from pipeline.stages.quantize import quantize_file
+    from pipeline.stages.quantize import asked_snr_db, quantize_file
 
     variants = given.pop("variants", ("int8",))
+    asked = asked_snr_db(stage_defaults("parity", ParityConfig))
+    if "min_snr_db" in given:
+        asked = dict.fromkeys(asked, given.pop("min_snr_db"))
+    task = given.pop("task", None)
     if "min_speedup" in given:
         ratio = given["min_speedup"]
         given["min_speedup"] = MinSpeedup(fp16=ratio, int8=ratio)
     config = replace(stage_defaults("quantize", QuantizeConfig), **given)
-    report = quantize_file(model, rows, folder, config=config, variants=variants)
+    report = quantize_file(
+        model, rows, folder, config=config, variants=variants, min_snr_db=asked, task=task
+    )
     show(report, as_json=as_json, text=as_table(report))
     for variant in report.variants:
-        note(f"{folder / f'{model.stem}.{variant}.onnx'}")
+        kept = report.kept_try(variant)
+        doubt = f": {kept.unsettled}" if kept and kept.unsettled else ""
+        note(f"{folder / f'{model.stem}.{variant}.onnx'}{doubt}")

@@ -177,18 +177,25 @@ class GateConfig(StrictSettings):
     max_abs_diff: PositiveNumber | None
     """Largest absolute difference of any logit, or of any pixel of a reconstruction, over the test
     set and over hostile rows; null where their scale is no measure, as for int8."""
+    max_scaled_diff: PositiveNumber | None
+    """Largest difference of any value, between batches too, in parts of what its column varies by
+    from row to row; null where it is not looked at. Two models of unknown scale are held to it."""
     max_probability_diff: PositiveNumber | None
     """The same of any probability; null where there are none, or they are not looked at."""
     min_snr_db: PositiveNumber | None
     """Least signal-to-noise ratio of any output, in decibels: 20 more is a tenth of the noise."""
+    min_kernel_snr_db: PositiveNumber | None
+    """The same between ONNX Runtime's optimized kernels and the graph as it is written, without
+    which int8 may overflow unseen."""
     flips: NaturalNumber | None
     """Most rows whose predicted class may really change, near-ties not counted; null where no
     class is predicted."""
     accuracy_loss: NonNegativeNumber | None
     """Most percentage points of accuracy that may be lost; null where no class is predicted."""
-    batch_diff: NonNegativeNumber
+    batch_diff: NonNegativeNumber | None
     """Largest absolute difference of a value of one row between batches. Kernels sum in another
-    order there, which half precision shows, and int8 where a value lies between two steps."""
+    order there, which half precision shows, and int8 where a value lies between two steps; null
+    where their scale is no measure."""
 
     @classmethod
     def only(cls, **limits: float | None) -> "GateConfig":

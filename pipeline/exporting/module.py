@@ -75,18 +75,18 @@ def export_module(
     model: Path,
     *,
     opset: int,
-    limit: float,
+    limit: float | None = None,
     rows: str | None = None,
     source: str | None = None,
 ) -> ModuleReport:
     """Export a module to `model`, prove that it answers the same, and return the report.
 
     `inputs` are made by `pipeline.exporting.signatures.parse_input`, `limit` is the largest
-    absolute difference of any output. The proof runs over `rows`, as
-    `pipeline.proof.rows.open_rows` takes them, else over the rows of `.npy` inputs, else over
-    seeded random ones; and at several sizes of every free axis. The report is written to
-    `model.parity.json` beside `model.onnx`. `source` is the import path for the model's metadata;
-    without it, the name of the class is there.
+    absolute difference of any output; without it, differences are held to the output's own scale.
+    The proof runs over `rows`, as `pipeline.proof.rows.open_rows` takes them, else over the rows of
+    `.npy` inputs, else over seeded random ones; and at several sizes of every free axis. The report
+    is written to `model.parity.json` beside `model.onnx`. `source` is the import path for the
+    model's metadata; without it, the name of the class is there.
 
     Raises UsageError for a name that does not end in .onnx, InputError for inputs or rows that the
     module has not, ModelError for a module that refuses them or that cannot be exported, and
@@ -130,12 +130,12 @@ def export_module(
     )
 
 
-def _check(model: Path, inputs: Sequence[InputSpec], limit: float) -> None:
+def _check(model: Path, inputs: Sequence[InputSpec], limit: float | None) -> None:
     if model.suffix != SUFFIX:
         raise UsageError(f"the output must end in {SUFFIX}, got {model}")
     if not inputs:
         raise UsageError("a module needs at least one --input")
-    if not limit > 0:
+    if limit is not None and not limit > 0:
         raise UsageError(f"the limit must be above 0, got {limit:g}")
 
 

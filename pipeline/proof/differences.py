@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
+from pipeline.proof.variation import FAINTEST, Variation, in_pieces
 from pipeline.records.parity import (
     ConfidenceInterval,
     Decisions,
@@ -28,8 +29,6 @@ from serving.runtime.tensors import LOGITS, Array, infos_of, is_table
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-PIECE = 2**20
-"""Values that are compared at once: what is needed in between is a few dozen bytes for each."""
 RELATIVE_FLOOR = 0.01
 """Values below this part of the largest one of their row are divided by that part of it: ratios of
 values near zero say nothing."""
@@ -39,10 +38,12 @@ SHIFT = 16
 BINS = 2 ** (31 - SHIFT)
 ULP_BINS = 66
 """Of units in the last place: 0, 1, 2, 3 to 4, 5 to 8, and so on, to all 64 bits."""
-FAINTEST, HUGE = 1e-300, 1e300
-"""What is divided by at least, and the most that a ratio is given as: JSON knows no infinity."""
+HUGE = 1e300
+"""The most that a ratio is given as: JSON knows no infinity."""
 FAR = float(np.finfo(np.float32).max)
 """As far off as can be: JSON knows no infinity."""
+NEAR_TIE = 10
+"""Two scores that are no further apart than so many times their noise nearly tie."""
 MOST_NAMED = 20
 """Rows that are named; all are counted."""
 CONFIDENCE = 0.95
@@ -66,19 +67,22 @@ def largest_difference(left: Array, right: Array) -> float:
 class Differences:
     """The differences of one output, of all rows that were added so far."""
 
-    def __init__(self, output: str) -> None:
-        """Nothing is added yet."""
+    def __init__(self, output: str, variation: Variation) -> None:
+        """Nothing is added yet; `variation` is that of what is wanted, over all rows."""
         self.output = output
+        self.variation = variation
         self.values = 0
         self.nonfinite = 0
         self.largest = 0.0
-        self.max_abs, self.max_rel = 0.0, 0.0
+        self.max_abs, self.max_rel, self.max_scaled = 0.0, 0.0, 0.0
         self._broken_at: tuple[int, ...] = ()
         self._abs_at: tuple[int, ...] = ()
         self._rel_at: tuple[int, ...] = ()
+        self._scaled_at: tuple[int, ...] = ()
         self._sum = 0.0
-        # Of wanted², found², wanted·found and error².
-        self._products = np.zeros(4)
+        # Of wanted², found² and wanted·found.
+        self._products = np.zeros(3)
+        self._noise = np.zeros_like(variation.deviation)
         self._bins = np.zeros(BINS, np.int64)
         self._ulps = np.zeros(ULP_BINS, np.int64)
 
@@ -87,14 +91,12 @@ class Differences:
 
         `numbers` are the rows' own numbers, int64 [rows], by which places are named.
         """
-        step = max(1, PIECE // max(1, math.prod(wanted.shape[1:])))
-        for start in range(0, len(wanted), step):
-            piece = slice(start, start + step)
+        for piece in in_pieces(len(wanted), wanted.shape[1:]):
             self._add(wanted[piece], found[piece], numbers[piece])
 
     def report(self) -> OutputDifference:
         """All figures; the places are () while nothing differs."""
-        signal, power, product, noise = (float(value) for value in self._products)
+        signal, power, product = (float(value) for value in self._products)
         finite = self.values - self.nonfinite
         filled = np.flatnonzero(self._ulps)
         return OutputDifference(
@@ -106,10 +108,12 @@ class Differences:
             largest=self.largest,
             max_rel_diff=self.max_rel,
             max_rel_at=self._broken_at or self._rel_at,
+            max_scaled_diff=self.max_scaled,
+            max_scaled_at=self._broken_at or self._scaled_at,
             mean_abs_diff=self._sum / finite if finite else 0.0,
             quantiles=tuple(self._quantile(part, finite) for part in QUANTILES),
             ulps=tuple(int(count) for count in self._ulps[: filled[-1] + 1 if len(filled) else 0]),
-            snr_db=10 * math.log10(max(signal, FAINTEST) / noise) if noise else None,
+            snr_db=self._snr_db(),
             cosine=product / math.sqrt(signal * power) if signal and power else None,
         )
 
@@ -128,9 +132,8 @@ class Differences:
         self._ulps += np.bincount(ulp_bins(ulps).ravel(), minlength=ULP_BINS)
         errors = np.abs(left - right)
         self._add_errors(errors, left, numbers, errors[~broken])
-        for index, (a, b) in enumerate(
-            ((left, left), (right, right), (left, right), (errors, errors))
-        ):
+        self._noise += self.variation.by_column(errors**2)
+        for index, (a, b) in enumerate(((left, left), (right, right), (left, right))):
             self._products[index] += np.dot(a.ravel(), b.ravel())
 
     def _add_errors(
@@ -149,6 +152,20 @@ class Differences:
         largest = min(float(relative.max(initial=0.0)), HUGE)
         if largest > self.max_rel:
             self.max_rel, self._rel_at = largest, _place(relative, numbers)
+        scales = self.variation.scale.reshape(self.variation.beside(errors.ndim))
+        scaled = errors / scales
+        largest = min(float(scaled.max(initial=0.0)), HUGE)
+        if largest > self.max_scaled:
+            self.max_scaled, self._scaled_at = largest, _place(scaled, numbers)
+
+    def _snr_db(self) -> float | None:
+        """Of the noisiest column; None where nothing differs and for what has no noise."""
+        off = self._noise > 0
+        if self.variation.exact or not off.any():
+            return None
+        count = self.values / self._noise.size
+        signal = np.maximum(self.variation.deviation[off] ** 2, FAINTEST)
+        return float(10 * np.log10((signal * count / self._noise[off]).min()))
 
     def _quantile(self, part: float, finite: int) -> Quantile:
         """The upper edge of the bin that holds the difference of that rank, at most the largest."""
@@ -211,6 +228,8 @@ class Decided:
     """int64 or text [rows]."""
     scores: Array | None
     """What tells how sure that is, floats [rows, classes]; None where nothing does."""
+    scored_by: str | None
+    """The output that these are."""
 
     def known(self, labels: Integers | None) -> Integers | None:
         """The rows' own classes, int64 [rows], where they can be compared: names are no numbers."""
@@ -236,8 +255,8 @@ class Decided:
 class DecisionRule:
     """Which outputs decide on a class, and when two scores nearly tie."""
 
-    near: float
-    """Largest margin of a near-tie; with `every_table` in parts of the output's largest value."""
+    near: float | None
+    """Largest margin of a near-tie; None for what the noise of the scores can decide."""
     every_table: bool = False
     """Whether each output of floats [rows, classes] decides, whatever it is called."""
     task: Task | None = None
@@ -253,13 +272,13 @@ class DecisionRule:
             return {one.output: one} if one else {}
         tables = {name: array for name, array in answers.items() if is_table(array)}
         return {
-            name: Decided(output=name, classes=array.argmax(axis=1), scores=array)
+            name: Decided(output=name, classes=array.argmax(axis=1), scores=array, scored_by=name)
             for name, array in tables.items()
         }
 
-    def margin(self, largest: float) -> float:
-        """The largest margin of a near-tie of an output whose largest value is that."""
-        return self.near * largest if self.every_table else self.near
+    def margin(self, scores: Variation) -> float:
+        """The largest margin of a near-tie of scores that vary so."""
+        return NEAR_TIE * scores.noise if self.near is None else self.near
 
 
 class DecisionCount:
@@ -340,13 +359,19 @@ def decided_by(answers: Mapping[str, Array], task: Task | None = None) -> Decide
     scores = answers[name] if name else None
     if which.label:
         classes = answers[which.label.name].reshape(-1)
-        return Decided(output=which.label.name, classes=classes, scores=scores)
+        return Decided(output=which.label.name, classes=classes, scores=scores, scored_by=name)
     if name is None or scores is None:
         return None
-    logits = answers.get(LOGITS)
-    if logits is not None and logits.ndim == 2:
-        return Decided(output=LOGITS, classes=scores.argmax(axis=1), scores=logits)
-    return Decided(output=name, classes=scores.argmax(axis=1), scores=scores)
+    surer = LOGITS if LOGITS in answers and answers[LOGITS].ndim == 2 else name
+    return Decided(
+        output=surer, classes=scores.argmax(axis=1), scores=answers[surer], scored_by=surer
+    )
+
+
+def known_scores(answers: Mapping[str, Array], task: Task | None = None) -> set[str]:
+    """The outputs that are known as the scores of classes, which vary as one."""
+    which = class_outputs(infos_of(answers), task)
+    return {which.scores.name, LOGITS} & answers.keys() if which.scores else set()
 
 
 def _by_number(item: tuple[str, int]) -> tuple[int, str]:

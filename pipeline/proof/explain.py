@@ -12,15 +12,16 @@ from pipeline.proof.gate import SHIPPED
 from pipeline.proof.hostile import hostile_feeds
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, Side, WeightsSide
-from pipeline.proof.tracing.divergence import ENOUGH, Reference, first_divergence
+from pipeline.proof.tracing.divergence import ENOUGH, NUMBERS, Reference, first_divergence
 from pipeline.proof.tracing.values import first_nonfinite
-from pipeline.records.parity import Cell, VariantParity
+from pipeline.records.parity import Cell, OutputDifference, VariantParity
 from serving.errors import FerryError
 from serving.runtime.settings import LEVELS
 from serving.runtime.tensors import Array
 
 ROUNDED_ROWS = 64
 """Rows that a module of PyTorch is asked in float64 as well."""
+OPTIMIZED = "ONNX Runtime's optimization makes the difference, and no node of the file"
 
 
 def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -> VariantParity:
@@ -31,6 +32,8 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
     Where the model cannot be looked into, or nothing differs, the result stays as it is.
     """
     feeds = _diverging(result, rows)
+    if _only_kernels(result):
+        return replace(result, notes=(*result.notes, OPTIMIZED))
     if not isinstance(other, ModelSide) or feeds is None:
         return result
     model = other.model()
@@ -44,7 +47,7 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
             return replace(result, notes=(*result.notes, innocent))
         if isinstance(reference, ModuleSide):
             off = reference.off_the_trace(feeds, inf if limit is None else limit)
-            lost = reference.rounding(rows.slice(0, ROUNDED_ROWS))
+            lost = max(reference.rounding(rows.slice(0, ROUNDED_ROWS)).values(), default=0.0)
             rounding = f"PyTorch itself is {lost:.1e} from float64 here" if lost else None
             notes = (*result.notes, *filter(None, (off, rounding)))
             result = replace(result, notes=notes)
@@ -62,14 +65,26 @@ def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
     """One row of each input that shows the difference."""
     if hostile := _only_hostile(result):
         return hostile_feeds(rows)[hostile]
-    outputs = [one for cell in result.run if cell.ships for one in cell.outputs]
-    # A label beside probabilities may be the same everywhere.
-    worst = max(outputs, key=lambda one: (bool(one.max_abs_at), one.max_abs_diff)).max_abs_at
-    place = result.max_abs_at or worst
+    place = _worst_place(result)
     if not place and not _only_batches(result):
         return None
     number = np.array([place[0] if place else 0])
     return {name: np.array(array) for name, array in rows.take(number).items()}
+
+
+def _worst_place(result: VariantParity) -> tuple[int, ...]:
+    """Where the largest difference is, in parts of its scale where the gate looks at those."""
+    outputs = _outputs(result)
+    if result.limits.max_scaled_diff is not None:
+        return max(outputs, key=lambda one: (one.nonfinite, one.max_scaled_diff)).max_scaled_at
+    # A label beside probabilities may be the same everywhere.
+    worst = max(outputs, key=lambda one: (bool(one.max_abs_at), one.max_abs_diff))
+    return result.max_abs_at or worst.max_abs_at
+
+
+def _outputs(result: VariantParity) -> list[OutputDifference]:
+    """Of every way that ships."""
+    return [one for cell in result.run if cell.ships for one in cell.outputs]
 
 
 def _only_hostile(result: VariantParity) -> str | None:
@@ -80,8 +95,21 @@ def _only_hostile(result: VariantParity) -> str | None:
 
 def _only_batches(result: VariantParity) -> bool:
     """Whether nothing is outside of its limit but the difference between batches."""
-    limit = result.limits.batch_diff
-    return len(result.failures) == 1 and limit is not None and result.batch_diff > limit
+    absolute, scaled = result.limits.batch_diff, result.limits.max_scaled_diff
+    apart = any(
+        (absolute is not None and one.max_abs_diff > absolute)
+        or (scaled is not None and one.max_scaled_diff > scaled)
+        for one in result.batches
+    )
+    within = scaled is None or all(one.max_scaled_diff <= scaled for one in _outputs(result))
+    return len(result.failures) == 1 and apart and within
+
+
+def _only_kernels(result: VariantParity) -> bool:
+    """Whether optimized kernels answer otherwise than the graph, and nothing else fails."""
+    measured, limit = result.kernel_snr_db, result.limits.min_kernel_snr_db
+    below = measured is not None and limit is not None and measured < limit
+    return len(result.failures) == 1 and below
 
 
 def _innocent(
@@ -96,7 +124,7 @@ def _innocent(
     (level,) = [one for one in LEVELS if one == worst.level]
     as_run = other if level == SHIPPED else other.at(level)
     alone = _apart(reference, as_run, feeds)
-    alike = alone <= ENOUGH * _largest(worst) or _only_batches(result)
+    alike = alone <= ENOUGH * _largest(worst) > 0 or _only_batches(result)
     if alike and not _only_hostile(result):
         return "alone, this row is answered alike: the answer depends on its batch"
     pairs: dict[str, tuple[Side, Side]] = {other.name: (reference, other.at("none"))}
@@ -104,10 +132,7 @@ def _innocent(
         pairs[reference.name] = (reference.at("none"), as_run)
     for name, pair in pairs.items():
         if _apart(*pair, feeds) <= max(ENOUGH * alone, limit or 0.0) < alone:
-            return (
-                f"without graph optimization {name} answers this row alike: ONNX Runtime's "
-                f"optimization of it makes the difference, and no node of the file"
-            )
+            return f"without graph optimization {name} answers this row alike: {OPTIMIZED}"
     return None
 
 
@@ -135,7 +160,12 @@ def _reference(side: Side) -> Reference:
 
 def _limit(limits: GateConfig, reference: Side, feeds: Mapping[str, Array]) -> float | None:
     """How far off the first output may be; of a signal-to-noise ratio, the noise it allows."""
-    if limits.max_abs_diff is not None or limits.min_snr_db is None:
+    part = limits.max_scaled_diff
+    if part is None and limits.min_snr_db is not None:
+        part = 10 ** (-limits.min_snr_db / 20)
+    if limits.max_abs_diff is not None or part is None:
         return limits.max_abs_diff
-    first = next(iter(reference.answer(feeds, 1).values())).astype(np.float64)
-    return float(10 ** (-limits.min_snr_db / 20) * np.abs(first).max(initial=0.0))
+    first = next(iter(reference.answer(feeds, 1).values()))
+    if first.dtype.kind not in NUMBERS:
+        return part
+    return float(part * np.abs(first.astype(np.float64)).max(initial=0.0))

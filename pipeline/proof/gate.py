@@ -29,6 +29,8 @@ class Evidence:
     rows: int
     """Of the whole set: a loss of accuracy on a sample is chance."""
     batches: Sequence[BatchDifference] = ()
+    kernels: Sequence[OutputDifference] = ()
+    """How far the answers of optimized kernels are from those of the graph as it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +123,38 @@ def _batch_diff(evidence: Evidence) -> Worst | None:
     return None if worst is None else Worst(worst.max_abs_diff, worst.where)
 
 
+def _kernel_snr_db(evidence: Evidence) -> Worst | None:
+    known = {one.output: one.snr_db for one in evidence.kernels if one.snr_db is not None}
+    if not known:
+        return None
+    output = min(known, key=lambda name: known[name])
+    return Worst(known[output], f"of {output} between optimized kernels and the graph as written")
+
+
+def _max_scaled_diff(evidence: Evidence) -> Worst | None:
+    worst = max(_all(evidence.cells), key=lambda one: one[1].max_scaled_diff, default=None)
+    between = max(evidence.batches, key=lambda one: one.max_scaled_diff, default=None)
+    if between and (worst is None or between.max_scaled_diff > worst[1].max_scaled_diff):
+        return Worst(between.max_scaled_diff, f"of an output's scale {between.where}")
+    if worst is None:
+        return None
+    cell, one = worst
+    place = f"{one.output}{list(one.max_scaled_at)}{_way(cell)}"
+    return Worst(one.max_scaled_diff, f"of its scale at {place}")
+
+
 QUANTITIES = (
     GateQuantity(
         name="max_abs_diff",
         worst=lambda evidence: _largest(values(evidence.cells)),
         title="largest difference",
         heading="max diff",
+    ),
+    GateQuantity(
+        name="max_scaled_diff",
+        worst=_max_scaled_diff,
+        title="the same in parts of its scale",
+        heading="of scale",
     ),
     GateQuantity(
         name="max_probability_diff",
@@ -139,6 +167,14 @@ QUANTITIES = (
         worst=_snr_db,
         title="signal to noise",
         heading="SNR",
+        form="{:.0f} dB",
+        absent="exact",
+        least=True,
+    ),
+    GateQuantity(
+        name="kernel_snr_db",
+        worst=_kernel_snr_db,
+        title="signal to noise of optimized kernels",
         form="{:.0f} dB",
         absent="exact",
         least=True,
@@ -185,8 +221,8 @@ def failures_as_shipped(evidence: Evidence, limits: GateConfig) -> list[str]:
     plain = [cell for cell in cells if cell.level == SHIPPED and cell.provider == "cpu"]
     found = list(failures(Evidence(cells=plain, rows=rows), limits))
     found = found or list(failures(Evidence(cells=cells, rows=rows), limits))
-    batches = Evidence(cells=(), rows=rows, batches=evidence.batches)
-    return [*found, *failures(batches, limits)]
+    others = Evidence(cells=(), rows=rows, batches=evidence.batches, kernels=evidence.kernels)
+    return [*found, *failures(others, limits)]
 
 
 def worst_of(evidence: Evidence) -> dict[str, Any]:

@@ -53,15 +53,19 @@ Maker = Callable[[Spread, np.random.Generator], Array]
 
 
 def hostile_rows(
-    reference: Side, other: Side, rows: Rows, limit: float | None, usual: Mapping[str, float]
+    reference: Side,
+    other: Side,
+    rows: Rows,
+    limits: Mapping[str, float],
+    usual: Mapping[str, float],
 ) -> tuple[HostileRow, ...]:
     """Ask both sides each hostile row; `rows` are those whose range floats have.
 
-    A row passes if the answers differ by at most `limit` (None: by anything), if both are NaN or
-    infinite in the same places, and if both sides refuse it. `usual` is the largest value of each
-    output on ordinary rows: where a hostile row's answer is so many times larger, so is its limit,
-    for rounding grows with what is rounded. A row beyond the range passes in any case; for one at
-    its end the limit does not hold where a side rounds coarsely.
+    A row passes if each output differs by at most its limit (without one: by anything), if both are
+    NaN or infinite in the same places, and if both sides refuse it. `usual` is the largest value of
+    each output on ordinary rows: where a hostile row's answer is so many times larger, so is its
+    limit, for rounding grows with what is rounded. A row beyond the range passes in any case; for
+    one at its end the limit does not hold where a side rounds coarsely.
     """
     coarse = any(isinstance(side, ModelSide) and side.coarse for side in (reference, other))
     spreads = {key: spread_of(array) for key, array in rows.inputs.items()}
@@ -73,7 +77,7 @@ def hostile_rows(
         at_its_end = coarse and (name in ENDS or outside)
         gated = not (name == BEYOND or at_its_end)
         wanted, answered = (_answer(side, feeds) for side in (reference, other))
-        row = _row(name, wanted, answered, limit if gated else None, usual)
+        row = _row(name, wanted, answered, limits if gated else {}, usual)
         found.append(replace(row, gated=gated, passed=row.passed or name == BEYOND))
     return tuple(found)
 
@@ -146,7 +150,7 @@ def _row(
     name: str,
     wanted: dict[str, Array] | str,
     found: dict[str, Array] | str,
-    limit: float | None,
+    limits: Mapping[str, float],
     usual: Mapping[str, float],
 ) -> HostileRow:
     """What became of a row of these answers, or of these reasons why there are none."""
@@ -157,7 +161,7 @@ def _row(
         return _without_numbers(name, message, passed=both)
     if any(found[output].shape != left.shape for output, left in wanted.items()):
         return _without_numbers(name, "answered in two shapes", passed=False)
-    worst, allowed, strange, alike, within = 0.0, limit, False, True, True
+    worst, allowed, strange, alike, within = 0.0, None, False, True, True
     for output, left in wanted.items():
         right = found[output]
         if left.dtype.kind in "OUSb":
@@ -168,11 +172,12 @@ def _row(
         strange = strange or not finite.all()
         alike = alike and np.array_equal(wide[~finite], other[~finite], equal_nan=True)
         apart = float(np.abs(wide[finite] - other[finite]).max(initial=0.0))
+        limit = limits.get(output)
         if limit is not None:
             largest = float(np.abs(wide[finite]).max(initial=0.0))
             scaled = limit * max(1.0, largest / max(usual.get(output, 0.0), limit))
             within = within and apart <= scaled
-            allowed = scaled if apart >= worst else allowed
+            allowed = scaled if apart >= min(worst, scaled) else allowed
         worst = max(worst, apart)
     message = f"NaN or infinite on {'both sides' if alike else 'one side alone'}" if strange else ""
     return HostileRow(

@@ -7,7 +7,7 @@ normalizes over the batch answers the same row differently alone, first and last
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import numpy as np
@@ -19,10 +19,12 @@ from pipeline.proof.differences import (
     DecisionCount,
     DecisionRule,
     Differences,
+    known_scores,
     largest_difference,
 )
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import Side
+from pipeline.proof.variation import Variation, variation_of
 from pipeline.records.parity import BatchDifference, Decisions, OutputDifference
 from serving.errors import FerryError, InputError
 from serving.runtime.tensors import Array
@@ -33,8 +35,6 @@ REFERENCE_BATCH = 256
 CHUNK_BYTES = 32 * 2**20
 """Of rows and of answers that are held at once, each."""
 CHUNK_ROWS = 2048
-STILL = 1e-6
-"""Answers to different rows that are no further apart, in parts of the largest, are the same."""
 ODD = 7
 """No power of two, which kernels are written for."""
 
@@ -45,6 +45,8 @@ class Kept:
 
     outputs: Mapping[str, Array]
     """By name, each [rows, ...], mapped into memory."""
+    variations: Mapping[str, Variation]
+    """How much each output varies, by name."""
     rows: Rows
     chunk: int
     """Rows that are worked on at once."""
@@ -53,31 +55,17 @@ class Kept:
         """The answers to some rows."""
         return {name: _picked(array, numbers) for name, array in self.outputs.items()}
 
-    def largest(self) -> dict[str, float]:
-        """The largest finite size of a value of each output, over a chunk of rows."""
-        chunk = self.take(np.arange(min(self.chunk, len(self.rows))))
-        return {
-            name: float(np.abs(values[np.isfinite(values)].astype(np.float64)).max(initial=0.0))
-            for name, values in chunk.items()
-            if values.dtype.kind in "fiu"
+    @property
+    def noise(self) -> dict[str, float]:
+        """How far right answers may be apart, by output."""
+        return {name: one.noise for name, one in self.variations.items()}
+
+    def with_noise(self, noise: Mapping[str, float]) -> "Kept":
+        """The same with the noise that was measured of some outputs."""
+        known = {
+            name: one.with_noise(noise.get(name, 0.0)) for name, one in self.variations.items()
         }
-
-    def alike(self) -> tuple[str, ...]:
-        """The outputs that answer every row alike; none where there is a single row."""
-        return tuple(
-            name
-            for name, array in self.outputs.items()
-            if len(array) > 1 and array.dtype.kind in "fiu" and self._is_still(array)
-        )
-
-    def _is_still(self, array: Array) -> bool:
-        first = _finite(array[:1])
-        for start in range(0, len(array), self.chunk):
-            part = _finite(array[start : start + self.chunk])
-            largest = float(np.abs(part).max(initial=0.0))
-            if float(np.abs(part - first).max(initial=0.0)) > STILL * largest:
-                return False
-        return True
+        return replace(self, variations=known)
 
 
 def progress(name: str, rows: int) -> "tqdm[NoReturn]":
@@ -85,9 +73,10 @@ def progress(name: str, rows: int) -> "tqdm[NoReturn]":
     return tqdm(total=rows, desc=name, unit="row", disable=None, leave=False)
 
 
-def keep(reference: Side, rows: Rows) -> Kept:
+def keep(reference: Side, rows: Rows, rule: DecisionRule) -> Kept:
     """Let the reference answer all rows, once, with a bar on stderr."""
     first = reference.answer(rows.slice(0, 1), 1)
+    together = known_scores(first, rule.task)
     answered = sum(array.nbytes for array in first.values())
     taken = sum(array[:1].nbytes for array in rows.inputs.values())
     chunk = max(1, min(CHUNK_ROWS, CHUNK_BYTES // max(answered, taken, 1)))
@@ -98,7 +87,14 @@ def keep(reference: Side, rows: Rows) -> Kept:
             for name, array in answers.items():
                 outputs[name][start : start + chunk] = array
             bar.update(min(chunk, len(rows) - start))
-    return Kept(outputs=outputs, rows=rows, chunk=chunk)
+    variations = {
+        name: variation_of(
+            (array[start : start + chunk] for start in range(0, len(array), chunk)),
+            together=name in together,
+        )
+        for name, array in outputs.items()
+    }
+    return Kept(outputs=outputs, variations=variations, rows=rows, chunk=chunk)
 
 
 class BatchSizeParity:
@@ -107,12 +103,11 @@ class BatchSizeParity:
     def __init__(self, kept: Kept, rule: DecisionRule) -> None:
         """Nothing is added yet."""
         self._rule = rule
-        self._differences = {name: Differences(name) for name in kept.outputs}
+        self._differences = {name: Differences(name, one) for name, one in kept.variations.items()}
         first = {name: array[:1] for name, array in kept.outputs.items()}
-        largest = kept.largest()
         self._decisions = {
-            name: DecisionCount(name, rule.margin(largest.get(name, 0.0)))
-            for name in rule.decided(first)
+            name: DecisionCount(name, rule.margin(kept.variations[one.scored_by or name]))
+            for name, one in rule.decided(first).items()
         }
 
     def add(
@@ -152,7 +147,7 @@ def measure(
     """
     sizes = {size: BatchSizeParity(kept, rule) for size in batch_sizes}
     known = kept.rows.labels
-    spread = 0.0
+    apart: dict[str, float] = {}
     for start in range(0, len(numbers), kept.chunk):
         part = numbers[start : start + kept.chunk]
         feeds, wanted = kept.rows.take(part), kept.take(part)
@@ -164,9 +159,9 @@ def measure(
             comparison.add(wanted, found, part, labels)
             answers.append(found)
             bar.update(len(part))
-        spread = max(spread, _spread(answers))
+        apart = _larger(apart, spread(answers))
     where = f"in batches of {', '.join(map(str, batch_sizes))}"
-    return sizes, BatchDifference(max_abs_diff=spread, where=where, rows=len(numbers))
+    return sizes, _difference(kept, apart, where, len(numbers))
 
 
 def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name: str) -> None:
@@ -176,11 +171,6 @@ def _check_shapes(wanted: Mapping[str, Array], found: Mapping[str, Array], name:
                 f"{name} answers {output} as {list(found[output].shape)}, the other side as "
                 f"{list(array.shape)}: they cannot be compared"
             )
-
-
-def _finite(values: Array) -> npt.NDArray[np.float64]:
-    """The same values with zeros for those that are no finite numbers."""
-    return np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
 
 
 def _picked(array: Array, numbers: Numbers) -> Array:
@@ -197,40 +187,59 @@ def _file(rows: int, first: Array) -> Array:
         return np.memmap(file, first.dtype, "w+", 0, shape)
 
 
-def _spread(answers: Sequence[Mapping[str, Array]]) -> float:
-    """The largest difference between several answers to the same rows; NaN beside NaN is none."""
-    largest = 0.0
-    for name, first in answers[0].items():
-        if first.dtype.kind in "OUSb":
-            differs = any((first != other[name]).any() for other in answers[1:])
-            largest = max(largest, float(differs))
-            continue
-        low = high = first
-        for other in answers[1:]:
-            low, high = np.minimum(low, other[name]), np.maximum(high, other[name])
-        with np.errstate(invalid="ignore"):
-            apart = np.nan_to_num(high - low, nan=0.0)
-        largest = max(largest, float(apart.max(initial=0.0)))
-    return largest
+def spread(answers: Sequence[Mapping[str, Array]]) -> dict[str, float]:
+    """The largest difference between several answers to the same rows, by output.
+
+    NaN beside NaN is none.
+    """
+    return {name: _spread([one[name] for one in answers]) for name in answers[0]}
 
 
-def beside_others(side: Side, rows: Rows, numbers: Numbers) -> BatchDifference:
+def _spread(arrays: Sequence[Array]) -> float:
+    first, *others = arrays
+    if first.dtype.kind in "OUSb":
+        return float(any((first != other).any() for other in others))
+    low = high = first
+    for other in others:
+        low, high = np.minimum(low, other), np.maximum(high, other)
+    with np.errstate(invalid="ignore"):
+        apart = np.nan_to_num(high - low, nan=0.0)
+    return float(apart.max(initial=0.0))
+
+
+def _larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {name: max(value, one.get(name, 0.0)) for name, value in other.items()}
+
+
+def _difference(kept: Kept, apart: Mapping[str, float], where: str, rows: int) -> BatchDifference:
+    """What answers in two ways are apart, by output, as one finding."""
+    scaled = {name: value / kept.variations[name].overall_scale for name, value in apart.items()}
+    return BatchDifference(
+        max_abs_diff=max(apart.values(), default=0.0),
+        max_scaled_diff=min(FAR, max(scaled.values(), default=0.0)),
+        where=where,
+        rows=rows,
+    )
+
+
+def beside_others(side: Side, kept: Kept, numbers: Numbers) -> BatchDifference:
     """Ask each of some rows alone, and as the first, in the middle and the last of an odd batch.
 
     `numbers` are int64 [rows]; the rows beside each are those that follow it.
     """
-    feeds = rows.take(np.sort(numbers))
+    feeds = kept.rows.take(np.sort(numbers))
     count = len(numbers)
     alone = side.answer(feeds, 1)
-    worst, where = 0.0, ""
+    apart: dict[str, float] = {}
+    where = ""
     for place, shift in (("first", 0), ("in the middle", ODD // 2), ("last", ODD - 1)):
         for row in range(count):
             order = (np.arange(ODD) + row - shift) % count
             batch = {name: array[order] for name, array in feeds.items()}
-            apart = _apart(side, batch, alone, row, shift)
-            if not apart <= worst:
-                worst, where = apart, f"alone and {place} of {ODD}"
-    return BatchDifference(max_abs_diff=worst, where=where, rows=count)
+            larger = _larger(apart, _apart(side, batch, alone, row, shift))
+            if larger != apart and any(larger.values()):
+                apart, where = larger, f"alone and {place} of {ODD}"
+    return _difference(kept, apart, where, count)
 
 
 def sample(rows: int, wanted: int, seed: int) -> Numbers:
@@ -241,14 +250,13 @@ def sample(rows: int, wanted: int, seed: int) -> Numbers:
 
 def _apart(
     side: Side, batch: Mapping[str, Array], alone: Mapping[str, Array], row: int, place: int
-) -> float:
-    """How far the answer at a place of a batch is from that of the row alone."""
+) -> dict[str, float]:
+    """How far the answer at a place of a batch is from that of the row alone, by output."""
     try:
         found = side.answer(batch, ODD)
     except FerryError:
-        return FAR  # it takes the row alone, and not beside others
-    apart = (
-        largest_difference(alone[name][row : row + 1], array[place : place + 1])
+        return dict.fromkeys(alone, FAR)  # it takes the row alone, and not beside others
+    return {
+        name: min(FAR, largest_difference(alone[name][row : row + 1], array[place : place + 1]))
         for name, array in found.items()
-    )
-    return min(FAR, max(apart))
+    }

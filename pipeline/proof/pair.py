@@ -4,23 +4,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
-from pipeline.proof.differences import DecisionRule
+from pipeline.proof.differences import DecisionRule, largest_difference
 from pipeline.proof.explain import explained
 from pipeline.proof.gate import SHIPPED
-from pipeline.proof.measure import keep, sample
+from pipeline.proof.measure import keep, sample, spread
 from pipeline.proof.prove import ParityPlan, Way, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, Side, check_alike
+from pipeline.proof.variation import MOST_NOISE, NOISES
 from pipeline.records.parity import PairReport, SideInfo, VariantParity
 from serving.runtime.classes import Task
+from serving.runtime.tensors import Array
 
 SAMPLE, ONNX_REFERENCE_ROWS, SEED = 256, 2, 1
-NEAR_TIE = 1e-6
-"""Two scores of a module nearly tie within this part of the largest one: about eight roundings."""
-NOISE = 1e-4
-"""How far fp32 answers may be apart by rounding; a wider limit makes no more near-ties."""
+SCALED_LIMIT = 1e-4
+"""How far apart two models may be where no limit is given, in parts of each output's scale."""
+KERNEL_SNR_DB = 40.0
+"""Least signal-to-noise ratio of optimized kernels: int8 that overflows has 20 to 30, other int8
+70 and more."""
+NOISE_ROWS = 64
+"""Rows of which the reference's own noise is measured."""
 
 
 def compare(
@@ -39,19 +46,18 @@ def compare(
     The other one is run at every batch size as ONNX Runtime runs it by default. Hostile rows are
     not asked beside a module, whose rows may be drawn themselves. With `explain` the layer with the
     largest difference is named even where every limit is met. `task` is the user's word of what the
-    models tell, where nothing else says it. Raises InputError for sides that do not take and answer
-    the same.
+    models tell, where nothing else says it. What fails is judged again with the noise that the
+    reference itself has. Raises InputError for sides that do not take and answer the same.
     """
     check_alike(reference, other)
-    # Rows with classes say that there are some; which output tells them may need the user's word.
-    task = task or ("classification" if rows.labels is not None else None)
-    rule = DecisionRule(near=2 * min(limits.max_abs_diff or NOISE, NOISE), task=task)
     from_module = isinstance(reference, ModuleSide)
     if from_module:
         # Its outputs are called anything: each table of scores decides on a class, and as nobody
         # knows which of them answers the label, there is no accuracy.
-        rule = DecisionRule(near=NEAR_TIE, every_table=True)
         rows = replace(rows, labels=None)
+    # Rows with classes say that there are some; which output tells them may need the user's word.
+    task = task or ("classification" if rows.labels is not None else None)
+    rule = DecisionRule(near=None, every_table=from_module, task=task)
     plan = ParityPlan(
         limits=limits,
         rule=rule,
@@ -63,7 +69,12 @@ def compare(
     )
     provider = other.session.provider if isinstance(other, ModelSide) else "cpu"
     ways = [Way(exporter="file", provider=provider, side=other)]
-    result = prove(reference, keep(reference, rows), ways, plan, other.name)
+    kept = keep(reference, rows, rule)
+    result = prove(reference, kept, ways, plan, other.name)
+    if not result.passed and _may_be_noise(result):
+        noisy = kept.with_noise(noise_of(reference, rows.slice(0, NOISE_ROWS)))
+        if noisy.noise != kept.noise:
+            result = prove(reference, noisy, ways, plan, other.name)
     if explain or not result.passed:
         result = explained(result, reference, other, rows)
     return PairReport(
@@ -76,10 +87,49 @@ def compare(
     )
 
 
-def limits_of_pair(limit: float, flips: int | None = 0) -> GateConfig:
-    """The gate of two models: one limit of every difference, and how many rows may flip."""
+def _may_be_noise(result: VariantParity) -> bool:
+    """Whether a failure can be what the reference's noise makes: it may widen scales so far."""
+    if result.limits.max_scaled_diff is not None:
+        most = NOISES * MOST_NOISE * result.limits.max_scaled_diff
+        return not result.nonfinite and result.max_scaled_diff <= most
+    limit = result.limits.max_abs_diff
+    return not result.nonfinite and (limit is None or result.max_abs_diff <= limit)
+
+
+def noise_of(side: Side, feeds: Mapping[str, Array]) -> dict[str, float]:
+    """How far right answers to some rows are apart, by output: what rounding does to this model.
+
+    Of a module it is the distance from float64, or a rounding of its weights' dtype where it does
+    not run in that. An ONNX model and trained weights are asked in other orders of summation: one
+    by one, all at once, and without optimization.
+    """
+    count = len(next(iter(feeds.values())))
+    if isinstance(side, ModuleSide):
+        return side.rounding(feeds) or {
+            name: side.grain * largest_difference(one, np.zeros_like(one))
+            for name, one in side.answer(feeds, count).items()
+        }
+    found = [side.answer(feeds, size) for size in (1, count)]
+    if isinstance(side, ModelSide):
+        found.append(side.at("none").answer(feeds, count))
+    return spread(found)
+
+
+def limits_of_pair(limit: float | None, flips: int | None = 0) -> GateConfig:
+    """The gate of two models: the largest difference of any output, and how many rows may flip.
+
+    Without a limit it is `SCALED_LIMIT` of each output's own scale.
+    """
+    if limit is None:
+        return GateConfig.only(
+            max_scaled_diff=SCALED_LIMIT, min_kernel_snr_db=KERNEL_SNR_DB, flips=flips
+        )
     return GateConfig.only(
-        max_abs_diff=limit, max_probability_diff=limit, batch_diff=limit, flips=flips
+        max_abs_diff=limit,
+        max_probability_diff=limit,
+        batch_diff=limit,
+        min_kernel_snr_db=KERNEL_SNR_DB,
+        flips=flips,
     )
 
 

@@ -3,7 +3,7 @@
 A way is an exporter, a provider, a level of graph optimization and a batch size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -15,21 +15,25 @@ from tqdm import tqdm
 
 from pipeline.config.experiment import GateConfig
 from pipeline.exporting.onnxmodel import padded_pool
-from pipeline.proof.differences import FAINTEST, FAR, DecisionRule, largest_difference
+from pipeline.proof.differences import FAR, DecisionRule, Differences, largest_difference
 from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
 from pipeline.proof.hostile import failing, hostile_rows, zero_rows
 from pipeline.proof.measure import Kept, beside_others, measure, progress
+from pipeline.proof.overflow import SAFE, needs_of
 from pipeline.proof.sides import ModelSide, Side
+from pipeline.proof.variation import FAINTEST
 from pipeline.records.parity import (
     SECOND_EXPORTER,
     BatchDifference,
     Cell,
     HostileRow,
     OnnxReferenceAnswer,
+    OutputDifference,
     SkippedCell,
     VariantParity,
 )
 from serving.errors import ModelError, ProviderError, one_line
+from serving.runtime.kernels import overflows
 from serving.runtime.settings import Level
 from serving.runtime.tensors import Array, as_fed
 
@@ -42,6 +46,8 @@ CONTRADICTED, ROUNDED = 0.01, 0.1
 rounds to steps, the larger part."""
 FIRST_SOUND_NORM = 14
 """The first opset whose BatchNormalization `onnx.reference` computes as it is defined."""
+KERNEL_ROWS = 64
+"""Rows that are answered without any optimization, to hold the optimized kernels to."""
 INVARIANT_ROWS = 16
 """Rows that are asked alone, first, in the middle and last: 48 batches."""
 
@@ -94,17 +100,18 @@ def prove(
                 batches += spread
     shipped, rows = ways[0].side, kept.rows
     assert not isinstance(shipped, str)  # noqa: S101 - what ships is there
-    batches.append(beside_others(shipped, rows, plan.sample[:INVARIANT_ROWS]))
+    batches.append(beside_others(shipped, kept, plan.sample[:INVARIANT_ROWS]))
     hostile: tuple[HostileRow, ...] = ()
     no_rows, sane = "not asked", True
     if plan.hostile:
-        limit = plan.limits.max_abs_diff
-        hostile = hostile_rows(reference, shipped, rows, limit, kept.largest())
+        usual = {name: one.largest for name, one in kept.variations.items()}
+        hostile = hostile_rows(reference, shipped, rows, _absolute(plan.limits, kept), usual)
         no_rows, sane = zero_rows(shipped, rows.slice(0, 1))
     evidence = Evidence(
         cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
         rows=len(rows),
         batches=batches,
+        kernels=kernels_apart(shipped, kept, plan.sample[:KERNEL_ROWS]),
     )
     outside = [*failures_as_shipped(evidence, plan.limits), *failing(hostile)]
     if not sane:
@@ -117,11 +124,7 @@ def prove(
         failures=tuple(outside),
         first_divergence=None,
         first_nonfinite=None,
-        notes=tuple(
-            f"{reference.name} answers every row alike at {output}, so parity shows little: are "
-            f"its weights real, and its rows?"
-            for output in kept.alike()
-        ),
+        notes=(*(_overflow(shipped) if outside else ()), *_doubts(reference, kept)),
         sha256=shipped.sha256,
         zero_rows=no_rows,
         hostile_max_abs_diff=max(
@@ -134,6 +137,47 @@ def prove(
             reference, shipped, rows.take(plan.sample[: plan.onnx_reference_rows])
         ),
     )
+
+
+def kernels_apart(side: Side, kept: Kept, numbers: Numbers) -> list[OutputDifference]:
+    """How far optimized kernels are from the graph as it is written, by output, on some rows."""
+    if not isinstance(side, ModelSide):
+        return []
+    feeds = kept.rows.take(numbers)
+    written, found = (one.answer(feeds, len(numbers)) for one in (side.at("none"), side))
+    apart = [Differences(name, variation) for name, variation in kept.variations.items()]
+    for one in apart:
+        one.add(written[one.output], found[one.output], numbers)
+    return [one.report() for one in apart]
+
+
+def _doubts(reference: Side, kept: Kept) -> Iterator[str]:
+    """Why parity may show little."""
+    for output, variation in kept.variations.items():
+        if variation.alike:
+            yield (
+                f"{reference.name} answers every row alike at {output}, so parity shows little: "
+                f"are its weights real, and its rows?"
+            )
+
+
+def _overflow(side: Side) -> Iterator[str]:
+    """The likely cause where optimized kernels answer otherwise than the graph."""
+    if isinstance(side, ModelSide) and needs_of(side.model()) and overflows():
+        yield (
+            f"its weights of int8 go beyond ±{SAFE}, and sums of their products overflow on this "
+            f"processor, which lacks VNNI"
+        )
+
+
+def _absolute(limits: GateConfig, kept: Kept) -> dict[str, float]:
+    """What a gate allows each output, as an absolute difference; nothing where it has no limit."""
+    if limits.max_abs_diff is not None:
+        return dict.fromkeys(kept.outputs, limits.max_abs_diff)
+    if limits.max_scaled_diff is None:
+        return {}
+    part = limits.max_scaled_diff
+    return {name: part * one.overall_scale for name, one in kept.variations.items()}
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:

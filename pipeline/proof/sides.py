@@ -101,10 +101,10 @@ class ModuleSide(_Side):
                 )
         return None
 
-    def rounding(self, feeds: Mapping[str, Array]) -> float | None:
-        """How far the module's answers are from those it gives in float64.
+    def rounding(self, feeds: Mapping[str, Array]) -> dict[str, float]:
+        """How far each output of floats is from what the module answers in float64.
 
-        That much of a difference is PyTorch's own, and no exporter's. None for a module that does
+        That much of a difference is PyTorch's own, and no exporter's. Nothing of a module that does
         not run in float64.
         """
         exact = {
@@ -115,13 +115,18 @@ class ModuleSide(_Side):
         try:
             answers = wide.answer(exact)
         except ModelError:
-            return None
-        apart = (
-            largest_difference(one, answers[name])
+            return {}
+        return {
+            name: largest_difference(one, answers[name])
             for name, one in self.flat.answer(feeds).items()
             if one.dtype.kind == "f"
-        )
-        return max(apart, default=None)
+        }
+
+    @property
+    def grain(self) -> float:
+        """The relative rounding of the coarsest floats among the module's weights."""
+        dtypes = {one.dtype for one in self.flat.parameters() if one.is_floating_point()}
+        return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

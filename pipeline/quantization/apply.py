@@ -25,9 +25,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
+from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import Rows
 from pipeline.proof.tracing.values import makers
-from pipeline.quantization.overflow import needs_of
 from pipeline.quantization.prepare import (
     DEQUANTIZE,
     RawInput,

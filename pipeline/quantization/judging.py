@@ -1,27 +1,22 @@
 """Measure what a recipe makes beside fp32, and hold it against its two budgets.
 
-Both models answer the same rows, so the loss is paired: only rows that one of them gets right and
-the other wrong say anything about it, and the interval comes from these. Speeds are measured in
-pairs as well, turn by turn.
+Both models answer the same rows, and their speeds are measured in pairs, turn by turn.
 """
 
 import functools
 import logging
-import math
 import traceback
 from collections.abc import Collection, Iterator, Mapping
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
-from pipeline.proof.differences import Differences, decided_by, wilson
+from pipeline.proof.overflow import without_vnni
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer
-from pipeline.quantization.overflow import without_vnni
+from pipeline.quantization.quality import compare_answers, too_inaccurate, too_noisy, unsettled
 from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
-from pipeline.records.quantize import Budget, Quality, Try, WithoutVnni
+from pipeline.records.quantize import Budget, Try, WithoutVnni
 from serving.errors import FerryError, ModelError, one_line
 from serving.files import sha256_of_bytes
 from serving.measuring.feeds import feeds_of, fixed_batch
@@ -33,16 +28,9 @@ from serving.runtime.tensors import Array, TensorInfo, answer_in_batches, as_fed
 
 logger = logging.getLogger(__name__)
 
-Answers = Mapping[str, Array]
 BATCH = 64
 LONGER = 5
 """How many times as long a speedup is measured whose interval holds the one that is asked for."""
-Z = 1.959964
-"""Of a normal distribution, 95 % of which lies less than this many deviations from its mean."""
-ERROR = "error"
-"""The output of a reconstruction that holds the error of each row."""
-SNR_MARGIN_DB = 1.0
-"""Of margin to parity's limit, which is held on other rows."""
 OVERFLOW_ROWS = 256
 """Rows on which products are computed as they come out without VNNI."""
 
@@ -56,12 +44,17 @@ class Judge:
         rows: Rows,
         config: QuantizeConfig,
         min_snr_db: Mapping[Variant, float | None],
+        task: Task | None = None,
     ) -> None:
-        """Answer `rows` with fp32; `min_snr_db` is what parity asks of a variant, if anything."""
+        """Answer `rows` with fp32; `min_snr_db` is what is asked of a variant, if anything.
+
+        `task` is the user's word of what the model tells, where nothing else says it.
+        """
         self.quantizer = quantizer
         self.rows = rows
         self.config = config
         self.min_snr_db = min_snr_db
+        self.task = task
         self.fp32 = quantizer.model.SerializeToString(deterministic=True)
         self.session = open_session(self.fp32, threads=1)
         self.wanted = _answers(self.session, rows)
@@ -85,14 +78,14 @@ class Judge:
             found = _answers(session, self.rows)
         except Exception as error:  # noqa: BLE001 - a quantizer's bug refuses a recipe, no more
             return _failed(recipe, error), b""
-        quality = compare_answers(self.wanted, found, self.rows.labels)
+        quality = compare_answers(self.wanted, found, self.rows.labels, self.task)
         speedup = self._speedup(session, budget.min_speedup)
         size_ratio = len(content) / len(self.fp32)
-        snr_db, limit = lowest_snr_db(self.wanted, found), self.min_snr_db.get(variant_of(recipe))
+        least = self.min_snr_db.get(variant_of(recipe))
         elsewhere = self._without_vnni(content, session)
         inaccurate = (
             *too_inaccurate(quality, budget),
-            *too_noisy(snr_db, limit),
+            *too_noisy(quality, least),
             *unmet_needs(elsewhere, self.config.needs),
         )
         slow = tuple(too_slow_or_large(speedup, size_ratio, budget))
@@ -103,6 +96,7 @@ class Judge:
             fast=not slow,
             verdict="; ".join((*inaccurate, *slow)) or "inside both budgets",
             quality=quality,
+            unsettled="" if inaccurate or slow else unsettled(quality, budget),
             bytes=len(content),
             size_ratio=size_ratio,
             speedup=speedup,
@@ -122,7 +116,7 @@ class Judge:
         found = without_vnni(onnx.load_model_from_string(content), self.rows.slice(0, count))
         wanted = {name: array[:count] for name, array in self.wanted.items()}
         labels = None if self.rows.labels is None else self.rows.labels[:count]
-        quality = compare_answers(wanted, found.answers, labels)
+        quality = compare_answers(wanted, found.answers, labels, self.task)
         return WithoutVnni(quality=quality, overflows=found.overflows)
 
     def _refuse_other_ends(self, session: Session) -> None:
@@ -161,79 +155,6 @@ def _answers(session: Session, rows: Rows) -> dict[str, Array]:
 
     fixed = fixed_batch(session.inputs)
     return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=fixed)
-
-
-def compare_answers(
-    wanted: Answers, found: Answers, labels: npt.NDArray[np.int64] | None
-) -> Quality:
-    """Compare the answers of fp32, `wanted`, with those of a variant, `found`.
-
-    The accuracy where classes are answered and `labels` (int64 [rows]) are known; how often both
-    decide alike where they are not; the mean error of reconstructions; and else the mean difference
-    of the first output of floats, as a part of its mean size. What is not finite has no quality.
-    """
-    rows = len(next(iter(wanted.values())))
-    if not all(np.isfinite(array).all() for array in found.values() if array.dtype.kind == "f"):
-        return Quality(measure="not finite", rows=rows)
-    task: Task | None = "classification" if labels is not None else None
-    before, after = (decided_by(one, task) for one in (wanted, found))
-    if before is not None and after is not None:
-        return _decided(before.classes, after.classes, before.known(labels))
-    if ERROR in wanted and wanted[ERROR].ndim == 1:
-        errors, others = (array[ERROR].astype(np.float64) for array in (wanted, found))
-        return _measured("mean error", errors, others - errors)
-    name = next((name for name, array in wanted.items() if array.dtype.kind == "f"), None)
-    if name is None:
-        same = _same(wanted, found)
-        return _decided(np.ones(rows, np.int64), same.astype(np.int64), None)
-    left, right = (array[name].astype(np.float64).reshape(rows, -1) for array in (wanted, found))
-    return _measured("difference", np.abs(left).mean(axis=1), np.abs(right - left).mean(axis=1))
-
-
-def lowest_snr_db(wanted: Answers, found: Answers) -> float | None:
-    """The lowest signal-to-noise ratio of any output of numbers, in dB; None where all are exact.
-
-    As parity measures it, which holds a variant to it afterwards.
-    """
-    ratios = []
-    for name, array in wanted.items():
-        differences = Differences(name)
-        differences.add(array, found[name], np.arange(len(array)))
-        ratios.append(differences.report().snr_db)
-    return min((ratio for ratio in ratios if ratio is not None), default=None)
-
-
-def paired_loss(lost: int, gained: int, rows: int) -> tuple[float, float]:
-    """The 95 % interval of the accuracy that is lost, a part of `rows`, from paired answers.
-
-    `lost` rows are right before and wrong after, `gained` the other way round. Wald's interval with
-    one row added to each of the two counts: Bonett and Price, "Adjusted Wald Confidence Interval
-    for a Difference of Binomial Proportions Based on Paired Data", 2012.
-    """
-    left, right = (lost + 1) / (rows + 2), (gained + 1) / (rows + 2)
-    width = Z * math.sqrt((left + right - (left - right) ** 2) / (rows + 2))
-    return max(left - right - width, -1.0), min(left - right + width, 1.0)
-
-
-def too_inaccurate(judged: Quality, budget: Budget) -> Iterator[str]:
-    """Why the answers are outside the budget, if they are: the loss as it was measured counts."""
-    counts = judged.measure in ("accuracy", "agreement")
-    limit = budget.accuracy_loss if counts else budget.error_increase
-    if judged.loss is None:
-        yield "answers what is no number"
-    elif judged.loss > limit:
-        unit = "points" if counts else "%"
-        interval = f"{judged.low:.2f} to {judged.high:.2f}"
-        yield f"loses {judged.loss:.2f} {unit} of {judged.measure} ({interval}), {limit:g} allowed"
-
-
-def too_noisy(snr_db: float | None, limit: float | None) -> Iterator[str]:
-    """Why parity would not let it pass, on other rows than these: numbers that are too far off.
-
-    Decisions alone do not tell: most rows are decided by far more than noise.
-    """
-    if snr_db is not None and limit is not None and snr_db < limit + SNR_MARGIN_DB:
-        yield f"{snr_db:.0f} dB of signal over the noise, parity asks {limit:.0f} dB"
 
 
 def unmet_needs(elsewhere: WithoutVnni | None, needs: Collection[str]) -> Iterator[str]:
@@ -278,54 +199,3 @@ def _origin(error: Exception) -> str:
     frames = traceback.walk_tb(error.__traceback__)
     places = [f"{frame.f_globals['__name__']}:{line}" for frame, line in frames]
     return next(place for place in reversed(places) if not place.startswith("numpy"))
-
-
-def _decided(
-    before: Array,
-    after: Array,
-    labels: npt.NDArray[np.int64] | None,
-) -> Quality:
-    """How many rows are decided wrongly now; without labels, otherwise than before."""
-    rows, flips = len(before), int((before != after).sum())
-    truth = before if labels is None else labels
-    right, still = before == truth, after == truth
-    lost, gained = int((right & ~still).sum()), int((~right & still).sum())
-    low, high = paired_loss(lost, gained, rows)
-    if labels is None:
-        interval = wilson(flips, rows)
-        low, high = interval.low, interval.high
-    return Quality(
-        measure="agreement" if labels is None else "accuracy",
-        rows=rows,
-        reference=float(right.mean()),
-        value=float(still.mean()),
-        loss=100 * (lost - gained) / rows,
-        low=100 * low,
-        high=100 * high,
-        flips=flips,
-    )
-
-
-def _measured(
-    measure: str, sizes: npt.NDArray[np.float64], change: npt.NDArray[np.float64]
-) -> Quality:
-    """The mean change as a part of the mean size, with a normal interval over the rows' changes."""
-    mean = max(float(sizes.mean()), float(np.finfo(np.float32).tiny))
-    middle = float(change.mean())
-    spread = Z * float(change.std()) / math.sqrt(len(change))
-    return Quality(
-        measure=measure,
-        rows=len(change),
-        reference=float(sizes.mean()) if measure == "mean error" else 0.0,
-        value=float(sizes.mean()) + middle if measure == "mean error" else middle / mean,
-        loss=100 * middle / mean,
-        low=100 * (middle - spread) / mean,
-        high=100 * (middle + spread) / mean,
-    )
-
-
-def _same(wanted: Answers, found: Answers) -> npt.NDArray[np.bool_]:
-    """Whether each row has the very same answers."""
-    alike = [(array == found[name]).reshape(len(array), -1) for name, array in wanted.items()]
-    same: npt.NDArray[np.bool_] = np.logical_and.reduce(np.concatenate(alike, axis=1), axis=1)
-    return same

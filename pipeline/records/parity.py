@@ -77,13 +77,17 @@ class OutputDifference:
     max_rel_diff: float
     """Largest relative difference; values below 1 % of their row's largest are divided by that."""
     max_rel_at: tuple[int, ...]
+    max_scaled_diff: float
+    """Largest difference over the standard deviation of its column, or over what stands for it
+    where that is below what rounding can do."""
+    max_scaled_at: tuple[int, ...]
     mean_abs_diff: float
     quantiles: tuple[Quantile, ...]
     ulps: tuple[int, ...]
     """Values that differ by 0, 1, 2, 3 to 4, 5 to 8, ... units in the last place."""
     snr_db: float | None
-    """Ten times the logarithm of the reference's power over that of the difference; None where
-    there is none."""
+    """Ten times the logarithm of the variance of the reference over the power of the difference,
+    of the noisiest column; None where there is no difference, and for counts, ids and texts."""
     cosine: float | None
     """Between all values of both; None where one side is all zeros."""
 
@@ -186,6 +190,8 @@ class BatchDifference:
 
     max_abs_diff: float
     """Over all outputs."""
+    max_scaled_diff: float
+    """The same over the scale of the output."""
     where: str
     """The two ways it was asked, for instance "alone and last of 7"; "" where nothing differs."""
     rows: int
@@ -243,10 +249,14 @@ class VariantParity:
     max_abs_at: tuple[int, ...]
     """Row and column of it; of a reconstruction row, y, x and channel."""
     max_rel_diff: float
+    max_scaled_diff: float
+    """Largest difference in parts of what its column varies by, between batches too."""
     max_probability_diff: float | None
     mean_abs_diff: float
     snr_db: float | None
     """Of the worst output; None where nothing differs."""
+    kernel_snr_db: float | None
+    """The same between ONNX Runtime's optimized kernels and the graph as it is written."""
     nonfinite: int
     """Values that are NaN or infinite."""
     batch_diff: float

@@ -17,7 +17,8 @@ class Budget:
     accuracy_loss: float
     """Most percentage points of accuracy, or of agreement where no class is known."""
     error_increase: float
-    """Most per cent by which a mean error may grow, or by which values may differ."""
+    """Most per cent by which a mean error may grow, or of their own variation that values may be
+    off."""
     min_speedup: float
     """Least ratio of fp32's time to the variant's, at each batch size."""
 
@@ -34,18 +35,36 @@ class Quality:
     """Of fp32; 0 to 1, or the mean error."""
     value: float | None = None
     loss: float | None = None
-    """Percentage points, or per cent by which a mean error grew; below 0 for a gain."""
+    """Percentage points; per cent by which a mean error grew, below 0 for a gain; or the root mean
+    square of the differences of the worst column in per cent of its standard deviation."""
     low: float | None = None
     """Lower end of the paired 95 % interval of the loss."""
     high: float | None = None
     flips: int | None = None
     """Rows that are decided otherwise than by fp32; None where no class is decided."""
+    rows_lost: int | None = None
+    """Rows that fp32 alone gets right; without labels, the flips. None where none is decided."""
+    rows_gained: int | None = None
+    """Rows that the variant alone gets right."""
+    snr_db: float | None = None
+    """Signal-to-noise ratio of the noisiest column of any output, as parity measures it; None
+    where there is no noise."""
+    noisiest: str = ""
+    """That column, for instance "boxes[:, 2]"."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether rows are counted that are decided rightly."""
+        return self.measure in ("accuracy", "agreement")
 
     @property
     def lost(self) -> str:
-        """The loss, of what, in its unit."""
-        unit = "points" if self.flips is not None else "%"
-        return f"{self.loss:.2f} {unit} of {self.measure}"
+        """The loss, of what, in its unit: "0.50 points of accuracy"."""
+        if self.loss is None:
+            return "no number"
+        if self.measure == "difference":
+            return f"{self.loss:.2f} % of the variation of {self.noisiest or 'its outputs'}"
+        return f"{self.loss:.2f} {'points' if self.counts else '%'} of {self.measure}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +97,8 @@ class Try:
     """Why it is or is not."""
     quality: Quality | None = None
     """None where the recipe cannot be applied, as are the figures below."""
+    unsettled: str = ""
+    """What the rows that it was judged on cannot tell, and how many could; "" for nothing."""
     bytes: int | None = None
     size_ratio: float | None = None
     """Of the fp32 file."""
@@ -106,7 +127,8 @@ class Try:
         """What it lost and won, on one line; the verdict where nothing was measured."""
         parts = []
         if self.quality and self.quality.loss is not None:
-            parts.append(f"{self.quality.lost} lost")
+            doubt = f" ({self.unsettled})" if self.unsettled else ""
+            parts.append(f"{self.quality.lost} lost{doubt}")
         if self.size_ratio is not None:
             parts.append(f"{self.size_ratio:.2f} of the size")
         for size, ratio in self.speedup.items():
@@ -216,7 +238,7 @@ def _line(variant: str, one: Try, sizes: list[str], report: QuantizeReport) -> t
         loss = f"{quality.loss:.2f} ({quality.low:.2f} to {quality.high:.2f})"
         flips = number(quality.flips)
     speeds = [f"{one.speedup[size].median:.2f}" if size in one.speedup else DASH for size in sizes]
-    verdict = "KEPT" if kept else _verdict(one)
+    verdict = ("KEPT" if kept else _verdict(one)) + (", not settled" if one.unsettled else "")
     name = f"{one.recipe} after training" if one.qat_epochs else one.recipe
     return (variant, name, loss, flips, number(one.size_ratio, ".2f"), *speeds, verdict)
 

@@ -18,8 +18,8 @@ from pipeline.errors import GateError
 from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.exporting.tokenizer import known_words
 from pipeline.proof.gate import QUANTITIES
+from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import open_rows
-from pipeline.quantization.overflow import needs_of
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain, gains_over_fp32, on_cpu
 from pipeline.records.parity import PairReport, ParityReport, VariantParity

@@ -70,12 +70,13 @@ def parity(
     }
     for side in sides.values():
         check_alike(reference, side)
-    kept = keep(reference, rows)
+    rule = DecisionRule(near=2 * (experiment.parity.fp32.max_abs_diff or 0.0))
+    kept = keep(reference, rows, rule)
     # Each with the reason why it cannot be used on this machine, if there is one.
     providers = usable_providers()
     variants = {}
     for name, side in sides.items():
-        result = _variant(name, side, reference, kept, providers, experiment=experiment)
+        result = _variant(name, side, reference, kept, rule, providers, experiment=experiment)
         if explain or not result.passed:
             result = explained(result, reference, side, rows)
         variants[name] = result
@@ -130,6 +131,7 @@ def _variant(
     side: ModelSide,
     reference: WeightsSide,
     kept: Kept,
+    rule: DecisionRule,
     providers: Mapping[str, str | None],
     *,
     experiment: Experiment,
@@ -137,7 +139,7 @@ def _variant(
     config = experiment.parity
     plan = ParityPlan(
         limits=config.gate(name),
-        rule=DecisionRule(near=2 * (config.fp32.max_abs_diff or 0.0)),
+        rule=rule,
         batch_sizes=config.batch_sizes,
         levels=config.levels,
         sample=sample(len(kept.rows), config.sample_rows, config.seed),

@@ -17,7 +17,7 @@ import onnx
 
 from pipeline import tracking
 from pipeline.config import layout
-from pipeline.config.experiment import Experiment, QuantizeConfig, Variant
+from pipeline.config.experiment import Experiment, ParityConfig, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.onnxmodel import load_foreign
@@ -35,11 +35,14 @@ from serving.errors import InputError, UnknownNameError, UsageError
 from serving.files import sha256_of_bytes, write_bytes, write_json, write_text
 from serving.machine.environment import describe
 from serving.measuring.feeds import fixed_batch
+from serving.runtime.classes import Task
 from serving.runtime.session import open_session
 from serving.runtime.tensors import TensorInfo
 
 VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
 FEWEST_ROWS = 2
+SNR_MARGIN_DB = 1.0
+"""Of margin to the gate of an experiment, which parity holds on other rows."""
 
 
 def quantize(
@@ -79,7 +82,7 @@ def quantize(
         judged=judging_rows(data, info),
         variants=[variant for variant in VARIANTS if variant not in config.skip],
         config=config,
-        min_snr_db={"fp16": gates.fp16.min_snr_db, "int8": gates.int8.min_snr_db},
+        min_snr_db=asked_snr_db(gates, SNR_MARGIN_DB),
         training=trained if config.qat_epochs else None,
     )
     report = run(job, folder)
@@ -92,14 +95,22 @@ def quantize(
 
 
 def quantize_file(
-    model: Path, rows: str, folder: Path, *, config: QuantizeConfig, variants: Sequence[Variant]
+    model: Path,
+    rows: str,
+    folder: Path,
+    *,
+    config: QuantizeConfig,
+    variants: Sequence[Variant],
+    min_snr_db: Mapping[Variant, float | None],
+    task: Task | None = None,
 ) -> QuantizeReport:
     """Write the `variants` of any ONNX file that are inside both budgets to `folder`.
 
     They are called as the file, with the variant before `.onnx`, beside `quantize.json`, the trace.
     The model's inputs and outputs stay as they are. `rows` is what `open_rows` takes: at most half
     of them, up to `calibration_rows`, are calibrated on and the others judged on. Without labels,
-    agreement with fp32's decisions takes the place of accuracy.
+    agreement with fp32's decisions takes the place of accuracy. `min_snr_db` is what is asked of
+    each variant's signal-to-noise ratio, and `task` the user's word of what the model tells.
 
     Raises MissingInputError, InputError for rows that the model does not take and for fewer than
     two, ModelError for a file that ferry cannot run, UnknownNameError for a recipe that does not
@@ -119,6 +130,8 @@ def quantize_file(
         judged=judged,
         variants=variants,
         config=replace(config, skip={}),
+        min_snr_db=min_snr_db,
+        task=task,
         batch=batch,
     )
     report = run(job, folder, model.stem)
@@ -138,7 +151,9 @@ class QuantizationJob:
     """Those to search, and no others."""
     config: QuantizeConfig
     min_snr_db: Mapping[Variant, float | None] = field(default_factory=dict)
-    """What parity asks of each variant's signal-to-noise ratio; nothing where it is not said."""
+    """What is asked of each variant's signal-to-noise ratio; nothing where it is not said."""
+    task: Task | None = None
+    """What the model tells, where nothing else says it."""
     batch: int | None = None
     """The one batch size that the model takes, or None where any will do."""
     training: Training | None = None
@@ -158,7 +173,7 @@ def run(job: QuantizationJob, folder: Path, stem: str = "model") -> QuantizeRepo
     contents: dict[str, bytes] = {}
     if job.variants:
         quantizer = Quantizer(job.model, job.calibration, job.batch)
-        judge = Judge(quantizer, job.judged, job.config, job.min_snr_db)
+        judge = Judge(quantizer, job.judged, job.config, job.min_snr_db, job.task)
         for variant in [one for one in VARIANTS if one in job.variants]:
             searches[variant], contents[variant] = search(judge, variant, job.training)
     kept = {name: content for name, content in contents.items() if content}
@@ -196,6 +211,12 @@ def run(job: QuantizationJob, folder: Path, stem: str = "model") -> QuantizeRepo
         else:
             path.unlink(missing_ok=True)
     return report
+
+
+def asked_snr_db(gates: ParityConfig, margin: float = 0.0) -> dict[Variant, float | None]:
+    """What parity's gates ask of the signal-to-noise ratio of each variant, and a margin."""
+    asked = {name: gates.gate(name).min_snr_db for name in VARIANTS}
+    return {name: None if one is None else one + margin for name, one in asked.items()}
 
 
 def calibration_rows(data: Path, info: TensorInfo, config: QuantizeConfig, name: str) -> Rows:

@@ -174,3 +174,31 @@ def failing() -> nn.Module:
 
 def leaving() -> nn.Module:
     raise SystemExit("usage: train.py DATA")
+
+
+class Opposite(nn.Module):
+    """Answers minus what it says while it is exported, in tiny numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tiny = 1e-6 * self.layer(x)
+        return -tiny if torch.compiler.is_exporting() else tiny
+
+
+class Scaled(nn.Module):
+    """A deep sum of many terms, times a number, in any precision within."""
+
+    def __init__(self, factor: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.factor, self.dtype = factor, dtype
+        layers = nn.Sequential(nn.Linear(4, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh())
+        self.layers, self.out = layers.to(dtype), nn.Linear(256, 3).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(self.layers(x.to(self.dtype))).to(x.dtype) * self.factor
+        return made

@@ -116,15 +116,30 @@ def two_inputs() -> onnx.ModelProto:
     )
 
 
-def less_the_mean() -> onnx.ModelProto:
+def less_the_mean(size: float = 1) -> onnx.ModelProto:
     """Numbers less the mean of their batch: an answer that depends on the rows beside it."""
     nodes = [
         helper.make_node("ReduceMean", ["features", "axes"], ["mean"], name="main/ReduceMean"),
-        helper.make_node("Sub", ["features", "mean"], ["values"], name="main/Sub"),
+        helper.make_node("Sub", ["features", "mean"], ["apart"], name="main/Sub"),
+        helper.make_node("Mul", ["apart", "size"], ["values"], name="main/Mul"),
     ]
     shape = (TensorProto.FLOAT, ["batch", FEATURES])
-    constants = {"axes": np.array([0], np.int64)}
+    constants = {"axes": np.array([0], np.int64), "size": np.array(size, np.float32)}
     return model(nodes, {"features": shape}, {"values": shape}, constants)
+
+
+def wide(weight: np.ndarray) -> onnx.ModelProto:
+    """Probabilities of as many classes as there are columns."""
+    nodes = [
+        helper.make_node("MatMul", ["features", "weight"], ["scores"], name="main/MatMul"),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], name="main/Softmax", axis=1),
+    ]
+    return model(
+        nodes,
+        {"features": (TensorProto.FLOAT, ["batch", FEATURES])},
+        {"probabilities": (TensorProto.FLOAT, ["batch", weight.shape[1]])},
+        {"weight": weight.astype(np.float32)},
+    )
 
 
 def side(made: onnx.ModelProto, name: str = "model.onnx", **options: Any) -> ModelSide:

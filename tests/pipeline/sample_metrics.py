@@ -128,6 +128,8 @@ def cell(*, diff: float, flips: int, failures: tuple[str, ...] = (), size: int =
             largest=20.0,
             max_rel_diff=1e-5,
             max_rel_at=(1, 2),
+            max_scaled_diff=worst / 5,
+            max_scaled_at=(812, 7),
             mean_abs_diff=1e-7,
             quantiles=(Quantile(part=0.5, diff=1e-8),),
             ulps=(1000, 2000, 500, 100),
@@ -190,16 +192,20 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         max_abs_output="logits",
         max_abs_at=(812, 7),
         max_rel_diff=1e-5,
+        max_scaled_diff=diff / 5,
         max_probability_diff=diff / 10,
         mean_abs_diff=1e-7,
         snr_db=60.0,
+        kernel_snr_db=70.0,
         nonfinite=0,
         batch_diff=2e-6,
         batch_sizes=(1, 7, 256),
         limits=GateConfig(
             max_abs_diff=1e-4,
+            max_scaled_diff=None,
             max_probability_diff=1e-3,
             min_snr_db=50.0,
+            min_kernel_snr_db=40.0,
             flips=2,
             accuracy_loss=0.1,
             batch_diff=1e-4,
@@ -212,7 +218,11 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
         zero_rows="answered 0 rows",
         hostile_max_abs_diff=2e-6,
         cells=(cell(diff=diff, flips=flips, failures=failures), cuda),
-        batches=(BatchDifference(max_abs_diff=2e-6, where="alone and last of 7", rows=16),),
+        batches=(
+            BatchDifference(
+                max_abs_diff=2e-6, max_scaled_diff=4e-7, where="alone and last of 7", rows=16
+            ),
+        ),
         hostile=(HostileRow(name="zeros", passed=True, max_abs_diff=2e-6, limit=1e-4, message=""),),
         onnx_reference=OnnxReferenceAnswer(rows=4, to_reference=1e-6, to_model=2e-6, skipped=None),
     )

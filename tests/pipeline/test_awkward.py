@@ -14,7 +14,7 @@ from serving.errors import FerryError
 
 def export(net: Awkward, path: Path) -> ModuleReport:
     inputs = [parse_input(text) for text in net.inputs]
-    return export_module(net.build(), inputs, path, opset=20, limit=1e-4)
+    return export_module(net.build(), inputs, path, opset=20)
 
 
 @pytest.mark.slow

@@ -34,8 +34,10 @@ GOLDEN_ROWS = 16
 ROWS = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
 LIMITS = GateConfig(
     max_abs_diff=1e-4,
+    max_scaled_diff=None,
     max_probability_diff=None,
     min_snr_db=None,
+    min_kernel_snr_db=None,
     flips=0,
     accuracy_loss=None,
     batch_diff=1e-4,

@@ -5,32 +5,38 @@ import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import proof_models as small
 import pytest
 from click.testing import CliRunner, Result
+from small_models import image_net, rows_for
 
 from pipeline.cli import ferry
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.measure import keep, measure, progress
-from pipeline.proof.pair import compare, refuse_failures
+from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
 from pipeline.proof.prove import ParityPlan, Way, asked_rows, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide
 from pipeline.proof.tables import cell_lines, facts, pair_table
+from pipeline.quantization.apply import Quantizer
+from pipeline.quantization.recipes import parse
 from pipeline.records import read
 from pipeline.records.parity import PairReport, SkippedCell
 from serving.errors import InputError
 from serving.files import write_json
-from serving.runtime.tensors import TensorInfo
+from serving.runtime.tensors import Array, TensorInfo
 
 LIMITS = GateConfig(
     max_abs_diff=1e-4,
+    max_scaled_diff=None,
     max_probability_diff=1e-4,
     min_snr_db=None,
+    min_kernel_snr_db=None,
     flips=0,
     accuracy_loss=0.0,
     batch_diff=1e-4,
@@ -154,7 +160,7 @@ def test_answers_of_another_shape_are_refused() -> None:
         def answer(self, feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
             return {"values": super().answer(feeds, size)["values"][:, :10]}
 
-    kept = keep(Wide([]), small.rows(9, labelled=False))
+    kept = keep(Wide([]), small.rows(9, labelled=False), EXACT)
     with pytest.raises(InputError) as caught:
         measure(kept, Narrow([], name="narrow"), np.arange(9), (4,), EXACT, BAR)
     assert str(caught.value) == (
@@ -166,7 +172,7 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
     """40,000 rows answer 160 MB a side; a chunk of them is what is held."""
     side, rows = Wide([]), small.rows(40_000, labelled=False)
     tracemalloc.start()
-    kept = keep(side, rows)
+    kept = keep(side, rows, EXACT)
     found, spread = measure(kept, side, np.arange(40_000), (64,), EXACT, BAR)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -181,7 +187,7 @@ def test_the_memory_does_not_grow_with_the_rows() -> None:
 def test_a_sample_keeps_the_numbers_of_its_rows() -> None:
     rows = small.rows(200)
     reference = small.side(small.linear())
-    kept = keep(reference, rows)
+    kept = keep(reference, rows, EXACT)
     off = small.side(small.linear(bias=np.full(small.CLASSES, 3, np.float32)))
     numbers = np.array([5, 90, 199])
     found, _ = measure(kept, off, numbers, (2,), EXACT, BAR)
@@ -205,7 +211,7 @@ def plan(rows: int, sample: int, **changes: object) -> ParityPlan:
 
 def test_what_ships_is_asked_all_and_the_rest_a_sample() -> None:
     side, rows = small.side(small.linear()), small.rows(150)
-    kept = keep(side, rows)
+    kept = keep(side, rows, EXACT)
     ways = [
         Way(exporter="dynamo", provider="cpu", side=side),
         Way(exporter="dynamo", provider="cuda", side="no card"),
@@ -242,7 +248,7 @@ def test_a_way_that_does_not_ship_fails_alone() -> None:
         Way(exporter="dynamo", provider="cpu", side=side),
         Way(exporter="torchscript", provider="cpu", side=off),
     ]
-    result = prove(side, keep(side, rows), ways, plan(100, 100), "side")
+    result = prove(side, keep(side, rows, EXACT), ways, plan(100, 100), "side")
     assert result.passed
     assert result.max_abs_diff < 1e-4
     failed = [cell for cell in result.run if not cell.passed]
@@ -273,6 +279,59 @@ def test_a_hostile_row_alone_is_explained_by_itself() -> None:
     assert report.result.first_divergence is not None
     # The value that the reference knows too.
     assert report.result.first_divergence.node == "main/Clip"
+
+
+# Limits in parts of an output's own scale
+
+
+def scaled(
+    reference: ModelSide, other: ModelSide, limit: float | None = None, rows: int = 60
+) -> PairReport:
+    return pair(reference, other, small.rows(rows, labelled=False), limits_of_pair(limit))
+
+
+def tiny(factor: float) -> ModelSide:
+    return small.side(small.linear(np.float32(factor) * small.weights()))
+
+
+def test_a_model_that_is_minus_another_fails_however_small_its_outputs_are() -> None:
+    result = scaled(tiny(1e-6), tiny(-1e-6)).result
+    assert result.max_abs_diff < 1e-4
+    assert [one.split()[1:4] for one in result.failures] == [
+        ["of", "its", "scale"],
+        ["flips,", "limit", "0"],
+    ]
+    assert (result.flips, result.near_ties) == (60, 0)
+    assert scaled(tiny(1e-6), tiny(1e-6 * (1 + 1e-6))).passed
+
+
+def test_what_the_user_says_is_an_absolute_limit() -> None:
+    result = scaled(tiny(1e-6), tiny(-1e-6), 1e-4).result
+    assert result.failures == ("60 flips, limit 0",), "near-ties are not a matter of the limit"
+    thousands = small.weights() * np.float32(3e3)
+    off = thousands * np.float32(1 + 1e-6)
+    sides = [small.side(small.linear(one)) for one in (thousands, off)]
+    assert scaled(*sides).passed
+    assert "at logits[" in scaled(*sides, 1e-4).result.failures[0]
+
+
+def test_many_classes_of_other_weights_are_real_flips() -> None:
+    rng = np.random.default_rng(6)
+    one, other = (
+        small.side(small.wide(rng.standard_normal((small.FEATURES, 30_000)) / 4)) for _ in range(2)
+    )
+    result = scaled(one, other, rows=9).result
+    assert result.max_abs_diff < 1e-2
+    assert (result.flips, result.near_ties) == (9, 0)
+    assert "of its scale at probabilities[" in result.failures[0]
+    assert scaled(one, one.at("none"), rows=9).passed
+
+
+def test_tiny_answers_that_depend_on_their_batch_fail_too() -> None:
+    side = small.side(small.less_the_mean(1e-6))
+    result = scaled(side, side).result
+    assert result.max_abs_diff < 1e-4
+    assert any(" of an output's scale " in message for message in result.failures)
 
 
 # The command
@@ -345,3 +404,29 @@ def test_what_makes_no_sense_exits_with_2(arguments: tuple[str, ...], message: s
     found = invoke(*arguments)
     assert found.exit_code == 2
     assert message in found.stderr
+
+
+def test_kernels_that_overflow_are_told_from_the_graph_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a processor without VNNI, where the optimized kernels alone are off."""
+    original = image_net()
+    quantizer = Quantizer(original, rows_for(original, 16))
+    int8 = small.side(quantizer.apply(parse("static-u8s8")))
+    loose = replace(limits_of_pair(1e3, None), batch_diff=1e3)
+    rows = rows_for(original, 64)
+    found = pair(int8, int8, rows, loose)
+    assert found.passed
+    written = int8.at("none")
+    off = small.side(quantizer.apply(parse("weights-int8")))
+    answer = ModelSide.answer
+
+    def overflowing(side: ModelSide, *asked: Any) -> dict[str, Array]:
+        return answer(off if side is int8 else side, *asked)
+
+    monkeypatch.setattr(ModelSide, "answer", overflowing)
+    monkeypatch.setattr("pipeline.proof.prove.overflows", lambda: True)
+    result = pair(written, int8, rows, loose).result
+    assert not result.passed
+    assert "between optimized kernels and the graph as written, limit 40 dB" in result.failures[0]
+    assert "weights of int8 go beyond ±64, and sums of their products overflow" in result.notes[0]

@@ -50,8 +50,8 @@ defaults:
     sample_rows: 512
     reference_rows: 4
     seed: 1
-    fp32: &gate {max_abs_diff: 1.0e-4, max_probability_diff: null, min_snr_db: 110, flips: 0,
-      accuracy_loss: 0, batch_diff: 1.0e-4}
+    fp32: &gate {max_abs_diff: 1.0e-4, max_scaled_diff: null, max_probability_diff: null,
+      min_snr_db: 110, min_kernel_snr_db: 110, flips: 0, accuracy_loss: 0, batch_diff: 1.0e-4}
     fp16: {<<: *gate, flips: 1}
     int8: *gate
   benchmark: {batch_sizes: [1, 64], threads: [1, 0], seconds: 0.2, rounds: 10, baselines: [eager],

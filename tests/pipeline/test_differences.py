@@ -19,6 +19,7 @@ from pipeline.proof.differences import (
     units_in_the_last_place,
     wilson,
 )
+from pipeline.proof.variation import variation_of
 from pipeline.records.parity import Decisions, OutputDifference
 
 NEAR = 2e-4
@@ -27,7 +28,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 def report(wanted: np.ndarray, found: np.ndarray, step: int = 17) -> OutputDifference:
     """Added in pieces, as a stream brings them."""
-    differences = Differences("logits")
+    differences = Differences("logits", variation_of([wanted]))
     numbers = np.arange(len(wanted))
     for start in range(0, len(wanted), step):
         piece = slice(start, start + step)
@@ -52,7 +53,11 @@ def test_the_figures_are_those_of_numpy(pair: tuple[np.ndarray, np.ndarray]) -> 
     assert figures.max_abs_diff == errors.max()
     assert figures.max_abs_at == np.unravel_index(errors.argmax(), errors.shape)
     assert figures.mean_abs_diff == pytest.approx(errors.mean(), rel=1e-12)
-    assert figures.snr_db == pytest.approx(10 * np.log10((left**2).sum() / (errors**2).sum()))
+    ratios = left.var(axis=0) / (errors**2).mean(axis=0)
+    assert figures.snr_db == pytest.approx(10 * np.log10(ratios.min()))
+    scaled = errors / left.std(axis=0)
+    assert figures.max_scaled_diff == pytest.approx(scaled.max())
+    assert figures.max_scaled_at == np.unravel_index(scaled.argmax(), scaled.shape)
     cosine = (left * right).sum() / np.linalg.norm(left) / np.linalg.norm(right)
     assert figures.cosine == pytest.approx(cosine, abs=1e-14)
     assert sum(figures.ulps) == 5000
@@ -120,8 +125,8 @@ def test_what_is_no_number_is_the_worst(bad: float, where: str) -> None:
 
 
 def test_places_are_told_by_the_rows_own_numbers_and_all_other_axes() -> None:
-    differences = Differences("pixels")
     wanted = np.zeros((3, 4, 5, 1), np.float32)
+    differences = Differences("pixels", variation_of([wanted]))
     found = wanted.copy()
     found[1, 3, 1, 0] = 2
     differences.add(wanted, found, np.array([5, 90, 700]))
@@ -366,9 +371,10 @@ def test_labels_that_are_texts_flip_by_name_and_have_no_accuracy() -> None:
 
 
 def test_every_table_of_a_module_decides_with_a_margin_of_its_own() -> None:
-    rule = DecisionRule(near=1e-6, every_table=True)
+    rule = DecisionRule(near=None, every_table=True)
     table, row = np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
     found = rule.decided({"hidden": table, "loss": row, "logits": table})
     assert list(found) == ["hidden", "logits"]
-    assert rule.margin(50.0) == pytest.approx(5e-5)
-    assert DecisionRule(near=2e-4).margin(50.0) == 2e-4
+    fifty = variation_of([np.full((2, 3), 50, np.float32)])
+    assert rule.margin(fifty) == pytest.approx(10 * 50 * 2**-23)
+    assert DecisionRule(near=2e-4).margin(fifty) == 2e-4

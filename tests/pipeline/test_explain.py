@@ -14,6 +14,7 @@ from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.exporting.module import keep_padding
 from pipeline.proof.differences import FAR
+from pipeline.proof.explain import OPTIMIZED
 from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
 from pipeline.proof.prove import ask_onnx_reference
 from pipeline.proof.rows import Rows
@@ -22,6 +23,7 @@ from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.recipes import parse
 from pipeline.records.parity import VariantParity
 
+LOOSE = GateConfig.only(max_abs_diff=9)
 BATCH = "alone, this row is answered alike: the answer depends on its batch"
 FEATURES = {"features": (FLOAT, ["batch", small.FEATURES])}
 VALUES = {"values": (FLOAT, ["batch", small.FEATURES])}
@@ -114,6 +116,13 @@ def test_what_the_optimizer_changes_blames_no_node() -> None:
         assert note.startswith(f"without graph optimization {name}.onnx answers this row alike")
 
 
+def test_kernels_that_answer_otherwise_than_the_graph_blame_no_node() -> None:
+    result = result_of(padded_pool(), padded_pool(), below_zero())
+    assert len(result.failures) == 1
+    assert "between optimized kernels and the graph" in result.failures[0]
+    assert result.notes == (OPTIMIZED,)
+
+
 def test_nan_in_the_rows_is_no_answer_alike() -> None:
     rows = small.rows(9, labelled=False)
     rows.inputs["features"][4, 2] = np.nan
@@ -147,7 +156,7 @@ def test_flips_are_explained_by_their_node() -> None:
 
 def warning_of(made: onnx.ModelProto, rows: Rows) -> str:
     side = small.side(made)
-    report = compare(side, side, rows, limits=limits_of_pair(9.0), batch_sizes=(7,))
+    report = compare(side, side, rows, limits=LOOSE, batch_sizes=(7,))
     assert report.passed
     return next((line for line in pair_table(report).splitlines() if "WARNING" in line), "")
 

@@ -40,6 +40,7 @@ def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
     ("name", "measured", "limit", "line"),
     [
         ("max_abs_diff", 2e-3, 1e-4, "2.0e-03 at logits[812, 7], limit 1.0e-04"),
+        ("max_scaled_diff", 4e-4, 1e-4, "4.0e-04 of its scale at logits[812, 7], limit 1.0e-04"),
         ("max_probability_diff", 2e-4, 1e-5, "2.0e-04 at probabilities[812, 7], limit 1.0e-05"),
         ("min_snr_db", 60.0, 70.0, "60 dB of logits over the noise, limit 70 dB"),
         ("flips", 3, 2, "3 flips, limit 2"),
@@ -121,8 +122,24 @@ def test_what_fails_as_it_ships_hides_what_fails_otherwise() -> None:
     assert "(optimization none)" in line
 
 
+def test_optimized_kernels_that_answer_otherwise_fail_whatever_else_is_right() -> None:
+    right = cell(diff=1e-9, flips=0)
+    apart = replace(right.outputs[0], snr_db=19.4)
+    limits = replace(NOTHING, min_kernel_snr_db=40)
+    found = Evidence(cells=[right], rows=ROWS, kernels=[apart, right.outputs[1]])
+    assert failures_as_shipped(found, limits) == [
+        "19 dB of logits between optimized kernels and the graph as written, limit 40 dB"
+    ]
+    assert worst_of(found)["kernel_snr_db"] == 19.4
+    assert worst_of(evidence(right))["kernel_snr_db"] is None
+
+
 def test_a_difference_between_batches_fails_too() -> None:
-    batches = (BatchDifference(max_abs_diff=2e-4, where="alone and first of 7", rows=16),)
+    batches = (
+        BatchDifference(
+            max_abs_diff=2e-4, max_scaled_diff=4e-5, where="alone and first of 7", rows=16
+        ),
+    )
     found = evidence(cell(diff=1e-6, flips=0), batches=batches)
     assert failures_as_shipped(found, NOTHING) == ["2.0e-04 alone and first of 7, limit 1.0e-04"]
     assert worst_of(found)["batch_diff"] == 2e-4

@@ -10,18 +10,21 @@ import pytest
 from onnx import TensorProto, helper
 from small_models import product_net, rows_for
 
+from pipeline.proof.differences import DecisionRule
 from pipeline.proof.empty import ask_nothing
 from pipeline.proof.hostile import failing, hostile_feeds, hostile_rows, zero_rows
-from pipeline.proof.measure import beside_others, sample
+from pipeline.proof.measure import beside_others, keep, sample
 from pipeline.proof.prove import ask_onnx_reference
 from pipeline.proof.rows import Rows
+from pipeline.proof.sides import ModelSide
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.recipes import parse
-from pipeline.records.parity import HostileRow
+from pipeline.records.parity import BatchDifference, HostileRow
 from serving.errors import InputError
 from serving.runtime.tensors import TensorInfo
 
 USUAL = {"logits": 10.0, "probabilities": 1.0}
+LIMITS = dict.fromkeys(USUAL, 1e-3)
 EXAMPLE = {"features": np.ones((1, small.FEATURES), np.float32)}
 ROWS = small.rows(labelled=False)
 FLOATS = [
@@ -107,7 +110,7 @@ def test_noise_is_the_same_each_time() -> None:
 
 def test_the_same_model_passes_every_row() -> None:
     side = small.side(small.linear())
-    rows = hostile_rows(side, side.at("none"), ROWS, 1e-3, USUAL)
+    rows = hostile_rows(side, side.at("none"), ROWS, LIMITS, USUAL)
     assert [row.name for row in rows] == FLOATS
     assert all(row.passed for row in rows)
     assert all(row.message == "" for row in rows)
@@ -117,18 +120,19 @@ def test_a_difference_that_only_a_hostile_row_shows() -> None:
     linear = small.side(small.linear())
     largest = float(np.abs(linear.answer(ROWS.inputs, 64)["logits"]).max())
     capped = small.side(small.capped(largest))
-    rows = hostile_rows(linear, capped, ROWS, 1e-3, USUAL)
+    rows = hostile_rows(linear, capped, ROWS, LIMITS, USUAL)
     ends = ["all at their largest", "all at their least"]
     assert [row.name for row in rows if not row.passed] == ends
-    assert all(row.passed for row in hostile_rows(capped, capped, ROWS, 1e-3, USUAL))
+    assert all(row.passed for row in hostile_rows(capped, capped, ROWS, LIMITS, USUAL))
     # Without a limit it is told and no failure.
-    message = hostile_rows(linear, capped, ROWS, None, USUAL)
+    message = hostile_rows(linear, capped, ROWS, {}, USUAL)
     assert all(row.passed for row in message)
     assert max(row.max_abs_diff or 0 for row in message) > 1
 
 
 def test_beyond_the_range_of_the_rows_nothing_fails() -> None:
-    rows = hostile_rows(small.side(small.linear()), small.side(small.clipped()), ROWS, 1e-3, USUAL)
+    sides = small.side(small.linear()), small.side(small.clipped())
+    rows = hostile_rows(*sides, ROWS, LIMITS, USUAL)
     beyond = rows[-1]
     assert [row.name for row in rows if not row.gated] == [beyond.name] == ["10 times the range"]
     assert (beyond.passed, beyond.limit) == (True, None)
@@ -143,12 +147,12 @@ def test_what_was_calibrated_is_not_held_to_the_ends_of_its_ranges() -> None:
     int8 = small.side(Quantizer(model, rows).apply(parse("static-u8s8")))
     wanted, found = (one.answer(rows.inputs, 64)["logits"] for one in (whole, int8))
     apart, largest = float(np.abs(wanted - found).max()), float(np.abs(wanted).max())
-    asked = hostile_rows(whole, int8, rows, 1.5 * apart, {"logits": largest})
+    asked = hostile_rows(whole, int8, rows, {"logits": 1.5 * apart}, {"logits": largest})
     assert all(row.passed for row in asked)
     assert [row.name for row in asked if not row.gated] == FLOATS[-3:]
     assert max(row.max_abs_diff or 0 for row in asked) > 5 * apart
     shifted = rows_of(features=rows.inputs["features"] + 9)
-    asked = hostile_rows(whole, int8, shifted, 1.5 * apart, {"logits": largest})
+    asked = hostile_rows(whole, int8, shifted, {"logits": 1.5 * apart}, {"logits": largest})
     ungated = {row.name for row in asked if not row.gated}
     assert ungated == {"zeros", "denormals", *FLOATS[-3:]}, "none of the rows is near zero"
 
@@ -171,7 +175,8 @@ def test_half_precision_that_overflows_at_the_ends_fails_without_a_limit() -> No
     largest = float(np.abs(ROWS.inputs["features"] @ small.weights()).max())
     weights = small.weights() * np.float32(5e4 / largest)
     half = small.side(rounded_to_half(small.linear(weights)), level="none")
-    asked = hostile_rows(small.side(small.linear(weights)), half, ROWS, 1e3, USUAL)
+    whole, limits = small.side(small.linear(weights)), dict.fromkeys(USUAL, 1e3)
+    asked = hostile_rows(whole, half, ROWS, limits, USUAL)
     rows = {row.name: row for row in asked}
     ends = rows["all at their largest"]
     assert (ends.gated, ends.passed) == (False, False)
@@ -185,7 +190,7 @@ def test_answers_of_two_shapes_are_told() -> None:
         def answer(self, feeds: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
             return {"values": super().answer(feeds, size)["values"][:, :1]}
 
-    rows = hostile_rows(Answering({}), Chosen({}), ROWS, 1.0, {})
+    rows = hostile_rows(Answering({}), Chosen({}), ROWS, {"values": 1.0}, {})
     assert {row.message for row in rows} == {"answered in two shapes"}
 
 
@@ -208,7 +213,9 @@ def test_answers_of_two_shapes_are_told() -> None:
 def test_what_is_no_number_must_be_so_on_both_sides(
     left: float | str, right: float | str, passed: bool, message: str
 ) -> None:
-    rows = hostile_rows(Answering({"zeros": left}), Answering({"zeros": right}), ROWS, 2.0, {})
+    rows = hostile_rows(
+        Answering({"zeros": left}), Answering({"zeros": right}), ROWS, {"values": 2.0}, {}
+    )
     zeros = next(row for row in rows if row.name == "zeros")
     assert zeros.passed is passed
     assert zeros.message == message
@@ -290,16 +297,21 @@ def test_bytes_that_are_no_model_are_refused_in_the_other_process() -> None:
     assert "refused: the model cannot be loaded" in message
 
 
+def beside(side: ModelSide, rows: Rows, numbers: np.ndarray) -> BatchDifference:
+    return beside_others(side, keep(side, rows, DecisionRule(near=None)), numbers)
+
+
 def test_a_row_is_answered_alike_wherever_it_stands() -> None:
-    found = beside_others(small.side(small.linear()), small.rows(40), sample(40, 9, 1))
+    found = beside(small.side(small.linear()), small.rows(40), sample(40, 9, 1))
     assert found.rows == 9
     assert found.max_abs_diff < 1e-5
 
 
 def test_an_answer_that_depends_on_the_rows_beside_it_is_found() -> None:
     rows = small.rows(40)
-    found = beside_others(small.side(small.less_the_mean()), rows, sample(40, 9, 1))
+    found = beside(small.side(small.less_the_mean()), rows, sample(40, 9, 1))
     assert found.max_abs_diff > 0.1
+    assert found.max_scaled_diff > 0.1
     assert found.where.startswith("alone and ")
     assert found.where.endswith(" of 7")
 
@@ -307,7 +319,7 @@ def test_an_answer_that_depends_on_the_rows_beside_it_is_found() -> None:
 def test_equal_rows_hide_nothing_of_nan() -> None:
     """NaN beside NaN is the same answer."""
     rows = rows_of(features=np.full((10, small.FEATURES), -1, np.float32))
-    found = beside_others(small.side(small.logarithm()), rows, np.arange(10))
+    found = beside(small.side(small.logarithm()), rows, np.arange(10))
     assert found.max_abs_diff == 0
 
 
@@ -366,9 +378,9 @@ def test_pytorch_has_no_operators_to_ask() -> None:
 def test_the_limit_grows_with_an_answer_that_is_larger_than_usual() -> None:
     """Rounding does; what is off by more than that still fails."""
     sides = Answering({"zeros": 5000.0}), Answering({"zeros": 5000.4})
-    (zeros, *_) = hostile_rows(*sides, ROWS, 1e-3, {"values": 5.0})
+    (zeros, *_) = hostile_rows(*sides, ROWS, {"values": 1e-3}, {"values": 5.0})
     assert zeros.passed
     assert zeros.limit == pytest.approx(1.0)
-    (zeros, *_) = hostile_rows(*sides, ROWS, 1e-3, {"values": 5000.0})
+    (zeros, *_) = hostile_rows(*sides, ROWS, {"values": 1e-3}, {"values": 5000.0})
     assert not zeros.passed
     assert zeros.limit == pytest.approx(1e-3)

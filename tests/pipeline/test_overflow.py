@@ -14,14 +14,14 @@ from onnx import TensorProto, helper
 from small_models import image_net, product_net, recurrent_net, rows_for
 from small_onnx import model, node
 
-from pipeline.proof.tracing.values import OnnxValues
-from pipeline.quantization.apply import Quantizer
-from pipeline.quantization.overflow import (
+from pipeline.proof.overflow import (
     integer_products,
     lost_in_pairs,
     needs_of,
     without_vnni,
 )
+from pipeline.proof.tracing.values import OnnxValues
+from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.recipes import BASIC, parse, with_full_range
 from serving.runtime.tensors import Array
 

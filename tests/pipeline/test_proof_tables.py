@@ -111,6 +111,7 @@ def test_a_reconstruction_has_dashes_where_classes_would_be() -> None:
         mcnemar_p=None,
         max_probability_diff=None,
         snr_db=None,
+        kernel_snr_db=None,
         **none,  # type: ignore[arg-type]
     )
     line = parity_table(report(fp32=made)).splitlines()[3]

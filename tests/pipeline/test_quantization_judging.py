@@ -1,19 +1,22 @@
 """What a variant costs, from answers counted by hand, and what is inside a budget."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tries import BUDGET, judged, ratio
 
-from pipeline.quantization.judging import (
+from pipeline.quantization.judging import too_slow_or_large
+from pipeline.quantization.quality import (
     compare_answers,
-    lowest_snr_db,
     paired_loss,
+    rows_needed,
     too_inaccurate,
     too_noisy,
-    too_slow_or_large,
+    unsettled,
 )
+from pipeline.records.quantize import Quality
 
 
 def scores(classes: list[int], count: int = 3) -> dict[str, np.ndarray]:
@@ -117,12 +120,37 @@ def test_no_discordant_row_leaves_an_interval_all_the_same() -> None:
     assert paired_loss(0, 0, 1) >= (-1, 0)
 
 
-def test_the_faintest_output_decides_and_exact_ones_do_not() -> None:
-    wanted = {"a": np.ones((4, 2), np.float32), "b": np.ones((4, 2), np.float32)}
-    assert lowest_snr_db(wanted, wanted) is None
-    noisy = {"a": 1.1 * wanted["a"], "b": 1.01 * wanted["b"]}
-    assert lowest_snr_db(wanted, noisy) == pytest.approx(20, abs=0.1)
-    assert lowest_snr_db(wanted, {**noisy, "a": wanted["a"]}) == pytest.approx(40, abs=0.1)
+def test_the_noisiest_output_decides_and_exact_ones_do_not() -> None:
+    values = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
+    wanted = {"a": values, "b": values}
+    assert compare_answers(wanted, wanted, None).snr_db is None
+    noisy = {"a": 1.1 * values, "b": 1.01 * values}
+    found = compare_answers(wanted, noisy, None)
+    assert found.snr_db == pytest.approx(20, abs=0.1)
+    assert found.noisiest.startswith("a[:, ")
+    found = compare_answers(wanted, {**noisy, "a": values}, None)
+    assert found.snr_db == pytest.approx(40, abs=0.1)
+    assert found.loss == pytest.approx(1, abs=0.01)
+
+
+def test_scores_vary_as_one_and_other_tables_column_by_column() -> None:
+    """A class that never comes has no variation that its noise could be held against."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((400, 3)) * [1, 1, 1e-3]
+    off = values + 1e-3 * rng.standard_normal((400, 3))
+    named, unknown = (
+        compare_answers({name: values}, {name: off}, None).snr_db for name in ("logits", "boxes")
+    )
+    assert named == pytest.approx(58.2, abs=0.5)
+    assert unknown == pytest.approx(0, abs=1)
+
+
+def test_what_is_infinite_in_fp32_too_is_no_fault() -> None:
+    masked = scores([0, 1, 2])
+    masked["logits"][:, 2] = -np.inf
+    assert compare_answers(masked, masked, None).loss == 0
+    assert compare_answers(masked, scores([0, 1, 2]), None).loss is None
+    assert compare_answers(scores([0, 1, 2]), masked, None).loss is None
 
 
 # The budgets
@@ -165,15 +193,65 @@ def test_a_file_that_is_no_smaller_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("snr_db", "limit", "refused"),
-    [(18.0, 25.0, True), (25.5, 25.0, True), (26.5, 25.0, False), (None, 25.0, False)],
+    ("snr_db", "least", "refused"),
+    [(18.0, 25.0, True), (25.0, 25.0, False), (None, 25.0, False), (18.0, None, False)],
 )
-def test_what_parity_would_refuse_is_not_kept(
-    snr_db: float | None, limit: float, refused: bool
+def test_noise_is_held_to_what_is_asked(
+    snr_db: float | None, least: float | None, refused: bool
 ) -> None:
-    assert bool(list(too_noisy(snr_db, limit))) == refused
-    assert list(too_noisy(snr_db, None)) == []
+    noise = replace(judged(0.0), snr_db=snr_db, noisiest="boxes[:, 2]")
+    lines = list(too_noisy(noise, least))
+    told = "18 dB of signal over the noise at boxes[:, 2], 25 dB asked"
+    assert lines == ([told] if refused else [])
 
 
-def test_the_noise_and_what_is_asked_are_told() -> None:
-    assert list(too_noisy(18.2, 25.0)) == ["18 dB of signal over the noise, parity asks 25 dB"]
+# What so few rows can tell
+
+
+def decided(lost: int, gained: int, rows: int) -> Quality:
+    labels = np.zeros(rows, np.int64)
+    before, after = labels.copy(), labels.copy()
+    after[:lost] = 1
+    before[lost : lost + gained] = 1
+    return compare_answers(scores(list(before)), scores(list(after)), labels)
+
+
+def test_few_rows_settle_nothing_and_the_message_says_how_many_would() -> None:
+    told = unsettled(decided(0, 0, 180), BUDGET)
+    assert told == "not settled on 180 rows, -1.52 to 1.52: about 940 rows would settle it"
+    assert unsettled(decided(0, 0, 940), BUDGET) == ""
+    assert unsettled(decided(9, 0, 180), BUDGET) == "", "a loss beyond the budget is refused"
+
+
+@pytest.mark.parametrize(("lost", "gained", "rows"), [(0, 0, 24), (1, 1, 700), (5, 3, 2000)])
+def test_as_many_rows_like_these_do_settle_it(lost: int, gained: int, rows: int) -> None:
+    needed = rows_needed(decided(lost, gained, rows), 0.3)
+    assert needed is not None
+    assert needed > rows
+    assert unsettled(decided(lost, gained, rows), BUDGET) != ""
+    times = math.ceil(needed / rows)
+    assert unsettled(decided(times * lost, times * gained, times * rows), BUDGET) == ""
+
+
+def test_no_number_of_rows_settles_a_loss_at_its_limit() -> None:
+    at_limit = decided(3, 0, 1000)
+    assert at_limit.loss == pytest.approx(0.3)
+    exact = replace(BUDGET, accuracy_loss=0.3000001)
+    assert unsettled(at_limit, exact).endswith("no number of rows settles it")
+
+
+def test_agreement_and_differences_have_numbers_of_rows_too() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((50, 1))
+    noise = rng.standard_normal((50, 1)) * rng.exponential(0.03, (50, 1))
+    off = compare_answers({"y": values}, {"y": values + noise}, None)
+    assert off.measure == "difference"
+    assert off.loss is not None
+    assert off.loss < 5 < (off.high or 0)
+    assert "rows would settle it" in unsettled(off, BUDGET)
+    one = compare_answers({"y": np.full((1, 1), 300.0)}, {"y": np.full((1, 1), 300.3)}, None)
+    assert unsettled(one, BUDGET).startswith("not settled on 1 row: ")
+    same = compare_answers(scores([0, 1] * 12), scores([0, 1] * 12), None)
+    assert unsettled(same, BUDGET) == (
+        "not settled on 24 rows, 0.00 to 13.80: about 1,300 rows would settle it"
+    )

@@ -234,7 +234,12 @@ def of_file(
     path: Path, rows: str, folder: Path, *variants: Variant, **changes: Any
 ) -> QuantizeReport:
     return quantize_file(
-        path, rows, folder, config=generous(**changes), variants=variants or ("int8",)
+        path,
+        rows,
+        folder,
+        config=generous(**changes),
+        variants=variants or ("int8",),
+        min_snr_db={},
     )
 
 
@@ -388,6 +393,24 @@ def test_the_command_as_json_and_a_refusal_that_is_no_failure(tmp_path: Path) ->
     assert answer["variants"] == {}
     assert "so fp32 ships" in answer["skipped"]["int8"]
     assert [one.name for one in out.iterdir()] == ["quantize.json"]
+
+
+def test_noise_what_the_user_says_and_few_rows_are_told(tmp_path: Path) -> None:
+    path, rows = saved(product_net(), tmp_path)
+    asked = ("--min-speedup", "0.001", "--recipe", "static-u8s8-reduced", "--batch-size", "1")
+    usual = (path, "--data", rows, "-o", tmp_path / "out", *asked, "--json")
+    done = invoke(*usual, "--min-snr", "90")
+    assert " dB of signal over the noise at logits, 90 dB asked" in done.stdout
+    assert json.loads(done.stdout)["variants"] == {}
+    done = invoke(*usual, "--min-snr", "10")
+    (tried,) = json.loads(done.stdout)["searches"]["int8"]["tries"]
+    assert tried["quality"]["measure"] == "agreement"
+    assert tried["unsettled"].startswith("not settled on 20 rows, ")
+    assert "net.int8.onnx: not settled on 20 rows" in done.stderr
+    done = invoke(*usual, "--min-snr", "10", "--error-increase", "100", "--task", "regression")
+    (tried,) = json.loads(done.stdout)["searches"]["int8"]["tries"]
+    assert tried["quality"]["measure"] == "difference"
+    assert tried["quality"]["noisiest"].startswith("logits[:, ")
 
 
 def test_wrong_usage_of_the_command(tmp_path: Path) -> None:

@@ -78,16 +78,3 @@ def track_option(command: Command) -> Command:
         help="Whether MLflow records the run.",
     )
     return option(command)
-
-
-def limit_or_default(limit: float | None) -> float:
-    """What --limit gives, or else the largest difference that params.yaml allows fp32."""
-    if limit is not None:
-        return limit
-    from pipeline.config.experiment import ParityConfig
-    from pipeline.config.params import stage_defaults
-
-    usual = stage_defaults("parity", ParityConfig).fp32.max_abs_diff
-    if usual is None:
-        raise click.UsageError("give --limit: defaults.parity.fp32.max_abs_diff is null")
-    return usual
