@@ -76,6 +76,7 @@ class Journey:
             self.folder / "out",
             config=generous(recipes=("static-u8s8-reduced", "weights-int8", "half"), seconds=0.001),
             variants=("int8", "fp16"),
+            min_snr_db={},
         )
         whole = open_session(self.path)
         for variant in report.variants:

@@ -46,6 +46,7 @@ def quantized(model: onnx.ModelProto, folder: Path, recipe: str, rows: Rows) -> 
         folder / "out",
         config=generous(recipes=(recipe,)),
         variants=("int8", "fp16"),
+        min_snr_db={},
     )
 
 
