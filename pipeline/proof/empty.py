@@ -63,7 +63,7 @@ def _main() -> int:
     except FerryError as error:
         sys.stdout.write(str(error))
         return REFUSED
-    counts = sorted({len(array) for array in found.values()})
+    counts = sorted({len(one) for one in found.values() if isinstance(one, np.ndarray)})
     sys.stdout.write(", ".join(str(count) for count in counts))
     return 0
 

@@ -117,7 +117,11 @@ def prove(
         failures=tuple(outside),
         first_divergence=None,
         first_nonfinite=None,
-        notes=(*(_overflow(shipped) if outside else ()), *_doubts(reference, kept)),
+        notes=(
+            *(_overflow(shipped) if outside else ()),
+            *_left_out(shipped),
+            *_doubts(reference, kept),
+        ),
         sha256=shipped.sha256,
         zero_rows=no_rows,
         hostile_max_abs_diff=max((row.max_abs_diff or 0.0 for row in hostile), default=0.0),
@@ -169,6 +173,13 @@ def _absolute(limits: GateConfig, kept: Kept) -> dict[str, float]:
         return {}
     part = limits.max_scaled_diff
     return {name: part * one.overall_scale for name, one in kept.variations.items()}
+
+
+def _left_out(side: Side) -> Iterator[str]:
+    """The outputs that cannot be compared."""
+    for info in side.session.outputs if isinstance(side, ModelSide) else ():
+        if not info.is_array:
+            yield f"output {info.name} is {info.dtype}, which is no array, and is not compared"
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:

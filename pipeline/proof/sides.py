@@ -173,10 +173,13 @@ def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = 
             raise ModelError(f"{name}: input {info.name} has no batch axis")
     if not session.inputs:
         raise ModelError(f"{name} has no inputs, so there is nothing to compare it on")
+    outputs = tuple(info for info in session.outputs if info.is_array)
+    if not outputs:
+        raise ModelError(f"{name}: none of its outputs is an array that could be compared")
     return ModelSide(
         name=name,
         inputs=session.inputs,
-        outputs=tuple(info for info in session.outputs if info.is_array),
+        outputs=outputs,
         sha256=session.sha256,
         session=session,
         content=content,

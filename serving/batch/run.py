@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from serving.batch.journal import Journal, Layout, Provenance, RunKey, Shard, find_run
 from serving.batch.writers import format_of
+from serving.console import note
 from serving.errors import OutputError, UsageError
 from serving.inputs.inputs import Inputs, Place, open_inputs
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
@@ -213,10 +214,15 @@ def prepare(
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"
+        cure = "--task classification says it of its only table of floats"
+        if model.classes.label:
+            cure = f"it gives the label itself, {model.classes.label.name}, and its other outputs"
         raise UsageError(
-            f"{flag} is for classifiers, and nothing says that {path} gives scores of classes; "
-            f"--task classification says it of its only table of floats"
+            f"{flag} is for classifiers, and nothing says which output of {path} holds the scores "
+            f"of which classes; {cure}"
         )
+    for info in model.left_out:
+        note(f"Warning: output {info.name} is {info.dtype}, which is no array; it is left out")
     names = tuple(map(str, inputs))
     batch_rows = model.fixed_batch or options.batch_rows or model.batch_rows
     return PredictRun(

@@ -19,6 +19,7 @@ from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import dump_json, read_json, read_record, sha256_of_bytes
+from serving.runtime.classes import ClassOutputs
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.tensors import TensorInfo
 
@@ -88,7 +89,9 @@ class BundleManifest:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     labels: tuple[str, ...]
-    """The names of the classes; none for a model that has no classes."""
+    """The names of the classes; none for a model that has no classes, or does not name them."""
+    classes: ClassOutputs
+    """Which outputs tell the class of a row."""
     metrics: Mapping[str, float]
     """What the shipped variant reaches, for instance {"accuracy": 99.5}."""
     parity: Mapping[str, Gate]

@@ -148,6 +148,7 @@ def _manifest(
         inputs=session.inputs,
         outputs=session.outputs,
         labels=contents.labels,
+        classes=session.tells(contents.labels),
         metrics=contents.metrics,
         parity=contents.parity,
         source=contents.source,

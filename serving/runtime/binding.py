@@ -114,12 +114,15 @@ def _empty_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, A
 def can_bind(session: Session) -> bool:
     """Whether memory can be bound once: arrays of numbers, free in the first axis and no other."""
     # An output with another free axis may have another shape for other rows.
-    return all(
-        info.shape
-        and not info.is_text
-        and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
-        and all(isinstance(axis, int) for axis in info.shape[1:])
-        for info in (*session.inputs, *session.outputs)
+    return (
+        not session.maps
+        and all(
+            info.shape
+            and not info.is_text
+            and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
+            and all(isinstance(axis, int) for axis in info.shape[1:])
+            for info in (*session.inputs, *session.outputs)
+        )
     )
 
 

@@ -7,16 +7,18 @@ when it runs `probe.onnx`.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from serving.bundles.onnxfile import class_labels
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError
 from serving.files import sha256_of_bytes
+from serving.runtime.classes import ClassOutputs, Task, can_be_label, class_outputs
 from serving.runtime.cores import allowed_cores
 from serving.runtime.providers import (
     ORT_ERRORS,
@@ -39,6 +41,8 @@ DTYPES = {
     "tensor(string)": "object",
 }
 """ONNX Runtime's types, and numpy's names of them."""
+MAPS = {f"seq(map({key},tensor(float)))": key for key in ("string", "int64")}
+"""The types of what ZipMap makes: for each row a map from its classes to their scores."""
 SILENT, ERRORS = 4, 3
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 """Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
@@ -77,12 +81,23 @@ class Session:
     """Whether it has a recurrent layer, which cannot be run on a batch without rows."""
     raw: Any
     """The `onnxruntime.InferenceSession`."""
+    maps: frozenset[str]
+    """The outputs that ONNX Runtime gives as a list of maps, and `run` as a table."""
+    classes: tuple[str, ...] | None
+    """What the graph calls its classes, where an operator that makes an output says it."""
     call: Callable[[list[str], dict[str, Array], None], list[Array]]
     """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
     output_names: list[str]
 
+    def tells(self, labels: Sequence[str] | None, task: Task | None = None) -> ClassOutputs:
+        """Which outputs tell the class of a row, where `labels` are what classes are called."""
+        return class_outputs(self.outputs, task, labels=labels, values=self.classes)
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on named inputs and return its outputs by name.
+
+        The list of maps of a ZipMap, from each class to its score, is a table: float32
+        [rows, classes], in ascending order of the classes.
 
         Raises InputError when ONNX Runtime refuses an input's dtype or shape, and for a batch
         without rows that it would not survive.
@@ -98,7 +113,10 @@ class Session:
             if set(feeds) != set(names):
                 reason = f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
             raise InputError(f"the model refused its input: {reason}") from error
-        return dict(zip(self.output_names, values, strict=True))
+        found = dict(zip(self.output_names, values, strict=True))
+        for name in self.maps:
+            found[name] = _table(values[self.output_names.index(name)], len(self.classes or ()))
+        return found
 
 
 def open_session(
@@ -135,7 +153,10 @@ def open_session(
         raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
     parts = raw.get_provider_graph_assignment_info()
     operators = {node.op_type for part in parts for node in part.get_nodes()}
-    outputs = tuple(_info(value) for value in raw.get_outputs())
+    declared = tuple(_info(value) for value in raw.get_outputs())
+    maps = frozenset(info.name for info in declared if info.dtype in MAPS)
+    classes = classes_of(content, declared)
+    outputs = tuple(_as_table(info, classes) if info.name in maps else info for info in declared)
     return Session(
         inputs=tuple(_info(value) for value in raw.get_inputs()),
         outputs=outputs,
@@ -146,6 +167,8 @@ def open_session(
         proof=proof,
         recurrent=not operators.isdisjoint(RECURRENT),
         raw=raw,
+        maps=maps,
+        classes=classes,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
         output_names=[output.name for output in outputs],
     )
@@ -233,6 +256,31 @@ def _create(
 def _info(value: Any) -> TensorInfo:
     dtype = DTYPES.get(value.type, value.type)
     return TensorInfo(name=value.name, dtype=dtype, shape=tuple(value.shape))
+
+
+def classes_of(content: bytes, outputs: Sequence[TensorInfo]) -> tuple[str, ...] | None:
+    """What a graph calls its classes: by its ZipMap, else by the classifier that makes its label.
+
+    In the order of the scores. None where no output can be a label or a map, and where the
+    operators behind them do not say.
+    """
+    for one in outputs:
+        if one.dtype in MAPS and (found := class_labels(content, one.name)):
+            return tuple(sorted(found, key=int if MAPS[one.dtype] == "int64" else None))
+    labels = (class_labels(content, one.name) for one in outputs if can_be_label(one))
+    return next((found for found in labels if found), None)
+
+
+def _as_table(info: TensorInfo, classes: Sequence[str] | None) -> TensorInfo:
+    """A list of maps as `Session.run` gives it."""
+    return replace(info, dtype="float32", shape=(None, len(classes) if classes else None))
+
+
+def _table(maps: Any, columns: int) -> Array:
+    """The values of maps of the same keys, which come in ascending order: float32 [rows, keys]."""
+    if not maps:
+        return np.zeros((0, columns), np.float32)
+    return np.array([list(row.values()) for row in maps], np.float32)
 
 
 def _reason(provider: str) -> str | None:
