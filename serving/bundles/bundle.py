@@ -14,13 +14,13 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.bundles.onnxfile import read_header
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import dump_json, read_json, read_record, sha256_of_bytes
 from serving.runtime.classes import ClassOutputs
 from serving.runtime.kernels import needs_in, refuse_lacking
+from serving.runtime.onnxfile import read_header
 from serving.runtime.tensors import TensorInfo
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"

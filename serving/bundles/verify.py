@@ -21,10 +21,10 @@ from serving.bundles.bundle import (
     open_bundle,
 )
 from serving.bundles.golden import check_golden
-from serving.bundles.onnxfile import minimum_runtime, read_header
 from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import IntegrityError, ModelError
 from serving.runtime.kernels import refuse_lacking
+from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import ProviderProof, Session, open_session
 from serving.runtime.tensors import TensorInfo
 

@@ -31,12 +31,12 @@ from serving.bundles.bundle import (
     sealed,
 )
 from serving.bundles.golden import INPUT, check_golden, make_golden
-from serving.bundles.onnxfile import minimum_runtime, read_header
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
 from serving.bundles.verify import verify
 from serving.errors import InputError
 from serving.files import sha256_of_bytes, write_bytes, write_json
+from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import Session, open_session
 
 NPZ_ARGUMENTS = ("file", "allow_pickle")

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from serving.bundles.onnxfile import class_labels
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError
 from serving.files import sha256_of_bytes
 from serving.runtime.classes import ClassOutputs, Task, can_be_label, class_outputs
 from serving.runtime.cores import allowed_cores
+from serving.runtime.onnxfile import class_labels
 from serving.runtime.providers import (
     ORT_ERRORS,
     PROVIDERS,

@@ -13,12 +13,12 @@ from tiny_classifier import METADATA, classifier, forge, images
 
 from serving.bundles import runner
 from serving.bundles.bundle import model_source, read_manifest
-from serving.bundles.onnxfile import read_header
 from serving.cli import serving
 from serving.errors import ProviderError
 from serving.model import open_model
 from serving.runtime import kernels
 from serving.runtime.kernels import PROBE, SUM, needs_in, overflows, refuse_lacking
+from serving.runtime.onnxfile import read_header
 
 EMULATOR = shutil.which("qemu-x86_64-static")
 
