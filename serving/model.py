@@ -308,9 +308,7 @@ def _model(
         )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")
-    outputs = tuple(info for info in session.outputs if info.is_array)
-    if not outputs:
-        raise ModelError(f"{path}: none of its outputs is an array")
+    outputs = session.answered(str(path))
     classes = session.tells(labels, task)
     model = Model(
         path=path,

@@ -173,9 +173,7 @@ def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = 
             raise ModelError(f"{name}: input {info.name} has no batch axis")
     if not session.inputs:
         raise ModelError(f"{name} has no inputs, so there is nothing to compare it on")
-    outputs = tuple(info for info in session.outputs if info.is_array)
-    if not outputs:
-        raise ModelError(f"{name}: none of its outputs is an array that could be compared")
+    outputs = session.answered(name)
     return ModelSide(
         name=name,
         inputs=session.inputs,

@@ -146,9 +146,11 @@ class Judge:
 
 def _answers(session: Session, rows: Rows) -> dict[str, Array]:
     """All outputs for all rows, by name."""
+    answered = session.answered("the model")
 
     def call(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return session.run({name: as_fed(array) for name, array in feeds.items()})
+        found = session.run({name: as_fed(array) for name, array in feeds.items()})
+        return {info.name: found[info.name] for info in answered}
 
     fixed = fixed_batch(session.inputs)
     return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=fixed)

@@ -123,6 +123,7 @@ def bundle_file(
     proof = _read_proof(parity, model, sha256_of_bytes(content))
     session = open_session(content, threads=1)
     _check_inputs(model, session)
+    session.answered(str(model))
     golden = _golden_rows(rows, session, golden_rows)
     answers = session.run({session.inputs[0].name: as_fed(golden)})
     contents = BundleContents(

@@ -13,7 +13,7 @@ import numpy as np
 from serving.bundles.bundle import Golden
 from serving.errors import InputError, IntegrityError, ModelError
 from serving.runtime.session import Session
-from serving.runtime.tensors import Array, as_fed
+from serving.runtime.tensors import Array, as_fed, refuse_other_rows
 
 INPUT = "input"
 
@@ -26,10 +26,14 @@ def make_golden(session: Session, rows: Array) -> bytes:
     """
     if not len(rows):
         raise InputError("golden rows are needed, there are none")
-    arrays = {INPUT: rows} | session.run({session.inputs[0].name: as_fed(rows)})
+    for info in session.outputs:
+        if not info.is_array:
+            raise ModelError(f"output {info.name} is {info.dtype}, which is no array")
+    session.answered("the model")
+    outputs = session.run({session.inputs[0].name: as_fed(rows)})
+    refuse_other_rows("the model", outputs, len(rows))
+    arrays = {INPUT: rows} | outputs
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise ModelError(f"output {name} is no array but a {type(array).__name__}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"golden {name} holds a value that is not finite")
     file = io.BytesIO()
@@ -53,8 +57,10 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
     if len(rows) != golden.rows:
         raise IntegrityError(f"golden.npz holds {len(rows)} rows, expected {golden.rows}")
     try:
+        session.answered("the model")
         outputs = session.run({session.inputs[0].name: as_fed(rows)})
-    except InputError as error:
+        refuse_other_rows("the model", outputs, len(rows))
+    except (InputError, ModelError) as error:
         raise IntegrityError(f"golden.npz: {error}") from error
     worst = max(_difference(name, arrays[name], outputs[name]) for name in outputs)
     if not worst <= golden.max_abs_diff:

@@ -101,9 +101,13 @@ def answers(
         # Numbers stay what they are; strings become Python's own.
         batch = rows[start : start + size].astype(info["dtype"], copy=False)
         try:
-            parts.append([_table(one) for one in session.run(names, {info["name"]: batch})])
+            found = [_table(one) for one in session.run(names, {info["name"]: batch})]
         except ORT_ERRORS as error:
             raise RunnerError(f"the model refused its input: {_one_line(error)}") from error
+        for name, one in zip(names, found, strict=True):
+            if one.ndim == 0 or len(one) != len(batch):
+                raise RunnerError(f"output {name} has shape {list(one.shape)}, not one entry a row")
+        parts.append(found)
     if not parts:
         shapes = [[at if isinstance(at, int) else 0 for at in o["shape"][1:]] for o in outputs]
         parts = [[np.zeros((0, *shapes[at]), o["dtype"]) for at, o in enumerate(outputs)]]

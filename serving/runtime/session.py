@@ -43,6 +43,8 @@ DTYPES = {
 """ONNX Runtime's types, and numpy's names of them."""
 MAPS = {f"seq(map({key},tensor(float)))": key for key in ("string", "int64")}
 """The types of what ZipMap makes: for each row a map from its classes to their scores."""
+NO_TYPE = "No corresponding Numpy type"
+"""What ONNX Runtime says of an output that it cannot hand out."""
 SILENT, ERRORS = 4, 3
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 """Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
@@ -89,6 +91,34 @@ class Session:
     """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
     output_names: list[str]
 
+    def answered(self, name: str) -> tuple[TensorInfo, ...]:
+        """The outputs that are answers: those that are arrays. `name` is the model's.
+
+        Raises ModelError where none is, for one whose first axis is declared to be no rows, and for
+        one of a type that numpy has not: ONNX Runtime gives the bare bits of some, of others
+        nothing.
+        """
+        firsts = {info.shape[0] for info in self.inputs if info.shape}
+        others = {axis for info in self.inputs for axis in info.shape[1:]} - firsts - {None}
+        for info in self.outputs:
+            if info.lacks_numpy:
+                raise ModelError(
+                    f"{name}: output {info.name} is a {info.dtype}, which numpy has no type for; "
+                    f"let the graph cast it to float32"
+                )
+            first = info.shape[0] if info.shape and info.is_array else None
+            # Converters declare a label as of one row where it is of any number.
+            number = isinstance(first, int) and first > 1 and first not in firsts
+            if number or (isinstance(first, str) and first in others):
+                raise ModelError(
+                    f"{name}: output {info.name} is {info.dtype} {list(info.shape)}; its first "
+                    f"axis must be the rows"
+                )
+        arrays = tuple(info for info in self.outputs if info.is_array)
+        if not arrays:
+            raise ModelError(f"{name}: none of its outputs is an array")
+        return arrays
+
     def tells(self, labels: Sequence[str] | None, task: Task | None = None) -> ClassOutputs:
         """Which outputs tell the class of a row, where `labels` are what classes are called."""
         return class_outputs(self.outputs, task, labels=labels, values=self.classes)
@@ -110,6 +140,8 @@ class Session:
             values = self.call(self.output_names, dict(feeds), None)
         except (*ORT_ERRORS, ValueError, TypeError) as error:
             names, reason = [info.name for info in self.inputs], runtime_reason(error)
+            if NO_TYPE in reason:  # of an output: numpy made the inputs
+                self.answered("the model")
             if set(feeds) != set(names):
                 reason = f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
             raise InputError(f"the model refused its input: {reason}") from error
