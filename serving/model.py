@@ -24,6 +24,7 @@ from serving.runtime.classes import ClassOutputs, Task
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import SessionSettings
+from serving.runtime.shared import HINT
 from serving.runtime.tensors import (
     PROBABILITIES,
     Array,
@@ -101,8 +102,8 @@ class Model:
 
     @property
     def left_out(self) -> tuple[TensorInfo, ...]:
-        """The outputs that are no arrays, which it does not answer."""
-        return tuple(info for info in self.session.outputs if not info.is_array)
+        """The outputs that it does not answer: a state that would be fed next, or no array."""
+        return tuple(info for info in self.session.outputs if info not in self.outputs)
 
     @property
     def kind(self) -> ModelKind:
@@ -253,6 +254,7 @@ def open_model(
     untuned: SessionSettings | None = None,
     goal: Goal = "throughput",
     task: Task | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> Model:
     """Open a bundle's folder, whose every byte is checked, or an ONNX file.
 
@@ -262,7 +264,8 @@ def open_model(
     profile, it runs with the settings `untuned`, by default one batch at a time on all cores.
 
     `task` is the caller's word of what the model tells, where its outputs, its metadata and the
-    labels of a bundle do not say it: see `serving.runtime.classes`.
+    labels of a bundle do not say it: see `serving.runtime.classes`. `shared` are inputs that are
+    the same for all rows, by default those of the bundle: see `serving.runtime.shared`.
 
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
     ModelError for a file that cannot be run or has not one input, ProviderError when this machine
@@ -278,7 +281,9 @@ def open_model(
         )
     if not path.is_dir():
         settings = settings or (untuned if threads is None else None)
-        session = open_session(path, provider=provider, threads=threads, settings=settings)
+        session = open_session(
+            path, provider=provider, threads=threads, settings=settings, shared=shared
+        )
         refuse_lacking(needs_in(session.metadata), str(path), provider)
         return _model(path, session, labels_of(path, session.metadata), None, task)
     from serving.bundles.bundle import open_bundle
@@ -289,7 +294,13 @@ def open_model(
     if threads is None and settings is None:
         profile = profile_for(bundle.manifest.profiles, provider, goal)
         settings = profile.applied if profile else untuned
-    session = open_session(bundle.model, provider=provider, threads=threads, settings=settings)
+    session = open_session(
+        bundle.model,
+        provider=provider,
+        threads=threads,
+        settings=settings,
+        shared=shared or bundle.manifest.given,
+    )
     return _model(path, session, bundle.manifest.labels, profile, task)
 
 
@@ -303,8 +314,7 @@ def _model(
     if len(session.inputs) != 1:
         names = ", ".join(info.name for info in session.inputs)
         raise ModelError(
-            f"{path} has the inputs {names or '(none)'}; exactly one can be fed here, several by "
-            f"`ferry bench --data ROWS.npz` and by `serving.runtime.session.open_session`"
+            f"{path} has the inputs {names or '(none)'}; exactly one can be fed rows here: {HINT}"
         )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")

@@ -178,8 +178,9 @@ def _absolute(limits: GateConfig, kept: Kept) -> dict[str, float]:
 def _left_out(side: Side) -> Iterator[str]:
     """The outputs that cannot be compared."""
     for info in side.session.outputs if isinstance(side, ModelSide) else ():
-        if not info.is_array:
-            yield f"output {info.name} is {info.dtype}, which is no array, and is not compared"
+        if info not in side.outputs:
+            form = f"{info.dtype} {list(info.shape)}"
+            yield f"output {info.name} is {form}, not one answer a row, and is not compared"
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
@@ -268,7 +269,8 @@ def ask_onnx_reference(
     if len(model.graph.node) > MOST_NODES:
         return _skipped(rows, f"{len(model.graph.node)} nodes are too many for numpy")
     names = [info.name for info in other.outputs]
-    rows_fed = {name: as_fed(array) for name, array in feeds.items()}
+    whole = other.session.whole(feeds)
+    rows_fed = {name: as_fed(array) for name, array in whole.items()}
     try:
         with np.errstate(all="ignore"):
             found = ReferenceEvaluator(model).run(names, rows_fed)

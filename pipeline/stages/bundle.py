@@ -121,7 +121,7 @@ def bundle_file(
     load_foreign(model)
     content = model.read_bytes()
     proof = _read_proof(parity, model, sha256_of_bytes(content))
-    session = open_session(content, threads=1)
+    session = open_session(content, threads=1, shared=proof.shared)
     _check_inputs(model, session)
     session.answered(str(model))
     golden = _golden_rows(rows, session, golden_rows)
@@ -131,6 +131,7 @@ def bundle_file(
         variant=FOREIGN,
         model=content,
         labels=_labels(labels, session, answers),
+        shared=proof.shared,
         golden_input=golden,
         golden_max_abs_diff=_tolerance(proof.result, list(answers.values())),
         metrics={} if proof.result.accuracy is None else {"accuracy": proof.result.accuracy},
@@ -295,8 +296,9 @@ def _check_inputs(model: Path, session: Session) -> None:
     names = [info.name for info in session.inputs]
     if len(names) != 1:
         raise InputError(
-            f"{model} has the inputs {', '.join(names) or '(none)'}; a bundle's model has one, "
-            f"which its golden rows and its runner feed"
+            f"{model} has the inputs {', '.join(names) or '(none)'}; a bundle's model has one of "
+            f"rows, which its golden rows and its runner feed; others are proven by `ferry parity "
+            f"--shared NAME=VALUE`"
         )
     if not session.inputs[0].shape:
         raise InputError(f"{model}: input {names[0]} has no batch axis")

@@ -5,8 +5,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ class PredictOptions(ReadOptions):
     """Whether the score of every class is written too; for classifiers only."""
     top_k: int | None = None
     """Whether the best classes of each row are written too, and how many; for classifiers only."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """The values of inputs that are the same for all rows; those of the bundle, if none."""
     task: Task | None = None
     """What the model tells, where its outputs, metadata and labels do not say it."""
     format: str | None = None
@@ -140,6 +142,7 @@ class PredictRun:
             probabilities=options.probabilities,
             top_k=options.top_k,
             task=options.task,
+            shared=self.model.session.given,
             format=self.form,
             reference=options.reference,
         )
@@ -222,7 +225,8 @@ def prepare(
             f"of which classes; {cure}"
         )
     for info in model.left_out:
-        note(f"Warning: output {info.name} is {info.dtype}, which is no array; it is left out")
+        made = f"{info.dtype} {list(info.shape)}"
+        note(f"Warning: output {info.name} is {made}, not one answer a row; it is left out")
     names = tuple(map(str, inputs))
     batch_rows = model.fixed_batch or options.batch_rows or model.batch_rows
     return PredictRun(
@@ -293,9 +297,10 @@ def _open(path: Path, options: PredictOptions) -> Model:
     side_by_side = 1 if options.provider in GPU_PROVIDERS else allowed_cores() // threads
     parallel = options.workers or max(1, side_by_side)
     settings = SessionSettings(threads=threads, parallel=parallel)
+    said: Any = {"task": options.task, "shared": options.shared}
     if options.threads or options.workers:
-        return open_model(path, provider=options.provider, settings=settings, task=options.task)
-    return open_model(path, provider=options.provider, untuned=settings, task=options.task)
+        return open_model(path, provider=options.provider, settings=settings, **said)
+    return open_model(path, provider=options.provider, untuned=settings, **said)
 
 
 def _describe(item: InputRow | UnreadableRow) -> FirstRow:

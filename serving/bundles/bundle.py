@@ -21,6 +21,7 @@ from serving.files import dump_json, read_json, read_record, sha256_of_bytes
 from serving.runtime.classes import ClassOutputs
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.onnxfile import read_header
+from serving.runtime.shared import SharedInput
 from serving.runtime.tensors import TensorInfo
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
@@ -87,7 +88,10 @@ class BundleManifest:
     needs: tuple[str, ...]
     """What a processor must have to answer as was proven: ("vnni",), or nothing."""
     inputs: tuple[TensorInfo, ...]
+    shared: tuple[SharedInput, ...]
+    """The inputs that are the same for all rows, with their values; `inputs` are the others."""
     outputs: tuple[TensorInfo, ...]
+    """Those that are answered."""
     labels: tuple[str, ...]
     """The names of the classes; none for a model that has no classes, or does not name them."""
     classes: ClassOutputs
@@ -104,6 +108,11 @@ class BundleManifest:
     """What `ferry bench --tune` found, one for each goal and kind of machine; none when built."""
     digest: str
     """The sha256 of the canonical text of all of the above: the identity of the bundle."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The shared inputs as `open_session` takes them."""
+        return {one.info.name: one.value for one in self.shared}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,10 +29,7 @@ def make_golden(session: Session, rows: Array) -> bytes:
     for info in session.outputs:
         if not info.is_array:
             raise ModelError(f"output {info.name} is {info.dtype}, which is no array")
-    session.answered("the model")
-    outputs = session.run({session.inputs[0].name: as_fed(rows)})
-    refuse_other_rows("the model", outputs, len(rows))
-    arrays = {INPUT: rows} | outputs
+    arrays = {INPUT: rows} | _answers(session, rows)
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"golden {name} holds a value that is not finite")
@@ -50,16 +47,14 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
     `golden.max_abs_diff`.
     """
     arrays = _load(content)
-    names = [INPUT, *(output.name for output in session.outputs)]
+    names = [INPUT, *(output.name for output in session.answered("the model"))]
     if sorted(arrays) != sorted(names):
         raise IntegrityError(f"golden.npz holds {sorted(arrays)}, expected {sorted(names)}")
     rows = arrays[INPUT]
     if len(rows) != golden.rows:
         raise IntegrityError(f"golden.npz holds {len(rows)} rows, expected {golden.rows}")
     try:
-        session.answered("the model")
-        outputs = session.run({session.inputs[0].name: as_fed(rows)})
-        refuse_other_rows("the model", outputs, len(rows))
+        outputs = _answers(session, rows)
     except (InputError, ModelError) as error:
         raise IntegrityError(f"golden.npz: {error}") from error
     worst = max(_difference(name, arrays[name], outputs[name]) for name in outputs)
@@ -68,6 +63,15 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
             f"the golden outputs differ by {worst:.3e} here, the limit is {golden.max_abs_diff:.3e}"
         )
     return worst
+
+
+def _answers(session: Session, rows: Array) -> dict[str, Array]:
+    """What the model answers to rows, each output one entry a row."""
+    answered = session.answered("the model")
+    found = session.run({session.inputs[0].name: as_fed(rows)})
+    outputs = {info.name: found[info.name] for info in answered}
+    refuse_other_rows("the model", outputs, len(rows))
+    return outputs
 
 
 def _load(content: bytes) -> Mapping[str, Array]:

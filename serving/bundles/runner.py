@@ -101,7 +101,8 @@ def answers(
         # Numbers stay what they are; strings become Python's own.
         batch = rows[start : start + size].astype(info["dtype"], copy=False)
         try:
-            found = [_table(one) for one in session.run(names, {info["name"]: batch})]
+            shared = {one["info"]["name"]: _shared(one, len(batch)) for one in manifest["shared"]}
+            found = [_table(one) for one in session.run(names, {info["name"]: batch, **shared})]
         except ORT_ERRORS as error:
             raise RunnerError(f"the model refused its input: {_one_line(error)}") from error
         for name, one in zip(names, found, strict=True):
@@ -137,6 +138,18 @@ def selftest(*, provider: str = "cpu", threads: int = 0) -> float:
     if not worst <= limit:
         raise RunnerError(f"the golden outputs differ by {worst:.3e}, the limit is {limit:.3e}")
     return worst
+
+
+def _shared(one: dict[str, Any], rows: int) -> Any:
+    """The array of an input that is the same for all rows, for so many of them."""
+    try:
+        value = json.loads(one["value"])
+    except ValueError:  # a text
+        value = one["value"]
+    values, axes = np.array(value, one["info"]["dtype"]), one["info"]["shape"]
+    shape = [rows if at == one["rows_axis"] else axis for at, axis in enumerate(axes)]
+    shape = [axis if isinstance(axis, int) else values.shape[at] for at, axis in enumerate(shape)]
+    return np.broadcast_to(values, shape).copy()
 
 
 def _table(value: Any) -> Any:

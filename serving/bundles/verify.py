@@ -75,7 +75,9 @@ def verify(folder: Path, provider: str = "cpu", threads: int | None = None) -> V
         bundle = open_bundle(folder)
         checks.append(Check("files", PASSED, f"{len(bundle.contents)} files and manifest"))
         refuse_lacking(bundle.manifest.needs, str(folder), provider)
-        session = open_session(bundle.model, provider=provider, threads=threads)
+        session = open_session(
+            bundle.model, provider=provider, threads=threads, shared=bundle.manifest.given
+        )
         proof = session.proof
         checks += _checks(bundle, session)
     except (IntegrityError, ModelError) as error:
@@ -157,11 +159,11 @@ def _signature(bundle: Bundle, session: Session) -> str:
     manifest = bundle.manifest
     header = read_header(bundle.model)
     _same("inputs", session.inputs, manifest.inputs)
-    _same("outputs", session.outputs, manifest.outputs)
+    _same("outputs", session.answered("the model"), manifest.outputs)
     _same("opset", header.opset, manifest.opset)
     _same("IR version", header.ir_version, manifest.ir_version)
     _same("minimum runtime", minimum_runtime(header), manifest.minimum_runtime)
-    tensors = ", ".join(_tensor(info) for info in (*session.inputs, *session.outputs))
+    tensors = ", ".join(_tensor(info) for info in (*session.inputs, *manifest.outputs))
     return f"{tensors}; opset {header.opset}, ONNX Runtime {manifest.minimum_runtime} or newer"
 
 

@@ -115,7 +115,7 @@ def can_bind(session: Session) -> bool:
     """Whether memory can be bound once: arrays of numbers, free in the first axis and no other."""
     # An output with another free axis may have another shape for other rows.
     return (
-        not session.maps
+        not (session.maps or session.shared)
         and all(
             info.shape
             and not info.is_text

@@ -31,6 +31,7 @@ from serving.runtime.providers import (
     why_not,
 )
 from serving.runtime.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettings, check_settings
+from serving.runtime.shared import SharedInput, shared_inputs
 from serving.runtime.tensors import Array, TensorInfo
 
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -83,6 +84,8 @@ class Session:
     """Whether it has a recurrent layer, which cannot be run on a batch without rows."""
     raw: Any
     """The `onnxruntime.InferenceSession`."""
+    shared: tuple[SharedInput, ...]
+    """The inputs that are the same for all rows; `inputs` are the others."""
     maps: frozenset[str]
     """The outputs that ONNX Runtime gives as a list of maps, and `run` as a table."""
     classes: tuple[str, ...] | None
@@ -92,7 +95,9 @@ class Session:
     output_names: list[str]
 
     def answered(self, name: str) -> tuple[TensorInfo, ...]:
-        """The outputs that are answers: those that are arrays. `name` is the model's.
+        """The outputs that are answers: arrays, and no state that a shared input would be fed next.
+
+        `name` is the model's.
 
         Raises ModelError where none is, for one whose first axis is declared to be no rows, and for
         one of a type that numpy has not: ONNX Runtime gives the bare bits of some, of others
@@ -100,7 +105,10 @@ class Session:
         """
         firsts = {info.shape[0] for info in self.inputs if info.shape}
         others = {axis for info in self.inputs for axis in info.shape[1:]} - firsts - {None}
-        for info in self.outputs:
+        outputs = [
+            info for info in self.outputs if not any(one.continues(info) for one in self.shared)
+        ]
+        for info in outputs:
             if info.lacks_numpy:
                 raise ModelError(
                     f"{name}: output {info.name} is a {info.dtype}, which numpy has no type for; "
@@ -114,10 +122,20 @@ class Session:
                     f"{name}: output {info.name} is {info.dtype} {list(info.shape)}; its first "
                     f"axis must be the rows"
                 )
-        arrays = tuple(info for info in self.outputs if info.is_array)
+        arrays = tuple(info for info in outputs if info.is_array)
         if not arrays:
             raise ModelError(f"{name}: none of its outputs is an array")
         return arrays
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The shared inputs as `open_session` takes them."""
+        return {one.info.name: one.value for one in self.shared}
+
+    def whole(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Some rows by the name of the input, with the inputs that are the same for all."""
+        rows = len(next(iter(feeds.values()))) if self.shared else 0
+        return {**feeds, **{one.info.name: one.array(rows) for one in self.shared}}
 
     def tells(self, labels: Sequence[str] | None, task: Task | None = None) -> ClassOutputs:
         """Which outputs tell the class of a row, where `labels` are what classes are called."""
@@ -137,7 +155,7 @@ class Session:
                 "the model refused its input: a recurrent layer needs at least one row of one step"
             )
         try:
-            values = self.call(self.output_names, dict(feeds), None)
+            values = self.call(self.output_names, self.whole(feeds), None)
         except (*ORT_ERRORS, ValueError, TypeError) as error:
             names, reason = [info.name for info in self.inputs], runtime_reason(error)
             if NO_TYPE in reason:  # of an output: numpy made the inputs
@@ -159,13 +177,15 @@ def open_session(
     optimize: Level = "all",
     settings: SessionSettings | None = None,
     profile: Path | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> Session:
     """Make a session of an ONNX file, or of its bytes, on exactly one provider.
 
     `provider` is a key of `PROVIDERS`, `threads` the threads within one operator (default: the
     cores this process may use), `optimize` how much ONNX Runtime may rewrite the graph; `settings`
     says all of that at once, in place of the two. With `profile` ONNX Runtime writes the times of
-    all nodes to a file whose path begins so.
+    all nodes to a file whose path begins so. `shared` are inputs that are the same for all rows,
+    with their values: see `serving.runtime.shared`.
 
     Raises MissingInputError for a file that is not there, ModelError for one that ONNX Runtime
     cannot load, UnknownNameError for a provider it has never heard of, ProviderError for one
@@ -189,8 +209,10 @@ def open_session(
     maps = frozenset(info.name for info in declared if info.dtype in MAPS)
     classes = classes_of(content, declared)
     outputs = tuple(_as_table(info, classes) if info.name in maps else info for info in declared)
+    inputs = tuple(_info(value) for value in raw.get_inputs())
+    fixed = shared_inputs(inputs, shared or {}, label)
     return Session(
-        inputs=tuple(_info(value) for value in raw.get_inputs()),
+        inputs=tuple(info for info in inputs if info.name not in (shared or {})),
         outputs=outputs,
         metadata=dict(raw.get_modelmeta().custom_metadata_map),
         sha256=sha256_of_bytes(content),
@@ -199,6 +221,7 @@ def open_session(
         proof=proof,
         recurrent=not operators.isdisjoint(RECURRENT),
         raw=raw,
+        shared=fixed,
         maps=maps,
         classes=classes,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside

@@ -186,6 +186,7 @@ def module_proof(path: Path) -> None:
         other=SideInfo(name=path.name, sha256=sha256_of_file(path)),
         data="rows.npy",
         rows=40,
+        shared={},
         passed=True,
         result=replace(sample_metrics.variant(), limits=limits),
     )
