@@ -265,7 +265,7 @@ def open_model(
 
     `task` is the caller's word of what the model tells, where its outputs, its metadata and the
     labels of a bundle do not say it: see `serving.runtime.classes`. `shared` are inputs that are
-    the same for all rows, by default those of the bundle: see `serving.runtime.shared`.
+    the same for all rows, besides those that a bundle keeps: see `serving.runtime.shared`.
 
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
     ModelError for a file that cannot be run or has not one input, ProviderError when this machine
@@ -299,7 +299,7 @@ def open_model(
         provider=provider,
         threads=threads,
         settings=settings,
-        shared=shared or bundle.manifest.given,
+        shared={**bundle.manifest.given, **(shared or {})},
     )
     return _model(path, session, bundle.manifest.labels, profile, task)
 

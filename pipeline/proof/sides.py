@@ -288,7 +288,8 @@ def open_side(
     path = Path(name)
     if path.is_dir():
         bundle = open_bundle(path)
-        return model_side(spec, bundle.model, provider, shared=shared or bundle.manifest.given)
+        given = {**bundle.manifest.given, **(shared or {})}
+        return model_side(spec, bundle.model, provider, shared=given)
     if path.exists():
         onnxmodel.load_foreign(path)
         return model_side(spec, path.read_bytes(), provider, shared=shared)

@@ -58,7 +58,7 @@ class PredictOptions(ReadOptions):
     top_k: int | None = None
     """Whether the best classes of each row are written too, and how many; for classifiers only."""
     shared: Mapping[str, str] = field(default_factory=dict)
-    """The values of inputs that are the same for all rows; those of the bundle, if none."""
+    """The values of inputs that are the same for all rows, besides those that a bundle keeps."""
     task: Task | None = None
     """What the model tells, where its outputs, metadata and labels do not say it."""
     format: str | None = None

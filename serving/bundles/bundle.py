@@ -163,20 +163,22 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(folder=folder, manifest=manifest, contents=contents)
 
 
-def model_source(path: Path, provider: str) -> Path | bytes:
+def model_source(path: Path, provider: str) -> tuple[Path | bytes, dict[str, str]]:
     """What to make a session of: an ONNX file as it is, or that of a bundle, checked whole.
+
+    With it are the inputs that the bundle says are the same for all rows.
 
     Raises ProviderError where this processor lacks what the model needs.
     """
     if path.is_dir():
         bundle = open_bundle(path)
         refuse_lacking(bundle.manifest.needs, str(path), provider)
-        return bundle.model
+        return bundle.model, bundle.manifest.given
     # What is no model, or not there, the session refuses in its own words.
     with contextlib.suppress(OSError, ModelError):
         metadata = read_header(path.read_bytes()).metadata
         refuse_lacking(needs_in(metadata), str(path), provider)
-    return path
+    return path, {}
 
 
 def sealed(manifest: BundleManifest) -> BundleManifest:

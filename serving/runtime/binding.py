@@ -56,7 +56,8 @@ def bind(session: Session, feeds: Mapping[str, Array]) -> Bound:
     texts = [info.name for info in (*session.inputs, *session.outputs) if info.is_text]
     if texts:
         raise InputError(f"{texts[0]!r} holds texts, which cannot be bound: use binding=off")
-    inputs = {name: np.array(array, order="C") for name, array in feeds.items()}
+    whole = session.whole(feeds)
+    inputs = {name: np.array(array, order="C") for name, array in whole.items()}
     outputs = _empty_outputs(session, inputs)
     binding = session.raw.io_binding()
     run: Callable[[], object] = functools.partial(session.raw.run_with_iobinding, binding)

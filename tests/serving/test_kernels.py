@@ -58,7 +58,7 @@ def test_a_file_and_a_bundle_are_refused_wherever_they_are_opened(
             model_source(path, "cpu")
     monkeypatch.setenv("FERRY_ALLOW", "vnni")
     assert len(open_model(needy).predict(images(2)).labels) == 3
-    assert model_source(bundle, "cpu") == (bundle / "model.onnx").read_bytes()
+    assert model_source(bundle, "cpu") == ((bundle / "model.onnx").read_bytes(), {})
 
 
 @pytest.mark.usefixtures("lacking")
