@@ -77,10 +77,10 @@ def shared_inputs(
 
 
 def _shared(info: TensorInfo, value: str, batch: set[int | str | None]) -> SharedInput:
-    """An input whose axis of rows is the one called as that of the rows, or the only free one."""
+    """An input whose axis of rows is the first that is as theirs is, or else the only free one."""
     free = [at for at, axis in enumerate(info.shape) if not isinstance(axis, int)]
-    named = [at for at in free if info.shape[at] in batch and info.shape[at] is not None]
-    axis = named[0] if named else free[0] if len(free) == 1 else None
+    alike = [at for at, axis in enumerate(info.shape) if axis in batch - {None}]
+    axis = alike[0] if alike else free[0] if len(free) == 1 else None
     return SharedInput(info=info, value=value, rows_axis=axis)
 
 

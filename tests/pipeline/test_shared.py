@@ -33,7 +33,7 @@ LIMITS = GateConfig.only(max_abs_diff=1e-5, batch_diff=1e-5, flips=0)
 WEIGHT = np.random.default_rng(4).normal(size=(8, 4)).astype(np.float32)
 
 
-def detector(factor: float = 1.0, batch: str = "batch") -> onnx.ModelProto:
+def detector(factor: float = 1.0, batch: str | int = "batch") -> onnx.ModelProto:
     """As models of streams are: rows, a state with the rows on its second axis, and a rate."""
     nodes = [
         node("MatMul", "rows weight", "seen"),
@@ -87,6 +87,13 @@ def test_predict_feeds_them_and_leaves_the_next_state_out(
     found = np.array([np.fromstring(line["answer"].strip("[]"), sep=",") for line in lines])
     np.testing.assert_allclose(found, answered(), rtol=1e-4, atol=1e-6)
     assert "output next is float32 [2, 'batch', 4], not one answer a row" in capsys.readouterr().err
+
+
+def test_a_model_of_one_row_at_a_time(path: Path) -> None:
+    path.write_bytes(detector(batch=1).SerializeToString())
+    found = open_model(path, shared=SHARED).answers(ROWS)
+    assert list(found) == ["answer"]
+    np.testing.assert_allclose(found["answer"], answered(), atol=1e-6)
 
 
 def test_a_run_with_another_value_is_another_run(path: Path) -> None:
