@@ -97,6 +97,16 @@ def keep(reference: Side, rows: Rows, rule: DecisionRule) -> Kept:
     return Kept(outputs=outputs, variations=variations, rows=rows, chunk=chunk)
 
 
+def quantities(kept: Kept, rule: DecisionRule) -> list[str]:
+    """The outputs that differ by how much: all but a label.
+
+    Another label is a flip, or a near-tie by the scores beside it.
+    """
+    decided = rule.decided({name: array[:1] for name, array in kept.outputs.items()})
+    labels = {name for name, one in decided.items() if name != one.scored_by}
+    return [name for name in kept.outputs if name not in labels] or list(kept.outputs)
+
+
 class BatchSizeParity:
     """The differences and decisions at one batch size, of all rows that were added so far."""
 
@@ -108,9 +118,7 @@ class BatchSizeParity:
             name: DecisionCount(name, rule.margin(kept.variations[one.scored_by or name]))
             for name, one in decided.items()
         }
-        # A label is no quantity: another one is a flip, or a near-tie by the scores beside it.
-        labels = {name for name, one in decided.items() if name != one.scored_by}
-        self.measured = [name for name in kept.outputs if name not in labels] or list(kept.outputs)
+        self.measured = quantities(kept, rule)
         self._differences = {
             name: Differences(name, kept.variations[name]) for name in self.measured
         }

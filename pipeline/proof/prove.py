@@ -16,7 +16,7 @@ from pipeline.config.experiment import GateConfig
 from pipeline.proof.differences import FAR, DecisionRule, Differences, largest_difference
 from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
 from pipeline.proof.hostile import failing, hostile_rows, zero_rows
-from pipeline.proof.measure import Kept, beside_others, measure, progress
+from pipeline.proof.measure import Kept, beside_others, measure, progress, quantities
 from pipeline.proof.overflow import SAFE, needs_of
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.records.parity import (
@@ -104,7 +104,7 @@ def prove(
         cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
         rows=len(rows),
         batches=batches,
-        kernels=kernels_apart(shipped, kept, plan.sample[:KERNEL_ROWS]),
+        kernels=kernels_apart(shipped, kept, plan),
     )
     outside = [*failures_as_shipped(evidence, plan.limits), *failing(hostile)]
     if not sane:
@@ -134,13 +134,14 @@ def prove(
     )
 
 
-def kernels_apart(side: Side, kept: Kept, numbers: Numbers) -> list[OutputDifference]:
+def kernels_apart(side: Side, kept: Kept, plan: ParityPlan) -> list[OutputDifference]:
     """How far optimized kernels are from the graph as it is written, by output, on some rows."""
+    numbers = plan.sample[:KERNEL_ROWS]
     if not isinstance(side, ModelSide):
         return []
     feeds = kept.rows.take(numbers)
     written, found = (one.answer(feeds, len(numbers)) for one in (side.at("none"), side))
-    apart = [Differences(name, variation) for name, variation in kept.variations.items()]
+    apart = [Differences(name, kept.variations[name]) for name in quantities(kept, plan.rule)]
     for one in apart:
         one.add(written[one.output], found[one.output], numbers)
     return [one.report() for one in apart]
