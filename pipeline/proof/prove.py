@@ -16,7 +16,7 @@ from pipeline.config.experiment import GateConfig
 from pipeline.proof.differences import FAR, DecisionRule, Differences, largest_difference
 from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
 from pipeline.proof.hostile import failing, hostile_rows, zero_rows
-from pipeline.proof.measure import Kept, beside_others, measure, progress
+from pipeline.proof.measure import Kept, beside_others, measure, progress, quantities
 from pipeline.proof.overflow import SAFE, needs_of
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.records.parity import (
@@ -104,7 +104,7 @@ def prove(
         cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
         rows=len(rows),
         batches=batches,
-        kernels=kernels_apart(shipped, kept, plan.sample[:KERNEL_ROWS]),
+        kernels=kernels_apart(shipped, kept, plan),
     )
     outside = [*failures_as_shipped(evidence, plan.limits), *failing(hostile)]
     if not sane:
@@ -117,7 +117,11 @@ def prove(
         failures=tuple(outside),
         first_divergence=None,
         first_nonfinite=None,
-        notes=(*(_overflow(shipped) if outside else ()), *_doubts(reference, kept)),
+        notes=(
+            *(_overflow(shipped) if outside else ()),
+            *_left_out(shipped),
+            *_doubts(reference, kept),
+        ),
         sha256=shipped.sha256,
         zero_rows=no_rows,
         hostile_max_abs_diff=max((row.max_abs_diff or 0.0 for row in hostile), default=0.0),
@@ -130,13 +134,14 @@ def prove(
     )
 
 
-def kernels_apart(side: Side, kept: Kept, numbers: Numbers) -> list[OutputDifference]:
+def kernels_apart(side: Side, kept: Kept, plan: ParityPlan) -> list[OutputDifference]:
     """How far optimized kernels are from the graph as it is written, by output, on some rows."""
+    numbers = plan.sample[:KERNEL_ROWS]
     if not isinstance(side, ModelSide):
         return []
     feeds = kept.rows.take(numbers)
     written, found = (one.answer(feeds, len(numbers)) for one in (side.at("none"), side))
-    apart = [Differences(name, variation) for name, variation in kept.variations.items()]
+    apart = [Differences(name, kept.variations[name]) for name in quantities(kept, plan.rule)]
     for one in apart:
         one.add(written[one.output], found[one.output], numbers)
     return [one.report() for one in apart]
@@ -169,6 +174,14 @@ def _absolute(limits: GateConfig, kept: Kept) -> dict[str, float]:
         return {}
     part = limits.max_scaled_diff
     return {name: part * one.overall_scale for name, one in kept.variations.items()}
+
+
+def _left_out(side: Side) -> Iterator[str]:
+    """The outputs that cannot be compared."""
+    for info in side.session.outputs if isinstance(side, ModelSide) else ():
+        if info not in side.outputs:
+            form = f"{info.dtype} {list(info.shape)}"
+            yield f"output {info.name} is {form}, not one answer a row, and is not compared"
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
@@ -257,7 +270,8 @@ def ask_onnx_reference(
     if len(model.graph.node) > MOST_NODES:
         return _skipped(rows, f"{len(model.graph.node)} nodes are too many for numpy")
     names = [info.name for info in other.outputs]
-    rows_fed = {name: as_fed(array) for name, array in feeds.items()}
+    whole = other.session.whole(feeds)
+    rows_fed = {name: as_fed(array) for name, array in whole.items()}
     try:
         with np.errstate(all="ignore"):
             found = ReferenceEvaluator(model).run(names, rows_fed)
