@@ -55,6 +55,25 @@ def path(value: str) -> "Path":
 PATH = click.types.FuncParamType(path)
 
 
+def shared_option(command: Command) -> Command:
+    """Add `--shared`, which the command receives as a mapping from names to values."""
+
+    def pairs(_context: click.Context, _option: click.Parameter, given: Any) -> dict[str, str]:
+        for one in given:
+            if not one.partition("=")[0] or "=" not in one:
+                raise click.BadParameter(f"{one!r} must be NAME=VALUE")
+        return dict(one.split("=", 1) for one in given)
+
+    option = click.option(
+        "--shared",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=pairs,
+        help="An input that is the same for all rows: a number, or a list as JSON; repeatable.",
+    )
+    return option(command)
+
+
 def task_option(command: Command) -> Command:
     """Add `--task`, the user's word where a model does not say what it tells."""
     option = click.option(

@@ -20,10 +20,11 @@ import numpy.typing as npt
 from serving.bundles.profiles import Goal, Profile, profile_for
 from serving.errors import InputError, MissingInputError, ModelError, UsageError
 from serving.runtime.binding import BoundPool, can_bind
-from serving.runtime.classes import Task, are_probabilities, class_outputs
+from serving.runtime.classes import ClassOutputs, Task
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import SessionSettings
+from serving.runtime.shared import HINT
 from serving.runtime.tensors import (
     PROBABILITIES,
     Array,
@@ -47,11 +48,11 @@ class Prediction:
     labels: tuple[str, ...]
     """The name of every class."""
     label_index: npt.NDArray[np.int64]
-    """int64 [rows], the class with the highest score."""
+    """int64 [rows], the class that the model itself says, else the one with the highest score."""
     scores: npt.NDArray[np.float32]
     """float32 [rows, classes], as the model gave them."""
     are_probabilities: bool
-    """Whether the scores are the output named `probabilities`; softmax is never guessed."""
+    """Whether the scores are named probabilities; softmax is never guessed."""
 
     def __len__(self) -> int:
         return len(self.label_index)
@@ -89,29 +90,27 @@ class Model:
     session: Session
     input: TensorInfo
     outputs: tuple[TensorInfo, ...]
-    """The outputs that are arrays; a sequence or a map, as some converters add, is left out."""
-    scores: TensorInfo | None
-    """The output that holds the scores of classes, None where none is known to."""
-    label: TensorInfo | None
-    """The output that is the class by the model's own word, None where none is."""
+    """The outputs that are arrays; of lists and maps those that ZipMap makes are tables."""
+    classes: ClassOutputs
+    """Which of them tell the class of a row, and what is known of it."""
     labels: tuple[str, ...] | None
-    """The names of the classes, or None for a file that has none; see `class_names`."""
+    """The names of the classes, or None where nothing gives any; see `class_names`."""
     profile: Profile | None = None
     """What the session's settings were taken from, or None where no profile fitted."""
     bound: BoundPool | None = None
     """Memory for full batches, where the settings have `binding` and the model allows it."""
 
     @property
-    def kind(self) -> ModelKind:
-        """What it is: `predict` is for a classifier, `answers` for any."""
-        if self.scores and not self.label:
-            return "classifier"
-        return "reconstruction" if is_reconstruction(self.outputs) else "other"
+    def left_out(self) -> tuple[TensorInfo, ...]:
+        """The outputs that it does not answer: a state that would be fed next, or no array."""
+        return tuple(info for info in self.session.outputs if info not in self.outputs)
 
     @property
-    def are_probabilities(self) -> bool:
-        """Whether the scores are probabilities by the model's own word."""
-        return are_probabilities(self.scores)
+    def kind(self) -> ModelKind:
+        """What it is: `predict` is for a classifier, `answers` for any."""
+        if self.classes.complete:
+            return "classifier"
+        return "reconstruction" if is_reconstruction(self.outputs) else "other"
 
     @property
     def fixed_batch(self) -> int | None:
@@ -160,33 +159,34 @@ class Model:
         another dtype or shape, and when the model refuses its input, and ModelError for a model
         that is no classifier.
         """
-        if self.scores is None or self.kind != "classifier":
+        scored = self.classes.scores
+        if scored is None or not self.classes.complete:
             given = ", ".join(f"{one.name} {one.dtype} {list(one.shape)}" for one in self.outputs)
             raise ModelError(
                 f"{self.path} is no classifier that ferry can read: none of its outputs ({given}) "
-                f"is known to be the scores of classes alone; `answers` gives its outputs, and "
+                f"is known to be the scores of its classes; `answers` gives its outputs, and "
                 f'task="classification" says that its only table of floats is scores'
             )
         self._check_rows(rows)
         if len(rows):
-            name = self.scores.name
-            scores = self._answered(rows, batch_rows, parallel, [self.scores])[name]
+            label = [self.classes.label] if self.classes.label else []
+            found = self._answered(rows, batch_rows, parallel, [scored, *label])
+            scores = found[scored.name]
             if scores.ndim != 2 or scores.shape[1] < 2:
                 raise ModelError(
-                    f"{self.path}: output {name} has shape {list(scores.shape)}, a classifier "
-                    f"gives [rows, classes]"
+                    f"{self.path}: output {scored.name} has shape {list(scores.shape)}, a "
+                    f"classifier gives [rows, classes]; the task regression takes it as it is"
                 )
+            label_index = self._said(found) if label else scores.argmax(axis=1)
         else:
-            axis = self.scores.shape[1]
+            axis = scored.shape[1]
             classes = axis if isinstance(axis, int) else len(self.labels or ())
-            scores = np.zeros((0, max(classes, 1)))
-        scores = scores.astype(np.float32)
-        labels = self.class_names(scores.shape[1])
+            scores, label_index = np.zeros((0, max(classes, 1))), np.zeros(0)
         return Prediction(
-            labels=labels,
-            label_index=scores.argmax(axis=1).astype(np.int64),
-            scores=scores,
-            are_probabilities=self.are_probabilities,
+            labels=self.class_names(scores.shape[1]),
+            label_index=label_index.astype(np.int64),
+            scores=scores.astype(np.float32),
+            are_probabilities=self.classes.are_probabilities,
         )
 
     def class_names(self, classes: int) -> tuple[str, ...]:
@@ -197,6 +197,19 @@ class Model:
                 f"{self.path} has {len(labels)} labels and gives {classes} scores a row"
             )
         return labels
+
+    def _said(self, found: Arrays) -> Array:
+        """The class that the model's own label says, for each row."""
+        assert self.classes.label  # noqa: S101 - it is asked for where there is one
+        number = {value: index for index, value in enumerate(self.classes.values)}
+        said = [str(one) for one in found[self.classes.label.name].reshape(-1).tolist()]
+        unknown = next((one for one in said if one not in number), None)
+        if unknown is not None:
+            raise ModelError(
+                f"{self.path}: output {self.classes.label.name} says {unknown!r}, which is none of "
+                f"its classes: {', '.join(self.classes.values)}"
+            )
+        return np.array([number[one] for one in said])
 
     def _check_rows(self, rows: Array) -> None:
         if not isinstance(rows, np.ndarray) or not self.input.accepts(rows.dtype, rows.shape[1:]):
@@ -241,6 +254,7 @@ def open_model(
     untuned: SessionSettings | None = None,
     goal: Goal = "throughput",
     task: Task | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> Model:
     """Open a bundle's folder, whose every byte is checked, or an ONNX file.
 
@@ -250,7 +264,8 @@ def open_model(
     profile, it runs with the settings `untuned`, by default one batch at a time on all cores.
 
     `task` is the caller's word of what the model tells, where its outputs, its metadata and the
-    labels of a bundle do not say it: see `serving.runtime.classes`.
+    labels of a bundle do not say it: see `serving.runtime.classes`. `shared` are inputs that are
+    the same for all rows, besides those that a bundle keeps: see `serving.runtime.shared`.
 
     Raises MissingInputError when `path` is not there, IntegrityError for an altered bundle,
     ModelError for a file that cannot be run or has not one input, ProviderError when this machine
@@ -266,7 +281,9 @@ def open_model(
         )
     if not path.is_dir():
         settings = settings or (untuned if threads is None else None)
-        session = open_session(path, provider=provider, threads=threads, settings=settings)
+        session = open_session(
+            path, provider=provider, threads=threads, settings=settings, shared=shared
+        )
         refuse_lacking(needs_in(session.metadata), str(path), provider)
         return _model(path, session, labels_of(path, session.metadata), None, task)
     from serving.bundles.bundle import open_bundle
@@ -277,7 +294,13 @@ def open_model(
     if threads is None and settings is None:
         profile = profile_for(bundle.manifest.profiles, provider, goal)
         settings = profile.applied if profile else untuned
-    session = open_session(bundle.model, provider=provider, threads=threads, settings=settings)
+    session = open_session(
+        bundle.model,
+        provider=provider,
+        threads=threads,
+        settings=settings,
+        shared={**bundle.manifest.given, **(shared or {})},
+    )
     return _model(path, session, bundle.manifest.labels, profile, task)
 
 
@@ -291,23 +314,19 @@ def _model(
     if len(session.inputs) != 1:
         names = ", ".join(info.name for info in session.inputs)
         raise ModelError(
-            f"{path} has the inputs {names or '(none)'}; exactly one can be fed here, several by "
-            f"`ferry bench --data ROWS.npz` and by `serving.runtime.session.open_session`"
+            f"{path} has the inputs {names or '(none)'}; exactly one can be fed rows here: {HINT}"
         )
     if not session.inputs[0].shape:
         raise ModelError(f"{path}: input {session.inputs[0].name} has no batch axis")
-    outputs = tuple(info for info in session.outputs if info.is_array)
-    if not outputs:
-        raise ModelError(f"{path}: none of its outputs is an array")
-    which = class_outputs(outputs, task or ("classification" if labels else None))
+    outputs = session.answered(str(path))
+    classes = session.tells(labels, task)
     model = Model(
         path=path,
         session=session,
         input=session.inputs[0],
         outputs=outputs,
-        scores=None if is_reconstruction(outputs) else which.scores,
-        label=which.label,
-        labels=labels,
+        classes=classes,
+        labels=labels or classes.values or None,
         profile=profile,
     )
     if not session.settings.binding or not can_bind(session):

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.console import PATH, json_option, show, task_option
+from serving.console import PATH, json_option, shared_option, show, task_option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from serving.runtime.classes import Task
@@ -16,8 +17,15 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="MODEL.onnx", type=PATH)
 @click.option("--data", metavar="ROWS", help="Rows to compute what is lost, as for `ferry parity`.")
 @task_option
+@shared_option
 @json_option
-def lint(model: "Path", data: str | None, task: "Task | None", as_json: bool) -> None:
+def lint(
+    model: "Path",
+    data: str | None,
+    task: "Task | None",
+    shared: "Mapping[str, str]",
+    as_json: bool,
+) -> None:
     """Judge whether int8 answers alike on every processor, by the weights of MODEL.onnx.
 
     Kernels of x86 without VNNI add products of bytes two by two in 16 bits, where weights beyond
@@ -30,7 +38,7 @@ def lint(model: "Path", data: str | None, task: "Task | None", as_json: bool) ->
     from pipeline.quantization.lint import as_text
     from pipeline.quantization.lint import lint as judge
 
-    report = judge(model, data, task)
+    report = judge(model, data, task, shared)
     show(report, as_json=as_json, text=as_text(report))
     if report.needs:
         click.get_current_context().exit(1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options import track_option
-from serving.console import PATH, json_option, show, task_option
+from serving.console import PATH, json_option, shared_option, show, task_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     help="Whether to ask rows that no data set holds as well.",
 )
 @task_option
+@shared_option
 @click.option("--explain", is_flag=True, help="Name the layer that differs, even on success.")
 @click.option("-o", "--output", type=PATH, metavar="REPORT", help="Where the report goes, as JSON.")
 @track_option
@@ -124,8 +125,10 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
     from serving.files import write_json
 
     usual = stage_defaults("parity", ParityConfig)
-    limit, flips = options["limit"], options["flips"]
-    reference, other = (open_side(side, lambda name: load().experiment(name)) for side in sides)
+    limit, flips, shared = options["limit"], options["flips"], options["shared"]
+    reference, other = (
+        open_side(side, lambda name: load().experiment(name), shared) for side in sides
+    )
     report = compare(
         reference,
         other,

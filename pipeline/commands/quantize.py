@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options import experiment_or_file_argument, track_option
-from serving.console import PATH, json_option, note, show, task_option
+from serving.console import PATH, json_option, note, shared_option, show, task_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     help="Try this recipe, and no others; may be repeated.",
 )
 @task_option
+@shared_option
 @track_option
 @json_option
 def quantize(
@@ -98,7 +99,7 @@ def quantize(
     """
     from pathlib import Path
 
-    given = {name: value for name, value in settings.items() if value not in (None, ())}
+    given = {name: value for name, value in settings.items() if value not in (None, (), {})}
     if not isinstance(subject, Path):
         if data is not None or output is not None or given:
             raise click.UsageError(
@@ -142,13 +143,13 @@ def _quantize_file(
     asked = asked_snr_db(stage_defaults("parity", ParityConfig))
     if "min_snr_db" in given:
         asked = dict.fromkeys(asked, given.pop("min_snr_db"))
-    task = given.pop("task", None)
+    said = {"task": given.pop("task", None), "shared": given.pop("shared", {})}
     if "min_speedup" in given:
         ratio = given["min_speedup"]
         given["min_speedup"] = MinSpeedup(fp16=ratio, int8=ratio)
     config = replace(stage_defaults("quantize", QuantizeConfig), **given)
     report = quantize_file(
-        model, rows, folder, config=config, variants=variants, min_snr_db=asked, task=task
+        model, rows, folder, config=config, variants=variants, min_snr_db=asked, **said
     )
     show(report, as_json=as_json, text=as_table(report))
     for variant in report.variants:

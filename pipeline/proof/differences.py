@@ -50,13 +50,16 @@ CONFIDENCE = 0.95
 
 
 def largest_difference(left: Array, right: Array) -> float:
-    """The largest absolute difference of two arrays of one shape, 0 for no values at all.
+    """The largest absolute difference of two arrays, 0 for no values at all.
 
-    Texts and truth values differ by 1 or by 0. NaN and infinities that stand in both are no
-    difference; beside anything else they are infinitely far off.
+    Arrays of two shapes are infinitely far off. Texts and truth values differ by 1 or by 0. NaN and
+    infinities that stand in both are no difference; beside anything else they are infinitely far
+    off.
     """
+    if left.shape != right.shape:
+        return math.inf
     if left.dtype.kind in "OUSb":
-        return float((left != right).any())
+        return float(np.any(left != right))  # of single texts numpy gives a bool of Python's
     left, right = left.astype(np.float64), right.astype(np.float64)
     same = (left == right) | (np.isnan(left) & np.isnan(right))
     with np.errstate(invalid="ignore"):  # infinities on both sides

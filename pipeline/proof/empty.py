@@ -22,14 +22,19 @@ REFUSED = 3
 
 
 def ask_nothing(
-    model: bytes, provider: str, example: Mapping[str, npt.NDArray[Any]]
+    model: bytes,
+    provider: str,
+    example: Mapping[str, npt.NDArray[Any]],
+    shared: Mapping[str, str] | None = None,
 ) -> tuple[str, bool]:
     """What becomes of a batch without rows, in words, and whether that is sane.
 
-    `example` is a row for each input, [1, ...]. An answer of no rows is sane, and a refusal too.
+    `example` is a row for each input, [1, ...], `shared` as `open_session` takes it. An answer of
+    no rows is sane, and a refusal too.
     """
     inputs = {name: [str(row.dtype), [0, *row.shape[1:]]] for name, row in example.items()}
-    command = [sys.executable, "-m", "pipeline.proof.empty", provider, json.dumps(inputs)]
+    given = (json.dumps(inputs), json.dumps(shared or {}))
+    command = [sys.executable, "-m", "pipeline.proof.empty", provider, *given]
     try:
         done = subprocess.run(
             command, input=model, capture_output=True, timeout=SECONDS, check=False
@@ -52,9 +57,10 @@ def _main() -> int:
     """Run in the other process: print the rows that were answered, or why none were."""
     from serving.runtime.session import open_session
 
-    provider, inputs = sys.argv[1], json.loads(sys.argv[2])
+    provider, inputs, shared = sys.argv[1], *map(json.loads, sys.argv[2:])
     try:
-        session = open_session(sys.stdin.buffer.read(), provider=provider, threads=1)
+        content = sys.stdin.buffer.read()
+        session = open_session(content, provider=provider, threads=1, shared=shared)
         feeds = {
             name: np.zeros(shape, object if dtype.startswith("<U") else dtype)
             for name, (dtype, shape) in inputs.items()
@@ -63,8 +69,7 @@ def _main() -> int:
     except FerryError as error:
         sys.stdout.write(str(error))
         return REFUSED
-    arrays = [found[info.name] for info in session.outputs if info.is_array]
-    counts = sorted({len(array) for array in arrays})
+    counts = sorted({len(found[info.name]) for info in session.answered("the model")})
     sys.stdout.write(", ".join(str(count) for count in counts))
     return 0
 

@@ -37,8 +37,9 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
     if not isinstance(other, ModelSide) or feeds is None:
         return result
     model = other.model()
+    whole = other.session.whole(feeds)
     try:
-        broken = first_nonfinite(model, feeds)
+        broken = first_nonfinite(model, whole)
         if broken is not None:
             return replace(result, first_nonfinite=broken)
         limit = _limit(result.limits, reference, feeds)
@@ -54,7 +55,7 @@ def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -
             if off:
                 return result  # no operator of the model is to blame
         found = first_divergence(
-            _reference(reference), model, feeds, limit, provider=other.session.provider
+            _reference(reference), model, whole, limit, provider=other.session.provider
         )
     except FerryError:
         return result  # the verdict stands without its explanation

@@ -130,7 +130,8 @@ def zero_rows(side: Side, example: Mapping[str, Array]) -> tuple[str, bool]:
     An ONNX model is asked in a process of its own, which it may take down.
     """
     if isinstance(side, ModelSide):
-        return ask_nothing(side.content, side.session.provider, example)
+        session = side.session
+        return ask_nothing(side.content, session.provider, example, session.given)
     found = _answer(side, {name: row[:0] for name, row in example.items()})
     if isinstance(found, str):
         return f"refused: {found}", True

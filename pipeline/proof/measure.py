@@ -97,17 +97,30 @@ def keep(reference: Side, rows: Rows, rule: DecisionRule) -> Kept:
     return Kept(outputs=outputs, variations=variations, rows=rows, chunk=chunk)
 
 
+def quantities(kept: Kept, rule: DecisionRule) -> list[str]:
+    """The outputs that differ by how much: all but a label.
+
+    Another label is a flip, or a near-tie by the scores beside it.
+    """
+    decided = rule.decided({name: array[:1] for name, array in kept.outputs.items()})
+    labels = {name for name, one in decided.items() if name != one.scored_by}
+    return [name for name in kept.outputs if name not in labels] or list(kept.outputs)
+
+
 class BatchSizeParity:
     """The differences and decisions at one batch size, of all rows that were added so far."""
 
     def __init__(self, kept: Kept, rule: DecisionRule) -> None:
         """Nothing is added yet."""
         self._rule = rule
-        self._differences = {name: Differences(name, one) for name, one in kept.variations.items()}
-        first = {name: array[:1] for name, array in kept.outputs.items()}
+        decided = rule.decided({name: array[:1] for name, array in kept.outputs.items()})
         self._decisions = {
             name: DecisionCount(name, rule.margin(kept.variations[one.scored_by or name]))
-            for name, one in rule.decided(first).items()
+            for name, one in decided.items()
+        }
+        self.measured = quantities(kept, rule)
+        self._differences = {
+            name: Differences(name, kept.variations[name]) for name in self.measured
         }
 
     def add(
@@ -157,7 +170,7 @@ def measure(
             found = side.answer(feeds, size)
             _check_shapes(wanted, found, side.name)
             comparison.add(wanted, found, part, labels)
-            answers.append(found)
+            answers.append({name: found[name] for name in comparison.measured})
             bar.update(len(part))
         apart = _larger(apart, spread(answers))
     where = f"in batches of {', '.join(map(str, batch_sizes))}"

@@ -82,6 +82,7 @@ def compare(
         other=SideInfo(name=other.name, sha256=other.sha256),
         data=rows.name,
         rows=len(rows),
+        shared=other.session.given if isinstance(other, ModelSide) else {},
         passed=result.passed,
         result=result,
     )

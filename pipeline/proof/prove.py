@@ -18,7 +18,7 @@ from pipeline.exporting.onnxmodel import padded_pool
 from pipeline.proof.differences import FAR, DecisionRule, Differences, largest_difference
 from pipeline.proof.gate import SHIPPED, Evidence, failures, failures_as_shipped, worst_of
 from pipeline.proof.hostile import failing, hostile_rows, zero_rows
-from pipeline.proof.measure import Kept, beside_others, measure, progress
+from pipeline.proof.measure import Kept, beside_others, measure, progress, quantities
 from pipeline.proof.overflow import SAFE, needs_of
 from pipeline.proof.sides import ModelSide, Side
 from pipeline.proof.variation import FAINTEST
@@ -111,7 +111,7 @@ def prove(
         cells=[cell for cell in cells if isinstance(cell, Cell) and cell.ships],
         rows=len(rows),
         batches=batches,
-        kernels=kernels_apart(shipped, kept, plan.sample[:KERNEL_ROWS]),
+        kernels=kernels_apart(shipped, kept, plan),
     )
     outside = [*failures_as_shipped(evidence, plan.limits), *failing(hostile)]
     if not sane:
@@ -124,7 +124,11 @@ def prove(
         failures=tuple(outside),
         first_divergence=None,
         first_nonfinite=None,
-        notes=(*(_overflow(shipped) if outside else ()), *_doubts(reference, kept)),
+        notes=(
+            *(_overflow(shipped) if outside else ()),
+            *_left_out(shipped),
+            *_doubts(reference, kept),
+        ),
         sha256=shipped.sha256,
         zero_rows=no_rows,
         hostile_max_abs_diff=max(
@@ -139,13 +143,14 @@ def prove(
     )
 
 
-def kernels_apart(side: Side, kept: Kept, numbers: Numbers) -> list[OutputDifference]:
+def kernels_apart(side: Side, kept: Kept, plan: ParityPlan) -> list[OutputDifference]:
     """How far optimized kernels are from the graph as it is written, by output, on some rows."""
+    numbers = plan.sample[:KERNEL_ROWS]
     if not isinstance(side, ModelSide):
         return []
     feeds = kept.rows.take(numbers)
     written, found = (one.answer(feeds, len(numbers)) for one in (side.at("none"), side))
-    apart = [Differences(name, variation) for name, variation in kept.variations.items()]
+    apart = [Differences(name, kept.variations[name]) for name in quantities(kept, plan.rule)]
     for one in apart:
         one.add(written[one.output], found[one.output], numbers)
     return [one.report() for one in apart]
@@ -178,6 +183,14 @@ def _absolute(limits: GateConfig, kept: Kept) -> dict[str, float]:
         return {}
     part = limits.max_scaled_diff
     return {name: part * one.overall_scale for name, one in kept.variations.items()}
+
+
+def _left_out(side: Side) -> Iterator[str]:
+    """The outputs that cannot be compared."""
+    for info in side.session.outputs if isinstance(side, ModelSide) else ():
+        if info not in side.outputs:
+            form = f"{info.dtype} {list(info.shape)}"
+            yield f"output {info.name} is {form}, not one answer a row, and is not compared"
 
 
 def asked_rows(ways: Sequence[Way], plan: ParityPlan, rows: int) -> int:
@@ -268,7 +281,8 @@ def ask_onnx_reference(
     if _trains(model):
         return _skipped(rows, "its BatchNormalization before opset 14 is that of training")
     names = [info.name for info in other.outputs]
-    rows_fed = {name: as_fed(array) for name, array in feeds.items()}
+    whole = other.session.whole(feeds)
+    rows_fed = {name: as_fed(array) for name, array in whole.items()}
     try:
         with np.errstate(all="ignore"):
             found = ReferenceEvaluator(model).run(names, rows_fed)

@@ -22,6 +22,7 @@ from serving.inputs.arrays import ARRAY_NAMES, open_array, read_header
 from serving.inputs.inputs import TABLES, open_source
 from serving.inputs.names import format_of_file
 from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, refuse_broken
+from serving.runtime.shared import HINT, SharedInput
 from serving.runtime.tensors import Array, TensorInfo
 
 LABELS = "labels"
@@ -43,6 +44,8 @@ class Rows:
     """By the name of the model's input, each [rows, ...]; mapped into memory where it can be."""
     labels: npt.NDArray[np.int64] | None
     """int64 [rows], or None where no class is known."""
+    shared: tuple[SharedInput, ...] = ()
+    """The inputs that are the same for all rows."""
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -50,6 +53,12 @@ class Rows:
     def slice(self, start: int, stop: int) -> dict[str, Array]:
         """The rows from `start` to before `stop`, by the name of the input."""
         return {name: array[start:stop] for name, array in self.inputs.items()}
+
+    def fed(self, start: int, stop: int) -> dict[str, Array]:
+        """The same with the inputs that all rows share: what the model itself takes."""
+        rows = self.slice(start, stop)
+        count = len(next(iter(rows.values())))
+        return rows | {one.info.name: one.array(count) for one in self.shared}
 
     def take(self, indices: npt.NDArray[np.int64]) -> dict[str, Array]:
         """The rows at some indices, by the name of the input."""
@@ -101,7 +110,7 @@ def _only(inputs: Sequence[TensorInfo], spec: str) -> TensorInfo:
         names = ", ".join(info.name for info in inputs)
         raise InputError(
             f"{spec} has rows for one input, the model has {len(inputs)} ({names}); give a .npz "
-            f"with an array of each of these names"
+            f"with an array of each of these names; {HINT}"
         )
     return inputs[0]
 

@@ -37,6 +37,7 @@ from serving.measuring.feeds import fixed_batch
 from serving.runtime.providers import PROVIDERS
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
+from serving.runtime.shared import HINT
 from serving.runtime.tensors import Array, TensorInfo, answer_in_batches, as_fed
 
 ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear", "MatMulNBits")
@@ -156,7 +157,8 @@ class ModelSide(_Side):
 
     def at(self, level: Level) -> "ModelSide":
         """The same model with another amount of optimization."""
-        return model_side(self.name, self.content, self.session.provider, level)
+        session = self.session
+        return model_side(self.name, self.content, session.provider, level, session.given)
 
     def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         known = {info.name for info in self.outputs}
@@ -174,21 +176,28 @@ entry a row.
 """
 
 
-def model_side(name: str, content: bytes, provider: str = "cpu", level: Level = "all") -> ModelSide:
-    """A side of an ONNX file's bytes.
+def model_side(
+    name: str,
+    content: bytes,
+    provider: str = "cpu",
+    level: Level = "all",
+    shared: Mapping[str, str] | None = None,
+) -> ModelSide:
+    """A side of an ONNX file's bytes; `shared` as `open_session` takes it.
 
     Raises ModelError for a model that cannot be run or has no rows to be asked, and ProviderError.
     """
-    session = open_session(content, provider=provider, optimize=level)
+    session = open_session(content, provider=provider, optimize=level, shared=shared)
     for info in session.inputs:
         if not info.shape:
-            raise ModelError(f"{name}: input {info.name} has no batch axis")
+            raise ModelError(f"{name}: input {info.name} has no batch axis: {HINT}")
     if not session.inputs:
         raise ModelError(f"{name} has no inputs, so there is nothing to compare it on")
+    outputs = session.answered(name)
     return ModelSide(
         name=name,
         inputs=session.inputs,
-        outputs=tuple(info for info in session.outputs if info.is_array),
+        outputs=outputs,
         sha256=session.sha256,
         session=session,
         content=content,
@@ -271,14 +280,17 @@ def open_torchscript(graph: Graph, example: Array, opset: int) -> ModelSide:
     return side
 
 
-def open_side(spec: str, find: Callable[[str], Experiment]) -> Side:
+def open_side(
+    spec: str, find: Callable[[str], Experiment], shared: Mapping[str, str] | None = None
+) -> Side:
     """Open what `spec` names: `EXPERIMENT`, `EXPERIMENT:VARIANT`, an ONNX file or a bundle.
 
     An experiment alone is PyTorch with its weights. The others may end in `@PROVIDER`, a key of
     `PROVIDERS` of sessions. A path comes first where both would do. `find` gives an experiment by
-    its name. Raises what `find` raises, MissingInputError, UnknownNameError, UsageError,
-    IntegrityError for a bundle or weights that are not what was recorded, ModelError for a model
-    that cannot be run or proven, and ProviderError for a provider that this machine lacks.
+    its name, `shared` the inputs of a file that are the same for all rows. Raises what `find`
+    raises, MissingInputError, UnknownNameError, UsageError, IntegrityError for a bundle or weights
+    that are not what was recorded, ModelError for a model that cannot be run or proven, and
+    ProviderError for a provider that this machine lacks.
     """
     name, at, provider = spec.rpartition("@")
     if not at or Path(spec).exists():
@@ -287,10 +299,12 @@ def open_side(spec: str, find: Callable[[str], Experiment]) -> Side:
         raise UnknownNameError("provider", provider, PROVIDERS)
     path = Path(name)
     if path.is_dir():
-        return model_side(spec, open_bundle(path).model, provider)
+        bundle = open_bundle(path)
+        given = {**bundle.manifest.given, **(shared or {})}
+        return model_side(spec, bundle.model, provider, shared=given)
     if path.exists():
         onnxmodel.load_foreign(path)
-        return model_side(spec, path.read_bytes(), provider)
+        return model_side(spec, path.read_bytes(), provider, shared=shared)
     if "/" in name or path.suffix == ".onnx":
         raise MissingInputError(f"{name} is not there; it should be an ONNX file or a bundle")
     name, colon, variant = name.partition(":")

@@ -102,7 +102,7 @@ class Quantizer:
     @property
     def _rows(self) -> dict[str, Array]:
         """Some calibration rows, one batch at most."""
-        return self.calibration.slice(0, min(self.batch, len(self.calibration)))
+        return self.calibration.fed(0, min(self.batch, len(self.calibration)))
 
     @functools.cached_property
     def raw(self) -> RawInput | None:
@@ -179,7 +179,7 @@ class Quantizer:
             },
         )
         made = rewritten(self._float(recipe), tool)
-        keep_mean(made, self._float(recipe), self.calibration.slice(0, min(self.batch, count)))
+        keep_mean(made, self._float(recipe), self.calibration.fed(0, min(self.batch, count)))
         if raw:
             _feed_pixels(made, raw)
         return made
@@ -209,7 +209,7 @@ class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # onnxru
 
     def __init__(self, rows: Rows, count: int, batch: int) -> None:
         self._feeds = iter(
-            rows.slice(start, min(start + batch, count)) for start in range(0, count, batch)
+            rows.fed(start, min(start + batch, count)) for start in range(0, count, batch)
         )
 
     def get_next(self) -> dict[str, Array] | None:

@@ -56,7 +56,8 @@ class Judge:
         self.min_snr_db = min_snr_db
         self.task = task
         self.fp32 = quantizer.model.SerializeToString(deterministic=True)
-        self.session = open_session(self.fp32, threads=1)
+        self.given = {one.info.name: one.value for one in rows.shared}
+        self.session = open_session(self.fp32, threads=1, shared=self.given)
         self.wanted = _answers(self.session, rows)
 
     def attempt(
@@ -73,7 +74,7 @@ class Judge:
         try:
             layers = quantizer.float_layers(recipe)
             content = quantizer.apply(recipe, layers).SerializeToString(deterministic=True)
-            session = open_session(content, threads=1)
+            session = open_session(content, threads=1, shared=self.given)
             self._refuse_other_ends(session)
             found = _answers(session, self.rows)
         except Exception as error:  # noqa: BLE001 - a quantizer's bug refuses a recipe, no more
@@ -113,7 +114,7 @@ class Judge:
         if not needs_in(session.metadata):
             return None
         count = min(self.quantizer.fixed_batch or OVERFLOW_ROWS, len(self.rows))
-        found = without_vnni(onnx.load_model_from_string(content), self.rows.slice(0, count))
+        found = without_vnni(onnx.load_model_from_string(content), self.rows.fed(0, count))
         wanted = {name: array[:count] for name, array in self.wanted.items()}
         labels = None if self.rows.labels is None else self.rows.labels[:count]
         quality = compare_answers(wanted, found.answers, labels, self.task)
@@ -130,7 +131,7 @@ class Judge:
         return {str(size): self._ratio(session, size, asked) for size in sizes}
 
     def _ratio(self, session: Session, size: int, asked: float) -> PairedRatio:
-        feeds = feeds_of(session.inputs, self.rows.slice(0, size), size)
+        feeds = session.whole(feeds_of(session.inputs, self.rows.slice(0, size), size))
         names = [output.name for output in session.outputs]
         # On one thread each: several wait for each other, and most where others use the machine.
         measure = functools.partial(
@@ -147,11 +148,11 @@ class Judge:
 
 def _answers(session: Session, rows: Rows) -> dict[str, Array]:
     """All outputs for all rows, by name."""
-    known = {info.name for info in session.outputs if info.is_array}
+    answered = session.answered("the model")
 
     def call(feeds: Mapping[str, Array]) -> dict[str, Array]:
         found = session.run({name: as_fed(array) for name, array in feeds.items()})
-        return {name: array for name, array in found.items() if name in known}
+        return {info.name: found[info.name] for info in answered}
 
     fixed = fixed_batch(session.inputs)
     return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=fixed)

@@ -1,5 +1,6 @@
 """`ferry lint MODEL.onnx`: whether int8 answers alike on every processor, by the file itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +51,21 @@ class LintReport:
     """Beside the graph as it is written, on these rows; None where none were given or needed."""
 
 
-def lint(model: Path, rows: str | None = None, task: Task | None = None) -> LintReport:
+def lint(
+    model: Path,
+    rows: str | None = None,
+    task: Task | None = None,
+    shared: Mapping[str, str] | None = None,
+) -> LintReport:
     """Judge an ONNX file; with `rows`, as `open_rows` takes them, compute what it would lose.
+
+    `shared` are inputs that are the same for all rows, as `open_session` takes them.
 
     Raises MissingInputError, ModelError for a file that cannot be run, and InputError for rows that
     it does not take.
     """
     graph = load_foreign(model)
-    side = model_side(model.name, model.read_bytes(), level="none")
+    side = model_side(model.name, model.read_bytes(), level="none", shared=shared)
     products = list(integer_products(graph.graph))
     needs = needs_of(graph)
     count, found = 0, None
@@ -65,7 +73,7 @@ def lint(model: Path, rows: str | None = None, task: Task | None = None) -> Lint
         opened = open_rows(rows, side.inputs)
         count = fixed_batch(side.inputs) or min(OVERFLOW_ROWS, len(opened))
         feeds = opened.slice(0, count)
-        lost = without_vnni(graph, feeds)
+        lost = without_vnni(graph, side.session.whole(feeds))
         labels = None if opened.labels is None else opened.labels[:count]
         quality = compare_answers(side.answer(feeds, count), lost.answers, labels, task)
         found = WithoutVnni(quality=quality, overflows=lost.overflows)

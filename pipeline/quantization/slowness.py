@@ -32,7 +32,8 @@ def slowness(judge: Judge, one: Try | None, content: bytes, budget: Budget) -> t
     if one.speedup[size].low >= budget.min_speedup:
         return ()
     rows = judge.rows.slice(0, int(size))
-    return why_slow(judge.fp32, content, feeds_of(judge.session.inputs, rows, int(size)))
+    feeds = judge.session.whole(feeds_of(judge.session.inputs, rows, int(size)))
+    return why_slow(judge.fp32, content, feeds)
 
 
 def why_slow(fp32: bytes, variant: bytes, feeds: Mapping[str, Array]) -> tuple[str, ...]:

@@ -367,6 +367,8 @@ class PairReport:
     other: SideInfo
     data: str
     rows: int
+    shared: Mapping[str, str]
+    """The inputs that were the same for all rows, with their values."""
     passed: bool
     result: VariantParity
     axes: tuple[AxisProof, ...] = ()

@@ -31,9 +31,9 @@ from serving.drift.quantities import reference_of
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
 from serving.measuring.feeds import fixed_batch
-from serving.runtime.classes import Task, class_outputs
+from serving.runtime.classes import Task
 from serving.runtime.session import Session, open_session
-from serving.runtime.tensors import Array, as_fed, infos_of
+from serving.runtime.tensors import Array, as_fed
 
 GOLDEN_DIFF = 1e-4
 """What a device may be off where no gate says it, relative to the largest golden output."""
@@ -121,17 +121,17 @@ def bundle_file(
     load_foreign(model)
     content = model.read_bytes()
     proof = _read_proof(parity, model, sha256_of_bytes(content))
-    session = open_session(content, threads=1)
+    session = open_session(content, threads=1, shared=proof.shared)
     _check_inputs(model, session)
+    session.answered(str(model))
     golden = _golden_rows(rows, session, golden_rows)
     answers = session.run({session.inputs[0].name: as_fed(golden)})
-    # Labels say that there are classes, as they will to whoever opens the bundle.
-    task: Task | None = "classification" if labels else None
     contents = BundleContents(
         name=model.stem,
         variant=FOREIGN,
         model=content,
-        labels=_labels(labels, answers, task),
+        labels=_labels(labels, session, answers),
+        shared=proof.shared,
         golden_input=golden,
         golden_max_abs_diff=_tolerance(proof.result, list(answers.values())),
         metrics={} if proof.result.accuracy is None else {"accuracy": proof.result.accuracy},
@@ -143,7 +143,7 @@ def bundle_file(
             ferry_version=metadata.version("onnx-ferry"),
         ),
         needs=needs_of(onnx.load_model_from_string(content)),
-        reference=_reference_of_rows(model, reference, session, task) if reference else None,
+        reference=_reference_of_rows(model, reference, session, labels) if reference else None,
     )
     reason = f"it answers as {proof.reference.name} does, on {proof.data}"
     return _ship(folder, contents, reason=reason, goal=None, gains={})
@@ -285,9 +285,10 @@ def _read_proof(path: Path, model: Path, sha256: str) -> PairReport:
     return proof
 
 
-def _reference_of_rows(model: Path, rows: str, session: Session, task: Task | None) -> Reference:
+def _reference_of_rows(model: Path, rows: str, session: Session, labels: Path | None) -> Reference:
     opened = open_rows(rows, session.inputs)
     array = opened.inputs[session.inputs[0].name]
+    task: Task | None = "classification" if labels else None
     return _reference(model, array, array, opened.name, task)
 
 
@@ -295,8 +296,9 @@ def _check_inputs(model: Path, session: Session) -> None:
     names = [info.name for info in session.inputs]
     if len(names) != 1:
         raise InputError(
-            f"{model} has the inputs {', '.join(names) or '(none)'}; a bundle's model has one, "
-            f"which its golden rows and its runner feed"
+            f"{model} has the inputs {', '.join(names) or '(none)'}; a bundle's model has one of "
+            f"rows, which its golden rows and its runner feed; others are proven by `ferry parity "
+            f"--shared NAME=VALUE`"
         )
     if not session.inputs[0].shape:
         raise InputError(f"{model}: input {names[0]} has no batch axis")
@@ -313,35 +315,45 @@ def _golden_rows(rows: str, session: Session, count: int) -> Array:
     return taken
 
 
-def _labels(labels: Path | None, answers: dict[str, Array], task: Task | None) -> tuple[str, ...]:
-    classes = _classes(answers, task)
-    if labels is None:
-        return tuple(str(index) for index in range(classes or 0))
-    lines = require(labels, "your own list of the classes").read_bytes()
-    try:
-        names = tuple(lines.decode("utf-8-sig").splitlines())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{labels} is not a text in UTF-8") from error
-    if classes is None:
+def _labels(given: Path | None, session: Session, answers: Mapping[str, Array]) -> tuple[str, ...]:
+    """The labels that are given, else those that the model knows, else the numbers of its classes.
+
+    None for a model that tells no class, or tells it without saying which of its scores is whose.
+    """
+    labels = _read_labels(given) if given else ()
+    which = session.tells(labels)
+    if which.scores is None:
+        if given:
+            raise InputError(
+                f"{given} has {len(labels)} labels, but no output of the model tells classes: it "
+                f"has {', '.join(answers)}"
+            )
+        return ()
+    classes = answers[which.scores.name].shape[1]
+    if not given:
+        return (which.values or tuple(map(str, range(classes)))) if which.complete else ()
+    if len(labels) != classes:
+        raise InputError(f"{given} has {len(labels)} labels, the model tells {classes} classes")
+    said = set(map(str, answers[which.label.name].ravel().tolist())) if which.label else set()
+    if unknown := sorted(said - set(which.values)):
         raise InputError(
-            f"{labels} has {len(names)} labels, but no output of the model tells classes: it has "
-            f"{', '.join(answers)}"
+            f"{given} does not say which of its labels is {unknown[0]!r}, as the model's output "
+            f"{which.label.name if which.label else ''} has it; leave out --labels"
         )
-    if len(names) != classes:
-        raise InputError(f"{labels} has {len(names)} labels, the model tells {classes} classes")
+    return labels
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    """The lines of a file of labels, each once."""
+    try:
+        content = require(path, "your own list of the classes").read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text in UTF-8") from error
+    names = tuple(content.splitlines())
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or "" in names:
-        raise InputError(
-            f"{labels} has {'an empty label' if '' in names else f'{twice[0]!r} twice'}"
-        )
+        raise InputError(f"{path} has {'an empty label' if '' in names else f'{twice[0]!r} twice'}")
     return names
-
-
-def _classes(answers: Mapping[str, Array], task: Task | None) -> int | None:
-    """How many classes the model tells: as many as it gives scores of."""
-    arrays = {name: one for name, one in answers.items() if isinstance(one, np.ndarray)}
-    scores = class_outputs(infos_of(arrays), task).scores
-    return arrays[scores.name].shape[1] if scores else None
 
 
 def _tolerance(proven: VariantParity, answers: Sequence[Array]) -> float:

@@ -103,6 +103,7 @@ def quantize_file(
     variants: Sequence[Variant],
     min_snr_db: Mapping[Variant, float | None],
     task: Task | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> QuantizeReport:
     """Write the `variants` of any ONNX file that are inside both budgets to `folder`.
 
@@ -110,19 +111,21 @@ def quantize_file(
     The model's inputs and outputs stay as they are. `rows` is what `open_rows` takes: at most half
     of them, up to `calibration_rows`, are calibrated on and the others judged on. Without labels,
     agreement with fp32's decisions takes the place of accuracy. `min_snr_db` is what is asked of
-    each variant's signal-to-noise ratio, and `task` the user's word of what the model tells.
+    each variant's signal-to-noise ratio, `task` the user's word of what the model tells, and
+    `shared` are inputs that are the same for all rows, as `open_session` takes them.
 
     Raises MissingInputError, InputError for rows that the model does not take and for fewer than
     two, ModelError for a file that ferry cannot run, UnknownNameError for a recipe that does not
     exist, and UsageError for a folder in which a variant would replace the model itself.
     """
     original = load_foreign(model)
-    session = open_session(model, threads=1)
+    session = open_session(model, threads=1, shared=shared)
     for variant in variants:
         if (folder / f"{model.stem}.{variant}.onnx").resolve() == model.resolve():
             raise UsageError(f"{model} would be replaced by its own variant; name another --output")
     batch = fixed_batch(session.inputs)
-    calibration, judged = _halves(open_rows(rows, session.inputs), config, batch or 1)
+    opened = replace(open_rows(rows, session.inputs), shared=session.shared)
+    calibration, judged = _halves(opened, config, batch or 1)
     job = QuantizationJob(
         name=model.name,
         model=original,
@@ -259,7 +262,7 @@ def _chosen(rows: Rows, indices: npt.NDArray[np.int64], name: str) -> Rows:
     """Some of the rows, in their own order."""
     ordered = np.sort(indices)
     labels = None if rows.labels is None else rows.labels[ordered]
-    return Rows(name=name, inputs=rows.take(ordered), labels=labels)
+    return replace(rows, name=name, inputs=rows.take(ordered), labels=labels)
 
 
 def _check_recipes(config: QuantizeConfig, name: str) -> None:

@@ -64,8 +64,8 @@ def answer(
         columns |= _classes(prediction, all_classes=all_classes, top_k=top_k)
         return Answer(columns=columns, finite=_finite([prediction.scores], len(rows)))
     outputs = model.answers(rows, batch_rows=size, parallel=parallel)
-    if model.label:
-        columns[LABEL] = outputs.pop(model.label.name).reshape(-1)
+    if model.classes.label:
+        columns[LABEL] = outputs.pop(model.classes.label.name).reshape(-1)
     first = [ERROR, RECONSTRUCTION] if model.kind == "reconstruction" else []
     for name in dict.fromkeys([*first, *outputs]):
         columns[f"output_{name}" if name in columns else name] = outputs[name]

@@ -225,7 +225,11 @@ class Actor:
     ) -> None:
         """Open the model; raises ModelError when it is not the one that the run was begun with."""
         self._model = open_model(
-            model, provider=options.provider, settings=settings, task=options.task
+            model,
+            provider=options.provider,
+            settings=settings,
+            task=options.task,
+            shared=options.shared,
         )
         if self._model.session.sha256 != sha256:
             raise ModelError(f"{model} is another model here than where the run was begun")

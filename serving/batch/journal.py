@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -98,6 +98,7 @@ class RunKey:
     probabilities: bool
     top_k: int | None
     task: str | None
+    shared: Mapping[str, str]
     format: str
     reference: bool
 

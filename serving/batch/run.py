@@ -5,8 +5,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from serving.batch.journal import Journal, Layout, Provenance, RunKey, Shard, find_run
 from serving.batch.writers import format_of
+from serving.console import note
 from serving.errors import OutputError, UsageError
 from serving.inputs.inputs import Inputs, Place, open_inputs
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
@@ -56,6 +57,8 @@ class PredictOptions(ReadOptions):
     """Whether the score of every class is written too; for classifiers only."""
     top_k: int | None = None
     """Whether the best classes of each row are written too, and how many; for classifiers only."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """The values of inputs that are the same for all rows, besides those that a bundle keeps."""
     task: Task | None = None
     """What the model tells, where its outputs, metadata and labels do not say it."""
     format: str | None = None
@@ -139,6 +142,7 @@ class PredictRun:
             probabilities=options.probabilities,
             top_k=options.top_k,
             task=options.task,
+            shared=self.model.session.given,
             format=self.form,
             reference=options.reference,
         )
@@ -213,10 +217,16 @@ def prepare(
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"
+        cure = "--task classification says it of its only table of floats"
+        if model.classes.label:
+            cure = f"it gives the label itself, {model.classes.label.name}, and its other outputs"
         raise UsageError(
-            f"{flag} is for classifiers, and nothing says that {path} gives scores of classes; "
-            f"--task classification says it of its only table of floats"
+            f"{flag} is for classifiers, and nothing says which output of {path} holds the scores "
+            f"of which classes; {cure}"
         )
+    for info in model.left_out:
+        made = f"{info.dtype} {list(info.shape)}"
+        note(f"Warning: output {info.name} is {made}, not one answer a row; it is left out")
     names = tuple(map(str, inputs))
     batch_rows = model.fixed_batch or options.batch_rows or model.batch_rows
     return PredictRun(
@@ -287,9 +297,10 @@ def _open(path: Path, options: PredictOptions) -> Model:
     side_by_side = 1 if options.provider in GPU_PROVIDERS else allowed_cores() // threads
     parallel = options.workers or max(1, side_by_side)
     settings = SessionSettings(threads=threads, parallel=parallel)
+    said: Any = {"task": options.task, "shared": options.shared}
     if options.threads or options.workers:
-        return open_model(path, provider=options.provider, settings=settings, task=options.task)
-    return open_model(path, provider=options.provider, untuned=settings, task=options.task)
+        return open_model(path, provider=options.provider, settings=settings, **said)
+    return open_model(path, provider=options.provider, untuned=settings, **said)
 
 
 def _describe(item: InputRow | UnreadableRow) -> FirstRow:

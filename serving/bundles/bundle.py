@@ -14,12 +14,14 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.bundles.onnxfile import read_header
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
 from serving.files import dump_json, read_json, read_record, sha256_of_bytes
+from serving.runtime.classes import ClassOutputs
 from serving.runtime.kernels import needs_in, refuse_lacking
+from serving.runtime.onnxfile import read_header
+from serving.runtime.shared import SharedInput
 from serving.runtime.tensors import TensorInfo
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
@@ -86,9 +88,14 @@ class BundleManifest:
     needs: tuple[str, ...]
     """What a processor must have to answer as was proven: ("vnni",), or nothing."""
     inputs: tuple[TensorInfo, ...]
+    shared: tuple[SharedInput, ...]
+    """The inputs that are the same for all rows, with their values; `inputs` are the others."""
     outputs: tuple[TensorInfo, ...]
+    """Those that are answered."""
     labels: tuple[str, ...]
-    """The names of the classes; none for a model that has no classes."""
+    """The names of the classes; none for a model that has no classes, or does not name them."""
+    classes: ClassOutputs
+    """Which outputs tell the class of a row."""
     metrics: Mapping[str, float]
     """What the shipped variant reaches, for instance {"accuracy": 99.5}."""
     parity: Mapping[str, Gate]
@@ -101,6 +108,11 @@ class BundleManifest:
     """What `ferry bench --tune` found, one for each goal and kind of machine; none when built."""
     digest: str
     """The sha256 of the canonical text of all of the above: the identity of the bundle."""
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The shared inputs as `open_session` takes them."""
+        return {one.info.name: one.value for one in self.shared}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,20 +163,22 @@ def open_bundle(folder: Path) -> Bundle:
     return Bundle(folder=folder, manifest=manifest, contents=contents)
 
 
-def model_source(path: Path, provider: str) -> Path | bytes:
+def model_source(path: Path, provider: str) -> tuple[Path | bytes, dict[str, str]]:
     """What to make a session of: an ONNX file as it is, or that of a bundle, checked whole.
+
+    With it are the inputs that the bundle says are the same for all rows.
 
     Raises ProviderError where this processor lacks what the model needs.
     """
     if path.is_dir():
         bundle = open_bundle(path)
         refuse_lacking(bundle.manifest.needs, str(path), provider)
-        return bundle.model
+        return bundle.model, bundle.manifest.given
     # What is no model, or not there, the session refuses in its own words.
     with contextlib.suppress(OSError, ModelError):
         metadata = read_header(path.read_bytes()).metadata
         refuse_lacking(needs_in(metadata), str(path), provider)
-    return path
+    return path, {}
 
 
 def sealed(manifest: BundleManifest) -> BundleManifest:

@@ -57,8 +57,8 @@ class Classification(NamedTuple):
 
     label: list[str]
     label_index: Any  # int64 [rows]
-    probability: Any  # float32 [rows], of the label
-    probabilities: Any  # float32 [rows, classes]
+    probability: Any  # float32 [rows], of the label; its score where the model gives other scores
+    probabilities: Any  # float32 [rows, classes], or scores
 
 
 def check() -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -101,9 +101,14 @@ def answers(
         # Numbers stay what they are; strings become Python's own.
         batch = rows[start : start + size].astype(info["dtype"], copy=False)
         try:
-            parts.append(session.run(names, {info["name"]: batch}))
+            shared = {one["info"]["name"]: _shared(one, len(batch)) for one in manifest["shared"]}
+            found = [_table(one) for one in session.run(names, {info["name"]: batch, **shared})]
         except ORT_ERRORS as error:
             raise RunnerError(f"the model refused its input: {_one_line(error)}") from error
+        for name, one in zip(names, found, strict=True):
+            if one.ndim == 0 or len(one) != len(batch):
+                raise RunnerError(f"output {name} has shape {list(one.shape)}, not one entry a row")
+        parts.append(found)
     if not parts:
         shapes = [[at if isinstance(at, int) else 0 for at in o["shape"][1:]] for o in outputs]
         parts = [[np.zeros((0, *shapes[at]), o["dtype"]) for at, o in enumerate(outputs)]]
@@ -113,9 +118,9 @@ def answers(
 def predict(
     rows: Any, *, provider: str = "cpu", threads: int = 0, batch_rows: int = BATCH_ROWS
 ) -> Classification:
-    """Classify `rows` as `answers` runs them; RunnerError for a model without probabilities."""
+    """Classify `rows` as `answers` runs them; RunnerError for a model without known scores."""
     found = answers(rows, provider=provider, threads=threads, batch_rows=batch_rows)
-    return _classified(found, _opened(provider, threads)[0]["labels"])
+    return _classified(found, _opened(provider, threads)[0])
 
 
 def selftest(*, provider: str = "cpu", threads: int = 0) -> float:
@@ -135,14 +140,43 @@ def selftest(*, provider: str = "cpu", threads: int = 0) -> float:
     return worst
 
 
-def _classified(found: dict[str, Any], labels: list[str]) -> Classification:
-    if "probabilities" not in found:
-        raise RunnerError(f"the model gives {', '.join(found)}, no probabilities: use `answers`")
-    probabilities = found["probabilities"].astype(np.float32)
-    label_index = probabilities.argmax(axis=1).astype(np.int64)
-    probability = probabilities[np.arange(len(label_index)), label_index]
-    names = [labels[index] for index in label_index]
-    return Classification(names, label_index, probability, probabilities)
+def _shared(one: dict[str, Any], rows: int) -> Any:
+    """The array of an input that is the same for all rows, for so many of them."""
+    try:
+        value = json.loads(one["value"])
+    except ValueError:  # a text
+        value = one["value"]
+    values, axes = np.array(value, one["info"]["dtype"]), one["info"]["shape"]
+    shape = [rows if at == one["rows_axis"] else axis for at, axis in enumerate(axes)]
+    shape = [axis if isinstance(axis, int) else values.shape[at] for at, axis in enumerate(shape)]
+    return np.broadcast_to(values, shape).copy()
+
+
+def _table(value: Any) -> Any:
+    """The scores of a ZipMap, a list of maps from each class, as an array of [rows, classes]."""
+    if not isinstance(value, list):
+        return value
+    return np.array([list(row.values()) for row in value], np.float32)
+
+
+def _classified(found: dict[str, Any], manifest: dict[str, Any]) -> Classification:
+    classes = manifest["classes"]
+    if not _is_classifier(classes):
+        raise RunnerError(f"the model gives {', '.join(found)}, no known scores: use `answers`")
+    scores = found[classes["scores"]["name"]].astype(np.float32)
+    label_index = scores.argmax(axis=1).astype(np.int64)
+    if classes["label"]:
+        number = {value: at for at, value in enumerate(classes["values"])}
+        said = [str(one) for one in found[classes["label"]["name"]].ravel().tolist()]
+        if strange := set(said) - set(number):
+            raise RunnerError(f"the model says {min(strange)!r}, which is none of its classes")
+        label_index = np.array([number[one] for one in said], np.int64)
+    names = [manifest["labels"][index] for index in label_index]
+    return Classification(names, label_index, scores[np.arange(len(scores)), label_index], scores)
+
+
+def _is_classifier(classes: dict[str, Any]) -> bool:
+    return bool(classes["scores"] and (classes["values"] or not classes["label"]))
 
 
 def _difference(expected: Any, found: Any) -> Any:
@@ -252,15 +286,29 @@ def _load_rows(path: Path) -> Any:
         raise RunnerError(f"{path} cannot be read: {_one_line(error)}") from error
 
 
-def _encoded(found: dict[str, Any], labels: list[str], output: Path | None) -> bytes:
+def _columns(found: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """What `ferry predict` writes: label and score of a classifier, else every output."""
+    classes = manifest["classes"]
+    if _is_classifier(classes):
+        label, label_index, score, _ = _classified(found, manifest)
+        named = "probability" if classes["are_probabilities"] else "score"
+        return {"label": label, "label_index": label_index, named: score}
+    said = {classes["label"]["name"]: "label"} if classes["label"] else {}
+    columns = {new: found[old].ravel() for old, new in said.items()}
+    for name, values in found.items():
+        if name not in said:
+            columns[f"output_{name}" if name in columns else name] = values
+    return columns
+
+
+def _encoded(found: dict[str, Any], manifest: dict[str, Any], output: Path | None) -> bytes:
     """A .npz of every output; else CSV of a classifier's labels or, as JSON, of every output."""
     if output is not None and output.suffix.lower() == ".npz":
         archive = io.BytesIO()
         plain = {n: a.astype(str) if a.dtype == object else a for n, a in found.items()}
         np.savez(archive, **plain)
         return archive.getvalue()
-    columns = _classified(found, labels)._asdict() if "probabilities" in found else found
-    columns = {name: column for name, column in columns.items() if name != "probabilities"}
+    columns = _columns(found, manifest)
     file = io.StringIO(newline="")
     write = csv.writer(file, lineterminator="\n").writerow
     write(["row", *columns])
@@ -313,7 +361,7 @@ def main() -> int:
             sys.stdout.write(f"selftest: passed, largest difference {worst:.1e}\n")
         else:
             found, output = answers(_load_rows(arguments.rows), **options), arguments.output
-            _save(_encoded(found, _opened(**options)[0]["labels"], output), output)
+            _save(_encoded(found, _opened(**options)[0], output), output)
     except RunnerError as error:
         sys.stderr.write(f"runner: {error}\n")
         return 1

@@ -21,12 +21,12 @@ from serving.bundles.bundle import (
     open_bundle,
 )
 from serving.bundles.golden import check_golden
-from serving.bundles.onnxfile import minimum_runtime, read_header
 from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import IntegrityError, ModelError
 from serving.runtime.kernels import refuse_lacking
+from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import ProviderProof, Session, open_session
-from serving.runtime.tensors import LOGITS, PROBABILITIES, TensorInfo
+from serving.runtime.tensors import TensorInfo
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 RUNNER_SECONDS = 120
@@ -75,7 +75,9 @@ def verify(folder: Path, provider: str = "cpu", threads: int | None = None) -> V
         bundle = open_bundle(folder)
         checks.append(Check("files", PASSED, f"{len(bundle.contents)} files and manifest"))
         refuse_lacking(bundle.manifest.needs, str(folder), provider)
-        session = open_session(bundle.model, provider=provider, threads=threads)
+        session = open_session(
+            bundle.model, provider=provider, threads=threads, shared=bundle.manifest.given
+        )
         proof = session.proof
         checks += _checks(bundle, session)
     except (IntegrityError, ModelError) as error:
@@ -99,7 +101,7 @@ def as_table(report: VerifyReport) -> str:
 def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
     yield _check("metadata", lambda: _metadata(bundle.manifest, session))
     yield _check("signature", lambda: _signature(bundle, session))
-    yield _check("labels", lambda: _labels(bundle))
+    yield _check("labels", lambda: _labels(bundle, session))
     yield _check("parity", lambda: _parity(bundle.manifest))
     yield _check("golden", lambda: _golden(bundle, session))
     yield _check("profiles", lambda: _profiles(bundle.manifest))
@@ -157,35 +159,25 @@ def _signature(bundle: Bundle, session: Session) -> str:
     manifest = bundle.manifest
     header = read_header(bundle.model)
     _same("inputs", session.inputs, manifest.inputs)
-    _same("outputs", session.outputs, manifest.outputs)
+    _same("outputs", session.answered("the model"), manifest.outputs)
     _same("opset", header.opset, manifest.opset)
     _same("IR version", header.ir_version, manifest.ir_version)
     _same("minimum runtime", minimum_runtime(header), manifest.minimum_runtime)
-    tensors = ", ".join(_tensor(info) for info in (*session.inputs, *session.outputs))
+    tensors = ", ".join(_tensor(info) for info in (*session.inputs, *manifest.outputs))
     return f"{tensors}; opset {header.opset}, ONNX Runtime {manifest.minimum_runtime} or newer"
 
 
-def _labels(bundle: Bundle) -> str:
+def _labels(bundle: Bundle, session: Session) -> str:
     """labels.txt, the manifest and the width of the outputs agree."""
     labels = bundle.manifest.labels
     _same(LABELS, tuple(bundle.contents[LABELS].decode(errors="replace").splitlines()), labels)
     if len(set(labels)) != len(labels):
         raise IntegrityError("two classes have the same label")
-    outputs = {output.name: output for output in bundle.manifest.outputs}
-    if bundle.manifest.variant == FOREIGN:
-        # Its outputs may have any form under these names; those of classes are a table.
-        outputs = {
-            name: one
-            for name, one in outputs.items()
-            if len(one.shape) == 2 and isinstance(one.shape[1], int)
-        }
-    scores = outputs.get(PROBABILITIES)
-    if scores:
-        _same(f"classes of {PROBABILITIES}", scores.shape[-1], len(labels))
-    # One logit says which of two classes it is, so their number is that of the probabilities.
-    logits = outputs.get(LOGITS)
-    if logits and not (scores and logits.shape[-1] == 1 and len(labels) == 2):
-        _same(f"classes of {LOGITS}", logits.shape[-1], len(labels))
+    classes = bundle.manifest.classes
+    if classes != session.tells(labels):
+        raise IntegrityError("the model tells its classes by other outputs than the manifest says")
+    if classes.scores and classes.complete and isinstance(classes.scores.shape[1], int):
+        _same(f"classes of {classes.scores.name}", classes.scores.shape[1], len(labels))
     return f"{len(labels)} classes" if labels else "no classes"
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ from serving.bundles.bundle import (
     sealed,
 )
 from serving.bundles.golden import INPUT, check_golden, make_golden
-from serving.bundles.onnxfile import minimum_runtime, read_header
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
 from serving.bundles.verify import verify
 from serving.errors import InputError
 from serving.files import sha256_of_bytes, write_bytes, write_json
+from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import Session, open_session
 
 NPZ_ARGUMENTS = ("file", "allow_pickle")
@@ -62,6 +62,8 @@ class BundleContents:
     metrics: Mapping[str, float]
     parity: Mapping[str, Gate]
     source: ModelOrigin
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """The values of inputs that are the same for all rows."""
     needs: tuple[str, ...] = ()
     """What a processor must have for the model; `needs` of the manifest."""
     reference: Reference | None = None
@@ -77,7 +79,7 @@ def write_bundle(folder: Path, contents: BundleContents) -> BundleManifest:
     each case the old bundle stays.
     """
     _refuse_foreign(folder)
-    session = open_session(contents.model, threads=1)
+    session = open_session(contents.model, threads=1, shared=contents.shared)
     files = _files(contents, session)
     manifest = _manifest(contents, session, files)
     with _replacing(folder) as building:
@@ -99,7 +101,12 @@ def write_profile(folder: Path, profile: Profile) -> BundleManifest:
     folder = folder.resolve()
     verify(folder, provider=profile.provider).require()
     bundle = open_bundle(folder)
-    session = open_session(bundle.model, provider=profile.provider, settings=profile.applied)
+    session = open_session(
+        bundle.model,
+        provider=profile.provider,
+        settings=profile.applied,
+        shared=bundle.manifest.given,
+    )
     check_golden(session, bundle.contents[GOLDEN], bundle.manifest.golden)
     profiles = with_profile(bundle.manifest.profiles, profile)
     manifest = sealed(dataclasses.replace(bundle.manifest, profiles=profiles))
@@ -146,8 +153,10 @@ def _manifest(
         minimum_runtime=minimum_runtime(header),
         needs=contents.needs,
         inputs=session.inputs,
-        outputs=session.outputs,
+        shared=session.shared,
+        outputs=session.answered(contents.name),
         labels=contents.labels,
+        classes=session.tells(contents.labels),
         metrics=contents.metrics,
         parity=contents.parity,
         source=contents.source,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.console import PATH, allow_option, json_option, note, show, task_option
+from serving.console import PATH, allow_option, json_option, note, shared_option, show, task_option
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +50,7 @@ AUTO = click.types.FuncParamType(count)
 @click.option("--probabilities", is_flag=True, help="Also write the score of every class.")
 @click.option("--top-k", metavar="K", type=COUNT, help="Also write the K best classes.")
 @task_option
+@shared_option
 @click.option("--resize", is_flag=True, help="Fit images to the size and colors of the model.")
 @click.option("--array", metavar="NAME", help="Which array of an .npz file to read.")
 @click.option(

@@ -293,7 +293,8 @@ def _quantities(measured: Measured, of: Side) -> dict[str, Quantity]:
 
 
 def _classes(model: Model, columns: dict[str, Array]) -> tuple[int, ...]:
-    axis = model.scores.shape[1] if model.scores else None
+    scores = model.classes.scores
+    axis = scores.shape[1] if scores else None
     classes = len(model.labels or ()) or (axis if isinstance(axis, int) else 0)
     counts = np.bincount(columns["label_index"], minlength=classes)
     return tuple(counts.tolist())

@@ -102,6 +102,8 @@ def _random(info: TensorInfo, batch_size: int, rng: np.random.Generator) -> Arra
             f"input {info.name!r} takes text, and random text says nothing about speed; "
             f"name a file of real rows with --data"
         )
+    if info.lacks_numpy:
+        raise InputError(f"input {info.name!r} is a {info.dtype}, which numpy has no type for")
     dtype = np.dtype(info.dtype)
     if dtype == np.uint8:
         return rng.integers(0, 256, shape, dtype)

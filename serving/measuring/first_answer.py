@@ -17,7 +17,8 @@ def main() -> None:
 
     model, provider, *files = sys.argv[1:]
     path = Path(model)
-    session = open_session(model_source(path, provider), provider=provider)
+    content, shared = model_source(path, provider)
+    session = open_session(content, provider=provider, shared=shared)
     rows = fixed_batch(session.inputs) or 1
     real = read_rows(Path(files[0]), session.inputs, path, rows) if files else {}
     session.run(feeds_of(session.inputs, real, rows))

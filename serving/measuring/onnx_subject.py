@@ -38,7 +38,7 @@ class OnnxSubject:
         self.model = model
         self.provider = provider
         self.rows_file = rows
-        self.content = model_source(model, provider)
+        self.content, self.shared = model_source(model, provider)
         self.session: Session | None = None
         self.real_rows: Mapping[str, Array] = {}
 
@@ -54,9 +54,15 @@ class OnnxSubject:
         for _ in range(NUM_SESSIONS):
             self.session = None
             start = perf_counter_ns()
-            self.session = open_session(self.content, provider=self.provider, settings=settings)
+            self.session = self.open(settings)
             times.append((perf_counter_ns() - start) / NS_PER_MS)
         return self.started(self._ready(), ready_ms=digits(statistics.median(times)))
+
+    def open(self, settings: SessionSettings) -> Session:
+        """A session of the model, with what its bundle says of its inputs."""
+        return open_session(
+            self.content, provider=self.provider, settings=settings, shared=self.shared
+        )
 
     def started(self, session: Session, *, ready_ms: float) -> Started:
         """Take a session that was made, with the rows that it is fed, which are read once."""
@@ -99,7 +105,7 @@ class OnnxSubject:
 
     def share(self, batch_size: int) -> Share | None:
         """Profile some calls."""
-        feeds = [self.feeds(batch_size)] * PROFILED_CALLS
+        feeds = [self._ready().whole(self.feeds(batch_size))] * PROFILED_CALLS
         settings, asked = self._ready().settings, self._ready().proof.asked
         times: dict[str, float] = {}
         for node in node_times(self.content, feeds, settings=settings, provider=self.provider):

@@ -18,7 +18,6 @@ from serving.errors import FerryError, ModelError, UsageError
 from serving.measuring.onnx_subject import OnnxSubject
 from serving.measuring.rounds import Log
 from serving.measuring.subject import Started, SubjectProcess, SubjectSpec, serve
-from serving.runtime.session import open_session
 from serving.runtime.settings import GPU_PROVIDERS, ConvSearch, SessionSettings, check_settings
 
 BATCH_SIZES = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -216,7 +215,7 @@ class ScreenedSubject(OnnxSubject):
             session = replace(session, settings=settings)
         else:
             self.session = None  # only one lives at a time
-            session = open_session(self.content, provider=self.provider, settings=settings)
+            session = self.open(settings)
         self.session = session
         return self.started(session, ready_ms=0.0)  # that is not what is asked for here
 

@@ -211,9 +211,8 @@ def tune(model: Path, options: TuneOptions, *, log: Log = lambda _: None) -> Ses
 
 def grid_of(model: Path, options: TuneOptions) -> tuple[Candidate, ...]:
     """All candidates for a model, which is opened for that once."""
-    session = open_session(
-        model_source(model, options.provider), provider=options.provider, threads=1
-    )
+    content, shared = model_source(model, options.provider)
+    session = open_session(content, provider=options.provider, threads=1, shared=shared)
     fixed = fixed_batch(session.inputs)
     if fixed and options.batch_sizes not in ((), (fixed,)):
         raise UsageError(f"{model} takes batches of {fixed} and no other")

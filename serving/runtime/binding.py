@@ -56,7 +56,8 @@ def bind(session: Session, feeds: Mapping[str, Array]) -> Bound:
     texts = [info.name for info in (*session.inputs, *session.outputs) if info.is_text]
     if texts:
         raise InputError(f"{texts[0]!r} holds texts, which cannot be bound: use binding=off")
-    inputs = {name: np.array(array, order="C") for name, array in feeds.items()}
+    whole = session.whole(feeds)
+    inputs = {name: np.array(array, order="C") for name, array in whole.items()}
     outputs = _empty_outputs(session, inputs)
     binding = session.raw.io_binding()
     run: Callable[[], object] = functools.partial(session.raw.run_with_iobinding, binding)
@@ -114,12 +115,15 @@ def _empty_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, A
 def can_bind(session: Session) -> bool:
     """Whether memory can be bound once: arrays of numbers, free in the first axis and no other."""
     # An output with another free axis may have another shape for other rows.
-    return all(
-        info.shape
-        and not info.is_text
-        and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
-        and all(isinstance(axis, int) for axis in info.shape[1:])
-        for info in (*session.inputs, *session.outputs)
+    return (
+        not (session.maps or session.shared)
+        and all(
+            info.shape
+            and not info.is_text
+            and "(" not in info.dtype  # as in "seq(map(int64,tensor(float)))"
+            and all(isinstance(axis, int) for axis in info.shape[1:])
+            for info in (*session.inputs, *session.outputs)
+        )
     )
 
 

@@ -34,28 +34,72 @@ LABEL_DTYPES = ("int64", "object")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassOutputs:
-    """Which outputs tell the class of a row; both None where none does."""
+    """Which outputs of a model tell the class of a row, and what is known of it.
+
+    Bundles keep it in their manifest, for their runner.
+    """
 
     label: TensorInfo | None
-    """The class by the model's own word, int64 or text: [rows] or [rows, 1]."""
+    """The class by the model's own word, int64 or text: [rows] or [rows, 1]; or None."""
     scores: TensorInfo | None
-    """Floats [rows, classes]; without a `label` the class is the largest."""
+    """Floats [rows, classes], or None; without a `label` the class is the largest."""
+    are_probabilities: bool
+    """Whether the scores are probabilities by the model's own word; softmax is never guessed."""
+    values: tuple[str, ...]
+    """What the model calls the class of each column of the scores; none where nobody knows."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether each row has a class, and each class a score."""
+        return self.scores is not None and (self.label is None or bool(self.values))
 
 
-def class_outputs(outputs: Sequence[TensorInfo], task: Task | None = None) -> ClassOutputs:
-    """Judge the outputs of a model; `task` is "classification" where its classes are known."""
+def class_outputs(
+    outputs: Sequence[TensorInfo],
+    task: Task | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    values: Sequence[str] | None = None,
+) -> ClassOutputs:
+    """Judge the outputs of a model.
+
+    `task` is "classification" where something else says that there are classes, as `labels`, what
+    they are called outside, do. `values` is what the graph calls them.
+    """
     if task == "regression":
-        return ClassOutputs(label=None, scores=None)
+        return ClassOutputs(label=None, scores=None, are_probabilities=False, values=())
     tables = [one for one in outputs if is_table(one)]
     scores = _named(tables, SCORE_NAMES)
-    if scores is None and task == "classification" and len(tables) == 1:
+    if scores is None and (task or labels) and len(tables) == 1:
         scores = tables[0]
-    return ClassOutputs(label=_label(outputs, tables, scores), scores=scores)
+    label = _label(outputs, tables, scores)
+    return ClassOutputs(
+        label=label,
+        scores=scores,
+        are_probabilities=scores is not None and _stem(scores.name) in PROBABILITY_NAMES,
+        values=_values(label, scores, tuple(labels or ()), tuple(values or ())),
+    )
 
 
-def are_probabilities(scores: TensorInfo | None) -> bool:
-    """Whether scores are probabilities by the model's own word; softmax is never guessed."""
-    return scores is not None and _stem(scores.name) in PROBABILITY_NAMES
+def _values(
+    label: TensorInfo | None,
+    scores: TensorInfo | None,
+    labels: tuple[str, ...],
+    values: tuple[str, ...],
+) -> tuple[str, ...]:
+    if scores is None:
+        return ()
+    if label and not values:  # a label that is a number is that of its class
+        values = labels if label.is_text else tuple(map(str, range(len(labels))))
+    columns = scores.shape[1]
+    return values if not isinstance(columns, int) or columns == len(values) else ()
+
+
+def can_be_label(output: TensorInfo) -> bool:
+    """Whether an output is one number or text a row."""
+    shape = output.shape
+    one_a_row = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    return output.dtype in LABEL_DTYPES and one_a_row
 
 
 def _label(
@@ -66,15 +110,11 @@ def _label(
     A number must stand beside scores, as there are other numbers, lengths for instance; a text
     beside any table.
     """
-    fitting = [one for one in outputs if one.dtype in LABEL_DTYPES and _one_a_row(one)]
+    fitting = [one for one in outputs if can_be_label(one)]
     named = _named(fitting, LABEL_NAMES)
     if named or len(fitting) != 1:
         return named
     return fitting[0] if scores or (tables and fitting[0].is_text) else None
-
-
-def _one_a_row(output: TensorInfo) -> bool:
-    return len(output.shape) == 1 or (len(output.shape) == 2 and output.shape[1] == 1)
 
 
 def _named(outputs: Iterable[TensorInfo], names: Sequence[str]) -> TensorInfo | None:

@@ -7,8 +7,8 @@ when it runs `probe.onnx`.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import numpy as np
 
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError, not_utf8
 from serving.files import sha256_of_bytes
+from serving.runtime.classes import ClassOutputs, Task, can_be_label, class_outputs
 from serving.runtime.cores import allowed_cores
+from serving.runtime.onnxfile import class_labels
 from serving.runtime.providers import (
     ORT_ERRORS,
     PROVIDERS,
@@ -29,6 +31,7 @@ from serving.runtime.providers import (
     why_not,
 )
 from serving.runtime.settings import GPU_PROVIDERS, LEVELS, Level, SessionSettings, check_settings
+from serving.runtime.shared import SharedInput, shared_inputs
 from serving.runtime.tensors import Array, TensorInfo
 
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -39,6 +42,10 @@ DTYPES = {
     "tensor(string)": "object",
 }
 """ONNX Runtime's types, and numpy's names of them."""
+MAPS = {f"seq(map({key},tensor(float)))": key for key in ("string", "int64")}
+"""The types of what ZipMap makes: for each row a map from its classes to their scores."""
+NO_TYPE = "No corresponding Numpy type"
+"""What ONNX Runtime says of an output that it cannot hand out."""
 SILENT, ERRORS = 4, 3
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 """Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
@@ -77,12 +84,68 @@ class Session:
     """Whether it has a recurrent layer, which cannot be run on a batch without rows."""
     raw: Any
     """The `onnxruntime.InferenceSession`."""
+    shared: tuple[SharedInput, ...]
+    """The inputs that are the same for all rows; `inputs` are the others."""
+    maps: frozenset[str]
+    """The outputs that ONNX Runtime gives as a list of maps, and `run` as a table."""
+    classes: tuple[str, ...] | None
+    """What the graph calls its classes, where an operator that makes an output says it."""
     call: Callable[[list[str], dict[str, Array], None], list[Array]]
     """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
     output_names: list[str]
 
+    def answered(self, name: str) -> tuple[TensorInfo, ...]:
+        """The outputs that are answers: arrays, and no state that a shared input would be fed next.
+
+        `name` is the model's.
+
+        Raises ModelError where none is, for one whose first axis is declared to be no rows, and for
+        one of a type that numpy has not: ONNX Runtime gives the bare bits of some, of others
+        nothing.
+        """
+        firsts = {info.shape[0] for info in self.inputs if info.shape}
+        others = {axis for info in self.inputs for axis in info.shape[1:]} - firsts - {None}
+        outputs = [
+            info for info in self.outputs if not any(one.continues(info) for one in self.shared)
+        ]
+        for info in outputs:
+            if info.lacks_numpy:
+                raise ModelError(
+                    f"{name}: output {info.name} is a {info.dtype}, which numpy has no type for; "
+                    f"let the graph cast it to float32"
+                )
+            first = info.shape[0] if info.shape and info.is_array else None
+            # Converters declare a label as of one row where it is of any number.
+            number = isinstance(first, int) and first > 1 and first not in firsts
+            if number or (isinstance(first, str) and first in others):
+                raise ModelError(
+                    f"{name}: output {info.name} is {info.dtype} {list(info.shape)}; its first "
+                    f"axis must be the rows"
+                )
+        arrays = tuple(info for info in outputs if info.is_array)
+        if not arrays:
+            raise ModelError(f"{name}: none of its outputs is an array")
+        return arrays
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The shared inputs as `open_session` takes them."""
+        return {one.info.name: one.value for one in self.shared}
+
+    def whole(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Some rows by the name of the input, with the inputs that are the same for all."""
+        rows = len(next(iter(feeds.values()))) if self.shared else 0
+        return {**feeds, **{one.info.name: one.array(rows) for one in self.shared}}
+
+    def tells(self, labels: Sequence[str] | None, task: Task | None = None) -> ClassOutputs:
+        """Which outputs tell the class of a row, where `labels` are what classes are called."""
+        return class_outputs(self.outputs, task, labels=labels, values=self.classes)
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model on named inputs and return its outputs by name.
+
+        The list of maps of a ZipMap, from each class to its score, is a table: float32
+        [rows, classes], in ascending order of the classes.
 
         Raises InputError when ONNX Runtime refuses an input's dtype or shape, and for a batch
         without rows that it would not survive; ModelError for an answer that is no text.
@@ -92,15 +155,20 @@ class Session:
                 "the model refused its input: a recurrent layer needs at least one row of one step"
             )
         try:
-            values = self.call(self.output_names, dict(feeds), None)
+            values = self.call(self.output_names, self.whole(feeds), None)
         except UnicodeDecodeError as error:
             raise ModelError(f"the model's answer {not_utf8(error.object)}") from error
         except (*ORT_ERRORS, ValueError, TypeError) as error:
             names, reason = [info.name for info in self.inputs], runtime_reason(error)
+            if NO_TYPE in reason:  # of an output: numpy made the inputs
+                self.answered("the model")
             if set(feeds) != set(names):
                 reason = f"it takes {', '.join(names)}, got {', '.join(feeds) or 'nothing'}"
             raise InputError(f"the model refused its input: {reason}") from error
-        return dict(zip(self.output_names, values, strict=True))
+        found = dict(zip(self.output_names, values, strict=True))
+        for name in self.maps:
+            found[name] = _table(values[self.output_names.index(name)], len(self.classes or ()))
+        return found
 
 
 def open_session(
@@ -111,13 +179,15 @@ def open_session(
     optimize: Level = "all",
     settings: SessionSettings | None = None,
     profile: Path | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> Session:
     """Make a session of an ONNX file, or of its bytes, on exactly one provider.
 
     `provider` is a key of `PROVIDERS`, `threads` the threads within one operator (default: the
     cores this process may use), `optimize` how much ONNX Runtime may rewrite the graph; `settings`
     says all of that at once, in place of the two. With `profile` ONNX Runtime writes the times of
-    all nodes to a file whose path begins so.
+    all nodes to a file whose path begins so. `shared` are inputs that are the same for all rows,
+    with their values: see `serving.runtime.shared`.
 
     Raises MissingInputError for a file that is not there, ModelError for one that ONNX Runtime
     cannot load, UnknownNameError for a provider it has never heard of, ProviderError for one
@@ -132,13 +202,18 @@ def open_session(
     try:
         with _logging(SILENT):
             raw = _create(content, options, settings, provider, label)
-        return _session(raw, content, settings, provider, label)
+        return _session(raw, content, settings, provider, label, shared or {})
     except UnicodeDecodeError as error:
         raise ModelError(f"{label} {not_utf8(error.object)}") from error
 
 
 def _session(
-    raw: Any, content: bytes, settings: SessionSettings, provider: str, label: str
+    raw: Any,
+    content: bytes,
+    settings: SessionSettings,
+    provider: str,
+    label: str,
+    shared: Mapping[str, str],
 ) -> Session:
     """What there is to know of an `onnxruntime.InferenceSession`; ProviderError for a wrong one."""
     asked = PROVIDERS[provider]
@@ -148,9 +223,14 @@ def _session(
         raise ProviderError(f"{asked} was asked for, but the nodes of {label} went to {went}")
     parts = raw.get_provider_graph_assignment_info()
     operators = {node.op_type for part in parts for node in part.get_nodes()}
-    outputs = tuple(_info(value) for value in raw.get_outputs())
+    declared = tuple(_info(value) for value in raw.get_outputs())
+    maps = frozenset(info.name for info in declared if info.dtype in MAPS)
+    classes = classes_of(content, declared)
+    outputs = tuple(_as_table(info, classes) if info.name in maps else info for info in declared)
+    inputs = tuple(_info(value) for value in raw.get_inputs())
+    fixed = shared_inputs(inputs, shared, label)
     return Session(
-        inputs=tuple(_info(value) for value in raw.get_inputs()),
+        inputs=tuple(info for info in inputs if info.name not in shared),
         outputs=outputs,
         metadata=dict(raw.get_modelmeta().custom_metadata_map),
         sha256=sha256_of_bytes(content),
@@ -159,6 +239,9 @@ def _session(
         proof=proof,
         recurrent=not operators.isdisjoint(RECURRENT),
         raw=raw,
+        shared=fixed,
+        maps=maps,
+        classes=classes,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
         output_names=[output.name for output in outputs],
     )
@@ -246,6 +329,31 @@ def _create(
 def _info(value: Any) -> TensorInfo:
     dtype = DTYPES.get(value.type, value.type)
     return TensorInfo(name=value.name, dtype=dtype, shape=tuple(value.shape))
+
+
+def classes_of(content: bytes, outputs: Sequence[TensorInfo]) -> tuple[str, ...] | None:
+    """What a graph calls its classes: by its ZipMap, else by the classifier that makes its label.
+
+    In the order of the scores. None where no output can be a label or a map, and where the
+    operators behind them do not say.
+    """
+    for one in outputs:
+        if one.dtype in MAPS and (found := class_labels(content, one.name)):
+            return tuple(sorted(found, key=int if MAPS[one.dtype] == "int64" else None))
+    labels = (class_labels(content, one.name) for one in outputs if can_be_label(one))
+    return next((found for found in labels if found), None)
+
+
+def _as_table(info: TensorInfo, classes: Sequence[str] | None) -> TensorInfo:
+    """A list of maps as `Session.run` gives it."""
+    return replace(info, dtype="float32", shape=(None, len(classes) if classes else None))
+
+
+def _table(maps: Any, columns: int) -> Array:
+    """The values of maps of the same keys, which come in ascending order: float32 [rows, keys]."""
+    if not maps:
+        return np.zeros((0, columns), np.float32)
+    return np.array([list(row.values()) for row in maps], np.float32)
 
 
 def _reason(provider: str) -> str | None:

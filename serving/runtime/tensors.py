@@ -44,6 +44,11 @@ class TensorInfo:
         """Whether it is an array; a sequence or a map is none."""
         return not self.dtype.startswith(NO_TENSORS)
 
+    @property
+    def lacks_numpy(self) -> bool:
+        """Whether it is an array of a type that numpy has not, for instance bfloat16."""
+        return self.dtype.startswith("tensor(")
+
     def takes(self) -> str:
         """What rows of an input must be, for messages: "uint8 [rows, 8, 8, 1]"."""
         axes = ", ".join(str(axis) for axis in self.shape[1:])
@@ -115,18 +120,23 @@ def answer_in_batches(
     def answered(start: int) -> dict[str, Array]:
         batch = {key: array[start : start + size] for key, array in feeds.items()}
         found = call(_filled(batch, fixed) if fixed else batch)
-        for key, array in found.items():
-            if not array.ndim or len(array) != (fixed or _count(batch)):
-                raise ModelError(
-                    f"{name}: output {key} has shape {list(array.shape)} for "
-                    f"{fixed or _count(batch)} rows; its first axis must be the rows"
-                )
+        refuse_other_rows(name, found, fixed or _count(batch))
         return {key: array[: _count(batch)] for key, array in found.items()}
 
     starts = range(0, max(rows, 1), size)
     # A single batch needs no thread of its own.
     parts = list(ordered_map(answered, starts, parallel=max(1, min(parallel, len(starts)))))
     return {key: _joined(name, key, [part[key] for part in parts]) for key in parts[0]}
+
+
+def refuse_other_rows(name: str, outputs: Arrays, rows: int) -> None:
+    """Raise ModelError for an output whose first axis is not the rows; `name` is the model's."""
+    for key, array in outputs.items():
+        if not array.ndim or len(array) != rows:
+            raise ModelError(
+                f"{name}: output {key} has shape {list(array.shape)} for {rows} rows; its first "
+                f"axis must be the rows"
+            )
 
 
 def is_table(output: TensorInfo | Array) -> bool:

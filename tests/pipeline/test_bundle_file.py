@@ -145,10 +145,19 @@ def test_predict_verify_bench_and_runner_take_it(proven: Path) -> None:
     found = open_model(folder).predict(ROWS)
     assert set(found.label) <= {"ant", "bee", "cat", "dog"}
     assert bench(folder, BenchOptions(batch_sizes=(1, 4), seconds=0.01, num_rounds=1)).measured
-    lines = runner_prints(folder)
-    assert lines[0] == "row,out"
-    assert len(lines) == len(ROWS) + 1
-    np.testing.assert_allclose(json.loads(lines[1].split(",", 1)[1].strip('"')), found.scores[0])
+    lines = [line.split(",") for line in runner_prints(folder)]
+    assert lines[0] == ["row", "label", "label_index", "score"]
+    assert [label for _, label, *_ in lines[1:]] == found.label
+    np.testing.assert_allclose([float(line[3]) for line in lines[1:]], found.score, rtol=1e-6)
+
+
+def test_a_table_that_nobody_calls_scores_is_written_as_it_is(proven: Path) -> None:
+    folder = bundled(proven)
+    assert (verify(folder).passed, open_model(folder).kind) == (True, "other")
+    header, first, *_ = runner_prints(folder)
+    assert header == "row,out"
+    out = json.loads(first.split(",", 1)[1].strip('"'))
+    np.testing.assert_allclose(out, open_model(folder).answers(ROWS)["out"][0], rtol=1e-6)
 
 
 def test_scores_of_the_usual_name_are_classified_by_the_runner(tmp_path: Path) -> None:
@@ -177,6 +186,7 @@ def module_proof(path: Path) -> None:
         other=SideInfo(name=path.name, sha256=sha256_of_file(path)),
         data="rows.npy",
         rows=40,
+        shared={},
         passed=True,
         result=replace(sample_metrics.variant(), limits=limits),
     )

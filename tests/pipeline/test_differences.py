@@ -14,6 +14,7 @@ from pipeline.proof.differences import (
     DecisionRule,
     Differences,
     decided_by,
+    largest_difference,
     mcnemar,
     ulp_bins,
     units_in_the_last_place,
@@ -183,6 +184,14 @@ def test_whole_numbers_and_texts_are_compared_too() -> None:
     assert figures.max_abs_at == (1,)
     figures = report(np.array([True, False]), np.array([True, True]))
     assert figures.max_abs_diff == 1
+
+
+def test_single_texts_and_other_shapes_differ_too() -> None:
+    """Of two texts without an axis numpy gives a bool of Python's, which has no `any`."""
+    one, other = np.array("cat", object), np.array("dog", object)
+    assert (largest_difference(one, other), largest_difference(one, one)) == (1, 0)
+    assert largest_difference(np.array(["a", "b"], object), np.array(["a"], object)) == math.inf
+    assert largest_difference(np.zeros(2), np.zeros((2, 1))) == math.inf
 
 
 # What two classifiers decide

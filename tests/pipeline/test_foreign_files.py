@@ -54,6 +54,8 @@ class Journey:
         bare = onnxruntime.InferenceSession(self.path.read_bytes())
         for name, answered in found.items():
             wanted = bare.run([name], {model.input.name: fed[:size]})[0]
+            if isinstance(wanted, list):  # of ZipMap: from each class to its score
+                wanted = np.array([list(row.values()) for row in wanted])
             if wanted.dtype.kind == "O":
                 assert answered[:size].tolist() == wanted.tolist()
             else:
@@ -119,7 +121,7 @@ def test_a_foreign_file_is_right_or_refused_in_one_line(
     found = {step.__name__: outcome(step, journey) for step in STEPS}
     assert all(len(one.splitlines()) == 1 for one in found.values())
     wrong = {name for name, one in found.items() if one != "right"}
-    assert wrong <= AWKWARD.get(file.name, set()), found
+    assert wrong == AWKWARD.get(file.name, set()), found
 
 
 def _plain(rows: np.ndarray) -> np.ndarray:
@@ -131,10 +133,10 @@ ALL = {step.__name__ for step in STEPS}
 AWKWARD = {
     "two_inputs_of_keras": SEVERAL,
     "three_inputs": SEVERAL,
-    "classifier_with_a_map": {"bundle"},
     "missing_values": {"bundle"},
     "a_sequence_beside_an_array": {"bundle"},
-    "names_in_another_encoding": ALL,
+    "an_optional_output": {"bundle"},
+    "names_in_another_encoding": ALL - {"predict"},
     "brain_floats_out": ALL,
     "eight_bit_floats_out": ALL,
     "four_bit_integers_out": ALL,
@@ -143,7 +145,7 @@ AWKWARD = {
     "time_before_rows": ALL,
     "no_inputs": ALL,
 }
-"""What may be refused, of which file; all else is right."""
+"""What is refused, of which file; all else is right."""
 
 
 def test_what_is_no_array_is_not_counted_in_a_batch_without_rows() -> None:

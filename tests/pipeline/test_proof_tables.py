@@ -127,6 +127,7 @@ def test_two_models_are_one_line_with_their_rows() -> None:
         other=SideInfo(name="b.onnx@cuda", sha256="cd" * 32),
         data="rows.npz",
         rows=360,
+        shared={},
         passed=True,
         result=sample_metrics.variant(),
     )

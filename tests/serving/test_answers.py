@@ -57,12 +57,13 @@ def test_the_error_of_a_reconstruction_comes_first(tmp_path: Path) -> None:
 
 
 def test_outputs_of_a_strange_model(tmp_path: Path) -> None:
-    """A list of maps is left out, and an output named as our own column gets another name."""
+    """The list of a ZipMap is a table, and an output named as our own column gets another name."""
     rows = np.array([[1, 0, 0], [0, np.inf, 0], [0, 0, 1]], np.float32)
     model = opened(tmp_path, converted())
     found = answer(model, IDS, rows)
     columns, finite = found.columns, found.finite
-    assert (model.kind, list(columns)) == ("other", ["id", "output_id", "scores"])
+    assert (model.kind, list(columns)) == ("other", ["id", "output_id", "maps", "scores"])
+    np.testing.assert_array_equal(columns["maps"], rows)
     assert columns["output_id"].tolist() == [0, 1, 2]
     assert finite.tolist() == [True, False, True]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.runtime.classes import Task, are_probabilities, class_outputs
+from serving.runtime.classes import Task, class_outputs
 from serving.runtime.tensors import TensorInfo
 
 TABLE, ROW, COLUMN, PICTURE = (None, 3), (None,), (None, 1), ("n", 3, 3)
@@ -61,6 +61,6 @@ def test_one_table_holds_scores_by_the_users_word() -> None:
 
 
 def test_probabilities_are_called_so() -> None:
-    assert are_probabilities(info("Softmax:0", "float32", TABLE))
-    assert not are_probabilities(info("logits", "float32", TABLE))
-    assert not are_probabilities(None)
+    assert class_outputs([info("Softmax:0", "float32", TABLE)]).are_probabilities
+    assert not class_outputs([info("logits", "float32", TABLE)]).are_probabilities
+    assert not class_outputs([]).are_probabilities

@@ -13,12 +13,12 @@ from tiny_classifier import METADATA, classifier, forge, images
 
 from serving.bundles import runner
 from serving.bundles.bundle import model_source, read_manifest
-from serving.bundles.onnxfile import read_header
 from serving.cli import serving
 from serving.errors import ProviderError
 from serving.model import open_model
 from serving.runtime import kernels
 from serving.runtime.kernels import PROBE, SUM, needs_in, overflows, refuse_lacking
+from serving.runtime.onnxfile import read_header
 
 EMULATOR = shutil.which("qemu-x86_64-static")
 
@@ -58,7 +58,7 @@ def test_a_file_and_a_bundle_are_refused_wherever_they_are_opened(
             model_source(path, "cpu")
     monkeypatch.setenv("FERRY_ALLOW", "vnni")
     assert len(open_model(needy).predict(images(2)).labels) == 3
-    assert model_source(bundle, "cpu") == (bundle / "model.onnx").read_bytes()
+    assert model_source(bundle, "cpu") == ((bundle / "model.onnx").read_bytes(), {})
 
 
 @pytest.mark.usefixtures("lacking")

@@ -6,8 +6,8 @@ from onnx import helper
 from tiny_classifier import classifier
 from tiny_kinds import text_classifier
 
-from serving.bundles.onnxfile import Header, minimum_runtime, read_header
 from serving.errors import ModelError
+from serving.runtime.onnxfile import Header, class_labels, minimum_runtime, read_header
 
 
 def test_the_header_is_what_the_onnx_package_reads() -> None:
@@ -62,3 +62,24 @@ def test_every_truncation_is_refused_or_read_without_a_crash() -> None:
 def test_what_is_no_model_is_refused(content: bytes) -> None:
     with pytest.raises(ModelError, match="not an ONNX file"):
         read_header(content)
+
+
+def classified(operator: str = "ZipMap", **attributes: object) -> bytes:
+    """A graph whose output `label` is handed on twice; nothing of it is ever run."""
+    nodes = [
+        helper.make_node(operator, ["rows"], ["found"], domain="ai.onnx.ml", **attributes),
+        helper.make_node("Cast", ["found"], ["cast"], to=1),
+        helper.make_node("Identity", ["cast"], ["label"]),
+    ]
+    return helper.make_model(helper.make_graph(nodes, "g", [], [])).SerializeToString()
+
+
+def test_what_a_graph_calls_its_classes() -> None:
+    numbers = classified(classlabels_int64s=[3, -1, 2**40])
+    assert (
+        class_labels(numbers, "label") == class_labels(numbers, "found") == ("3", "-1", str(2**40))
+    )
+    names = classified("LinearClassifier", classlabels_strings=["naïve", ""], coefficients=[1.0])
+    assert class_labels(names, "label") == ("naïve", "")
+    assert class_labels(names, "rows") is None
+    assert class_labels(classified("Scaler", offset=[1.0]), "label") is None

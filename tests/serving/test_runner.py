@@ -1,6 +1,5 @@
 import ast
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -223,20 +222,22 @@ def test_a_model_without_probabilities(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", images(2))
     assert run(tmp_path / "m", "selftest").returncode == 0
     lines = list(csv.DictReader(run(tmp_path / "m", "predict", "rows.npy").stdout.splitlines()))
-    assert [list(line) for line in lines] == [["row", "logits"]] * 2
-    logits = np.array([json.loads(line["logits"]) for line in lines])
-    exponent = np.exp(logits)
-    found = exponent / exponent.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found, expected_scores(images(2)), atol=1e-5)
+    assert [list(line) for line in lines] == [["row", "label", "label_index", "score"]] * 2
+    index = expected_scores(images(2)).argmax(axis=1)
+    assert [line["label"] for line in lines] == [LABELS[one] for one in index]
+
+
+def test_a_model_without_classes(tmp_path: Path, bundle_of: Copies) -> None:
     done = python(
-        tmp_path / "m",
+        bundle_of(autoencoder_contents),
         "import numpy as np, runner\n"
         "try:\n"
-        "    runner.predict(np.load('../rows.npy'))\n"
+        "    runner.predict(np.zeros((1, 4, 5, 1), np.uint8))\n"
         "except runner.RunnerError as error:\n"
         "    print(error)\n",
     )
-    assert done.stdout == "the model gives logits, no probabilities: use `answers`\n"
+    message = "the model gives reconstruction, error, no known scores: use `answers`\n"
+    assert done.stdout == message
 
 
 @pytest.mark.parametrize("rows", ["npy", "txt"])

@@ -99,12 +99,13 @@ def test_labels_that_are_not_as_many_as_the_classes(
     assert not (tmp_path / "tiny").exists()
 
 
-def test_two_logits_of_one_class_are_wrong(tmp_path: Path, bundle_of: Copies) -> None:
-    """One logit stands for two classes only beside their two probabilities."""
+def test_what_tells_the_class_is_what_the_model_says(tmp_path: Path, bundle_of: Copies) -> None:
+    """The runner goes by the manifest."""
     bundle_of(table_contents)
-    outputs = read_manifest(tmp_path / "tiny").outputs
-    forge(tmp_path / "tiny", outputs=tuple(one for one in outputs if one.name == "logits"))
-    assert failed(verify(tmp_path / "tiny"))["labels"] == "classes of logits: found 1, expected 2"
+    classes = read_manifest(tmp_path / "tiny").classes
+    forge(tmp_path / "tiny", classes=dataclasses.replace(classes, are_probabilities=False))
+    message = "the model tells its classes by other outputs than the manifest says"
+    assert failed(verify(tmp_path / "tiny"))["labels"] == message
 
 
 def test_a_model_without_classes_has_no_labels(bundle_of: Copies) -> None:

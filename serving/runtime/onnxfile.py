@@ -1,7 +1,7 @@
-"""Read the few things of an ONNX file that are asked before ONNX Runtime opens it.
+"""Read the few things of an ONNX file that are asked before ONNX Runtime opens it, or nowhere else.
 
-A model is a protobuf message, of which only the outermost fields are looked at, so the package
-`onnx` is not needed where models only run.
+A model is a protobuf message, of which few fields are looked at, so the package `onnx` is not
+needed where models only run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,10 +19,16 @@ IR_RUNTIME = {8: 10, 9: 15, 10: 18, 11: 23, 12: 24}
 
 ML_DOMAIN = "ai.onnx.ml"
 
+HANDING_ON = ("Cast", "Identity", "Reshape", "Squeeze", "Flatten")
+"""Operators between a classifier and the label that it gives."""
+
 # Field numbers of ModelProto and of the messages in it, and protobuf's wire types.
-IR_VERSION, OPSET_IMPORT, METADATA = 1, 8, 14
+IR_VERSION, GRAPH, OPSET_IMPORT, METADATA = 1, 7, 8, 14
 DOMAIN, VERSION = 1, 2
 KEY, VALUE = 1, 2
+NODE = 1
+INPUT, OUTPUT, OPERATOR, ATTRIBUTE = 1, 2, 4, 5
+NAME, INTEGERS, STRINGS = 1, 8, 9
 VARINT, LENGTH = 0, 2
 FIXED_SIZES = {1: 8, 5: 4}
 
@@ -62,6 +68,52 @@ def read_header(content: bytes) -> Header:
     except (LookupError, ValueError) as error:
         raise ModelError("the model is not an ONNX file, or it is cut short") from error
     return Header(ir_version=ir_version, opsets=opsets, metadata=metadata)
+
+
+def class_labels(content: bytes, output: str) -> tuple[str, ...] | None:
+    """The classes that the operator which makes an output of the graph holds, in its order.
+
+    ZipMap and the classifiers of the domain ai.onnx.ml hold some; what only hands a label on is
+    looked through. None where the operator is any other.
+    """
+    graph = next((value for number, value in _fields(content) if number == GRAPH), b"")
+    made = {name: node for node in _messages(graph, NODE) for name in _texts(node, OUTPUT)}
+    while (node := made.pop(output, None)) is not None:
+        operator = "".join(_texts(node, OPERATOR))
+        if operator not in HANDING_ON:
+            return _class_labels(node)
+        output = next(_texts(node, INPUT), "")
+    return None
+
+
+def _class_labels(node: bytes) -> tuple[str, ...] | None:
+    for attribute in _messages(node, ATTRIBUTE):
+        if next(_texts(attribute, NAME), "").startswith("classlabels_"):
+            integers = (str(one) for one in _integers(attribute))
+            return (*integers, *_texts(attribute, STRINGS)) or None
+    return None
+
+
+def _integers(attribute: bytes) -> Iterator[int]:
+    """The 64-bit numbers of an attribute, one a field or packed into one."""
+    for number, value in _fields(attribute):
+        if number == INTEGERS:
+            at, packed = 0, value if isinstance(value, bytes) else b""
+            found = [] if isinstance(value, bytes) else [value]
+            while at < len(packed):
+                one, at = _varint(packed, at)
+                found.append(one)
+            yield from (one - 2**64 if one >= 2**63 else one for one in found)
+
+
+def _messages(message: int | bytes, field: int) -> Iterator[bytes]:
+    for number, value in _fields(message) if isinstance(message, bytes) else ():
+        if number == field and isinstance(value, bytes):
+            yield value
+
+
+def _texts(message: bytes, field: int) -> Iterator[str]:
+    return (value.decode(errors="replace") for value in _messages(message, field))
 
 
 def minimum_runtime(header: Header) -> str:
