@@ -150,15 +150,15 @@ def plan(
     if wanted:
         yield RecipeGroup("the recipes that are named", wanted)
     elif variant == "fp16":
-        yield from _half(quantizer, tries)
+        yield from _half(quantizer, config, tries)
     else:
         yield from _int8(quantizer, config, tries)
 
 
-def _half(quantizer: Quantizer, tries: Tries) -> Iterator[RecipeGroup]:
+def _half(quantizer: Quantizer, config: QuantizeConfig, tries: Tries) -> Iterator[RecipeGroup]:
     count = len(_layers(quantizer.model, STATIC_OPERATORS))
     yield RecipeGroup("half", [recipes.HALF])
-    unless = _unless_inaccurate(tries) or _unless_several(count)
+    unless = _unless_inaccurate(tries, config) or _unless_several(count)
     layers = _with_float(recipes.HALF.name, count)
     yield RecipeGroup("half with layers in float", layers, unless, first_inside_ends=True)
 
@@ -185,11 +185,13 @@ def _static(quantizer: Quantizer, config: QuantizeConfig, tries: Tries) -> Itera
     minority = _minority(quantizer.prepared, STATIC_OPERATORS, TENTH)
     types = [recipe for recipe in recipes.STATIC if quantizer.raw or not recipe.static.raw_input]
     yield RecipeGroup("static types", _of_both_ranges(types, config), minority)
-    unless = minority or _unless_inaccurate(tries)
-    other = [f"{fast}-{one}" for fast in _nearly(tries, "static") for one in recipes.CALIBRATIONS]
+    unless = minority or _unless_inaccurate(tries, config)
+    fast = _fastest_kept_out(tries, "static")
+    other = [f"{fast.recipe}-{one}" for one in recipes.CALIBRATIONS] if fast else []
     yield RecipeGroup("static, other calibrations", list(map(recipes.parse, other)), unless)
-    unless = minority or _unless_inaccurate(tries) or _unless_several(count)
-    layers = [one for fast in _nearly(tries, "static") for one in _with_float(fast, count)]
+    unless = minority or _unless_inaccurate(tries, config) or _unless_several(count)
+    fast = _fastest_kept_out(tries, "static")
+    layers = _with_float(fast.recipe, count) if fast else []
     yield RecipeGroup("static, layers in float", layers, unless, first_inside_ends=True)
 
 
@@ -215,11 +217,12 @@ def _minority(model: onnx.ModelProto, operators: Sequence[str], least: float) ->
     return f"{', '.join(operators)} hold {own:,} of {every:,} weights"
 
 
-def _unless_inaccurate(tries: Tries) -> str | None:
+def _unless_inaccurate(tries: Tries, config: QuantizeConfig) -> str | None:
     """Calibration and layers in float win accuracy, and never speed."""
-    if any(one.inside for one in tries):
+    nearest, best = _fastest_kept_out(tries), best_of(tries, config)
+    if best and (nearest is None or _times_better(nearest, best, config.goal) <= 1 + SMALL_GAIN):
         return "a recipe without them is inside both budgets already"
-    if not _nearly(tries):
+    if nearest is None:
         return "no recipe so far is fast and small enough, and these are no faster and no smaller"
     return None
 
@@ -233,11 +236,11 @@ def _unless_inside(tries: Tries) -> str | None:
     return f"{inside[0]} is inside both budgets already" if inside else None
 
 
-def _nearly(tries: Tries, kind: str = "") -> list[str]:
+def _fastest_kept_out(tries: Tries, kind: str = "") -> Try | None:
     """The fastest recipe of a kind, or of all, that accuracy alone keeps out, if there is one."""
     kept_out = [one for one in tries if one.fast and not one.accurate]
     found = [one for one in kept_out if one.recipe.startswith(kind)]
-    return [max(found, key=lambda one: one.speed).recipe] if found else []
+    return max(found, key=lambda one: one.speed, default=None)
 
 
 def _with_float(recipe: str, count: int) -> list[Recipe]:

@@ -86,7 +86,7 @@ def test_every_option_has_help_and_a_variable_and_one_is_json(name: str) -> None
     for option in options:
         assert option.help, option.opts
         flag = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
-        shared = {"FERRY_TRACK", "FERRY_MIRROR"}
+        shared = {"FERRY_ALLOW", "FERRY_TRACK", "FERRY_MIRROR"}
         assert option.envvar in {f"FERRY_{name.upper()}_{flag}", *shared}
 
 

@@ -87,6 +87,16 @@ def test_a_slow_recipe_inside_does_not_keep_a_faster_one_from_being_found() -> N
     assert planned["weights alone"] == ["weights-int8"]
 
 
+def test_a_faster_recipe_that_is_inaccurate_alone_is_calibrated_all_the_same() -> None:
+    slow, fast = attempt("static-u8u8", 1.05, 0.3), attempt("static-u8s8", 1.5, 0.3, loss=1.0)
+    planned = groups(image_net(), [slow, fast])
+    assert planned["static, other calibrations"][0] == "static-u8s8-percentile"
+    assert planned["static, layers in float"] == ["static-u8s8-float1"]
+    near = attempt("static-u8s8", 1.06, 0.3, loss=1.0)
+    planned = groups(image_net(), [slow, near])
+    assert "inside both budgets already" in planned["static, other calibrations"]
+
+
 def test_what_is_inaccurate_alone_is_calibrated_anew_and_left_in_float() -> None:
     slower = attempt("static-s8s8", 1.2, 0.3, loss=1.0)
     fastest = attempt("static-u8s8", 2.0, 0.3, loss=2.0)

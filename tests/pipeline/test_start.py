@@ -28,7 +28,7 @@ from serving.files import sha256_of_file
 def wider(trained: Project) -> Experiment:
     """The trained experiment with another last block: its first block fits alone."""
     experiment = trained.experiment
-    settings = {**experiment.model.settings, "widths": [8, 12]}
+    settings = {**experiment.model.settings, "widths": [8, 16]}
     model = replace(experiment.model, settings=settings)
     return replace(experiment, name="wider", epochs=1, model=model)
 
