@@ -78,6 +78,11 @@ def one_line(error: Exception, most: int | None = None) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+def not_utf8(text: bytes) -> str:
+    """The tail of an error message about what should be a text in UTF-8."""
+    return f"holds text that is not UTF-8: {text[:60]!r}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of an error message: `; did you mean 'mnist'?`, or the names there are."""
     names = sorted(known)

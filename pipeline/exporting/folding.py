@@ -11,7 +11,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
+from pipeline.exporting.onnxmodel import (
+    Names,
+    constants,
+    drop_unused_constants,
+    replace_constant,
+)
 from pipeline.proof.tracing.values import makers, users
 from serving.runtime.tensors import Array
 
@@ -62,7 +67,11 @@ def ways_from_inputs(model: onnx.ModelProto) -> Iterator[list[onnx.NodeProto]]:
         if not own or not _is_plain(layer):
             continue
         way = [layer]
-        while (name := way[0].input[0]) in made and name not in outputs and len(readers[name]) == 1:
+        while (
+            (name := (*way[0].input, "")[0]) in made
+            and name not in outputs
+            and len(readers[name]) == 1
+        ):
             way.insert(0, made[name])
         if name in inputs:
             yield way
@@ -84,7 +93,7 @@ def absorb(model: onnx.ModelProto, layer: onnx.NodeProto, mean: Array, scale: Ar
     if not shift.any():
         return
     if len(layer.input) < 3:
-        layer.input.append(f"{layer.input[1].removesuffix('.weight')}.bias")
+        layer.input.append(Names(model).new(f"{layer.input[1].removesuffix('.weight')}.bias"))
     bias = known.get(layer.input[2], np.zeros(len(weight)))
     replace_constant(model, layer.input[2], (bias - shift).astype(weight.dtype))
 

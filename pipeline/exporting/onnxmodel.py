@@ -7,6 +7,7 @@ of the process that wrote it.
 import ast
 import contextlib
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
-from serving.errors import InputError, MissingInputError, ModelError, one_line
+from serving.errors import InputError, MissingInputError, ModelError, not_utf8, one_line
 from serving.files import require, write_bytes
 from serving.runtime.tensors import Array
 
@@ -29,6 +30,8 @@ DOMAINS = ("", "ai.onnx.ml")
 """Of ONNX's own operators: every ONNX Runtime has them."""
 NEWEST_IR = 13
 """ONNX Runtime 1.31 refuses a newer one."""
+CONSTANT_WEIGHTS_IR = 4
+"""The first in which a weight need not be an input as well."""
 
 
 def load(path: Path, command: str) -> onnx.ModelProto:
@@ -139,9 +142,65 @@ def strip(model: onnx.ModelProto) -> None:
     model.graph.name = "ferry"
 
 
+class Names:
+    """The names that a model has, for new ones that are none of them."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """All of nodes and values, those of subgraphs included."""
+        nodes = list(_nodes(model.graph))
+        self._taken = {name for node in nodes for name in (node.name, *node.input, *node.output)}
+        for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
+            for part in (graph.input, graph.output, graph.initializer):
+                self._taken |= {value.name for value in part}
+
+    def new(self, wanted: str) -> str:
+        """The wanted name, with a number behind it where it is taken; it is taken from now on."""
+        others = (f"{wanted}_{number}" for number in itertools.count(2))
+        name = next(one for one in itertools.chain([wanted], others) if one not in self._taken)
+        self._taken.add(name)
+        return name
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give each node without a name one of its own: quantizers tell nodes apart by their names."""
+    names = Names(model)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or names.new(f"{node.op_type}.{number}")
+
+
+def with_constant_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose weights are no inputs as well, as IR version 3 has them.
+
+    A later file lists so what a caller may replace, and ferry feeds none of it. A tool that folds
+    a weight would leave an input without a value.
+    """
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    copied.ir_version = max(model.ir_version, CONSTANT_WEIGHTS_IR)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    weights |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    fed = [value for value in copied.graph.input if value.name not in weights]
+    del copied.graph.input[:]
+    copied.graph.input.extend(fed)
+    return copied
+
+
+def padded_pool(graph: onnx.GraphProto) -> str | None:
+    """The name of the first `MaxPool` behind a `Pad`, or what it makes; None where there is none.
+
+    `exporting.module.keep_padding` tells what ONNX Runtime makes of the two.
+    """
+    padded = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    pools = (node for node in graph.node if node.op_type == "MaxPool" and node.input[0] in padded)
+    return next((node.name or node.output[0] for node in pools), None)
+
+
 def drop_unused_domains(model: onnx.ModelProto) -> None:
-    """Remove imports of operator domains that no node uses: a quantizer imports all it knows."""
-    used = {node.domain for node in _nodes(model.graph, *model.functions)}
+    """Remove imports of operator domains that no node uses: a quantizer imports all it knows.
+
+    That of ONNX's own operators stays, for a model without nodes needs one too.
+    """
+    used = {"", "ai.onnx", *(node.domain for node in _nodes(model.graph, *model.functions))}
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -164,8 +223,10 @@ def replace_constant(model: onnx.ModelProto, name: str, value: Array) -> None:
 
 def drop_unused_constants(model: onnx.ModelProto) -> None:
     """Remove the initializers that no node reads and that are no output."""
-    used = {name for node in model.graph.node for name in node.input}
-    used |= {value.name for value in model.graph.output}
+    nodes = list(_nodes(model.graph))
+    used = {name for node in nodes for name in node.input}
+    for graph in (model.graph, *(below for node in nodes for below in subgraphs(node))):
+        used |= {value.name for value in graph.output}
     for tensor in [one for one in model.graph.initializer if one.name not in used]:
         model.graph.initializer.remove(tensor)
 
@@ -218,9 +279,9 @@ def load_foreign(path: Path) -> onnx.ModelProto:
 
     Raises MissingInputError without the file, InputError for a folder, and ModelError for bytes
     that are no ONNX model, for an IR version that ONNX Runtime does not take, for weights outside
-    of the file, for an operator of a domain that is not known and that the file does not
-    define itself, and for a loop that nothing can end. Whether a condition that is computed ever
-    turns false cannot be told from a file: such loops pass.
+    of the file, for text that is not UTF-8, for an operator of a domain that is not known and that
+    the file does not define itself, and for a loop that nothing can end. Whether a condition that
+    is computed ever turns false cannot be told from a file: such loops pass.
     """
     model = _parsed(path)
     if model.ir_version > NEWEST_IR:
@@ -238,7 +299,12 @@ def load_foreign(path: Path) -> onnx.ModelProto:
                 f"{_called(node)}; ferry runs those of ONNX, {KNOWN_DOMAINS[2]} and "
                 f"{KNOWN_DOMAINS[3]}"
             )
-        if node.op_type == "Loop" and _never_ends(node, constants):
+        if node.op_type == "Split" and "" in node.output:
+            raise ModelError(
+                f"{path} leaves an output of the Split {_called(node)} without a name, which ends "
+                f"ONNX Runtime with a segmentation fault; give it a name"
+            )
+        if node.op_type == "Loop" and _never_ends(path, node, constants):
             raise ModelError(
                 f"{path}: nothing ends the loop at node {_called(node)}: it has no trip count, and "
                 f"its condition never changes"
@@ -260,7 +326,20 @@ def _parsed(path: Path) -> onnx.ModelProto:
     # Many a text is a valid message of fields that nobody knows.
     if not model.ir_version or not model.opset_import or not model.graph.output:
         raise ModelError(f"{path} is not an ONNX file: it has no graph with an output")
+    for text in _no_texts(model):
+        raise ModelError(f"{path} {not_utf8(text)}")
     return model
+
+
+def _no_texts(message: Message) -> Iterator[bytes]:
+    """The names, notes and metadata that are not UTF-8: protobuf gives them as bytes."""
+    for field, value in message.ListFields():
+        parts = value if field.is_repeated else [value]
+        if field.message_type is not None:
+            for part in parts:
+                yield from _no_texts(part)
+        elif field.type == field.TYPE_STRING:
+            yield from (part for part in parts if isinstance(part, bytes))
 
 
 def _refuse_external_data(path: Path, model: onnx.ModelProto) -> None:
@@ -307,24 +386,45 @@ def _called(node: onnx.NodeProto) -> str:
     return repr(node.name or f"that makes {', '.join(node.output)}")
 
 
-def _never_ends(loop: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    """Whether a Loop has no bound and hands its condition on as it was, or a constant true one."""
-    if loop.input[0]:
-        bound = constants.get(loop.input[0])
-        if bound is None or onnx.numpy_helper.to_array(bound).item() < ENDLESS:
-            return False
-    body = next(one.g for one in loop.attribute if one.name == "body")
+def _never_ends(path: Path, loop: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+    """Whether a Loop has no bound and hands its condition on as it was, or a constant true one.
+
+    Raises ModelError for one without the parts that every Loop has.
+    """
+    body = next((one.g for one in loop.attribute if one.name == "body"), None)
+    if body is None or not body.output or len(loop.input) < 2:
+        raise ModelError(
+            f"{path}: the loop at node {_called(loop)} lacks its two inputs, its body or the "
+            f"condition that the body hands on"
+        )
+    trips, start = loop.input[0], loop.input[1]
+    if trips and _number(constants.get(trips), 0) < ENDLESS:
+        return False
+    if not start:
+        return True
     makers = {name: node for node in body.node for name in node.output}
     known = constants | {tensor.name: tensor for tensor in body.initializer}
     known |= {
-        node.output[0]: one.t
+        name: one.t
         for node in body.node
         for one in node.attribute
+        for name in node.output
         if node.op_type == "Constant" and one.HasField("t")
     }
     condition = body.output[0].name
     while condition in makers and makers[condition].op_type in CARRIERS:
-        condition = makers[condition].input[0]
+        # Without what it reads for a second time: a file may hold a circle.
+        condition = next(iter(makers.pop(condition).input), "")
     if condition in known:
-        return bool(onnx.numpy_helper.to_array(known[condition]).all())
-    return condition not in makers
+        return bool(_number(known[condition], 0))
+    handed_on = condition in {value.name for value in body.input}
+    return handed_on and bool(_number(constants.get(start), 1))
+
+
+def _number(tensor: onnx.TensorProto | None, unknown: int) -> int:
+    """The one truth or int64 that a tensor holds; `unknown` where it cannot be told."""
+    if tensor is None:
+        return unknown
+    if 0 < len(tensor.raw_data) <= 8:
+        return int.from_bytes(tensor.raw_data, "little", signed=True)
+    return next(iter((*tensor.int64_data, *tensor.int32_data)), unknown)

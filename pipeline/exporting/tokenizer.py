@@ -53,7 +53,7 @@ def known_words(model: onnx.ModelProto) -> tuple[str, ...]:
     for node in model.graph.node:
         if node.op_type == "LabelEncoder" and node.input[0] in split:
             keys = (one.strings for one in node.attribute if one.name == "keys_strings")
-            return tuple(word.decode() for word in next(keys, ()) if word)
+            return tuple(word.decode("utf-8", "replace") for word in next(keys, ()) if word)
     return ()
 
 

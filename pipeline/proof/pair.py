@@ -9,12 +9,12 @@ import numpy as np
 from pipeline.config.experiment import GateConfig
 from pipeline.errors import ParityError
 from pipeline.proof.differences import DecisionRule, largest_difference
+from pipeline.proof.explain import explained
 from pipeline.proof.gate import SHIPPED
 from pipeline.proof.measure import keep, sample, spread
 from pipeline.proof.prove import ParityPlan, Way, prove
 from pipeline.proof.rows import Rows
 from pipeline.proof.sides import ModelSide, ModuleSide, Side, check_alike
-from pipeline.proof.tracing.divergence import explained
 from pipeline.proof.variation import MOST_NOISE, NOISES
 from pipeline.records.parity import PairReport, SideInfo, VariantParity
 from serving.runtime.classes import Task

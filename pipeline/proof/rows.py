@@ -76,6 +76,8 @@ def open_rows(spec: str, inputs: Sequence[TensorInfo]) -> Rows:
     does not exist, and InputError for rows that the model does not take, and for no rows at all.
     """
     path = Path(spec)
+    if not inputs:
+        raise InputError(f"the model has no inputs, so there is nothing to feed it of {spec}")
     dataset, colon, split = spec.partition(":")
     if colon and not path.exists():
         return _of_dataset(dataset, split, _only(inputs, spec))

@@ -40,6 +40,10 @@ from serving.runtime.settings import Level
 from serving.runtime.shared import HINT
 from serving.runtime.tensors import Array, TensorInfo, answer_in_batches, as_fed
 
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear", "MatMulNBits")
+"""Operators of which a quantized model has one at least."""
+HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
@@ -142,6 +146,14 @@ class ModelSide(_Side):
     def model(self) -> onnx.ModelProto:
         """The model itself, for those that look inside."""
         return onnx.load_from_string(self.content)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether it rounds more coarsely than fp32 does: int8, whatever made it, and fp16."""
+        graph = self.model().graph
+        return any(node.op_type in ROUNDING for node in graph.node) or any(
+            tensor.data_type in HALVES for tensor in graph.initializer
+        )
 
     def at(self, level: Level) -> "ModelSide":
         """The same model with another amount of optimization."""
@@ -338,19 +350,12 @@ def check_alike(reference: Side, other: Side) -> None:
 
 
 def _alike(left: TensorInfo, right: TensorInfo, *, answered: bool) -> bool:
+    """Whether two tensors of one name compare: with any number of rows, and as any floats."""
     floats = answered and "float" in left.dtype and "float" in right.dtype
-    # An unknown rank is given as no shape at all.
-    unknown = answered and not (left.shape and right.shape)
-    return (floats or left.dtype == right.dtype) and (
-        unknown
-        or (
-            len(left.shape) == len(right.shape)
-            and all(
-                not (isinstance(a, int) and isinstance(b, int)) or a == b
-                for a, b in zip(left.shape[1:], right.shape[1:], strict=True)
-            )
-        )
+    one, other = (
+        replace(info, shape=info.shape and (BATCH, *info.shape[1:])) for info in (left, right)
     )
+    return one.is_like(replace(other, dtype=one.dtype) if floats else other)
 
 
 def _describe(infos: Sequence[TensorInfo]) -> str:

@@ -63,6 +63,10 @@ def notes(variant: VariantParity) -> Iterator[str]:
     for row in variant.hostile:
         if row.message:
             yield f"hostile row {row.name!r}: {row.message}"
+    beyond = [row for row in variant.hostile if not row.gated and row.max_abs_diff is not None]
+    if beyond:
+        far = ", ".join(f"{row.name!r} {row.max_abs_diff:.1e}" for row in beyond)
+        yield f"at and beyond the ends of the rows' range, where no limit holds: {far}"
     if variant.zero_rows not in ("answered 0 rows", "not asked"):
         yield f"a batch without rows {variant.zero_rows}"
     yield from variant.notes
@@ -191,6 +195,8 @@ def _flipped(variant: VariantParity) -> Iterator[str]:
 
 
 def _onnx_reference(answer: OnnxReferenceAnswer) -> Iterator[str]:
+    if answer.warning:
+        yield answer.warning
     if answer.skipped not in (None, "not asked"):
         yield f"no answer of onnx.reference: {answer.skipped}"
     elif answer.to_reference is not None and answer.to_model is not None:

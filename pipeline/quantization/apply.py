@@ -29,6 +29,7 @@ from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import Rows
 from pipeline.proof.tracing.values import makers
 from pipeline.quantization.prepare import (
+    DEQUANTIZE,
     RawInput,
     keep_mean,
     modernised,
@@ -47,6 +48,8 @@ METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
+HISTOGRAMS = ("entropy", "percentile")
+"""Calibrations that take batches of one size alone."""
 TYPES = {"U8": QuantType.QUInt8, "S8": QuantType.QInt8}
 CALIBRATION_BATCH = 64
 FEWER = 8
@@ -77,7 +80,8 @@ class Quantizer:
 
     def __init__(self, model: onnx.ModelProto, calibration: Rows, batch: int | None = None) -> None:
         """`batch` is the one batch size that the model takes, or None where any will do."""
-        self.model = model
+        self.model = copy.deepcopy(model)
+        onnxmodel.name_nodes(self.model)
         self.calibration = calibration
         self.fixed_batch = batch
         self.batch = batch or CALIBRATION_BATCH
@@ -155,8 +159,8 @@ class Quantizer:
         count = len(self.calibration)
         if static.calibration == "few":
             count = max(1, count // FEWER)
-        if self.fixed_batch:
-            count = max(count - count % self.batch, self.batch)
+        if self.fixed_batch or static.calibration in HISTOGRAMS:
+            count = max(count - count % self.batch, min(count, self.batch))
         tool = functools.partial(
             quantize_static,
             calibration_data_reader=_CalibrationReader(self.calibration, count, self.batch),
@@ -185,7 +189,9 @@ def to_fp16(model: onnx.ModelProto, float_layers: Sequence[str] = ()) -> onnx.Mo
     """Weights and arithmetic in half precision; inputs and outputs keep their types."""
     with onnxmodel.quiet():
         half: onnx.ModelProto = convert_float_to_float16(
-            copy.deepcopy(model), keep_io_types=True, node_block_list=list(float_layers)
+            onnxmodel.with_constant_weights(model),
+            keep_io_types=True,
+            node_block_list=list(float_layers),
         )
     return half
 
@@ -248,7 +254,7 @@ def _trim(model: onnx.ModelProto) -> None:
     fed = {name for node in model.graph.node if node.op_type == "Conv" for name in node.input[1:]}
     for node in model.graph.node:
         if (
-            node.op_type == "DequantizeLinear"
+            node.op_type == DEQUANTIZE
             and node.output[0] in fed
             and len(node.input) > 2
             and node.input[2] in known
@@ -270,7 +276,7 @@ def _tagged(made: onnx.ModelProto, original: onnx.ModelProto, recipe: Recipe) ->
     made.graph.name = original.graph.name
     made.producer_name = original.producer_name
     made.producer_version = original.producer_version
-    made.ir_version = original.ir_version
+    made.ir_version = max(original.ir_version, onnxmodel.CONSTANT_WEIGHTS_IR)
     return made
 
 
@@ -281,11 +287,12 @@ def weight_only(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     stand behind a `DequantizeLinear`, and tables are looked up before it.
     """
     changed = _as_products(model)
+    stored = _Stored(changed)
     for node in list(changed.graph.node):
         if node.op_type == "Gather":
-            _quantize_table(changed, node)
+            _quantize_table(stored, node)
         for index, axis in WEIGHTS.get(node.op_type, {}).items():
-            _quantize_weight(changed, node, index, axis)
+            _quantize_weight(stored, node, index, axis)
     drop_unused_constants(changed)
     known = constants(changed)
     small = [
@@ -310,19 +317,22 @@ def weight_only(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
 def _as_products(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with each `Gemm` of a constant matrix as `MatMul` and `Add`, where it is the same."""
     changed = copy.deepcopy(model)
-    known = constants(changed)
+    known, names = constants(changed), onnxmodel.Names(changed)
+    matrices: dict[tuple[str, bool], str] = {}
     for node in [one for one in changed.graph.node if _is_product(one, known)]:
-        matrix, bias = known[node.input[1]], node.input[2:]
+        weight, bias = node.input[1], node.input[2:]
         transposed = any(one.name == "transB" and one.i for one in node.attribute)
-        name = f"{node.input[1]}.matrix"
-        replace_constant(changed, name, matrix.T if transposed else matrix)
+        if (weight, transposed) not in matrices:
+            name = matrices[weight, transposed] = names.new(f"{weight}.matrix")
+            matrix = known[weight]
+            replace_constant(changed, name, matrix.T if transposed else matrix)
         node.op_type = "MatMul"
         del node.attribute[:], node.input[1:]
-        node.input.append(name)
+        node.input.append(matrices[weight, transposed])
         if bias:
             answer = node.output[0]
-            node.output[0] = f"{answer}.product"
-            add = helper.make_node("Add", [node.output[0], *bias], [answer], f"{node.name}.bias")
+            node.output[0], added = names.new(f"{answer}.product"), names.new(f"{node.name}.bias")
+            add = helper.make_node("Add", [node.output[0], *bias], [answer], added)
             changed.graph.node.insert(list(changed.graph.node).index(node) + 1, add)
     drop_unused_constants(changed)
     return changed
@@ -339,47 +349,57 @@ def _is_product(node: onnx.NodeProto, known: dict[str, Array]) -> bool:
     )
 
 
-def _quantize_weight(model: onnx.ModelProto, node: onnx.NodeProto, index: int, axis: int) -> None:
+class _Stored:
+    """The weights of a model as whole numbers, each stored once, whoever reads it."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.names = onnxmodel.Names(model)
+        self._known = constants(model)
+        self._stored: dict[tuple[str, int | None], tuple[str, str]] = {}
+
+    def put(self, name: str, axis: int | None) -> tuple[str, str] | None:
+        """The names of a weight's whole numbers and of their scales; None where it stays in float.
+
+        There is a scale for each place along `axis`, or one for all.
+        """
+        weight = self._known.get(name)
+        if weight is None or weight.dtype != np.float32 or weight.size < SMALLEST:
+            return None
+        if (name, axis) not in self._stored:
+            others = None if axis is None else tuple({*range(weight.ndim)} - {axis})
+            largest = np.abs(weight).max(axis=others, keepdims=axis is not None)
+            whole, scale = _rounded(weight, largest)
+            made = self.names.new(f"{name}.whole"), self.names.new(f"{name}.scale")
+            replace_constant(self.model, made[0], whole)
+            replace_constant(self.model, made[1], scale if axis is None else scale.ravel())
+            self._stored[name, axis] = made
+        return self._stored[name, axis]
+
+
+def _quantize_weight(stored: _Stored, node: onnx.NodeProto, index: int, axis: int) -> None:
     """Put a `DequantizeLinear` before a weight, with a scale for each place along `axis`."""
-    weight = constants(model).get(node.input[index])
-    if weight is None or weight.dtype != np.float32 or weight.size < SMALLEST:
+    found = stored.put(node.input[index], axis) if index < len(node.input) else None
+    if found is None:
         return
-    others = tuple(number for number in range(weight.ndim) if number != axis)
-    whole, scale = _rounded(weight, np.abs(weight).max(axis=others, keepdims=True))
-    dequantize = _stored(model, node.input[index], whole, scale.ravel(), node.input[index])
-    dequantize.attribute.append(helper.make_attribute("axis", axis))
-    node.input[index] = dequantize.output[0]
-    model.graph.node.insert(0, dequantize)
+    weight, new = node.input[index], stored.names.new
+    node.input[index], name = new(f"{weight}.float"), new(f"{weight}/{DEQUANTIZE}")
+    dequantize = helper.make_node(DEQUANTIZE, found, [node.input[index]], name=name, axis=axis)
+    stored.model.graph.node.insert(0, dequantize)
 
 
-def _quantize_table(model: onnx.ModelProto, node: onnx.NodeProto) -> None:
+def _quantize_table(stored: _Stored, node: onnx.NodeProto) -> None:
     """Look up rows of whole numbers, and turn into floats those alone that were looked up."""
-    table = constants(model).get(node.input[0])
-    if table is None or table.dtype != np.float32 or table.size < SMALLEST:
+    found = stored.put(node.input[0], None)
+    if found is None:
         return
-    whole, scale = _rounded(table, np.abs(table).max())
-    found = f"{node.output[0]}.whole"
-    dequantize = _stored(model, node.input[0], whole, scale, found)
-    dequantize.output[0] = node.output[0]
-    dequantize.input[0] = found
-    node.input[0] = f"{node.input[0]}.whole"
-    node.output[0] = found
-    place = [one.output[0] for one in model.graph.node].index(found)
-    model.graph.node.insert(place + 1, dequantize)
-
-
-def _stored(
-    model: onnx.ModelProto, name: str, whole: Array, scale: Array, made: str
-) -> onnx.NodeProto:
-    """Add a weight and its scale to the model; the node that makes floats of it, not yet in it."""
-    replace_constant(model, f"{name}.whole", whole)
-    replace_constant(model, f"{name}.scale", scale)
-    return helper.make_node(
-        "DequantizeLinear",
-        [f"{name}.whole", f"{name}.scale"],
-        [f"{made}.float"],
-        name=f"{made}/DequantizeLinear",
-    )
+    answer, (whole, scale) = node.output[0], found
+    looked_up = stored.names.new(f"{answer}.whole")
+    node.input[0], node.output[0] = whole, looked_up
+    name = stored.names.new(f"{looked_up}/{DEQUANTIZE}")
+    dequantize = helper.make_node(DEQUANTIZE, [looked_up, scale], [answer], name=name)
+    nodes = stored.model.graph.node
+    nodes.insert(list(nodes).index(node) + 1, dequantize)
 
 
 def _rounded(weight: Array, largest: Array) -> tuple[Array, Array]:

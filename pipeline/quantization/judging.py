@@ -5,6 +5,7 @@ Both models answer the same rows, and their speeds are measured in pairs, turn b
 
 import functools
 import logging
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 
 import onnx
@@ -16,14 +17,14 @@ from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.quality import compare_answers, too_inaccurate, too_noisy, unsettled
 from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
 from pipeline.records.quantize import Budget, Try, WithoutVnni
-from serving.errors import ModelError, one_line
+from serving.errors import FerryError, ModelError, one_line
 from serving.files import sha256_of_bytes
 from serving.measuring.feeds import feeds_of, fixed_batch
 from serving.measuring.pairing import PairedRatio, paired_ratio
 from serving.runtime.classes import Task
 from serving.runtime.kernels import VNNI, needs_in
 from serving.runtime.session import Session, open_session
-from serving.runtime.tensors import Array, answer_in_batches, as_fed
+from serving.runtime.tensors import Array, TensorInfo, answer_in_batches, as_fed
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ class Judge:
         return WithoutVnni(quality=quality, overflows=found.overflows)
 
     def _refuse_other_ends(self, session: Session) -> None:
-        before, after = ((one.inputs, one.outputs) for one in (self.session, session))
-        if before != after:
+        before, after = ((*one.inputs, *one.outputs) for one in (self.session, session))
+        if len(before) != len(after) or not all(map(TensorInfo.is_like, before, after)):
             raise ModelError(f"its inputs and outputs are {after}, those of fp32 {before}")
 
     def _speedup(self, session: Session, asked: float) -> dict[str, PairedRatio]:
@@ -179,12 +180,23 @@ def too_slow_or_large(
 
 
 def _failed(recipe: Recipe, error: Exception) -> Try:
-    reason = one_line(error, 200)
-    logger.info("%s: cannot be applied: %s", recipe.name, reason)
+    """A recipe that does not suit the model, or that ferry itself fails to try."""
+    verdict, place = f"cannot be applied: {one_line(error, 200)}", _origin(error)
+    if place.startswith(("pipeline.", "serving.")) and not isinstance(error, FerryError):
+        cause = f"{type(error).__name__}: {one_line(error, 200)}"
+        verdict = f"not tried, by a fault of ferry's own at {place}, please report it: {cause}"
+    logger.info("%s: %s", recipe.name, verdict)
     return Try(
         recipe=recipe.name,
         what=describe_recipe(recipe),
         accurate=False,
         fast=False,
-        verdict=f"cannot be applied: {reason}",
+        verdict=verdict,
     )
+
+
+def _origin(error: Exception) -> str:
+    """The module and the line that raised an error; within numpy, those that called it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    places = [f"{frame.f_globals['__name__']}:{line}" for frame, line in frames]
+    return next(place for place in reversed(places) if not place.startswith("numpy"))

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import version_converter
+from onnx import helper, version_converter
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from pipeline.exporting import onnxmodel
@@ -23,6 +24,7 @@ from pipeline.exporting.onnxmodel import constants, drop_unused_constants, repla
 from pipeline.proof.tracing.pairs import steps_of
 from pipeline.proof.tracing.values import OnnxValues, makers, users
 from serving.errors import ModelError, one_line
+from serving.runtime.providers import ORT_ERRORS
 from serving.runtime.session import open_session
 from serving.runtime.tensors import Array
 
@@ -52,14 +54,21 @@ class RawInput:
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with constants folded and batch normalisation in the convolutions before it."""
+    """A copy with constants folded and batch normalisation in the convolutions before it.
+
+    Raises ModelError for a model that onnxruntime's tool cannot bring to this form.
+    """
     # Shapes that are inferred now would be wrong behind each node that a quantizer rewrites.
     tool = partial(quant_pre_process, skip_symbolic_shape=True, skip_onnx_shape=True)
-    prepared = rewritten(model, tool)
+    try:
+        prepared = rewritten(onnxmodel.with_constant_weights(model), tool)
+    except (*ORT_ERRORS, ValueError, onnx.shape_inference.InferenceError) as error:
+        reason = one_line(error, 300)
+        raise ModelError(f"onnxruntime cannot prepare the model for int8: {reason}") from error
     del prepared.graph.value_info[:]
     onnxmodel.drop_unused_domains(prepared)
-    for number, node in enumerate(prepared.graph.node):
-        node.name = node.name or f"{node.op_type}.{number}"
+    onnxmodel.name_nodes(prepared)
+    _give_plain_biases(prepared)
     return prepared
 
 
@@ -86,10 +95,39 @@ def modernised(model: onnx.ModelProto, rows: Mapping[str, Array]) -> onnx.ModelP
     return made
 
 
-def _close(left: Array, right: Array) -> bool:
+def _close(left: Any, right: Any) -> bool:
+    """Whether two outputs are, as far as rounding goes; what is no array is not looked into."""
+    if not isinstance(left, np.ndarray):
+        return type(left) is type(right)
     if left.dtype.kind != "f":
         return np.array_equal(left, right)
     return np.allclose(left, right, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _give_plain_biases(model: onnx.ModelProto) -> None:
+    """Give each `Gemm` a bias of one number per column: onnxruntime's quantizer breaks on others.
+
+    Its optimizer makes such of an `Add` behind a `MatMul`. What has other numbers for each row
+    becomes an `Add` again.
+    """
+    known, names = constants(model), onnxmodel.Names(model)
+    for gemm in [node for node in model.graph.node if node.op_type == "Gemm"]:
+        weight, bias = (known.get(name) for name in (*gemm.input, "")[1:3])
+        if weight is None or bias is None:
+            continue
+        attributes = {one.name: helper.get_attribute_value(one) for one in gemm.attribute}
+        columns = weight.shape[0 if attributes.get("transB") else 1]
+        if bias.shape == (columns,):
+            continue
+        if bias.size == 1 or bias.shape == (1, columns):
+            gemm.input[2] = names.new(f"{gemm.input[2]}.row")
+            replace_constant(model, gemm.input[2], np.broadcast_to(bias.ravel(), columns))
+        elif attributes.get("beta", 1.0) == 1.0:
+            answer, wide = gemm.output[0], gemm.input.pop(2)
+            gemm.output[0], name = names.new(f"{answer}.product"), names.new(f"{gemm.name}.bias")
+            add = helper.make_node("Add", [gemm.output[0], wide], [answer], name)
+            model.graph.node.insert(list(model.graph.node).index(gemm) + 1, add)
+    drop_unused_constants(model)
 
 
 def rewritten(model: onnx.ModelProto, tool: Callable[[Path, Path], object]) -> onnx.ModelProto:
@@ -121,7 +159,7 @@ def with_raw_input(model: onnx.ModelProto) -> RawInput | None:
     layer.input[0] = cast.output[0]
     for node in between:
         if node.op_type == "Sub":
-            node.input[1] = f"{node.input[1]}.rounded"
+            node.input[1] = onnxmodel.Names(changed).new(f"{node.input[1]}.rounded")
             replace_constant(changed, node.input[1], np.array(zero, np.float32))
             layer.input[0] = node.output[0]
         else:

@@ -209,6 +209,8 @@ class HostileRow:
     """Of that output on this row; None where the gate has none."""
     message: str
     """What is remarkable about it, "" for nothing."""
+    gated: bool = True
+    """Whether the limit holds for it: not beyond the range of all others, where it only is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +224,8 @@ class OnnxReferenceAnswer:
     """Largest difference to the model's answers in ONNX Runtime."""
     skipped: str | None
     """Why it did not run."""
+    warning: str | None = None
+    """That it contradicts the model by more than rounding, and the cause where that is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +274,7 @@ class VariantParity:
     zero_rows: str
     """What becomes of a batch without rows."""
     hostile_max_abs_diff: float
+    """Of those that the limit holds for."""
     cells: tuple[Cell | SkippedCell, ...]
     batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]

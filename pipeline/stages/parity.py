@@ -14,6 +14,7 @@ from pipeline import tracking
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.proof.differences import DecisionRule
+from pipeline.proof.explain import explained
 from pipeline.proof.gate import QUANTITIES, SHIPPED
 from pipeline.proof.measure import Kept, keep, sample
 from pipeline.proof.pair import refuse_failures
@@ -29,7 +30,6 @@ from pipeline.proof.sides import (
     open_weights,
 )
 from pipeline.proof.tables import ulps
-from pipeline.proof.tracing.divergence import explained
 from pipeline.records import ReportFiles, write
 from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
 from pipeline.tracking import figures

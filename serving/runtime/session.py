@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import InputError, MissingInputError, ModelError, ProviderError
+from serving.errors import InputError, MissingInputError, ModelError, ProviderError, not_utf8
 from serving.files import sha256_of_bytes
 from serving.runtime.classes import ClassOutputs, Task, can_be_label, class_outputs
 from serving.runtime.cores import allowed_cores
@@ -148,7 +148,7 @@ class Session:
         [rows, classes], in ascending order of the classes.
 
         Raises InputError when ONNX Runtime refuses an input's dtype or shape, and for a batch
-        without rows that it would not survive.
+        without rows that it would not survive; ModelError for an answer that is no text.
         """
         if self.recurrent and any(array.size == 0 for array in feeds.values()):
             raise InputError(
@@ -156,6 +156,8 @@ class Session:
             )
         try:
             values = self.call(self.output_names, self.whole(feeds), None)
+        except UnicodeDecodeError as error:
+            raise ModelError(f"the model's answer {not_utf8(error.object)}") from error
         except (*ORT_ERRORS, ValueError, TypeError) as error:
             names, reason = [info.name for info in self.inputs], runtime_reason(error)
             if NO_TYPE in reason:  # of an output: numpy made the inputs
@@ -193,12 +195,28 @@ def open_session(
     """
     content = _read(model)
     label = str(model) if isinstance(model, Path) else "the model"
-    asked = installed(provider)
+    installed(provider)
     settings = settings or SessionSettings(threads=threads or allowed_cores(), optimize=optimize)
     check_settings(settings, provider)
     options = _options(settings, provider, profile)
-    with _logging(SILENT):
-        raw = _create(content, options, settings, provider, label)
+    try:
+        with _logging(SILENT):
+            raw = _create(content, options, settings, provider, label)
+        return _session(raw, content, settings, provider, label, shared or {})
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{label} {not_utf8(error.object)}") from error
+
+
+def _session(
+    raw: Any,
+    content: bytes,
+    settings: SessionSettings,
+    provider: str,
+    label: str,
+    shared: Mapping[str, str],
+) -> Session:
+    """What there is to know of an `onnxruntime.InferenceSession`; ProviderError for a wrong one."""
+    asked = PROVIDERS[provider]
     proof = proof_of(raw, asked)
     if asked not in raw.get_providers() or proof.share < 1:
         went = dict(proof.nodes)
@@ -210,9 +228,9 @@ def open_session(
     classes = classes_of(content, declared)
     outputs = tuple(_as_table(info, classes) if info.name in maps else info for info in declared)
     inputs = tuple(_info(value) for value in raw.get_inputs())
-    fixed = shared_inputs(inputs, shared or {}, label)
+    fixed = shared_inputs(inputs, shared, label)
     return Session(
-        inputs=tuple(info for info in inputs if info.name not in (shared or {})),
+        inputs=tuple(info for info in inputs if info.name not in shared),
         outputs=outputs,
         metadata=dict(raw.get_modelmeta().custom_metadata_map),
         sha256=sha256_of_bytes(content),

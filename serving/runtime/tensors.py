@@ -64,6 +64,22 @@ class TensorInfo:
             and all(not isinstance(a, int) or a == b for a, b in zip(axes, row_shape, strict=True))
         )
 
+    def is_like(self, other: "TensorInfo") -> bool:
+        """Whether both may declare the same tensor: an axis of any length is like every other.
+
+        So is an unknown rank, which is given as no shape at all.
+        """
+        return (self.name, self.dtype) == (other.name, other.dtype) and (
+            not (self.shape and other.shape)
+            or (
+                len(self.shape) == len(other.shape)
+                and all(
+                    a == b or not (isinstance(a, int) and isinstance(b, int))
+                    for a, b in zip(self.shape, other.shape, strict=True)
+                )
+            )
+        )
+
     def no_rows(self) -> Array:
         """The array of an output for no rows; an axis of any length has none."""
         axes = [axis if isinstance(axis, int) else 0 for axis in self.shape[1:]]

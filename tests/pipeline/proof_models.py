@@ -71,6 +71,17 @@ def clipped() -> onnx.ModelProto:
     )
 
 
+def capped(at: float) -> onnx.ModelProto:
+    """`linear`, with its logits clipped."""
+    made = linear()
+    made.graph.node[0].output[0] = "free"
+    clip = helper.make_node("Clip", ["free", "low", "high"], ["logits"], name="main/Clip")
+    made.graph.node.insert(1, clip)
+    for name, value in (("low", -at), ("high", at)):
+        made.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+    return made
+
+
 def logarithm() -> onnx.ModelProto:
     """The logarithm of each number: NaN below zero."""
     nodes = [

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 FLOAT = TensorProto.FLOAT
-Infos = Mapping[str, tuple[int, Sequence[int | str]]]
+Infos = Mapping[str, tuple[int, Sequence[int | str | None] | None]]
 
 
 def node(operator: str, read: str, made: str, **attributes: Any) -> onnx.NodeProto:
@@ -23,6 +23,7 @@ def model(
     outputs: Infos,
     weights: Mapping[str, Any] | None = None,
     domains: Mapping[str, int] | None = None,
+    ir_version: int = 8,
 ) -> onnx.ModelProto:
     """A model at opset 18; inputs and outputs are (element type, shape) by name."""
     graph = helper.make_graph(
@@ -37,7 +38,7 @@ def model(
     )
     imports = {"": 18, **(domains or {})}
     opsets = [helper.make_opsetid(domain, version) for domain, version in imports.items()]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
 
 
 def chain(length: int, width: int = 4) -> onnx.ModelProto:

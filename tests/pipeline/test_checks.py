@@ -150,6 +150,8 @@ def looping(trips: str, condition: list[onnx.NodeProto], **weights: object) -> o
 IDENTITY = helper.make_node("Identity", ["going"], ["go"])
 TRUE = helper.make_node("Constant", [], ["go"], value=helper.make_tensor("t", 9, [], [True]))
 FALSE = helper.make_node("Constant", [], ["go"], value=helper.make_tensor("t", 9, [], [False]))
+IDENTITY_OF_OTHER = helper.make_node("Identity", ["other"], ["go"])
+OTHER_OF_IDENTITY = helper.make_node("Cast", ["go"], ["other"], to=TensorProto.BOOL)
 COMPUTED = helper.make_node("Less", ["kept", "one"], ["go"])
 
 
@@ -171,7 +173,63 @@ def test_a_loop_without_an_end(made: onnx.ModelProto, tmp_path: Path) -> None:
         looping("most", [IDENTITY], most=np.array(3)),
         looping("", [FALSE]),
         looping("", [COMPUTED]),
+        looping("", [IDENTITY], start=np.array(False)),
+        looping("most", [IDENTITY], most=np.zeros(0, np.int64)),
+        looping("most", [IDENTITY], most=np.array(["many"], object)),
+        # What the graph around it computes may be false.
+        looping("", [helper.make_node("Identity", ["outside"], ["go"])]),
+        # Circles, and what reads nothing, are ONNX Runtime's to refuse.
+        looping("", [helper.make_node("Identity", ["go"], ["go"])]),
+        looping("", [IDENTITY_OF_OTHER, OTHER_OF_IDENTITY]),
+        looping("", [helper.make_node("Cast", [], ["go"])]),
+        looping("", [helper.make_node("Constant", [], [])]),
     ],
 )
 def test_a_loop_that_may_end(made: onnx.ModelProto, tmp_path: Path) -> None:
     assert load_foreign(kept(made, tmp_path))
+
+
+def test_a_split_that_would_end_the_process(tmp_path: Path) -> None:
+    split = node("Split", "x sizes", "a y", axis=1, name="the/Split")
+    split.output[0] = ""
+    made = model([split], ROW, ANSWER, {"sizes": np.array([1, 1])})
+    assert "an output of the Split 'the/Split' without a name" in refused(kept(made, tmp_path))
+
+
+def without_body(loop: onnx.NodeProto) -> None:
+    del loop.attribute[:]
+
+
+def without_answers(loop: onnx.NodeProto) -> None:
+    del loop.attribute[0].g.output[:]
+
+
+def without_inputs(loop: onnx.NodeProto) -> None:
+    del loop.input[:]
+
+
+def with_one_input(loop: onnx.NodeProto) -> None:
+    del loop.input[1:]
+
+
+@pytest.mark.parametrize("spoil", [without_body, without_answers, without_inputs, with_one_input])
+def test_a_loop_without_its_parts(spoil: Callable[[onnx.NodeProto], None], tmp_path: Path) -> None:
+    made = looping("", [IDENTITY])
+    spoil(made.graph.node[0])
+    assert "the loop at node 'the/Loop' lacks " in refused(kept(made, tmp_path))
+
+
+def test_a_loop_without_a_condition_has_no_end(tmp_path: Path) -> None:
+    made = looping("", [COMPUTED])
+    made.graph.node[0].input[1] = ""
+    assert "nothing ends the loop" in refused(kept(made, tmp_path))
+
+
+@pytest.mark.parametrize("text", [b"Tanh/t0", b"seven", b"author", b"someone"])
+def test_text_that_is_not_utf8(text: bytes, tmp_path: Path) -> None:
+    made = chain(1)
+    made.graph.doc_string = "seven"
+    made.metadata_props.add(key="author", value="someone")
+    path = kept(made, tmp_path)
+    path.write_bytes(path.read_bytes().replace(text, b"\xff" + text[1:]))
+    assert f"holds text that is not UTF-8: {bytes([255]) + text[1:]!r}" in refused(path)

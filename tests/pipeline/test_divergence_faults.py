@@ -3,6 +3,7 @@
 from math import isfinite
 
 import pytest
+from foreign_faults import faults
 from planted_faults import FAULTS, INT8_LIMIT, PYTORCH, SOUND, Fault, cases, planted, subject
 
 from pipeline.proof.tracing.divergence import first_divergence
@@ -54,3 +55,14 @@ def test_planting_leaves_the_sound_model_alone() -> None:
         case = planted(fault, SOUND)
         assert subject(fault.subject).model.SerializeToString() == before
         assert case.model.SerializeToString() != before
+
+
+def test_faults_in_files_of_other_makers_are_named_at_their_nodes() -> None:
+    found = faults()
+    wrong = [(one.file, one.kind, one.node, one.named()) for one in found]
+    wrong = [one for one in wrong if one[2] != one[3]]
+    assert len(found) > 60
+    assert len({one.file for one in found}) > 40
+    # Within a function of the file no value is known to both.
+    assert [one for one in wrong if one[0] != "functions_of_its_own"] == []
+    assert len(wrong) / len(found) <= 1 / 60

@@ -82,6 +82,9 @@ def test_what_is_remarkable_is_told_and_the_rest_is_not() -> None:
             HostileRow(
                 name="zeros", passed=True, max_abs_diff=0.0, limit=None, message="refused by both"
             ),
+            HostileRow(
+                name="far", passed=True, max_abs_diff=9.0, limit=None, message="", gated=False
+            ),
         ),
         zero_rows="ends the process with SIGABRT",
         onnx_reference=OnnxReferenceAnswer(
@@ -91,6 +94,7 @@ def test_what_is_remarkable_is_told_and_the_rest_is_not() -> None:
     assert list(notes(odd)) == [
         "a/Log (Log) is the first to make infinity, in x",
         "hostile row 'zeros': refused by both",
+        "at and beyond the ends of the rows' range, where no limit holds: 'far' 9.0e+00",
         "a batch without rows ends the process with SIGABRT",
         "no answer of onnx.reference: it lacks Fused",
     ]

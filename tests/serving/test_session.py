@@ -182,3 +182,25 @@ def test_a_gpu_runs_every_node_and_answers_as_numpy_does(provider: str) -> None:
     rows = images(9)
     outputs = session.run({"images": rows})
     np.testing.assert_allclose(outputs["probabilities"], expected_scores(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [b"inputs", b"logits", b"someone"])
+def test_text_that_is_not_utf8_is_one_line(text: bytes) -> None:
+    made = onnx.load_from_string(tiny_onnx.linear(["batch", 2]))
+    made.metadata_props.add(key="author", value="someone")
+    with pytest.raises(ModelError, match=r"holds text that is not UTF-8: b'\\xff"):
+        open_session(made.SerializeToString().replace(text, b"\xff" + text[1:]))
+
+
+def test_an_answer_that_is_no_text_is_one_line() -> None:
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["words"], ["answer"])],
+        "tiny",
+        [],
+        [onnx.helper.make_tensor_value_info("answer", onnx.TensorProto.STRING, [1])],
+        [onnx.helper.make_tensor("words", onnx.TensorProto.STRING, [1], [b"na\xefve"])],
+    )
+    opset = [onnx.helper.make_opsetid("", 13)]
+    made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    with pytest.raises(ModelError, match="the model's answer holds text that is not UTF-8"):
+        open_session(made.SerializeToString()).run({})

@@ -1,4 +1,4 @@
-"""Explain a comparison: name the node at which an ONNX model leaves its reference.
+"""Name the node at which an ONNX model leaves its reference.
 
 A node may be further off than all before it and do nothing wrong but enlarge what it was given; and
 a quantized model is a little off everywhere. So a suspect and what comes before it are run by
@@ -6,38 +6,31 @@ themselves, on values of the reference.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
 import onnx
 
-from pipeline.config.experiment import GateConfig
 from pipeline.network.graph import Graph
 from pipeline.proof.differences import largest_difference
-from pipeline.proof.hostile import hostile_feeds
-from pipeline.proof.rows import Rows
-from pipeline.proof.sides import ModelSide, ModuleSide, Side, WeightsSide
 from pipeline.proof.tracing.pairs import Pair, pair_values
 from pipeline.proof.tracing.torch_values import TorchValues, Traced, of_graph
 from pipeline.proof.tracing.values import (
     MOVES,
     OnnxValues,
-    first_nonfinite,
     makers,
     node_name,
     outputs_of,
     reads,
     submodel,
 )
-from pipeline.records.parity import Divergence, VariantParity
-from serving.errors import FerryError, InputError, ModelError
+from pipeline.records.parity import Divergence
+from serving.errors import InputError, ModelError
 from serving.runtime.tensors import Array
 
 Reference = Graph | Traced | onnx.ModelProto
 
-ROUNDED_ROWS = 64
-"""Rows that a module of PyTorch is asked in float64 as well."""
 CHUNK_BYTES = 128 * 2**20
 """Of values that are held at once, on either side."""
 FIRST_CHUNK, LARGEST_CHUNK = 64, 512
@@ -53,38 +46,6 @@ ROUNDING = 1e-7
 """Of float32: a relative difference below it enlarges nothing."""
 SORTED_ALIKE = 1e-3
 """Values of two tensors, in order of size, that are closer than this are the same ones moved."""
-
-
-def explained(result: VariantParity, reference: Side, other: Side, rows: Rows) -> VariantParity:
-    """Add the first node that makes NaN or infinity, else the first that diverges.
-
-    The row is the one with the largest difference, or a hostile one that fails. Where the model
-    cannot be looked into, or nothing differs, the result stays as it is.
-    """
-    feeds = _diverging(result, rows)
-    if not isinstance(other, ModelSide) or feeds is None:
-        return result
-    model = other.model()
-    whole = other.session.whole(feeds)
-    try:
-        broken = first_nonfinite(model, whole)
-        if broken is not None:
-            return replace(result, first_nonfinite=broken)
-        limit = _limit(result.limits, reference, feeds)
-        if isinstance(reference, ModuleSide):
-            off = reference.off_the_trace(feeds, inf if limit is None else limit)
-            lost = max(reference.rounding(rows.slice(0, ROUNDED_ROWS)).values(), default=0.0)
-            rounding = f"PyTorch itself is {lost:.1e} from float64 here" if lost else None
-            notes = (*result.notes, *filter(None, (off, rounding)))
-            result = replace(result, notes=notes)
-            if off:
-                return result  # no operator of the model is to blame
-        found = first_divergence(
-            _reference(reference), model, whole, limit, provider=other.session.provider
-        )
-    except FerryError:
-        return result  # the verdict stands without its explanation
-    return replace(result, first_divergence=found)
 
 
 def first_divergence(
@@ -114,44 +75,6 @@ def first_divergence(
     blame = _Blame(model, _values(reference, model, feeds), OnnxValues(model, feeds, provider))
     culprit = blame.culprit(blame.first_beyond(limit))
     return None if culprit is None else blame.divergence(culprit)
-
-
-def _diverging(result: VariantParity, rows: Rows) -> Mapping[str, Array] | None:
-    """One row of each input that shows the difference."""
-    failing = [row.name for row in result.hostile if not row.passed]
-    only_hostile = failing and all("hostile row" in failure for failure in result.failures)
-    place = _worst_place(result)
-    if place and not only_hostile:
-        number = np.array([place[0]])
-        return {name: np.array(array) for name, array in rows.take(number).items()}
-    return hostile_feeds(rows.slice(0, 1))[failing[0]] if failing else None
-
-
-def _worst_place(result: VariantParity) -> tuple[int, ...]:
-    """Where the largest difference is, in parts of its scale where the gate looks at those."""
-    if result.limits.max_scaled_diff is None or not result.run:
-        return result.max_abs_at
-    outputs = [one for cell in result.run for one in cell.outputs]
-    return max(outputs, key=lambda one: (one.nonfinite, one.max_scaled_diff)).max_scaled_at
-
-
-def _reference(side: Side) -> Reference:
-    if isinstance(side, WeightsSide):
-        return side.graph
-    return side.traced if isinstance(side, ModuleSide) else side.model()
-
-
-def _limit(limits: GateConfig, reference: Side, feeds: Mapping[str, Array]) -> float | None:
-    """How far off the first output may be; of a signal-to-noise ratio, the noise it allows."""
-    part = limits.max_scaled_diff
-    if part is None and limits.min_snr_db is not None:
-        part = 10 ** (-limits.min_snr_db / 20)
-    if limits.max_abs_diff is not None or part is None:
-        return limits.max_abs_diff
-    first = next(iter(reference.answer(feeds, 1).values()))
-    if first.dtype.kind not in NUMBERS:
-        return part
-    return float(part * np.abs(first.astype(np.float64)).max(initial=0.0))
 
 
 def _values(
