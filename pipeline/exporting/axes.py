@@ -54,7 +54,7 @@ class TracedLength:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class SizeTrial:
     """One size of one axis, with the others as in the example, and the module's answer to it."""
 
     axis: FreeAxis
@@ -132,7 +132,7 @@ def tried_sizes(axis: FreeAxis, traced: TracedLength) -> tuple[int, ...]:
 
 def ask(
     flat: FlatModule, specs: Sequence[InputSpec], program: torch.export.ExportedProgram
-) -> tuple[Trial, ...]:
+) -> tuple[SizeTrial, ...]:
     """Ask the module at every size of every free axis.
 
     Raises ModelError for a module that answers other outputs at some of them.
@@ -153,7 +153,7 @@ def _asked(
     axis: FreeAxis,
     traced: TracedLength,
     sizes: Mapping[str, int],
-) -> Trial:
+) -> SizeTrial:
     rows, refusal = _drawn(flat, specs, sizes), ""
     answers: dict[str, Array] = {}
     try:
@@ -168,7 +168,7 @@ def _asked(
     if any(one.dtype.kind == "f" and not np.isfinite(one).all() for one in answers.values()):
         refusal = "its answers are NaN or infinite"
     shapes = {name: array.shape for name, array in answers.items()}
-    return Trial(axis=axis, traced=traced, sizes=sizes, shapes=shapes, refusal=refusal)
+    return SizeTrial(axis=axis, traced=traced, sizes=sizes, shapes=shapes, refusal=refusal)
 
 
 def _drawn(
@@ -177,7 +177,7 @@ def _drawn(
     return dict(zip(flat.inputs, random_rows(specs, ROWS, seed=SEED, sizes=sizes), strict=True))
 
 
-def free_outputs(graph: onnx.GraphProto, trials: Sequence[Trial]) -> None:
+def free_outputs(graph: onnx.GraphProto, trials: Sequence[SizeTrial]) -> None:
     """Name the axes of outputs that torch declares as of one length, and that have several.
 
     The length of a recurrent layer's answer is such an axis.
@@ -206,7 +206,7 @@ def prove_axes(
     reference: ModuleSide,
     other: ModelSide,
     specs: Sequence[InputSpec],
-    trials: Sequence[Trial],
+    trials: Sequence[SizeTrial],
     rows: Rows,
 ) -> PairReport:
     """The report of `rows` with the proof of each free axis, or that of the first size that fails.
@@ -257,7 +257,7 @@ def _proven(
     reference: ModuleSide,
     other: ModelSide,
     inputs: Mapping[str, Array],
-    trial: Trial,
+    trial: SizeTrial,
 ) -> PairReport:
     """The comparison at one size."""
     where = f"{trial.axis.name} = {trial.size}"
@@ -273,7 +273,7 @@ def _proven(
     return replace(report, result=replace(report.result, notes=notes))
 
 
-def _check_taken(trials: Sequence[Trial]) -> None:
+def _check_taken(trials: Sequence[SizeTrial]) -> None:
     axis = trials[0].axis
     refused = [one for one in trials if one.refusal]
     for one in refused:

@@ -256,7 +256,7 @@ class Exported:
 
     model: onnx.ModelProto
     traced: Traced
-    trials: tuple[axes.Trial, ...]
+    trials: tuple[axes.SizeTrial, ...]
     """The module's answers at several sizes of its free axes."""
     padded_pools: int
     """How many were held apart from their padding; see `keep_padding`."""

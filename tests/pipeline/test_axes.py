@@ -8,7 +8,13 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from pipeline.exporting.axes import TracedLength, Trial, free_outputs, traced_lengths, tried_sizes
+from pipeline.exporting.axes import (
+    SizeTrial,
+    TracedLength,
+    free_outputs,
+    traced_lengths,
+    tried_sizes,
+)
 from pipeline.exporting.signatures import FreeAxis, parse_input
 from pipeline.records.parity import AxisProof
 
@@ -73,11 +79,13 @@ def test_what_torch_asked_is_said_in_the_users_names() -> None:
     assert any("t" in guard and "s" in guard for guard in found["s"].guards)
 
 
-def trials(shapes: Mapping[int, tuple[int, ...]]) -> list[Trial]:
+def trials(shapes: Mapping[int, tuple[int, ...]]) -> list[SizeTrial]:
     """Answers of one output at some sizes of `t`."""
     one = axis("t")
     return [
-        Trial(axis=one, traced=TracedLength(), sizes={"t": size}, shapes={"y": shape}, refusal="")
+        SizeTrial(
+            axis=one, traced=TracedLength(), sizes={"t": size}, shapes={"y": shape}, refusal=""
+        )
         for size, shape in shapes.items()
     ]
 
