@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     multiple=True,
     help="Try this recipe, and no others; may be repeated.",
 )
+@click.option(
+    "--needs",
+    type=click.Choice(["vnni"]),
+    multiple=True,
+    help="What every processor has that int8 will run on. [default: nothing]",
+)
 @task_option
 @shared_option
 @track_option
