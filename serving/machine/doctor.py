@@ -142,7 +142,8 @@ def _providers() -> Iterator[Finding]:
 def _provider(provider: str, reason: str | None) -> Finding:
     name = f"provider {provider}"
     if reason is None:
-        return Finding(name, "ok", "creates a session and runs")
+        detail = "creates a session and runs"
+        return Finding(name, "ok", detail if provider != "cpu" else f"{detail}; {_int8()}")
     reason = reason.removesuffix("; `ferry doctor` says which providers do")
     reason = reason.partition(" on this machine: ")[2] or reason
     if provider == "cpu":
@@ -151,6 +152,15 @@ def _provider(provider: str, reason: str | None) -> Finding:
         fix = "pip install 'onnxruntime-gpu[cuda,cudnn]', and check that `nvidia-smi` works"
         return Finding(name, "warning", reason, fix)
     return Finding(name, "ok", f"built in, not usable here: {reason}")
+
+
+def _int8() -> str:
+    """What integer kernels do here with weights of all 8 bits."""
+    from serving.runtime.kernels import VNNI, overflows
+
+    if overflows():
+        return f"sums of int8 overflow here, so that what needs {VNNI} is refused"
+    return f"sums of int8 do not overflow, so that what needs {VNNI} runs"
 
 
 def _processor() -> Iterator[Finding]:
