@@ -5,8 +5,8 @@ Run: python benchmarks/everywhere.py        (after `dvc repro quantize`)
 
 Every int8 variant answers test rows with the optimized kernels of this processor, without any
 optimization, and on an emulated x86 processor without VNNI (Debian's qemu-user-static). Where
-ARM_PYTHON is the command of an emulated Arm's Python that has numpy and onnxruntime, there too; give
-qemu `-cpu cortex-a76`, for what it emulates of Arm's SME gives wrong products.
+ARM_PYTHON is the command of an emulated Arm's Python that has numpy and onnxruntime, there too;
+qemu wants `-cpu cortex-a76`, for with the SME that it emulates products come out wrong.
 """
 
 import os
