@@ -117,7 +117,8 @@ class Judge:
         found = without_vnni(onnx.load_model_from_string(content), self.rows.fed(0, count))
         wanted = {name: array[:count] for name, array in self.wanted.items()}
         labels = None if self.rows.labels is None else self.rows.labels[:count]
-        quality = compare_answers(wanted, found.answers, labels, self.task)
+        answered = {name: found.answers[name] for name in wanted}
+        quality = compare_answers(wanted, answered, labels, self.task)
         return WithoutVnni(quality=quality, overflows=found.overflows)
 
     def _refuse_other_ends(self, session: Session) -> None:

@@ -75,7 +75,11 @@ def lint(
         feeds = opened.slice(0, count)
         lost = without_vnni(graph, side.session.whole(feeds))
         labels = None if opened.labels is None else opened.labels[:count]
-        quality = compare_answers(side.answer(feeds, count), lost.answers, labels, task)
+        wanted, answered = (
+            {info.name: one[info.name] for info in side.outputs}
+            for one in (lost.exact, lost.answers)
+        )
+        quality = compare_answers(wanted, answered, labels, task)
         found = WithoutVnni(quality=quality, overflows=lost.overflows)
     return LintReport(
         model=str(model),

@@ -52,7 +52,7 @@ def test_a_linear_layer_takes_pixels_as_they_come(channels: int, bias: bool) -> 
     model = linear_net(channels, bias=bias)
     made = folded(model)
     assert operators(made) == ["Reshape", "Cast", "Gemm"]
-    assert apart(model, made) < 1e-5
+    assert apart(model, made) < 5e-5
     assert list(constants(made)) == ["shape", "w.weight", "b" if bias else "w.bias"]
 
 
@@ -60,18 +60,18 @@ def test_a_convolution_without_padding_takes_pixels() -> None:
     model = image_net(3, padded=False)
     made = folded(model)
     assert operators(made)[:3] == ["Transpose", "Cast", "Conv"]
-    assert apart(model, made) < 1e-5
+    assert apart(model, made) < 5e-5
 
 
 def test_the_zeros_of_padding_stay_means() -> None:
     model = image_net(3, padded=True)
     made = folded(model)
     assert operators(made)[:4] == ["Transpose", "Cast", "Sub", "Conv"]
-    assert apart(model, made) < 1e-5
+    assert apart(model, made) < 5e-5
     replace_constant(model, "mean", np.zeros((3, 1, 1), np.float32))
     made = folded(model)
     assert operators(made)[:3] == ["Transpose", "Cast", "Conv"], "zero is the mean here"
-    assert apart(model, made) < 1e-5
+    assert apart(model, made) < 5e-5
 
 
 def test_padding_by_another_name_is_padding() -> None:
@@ -86,7 +86,7 @@ def test_features_of_like_size_are_folded() -> None:
     model = table_net(np.array([0.5, -1.0]), np.array([1.0, 3.0]))
     made = folded(model)
     assert operators(made) == ["Gemm"]
-    assert apart(model, made) < 1e-5
+    assert apart(model, made) < 5e-5
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def older(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_scales_per_channel_in_a_file_of_an_older_opset(images: Quantizer) -> None:
     """There is no `axis` of DequantizeLinear before opset 13: the file is converted."""
     model = older(image_net())
-    made = Quantizer(model, images.calibration).apply(parse("static-u8s8"))
+    made = Quantizer(model, images.calibration).apply(parse("static-u8s8-reduced"))
     assert made.opset_import[0].version == 13
     rows = images.calibration.inputs
     wanted, found = (session_of(one).run(rows)["logits"] for one in (model, made))
@@ -176,7 +176,9 @@ def first_layer_of(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("name", ["static-u8s8", "static-u8s8-raw", "static-s8s8-tensor"])
+@pytest.mark.parametrize(
+    "name", ["static-u8s8-reduced", "static-u8s8-raw-reduced", "static-s8s8-tensor-reduced"]
+)
 @pytest.mark.parametrize("net", [image_net(3, padded=False), linear_net(3)], ids=["conv", "gemm"])
 def test_rounded_weights_do_not_shift_raw_rows(net: onnx.ModelProto, name: str) -> None:
     model = first_layer_of(copy.deepcopy(net))

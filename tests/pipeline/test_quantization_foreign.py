@@ -263,7 +263,7 @@ def test_a_bias_of_any_form_is_quantized(shape: tuple[int, ...]) -> None:
         {"w1": normal(1, 64, 64), "b1": np.asarray(bias), "w2": normal(3, 64, 20)},
     )
     rows = rows_for(model, 8)
-    made = Quantizer(model, rows, 8 if batch == 8 else None).apply(parse("static-u8s8"))
+    made = Quantizer(model, rows, 8 if batch == 8 else None).apply(parse("static-u8s8-reduced"))
     assert off(model, made, rows) < 0.5
 
 
