@@ -14,7 +14,7 @@ from tries import IMPOSSIBLE, attempt, generous
 from pipeline.config.experiment import QuantizeConfig, Variant
 from pipeline.exporting.onnxmodel import constants, replace_constant
 from pipeline.quantization.apply import Quantizer
-from pipeline.quantization.judging import Judge
+from pipeline.quantization.judging import LONGER, Judge
 from pipeline.quantization.recipes import Recipe, parse
 from pipeline.quantization.search import (
     RecipeGroup,
@@ -26,6 +26,7 @@ from pipeline.quantization.search import (
 from pipeline.records.quantize import Budget, Try
 from serving.errors import UnknownNameError
 from serving.files import sha256_of_bytes
+from serving.measuring.pairing import PairedRatio
 from serving.runtime.session import open_session
 
 SPEED, SIZE = generous(batch_sizes=(1, 4)), generous(goal="size")
@@ -215,12 +216,20 @@ def test_weights_that_half_precision_cannot_hold_are_inaccurate() -> None:
     assert not found.tries[0].accurate
 
 
-def test_a_speed_that_is_too_close_to_tell_is_measured_for_longer() -> None:
-    judge = judge_of(product_net())
-    same = judge.session
-    short = judge._ratio(same, 1, 1e-6)
-    longer = judge._ratio(same, 1, short.median)
-    assert longer.num_pairs >= short.num_pairs
+def test_a_speed_that_is_too_close_to_tell_is_measured_for_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge, asked = judge_of(product_net()), []
+
+    def measured(*_calls: object, seconds: float, seed: int) -> PairedRatio:
+        asked.append((seconds, seed))
+        return PairedRatio(median=1.0, low=0.9, high=1.1, num_pairs=100)
+
+    monkeypatch.setattr("pipeline.quantization.judging.paired_ratio", measured)
+    for speed in (1.2, 1.0, 0.8):
+        judge._ratio(judge.session, 1, speed)
+    usual = judge.config.seconds
+    assert [one for one, _ in asked] == [usual, usual, LONGER * usual, usual]
 
 
 def test_a_fixed_batch_is_timed_at_that_size() -> None:
