@@ -68,9 +68,9 @@ def hostile_rows(
     one at its end the limit does not hold where a side rounds coarsely.
     """
     coarse = any(isinstance(side, ModelSide) and side.coarse for side in (reference, other))
-    spreads = {key: spread_of(array) for key, array in rows.inputs.items()}
+    spreads = _spreads(rows)
     found = []
-    for name, feeds in hostile_feeds(rows).items():
+    for name, feeds in _feeds(spreads).items():
         outside = any(
             row.dtype.kind == "f" and not spreads[key].holds(row) for key, row in feeds.items()
         )
@@ -97,7 +97,14 @@ def failing(rows: Sequence[HostileRow]) -> Iterator[str]:
 
 def hostile_feeds(rows: Rows) -> dict[str, dict[str, Array]]:
     """The hostile rows by name, each with one row for every input, of its dtype and shape."""
-    spreads = {key: spread_of(array) for key, array in rows.inputs.items()}
+    return _feeds(_spreads(rows))
+
+
+def _spreads(rows: Rows) -> dict[str, Spread]:
+    return {key: spread_of(array) for key, array in rows.inputs.items()}
+
+
+def _feeds(spreads: Mapping[str, Spread]) -> dict[str, dict[str, Array]]:
     feeds = {}
     for name, (fitting, make) in MAKERS.items():
         if any(one.row.dtype.char in fitting for one in spreads.values()):
