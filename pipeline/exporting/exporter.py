@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,28 +77,7 @@ def run_exporter(
     ModelError for what torch cannot export.
     """
     with running(f"torch {torch.__version__} cannot export the module"):
-        program = _run(module, examples, shapes, opset=opset, inputs=inputs, outputs=outputs)
-        _rename_inner(program, {*inputs, *outputs})
-        if program.exported_program is None:
-            raise ModelError("torch kept no graph of the module")
-        return program.model_proto, program.exported_program
-
-
-def _run(
-    module: torch.nn.Module,
-    examples: tuple[torch.Tensor, ...],
-    shapes: Any,
-    *,
-    opset: int,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> torch.onnx.ONNXProgram:
-    try:
-        # Without gradients: a mask that has some makes torch trace one kernel of attention and
-        # decompose another, whose memory layout is not the traced one.
-        with onnxmodel.quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
-            # Nor what torch logs of an export that fails: the error says it.
-            logging.disable(logging.CRITICAL)
+        with _exporting():
             program = torch.onnx.export(
                 module,
                 examples,
@@ -109,13 +88,28 @@ def _run(
                 output_names=outputs,
                 verbose=False,
             )
+        if program is None:
+            raise ModelError("torch exported nothing")
+        _rename_inner(program, {*inputs, *outputs})
+        if program.exported_program is None:
+            raise ModelError("torch kept no graph of the module")
+        return program.model_proto, program.exported_program
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """Keep torch's exporter silent, and say its reason in one line."""
+    try:
+        # Without gradients: a mask that has some makes torch trace one kernel of attention and
+        # decompose another, whose memory layout is not the traced one.
+        with onnxmodel.quiet(), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+            # Nor what torch logs of an export that fails: the error says it.
+            logging.disable(logging.CRITICAL)
+            yield
     except torch.onnx.errors.OnnxExporterError as error:
         raise ModelError(
             f"torch {torch.__version__} cannot export the module: {_reason(error)}"
         ) from error
-    if program is None:
-        raise ModelError("torch exported nothing")
-    return program
 
 
 def _rename_inner(program: torch.onnx.ONNXProgram, names: Collection[str]) -> None:
