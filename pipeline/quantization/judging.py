@@ -11,10 +11,16 @@ from collections.abc import Collection, Iterator, Mapping
 import onnx
 
 from pipeline.config.experiment import QuantizeConfig, Variant
-from pipeline.proof.overflow import without_vnni
+from pipeline.proof.overflow import Overflows, without_vnni
 from pipeline.proof.rows import Rows
 from pipeline.quantization.apply import Quantizer
-from pipeline.quantization.quality import compare_answers, too_inaccurate, too_noisy, unsettled
+from pipeline.quantization.quality import (
+    Answers,
+    compare_answers,
+    too_inaccurate,
+    too_noisy,
+    unsettled,
+)
 from pipeline.quantization.recipes import Recipe, describe_recipe, variant_of
 from pipeline.records.quantize import Budget, Try, WithoutVnni
 from serving.errors import FerryError, ModelError, one_line
@@ -116,10 +122,7 @@ class Judge:
         count = min(self.quantizer.fixed_batch or OVERFLOW_ROWS, len(self.rows))
         found = without_vnni(onnx.load_model_from_string(content), self.rows.fed(0, count))
         wanted = {name: array[:count] for name, array in self.wanted.items()}
-        labels = None if self.rows.labels is None else self.rows.labels[:count]
-        answered = {name: found.answers[name] for name in wanted}
-        quality = compare_answers(wanted, answered, labels, self.task)
-        return WithoutVnni(quality=quality, overflows=found.overflows)
+        return lost_without_vnni(wanted, found, self.rows, self.task)
 
     def _refuse_other_ends(self, session: Session) -> None:
         before, after = ((*one.inputs, *one.outputs) for one in (self.session, session))
@@ -157,6 +160,20 @@ def _answers(session: Session, rows: Rows) -> dict[str, Array]:
 
     fixed = fixed_batch(session.inputs)
     return answer_in_batches(call, rows.inputs, BATCH, name="the model", fixed=fixed)
+
+
+def lost_without_vnni(
+    wanted: Answers, found: Overflows, rows: Rows, task: Task | None
+) -> WithoutVnni:
+    """Judge what a model answers without VNNI beside the answers that are `wanted`.
+
+    Both are of the first `rows`.
+    """
+    answered = {name: found.answers[name] for name in wanted}
+    count = len(next(iter(wanted.values())))
+    labels = None if rows.labels is None else rows.labels[:count]
+    quality = compare_answers(wanted, answered, labels, task)
+    return WithoutVnni(quality=quality, overflows=found.overflows)
 
 
 def unmet_needs(elsewhere: WithoutVnni | None, needs: Collection[str]) -> Iterator[str]:

@@ -9,8 +9,7 @@ from pipeline.proof.overflow import SAFE, integer_products, needs_of, without_vn
 from pipeline.proof.rows import open_rows
 from pipeline.proof.sides import model_side
 from pipeline.proof.tracing.values import node_name
-from pipeline.quantization.judging import OVERFLOW_ROWS
-from pipeline.quantization.quality import compare_answers
+from pipeline.quantization.judging import OVERFLOW_ROWS, lost_without_vnni
 from pipeline.records.quantize import WithoutVnni
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.classes import Task
@@ -74,13 +73,8 @@ def lint(
         count = fixed_batch(side.inputs) or min(OVERFLOW_ROWS, len(opened))
         feeds = opened.slice(0, count)
         lost = without_vnni(graph, side.session.whole(feeds))
-        labels = None if opened.labels is None else opened.labels[:count]
-        wanted, answered = (
-            {info.name: one[info.name] for info in side.outputs}
-            for one in (lost.exact, lost.answers)
-        )
-        quality = compare_answers(wanted, answered, labels, task)
-        found = WithoutVnni(quality=quality, overflows=lost.overflows)
+        wanted = {info.name: lost.exact[info.name] for info in side.outputs}
+        found = lost_without_vnni(wanted, lost, opened, task)
     return LintReport(
         model=str(model),
         sha256=side.sha256,
