@@ -52,10 +52,9 @@ def answer(
 
     A classifier gives id, label, label_index, probability (score where it is none), with `top_k`
     the best classes and their scores as lists, best first, and with `all_classes` one column per
-    class; a reconstruction id, error and reconstruction; any other model
-    id and its outputs in their order, after the label if one of them is that. Raises what
-    `Model.predict` and `Model.answers` raise, and UsageError for a `top_k` of more classes than
-    there are.
+    class; a reconstruction id, error and reconstruction; any other model id and its outputs in
+    their order, after the label if one of them is that. Raises what `Model.predict` and
+    `Model.answers` raise, and UsageError for a `top_k` of more classes than there are.
     """
     size = batch_rows or len(rows)
     columns: Columns = {ID: ids if isinstance(ids, NumberedIds) else np.array(ids, object)}
