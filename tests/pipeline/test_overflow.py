@@ -15,6 +15,7 @@ from small_models import image_net, product_net, recurrent_net, rows_for
 from small_onnx import model, node
 
 from pipeline.proof.overflow import (
+    _exact,
     integer_products,
     lost_in_pairs,
     needs_of,
@@ -162,3 +163,13 @@ def test_an_emulated_processor_without_vnni_answers_as_computed(name: str, tmp_p
     assert difference <= 0.05 * np.ptp(exact)
     if found.overflows:
         assert np.abs(emulated - exact).max() > 4 * difference
+
+
+def test_what_is_exact_overflows_on_no_processor() -> None:
+    weights = np.array([[127, -128], [127, -128]], np.int8)
+    made = integers(weights)
+    exact = _exact(made)
+    assert (needs_of(made), needs_of(exact)) == (("vnni",), ())
+    rows = np.full((1, 2), 255, np.uint8)
+    found = without_vnni(made, {"x": rows})
+    assert found.exact["y"].tolist() == (rows.astype(int) @ weights.astype(int)).tolist()

@@ -276,6 +276,17 @@ def test_a_file_becomes_smaller_with_its_ends_as_they_are(
     assert read(QuantizeReport, out / "quantize.json", "x") == report
 
 
+def test_what_needs_vnni_is_kept_only_where_it_may_be_needed(tmp_path: Path) -> None:
+    path, rows = saved(product_net(), tmp_path)
+    report = of_file(path, rows, tmp_path / "out", recipes=("static-u8s8",))
+    assert not report.variants
+    assert "needs VNNI: without it" in report.searches["int8"].tries[0].verdict
+    allowed = of_file(path, rows, tmp_path / "out", recipes=("static-u8s8",), needs=("vnni",))
+    assert allowed.variants["int8"].recipe == "static-u8s8"
+    assert allowed.searches["int8"].tries[0].without_vnni
+    assert open_session(tmp_path / "out/net.int8.onnx").metadata["ferry.needs"] == "vnni"
+
+
 def test_rows_to_calibrate_on_are_not_judged_on(tmp_path: Path) -> None:
     path, rows = saved(product_net(), tmp_path, count=50)
     report = of_file(path, rows, tmp_path, recipes=("static-u8s8-reduced",))
