@@ -8,20 +8,20 @@ import os
 
 import click
 
-from pipeline.commands.benchmark import benchmark
-from pipeline.commands.bundle import bundle
-from pipeline.commands.config import config
-from pipeline.commands.evaluate import evaluate
-from pipeline.commands.export import export
 from pipeline.commands.lint import lint
-from pipeline.commands.parity import parity
 from pipeline.commands.predict import predict
-from pipeline.commands.preprocess import preprocess
-from pipeline.commands.pull import pull
-from pipeline.commands.quantize import quantize
-from pipeline.commands.report import report
+from pipeline.commands.project.config import config
 from pipeline.commands.results import results
-from pipeline.commands.train import train
+from pipeline.commands.stages.benchmark import benchmark
+from pipeline.commands.stages.bundle import bundle
+from pipeline.commands.stages.evaluate import evaluate
+from pipeline.commands.stages.export import export
+from pipeline.commands.stages.parity import parity
+from pipeline.commands.stages.preprocess import preprocess
+from pipeline.commands.stages.pull import pull
+from pipeline.commands.stages.quantize import quantize
+from pipeline.commands.stages.report import report
+from pipeline.commands.stages.train import train
 from pipeline.commands.tune import tune
 from serving.commands.bench import bench
 from serving.commands.doctor import doctor

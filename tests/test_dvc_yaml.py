@@ -75,11 +75,13 @@ def lies_under(path: str, dependency: str) -> bool:
 
 def read_by_the_command(stage: str) -> set[str]:
     """What the command itself reads of an experiment, such as where the data set lies."""
-    own = ROOT / "pipeline" / "commands" / f"{stage}.py"
+    own = ROOT / "pipeline" / "commands" / "stages" / f"{stage}.py"
     if not own.exists():
         return sections_read("pipeline.cli", stage)
     functions = [node.name for node in ast.parse(own.read_text()).body if named(node)]
-    return set().union(*(sections_read(f"pipeline.commands.{stage}", name) for name in functions))
+    return set().union(
+        *(sections_read(f"pipeline.commands.stages.{stage}", name) for name in functions)
+    )
 
 
 def named(node: ast.stmt) -> TypeGuard[ast.FunctionDef]:

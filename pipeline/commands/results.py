@@ -42,8 +42,8 @@ def results(
 
 
 def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
+    from pipeline.commands.options import load_params
     from pipeline.config import layout
-    from pipeline.options import load_params
     from pipeline.stages.results import as_table, results
 
     found = results(load_params(), experiments)
@@ -75,7 +75,7 @@ def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:
-    from pipeline.options import load_params
+    from pipeline.commands.options import load_params
     from pipeline.records.published import write_published
     from pipeline.stages.results import publishable
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import experiment_or_file_argument, track_option
+from pipeline.commands.options import experiment_or_file_argument, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:

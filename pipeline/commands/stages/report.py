@@ -14,8 +14,8 @@ def report(as_json: bool) -> None:
     """
     from pathlib import Path
 
+    from pipeline.commands.options import load_params
     from pipeline.config import layout
-    from pipeline.options import load_params
     from pipeline.stages.report import report
 
     done = report(Path(), layout.REPORT, params=load_params())

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options import ExperimentName, track_option
+from pipeline.commands.options import ExperimentName, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:

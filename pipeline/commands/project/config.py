@@ -16,9 +16,9 @@ def config(experiment: str | None, as_json: bool) -> None:
 
     Example: ferry config mnist-cnn
     """
+    from pipeline.commands.options import load_params
     from pipeline.config.params import resolve
     from pipeline.config.reading import dump_value
-    from pipeline.options import load_params
 
     if experiment is None:
         header = ("experiment", "dataset", "model", "epochs")

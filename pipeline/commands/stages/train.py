@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.options import experiment_argument, track_option
+from pipeline.commands.options import experiment_argument, track_option
 from serving.console import json_option, show, summary
 
 if TYPE_CHECKING:
