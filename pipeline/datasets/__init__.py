@@ -5,11 +5,13 @@ A file says where the official bytes are and how to read them; nothing here is f
 
 import contextlib
 import gzip
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +63,11 @@ class Dataset:
     homepage: str
     citation: str
     licence: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    """Names of the classes; int64 [rows] in `Split.labels` are indices into them."""
+    targets: tuple[str, ...] = ()
+    """Names of the columns that a regression predicts; float32 [rows, targets] in `Split.labels`. A
+    data set has these or classes."""
     files: tuple[RawFile, ...]
     read: Callable[[Path], RawRows]
     """Read the raw folder; raises InputError naming the file and what is wrong in it."""
@@ -90,19 +96,26 @@ def get(name: str) -> Dataset:
 
 
 Indices = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
+MAX_BYTES = 1 << 20
+"""Of a table that comes inside a package; anything longer is something else."""
 
 
-def stratified(labels: npt.NDArray[np.int64], rows: int, seed: int) -> tuple[Indices, Indices]:
+def stratified(labels: npt.NDArray[Any], rows: int, seed: int) -> tuple[Indices, Indices]:
     """Take `rows` of the rows, each class in its share, and return (those left, those taken).
 
     The same labels, count and seed give the same split. `labels` is int64 [rows]; both results are
-    int64 row indices in ascending order. Raises ValueError when `rows`, or what is left, is less
-    than the number of classes, or when a class has a single row.
+    int64 row indices in ascending order. Of float32 [rows, targets], which have no classes, any
+    rows are taken. Raises ValueError when `rows`, or what is left, is less than the number of
+    classes, or when a class has a single row.
     """
     from sklearn.model_selection import train_test_split
 
     left, taken = train_test_split(
-        np.arange(len(labels), dtype=np.int64), test_size=rows, random_state=seed, stratify=labels
+        np.arange(len(labels), dtype=np.int64),
+        test_size=rows,
+        random_state=seed,
+        stratify=labels if labels.ndim == 1 else None,
     )
     return np.sort(left), np.sort(taken)
 
@@ -114,6 +127,27 @@ def with_test_rows(rows: Split, count: int, seed: int) -> RawRows:
         train=Split(rows.inputs[train], rows.labels[train]),
         test=Split(rows.inputs[test], rows.labels[test]),
     )
+
+
+def read_numbers(path: Path, columns: int, delimiter: str | None = None) -> Numbers:
+    """Read a gzipped table of numbers, by default between blanks: float64 [rows, columns].
+
+    Raises MissingInputError for a file that is not there and InputError, naming the file, for one
+    that is no such table or unpacks to more than a mebibyte.
+    """
+    with unpacking(require(path, f"ferry pull {path.parent.name}")) as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{path} unpacks to more than the {MAX_BYTES} bytes it may have")
+    if not text.strip():
+        raise InputError(f"{path} is empty")
+    try:
+        table = np.loadtxt(io.BytesIO(text), delimiter=delimiter, comments=None, ndmin=2)
+    except ValueError as error:
+        raise InputError(f"{path} is not a table of numbers: {error}") from error
+    if table.shape[1] != columns:
+        raise InputError(f"{path} must have {columns} columns, it has {table.shape[1]}")
+    return table
 
 
 @contextlib.contextmanager

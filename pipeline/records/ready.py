@@ -38,8 +38,9 @@ class DatasetManifest:
     dataset: str
     kind: Kind
     labels: tuple[str, ...]
+    """Names of the classes; () for a regression."""
     class_counts: Mapping[str, tuple[int, ...]]
-    """Rows of each class, per split."""
+    """Rows of each class, per split; () for a regression."""
     mean: tuple[float, ...]
     """Per channel of images and per feature of tables, over the training split alone, in raw units
     (0 to 255 for uint8); () for text, and 0 for values that are not to be standardized."""
@@ -51,6 +52,11 @@ class DatasetManifest:
     seed: int
     arrays: Mapping[str, ArrayInfo]
     """Per file name, for instance `train_inputs.npy`."""
+    targets: tuple[str, ...] = ()
+    """Names of the columns that a regression predicts; () for classes, as are the next two."""
+    target_mean: tuple[float, ...] = ()
+    """Of each target over the training split alone, in its own units."""
+    target_std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,8 @@ class Split:
 
     inputs: npt.NDArray[Any]
     """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
-    labels: npt.NDArray[np.int64]
-    """int64 [rows], indices into the labels."""
+    labels: npt.NDArray[Any]
+    """int64 [rows], indices into the labels; of a regression float32 [rows, targets]."""
 
 
 def open_manifest(folder: Path) -> DatasetManifest:

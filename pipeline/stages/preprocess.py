@@ -1,7 +1,7 @@
 """`ferry preprocess mnist`: raw files in, arrays and their manifest out, in `data/ready/D`.
 
-A fixed, seeded, stratified validation split is taken from the training part, unless these are all
-the rows there can be; the official test set stays as it is, and every value stays raw.
+A fixed, seeded validation split, stratified by class, is taken from the training part, unless these
+are all the rows there can be; the official test set stays as it is, and every value stays raw.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pipeline import datasets
 from pipeline.config.experiment import DatasetConfig
-from pipeline.datasets import Dataset, RawRows, stratified
+from pipeline.datasets import Dataset, Indices, RawRows, stratified
 from pipeline.errors import ConfigError
 from pipeline.records.ready import (
     MANIFEST,
@@ -28,8 +28,6 @@ from pipeline.records.ready import (
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_file, write_json
 
-Labels = npt.NDArray[np.int64]
-
 BLOCK_VALUES = 1 << 20
 """Values that are turned to float64 at once: 8 MiB of them."""
 
@@ -38,8 +36,9 @@ def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> D
     """Write the splits of the data set `name` and their manifest to the folder `ready`.
 
     `{train,validation,test}_inputs.npy` keep the raw dtype: uint8 [rows, H, W, C] for images,
-    float32 [rows, features] for tables, str [rows] for text; `_labels.npy` are int64 [rows]. The
-    manifest comes last, and the same files and settings give the same bytes.
+    float32 [rows, features] for tables, str [rows] for text; `_labels.npy` are int64 [rows], or
+    float32 [rows, targets]. The manifest comes last, and the same files and settings give the same
+    bytes.
 
     Raises MissingInputError and IntegrityError for a raw file that is not the official one,
     InputError for rows that cannot be used, and ConfigError for a `validation_rows` that does not
@@ -50,6 +49,7 @@ def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> D
     rows = dataset.read(raw)
     splits = _split(rows, dataset, name, config)
     mean, std = _statistics(splits["train"], dataset, name)
+    target_mean, target_std = _target_statistics(splits, dataset, name)
     known = vocabulary(splits["train"].inputs) if dataset.kind == "text" else ()
     # An interrupted run must not leave new arrays under an old manifest.
     (ready / MANIFEST).unlink(missing_ok=True)
@@ -57,9 +57,12 @@ def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> D
         dataset=name,
         kind=dataset.kind,
         labels=dataset.labels,
+        targets=dataset.targets,
         class_counts={part: _class_counts(split, dataset) for part, split in splits.items()},
         mean=mean,
         std=std,
+        target_mean=target_mean,
+        target_std=target_std,
         vocabulary=known,
         seed=config.seed,
         arrays=_write_arrays(ready, splits),
@@ -123,6 +126,29 @@ def _statistics(
     return mean, std
 
 
+def _target_statistics(
+    splits: Mapping[str, Split], dataset: Dataset, name: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each target of a regression, over the training rows alone."""
+    if not dataset.targets:
+        return (), ()
+    for part, split in splits.items():
+        wrong = np.argwhere(~np.isfinite(split.labels))
+        if len(wrong):
+            row, column = wrong[0]
+            raise InputError(
+                f"{name}: target {dataset.targets[column]!r} is {split.labels[row, column]} in row "
+                f"{row} of the {part} split"
+            )
+    mean, std = channel_statistics(splits["train"].labels)
+    if min(std) == 0:
+        raise InputError(
+            f"{name}: target {dataset.targets[std.index(0)]!r} has the same value in every "
+            f"training row, so there is nothing to learn"
+        )
+    return mean, std
+
+
 def _blocks(inputs: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.float64]]:
     """Go through the inputs as float64 [values, channels], some rows at a time."""
     step = max(1, BLOCK_VALUES * len(inputs) // inputs.size)
@@ -165,8 +191,16 @@ def _complete_splits(rows: RawRows, where: str, config: DatasetConfig) -> Mappin
 
 
 def _validation_split(
-    labels: Labels, dataset: Dataset, where: str, config: DatasetConfig
-) -> tuple[Labels, Labels]:
+    labels: npt.NDArray[Any], dataset: Dataset, where: str, config: DatasetConfig
+) -> tuple[Indices, Indices]:
+    if dataset.targets:
+        most = len(labels) - 2
+        if not 1 <= config.validation_rows <= most:
+            raise ConfigError(
+                f"{where} must be from 1 to {most}, which leaves two rows to train on, got "
+                f"{config.validation_rows}"
+            )
+        return stratified(labels, config.validation_rows, config.seed)
     classes = len(dataset.labels)
     counts = np.bincount(labels, minlength=classes)
     if counts.min() < 2:
@@ -189,6 +223,8 @@ def _missing_class(split: Split, dataset: Dataset) -> str | None:
 
 
 def _class_counts(split: Split, dataset: Dataset) -> tuple[int, ...]:
+    if dataset.targets:
+        return ()
     return tuple(np.bincount(split.labels, minlength=len(dataset.labels)).tolist())
 
 

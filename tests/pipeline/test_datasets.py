@@ -24,7 +24,7 @@ def described_by(name: str) -> str:
 
 def test_the_data_sets_are_the_files_of_the_folder() -> None:
     assert set(datasets.names()) == {
-        "cifar10", "digits", "fashion_mnist", "mnist", "moons", "rt_polarity", "xor",
+        "cifar10", "diabetes", "digits", "fashion_mnist", "mnist", "moons", "rt_polarity", "xor",
     }  # fmt: skip
     assert not any(name.startswith("_") for name in datasets.names())
 
@@ -36,7 +36,9 @@ def test_what_is_known_is_told(name: str) -> None:
     assert dataset.licence
     assert len(dataset.citation) > 40
     assert dataset.homepage.startswith(("http://", "https://"))
-    assert len(set(dataset.labels)) == len(dataset.labels) >= 2
+    names = dataset.labels or dataset.targets
+    assert len(set(names)) == len(names) >= 1 + bool(dataset.labels)
+    assert not (dataset.labels and dataset.targets)
 
 
 @EVERY
@@ -79,6 +81,9 @@ def test_rows_are_what_their_kind_says(name: str, tmp_path: Path) -> None:
     ):
         expected = {"image": (np.uint8, 4), "table": (np.float32, 2)}[dataset.kind]
         assert (inputs.dtype, inputs.ndim) == expected
+        if dataset.targets:
+            assert (labels.dtype, labels.shape) == (np.float32, (len(inputs), len(dataset.targets)))
+            continue
         assert labels.dtype == np.int64
         assert np.unique(labels).tolist() == list(range(len(dataset.labels)))
 

@@ -280,3 +280,49 @@ def test_an_interrupted_run_leaves_no_manifest(
     with pytest.raises(MissingInputError, match=r"manifest\.json is not there"):
         open_split(ready, "train")
     assert not list(ready.glob(".*.tmp"))
+
+
+def regression_of(targets: np.ndarray) -> RawRows:
+    """Rows of one feature with the targets float32 [rows, 2]."""
+    inputs = np.random.default_rng(1).normal(size=(len(targets), 1)).astype(np.float32)
+    rows = Split(inputs, targets.astype(np.float32))
+    return RawRows(train=rows, test=rows)
+
+
+def test_targets_are_split_by_chance_and_measured(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = np.random.default_rng(2).normal((5, -300), (2, 40), (40, 2))
+    install(monkeypatch, regression_of(targets), (), kind="table", targets=("near", "far"))
+    config = DatasetConfig(validation_rows=7, seed=1)
+    manifest = preprocess(ready, ready, name="toy", config=config)
+    train, validation = (open_split(ready, part).labels for part in ("train", "validation"))
+    assert (train.dtype, train.shape, validation.shape) == (np.float32, (33, 2), (7, 2))
+    assert sorted(np.concatenate([train, validation])[:, 0]) == sorted(np.float32(targets[:, 0]))
+    assert (manifest.labels, manifest.targets) == ((), ("near", "far"))
+    assert set(manifest.class_counts.values()) == {()}
+    assert manifest.target_mean == pytest.approx(train.mean(axis=0, dtype=np.float64))
+    assert manifest.target_std == pytest.approx(train.std(axis=0, dtype=np.float64))
+
+
+def test_targets_that_teach_nothing_are_refused(
+    ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = np.random.default_rng(2).normal(size=(40, 2))
+    constant, hole = targets.copy(), targets.copy()
+    constant[:, 1], hole[3, 0] = 7, np.nan
+    cases = {
+        "toy: target 'b' has the same value in every training row": regression_of(constant),
+        "toy: target 'a' is nan in row 3 of the test split": replace(
+            regression_of(targets), test=regression_of(hole).test
+        ),
+    }
+    config = DatasetConfig(validation_rows=4, seed=2)
+    for said, rows in cases.items():
+        install(monkeypatch, rows, (), kind="table", targets=("a", "b"))
+        with pytest.raises(InputError, match=said):
+            preprocess(ready, ready, name="toy", config=config)
+    install(monkeypatch, regression_of(targets), (), kind="table", targets=("a", "b"))
+    with pytest.raises(ConfigError, match=r"validation_rows must be from 1 to 38, .*, got 39$"):
+        preprocess(ready, ready, name="toy", config=DatasetConfig(validation_rows=39, seed=1))
+    assert not ready.exists()
