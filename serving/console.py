@@ -225,6 +225,19 @@ def log_to_stderr() -> None:
         logger.propagate = False
 
 
+def program() -> str:
+    """How this program is called from here: by its path where its environment is not active."""
+    import shlex
+    from pathlib import Path
+
+    script = Path(sys.executable).with_name("ferry")
+    in_environment = sys.prefix != sys.base_prefix
+    if not in_environment or os.environ.get("VIRTUAL_ENV") == sys.prefix or not script.exists():
+        return "ferry"
+    here = script.is_relative_to(Path.cwd())
+    return shlex.quote(str(script.relative_to(Path.cwd()) if here else script))
+
+
 def note(message: str) -> None:
     """Print a message for the person at the terminal, to stderr."""
     click.echo(message, err=True)

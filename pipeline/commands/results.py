@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.commands.options import complete_experiment, load_params
-from serving.console import PATH, json_option, note, show
+from serving.console import PATH, json_option, note, program, show
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Params
@@ -66,12 +66,14 @@ def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
     for line in found.left_out:
         note(line)
     if found.rows and not as_json:
-        shipped = [layout.bundle(row.experiment) for row in found.rows if row.shipped]
+        ferry, shipped = program(), [row.experiment for row in found.rows if row.shipped]
         note(
-            f"\nReport   {layout.REPORT} (`ferry report` makes it)\n"
+            f"\nReport   {layout.REPORT} (`{ferry} report` makes it)\n"
             f"Runs     make ui, then http://127.0.0.1:5000"
-            + (f"\nPredict  ferry predict {shipped[-1]} FILES..." if shipped else "")
         )
+        for name in shipped[-1:]:
+            rows = f"{params.experiment(name).dataset}:test"
+            note(f"Predict  {ferry} predict {layout.bundle(name)} {rows} --limit 5")
 
 
 def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
