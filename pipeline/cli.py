@@ -1,40 +1,57 @@
 """`ferry`: one command per stage, and those of serving.
 
-Every command is a few lines over a public function and imports its work inside its body, so that
-`ferry --help` stays as fast as click.
+Every command is a few lines over a public function and imports its work inside its body, and its
+module is imported when it is named, so that `ferry --help` stays as fast as click.
 """
 
 import os
 
 import click
 
-from pipeline.commands.lint import lint
-from pipeline.commands.predict import predict
-from pipeline.commands.project.config import config
-from pipeline.commands.results import results
-from pipeline.commands.stages.benchmark import benchmark
-from pipeline.commands.stages.bundle import bundle
-from pipeline.commands.stages.evaluate import evaluate
-from pipeline.commands.stages.export import export
-from pipeline.commands.stages.parity import parity
-from pipeline.commands.stages.preprocess import preprocess
-from pipeline.commands.stages.pull import pull
-from pipeline.commands.stages.quantize import quantize
-from pipeline.commands.stages.report import report
-from pipeline.commands.stages.train import train
-from pipeline.commands.tune import tune
-from serving.commands.bench import bench
-from serving.commands.doctor import doctor
-from serving.commands.verify import verify
+from serving.cli import COMMANDS as SERVING
 from serving.console import SETTINGS, Commands, log_to_stderr
 
 # Read by OpenMP when torch loads it. Threads that spin for long between two loops steal the cores
 # of a shared machine, and those that sleep at once double the time of a small network.
 OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
+STAGES = "pipeline.commands.stages"
+PROJECT = "pipeline.commands.project"
+TOOLS = "pipeline.commands"
+SECTIONS = {
+    "Pipeline, the stages in order": {
+        "pull": (STAGES, "Fetch the official files of DATASET and check them."),
+        "preprocess": (STAGES, "Split DATASET into training, validation and test arrays."),
+        "train": (STAGES, "Train EXPERIMENT's model and record the run in MLflow."),
+        "evaluate": (STAGES, "Look into EXPERIMENT's network: pictures, calibration, attacks."),
+        "export": (STAGES, "Export a model to one ONNX graph: raw rows in, answer out."),
+        "quantize": (STAGES, "Make a model smaller or faster, within a budget for accuracy."),
+        "parity": (STAGES, "Prove that models answer alike."),
+        "benchmark": (STAGES, "Time EXPERIMENT's variants beside PyTorch, as a stage."),
+        "bundle": (STAGES, "Make the folder to deploy."),
+        "report": (STAGES, "Write reports/index.html, one page of everything that has run."),
+    },
+    "Models": {
+        "bench": SERVING["bench"],
+        "lint": (TOOLS, "Judge whether int8 answers alike on every processor."),
+        "tune": (TOOLS, "Search for better settings of EXPERIMENT."),
+    },
+    "Serving": {
+        "predict": (TOOLS, SERVING["predict"][1]),
+        "verify": SERVING["verify"],
+        "doctor": SERVING["doctor"],
+    },
+    "Project": {
+        "config": (PROJECT, "Print every setting of EXPERIMENT, and where it stands."),
+        "results": (TOOLS, "Print what was measured here, of every variant."),
+    },
+}
+"""Each command with the package of its module and the first line of its help."""
+
 
 @click.group(
     cls=Commands,
+    sections=SECTIONS,
     context_settings=SETTINGS,
     epilog="Example: ferry train digits-mlp",
 )
@@ -43,8 +60,7 @@ OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 def ferry(directory: str | None) -> None:
     """Carry a model from training to where it runs, proven the same at every step.
 
-    The stages, in order: pull, preprocess, train, evaluate, export, quantize, parity, benchmark,
-    bundle and report. `dvc repro` runs those that are out of date.
+    `dvc repro` runs the stages that are out of date.
 
     An option may also come from the environment: FERRY_TRAIN_DEVICE=cpu is `ferry train --device
     cpu`.
@@ -54,12 +70,6 @@ def ferry(directory: str | None) -> None:
     log_to_stderr()
     if directory:
         os.chdir(directory)
-
-
-STAGES = (pull, preprocess, train, evaluate, export, quantize, parity, benchmark, bundle, report)
-TOOLS = (config, tune, results, lint, predict, bench, verify, doctor)
-for command in (*STAGES, *TOOLS):
-    ferry.add_command(command)
 
 
 def main() -> None:

@@ -5,25 +5,27 @@ They are mounted in `ferry`, and run alone as `python -m serving`.
 
 import click
 
-from serving.commands.bench import bench
-from serving.commands.doctor import doctor
-from serving.commands.predict import predict
-from serving.commands.verify import verify
 from serving.console import SETTINGS, Commands, log_to_stderr
+
+HERE = "serving.commands"
+COMMANDS = {
+    "predict": (HERE, "Run MODEL, a bundle or an ONNX file, on every row of every INPUT."),
+    "bench": (HERE, "Time any MODEL: load patterns, comparisons, tuning."),
+    "verify": (HERE, "Check everything that BUNDLE says of itself."),
+    "doctor": (HERE, "Say what on this machine will cause trouble, and how to fix it."),
+}
+"""Each with its package and the first line of its help."""
 
 
 @click.group(
     cls=Commands,
+    sections={"Commands": COMMANDS},
     context_settings=SETTINGS,
     epilog="Example: python -m serving predict bundles/digits-cnn rows.npy",
 )
 def serving() -> None:
     """Run, time and check what ferry exported."""
     log_to_stderr()
-
-
-for command in (predict, bench, verify, doctor):
-    serving.add_command(command)
 
 
 def main() -> None:

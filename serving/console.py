@@ -4,15 +4,20 @@ stdout carries data only; progress and logs go to stderr. Nothing heavy is impor
 """
 
 import contextlib
+import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,14 +50,37 @@ SETTINGS = {
 }
 
 
-def path(value: str) -> "Path":
-    """Make a path of what was typed; `click.Path` would import pathlib for every `--help`."""
-    from pathlib import Path
+def complete_path(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem]":
+    """Leave it to the shell to complete the name of a file or a folder."""
+    from click.shell_completion import CompletionItem
 
-    return Path(value)
+    return [CompletionItem(incomplete, type="file")]
 
 
-PATH = click.types.FuncParamType(path)
+class _PathType(click.ParamType["Path"]):
+    """Makes a path of what was typed; `click.Path` would import pathlib for every `--help`."""
+
+    name = "path"
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002 - click's signature
+    ) -> "Path":
+        from pathlib import Path
+
+        return Path(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem]":
+        return complete_path(ctx, param, incomplete)
+
+
+PATH = _PathType()
 
 
 def shared_option(command: Command) -> Command:
@@ -102,19 +130,33 @@ def allow_option(command: Command) -> Command:
     return option(command)
 
 
+Sections = Mapping[str, Mapping[str, tuple[str, str]]]
+"""The commands of a group: title, name, the package with the command's module, first line of help.
+
+The module and the command in it have the command's name.
+"""
+
+
 class Commands(click.Group):
     """A group whose commands turn a user's mistake into one line on stderr, never a traceback.
 
     Exit status: 0 done, 1 failed or a gate not met, 2 usage.
     """
 
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Add a command whose options may also come from FERRY_COMMAND_OPTION."""
-        for option in cmd.params:
-            if isinstance(option, click.Option) and option.envvar is None:
-                flag = max(option.opts, key=len).lstrip("-")
-                option.envvar = f"FERRY_{name or cmd.name}_{flag}".upper().replace("-", "_")
-        super().add_command(cmd, name)
+    def __init__(self, sections: Sections = MappingProxyType({}), **settings: Any) -> None:
+        places = {name: place for part in sections.values() for name, place in part.items()}
+        super().__init__(commands=_LoadedWhenNamed(places), **settings)
+        self.sections = sections
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
+        """Write a section for each title, without loading any command."""
+        for title, commands in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, words) for name, (_, words) in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors of ferry and of the system, and missing extras, are one line."""
@@ -142,6 +184,28 @@ class Commands(click.Group):
             raise _OneLineError(f"{name}: {reason}" if name else reason, 1) from error
 
 
+class _LoadedWhenNamed(UserDict[str, Any]):
+    """The commands of a group by name; a command's module is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        found = self.data[name]
+        if isinstance(found, tuple):
+            found = self.data[name] = _load_command(name, *found)
+        command: click.Command = found
+        return command
+
+
+def _load_command(name: str, package: str, words: str) -> click.Command:
+    """Import a command, whose options may also come from FERRY_COMMAND_OPTION."""
+    command: click.Command = getattr(importlib.import_module(f"{package}.{name}"), name)
+    command.short_help = words
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None:
+            flag = max(option.opts, key=len).lstrip("-")
+            option.envvar = f"FERRY_{name}_{flag}".upper().replace("-", "_")
+    return command
+
+
 def json_option(command: Command) -> Command:
     """Add `--json`, which the command receives as `as_json`."""
     option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -159,6 +223,19 @@ def log_to_stderr() -> None:
         logger.setLevel(logging.INFO)
         logger.handlers = [handler]
         logger.propagate = False
+
+
+def program() -> str:
+    """How this program is called from here: by its path where its environment is not active."""
+    import shlex
+    from pathlib import Path
+
+    script = Path(sys.executable).with_name("ferry")
+    in_environment = sys.prefix != sys.base_prefix
+    if not in_environment or os.environ.get("VIRTUAL_ENV") == sys.prefix or not script.exists():
+        return "ferry"
+    here = script.is_relative_to(Path.cwd())
+    return shlex.quote(str(script.relative_to(Path.cwd()) if here else script))
 
 
 def note(message: str) -> None:

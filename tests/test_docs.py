@@ -82,7 +82,9 @@ def check_ferry(arguments: list[str]) -> None:
 
 
 def check_dvc(arguments: list[str]) -> None:
-    """Stages that are named exist, and so do settings that are overridden."""
+    """Stages that are named exist, and so do settings; an experiment of DVC names its stages."""
+    if arguments[:2] == ["exp", "run"] and "--run-all" not in arguments:
+        assert any("@" in word for word in arguments), "it would run every experiment"
     for word in arguments if {"repro", "run"} & set(arguments) else ():
         stage, _, item = word.partition("@")
         if item:

@@ -26,12 +26,12 @@ def lint(
     shared: "Mapping[str, str]",
     as_json: bool,
 ) -> None:
-    """Judge whether int8 answers alike on every processor, by the weights of MODEL.onnx.
+    """Judge whether int8 answers alike on every processor.
 
-    Kernels of x86 without VNNI add products of bytes two by two in 16 bits, where weights beyond
-    ±64 may overflow. Every product of integers with such weights is named. With --data, what it
-    would answer there is computed, whatever this processor has. Exit status 1 when it is not alike
-    everywhere.
+    The weights of MODEL.onnx tell. Kernels of x86 without VNNI add products of bytes two by two in
+    16 bits, where weights beyond ±64 may overflow. Every product of integers with such weights is
+    named. With --data, what it would answer there is computed, whatever this processor has. Exit
+    status 1 when it is not alike everywhere.
 
     Example: ferry lint small/net.int8.onnx --data rows.npz
     """

@@ -1,12 +1,17 @@
 """The arguments and options that several commands of `ferry` share."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from serving.console import complete_path, note
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from click.shell_completion import CompletionItem
 
     from pipeline.config.experiment import Experiment, Params
 
@@ -46,21 +51,42 @@ class ExperimentOrFile(click.ParamType["Experiment | Path"]):
         return ExperimentName().convert(value, param, ctx)
 
 
+def complete_experiment(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> "list[str] | list[CompletionItem]":
+    """The experiments whose names begin so, for a shell; where there are none, it may be a file."""
+    from pipeline.config import params
+    from serving.errors import FerryError
+
+    names = []
+    # A shell has nowhere to show an error; the command will tell.
+    with contextlib.suppress(FerryError):
+        names = [name for name in params.load().experiments if name.startswith(incomplete)]
+    return names or complete_path(context, parameter, incomplete)
+
+
 def experiment_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT."""
-    return click.argument("experiment", type=ExperimentName())(command)
+    argument = click.argument(
+        "experiment", type=ExperimentName(), shell_complete=complete_experiment
+    )
+    return argument(command)
 
 
 def experiment_or_file_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT or MODEL.onnx, which the command receives as `subject`."""
-    argument = click.argument("subject", metavar="EXPERIMENT|MODEL.onnx", type=ExperimentOrFile())
+    argument = click.argument(
+        "subject",
+        metavar="EXPERIMENT|MODEL.onnx",
+        type=ExperimentOrFile(),
+        shell_complete=complete_experiment,
+    )
     return argument(command)
 
 
 def load_params() -> "Params":
     """Read params.yaml for a command that goes on without the experiments that are broken."""
     from pipeline.config import params
-    from serving.console import note
 
     read = params.load()
     for message in read.broken.values():

@@ -1,16 +1,23 @@
 """The command `ferry results`: what was measured here, and what is published."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from serving.console import PATH, json_option, note, show
+from pipeline.commands.options import complete_experiment, load_params
+from serving.console import PATH, json_option, note, program, show
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Params
 
 PUBLISHED = Path("docs/results")
 
 
 @click.command()
-@click.argument("experiments", metavar="[EXPERIMENT...]", nargs=-1)
+@click.argument(
+    "experiments", metavar="[EXPERIMENT...]", nargs=-1, shell_complete=complete_experiment
+)
 @click.option("--published", is_flag=True, help="Print the figures of docs/results instead.")
 @click.option(
     "--publish",
@@ -22,10 +29,10 @@ PUBLISHED = Path("docs/results")
 def results(
     experiments: tuple[str, ...], published: bool, publish: Path | None, as_json: bool
 ) -> None:
-    """Print what was measured here: accuracy, parity, speed and size of every variant.
+    """Print what was measured here, of every variant.
 
-    Shows the experiments that are named, or all that have run. A figure is shown only beside the
-    very file that it was measured of.
+    That is accuracy, parity, speed and size. Shows the experiments that are named, or all that have
+    run. A figure is shown only beside the very file that it was measured of.
 
     Example: ferry results digits-mlp digits-cnn
 
@@ -41,22 +48,32 @@ def results(
         _print_measured(experiments, as_json=as_json)
 
 
+def _params_with(experiments: tuple[str, ...]) -> "Params":
+    """What params.yaml says; a misspelt name is refused before ONNX Runtime is imported."""
+    read = load_params()
+    for name in experiments:
+        read.experiment(name)
+    return read
+
+
 def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
-    from pipeline.commands.options import load_params
+    params = _params_with(experiments)
     from pipeline.config import layout
     from pipeline.stages.results import as_table, results
 
-    found = results(load_params(), experiments)
+    found = results(params, experiments)
     show(found.rows, as_json=as_json, text=as_table(found.rows))
     for line in found.left_out:
         note(line)
     if found.rows and not as_json:
-        shipped = [layout.bundle(row.experiment) for row in found.rows if row.shipped]
+        ferry, shipped = program(), [row.experiment for row in found.rows if row.shipped]
         note(
-            f"\nReport   {layout.REPORT} (`ferry report` makes it)\n"
+            f"\nReport   {layout.REPORT} (`{ferry} report` makes it)\n"
             f"Runs     make ui, then http://127.0.0.1:5000"
-            + (f"\nPredict  ferry predict {shipped[-1]} FILES..." if shipped else "")
         )
+        for name in shipped[-1:]:
+            rows = f"{params.experiment(name).dataset}:test"
+            note(f"Predict  {ferry} predict {layout.bundle(name)} {rows} --limit 5")
 
 
 def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
@@ -75,9 +92,9 @@ def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:
-    from pipeline.commands.options import load_params
+    params = _params_with(experiments)
     from pipeline.records.published import write_published
     from pipeline.stages.results import publishable
 
-    written = write_published(folder, publishable(load_params(), experiments))
+    written = write_published(folder, publishable(params, experiments))
     show(written, as_json=as_json, text="\n".join(map(str, written)))

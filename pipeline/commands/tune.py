@@ -49,11 +49,12 @@ SECONDS = click.FloatRange(min=0)
 @track_option
 @json_option
 def tune(experiment: "Experiment", track: bool, as_json: bool, **plan: Any) -> None:
-    """Search for better settings of EXPERIMENT, among those that its `search` section lists.
+    """Search for better settings of EXPERIMENT.
 
-    Trials are compared on the validation rows and kept in models/EXPERIMENT/tune: the same command
-    goes on with a search that was stopped, and a larger --trials extends it. The best settings are
-    printed, and written to best.yaml there, in the form that params.yaml takes.
+    Its section `search` lists what is tried. Trials are compared on the validation rows and kept in
+    models/EXPERIMENT/tune: the same command goes on with a search that was stopped, and a larger
+    --trials extends it. The best settings are printed, and written to best.yaml there, in the form
+    that params.yaml takes.
 
     Example: ferry tune digits-mlp --trials 20 --jobs 2
     """

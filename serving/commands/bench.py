@@ -126,7 +126,10 @@ def bench(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Time MODEL, an ONNX file or a bundle, with proof of the provider in every row.
+    """Time any MODEL: load patterns, comparisons, tuning.
+
+    MODEL is an ONNX file or a bundle, and every row comes with proof of the provider. `ferry
+    benchmark` is the stage that times an experiment.
 
     It measures batch sizes 1, 8, 32 and 128 where none is given, on random inputs or on the rows of
     --data, which a model of texts needs. Each subject has a process of its own, pinned to its

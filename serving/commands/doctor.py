@@ -9,9 +9,10 @@ from serving.console import json_option, show
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say what on this machine, or in this installation, will cause trouble, and how to fix it.
+    """Say what on this machine will cause trouble, and how to fix it.
 
-    Exit status 1 if there is a problem, 0 if there are only warnings.
+    It looks at the installation as well. Exit status 1 if there is a problem, 0 if there are only
+    warnings.
 
     Example: ferry doctor
     """

@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.console import PATH, allow_option, json_option, note, shared_option, show, task_option
+from serving.console import (
+    PATH,
+    allow_option,
+    complete_path,
+    json_option,
+    note,
+    shared_option,
+    show,
+    task_option,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +38,7 @@ AUTO = click.types.FuncParamType(count)
 
 @click.command()
 @click.argument("model", type=PATH)
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, shell_complete=complete_path)
 @click.option(
     "-o",
     "--output",

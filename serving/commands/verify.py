@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 @allow_option
 @json_option
 def verify(bundle: "Path", provider: str, threads: int | None, as_json: bool) -> None:
-    """Check everything that BUNDLE says of itself, and refuse it if one byte differs.
+    """Check everything that BUNDLE says of itself.
 
-    The checks are the sha256 of every file, metadata, signature, labels, gates, golden outputs and
-    the self-test of the runner. Exit status 1 when a check fails.
+    It is refused if one byte differs. The checks are the sha256 of every file, metadata, signature,
+    labels, gates, golden outputs and the self-test of the runner. Exit status 1 when a check fails.
 
     Example: ferry verify bundles/mnist-cnn
     """

@@ -11,9 +11,11 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 
 from pipeline.cli import ferry
+from pipeline.commands.options import complete_experiment
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -96,12 +98,45 @@ def test_the_readme_names_every_command(name: str) -> None:
     assert re.search(rf"\bferry {name}\b", text)
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_every_command_with_the_whole_first_line_of_its_help() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
+    listed = [line.split(maxsplit=1) for line in result.stdout.splitlines() if line[:2] == "  "]
     for name in COMMANDS:
-        assert f"  {name} " in result.stdout
+        first = (ferry.commands[name].help or "").splitlines()[0]
+        assert [name, first] in listed
+    assert result.stdout.index("\nModels:") < result.stdout.index("  bench ")
     assert "Example: ferry " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        ([], "ben", ["bench", "benchmark"]),
+        (["train"], "digits-m", ["digits-mlp"]),
+        (["parity", "digits-mlp"], "mnist-cn", ["mnist-cnn"]),
+        (["results", "digits-mlp"], "mnist-cn", ["mnist-cnn"]),
+        (["config"], "mnist-cn", ["mnist-cnn"]),
+        (["train", "digits-mlp", "--device"], "c", ["cpu", "cuda"]),
+        (["quantize"], "mine", ["file mine"]),
+        (["predict"], "bundles/d", ["file bundles/d"]),
+        (["predict", "bundles/digits-mlp"], "rows", ["file rows"]),
+    ],
+)
+def test_a_shell_completes(
+    folder: Path, words: list[str], incomplete: str, expected: list[str]
+) -> None:
+    shell = BashComplete(ferry, {}, "ferry", "_FERRY_COMPLETE")
+    found = shell.get_completions(words, incomplete)
+    assert [f"{one.type} {one.value}".removeprefix("plain ") for one in found] == expected
+
+
+def test_without_params_yaml_a_shell_is_told_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shell = BashComplete(ferry, {}, "ferry", "_FERRY_COMPLETE")
+    assert [one.type for one in shell.get_completions(["train"], "digits")] == ["file"]
 
 
 def test_no_command_at_all_shows_the_help() -> None:
@@ -136,7 +171,10 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     )
     done = python(code, *arguments)
     assert done.returncode == 0, done.stderr
-    assert not set(json.loads(done.stdout.splitlines()[-1])) & set(HEAVY)
+    modules = json.loads(done.stdout.splitlines()[-1])
+    assert not set(modules) & set(HEAVY)
+    loaded = {one.rpartition(".")[2] for one in modules if ".commands." in one}
+    assert loaded & set(COMMANDS) == set(arguments) & set(COMMANDS), "only what is named"
 
 
 # Mistakes
@@ -148,6 +186,37 @@ def test_an_unknown_name_is_answered_with_the_nearest(folder: Path, name: str) -
     result = invoke(name, f"{near}x")
     assert result.exit_code == 2
     assert one_line(result) == f"Error: no {kind} named '{near}x'; did you mean '{near}'?"
+
+
+def test_a_misspelt_name_is_refused_before_anything_heavy_is_imported(folder: Path) -> None:
+    takes = [name for name in COMMANDS if complete_experiment in completions(name)]
+    assert {*STAGES, "tune", "results", "config"} - {"pull", "preprocess"} <= {*takes}
+    lines = [f"{name} digits-mlpx" for name in takes]
+    lines += ["pull digitsx", "preprocess digitsx", "results digits-mlpx --publish there"]
+    lines += ["parity model.onnx digits-mlpx:int8@cpu --data digits:test"]
+    done = python(REFUSED, *lines, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    *refused, imported = done.stdout.splitlines()
+    assert len(refused) == len(lines)
+    for line in refused:
+        assert re.match(r"2 Error: no (experiment|data set) named '\S+'; did you mean ", line)
+    assert not set(imported.split()) & set(HEAVY) - {"numpy", "pydantic", "yaml"}
+
+
+REFUSED = """
+import sys
+from click.testing import CliRunner
+from pipeline.cli import ferry
+for line in sys.argv[1:]:
+    done = CliRunner().invoke(ferry, line.split(), prog_name="ferry")
+    print(done.exit_code, done.stderr.strip())
+print(*sys.modules)
+"""
+
+
+def completions(name: str) -> list[object]:
+    """How the arguments of a command are completed."""
+    return [one._custom_shell_complete for one in ferry.commands[name].params]
 
 
 MAKES = {

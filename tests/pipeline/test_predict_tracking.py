@@ -99,7 +99,7 @@ def test_names_that_mlflow_refuses_are_changed(store: Path) -> None:
 
 
 def test_the_command_is_that_of_serving_and_one_flag_more() -> None:
-    ours, theirs = ferry.commands["predict"], serving_cli.predict
+    ours, theirs = ferry.commands["predict"], serving_cli.serving.commands["predict"]
     assert ours.params[:-1] == theirs.params
     assert ours.params[-1].opts == ["--track"]
     assert ours.help == theirs.help

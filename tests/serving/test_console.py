@@ -24,6 +24,7 @@ from serving.console import (
     json_option,
     log_to_stderr,
     note,
+    program,
     progress,
     show,
     summary,
@@ -82,6 +83,23 @@ def test_show_prints_one_of_both(capsys: pytest.CaptureFixture[str], as_json: bo
 def test_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     note("hello")
     assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_program_is_called_by_its_path_where_its_environment_is_not_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "a folder" / ".venv" / "bin" / "ferry"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python3")))
+    monkeypatch.setattr(sys, "prefix", str(script.parents[1]))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.chdir(script.parents[2])
+    assert program() == ".venv/bin/ferry"
+    monkeypatch.chdir(ROOT)
+    assert program() == f"'{script}'"
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    assert program() == "ferry"
 
 
 def test_log_lines_go_to_stderr_once(capsys: pytest.CaptureFixture[str]) -> None:

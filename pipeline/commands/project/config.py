@@ -2,21 +2,21 @@
 
 import click
 
+from pipeline.commands.options import complete_experiment, load_params
 from serving.console import json_option, show, table
 
 
 @click.command()
-@click.argument("experiment", required=False)
+@click.argument("experiment", required=False, shell_complete=complete_experiment)
 @json_option
 def config(experiment: str | None, as_json: bool) -> None:
-    """Print every setting of EXPERIMENT, and where in params.yaml it stands.
+    """Print every setting of EXPERIMENT, and where it stands.
 
-    That is its own section, or `defaults` for what it does not say. Without EXPERIMENT, list the
-    experiments.
+    That is its own section of params.yaml, or `defaults` for what it does not say. Without
+    EXPERIMENT, list the experiments.
 
     Example: ferry config mnist-cnn
     """
-    from pipeline.commands.options import load_params
     from pipeline.config.params import resolve
     from pipeline.config.reading import dump_value
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 @track_option
 @json_option
 def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
-    """Time EXPERIMENT's variants on every provider of this machine, beside PyTorch eager.
+    """Time EXPERIMENT's variants beside PyTorch, as a stage.
+
+    It runs them on every provider of this machine, with the settings of params.yaml, and MLflow and
+    the report show what it found. `ferry bench` times any model, with more to ask for.
 
     Example: ferry benchmark mnist-cnn
     """

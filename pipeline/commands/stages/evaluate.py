@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @track_option
 @json_option
 def evaluate(experiment: "Experiment", track: bool, as_json: bool) -> None:
-    """Look inside EXPERIMENT's trained network: pictures, calibration, attacks.
+    """Look into EXPERIMENT's network: pictures, calibration, attacks.
 
     The pictures are SVG files in reports/pictures/EXPERIMENT, which the report shows.
 

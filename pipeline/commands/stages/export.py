@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import ExperimentName, track_option
+from pipeline.commands.options import ExperimentName, complete_experiment, track_option
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
@@ -16,7 +16,9 @@ SHOWN = ("module", "model", "bytes", "parameters", "nodes", "opset", "export_sec
 
 
 @click.command()
-@click.argument("experiment", type=ExperimentName(), required=False)
+@click.argument(
+    "experiment", type=ExperimentName(), required=False, shell_complete=complete_experiment
+)
 @click.option(
     "--module",
     "function",

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import track_option
+from pipeline.commands.options import complete_experiment, track_option
 from serving.console import PATH, json_option, shared_option, show, task_option
 
 if TYPE_CHECKING:
@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("sides", metavar="EXPERIMENT | A B", nargs=-1, required=True)
+@click.argument(
+    "sides",
+    metavar="EXPERIMENT | A B",
+    nargs=-1,
+    required=True,
+    shell_complete=complete_experiment,
+)
 @click.option("--data", metavar="ROWS", help="Rows to ask A and B: see above.")
 @click.option(
     "--limit",
@@ -46,11 +52,11 @@ if TYPE_CHECKING:
 @track_option
 @json_option
 def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -> None:
-    """Prove that models answer alike; exit status 1 when a limit is not met.
+    """Prove that models answer alike.
 
     EXPERIMENT alone is the stage: its ONNX variants against its trained weights over the whole test
     set, with the gates of params.yaml. The report is written all the same, to
-    reports/details/EXPERIMENT/parity.json.
+    reports/details/EXPERIMENT/parity.json. Exit status 1 when a limit is not met.
 
     A and B are any two of: an experiment's weights in PyTorch (mnist-cnn), one of its ONNX files
     (mnist-cnn:int8), an ONNX file (model.onnx), a bundle (bundles/mnist-cnn), each ONNX one on a
@@ -79,13 +85,14 @@ def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -
 
 def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
     from pipeline.config import layout, params
+
+    experiment = params.load().experiment(name)  # before what follows imports PyTorch
     from pipeline.errors import ParityError
     from pipeline.proof.tables import parity_table
     from pipeline.records import read
     from pipeline.records.parity import ParityReport
     from pipeline.stages.parity import parity
 
-    experiment = params.load().experiment(name)
     files = layout.report_files(name, "parity")
     try:
         report = parity(
@@ -115,9 +122,22 @@ def _not_made(details: "Path", name: str) -> dict[str, str]:
     return dict(read(QuantizeReport, details, f"ferry quantize {name}").skipped)
 
 
+def _experiment_of(side: str) -> str | None:
+    """The experiment that A or B names, as `open_side` reads it; None for a file or a bundle."""
+    from pathlib import Path
+
+    name = side.rpartition("@")[0] or side
+    if "/" in name or name.endswith(".onnx") or Path(name).exists() or Path(side).exists():
+        return None
+    return name.partition(":")[0]
+
+
 def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:
     from pipeline.config.experiment import ParityConfig
     from pipeline.config.params import load, stage_defaults
+
+    for name in filter(None, map(_experiment_of, sides)):
+        load().experiment(name)  # before what follows imports PyTorch
     from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
     from pipeline.proof.rows import open_rows
     from pipeline.proof.sides import open_side

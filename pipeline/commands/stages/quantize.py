@@ -85,7 +85,7 @@ def quantize(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Make a model smaller or faster, within a budget for accuracy and one for speed.
+    """Make a model smaller or faster, within a budget for accuracy.
 
     Recipes are tried in order. The fastest or smallest one is kept that loses no more accuracy than
     allowed, on rows that are not the test's, and that is fast enough beside fp32 on this machine.

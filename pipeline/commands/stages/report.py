@@ -8,7 +8,9 @@ from serving.console import json_option, note, show
 @click.command()
 @json_option
 def report(as_json: bool) -> None:
-    """Write reports/index.html, one page of everything that has run; it opens offline.
+    """Write reports/index.html, one page of everything that has run.
+
+    It opens offline.
 
     Example: ferry report
     """
