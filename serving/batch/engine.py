@@ -69,6 +69,8 @@ class Answered:
     """The chunk's."""
     rows: Array | None
     """The rows that were answered, where the drift check needs them."""
+    notes: frozenset[str]
+    """What is to be told once of how they were read."""
     decode_seconds: float
     run_seconds: float
 
@@ -145,6 +147,7 @@ def answered(model: Model, options: PredictOptions, taken: Decoded) -> Answered:
         unreadable=bad,
         digest=taken.digest,
         rows=rows if options.reference else None,
+        notes=batch.notes,
         decode_seconds=taken.seconds,
         run_seconds=time.perf_counter() - begin,
     )

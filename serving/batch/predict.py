@@ -255,6 +255,7 @@ class PredictLoop:
         self.stopped: list[signal.Signals] = []
         """The signal that ended the run, if there was one."""
         self.first_error = ""
+        self._noted: set[str] = set()
 
     def go(self) -> None:
         """Answer and write them; raises InputError for more unreadable rows than are allowed."""
@@ -296,6 +297,7 @@ class PredictLoop:
             resumed_rows=self._before,
             errors=self._output.errors,
             errors_file=errors_file if self._output.errors else None,
+            first_error=self.first_error,
             seconds=self._seconds,
             rows_per_second=done / self._seconds if self._seconds else 0.0,
             batch_rows=self._run.batch_rows,
@@ -320,6 +322,9 @@ class PredictLoop:
 
     def _take(self, one: Answered) -> None:
         begin = time.perf_counter()
+        for text in one.notes - self._noted:
+            self._noted.add(text)
+            note(text)
         if one.unreadable and not self.first_error:
             self.first_error = f"{one.unreadable[0].id}: {one.unreadable[0].reason}"
         if self._check and one.columns and one.rows is not None:

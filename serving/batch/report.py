@@ -53,6 +53,8 @@ class PredictReport:
     errors: int
     errors_file: Path | None
     """Where the unreadable inputs are listed."""
+    first_error: str
+    """The first of them that this run met, with the reason; "" where there was none."""
     seconds: float
     """From the first row that this run read to the last one it wrote."""
     rows_per_second: float
@@ -85,6 +87,7 @@ def summary(report: PredictReport) -> str:
     before = f" ({report.resumed_rows:,} of them before)" if report.resumed_rows else ""
     errors = f", {report.errors} not read" if report.errors else ""
     listed = f" (see {report.errors_file})" if report.errors_file else ""
+    listed += f", the first {report.first_error}" if report.first_error else ""
     text = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
     if not report.seconds:
         text += "the run was complete already"

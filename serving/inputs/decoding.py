@@ -25,7 +25,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,7 +46,21 @@ from serving.runtime.tensors import Array, TensorInfo
 MOST_BYTES = 256 << 20
 """Of an encoded image; a larger file is refused unread."""
 WHOLE_BYTES = 8 << 20  # a larger file is handed to Pillow to read what it needs of it
-IMAGE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+IMAGE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+HEIC = re.compile(rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how a camera was held."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each orientation as a person sees it."""
+OVER_WHITE = "images with transparent parts are read over white"
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 # What Pillow's decoders raise on broken files, beside the OSError they should.
@@ -73,6 +87,8 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+NOTES: set[str] = set()
+"""What is to be told of the images that this process has decoded."""
 # Pillow warns of damaged tags, but the picture is there or it is not. To drop its warnings while an
 # image is decoded would not do: the filters belong to the process, and there are many threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -118,7 +134,8 @@ class ImageDecoder:
 
     def batch(self, ids: Sequence[str], values: Sequence[Array | str]) -> Batch:
         """A batch of images, or reasons why there is none."""
-        return batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
+        batch = batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
+        return replace(batch, notes=frozenset(NOTES)) if NOTES else batch
 
     def _by_opencv(self, content: bytes) -> Array | None:
         """The pixels of a plain image of the model's size, or None for what Pillow should judge."""
@@ -140,25 +157,26 @@ class ImageDecoder:
         return None if pixels is None else pixels.reshape(self.shape)
 
     def _by_pillow(self, file: IO[bytes]) -> Array:
-        Image.init()  # else Pillow raises KeyError for all but the commonest formats
         try:
-            with Image.open(file, formats=IMAGE_FORMATS) as image:
+            with Image.open(file, formats=_formats()) as image:
                 return self._pixels(image)
+        except UnidentifiedImageError as error:
+            file.seek(0)
+            if HEIC.match(file.read(16)):
+                raise ValueError("it is HEIC, which is not read; convert it to JPEG") from error
+            raise ValueError("it is not an image, or not of a known format") from error
         except DECODING_ERRORS as error:
             raise ValueError(_reason(error)) from error
 
     def _pixels(self, image: Image.Image) -> Array:
         """The image as uint8 [H, W, C]; ValueError when that is not what it is."""
+        self._refuse_unfit(image)
         height, width, channels = self.shape
         mode = MODES[channels]
-        if _too_many_pixels(image.width, image.height):
-            raise Image.DecompressionBombError
-        frames = getattr(image, "n_frames", 1)
-        # MPO is what many cameras write into a .jpg: the picture, and a preview after it.
-        if frames > 1 and image.format != "MPO":
-            raise ValueError(f"it holds {frames} pictures, not one")
-        if image.mode not in EIGHT_BIT_MODES:
-            raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel first")
+        if self.resize or sorted(image.size) == sorted((width, height)):
+            image = _upright(image)
+        if self.resize or image.mode == mode:
+            image = _opaque(image, mode)
         if self.resize:
             image = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
         elif image.size != (width, height) or image.mode != mode:
@@ -167,6 +185,17 @@ class ImageDecoder:
                 f"it is {found}, the model takes {width}x{height} {mode}; --resize fits it"
             )
         return np.asarray(image, dtype=np.uint8).reshape(self.shape)
+
+    def _refuse_unfit(self, image: Image.Image) -> None:
+        """Raise what is wrong with an image as its header tells it."""
+        if _too_many_pixels(image.width, image.height):
+            raise Image.DecompressionBombError
+        frames = getattr(image, "n_frames", 1)
+        # MPO is what many cameras write into a .jpg: the picture, and a preview after it.
+        if frames > 1 and image.format != "MPO":
+            raise ValueError(f"it holds {frames} pictures, not one")
+        if image.mode not in EIGHT_BIT_MODES:
+            raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel first")
 
 
 def image_decoder(name: str, target: ReadTarget) -> ImageDecoder:
@@ -198,6 +227,8 @@ def _size_of_file(path: Path | str) -> int:
     found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than to look
     if stat.S_ISDIR(found.st_mode):
         os.scandir(path).close()  # raises the reason why a folder of a tree was not looked into
+        if Path(path).is_symlink():  # it may lead back here
+            raise ValueError("it is a link to a folder, and is not followed; give the folder")
     if not stat.S_ISREG(found.st_mode):
         kind = KINDS.get(stat.S_IFMT(found.st_mode), "something else")
         raise ValueError(f"it is {kind}, not a file")
@@ -231,9 +262,35 @@ def _too_many_pixels(width: int, height: int) -> bool:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is not an image, or not of a known format"
     return reason_of(error)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of the formats that the installed Pillow has."""
+    Image.init()  # else it knows the commonest alone
+    return tuple(form for form in IMAGE_FORMATS if form in Image.OPEN)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as a person sees it, by the orientation that the camera noted."""
+    image.load()  # which turns a TIFF, and finds the notes of a PNG that stand behind it
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except DECODING_ERRORS:  # a broken note: the picture is there
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
+    """The image over white, where it is transparent and `mode` has no place for that."""
+    if mode == "RGBA" or not image.has_transparency_data:
+        return image
+    front = image.convert("RGBA")
+    if front.getchannel("A").getextrema() == (255, 255):
+        return image
+    NOTES.add(OVER_WHITE)
+    return Image.alpha_composite(Image.new("RGBA", front.size, "white"), front).convert(mode)
 
 
 @functools.cache
@@ -262,7 +319,8 @@ PNG_ORDER = re.compile(
     rb"IHDR(?:gAMA|cHRM|sRGB|pHYs|tIME|tEXt)*(?:IDAT)+(?:gAMA|cHRM|sRGB|pHYs|tIME|tEXt)*IEND"
 )
 # Pillow mixes keywords with its own notes, which are small: `interlace` would change the pixels.
-PNG_KEYWORD = re.compile(rb"[A-Z]|date:")
+# Two keep how a camera was held.
+PNG_KEYWORD = re.compile(rb"(?!Raw profile type exif|XML:com\.adobe\.xmp)[A-Z]|date:")
 
 JPEG_START = b"\xff\xd8\xff"
 JPEG_END = b"\xff\xd9"
@@ -360,7 +418,7 @@ def _jpeg_segment_fits(marker: int, payload: bytes) -> bool:
     if marker == APP0:
         return len(payload) >= 14 or not payload.startswith(b"JFIF")
     if marker == APP1:  # Pillow looks for the resolution in an Exif, and may stumble there
-        return not payload.startswith(b"Exif")
+        return not payload.startswith(b"Exif") and b"Orientation" not in payload
     if marker == APP2:  # it also holds the index of several pictures
         return payload.startswith(b"ICC_PROFILE\0") and len(payload) > 14
     if marker == APP14:

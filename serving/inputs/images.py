@@ -1,8 +1,8 @@
 """Images as rows: files, folders with the folders in them sorted by name, and lists of paths.
 
-What is named as an image and cannot be read is a row with its reason; none is left out unseen. A
-list, a `.lst` file or stdin, has a path on each line, as `find` prints them: relative to the
-working folder; blank lines are skipped.
+Every file of a folder is a row, or is named with the reason why it is none: only hidden files are
+left out unseen. What it is, its content tells. A list, a `.lst` file or stdin, has a path on each
+line, as `find` prints them: relative to the working folder; blank lines are skipped.
 """
 
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from serving.errors import InputError
 from serving.inputs.decoding import ImageDecoder, image_decoder
-from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.names import IMAGE_SUFFIXES, files_of, may_be_image
 from serving.inputs.sources import (
     Batch,
     Chunk,
@@ -58,7 +58,7 @@ class Images:
 
     def _paths(self) -> Iterator[str]:
         for root in self.roots:
-            yield from _image_files(root)
+            yield from files_of(root)
 
 
 def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
@@ -66,65 +66,20 @@ def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
     decoder = image_decoder(str(paths[0]), target)
     count = 0
     for path in paths:
-        found = sum(1 for _ in _image_files(str(path)))
-        if not found:
-            raise no_images(str(path))
+        found, fits, first = 0, not path.is_dir(), ""
+        for one in files_of(str(path)):
+            found += 1
+            first, fits = first or one, fits or may_be_image(one)
+        if not fits:
+            raise no_images(str(path), others=found, first=first)
         count += found
     return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
 
 
-def no_images(name: str) -> InputError:
-    """The error for a folder or an archive without any."""
-    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-
-
-def _image_files(root: str) -> Iterator[str]:
-    """The file itself, or the images of a folder and the folders in it, without hidden ones."""
-    if not Path(root).is_dir():
-        yield root
-        return
-    # A stack and no recursion: a tree may be deeper than Python's calls.
-    stack = [_listing(root)]
-    while stack:
-        path, is_folder = next(stack[-1], ("", False))
-        if is_folder:
-            stack.append(_listing(path))
-        elif path:
-            yield path
-        else:
-            stack.pop()
-
-
-def _listing(folder: str) -> Iterator[tuple[str, bool]]:
-    """The images and folders of a folder by name, and whether each is a folder."""
-    names, folders = [], set()
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name[0] == ".":
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.add(entry.name)
-                elif not _is_image(entry):
-                    continue
-                names.append(entry.name)
-    except OSError:  # its path becomes a row with the reason
-        yield folder, False
-        return
-    names.sort()
-    base = {".": "", "/": "/"}.get(folder, f"{folder}/")
-    for name in names:
-        yield f"{base}{name}", name in folders
-
-
-def _is_image(entry: "os.DirEntry[str]") -> bool:
-    if not entry.name.lower().endswith(IMAGE_SUFFIXES):
-        return False
-    try:
-        # A link to a folder is not followed: it may lead back here.
-        return not (entry.is_symlink() and entry.is_dir())
-    except OSError:  # a loop, or a folder that cannot be entered
-        return True
+def no_images(name: str, *, others: int = 0, first: str = "") -> InputError:
+    """The error for a folder or an archive without any, which may hold `others`."""
+    there = f"; of the {others} files there, the first is {first}" if others else ""
+    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}){there}")
 
 
 # Lists of images

@@ -23,6 +23,7 @@ from serving.inputs.names import (
     TEXT_SUFFIX,
     expand,
     file_name,
+    files_of,
     format_of_file,
     is_address,
     is_pattern,
@@ -30,6 +31,7 @@ from serving.inputs.names import (
 from serving.inputs.sources import (
     Chunk,
     InputRow,
+    LeftOut,
     ReadOptions,
     ReadTarget,
     RowSource,
@@ -41,6 +43,8 @@ from serving.model import Model
 STDIN_FORMATS = ("list", "text", "csv", "jsonl", "arrow", "npy")
 """Of stdin: paths of images and texts, one a line; tables; and an array."""
 TABLES = {"csv", "jsonl", "arrow"}
+LEFT_OUT = "no table"
+"""Of a file beside tables."""
 REMOTE_IMAGES, REMOTE_FILE = "images at addresses", "file at an address"
 JOINED = {"images", "tar", REMOTE_IMAGES}
 """The formats of which several inputs in a row are one source, so that its chunks are full."""
@@ -96,10 +100,11 @@ def open_inputs(
     """
     target = ReadTarget(model.input, model.path, options or ReadOptions())
     names = [name for path in paths for name in _expanded(str(path))]
-    _refuse_unused(names, target)
+    pairs = [pair for name in names for pair in _formats_of(name)]
+    _refuse_unused(pairs, target)
     sources: list[RowSource] = []
-    for form, group in itertools.groupby(names, _format_of):
-        found = list(group)
+    for form, group in itertools.groupby(pairs, lambda pair: pair[0]):
+        found = [name for _, name in group]
         together = [found] if form in JOINED else [[name] for name in found]
         sources += [open_source(form, some, target) for some in together]
     return Inputs(tuple(sources))
@@ -115,20 +120,38 @@ def _expanded(name: str) -> list[str]:
     return expand(name)
 
 
-def _refuse_unused(names: Sequence[str], target: ReadTarget) -> None:
+def _refuse_unused(pairs: Sequence[tuple[str, str]], target: ReadTarget) -> None:
     """Raise UsageError for options that fit none of the inputs, and for stdin twice."""
-    if names.count(STDIN) > 1:
+    stdins = sum(form == STDIN for form, _ in pairs)
+    if stdins > 1:
         raise UsageError(f"{STDIN} is stdin, which can be read once only")
-    if target.options.input_format and STDIN not in names:
+    if target.options.input_format and not stdins:
         raise UsageError(f"--input-format is for stdin; no input is {STDIN}")
     if target.options.columns:
-        forms = {_stdin_format(target) if one == STDIN else _format_by_name(one) for one in names}
+        forms = {
+            _stdin_format(target) if form == STDIN else _format_by_name(name)
+            for form, name in pairs
+        }
         if not forms & TABLES:
             known = ", ".join(COLUMN_SUFFIXES)
             raise UsageError(f"--column is for {known}; no input is one of these")
 
 
 # Formats
+
+
+def _formats_of(name: str) -> list[tuple[str, str]]:
+    """An input with its format; in place of a folder of tables the files in it, with theirs."""
+    form = _format_of(name)
+    if form != "images" or not Path(name).is_dir():
+        return [(form, name)]
+    files = []
+    for path in files_of(name):
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            return [(form, name)]  # tables among images are named as what they are not
+        found = format_of_file(path)
+        files.append((found if found in TABLES else LEFT_OUT, path))
+    return files if any(found in TABLES for found, _ in files) else [(form, name)]
 
 
 def _format_by_name(name: str) -> str | None:
@@ -218,10 +241,12 @@ def open_source(form: str, names: Sequence[str], target: ReadTarget) -> RowSourc
             from serving.inputs.arrays import open_array_rows
 
             return open_array_rows(path, target)
-    return _open_remote(form, names, target)
+    return _open_other(form, names, target)
 
 
-def _open_remote(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:
+def _open_other(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:
+    if form == LEFT_OUT:
+        return LeftOut(path=Path(names[0]))
     from serving.inputs.remote import open_fetched, open_remote_images
 
     if form == REMOTE_IMAGES:

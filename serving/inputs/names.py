@@ -5,7 +5,9 @@ preprocessed data set, `mnist:test`, stands for a file below `data/ready/mnist`.
 """
 
 import glob
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,7 +17,12 @@ from serving.files import read_json, require, sha256_of_file
 ARRAY_SUFFIXES = (".npy", ".npz")
 ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".jp2", ".jxl", ".svg")
+"""Of images that are not read."""
 LIST_SUFFIX, TEXT_SUFFIX = ".lst", ".txt"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 FORMATS = {
@@ -39,6 +46,8 @@ WEB = ("http", "https")
 ANY_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 LOCAL_ADDRESS = re.compile(r"file://(localhost)?(?=/)")
 PATTERN = re.compile(r"[*?[]")
+NO_DATA = re.compile(r"\.|(Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+"""Files of a folder that are left out without a word: hidden ones, and those of file managers."""
 READY = Path("data/ready")
 """Below the working folder, where `ferry preprocess` writes."""
 SPLITS = ("train", "validation", "test")
@@ -76,6 +85,46 @@ def _matching(pattern: str) -> list[str]:
     return found
 
 
+# Folders
+
+
+def files_of(root: str) -> Iterator[str]:
+    """The file itself, or the files of a folder and the folders in it, but for those of NO_DATA."""
+    if not Path(root).is_dir():
+        yield root
+        return
+    # A stack and no recursion: a tree may be deeper than Python's calls.
+    stack = [_listing(root)]
+    while stack:
+        path, is_folder = next(stack[-1], ("", False))
+        if is_folder:
+            stack.append(_listing(path))
+        elif path:
+            yield path
+        else:
+            stack.pop()
+
+
+def _listing(folder: str) -> Iterator[tuple[str, bool]]:
+    """The files and folders of a folder by name, and whether each is a folder."""
+    names, folders = [], set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if NO_DATA.match(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                names.append(entry.name)
+    except OSError:  # its path becomes a row with the reason
+        yield folder, False
+        return
+    names.sort()
+    base = {".": "", "/": "/"}.get(folder, f"{folder}/")
+    for name in names:
+        yield base + name, name in folders
+
+
 # Formats
 
 
@@ -86,6 +135,11 @@ def format_of_file(name: str) -> str | None:
     if IDX_END.search(name):
         return "idx"
     return FORMATS.get(Path(name).suffix.lower())
+
+
+def may_be_image(path: str) -> bool:
+    """Whether a file is named as an image, or in no way at all."""
+    return path.lower().endswith(IMAGE_SUFFIXES) or not Path(path).suffix
 
 
 # Addresses

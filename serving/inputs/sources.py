@@ -16,7 +16,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, overload
 
@@ -100,6 +100,8 @@ class Batch:
     """The readable ones, in order: [rows, ...] of the model's dtype and shape."""
     faults: Mapping[int, str] = field(default_factory=dict)
     """Why a row cannot be read, by its index in the chunk, in order."""
+    notes: frozenset[str] = frozenset()
+    """What is to be told once of how rows were read."""
 
     @property
     def readable_ids(self) -> Sequence[str]:
@@ -113,7 +115,8 @@ class Batch:
         if count >= len(self.ids):
             return self
         faults = {index: reason for index, reason in self.faults.items() if index < count}
-        return Batch(ids=self.ids[:count], rows=self.rows[: count - len(faults)], faults=faults)
+        rows = self.rows[: count - len(faults)]
+        return replace(self, ids=self.ids[:count], rows=rows, faults=faults)
 
     @property
     def unreadable(self) -> list[UnreadableRow]:
@@ -168,6 +171,22 @@ class FileRows:
     def ids(self, start: int, count: int) -> "NumberedIds":
         """The ids of some of its rows."""
         return NumberedIds(self.name, start, count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut(FileRows):
+    """A file of a folder of tables that is none: a row that cannot be read, so that it is named."""
+
+    count: int = 1
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:  # noqa: ARG002 - there is one
+        """The file."""
+        if not start:
+            yield Chunk(start=0, count=1, content=None)
+
+    def decode(self, chunk: Chunk) -> Batch:  # noqa: ARG002 - it is always the same
+        """Its name, and the reason."""
+        return Batch(ids=[self.name], rows=np.empty(0), faults={0: "it is no table"})
 
 
 @dataclass(frozen=True, slots=True)

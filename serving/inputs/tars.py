@@ -8,6 +8,7 @@ few enough members come to be remembered.
 """
 
 import gzip
+import itertools
 import os
 import re
 import struct
@@ -21,7 +22,7 @@ from typing import IO, cast
 from serving.errors import InputError
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
 from serving.inputs.images import no_images
-from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.names import NO_DATA, OTHER_IMAGE_SUFFIXES, may_be_image
 from serving.inputs.sources import (
     Batch,
     Chunk,
@@ -38,6 +39,8 @@ MOST_HEADER_BYTES = 1 << 20
 TAIL_BYTES = 1 << 20
 MOST_PACKED_BYTES = 16 << 20
 """Of an image whose bytes are in its chunk, which holds many."""
+MOST_BESIDE = 1000
+"""Members that a sample may have beside its images."""
 MOST_SHOWN = 80
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # What tarfile and gzip raise on broken archives, beside the TarError they should.
@@ -123,13 +126,9 @@ class TarImages:
         return self.decoder.decode(content)
 
     def _members(self, start: int) -> Iterator[TarMember]:
-        """The images from the one at `start` on; the bytes of those before it are not kept."""
-        passed = 0
-        for shard in self.shards:
-            for member in _images_of(shard, start - passed, fetched=self.fetched):
-                passed += 1
-                if passed > start:
-                    yield member
+        """The images from the one at `start` on."""
+        members = (_images_of(shard, fetched=self.fetched) for shard in self.shards)
+        return itertools.islice(itertools.chain.from_iterable(members), start, None)
 
 
 def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
@@ -138,25 +137,52 @@ def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} is not a file")
-        if next(_images_of(str(path)), None) is None:
+        if not any(may_be_image(member.name) for member in _images_of(str(path))):
             raise no_images(str(path))
     return TarImages(shards=tuple(map(str, paths)), decoder=decoder)
 
 
-def _images_of(shard: str, unread: int = 0, *, fetched: bool = False) -> Iterator[TarMember]:
-    """The images of a shard, with their bytes if it is compressed or fetched, but for `unread`."""
+def _images_of(shard: str, *, fetched: bool = False) -> Iterator[TarMember]:
+    """The images of a shard, and the members that are neither one nor belong to one.
+
+    To an image belong its label and its caption, as WebDataset keeps them: the files beside it that
+    have its name up to the first dot, `0001.cls` of `0001.jpg`.
+    """
+    key, pictured, others = "", False, list[TarMember]()
+    for member in _members_of(shard, fetched=fetched):
+        if _key(member.name) != key or len(others) == MOST_BESIDE:
+            yield from () if pictured else others
+            key, pictured, others = _key(member.name), False, []
+        if may_be_image(member.name):
+            pictured = True
+            yield member
+        elif member.name.lower().endswith(OTHER_IMAGE_SUFFIXES):
+            yield member
+        else:
+            others.append(member)
+    yield from () if pictured else others
+
+
+def _key(name: str) -> str:
+    """What the members of a sample have in common: the name up to its first dot."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
+
+
+def _members_of(shard: str, *, fetched: bool) -> Iterator[TarMember]:
+    """The files of a shard, with the bytes of images if it is compressed or fetched."""
     images = place = 0
     packed = not shard.lower().endswith(".tar")
     try:
         with _opened(shard, packed=packed) as file:
             for member in members_of(file):
                 place = member.offset
-                if not _is_image(member):
+                if member.isdir() or NO_DATA.match(member.name.rpartition("/")[2]):
                     continue
                 content, fault = None, _fault(member, packed=packed, fetched=fetched)
-                if fault is None and images >= unread:
+                if fault is None:
                     content = _checked(file, member, keep=packed or fetched)
-                images += 1
+                images += may_be_image(member.name)
                 yield TarMember(
                     shard=shard,
                     name=member.name,
@@ -176,13 +202,10 @@ def _opened(shard: str, *, packed: bool) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(shard, "rb")) if packed else Path(shard).open("rb")
 
 
-def _is_image(member: tarfile.TarInfo) -> bool:
-    name = member.name.rsplit("/", 1)[-1]
-    return not member.isdir() and name[:1] != "." and name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def _fault(member: tarfile.TarInfo, *, packed: bool, fetched: bool) -> str | None:
     """Why a member is not read, or None."""
+    if not may_be_image(member.name):
+        return "it is not named as an image"
     if member.issym() or member.islnk():
         return f"it is a link, to {member.linkname[:MOST_SHOWN]!r}; links are not followed"
     if not member.isreg():

@@ -26,7 +26,7 @@ from tiny_images import (
 
 from serving.errors import InputError
 from serving.inputs import decoding
-from serving.inputs.decoding import ImageDecoder, image_decoder, plain_picture
+from serving.inputs.decoding import OVER_WHITE, ImageDecoder, image_decoder, plain_picture
 from serving.inputs.sources import UnreadableRow, value_or_reason
 from serving.runtime.tensors import TensorInfo
 
@@ -211,12 +211,64 @@ def test_all_else_is_judged_by_pillow(name: str, channels: int, resize: bool) ->
     agree(content, ImageDecoder(shape=(20, 30, channels), resize=resize))
 
 
-def test_an_image_that_lies_on_its_side_is_not_turned() -> None:
-    pixels = picture()
+def held(orientation: int) -> Image.Exif:
+    """What a camera notes of how it was held."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    content = encoded(pixels, "JPEG", exif=exif)
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_image_is_seen_as_a_person_sees_it(form: str, orientation: int) -> None:
+    """The camera stored what lies on its side, and noted that."""
+    rows, columns = np.mgrid[0:20, 0:30]
+    pixels = np.stack([rows * 8, columns * 6, rows + columns], -1).astype(np.uint8)
+    stored = np.ascontiguousarray(np.rot90(pixels, {1: 0, 3: 2, 6: 1, 8: 3}[orientation]))
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    content = encoded(stored, form, exif=held(orientation), **options.get(form, {}))
+    read = decoder(pixels).decode(content)
+    assert abs(read.astype(int) - pixels).max() <= (4 if form == "JPEG" else 0)
+    assert agree(content, decoder(pixels, resize=True)) == "read"
+
+
+def test_other_notes_of_how_a_camera_was_held(opencv: None) -> None:
+    pixels = picture(20, 20)
+    xmp = b'<x tiff:Orientation="3"/>'
+    jpeg = encoded(pixels, "JPEG")
+    noted = with_segment(jpeg, 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)
+    (_, ihdr), (_, idat), (_, iend) = chunks_of(encoded(pixels, "PNG"))
+    text = b"XML:com.adobe.xmp\0" + xmp
+    for content in (noted, png((b"IHDR", ihdr), (b"tEXt", text), (b"IDAT", idat), (b"IEND", iend))):
+        assert agree(content, decoder(pixels)) == "read"
+    turned = decoder(pixels).decode(noted)
+    np.testing.assert_array_equal(turned, decoder(pixels).decode(jpeg)[::-1, ::-1])
+
+
+def test_a_broken_note_of_how_a_camera_was_held_does_not_matter() -> None:
+    pixels = picture()
+    content = with_segment(encoded(pixels, "JPEG"), 0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
     assert decoder(pixels).decode(content).shape == pixels.shape
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("LA", "PNG"), ("PA", "TIFF"), ("RGBA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "GIF")],
+)
+def test_what_is_transparent_is_over_white(
+    mode: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "NOTES", set())
+    pixels = np.full((4, 5, 4), 100, np.uint8)
+    pixels[..., 3] = 255
+    takes = ImageDecoder(shape=(4, 5, 3), resize=True)
+    assert (takes.decode(saved(Image.fromarray(pixels).convert(mode), form)) == 100).all()
+    assert not takes.batch([], []).notes
+    pixels[:2, :, 3] = 0
+    read = takes.decode(saved(Image.fromarray(pixels).convert(mode), form))
+    assert (read[:2] == 255).all()
+    assert (read[2:] == 100).all()
+    assert takes.batch([], []).notes == {OVER_WHITE}
 
 
 def test_texts_do_not_matter(no_pillow: None) -> None:

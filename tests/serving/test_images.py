@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from samples_of_rows import batches, sha256, target
-from tiny_images import encoded, picture, write
+from tiny_images import as_image, encoded, picture, saved, write
 
 from serving.errors import InputError
 from serving.inputs.images import (
@@ -97,17 +97,38 @@ def test_a_folder_is_read_in_order_with_the_folders_in_it(tmp_path: Path) -> Non
     folder = tmp_path / "images"
     for name in ("b.png", "a/2.png", "a/10.png", "c/d/e.png", "Z.png", ".cache/thumbnail.png"):
         save(folder / name)
-    (folder / "notes.txt").write_text("no image")
-    (folder / "loop").symlink_to(folder)
     names = ("Z.png", "a/10.png", "a/2.png", "b.png", "c/d/e.png")
     for _ in range(2):
         assert ids(opened(folder)) == [str(folder / name) for name in names]
 
 
-def test_suffixes_in_any_case(tmp_path: Path) -> None:
-    for name in ("a.PNG", "b.Jpeg", "c.gif", "d.png.txt", "e", ".f.png"):
-        write(tmp_path / name, b"")
-    assert ids(opened(tmp_path)) == [str(tmp_path / "a.PNG"), str(tmp_path / "b.Jpeg")]
+def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for name in ("1.png", "2.PNG", "3.txt", "4"):  # what it is, its content tells
+        save(folder / name)
+    one = as_image(picture(4, 5, 1))
+    for name, form in (("5.gif", "GIF"), ("6.jfif", "JPEG"), ("7.pgm", "PPM"), ("8.jpe", "JPEG")):
+        write(folder / name, saved(one, form))
+    write(folder / "90.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    write(folder / "91.csv", b"a,b\n1,2\n")
+    os.mkfifo(folder / "92")
+    (folder / "93").symlink_to(folder)
+    (folder / "94.bmp").symlink_to(folder / "1.png")
+    for name in (".hidden.png", "Thumbs.db", ".git/1.png"):
+        write(folder / name, b"")
+    source = opened(folder, resize=True)  # a GIF has a palette
+    found = list(each_row(source))
+    assert source.count == len(found) == 13
+    assert [Path(item.id).name for item in found if isinstance(item, InputRow)] == [
+        *("1.png", "2.PNG", "3.txt", "4", "5.gif", "6.jfif", "7.pgm", "8.jpe", "94.bmp")
+    ]
+    reasons = {Path(row.id).name: row.reason for row in found if isinstance(row, UnreadableRow)}
+    assert reasons == {
+        "90.heic": "it is HEIC, which is not read; convert it to JPEG",
+        "91.csv": "it is not an image, or not of a known format",
+        "92": "it is a named pipe, not a file",
+        "93": "it is a link to a folder, and is not followed; give the folder",
+    }
 
 
 def test_links(folder: Path, tmp_path: Path) -> None:
@@ -117,9 +138,8 @@ def test_links(folder: Path, tmp_path: Path) -> None:
     (links / "folder.png").symlink_to(folder)
     (links / "broken.png").symlink_to(tmp_path / "gone")
     (links / "loop.png").symlink_to(links / "loop.png")
-    (links / "broken.txt").symlink_to(tmp_path / "gone")
     found = {Path(item.id).name: item for item in each_row(opened(links))}
-    assert list(found) == ["broken.png", "file.png", "loop.png"]
+    assert list(found) == ["broken.png", "file.png", "folder.png", "loop.png"]
     assert isinstance(found["file.png"], InputRow)
     assert found["broken.png"].reason == "No such file or directory"
     assert "symbolic links" in found["loop.png"].reason
@@ -193,6 +213,9 @@ def test_every_folder_must_hold_an_image(folder: Path, tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path / 'empty'} holds no images ({', '.join(IMAGE_SUFFIXES)})"
     )
+    write(tmp_path / "empty" / "also" / "a.heic", b"")
+    with pytest.raises(InputError, match=r"; of the 1 files there, the first is .*also/a\.heic$"):
+        opened(folder, tmp_path / "empty")
 
 
 def test_an_image_that_changes_its_kind_is_a_row_that_cannot_be_read(folder: Path) -> None:

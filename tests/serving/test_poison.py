@@ -117,7 +117,7 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated.png": (lambda: WHOLE[: len(WHOLE) // 2], "truncated"),
     "truncated.jpg": (lambda: JPEG[:-40], "truncated"),
     "truncated.bmp": (lambda: encoded(PIXELS, "BMP")[:300], "truncated"),
-    "gif.png": (lambda: saved(IMAGE, "GIF"), NOT_KNOWN),
+    "gif.png": (lambda: saved(IMAGE, "GIF"), "it is 30x20 P"),
     "text.jpg": (lambda: b"<html>404</html>", NOT_KNOWN),
     "zeros.png": (lambda: bytes(1000), NOT_KNOWN),
     "start_alone.png": (lambda: START, NOT_KNOWN),
@@ -136,7 +136,7 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "palette.png": (lambda: saved(IMAGE.convert("P"), "PNG"), "it is 30x20 P"),
     "animated.png": (lambda: animated("PNG"), "it holds 2 pictures"),
     "animated.webp": (lambda: animated("WEBP"), "it holds 2 pictures"),
-    "animated_gif.png": (lambda: animated("GIF"), NOT_KNOWN),
+    "animated_gif.png": (lambda: animated("GIF"), "it holds 2 pictures"),
     "pages.tiff": (lambda: animated("TIFF"), "it holds 2 pictures"),
     "wrong_sum.png": (wrong_sum, NOT_KNOWN),
     "no_pixels.png": (lambda: png((b"IHDR", CHUNKS[b"IHDR"]), (b"IEND", b"")), ""),
@@ -155,9 +155,10 @@ KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
     "device.png": (lambda path: path.symlink_to("/dev/zero"), "it is a device, not a file"),
     "kernel.png": (lambda path: path.symlink_to("/proc/self/status"), "it is empty"),
     "large.png": (large, "the limit is"),
+    "folder_link.png": (lambda path: path.symlink_to(path.parent), "it is a link to a folder"),
 }
 # Good when they are resized: only their size or mode is not the model's.
-RESIZED = {"cmyk.jpg", "palette.png", "wrong_size.png", "wrong_size.jpg"}
+RESIZED = {"cmyk.jpg", "gif.png", "palette.png", "wrong_size.png", "wrong_size.jpg"}
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,6 @@ def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / f"{name}~good.png", WHOLE)
     write(folder / "folder.png" / "good.png", WHOLE)
     write(Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9_good.png")), WHOLE)
-    (folder / "folder_link.png").symlink_to(folder)
     return folder
 
 

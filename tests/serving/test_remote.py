@@ -242,7 +242,7 @@ def test_what_is_not_there(web: Web, model_file: Path, tmp_path: Path, name: str
 
 def test_what_holds_nothing_or_is_none(web: Web, of_images: Model) -> None:
     message = {
-        "bare/": r"/bare/ holds no images \(\.bmp",
+        "bare/": r"/bare/ holds no images \(\.avif",
         "photos/*.jpg": r"^no input matches 'http.*\.jpg'$",
         "*.csv.gz": r"^no input matches",
         "rows.lst": r"unknown suffix '\.lst'",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from samples_of_rows import batches, target
-from tiny_images import encoded, picture, write
+from tiny_images import as_image, encoded, picture, saved, write
 
 from serving.errors import InputError
 from serving.inputs import tars
@@ -162,8 +162,29 @@ def test_members_that_are_no_files(tmp_path: Path, suffix: str) -> None:
         "hard.png": "it is a link, to 'good.png'; links are not followed",
         "device.png": "it is a device or a pipe, not a file",
         "pipe.png": "it is a device or a pipe, not a file",
+        "notes.txt": "it is not named as an image",
         "more.png": None,
     }
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_no_image_and_belongs_to_none_is_named(tmp_path: Path, suffix: str) -> None:
+    members = {
+        "README.md": b"hello",
+        "1.cls": b"3",
+        "1.png": content_of(0),
+        "1.json": b"{}",
+        "1.heic": b"",
+        "a/2.mov": b"",
+        "a/3.gif": saved(as_image(picture(channels=1)), "GIF"),
+        "a/3.txt": b"a caption",
+    }
+    path = shard(tmp_path / f"a{suffix}", members)
+    none = "it is not named as an image"
+    assert {
+        item.id.removeprefix(f"{path}:"): getattr(item, "reason", None)
+        for item in read(opened(path, resize=True))
+    } == {"README.md": none, "1.png": None, "1.heic": none, "a/2.mov": none, "a/3.gif": None}
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
