@@ -18,15 +18,15 @@ from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from pipeline.records.parity import VariantParity
 from pipeline.records.published import short_revision
-from pipeline.stages.page.speed_figures import figures_of
-from pipeline.stages.page.verdicts import Verdict, verdict_of
-from pipeline.stages.results import (
+from pipeline.stages.page.results import (
     NOTHING,
     ExperimentResults,
     ResultRow,
     read_results,
     rows_of,
 )
+from pipeline.stages.page.speed_figures import figures_of
+from pipeline.stages.page.verdicts import Verdict, verdict_of
 from pipeline.tracking import figures
 from serving.console import DASH, number
 from serving.errors import MissingInputError

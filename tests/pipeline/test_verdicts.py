@@ -13,9 +13,9 @@ import tries
 from sample_metrics import details
 
 from pipeline.config.params import load
+from pipeline.stages.page.results import read_results
 from pipeline.stages.page.verdicts import Verdict, verdict_of
 from pipeline.stages.report import report
-from pipeline.stages.results import read_results
 from serving.files import write_json
 
 NAME = "mnist-cnn"
@@ -84,7 +84,7 @@ def test_before_parity_there_is_what_was_trained(tmp_path: Path) -> None:
     write_json(details(tmp_path, NAME, "train"), sample_metrics.training(NAME))
     found = verdict(tmp_path)
     assert (found.ships, found.row, found.missing) == (None, None, "parity")
-    assert (found.quality, found.why) == ("99.53%", "")
+    assert (found.quality, found.why) == ("99.53 %", "")
 
 
 def test_an_error_is_told_with_how_much_it_grew(tmp_path: Path) -> None:

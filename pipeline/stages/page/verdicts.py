@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.config.layout import VARIANTS
 from pipeline.records.benchmark import BundleReport
 from pipeline.records.published import PublishedVariant
-from pipeline.stages.results import ExperimentResults, ResultRow, rows_of, to_publish
+from pipeline.stages.page.results import ExperimentResults, ResultRow, rows_of, to_publish
 from serving.console import number
 
 GAINED = {
@@ -41,7 +41,7 @@ def verdict_of(measured: ExperimentResults) -> Verdict:
     """Say what of an experiment ships, and why."""
     rows = rows_of(measured)
     row = next((row for row in rows if row.shipped), rows[0] if rows else None)
-    shipped = measured.shipped
+    shipped, trained = measured.shipped, measured.training.accuracy
     made = to_publish(measured).variants
     return Verdict(
         ships=shipped.variant if shipped else None,
@@ -49,7 +49,7 @@ def verdict_of(measured: ExperimentResults) -> Verdict:
         missing=_missing(measured),
         failed=tuple(name for name, one in made.items() if not one.passed),
         row=row,
-        quality=row.reached if row else number(measured.training.accuracy, ".2%"),
+        quality=row.reached if row else number(trained and 100 * trained, ".2f", " %"),
         change=_change(made[row.variant]) if row and row.variant != VARIANTS[0] else "",
     )
 
