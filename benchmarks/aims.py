@@ -11,7 +11,7 @@ from benching import Line, show
 
 from pipeline.config import params
 from pipeline.records.benchmark import over_eager
-from pipeline.stages.results import ExperimentResults, read_results
+from pipeline.stages.page.results import ExperimentResults, read_results
 
 ACCURACIES = {
     "xor-mlp": 100.0,

@@ -22,6 +22,7 @@ SECTIONS = {
     "Pipeline, the stages in order": {
         "pull": (STAGES, "Fetch the official files of DATASET and check them."),
         "preprocess": (STAGES, "Split DATASET into training, validation and test arrays."),
+        "check": (STAGES, "Check the settings of EXPERIMENT before a stage runs with them."),
         "train": (STAGES, "Train EXPERIMENT's model and record the run in MLflow."),
         "evaluate": (STAGES, "Look into EXPERIMENT's network: pictures, calibration, attacks."),
         "export": (STAGES, "Export a model to one ONNX graph: raw rows in, answer out."),

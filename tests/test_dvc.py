@@ -169,7 +169,8 @@ def test_an_override_makes_stale_what_reads_its_section(
     run(project, sys.executable, "-c", f"{code} apply('params.yaml', sys.argv[1:])", setting)
     stale = json.loads(run(project, "dvc", "status", "--json").stdout)
     run(project, "git", "checkout", "--quiet", "params.yaml")
-    expected = [f"{stage}@{NAME}" for stage in stages] or ["preprocess@digits"]
+    expected = [f"{stage}@{NAME}" for stage in ("check", *stages)]
+    expected += [] if stages else ["preprocess@digits"]
     assert sorted(stale) == sorted(expected)
 
 
@@ -185,6 +186,17 @@ def test_one_changed_file_makes_stale_what_it_made(project: Path) -> None:
     other.write_text(other.read_text() + "\n# a change\n")
     assert json.loads(run(project, "dvc", "status", "--json").stdout) == {}
     restore(project)
+
+
+def test_a_misspelt_name_is_told_and_costs_nothing_that_was_made(project: Path) -> None:
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("dataset: digits", "dataset: digit"))
+    done = run(project, "dvc", "repro", f"bundle@{NAME}", check=False)
+    assert "no data set named 'digit'; did you mean 'digits'?" in done.stderr
+    assert "Errno" not in done.stderr
+    assert run(project, "git", "status", "--short").stdout == " M params.yaml\n"
+    restore(project)
+    assert json.loads(run(project, "dvc", "status", "--json").stdout) == {}
 
 
 def test_a_gate_that_is_not_met_stops_the_pipeline_and_keeps_the_report(project: Path) -> None:

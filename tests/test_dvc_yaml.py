@@ -21,8 +21,11 @@ STAGES: dict[str, dict[str, Any]] = DVC_YAML["stages"]
 WORKING = [name for name in STAGES if name != "short"]
 """Those that make something; the last one only gathers."""
 PER_EXPERIMENT = [
-    name for name, stage in STAGES.items() if stage.get("foreach") == "${experiments}"
+    name
+    for name, stage in STAGES.items()
+    if stage.get("foreach") == "${experiments}" and name != "check"
 ]
+"""Those that make something of an experiment."""
 REGISTRIES = {
     "pipeline/datasets/${key}.py": "datasets",
     "pipeline/datasets/${item.dataset}.py": "datasets",
@@ -94,8 +97,8 @@ def with_names(path: Path) -> str:
 
 def test_the_stages_are_those_of_the_pipeline_in_order() -> None:
     assert list(STAGES) == [
-        *("pull", "preprocess", "train", "evaluate", "export", "quantize", "parity", "benchmark"),
-        *("bundle", "report", "short"),
+        *("pull", "preprocess", "check", "train", "evaluate", "export", "quantize", "parity"),
+        *("benchmark", "bundle", "report", "short"),
     ]
 
 
@@ -195,6 +198,7 @@ def test_the_parameters_of_the_stages_of_a_data_set() -> None:
 OUTS = {
     "pull": [layout.raw("NAME")],
     "preprocess": [layout.ready("NAME")],
+    "check": [layout.mark("NAME")],
     "train": [layout.weights("NAME")],
     "evaluate": [layout.pictures("NAME")],
     "export": [layout.model("NAME")],
@@ -212,6 +216,12 @@ def test_outs_lie_where_the_layout_says(stage: str) -> None:
     if stage in PER_EXPERIMENT:
         outs.append(with_names(layout.report_files("NAME", stage).details))
     assert list(paths(stage, "outs")) == outs
+
+
+def test_settings_are_read_before_training_and_by_nothing_that_it_loses() -> None:
+    assert body("check")["params"] == ["experiments.${key}", "datasets", "defaults"]
+    # A name that is wrong is told by ferry, and not by DVC for a file that is not there.
+    assert "${item" not in str(STAGES["check"])
 
 
 def test_raw_files_outlive_a_new_pull() -> None:
@@ -249,7 +259,7 @@ AGAINST = "data/ready/${item.evaluate.against}/test_inputs.npy"
 """A file and not the folder, because DVC takes no folder twice."""
 MODELS = [layout.model("NAME"), layout.quantized("NAME")]
 MADE_BEFORE = {
-    "train": [],
+    "train": [layout.mark("NAME")],
     "evaluate": [layout.weights("NAME"), Path(AGAINST)],
     "export": [layout.weights("NAME"), layout.details("NAME", "train")],
     "quantize": [layout.weights("NAME"), layout.model("NAME")],

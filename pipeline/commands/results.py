@@ -59,7 +59,7 @@ def _params_with(experiments: tuple[str, ...]) -> "Params":
 def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
     params = _params_with(experiments)
     from pipeline.config import layout
-    from pipeline.stages.results import as_table, results
+    from pipeline.stages.page.results import as_table, results
 
     found = results(params, experiments)
     show(found.rows, as_json=as_json, text=as_table(found.rows))
@@ -94,7 +94,7 @@ def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
 def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:
     params = _params_with(experiments)
     from pipeline.records.published import write_published
-    from pipeline.stages.results import publishable
+    from pipeline.stages.page.results import publishable
 
     written = write_published(folder, publishable(params, experiments))
     show(written, as_json=as_json, text="\n".join(map(str, written)))

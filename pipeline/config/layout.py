@@ -60,6 +60,11 @@ def models(experiment: str, root: Path = Path()) -> dict[str, Path]:
     return {name: path for name, path in files.items() if name == VARIANTS[0] or path.is_file()}
 
 
+def mark(experiment: str) -> Path:
+    """What says that the settings can be read: `reports/checked/E`."""
+    return Path("reports/checked") / experiment
+
+
 def details(experiment: str, stage: str) -> Path:
     """All that a stage measured: `reports/details/E/STAGE.json`."""
     return DETAILS / experiment / f"{stage}.json"

@@ -18,14 +18,15 @@ from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from pipeline.records.parity import VariantParity
 from pipeline.records.published import short_revision
-from pipeline.stages.page.speed_figures import figures_of
-from pipeline.stages.results import (
+from pipeline.stages.page.results import (
     NOTHING,
     ExperimentResults,
     ResultRow,
     read_results,
     rows_of,
 )
+from pipeline.stages.page.speed_figures import figures_of
+from pipeline.stages.page.verdicts import Verdict, verdict_of
 from pipeline.tracking import figures
 from serving.console import DASH, number
 from serving.errors import MissingInputError
@@ -126,6 +127,7 @@ class Section:
 
     name: str
     measured: ExperimentResults
+    verdict: Verdict
     rows: tuple[ResultRow, ...]
     gates: tuple[tuple[str, VariantParity, tuple[GateLine, ...]], ...]
     figures: Mapping[str, str]
@@ -167,6 +169,7 @@ def _section(measured: ExperimentResults, pictures: Path) -> Section:
     return Section(
         name=name,
         measured=measured,
+        verdict=verdict_of(measured),
         rows=rows_of(measured),
         gates=tuple((key, parity, _gate_lines(parity)) for key, parity in variants.items()),
         figures=dict(_figures(measured)),
@@ -366,7 +369,6 @@ def _render(sections: Sequence[Section]) -> str:
     page: str = environment.get_template(TEMPLATES[0]).render(
         sections=sections,
         speed_template=TEMPLATES[1],
-        rows=[row for section in sections for row in section.rows],
         machines=machines(section.measured.benchmark for section in sections),
         revisions=sorted({section.measured.training.git_revision for section in sections}),
     )

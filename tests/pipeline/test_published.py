@@ -23,7 +23,7 @@ from pipeline.records.published import (
     read_scripts,
     write_published,
 )
-from pipeline.stages.results import publishable
+from pipeline.stages.page.results import publishable
 from serving.errors import MissingInputError
 from serving.files import write_json
 

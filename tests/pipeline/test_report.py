@@ -64,9 +64,11 @@ class Reader(html.parser.HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.tags, self.ids, self.addresses, self.text = [], [], [], [], []
+        self.places = {}
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.places[dict(attrs).get("id")] = tuple(self.open)
         if tag not in VOID:
             self.open.append(tag)
         for name, value in attrs:
@@ -95,7 +97,7 @@ def read(page):
 
 
 def section(page, name):
-    return page.split(f'<section id="{name}">')[1].split("</section>")[0]
+    return page.split(f' id="{name}">')[1].split("</section>")[0]
 
 
 def test_the_page_is_well_formed_and_its_ids_are_unique(read):
@@ -127,12 +129,27 @@ def test_every_experiment_that_ran_has_its_section_and_figures(page, read):
 
 def test_results_open_the_page(page):
     part = section(page, "results")
-    assert part.count("<tr") == 7
-    assert part.count(">shipped</span>") == 2
-    assert part.count(">failed</span>") == 2
-    assert "99.50 %" in part
+    assert page.index(' id="results"') < page.index("<details>")
+    assert part.count("<tr") == 3
+    assert part.count('ship">int8</span>') == 2
+    assert part.count(">fp16 failed</span>") == 2
     assert "0.037 ms" in part
     assert "60 KiB" in part
+
+
+def test_each_variant_is_a_line_of_its_experiment(page):
+    part = section(page, "mnist-cnn")
+    table = part[part.index("<h3>Variants</h3>") :].split("</table>")[0]
+    assert table.count("<tr") == 4
+    assert table.count(">ships</span>") == 1
+    assert table.count(">failed</span>") == 1
+    assert table.count("99.50 %") == 3
+
+
+def test_a_link_of_the_first_screen_opens_its_fold(read):
+    # A browser opens the details around what an address names, and not the details it names.
+    shut = {name for name, tags in read.places.items() if "details" in tags}
+    assert {address[1:] for address in read.addresses} <= shut
 
 
 def test_gates_are_shown_with_their_limits_and_what_failed(page):

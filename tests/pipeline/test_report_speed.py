@@ -9,8 +9,8 @@ import sample_benches
 import sample_metrics
 
 from pipeline.records.benchmark import BenchmarkReport
+from pipeline.stages.page.results import ExperimentResults, read_results
 from pipeline.stages.report import Speed, machines, speed_of
-from pipeline.stages.results import ExperimentResults, read_results
 from serving.machine.environment import Environment
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.report import SkippedSubject

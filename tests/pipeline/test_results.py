@@ -9,7 +9,7 @@ from sample_metrics import details
 
 from pipeline.config import layout
 from pipeline.config.params import load
-from pipeline.stages.results import NOTHING, as_table, read_results, results
+from pipeline.stages.page.results import NOTHING, as_table, read_results, results
 from serving.errors import IntegrityError, MissingInputError, UnknownNameError
 from serving.files import dump_json, write_json
 
@@ -224,7 +224,7 @@ def test_what_is_read_is_what_was_written(root):
 
 def test_neither_torch_nor_matplotlib_is_needed():
     program = (
-        "import sys, pipeline.stages.results; "
+        "import sys, pipeline.stages.page.results; "
         "print([m for m in ('torch', 'matplotlib', 'mlflow', 'onnx') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -1,1 +1,1 @@
-"""What the page is made of beside the reports: its templates, and the figures of speed."""
+"""What a person looks at: the results that are there, and what the page makes of them."""
