@@ -33,6 +33,7 @@ from serving.batch.journal import (
     finish_run,
     read_journal,
 )
+from serving.batch.lock import lock_output
 from serving.batch.report import PredictReport, Stages
 from serving.batch.run import PredictOptions, PredictRun, prepare
 from serving.batch.writers import Write, open_writer
@@ -75,16 +76,17 @@ def predict(
         loop.go()
         return loop.report(None, None)
     layout = Layout(output=output, form=run.form)
-    journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
-    loop = PredictLoop(run, ShardedOutput(run, layout, journal, check), journal, check)
-    with _kept(layout):
-        if not journal.complete:
-            loop.go()
-        if not loop.stopped:
-            whole = read_journal(layout.manifest) or journal
-            finish_run(layout, whole)
-            if not whole.rows:
-                raise loop.nothing_readable()
+    with lock_output(output):
+        journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
+        loop = PredictLoop(run, ShardedOutput(run, layout, journal, check), journal, check)
+        with _kept(layout):
+            if not journal.complete:
+                loop.go()
+            if not loop.stopped:
+                whole = read_journal(layout.manifest) or journal
+                finish_run(layout, whole)
+                if not whole.rows:
+                    raise loop.nothing_readable()
     return loop.report(output, layout.errors)
 
 
