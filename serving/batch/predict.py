@@ -42,6 +42,7 @@ from serving.drift.check import DriftCheck, open_check
 from serving.errors import FerryError, InputError
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
+from serving.inputs.sources import REST
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_NOTES = 10
@@ -201,6 +202,8 @@ class ShardedOutput(Output):
                 path = self._layout.shard_errors(self._index)
                 shard.listed = self.enter_context(atomic_write(path))
             shard.listed.write(json_line(item).encode())
+            if item.reason.endswith(REST):
+                note(f"Warning: {item.id} {item.reason}")
         shard.rows += one.count
         shard.errors += len(one.unreadable)
         shard.end, shard.digest = one.end, one.digest

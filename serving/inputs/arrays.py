@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
@@ -152,14 +152,14 @@ class StreamedRows(ArrayFile):
             content = stream.read(count * width)
             if len(content) < count * width:
                 there = first + len(content) // max(1, width)
-                raise InputError(
-                    f"{stream.name} ends after {there} rows, its header tells of {self.count}"
+                raise DamagedError(
+                    stream.name, f"ends after {there} rows, its header tells of {self.count}"
                 )
             rows = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
             yield rows.reshape(count, *self.header.shape[1:])
         # This also makes zipfile and gzip compare their sums.
         if stream.read(1):
-            raise InputError(f"{stream.name} goes on after the {self.count} rows of its header")
+            raise DamagedError(stream.name, f"goes on after the {self.count} rows of its header")
 
     def _of_columns(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
         """The same of an array whose rows are all there only when all of it is."""

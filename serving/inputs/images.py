@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.decoding import ImageDecoder, image_decoder
 from serving.inputs.names import IMAGE_SUFFIXES, files_of, may_be_image
 from serving.inputs.sources import (
@@ -113,9 +113,10 @@ def _paths(stream: Stream) -> Iterator[str]:
     """The lines that are not blank, without their ends."""
     for number, line in enumerate(stream.lines(MOST_LINE_BYTES), 1):
         if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
-            raise InputError(
-                f"{stream.name}: line {number} has more than {MOST_LINE_BYTES} bytes; "
-                f"give the path of one image a line"
+            raise DamagedError(
+                stream.name,
+                f"has more than {MOST_LINE_BYTES} bytes in line {number}; give the path of one "
+                f"image a line",
             )
         path = line.removesuffix(b"\n").removesuffix(b"\r")
         if path.strip():

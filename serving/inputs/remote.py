@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serving.errors import FerryError, InputError, MissingInputError
+from serving.errors import DamagedError, FerryError, InputError, MissingInputError
 from serving.inputs.arrays import MappedRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
 from serving.inputs.images import no_images
@@ -164,6 +164,8 @@ class FetchedRows:
         """Tell the address in place of the path."""
         try:
             yield
+        except DamagedError as error:
+            raise DamagedError(self.file.address, error.reason) from error
         except InputError as error:
             raise InputError(str(error).replace(path, self.file.address)) from error
 

@@ -321,7 +321,7 @@ def test_a_list_that_became_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_without_lines_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.BytesIO(b"a.png\n" + bytes(1 << 22))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
-    with pytest.raises(InputError, match=r"stdin: line 2 has more than 65536 bytes"):
+    with pytest.raises(InputError, match=r"stdin has more than 65536 bytes in line 2"):
         list(listed().chunks(1))
     assert stream.tell() <= 2 * MOST_LINE_BYTES
 
