@@ -146,7 +146,7 @@ class DamagedFile(FileRows):
         if not start:
             yield Chunk(start=0, count=1, content=None)
 
-    def decode(self, chunk: Chunk) -> Batch:  # noqa: ARG002
+    def decode(self, chunk: Chunk) -> Batch:  # noqa: ARG002 - of any source
         """Nothing; raises what is wrong."""
         raise DamagedError(self.name, self.reason)
 
