@@ -185,8 +185,7 @@ def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
 
     Raises UsageError for a stream and EngineError when a cluster cannot be had or an actor fails.
     """
-    import ray
-
+    ray = import_ray(run.options.ray_address)
     if run.inputs.fingerprint() is None:
         raise UsageError("--engine ray reads files; a stream is for the engine on this machine")
     places = [_place(number, chunk) for number, chunk in chunks]
@@ -278,6 +277,17 @@ class Cutter:
             if chunk.start == start:
                 return chunk
         raise ModelError(f"the input has no row {start} any more; it changed during the run")
+
+
+def import_ray(address: str | None) -> Any:
+    """Ray; a cluster that it starts, where `address` is None, listens on this machine alone."""
+    if address is None:
+        # Else its ports are open to the network, and whoever reaches them can run code. Ray reads
+        # this when it is imported: it keeps a cluster to 127.0.0.1, by default on macOS only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    return ray
 
 
 def _connect(ray: Any, address: str | None, workers: int) -> None:
