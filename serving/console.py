@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as of every program: 128 and the number of SIGINT."""
 ALLOW = "FERRY_ALLOW"
 """The variable that names what a processor may lack of what a model needs."""
 EXTRA_PACKAGES = {
@@ -173,6 +175,9 @@ class Commands(click.Group):
             command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
             install = f"pip install 'onnx-ferry[{OTHER_EXTRAS.get(package, 'pipeline')}]'"
             raise _OneLineError(f"`{command}` needs {package}: {install}", 1) from error
+        except KeyboardInterrupt:
+            click.echo(err=True)  # after the ^C of the terminal
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             import signal
 

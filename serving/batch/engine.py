@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,14 @@ def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answ
     workers = run.workers
     slow = any(source.slow for source in run.inputs.sources)
     if not slow or workers == 1 or (rows is not None and rows < PROCESSES_PAY):
-        yield from ordered_map(
-            lambda item: answer_one(decoded(run.inputs, *item)), chunks, parallel=workers
-        )
+        # One worker has a thread as well: in the main one a long batch would hold up signals.
+        with ThreadPoolExecutor(workers) as threads:
+            yield from ordered_results(
+                threads,
+                lambda item: answer_one(decoded(run.inputs, *item)),
+                chunks,
+                parallel=workers,
+            )
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor

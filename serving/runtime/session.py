@@ -90,8 +90,10 @@ class Session:
     """The outputs that ONNX Runtime gives as a list of maps, and `run` as a table."""
     classes: tuple[str, ...] | None
     """What the graph calls its classes, where an operator that makes an output says it."""
-    call: Callable[[list[str], dict[str, Array], None], list[Array]]
+    call: Callable[[list[str], dict[str, Array], Any], list[Array]]
     """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
+    run_options: Any
+    """Those of all calls, an `onnxruntime.RunOptions`."""
     output_names: list[str]
 
     def answered(self, name: str) -> tuple[TensorInfo, ...]:
@@ -132,6 +134,10 @@ class Session:
         """The shared inputs as `open_session` takes them."""
         return {one.info.name: one.value for one in self.shared}
 
+    def stop(self) -> None:
+        """End the calls that run, from another thread, between two nodes; InputError for all."""
+        self.run_options.terminate = True
+
     def whole(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Some rows by the name of the input, with the inputs that are the same for all."""
         rows = len(next(iter(feeds.values()))) if self.shared else 0
@@ -155,7 +161,7 @@ class Session:
                 "the model refused its input: a recurrent layer needs at least one row of one step"
             )
         try:
-            values = self.call(self.output_names, self.whole(feeds), None)
+            values = self.call(self.output_names, self.whole(feeds), self.run_options)
         except UnicodeDecodeError as error:
             raise ModelError(f"the model's answer {not_utf8(error.object)}") from error
         except (*ORT_ERRORS, ValueError, TypeError) as error:
@@ -243,6 +249,7 @@ def _session(
         maps=maps,
         classes=classes,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
+        run_options=onnxruntime.RunOptions(),
         output_names=[output.name for output in outputs],
     )
 
