@@ -61,7 +61,7 @@ def complete_path(
     return [CompletionItem(incomplete, type="file")]
 
 
-class _PathType(click.ParamType["Path"]):
+class PathType(click.ParamType["Path"]):
     """Makes a path of what was typed; `click.Path` would import pathlib for every `--help`."""
 
     name = "path"
@@ -72,6 +72,7 @@ class _PathType(click.ParamType["Path"]):
         param: click.Parameter | None,  # noqa: ARG002 - click's signature
         ctx: click.Context | None,  # noqa: ARG002 - click's signature
     ) -> "Path":
+        """Make a path of what was typed."""
         from pathlib import Path
 
         return Path(value)
@@ -79,10 +80,11 @@ class _PathType(click.ParamType["Path"]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> "list[CompletionItem]":
+        """Leave it to the shell."""
         return complete_path(ctx, param, incomplete)
 
 
-PATH = _PathType()
+PATH = PathType()
 
 
 def shared_option(command: Command) -> Command:

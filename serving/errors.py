@@ -63,7 +63,7 @@ class EngineError(FerryError, RuntimeError):
 
 
 class OutputError(FerryError, FileExistsError):
-    """An output that is there already and would not be what this run writes."""
+    """An output that is there already and is of something else, or that cannot be there."""
 
 
 class SlowerError(FerryError, RuntimeError):

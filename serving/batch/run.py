@@ -215,7 +215,7 @@ def prepare(
         raise UsageError("there is no input to predict")
     form = format_of(output, options.format, default=options.default_format)
     if output is not None and not output.parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.parent}; make it first")
+        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"

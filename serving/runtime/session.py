@@ -49,6 +49,19 @@ NO_TYPE = "No corresponding Numpy type"
 SILENT, ERRORS = 4, 3
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 """Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
+OTHER_FILES = {
+    ".safetensors": "the weights of a network; `ferry export` makes the model of an experiment",
+    **dict.fromkeys(
+        (".pt", ".pth", ".pt2", ".ckpt"),
+        "a file of PyTorch; torch.onnx.export, or `ferry export` of an experiment, makes a model",
+    ),
+    ".tflite": "a model of TensorFlow Lite; tf2onnx converts it",
+    **dict.fromkeys(
+        (".engine", ".plan", ".trt"),
+        "an engine of TensorRT for one kind of GPU; give the model that it was built from",
+    ),
+}
+"""What files are that people take for models, by their suffix."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -285,6 +298,9 @@ def _read(model: Path | bytes) -> bytes:
     # From bytes: what was hashed is what runs.
     if isinstance(model, bytes):
         return model
+    other = OTHER_FILES.get(model.suffix.lower())
+    if other and model.is_file():
+        raise ModelError(f"{model} is no ONNX file but {other}")
     try:
         return model.read_bytes()
     except FileNotFoundError as error:

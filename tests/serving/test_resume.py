@@ -23,7 +23,7 @@ from serving.batch.lock import lock_output
 from serving.batch.predict import predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions
-from serving.errors import InputError, IntegrityError, OutputError, UsageError
+from serving.errors import InputError, IntegrityError, OutputError
 
 ROWS = 3000
 ONE = PredictOptions(workers=1, batch_rows=8)
@@ -306,7 +306,7 @@ def test_a_folder_that_is_not_there_is_not_made(
     tmp_path: Path, rows: Path, model_file: Path
 ) -> None:
     for name in ("out.csv", "out"):
-        with pytest.raises(UsageError, match=r"there is no folder .*new; make it first"):
+        with pytest.raises(OutputError, match=r"there is no folder .*new; make it first"):
             predict(model_file, [rows], output=tmp_path / "new" / name)
     assert not (tmp_path / "new").exists()
 
