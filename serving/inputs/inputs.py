@@ -40,7 +40,6 @@ from serving.inputs.sources import (
     REST,
     Batch,
     Chunk,
-    FileRows,
     InputRow,
     LeftOut,
     Lost,
@@ -133,24 +132,6 @@ class Inputs:
         return Place(number, chunk.start + chunk.count)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DamagedFile(FileRows):
-    """A file among others that cannot be opened: a row that cannot be read."""
-
-    path: Path
-    reason: str
-    count: int = 1
-
-    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:  # noqa: ARG002 - of any source
-        """The row."""
-        if not start:
-            yield Chunk(start=0, count=1, content=None)
-
-    def decode(self, chunk: Chunk) -> Batch:  # noqa: ARG002 - of any source
-        """Nothing; raises what is wrong."""
-        raise DamagedError(self.name, self.reason)
-
-
 def open_inputs(
     paths: Sequence[Path | str], model: Model, options: ReadOptions | None = None
 ) -> Inputs:
@@ -169,7 +150,7 @@ def open_inputs(
     for form, group in itertools.groupby(pairs, lambda pair: pair[0]):
         found = [name for _, name in group]
         together = [found] if form in JOINED else [[name] for name in found]
-        sources += [_opened(form, some, target, alone=len(names) == 1) for some in together]
+        sources += [_opened(form, some, target, alone=len(pairs) == 1) for some in together]
     return Inputs(tuple(sources))
 
 
@@ -180,7 +161,7 @@ def _opened(form: str, names: Sequence[str], target: ReadTarget, *, alone: bool)
     except DamagedError as error:
         if alone or names[0] == STDIN:
             raise
-        return DamagedFile(path=Path(names[0]), reason=error.reason)
+        return LeftOut(path=Path(names[0]), reason=error.reason)
 
 
 def _expanded(name: str) -> list[str]:

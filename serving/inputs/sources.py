@@ -187,8 +187,9 @@ class FileRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut(FileRows):
-    """A file of a folder of tables that is none: a row that cannot be read, so that it is named."""
+    """A file among others of which no row can be read: it is one such row, so that it is named."""
 
+    reason: str = "it is no table"
     count: int = 1
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:  # noqa: ARG002 - there is one
@@ -198,7 +199,7 @@ class LeftOut(FileRows):
 
     def decode(self, chunk: Chunk) -> Batch:  # noqa: ARG002 - it is always the same
         """Its name, and the reason."""
-        return Batch(ids=[self.name], rows=np.empty(0), faults={0: "it is no table"})
+        return Batch(ids=[self.name], rows=np.empty(0), faults={0: self.reason})
 
 
 @dataclass(frozen=True, slots=True)
