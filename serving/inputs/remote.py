@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import DamagedError, FerryError, InputError, MissingInputError
-from serving.inputs.arrays import MappedRows
+from serving.inputs.arrays import PlainRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
 from serving.inputs.images import no_images
 from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
@@ -139,8 +139,8 @@ class FetchedRows:
                     source = replace(source, fetched=True)
                 for chunk in source.chunks(size, start):
                     content: FetchedChunk | Batch = FetchedChunk(str(path), source, chunk)
-                    if isinstance(source, MappedRows):
-                        # What is mapped stays, although the file has no name any more.
+                    if isinstance(source, PlainRows):
+                        # The file is gone when the chunk is decoded.
                         content = self._addressed(source.decode(chunk), str(path))
                     yield replace(chunk, content=content)
 
