@@ -69,8 +69,9 @@ class PredictOptions(ReadOptions):
     """Whether what is at the output is replaced; else a run that was stopped goes on."""
     max_errors: int | None = None
     """The most unreadable rows; None for any number."""
-    reference: bool = False
-    """Whether the rows are held against the statistics of the training data in the bundle."""
+    reference: bool | None = None
+    """Whether all rows are held against the statistics of the training data in the bundle; None
+    looks at the first rows, and warns of those that are unlike anything in it."""
     engine: Engine = "local"
     ray_address: str | None = None
     """The address of a running cluster of Ray; None to start one on this machine."""
@@ -144,7 +145,7 @@ class PredictRun:
             task=options.task,
             shared=self.model.session.given,
             format=self.form,
-            reference=options.reference,
+            reference=bool(options.reference),
         )
         return Provenance(
             key=key,
@@ -214,6 +215,8 @@ def prepare(
     if not inputs:
         raise UsageError("there is no input to predict")
     form = format_of(output, options.format, default=options.default_format)
+    if output is not None and not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.options import MODEL
 from serving.console import (
     PATH,
     allow_option,
@@ -37,7 +38,7 @@ AUTO = click.types.FuncParamType(count)
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=MODEL)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, shell_complete=complete_path)
 @click.option(
     "-o",
@@ -88,7 +89,9 @@ AUTO = click.types.FuncParamType(count)
 @click.option("--threads", metavar="N", type=COUNT, help="Threads within one operator. (1)")
 @click.option("--provider", metavar="NAME", help="Execution provider: cpu, cuda, ... (cpu)")
 @click.option(
-    "--reference", is_flag=True, help="Warn when inputs or answers differ from the training data."
+    "--reference/--no-reference",
+    default=None,
+    help="Hold all rows and answers against the training data, or none. (the first rows)",
 )
 @click.option(
     "--engine",

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.columns import (
     convert,
     number,
@@ -291,7 +291,9 @@ def _csv_records(reader: Any, name: str, passed: int) -> Iterator[tuple[int, lis
             if fields:
                 yield passed + reader.line_num, fields
     except csv.Error as error:
-        raise InputError(f"{name}: line {passed + reader.line_num}: {error}") from error
+        raise DamagedError(
+            name, f"is damaged in line {passed + reader.line_num}: {error}"
+        ) from error
 
 
 def _is_simple(lines: Sequence[bytes], content: bytes) -> bool:
