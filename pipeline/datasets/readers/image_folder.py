@@ -1,0 +1,183 @@
+"""Images in a folder for each class, or in the rows of a CSV or Parquet file with their labels.
+
+`flowers: {reader: image_folder, path: data/flowers, size: [64, 64], color: rgb}`. Each image is
+turned as its Exif says, laid on white where it is transparent, and resized.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config.experiment import Count, OwnDatasetConfig
+from pipeline.datasets.readers import Part, class_folder, listed
+from pipeline.datasets.readers._columns import Columns, is_table
+from serving.errors import InputError
+from serving.inputs.names import IMAGE_SUFFIXES
+
+CHANNELS = {"grey": 1, "rgb": 3}
+MODES = {"grey": "L", "rgb": "RGB"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(OwnDatasetConfig):
+    """`path` is a folder of folders, one for each class, or a table of paths and labels."""
+
+    color: Literal["rgb", "grey"]
+    size: tuple[Count, Count] | None = None
+    """Height and width, in pixels, that images are resized to; without it all have one size."""
+    image: str | None = None
+    """Column of a table with the path of the image, relative to the folder of the table."""
+    label: str | None = None
+    """Column of a table with the class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The images of one place, in order, with the class of each, and what is no image."""
+
+    files: Mapping[str, Path]
+    """By their names."""
+    labels: Sequence[str]
+    others: Sequence[str]
+
+
+def files(root: Path, settings: Settings) -> Mapping[str, Path]:
+    """The images, and the table that names them."""
+    found = dict(_find(root, settings).files)
+    return found | {root.name: root} if is_table(root) else found
+
+
+def read(root: Path, settings: Settings, like: Part | None) -> Part:
+    """Read images as uint8 [rows, height, width, channels]; those of a test have the same size."""
+    found = _find(root, settings)
+    size = settings.size or (like.inputs.shape[1:3] if like else None)
+    images = _read_all(root, found.files, size, settings)
+    others = f"left out what is no image of a class: {listed(found.others)}"
+    return Part(
+        kind="image",
+        inputs=images,
+        answers=found.labels,
+        names=list(found.files),
+        notes=(others,) if found.others else (),
+    )
+
+
+def _find(root: Path, settings: Settings) -> _Found:
+    if is_table(root):
+        return _listed(root, settings)
+    if not root.is_dir():
+        raise InputError(f"{root} must be a folder of class folders, or a table of images")
+    folders: list[str] = []
+    others: list[str] = []
+    for entry in sorted(root.iterdir()):
+        if not entry.name.startswith("."):
+            (folders if entry.is_dir() else others).append(entry.name)
+    found: dict[str, Path] = {}
+    labels: list[str] = []
+    for label in class_folder(root, folders, "folders of images"):
+        images, no_images = _images(root, label)
+        if not images:
+            raise InputError(
+                f"{root / label} holds no images ({', '.join(IMAGE_SUFFIXES)}); fill the folder, "
+                f"or take it away"
+            )
+        found |= images
+        labels += [label] * len(images)
+        others += no_images
+    return _Found(files=found, labels=labels, others=others)
+
+
+def _images(root: Path, label: str) -> tuple[dict[str, Path], list[str]]:
+    """The images below a class folder by their names below `root`, and the other files."""
+    images: dict[str, Path] = {}
+    others: list[str] = []
+    for folder, below, names in os.walk(root / label):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = Path(folder) / name
+            key = path.relative_to(root).as_posix()
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                images[key] = path
+            else:
+                others.append(key)
+    return images, others
+
+
+def _listed(root: Path, settings: Settings) -> _Found:
+    columns = Columns(root, [name for name in (settings.image, settings.label) if name])
+    if not settings.image or not settings.label:
+        raise InputError(
+            f"{root} has the columns {', '.join(columns.names)}; say image: and label:, the ones "
+            f"with the paths and with the classes"
+        )
+    names = columns.texts(settings.image)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{root} names {twice[0]} {names.count(twice[0])} times")
+    found = {name: root.parent / Path(name).expanduser() for name in names}
+    for row, (name, path) in enumerate(found.items(), 1):
+        if not path.is_file():
+            raise InputError(f"{root}: row {row} names {name}, and {path} is not there, or no file")
+    return _Found(files=found, labels=columns.texts(settings.label), others=())
+
+
+def _read_all(
+    root: Path, found: Mapping[str, Path], size: Sequence[int] | None, settings: Settings
+) -> npt.NDArray[np.uint8]:
+    """All images in one array, made when the size of the first is known."""
+    from tqdm import tqdm
+
+    rows: Any = None
+    first = next(iter(found))
+    for row, (name, path) in enumerate(tqdm(found.items(), root.name, leave=False, disable=None)):
+        pixels = _pixels(path, size, settings.color)
+        if rows is None:
+            rows = np.empty((len(found), *pixels.shape), np.uint8)
+        if pixels.shape != rows.shape[1:]:
+            one, other = (f"{shape[0]} x {shape[1]}" for shape in (rows.shape[1:], pixels.shape))
+            raise InputError(
+                f"{root}: {first} is {one} pixels and {name} {other}, high and wide; say size:, "
+                f"what all are resized to, for instance size: [{rows.shape[1]}, {rows.shape[2]}]"
+            )
+        rows[row] = pixels
+    pixel_rows: npt.NDArray[np.uint8] = rows
+    return pixel_rows
+
+
+def _pixels(path: Path, size: Sequence[int] | None, color: str) -> npt.NDArray[np.uint8]:
+    """One image as uint8 [height, width, channels]; InputError for one that is broken."""
+    from PIL import Image, ImageOps
+
+    from serving.inputs.decoding import DECODING_ERRORS, EIGHT_BIT_MODES, IMAGE_FORMATS
+    from serving.inputs.sources import reason_of
+
+    Image.init()  # else Pillow raises KeyError for all but the commonest formats
+    try:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            if image.mode not in EIGHT_BIT_MODES:
+                raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel first")
+            upright = ImageOps.exif_transpose(image)
+            plain = _on_white(upright).convert(MODES[color])
+            if size:
+                plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            pixels = np.asarray(plain, np.uint8)
+    except DECODING_ERRORS as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
+    return pixels.reshape(*pixels.shape[:2], CHANNELS[color])
+
+
+def _on_white(image: Any) -> Any:
+    """An image without transparency."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    ground = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(ground, layer)
