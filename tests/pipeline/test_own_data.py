@@ -325,7 +325,7 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (lambda: write_images("flowers", {"a": 9, "b": 2}), IMAGES, "class 'b' has 2 rows, and must"),
     (lambda: write_images("flowers", {"train": 3, "Test": 3}), IMAGES, "which are splits and no c"),
     (lambda: write_images("x", {"a": 3}), IMAGES | {"path": "x/a"}, "x/a holds no folders of ima"),
-    (empty_class, IMAGES, "flowers/aster holds no images (.bmp, "),
+    (empty_class, IMAGES, "flowers/aster holds no images; fill the folder, or "),
     (broken, IMAGES, "flowers/tulip/1.png cannot be read: "),
     (
         lambda: (few("a"), write_images("flowers", {"b": 3}, (10, 9))),

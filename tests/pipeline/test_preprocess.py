@@ -222,7 +222,7 @@ def test_a_constant_feature_is_told_and_a_table_of_them_refused(
     assert (manifest.mean[2], manifest.std[2]) == (pytest.approx(0.1), 1)
     assert "toy: column z has the same value in every training row" in capsys.readouterr().err
     install(monkeypatch, table_of(values * 0), ("a", "b"), kind="table")
-    with pytest.raises(InputError, match="toy: column 0 has the same value in every training row"):
+    with pytest.raises(InputError, match="toy: column x has the same value in every training row"):
         preprocess(ready, ready, name="toy", config=config)
     install(monkeypatch, table_of(values), ("a", "b"), kind="table", standardized=False)
     manifest = preprocess(ready, ready, name="toy", config=config)

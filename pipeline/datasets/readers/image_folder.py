@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,9 @@ from pipeline.config.experiment import Count, OwnDatasetConfig
 from pipeline.datasets.readers import Part, class_folder, listed
 from pipeline.datasets.readers._columns import Columns, is_table
 from serving.errors import InputError
-from serving.inputs.names import IMAGE_SUFFIXES
+from serving.inputs.names import IMAGE_SUFFIXES, NO_DATA
 
 CHANNELS = {"grey": 1, "rgb": 3}
-MODES = {"grey": "L", "rgb": "RGB"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +75,14 @@ def _find(root: Path, settings: Settings) -> _Found:
     folders: list[str] = []
     others: list[str] = []
     for entry in sorted(root.iterdir()):
-        if not entry.name.startswith("."):
+        if not NO_DATA.match(entry.name):
             (folders if entry.is_dir() else others).append(entry.name)
     found: dict[str, Path] = {}
     labels: list[str] = []
     for label in class_folder(root, folders, "folders of images"):
         images, no_images = _images(root, label)
         if not images:
-            raise InputError(
-                f"{root / label} holds no images ({', '.join(IMAGE_SUFFIXES)}); fill the folder, "
-                f"or take it away"
-            )
+            raise InputError(f"{root / label} holds no images; fill the folder, or take it away")
         found |= images
         labels += [label] * len(images)
         others += no_images
@@ -98,8 +94,8 @@ def _images(root: Path, label: str) -> tuple[dict[str, Path], list[str]]:
     images: dict[str, Path] = {}
     others: list[str] = []
     for folder, below, names in os.walk(root / label):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
+        below[:] = sorted(name for name in below if not NO_DATA.match(name))
+        for name in sorted(name for name in names if not NO_DATA.match(name)):
             path = Path(folder) / name
             key = path.relative_to(root).as_posix()
             if name.lower().endswith(IMAGE_SUFFIXES):
@@ -130,54 +126,51 @@ def _listed(root: Path, settings: Settings) -> _Found:
 def _read_all(
     root: Path, found: Mapping[str, Path], size: Sequence[int] | None, settings: Settings
 ) -> npt.NDArray[np.uint8]:
-    """All images in one array, made when the size of the first is known."""
+    """All images in one array, decoded as `ferry predict --resize` decodes them."""
     from tqdm import tqdm
 
-    rows: Any = None
-    first = next(iter(found))
-    for row, (name, path) in enumerate(tqdm(found.items(), root.name, leave=False, disable=None)):
-        pixels = _pixels(path, size, settings.color)
-        if rows is None:
-            rows = np.empty((len(found), *pixels.shape), np.uint8)
-        if pixels.shape != rows.shape[1:]:
-            one, other = (f"{shape[0]} x {shape[1]}" for shape in (rows.shape[1:], pixels.shape))
+    from serving.inputs.decoding import ImageDecoder
+
+    height, width = size or _common_size(root, found)
+    decoder = ImageDecoder(shape=(height, width, CHANNELS[settings.color]), resize=True)
+    rows = np.empty((len(found), *decoder.shape), np.uint8)
+    paths = tqdm(found.values(), root.name, leave=False, disable=None)
+    for row, path in enumerate(paths):
+        try:
+            rows[row] = decoder.decode_file(path)
+        except ValueError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+    return rows
+
+
+def _common_size(root: Path, found: Mapping[str, Path]) -> tuple[int, int]:
+    """Height and width of all images; InputError where they are not the same."""
+    first, size = "", (0, 0)
+    for name, path in found.items():
+        height, width = _upright_size(path)
+        if not first:
+            first, size = name, (height, width)
+        if (height, width) != size:
             raise InputError(
-                f"{root}: {first} is {one} pixels and {name} {other}, high and wide; say size:, "
-                f"what all are resized to, for instance size: [{rows.shape[1]}, {rows.shape[2]}]"
+                f"{root}: {first} is {size[0]} x {size[1]} pixels and {name} {height} x {width}, "
+                f"high and wide; say size:, what all are resized to, for instance "
+                f"size: [{size[0]}, {size[1]}]"
             )
-        rows[row] = pixels
-    pixel_rows: npt.NDArray[np.uint8] = rows
-    return pixel_rows
+    return size
 
 
-def _pixels(path: Path, size: Sequence[int] | None, color: str) -> npt.NDArray[np.uint8]:
-    """One image as uint8 [height, width, channels]; InputError for one that is broken."""
+def _upright_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image as a person sees it; InputError for one that is broken."""
     from PIL import Image, ImageOps
 
-    from serving.inputs.decoding import DECODING_ERRORS, EIGHT_BIT_MODES, IMAGE_FORMATS
+    from serving.inputs.decoding import DECODING_ERRORS, IMAGE_FORMATS
     from serving.inputs.sources import reason_of
 
-    Image.init()  # else Pillow raises KeyError for all but the commonest formats
+    Image.init()  # else Pillow knows the commonest formats alone
+    formats = [form for form in IMAGE_FORMATS if form in Image.OPEN]
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.mode not in EIGHT_BIT_MODES:
-                raise ValueError(f"its mode is {image.mode}; convert it to 8 bits a channel first")
+        with Image.open(path, formats=formats) as image:
             upright = ImageOps.exif_transpose(image)
-            plain = _on_white(upright).convert(MODES[color])
-            if size:
-                plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = np.asarray(plain, np.uint8)
     except DECODING_ERRORS as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
-    return pixels.reshape(*pixels.shape[:2], CHANNELS[color])
-
-
-def _on_white(image: Any) -> Any:
-    """An image without transparency."""
-    from PIL import Image
-
-    if not image.has_transparency_data:
-        return image
-    layer = image.convert("RGBA")
-    ground = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(ground, layer)
+    return upright.height, upright.width
