@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from project import REPOSITORY
 
 from pipeline.config.experiment import OwnSection, Params
-from pipeline.config.params import load
+from pipeline.config.params import check, load
 from pipeline.datasets import readers, stratified
 from pipeline.errors import ConfigError
 from pipeline.records.ready import DatasetManifest, open_split
@@ -354,6 +355,12 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     ),
     (texts(b"\xff\n"), TEXTS, "texts/b.txt: line 1 is not UTF-8: byte 0xff after 0 characters"),
     (texts(b" \n\n"), TEXTS, "texts/b.txt holds no text; write one a line, or take the file away"),
+    (
+        texts(b"y" * 10_000_000 + b"\nz" * 50_000),
+        TEXTS,
+        "texts: texts of up to 10,000,000 characters (b.txt line 1) take 3,725.6 GiB of memory, ",
+    ),
+    (lambda: few("a"), IMAGES | {"size": [10**6, 10**6]}, "flowers: 6 images of 1000000 x 1000000"),
     (texts(b"x"), TEXTS | {"classes": {"c": "c.txt"}}, "texts/c.txt is not there, or no file"),
     (arrays_of(z=ROWS), ARRAYS, "mine.npz has no array 'x'; there are z"),
     (arrays_of(x=ROWS, y=ROWS[:3]), ARRAYS, "both must have the same number of rows, one or more"),
@@ -382,15 +389,6 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(
     assert said in message
     assert "\n" not in message
     assert not Path("data/ready").exists()
-
-
-def test_a_longest_text_that_would_fill_the_memory_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    texts(b"y" * 1000)()
-    monkeypatch.setattr("pipeline.datasets.readers.text.MOST_BYTES", 8000)
-    with pytest.raises(InputError, match=r"texts: b\.txt line 1 has 1,000 characters, and 4 rows"):
-        made(**TEXTS)
 
 
 # Its section of params.yaml
@@ -425,6 +423,21 @@ def test_a_section_may_be_short_and_takes_the_defaults() -> None:
 def test_a_name_that_cannot_be_taken_is_refused(line: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         params_with(line)
+
+
+def test_a_model_that_does_not_fit_is_refused_once_the_data_are_known(params: Params) -> None:
+    write_csv("rows.csv", ["x", "y", "kind"], [*two_kinds(), [1, 1, "c"], [2, 2, "c"], [3, 3, "c"]])
+    manifest = made(**TABLE)
+    digits = params.experiment("digits-mlp")
+    experiment = replace(digits, dataset="mine")
+    check(experiment)
+    check(experiment, manifest)
+    two = replace(experiment, train=replace(digits.train, loss="binary_cross_entropy"))
+    with pytest.raises(ConfigError, match="tells two classes apart, mine has 3"):
+        check(two, manifest)
+    network = replace(params.experiment("rt-lstm"), dataset="mine")
+    with pytest.raises(ConfigError, match="text_lstm takes text rows, mine has table rows"):
+        check(network, manifest)
 
 
 def test_a_rare_class_goes_to_both_sides() -> None:

@@ -116,6 +116,18 @@ def class_folder(root: Path, names: Sequence[str], what: str) -> tuple[str, ...]
     return tuple(sorted(names))
 
 
+def require_memory(root: Path, values: int, what: str, remedy: str) -> None:
+    """Refuse rows of so many bytes, which are held twice while they are split; InputError."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    if 2 * values > free:
+        raise InputError(
+            f"{root}: {what} take {2 * values / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} are "
+            f"free; {remedy}"
+        )
+
+
 def listed(names: Sequence[str]) -> str:
     """How many there are, and the first of them."""
     return f"{len(names)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.experiment import Count, OwnDatasetConfig
-from pipeline.datasets.readers import Part, class_folder, listed
+from pipeline.datasets.readers import Part, class_folder, listed, require_memory
 from pipeline.datasets.readers._columns import Columns, is_table
 from serving.errors import InputError
 from serving.inputs.names import IMAGE_SUFFIXES, NO_DATA
@@ -133,6 +134,8 @@ def _read_all(
 
     height, width = size or _common_size(root, found)
     decoder = ImageDecoder(shape=(height, width, CHANNELS[settings.color]), resize=True)
+    what = f"{len(found):,} images of {height} x {width}"
+    require_memory(root, len(found) * prod(decoder.shape), what, "say a smaller size:")
     rows = np.empty((len(found), *decoder.shape), np.uint8)
     paths = tqdm(found.values(), root.name, leave=False, disable=None)
     for row, path in enumerate(paths):

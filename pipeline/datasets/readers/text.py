@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.experiment import OwnDatasetConfig
-from pipeline.datasets.readers import Part, class_folder, listed
+from pipeline.datasets.readers import Part, class_folder, listed, require_memory
 from pipeline.datasets.readers._columns import Columns, is_table
 from serving.errors import InputError
 from serving.inputs.names import TEXT_SUFFIX
 from serving.inputs.text import BYTE_ORDER_MARK, decode_line, text_fault
 
-MOST_BYTES = 8 << 30
-"""Of all texts in memory, where each takes as much as the longest, 4 bytes a character."""
+CHARACTER = 4
+"""Bytes of one in an array of texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +113,6 @@ def _array(root: Path, texts: list[str], names: list[str]) -> npt.NDArray[np.str
     """The texts as an array, in which each takes as much room as the longest."""
     lengths = [len(text) for text in texts]
     longest = lengths.index(max(lengths))
-    if 4 * len(texts) * lengths[longest] > MOST_BYTES:
-        raise InputError(
-            f"{root}: {names[longest]} has {lengths[longest]:,} characters, and {len(texts):,} "
-            f"rows of that length are more than {MOST_BYTES >> 30} GiB; cut the longest texts"
-        )
+    what = f"texts of up to {lengths[longest]:,} characters ({names[longest]})"
+    require_memory(root, CHARACTER * len(texts) * lengths[longest], what, "cut the longest")
     return np.array(texts)
