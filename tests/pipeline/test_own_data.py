@@ -63,7 +63,7 @@ def save(image: Image.Image, path: str, **settings: Any) -> None:
 
 
 def write_csv(path: str, header: list[str], rows: list[list[Any]], delimiter: str = ",") -> None:
-    with Path(path).open("w", newline="") as file:
+    with Path(path).open("w", newline="", errors="surrogateescape") as file:
         csv.writer(file, delimiter=delimiter).writerows([header, *rows])
 
 
@@ -129,11 +129,15 @@ def test_images_of_a_list_with_a_test_part_of_its_own() -> None:
     assert {"path/train.csv", "path/train/x/0.png"} <= set(names)
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_a_table_with_classes(delimiter: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("delimiter", "decimal"), [(",", "."), (";", ","), ("\t", ".")])
+def test_a_table_with_classes(
+    delimiter: str, decimal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [[index, *row, "text", 7] for index, row in enumerate(two_kinds())]
+    for row in rows:
+        row[1] = str(row[1]).replace(".", decimal)
     write_csv("rows.csv", ["", "x", "y", "kind", "city", "same"], rows, delimiter)
-    manifest = made(**TABLE, citation="Me, 2026", licence="CC0")
+    manifest = made(**TABLE, decimal=decimal, citation="Me, 2026", licence="CC0")
     assert manifest.features == ("x", "y", "same")  # neither the numbers of rows nor a text
     assert (manifest.labels, manifest.citation, manifest.licence) == (("a", "b"), "Me, 2026", "CC0")
     train = open_split(Path("data/ready/mine"), "train")
@@ -315,6 +319,7 @@ SIZELESS = IMAGES | {"size": None}
 TEXTS = {"reader": "text", "path": "texts"}
 ARRAYS = {"reader": "arrays", "path": "mine.npz", "inputs": "x", "labels": "y"}
 ROWS = np.zeros((6, 2))
+DOT = Image.new("RGB", (1, 1))
 WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (lambda: None, IMAGES, "datasets.mine: flowers is not there"),
     (lambda: few("x"), IMAGES | {"colour": "rgb"}, "datasets.mine.colour is not a key; did you "),
@@ -322,6 +327,11 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (lambda: few("x"), IMAGES | {"test_rows": 1.5}, "datasets.mine.test_rows must be a whole num"),
     (lambda: few("x"), IMAGES | {"test_rows": 5}, "test_rows comes to 5 of 6 rows, and must be fr"),
     (lambda: few("Rose "), IMAGES, "flowers has the classes 'Rose ' and 'rose', which differ in"),
+    (
+        lambda: (few("a"), save(DOT, "flowers/a/\udcff.png")),
+        IMAGES,
+        "flowers/a/\\xff.png: its name is",
+    ),
     (lambda: write_images("flowers", {"a": 9}), IMAGES, "flowers has one class, 'a'; a model te"),
     (lambda: write_images("flowers", {"a": 9, "b": 2}), IMAGES, "class 'b' has 2 rows, and must"),
     (lambda: write_images("flowers", {"train": 3, "Test": 3}), IMAGES, "which are splits and no c"),
@@ -343,6 +353,8 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (table(["", 1, "a"]), TABLE, "rows.csv: row 7 has nothing in column 'x', as 1 of all rows; "),
     (table([1, 1, ""]), TABLE, "rows.csv: row 7 has nothing in column 'kind'"),
     (table(["1e39", 1, "a"]), TABLE, "row 7 has 1e+39 in column 'x', which float32 does not hold"),
+    (table(header="x x kind"), TABLE, "rows.csv has several columns named 'x'"),
+    (table(header="gr\udcf6\udcdfe y kind"), TABLE, "the names of the columns are not UTF-8"),
     (table(["z", 1, "a"]), TABLE | {"features": ["x"]}, "column 'x' holds '0.0', not numbers"),
     (table(), TABLE | {"features": ["x", "kind"]}, "'kind' is to be predicted, and a feature as"),
     (table(), TABLE | {"label": "x"}, "labels such as 0.25 are numbers and no classes; to predict"),

@@ -18,6 +18,8 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 DELIMITERS = (",", ";", "\t", "|")
 """What may stand between two values of a CSV: that which is most often in the header."""
 HEADER_BYTES = 1 << 16
+MOST_PACKED = 64
+"""Times that a CSV may be larger than its gzip file and still be in one block."""
 LARGEST_BLOCK = 2**31 - 1
 """Bytes of a CSV that pyarrow looks at to tell the type of a column."""
 
@@ -30,15 +32,15 @@ def is_table(path: Path) -> bool:
 class Columns:
     """The columns of one file."""
 
-    def __init__(self, path: Path, texts: Sequence[str]) -> None:
+    def __init__(self, path: Path, texts: Sequence[str], decimal: str = ".") -> None:
         """Read `path`; the columns `texts` are texts whatever stands in them.
 
-        Raises InputError for a file that is not there or cannot be read, and for a column that it
-        has not.
+        `decimal` is what stands before the fraction of a number of a CSV. Raises InputError for a
+        file that is not there or cannot be read, and for a column that is not there, or twice.
         """
         self.path = path
-        self._table = _read(path, texts)
-        self.names: tuple[str, ...] = tuple(self._table.column_names)
+        self._table, self.names = _read(path, texts, decimal)
+        refuse_twice(str(path), self.names, self.names)
         self.require(texts)
         if not self._table.num_rows:
             raise InputError(f"{path} holds no rows")
@@ -47,9 +49,8 @@ class Columns:
         return int(self._table.num_rows)
 
     def require(self, names: Sequence[str]) -> None:
-        """Refuse columns that are not there, or there twice; InputError."""
+        """Refuse columns that are not there; InputError."""
         refuse_unknown(str(self.path), self.names, names)
-        refuse_twice(str(self.path), self.names, names)
 
     def is_number(self, name: str) -> bool:
         """Whether a column holds numbers, or truth values."""
@@ -115,7 +116,8 @@ class Columns:
         return repr(next(values, None))
 
 
-def _read(path: Path, texts: Sequence[str]) -> Any:
+def _read(path: Path, texts: Sequence[str], decimal: str) -> tuple[Any, tuple[str, ...]]:
+    """The table of a file and the names of its columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -123,26 +125,31 @@ def _read(path: Path, texts: Sequence[str]) -> Any:
         raise InputError(f"{path} is not there, or no file")
     try:
         if path.name.lower().endswith(CSV_SUFFIXES):
-            return _read_csv(path, texts)
-        if path.name.lower().endswith(PARQUET_SUFFIXES):
-            return pq.read_table(path)
+            found = _read_csv(path, texts, decimal)
+        elif path.name.lower().endswith(PARQUET_SUFFIXES):
+            found = pq.read_table(path)
+        else:
+            known = ", ".join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))
+            raise InputError(f"{path} is no table ({known})")
+        return found, tuple(found.column_names)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the names of the columns are not UTF-8") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error, 200)}") from error
-    known = ", ".join((*CSV_SUFFIXES, *PARQUET_SUFFIXES))
-    raise InputError(f"{path} is no table ({known})")
 
 
-def _read_csv(path: Path, texts: Sequence[str]) -> Any:
+def _read_csv(path: Path, texts: Sequence[str], decimal: str) -> Any:
     import pyarrow as pa
     from pyarrow import csv
 
     with pa.input_stream(path, compression="detect") as stream:
         header = stream.read(HEADER_BYTES).partition(b"\n")[0]
     # In one block: a type that is told from the first rows may not be that of the last.
-    block = min(LARGEST_BLOCK, max(1 << 20, 64 * path.stat().st_size))
+    unpacked = path.stat().st_size * (MOST_PACKED if path.suffix.lower() == ".gz" else 1)
+    block = min(LARGEST_BLOCK, max(1 << 20, unpacked + 1))
     return csv.read_csv(
         path,
         csv.ReadOptions(block_size=block),
         csv.ParseOptions(delimiter=max(DELIMITERS, key=header.decode("latin-1").count)),
-        csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())),
+        csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), decimal_point=decimal),
     )

@@ -94,7 +94,7 @@ def _images(root: Path, label: str) -> tuple[dict[str, Path], list[str]]:
     """The images below a class folder by their names below `root`, and the other files."""
     images: dict[str, Path] = {}
     others: list[str] = []
-    for folder, below, names in os.walk(root / label):
+    for folder, below, names in os.walk(root / label, onerror=_refuse):
         below[:] = sorted(name for name in below if not NO_DATA.match(name))
         for name in sorted(name for name in names if not NO_DATA.match(name)):
             path = Path(folder) / name
@@ -104,6 +104,11 @@ def _images(root: Path, label: str) -> tuple[dict[str, Path], list[str]]:
             else:
                 others.append(key)
     return images, others
+
+
+def _refuse(error: OSError) -> None:
+    """What `os.walk` would pass over: a folder that may not be looked into."""
+    raise error
 
 
 def _listed(root: Path, settings: Settings) -> _Found:

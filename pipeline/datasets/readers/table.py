@@ -7,7 +7,7 @@ are all other columns of numbers, or those that `features` names.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,8 @@ class Settings(OwnDatasetConfig):
     features: Names | None = None
     missing: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The number to take where a feature has no value; without it such a row is refused."""
+    decimal: Literal[".", ","] = "."
+    """What stands before the fraction of a number of a CSV."""
 
 
 def files(root: Path, settings: Settings) -> Mapping[str, Path]:  # noqa: ARG001 - as all readers
@@ -46,7 +48,7 @@ def read(root: Path, settings: Settings, like: Part | None) -> Part:
     label, targets = settings.label, settings.target or ()
     if (label is None) == (settings.target is None):
         raise ConfigError(f"{root}: say either label: or target:, what is to be predicted")
-    columns = Columns(root, [label] if label is not None else [])
+    columns = Columns(root, [label] if label is not None else [], settings.decimal)
     columns.require(targets)
     answers = tuple(targets) if label is None else (label,)
     names = like.features if like else settings.features or _features(columns, answers)
