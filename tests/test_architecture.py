@@ -36,6 +36,7 @@ OWNERS = {
     },
     "optuna": {"pipeline/training/tuning/study.py"},
     "pyarrow": {
+        "pipeline/datasets/readers/_columns.py",
         "serving/batch/writers.py",
         *("serving/inputs/arrow.py", "serving/inputs/arrow_columns.py"),
         "serving/inputs/tables.py",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import datasets, tracking
+from pipeline import tracking
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import build_graph
@@ -62,6 +62,7 @@ def train(
     not there; and DivergedError when the loss is not a number.
     """
     params.check(experiment)
+    params.check(experiment, ready.open_manifest(data))
     state = weights.with_name(layout.checkpoint(experiment.name).name)
     with distributed.join(distributed.choose_device(device or experiment.train.device)) as team:
         kept = checkpoint.read(state)
@@ -81,7 +82,7 @@ def train(
                 {".".join(keys): value for keys, value in settings if value != {}}
             )
             rows = ready.open_split(data, "train")
-            tracker.log_data(datasets.get(experiment.dataset), training.manifest, rows)
+            tracker.log_data(training.manifest, rows)
             del rows  # else they would stay mapped
             _fit(training, state, tracker)
             report = _finish(training, ready.open_split(data, "test"), weights, plots, tracker)
