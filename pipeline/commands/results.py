@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import complete_experiment, load_params
+from pipeline.commands.options import enter_project, complete_experiment, load_params
 from serving.console import PATH, json_option, note, program, show
 
 if TYPE_CHECKING:
@@ -92,9 +92,10 @@ def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:
+    here = enter_project()
     params = _params_with(experiments)
     from pipeline.records.published import write_published
     from pipeline.stages.page.results import publishable
 
-    written = write_published(folder, publishable(params, experiments))
+    written = write_published(here / folder, publishable(params, experiments))
     show(written, as_json=as_json, text="\n".join(map(str, written)))

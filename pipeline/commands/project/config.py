@@ -2,7 +2,7 @@
 
 import click
 
-from pipeline.commands.options import complete_experiment, load_params
+from pipeline.commands.options import complete_experiment, enter_project, load_params
 from serving.console import json_option, show, table
 
 
@@ -20,6 +20,7 @@ def config(experiment: str | None, as_json: bool) -> None:
     from pipeline.config.params import resolve
     from pipeline.config.reading import dump_value
 
+    enter_project()
     if experiment is None:
         header = ("experiment", "dataset", "model", "epochs")
         rows = [

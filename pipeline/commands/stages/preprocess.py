@@ -13,10 +13,12 @@ def preprocess(dataset: str, as_json: bool) -> None:
 
     Example: ferry preprocess mnist
     """
+    from pipeline.commands.options import enter_project
     from pipeline.config import layout, params
     from pipeline.records import ready
     from pipeline.stages.preprocess import preprocess
 
+    enter_project()
     settings = params.load().dataset(dataset)
     manifest = preprocess(layout.raw(dataset), layout.ready(dataset), name=dataset, config=settings)
     rows = {split: manifest.arrays[f"{split}_labels.npy"].shape[0] for split in ready.SPLITS}

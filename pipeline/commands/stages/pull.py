@@ -23,9 +23,15 @@ def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
 
     Example: ferry pull mnist --mirror /mnt/mirror
     """
+    from pathlib import Path
+
+    from pipeline.commands.options import enter_project
     from pipeline.config import layout, params
     from pipeline.stages.pull import pull
 
+    here = enter_project()
+    if mirror and "://" not in mirror:
+        mirror = str(here / Path(mirror).expanduser())
     report = pull(layout.raw(dataset), name=dataset, mirrors=params.load().mirrors, mirror=mirror)
     text = f"{dataset}: {len(report.files)} files in {layout.raw(dataset)}"
     show(report, as_json=as_json, text=text)
