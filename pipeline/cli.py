@@ -43,6 +43,7 @@ SECTIONS = {
         "doctor": SERVING["doctor"],
     },
     "Project": {
+        "init": (PROJECT, "Make a project in DIR: an experiment that runs at once."),
         "config": (PROJECT, "Print every setting of EXPERIMENT, and where it stands."),
         "results": (TOOLS, "Print what was measured here, of every variant."),
     },

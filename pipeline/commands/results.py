@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import enter_project, complete_experiment, load_params
+from pipeline.commands.options import complete_experiment, enter_project, load_params
 from serving.console import PATH, json_option, note, program, show
 
 if TYPE_CHECKING:

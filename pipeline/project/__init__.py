@@ -1,0 +1,1 @@
+"""What is around the experiments: how a project begins, and what lies in it."""
