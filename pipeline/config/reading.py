@@ -168,6 +168,18 @@ def read_yaml(path: Path, entries_of: str) -> tuple[object, dict[str, str]]:
         raise ConfigError(f"{path} is nested too deeply") from error
 
 
+def read_value(text: str, where: str) -> object:
+    """One value as it may stand in params.yaml; ConfigError, which begins with `where`."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is None:
+            raise ConfigError(f"{where} has no value")
+        _check(node, (where,), ())
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {text!r} is not YAML: {one_line(error)}") from error
+
+
 def dump_yaml(value: object) -> str:
     """Text that `read_yaml` reads back as it was; numbers with an exponent get their point."""
     text: str = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=100)

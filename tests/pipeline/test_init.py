@@ -70,8 +70,8 @@ def test_a_stage_depends_on_the_version_and_the_package_instead_of_sources(name:
     assert theirs["params"] == ["ferry", *own.get("params", [])]
     deps = own.get("deps", [])
     data = [path for path in deps if not path.startswith(("pipeline", "serving"))]
-    registries = [path.split("/$")[0].removeprefix("pipeline/") for path in deps]
-    folders = [f"mine/{one}" for one in ("datasets", "models") if one in registries]
+    code = [path.split("/$")[0] for path in deps if path not in data]
+    folders = [f"mine/{one}" for one in ("datasets", "models") if f"pipeline/{one}" in code]
     assert theirs.get("deps", []) == [*data, *folders]
 
 

@@ -9,7 +9,7 @@ from sample_metrics import details
 
 from pipeline.config import layout
 from pipeline.config.params import load
-from pipeline.stages.page.results import NOTHING, as_table, read_results, results
+from pipeline.stages.page.results import NOTHING, as_table, publishable, read_results, results
 from serving.errors import IntegrityError, MissingInputError, UnknownNameError
 from serving.files import dump_json, write_json
 
@@ -72,6 +72,16 @@ def test_experiments_are_in_the_order_of_params_or_of_their_names(params, root):
 def test_a_named_experiment_that_has_not_run_says_what_runs_it(params, root):
     with pytest.raises(MissingInputError, match="dvc repro bundle@digits-mlp"):
         results(params, ("mnist-cnn", "digits-mlp"), root=root)
+
+
+def test_settings_of_one_run_are_told_and_never_published(params, root):
+    alter(details(root, "mnist-cnn", "train"), overrides={"train.lr": "0.1"})
+    found = results(params, root=root)
+    assert len(found.rows) == 3
+    (line,) = found.left_out
+    assert line.startswith("mnist-cnn: trained with --set train.lr=0.1; `ferry train mnist-cnn` ")
+    with pytest.raises(MissingInputError, match="dvc repro bundle@mnist-cnn"):
+        publishable(params, ("mnist-cnn",), root=root)
 
 
 def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, root):
