@@ -69,7 +69,7 @@ def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
         ferry, shipped = program(), [row.experiment for row in found.rows if row.shipped]
         note(
             f"\nReport   {layout.REPORT} (`{ferry} report` makes it)\n"
-            f"Runs     make ui, then http://127.0.0.1:5000"
+            f"Runs     {ferry} ui, then http://127.0.0.1:5000"
         )
         for name in shipped[-1:]:
             rows = f"{params.experiment(name).dataset}:test"

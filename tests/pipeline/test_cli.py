@@ -264,7 +264,7 @@ def test_a_wrong_key_stops_the_commands_of_its_experiment_alone(folder: Path) ->
     assert one_line(stopped) == f"Error: {message}"
     other = invoke("train", "digits-cnn")
     assert "`ferry preprocess digits` makes it" in one_line(other)
-    for name in ("results", "config"):
+    for name in ("results", "list"):
         going_on = invoke(name)
         assert going_on.exit_code == 0
         assert going_on.stderr.splitlines()[0] == f"Warning: {message}; left out"

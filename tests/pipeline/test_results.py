@@ -92,7 +92,7 @@ def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, root):
 def test_nothing_has_run(params, tmp_path):
     assert results(params, root=tmp_path).rows == ()
     assert as_table(()) == NOTHING
-    assert "`make demo` runs two" in NOTHING
+    assert "`dvc repro` runs them all" in NOTHING
 
 
 def test_before_the_benchmark_there_are_rows_without_speed(params, root):

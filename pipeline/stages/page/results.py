@@ -34,7 +34,7 @@ Record = TypeVar("Record")
 Measured = TypeVar("Measured", EvaluateReport, ParityReport, BenchmarkReport)
 MANIFEST = "manifest.json"
 """Of a bundle, which has its digest."""
-NOTHING = "No experiment has run here yet: `make demo` runs two, `dvc repro` runs them all."
+NOTHING = "No experiment has run here yet: `dvc repro` runs them all, `ferry list` names them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
