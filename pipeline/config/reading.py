@@ -267,7 +267,7 @@ def names(package: Path) -> tuple[str, ...]:
 
     Raises ConfigError for one of a project's own with a name that ferry has already.
     """
-    built_in, own = _modules(package), _own_modules(package)
+    built_in, own = _modules(package), own_modules(package)
     for name in built_in.keys() & own.keys():
         raise ConfigError(f"{own[name]}: ferry has {name} in its {package.name}; rename the file")
     return tuple(sorted(built_in | own))
@@ -281,7 +281,7 @@ def load(kind: str, package: str, folder: Path, name: str, needs: Sequence[str] 
     """
     if name not in names(folder):
         raise UnknownNameError(kind, name, names(folder))
-    own = _own_modules(folder).get(name)
+    own = own_modules(folder).get(name)
     if own is None:
         return importlib.import_module(f"{package}.{name}")
     module = _import_own(own)
@@ -295,7 +295,8 @@ def _modules(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.py") if path.stem[0] != "_"}
 
 
-def _own_modules(package: Path) -> dict[str, Path]:
+def own_modules(package: Path) -> dict[str, Path]:
+    """The public modules that a project has of its own beside those of a package's folder."""
     own = os.environ.get(OWN_PACKAGE)
     return _modules(Path(own) / package.name) if own else {}
 

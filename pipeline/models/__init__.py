@@ -17,6 +17,7 @@ from pipeline.config.experiment import ModelConfig
 from pipeline.config.reading import read_section
 from pipeline.errors import ConfigError
 from pipeline.records.ready import Kind
+from serving.files import sha256_of_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,6 +72,16 @@ def gives(name: str) -> Gives:
     """What an architecture answers."""
     answer: Gives = _module(name).GIVES
     return answer
+
+
+def own_sources(name: str) -> list[str]:
+    """A line with the sha256 of each file that a project's own architecture may be made of.
+
+    Those are its own and the private ones beside it; there is none for an architecture of ferry.
+    """
+    path = reading.own_modules(FOLDER).get(name)
+    files = sorted({path, *path.parent.glob("_*.py")}) if path else []
+    return [f"{file.name} {sha256_of_file(file)}\n" for file in files]
 
 
 def settings(config: ModelConfig, *, where: str) -> Any:

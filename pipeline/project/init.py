@@ -34,7 +34,8 @@ HEADER = """\
 # `ferry` in params.yaml, the version of ferry. To change what a stage does, change params.yaml.
 """
 STAGE = re.compile(r"^(?=  \w+:$)", re.MULTILINE)
-REGISTRY = re.compile(r"^( +- )pipeline/(datasets|models)(?:/\$\{.*)?$", re.MULTILINE)
+MARK = "reports/checked/${key}"
+DATASETS = re.compile(r"- pipeline/datasets(?:/\$\{.*)?$", re.MULTILINE)
 CODE = re.compile(r"^(?: +#.*\n)* +- (?:pipeline|serving)\b.*\n", re.MULTILINE)
 """A line of code that a stage depends on, and what is said of it above."""
 NO_DEPS = re.compile(r"^ +deps:\n(?= +outs:)", re.MULTILINE)
@@ -99,11 +100,17 @@ def stages(text: str, package: str) -> str:
 
 
 def _stage(body: str, package: str) -> str:
-    """A stage that depends on the version of ferry and on the package in place of its sources."""
-    for line in dict.fromkeys(found[0] for found in REGISTRY.finditer(body)):
-        place = REGISTRY.sub(rf"\1{package}/\2", line)
-        # Once, even if two of its lines are about the same folder.
-        body = body.replace(line, "" if place in body else place)
+    """A stage that depends on the version of ferry and on the package in place of its sources.
+
+    What an experiment's model is made of stands in the mark of `check`, so that another model
+    leaves the stages up to date.
+    """
+    if body.startswith("  check:"):
+        body = body.replace("- pipeline/models/__init__.py", f"- {package}/models")
+    elif MARK not in body:
+        body = re.sub(r"- pipeline/models/\$\{.*", f"- {MARK}", body)
+    if "data/raw/${key}" in body:
+        body = DATASETS.sub(f"- {package}/datasets", body)
     body = NO_DEPS.sub("", CODE.sub("", body))
     if "params: [" in body:
         return body.replace("params: [", "params: [ferry, ", 1)
