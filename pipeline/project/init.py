@@ -35,7 +35,7 @@ HEADER = """\
 """
 STAGE = re.compile(r"^(?=  \w+:$)", re.MULTILINE)
 MARK = "reports/checked/${key}"
-DATASETS = re.compile(r"- pipeline/datasets(?:/\$\{.*)?$", re.MULTILINE)
+DATASETS = re.compile(r"^(?: +#.*\n)*( +)- pipeline/datasets(?:/\$\{.*)?$", re.MULTILINE)
 CODE = re.compile(r"^(?: +#.*\n)* +- (?:pipeline|serving)\b.*\n", re.MULTILINE)
 """A line of code that a stage depends on, and what is said of it above."""
 NO_DEPS = re.compile(r"^ +deps:\n(?= +outs:)", re.MULTILINE)
@@ -110,7 +110,7 @@ def _stage(body: str, package: str) -> str:
     elif MARK not in body:
         body = re.sub(r"- pipeline/models/\$\{.*", f"- {MARK}", body)
     if "data/raw/${key}" in body:
-        body = DATASETS.sub(f"- {package}/datasets", body)
+        body = DATASETS.sub(rf"\1- {package}/datasets", body)
     body = NO_DEPS.sub("", CODE.sub("", body))
     if "params: [" in body:
         return body.replace("params: [", "params: [ferry, ", 1)
