@@ -158,6 +158,5 @@ def test_nothing_is_left_after_ctrl_c(place: Path, monkeypatch: pytest.MonkeyPat
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "pipeline.cli", "init", "deep/new"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.strip() == "Aborted!"
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
     assert not (place / "deep").exists()
