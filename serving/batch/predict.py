@@ -339,11 +339,12 @@ class PredictLoop:
         return len(self.stopped) > 1
 
     def _until_hurried(self, found: Iterator[Answered]) -> Iterator[Answered]:
-        """The same, up to the batch that is left undone."""
+        """The same, up to the batch that is left undone; what came before an error is kept."""
         try:
             yield from found
         except (KeyboardInterrupt, FerryError):
             if not self._hurried:
+                self._output.finish(last=False)
                 raise
 
     def _warn(self) -> None:

@@ -5,6 +5,7 @@ Whatever the run stopped in between.
 
 import io
 import json
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import pytest
 from tiny_classifier import images
 from tiny_images import encoded
 
-from serving.batch.predict import predict
+from serving.batch.journal import read_journal
+from serving.batch.predict import ShardedOutput, predict
 from serving.batch.run import PredictOptions
 from serving.errors import InputError
 
@@ -122,3 +124,22 @@ def test_damage_counts_as_a_row_that_cannot_be_read(model_file: Path, tmp_path: 
         predict(model_file, [damaged], output=tmp_path / "out.csv", options=strict)
     with pytest.raises(InputError, match=r"damaged\.npy is not a \.npy file that can be read"):
         predict(model_file, [npy_cut_short(tmp_path / "damaged.npy")], output=tmp_path / "o.csv")
+
+
+def test_a_file_that_is_cut_short_during_a_run_is_one_line(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, output = tmp_path / "rows.npy", tmp_path / "out.csv"
+    np.save(rows, np.resize(images(1000), (30_000, 4, 5, 1)))
+    take = ShardedOutput.take
+
+    def cutting(self: ShardedOutput, *given: object) -> None:
+        os.truncate(rows, 200)
+        take(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ShardedOutput, "take", cutting)
+    with pytest.raises(InputError, match=r"rows\.npy changed while it was read: it ends too early"):
+        predict(model_file, [rows], output=output, options=ONE)
+    journal = read_journal(tmp_path / "out.csv.parts" / "_manifest.jsonl")
+    assert journal is not None
+    assert journal.rows >= 1024
