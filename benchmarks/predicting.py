@@ -23,7 +23,7 @@ from PIL import Image
 
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
-from serving.inputs import tables
+from serving.inputs import delimited
 from serving.inputs.inputs import open_inputs
 from serving.inputs.sources import ReadOptions, ReadTarget
 from serving.inputs.tables import open_table
@@ -108,7 +108,7 @@ def csv(folder: Path) -> Iterator[Line]:
     source = open_table(path, ReadTarget(info, Path("model.onnx")), "csv")
 
     def read(first: int) -> None:
-        tables.FIRST_BYTES = first
+        delimited.FIRST_BYTES = first
         for chunk in source.chunks(1024):
             source.decode(chunk)
 

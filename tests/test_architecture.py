@@ -38,7 +38,8 @@ OWNERS = {
     "pyarrow": {
         "serving/batch/writers.py",
         *("serving/inputs/arrow.py", "serving/inputs/arrow_columns.py"),
-        "serving/inputs/tables.py",
+        "serving/inputs/delimited.py",
+        "serving/inputs/sources.py",  # unpacks .zst
     },
     "onnxruntime": {
         "serving/runtime/providers.py",

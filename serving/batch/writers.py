@@ -31,6 +31,7 @@ GROUP_CELLS = 1_000_000
 FORMATS = ("csv", "jsonl", "parquet", "arrow")
 FOLDER_FORMAT = "parquet"
 """The format of an output without a suffix, which is a folder of shards."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 SUFFIXES = {
     ".csv": "csv",
     ".jsonl": "jsonl",
@@ -72,19 +73,21 @@ def open_writer(
     metadata: Mapping[str, str],
     *,
     header: bool = True,
+    safe: bool = False,
 ) -> Iterator[Write]:
     """What writes into `output` (None: stdout), which appears when the block ends well.
 
     `columns` are those of the first batch; nothing is written yet. `metadata` goes into the schema
     of Parquet and Arrow; on stdout Arrow is the streaming form. A CSV begins with its `header`,
-    unless it is to follow another one. Raises OSError, which names the output.
+    unless it is to follow another one; a `safe` one has a ' before what a spreadsheet would take
+    for a formula. Raises OSError, which names the output.
     """
     if output is None and form == "arrow":
         form = STREAM
     try:
         with _opened(output) as file:
             if form == "csv":
-                writer = _csv_writer(file, columns, header=header)
+                writer = _csv_writer(file, columns, header=header, safe=safe)
             elif form == "jsonl":
                 writer = _json_lines_writer(file)
             else:
@@ -112,12 +115,20 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _csv_writer(file: IO[bytes], columns: Columns, *, header: bool) -> Iterator[Write]:
+def _csv_writer(file: IO[bytes], columns: Columns, *, header: bool, safe: bool) -> Iterator[Write]:
+    def cells(values: Column) -> Iterable[object]:
+        return map(_no_formula, _csv_cells(values)) if safe else _csv_cells(values)
+
     with _as_text(file) as text:
         table = csv.writer(text, lineterminator="\n")
         if header:
-            table.writerow(columns)
-        yield lambda batch: table.writerows(zip(*map(_csv_cells, batch.values()), strict=True))
+            table.writerow(map(_no_formula, columns) if safe else columns)
+        yield lambda batch: table.writerows(zip(*map(cells, batch.values()), strict=True))
+
+
+def _no_formula(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula, as OWASP says: a text with a ' before."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
 
 
 @contextlib.contextmanager

@@ -1,29 +1,65 @@
 """The columns of a table: which of them are the model's input, and their values as it takes them.
 
 `--column` names the columns. Without it there must be no choice, or a column with a usual name.
-A value is never clipped, cut or guessed: one that the model's dtype cannot hold is refused.
+A value is never clipped, cut or guessed: one that the model's dtype cannot hold is refused. So is
+one that is missing, unless `--missing nan` says that the model takes NaN.
 """
 
 import decimal
 import itertools
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError, nearest
+from serving.inputs.sources import ReadTarget
 from serving.inputs.text import text_fault
 from serving.runtime.tensors import Array, TensorInfo
 
 TEXT_NAMES = ("text", "sentence")
+USUAL_NAMES = ("image", "images", "img", "bytes", "pixels", "features", "input")
+"""Of columns with whole rows."""
 MOST_SHOWN = 40
+MISSING = ("", "nan", "-nan", "na", "<na>", "n/a", "null", "none")
+"""What stands for no value in a text, in small letters."""
+SWAPPED = str.maketrans(".,", ",.")
+INDEX = re.compile(r"__index_level_\d+__")
+"""What pandas calls the index in Parquet; in CSV it is the first column, and has no name."""
+NO_NAMES = ("", "Unnamed: 0")
 
 
 def takes_numbers(info: TensorInfo) -> bool:
     """Whether a row of the input is some numbers, one after the other."""
     return not info.is_text and len(info.shape) == 2 and np.dtype(info.dtype).kind in "fiu"
+
+
+def row_shapes(info: TensorInfo) -> tuple[tuple[int, ...], ...]:
+    """The shapes in which lists may hold a row of the model; none where its axes are open."""
+    axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
+    if not axes or len(axes) < len(info.shape) - 1 or np.dtype(info.dtype).kind not in "fiu":
+        return ()
+    return (math.prod(axes),), axes, longer_than_one(axes)
+
+
+def longer_than_one(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes but for those of one value."""
+    return tuple(axis for axis in axes if axis != 1)
+
+
+def whole_rows_column(name: str, found: Sequence[str]) -> str | None:
+    """Which of the columns of `name` that hold whole rows is read; InputError for a choice."""
+    usual = [one for one in USUAL_NAMES if one in found]
+    if len(found) > 1 and not usual:
+        raise InputError(
+            f"{name} has the columns {', '.join(found)} with rows for the model; "
+            f"name one with --column"
+        )
+    return next(iter([*usual, *found]), None)
 
 
 def refuse_unknown(name: str, there: Sequence[str], asked: Sequence[str]) -> None:
@@ -40,12 +76,14 @@ def refuse_twice(name: str, there: Sequence[str], taken: Sequence[str]) -> None:
         raise InputError(f"{name} has several columns named {twice[0]!r}")
 
 
-def text_column(name: str, there: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:
+def text_column(name: str, there: Sequence[str], target: ReadTarget) -> tuple[str, ...]:
     """The one column with the text of the file `name`; InputError when that cannot be told."""
+    asked = target.options.columns
     if len(asked) > 1:
         raise InputError(f"{name}: the model takes one text, --column names {', '.join(asked)}")
     usual = [column for column in TEXT_NAMES if column in there]
-    found = [*asked, *(there if len(there) == 1 else usual)]
+    features = [] if asked or usual else _without_index(name, there, target)
+    found = [*asked, *usual, *(features if len(features) == 1 else ())]
     if not found:
         raise InputError(
             f"{name} has the columns {', '.join(there)}; name the one with the text with --column"
@@ -54,19 +92,29 @@ def text_column(name: str, there: Sequence[str], asked: Sequence[str]) -> tuple[
 
 
 def number_columns(
-    name: str, there: Sequence[str], asked: Sequence[str], info: TensorInfo
+    name: str, there: Sequence[str], target: ReadTarget, decimal: str = "."
 ) -> tuple[str, ...]:
     """The columns with the features of the file `name`; InputError for too many or few."""
-    if all(_parsed(column) is not None for column in there):
+    if all(_parsed(_pointed(column, decimal)) is not None for column in there):
         raise InputError(f"{name}: its first line is numbers; it should name the columns")
-    names = tuple(asked or there)
-    features = info.shape[1]
+    names = tuple(target.options.columns or _without_index(name, there, target))
+    features = target.input.shape[1]
     if isinstance(features, int) and len(names) != features:
         raise InputError(
-            f"{name}: the model takes {info.takes()}, and there are {len(names)} columns "
+            f"{name}: the model takes {target.input.takes()}, and there are {len(names)} columns "
             f"({', '.join(names)}); name {features} of them with --column"
         )
     return names
+
+
+def _without_index(name: str, there: Sequence[str], target: ReadTarget) -> Sequence[str]:
+    """The columns but for the index of pandas, which is no feature."""
+    found = [column for column in there if INDEX.fullmatch(column)]
+    if len(there) > 1 and there[0] in NO_NAMES:
+        found.append(there[0])
+    for column in found:
+        target.say(name, f"{column!r} is the index of pandas and not read; --column names columns")
+    return [column for column in there if column not in found]
 
 
 def text_of(name: str, value: object) -> str:
@@ -79,63 +127,117 @@ def text_of(name: str, value: object) -> str:
     raise ValueError(f"column {name!r} is {shown(value)}, not text")
 
 
-def number(name: str, value: object, dtype: np.dtype[Any]) -> float | int:
-    """The value as a number of the dtype; ValueError, with column and value, where it is none."""
-    found = _parsed(value)
-    if found is None or not math.isfinite(found):
-        raise ValueError(f"column {name!r} is {shown(value)}, not a number")
-    if dtype.kind == "f":
-        limit = float(np.finfo(dtype).max)
-        if abs(found) > limit:
-            raise ValueError(f"column {name!r} is {shown(value)}, more than {dtype} holds")
-        return found
-    whole, limits = int(found), np.iinfo(dtype)
-    if whole != found or not limits.min <= whole <= limits.max:
-        raise ValueError(f"column {name!r} is {shown(value)}, which is no {dtype}")
-    return whole
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How values of a table or an array become the numbers that a model takes."""
 
+    dtype: np.dtype[Any]
+    missing: bool = False
+    """Whether an empty value, or one that is no number by its own word, is read as NaN."""
+    decimal: str = "."
+    """What stands before the decimals of a number that is a text: a point or a comma."""
 
-def number_rows(records: Sequence[Sequence[object]], dtype: np.dtype[Any]) -> Array | None:
-    """The numbers of records, [records, values]; None where a value needs `number` for itself."""
-    values = list(itertools.chain.from_iterable(records))
-    kinds = set(map(type, values))
-    # Python itself would take 1_000 for a number.
-    plain = kinds <= {int, float} or (kinds == {str} and "_" not in "".join(map(str, values)))
-    if not plain:
-        return None
-    try:
-        found = _all_numbers(values, dtype)
-    except (ValueError, OverflowError):
-        return None
-    rows, good = convert(found, dtype)
-    return rows.reshape(len(records), -1) if good.all() else None
+    @classmethod
+    def of(cls, target: ReadTarget, decimal: str = ".") -> "Numbers":
+        """Those of the model's input."""
+        return cls(np.dtype(target.input.dtype), target.options.missing == "nan", decimal)
 
+    @property
+    def nan_hint(self) -> str:
+        """What the reason of a row says that lacks a value."""
+        return "; --missing nan reads it as NaN" if self.dtype.kind == "f" else ""
 
-def convert(values: Array, dtype: np.dtype[Any]) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Integers or floats as `dtype`, and which of them `number` would take."""
-    if dtype.kind == "f":
+    def one(self, name: str | None, value: object) -> float | int:
+        """The value as a number; ValueError, with its column and value, where it is none."""
+        what = "a value" if name is None else f"column {name!r}"
+        if self.missing and is_missing(value):
+            return math.nan
+        found = _parsed(_pointed(value, self.decimal))
+        if found is None or not math.isfinite(found):
+            hint = self.nan_hint if is_missing(value) else ""
+            raise ValueError(f"{what} is {shown(value)}, not a number{hint}")
+        if self.dtype.kind == "f":
+            limit = float(np.finfo(self.dtype).max)
+            if abs(found) > limit:
+                raise ValueError(f"{what} is {shown(value)}, more than {self.dtype} holds")
+            return found
+        whole, limits = int(found), np.iinfo(self.dtype)
+        if whole != found or not limits.min <= whole <= limits.max:
+            raise ValueError(f"{what} is {shown(value)}, which is no {self.dtype}")
+        return whole
+
+    def records(self, records: Sequence[Sequence[object]]) -> Array | None:
+        """The numbers of records, [records, values]; None where a value needs `one` for itself."""
+        values = list(itertools.chain.from_iterable(records))
+        if self.missing:
+            values = [_as_nan(value) for value in values]
+        if self.decimal != ".":
+            values = [_pointed(value, self.decimal) for value in values]
+        kinds = set(map(type, values))
+        # Python itself would take 1_000 for a number.
+        plain = kinds <= {int, float} or (kinds == {str} and "_" not in "".join(map(str, values)))
+        if not plain:
+            return None
+        try:
+            found = _all_numbers(values, self.dtype)
+        except (ValueError, OverflowError):
+            return None
+        rows, good = self.convert(found)
+        return rows.reshape(len(records), -1) if good.all() else None
+
+    def fit(self, values: Array) -> bool:
+        """Whether an array needs no more than a look: of the dtype, and all finite."""
+        if values.dtype != self.dtype or self.dtype.kind != "f":
+            return values.dtype == self.dtype
+        with np.errstate(all="ignore"):  # one that is not finite, or too many large ones
+            return bool(np.isfinite(values.sum()))
+
+    def convert(self, values: Array) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """Integers or floats as the dtype, and which of them `one` would take."""
+        dtype = self.dtype
+        if dtype.kind == "f":
+            wide = values
+            if values.dtype != dtype:
+                # By way of float64, as Python's own numbers go.
+                wide = values.astype(np.float64)
+                with np.errstate(all="ignore"):
+                    values = wide.astype(dtype)
+            good = np.abs(wide) <= float(np.finfo(dtype).max)
+            return values, good | np.isnan(wide) if self.missing else good
+        limits = np.iinfo(dtype)
+        if values.dtype.kind == "f":
+            wide = values.astype(np.float64)
+            # The limit itself may not be a float64; the power of two above it is.
+            within = (wide >= float(limits.min)) & (wide < float(limits.max + 1))
+            good = within & (wide == np.trunc(wide))
+            return np.where(good, wide, 0).astype(dtype), good
         if values.dtype == dtype:
-            return values, np.isfinite(values)
-        # By way of float64, as Python's own numbers go.
-        wide = values.astype(np.float64)
-        with np.errstate(all="ignore"):
-            return wide.astype(dtype), np.abs(wide) <= float(np.finfo(dtype).max)
-    limits = np.iinfo(dtype)
-    if values.dtype.kind == "f":
-        wide = values.astype(np.float64)
-        # The limit itself may not be a float64; the power of two above it is.
-        within = (wide >= float(limits.min)) & (wide < float(limits.max + 1))
-        good = within & (wide == np.trunc(wide))
-        return np.where(good, wide, 0).astype(dtype), good
-    if values.dtype == dtype:
-        return values, np.ones(values.shape, bool)
-    return values.astype(dtype), (values >= limits.min) & (values <= limits.max)
+            return values, np.ones(values.shape, bool)
+        return values.astype(dtype), (values >= limits.min) & (values <= limits.max)
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value stands for none: empty, NaN, or a word that says so."""
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def shown(value: object) -> str:
     """A value as it stands in a message."""
     text = "empty" if value in (None, "") else repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+
+
+def _pointed(value: object, decimal: str) -> object:
+    """A text with the point and the comma as Python has them."""
+    return value.translate(SWAPPED) if decimal == "," and isinstance(value, str) else value
+
+
+def _as_nan(value: object) -> object:
+    if not is_missing(value):
+        return value
+    return "nan" if isinstance(value, str) else math.nan
 
 
 def _all_numbers(values: list[Any], dtype: np.dtype[Any]) -> Array:

@@ -32,6 +32,9 @@ MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""
 
 
+READ_BYTES = 1 << 13
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
     """Images of files and folders, in the order in which these were given."""
@@ -90,14 +93,17 @@ class ListedImages(FileRows):
     """The images of a list."""
 
     decoder: ImageDecoder
+    null: bool
+    """Whether a NUL ends each path, and no line does."""
     count: None = None
     slow: bool = True
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Paths, `size` at a time; InputError for no line, or one far too long for a path."""
         with open_stream(self.path) as stream:
-            lines = functools.partial(take, _paths(stream))
-            yield from chunks_of(stream, lines, size, start, what="images")
+            paths = _null_ended(stream) if self.null else _paths(stream)
+            next_paths = functools.partial(take, map(os.fsdecode, paths))
+            yield from chunks_of(stream, next_paths, size, start, what="images")
 
     def decode(self, chunk: Chunk) -> Batch:
         """The images of a chunk; an image's id is its path."""
@@ -106,10 +112,11 @@ class ListedImages(FileRows):
 
 def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
     """The images that a file, or stdin for None, lists; InputError for a model that takes none."""
-    return ListedImages(path=path, decoder=image_decoder(display_name(path), target))
+    decoder = image_decoder(display_name(path), target)
+    return ListedImages(path=path, decoder=decoder, null=target.options.null)
 
 
-def _paths(stream: Stream) -> Iterator[str]:
+def _paths(stream: Stream) -> Iterator[bytes]:
     """The lines that are not blank, without their ends."""
     for number, line in enumerate(stream.lines(MOST_LINE_BYTES), 1):
         if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
@@ -119,4 +126,19 @@ def _paths(stream: Stream) -> Iterator[str]:
             )
         path = line.removesuffix(b"\n").removesuffix(b"\r")
         if path.strip():
-            yield os.fsdecode(path)
+            yield path
+
+
+def _null_ended(stream: Stream) -> Iterator[bytes]:
+    """The paths that a NUL ends, and the last one without it."""
+    rest = b""
+    while content := stream.read(READ_BYTES):
+        *paths, rest = (rest + content).split(b"\0")
+        yield from filter(None, paths)
+        if len(rest) >= MOST_LINE_BYTES:
+            raise InputError(
+                f"{stream.name}: a path has more than {MOST_LINE_BYTES} bytes; --null is for paths "
+                f"that each end in a NUL, as `find -print0` writes them"
+            )
+    if rest:
+        yield rest

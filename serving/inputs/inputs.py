@@ -39,6 +39,7 @@ from serving.inputs.sources import (
     each_row,
 )
 from serving.model import Model
+from serving.runtime.tensors import FLOATS
 
 STDIN_FORMATS = ("list", "text", "csv", "jsonl", "arrow", "npy")
 """Of stdin: paths of images and texts, one a line; tables; and an array."""
@@ -127,14 +128,21 @@ def _refuse_unused(pairs: Sequence[tuple[str, str]], target: ReadTarget) -> None
         raise UsageError(f"{STDIN} is stdin, which can be read once only")
     if target.options.input_format and not stdins:
         raise UsageError(f"--input-format is for stdin; no input is {STDIN}")
-    if target.options.columns:
-        forms = {
-            _stdin_format(target) if form == STDIN else _format_by_name(name)
-            for form, name in pairs
-        }
-        if not forms & TABLES:
-            known = ", ".join(COLUMN_SUFFIXES)
-            raise UsageError(f"--column is for {known}; no input is one of these")
+    forms = {
+        _stdin_format(target) if form == STDIN else _format_by_name(name) for form, name in pairs
+    }
+    options = target.options
+    for flag, given, takes, what in (
+        ("--column", options.columns, TABLES, ", ".join(COLUMN_SUFFIXES)),
+        ("--delimiter", options.delimiter, {"csv"}, "CSV"),
+        ("--decimal", options.decimal, {"csv"}, "CSV"),
+        ("--cast", options.cast, {"npy"}, "arrays, .npy and .npz"),
+        ("--null", options.null, {"list"}, "lists of paths, .lst or stdin"),
+    ):
+        if given and not forms & takes:
+            raise UsageError(f"{flag} is for {what}; no input is one of these")
+    if options.missing == "nan" and target.input.dtype not in FLOATS:
+        raise UsageError(f"--missing nan is for models of floats; {target.takes()}")
 
 
 # Formats
@@ -179,7 +187,8 @@ def _format_of(name: str) -> str:
     more = () if is_address(name) else (LIST_SUFFIX,)
     raise InputError(
         f"{name}: unknown suffix {suffix!r}; give a folder of images, or "
-        f"{', '.join((*known, *more))}, IDX files (*-ubyte, *.idx, *.gz of these)"
+        f"{', '.join((*known, *more))}, lines and tables as .gz or .zst, IDX files (*-ubyte, "
+        f"*.idx, *.gz of these)"
     )
 
 

@@ -10,23 +10,29 @@ its name alone.
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import itertools
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar, overload
+from typing import IO, Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 
-from serving.errors import InputError, one_line
+from serving.console import note
+from serving.errors import InputError, UsageError, one_line
+from serving.inputs.names import PACKED_SUFFIXES
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+PACKED_ERRORS = (OSError, EOFError, ValueError, zlib.error)
+PACKED_BUFFER_BYTES = 1 << 18
 Take = Callable[[int], tuple[Sized, InputError | None]]
 
 
@@ -42,6 +48,21 @@ class ReadOptions:
     """Whether images are fitted to the model in size and mode."""
     input_format: str | None = None
     """What stdin holds; None for what the model takes."""
+    delimiter: str | None = None
+    """What divides the fields of CSV: one character, or "tab"; None for what the header tells."""
+    decimal: str | None = None
+    """What stands before the decimals in CSV, "." or ","; None for what its first rows tell."""
+    missing: Literal["refuse", "nan"] = "refuse"
+    """Whether a row without a value, or with NaN, is refused, or is fed with NaN."""
+    cast: bool = False
+    """Whether arrays of another dtype become the model's, value by value."""
+    null: bool = False
+    """Whether a NUL ends each path of a list, as `find -print0` writes them."""
+
+    def __post_init__(self) -> None:
+        one = self.delimiter in (None, "tab") or len(self.delimiter or "") == 1
+        if not one or (self.delimiter or "") in tuple('"\r\n'):
+            raise UsageError(f"--delimiter must be one character or tab, got {self.delimiter!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,14 @@ class ReadTarget:
     model: Path
     """The model, for messages."""
     options: ReadOptions = ReadOptions()
+    said: set[str] = field(default_factory=set, compare=False, repr=False)
+    """What was told already of how files are read."""
+
+    def say(self, name: str, text: str) -> None:
+        """Tell once, by the first file it is true of, how files are read."""
+        if text not in self.said:
+            self.said.add(text)
+            note(f"{name}: {text}")
 
     def takes(self) -> str:
         """What the model takes, for messages: "m.onnx takes uint8 [rows, 8, 8, 1]"."""
@@ -269,7 +298,9 @@ class Stream:
     def lines(self, most: int = -1) -> Iterator[bytes]:
         """The lines with their ends; a line of more than `most` bytes comes in parts."""
         parts = self._file if most < 0 else iter(functools.partial(self._file.readline, most), b"")
-        lines = itertools.chain(self._head, parts)
+        lines: Iterator[bytes] = itertools.chain(self._head, parts)
+        if self.name.lower().endswith(PACKED_SUFFIXES):
+            lines = self._whole(lines)
         return lines if self._sum is None else map(self._noted, lines)
 
     def read(self, size: int) -> bytes:
@@ -287,6 +318,13 @@ class Stream:
         """Whether it can be read again."""
         return False
 
+    def _whole(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        """The same lines; InputError where a compressed file is damaged."""
+        try:
+            yield from lines
+        except PACKED_ERRORS as error:
+            raise InputError(f"{self.name} is damaged: {reason_of(error)}") from error
+
     def _noted(self, content: bytes) -> bytes:
         if self._sum is not None:
             self._sum.update(content)
@@ -301,8 +339,22 @@ def open_stream(path: Path | None, head: bytes = b"", *, keep: bool = False) -> 
     if path is None:
         yield Stream(None, sys.stdin.buffer, head, keep=keep)  # not ours to close
         return
-    with path.open("rb") as file:
+    with _opened(path) as file:
         yield Stream(path, file)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """A file for reading, unpacked on the way where its suffix says that it is compressed."""
+    suffix = path.suffix.lower()
+    if suffix not in PACKED_SUFFIXES:
+        return path.open("rb")
+    if suffix == ".gz":
+        raw: Any = gzip.open(path)  # noqa: SIM115 - closed by the buffer, which its owner closes
+    else:
+        import pyarrow as pa
+
+        raw = pa.input_stream(str(path), compression="zstd")
+    return io.BufferedReader(raw, PACKED_BUFFER_BYTES)
 
 
 def chunks_of(

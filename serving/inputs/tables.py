@@ -1,18 +1,15 @@
-"""Rows of CSV and JSON Lines: one column of text, or as many numbers as the model takes.
+"""Rows of CSV and JSON Lines: texts, numbers in columns of their own, or lists of them in one.
 
-What is wrong with a value makes its row one that cannot be read, and the reason names the line, the
-column and the value. Numbers of CSV go through pyarrow, a block of records at a time; a block that
-pyarrow refuses is read record by record.
+    {"text": "a review"}    {"width": 1.5, "height": 2}    {"features": [1.5, 2]}
+
+Which columns are read is decided here; `serving.inputs.delimited` reads CSV.
 """
 
-import abc
-import csv
+import contextlib
 import functools
-import io
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,288 +17,99 @@ import numpy as np
 
 from serving.errors import InputError
 from serving.inputs.columns import (
-    convert,
-    number,
+    Numbers,
     number_columns,
-    number_rows,
     refuse_twice,
     refuse_unknown,
+    row_shapes,
     takes_numbers,
     text_column,
-    text_of,
+    whole_rows_column,
 )
+from serving.inputs.delimited import CsvRows, read_csv_header
+from serving.inputs.records import Record, TableRows
 from serving.inputs.sources import (
-    Batch,
     Chunk,
-    FileRows,
     ReadTarget,
     Stream,
-    batch_of,
     chunks_of,
     display_name,
     open_stream,
     take,
-    value_or_reason,
 )
-from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts, text_batch, text_fault
-from serving.runtime.tensors import Array, TensorInfo
+from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts
+from serving.runtime.tensors import Array
 
-FIRST_BYTES = 1 << 20
-"""Of CSV, read record by record: a small file is read before pyarrow would be imported."""
-FLOAT_BITS = 53
-"""Whole numbers of more bits may not be a float64."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a file."""
-
-    values: Sequence[object]
-    """Of the columns asked for, in that order; none where there is a fault."""
-    place: str
-    """Where in the file it is, "line 14: "."""
-    fault: str | None = None
-
-    def checked(self) -> Sequence[object]:
-        """Its values; ValueError where there is a fault."""
-        if self.fault:
-            raise ValueError(self.fault)
-        return self.values
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableRows(FileRows, abc.ABC):
-    """The records of a file, as rows of the model."""
-
-    columns: tuple[str, ...]
-    """All there are."""
-    names: tuple[str, ...]
-    """Those that are read."""
-    head: bytes
-    """What was read of stdin to know the columns."""
-    input: TensorInfo
-    count: None = None
-
-    @abc.abstractmethod
-    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Records, `size` at a time, from the one at `start` on."""
-
-    @abc.abstractmethod
-    def records(self, content: Any) -> list[Record]:
-        """The records of a chunk's content."""
-
-    def decode(self, chunk: Chunk) -> Batch:
-        """The rows of a chunk."""
-        ids = self.ids(chunk.start, len(chunk.content))
-        if self.input.is_text:
-            name, records = self.names[0], self.records(chunk.content)
-            return text_batch(
-                ids,
-                records,
-                lambda record: text_of(name, record.checked()[0]),
-                row_shape_of_texts(self.input) or (),
-                place=lambda index: records[index].place,
-            )
-        dtype = np.dtype(self.input.dtype)
-        if isinstance(chunk.content, CsvBlock):
-            rows = chunk.content.numbers(self.columns, self.names, dtype)
-            if rows is not None:
-                return Batch(ids=ids, rows=rows)
-        return self._numbers(ids, self.records(chunk.content), dtype)
-
-    def _numbers(
-        self, ids: Sequence[str], records: Sequence[Record], dtype: np.dtype[Any]
-    ) -> Batch:
-        if not any(record.fault for record in records):
-            rows = number_rows([record.values for record in records], dtype)
-            if rows is not None:
-                return Batch(ids=ids, rows=rows)
-
-        def read(record: Record) -> Array:
-            pairs = zip(self.names, record.checked(), strict=True)
-            return np.array([number(name, value, dtype) for name, value in pairs], dtype)
-
-        found = [value_or_reason(read, record) for record in records]
-        values = [
-            f"{record.place}{row}" if isinstance(row, str) else row
-            for record, row in zip(records, found, strict=True)
-        ]
-        return batch_of(ids, values, np.empty((0, len(self.names)), dtype))
+TABS = re.compile(r"\.tsv(\.|$)", re.IGNORECASE)
 
 
 def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
     """The records of a file, or of stdin for None, whose `form` is "csv" or "jsonl".
 
     Without columns asked for, a model of text reads the only one, or the one named "text" or
-    "sentence"; one of numbers reads them all, in their order. Raises InputError for columns that
-    are not there, too many or few, for no record, and for a model that takes neither. Of stdin no
-    more than the first record is read yet.
+    "sentence"; one of numbers reads them all, in their order, or one with lists of them. Raises
+    InputError for columns that are not there, too many or few, for no record, and for a model that
+    takes none of these. Of stdin no more than the first record is read yet.
     """
-    name, info, asked = display_name(path), target.input, target.options.columns
-    if row_shape_of_texts(info) is None and not takes_numbers(info):
-        raise InputError(f"{name}: {target.takes()}, which no record is; give such rows as .npy")
-    with open_stream(path, keep=True) as stream:
-        columns = _csv_columns(stream) if form == "csv" else _json_columns(stream)
-        head = stream.kept()
-    refuse_unknown(name, columns, asked)
-    if info.is_text:
-        names = text_column(name, columns, asked)
-    else:
-        names = number_columns(name, columns, asked, info)
-    refuse_twice(name, columns, names)
-    kind = CsvRows if form == "csv" else JsonLinesRows
-    rows = kind(path=path, columns=columns, names=names, head=head, input=info)
+    rows = (_open_csv if form == "csv" else _open_json_lines)(path, target)
+    refuse_twice(rows.name, rows.columns, rows.names)
     if path is not None:
         next(rows.chunks(1))
     return rows
 
 
-# CSV
-
-
-@dataclass(frozen=True, slots=True)
-class CsvBlock:
-    """Records without a quote, one a line, as they stand in a file."""
-
-    lines_before: int
-    count: int
-    content: bytes
-
-    def __len__(self) -> int:
-        return self.count
-
-    def numbers(
-        self, columns: Sequence[str], names: Sequence[str], dtype: np.dtype[Any]
-    ) -> Array | None:
-        """The values of the columns `names`, of all `columns`, as pyarrow reads them.
-
-        None where it refuses a value or a number of fields, or the dtype cannot hold a value.
-        """
-        import pyarrow as pa
-        from pyarrow import csv as arrow_csv
-
-        places = [columns.index(name) for name in names]
-        keys = list(map(str, range(len(columns))))  # a column that is not read may share its name
-        read = dict.fromkeys(keys[place] for place in places)
-        try:
-            table = arrow_csv.read_csv(
-                pa.BufferReader(self.content),
-                arrow_csv.ReadOptions(
-                    use_threads=False, block_size=len(self.content) + 1, column_names=keys
-                ),
-                arrow_csv.ParseOptions(quote_char=False),
-                arrow_csv.ConvertOptions(
-                    column_types=dict.fromkeys(read, pa.float64()),
-                    include_columns=list(read),
-                    null_values=[],  # an empty value is no number
-                ),
-            )
-        except pa.ArrowInvalid:
-            return None
-        wide = np.stack([table.column(keys[place]).to_numpy() for place in places], axis=1)
-        if dtype.kind in "iu" and (np.abs(wide) >= 2**FLOAT_BITS).any():
-            return None
-        rows, good = convert(wide, dtype)
-        return rows if good.all() else None
-
-
-CsvRecords = Sequence[tuple[int, list[str]]]
-"""The fields of each record, with the number of its last line."""
-
-
-class CsvRows(TableRows):
-    """Comma-separated values whose first line names the columns; blank lines are no records."""
-
-    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The records after the header; numbers in blocks where they are simple enough."""
-        with open_stream(self.path, self.head) as stream:
-            reader = CsvReader(stream)
-            reader.records(1)
-            taken = reader.records if self.input.is_text else reader.block
-            yield from chunks_of(stream, taken, size, start)
-
-    def records(self, content: CsvBlock | CsvRecords) -> list[Record]:
-        """The records of a chunk's content."""
-        if isinstance(content, CsvBlock):
-            lines = map(decode_line, io.BytesIO(content.content))
-            content = list(_csv_records(csv.reader(lines), self.name, content.lines_before))
-        places = [self.columns.index(name) for name in self.names]
-        return [self._record(line, fields, places) for line, fields in content]
-
-    def _record(self, line: int, fields: list[str], places: Sequence[int]) -> Record:
-        place = f"line {line}: "
-        if len(fields) != len(self.columns):
-            fault = f"it has {len(fields)} fields, the header has {len(self.columns)}"
-            return Record((), place, fault)
-        return Record([fields[index] for index in places], place)
-
-
-class CsvReader:
-    """The records of a stream, taken some at a time and from front to back."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._name = stream.name
-        self._lines = raw_lines(stream)
-        self._first = FIRST_BYTES
-        """Bytes that are still to be read record by record."""
-        self._passed = 0
-        """Lines that were read."""
-
-    def block(self, size: int) -> tuple[CsvBlock | CsvRecords, InputError | None]:
-        """The next `size` records, in a block if every line of them is one."""
-        lines = list(itertools.islice(self._lines, size))
-        content = b"".join(lines)
-        self._first -= len(content)
-        if self._first >= 0 or not _is_simple(lines, content):
-            return self.records(size, lines)
-        self._passed += len(lines)
-        return CsvBlock(self._passed - len(lines), len(lines), content), None
-
-    def records(
-        self, size: int, ahead: Iterable[bytes] = ()
-    ) -> tuple[CsvRecords, InputError | None]:
-        """The next `size` records, or those before the fault and the fault.
-
-        `ahead` are lines that were read already, of which every one is used: no more than `size`.
-        """
-        reader = csv.reader(map(decode_line, itertools.chain(ahead, self._lines)))
-        found = take(_csv_records(reader, self._name, self._passed), size)
-        self._passed += reader.line_num
-        return found
-
-
-def _csv_columns(stream: Stream) -> tuple[str, ...]:
-    """The header of a file; InputError when it has none."""
-    found, error = CsvReader(stream).records(1)
-    if error is not None:
-        raise error
-    if not found:
-        raise InputError(f"{stream.name} is empty; its first line should name the columns")
-    ((_, header),) = found
-    fault = next(filter(None, map(text_fault, header)), None)
-    if fault:
-        raise InputError(f"{stream.name}: the name of a column {fault}")
-    return tuple(header)
-
-
-def _csv_records(reader: Any, name: str, passed: int) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank, each with the number of its last line."""
-    try:
-        for fields in reader:
-            if fields:
-                yield passed + reader.line_num, fields
-    except csv.Error as error:
-        raise InputError(f"{name}: line {passed + reader.line_num}: {error}") from error
-
-
-def _is_simple(lines: Sequence[bytes], content: bytes) -> bool:
-    """Whether the csv module finds a record in every line, and commas alone tell its fields."""
-    return (
-        b'"' not in content
-        and (b"\r" not in content or content.count(b"\r") == content.count(b"\r\n"))
-        and not any(blank in lines for blank in (b"\n", b"\r\n"))
-        and max(map(len, lines), default=0) <= csv.field_size_limit()
+def _open_csv(path: Path | None, target: ReadTarget) -> CsvRows:
+    name = display_name(path)
+    _refuse_other_rows(name, target, "give such rows as .npy")
+    of_tabs = path is not None and TABS.search(path.name)
+    with open_stream(path, keep=True) as stream:
+        columns, dialect = read_csv_header(stream, target, "\t" if of_tabs else None)
+        head = stream.kept()
+    return CsvRows(
+        path=path,
+        columns=columns,
+        names=_names(name, columns, target, dialect.decimal),
+        head=head,
+        input=target.input,
+        numbers=Numbers.of(target, dialect.decimal),
+        delimiter=dialect.delimiter,
     )
+
+
+def _open_json_lines(path: Path | None, target: ReadTarget) -> TableRows:
+    name = display_name(path)
+    with open_stream(path, keep=True) as stream:
+        first = _first_object(stream)
+        head = stream.kept()
+    refuse_unknown(name, tuple(first), target.options.columns)
+    column = _list_column(name, first, target)
+    if column is None:
+        _refuse_other_rows(name, target, "give such rows as .npy, or as lists in one column")
+    names = (column,) if column else _names(name, tuple(first), target)
+    return (JsonLinesRows if column is None else ListRows)(
+        path=path,
+        columns=tuple(first),
+        names=names,
+        head=head,
+        input=target.input,
+        numbers=Numbers.of(target),
+    )
+
+
+def _refuse_other_rows(name: str, target: ReadTarget, hint: str) -> None:
+    """Raise InputError for a model whose rows are neither a text nor some numbers."""
+    if row_shape_of_texts(target.input) is None and not takes_numbers(target.input):
+        raise InputError(f"{name}: {target.takes()}, which no record is; {hint}")
+
+
+def _names(
+    name: str, columns: tuple[str, ...], target: ReadTarget, decimal: str = "."
+) -> tuple[str, ...]:
+    """The columns that are read; InputError for those that do not fit the model."""
+    refuse_unknown(name, columns, target.options.columns)
+    if target.input.is_text:
+        return text_column(name, columns, target)
+    return number_columns(name, columns, target, decimal)
 
 
 # JSON Lines
@@ -320,15 +128,73 @@ class JsonLinesRows(TableRows):
         return [_json_record(self.names, line, f"line {number}: ") for number, line in content]
 
 
-def _json_columns(stream: Stream) -> tuple[str, ...]:
-    """The keys of the first record; InputError when it is no object."""
+class ListRows(JsonLinesRows):
+    """Whole rows in one column: lists of numbers, one in the other or all in one."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of a row."""
+        return tuple(axis for axis in self.input.shape[1:] if isinstance(axis, int))
+
+    def fast_rows(self, chunk: Chunk) -> Array | None:
+        """The rows of a chunk, read all at once; None where a record needs a look of its own."""
+        records = self.records(chunk.content)
+        if any(record.fault for record in records):
+            return None
+        try:
+            values = np.array([record.values[0] for record in records])
+        except ValueError:  # of different lengths
+            return None
+        if values.dtype.kind not in "fiu" or values.shape[1:] not in row_shapes(self.input):
+            return None
+        rows, good = self.numbers.convert(values)
+        return rows.reshape(len(records), *self.row_shape) if good.all() else None
+
+    def row(self, values: Sequence[object]) -> Array:
+        """One row of a list; ValueError with what is wrong with it."""
+        (name,), (value,) = self.names, values
+        try:
+            found = np.array(value)
+            if found.dtype == object and self.numbers.missing:
+                found = np.array(value, np.float64)
+        except (ValueError, TypeError):
+            raise ValueError(f"column {name!r} holds lists of different lengths") from None
+        if found.shape not in row_shapes(self.input):
+            shapes = f"{list(found.shape)} where the model takes {list(self.row_shape)}"
+            raise ValueError(f"column {name!r} has values {shapes}")
+        if found.dtype.kind not in "fiu":
+            for one in found.reshape(-1).tolist():
+                self.numbers.one(name, one)
+            raise ValueError(f"column {name!r} holds what is no number")
+        row, good = self.numbers.convert(found)
+        if not good.all():
+            self.numbers.one(name, found[~good][0].item())
+        return row.reshape(self.row_shape)
+
+
+def _list_column(name: str, first: dict[str, object], target: ReadTarget) -> str | None:
+    """The column whose lists are rows of the model, by the first record; None without one."""
+    asked = target.options.columns
+    if target.input.is_text or len(asked) > 1:
+        return None
+    found = []
+    for column in asked or first:
+        values: Any = first[column]
+        with contextlib.suppress(ValueError):  # lists of different lengths
+            if isinstance(values, list) and np.shape(values) in row_shapes(target.input):
+                found.append(column)
+    return whole_rows_column(name, found)
+
+
+def _first_object(stream: Stream) -> dict[str, object]:
+    """The first record; InputError when it is no object."""
     _, line = next(_json_lines(stream), (0, ""))
     first = _json_object(line)
     if not first:
         raise InputError(
             f"{stream.name}: line 1 should be a JSON object with the columns as its keys"
         )
-    return tuple(first)
+    return first
 
 
 def _json_lines(stream: Stream) -> Iterator[tuple[int, str]]:

@@ -158,7 +158,7 @@ def test_numbers_of_every_type(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.arrow", columns)
     assert rows_of(opened(path, FEATURES)).tolist() == [[1, 1, 1.5]]
     assert faults_of(opened(path, FEATURES)) == {
-        1: "column 'c' is empty, not a number",
+        1: "column 'c' is empty, not a number; --missing nan reads it as NaN",
         2: "column 'b' is 'x', not a number",
     }
     decimals = pa.array([1, 2, 3]).cast(pa.decimal128(21, 2))
@@ -227,8 +227,8 @@ def test_lists_that_are_no_rows(tmp_path: Path, name: str) -> None:
         1: "column 'x' is empty",
         2: "column 'x' has 2 values where the model takes 3",
         3: "column 'x' has 0 values where the model takes 3",
-        4: "column 'x' holds an empty value",
-        5: "column 'x' is nan, not a number",
+        4: "column 'x' holds an empty value; --missing nan reads it as NaN",
+        5: "column 'x' is nan, not a number; --missing nan reads it as NaN",
         6: "column 'x' is 1e+39, more than float32 holds",
     }
     assert rows_of(source, 3).tolist() == [[1, 2, 3], [4, 5, 6]]

@@ -42,6 +42,24 @@ def pictures(rows: int) -> Columns:
     }
 
 
+def test_what_a_spreadsheet_would_run_is_a_text_in_a_safe_csv(tmp_path: Path) -> None:
+    words = ["=1+1", "+1", "-1", "@a", "\ta", "a=1", "", "'"]
+    made: Columns = {
+        "id": np.array(words, object),
+        "=label": np.array(words, object),
+        "score": np.full(len(words), -0.5, np.float32),
+        "list": np.full((len(words), 2), -1.5, np.float32),
+    }
+    for safe in (False, True):
+        with open_writer(tmp_path / "out.csv", "csv", made, METADATA, safe=safe) as write:
+            write(made)
+        shown = [f"'{word}" if safe and index < 5 else word for index, word in enumerate(words)]
+        with (tmp_path / "out.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header == ["id", "'=label" if safe else "=label", "score", "list"]
+        assert rows == [[word, word, "-0.5", "[-1.5, -1.5]"] for word in shown]
+
+
 def write(output: Path, form: str, batches: int = 3) -> Columns:
     """Write some batches of 5 rows, and return the columns of them all."""
     parts = [columns(5, seed) for seed in range(batches)]
