@@ -179,7 +179,7 @@ class TextColumn:
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The texts."""
-        read = functools.partial(text_of, self.names[0])
+        read = functools.partial(text_of, self.names[0], nul=True)
         return text_batch(ids, _texts(columns[0]), read, self.row_shape)
 
 

@@ -28,6 +28,7 @@ MOST_SHOWN = 40
 MISSING = ("", "nan", "-nan", "na", "<na>", "n/a", "null", "none")
 """What stands for no value in a text, in small letters."""
 SWAPPED = str.maketrans(".,", ",.")
+WITH_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 INDEX = re.compile(r"__index_level_\d+__")
 """What pandas calls the index in Parquet; in CSV it is the first column, and has no name."""
 NO_NAMES = ("", "Unnamed: 0")
@@ -117,10 +118,10 @@ def _without_index(name: str, there: Sequence[str], target: ReadTarget) -> Seque
     return [column for column in there if column not in found]
 
 
-def text_of(name: str, value: object) -> str:
-    """The value of the column `name` as a text; ValueError for what is none."""
+def text_of(name: str, value: object, *, nul: bool) -> str:
+    """The value of the column `name` as a text, maybe with a NUL; ValueError for what is none."""
     if isinstance(value, str):
-        fault = text_fault(value)
+        fault = text_fault(value, nul=nul)
         if fault:
             raise ValueError(f"column {name!r} {fault}")
         return value
@@ -155,6 +156,8 @@ class Numbers:
         found = _parsed(_pointed(value, self.decimal))
         if found is None or not math.isfinite(found):
             hint = self.nan_hint if is_missing(value) else ""
+            if isinstance(value, str) and self.decimal == "." and WITH_COMMA.fullmatch(value):
+                hint = "; --decimal , reads it in CSV"
             raise ValueError(f"{what} is {shown(value)}, not a number{hint}")
         if self.dtype.kind == "f":
             limit = float(np.finfo(self.dtype).max)

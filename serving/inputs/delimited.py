@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.columns import Numbers
+from serving.inputs.columns import WITH_COMMA, Numbers
 from serving.inputs.records import Record, TableRows
 from serving.inputs.sources import Chunk, ReadTarget, Stream, chunks_of, open_stream, take
 from serving.inputs.text import decode_line, raw_lines, text_fault
@@ -30,7 +30,6 @@ DELIMITERS = (";", "\t", "|")
 """What may divide fields where no comma does."""
 SAMPLE_ROWS = 1000
 """Looked at for commas before decimals."""
-WITH_COMMA = re.compile(r"\s*[-+]?\d*,\d+\s*")
 WITH_POINT = re.compile(r"\s*[-+]?\d*\.\d+([eE][-+]?\d+)?\s*")
 NULLS = ("", "nan", "NaN", "-nan", "NA", "<NA>", "N/A", "n/a", "null", "NULL", "None")
 """What pyarrow takes for no value."""

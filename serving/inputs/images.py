@@ -66,7 +66,6 @@ class Images:
 
 def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
     """The images of files and folders; InputError where there are none or the model takes none."""
-    decoder = image_decoder(str(paths[0]), target)
     count = 0
     for path in paths:
         found, fits, first = 0, not path.is_dir(), ""
@@ -76,13 +75,15 @@ def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
         if not fits:
             raise no_images(str(path), others=found, first=first)
         count += found
+    decoder = image_decoder(str(paths[0]), target)
     return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
 
 
 def no_images(name: str, *, others: int = 0, first: str = "") -> InputError:
     """The error for a folder or an archive without any, which may hold `others`."""
     there = f"; of the {others} files there, the first is {first}" if others else ""
-    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}){there}")
+    tables = ", and no tables" if Path(name).is_dir() else ""
+    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}){tables}{there}")
 
 
 # Lists of images

@@ -47,6 +47,8 @@ class TableRows(FileRows, abc.ABC):
     input: TensorInfo
     numbers: Numbers
     """What the values become, where the model takes no texts."""
+    nul: bool = False
+    """Whether a text may hold a NUL; in a file of plain text it means that it is none."""
     count: None = None
 
     @abc.abstractmethod
@@ -65,7 +67,7 @@ class TableRows(FileRows, abc.ABC):
             return text_batch(
                 ids,
                 records,
-                lambda record: text_of(name, record.checked()[0]),
+                lambda record: text_of(name, record.checked()[0], nul=self.nul),
                 row_shape_of_texts(self.input) or (),
                 place=lambda index: records[index].place,
             )

@@ -93,6 +93,7 @@ def _open_json_lines(path: Path | None, target: ReadTarget) -> TableRows:
         head=head,
         input=target.input,
         numbers=Numbers.of(target),
+        nul=True,
     )
 
 

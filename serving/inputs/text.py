@@ -115,9 +115,9 @@ def text_batch(
     return Batch(ids=ids, rows=rows.reshape(len(texts), *row_shape), faults=faults)
 
 
-def text_fault(text: str) -> str | None:
-    """Why a decoded text cannot be fed, or None."""
-    if "\0" in text:
+def text_fault(text: str, *, nul: bool = False) -> str | None:
+    """Why a decoded text cannot be fed, or None; with `nul` a NUL is a character as any other."""
+    if "\0" in text and not nul:
         return "holds a NUL byte; it is not UTF-8 text"
     if text.isascii():
         return None

@@ -211,7 +211,7 @@ def test_every_folder_must_hold_an_image(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         opened(folder, tmp_path / "empty")
     assert str(caught.value) == (
-        f"{tmp_path / 'empty'} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+        f"{tmp_path / 'empty'} holds no images ({', '.join(IMAGE_SUFFIXES)}), and no tables"
     )
     write(tmp_path / "empty" / "also" / "a.heic", b"")
     with pytest.raises(InputError, match=r"; of the 1 files there, the first is .*also/a\.heic$"):

@@ -151,6 +151,16 @@ def test_values_that_are_no_text(tmp_path: Path) -> None:
     }
 
 
+def test_a_nul_of_a_text_is_kept_where_it_is_written_as_one(tmp_path: Path) -> None:
+    """In a file of plain text it means that the file is none."""
+    path = write(tmp_path / "rows.jsonl", {"text": ["ends\0", "in\0side", "\0"]})
+    assert texts(path) == ["ends\0", "in\0side", "\0"]
+    path = write(tmp_path / "rows.csv", {"text": ["ends\0", "fine"]})
+    assert reasons(path, TEXT) == {
+        0: "line 2: column 'text' holds a NUL byte; it is not UTF-8 text"
+    }
+
+
 def test_a_record_is_told_by_its_line(tmp_path: Path) -> None:
     """Rows are counted from 0, lines of the file from 1."""
     path = tmp_path / "rows.csv"
@@ -206,6 +216,7 @@ def test_a_value_that_is_no_number_spoils_its_row_alone(tmp_path: Path, value: s
     path = write(tmp_path / "rows.csv", {"a": [1, 2], "b": [1, value], "c": [" 2e3 ", "-.5"]})
     shown = repr(value) if value else "empty"
     hint = "; --missing nan reads it as NaN" if value in ("", "nan") else ""
+    hint = "; --decimal , reads it in CSV" if value == "1,5" else hint
     assert reasons(path, FEATURES) == {1: f"line 3: column 'b' is {shown}, not a number{hint}"}
     assert rows_of(opened(path, FEATURES)).tolist() == [[1.0, 1.0, 2000.0]]
 
