@@ -222,7 +222,7 @@ def prepare(
     if not inputs:
         raise UsageError("there is no input to predict")
     form = format_of(output, options.format, default=options.default_format)
-    if options.csv_safe and form != "csv":
+    if options.csv_safe and form.partition(".")[0] != "csv":
         raise UsageError(f"--csv-safe is for CSV, and {output or 'stdout'} is written as {form}")
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":

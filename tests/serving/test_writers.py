@@ -230,6 +230,9 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> N
         ("a.feather", None, "arrow"),
         ("a", None, "parquet"),
         ("a", "csv", "csv"),
+        ("a.csv.gz", None, "csv.gz"),
+        ("a.JSONL.ZST", None, "jsonl.zst"),
+        ("a.txt.gz", "csv", "csv.gz"),
         (None, None, "csv"),
         (None, "jsonl", "jsonl"),
     ],
@@ -238,10 +241,15 @@ def test_the_format_of_an_output(output: str | None, asked: str | None, form: st
     assert format_of(Path(output) if output else None, asked, default="csv") == form
 
 
-@pytest.mark.parametrize("name", ["out.txt", "out.json", "out.csv.gz"])
+@pytest.mark.parametrize("name", ["out.txt", "out.json", "out.gz", "out.csv.bz2"])
 def test_a_suffix_that_says_nothing(name: str) -> None:
     with pytest.raises(UsageError, match=r"none of \.csv, \.jsonl, .*choose with --format"):
         format_of(Path(name), None, default="csv")
+
+
+def test_what_is_compressed_already_is_not_once_more() -> None:
+    with pytest.raises(UsageError, match=r"only CSV and JSON Lines are written as \.gz"):
+        format_of(Path("out.parquet.gz"), None, default="csv")
 
 
 def test_parquet_needs_a_file() -> None:
