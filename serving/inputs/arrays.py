@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.columns import Numbers
+from serving.inputs.columns import Numbers, of_numbers
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
@@ -87,7 +87,7 @@ class ArrayFile(FileRows):
     offset: int
     """The bytes before the first value."""
     numbers: Numbers | None
-    """What the values become; None for texts."""
+    """What the values become; None for texts, and for what is neither integer nor float."""
 
     @property
     def count(self) -> int:
@@ -285,7 +285,7 @@ def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
 
 
 def _numbers(target: ReadTarget) -> Numbers | None:
-    return None if target.input.is_text else Numbers.of(target)
+    return Numbers.of(target) if of_numbers(target.input) else None
 
 
 def read_header(file: Any, name: str = "it") -> ArrayHeader:

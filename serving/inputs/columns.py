@@ -36,13 +36,18 @@ NO_NAMES = ("", "Unnamed: 0")
 
 def takes_numbers(info: TensorInfo) -> bool:
     """Whether a row of the input is some numbers, one after the other."""
-    return not info.is_text and len(info.shape) == 2 and np.dtype(info.dtype).kind in "fiu"
+    return len(info.shape) == 2 and of_numbers(info)
+
+
+def of_numbers(info: TensorInfo) -> bool:
+    """Whether the values of the input are integers or floats that numpy has."""
+    return not info.is_text and not info.lacks_numpy and np.dtype(info.dtype).kind in "fiu"
 
 
 def row_shapes(info: TensorInfo) -> tuple[tuple[int, ...], ...]:
     """The shapes in which lists may hold a row of the model; none where its axes are open."""
     axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
-    if not axes or len(axes) < len(info.shape) - 1 or np.dtype(info.dtype).kind not in "fiu":
+    if not axes or len(axes) < len(info.shape) - 1 or not of_numbers(info):
         return ()
     return (math.prod(axes),), axes, longer_than_one(axes)
 

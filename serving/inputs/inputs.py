@@ -5,8 +5,10 @@ format, and the format's reader is imported only when an input needs it: a run o
 wait for the decoders of images, nor one of images for Arrow.
 """
 
+import contextlib
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from serving.inputs.names import (
     COLUMN_SUFFIXES,
     IMAGE_SUFFIXES,
     LIST_SUFFIX,
+    NO_DATA,
     STDIN,
     TAR_SUFFIXES,
     TEXT_SUFFIX,
@@ -153,13 +156,21 @@ def _formats_of(name: str) -> list[tuple[str, str]]:
     form = _format_of(name)
     if form != "images" or not Path(name).is_dir():
         return [(form, name)]
+    with contextlib.suppress(OSError), os.scandir(name) as entries:
+        # Most folders say at once what they are, however many files they hold.
+        if any(_is_image(entry.name) for entry in entries):
+            return [(form, name)]
     files = []
     for path in files_of(name):
-        if path.lower().endswith(IMAGE_SUFFIXES):
+        if _is_image(Path(path).name):
             return [(form, name)]  # tables among images are named as what they are not
         found = format_of_file(path)
         files.append((found if found in TABLES else LEFT_OUT, path))
     return files if any(found in TABLES for found, _ in files) else [(form, name)]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not NO_DATA.match(name)
 
 
 def _format_by_name(name: str) -> str | None:

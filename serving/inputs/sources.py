@@ -81,7 +81,7 @@ class ReadTarget:
         """Tell once, by the first file it is true of, how files are read."""
         if text not in self.said:
             self.said.add(text)
-            note(f"{name}: {text}")
+            note(f"{Path(name).name}: {text}")  # it may lie where it was fetched to
 
     def takes(self) -> str:
         """What the model takes, for messages: "m.onnx takes uint8 [rows, 8, 8, 1]"."""

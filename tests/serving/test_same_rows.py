@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from onnx import TensorProto
 from pyarrow import parquet
 from samples_of_rows import MODEL, faults_of, rows_of
 from tiny_classifier import images
 from tiny_images import encoded, write
-from tiny_kinds import features, table_classifier
+from tiny_kinds import features, passing, table_classifier
 
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
@@ -125,9 +126,9 @@ def test_what_is_guessed_is_said_once(
         (folder / f"{name}.csv").write_text(text(";", ",", index=""))
     expected = answers(model, folder)
     assert capsys.readouterr().err.splitlines() == [
-        f"{folder}/a.csv: ';' is taken to divide fields (--delimiter)",
-        f"{folder}/a.csv: ',' is taken to stand before decimals (--decimal)",
-        f"{folder}/a.csv: '' is the index of pandas and not read; --column names columns",
+        "a.csv: ';' is taken to divide fields (--delimiter)",
+        "a.csv: ',' is taken to stand before decimals (--decimal)",
+        "a.csv: '' is the index of pandas and not read; --column names columns",
     ]
     said = {"delimiter": ";", "decimal": ",", "columns": NAMES}
     assert answers(model, folder, **said) == expected
@@ -222,9 +223,19 @@ def test_an_array_of_another_dtype_is_cast_where_that_is_asked(
     options = PredictOptions(cast=True, overwrite=True)
     paths = [tmp_path / "a.npy", tmp_path / "b.npy"]
     assert predict(model, paths, output=tmp_path / "out.csv", options=options).rows == 40
-    assert capsys.readouterr().err == f"{paths[0]}: float64 is cast to float32\n"
+    assert capsys.readouterr().err == "a.npy: float64 is cast to float32\n"
     np.save(tmp_path / "wide.npy", ROWS[:, :2])
     assert "--cast" not in refused(model, tmp_path / "wide.npy", cast=True)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.BOOL])
+def test_what_is_no_number_of_numpy_is_not_cast(tmp_path: Path, kind: int) -> None:
+    model = tmp_path / "other.onnx"
+    model.write_bytes(passing(kind, ["rows", 3]))
+    np.save(tmp_path / "rows.npy", ROWS)
+    assert "rows.npy holds float64 [20, 3]; " in refused(model, tmp_path / "rows.npy", cast=True)
+    (tmp_path / "rows.csv").write_text(text())
+    assert "which no record is" in refused(model, tmp_path / "rows.csv")
 
 
 def test_a_value_that_the_dtype_cannot_hold_spoils_its_row_alone(tmp_path: Path) -> None:
