@@ -31,6 +31,7 @@ Write = Callable[[Columns], None]
 STREAM = "arrow stream"
 # Cells of a group of rows: enough to compress well, little enough to hold in memory.
 GROUP_CELLS = 1_000_000
+PACKED_LEVEL = 6
 LINES = ("csv", "jsonl")
 FORMATS = ("csv", "jsonl", "parquet", "arrow")
 FOLDER_FORMAT = "parquet"
@@ -127,7 +128,7 @@ def _packed(file: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
     """What compresses into a file as "gz" or "zst"; for "" the file itself."""
     if packing == "gz":
         # The time is left out, so that the same rows are the same bytes.
-        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+        with gzip.GzipFile("", "wb", PACKED_LEVEL, file, mtime=0) as packed:
             yield cast("IO[bytes]", packed)
     elif packing == "zst":
         import pyarrow as pa
