@@ -37,8 +37,8 @@ OWNERS = {
     "optuna": {"pipeline/training/tuning/study.py"},
     "pyarrow": {
         "serving/batch/writers.py",
-        *("serving/inputs/arrow.py", "serving/inputs/arrow_columns.py"),
-        "serving/inputs/delimited.py",
+        *("serving/inputs/tables/arrow.py", "serving/inputs/tables/arrow_columns.py"),
+        "serving/inputs/tables/delimited.py",
         "serving/inputs/sources.py",  # unpacks .zst
     },
     "onnxruntime": {

@@ -21,7 +21,6 @@ from typing import IO, Any, cast
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.columns import Numbers, of_numbers
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
@@ -33,6 +32,7 @@ from serving.inputs.sources import (
     refuse_broken,
     value_or_reason,
 )
+from serving.inputs.tables.columns import Numbers, of_numbers
 from serving.runtime.tensors import Array
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")

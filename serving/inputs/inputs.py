@@ -210,7 +210,7 @@ def _stdin_format(target: ReadTarget) -> str:
         if asked not in STDIN_FORMATS:
             raise UnknownNameError("input format", asked, STDIN_FORMATS)
         return asked
-    from serving.inputs.columns import takes_numbers
+    from serving.inputs.tables.columns import takes_numbers
     from serving.inputs.text import row_shape_of_texts
 
     if row_shape_of_texts(target.input) is not None:
@@ -249,19 +249,27 @@ def open_source(form: str, names: Sequence[str], target: ReadTarget) -> RowSourc
             from serving.inputs.text import open_lines
 
             return open_lines(path, target)
-        case "csv" | "jsonl" as lines:
-            from serving.inputs.tables import open_table
-
-            return open_table(path, target, lines)
-        case "arrow":
-            from serving.inputs.arrow import open_arrow
-
-            return open_arrow(path, target)
+        case "csv" | "jsonl" | "arrow" as table:
+            return _open_table(table, path, target)
         case "npy" | "idx":
             from serving.inputs.arrays import open_array_rows
 
             return open_array_rows(path, target)
     return _open_other(form, names, target)
+
+
+def _open_table(form: str, path: Path | None, target: ReadTarget) -> RowSource:
+    if form == "csv":
+        from serving.inputs.tables.delimited import open_csv
+
+        return open_csv(path, target)
+    if form == "jsonl":
+        from serving.inputs.tables.json_lines import open_json_lines
+
+        return open_json_lines(path, target)
+    from serving.inputs.tables.arrow import open_arrow
+
+    return open_arrow(path, target)
 
 
 def _open_other(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:

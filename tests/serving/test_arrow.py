@@ -24,7 +24,7 @@ from samples_of_rows import (
 )
 
 from serving.errors import InputError
-from serving.inputs.arrow import ArrowRows, open_arrow
+from serving.inputs.tables.arrow import ArrowRows, open_arrow
 from serving.runtime.tensors import TensorInfo
 
 ROWS = 11

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.inputs.columns import Numbers, shown
+from serving.inputs.tables.columns import Numbers, shown
 
 
 def number(name: str, value: Any, dtype: np.dtype[Any]) -> float | int:

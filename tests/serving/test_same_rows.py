@@ -19,9 +19,9 @@ from tiny_kinds import features, passing, table_classifier
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, OutputError, UsageError
-from serving.inputs import delimited
 from serving.inputs.inputs import open_inputs
 from serving.inputs.sources import ReadOptions, RowSource
+from serving.inputs.tables import delimited
 from serving.runtime.tensors import TensorInfo
 
 ROWS = features(20).astype(np.float64).round(3)

@@ -1,14 +1,11 @@
-"""Rows of CSV and JSON Lines: texts, numbers in columns of their own, or lists of them in one.
+"""Rows of JSON Lines: texts, numbers in columns of their own, or lists of them in one.
 
-    {"text": "a review"}    {"width": 1.5, "height": 2}    {"features": [1.5, 2]}
-
-Which columns are read is decided here; `serving.inputs.delimited` reads CSV.
+{"text": "a review"}    {"width": 1.5, "height": 2}    {"features": [1.5, 2]}
 """
 
 import contextlib
 import functools
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +13,6 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.columns import (
-    Numbers,
-    number_columns,
-    refuse_twice,
-    refuse_unknown,
-    row_shapes,
-    takes_numbers,
-    text_column,
-    whole_rows_column,
-)
-from serving.inputs.delimited import CsvRows, read_csv_header
-from serving.inputs.records import Record, TableRows
 from serving.inputs.sources import (
     Chunk,
     ReadTarget,
@@ -37,56 +22,32 @@ from serving.inputs.sources import (
     open_stream,
     take,
 )
-from serving.inputs.text import decode_line, raw_lines, row_shape_of_texts
+from serving.inputs.tables.columns import (
+    Numbers,
+    chosen_columns,
+    row_shapes,
+    whole_rows_column,
+)
+from serving.inputs.tables.records import Record, TableRows, looked_into
+from serving.inputs.text import decode_line, raw_lines
 from serving.runtime.tensors import Array
 
-TABS = re.compile(r"\.tsv(\.|$)", re.IGNORECASE)
 
+def open_json_lines(path: Path | None, target: ReadTarget) -> TableRows:
+    """The records of a file, or of stdin for None.
 
-def open_table(path: Path | None, target: ReadTarget, form: str) -> TableRows:
-    """The records of a file, or of stdin for None, whose `form` is "csv" or "jsonl".
-
-    Without columns asked for, a model of text reads the only one, or the one named "text" or
-    "sentence"; one of numbers reads them all, in their order, or one with lists of them. Raises
-    InputError for columns that are not there, too many or few, for no record, and for a model that
-    takes none of these. Of stdin no more than the first record is read yet.
+    The columns are chosen as `chosen_columns` says, but for one with lists that are whole rows,
+    which is taken before. Raises InputError for columns that are not there, too many or few, for
+    no record, and for a model that takes none of these. Of stdin no more than the first record is
+    read yet.
     """
-    rows = (_open_csv if form == "csv" else _open_json_lines)(path, target)
-    refuse_twice(rows.name, rows.columns, rows.names)
-    if path is not None:
-        next(rows.chunks(1))
-    return rows
-
-
-def _open_csv(path: Path | None, target: ReadTarget) -> CsvRows:
-    name = display_name(path)
-    _refuse_other_rows(name, target, "give such rows as .npy")
-    of_tabs = path is not None and TABS.search(path.name)
-    with open_stream(path, keep=True) as stream:
-        columns, dialect = read_csv_header(stream, target, "\t" if of_tabs else None)
-        head = stream.kept()
-    return CsvRows(
-        path=path,
-        columns=columns,
-        names=_names(name, columns, target, dialect.decimal),
-        head=head,
-        input=target.input,
-        numbers=Numbers.of(target, dialect.decimal),
-        delimiter=dialect.delimiter,
-    )
-
-
-def _open_json_lines(path: Path | None, target: ReadTarget) -> TableRows:
     name = display_name(path)
     with open_stream(path, keep=True) as stream:
         first = _first_object(stream)
         head = stream.kept()
-    refuse_unknown(name, tuple(first), target.options.columns)
     column = _list_column(name, first, target)
-    if column is None:
-        _refuse_other_rows(name, target, "give such rows as .npy, or as lists in one column")
-    names = (column,) if column else _names(name, tuple(first), target)
-    return (JsonLinesRows if column is None else ListRows)(
+    names = (column,) if column else chosen_columns(name, tuple(first), target)
+    rows = (JsonLinesRows if column is None else ListRows)(
         path=path,
         columns=tuple(first),
         names=names,
@@ -95,25 +56,7 @@ def _open_json_lines(path: Path | None, target: ReadTarget) -> TableRows:
         numbers=Numbers.of(target),
         nul=True,
     )
-
-
-def _refuse_other_rows(name: str, target: ReadTarget, hint: str) -> None:
-    """Raise InputError for a model whose rows are neither a text nor some numbers."""
-    if row_shape_of_texts(target.input) is None and not takes_numbers(target.input):
-        raise InputError(f"{name}: {target.takes()}, which no record is; {hint}")
-
-
-def _names(
-    name: str, columns: tuple[str, ...], target: ReadTarget, decimal: str = "."
-) -> tuple[str, ...]:
-    """The columns that are read; InputError for those that do not fit the model."""
-    refuse_unknown(name, columns, target.options.columns)
-    if target.input.is_text:
-        return text_column(name, columns, target)
-    return number_columns(name, columns, target, decimal)
-
-
-# JSON Lines
+    return looked_into(rows)
 
 
 class JsonLinesRows(TableRows):

@@ -15,13 +15,6 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.errors import InputError
-from serving.inputs.arrow_columns import (
-    ColumnReader,
-    ImageColumn,
-    as_bytes,
-    choose_columns,
-    without_extension,
-)
 from serving.inputs.sources import (
     Batch,
     Chunk,
@@ -31,6 +24,13 @@ from serving.inputs.sources import (
     display_name,
     open_stream,
     refuse_broken,
+)
+from serving.inputs.tables.arrow_columns import (
+    ColumnReader,
+    ImageColumn,
+    as_bytes,
+    choose_columns,
+    without_extension,
 )
 
 Form = Literal["parquet", "file", "stream"]

@@ -7,14 +7,16 @@ column and the value.
 import abc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from serving.inputs.columns import Numbers, text_of
 from serving.inputs.sources import Batch, Chunk, FileRows, batch_of, value_or_reason
+from serving.inputs.tables.columns import Numbers, refuse_twice, text_of
 from serving.inputs.text import row_shape_of_texts, text_batch
 from serving.runtime.tensors import Array, TensorInfo
+
+Rows = TypeVar("Rows", bound="TableRows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +99,11 @@ class TableRows(FileRows, abc.ABC):
     def _row_or_reason(self, record: Record) -> Array | str:
         found = value_or_reason(lambda one: self.row(one.checked()), record)
         return f"{record.place}{found}" if isinstance(found, str) else found
+
+
+def looked_into(rows: Rows) -> Rows:
+    """The same; InputError for a column that is there twice, and for a file without a record."""
+    refuse_twice(rows.name, rows.columns, rows.names)
+    if rows.path is not None:
+        next(rows.chunks(1))
+    return rows

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from serving.errors import InputError, nearest
 from serving.inputs.sources import ReadTarget
-from serving.inputs.text import text_fault
+from serving.inputs.text import row_shape_of_texts, text_fault
 from serving.runtime.tensors import Array, TensorInfo
 
 TEXT_NAMES = ("text", "sentence")
@@ -80,6 +80,24 @@ def refuse_twice(name: str, there: Sequence[str], taken: Sequence[str]) -> None:
     twice = [column for column in taken if there.count(column) > 1]
     if twice:
         raise InputError(f"{name} has several columns named {twice[0]!r}")
+
+
+def chosen_columns(
+    name: str, there: tuple[str, ...], target: ReadTarget, decimal: str = "."
+) -> tuple[str, ...]:
+    """The columns of records that are read: one with texts, or those with the features.
+
+    Raises InputError where they do not fit the model, or it takes neither.
+    """
+    if row_shape_of_texts(target.input) is None and not takes_numbers(target.input):
+        raise InputError(
+            f"{name}: {target.takes()}, which no record is; give such rows as .npy, or as lists "
+            f"in a column of .jsonl or .parquet"
+        )
+    refuse_unknown(name, there, target.options.columns)
+    if target.input.is_text:
+        return text_column(name, there, target)
+    return number_columns(name, there, target, decimal)
 
 
 def text_column(name: str, there: Sequence[str], target: ReadTarget) -> tuple[str, ...]:

@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.errors import InputError
-from serving.inputs.columns import (
+from serving.inputs.decoding import ImageDecoder, image_decoder, image_shape
+from serving.inputs.sources import Batch, ReadTarget, batch_of, value_or_reason
+from serving.inputs.tables.columns import (
     Numbers,
     longer_than_one,
     number_columns,
@@ -29,8 +31,6 @@ from serving.inputs.columns import (
     text_of,
     whole_rows_column,
 )
-from serving.inputs.decoding import ImageDecoder, image_decoder, image_shape
-from serving.inputs.sources import Batch, ReadTarget, batch_of, value_or_reason
 from serving.inputs.text import decode_line, row_shape_of_texts, text_batch
 from serving.runtime.tensors import Array, TensorInfo
 

@@ -11,14 +11,23 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.columns import WITH_COMMA, Numbers
-from serving.inputs.records import Record, TableRows
-from serving.inputs.sources import Chunk, ReadTarget, Stream, chunks_of, open_stream, take
+from serving.inputs.sources import (
+    Chunk,
+    ReadTarget,
+    Stream,
+    chunks_of,
+    display_name,
+    open_stream,
+    take,
+)
+from serving.inputs.tables.columns import WITH_COMMA, Numbers, chosen_columns
+from serving.inputs.tables.records import Record, TableRows, looked_into
 from serving.inputs.text import decode_line, raw_lines, text_fault
 from serving.runtime.tensors import Array
 
@@ -30,6 +39,7 @@ DELIMITERS = (";", "\t", "|")
 """What may divide fields where no comma does."""
 SAMPLE_ROWS = 1000
 """Looked at for commas before decimals."""
+TABS = re.compile(r"\.tsv(\.|$)", re.IGNORECASE)
 WITH_POINT = re.compile(r"\s*[-+]?\d*\.\d+([eE][-+]?\d+)?\s*")
 NULLS = ("", "nan", "NaN", "-nan", "NA", "<NA>", "N/A", "n/a", "null", "NULL", "None")
 """What pyarrow takes for no value."""
@@ -41,6 +51,28 @@ class Dialect:
 
     delimiter: str = ","
     decimal: str = "."
+
+
+def open_csv(path: Path | None, target: ReadTarget) -> "CsvRows":
+    """The records of a file, or of stdin for None.
+
+    Raises InputError for columns that are not there, too many or few, for no record, and for a
+    model that takes neither a text nor some numbers. Of stdin no more than the header is read yet.
+    """
+    of_tabs = path is not None and TABS.search(path.name)
+    with open_stream(path, keep=True) as stream:
+        columns, dialect = read_csv_header(stream, target, "\t" if of_tabs else None)
+        head = stream.kept()
+    rows = CsvRows(
+        path=path,
+        columns=columns,
+        names=chosen_columns(display_name(path), columns, target, dialect.decimal),
+        head=head,
+        input=target.input,
+        numbers=Numbers.of(target, dialect.decimal),
+        delimiter=dialect.delimiter,
+    )
+    return looked_into(rows)
 
 
 @dataclass(frozen=True, slots=True)
