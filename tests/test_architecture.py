@@ -39,7 +39,7 @@ OWNERS = {
         "serving/batch/writers.py",
         *("serving/inputs/tables/arrow.py", "serving/inputs/tables/arrow_columns.py"),
         "serving/inputs/tables/delimited.py",
-        "serving/inputs/sources.py",  # unpacks .zst
+        "serving/inputs/streams.py",  # unpacks .zst
     },
     "onnxruntime": {
         "serving/runtime/providers.py",

@@ -27,11 +27,10 @@ from serving.inputs.sources import (
     Chunk,
     FileRows,
     ReadTarget,
-    Stream,
-    open_stream,
     refuse_broken,
     value_or_reason,
 )
+from serving.inputs.streams import Stream, open_stream
 from serving.inputs.tables.columns import Numbers, of_numbers
 from serving.runtime.tensors import Array
 

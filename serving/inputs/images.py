@@ -20,13 +20,10 @@ from serving.inputs.sources import (
     Chunk,
     FileRows,
     ReadTarget,
-    Stream,
-    chunks_of,
     display_name,
     fingerprint_of_files,
-    open_stream,
-    take,
 )
+from serving.inputs.streams import Stream, chunks_of, open_stream, take
 
 MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""

@@ -1,4 +1,4 @@
-"""What every source of rows is made of: its target, chunks, batches, and streams read once.
+"""What every source of rows is made of: its target, its chunks, and the batches of their rows.
 
 A source cuts itself into chunks, in order and in one thread. A chunk is small, or a view of mapped
 memory, and any thread or process may decode it into a batch. A row that cannot be read is named in
@@ -9,31 +9,21 @@ its name alone.
 """
 
 import contextlib
-import functools
-import gzip
 import hashlib
-import io
-import itertools
 import os
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 
 from serving.console import note
 from serving.errors import InputError, UsageError, one_line
-from serving.inputs.names import PACKED_SUFFIXES
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
-PACKED_ERRORS = (OSError, EOFError, ValueError, zlib.error)
-PACKED_BUFFER_BYTES = 1 << 18
-Take = Callable[[int], tuple[Sized, InputError | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,125 +259,6 @@ def value_or_reason(read: Callable[[Item], Value], one: Item) -> Value | str:
         return read(one)
     except ValueError as error:
         return str(error)
-
-
-class Stream:
-    """The bytes of a file, or of stdin with those that were read of it before."""
-
-    closed = False  # pyarrow asks
-
-    def __init__(
-        self, path: Path | None, file: IO[bytes], head: bytes = b"", *, keep: bool = False
-    ) -> None:
-        """Go on after the `head` that was read before; `keep` what is read of stdin now."""
-        self.name = display_name(path)
-        self._head = io.BytesIO(head)
-        self._file = file
-        self._sum = hashlib.sha256() if path is None else None
-        self._kept: list[bytes] | None = [] if keep else None
-
-    @property
-    def digest(self) -> str | None:
-        """The sha256 of all that was read of stdin; None for a file."""
-        return None if self._sum is None else self._sum.hexdigest()
-
-    def kept(self) -> bytes:
-        """All that was read of stdin, to be the head of the next stream; nothing of a file."""
-        return b"".join(self._kept or ())
-
-    def lines(self, most: int = -1) -> Iterator[bytes]:
-        """The lines with their ends; a line of more than `most` bytes comes in parts."""
-        parts = self._file if most < 0 else iter(functools.partial(self._file.readline, most), b"")
-        lines: Iterator[bytes] = itertools.chain(self._head, parts)
-        if self.name.lower().endswith(PACKED_SUFFIXES):
-            lines = self._whole(lines)
-        return lines if self._sum is None else map(self._noted, lines)
-
-    def read(self, size: int) -> bytes:
-        """The next bytes, fewer than `size` only at the end."""
-        content = self._head.read(size)
-        if len(content) < size:
-            content += self._file.read(size - len(content))
-        return self._noted(content)
-
-    def readable(self) -> bool:
-        """Whether it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Whether it can be read again."""
-        return False
-
-    def _whole(self, lines: Iterator[bytes]) -> Iterator[bytes]:
-        """The same lines; InputError where a compressed file is damaged."""
-        try:
-            yield from lines
-        except PACKED_ERRORS as error:
-            raise InputError(f"{self.name} is damaged: {reason_of(error)}") from error
-
-    def _noted(self, content: bytes) -> bytes:
-        if self._sum is not None:
-            self._sum.update(content)
-            if self._kept is not None:
-                self._kept.append(content)
-        return content
-
-
-@contextlib.contextmanager
-def open_stream(path: Path | None, head: bytes = b"", *, keep: bool = False) -> Iterator[Stream]:
-    """A file from its beginning, or stdin for None, with the `head` that was read of it before."""
-    if path is None:
-        yield Stream(None, sys.stdin.buffer, head, keep=keep)  # not ours to close
-        return
-    with _opened(path) as file:
-        yield Stream(path, file)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    """A file for reading, unpacked on the way where its suffix says that it is compressed."""
-    suffix = path.suffix.lower()
-    if suffix not in PACKED_SUFFIXES:
-        return path.open("rb")
-    if suffix == ".gz":
-        raw: Any = gzip.open(path)  # noqa: SIM115 - closed by the buffer, which its owner closes
-    else:
-        import pyarrow as pa
-
-        raw = pa.input_stream(str(path), compression="zstd")
-    return io.BufferedReader(raw, PACKED_BUFFER_BYTES)
-
-
-def chunks_of(
-    stream: Stream, next_items: Take, size: int, start: int, *, what: str = "rows"
-) -> Iterator[Chunk]:
-    """Chunks of `size` items each, from the item `start` on; `next_items` gives at most so many.
-
-    Raises InputError for no item or fewer than `start`, and a fault after the items before it.
-    """
-    passed = 0
-    while True:
-        content, error = next_items(min(size, start - passed) if passed < start else size)
-        if len(content) and passed >= start:
-            yield Chunk(start=passed, count=len(content), content=content, digest=stream.digest)
-        passed += len(content)
-        if error is not None:
-            raise error
-        if not len(content):
-            break
-    if passed < start:
-        raise InputError(f"{stream.name} holds {passed} {what}, and {start} were read of it before")
-    if not passed:
-        raise InputError(f"{stream.name} holds no {what}")
-
-
-def take(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
-    """The next `size` items, or those before the fault and the fault."""
-    found: list[Item] = []
-    try:
-        found.extend(itertools.islice(items, size))
-    except InputError as error:
-        return tuple(found), error
-    return tuple(found), None
 
 
 def display_name(path: Path | None) -> str:

@@ -30,9 +30,9 @@ from serving.inputs.sources import (
     fingerprint_of_files,
     printable,
     reason_of,
-    take,
     value_or_reason,
 )
+from serving.inputs.streams import take
 from serving.runtime.tensors import Array
 
 MOST_HEADER_BYTES = 1 << 20

@@ -14,16 +14,8 @@ from typing import TypeVar
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.sources import (
-    Batch,
-    Chunk,
-    FileRows,
-    ReadTarget,
-    Stream,
-    chunks_of,
-    open_stream,
-    take,
-)
+from serving.inputs.sources import Batch, Chunk, FileRows, ReadTarget
+from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")

@@ -15,16 +15,8 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.errors import InputError
-from serving.inputs.sources import (
-    Batch,
-    Chunk,
-    FileRows,
-    ReadTarget,
-    Stream,
-    display_name,
-    open_stream,
-    refuse_broken,
-)
+from serving.inputs.sources import Batch, Chunk, FileRows, ReadTarget, display_name, refuse_broken
+from serving.inputs.streams import Stream, open_stream
 from serving.inputs.tables.arrow_columns import (
     ColumnReader,
     ImageColumn,

@@ -17,15 +17,8 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.sources import (
-    Chunk,
-    ReadTarget,
-    Stream,
-    chunks_of,
-    display_name,
-    open_stream,
-    take,
-)
+from serving.inputs.sources import Chunk, ReadTarget, display_name
+from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.inputs.tables.columns import WITH_COMMA, Numbers, chosen_columns
 from serving.inputs.tables.records import Record, TableRows, looked_into
 from serving.inputs.text import decode_line, raw_lines, text_fault

@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.sources import (
-    Chunk,
-    ReadTarget,
-    Stream,
-    chunks_of,
-    display_name,
-    open_stream,
-    take,
-)
+from serving.inputs.sources import Chunk, ReadTarget, display_name
+from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.inputs.tables.columns import (
     Numbers,
     chosen_columns,
