@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as of every program: 128 and the number of SIGINT."""
 ALLOW = "FERRY_ALLOW"
 """The variable that names what a processor may lack of what a model needs."""
 EXTRA_PACKAGES = {
@@ -59,7 +61,7 @@ def complete_path(
     return [CompletionItem(incomplete, type="file")]
 
 
-class _PathType(click.ParamType["Path"]):
+class PathType(click.ParamType["Path"]):
     """Makes a path of what was typed; `click.Path` would import pathlib for every `--help`."""
 
     name = "path"
@@ -70,6 +72,7 @@ class _PathType(click.ParamType["Path"]):
         param: click.Parameter | None,  # noqa: ARG002 - click's signature
         ctx: click.Context | None,  # noqa: ARG002 - click's signature
     ) -> "Path":
+        """Make a path of what was typed."""
         from pathlib import Path
 
         return Path(value)
@@ -77,10 +80,11 @@ class _PathType(click.ParamType["Path"]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> "list[CompletionItem]":
+        """Leave it to the shell."""
         return complete_path(ctx, param, incomplete)
 
 
-PATH = _PathType()
+PATH = PathType()
 
 
 def shared_option(command: Command) -> Command:
@@ -173,6 +177,9 @@ class Commands(click.Group):
             command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
             install = f"pip install 'onnx-ferry[{OTHER_EXTRAS.get(package, 'pipeline')}]'"
             raise _OneLineError(f"`{command}` needs {package}: {install}", 1) from error
+        except KeyboardInterrupt:
+            click.echo(err=True)  # after the ^C of the terminal
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             import signal
 

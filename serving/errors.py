@@ -2,6 +2,7 @@
 
     FerryError                                   exit 1
     ├── InputError          (ValueError)         a file or a row that cannot be used
+    │   └── DamagedError                         a file that cannot be read to its end
     ├── MissingInputError   (FileNotFoundError)  a file that another command makes
     ├── IntegrityError      (ValueError)         bytes that are not the ones that were recorded
     ├── ModelError          (ValueError)         an ONNX file that cannot be run
@@ -29,6 +30,18 @@ class InputError(FerryError, ValueError):
     """A file or a row that was read and cannot be used; the message says what was expected."""
 
 
+class DamagedError(InputError):
+    """A file that cannot be read, or not to its end; what is before the damage can be used."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.reason}"
+
+
 class MissingInputError(FerryError, FileNotFoundError):
     """A file that is not there; the message names the command that makes it."""
 
@@ -50,7 +63,7 @@ class EngineError(FerryError, RuntimeError):
 
 
 class OutputError(FerryError, FileExistsError):
-    """An output that is there already and would not be what this run writes."""
+    """An output that is there already and is of something else, or that cannot be there."""
 
 
 class SlowerError(FerryError, RuntimeError):

@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from serving.bundles.finding import not_there
 from serving.bundles.profiles import Goal, Profile, profile_for
-from serving.errors import InputError, MissingInputError, ModelError, UsageError
+from serving.errors import InputError, ModelError, UsageError
 from serving.runtime.binding import BoundPool, can_bind
 from serving.runtime.classes import ClassOutputs, Task
 from serving.runtime.kernels import needs_in, refuse_lacking
@@ -274,7 +275,7 @@ def open_model(
     """
     path = Path(path)
     if not path.exists():
-        raise MissingInputError(f"{path} is not there; it should be a bundle or an ONNX file")
+        raise not_there(path)
     if settings and settings.cuda_graph:
         raise UsageError(
             "cuda_graph=on replays calls of one shape; a model takes any number of rows"

@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from serving.batch.answers import ID, Columns, answer
 from serving.batch.run import Chunks, PredictOptions, PredictRun
 from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs, Place
-from serving.inputs.sources import Batch, Chunk, RowSource, UnreadableRow
+from serving.inputs.sources import Batch, Chunk, Lost, RowSource, UnreadableRow
 from serving.model import Model, open_model
 from serving.runtime.cores import allowed_cores, end_with_parent, ordered_map, ordered_results
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
@@ -41,6 +42,8 @@ GRACE_SECONDS = 5
 """How long a decoding process that has to end goes on with the chunks in hand."""
 ANSWER_SECONDS = 5
 """How long a cluster may take to answer at all."""
+PLACE = ("source", "start", "count", "lost", "reason")
+"""What an actor is told of a chunk."""
 INPUTS: list[Inputs] = []
 """The inputs that this decoding process was started with."""
 
@@ -86,9 +89,14 @@ def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answ
     workers = run.workers
     slow = any(source.slow for source in run.inputs.sources)
     if not slow or workers == 1 or (rows is not None and rows < PROCESSES_PAY):
-        yield from ordered_map(
-            lambda item: answer_one(decoded(run.inputs, *item)), chunks, parallel=workers
-        )
+        # One worker has a thread as well: in the main one a long batch would hold up signals.
+        with ThreadPoolExecutor(workers) as threads:
+            yield from ordered_results(
+                threads,
+                lambda item: answer_one(decoded(run.inputs, *item)),
+                chunks,
+                parallel=workers,
+            )
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -110,10 +118,10 @@ def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answ
 def decoded(inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
     """The rows of a chunk of the source `number`; raises what the source does."""
     begin = time.perf_counter()
-    batch = inputs.sources[number].decode(chunk).first(chunk.count)
+    batch = inputs.decode(number, chunk)
     return Decoded(
         batch=batch,
-        end=Place(number, chunk.start + chunk.count),
+        end=inputs.after(number, chunk),
         digest=chunk.digest,
         seconds=time.perf_counter() - begin,
     )
@@ -183,13 +191,10 @@ def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
 
     Raises UsageError for a stream and EngineError when a cluster cannot be had or an actor fails.
     """
-    import ray
-
+    ray = import_ray(run.options.ray_address)
     if run.inputs.fingerprint() is None:
         raise UsageError("--engine ray reads files; a stream is for the engine on this machine")
-    places = [
-        {"source": number, "start": chunk.start, "count": chunk.count} for number, chunk in chunks
-    ]
+    places = [_place(number, chunk) for number, chunk in chunks]
     if not places:
         return
     _connect(ray, run.options.ray_address, run.workers)
@@ -240,14 +245,24 @@ class Actor:
         self._cutters = [Cutter(source, chunk_rows) for source in inputs.sources]
 
     def __call__(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Answer the chunks that `batch` names by source, start and count."""
-        places = zip(batch["source"], batch["start"], batch["count"], strict=True)
+        """Answer the chunks that `batch` names as `_place` does."""
         made = np.empty(len(batch["start"]), object)
-        for index, (source, start, count) in enumerate(places):
-            chunk = replace(self._cutters[source].chunk(int(start)), count=int(count))
+        places = zip(*(batch[name] for name in PLACE), strict=True)
+        for index, (source, start, count, *lost) in enumerate(places):
+            if any(lost):
+                chunk = Chunk(start=int(start), count=int(count), content=Lost(*map(str, lost)))
+            else:
+                chunk = replace(self._cutters[source].chunk(int(start)), count=int(count))
             rows = decoded(self._inputs, int(source), chunk)
             made[index] = answered(self._model, self._options, rows)
         return {"answered": made}
+
+
+def _place(number: int, chunk: Chunk) -> dict[str, int | str]:
+    """Where a chunk is, and what is lost there."""
+    lost = chunk.content if isinstance(chunk.content, Lost) else Lost("", "")
+    values = (number, chunk.start, chunk.count, lost.id, lost.reason)
+    return dict(zip(PLACE, values, strict=True))
 
 
 @dataclass(slots=True)
@@ -268,6 +283,17 @@ class Cutter:
             if chunk.start == start:
                 return chunk
         raise ModelError(f"the input has no row {start} any more; it changed during the run")
+
+
+def import_ray(address: str | None) -> Any:
+    """Ray; a cluster that it starts, where `address` is None, listens on this machine alone."""
+    if address is None:
+        # Else its ports are open to the network, and whoever reaches them can run code. Ray reads
+        # this when it is imported: it keeps a cluster to 127.0.0.1, by default on macOS only.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    return ray
 
 
 def _connect(ray: Any, address: str | None, workers: int) -> None:

@@ -68,8 +68,9 @@ class Layout:
         return self.output / "_errors.jsonl" if self.is_folder else self._beside(".errors.jsonl")
 
     def shard(self, index: int) -> Path:
-        """The rows of a shard."""
-        return self.parts / f"part-{index:05}.{self.form}"
+        """The rows of a shard; of a file under a name that no reader of its folder looks for."""
+        name = f"part-{index:05}.{self.form}"
+        return self.parts / (name if self.is_folder else f"_{name}.part")
 
     def shard_errors(self, index: int) -> Path:
         """What could not be read of a shard."""
@@ -241,15 +242,12 @@ def drop_run(layout: Layout) -> None:
 
 
 def read_journal(path: Path) -> Journal | None:
-    """Read a manifest, if there, and cut off half a line; IntegrityError for what no run wrote."""
+    """Read a manifest, if there, but for half a line; IntegrityError for what no run wrote."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    whole = content[: _end_of_lines(content)]
     lines = [_parsed(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
     if not lines:
         return None
@@ -271,6 +269,11 @@ def add_to_journal(path: Path, shard: Shard) -> None:
         file.write(json_line(shard).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _end_of_lines(content: bytes) -> int:
+    """The length of the whole lines."""
+    return content.rfind(b"\n") + 1
 
 
 def _refuse_another(found: RunKey, key: RunKey, where: str) -> None:
@@ -305,6 +308,10 @@ def _sweep(layout: Layout, journal: Journal) -> None:
     """Remove what no line of the manifest stands for: a run was killed while it wrote that."""
     if not layout.manifest.exists():
         return  # all is joined
+    with layout.manifest.open("r+b") as file:
+        content = file.read()
+        if _end_of_lines(content) < len(content):
+            file.truncate(_end_of_lines(content))
     listed = {layout.manifest, layout.errors}
     for shard in journal.shards:
         listed |= {layout.shard(shard.index), layout.shard_errors(shard.index)}

@@ -5,20 +5,18 @@ cannot be read is listed beside the output and does not stop the run. Rows go to
 come, or into shards: a shard, and the list of what could not be read beside it, gets its name when
 it is whole and synced, and then the manifest gets a line (see `serving.batch.journal`). So a run
 that was stopped, or killed, goes on where it was when the same command is given again. SIGINT and
-SIGTERM end a run after the batch in hand; a second one acts as it always does.
+SIGTERM end a run after the batch in hand; a second one does not wait for that.
 """
 
 import abc
 import contextlib
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -33,16 +31,18 @@ from serving.batch.journal import (
     finish_run,
     read_journal,
 )
+from serving.batch.lock import lock_output
 from serving.batch.report import PredictReport, Stages
 from serving.batch.run import PredictOptions, PredictRun, prepare
+from serving.batch.signals import stoppable
 from serving.batch.writers import Write, open_writer
 from serving.console import note
 from serving.drift.check import DriftCheck, open_check
 from serving.errors import FerryError, InputError
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
+from serving.inputs.sources import REST
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MOST_NOTES = 10
 SHARD_ROWS = 1_000_000
 SHARD_SECONDS = 10
@@ -75,16 +75,17 @@ def predict(
         loop.go()
         return loop.report(None, None)
     layout = Layout(output=output, form=run.form)
-    journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
-    loop = PredictLoop(run, ShardedOutput(run, layout, journal, check), journal, check)
-    with _kept(layout):
-        if not journal.complete:
-            loop.go()
-        if not loop.stopped:
-            whole = read_journal(layout.manifest) or journal
-            finish_run(layout, whole)
-            if not whole.rows:
-                raise loop.nothing_readable()
+    with lock_output(output):
+        journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
+        loop = PredictLoop(run, ShardedOutput(run, layout, journal, check), journal, check)
+        with _kept(layout):
+            if not journal.complete:
+                loop.go()
+            if not loop.stopped:
+                whole = read_journal(layout.manifest) or journal
+                finish_run(layout, whole)
+                if not whole.rows:
+                    raise loop.nothing_readable()
     return loop.report(output, layout.errors)
 
 
@@ -201,6 +202,8 @@ class ShardedOutput(Output):
                 path = self._layout.shard_errors(self._index)
                 shard.listed = self.enter_context(atomic_write(path))
             shard.listed.write(json_line(item).encode())
+            if item.reason.endswith(REST):
+                note(f"Warning: {item.id} {item.reason}")
         shard.rows += one.count
         shard.errors += len(one.unreadable)
         shard.end, shard.digest = one.end, one.digest
@@ -255,23 +258,28 @@ class PredictLoop:
         self._before = output.rows
         self._seconds = self._decode = self._inference = self._write = 0.0
         self.stopped: list[signal.Signals] = []
-        """The signal that ended the run, if there was one."""
+        """The signals that ended the run; after the second one the batch in hand is left undone."""
         self.first_error = ""
         self._noted: set[str] = set()
 
     def go(self) -> None:
         """Answer and write them; raises InputError for more unreadable rows than are allowed."""
         begin = time.perf_counter()
-        with stoppable() as self.stopped, self._output, _progress(self._run, self._output) as count:
+        end_batches = self._run.model.session.stop
+        with (
+            stoppable(end_batches) as self.stopped,
+            self._output,
+            _progress(self._run, self._output) as count,
+        ):
             # The answers are closed when the writing fails, which drops the batches that wait.
             with contextlib.closing(self._answers()) as found:
-                for one in found:
+                for one in self._until_hurried(found):
                     self._take(one)
                     count(one)
                     if self.stopped or self._too_many():
                         break
                 else:
-                    self._output.finish(last=True)
+                    self._output.finish(last=not self._hurried)
             if self.stopped or self._too_many():
                 self._output.finish(last=False)
         self._seconds = time.perf_counter() - begin
@@ -322,6 +330,18 @@ class PredictLoop:
             return answers_of_cluster(run, chunks)
         return answers(run, chunks, run.count(self._output.rows + self._output.errors))
 
+    @property
+    def _hurried(self) -> bool:
+        return len(self.stopped) > 1
+
+    def _until_hurried(self, found: Iterator[Answered]) -> Iterator[Answered]:
+        """The same, up to the batch that is left undone."""
+        try:
+            yield from found
+        except (KeyboardInterrupt, FerryError):
+            if not self._hurried:
+                raise
+
     def _take(self, one: Answered) -> None:
         begin = time.perf_counter()
         for text in one.notes - self._noted:
@@ -360,34 +380,3 @@ def _progress(run: PredictRun, output: Output) -> Iterator[Callable[[Answered], 
                 bar.set_postfix(errors=output.errors, refresh=False)
 
         yield count
-
-
-# Signals
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[list[signal.Signals]]:
-    """Note the first signal instead of dying of it; outside the main thread there are none."""
-    stopped: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {one: signal.getsignal(one) for one in SIGNALS}
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        stopped.append(signal.Signals(number))
-        _restore(before)
-
-    for one in SIGNALS:
-        # One that is ignored, as in the background of a script, stays so.
-        if before[one] is not signal.SIG_IGN:
-            signal.signal(one, remember)
-    try:
-        yield stopped
-    finally:
-        _restore(before)
-
-
-def _restore(before: Mapping[signal.Signals, Any]) -> None:
-    for one, handler in before.items():
-        signal.signal(one, handler)

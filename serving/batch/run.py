@@ -224,6 +224,8 @@ def prepare(
     form = format_of(output, options.format, default=options.default_format)
     if options.csv_safe and form.partition(".")[0] != "csv":
         raise UsageError(f"--csv-safe is for CSV, and {output or 'stdout'} is written as {form}")
+    if output is not None and not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.bundles.finding import MANIFEST, not_there
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
@@ -25,7 +26,6 @@ from serving.runtime.shared import SharedInput
 from serving.runtime.tensors import TensorInfo
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
-MANIFEST = "manifest.json"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
 OPTIONAL = (REFERENCE,)
 RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
@@ -139,11 +139,11 @@ class Bundle:
 def open_bundle(folder: Path) -> Bundle:
     """Read a bundle after checking the size and the sha256 of each of its files.
 
-    Raises MissingInputError when `folder` is not a bundle and IntegrityError, naming every
-    difference, when a file was altered, added or taken away.
+    Raises MissingInputError when `folder` is not there or no bundle, InputError when it is a file,
+    and IntegrityError, naming every difference, when a file was altered, added or taken away.
     """
     if not folder.is_dir():
-        raise MissingInputError(f"{folder} is not a folder; `ferry bundle {folder.name}` makes it")
+        raise not_there(folder) if not folder.exists() else _is_file(folder)
     manifest = read_manifest(folder)
     names = set(manifest.files)
     if names - set(OPTIONAL) != set(FILES):
@@ -161,6 +161,12 @@ def open_bundle(folder: Path) -> Bundle:
         differences = "; ".join(f"{name} {reason}" for name, reason in wrong.items())
         raise IntegrityError(f"{folder} is not the bundle that was written: {differences}")
     return Bundle(folder=folder, manifest=manifest, contents=contents)
+
+
+def _is_file(path: Path) -> InputError:
+    """The error for a file where a bundle should be."""
+    of = f" of the bundle {path.parent}" if (path.parent / MANIFEST).is_file() else ""
+    return InputError(f"{path} is a file{of}; a bundle is a folder")
 
 
 def model_source(path: Path, provider: str) -> tuple[Path | bytes, dict[str, str]]:

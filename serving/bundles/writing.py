@@ -17,7 +17,6 @@ import numpy.typing as npt
 from serving.bundles.bundle import (
     GOLDEN,
     LABELS,
-    MANIFEST,
     MODEL,
     RUNNER,
     RUNNER_SOURCE,
@@ -30,6 +29,7 @@ from serving.bundles.bundle import (
     open_bundle,
     sealed,
 )
+from serving.bundles.finding import MANIFEST
 from serving.bundles.golden import INPUT, check_golden, make_golden
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference

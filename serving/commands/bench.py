@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.options import MODEL
 from serving.console import PATH, allow_option, json_option, note, progress, show
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ SERVER = "server"
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=MODEL)
 @click.option(
     "--provider",
     "providers",

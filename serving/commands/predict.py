@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from serving.commands.options import MODEL
 from serving.console import (
     PATH,
     allow_option,
@@ -37,7 +38,7 @@ AUTO = click.types.FuncParamType(count)
 
 
 @click.command()
-@click.argument("model", type=PATH)
+@click.argument("model", type=MODEL)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, shell_complete=complete_path)
 @click.option(
     "-o",

@@ -4,14 +4,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.console import PATH, allow_option, json_option, show
+from serving.commands.options import MODEL
+from serving.console import allow_option, json_option, show
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @click.command()
-@click.argument("bundle", type=PATH)
+@click.argument("bundle", type=MODEL)
 @click.option(
     "--provider", metavar="NAME", default="cpu", help="Execution provider: cpu, cuda, ... (cpu)"
 )

@@ -1,12 +1,13 @@
-"""Rows of `.npy`, `.npz` and IDX files, mapped where they lie or decompressed on the way.
+"""Rows of `.npy`, `.npz` and IDX files, read where they lie or decompressed on the way.
 
-A mapped row is never copied on its way to the model, and no more is mapped at a time than the
-chunks that are in use, whatever the size of the file. Nothing is ever unpickled.
+No more is read at a time than the chunks that are in use, whatever the size of the file. It is not
+mapped: a file that is cut short by another program would end this one. Nothing is ever unpickled.
 """
 
 import contextlib
 import functools
 import gzip
+import io
 import lzma
 import math
 import struct
@@ -16,17 +17,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
     Chunk,
     FileRows,
     ReadTarget,
+    reason_of,
     refuse_broken,
     value_or_reason,
 )
@@ -108,33 +110,46 @@ class ArrayFile(FileRows):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MappedRows(ArrayFile):
+class PlainRows(ArrayFile):
     """Those of an array that lies in a file as it lies in memory."""
 
     path: Path
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Nothing but numbers: whoever decodes a chunk maps its rows."""
+        """Nothing but numbers: whoever decodes a chunk reads its rows."""
         for first in range(start, self.count, size):
             yield Chunk(start=first, count=min(size, self.count - first), content=None)
 
     def decode(self, chunk: Chunk) -> Batch:
-        """The rows of a chunk, a view of the file where they lie as the model takes them."""
-        with refuse_broken(self.name, "changed while it was read", (OSError, ValueError)):
-            rows = self.mapped(chunk.start, chunk.count).view(np.ndarray)
-        return self.batch(chunk.start, np.require(rows, requirements=["C", "A"]))
+        """The rows of a chunk; InputError for a file that has become too short."""
+        try:
+            rows = self._read(chunk.start, chunk.count)
+        except (OSError, ValueError) as error:
+            reason = f"changed while it was read: {reason_of(error)}"
+            raise InputError(f"{self.name} {reason}") from error
+        return self.batch(chunk.start, np.ascontiguousarray(rows))
 
-    def mapped(self, start: int, count: int) -> Array:
-        """Some rows where they lie, in the order in which they lie there."""
-        header, path = self.header, str(self.path)  # numpy would resolve a Path each time
+    def _read(self, start: int, count: int) -> Array:
+        header, first = self.header, self.offset + start * self.header.row_bytes
         shape = (count, *header.shape[1:])
-        if 0 in shape:  # nothing to map
-            return np.empty(shape, header.dtype)
-        if header.in_columns:
-            whole = np.memmap(path, header.dtype, "r", self.offset, header.shape, "F")
-            return whole[start : start + count]
-        offset = self.offset + start * header.row_bytes
-        return np.memmap(path, header.dtype, "r", offset, shape)
+        with self.path.open("rb", buffering=0) as file:
+            if not header.in_columns:
+                rows = np.empty(shape, header.dtype)
+                _fill(rows, file, first)
+                return rows
+            columns = np.empty((math.prod(shape[1:]), count), header.dtype)
+            for number, column in enumerate(columns):
+                at = number * self.count + start
+                _fill(column, file, self.offset + at * header.dtype.itemsize)
+        return columns.T.reshape(shape, order="F")
+
+    def mapped(self) -> Array:
+        """All rows where they lie."""
+        header = self.header
+        if 0 in header.shape:  # nothing to map
+            return np.empty(header.shape, header.dtype)
+        order: Literal["F", "C"] = "F" if header.in_columns else "C"
+        return np.memmap(self.path, header.dtype, "r", self.offset, header.shape, order)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,14 +182,14 @@ class StreamedRows(ArrayFile):
             content = stream.read(count * width)
             if len(content) < count * width:
                 there = first + len(content) // max(1, width)
-                raise InputError(
-                    f"{stream.name} ends after {there} rows, its header tells of {self.count}"
+                raise DamagedError(
+                    stream.name, f"ends after {there} rows, its header tells of {self.count}"
                 )
             rows = np.frombuffer(content, dtype) if content else np.empty(0, dtype)
             yield rows.reshape(count, *self.header.shape[1:])
         # This also makes zipfile and gzip compare their sums.
         if stream.read(1):
-            raise InputError(f"{stream.name} goes on after the {self.count} rows of its header")
+            raise DamagedError(stream.name, f"goes on after the {self.count} rows of its header")
 
     def _of_columns(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
         """The same of an array whose rows are all there only when all of it is."""
@@ -197,7 +212,20 @@ class StreamedRows(ArrayFile):
                 yield Stream(self.path, member)
 
 
-ArrayRows = MappedRows | StreamedRows
+ArrayRows = PlainRows | StreamedRows
+
+
+def _fill(values: Array, file: io.FileIO, offset: int) -> None:
+    """Read values that lie in one piece; ValueError when the file ends before them."""
+    if not values.nbytes:
+        return
+    file.seek(offset)
+    left = values.reshape(-1).view(np.uint8).data
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise ValueError("it ends too early")
+        left = left[count:]
 
 
 def _pass(stream: Stream, count: int) -> None:
@@ -214,8 +242,8 @@ def open_array(path: Path, target: ReadTarget) -> Array:
     Raises InputError for what is no such file, and for rows of another dtype or shape, or none.
     """
     rows = open_array_rows(path, target)
-    if isinstance(rows, MappedRows):
-        return rows.mapped(0, rows.count)
+    if isinstance(rows, PlainRows):
+        return rows.mapped()
     (chunk,) = rows.chunks(rows.count)  # to their end, where sums are compared
     whole: Array = chunk.content
     return whole
@@ -240,12 +268,12 @@ def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
     return _open_npz(path, target) if suffix == ".npz" else _open_npy(path, target)
 
 
-def _open_npy(path: Path, target: ReadTarget) -> MappedRows:
+def _open_npy(path: Path, target: ReadTarget) -> PlainRows:
     with _readable(str(path), ".npy"), path.open("rb") as file:
         header = _checked(file, str(path), target)
         offset = file.tell()
         header.refuse_short(file.seek(0, 2) - offset, path.name)
-    return MappedRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
@@ -259,7 +287,7 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
         at = _place_of_stored(file, entry)
     numbers = _numbers(target)
     if at is not None:
-        return MappedRows(path=path, header=header, offset=at + offset, numbers=numbers)
+        return PlainRows(path=path, header=header, offset=at + offset, numbers=numbers)
     member_name = entry.filename
     return StreamedRows(
         path=path, member=member_name, header=header, offset=offset, numbers=numbers
@@ -350,7 +378,7 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
     expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return MappedRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:

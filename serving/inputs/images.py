@@ -6,13 +6,15 @@ line, as `find` prints them: relative to the working folder; blank lines are ski
 """
 
 import functools
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
+from serving.files import sha256_of_bytes
 from serving.inputs.decoding import ImageDecoder, image_decoder
 from serving.inputs.names import IMAGE_SUFFIXES, files_of, may_be_image
 from serving.inputs.sources import (
@@ -96,12 +98,29 @@ class ListedImages(FileRows):
     count: None = None
     slow: bool = True
 
-    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """Paths, `size` at a time; InputError for no line, or one far too long for a path."""
+    def fingerprint(self) -> str | None:
+        """The sha256 of the path, size and time of change of the list and of every image on it."""
+        if self.path is None:
+            return None
         with open_stream(self.path) as stream:
-            paths = _null_ended(stream) if self.null else _paths(stream)
-            next_paths = functools.partial(take, map(os.fsdecode, paths))
-            yield from chunks_of(stream, next_paths, size, start, what="images")
+            return fingerprint_of_files(itertools.chain([self.path], self._paths(stream)))
+
+    def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
+        """Paths, `size` at a time; InputError for no line, or one far too long for a path.
+
+        The digest of a chunk of stdin is also of the images, as a fingerprint is.
+        """
+        with open_stream(self.path) as stream:
+            paths, images = self._paths(stream), hashlib.sha256()
+            if self.path is None:
+                paths = _noted(paths, images)
+            lines = functools.partial(take, paths)
+            for chunk in chunks_of(stream, lines, size, start, what="images"):
+                whole = chunk.digest and sha256_of_bytes(images.digest() + chunk.digest.encode())
+                yield replace(chunk, digest=whole)
+
+    def _paths(self, stream: Stream) -> Iterator[str]:
+        return map(os.fsdecode, _null_ended(stream) if self.null else _lines(stream))
 
     def decode(self, chunk: Chunk) -> Batch:
         """The images of a chunk; an image's id is its path."""
@@ -114,13 +133,21 @@ def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
     return ListedImages(path=path, decoder=decoder, null=target.options.null)
 
 
-def _paths(stream: Stream) -> Iterator[bytes]:
+def _noted(paths: Iterator[str], images: "hashlib._Hash") -> Iterator[str]:
+    """The same paths, with the state of each image added to a sum."""
+    for path in paths:
+        images.update(fingerprint_of_files([path]).encode())
+        yield path
+
+
+def _lines(stream: Stream) -> Iterator[bytes]:
     """The lines that are not blank, without their ends."""
     for number, line in enumerate(stream.lines(MOST_LINE_BYTES), 1):
         if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
-            raise InputError(
-                f"{stream.name}: line {number} has more than {MOST_LINE_BYTES} bytes; "
-                f"give the path of one image a line"
+            raise DamagedError(
+                stream.name,
+                f"has more than {MOST_LINE_BYTES} bytes in line {number}; give the path of one "
+                f"image a line",
             )
         path = line.removesuffix(b"\n").removesuffix(b"\r")
         if path.strip():

@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.errors import InputError, MissingInputError, UnknownNameError, UsageError
+import numpy as np
+
+from serving.errors import (
+    DamagedError,
+    InputError,
+    MissingInputError,
+    UnknownNameError,
+    UsageError,
+)
 from serving.files import sha256_of_bytes
 from serving.inputs.names import (
     ARRAY_SUFFIXES,
@@ -32,14 +40,18 @@ from serving.inputs.names import (
     is_pattern,
 )
 from serving.inputs.sources import (
+    REST,
+    Batch,
     Chunk,
     InputRow,
     LeftOut,
+    Lost,
+    NumberedIds,
     ReadOptions,
     ReadTarget,
     RowSource,
     UnreadableRow,
-    each_row,
+    rows_of,
 )
 from serving.model import Model
 from serving.runtime.tensors import FLOATS
@@ -49,6 +61,8 @@ STDIN_FORMATS = ("list", "text", "csv", "jsonl", "arrow", "npy")
 TABLES = {"csv", "jsonl", "arrow"}
 LEFT_OUT = "no table"
 """Of a file beside tables."""
+PREVIEW_ROWS = 64
+"""Rows of a chunk that one looks at."""
 REMOTE_IMAGES, REMOTE_FILE = "images at addresses", "file at an address"
 JOINED = {"images", "tar", REMOTE_IMAGES}
 """The formats of which several inputs in a row are one source, so that its chunks are full."""
@@ -76,8 +90,8 @@ class Inputs:
         return None if None in counts else sum(filter(None, counts))
 
     def __iter__(self) -> Iterator[InputRow | UnreadableRow]:
-        for source in self.sources:
-            yield from each_row(source)
+        for number, chunk in self.chunks(PREVIEW_ROWS):
+            yield from rows_of(self.decode(number, chunk))
 
     def fingerprint(self) -> str | None:
         """What changes when any of them does; None when one is a stream that is read once."""
@@ -85,11 +99,41 @@ class Inputs:
         return None if None in found else sha256_of_bytes("".join(filter(None, found)).encode())
 
     def chunks(self, size: int, at: Place = Place(0, 0)) -> Iterator[tuple[int, Chunk]]:
-        """The chunks from a place on, each with the index of its source."""
+        """The chunks from a place on, each with the index of its source.
+
+        The last chunk of a source that is damaged holds what is `Lost` of it; a stream, whose
+        writer may have died, raises instead.
+        """
         for number in range(at.source, len(self.sources)):
             start = at.row if number == at.source else 0
-            for chunk in self.sources[number].chunks(size, start):
-                yield number, chunk
+            source = self.sources[number]
+            try:
+                for chunk in source.chunks(size, start):
+                    yield number, chunk
+                    start = chunk.start + chunk.count
+            except DamagedError as error:
+                if source.fingerprint() is None:
+                    raise
+                lost = Lost(f"{error.name}:{start}", error.reason + REST)
+                yield number, Chunk(start=start, count=1, content=lost)
+
+    def decode(self, number: int, chunk: Chunk) -> Batch:
+        """The rows of a chunk of the source `number`; what is lost, or damaged, is unreadable."""
+        if isinstance(chunk.content, Lost):
+            lost = chunk.content
+            return Batch(ids=[lost.id], rows=np.empty(0), faults={0: lost.reason})
+        try:
+            return self.sources[number].decode(chunk).first(chunk.count)
+        except DamagedError as error:
+            faults = dict.fromkeys(range(chunk.count), error.reason)
+            ids = NumberedIds(error.name, chunk.start, chunk.count)
+            return Batch(ids=ids, rows=np.empty(0), faults=faults)
+
+    def after(self, number: int, chunk: Chunk) -> Place:
+        """Where to go on after a chunk of the source `number`."""
+        if isinstance(chunk.content, Lost):
+            return Place(number + 1, 0)
+        return Place(number, chunk.start + chunk.count)
 
 
 def open_inputs(
@@ -110,8 +154,18 @@ def open_inputs(
     for form, group in itertools.groupby(pairs, lambda pair: pair[0]):
         found = [name for _, name in group]
         together = [found] if form in JOINED else [[name] for name in found]
-        sources += [open_source(form, some, target) for some in together]
+        sources += [_opened(form, some, target, alone=len(pairs) == 1) for some in together]
     return Inputs(tuple(sources))
+
+
+def _opened(form: str, names: Sequence[str], target: ReadTarget, *, alone: bool) -> RowSource:
+    """The rows of some inputs; one that is damaged does not stop the others."""
+    try:
+        return open_source(form, names, target)
+    except DamagedError as error:
+        if alone or names[0] == STDIN:
+            raise
+        return LeftOut(path=Path(names[0]), reason=error.reason)
 
 
 def _expanded(name: str) -> list[str]:

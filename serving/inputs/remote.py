@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serving.errors import FerryError, InputError, MissingInputError
-from serving.inputs.arrays import MappedRows
+from serving.errors import DamagedError, FerryError, InputError, MissingInputError
+from serving.inputs.arrays import PlainRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
 from serving.inputs.images import no_images
 from serving.inputs.names import (
@@ -149,8 +149,8 @@ class FetchedRows:
                     source = replace(source, fetched=True)
                 for chunk in source.chunks(size, start):
                     content: FetchedChunk | Batch = FetchedChunk(str(path), source, chunk)
-                    if isinstance(source, MappedRows):
-                        # What is mapped stays, although the file has no name any more.
+                    if isinstance(source, PlainRows):
+                        # The file is gone when the chunk is decoded.
                         content = self._addressed(source.decode(chunk), str(path))
                     yield replace(chunk, content=content)
 
@@ -174,6 +174,8 @@ class FetchedRows:
         """Tell the address in place of the path."""
         try:
             yield
+        except DamagedError as error:
+            raise DamagedError(self.file.address, error.reason) from error
         except InputError as error:
             raise InputError(str(error).replace(path, self.file.address)) from error
 

@@ -19,11 +19,13 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 import numpy as np
 
 from serving.console import note
-from serving.errors import InputError, UsageError, one_line
+from serving.errors import DamagedError, InputError, UsageError, one_line
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
+REST = "; the rest of it is not read"
+"""How the reason ends that stands for more rows than its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,15 @@ class UnreadableRow:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """All that follows in a source that is damaged; the content of its last chunk, of one row."""
+
+    id: str
+    """That of the first row that is lost."""
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """Consecutive rows of a source that are not decoded yet; it can be sent to other processes."""
@@ -163,11 +174,12 @@ class RowSource(Protocol):
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """The chunks of `size` rows from the row `start` on, a multiple of it; the last is short.
 
-        Raises InputError for a file that turns out to be broken where it cannot be read on.
+        Raises DamagedError for a file that turns out to be broken where it cannot be read on, and
+        InputError for one that has changed, or cannot be had now.
         """
 
     def decode(self, chunk: Chunk) -> Batch:
-        """The rows of a chunk."""
+        """The rows of a chunk; DamagedError when none of them can be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,8 +206,9 @@ class FileRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut(FileRows):
-    """A file of a folder of tables that is none: a row that cannot be read, so that it is named."""
+    """A file among others of which no row can be read: it is one such row, so that it is named."""
 
+    reason: str = "it is no table"
     count: int = 1
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:  # noqa: ARG002 - there is one
@@ -205,7 +218,7 @@ class LeftOut(FileRows):
 
     def decode(self, chunk: Chunk) -> Batch:  # noqa: ARG002 - it is always the same
         """Its name, and the reason."""
-        return Batch(ids=[self.name], rows=np.empty(0), faults={0: "it is no table"})
+        return Batch(ids=[self.name], rows=np.empty(0), faults={0: self.reason})
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,14 +249,18 @@ class NumberedIds(Sequence[str]):
 def each_row(source: RowSource, size: int = 64) -> Iterator[InputRow | UnreadableRow]:
     """Every row of a source, one by one and in order."""
     for chunk in source.chunks(size):
-        batch = source.decode(chunk)
-        readable = 0
-        for index, one in enumerate(batch.ids):
-            if index in batch.faults:
-                yield UnreadableRow(one, batch.faults[index])
-            else:
-                yield InputRow(one, batch.rows[readable, ...])  # an array, of one text too
-                readable += 1
+        yield from rows_of(source.decode(chunk))
+
+
+def rows_of(batch: Batch) -> Iterator[InputRow | UnreadableRow]:
+    """Every row of a batch."""
+    readable = 0
+    for index, one in enumerate(batch.ids):
+        if index in batch.faults:
+            yield UnreadableRow(one, batch.faults[index])
+        else:
+            yield InputRow(one, batch.rows[readable, ...])  # an array, of one text too
+            readable += 1
 
 
 def batch_of(ids: Sequence[str], values: Sequence[Array | str], empty: Array) -> Batch:
@@ -273,13 +290,24 @@ def printable(path: Path) -> str:
 
 @contextlib.contextmanager
 def refuse_broken(name: str, what: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Raise InputError, "NAME WHAT: reason", for what a library raises on broken files."""
+    """Raise DamagedError, "NAME WHAT: reason", for what a library raises on broken files.
+
+    What the system refuses now is no damage, and an InputError: it may grant it the next time.
+    """
     try:
         yield
     except errors as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{name} {what}: {reason_of(error)}") from error
+        reason = f"{what}: {reason_of(error)}"
+        if is_of_system(error):
+            raise InputError(f"{name} {reason}") from error
+        raise DamagedError(name, reason) from error
+
+
+def is_of_system(error: Exception) -> bool:
+    """Whether an error is the system's; libraries raise OSError for broken files as well."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def reason_of(error: Exception) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.names import PACKED_SUFFIXES
 from serving.inputs.sources import Chunk, display_name, reason_of
 
@@ -77,7 +77,7 @@ class Stream:
         try:
             yield from lines
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise InputError(f"{self.name} is damaged: {reason_of(error)}") from error
+            raise DamagedError(self.name, f"is damaged: {reason_of(error)}") from error
 
     def _noted(self, content: bytes) -> bytes:
         if self._sum is not None:

@@ -19,15 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
 from serving.inputs.images import no_images
 from serving.inputs.names import NO_DATA, OTHER_IMAGE_SUFFIXES, may_be_image
 from serving.inputs.sources import (
+    REST,
     Batch,
     Chunk,
     ReadTarget,
     fingerprint_of_files,
+    is_of_system,
     printable,
     reason_of,
     value_or_reason,
@@ -74,6 +76,8 @@ class TarMember:
     @property
     def id(self) -> str:
         """`shard.tar:folder/name.jpg`, as text that can be written anywhere."""
+        if not self.name:
+            return printable(Path(self.shard))
         name = self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
         return f"{printable(Path(self.shard))}:{shown}"
@@ -95,7 +99,7 @@ class TarImages:
         return fingerprint_of_files(self.shards)
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
-        """The images, `size` at a time; InputError where a shard is damaged, after those before."""
+        """The images, `size` at a time; InputError where a shard cannot be had any more."""
         members = self._members(start)
         while True:
             content, error = take(members, size)
@@ -127,17 +131,33 @@ class TarImages:
 
     def _members(self, start: int) -> Iterator[TarMember]:
         """The images from the one at `start` on."""
-        members = (_images_of(shard, fetched=self.fetched) for shard in self.shards)
+        members = map(self._of_shard, self.shards)
         return itertools.islice(itertools.chain.from_iterable(members), start, None)
+
+    def _of_shard(self, shard: str) -> Iterator[TarMember]:
+        """The images of a shard, and a last one without a name for what is damaged."""
+        try:
+            yield from _images_of(shard, fetched=self.fetched)
+        except DamagedError as error:
+            yield TarMember(shard=shard, name="", offset=0, size=0, fault=error.reason + REST)
 
 
 def open_tars(paths: Sequence[Path], target: ReadTarget) -> TarImages:
-    """The images of tar shards; InputError where one has none or the model takes none."""
+    """The images of tar shards; InputError where one has none or the model takes none.
+
+    One that is damaged from its beginning is refused where it is the only one.
+    """
     decoder = image_decoder(str(paths[0]), target)
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} is not a file")
-        if not any(may_be_image(member.name) for member in _images_of(str(path))):
+        try:
+            found = any(may_be_image(member.name) for member in _images_of(str(path)))
+        except DamagedError:
+            if len(paths) == 1:
+                raise
+            continue
+        if not found:
             raise no_images(str(path))
     return TarImages(shards=tuple(map(str, paths)), decoder=decoder)
 
@@ -192,10 +212,13 @@ def _members_of(shard: str, *, fetched: bool) -> Iterator[TarMember]:
                     fault=fault,
                 )
     except READING_ERRORS as error:
-        raise InputError(
-            f"{shard} is damaged after {images} images, in or after the member at byte {place}: "
+        if is_of_system(error):
+            raise InputError(f"{shard} cannot be read: {reason_of(error)}") from error
+        reason = (
+            f"is damaged after {images} images, in or after the member at byte {place}: "
             f"{reason_of(error)}"
-        ) from error
+        )
+        raise DamagedError(shard, reason) from error
 
 
 def _opened(shard: str, *, packed: bool) -> IO[bytes]:

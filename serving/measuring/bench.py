@@ -20,6 +20,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
+from serving.bundles.finding import not_there
 from serving.errors import MissingInputError
 from serving.files import read_record
 from serving.machine.environment import describe
@@ -55,9 +56,11 @@ def bench(
     all_settings = options.session_settings()
     for plan in options.scenarios:
         check_plan(plan)
-    for path in filter(None, (model, against, options.rows)):
+    for path in filter(None, (model, against)):
         if not path.exists():
-            raise MissingInputError(f"{path} is not there")
+            raise not_there(path)
+    if options.rows and not options.rows.exists():
+        raise MissingInputError(f"{options.rows} is not there")
     providers, skipped = _providers(options, model)
     for provider in providers:
         for settings in all_settings:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from serving.bundles.finding import located
 from serving.console import table
 from serving.errors import InputError, MissingInputError, SlowerError
 from serving.files import read_json, read_record
@@ -169,7 +170,7 @@ def find_target(what: str, model: Path, folder: Path) -> CompareTarget:
     It is a saved report (.json), a model, or a git revision: the model as it was then, from git or
     from DVC's cache, or else its report. Raises MissingInputError when it is none of these.
     """
-    path = Path(what)
+    path = located(what)
     if path.suffix == ".json":
         if not path.exists():
             raise MissingInputError(f"{what} is not there; `ferry bench -o {path.name}` writes one")

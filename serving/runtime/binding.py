@@ -60,7 +60,9 @@ def bind(session: Session, feeds: Mapping[str, Array]) -> Bound:
     inputs = {name: np.array(array, order="C") for name, array in whole.items()}
     outputs = _empty_outputs(session, inputs)
     binding = session.raw.io_binding()
-    run: Callable[[], object] = functools.partial(session.raw.run_with_iobinding, binding)
+    run: Callable[[], object] = functools.partial(
+        session.raw.run_with_iobinding, binding, session.run_options
+    )
     if session.provider in GPU_PROVIDERS:
         run = _on_device(binding, run, inputs, outputs)
         return Bound(inputs=inputs, outputs=outputs, call=run)

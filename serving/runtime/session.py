@@ -49,6 +49,19 @@ NO_TYPE = "No corresponding Numpy type"
 SILENT, ERRORS = 4, 3
 RECURRENT = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 """Operators whose kernels in ONNX Runtime 1.31 end the whole process on a batch without rows."""
+OTHER_FILES = {
+    ".safetensors": "the weights of a network; `ferry export` makes the model of an experiment",
+    **dict.fromkeys(
+        (".pt", ".pth", ".pt2", ".ckpt"),
+        "a file of PyTorch; torch.onnx.export, or `ferry export` of an experiment, makes a model",
+    ),
+    ".tflite": "a model of TensorFlow Lite; tf2onnx converts it",
+    **dict.fromkeys(
+        (".engine", ".plan", ".trt"),
+        "an engine of TensorRT for one kind of GPU; give the model that it was built from",
+    ),
+}
+"""What files are that people take for models, by their suffix."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -90,8 +103,10 @@ class Session:
     """The outputs that ONNX Runtime gives as a list of maps, and `run` as a table."""
     classes: tuple[str, ...] | None
     """What the graph calls its classes, where an operator that makes an output says it."""
-    call: Callable[[list[str], dict[str, Array], None], list[Array]]
+    call: Callable[[list[str], dict[str, Array], Any], list[Array]]
     """What `raw.run` calls after checks of its own, which ONNX Runtime makes again."""
+    run_options: Any
+    """Those of all calls, an `onnxruntime.RunOptions`."""
     output_names: list[str]
 
     def answered(self, name: str) -> tuple[TensorInfo, ...]:
@@ -132,6 +147,10 @@ class Session:
         """The shared inputs as `open_session` takes them."""
         return {one.info.name: one.value for one in self.shared}
 
+    def stop(self) -> None:
+        """End the calls that run, from another thread, between two nodes; InputError for all."""
+        self.run_options.terminate = True
+
     def whole(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Some rows by the name of the input, with the inputs that are the same for all."""
         rows = len(next(iter(feeds.values()))) if self.shared else 0
@@ -155,7 +174,7 @@ class Session:
                 "the model refused its input: a recurrent layer needs at least one row of one step"
             )
         try:
-            values = self.call(self.output_names, self.whole(feeds), None)
+            values = self.call(self.output_names, self.whole(feeds), self.run_options)
         except UnicodeDecodeError as error:
             raise ModelError(f"the model's answer {not_utf8(error.object)}") from error
         except (*ORT_ERRORS, ValueError, TypeError) as error:
@@ -243,6 +262,7 @@ def _session(
         maps=maps,
         classes=classes,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
+        run_options=onnxruntime.RunOptions(),
         output_names=[output.name for output in outputs],
     )
 
@@ -278,6 +298,9 @@ def _read(model: Path | bytes) -> bytes:
     # From bytes: what was hashed is what runs.
     if isinstance(model, bytes):
         return model
+    other = OTHER_FILES.get(model.suffix.lower())
+    if other and model.is_file():
+        raise ModelError(f"{model} is no ONNX file but {other}")
     try:
         return model.read_bytes()
     except FileNotFoundError as error:

@@ -1,6 +1,7 @@
 """Parquet and Arrow as sources: what a column may hold, where it is cut, what is wrong in it."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -443,3 +444,26 @@ source = open_arrow(Path({str(path)!r}), ReadTarget(info, Path("m")))
 """)
     assert path.stat().st_size > 200 << 20
     assert growth < 128
+
+
+def test_rows_outlast_the_file(tmp_path: Path) -> None:
+    """Were they mapped, the system would end the process."""
+    path = written(tmp_path / "rows.arrow", {"text": [f"text {n}" for n in range(9)]}, batch=4)
+    source = open_arrow(path, target(TEXT))
+    chunks = list(source.chunks(9))
+    path.write_bytes(b"")
+    assert source.decode(chunks[0]).rows.tolist() == [f"text {n}" for n in range(9)]
+
+
+def test_large_record_batches_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.inputs.tables.arrow.MOST_BATCH_BYTES", 0)
+    monkeypatch.setattr("serving.inputs.arrow.WINDOW_BYTES", 64)
+    path = written(tmp_path / "rows.arrow", {"text": [f"text {n}" for n in range(99)]}, batch=90)
+    source = open_arrow(path, target(TEXT))
+    texts = [text for one in batches(source, 7) for text in one.rows.tolist()]
+    assert texts == [f"text {n}" for n in range(99)]
+    chunks = source.chunks(7)
+    next(chunks)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(InputError, match=r"rows\.arrow changed while it was read"):
+        next(chunks)

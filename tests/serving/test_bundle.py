@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(bundle: Path) -> None:
 def test_a_folder_without_a_manifest_is_no_bundle(bundle: Path, tmp_path: Path) -> None:
     (bundle / MANIFEST).unlink()
     assert "is not a bundle" in refused(bundle)
-    with pytest.raises(MissingInputError, match="ferry bundle none"):
+    with pytest.raises(MissingInputError, match="none is not there"):
         open_bundle(tmp_path / "none")
 
 

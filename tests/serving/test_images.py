@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from samples_of_rows import batches, sha256, target
+from samples_of_rows import batches, target
 from tiny_images import as_image, encoded, picture, saved, write
 
 from serving.errors import InputError
@@ -271,9 +271,21 @@ def test_a_list_goes_on_where_it_was(
 ) -> None:
     whole = list(on_stdin(monkeypatch, lines(paths)).chunks(4))
     assert [(chunk.start, chunk.count) for chunk in whole] == [(0, 4), (4, 4), (8, 2)]
-    assert whole[-1].digest == sha256(lines(paths))
     rest = list(on_stdin(monkeypatch, lines(paths)).chunks(4, start))
     assert rest == [chunk for chunk in whole if chunk.start >= start]
+
+
+def test_images_of_a_list_that_change_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, paths: list[str]
+) -> None:
+    path = write(tmp_path / "images.lst", lines(paths))
+    before = listed(path).fingerprint()
+    digests = [chunk.digest for chunk in on_stdin(monkeypatch, lines(paths)).chunks(4)]
+    os.utime(paths[5], ns=(1, 1))
+    assert listed(path).fingerprint() != before
+    later = [chunk.digest for chunk in on_stdin(monkeypatch, lines(paths)).chunks(4)]
+    assert later[0] == digests[0]
+    assert not set(later[1:]) & set(digests)
 
 
 def test_ends_of_lines_and_blank_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +357,7 @@ def test_a_list_that_became_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_stream_without_lines_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.BytesIO(b"a.png\n" + bytes(1 << 22))
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
-    with pytest.raises(InputError, match=r"stdin: line 2 has more than 65536 bytes"):
+    with pytest.raises(InputError, match=r"stdin has more than 65536 bytes in line 2"):
         list(listed().chunks(1))
     assert stream.tell() <= 2 * MOST_LINE_BYTES
 

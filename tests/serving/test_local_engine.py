@@ -124,7 +124,7 @@ def test_a_signal_to_the_whole_group_ends_the_run_after_the_batch_in_hand(
     with started(model_file, folder, tmp_path) as process:
         wait_for_children(process)
         end = time.monotonic() + 60
-        while not any(tmp_path.glob("out.csv.parts/.part-*")) and time.monotonic() < end:
+        while not any(tmp_path.glob("out.csv.parts/._part-*")) and time.monotonic() < end:
             time.sleep(0.05)  # until the decoding processes are ready for the signal
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGTERM)

@@ -1,5 +1,7 @@
 """The same rows from a cluster of Ray, as exact when the run is stopped."""
 
+import importlib.util
+import ipaddress
 import json
 import sys
 from collections.abc import Iterator
@@ -7,16 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from tiny_classifier import images
 
+from serving.batch.engine import import_ray
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
 from serving.errors import EngineError, UsageError
 
-pytest.importorskip("ray", reason="ray is not installed: pip install 'onnx-ferry[ray]'")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+LACKING = importlib.util.find_spec("ray") is None
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(LACKING, reason="ray is not installed: pip install 'onnx-ferry[ray]'"),
+]
 
 LOCAL = PredictOptions(workers=2, batch_rows=8, limit=3020, top_k=2)
 RAY = replace(LOCAL, engine="ray")
@@ -37,8 +45,7 @@ def source(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """An entry for each run that left the cluster, which all runs of a test share."""
-    import ray
-
+    ray = import_ray(None)
     left: list[bool] = []
     init, shutdown = ray.init, ray.shutdown
     monkeypatch.setattr(ray, "init", lambda **given: ray.is_initialized() or init(**given))
@@ -65,10 +72,22 @@ def test_two_actors_write_what_this_machine_writes(
     assert left == [True]
     report = predict(model_file, source, output=output, options=RAY)
     assert left == [True, True]
+    assert {ipaddress.ip_address(one).is_loopback for one in listening()} == {True}
     assert (report.rows, report.errors, report.resumed_rows) == (3019, 1, 2048)
     assert output.read_bytes() == (tmp_path / "local.csv").read_bytes()
     (line,) = (tmp_path / "ray.csv.errors.jsonl").read_text().splitlines()
     assert json.loads(line)["id"].endswith("07.png")
+
+
+def listening() -> set[str]:
+    """The addresses on which this process and those that it started take connections."""
+    this = psutil.Process()
+    return {
+        found.laddr.ip.removeprefix("::ffff:")
+        for process in [this, *this.children(recursive=True)]
+        for found in process.net_connections("inet")
+        if found.status == psutil.CONN_LISTEN
+    }
 
 
 def test_a_stream_is_not_for_a_cluster(

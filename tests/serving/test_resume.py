@@ -19,6 +19,7 @@ from tiny_images import encoded, write
 
 from serving.batch import journal
 from serving.batch.journal import read_journal
+from serving.batch.lock import lock_output
 from serving.batch.predict import predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions
@@ -176,12 +177,12 @@ def test_a_shard_that_was_altered_is_not_gone_on_from(
     cut_short[0] = 2
     with pytest.raises(RuntimeError, match="cut short"):
         predict(model_file, [rows], output=output, options=ONE)
-    shard = tmp_path / "out.csv.parts" / "part-00001.csv"
+    shard = tmp_path / "out.csv.parts" / "_part-00001.csv.part"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(IntegrityError, match=r"part-00001\.csv should have \d+ bytes"):
+    with pytest.raises(IntegrityError, match=r"_part-00001\.csv\.part should have \d+ bytes"):
         predict(model_file, [rows], output=output, options=ONE)
     shard.unlink()
-    with pytest.raises(IntegrityError, match=r"part-00001\.csv .* is not there"):
+    with pytest.raises(IntegrityError, match=r"_part-00001\.csv\.part .* is not there"):
         predict(model_file, [rows], output=output, options=ONE)
 
 
@@ -283,10 +284,36 @@ def test_a_run_that_fails_before_its_first_shard_leaves_nothing(
     before = sorted(tmp_path.rglob("*"))
     cut_short[0] = 0
     with pytest.raises(RuntimeError, match="cut short"):
-        predict(model_file, [rows], output=tmp_path / "new" / "out.csv")
-    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
-        path for path in before if path.is_file()
-    ]
+        predict(model_file, [rows], output=tmp_path / "out.csv")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out"])
+def test_one_run_at_a_time_writes_an_output(
+    tmp_path: Path, rows: Path, model_file: Path, name: str
+) -> None:
+    (tmp_path / f".{name}.lock").write_text("of a run that was killed")
+    predict(model_file, [rows], output=tmp_path / name, options=ONE)
+    before = sorted(tmp_path.rglob("*"))
+    overwrite = PredictOptions(workers=1, batch_rows=8, overwrite=True)
+    link = tmp_path / f"link-{name}"
+    link.symlink_to(tmp_path / name)
+    with lock_output(tmp_path / name):
+        for output, options in ((tmp_path / name, ONE), (tmp_path / name, overwrite), (link, ONE)):
+            message = rf"another ferry predict \(pid {os.getpid()}, since 20.*\) writes .*{name}"
+            with pytest.raises(OutputError, match=message):
+                predict(model_file, [rows], output=output, options=options)
+    link.unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_is_not_there_is_not_made(
+    tmp_path: Path, rows: Path, model_file: Path
+) -> None:
+    for name in ("out.csv", "out"):
+        with pytest.raises(OutputError, match=r"there is no folder .*new; make it first"):
+            predict(model_file, [rows], output=tmp_path / "new" / name)
+    assert not (tmp_path / "new").exists()
 
 
 def pictures(tmp_path: Path, *broken: int) -> Path:

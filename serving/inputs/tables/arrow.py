@@ -1,7 +1,7 @@
 """Rows of Parquet and Arrow files, and of Arrow's stream on stdin, record batch by record batch.
 
-An Arrow file is mapped, and what was read of it is let go; of a Parquet file what is being decoded
-is in memory, and no more.
+What is being decoded is in memory, and no more. An Arrow file of record batches that are too large
+for that is mapped, and what was read of it is let go.
 """
 
 import io
@@ -29,6 +29,9 @@ Form = Literal["parquet", "file", "stream"]
 """Arrow's own two: a file begins and ends with a mark, and tells where its batches are."""
 FILE_MARK = b"ARROW1"
 BUFFER_BYTES = 1 << 20
+MOST_BATCH_BYTES = 64 << 20
+"""Of the record batches of an Arrow file, on average, for it to be read and not mapped: a mapped
+file that another program cuts short ends this one."""
 WINDOW_BYTES = 32 << 20
 """Of a mapped file, after which what was read is let go."""
 ERRORS = (pa.ArrowException, OSError, ValueError)
@@ -92,8 +95,7 @@ class ArrowRows(FileRows):
         path = self.path or Path()
         if self.form == "parquet":
             return _recut(_of_parquet(path, self.columns, size, start), size)
-        mapped = _mapped(path)
-        return _releasing(mapped, _recut(_from(_of_file(mapped), start), size))
+        return _recut(_from(_of_file(path), start), size)
 
 
 def open_arrow(path: Path | None, target: ReadTarget) -> ArrowRows:
@@ -164,10 +166,14 @@ def _of_parquet(path: Path, columns: Sequence[str], size: int, start: int) -> It
         yield from _from(batches, start)
 
 
-def _of_file(mapped: mmap.mmap) -> Iterator[Any]:
-    reader = ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
-    for index in range(reader.num_record_batches):
-        yield reader.get_batch(index)
+def _of_file(path: Path) -> Iterator[Any]:
+    with pa.OSFile(str(path)) as file:
+        reader = ipc.open_file(file)
+        if file.size() <= MOST_BATCH_BYTES * reader.num_record_batches:
+            for index in range(reader.num_record_batches):
+                yield reader.get_batch(index)
+            return
+    yield from _of_large_batches(path)
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -175,16 +181,20 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _releasing(mapped: mmap.mmap, all_pieces: Iterable[list[Any]]) -> Iterator[list[Any]]:
-    """The same pieces, with what was read of the file out of the memory from time to time."""
-    passed = 0
-    for pieces in all_pieces:
-        yield pieces
-        passed += sum(piece.nbytes for piece in pieces)
-        if passed >= WINDOW_BYTES:
+def _of_large_batches(path: Path) -> Iterator[Any]:
+    """Slices of the record batches, with what was read of the file out of the memory."""
+    mapped = _mapped(path)
+    reader = ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+    for index in range(reader.num_record_batches):
+        batch = reader.get_batch(index)
+        batch.validate()
+        rows = max(1, batch.num_rows * WINDOW_BYTES // max(1, batch.nbytes))
+        for start in range(0, batch.num_rows, rows):
+            if path.stat().st_size < len(mapped):
+                raise InputError(f"{path} changed while it was read: it has become shorter")
+            yield batch.slice(start, rows)
             # What is still in use is read again from the file.
             mapped.madvise(mmap.MADV_DONTNEED)
-            passed = 0
 
 
 def _from(batches: Iterable[Any], start: int) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.sources import Chunk, ReadTarget, display_name
 from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.inputs.tables.columns import WITH_COMMA, Numbers, chosen_columns
@@ -260,7 +260,9 @@ def _csv_records(reader: Any, name: str, passed: int) -> Iterator[tuple[int, lis
             if fields:
                 yield passed + reader.line_num, fields
     except csv.Error as error:
-        raise InputError(f"{name}: line {passed + reader.line_num}: {error}") from error
+        raise DamagedError(
+            name, f"is damaged in line {passed + reader.line_num}: {error}"
+        ) from error
 
 
 def _is_simple(lines: Sequence[bytes], content: bytes) -> bool:

@@ -1,0 +1,90 @@
+"""One run at a time writes an output: a lock beside it that ends with the process that took it.
+
+    with lock_output(Path("labels.parquet")): ...    # .labels.parquet.lock while it lasts
+
+The lock is the system's (`flock`), not the file: what a killed run leaves of it locks nothing. On
+NFS Linux hands it to the server, so that it holds between machines; where a file system has no
+locks there is a warning, and none.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.console import note
+from serving.errors import IntegrityError, OutputError
+from serving.files import dump_json, parse_json, read_record
+
+HELD = (BlockingIOError, PermissionError)
+"""What says that another process has the lock; POSIX allows both, and NFS gives the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """Who writes an output."""
+
+    pid: int
+    host: str
+    since: str
+    """In the time of its machine."""
+
+    def describe(self) -> str:
+        """Who it is: "(pid 4711, since 2026-11-26 10:15:02)", and on which machine if not here."""
+        where = "" if self.host == socket.gethostname() else f" on {self.host}"
+        return f"(pid {self.pid}{where}, since {self.since})"
+
+
+@contextlib.contextmanager
+def lock_output(output: Path) -> Iterator[None]:
+    """Keep other runs from an output while the block lasts; OutputError where one writes it."""
+    there = output.resolve()  # one file may have several names
+    path = there.with_name(f".{there.name}.lock")
+    handle = _locked(path, output)
+    try:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        writer = Writer(pid=os.getpid(), host=socket.gethostname(), since=now)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, dump_json(writer).encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while the lock is held: it is nobody else's
+        os.close(handle)
+
+
+def _locked(path: Path, output: Path) -> int:
+    """A handle of the lock file, which is locked."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except HELD as error:
+            who = _writer(path)
+            os.close(handle)
+            raise OutputError(f"another ferry predict {who}writes {output}") from error
+        except OSError as error:
+            reason = f"{error.strerror}; let one run at a time write there"
+            note(f"Warning: {output} cannot be locked: {reason}")
+            return handle
+        if _is_at(path, handle):
+            return handle
+        os.close(handle)  # of a run that has just ended, and removed it
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _writer(path: Path) -> str:
+    try:
+        text = path.read_bytes()
+        return f"{read_record(Writer, parse_json(text, str(path)), str(path)).describe()} "
+    except (OSError, IntegrityError):  # it has only just begun, or has just ended
+        return ""

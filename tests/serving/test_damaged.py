@@ -1,0 +1,124 @@
+"""A damaged input among others: what it has lost is named once, and the run goes on with the next.
+
+Whatever the run stopped in between.
+"""
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from tiny_classifier import images
+from tiny_images import encoded
+
+from serving.batch.predict import predict
+from serving.batch.run import PredictOptions
+from serving.errors import InputError
+
+ONE = PredictOptions(workers=1, batch_rows=8)
+ROWS = 3000
+
+
+def tar_cut_short(path: Path) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as archive:
+        for index, pixels in enumerate(images(1500)):
+            content = encoded(pixels, "PNG")
+            member = tarfile.TarInfo(f"{index:05}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    path.write_bytes(path.read_bytes()[: -path.stat().st_size // 8])
+    return path
+
+
+def npz_of_wrong_sum(path: Path) -> Path:
+    np.savez_compressed(path, images=images(ROWS))
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = archive.infolist()
+    content = bytearray(path.read_bytes())
+    content[entry.header_offset + entry.compress_size // 2] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def npy_cut_short(path: Path) -> Path:
+    np.save(path, images(ROWS))
+    path.write_bytes(path.read_bytes()[:-1])
+    return path
+
+
+def tables(path: Path) -> pa.Table:
+    cells = [row.tobytes() for row in images(ROWS)]
+    return pa.table({"image": pa.array(cells, pa.binary(20))})
+
+
+def parquet_of_a_spoilt_group(path: Path) -> Path:
+    pyarrow.parquet.write_table(tables(path), path, row_group_size=1200, compression="snappy")
+    place = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 400] = b"\xff" * 400
+    path.write_bytes(content)
+    return path
+
+
+def arrow_stream_cut_short(path: Path) -> Path:
+    table = tables(path)
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, 1200)
+    path.write_bytes(path.read_bytes()[:-20_000])
+    return path
+
+
+CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "damaged.tar": (tar_cut_short, "is damaged after 13"),
+    "damaged.tgz": (tar_cut_short, "is damaged after 1"),
+    "damaged.npz": (npz_of_wrong_sum, "cannot be read to its end"),
+    "damaged.npy": (npy_cut_short, "is not a .npy file that can be read"),
+    "damaged.parquet": (parquet_of_a_spoilt_group, "cannot be read to its end"),
+    "damaged.arrow": (arrow_stream_cut_short, "cannot be read to its end"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rest_is_named_once_and_the_next_input_is_read(
+    model_file: Path,
+    tmp_path: Path,
+    name: str,
+    cut_short: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make, reason = CASES[name]
+    damaged = make(tmp_path / name)
+    np.save(tmp_path / "good.npy", images(1100))
+    inputs = [damaged, tmp_path / "good.npy"]
+    whole = predict(model_file, inputs, output=tmp_path / "whole.csv", options=ONE)
+    assert whole.errors == 1
+    listed = (tmp_path / "whole.csv.errors.jsonl").read_text()
+    found = json.loads(listed)
+    assert found["id"].startswith(str(damaged))
+    assert reason in found["reason"]
+    lines = (tmp_path / "whole.csv").read_text().splitlines()
+    assert sum(line.startswith(f"{tmp_path}/good.npy:") for line in lines) == 1100
+    monkeypatch.setattr("serving.batch.predict.SHARD_ROWS", 1)
+    for _ in range(3):
+        cut_short[0] = 1
+        with pytest.raises(RuntimeError, match="cut short"):
+            predict(model_file, inputs, output=tmp_path / "out.csv", options=ONE)
+    cut_short[0] = -1
+    predict(model_file, inputs, output=tmp_path / "out.csv", options=ONE)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert (tmp_path / "out.csv.errors.jsonl").read_text() == listed
+
+
+def test_damage_counts_as_a_row_that_cannot_be_read(model_file: Path, tmp_path: Path) -> None:
+    damaged = arrow_stream_cut_short(tmp_path / "damaged.arrow")
+    strict = PredictOptions(workers=1, max_errors=0)
+    with pytest.raises(InputError, match=r"1 rows cannot be read, --max-errors is 0: .*damaged"):
+        predict(model_file, [damaged], output=tmp_path / "out.csv", options=strict)
+    with pytest.raises(InputError, match=r"damaged\.npy is not a \.npy file that can be read"):
+        predict(model_file, [npy_cut_short(tmp_path / "damaged.npy")], output=tmp_path / "o.csv")
