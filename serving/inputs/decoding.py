@@ -46,7 +46,7 @@ from serving.runtime.tensors import Array, TensorInfo
 MOST_BYTES = 256 << 20
 """Of an encoded image; a larger file is refused unread."""
 WHOLE_BYTES = 8 << 20  # a larger file is handed to Pillow to read what it needs of it
-IMAGE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 HEIC = re.compile(rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 ORIENTATION = 0x0112
 """The tag of EXIF that says how a camera was held."""

@@ -18,7 +18,7 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 COLUMN_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
 IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".avif", ".bmp", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".jp2", ".jxl", ".svg")

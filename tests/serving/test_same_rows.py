@@ -353,14 +353,16 @@ def test_a_compressed_file_that_is_damaged_is_named(tmp_path: Path, suffix: str)
         {"decimal": "."},
         {"missing": "nan"},
         {"csv_safe": True},
+        {"cast": True},
     ],
 )
 def test_a_run_that_reads_or_writes_otherwise_is_another_one(
     model: Path, tmp_path: Path, changed: dict[str, object]
 ) -> None:
     (tmp_path / "rows.csv").write_text(text())
-    output = tmp_path / "out.csv"
-    predict(model, [tmp_path / "rows.csv"], output=output)
-    (name,) = changed
+    np.save(tmp_path / "rows.npy", ROWS.astype(np.float32))
+    (name,), output = changed, tmp_path / "out.csv"
+    rows = tmp_path / ("rows.npy" if name == "cast" else "rows.csv")
+    predict(model, [rows], output=output)
     with pytest.raises(OutputError, match=f"was begun with {name.replace('_', ' ')}"):
-        predict(model, [tmp_path / "rows.csv"], output=output, options=PredictOptions(**changed))
+        predict(model, [rows], output=output, options=PredictOptions(**changed))
