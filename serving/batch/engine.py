@@ -27,6 +27,7 @@ import numpy as np
 
 from serving.batch.answers import ID, Columns, answer
 from serving.batch.run import Chunks, PredictOptions, PredictRun
+from serving.drift.first_rows import FIRST_ROWS
 from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs, Place
 from serving.inputs.sources import Batch, Chunk, Lost, RowSource, UnreadableRow
@@ -154,11 +155,18 @@ def answered(model: Model, options: PredictOptions, taken: Decoded) -> Answered:
         columns=columns,
         unreadable=bad,
         digest=taken.digest,
-        rows=rows if options.reference else None,
+        rows=rows if _are_checked(options, taken) else None,
         notes=batch.notes,
         decode_seconds=taken.seconds,
         run_seconds=time.perf_counter() - begin,
     )
+
+
+def _are_checked(options: PredictOptions, taken: Decoded) -> bool:
+    """Whether rows are held against the training data: by default some of the first ones."""
+    if options.reference is None:
+        return taken.end.row - len(taken.batch.ids) < FIRST_ROWS
+    return options.reference
 
 
 # Decoding processes

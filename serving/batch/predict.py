@@ -38,6 +38,7 @@ from serving.batch.signals import stoppable
 from serving.batch.writers import Write, open_writer
 from serving.console import note
 from serving.drift.check import DriftCheck, open_check
+from serving.drift.first_rows import FirstRows
 from serving.errors import FerryError, InputError
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
@@ -256,6 +257,9 @@ class PredictLoop:
         if check and journal and journal.last and journal.last.drift:
             check.restore(journal.last.drift)
         self._before = output.rows
+        begins = run.options.reference is None and not (journal and journal.shards)
+        self._first = FirstRows(run.model.path) if begins and run.model.path.is_dir() else None
+        self._unlike: str | None = None
         self._seconds = self._decode = self._inference = self._write = 0.0
         self.stopped: list[signal.Signals] = []
         """The signals that ended the run; after the second one the batch in hand is left undone."""
@@ -282,6 +286,7 @@ class PredictLoop:
                     self._output.finish(last=not self._hurried)
             if self.stopped or self._too_many():
                 self._output.finish(last=False)
+            self._warn()
         self._seconds = time.perf_counter() - begin
         if self._too_many():
             raise InputError(
@@ -321,6 +326,7 @@ class PredictLoop:
                 write_seconds=self._write,
             ),
             drift=self._check.report() if self._check else None,
+            unlike=self._unlike,
             stopped=self.stopped[0].name if self.stopped else None,
         )
 
@@ -342,6 +348,14 @@ class PredictLoop:
             if not self._hurried:
                 raise
 
+    def _warn(self) -> None:
+        """Say once what is to be said of the first rows."""
+        if self._first:
+            self._unlike = self._first.warning()
+            if self._unlike:
+                note(f"Warning: {self._unlike}")
+            self._first = None
+
     def _take(self, one: Answered) -> None:
         begin = time.perf_counter()
         for text in one.notes - self._noted:
@@ -352,6 +366,10 @@ class PredictLoop:
         if self._check and one.columns and one.rows is not None:
             numbers = {k: v for k, v in one.columns.items() if isinstance(v, np.ndarray)}
             self._check.add(one.rows, numbers)
+        if self._first and one.rows is not None:
+            self._first.add(one.rows)
+            if self._first.complete:
+                self._warn()
         self._output.take(one)
         self._decode += one.decode_seconds
         self._inference += one.run_seconds

@@ -68,6 +68,8 @@ class PredictReport:
     stages: Stages
     drift: "DriftReport | None"
     """How the rows are distributed beside the training data, where that was asked."""
+    unlike: str | None
+    """What the first rows warn of; None for nothing, and where they were not looked at."""
     stopped: str | None
     """The signal that ended the run before its input did, None where none did."""
 

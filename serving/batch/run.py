@@ -71,8 +71,9 @@ class PredictOptions(ReadOptions):
     """Whether what is at the output is replaced; else a run that was stopped goes on."""
     max_errors: int | None = None
     """The most unreadable rows; None for any number."""
-    reference: bool = False
-    """Whether the rows are held against the statistics of the training data in the bundle."""
+    reference: bool | None = None
+    """Whether all rows are held against the statistics of the training data in the bundle; None
+    looks at the first rows, and warns of those that are unlike anything in it."""
     engine: Engine = "local"
     ray_address: str | None = None
     """The address of a running cluster of Ray; None to start one on this machine."""
@@ -152,7 +153,7 @@ class PredictRun:
             shared=self.model.session.given,
             format=self.form,
             csv_safe=options.csv_safe,
-            reference=options.reference,
+            reference=bool(options.reference),
         )
         return Provenance(
             key=key,

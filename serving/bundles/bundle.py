@@ -169,6 +169,17 @@ def _is_file(path: Path) -> InputError:
     return InputError(f"{path} is a file{of}; a bundle is a folder")
 
 
+def read_reference_of(folder: Path) -> Reference | None:
+    """The reference of a bundle, read alone, or None; IntegrityError for an altered one."""
+    manifest = read_manifest(folder)
+    if REFERENCE not in manifest.files:
+        return None
+    content, difference = _read(folder / REFERENCE, manifest.files[REFERENCE])
+    if difference:
+        raise IntegrityError(f"{folder / REFERENCE} {difference}")
+    return read_reference(content, str(folder / REFERENCE))
+
+
 def model_source(path: Path, provider: str) -> tuple[Path | bytes, dict[str, str]]:
     """What to make a session of: an ONNX file as it is, or that of a bundle, checked whole.
 

@@ -9,7 +9,7 @@ from serving.errors import IntegrityError
 from serving.files import dump_json, parse_json, read_record
 
 REFERENCE = "reference.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Side = Literal["inputs", "predictions"]
 AnswerKind = Literal["classifier", "reconstruction", "other"]
@@ -25,6 +25,9 @@ class Quantity:
     """Between the bins, ascending; a bin is over one edge, and up to the next one."""
     counts: tuple[int, ...]
     """Rows in each bin; there is one more than edges, and one for rows that have no number."""
+    low: float | None
+    high: float | None
+    """The least and the greatest number; None where there is none."""
 
     @property
     def rows(self) -> int:
@@ -86,6 +89,8 @@ def _check(one: Quantity, where: str) -> None:
     if not ascending or not all(map(math.isfinite, one.edges)):
         raise IntegrityError(f"{where}.edges are not finite numbers in ascending order")
     _check_counts(one.counts, f"{where}.counts")
+    if one.edges and (one.low is None or one.high is None or not one.low <= one.high):
+        raise IntegrityError(f"{where} is of numbers from {one.low} to {one.high}")
 
 
 def _check_counts(counts: Sequence[int], where: str) -> None:

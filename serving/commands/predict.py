@@ -113,7 +113,9 @@ AUTO = click.types.FuncParamType(count)
 @click.option("--threads", metavar="N", type=COUNT, help="Threads within one operator. (1)")
 @click.option("--provider", metavar="NAME", help="Execution provider: cpu, cuda, ... (cpu)")
 @click.option(
-    "--reference", is_flag=True, help="Warn when inputs or answers differ from the training data."
+    "--reference/--no-reference",
+    default=None,
+    help="Hold all rows and answers against the training data, or none. (the first rows)",
 )
 @click.option(
     "--engine",

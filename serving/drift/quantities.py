@@ -38,7 +38,14 @@ SMOOTHING = 0.5
 def quantity_of(values: Floats, of: Side) -> Quantity:
     """The distribution of a quantity, with bins at its own deciles."""
     edges = bin_edges(values)
-    return Quantity(of=of, edges=edges, counts=tuple(count_in_bins(edges, values).tolist()))
+    finite = values[np.isfinite(values)]
+    return Quantity(
+        of=of,
+        edges=edges,
+        counts=tuple(count_in_bins(edges, values).tolist()),
+        low=float(finite.min()) if len(finite) else None,
+        high=float(finite.max()) if len(finite) else None,
+    )
 
 
 def bin_edges(values: Floats) -> tuple[float, ...]:

@@ -457,7 +457,7 @@ def test_rows_outlast_the_file(tmp_path: Path) -> None:
 
 def test_large_record_batches_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.inputs.tables.arrow.MOST_BATCH_BYTES", 0)
-    monkeypatch.setattr("serving.inputs.arrow.WINDOW_BYTES", 64)
+    monkeypatch.setattr("serving.inputs.tables.arrow.WINDOW_BYTES", 64)
     path = written(tmp_path / "rows.arrow", {"text": [f"text {n}" for n in range(99)]}, batch=90)
     source = open_arrow(path, target(TEXT))
     texts = [text for one in batches(source, 7) for text in one.rows.tolist()]

@@ -83,7 +83,7 @@ def test_one_of_other_classes_fails_verification(with_reference: Path) -> None:
 
 
 SPOILT: dict[str, tuple[Any, str]] = {
-    "schema_version": (2, "schema version 2, this ferry reads 1; make the bundle anew"),
+    "schema_version": (1, "schema version 1, this ferry reads 2; make the bundle anew"),
     "data": (None, "data must be str, got None"),
     "kind": ("cat", "kind must be"),
     "classes": ([3, -1], "classes are no counts of rows"),
@@ -112,6 +112,8 @@ def test_a_spoilt_one_is_refused_by_path(key: str) -> None:
         ({"edges": [1.0], "counts": [0, 0, 0]}, "are no counts of rows"),
         ({"edges": [1.0], "counts": [1, 2.5, 0]}, r"counts\[1\] must be int"),
         ({"of": "weather"}, "of must be"),
+        ({"low": None}, "is of numbers from None to"),
+        ({"low": 9.0, "high": 1.0}, r"is of numbers from 9\.0 to 1\.0"),
     ],
 )
 def test_a_spoilt_quantity_is_refused(changes: dict[str, Any], message: str) -> None:
