@@ -7,7 +7,6 @@ Arrow as a flat list, whose shape is in the schema's metadata as `ferry.shape.NA
 
 import contextlib
 import csv
-import gzip
 import io
 import json
 import math
@@ -127,6 +126,8 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
 def _packed(file: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
     """What compresses into a file as "gz" or "zst"; for "" the file itself."""
     if packing == "gz":
+        import gzip
+
         # The time is left out, so that the same rows are the same bytes.
         with gzip.GzipFile("", "wb", PACKED_LEVEL, file, mtime=0) as packed:
             yield cast("IO[bytes]", packed)

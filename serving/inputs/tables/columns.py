@@ -5,7 +5,6 @@ A value is never clipped, cut or guessed: one that the model's dtype cannot hold
 one that is missing, unless `--missing nan` says that the model takes NaN.
 """
 
-import decimal
 import itertools
 import math
 import re
@@ -274,8 +273,10 @@ def _all_numbers(values: list[Any], dtype: np.dtype[Any]) -> Array:
     return np.fromiter(map(int, values), dtype, len(values))
 
 
-def _parsed(value: object) -> float | int | None:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float, decimal.Decimal)):
+def _parsed(value: Any) -> float | int | None:
+    # Of a decimal, which Arrow has, the module need not be there.
+    known = isinstance(value, (str, int, float)) or type(value).__name__ == "Decimal"
+    if isinstance(value, bool) or not known:
         return None
     if isinstance(value, str) and "_" in value:  # Python's own spelling of 1000 as 1_000
         return None
