@@ -44,6 +44,7 @@ SECTIONS = {
     },
     "Project": {
         "config": (PROJECT, "Print every setting of EXPERIMENT, and where it stands."),
+        "data": (PROJECT, "Show what DATASET holds, and what may be wrong with it."),
         "results": (TOOLS, "Print what was measured here, of every variant."),
     },
 }

@@ -36,6 +36,7 @@ OWNERS = {
     },
     "optuna": {"pipeline/training/tuning/study.py"},
     "pyarrow": {
+        "pipeline/datasets/readers/_columns.py",
         "serving/batch/writers.py",
         *("serving/inputs/tables/arrow.py", "serving/inputs/tables/arrow_columns.py"),
         "serving/inputs/tables/delimited.py",

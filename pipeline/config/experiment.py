@@ -37,13 +37,61 @@ class StrictSettings:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
 
+def _rows_or_share(value: float) -> float:
+    if value > 1 and not value.is_integer():
+        raise PydanticCustomError("rows", "a whole number of rows, or a share below 1")
+    return value
+
+
+RowCount = Annotated[
+    float, Field(ge=0, le=LARGEST, allow_inf_nan=False), AfterValidator(_rows_or_share)
+]
+"""So many rows, or below 1 this share of those that there are."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetConfig(StrictSettings):
     """How the rows of a data set are split."""
 
-    validation_rows: NaturalNumber
+    validation_rows: RowCount
     """Rows taken from the training part, stratified by class; 0 for a data set that is complete."""
     seed: NaturalNumber
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnSplits(DatasetConfig):
+    """The same of a data set whose test rows may have to be drawn as well."""
+
+    test_rows: RowCount
+    """Rows taken from all of them where no test part is given, in the same way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnDatasetConfig(DrawnSplits):
+    """A data set of the user's own: what its section says whatever the reader, which adds more."""
+
+    reader: str
+    """A file of `pipeline/datasets/readers`."""
+    path: str
+    """The folder or the file, relative to the folder of params.yaml."""
+    test: str | None = None
+    """A folder or a file of the same form with the test rows; without it they are drawn."""
+    citation: str = ""
+    licence: str = ""
+
+    @property
+    def test_path(self) -> str | None:
+        """Where the test rows lie; None where they are drawn."""
+        return self.test
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnSection:
+    """The section of a user's own data set, filled with the defaults, which its reader checks."""
+
+    reader: str
+    settings: Mapping[str, object]
+    """All of the section."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,7 +349,7 @@ SearchSpace = Annotated[tuple[Choice, ...], Field(min_length=1)] | Interval
 class Defaults(StrictSettings):
     """What an experiment takes where it says nothing else: one section per stage."""
 
-    preprocess: DatasetConfig
+    preprocess: DrawnSplits
     train: TrainConfig
     evaluate: EvaluateConfig
     export: ExportConfig
@@ -337,7 +385,7 @@ class Params:
     mirrors: tuple[str, ...]
     short: tuple[str, ...]
     """The experiments that `dvc repro short` runs, and no others."""
-    datasets: Mapping[str, DatasetConfig]
+    datasets: Mapping[str, DatasetConfig | OwnSection]
     experiments: Mapping[str, Experiment]
     broken: Mapping[str, str] = field(default_factory=dict)
     """What is wrong with each experiment that cannot be read."""
@@ -354,7 +402,7 @@ class Params:
             raise UnknownNameError("experiment", name, [*self.experiments, *self.broken])
         return self.experiments[name]
 
-    def dataset(self, name: str) -> DatasetConfig:
+    def dataset(self, name: str) -> DatasetConfig | OwnSection:
         """The settings of a data set; UnknownNameError with the nearest one if there are none."""
         if name not in self.datasets:
             raise UnknownNameError("data set", name, self.datasets)

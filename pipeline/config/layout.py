@@ -24,6 +24,11 @@ def ready(dataset: str) -> Path:
     return Path("data/ready") / dataset
 
 
+def contact_sheet(dataset: str) -> Path:
+    """Examples of the images of a data set: `reports/data/D.png`."""
+    return Path("reports/data") / f"{dataset}.png"
+
+
 def weights(experiment: str) -> Path:
     """The trained weights: `models/E/model.safetensors`."""
     return Path("models") / experiment / "model.safetensors"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pipeline import datasets, models
 from pipeline.config.experiment import (
@@ -16,12 +16,13 @@ from pipeline.config.experiment import (
     DatasetConfig,
     Defaults,
     Experiment,
+    OwnSection,
     Params,
     StrictSettings,
 )
 from pipeline.config.reading import check_defaults, read_section, read_yaml
-from pipeline.datasets import Dataset
 from pipeline.errors import ConfigError
+from pipeline.records.ready import Kind
 from serving.errors import nearest
 
 PARAMS = Path("params.yaml")
@@ -110,15 +111,27 @@ def _read_document(path: Path) -> tuple[_Document, dict[str, str]]:
     check_defaults(Defaults, document.defaults, "defaults")
     for index, name in enumerate(document.short):
         _refuse_unknown(f"short.{index}", "experiment", name, document.experiments)
-    for name in document.datasets:
-        if name not in datasets.names():
-            raise ConfigError(f"datasets.{name}: no such data set{nearest(name, datasets.names())}")
     return document, wrong
 
 
-def _read_dataset(name: str, document: _Document) -> DatasetConfig:
-    split = _filled(document.datasets[name], document.defaults["preprocess"])
-    return read_section(DatasetConfig, split, f"datasets.{name}")
+def _read_dataset(name: str, document: _Document) -> DatasetConfig | OwnSection:
+    defaults = dict(document.defaults["preprocess"])
+    where, built_in = f"datasets.{name}", name in datasets.names()
+    section = document.datasets[name]
+    reader = section.get("reader") if isinstance(section, Mapping) else None
+    if reader is None and not built_in:
+        raise ConfigError(
+            f"{where}: no such data set, and no reader for one of your own"
+            f"{nearest(name, datasets.names())}"
+        )
+    if reader is None:
+        defaults.pop("test_rows", None)
+        return read_section(DatasetConfig, _filled(section, defaults), where)
+    if built_in:
+        raise ConfigError(f"{where} is a data set of ferry's; choose another name for your own")
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{where} is not a name of letters, digits, '-' and '_'")
+    return OwnSection(reader=str(reader), settings={**defaults, **section})
 
 
 def _read_experiment(name: str, document: _Document) -> Experiment:
@@ -200,20 +213,39 @@ def _refuse_unknown(where: str, what: str, name: str, known: Collection[str]) ->
         raise ConfigError(f"{where}: no {what} named {name!r}{nearest(name, known)}")
 
 
-def check(experiment: Experiment) -> None:
+class KnownRows(Protocol):
+    """What a model must fit, of a data set or of the manifest of its arrays."""
+
+    @property
+    def kind(self) -> Kind:
+        """Images, a table or texts."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The numbers that are predicted, where there are no classes."""
+
+
+def check(experiment: Experiment, rows: KnownRows | None = None) -> None:
     """Refuse an experiment whose parts do not fit.
 
+    `rows` says what is in the data set; without it that is known of ferry's own data sets alone.
     Raises ConfigError with the key's path, the value and what would do.
     """
     where = f"experiments.{experiment.name}"
-    dataset = datasets.get(experiment.dataset)
     models.settings(experiment.model, where=f"{where}.model")
-    _check_kind(experiment, dataset, where)
-    _check_loss(experiment, dataset, where)
+    if rows is None and experiment.dataset in datasets.names():
+        rows = datasets.get(experiment.dataset)
+    if rows is not None:
+        _check_kind(experiment, rows, where)
+        _check_loss(experiment, rows, where)
     _check_optimizer(experiment, where)
 
 
-def _check_kind(experiment: Experiment, dataset: Dataset, where: str) -> None:
+def _check_kind(experiment: Experiment, dataset: KnownRows, where: str) -> None:
     name = experiment.model.name
     kinds = models.takes(name)
     if dataset.kind not in kinds:
@@ -233,7 +265,7 @@ def _no_change(augment: AugmentConfig) -> AugmentConfig:
     return replace(augment, translate=0, rotate=0, scale=0, flip=False, cutout=0)
 
 
-def _check_loss(experiment: Experiment, dataset: Dataset, where: str) -> None:
+def _check_loss(experiment: Experiment, dataset: KnownRows, where: str) -> None:
     name, loss, classes = experiment.model.name, experiment.train.loss, len(dataset.labels)
     reconstructs = models.gives(name) == "reconstruction"
     fitting = "mean_squared_error" if reconstructs else "cross_entropy or binary_cross_entropy"

@@ -78,6 +78,10 @@ class Dataset:
     """Whether the graph standardizes the values; False for values that mean what they are."""
     mirrored_as: str | None = None
     """The folder below a mirror, where it is not called as the data set is."""
+    features: tuple[str, ...] = ()
+    """The columns of a user's own table."""
+    source: str = ""
+    """One sha256 over the files and the settings of a user's own data set."""
 
     def raw_files(self) -> tuple[RawFile, ...]:
         """Every file of the raw folder: the single ones and the members of archives."""
@@ -104,10 +108,10 @@ MAX_BYTES = 1 << 20
 def stratified(labels: npt.NDArray[Any], rows: int, seed: int) -> tuple[Indices, Indices]:
     """Take `rows` of the rows, each class in its share, and return (those left, those taken).
 
-    The same labels, count and seed give the same split. `labels` is int64 [rows]; both results are
-    int64 row indices in ascending order. Of float32 [rows, targets], which have no classes, any
-    rows are taken. Raises ValueError when `rows`, or what is left, is less than the number of
-    classes, or when a class has a single row.
+    A row of each class or more is on either side. The same labels, count and seed give the same
+    split. `labels` is int64 [rows]; both results are int64 row indices in ascending order. Of
+    float32 [rows, targets], which have no classes, any rows are taken. Raises ValueError when
+    `rows`, or what is left, is less than the number of classes, or when a class has a single row.
     """
     from sklearn.model_selection import train_test_split
 
@@ -117,16 +121,32 @@ def stratified(labels: npt.NDArray[Any], rows: int, seed: int) -> tuple[Indices,
         random_state=seed,
         stratify=labels if labels.ndim == 1 else None,
     )
+    if labels.ndim == 1:
+        _swap_in_missing(labels, left, taken)
+        _swap_in_missing(labels, taken, left)
     return np.sort(left), np.sort(taken)
+
+
+def _swap_in_missing(labels: npt.NDArray[np.int64], other: Indices, side: Indices) -> None:
+    """Give `side` a row of each class that it lacks, for one of the class it has most rows of."""
+    for missing in np.setdiff1d(labels[other], labels[side]):
+        theirs = np.flatnonzero(labels[other] == missing)[0]
+        ours = np.flatnonzero(labels[side] == np.bincount(labels[side]).argmax())[0]
+        other[theirs], side[ours] = side[ours], other[theirs]
 
 
 def with_test_rows(rows: Split, count: int, seed: int) -> RawRows:
     """Make `count` of the rows the test set, for there is no official one; see `stratified`."""
     train, test = stratified(rows.labels, count, seed)
-    return RawRows(
-        train=Split(rows.inputs[train], rows.labels[train]),
-        test=Split(rows.inputs[test], rows.labels[test]),
-    )
+    return RawRows(train=rows.take(train), test=rows.take(test))
+
+
+def row_count(value: float, rows: int, classes: int) -> int:
+    """What a setting such as `validation_rows` comes to: below 1 it is that share of the rows.
+
+    Of a share there is a row of each class, and one at least.
+    """
+    return max(classes, 1, round(value * rows)) if 0 < value < 1 else int(value)
 
 
 def read_numbers(path: Path, columns: int, delimiter: str | None = None) -> Numbers:

@@ -57,6 +57,19 @@ class DatasetManifest:
     target_mean: tuple[float, ...] = ()
     """Of each target over the training split alone, in its own units."""
     target_std: tuple[float, ...] = ()
+    """Names of the columns that a regression predicts; () for classes."""
+    features: tuple[str, ...] = ()
+    """The columns of a user's own table, in the order of the features."""
+    source: str = ""
+    """One sha256 over the files and the settings of a user's own data set."""
+    homepage: str = ""
+    citation: str = ""
+    licence: str = ""
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Rows of each split."""
+        return {split: self.arrays[f"{split}_inputs.npy"].shape[0] for split in SPLITS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +80,13 @@ class Split:
     """Images: uint8 [rows, H, W, C]; tables: float32 [rows, features]; text: str [rows]."""
     labels: npt.NDArray[Any]
     """int64 [rows], indices into the labels; of a regression float32 [rows, targets]."""
+    names: npt.NDArray[np.str_] | None = None
+    """str [rows]: the file, or the place in a file, that a row of a user's own data comes from."""
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Split":
+        """Some of the rows, by their indices."""
+        names = None if self.names is None else self.names[rows]
+        return Split(self.inputs[rows], self.labels[rows], names)
 
 
 def open_manifest(folder: Path) -> DatasetManifest:
@@ -83,6 +103,9 @@ def open_split(folder: Path, split: str) -> Split:
     manifest = open_manifest(folder)
     inputs = _open_array(folder, f"{split}_inputs.npy", manifest)
     labels = _open_array(folder, f"{split}_labels.npy", manifest)
+    names = f"{split}_names.npy"
+    if names in manifest.arrays:
+        return Split(inputs, labels, _open_array(folder, names, manifest))
     return Split(inputs, labels)
 
 

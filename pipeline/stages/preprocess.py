@@ -6,6 +6,7 @@ are all the rows there can be; the official test set stays as it is, and every v
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import datasets
-from pipeline.config.experiment import DatasetConfig
-from pipeline.datasets import Dataset, Indices, RawRows, stratified
+from pipeline.config.experiment import DatasetConfig, OwnSection
+from pipeline.datasets import Dataset, Indices, RawRows, readers, row_count, stratified
+from pipeline.datasets._own import open_dataset
 from pipeline.errors import ConfigError
 from pipeline.records.ready import (
     MANIFEST,
@@ -25,6 +27,7 @@ from pipeline.records.ready import (
     words,
     write_array,
 )
+from serving.console import note
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_file, write_json
 
@@ -32,7 +35,9 @@ BLOCK_VALUES = 1 << 20
 """Values that are turned to float64 at once: 8 MiB of them."""
 
 
-def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> DatasetManifest:
+def preprocess(
+    raw: Path, ready: Path, *, name: str, config: DatasetConfig | OwnSection
+) -> DatasetManifest:
     """Write the splits of the data set `name` and their manifest to the folder `ready`.
 
     `{train,validation,test}_inputs.npy` keep the raw dtype: uint8 [rows, H, W, C] for images,
@@ -44,10 +49,13 @@ def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> D
     InputError for rows that cannot be used, and ConfigError for a `validation_rows` that does not
     fit.
     """
-    dataset = datasets.get(name)
+    if isinstance(config, OwnSection):
+        dataset = open_dataset(raw, name, config)
+        config = readers.settings(config, f"datasets.{name}")
+    else:
+        dataset = datasets.get(name)
     check_raw(raw, dataset, name)
-    rows = dataset.read(raw)
-    splits = _split(rows, dataset, name, config)
+    splits = _split(dataset.read(raw), dataset, name, config)
     mean, std = _statistics(splits["train"], dataset, name)
     target_mean, target_std = _target_statistics(splits, dataset, name)
     known = vocabulary(splits["train"].inputs) if dataset.kind == "text" else ()
@@ -66,6 +74,11 @@ def preprocess(raw: Path, ready: Path, *, name: str, config: DatasetConfig) -> D
         vocabulary=known,
         seed=config.seed,
         arrays=_write_arrays(ready, splits),
+        features=dataset.features,
+        source=dataset.source,
+        homepage=dataset.homepage,
+        citation=dataset.citation,
+        licence=dataset.licence,
     )
     write_json(ready / MANIFEST, manifest)
     return manifest
@@ -117,13 +130,19 @@ def _statistics(
         count = train.inputs.shape[-1]
         return (0.0,) * count, (1.0,) * count
     mean, std = channel_statistics(train.inputs)
-    if min(std) == 0:
-        axis = "channel" if dataset.kind == "image" else "feature"
-        raise InputError(
-            f"{name}: {axis} {std.index(0)} has the same value in every training row, so there "
-            f"is nothing to learn from it"
+    values = train.inputs.reshape(-1, len(std))
+    # By the values: the sums of the statistics are rounded, and no deviation may be exactly 0.
+    constant = np.flatnonzero(values.min(axis=0) == values.max(axis=0)).tolist()
+    axis = "channel" if dataset.kind == "image" else "column"
+    for index in constant:
+        message = (
+            f"{name}: {axis} {(dataset.features or range(len(std)))[index]} has the same value in "
+            f"every training row, so there is nothing to learn from it"
         )
-    return mean, std
+        if dataset.kind == "image" or len(constant) == len(std):
+            raise InputError(message)
+        note(f"Warning: {message}")
+    return mean, tuple(1.0 if index in constant else value for index, value in enumerate(std))
 
 
 def _target_statistics(
@@ -162,22 +181,14 @@ def _split(
     where = f"datasets.{name}.validation_rows"
     if dataset.complete:
         return _complete_splits(rows, where, config)
-    inputs, labels = rows.train.inputs, rows.train.labels
-    train, validation = _validation_split(labels, dataset, where, config)
-    splits = {
-        "train": Split(inputs[train], labels[train]),
-        "validation": Split(inputs[validation], labels[validation]),
+    if missing := _missing_class(rows.test, dataset):
+        raise InputError(f"the test part of {name} has no row of class {missing!r}")
+    train, validation = _validation_split(rows.train.labels, dataset, where, config)
+    return {
+        "train": rows.train.take(train),
+        "validation": rows.train.take(validation),
         "test": rows.test,
     }
-    if missing := _missing_class(splits["test"], dataset):
-        raise InputError(f"the test part of {name} has no row of class {missing!r}")
-    for part in ("train", "validation"):
-        if missing := _missing_class(splits[part], dataset):
-            raise ConfigError(
-                f"{where} of {config.validation_rows} leaves the {part} split without a row of "
-                f"class {missing!r}, of which there are too few; choose another number"
-            )
-    return splits
 
 
 def _complete_splits(rows: RawRows, where: str, config: DatasetConfig) -> Mapping[str, Split]:
@@ -185,7 +196,7 @@ def _complete_splits(rows: RawRows, where: str, config: DatasetConfig) -> Mappin
     if config.validation_rows:
         raise ConfigError(
             f"{where} must be 0, for its {len(rows.train.labels)} rows are all there can be and "
-            f"each is validated on, got {config.validation_rows}"
+            f"each is validated on, got {config.validation_rows:g}"
         )
     return dict.fromkeys(SPLITS, rows.train)
 
@@ -194,13 +205,12 @@ def _validation_split(
     labels: npt.NDArray[Any], dataset: Dataset, where: str, config: DatasetConfig
 ) -> tuple[Indices, Indices]:
     if dataset.targets:
-        most = len(labels) - 2
-        if not 1 <= config.validation_rows <= most:
+        most, rows = len(labels) - 2, row_count(config.validation_rows, len(labels), 1)
+        if not 1 <= rows <= most:
             raise ConfigError(
-                f"{where} must be from 1 to {most}, which leaves two rows to train on, got "
-                f"{config.validation_rows}"
+                f"{where} must be from 1 to {most}, which leaves two rows to train on, got {rows}"
             )
-        return stratified(labels, config.validation_rows, config.seed)
+        return stratified(labels, rows, config.seed)
     classes = len(dataset.labels)
     counts = np.bincount(labels, minlength=classes)
     if counts.min() < 2:
@@ -209,12 +219,13 @@ def _validation_split(
             f"training rows, and must have one for training and one for validation"
         )
     most = len(labels) - classes
-    if not classes <= config.validation_rows <= most:
+    rows = row_count(config.validation_rows, len(labels), classes)
+    if not classes <= rows <= most:
         raise ConfigError(
             f"{where} must be from {classes} to {most}, a row of each class or more on either "
-            f"side, got {config.validation_rows}"
+            f"side, got {rows}"
         )
-    return stratified(labels, config.validation_rows, config.seed)
+    return stratified(labels, rows, config.seed)
 
 
 def _missing_class(split: Split, dataset: Dataset) -> str | None:
@@ -230,8 +241,9 @@ def _class_counts(split: Split, dataset: Dataset) -> tuple[int, ...]:
 
 def _write_arrays(ready: Path, splits: Mapping[str, Split]) -> Mapping[str, ArrayInfo]:
     arrays = {
-        f"{part}_{name}.npy": array
+        f"{part}_{field.name}.npy": array
         for part in SPLITS
-        for name, array in (("inputs", splits[part].inputs), ("labels", splits[part].labels))
+        for field in fields(Split)
+        if (array := getattr(splits[part], field.name)) is not None
     }
     return {name: write_array(ready / name, array) for name, array in arrays.items()}

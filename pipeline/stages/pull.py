@@ -1,7 +1,8 @@
 """`ferry pull mnist`: the official files of a data set in `data/raw/D`, checked by sha256.
 
 The mirror that was named is tried first, then the official addresses, then the mirrors of
-params.yaml in order; files that are there and good are left alone.
+params.yaml in order; files that are there and good are left alone. Those of a user's own data set
+are hashed where they lie.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from pipeline import datasets
+from pipeline.config.experiment import OwnSection
 from pipeline.datasets import Archive, RawFile
 from pipeline.datasets._download import (
     UnavailableError,
@@ -25,6 +27,7 @@ from pipeline.datasets._download import (
     part_of,
     unpack,
 )
+from pipeline.datasets._own import hash_files
 from pipeline.errors import ConfigError, DownloadError
 from serving.console import note
 from serving.errors import FerryError, UsageError
@@ -88,6 +91,20 @@ def pull(raw: Path, *, name: str, mirrors: Sequence[str], mirror: str | None = N
         for archive in dataset.archives:
             files += _pull_archive(run, archive)
     return PullReport(dataset=name, files=tuple(files))
+
+
+def pull_own(raw: Path, *, name: str, section: OwnSection) -> PullReport:
+    """Hash the files of the user's own data set `name`, and write their manifest to `raw`.
+
+    Raises as `hash_files` does.
+    """
+    with _alone(raw, name):
+        files = hash_files(raw, name, section).files
+    pulled = [
+        PulledFile(name=file.name, size=file.size, sha256=file.sha256, source=None)
+        for file in files
+    ]
+    return PullReport(dataset=name, files=tuple(pulled))
 
 
 def _checked(mirror: str, where: str, error: type[FerryError]) -> str:

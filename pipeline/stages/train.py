@@ -4,9 +4,11 @@ Checkpoints on the way let a killed training go on where it was; MLflow records 
 absence never stops one. `dvc plots` draws its history, and which class was taken for which.
 """
 
+import contextlib
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import datasets, tracking
+from pipeline import tracking
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.network.graph import build_graph
@@ -60,6 +62,7 @@ def train(
     not there; and DivergedError when the loss is not a number.
     """
     params.check(experiment)
+    params.check(experiment, ready.open_manifest(data))
     state = weights.with_name(layout.checkpoint(experiment.name).name)
     with distributed.join(distributed.choose_device(device or experiment.train.device)) as team:
         kept = checkpoint.read(state)
@@ -70,13 +73,16 @@ def train(
             return shared
         _sweep(weights, state, files.details, files.metrics)
         _log(training)
-        with tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker:
+        with (
+            _interruptible(training, state),
+            tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker,
+        ):
             settings = params.leaves(asdict(experiment))
             tracker.log_parameters(
                 {".".join(keys): value for keys, value in settings if value != {}}
             )
             rows = ready.open_split(data, "train")
-            tracker.log_data(datasets.get(experiment.dataset), training.manifest, rows)
+            tracker.log_data(training.manifest, rows)
             del rows  # else they would stay mapped
             _fit(training, state, tracker)
             report = _finish(training, ready.open_split(data, "test"), weights, plots, tracker)
@@ -113,6 +119,19 @@ def _log(training: PreparedTraining) -> None:
         logger.info("%s takes %s from %s; at random: %s", loop.name, taken, begun.experiment, left)
     if loop.history:
         logger.info("%s goes on after epoch %d", loop.name, len(loop.history))
+
+
+@contextlib.contextmanager
+def _interruptible(training: PreparedTraining, state: Path) -> Iterator[None]:
+    """Say after Ctrl-C where the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = checkpoint.load(checkpoint.read(state), training.fingerprint)
+        loop, epochs = training.loop, len(kept.history) if kept else 0
+        where = f"after epoch {epochs} of {loop.epochs}" if epochs else "from its beginning"
+        logger.info("%s was interrupted; the same command goes on %s", loop.name, where)
+        raise
 
 
 def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:

@@ -14,7 +14,8 @@ from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from pipeline import datasets, tracking
+from pipeline import tracking
+from pipeline.config import params
 from pipeline.config.experiment import Experiment
 from pipeline.records import ready
 from pipeline.records.train import Epoch
@@ -56,6 +57,7 @@ def tune(
     if plan.sampler == "grid":
         search.check_grid(experiment)
     manifest = ready.open_manifest(data)
+    params.check(experiment, manifest)
     digest = ready.digest(manifest)
     if experiment.train.init_from:
         read_source(weights, experiment.train.init_from)
@@ -69,9 +71,7 @@ def tune(
         study.run_id = tracker.run_id or study.run_id
         _describe(tracker, experiment, plan, name)
         # The rows are not kept: they would stay mapped.
-        tracker.log_data(
-            datasets.get(experiment.dataset), manifest, ready.open_split(data, "train")
-        )
+        tracker.log_data(manifest, ready.open_split(data, "train"))
         _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
         report = _report(study, experiment, plan, digest, time.perf_counter() - start)
         if report.best_value is not None:

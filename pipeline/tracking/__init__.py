@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from pipeline.datasets import Dataset
-
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -88,9 +86,9 @@ class Tracker:
         """Record a figure as `figures/NAME`."""
         self._record(name, lambda mlflow: mlflow.log_figure(figure, f"figures/{name}"))
 
-    def log_data(self, dataset: "Dataset", manifest: DatasetManifest, train: Split) -> None:
+    def log_data(self, manifest: DatasetManifest, train: Split) -> None:
         """Record the data set with its digest."""
-        self._record("data set", lambda mlflow: log_data(mlflow, dataset, manifest, train))
+        self._record("data set", lambda mlflow: log_data(mlflow, manifest, train))
 
     def log_torch_model(
         self, module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature

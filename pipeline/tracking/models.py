@@ -22,8 +22,6 @@ from serving.runtime.tensors import TensorInfo
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.datasets import Dataset
-
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -80,18 +78,18 @@ def model_requirements() -> list[str]:
     return [*wheels, f"onnx=={onnx.__version__}"]
 
 
-def log_data(mlflow: Any, dataset: "Dataset", manifest: DatasetManifest, train: Split) -> None:
+def log_data(mlflow: Any, manifest: DatasetManifest, train: Split) -> None:
     """Log the training rows as the input of the active run."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
 
     # MLflow keeps at most 36 characters of a digest; the tag has all of them.
     full = digest(manifest)
-    source = CodeDatasetSource({"homepage": dataset.homepage, "licence": dataset.licence})
+    source = CodeDatasetSource({"homepage": manifest.homepage, "licence": manifest.licence})
     data = mlflow.data.from_numpy(
         train.inputs, source, train.labels, name=manifest.dataset, digest=full[:36]
     )
     mlflow.log_input(data, context="training")
-    mlflow.set_tags({"ferry.data_sha256": full, "ferry.data_citation": dataset.citation})
+    mlflow.set_tags({"ferry.data_sha256": full, "ferry.data_citation": manifest.citation})
 
 
 def log_torch_model(

@@ -268,7 +268,11 @@ EDITS = [
     ("quantize: {skip: {}}", "quantize: {skip: {int4: large}}", f"{ONE}.quantize.skip.int4"),
     ("{fp16: 0.7, int8: 1}", "{fp16: 0.7}", f"{ONE}.quantize.min_speedup.int8 is missing"),
     # Names
-    ("  digits: {", "  digit: {", "datasets.digit: no such data set; did you mean 'digits'?"),
+    (
+        "  digits: {",
+        "  digit: {",
+        "datasets.digit: no such data set, and no reader for one of your",
+    ),
     ("dataset: digits", "dataset: digit", f"{ONE}.dataset: no data set named 'digit'; did you "),
     ("name: mlp", "name: mpl", f"{ONE}.model.name: no model named 'mpl'; did you mean 'mlp'?"),
     ("short: [one]", "short: [onee]", "short.0: no experiment named 'onee'; did you mean 'one'?"),

@@ -167,13 +167,23 @@ def test_a_class_that_would_be_missing_is_refused(
         install(monkeypatch, rows, ("a", "b"))
         with pytest.raises(InputError, match=said):
             preprocess(ready, ready, name="toy", config=config)
-    install(monkeypatch, rows_of([0] * 98 + [1] * 2, [0, 1]), ("a", "b"))
-    with pytest.raises(
-        ConfigError,
-        match=r"^datasets\.toy\.validation_rows of 4 leaves the validation split without .* 'b'",
-    ):
-        preprocess(ready, ready, name="toy", config=config)
     assert not ready.exists()
+
+
+def test_a_rare_class_is_in_every_split(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, rows_of([0] * 98 + [1] * 2, [0, 1]), ("a", "b"))
+    config = DatasetConfig(validation_rows=4, seed=1)
+    manifest = preprocess(ready, ready, name="toy", config=config)
+    assert manifest.class_counts == {"train": (95, 1), "validation": (3, 1), "test": (1, 1)}
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.1, 10), (0.001, 2), (7, 7)])
+def test_validation_rows_may_be_a_share_with_a_row_of_each_class(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, share: float, rows: int
+) -> None:
+    install(monkeypatch, rows_of([0, 1] * 50, [0, 1]), ("a", "b"))
+    config = DatasetConfig(validation_rows=share, seed=1)
+    assert preprocess(ready, ready, name="toy", config=config).rows["validation"] == rows
 
 
 def test_a_constant_channel_is_refused(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,14 +211,18 @@ def test_a_table_is_measured_by_feature(ready: Path, monkeypatch: pytest.MonkeyP
     assert (manifest.kind, manifest.vocabulary) == ("table", ())
 
 
-def test_a_constant_feature_is_refused_unless_values_stay(
-    ready: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_constant_feature_is_told_and_a_table_of_them_refused(
+    ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
-    values[:, 2] = 5
+    values[:, 2] = 0.1  # whose sum is no multiple of it
     config = DatasetConfig(validation_rows=4, seed=1)
-    install(monkeypatch, table_of(values), ("a", "b"), kind="table")
-    with pytest.raises(InputError, match="toy: feature 2 has the same value in every training row"):
+    install(monkeypatch, table_of(values), ("a", "b"), kind="table", features=("x", "y", "z"))
+    manifest = preprocess(ready, ready, name="toy", config=config)
+    assert (manifest.mean[2], manifest.std[2]) == (pytest.approx(0.1), 1)
+    assert "toy: column z has the same value in every training row" in capsys.readouterr().err
+    install(monkeypatch, table_of(values * 0), ("a", "b"), kind="table")
+    with pytest.raises(InputError, match="toy: column x has the same value in every training row"):
         preprocess(ready, ready, name="toy", config=config)
     install(monkeypatch, table_of(values), ("a", "b"), kind="table", standardized=False)
     manifest = preprocess(ready, ready, name="toy", config=config)

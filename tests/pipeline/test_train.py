@@ -133,8 +133,13 @@ def check_that_it_goes_on(
 
 
 def test_an_interrupted_training_still_stops_early(
-    ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Path,
+    tiny: Experiment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "pipeline")
     still = with_train(tiny, epochs=20, optimizer="sgd", lr=1e-30, early_stop=3)
     whole = run(ready, still, tmp_path / "whole")
     assert whole.stopped_after == len(whole.history) == whole.best_epoch + 3 < 20
@@ -143,6 +148,8 @@ def test_an_interrupted_training_still_stops_early(
         patch.setattr("pipeline.stages.train.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             run(ready, still, tmp_path / "parts")
+    said = f"{still.name} was interrupted; the same command goes on after epoch 2 of 20"
+    assert said in caplog.messages
     resumed = run(ready, still, tmp_path / "parts")
     assert resumed.stopped_after == whole.stopped_after
     assert resumed.weights_sha256 == whole.weights_sha256

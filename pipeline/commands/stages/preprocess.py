@@ -14,10 +14,8 @@ def preprocess(dataset: str, as_json: bool) -> None:
     Example: ferry preprocess mnist
     """
     from pipeline.config import layout, params
-    from pipeline.records import ready
     from pipeline.stages.preprocess import preprocess
 
     settings = params.load().dataset(dataset)
     manifest = preprocess(layout.raw(dataset), layout.ready(dataset), name=dataset, config=settings)
-    rows = {split: manifest.arrays[f"{split}_labels.npy"].shape[0] for split in ready.SPLITS}
-    show(manifest, as_json=as_json, text=summary({"dataset": dataset, **rows}))
+    show(manifest, as_json=as_json, text=summary({"dataset": dataset, **manifest.rows}))

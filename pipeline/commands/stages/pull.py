@@ -19,13 +19,23 @@ def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
     """Fetch the official files of DATASET and check them.
 
     A download that was interrupted goes on where it stopped. Data sets such as digits come with
-    the packages that ferry needs, so they take no network.
+    the packages that ferry needs, so they take no network. The files of a data set of your own, one
+    with a reader in params.yaml, are hashed where they lie.
 
     Example: ferry pull mnist --mirror /mnt/mirror
     """
     from pipeline.config import layout, params
-    from pipeline.stages.pull import pull
+    from pipeline.config.experiment import OwnSection
+    from pipeline.stages.pull import pull, pull_own
 
-    report = pull(layout.raw(dataset), name=dataset, mirrors=params.load().mirrors, mirror=mirror)
-    text = f"{dataset}: {len(report.files)} files in {layout.raw(dataset)}"
+    settings, raw = params.load(), layout.raw(dataset)
+    own = settings.datasets.get(dataset)
+    if isinstance(own, OwnSection):
+        report = pull_own(raw, name=dataset, section=own)
+        text = (
+            f"{dataset}: {len(report.files)} files of {own.settings.get('path')}, hashed in {raw}"
+        )
+    else:
+        report = pull(raw, name=dataset, mirrors=settings.mirrors, mirror=mirror)
+        text = f"{dataset}: {len(report.files)} files in {raw}"
     show(report, as_json=as_json, text=text)
