@@ -150,6 +150,8 @@ def _lines(stream: Stream) -> Iterator[bytes]:
                 f"image a line",
             )
         path = line.removesuffix(b"\n").removesuffix(b"\r")
+        if path.count(b"\0") > 1:
+            raise InputError(f"{stream.name}: a NUL ends each of its paths; --null reads them")
         if path.strip():
             yield path
 

@@ -339,6 +339,9 @@ def test_paths_that_each_end_in_nul(
     assert isinstance(next(each_row(listed_in(tmp_path, content))), InputRow)
     rest = list(listed_in(tmp_path, content).chunks(4, 8))
     assert [path for chunk in rest for path in chunk.content] == names[8:]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    with pytest.raises(InputError, match=r"^stdin: a NUL ends each of its paths; --null reads"):
+        list(listed().chunks(4))
     with pytest.raises(InputError, match="a path has more than 65536 bytes; --null is for paths"):
         list(listed_in(tmp_path, b"a.png\n" * 20_000).chunks(4))
 

@@ -333,6 +333,8 @@ def test_a_compressed_file_that_is_damaged_is_named(tmp_path: Path, suffix: str)
     content = (text() + "1,2,3\n" * 50_000).encode()
     packed = gzip.compress(content) if suffix == ".gz" else zstd(content)
     path = tmp_path / f"rows.csv{suffix}"
+    path.write_bytes(packed[:-20])
+    assert len(next(opened(path, THREE).chunks(1000)).content) == 1000  # what is before the damage
     for broken in (packed[:-20], b"nothing", packed + b"nothing"):
         path.write_bytes(broken)
         with pytest.raises(InputError, match=rf"rows\.csv{suffix} is damaged: "):
