@@ -45,7 +45,7 @@ format: $(READY)
 	ruff check --fix .
 
 ui: $(READY)
-	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --host 127.0.0.1 --port $(PORT)
+	ferry ui --port $(PORT)
 
 bench: $(READY)
 	python benchmarks/startup.py

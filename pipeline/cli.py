@@ -43,9 +43,12 @@ SECTIONS = {
         "doctor": SERVING["doctor"],
     },
     "Project": {
+        "init": (PROJECT, "Make a project in DIR: an experiment that runs at once."),
+        "list": (PROJECT, "List experiments with what has run, data sets, models and recipes."),
         "config": (PROJECT, "Print every setting of EXPERIMENT, and where it stands."),
         "data": (PROJECT, "Show what DATASET holds, and what may be wrong with it."),
         "results": (TOOLS, "Print what was measured here, of every variant."),
+        "ui": (PROJECT, "Serve MLflow's pages of the project's runs, until Ctrl-C."),
     },
 }
 """Each command with the package of its module and the first line of its help."""

@@ -7,9 +7,20 @@ FerryError                                   exit 1
 ├── DivergedError       (ArithmeticError)    a loss that is not a number
 └── GateError           (ValueError)         a gate that was not met
     └── ParityError                          an ONNX variant that is not the trained model
+
+What a user's own code raises becomes one of them as well, in one line.
 """
 
-from serving.errors import FerryError
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+
+from serving.errors import FerryError, ModelError
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+LONGEST = 300
+"""Characters of what somebody's exception says."""
 
 
 class ConfigError(FerryError, ValueError):
@@ -32,3 +43,36 @@ class GateError(FerryError, ValueError):
 
 class ParityError(GateError):
     """An ONNX variant that does not answer as the trained weights do."""
+
+
+@contextlib.contextmanager
+def running(doing: str, kind: type[FerryError] = ModelError) -> Iterator[None]:
+    """Turn what a user's own code raises in a block into one line that begins with `doing`."""
+    raised: BaseException | None = None
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except FerryError:
+        raise
+    # A script without a main guard leaves by SystemExit while it is imported.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - this code may raise what it likes
+        raised = error
+    if raised is not None:
+        raise kind(f"{doing}: {type(raised).__name__}: {first_line(raised)}") from raised
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception and those it came from, the deepest last."""
+    chain: list[BaseException] = []
+    deeper: BaseException | None = error
+    while deeper is not None and deeper not in chain:
+        chain.append(deeper)
+        deeper = deeper.__cause__
+    return chain
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line of bounded length and without colours."""
+    lines = [line.strip() for line in ANSI.sub("", str(error)).splitlines() if line.strip()]
+    text = lines[0] if lines else "without a message"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -1,11 +1,16 @@
-"""What every test is spared: the loggers that a command set up in this process."""
+"""What every test is spared: the loggers that a command set up in this process; and the wheel."""
 
+import importlib.util
 import logging
 import os
 import signal
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 
 import pytest
+from closure import ROOT
 
 # As the command `ferry` does, and before torch is imported: idle threads that spin steal the cores
 # from the other process that runs tests.
@@ -27,3 +32,17 @@ def _loggers_as_before() -> Iterator[None]:
         one.setLevel(level)
         one.propagate = propagate
         one.handlers[:] = handlers
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel that `python -m build` makes."""
+    for package in ("build", "hatchling"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed, and a build of its own would need a network")
+    folder = tmp_path_factory.mktemp("dist")
+    command = ["build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.iterdir()
+    return zipfile.ZipFile(path)

@@ -1,13 +1,11 @@
 """What is installed: the wheel's files, which ONNX Runtime it asks for, and the locked versions."""
 
 import email
-import importlib.util
 import re
-import subprocess
-import sys
 import tomllib
 import zipfile
 from email.message import Message
+from pathlib import Path
 
 import pytest
 from closure import PACKAGES, ROOT
@@ -34,21 +32,6 @@ ENVIRONMENTS = {
     "macOS, Apple silicon": ("darwin", "arm64", "onnxruntime"),
     "macOS, Intel": ("darwin", "x86_64", "onnxruntime"),
 }
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel that `python -m build` makes."""
-    for package in ("build", "hatchling"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed, and a build of its own would need a network")
-    folder = tmp_path_factory.mktemp("dist")
-    command = ["build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = folder.iterdir()
-    assert path.name == f"onnx_ferry-{PROJECT['version']}-py3-none-any.whl"
-    return zipfile.ZipFile(path)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +72,16 @@ def test_the_bytes_are_those_of_the_sources(wheel: zipfile.ZipFile) -> None:
         assert wheel.read(name) == (ROOT / name).read_bytes()
 
 
-def test_the_settings_of_ferry_travel_along(wheel: zipfile.ZipFile) -> None:
-    assert wheel.read("pipeline/params.yaml") == (ROOT / "params.yaml").read_bytes()
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
+def test_the_settings_and_the_stages_of_ferry_travel_along(
+    wheel: zipfile.ZipFile, name: str
+) -> None:
+    assert wheel.read(f"pipeline/{name}") == (ROOT / name).read_bytes()
+
+
+def test_the_wheel_is_of_this_version(wheel: zipfile.ZipFile) -> None:
+    name = f"onnx_ferry-{PROJECT['version']}-py3-none-any.whl"
+    assert Path(wheel.filename or "").name == name
 
 
 def test_the_command_is_declared(wheel: zipfile.ZipFile) -> None:

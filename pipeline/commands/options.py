@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def enter_project() -> "Path":
+    """Go to the folder of params.yaml, here or above, and return the way back to where one was.
+
+    What a person types is relative to where he is: join it to the result.
+    """
+    import os
+    from pathlib import Path
+
+    from pipeline.config import layout
+
+    here = Path.cwd()
+    os.chdir(layout.project())
+    return Path(os.path.relpath(here))
+
+
 class ExperimentName(click.ParamType["Experiment"]):
     """A section of params.yaml, looked up when the command runs and never for its help."""
 
@@ -32,6 +47,7 @@ class ExperimentName(click.ParamType["Experiment"]):
         """Read params.yaml and find the experiment."""
         from pipeline.config import params
 
+        enter_project()
         return params.load().experiment(value)
 
 
@@ -55,13 +71,14 @@ def complete_experiment(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> "list[str] | list[CompletionItem]":
     """The experiments whose names begin so, for a shell; where there are none, it may be a file."""
-    from pipeline.config import params
+    from pipeline.config import layout, params
     from serving.errors import FerryError
 
     names = []
     # A shell has nowhere to show an error; the command will tell.
     with contextlib.suppress(FerryError):
-        names = [name for name in params.load().experiments if name.startswith(incomplete)]
+        found = params.load(layout.project() / layout.PARAMS).experiments
+        names = [name for name in found if name.startswith(incomplete)]
     return names or complete_path(context, parameter, incomplete)
 
 
@@ -88,6 +105,7 @@ def load_params() -> "Params":
     """Read params.yaml for a command that goes on without the experiments that are broken."""
     from pipeline.config import params
 
+    enter_project()
     read = params.load()
     for message in read.broken.values():
         note(f"Warning: {message}; left out")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands.options import complete_experiment, load_params
+from pipeline.commands.options import complete_experiment, enter_project, load_params
 from serving.console import PATH, json_option, note, program, show
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
         ferry, shipped = program(), [row.experiment for row in found.rows if row.shipped]
         note(
             f"\nReport   {layout.REPORT} (`{ferry} report` makes it)\n"
-            f"Runs     make ui, then http://127.0.0.1:5000"
+            f"Runs     {ferry} ui, then http://127.0.0.1:5000"
         )
         for name in shipped[-1:]:
             rows = f"{params.experiment(name).dataset}:test"
@@ -92,9 +92,10 @@ def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _publish(experiments: tuple[str, ...], folder: Path, *, as_json: bool) -> None:
+    here = enter_project()
     params = _params_with(experiments)
     from pipeline.records.published import write_published
     from pipeline.stages.page.results import publishable
 
-    written = write_published(folder, publishable(params, experiments))
+    written = write_published(here / folder, publishable(params, experiments))
     show(written, as_json=as_json, text="\n".join(map(str, written)))

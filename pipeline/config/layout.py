@@ -3,6 +3,7 @@
 Paths are relative to the folder of params.yaml; `D` is a data set, `E` an experiment.
 """
 
+import os
 from pathlib import Path
 
 from pipeline.records import ReportFiles
@@ -12,6 +13,17 @@ VARIANTS = ("fp32", "fp16", "int8")
 DETAILS = Path("reports/details")
 REPORT = Path("reports/index.html")
 PICTURES = Path("reports/pictures")
+PARAMS = Path("params.yaml")
+
+
+def project() -> Path:
+    """The folder of the nearest params.yaml, here or above as git and DVC look; here without one.
+
+    Relative to the working directory, as all of these paths: `.` or `../..`.
+    """
+    here = Path.cwd()
+    above = [folder for folder in (here, *here.parents) if (folder / PARAMS).is_file()]
+    return Path(os.path.relpath(above[0])) if above else Path()
 
 
 def raw(dataset: str) -> Path:

@@ -7,10 +7,14 @@ is wrong is refused with the full path of the key where it stands, the value and
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import Field
 
 from pipeline import datasets, models
+from pipeline.config import layout
 from pipeline.config.experiment import (
     AugmentConfig,
     DatasetConfig,
@@ -20,14 +24,14 @@ from pipeline.config.experiment import (
     Params,
     StrictSettings,
 )
-from pipeline.config.reading import check_defaults, read_section, read_yaml
+from pipeline.config.layout import PARAMS
+from pipeline.config.reading import check_defaults, read_section, read_yaml, use_package
 from pipeline.errors import ConfigError
 from pipeline.records.ready import Kind
 from serving.errors import nearest
 
-PARAMS = Path("params.yaml")
-OWN_PARAMS = (Path(__file__).parents[1] / PARAMS, Path(__file__).parents[2] / PARAMS)
-"""The params.yaml that ferry brings along: in an installed package, and in its repository."""
+BROUGHT_ALONG = (Path(__file__).parents[1], Path(__file__).parents[2])
+"""Where params.yaml and dvc.yaml of ferry are: in an installed package, and in its repository."""
 HAS_DEFAULTS = re.compile(r"^defaults:", re.MULTILINE)
 Record = TypeVar("Record")
 # A name is a folder, an item of a DVC stage and a part of a key's path, all at once.
@@ -64,10 +68,16 @@ def stage_defaults(stage: str, record: type[Record]) -> Record:
     for DVC gives the settings of any program this name. Raises ConfigError as `load` does, and for
     a key that the section leaves to the experiments.
     """
-    here = PARAMS.exists() and HAS_DEFAULTS.search(PARAMS.read_text(encoding="utf-8"))
-    path = PARAMS if here else next(path for path in OWN_PARAMS if path.exists())
+    path = layout.project() / PARAMS
+    if not (path.exists() and HAS_DEFAULTS.search(path.read_text(encoding="utf-8"))):
+        path = brought_along(PARAMS)
     document, _ = _read_document(path)
     return read_section(record, document.defaults[stage], f"defaults.{stage}")
+
+
+def brought_along(file: Path) -> Path:
+    """The params.yaml or dvc.yaml of ferry itself."""
+    return next(folder / file for folder in BROUGHT_ALONG if (folder / file).exists())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +107,12 @@ def resolve(name: str, path: Path = PARAMS) -> dict[str, ResolvedSetting]:
 class _Document(StrictSettings):
     """What stands in the file, before the defaults are put into it."""
 
+    ferry: Annotated[str, Field(pattern=r"^\d+(\.\d+)+")] | None = None
+    """The version of ferry whose stages the project's dvc.yaml has; none in ferry's repository."""
+    package: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    """The folder of the project's own `datasets` and `models`, beside params.yaml."""
     mirrors: tuple[str, ...]
-    short: tuple[str, ...]
+    short: tuple[str, ...] = ()
     defaults: Mapping[str, Any]
     datasets: Mapping[str, Any]
     experiments: Mapping[str, Any]
@@ -108,10 +122,38 @@ def _read_document(path: Path) -> tuple[_Document, dict[str, str]]:
     """Read what is there, and what is wrong with the YAML of single experiments."""
     raw, wrong = read_yaml(path, "experiments")
     document = read_section(_Document, raw, "")
+    _check_version(document.ferry, path)
+    _use_package(document.package, path)
     check_defaults(Defaults, document.defaults, "defaults")
     for index, name in enumerate(document.short):
         _refuse_unknown(f"short.{index}", "experiment", name, document.experiments)
     return document, wrong
+
+
+def _check_version(wanted: str | None, path: Path) -> None:
+    """Refuse a project of another version, whose stages would not be those that ran."""
+    installed = metadata.version("onnx-ferry") if wanted else None
+    if wanted == installed or not wanted or not installed:
+        return
+    newer = _numbers(wanted) > _numbers(installed)
+    remedy = (
+        "pip install --upgrade onnx-ferry"
+        if newer
+        else f"write `ferry: {installed}` there and its stages run again, or "
+        f"pip install onnx-ferry=={wanted}"
+    )
+    raise ConfigError(f"{path} is of ferry {wanted}, this is {installed}: {remedy}")
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def _use_package(package: str | None, path: Path) -> None:
+    folder = path.parent / package if package else None
+    if folder and not folder.is_dir():
+        raise ConfigError(f"package: {package} is no folder beside {path}")
+    use_package(folder)
 
 
 def _read_dataset(name: str, document: _Document) -> DatasetConfig | OwnSection:

@@ -6,7 +6,9 @@ Nothing is repaired, and nothing is filled in.
 
 import importlib
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, running
 from serving.errors import MissingInputError, UnknownNameError, nearest, one_line
 
 Record = TypeVar("Record")
@@ -157,12 +159,25 @@ def read_yaml(path: Path, entries_of: str) -> tuple[object, dict[str, str]]:
         return loader.construct_document(node), wrong
     except FileNotFoundError as error:
         raise MissingInputError(
-            f"{path} is not there; run ferry where params.yaml lies, or name that folder with -C"
+            f"{path} is not there; run ferry where params.yaml lies or below, name that folder "
+            f"with -C, or make a project with `ferry init`"
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {one_line(error)}") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply") from error
+
+
+def read_value(text: str, where: str) -> object:
+    """One value as it may stand in params.yaml; ConfigError, which begins with `where`."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is None:
+            raise ConfigError(f"{where} has no value")
+        _check(node, (where,), ())
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: {text!r} is not YAML: {one_line(error)}") from error
 
 
 def dump_yaml(value: object) -> str:
@@ -234,14 +249,65 @@ def _shown(node: yaml.Node) -> str:
 
 
 # A folder of modules is a registry: the file name is the key, so adding a data set or an
-# architecture is adding one file.
+# architecture is adding one file. A project's own package has folders of the same names.
+OWN_PACKAGE = "FERRY_PACKAGE"
+"""The variable with its folder, for the processes that a command starts as well."""
+
+
+def use_package(folder: Path | None) -> None:
+    """Let the registries have the modules of a project's own package too; None: of ferry alone."""
+    if folder is None:
+        os.environ.pop(OWN_PACKAGE, None)
+    else:
+        os.environ[OWN_PACKAGE] = str(folder.resolve())
+
+
 def names(package: Path) -> tuple[str, ...]:
-    """The public modules of a package's folder, sorted, found without importing any of them."""
-    return tuple(sorted(path.stem for path in package.glob("*.py") if path.stem[0] != "_"))
+    """The public modules of a package's folder, sorted, found without importing any of them.
+
+    Raises ConfigError for one of a project's own with a name that ferry has already.
+    """
+    built_in, own = _modules(package), own_modules(package)
+    for name in built_in.keys() & own.keys():
+        raise ConfigError(f"{own[name]}: ferry has {name} in its {package.name}; rename the file")
+    return tuple(sorted(built_in | own))
 
 
-def load(kind: str, package: str, folder: Path, name: str) -> ModuleType:
-    """Import `package.name`; UnknownNameError with the nearest name if there is no such file."""
+def load(kind: str, package: str, folder: Path, name: str, needs: Sequence[str] = ()) -> ModuleType:
+    """Import `package.name`, or a project's own module of that name, which must have `needs`.
+
+    Raises UnknownNameError with the nearest name if there is no such file, and ConfigError for a
+    module of the project that cannot be imported or lacks a name.
+    """
     if name not in names(folder):
         raise UnknownNameError(kind, name, names(folder))
-    return importlib.import_module(f"{package}.{name}")
+    own = own_modules(folder).get(name)
+    if own is None:
+        return importlib.import_module(f"{package}.{name}")
+    module = _import_own(own)
+    for need in needs:
+        if not hasattr(module, need):
+            raise ConfigError(f"{own} has no {need}, which each file of {folder.name} must have")
+    return module
+
+
+def _modules(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in folder.glob("*.py") if path.stem[0] != "_"}
+
+
+def own_modules(package: Path) -> dict[str, Path]:
+    """The public modules that a project has of its own beside those of a package's folder."""
+    own = os.environ.get(OWN_PACKAGE)
+    return _modules(Path(own) / package.name) if own else {}
+
+
+def _import_own(path: Path) -> ModuleType:
+    folder = str(path.parents[2])
+    if folder not in sys.path:
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+    with running(f"{path} cannot be imported", ConfigError):
+        module = importlib.import_module(".".join((*path.parts[-3:-1], path.stem)))
+    if not path.samefile(module.__file__ or ""):
+        raise ConfigError(f"{path} is hidden by {module.__file__}; rename the package")
+    return module

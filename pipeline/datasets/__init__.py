@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import reading
+from pipeline.errors import ConfigError
 from pipeline.records.ready import Kind, Split
 from serving.errors import InputError
 from serving.files import require
@@ -94,9 +95,14 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Dataset:
-    """The data set of that name; UnknownNameError with the nearest one if there is none."""
-    dataset: Dataset = reading.load("data set", __name__, FOLDER, name).DATASET
-    return dataset
+    """The data set of that name; UnknownNameError with the nearest one if there is none.
+
+    Raises ConfigError for a file of the project that is no data set.
+    """
+    module = reading.load("data set", __name__, FOLDER, name, ["DATASET"])
+    if not isinstance(module.DATASET, Dataset):
+        raise ConfigError(f"{module.__file__}: DATASET must be a Dataset of pipeline.datasets")
+    return module.DATASET
 
 
 Indices = npt.NDArray[np.int64]

@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import torch
 
+from pipeline.errors import causes, first_line, running
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.folding import fold_standardisation
-from pipeline.exporting.signatures import BATCH, causes, first_line, running
+from pipeline.exporting.signatures import BATCH
 from pipeline.network.graph import Graph
 from pipeline.records.ready import Kind
 from serving.errors import ModelError

@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from pipeline.errors import ParityError
+from pipeline.errors import ParityError, running
 from pipeline.exporting import axes, onnxmodel
 from pipeline.exporting.exporter import run_exporter
 from pipeline.exporting.signatures import (
@@ -23,7 +23,6 @@ from pipeline.exporting.signatures import (
     agreed,
     example,
     random_rows,
-    running,
 )
 from pipeline.proof.pair import compare, failure, limits_of_pair
 from pipeline.proof.rows import Rows, open_rows

@@ -4,7 +4,6 @@ What such code raises becomes one line that says what was being done, and what i
 stderr, for stdout carries data only.
 """
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -21,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.errors import running
 from pipeline.network.graph import as_tensor
 from serving.errors import (
-    FerryError,
     InputError,
     MissingInputError,
     ModelError,
@@ -33,9 +32,6 @@ from serving.errors import (
 from serving.inputs.sources import reason_of
 from serving.measuring.feeds import random_feeds
 from serving.runtime.tensors import Array, TensorInfo
-
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-LONGEST = 300
 
 
 def load_module(path: str) -> torch.nn.Module:
@@ -79,39 +75,6 @@ def _imported(file: str) -> ModuleType:
             raise UsageError(
                 f"no Python module named {file!r}, neither installed nor in {folder}"
             ) from error
-
-
-@contextlib.contextmanager
-def running(doing: str) -> Iterator[None]:
-    """Turn what a block raises into a ModelError that begins with `doing`."""
-    raised: BaseException | None = None
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except FerryError:
-        raise
-    # A script without a main guard leaves by SystemExit while it is imported.
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - this code may raise what it likes
-        raised = error
-    if raised is not None:
-        raise ModelError(f"{doing}: {type(raised).__name__}: {first_line(raised)}") from raised
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """An exception and those it came from, the deepest last."""
-    chain: list[BaseException] = []
-    deeper: BaseException | None = error
-    while deeper is not None and deeper not in chain:
-        chain.append(deeper)
-        deeper = deeper.__cause__
-    return chain
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line of bounded length and without colours."""
-    lines = [line.strip() for line in ANSI.sub("", str(error)).splitlines() if line.strip()]
-    text = lines[0] if lines else "without a message"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 BATCH = "batch"

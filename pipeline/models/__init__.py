@@ -6,7 +6,7 @@ Each has `TAKES`, the kinds of rows, `GIVES`, logits or a reconstruction, and `b
 gives logits [batch, outputs] or planes from 0 to 1, [batch, C, H, W].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,7 @@ from pipeline.config.experiment import ModelConfig
 from pipeline.config.reading import read_section
 from pipeline.errors import ConfigError
 from pipeline.records.ready import Kind
+from serving.files import sha256_of_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,13 +74,29 @@ def gives(name: str) -> Gives:
     return answer
 
 
+def own_sources(name: str) -> list[str]:
+    """A line with the sha256 of each file that a project's own architecture may be made of.
+
+    Those are its own and the private ones beside it; there is none for an architecture of ferry.
+    """
+    path = reading.own_modules(FOLDER).get(name)
+    files = sorted({path, *path.parent.glob("_*.py")}) if path else []
+    return [f"{file.name} {sha256_of_file(file)}\n" for file in files]
+
+
 def settings(config: ModelConfig, *, where: str) -> Any:
     """Read the settings of an architecture into its own record.
 
     `where` is the path of the section in params.yaml, for the message of the ConfigError that a
     wrong setting raises. Raises UnknownNameError for an architecture that does not exist.
     """
-    record = get_type_hints(_module(config.name).build)["settings"]
+    module = _module(config.name)
+    record = get_type_hints(module.build).get("settings")
+    if not (isinstance(record, type) and is_dataclass(record)):
+        raise ConfigError(
+            f"{module.__file__}: the settings of build must be a record, as in models/mlp.py of "
+            f"ferry"
+        )
     return read_section(record, dict(config.settings), where)
 
 
@@ -94,4 +111,4 @@ def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":
 
 
 def _module(name: str) -> ModuleType:
-    return reading.load("model", __name__, FOLDER, name)
+    return reading.load("model", __name__, FOLDER, name, ["TAKES", "GIVES", "build"])

@@ -22,10 +22,12 @@ from pipeline.models import Shape
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.records.ready import DatasetManifest, Kind
 from serving.errors import IntegrityError, one_line
-from serving.files import require
+from serving.files import dump_json, parse_json, require
 
 BRIGHTEST = 255.0
 """The largest value of a pixel."""
+SETTINGS = "ferry"
+"""The key in the header of a file of weights; a single one, for several have no order."""
 
 
 class CrossEntropy:
@@ -185,15 +187,30 @@ def build_graph(experiment: Experiment, manifest: DatasetManifest) -> Graph:
     return graph
 
 
+def settings_of_weights(experiment: Experiment) -> dict[str, object]:
+    """What makes a graph of weights, by each setting's path below the experiment."""
+    model = experiment.model
+    settings = {f"model.{key}": value for key, value in model.settings.items()}
+    found = {"model.name": model.name, **settings, "train.loss": experiment.train.loss}
+    return dict(parse_json(dump_json(found).encode(), "settings"))  # as they are read back
+
+
+def save_weights(state: dict[str, Tensor], experiment: Experiment) -> bytes:
+    """The bytes of a file of weights, which says what graph they are of."""
+    return safetensors.torch.save(state, {SETTINGS: dump_json(settings_of_weights(experiment))})
+
+
 def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest) -> Graph:
     """Read trained weights into the experiment's graph, in evaluation mode on the CPU.
 
-    Raises MissingInputError without the file and IntegrityError for weights of another model.
+    Raises MissingInputError without the file and IntegrityError for weights of another model, or of
+    the same with other settings, whose shapes may agree.
     """
     again = f"ferry train {experiment.name}"
     require(weights, again)
     graph = build_graph(experiment, manifest)
     try:
+        _check_settings(weights, experiment)
         graph.load_state_dict(safetensors.torch.load_file(weights))
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise IntegrityError(
@@ -201,6 +218,21 @@ def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest)
             f"`{again}` makes it anew"
         ) from error
     return graph.eval()
+
+
+def _check_settings(weights: Path, experiment: Experiment) -> None:
+    """Refuse weights that say that they are of another graph: `ferry train --set` makes such."""
+    with safetensors.safe_open(weights, framework="pt") as file:
+        said = (file.metadata() or {}).get(SETTINGS)
+    wanted = settings_of_weights(experiment)
+    trained = parse_json(said.encode(), str(weights)) if said else wanted
+    for key in {**trained, **wanted}:
+        if trained.get(key) != wanted.get(key):
+            raise IntegrityError(
+                f"{weights} was trained with {key} {trained.get(key)}, params.yaml says "
+                f"{wanted.get(key)}: write the first there, or `ferry train {experiment.name}` "
+                f"trains with the second"
+            )
 
 
 def head_of(loss: Loss) -> Head:

@@ -63,7 +63,9 @@ class TrainReport:
     """At the best epoch."""
     parameters: int
     epochs: int
-    """As params.yaml asks for."""
+    """As params.yaml asks for, or `overrides`."""
+    overrides: Mapping[str, str]
+    """Settings of this training alone that are not those of params.yaml, by their path."""
     stopped_after: int | None
     """Epochs after which early stopping ended the training; None when all were run."""
     best_epoch: int

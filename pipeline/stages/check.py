@@ -6,6 +6,7 @@ comes first and makes nothing that is missed, so that weights, reports and metri
 
 from pathlib import Path
 
+from pipeline import models
 from pipeline.config import params
 from pipeline.config.experiment import Experiment
 from serving.files import write_text
@@ -14,9 +15,11 @@ from serving.files import write_text
 def check(mark: Path, *, name: str) -> Experiment:
     """Read an experiment of params.yaml, and write `mark`.
 
-    Its bytes are always the same: training depends on it and on no setting that does not concern
-    it. Raises ConfigError for a setting that is wrong and UnknownNameError for the name.
+    It says what a model of the project's own is made of, and nothing else: training depends on it
+    and on no setting that does not concern it. Raises ConfigError for a setting that is wrong and
+    UnknownNameError for the name.
     """
     experiment = params.load().experiment(name)
-    write_text(mark, "The settings can be read.\n")
+    sources = models.own_sources(experiment.model.name)
+    write_text(mark, "".join(["The settings can be read.\n", *sources]))
     return experiment

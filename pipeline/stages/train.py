@@ -8,12 +8,11 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from pipeline import tracking
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
-from pipeline.network.graph import build_graph
+from pipeline.network.graph import build_graph, save_weights
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.published import machine_of
 from pipeline.records.ready import Split
@@ -48,12 +47,14 @@ def train(
     *,
     experiment: Experiment,
     device: str | None = None,
+    overrides: Mapping[str, str] | None = None,
     track: bool = True,
 ) -> TrainReport:
     """Fit the experiment's model on the training rows and keep the weights of its best epoch.
 
     `data` is the preprocessed data set; `weights` (safetensors), the report in `files` and the
     folder `plots` (history.csv, confusion.csv) are written. `device` overrides the experiment's.
+    `overrides` are the settings that the experiment has for this run alone, which are recorded.
     Among several processes, as torchrun starts them, the first one writes and all return its
     report.
 
@@ -81,12 +82,14 @@ def train(
             tracker.log_parameters(
                 {".".join(keys): value for keys, value in settings if value != {}}
             )
+            if overrides:
+                tracker.log_tags({"ferry.set": " ".join(map("=".join, overrides.items()))})
             rows = ready.open_split(data, "train")
             tracker.log_data(training.manifest, rows)
             del rows  # else they would stay mapped
             _fit(training, state, tracker)
             report = _finish(training, ready.open_split(data, "test"), weights, plots, tracker)
-        report = replace(report, tracking_seconds=tracker.seconds)
+        report = replace(report, tracking_seconds=tracker.seconds, overrides=overrides or {})
         write(report, files)
         state.unlink(missing_ok=True)
         team.share(report)
@@ -180,7 +183,7 @@ def _finish(
     graph = build_graph(training.experiment, training.manifest)
     graph.load_state_dict(best)
     result = evaluate(graph, DeviceRows(graph, test, torch.device("cpu")))
-    content = safetensors.torch.save(best)
+    content = save_weights(best, training.experiment)
     report = _report(training, test, result, sha256_of_bytes(content), tracker.run_id)
     _record(tracker, report)
     write_bytes(weights, content)
@@ -215,6 +218,7 @@ def _report(
         validation_loss=best.validation_loss,
         parameters=sum(weight.numel() for weight in loop.graph.parameters()),
         epochs=experiment.epochs,
+        overrides={},
         stopped_after=len(loop.history) if loop.stopped else None,
         best_epoch=best.epoch,
         seconds=seconds,

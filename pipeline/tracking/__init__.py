@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline.config import layout
 from pipeline.records.ready import DatasetManifest, Split
 from pipeline.records.train import Epoch
 from pipeline.tracking.models import (
@@ -185,7 +186,7 @@ def _start(mlflow: Any, experiment: str, find: Callable[[Any], str | None]) -> s
     if mlflow.get_experiment_by_name(experiment) is None:
         # An absolute place, else artifacts would follow the working directory.
         local = store_uri().startswith("sqlite:")
-        place = Path("mlruns").resolve().as_uri() if local else None
+        place = (layout.project() / "mlruns").resolve().as_uri() if local else None
         mlflow.create_experiment(experiment, artifact_location=place)
     mlflow.set_experiment(experiment)
     found = find(mlflow)

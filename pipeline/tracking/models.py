@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import layout
 from pipeline.records.ready import DatasetManifest, Split, digest
 from serving.errors import ModelError, one_line
 from serving.machine.environment import runtime_wheels
@@ -34,7 +35,9 @@ DEFAULTS = {
 
 def store_uri() -> str:
     """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of params.yaml."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd()}/mlflow.db"
+    return (
+        os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{layout.project().resolve()}/mlflow.db"
+    )
 
 
 def load_mlflow() -> Any:

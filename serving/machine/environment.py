@@ -28,7 +28,10 @@ RUNTIME_WHEELS = (
     *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
     *("onnxruntime-qnn", "onnxruntime-training"),
 )
-SOURCES = ("pipeline", "serving", "params.yaml", "dvc.yaml")
+SOURCES = (
+    *("pipeline", "serving", "params.yaml", "dvc.yaml"),
+    *("*/datasets/*.py", "*/models/*.py"),  # of a project's own package
+)
 CPUINFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

@@ -96,6 +96,7 @@ def training(name: str) -> dict[str, object]:
         "validation_loss": 0.018,
         "parameters": 54321,
         "epochs": 6,
+        "overrides": {},
         "best_epoch": 5,
         "stopped_after": None,
         "processes": 1,

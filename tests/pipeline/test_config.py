@@ -431,13 +431,6 @@ def test_the_command_prints_each_setting_with_where_it_stands() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_without_a_name_the_command_lists_the_experiments() -> None:
-    listed = json.loads(invoke("config", "--json").stdout)
-    assert listed[1] == {"experiment": "two", "dataset": "moons", "model": "mlp", "epochs": 40}
-    assert len(invoke("config").stdout.splitlines()) == 1 + len(listed)
-
-
-@pytest.mark.usefixtures("project")
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
     result = invoke("config", "tow")
     assert result.exit_code == 2

@@ -21,6 +21,7 @@ from pipeline.network.graph import (
     build_graph,
     head_of,
     load_graph,
+    save_weights,
 )
 from pipeline.records.ready import ArrayInfo, DatasetManifest
 from serving.errors import IntegrityError, MissingInputError
@@ -158,6 +159,22 @@ def test_weights_of_another_model(experiment: Experiment, weights: Path) -> None
         name="mlp", settings={"hidden": [7, 7], "activation": "relu", "dropout": 0}
     )
     assert "Missing key" in one_line(weights, replace(experiment, model=deeper), manifest())
+
+
+def test_weights_of_the_same_shapes_with_other_settings(
+    experiment: Experiment, weights: Path
+) -> None:
+    state = safetensors.torch.load_file(weights)
+    weights.write_bytes(save_weights(state, experiment))
+    load_graph(weights, experiment, manifest())
+    settings = {**experiment.model.settings, "activation": "gelu"}
+    other = replace(experiment, model=replace(experiment.model, settings=settings))
+    with pytest.raises(IntegrityError) as caught:
+        load_graph(weights, other, manifest())
+    assert str(caught.value) == (
+        f"{weights} was trained with model.activation relu, params.yaml says gelu: write the first "
+        f"there, or `ferry train digits-mlp` trains with the second"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])

@@ -9,7 +9,7 @@ from sample_metrics import details
 
 from pipeline.config import layout
 from pipeline.config.params import load
-from pipeline.stages.page.results import NOTHING, as_table, read_results, results
+from pipeline.stages.page.results import NOTHING, as_table, publishable, read_results, results
 from serving.errors import IntegrityError, MissingInputError, UnknownNameError
 from serving.files import dump_json, write_json
 
@@ -74,6 +74,16 @@ def test_a_named_experiment_that_has_not_run_says_what_runs_it(params, root):
         results(params, ("mnist-cnn", "digits-mlp"), root=root)
 
 
+def test_settings_of_one_run_are_told_and_never_published(params, root):
+    alter(details(root, "mnist-cnn", "train"), overrides={"train.lr": "0.1"})
+    found = results(params, root=root)
+    assert len(found.rows) == 3
+    (line,) = found.left_out
+    assert line.startswith("mnist-cnn: trained with --set train.lr=0.1; `ferry train mnist-cnn` ")
+    with pytest.raises(MissingInputError, match="dvc repro bundle@mnist-cnn"):
+        publishable(params, ("mnist-cnn",), root=root)
+
+
 def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, root):
     with pytest.raises(UnknownNameError, match="did you mean 'mnist-cnn'"):
         results(params, ("mnist-cn",), root=root)
@@ -82,7 +92,7 @@ def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, root):
 def test_nothing_has_run(params, tmp_path):
     assert results(params, root=tmp_path).rows == ()
     assert as_table(()) == NOTHING
-    assert "`make demo` runs two" in NOTHING
+    assert "`dvc repro` runs them all" in NOTHING
 
 
 def test_before_the_benchmark_there_are_rows_without_speed(params, root):

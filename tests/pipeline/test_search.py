@@ -12,6 +12,7 @@ from pipeline.config.params import load
 from pipeline.errors import ConfigError
 from pipeline.records.tune import Setting
 from pipeline.training.tuning import search
+from serving.errors import FerryError
 
 LR = Interval(low=1e-4, high=1e-1, log=True)
 WRONG: list[tuple[str, SearchSpace, str]] = [
@@ -81,6 +82,43 @@ def test_settings_are_put_in_their_places(params: Params) -> None:
     assert experiment.train.lr != 0.25
     with pytest.raises(ConfigError, match=r"experiments\.digits-mlp\.train\.lr must be"):
         search.apply(experiment, {"train.lr": -1.0})
+
+
+def test_settings_of_a_command_are_read_as_in_params_yaml(params: Params) -> None:
+    experiment = searching(params, {})
+    given = ["train.lr=0.25", "model.hidden=[4, 2]", "train.init_from=digits-cnn", "epochs=7"]
+    changed, recorded = search.with_settings(experiment, given)
+    assert changed.train.batch_size == experiment.train.batch_size
+    assert (changed.train.lr, changed.train.init_from, changed.epochs) == (0.25, "digits-cnn", 7)
+    assert changed.model.settings["hidden"] == [4, 2]
+    assert recorded == dict(one.split("=") for one in given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["train.lrr=1"],
+            r"^--set train\.lrr is no setting of the training; did you mean 'train\.l",
+        ),
+        (["parity.fp32.flips=1"], r"^--set parity\.fp32\.flips is no setting of the training; "),
+        (["train.lr=1e-3"], r"train\.lr must be a number, got the text '1e-3'; write 1\.0e-3$"),
+        (["train.lr=-1"], r"^experiments\.digits-mlp\.train\.lr must be greater than 0, got -1$"),
+        (["model.hidden=[4"], r"^--set model\.hidden: '\[4' is not YAML: "),
+        (["model.hidden=2026-01-01"], r"^--set model\.hidden must be a plain value, got timestamp"),
+        (["epochs="], r"^--set epochs has no value$"),
+        (["epochs"], r"^--set takes KEY=VALUE, each key once, got 'epochs'$"),
+        (["epochs=1", "epochs=2"], r"each key once, got 'epochs=2'$"),
+        (["train.loss=mean_squared_error"], r"train\.loss: mean_squared_error does not fit mlp"),
+    ],
+)
+def test_a_wrong_setting_of_a_command_is_one_line(
+    params: Params, given: list[str], message: str
+) -> None:
+    with pytest.raises(FerryError, match=message) as refused:
+        search.with_settings(searching(params, {}), given)
+    assert refused.value.exit_code == 2
+    assert "\n" not in str(refused.value)
 
 
 def test_every_combination_comes_once(params: Params) -> None:

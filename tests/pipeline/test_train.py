@@ -1,7 +1,9 @@
 """Training: what it writes, that it repeats, that it goes on, and that it stops when it must."""
 
 import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from project import REPOSITORY, Project, files_in
 from safetensors.torch import load_file
 from training import OFF, run, stop_after, with_train
 
+from pipeline.cli import ferry
 from pipeline.config import layout
 from pipeline.config.experiment import AugmentConfig, Experiment
 from pipeline.errors import ConfigError, DivergedError
@@ -173,6 +177,33 @@ def test_killed_at_any_moment_it_goes_on_or_starts_clean() -> None:
     done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 kills;")
+
+
+def test_a_training_with_other_settings_begins_anew(
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(trained.root, with_train(trained.experiment, lr=0.5), tmp_path)
+    first = read(TrainReport, trained.details("train"), "ferry train")
+    assert run(trained.root, trained.experiment, tmp_path).weights_sha256 == first.weights_sha256
+
+
+def test_settings_of_one_run_are_recorded_and_another_model_is_refused_later(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    (tmp_path / "data").symlink_to(ready / "data")
+    monkeypatch.chdir(tmp_path)
+    given = ["--set", "epochs=1", "--set", "model.hidden=[16]", "--no-track", "--json"]
+    done = CliRunner().invoke(ferry, ["train", "digits-mlp", *given])
+    report = read(TrainReport, layout.details("digits-mlp", "train"), "ferry train")
+    assert report.overrides == {"epochs": "1", "model.hidden": "[16]"}
+    assert json.loads(done.stdout)["epochs"] == len(report.history) == 1
+    refused = CliRunner().invoke(ferry, ["export", "digits-mlp", "--no-track"])
+    assert refused.exit_code == 1
+    assert "was trained with model.hidden [16], params.yaml says [128]: " in refused.stderr
 
 
 def test_what_a_kill_left_half_written_is_swept_away(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pipeline.exporting.signatures import first_line, load_module, running
+from pipeline.errors import first_line, running
+from pipeline.exporting.signatures import load_module
 from serving.errors import FerryError, ModelError, UnknownNameError, UsageError
 
 

@@ -27,9 +27,11 @@ def data(dataset: str, as_json: bool) -> None:
 
     Example: ferry data digits
     """
+    from pipeline.commands.options import enter_project
     from pipeline.config import layout, params
     from pipeline.project.data import bring_up_to_date, describe
 
+    enter_project()
     config = params.load().dataset(dataset)
     ready = layout.ready(dataset)
     bring_up_to_date(layout.raw(dataset), ready, name=dataset, config=config)

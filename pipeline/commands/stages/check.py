@@ -16,8 +16,10 @@ def check(experiment: str, as_json: bool) -> None:
 
     Example: ferry check mnist-cnn
     """
+    from pipeline.commands.options import enter_project
     from pipeline.config import layout
     from pipeline.stages.check import check
 
+    enter_project()
     found = check(layout.mark(experiment), name=experiment)
     show(found, as_json=as_json, text=f"{experiment}: its settings can be read")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import complete_experiment, track_option
+from pipeline.commands.options import ExperimentName, complete_experiment, track_option
 from serving.console import PATH, json_option, shared_option, show, task_option
 
 if TYPE_CHECKING:
@@ -84,9 +84,10 @@ def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -
 
 
 def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
-    from pipeline.config import layout, params
+    from pipeline.config import layout
 
-    experiment = params.load().experiment(name)  # before what follows imports PyTorch
+    # Before what follows imports PyTorch.
+    experiment = ExperimentName().convert(name, None, None)
     from pipeline.errors import ParityError
     from pipeline.proof.tables import parity_table
     from pipeline.records import read

@@ -13,9 +13,11 @@ def preprocess(dataset: str, as_json: bool) -> None:
 
     Example: ferry preprocess mnist
     """
+    from pipeline.commands.options import enter_project
     from pipeline.config import layout, params
     from pipeline.stages.preprocess import preprocess
 
+    enter_project()
     settings = params.load().dataset(dataset)
     manifest = preprocess(layout.raw(dataset), layout.ready(dataset), name=dataset, config=settings)
     show(manifest, as_json=as_json, text=summary({"dataset": dataset, **manifest.rows}))

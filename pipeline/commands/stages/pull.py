@@ -24,10 +24,14 @@ def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
 
     Example: ferry pull mnist --mirror /mnt/mirror
     """
+    from pathlib import Path
+
+    from pipeline.commands.options import enter_project
     from pipeline.config import layout, params
     from pipeline.config.experiment import OwnSection
     from pipeline.stages.pull import pull, pull_own
 
+    here = enter_project()
     settings, raw = params.load(), layout.raw(dataset)
     own = settings.datasets.get(dataset)
     if isinstance(own, OwnSection):
@@ -36,6 +40,8 @@ def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
             f"{dataset}: {len(report.files)} files of {own.settings.get('path')}, hashed in {raw}"
         )
     else:
+        if mirror and "://" not in mirror:
+            mirror = str(here / Path(mirror).expanduser())
         report = pull(raw, name=dataset, mirrors=settings.mirrors, mirror=mirror)
         text = f"{dataset}: {len(report.files)} files in {raw}"
     show(report, as_json=as_json, text=text)

@@ -18,19 +18,40 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "cpu", "cuda"]),
     help="Device to train on, in place of the experiment's.",
 )
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Setting to change for this run alone, as `ferry config` names it; may be repeated.",
+)
 @track_option
 @json_option
-def train(experiment: "Experiment", device: str | None, track: bool, as_json: bool) -> None:
+def train(
+    experiment: "Experiment",
+    device: str | None,
+    settings: tuple[str, ...],
+    track: bool,
+    as_json: bool,
+) -> None:
     """Train EXPERIMENT's model and record the run in MLflow.
 
     A training that was killed goes on after its last whole epoch.
 
+    What --set changes of the epochs, the model or the training is recorded with the run. Weights of
+    another model than that of params.yaml are refused by the stages that follow, and `dvc repro`
+    trains as params.yaml says.
+
     Example: ferry train mnist-cnn
+
+    Example: ferry train mnist-cnn --set train.lr=0.01 --set epochs=3
     """
     from pipeline.config import layout
     from pipeline.stages.train import train
     from pipeline.training.distributed import leads
+    from pipeline.training.tuning.search import with_settings
 
+    experiment, overrides = with_settings(experiment, settings)
     report = train(
         layout.ready(experiment.dataset),
         layout.weights(experiment.name),
@@ -38,6 +59,7 @@ def train(experiment: "Experiment", device: str | None, track: bool, as_json: bo
         layout.plots(experiment.name, "train"),
         experiment=experiment,
         device=device,
+        overrides=overrides,
         track=track,
     )
     shown = (

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.export.graph_signature import InputKind, OutputKind
 
+from pipeline.errors import running
 from pipeline.exporting.exporter import INPUTS, to_program
-from pipeline.exporting.signatures import running
 from pipeline.network.graph import Graph, as_tensor
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.proof.tracing.pairs import product_of

@@ -34,7 +34,7 @@ Record = TypeVar("Record")
 Measured = TypeVar("Measured", EvaluateReport, ParityReport, BenchmarkReport)
 MANIFEST = "manifest.json"
 """Of a bundle, which has its digest."""
-NOTHING = "No experiment has run here yet: `make demo` runs two, `dvc repro` runs them all."
+NOTHING = "No experiment has run here yet: `dvc repro` runs them all, `ferry list` names them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,8 @@ def read_results(
     """Read what was measured of an experiment's files, below the folder of params.yaml.
 
     None before it is trained, and where its weights are not those that were trained. Beside it is a
-    line for each file that is not the one that was measured. Raises IntegrityError for a report
-    that is not what its stage writes.
+    line for each file that is not the one that was measured, and for settings that are not those of
+    params.yaml. Raises IntegrityError for a report that is not what its stage writes.
     """
     training = _read(TrainReport, experiment, "train", root)
     if training is None:
@@ -74,7 +74,7 @@ def read_results(
         name: _other_file(layout.variant(experiment, name), one.sha256, experiment, root)
         for name, one in parity.variants.items()
     }
-    left_out = tuple(line for line in found.values() if line)
+    left_out = (*_overridden(training), *(line for line in found.values() if line))
     if found.get("fp32"):
         return ExperimentResults(training=training, inside=inside), left_out
     variants = {name: one for name, one in parity.variants.items() if not found[name]}
@@ -90,6 +90,15 @@ def read_results(
         shipped=_shipped(experiment, root) if benchmark else None,
     )
     return results, left_out
+
+
+def _overridden(training: TrainReport) -> tuple[str, ...]:
+    """Say that the weights were trained with settings of their own, if so."""
+    if not training.overrides:
+        return ()
+    settings = " ".join(f"--set {key}={value}" for key, value in training.overrides.items())
+    name = training.experiment
+    return (f"{name}: trained with {settings}; `ferry train {name}` trains as params.yaml says",)
 
 
 def _benchmark(training: TrainReport, proven: Set[str], root: Path) -> BenchmarkReport | None:
@@ -197,11 +206,15 @@ def publishable(
 ) -> tuple[PublishedResults, ...]:
     """The figures to publish of the experiments that were proven here, or of those in `names`.
 
-    Raises UnknownNameError for a name that params.yaml lacks and MissingInputError where there is
-    nothing to publish.
+    Not those of `ferry train --set`, which params.yaml does not give again. Raises UnknownNameError
+    for a name that params.yaml lacks and MissingInputError where there is nothing to publish.
     """
-    read = _read_all(params, names, root)
-    found = {name: to_publish(one) for name, (one, _) in read.items() if one and one.parity}
+    read = {name: one for name, (one, _) in _read_all(params, names, root).items()}
+    found = {
+        name: to_publish(one)
+        for name, one in read.items()
+        if one and one.parity and not one.training.overrides
+    }
     missing = [name for name in read if name not in found]
     if missing and (names or not found):
         raise MissingInputError(_not_run(missing[0]))

@@ -1,23 +1,23 @@
-"""What `ferry tune` may change: the `search` section of an experiment, checked and put to use.
+"""What may change of an experiment: by its `search` section for `ferry tune`, or by `--set`.
 
-A key of it is the path of a setting below the experiment, and every value of it is read as that
-setting of params.yaml is, before anything is trained.
+A key is the path of a setting below the experiment, and every value is read as that setting of
+params.yaml is, before anything is trained.
 """
 
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pipeline import models
 from pipeline.config import params
 from pipeline.config.experiment import Experiment, Interval
-from pipeline.config.reading import dump_yaml, read_section
+from pipeline.config.reading import dump_value, dump_yaml, read_section, read_value
 from pipeline.errors import ConfigError
 from pipeline.records.tune import Setting
-from serving.errors import UnknownNameError, nearest
+from serving.errors import UnknownNameError, UsageError, nearest
 from serving.files import dump_json, sha256_of_bytes
 
 SEARCHED = ("epochs", "model", "train")
@@ -70,6 +70,26 @@ def apply(experiment: Experiment, settings: Mapping[str, Setting]) -> Experiment
     changed = _read(experiment, settings, f"experiments.{experiment.name}")
     params.check(changed)
     return changed
+
+
+def with_settings(
+    experiment: Experiment, given: Sequence[str]
+) -> tuple[Experiment, dict[str, str]]:
+    """The experiment as `KEY=VALUE` change it, each value written as in params.yaml; and those.
+
+    Raises UsageError for what is no such pair, and ConfigError for a key that is no setting of the
+    training and for a value that will not do.
+    """
+    known = _settings(experiment)
+    values: dict[str, Any] = {}
+    for one in given:
+        key, equals, text = one.partition("=")
+        if not equals or key in values:
+            raise UsageError(f"--set takes KEY=VALUE, each key once, got {one!r}")
+        if key not in known:
+            raise ConfigError(f"--set {key} is no setting of the training{nearest(key, known)}")
+        values[key] = read_value(text, f"--set {key}")
+    return apply(experiment, values), {key: dump_value(value) for key, value in values.items()}
 
 
 def combinations(experiment: Experiment) -> Iterator[dict[str, Setting]]:
