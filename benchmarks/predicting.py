@@ -23,10 +23,10 @@ from PIL import Image
 
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
-from serving.inputs import tables
 from serving.inputs.inputs import open_inputs
 from serving.inputs.sources import ReadOptions, ReadTarget
-from serving.inputs.tables import open_table
+from serving.inputs.tables import delimited
+from serving.inputs.tables.delimited import open_csv
 from serving.measuring.pairing import orders, ratio_of_turns
 from serving.model import open_model
 from serving.runtime.cores import allowed_cores
@@ -105,10 +105,10 @@ def csv(folder: Path) -> Iterator[Line]:
     lines = (",".join(map(repr, row)) for row in rows)
     path.write_text("\n".join([",".join("abcdefghij"), *lines, ""]), encoding="utf-8")
     info = TensorInfo(name="features", dtype="float32", shape=("batch", 10))
-    source = open_table(path, ReadTarget(info, Path("model.onnx")), "csv")
+    source = open_csv(path, ReadTarget(info, Path("model.onnx")))
 
     def read(first: int) -> None:
-        tables.FIRST_BYTES = first
+        delimited.FIRST_BYTES = first
         for chunk in source.chunks(1024):
             source.decode(chunk)
 

@@ -38,8 +38,9 @@ OWNERS = {
     "pyarrow": {
         "pipeline/datasets/readers/_columns.py",
         "serving/batch/writers.py",
-        *("serving/inputs/arrow.py", "serving/inputs/arrow_columns.py"),
-        "serving/inputs/tables.py",
+        *("serving/inputs/tables/arrow.py", "serving/inputs/tables/arrow_columns.py"),
+        "serving/inputs/tables/delimited.py",
+        "serving/inputs/streams.py",  # unpacks .zst
     },
     "onnxruntime": {
         "serving/runtime/providers.py",

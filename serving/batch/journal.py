@@ -95,12 +95,18 @@ class RunKey:
     columns: tuple[str, ...]
     input_format: str | None
     resize: bool
+    delimiter: str | None
+    decimal: str | None
+    missing: str
+    cast: bool
+    null: bool
     limit: int | None
     probabilities: bool
     top_k: int | None
     task: str | None
     shared: Mapping[str, str]
     format: str
+    csv_safe: bool
     reference: bool
 
 

@@ -120,6 +120,7 @@ class Output(contextlib.ExitStack, abc.ABC):
         self.rows = rows
         self.errors = errors
         self._form, self._metadata = run.form, run.metadata()
+        self._safe = run.options.csv_safe
 
     @abc.abstractmethod
     def take(self, one: Answered) -> None:
@@ -139,7 +140,7 @@ class Stdout(Output):
         """Write one."""
         if one.columns:
             if self._write is None:
-                opened = open_writer(None, self._form, one.columns, self._metadata)
+                opened = open_writer(None, self._form, one.columns, self._metadata, safe=self._safe)
                 self._write = self.enter_context(opened)
             self._write(one.columns)
             sys.stdout.buffer.flush()  # whoever reads the pipe waits for these rows
@@ -192,9 +193,10 @@ class ShardedOutput(Output):
                 # Shards of one file are joined byte by byte: only the first names the columns.
                 header = self._layout.is_folder or self.rows == 0
                 path = self._layout.shard(self._index)
-                shard.write = self.enter_context(
-                    open_writer(path, self._form, one.columns, self._metadata, header=header)
+                opened = open_writer(
+                    path, self._form, one.columns, self._metadata, header=header, safe=self._safe
                 )
+                shard.write = self.enter_context(opened)
             shard.write(one.columns)
         for item in one.unreadable:
             if shard.listed is None:

@@ -88,8 +88,8 @@ def summary(report: PredictReport) -> str:
     where = f" to {report.output}" if report.output else ""
     before = f" ({report.resumed_rows:,} of them before)" if report.resumed_rows else ""
     errors = f", {report.errors} not read" if report.errors else ""
-    listed = f" (see {report.errors_file})" if report.errors_file else ""
-    listed += f", the first {report.first_error}" if report.first_error else ""
+    first = f", the first {report.first_error}" if report.first_error else ""
+    listed = f" (see {report.errors_file}{first})" if report.errors_file else ""
     text = f"{report.rows:,} rows{where}{before}{errors}{listed}; "
     if not report.seconds:
         text += "the run was complete already"

@@ -65,6 +65,8 @@ class PredictOptions(ReadOptions):
     """One of `serving.batch.writers.FORMATS`; None to guess it from the suffix of the output."""
     default_format: str = "csv"
     """The format on stdout when `format` is None."""
+    csv_safe: bool = False
+    """Whether texts that a spreadsheet would take for a formula are written with a ' before."""
     overwrite: bool = False
     """Whether what is at the output is replaced; else a run that was stopped goes on."""
     max_errors: int | None = None
@@ -139,12 +141,18 @@ class PredictRun:
             columns=options.columns,
             input_format=options.input_format,
             resize=options.resize,
+            delimiter=options.delimiter,
+            decimal=options.decimal,
+            missing=options.missing,
+            cast=options.cast,
+            null=options.null,
             limit=options.limit,
             probabilities=options.probabilities,
             top_k=options.top_k,
             task=options.task,
             shared=self.model.session.given,
             format=self.form,
+            csv_safe=options.csv_safe,
             reference=bool(options.reference),
         )
         return Provenance(
@@ -215,6 +223,8 @@ def prepare(
     if not inputs:
         raise UsageError("there is no input to predict")
     form = format_of(output, options.format, default=options.default_format)
+    if options.csv_safe and form.partition(".")[0] != "csv":
+        raise UsageError(f"--csv-safe is for CSV, and {output or 'stdout'} is written as {form}")
     if output is not None and not output.parent.is_dir():
         raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     model = _open(path, options)

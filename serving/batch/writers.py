@@ -10,17 +10,19 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from serving.batch.answers import ID, Column, Columns
 from serving.errors import ModelError, UsageError
 from serving.files import atomic_write, json_line
+from serving.inputs.names import PACKED_SUFFIXES
 from serving.inputs.sources import NumberedIds
 
 Write = Callable[[Columns], None]
@@ -28,9 +30,12 @@ Write = Callable[[Columns], None]
 STREAM = "arrow stream"
 # Cells of a group of rows: enough to compress well, little enough to hold in memory.
 GROUP_CELLS = 1_000_000
+PACKED_LEVEL = 6
+LINES = ("csv", "jsonl")
 FORMATS = ("csv", "jsonl", "parquet", "arrow")
 FOLDER_FORMAT = "parquet"
 """The format of an output without a suffix, which is a folder of shards."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 SUFFIXES = {
     ".csv": "csv",
     ".jsonl": "jsonl",
@@ -43,20 +48,26 @@ SUFFIXES = {
 
 
 def format_of(output: Path | None, asked: str | None, *, default: str) -> str:
-    """The format asked for, or the suffix's; UsageError for none, and for Parquet on stdout."""
+    """The format asked for, or the suffix's; UsageError for none, and for Parquet on stdout.
+
+    Lines that are compressed are "csv.gz", "jsonl.zst" and the like.
+    """
     if output is None:
         chosen = asked or default
         if chosen == "parquet":
             raise UsageError("Parquet cannot go to stdout; name a file with --output")
         return chosen
-    if asked:
-        return asked
     if is_folder(output):
-        return FOLDER_FORMAT
-    if output.suffix.lower() not in SUFFIXES:
+        return asked or FOLDER_FORMAT
+    packing = output.suffix.lower() if output.suffix.lower() in PACKED_SUFFIXES else ""
+    suffix = Path(output.stem).suffix.lower() if packing else output.suffix.lower()
+    form = asked or SUFFIXES.get(suffix)
+    if form is None:
         known = ", ".join(SUFFIXES)
         raise UsageError(f"{output}: its suffix is none of {known}; choose with --format")
-    return SUFFIXES[output.suffix.lower()]
+    if packing and form not in LINES:
+        raise UsageError(f"{output}: only CSV and JSON Lines are written as {packing}")
+    return form + packing
 
 
 def is_folder(output: Path) -> bool:
@@ -72,19 +83,22 @@ def open_writer(
     metadata: Mapping[str, str],
     *,
     header: bool = True,
+    safe: bool = False,
 ) -> Iterator[Write]:
     """What writes into `output` (None: stdout), which appears when the block ends well.
 
     `columns` are those of the first batch; nothing is written yet. `metadata` goes into the schema
     of Parquet and Arrow; on stdout Arrow is the streaming form. A CSV begins with its `header`,
-    unless it is to follow another one. Raises OSError, which names the output.
+    unless it is to follow another one; a `safe` one has a ' before what a spreadsheet would take
+    for a formula. Raises OSError, which names the output.
     """
     if output is None and form == "arrow":
         form = STREAM
+    form, _, packing = form.partition(".")
     try:
-        with _opened(output) as file:
+        with _opened(output) as whole, _packed(whole, packing) as file:
             if form == "csv":
-                writer = _csv_writer(file, columns, header=header)
+                writer = _csv_writer(file, columns, header=header, safe=safe)
             elif form == "jsonl":
                 writer = _json_lines_writer(file)
             else:
@@ -108,16 +122,43 @@ def _opened(output: Path | None) -> Iterator[IO[bytes]]:
         yield file
 
 
+@contextlib.contextmanager
+def _packed(file: IO[bytes], packing: str) -> Iterator[IO[bytes]]:
+    """What compresses into a file as "gz" or "zst"; for "" the file itself."""
+    if packing == "gz":
+        import gzip
+
+        # The time is left out, so that the same rows are the same bytes.
+        with gzip.GzipFile("", "wb", PACKED_LEVEL, file, mtime=0) as packed:
+            yield cast("IO[bytes]", packed)
+    elif packing == "zst":
+        import pyarrow as pa
+
+        twin = os.fdopen(os.dup(file.fileno()), "wb")  # which the stream will close
+        with pa.CompressedOutputStream(pa.PythonFile(twin, "w"), "zstd") as packed:
+            yield packed
+    else:
+        yield file
+
+
 # Lines
 
 
 @contextlib.contextmanager
-def _csv_writer(file: IO[bytes], columns: Columns, *, header: bool) -> Iterator[Write]:
+def _csv_writer(file: IO[bytes], columns: Columns, *, header: bool, safe: bool) -> Iterator[Write]:
+    def cells(values: Column) -> Iterable[object]:
+        return map(_no_formula, _csv_cells(values)) if safe else _csv_cells(values)
+
     with _as_text(file) as text:
         table = csv.writer(text, lineterminator="\n")
         if header:
-            table.writerow(columns)
-        yield lambda batch: table.writerows(zip(*map(_csv_cells, batch.values()), strict=True))
+            table.writerow(map(_no_formula, columns) if safe else columns)
+        yield lambda batch: table.writerows(zip(*map(cells, batch.values()), strict=True))
+
+
+def _no_formula(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula, as OWASP says: a text with a ' before."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
 
 
 @contextlib.contextmanager
@@ -165,7 +206,7 @@ def _values(values: Column) -> list[Any]:
 
 def join_parts(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
     """Write one file of several of the same columns: line by line, or group by group."""
-    if form in ("csv", "jsonl"):
+    if form.partition(".")[0] in LINES:  # compressed ones in a row are one
         for part in parts:
             with part.open("rb") as lines:
                 shutil.copyfileobj(lines, file)

@@ -53,6 +53,11 @@ AUTO = click.types.FuncParamType(count)
     help="Which format to write; guessed from the suffix of --output.",
 )
 @click.option(
+    "--csv-safe",
+    is_flag=True,
+    help="Write ' before texts in CSV that begin with =, +, - or @, as formulas do.",
+)
+@click.option(
     "--resume/--overwrite",
     default=True,
     help="Go on with what is there (the default), or replace it.",
@@ -75,6 +80,25 @@ AUTO = click.types.FuncParamType(count)
     metavar="NAME",
     help="What stdin holds: list, text, csv, jsonl, npy or arrow. (what the model takes)",
 )
+@click.option(
+    "-0", "--null", is_flag=True, help="Paths of a list end in NUL, as `find -print0` writes them."
+)
+@click.option(
+    "--delimiter",
+    metavar="CHARACTER",
+    help="What divides the fields of CSV: a character, or tab. (guessed from the header)",
+)
+@click.option(
+    "--decimal",
+    type=click.Choice([".", ","]),
+    help="What stands before decimals in CSV. (guessed where a comma divides no fields)",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["refuse", "nan"]),
+    help="What to do with a row that lacks a number or has NaN: name it, or feed NaN. (refuse)",
+)
+@click.option("--cast", is_flag=True, help="Convert arrays of another dtype to the model's.")
 @click.option("--limit", metavar="N", type=COUNT, help="Read at most N rows.")
 @click.option(
     "--max-errors",
@@ -119,9 +143,13 @@ def predict(
     """Run MODEL, a bundle or an ONNX file, on every row of every INPUT.
 
     An INPUT is an image, a folder of images or a tar of them; an array (.npy, .npz, IDX); a table
-    (.csv, .jsonl, .parquet, .arrow) of images, arrays, numbers or texts; a .txt file with one text
-    a line; a pattern such as 'photos/**/*.jpg'; a split such as mnist:test; or - for stdin, which
-    holds paths of images, texts or records, as the model takes them.
+    (.csv, .jsonl, .parquet, .arrow) of images, arrays, numbers or texts, or a folder of tables; a
+    .txt file with one text a line, which like .csv and .jsonl may be a .gz or .zst; a pattern such
+    as 'photos/**/*.jpg'; a split such as mnist:test; or - for stdin, which holds paths of images,
+    texts or records, as the model takes them.
+
+    Every file of a folder is read or named among what was not, but for hidden ones. Images are
+    turned as the camera was held; what is transparent is read over white.
 
     Without --output the answers go to stdout, as CSV or, with --json, as JSON Lines. --output names
     a file (.csv, .jsonl, .parquet, .arrow) or, without a suffix, a folder of Parquet shards; --json
@@ -145,7 +173,6 @@ def predict(
     """
     from serving.batch import predict as batch
     from serving.batch import run
-    from serving.batch.report import summary
 
     given = {name: value for name, value in settings.items() if value is not None}
     options = run.PredictOptions(
@@ -159,7 +186,15 @@ def predict(
         show(shown, as_json=as_json, text=run.as_text(shown))
         return None
     report = batch.predict(model, inputs, output=output, options=options)
-    if output:
+    _tell(report, as_json=as_json)
+    return report
+
+
+def _tell(report: "PredictReport", *, as_json: bool) -> None:
+    """Print what was done, and exit as a run does that a signal has stopped."""
+    from serving.batch.report import summary
+
+    if report.output:
         show(report, as_json=as_json, text=summary(report))
     else:
         note(summary(report))
@@ -167,4 +202,3 @@ def predict(
         import signal
 
         click.get_current_context().exit(128 + signal.Signals[report.stopped])
-    return report

@@ -5,6 +5,7 @@ mapped: a file that is cut short by another program would end this one. Nothing 
 """
 
 import contextlib
+import functools
 import gzip
 import io
 import lzma
@@ -27,11 +28,12 @@ from serving.inputs.sources import (
     Chunk,
     FileRows,
     ReadTarget,
-    Stream,
-    open_stream,
     reason_of,
     refuse_broken,
+    value_or_reason,
 )
+from serving.inputs.streams import Stream, open_stream
+from serving.inputs.tables.columns import Numbers, of_numbers
 from serving.runtime.tensors import Array
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
@@ -85,11 +87,26 @@ class ArrayFile(FileRows):
     """Its shape is [rows, ...], as the model takes them."""
     offset: int
     """The bytes before the first value."""
+    numbers: Numbers | None
+    """What the values become; None for texts, and for what is neither integer nor float."""
 
     @property
     def count(self) -> int:
         """The number of rows, as the header tells it."""
         return self.header.shape[0]
+
+    def batch(self, start: int, rows: Array) -> Batch:
+        """A batch of rows as they lie; what the model cannot take is named."""
+        ids = self.ids(start, len(rows))
+        if self.numbers is None or self.numbers.fit(rows):
+            return Batch(ids=ids, rows=rows)
+        made, good = self.numbers.convert(rows)
+        whole = good.reshape(len(rows), -1).all(axis=1)
+        faults = {}
+        for index in map(int, np.flatnonzero(~whole)):
+            wrong = rows[index][~good[index]].reshape(-1)[0].item()
+            faults[index] = str(value_or_reason(functools.partial(self.numbers.one, None), wrong))
+        return Batch(ids=ids, rows=made[whole] if faults else made, faults=faults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +127,7 @@ class PlainRows(ArrayFile):
         except (OSError, ValueError) as error:
             reason = f"changed while it was read: {reason_of(error)}"
             raise InputError(f"{self.name} {reason}") from error
-        return Batch(ids=self.ids(chunk.start, chunk.count), rows=np.ascontiguousarray(rows))
+        return self.batch(chunk.start, np.ascontiguousarray(rows))
 
     def _read(self, start: int, count: int) -> Array:
         header, first = self.header, self.offset + start * self.header.row_bytes
@@ -155,8 +172,7 @@ class StreamedRows(ArrayFile):
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk."""
-        rows: Array = chunk.content
-        return Batch(ids=self.ids(chunk.start, len(rows)), rows=rows)
+        return self.batch(chunk.start, chunk.content)
 
     def _of_rows(self, stream: Stream, size: int, start: int) -> Iterator[Array]:
         dtype, width = self.header.dtype, self.header.row_bytes
@@ -243,7 +259,9 @@ def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
         with open_stream(None, keep=True) as stream, _readable("stdin", ".npy"):
             header = _checked(stream, "stdin", target)
         head = stream.kept()
-        return StreamedRows(path=None, header=header, offset=len(head), head=head)
+        return StreamedRows(
+            path=None, header=header, offset=len(head), numbers=_numbers(target), head=head
+        )
     suffix = path.suffix.lower()
     if suffix not in ARRAY_SUFFIXES:
         return open_idx(path, target)
@@ -255,7 +273,7 @@ def _open_npy(path: Path, target: ReadTarget) -> PlainRows:
         header = _checked(file, str(path), target)
         offset = file.tell()
         header.refuse_short(file.seek(0, 2) - offset, path.name)
-    return PlainRows(path=path, header=header, offset=offset)
+    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
@@ -267,20 +285,34 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
             offset = member.tell()
         header.refuse_short(entry.file_size - offset, entry.filename)
         at = _place_of_stored(file, entry)
+    numbers = _numbers(target)
     if at is not None:
-        return PlainRows(path=path, header=header, offset=at + offset)
-    return StreamedRows(path=path, member=entry.filename, header=header, offset=offset)
+        return PlainRows(path=path, header=header, offset=at + offset, numbers=numbers)
+    member_name = entry.filename
+    return StreamedRows(
+        path=path, member=member_name, header=header, offset=offset, numbers=numbers
+    )
 
 
 def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
     """The header of an array that the model takes; InputError for another one."""
     header = read_header(file)
-    dtype, shape = header.dtype, header.shape
-    if not shape or not target.input.accepts(dtype, shape[1:]):
-        raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}")
+    dtype, shape, numbers = header.dtype, header.shape, _numbers(target)
+    fits = bool(shape) and target.input.accepts(dtype, shape[1:])
+    if not fits:
+        casts = numbers is not None and dtype.kind in "fiu" and bool(shape)
+        casts = casts and target.input.accepts(np.dtype(target.input.dtype), shape[1:])
+        if not (casts and target.options.cast):
+            hint = "; --cast converts them" if casts else ""
+            raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}{hint}")
+        target.say(name, f"{dtype} is cast to {target.input.dtype}")
     if not shape[0]:
         raise InputError(f"{name} holds no rows")
     return header
+
+
+def _numbers(target: ReadTarget) -> Numbers | None:
+    return Numbers.of(target) if of_numbers(target.input) else None
 
 
 def read_header(file: Any, name: str = "it") -> ArrayHeader:
@@ -342,11 +374,11 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
     offset = 4 + 4 * len(sizes)
     header = ArrayHeader(UINT8, _idx_shape(path, sizes, target))
     if compressed:  # its length shows at its end
-        return StreamedRows(path=path, header=header, offset=offset)
+        return StreamedRows(path=path, header=header, offset=offset, numbers=_numbers(target))
     expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return PlainRows(path=path, header=header, offset=offset)
+    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ from serving.runtime.tensors import Array, TensorInfo
 MOST_BYTES = 256 << 20
 """Of an encoded image; a larger file is refused unread."""
 WHOLE_BYTES = 8 << 20  # a larger file is handed to Pillow to read what it needs of it
-IMAGE_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 HEIC = re.compile(rb".{4}ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 ORIENTATION = 0x0112
 """The tag of EXIF that says how a camera was held."""
@@ -158,7 +158,7 @@ class ImageDecoder:
 
     def _by_pillow(self, file: IO[bytes]) -> Array:
         try:
-            with Image.open(file, formats=_formats()) as image:
+            with Image.open(file, formats=image_formats()) as image:
                 return self._pixels(image)
         except UnidentifiedImageError as error:
             file.seek(0)
@@ -174,9 +174,9 @@ class ImageDecoder:
         height, width, channels = self.shape
         mode = MODES[channels]
         if self.resize or sorted(image.size) == sorted((width, height)):
-            image = _upright(image)
+            image = upright(image)
         if self.resize or image.mode == mode:
-            image = _opaque(image, mode)
+            image = opaque(image, mode)
         if self.resize:
             image = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
         elif image.size != (width, height) or image.mode != mode:
@@ -266,13 +266,13 @@ def _reason(error: Exception) -> str:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def image_formats() -> tuple[str, ...]:
     """Those of the formats that the installed Pillow has."""
     Image.init()  # else it knows the commonest alone
     return tuple(form for form in IMAGE_FORMATS if form in Image.OPEN)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The image as a person sees it, by the orientation that the camera noted."""
     image.load()  # which turns a TIFF, and finds the notes of a PNG that stand behind it
     try:
@@ -282,7 +282,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _opaque(image: Image.Image, mode: str) -> Image.Image:
+def opaque(image: Image.Image, mode: str) -> Image.Image:
     """The image over white, where it is transparent and `mode` has no place for that."""
     if mode == "RGBA" or not image.has_transparency_data:
         return image

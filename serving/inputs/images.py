@@ -22,16 +22,16 @@ from serving.inputs.sources import (
     Chunk,
     FileRows,
     ReadTarget,
-    Stream,
-    chunks_of,
     display_name,
     fingerprint_of_files,
-    open_stream,
-    take,
 )
+from serving.inputs.streams import Stream, chunks_of, open_stream, take
 
 MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""
+
+
+READ_BYTES = 1 << 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,6 @@ class Images:
 
 def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
     """The images of files and folders; InputError where there are none or the model takes none."""
-    decoder = image_decoder(str(paths[0]), target)
     count = 0
     for path in paths:
         found, fits, first = 0, not path.is_dir(), ""
@@ -75,13 +74,15 @@ def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
         if not fits:
             raise no_images(str(path), others=found, first=first)
         count += found
+    decoder = image_decoder(str(paths[0]), target)
     return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
 
 
 def no_images(name: str, *, others: int = 0, first: str = "") -> InputError:
     """The error for a folder or an archive without any, which may hold `others`."""
     there = f"; of the {others} files there, the first is {first}" if others else ""
-    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}){there}")
+    tables = ", and no tables" if Path(name).is_dir() else ""
+    return InputError(f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}){tables}{there}")
 
 
 # Lists of images
@@ -92,6 +93,8 @@ class ListedImages(FileRows):
     """The images of a list."""
 
     decoder: ImageDecoder
+    null: bool
+    """Whether a NUL ends each path, and no line does."""
     count: None = None
     slow: bool = True
 
@@ -100,7 +103,7 @@ class ListedImages(FileRows):
         if self.path is None:
             return None
         with open_stream(self.path) as stream:
-            return fingerprint_of_files(itertools.chain([self.path], _paths(stream)))
+            return fingerprint_of_files(itertools.chain([self.path], self._paths(stream)))
 
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """Paths, `size` at a time; InputError for no line, or one far too long for a path.
@@ -108,13 +111,16 @@ class ListedImages(FileRows):
         The digest of a chunk of stdin is also of the images, as a fingerprint is.
         """
         with open_stream(self.path) as stream:
-            paths, images = _paths(stream), hashlib.sha256()
+            paths, images = self._paths(stream), hashlib.sha256()
             if self.path is None:
                 paths = _noted(paths, images)
             lines = functools.partial(take, paths)
             for chunk in chunks_of(stream, lines, size, start, what="images"):
                 whole = chunk.digest and sha256_of_bytes(images.digest() + chunk.digest.encode())
                 yield replace(chunk, digest=whole)
+
+    def _paths(self, stream: Stream) -> Iterator[str]:
+        return map(os.fsdecode, _null_ended(stream) if self.null else _lines(stream))
 
     def decode(self, chunk: Chunk) -> Batch:
         """The images of a chunk; an image's id is its path."""
@@ -123,7 +129,8 @@ class ListedImages(FileRows):
 
 def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
     """The images that a file, or stdin for None, lists; InputError for a model that takes none."""
-    return ListedImages(path=path, decoder=image_decoder(display_name(path), target))
+    decoder = image_decoder(display_name(path), target)
+    return ListedImages(path=path, decoder=decoder, null=target.options.null)
 
 
 def _noted(paths: Iterator[str], images: "hashlib._Hash") -> Iterator[str]:
@@ -133,7 +140,7 @@ def _noted(paths: Iterator[str], images: "hashlib._Hash") -> Iterator[str]:
         yield path
 
 
-def _paths(stream: Stream) -> Iterator[str]:
+def _lines(stream: Stream) -> Iterator[bytes]:
     """The lines that are not blank, without their ends."""
     for number, line in enumerate(stream.lines(MOST_LINE_BYTES), 1):
         if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
@@ -143,5 +150,22 @@ def _paths(stream: Stream) -> Iterator[str]:
                 f"image a line",
             )
         path = line.removesuffix(b"\n").removesuffix(b"\r")
+        if path.count(b"\0") > 1:
+            raise InputError(f"{stream.name}: a NUL ends each of its paths; --null reads them")
         if path.strip():
-            yield os.fsdecode(path)
+            yield path
+
+
+def _null_ended(stream: Stream) -> Iterator[bytes]:
+    """The paths that a NUL ends, and the last one without it."""
+    rest = b""
+    while content := stream.read(READ_BYTES):
+        *paths, rest = (rest + content).split(b"\0")
+        yield from filter(None, paths)
+        if len(rest) >= MOST_LINE_BYTES:
+            raise InputError(
+                f"{stream.name}: a path has more than {MOST_LINE_BYTES} bytes; --null is for paths "
+                f"that each end in a NUL, as `find -print0` writes them"
+            )
+    if rest:
+        yield rest

@@ -5,8 +5,10 @@ format, and the format's reader is imported only when an input needs it: a run o
 wait for the decoders of images, nor one of images for Arrow.
 """
 
+import contextlib
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from serving.inputs.names import (
     COLUMN_SUFFIXES,
     IMAGE_SUFFIXES,
     LIST_SUFFIX,
+    NO_DATA,
     STDIN,
     TAR_SUFFIXES,
     TEXT_SUFFIX,
@@ -51,6 +54,7 @@ from serving.inputs.sources import (
     rows_of,
 )
 from serving.model import Model
+from serving.runtime.tensors import FLOATS
 
 STDIN_FORMATS = ("list", "text", "csv", "jsonl", "arrow", "npy")
 """Of stdin: paths of images and texts, one a line; tables; and an array."""
@@ -181,14 +185,21 @@ def _refuse_unused(pairs: Sequence[tuple[str, str]], target: ReadTarget) -> None
         raise UsageError(f"{STDIN} is stdin, which can be read once only")
     if target.options.input_format and not stdins:
         raise UsageError(f"--input-format is for stdin; no input is {STDIN}")
-    if target.options.columns:
-        forms = {
-            _stdin_format(target) if form == STDIN else _format_by_name(name)
-            for form, name in pairs
-        }
-        if not forms & TABLES:
-            known = ", ".join(COLUMN_SUFFIXES)
-            raise UsageError(f"--column is for {known}; no input is one of these")
+    forms = {
+        _stdin_format(target) if form == STDIN else _format_by_name(name) for form, name in pairs
+    }
+    options = target.options
+    for flag, given, takes, what in (
+        ("--column", options.columns, TABLES, ", ".join(COLUMN_SUFFIXES)),
+        ("--delimiter", options.delimiter, {"csv"}, "CSV"),
+        ("--decimal", options.decimal, {"csv"}, "CSV"),
+        ("--cast", options.cast, {"npy"}, "arrays, .npy and .npz"),
+        ("--null", options.null, {"list"}, "lists of paths, .lst or stdin"),
+    ):
+        if given and not forms & takes:
+            raise UsageError(f"{flag} is for {what}; no input is one of these")
+    if options.missing == "nan" and target.input.dtype not in FLOATS:
+        raise UsageError(f"--missing nan is for models of floats; {target.takes()}")
 
 
 # Formats
@@ -199,13 +210,21 @@ def _formats_of(name: str) -> list[tuple[str, str]]:
     form = _format_of(name)
     if form != "images" or not Path(name).is_dir():
         return [(form, name)]
+    with contextlib.suppress(OSError), os.scandir(name) as entries:
+        # Most folders say at once what they are, however many files they hold.
+        if any(_is_image(entry.name) for entry in entries):
+            return [(form, name)]
     files = []
     for path in files_of(name):
-        if path.lower().endswith(IMAGE_SUFFIXES):
+        if _is_image(Path(path).name):
             return [(form, name)]  # tables among images are named as what they are not
         found = format_of_file(path)
         files.append((found if found in TABLES else LEFT_OUT, path))
     return files if any(found in TABLES for found, _ in files) else [(form, name)]
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not NO_DATA.match(name)
 
 
 def _format_by_name(name: str) -> str | None:
@@ -233,7 +252,8 @@ def _format_of(name: str) -> str:
     more = () if is_address(name) else (LIST_SUFFIX,)
     raise InputError(
         f"{name}: unknown suffix {suffix!r}; give a folder of images, or "
-        f"{', '.join((*known, *more))}, IDX files (*-ubyte, *.idx, *.gz of these)"
+        f"{', '.join((*known, *more))}, lines and tables as .gz or .zst, IDX files (*-ubyte, "
+        f"*.idx, *.gz of these)"
     )
 
 
@@ -244,7 +264,7 @@ def _stdin_format(target: ReadTarget) -> str:
         if asked not in STDIN_FORMATS:
             raise UnknownNameError("input format", asked, STDIN_FORMATS)
         return asked
-    from serving.inputs.columns import takes_numbers
+    from serving.inputs.tables.columns import takes_numbers
     from serving.inputs.text import row_shape_of_texts
 
     if row_shape_of_texts(target.input) is not None:
@@ -283,19 +303,27 @@ def open_source(form: str, names: Sequence[str], target: ReadTarget) -> RowSourc
             from serving.inputs.text import open_lines
 
             return open_lines(path, target)
-        case "csv" | "jsonl" as lines:
-            from serving.inputs.tables import open_table
-
-            return open_table(path, target, lines)
-        case "arrow":
-            from serving.inputs.arrow import open_arrow
-
-            return open_arrow(path, target)
+        case "csv" | "jsonl" | "arrow" as table:
+            return _open_table(table, path, target)
         case "npy" | "idx":
             from serving.inputs.arrays import open_array_rows
 
             return open_array_rows(path, target)
     return _open_other(form, names, target)
+
+
+def _open_table(form: str, path: Path | None, target: ReadTarget) -> RowSource:
+    if form == "csv":
+        from serving.inputs.tables.delimited import open_csv
+
+        return open_csv(path, target)
+    if form == "jsonl":
+        from serving.inputs.tables.json_lines import open_json_lines
+
+        return open_json_lines(path, target)
+    from serving.inputs.tables.arrow import open_arrow
+
+    return open_arrow(path, target)
 
 
 def _open_other(form: str, names: Sequence[str], target: ReadTarget) -> RowSource:

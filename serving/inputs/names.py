@@ -16,20 +16,25 @@ from serving.files import read_json, require, sha256_of_file
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
-COLUMN_SUFFIXES = (".csv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
+COLUMN_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", *ARROW_SUFFIXES)
 IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".dib", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".avif", ".bmp", ".gif", ".ico", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 OTHER_IMAGE_SUFFIXES = (".heic", ".heif", ".jp2", ".jxl", ".svg")
 """Of images that are not read."""
 LIST_SUFFIX, TEXT_SUFFIX = ".lst", ".txt"
+PACKED_SUFFIXES = (".gz", ".zst")
+"""Of compressed files; what is in them, the suffix before says."""
+PACKED_FORMATS = ("csv", "jsonl", "text")
+"""What is read compressed, beside what has a suffix of its own."""
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 FORMATS = {
     **dict.fromkeys(IMAGE_SUFFIXES, "images"),
     **dict.fromkeys(ARRAY_SUFFIXES, "npy"),
     **dict.fromkeys(ARROW_SUFFIXES, "arrow"),
     ".csv": "csv",
+    ".tsv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     LIST_SUFFIX: "list",
@@ -134,7 +139,11 @@ def format_of_file(name: str) -> str | None:
         return "tar"
     if IDX_END.search(name):
         return "idx"
-    return FORMATS.get(Path(name).suffix.lower())
+    path = Path(name)
+    if path.suffix.lower() not in PACKED_SUFFIXES:
+        return FORMATS.get(path.suffix.lower())
+    form = FORMATS.get(Path(path.stem).suffix.lower())
+    return form if form in PACKED_FORMATS else None
 
 
 def may_be_image(path: str) -> bool:

@@ -26,7 +26,15 @@ from serving.errors import DamagedError, FerryError, InputError, MissingInputErr
 from serving.inputs.arrays import PlainRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
 from serving.inputs.images import no_images
-from serving.inputs.names import IMAGE_SUFFIXES, PACKAGES, WEB, file_name, is_pattern, scheme_of
+from serving.inputs.names import (
+    IMAGE_SUFFIXES,
+    PACKAGES,
+    WEB,
+    file_name,
+    is_pattern,
+    may_be_image,
+    scheme_of,
+)
 from serving.inputs.sources import (
     Batch,
     Chunk,
@@ -103,6 +111,8 @@ class RemoteImages:
         return self.decoder.batch([image.address for image in images], values)
 
     def _image(self, image: RemoteFile) -> Array:
+        if not _may_be_image(image):  # and it may be large
+            raise ValueError("it is not named as an image")
         return self.decoder.decode(_content_of(image))
 
 
@@ -209,7 +219,9 @@ def _look(address: str) -> RemoteFile:
 
 
 def _look_again(listed: RemoteFile) -> RemoteFile:
-    """More of a file that was listed; what is wrong with it, its row tells."""
+    """More of an image that was listed; what is wrong with it, its row tells."""
+    if not _may_be_image(listed):
+        return listed
     try:
         return _look(listed.address)
     except InputError:
@@ -226,14 +238,20 @@ def _images_at(root: str) -> list[RemoteFile]:
     """The image itself, or those below a folder or of a pattern, sorted by name."""
     if not is_pattern(root) and _is_image(root):
         return [_look(root)]
-    found = [file for file in _listed(root) if _is_image(file.address)]
-    if not found:
-        raise no_images(root)
+    # What has no name is a view of the folder: `photos/?sort=size`.
+    found = [file for file in _listed(root) if file_name(file.address)]
+    if not any(map(_may_be_image, found)):
+        others = found[0].address if found else ""
+        raise no_images(root, others=len(found), first=others)
     if scheme_of(root) not in WEB:
         return found
     # A page of links tells neither sizes nor times.
     with ThreadPoolExecutor(FETCHES) as pool:
         return list(pool.map(_look_again, found))
+
+
+def _may_be_image(file: RemoteFile) -> bool:
+    return may_be_image(file_name(file.address))
 
 
 def _is_image(address: str) -> bool:

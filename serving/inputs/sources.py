@@ -1,4 +1,4 @@
-"""What every source of rows is made of: its target, chunks, batches, and streams read once.
+"""What every source of rows is made of: its target, its chunks, and the batches of their rows.
 
 A source cuts itself into chunks, in order and in one thread. A chunk is small, or a view of mapped
 memory, and any thread or process may decode it into a batch. A row that cannot be read is named in
@@ -9,27 +9,23 @@ its name alone.
 """
 
 import contextlib
-import functools
 import hashlib
-import io
-import itertools
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 
-from serving.errors import DamagedError, InputError, one_line
+from serving.console import note
+from serving.errors import DamagedError, InputError, UsageError, one_line
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 REST = "; the rest of it is not read"
 """How the reason ends that stands for more rows than its own."""
-Take = Callable[[int], tuple[Sized, InputError | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +40,21 @@ class ReadOptions:
     """Whether images are fitted to the model in size and mode."""
     input_format: str | None = None
     """What stdin holds; None for what the model takes."""
+    delimiter: str | None = None
+    """What divides the fields of CSV: one character, or "tab"; None for what the header tells."""
+    decimal: str | None = None
+    """What stands before the decimals in CSV, "." or ","; None for what its first rows tell."""
+    missing: Literal["refuse", "nan"] = "refuse"
+    """Whether a row without a value, or with NaN, is refused, or is fed with NaN."""
+    cast: bool = False
+    """Whether arrays of another dtype become the model's, value by value."""
+    null: bool = False
+    """Whether a NUL ends each path of a list, as `find -print0` writes them."""
+
+    def __post_init__(self) -> None:
+        one = self.delimiter in (None, "tab") or len(self.delimiter or "") == 1
+        if not one or (self.delimiter or "") in tuple('"\r\n'):
+            raise UsageError(f"--delimiter must be one character or tab, got {self.delimiter!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,14 @@ class ReadTarget:
     model: Path
     """The model, for messages."""
     options: ReadOptions = ReadOptions()
+    said: set[str] = field(default_factory=set, compare=False, repr=False)
+    """What was told already of how files are read."""
+
+    def say(self, name: str, text: str) -> None:
+        """Tell once, by the first file it is true of, how files are read."""
+        if text not in self.said:
+            self.said.add(text)
+            note(f"{Path(name).name}: {text}")  # it may lie where it was fetched to
 
     def takes(self) -> str:
         """What the model takes, for messages: "m.onnx takes uint8 [rows, 8, 8, 1]"."""
@@ -257,102 +276,6 @@ def value_or_reason(read: Callable[[Item], Value], one: Item) -> Value | str:
         return read(one)
     except ValueError as error:
         return str(error)
-
-
-class Stream:
-    """The bytes of a file, or of stdin with those that were read of it before."""
-
-    closed = False  # pyarrow asks
-
-    def __init__(
-        self, path: Path | None, file: IO[bytes], head: bytes = b"", *, keep: bool = False
-    ) -> None:
-        """Go on after the `head` that was read before; `keep` what is read of stdin now."""
-        self.name = display_name(path)
-        self._head = io.BytesIO(head)
-        self._file = file
-        self._sum = hashlib.sha256() if path is None else None
-        self._kept: list[bytes] | None = [] if keep else None
-
-    @property
-    def digest(self) -> str | None:
-        """The sha256 of all that was read of stdin; None for a file."""
-        return None if self._sum is None else self._sum.hexdigest()
-
-    def kept(self) -> bytes:
-        """All that was read of stdin, to be the head of the next stream; nothing of a file."""
-        return b"".join(self._kept or ())
-
-    def lines(self, most: int = -1) -> Iterator[bytes]:
-        """The lines with their ends; a line of more than `most` bytes comes in parts."""
-        parts = self._file if most < 0 else iter(functools.partial(self._file.readline, most), b"")
-        lines = itertools.chain(self._head, parts)
-        return lines if self._sum is None else map(self._noted, lines)
-
-    def read(self, size: int) -> bytes:
-        """The next bytes, fewer than `size` only at the end."""
-        content = self._head.read(size)
-        if len(content) < size:
-            content += self._file.read(size - len(content))
-        return self._noted(content)
-
-    def readable(self) -> bool:
-        """Whether it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Whether it can be read again."""
-        return False
-
-    def _noted(self, content: bytes) -> bytes:
-        if self._sum is not None:
-            self._sum.update(content)
-            if self._kept is not None:
-                self._kept.append(content)
-        return content
-
-
-@contextlib.contextmanager
-def open_stream(path: Path | None, head: bytes = b"", *, keep: bool = False) -> Iterator[Stream]:
-    """A file from its beginning, or stdin for None, with the `head` that was read of it before."""
-    if path is None:
-        yield Stream(None, sys.stdin.buffer, head, keep=keep)  # not ours to close
-        return
-    with path.open("rb") as file:
-        yield Stream(path, file)
-
-
-def chunks_of(
-    stream: Stream, next_items: Take, size: int, start: int, *, what: str = "rows"
-) -> Iterator[Chunk]:
-    """Chunks of `size` items each, from the item `start` on; `next_items` gives at most so many.
-
-    Raises InputError for no item or fewer than `start`, and a fault after the items before it.
-    """
-    passed = 0
-    while True:
-        content, error = next_items(min(size, start - passed) if passed < start else size)
-        if len(content) and passed >= start:
-            yield Chunk(start=passed, count=len(content), content=content, digest=stream.digest)
-        passed += len(content)
-        if error is not None:
-            raise error
-        if not len(content):
-            break
-    if passed < start:
-        raise InputError(f"{stream.name} holds {passed} {what}, and {start} were read of it before")
-    if not passed:
-        raise InputError(f"{stream.name} holds no {what}")
-
-
-def take(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:
-    """The next `size` items, or those before the fault and the fault."""
-    found: list[Item] = []
-    try:
-        found.extend(itertools.islice(items, size))
-    except InputError as error:
-        return tuple(found), error
-    return tuple(found), None
 
 
 def display_name(path: Path | None) -> str:

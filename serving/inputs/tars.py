@@ -32,9 +32,9 @@ from serving.inputs.sources import (
     is_of_system,
     printable,
     reason_of,
-    take,
     value_or_reason,
 )
+from serving.inputs.streams import take
 from serving.runtime.tensors import Array
 
 MOST_HEADER_BYTES = 1 << 20

@@ -14,16 +14,8 @@ from typing import TypeVar
 import numpy as np
 
 from serving.errors import InputError
-from serving.inputs.sources import (
-    Batch,
-    Chunk,
-    FileRows,
-    ReadTarget,
-    Stream,
-    chunks_of,
-    open_stream,
-    take,
-)
+from serving.inputs.sources import Batch, Chunk, FileRows, ReadTarget
+from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
@@ -115,9 +107,9 @@ def text_batch(
     return Batch(ids=ids, rows=rows.reshape(len(texts), *row_shape), faults=faults)
 
 
-def text_fault(text: str) -> str | None:
-    """Why a decoded text cannot be fed, or None."""
-    if "\0" in text:
+def text_fault(text: str, *, nul: bool = False) -> str | None:
+    """Why a decoded text cannot be fed, or None; with `nul` a NUL is a character as any other."""
+    if "\0" in text and not nul:
         return "holds a NUL byte; it is not UTF-8 text"
     if text.isascii():
         return None

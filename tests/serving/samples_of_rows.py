@@ -123,7 +123,7 @@ def resident_growth(code: str) -> int:
 import numpy as np
 from pathlib import Path
 from serving.inputs.arrays import open_array_rows
-from serving.inputs.arrow import open_arrow
+from serving.inputs.tables.arrow import open_arrow
 from serving.inputs.sources import ReadTarget
 from serving.runtime.tensors import TensorInfo
 

@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.inputs.columns import convert, number, number_rows, shown
+from serving.inputs.tables.columns import Numbers, shown
+
+
+def number(name: str, value: Any, dtype: np.dtype[Any]) -> float | int:
+    return Numbers(dtype).one(name, value)
+
+
+def number_rows(records: Any, dtype: np.dtype[Any]) -> np.ndarray | None:
+    return Numbers(dtype).records(records)
+
+
+def convert(values: np.ndarray, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+    return Numbers(dtype).convert(values)
+
 
 DTYPES = [np.dtype(name) for name in ("float32", "float64", "float16", "int64", "uint8", "int8")]
 VALUES = st.one_of(
@@ -46,7 +59,7 @@ def test_records_at_once_are_records_one_by_one(
 
 
 def test_what_is_no_number_is_named() -> None:
-    with pytest.raises(ValueError, match=r"^column 'a' is nan, not a number$"):
+    with pytest.raises(ValueError, match=r"^column 'a' is nan, not a number; --missing nan reads"):
         number("a", math.nan, DTYPES[0])
     with pytest.raises(ValueError, match=r"^column 'b' is 300, which is no uint8$"):
         number("b", 300, np.dtype(np.uint8))

@@ -211,7 +211,7 @@ def test_every_folder_must_hold_an_image(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         opened(folder, tmp_path / "empty")
     assert str(caught.value) == (
-        f"{tmp_path / 'empty'} holds no images ({', '.join(IMAGE_SUFFIXES)})"
+        f"{tmp_path / 'empty'} holds no images ({', '.join(IMAGE_SUFFIXES)}), and no tables"
     )
     write(tmp_path / "empty" / "also" / "a.heic", b"")
     with pytest.raises(InputError, match=r"; of the 1 files there, the first is .*also/a\.heic$"):
@@ -322,6 +322,33 @@ def test_an_empty_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content:
     path = write(tmp_path / "images.lst", content)
     with pytest.raises(InputError, match=rf"^{path} holds no images$"):
         list(listed(path).chunks(4))
+
+
+@pytest.mark.parametrize("end", [b"\0", b""])
+def test_paths_that_each_end_in_nul(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: bytes
+) -> None:
+    """As `find -print0` writes them; of their names nothing but the NUL is left out."""
+    names = [f"{tmp_path}/two\nlines.png", f"{tmp_path}/a \r.png", *(f"{n}.png" for n in range(9))]
+    save(Path(names[0]))
+    content = "\0".join(names).encode() + end
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    source = open_image_list(None, target(INFO, null=True))
+    whole = list(source.chunks(4))
+    assert [path for chunk in whole for path in chunk.content] == names
+    assert isinstance(next(each_row(listed_in(tmp_path, content))), InputRow)
+    rest = list(listed_in(tmp_path, content).chunks(4, 8))
+    assert [path for chunk in rest for path in chunk.content] == names[8:]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    with pytest.raises(InputError, match=r"^stdin: a NUL ends each of its paths; --null reads"):
+        list(listed().chunks(4))
+    with pytest.raises(InputError, match="a path has more than 65536 bytes; --null is for paths"):
+        list(listed_in(tmp_path, b"a.png\n" * 20_000).chunks(4))
+
+
+def listed_in(folder: Path, content: bytes) -> ListedImages:
+    """A list of paths that each end in NUL."""
+    return open_image_list(write(folder / "images.lst", content), target(INFO, null=True))
 
 
 def test_a_list_that_became_shorter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,27 @@ def test_unreadable_images_are_listed_and_do_not_stop_the_run(
     assert "2 not read (see" in summary(report)
 
 
+def test_what_a_folder_holds_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, of all the chunks and of the processes that decode them."""
+    (tmp_path / "tiny.onnx").write_bytes(classifier(3))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(6):
+        Image.new("RGBA", (9, 9), (200, 0, 0, 90)).save(folder / f"{index}.png")
+    (folder / "notes.txt").write_text("hello")
+    monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 1)
+    monkeypatch.setattr("serving.batch.engine.PROCESSES_PAY", 1)
+    options = PredictOptions(resize=True, workers=2, batch_rows=1)
+    report = predict(tmp_path / "tiny.onnx", [folder], output=tmp_path / "out", options=options)
+    assert capsys.readouterr().err == "images with transparent parts are read over white\n"
+    reason = "it is not an image, or not of a known format"
+    assert report.first_error == f"{folder}/notes.txt: {reason}"
+    listed = f"1 not read (see {tmp_path}/out/_errors.jsonl, the first {report.first_error})"
+    assert listed in summary(report)
+
+
 def test_a_later_run_without_errors_takes_the_old_list_away(
     model_file: Path, folder: Path, tmp_path: Path
 ) -> None:

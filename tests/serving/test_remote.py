@@ -173,8 +173,16 @@ def test_images_folders_and_patterns(web: Web, of_images: Model) -> None:
     assert [list(batch.ids) for batch in batches(source, 8)] == [singles[:8], singles[8:]]
     np.testing.assert_array_equal(rows_of(source, 4, 4), PIXELS[4:])
     by_folder = [*singles[0::2], *singles[1::2]]
-    for name in ("photos/", "photos", "photos/**/*.png", "photos/[ab]/*"):
+    for name in ("photos/**/*.png", "photos/[ab]/*"):
         assert ids(open_inputs([f"{web.url}/{name}"], of_images)) == by_folder
+    for name in ("photos/", "photos"):  # what is no image is named, and not fetched
+        source = only(open_inputs([f"{web.url}/{name}"], of_images))
+        assert [image.address for image in source.images] == [
+            *by_folder,
+            f"{web.url}/photos/notes.html",
+        ]
+        assert faults_of(source) == {10: "it is not named as an image"}
+    assert not any("notes.html" in one for one in web.asked)
     assert ids(open_inputs([f"{web.url}/photos/b/[13].png"], of_images)) == singles[1:5:2]
 
 
@@ -440,7 +448,7 @@ def test_two_processes_decode_what_was_fetched(
     predict(model_file, inputs, output=tmp_path / "one.csv", options=one)
     monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
     report = predict(model_file, inputs, output=tmp_path / "two.csv", options=two)
-    assert (report.rows, report.errors) == (50, 0)
+    assert (report.rows, report.errors) == (50, 1)  # a page beside the images
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
     there = (tmp_path / "here.csv").read_text().replace(str(web.folder), web.url)
     assert (tmp_path / "one.csv").read_text() == there

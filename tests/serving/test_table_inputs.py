@@ -31,10 +31,11 @@ from samples_of_rows import (
 from tiny_kinds import features
 
 from serving.errors import InputError
-from serving.inputs import tables
 from serving.inputs.inputs import open_inputs
 from serving.inputs.sources import ReadOptions, RowSource
-from serving.inputs.tables import open_table
+from serving.inputs.tables import delimited
+from serving.inputs.tables.delimited import open_csv
+from serving.inputs.tables.json_lines import open_json_lines
 from serving.inputs.text import BYTE_ORDER_MARK, open_lines
 from serving.runtime.tensors import TensorInfo
 
@@ -151,6 +152,16 @@ def test_values_that_are_no_text(tmp_path: Path) -> None:
     }
 
 
+def test_a_nul_of_a_text_is_kept_where_it_is_written_as_one(tmp_path: Path) -> None:
+    """In a file of plain text it means that the file is none."""
+    path = write(tmp_path / "rows.jsonl", {"text": ["ends\0", "in\0side", "\0"]})
+    assert texts(path) == ["ends\0", "in\0side", "\0"]
+    path = write(tmp_path / "rows.csv", {"text": ["ends\0", "fine"]})
+    assert reasons(path, TEXT) == {
+        0: "line 2: column 'text' holds a NUL byte; it is not UTF-8 text"
+    }
+
+
 def test_a_record_is_told_by_its_line(tmp_path: Path) -> None:
     """Rows are counted from 0, lines of the file from 1."""
     path = tmp_path / "rows.csv"
@@ -205,7 +216,9 @@ def test_as_many_columns_as_features(tmp_path: Path, suffix: str) -> None:
 def test_a_value_that_is_no_number_spoils_its_row_alone(tmp_path: Path, value: str) -> None:
     path = write(tmp_path / "rows.csv", {"a": [1, 2], "b": [1, value], "c": [" 2e3 ", "-.5"]})
     shown = repr(value) if value else "empty"
-    assert reasons(path, FEATURES) == {1: f"line 3: column 'b' is {shown}, not a number"}
+    hint = "; --missing nan reads it as NaN" if value in ("", "nan") else ""
+    hint = "; --decimal , reads it in CSV" if value == "1,5" else hint
+    assert reasons(path, FEATURES) == {1: f"line 3: column 'b' is {shown}, not a number{hint}"}
     assert rows_of(opened(path, FEATURES)).tolist() == [[1.0, 1.0, 2000.0]]
 
 
@@ -297,7 +310,7 @@ def test_the_records_from_any_chunk_on(tmp_path: Path, start: int) -> None:
     """A fault tells its line, however the file was cut."""
     path = tmp_path / "rows.csv"
     path.write_text(CSV)
-    made = batches(open_table(path, target(TEXT), "csv"), 2, start)
+    made = batches(open_csv(path, target(TEXT)), 2, start)
     texts = ["good", "", "naïve", "two\nlines", "a", None, "b"]
     left = [text for text in texts[start:] if text is not None]
     assert [text for batch in made for text in batch.rows] == left
@@ -311,7 +324,7 @@ def test_the_records_from_any_chunk_on(tmp_path: Path, start: int) -> None:
 def test_the_objects_from_any_chunk_on(tmp_path: Path, start: int) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(JSONL)
-    made = batches(open_table(path, target(FEATURES), "jsonl"), 1, start)
+    made = batches(open_json_lines(path, target(FEATURES)), 1, start)
     rows = [[1, 2, 3], [4, 5, 6], None, [7, 8, 9.5]]
     assert [batch.rows.tolist() for batch in made] == [[row] if row else [] for row in rows[start:]]
     if start <= 2:
@@ -321,7 +334,7 @@ def test_the_objects_from_any_chunk_on(tmp_path: Path, start: int) -> None:
 def test_what_comes_before_a_fault_is_not_lost(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('text\na\nb\nc\n"never closed\n' + "x" * 200_000)
-    chunks = open_table(path, target(TEXT), "csv").chunks(2)
+    chunks = open_csv(path, target(TEXT)).chunks(2)
     assert [next(chunks).count, next(chunks).count] == [2, 1]
     with pytest.raises(InputError, match="line 6: field larger than field limit"):
         next(chunks)
@@ -459,7 +472,7 @@ def test_blocks_give_the_rows_and_the_reasons_of_records(
     found = []
     for first in (1 << 20, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tables, "FIRST_BYTES", first)
+            patch.setattr(delimited, "FIRST_BYTES", first)
             found.append(read(path, info, size))
     assert found[0] == found[1]
 
@@ -468,7 +481,7 @@ def read(path: Path, info: TensorInfo, size: int) -> tuple[list[object], str]:
     """What can be read of a table, and the fault that ends it."""
     made: list[object] = []
     try:
-        source = open_table(path, target(info), "csv")
+        source = open_csv(path, target(info))
         for chunk in source.chunks(size):
             batch = source.decode(chunk)
             made.append((list(batch.ids), batch.rows.tolist(), batch.faults, chunk.count))
@@ -481,13 +494,13 @@ def read(path: Path, info: TensorInfo, size: int) -> tuple[list[object], str]:
 def test_a_block_that_pyarrow_refuses_is_read_by_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int
 ) -> None:
-    monkeypatch.setattr(tables, "FIRST_BYTES", 0)
+    monkeypatch.setattr(delimited, "FIRST_BYTES", 0)
     lines = [f"{index},0.5,{-index}" for index in range(3000)]
     lines[1500] = "1500,x,2"
     (tmp_path / "rows.csv").write_text("\n".join(["a,b,c", *lines, ""]))
-    source = open_table(tmp_path / "rows.csv", target(FEATURES), "csv")
+    source = open_csv(tmp_path / "rows.csv", target(FEATURES))
     chunks = list(source.chunks(1024, start))
-    assert all(isinstance(chunk.content, tables.CsvBlock) for chunk in chunks)
+    assert all(isinstance(chunk.content, delimited.CsvBlock) for chunk in chunks)
     rows = np.concatenate([source.decode(chunk).rows for chunk in chunks])
     expected = [[index, 0.5, -index] for index in range(start, 3000) if index != 1500]
     assert rows.tolist() == expected
@@ -503,10 +516,10 @@ def test_a_small_table_does_not_wait_for_pyarrow(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from serving.inputs.sources import ReadTarget
-from serving.inputs.tables import open_table
+from serving.inputs.tables.delimited import open_csv
 from serving.runtime.tensors import TensorInfo
 info = TensorInfo(name="features", dtype="float32", shape=("batch", 3))
-source = open_table(Path({str(tmp_path / "rows.csv")!r}), ReadTarget(info, Path("m")), "csv")
+source = open_csv(Path({str(tmp_path / "rows.csv")!r}), ReadTarget(info, Path("m")))
 print(sum(len(source.decode(chunk).rows) for chunk in source.chunks(1024)))
 print({{"pyarrow", "PIL"}} & set(sys.modules))
 """

@@ -42,6 +42,24 @@ def pictures(rows: int) -> Columns:
     }
 
 
+def test_what_a_spreadsheet_would_run_is_a_text_in_a_safe_csv(tmp_path: Path) -> None:
+    words = ["=1+1", "+1", "-1", "@a", "\ta", "a=1", "", "'"]
+    made: Columns = {
+        "id": np.array(words, object),
+        "=label": np.array(words, object),
+        "score": np.full(len(words), -0.5, np.float32),
+        "list": np.full((len(words), 2), -1.5, np.float32),
+    }
+    for safe in (False, True):
+        with open_writer(tmp_path / "out.csv", "csv", made, METADATA, safe=safe) as write:
+            write(made)
+        shown = [f"'{word}" if safe and index < 5 else word for index, word in enumerate(words)]
+        with (tmp_path / "out.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header == ["id", "'=label" if safe else "=label", "score", "list"]
+        assert rows == [[word, word, "-0.5", "[-1.5, -1.5]"] for word in shown]
+
+
 def write(output: Path, form: str, batches: int = 3) -> Columns:
     """Write some batches of 5 rows, and return the columns of them all."""
     parts = [columns(5, seed) for seed in range(batches)]
@@ -212,6 +230,9 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path: Path, form: str) -> N
         ("a.feather", None, "arrow"),
         ("a", None, "parquet"),
         ("a", "csv", "csv"),
+        ("a.csv.gz", None, "csv.gz"),
+        ("a.JSONL.ZST", None, "jsonl.zst"),
+        ("a.txt.gz", "csv", "csv.gz"),
         (None, None, "csv"),
         (None, "jsonl", "jsonl"),
     ],
@@ -220,10 +241,15 @@ def test_the_format_of_an_output(output: str | None, asked: str | None, form: st
     assert format_of(Path(output) if output else None, asked, default="csv") == form
 
 
-@pytest.mark.parametrize("name", ["out.txt", "out.json", "out.csv.gz"])
+@pytest.mark.parametrize("name", ["out.txt", "out.json", "out.gz", "out.csv.bz2"])
 def test_a_suffix_that_says_nothing(name: str) -> None:
     with pytest.raises(UsageError, match=r"none of \.csv, \.jsonl, .*choose with --format"):
         format_of(Path(name), None, default="csv")
+
+
+def test_what_is_compressed_already_is_not_once_more() -> None:
+    with pytest.raises(UsageError, match=r"only CSV and JSON Lines are written as \.gz"):
+        format_of(Path("out.parquet.gz"), None, default="csv")
 
 
 def test_parquet_needs_a_file() -> None:

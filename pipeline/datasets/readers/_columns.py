@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.errors import InputError, one_line
-from serving.inputs.columns import refuse_twice, refuse_unknown
+from serving.inputs.tables.columns import refuse_twice, refuse_unknown
 
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")

@@ -169,16 +169,14 @@ def _common_size(root: Path, found: Mapping[str, Path]) -> tuple[int, int]:
 
 def _upright_size(path: Path) -> tuple[int, int]:
     """Height and width of an image as a person sees it; InputError for one that is broken."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    from serving.inputs.decoding import DECODING_ERRORS, IMAGE_FORMATS
+    from serving.inputs.decoding import DECODING_ERRORS, image_formats, upright
     from serving.inputs.sources import reason_of
 
-    Image.init()  # else Pillow knows the commonest formats alone
-    formats = [form for form in IMAGE_FORMATS if form in Image.OPEN]
     try:
-        with Image.open(path, formats=formats) as image:
-            upright = ImageOps.exif_transpose(image)
+        with Image.open(path, formats=image_formats()) as image:
+            turned = upright(image)
     except DECODING_ERRORS as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
-    return upright.height, upright.width
+    return turned.height, turned.width

@@ -15,22 +15,14 @@ import pyarrow as pa
 from pyarrow import ipc, parquet
 
 from serving.errors import InputError
-from serving.inputs.arrow_columns import (
+from serving.inputs.sources import Batch, Chunk, FileRows, ReadTarget, display_name, refuse_broken
+from serving.inputs.streams import Stream, open_stream
+from serving.inputs.tables.arrow_columns import (
     ColumnReader,
     ImageColumn,
     as_bytes,
     choose_columns,
     without_extension,
-)
-from serving.inputs.sources import (
-    Batch,
-    Chunk,
-    FileRows,
-    ReadTarget,
-    Stream,
-    display_name,
-    open_stream,
-    refuse_broken,
 )
 
 Form = Literal["parquet", "file", "stream"]

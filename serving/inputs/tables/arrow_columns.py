@@ -17,25 +17,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from serving.errors import InputError
-from serving.inputs.columns import (
-    convert,
-    number,
+from serving.inputs.decoding import ImageDecoder, image_decoder, image_shape
+from serving.inputs.sources import Batch, ReadTarget, batch_of, value_or_reason
+from serving.inputs.tables.columns import (
+    Numbers,
+    longer_than_one,
     number_columns,
     refuse_twice,
     refuse_unknown,
+    row_shapes,
     takes_numbers,
     text_column,
     text_of,
+    whole_rows_column,
 )
-from serving.inputs.decoding import ImageDecoder, image_decoder, image_shape
-from serving.inputs.sources import Batch, ReadTarget, batch_of, value_or_reason
 from serving.inputs.text import decode_line, row_shape_of_texts, text_batch
 from serving.runtime.tensors import Array, TensorInfo
 
 Column = Any
 """A `pyarrow.Array`; pyarrow has no types."""
 
-USUAL_NAMES = ("image", "images", "img", "bytes", "pixels", "features", "input")
 MOST_SHOWN = 200
 
 
@@ -66,7 +67,7 @@ class TensorColumn:
     """Whole rows: the bytes of their values, or lists of them, one in the other or all in one."""
 
     names: tuple[str, ...]
-    dtype: np.dtype[Any]
+    numbers: Numbers
     row_shape: tuple[int, ...]
     lengths: tuple[int, ...]
     """Of the lists, from the outermost on; none for bytes."""
@@ -81,7 +82,7 @@ class TensorColumn:
                 value_or_reason(self._rows, column.slice(index, 1)) for index in range(len(column))
             ]
             rows = [one if isinstance(one, str) else one[0] for one in found]
-            return batch_of(ids, rows, np.empty((0, *self.row_shape), self.dtype))
+            return batch_of(ids, rows, np.empty((0, *self.row_shape), self.numbers.dtype))
 
     def _rows(self, column: Column) -> Array:
         """All rows; ValueError with what is wrong with the first that is at fault."""
@@ -92,12 +93,13 @@ class TensorColumn:
             _, content = column.buffers()
             first = column.offset * column.type.byte_width
             size = count * column.type.byte_width
-            values = np.frombuffer(memoryview(content)[first : first + size], self.dtype)
+            values = np.frombuffer(memoryview(content)[first : first + size], self.numbers.dtype)
         else:
-            values = self._values(column)
+            values = self._flat(column)
+        values = self._converted(values)
         return np.require(values.reshape(count, *self.row_shape), requirements=["C", "A"])
 
-    def _values(self, column: Column) -> Array:
+    def _flat(self, column: Column) -> Array:
         """The values in all lists."""
         for length in self.lengths:
             found = pc.list_value_length(column)
@@ -107,12 +109,18 @@ class TensorColumn:
                     f"column {self.names[0]!r} has {wrong} values where the model takes {length}"
                 )
             column = column.flatten()
-            if column.null_count:
-                raise ValueError(f"column {self.names[0]!r} holds an empty value")
-        values = column.to_numpy()
-        rows, good = convert(values, self.dtype)
+            if column.null_count and (pa.types.is_nested(column.type) or not self.numbers.missing):
+                hint = self.numbers.nan_hint
+                raise ValueError(f"column {self.names[0]!r} holds an empty value{hint}")
+        values: Array = column.to_numpy(zero_copy_only=not column.null_count)  # NaN for null
+        return values
+
+    def _converted(self, values: Array) -> Array:
+        if self.numbers.fit(values):
+            return values
+        rows, good = self.numbers.convert(values)
         if not good.all():
-            number(self.names[0], values[~good][0].item(), self.dtype)
+            self.numbers.one(self.names[0], values[~good][0].item())
         return rows
 
 
@@ -121,11 +129,11 @@ class NumberColumns:
     """Numbers, each in a column of its own."""
 
     names: tuple[str, ...]
-    dtype: np.dtype[Any]
+    numbers: Numbers
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The rows, of the columns side by side."""
-        rows = np.zeros((len(ids), len(columns)), self.dtype)
+        rows = np.zeros((len(ids), len(columns)), self.numbers.dtype)
         good = np.ones(len(ids), bool)
         for index, (name, column) in enumerate(zip(self.names, columns, strict=True)):
             values, fits = self._numbers(name, column)
@@ -141,18 +149,22 @@ class NumberColumns:
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
             there = column.is_valid().to_numpy(zero_copy_only=False)
             values = (column.fill_null(0) if column.null_count else column).to_numpy()
-            rows, fits = convert(values, self.dtype)
+            rows, fits = self.numbers.convert(values)
+            if self.numbers.missing:
+                return np.where(there, rows, self.numbers.dtype.type(np.nan)), fits
             return rows, fits & there
-        read = functools.partial(number, name, dtype=self.dtype)
+        read = functools.partial(self.numbers.one, name)
         found = [value_or_reason(read, cell) for cell in column.to_pylist()]
         fits = np.array([not isinstance(one, str) for one in found], bool)
-        return np.array([0 if isinstance(one, str) else one for one in found], self.dtype), fits
+        return np.array(
+            [0 if isinstance(one, str) else one for one in found], self.numbers.dtype
+        ), fits
 
     def _fault(self, columns: Sequence[Column], row: int) -> str:
         """Why a row is none, by the first column that says so."""
         for name, column in zip(self.names, columns, strict=True):
             try:
-                number(name, column[row].as_py(), self.dtype)
+                self.numbers.one(name, column[row].as_py())
             except ValueError as error:
                 return str(error)
         return "it holds what is no number"
@@ -167,7 +179,7 @@ class TextColumn:
 
     def batch(self, ids: Sequence[str], columns: Sequence[Column]) -> Batch:
         """The texts."""
-        read = functools.partial(text_of, self.names[0])
+        read = functools.partial(text_of, self.names[0], nul=True)
         return text_batch(ids, _texts(columns[0]), read, self.row_shape)
 
 
@@ -195,13 +207,13 @@ def _values(name: str, schema: Any, target: ReadTarget) -> ColumnReader:
     info, asked = target.input, target.options.columns
     row_shape = row_shape_of_texts(info)
     if row_shape is not None:
-        return TextColumn(names=text_column(name, schema.names, asked), row_shape=row_shape)
+        return TextColumn(names=text_column(name, schema.names, target), row_shape=row_shape)
     if len(asked) == 1 and pa.types.is_nested(schema.field(asked[0]).type):
         kind = schema.field(asked[0]).type
         raise InputError(f"{name}: column {asked[0]!r} holds {kind}; {target.takes()}")
     if takes_numbers(info):
-        names = number_columns(name, schema.names, asked, info)
-        return NumberColumns(names=names, dtype=np.dtype(info.dtype))
+        names = number_columns(name, schema.names, target)
+        return NumberColumns(names=names, numbers=Numbers.of(target))
     there = ", ".join(f"{field.name} {field.type}" for field in schema)[:MOST_SHOWN]
     raise InputError(
         f"{name}: {target.takes()}, which no record is; give such rows as .npy, or in "
@@ -217,13 +229,8 @@ def _whole_rows(name: str, schema: Any, target: ReadTarget) -> ColumnReader | No
     fields = [field for field in schema if field.name in (asked or schema.names)]
     readers = {field.name: _fitting(name, field, target) for field in fields}
     found = {column: reader for column, reader in readers.items() if reader is not None}
-    usual = [found[one] for one in USUAL_NAMES if one in found]
-    if len(found) > 1 and not usual:
-        raise InputError(
-            f"{name} has the columns {', '.join(found)} with rows for the model; "
-            f"name one with --column"
-        )
-    return next(iter([*usual, *found.values()]), None)
+    column = whole_rows_column(name, list(found))
+    return None if column is None else found[column]
 
 
 def _fitting(name: str, field: Any, target: ReadTarget) -> ColumnReader | None:
@@ -235,7 +242,7 @@ def _fitting(name: str, field: Any, target: ReadTarget) -> ColumnReader | None:
     if lengths is None:
         return None
     axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
-    return TensorColumn(names=names, dtype=np.dtype(info.dtype), row_shape=axes, lengths=lengths)
+    return TensorColumn(names=names, numbers=Numbers.of(target), row_shape=axes, lengths=lengths)
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -248,27 +255,27 @@ def _holds_bytes(kind: Any) -> bool:
 
 def _lengths(kind: Any, info: TensorInfo) -> tuple[int, ...] | None:
     """How long the lists of a type are when they make a row; () for bytes, None for no row."""
-    axes = tuple(axis for axis in info.shape[1:] if isinstance(axis, int))
-    dtype = np.dtype(info.dtype)
-    if not axes or len(axes) < len(info.shape) - 1 or dtype.kind not in "fiu":
+    shapes = row_shapes(info)
+    if not shapes:
         return None
+    axes = shapes[1]
     if isinstance(kind, pa.BaseExtensionType):
         if isinstance(kind, pa.FixedShapeTensorType) and not _same_axes(kind, axes):
             return None
         kind = kind.storage_type
     if pa.types.is_fixed_size_binary(kind):
-        return () if kind.byte_width == math.prod(axes) * dtype.itemsize else None
-    return _lengths_of_lists(kind, axes)
+        return () if kind.byte_width == math.prod(axes) * np.dtype(info.dtype).itemsize else None
+    return _lengths_of_lists(kind, shapes)
 
 
-def _lengths_of_lists(kind: Any, axes: tuple[int, ...]) -> tuple[int, ...] | None:
+def _lengths_of_lists(kind: Any, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
     sizes: list[int | None] = []
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_fixed(kind):
         sizes.append(kind.list_size if _is_fixed(kind) else None)
         kind = kind.value_type
     if not sizes or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
-    for lengths in ((math.prod(axes),), axes, _longer_than_one(axes)):
+    for lengths in shapes:
         pairs = list(zip(sizes, lengths, strict=False))
         if len(lengths) == len(sizes) and all(size in (None, length) for size, length in pairs):
             return lengths
@@ -283,11 +290,7 @@ def _same_axes(kind: Any, axes: tuple[int, ...]) -> bool:
     """Whether a tensor's type has the model's axes, in the same order."""
     order = kind.permutation
     in_order = order is None or list(order) == sorted(order)
-    return in_order and _longer_than_one(tuple(kind.shape)) == _longer_than_one(axes)
-
-
-def _longer_than_one(axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in axes if axis != 1)
+    return in_order and longer_than_one(tuple(kind.shape)) == longer_than_one(axes)
 
 
 # Values
