@@ -57,11 +57,10 @@ def code_of(stage: str) -> set[str]:
     for entry, registry in REGISTRIES.items():
         if entry in body(stage)["deps"]:
             files.add(entry)
-            for module in (ROOT / "pipeline" / registry).glob("[!_]*.py"):
+            for module in (ROOT / "pipeline" / registry).rglob("[!_]*.py"):
                 own = module.relative_to(ROOT).as_posix()
-                files |= closure(f"pipeline.{registry}.{module.stem}") - {own}
-                if lies_under(own, entry):
-                    files.add(own)
+                found = closure(own.removesuffix(".py").replace("/", "."))
+                files |= found if lies_under(own, entry) else found - {own}
     return {path for path in files if not is_empty(path)}
 
 

@@ -4,11 +4,11 @@ Nothing is copied. `data/raw/D` holds one manifest of the files, so that a file 
 everything stale that was made of it.
 """
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from serving.files import (
 
 PLACES = ("path", "test")
 """Where an own data set lies, which may move."""
+WHOLE_NUMBER = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def hash_files(raw: Path, name: str, section: OwnSection) -> SourceManifest:
         return _manifest(raw)
     files = tuple(_hashed(readers.files(config), raw.with_name(f".{name}.sums.json")))
     lines = (f"{file.name} {file.sha256}" for file in files)
-    fingerprint = sha256_of_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    fingerprint = sha256_of_bytes("\n".join(lines).encode())
     manifest = SourceManifest(fingerprint=fingerprint, files=files)
     # On one line: laid out over many, thousands of files take longer to write than to hash.
     write_text(raw / MANIFEST, json_line(manifest))
@@ -196,9 +197,9 @@ def _is_fraction(text: str) -> bool:
         return False
 
 
-def _order(labels: Sequence[str] | Counter[str]) -> Any:
+def _order(labels: Iterable[str]) -> Callable[[str], int | str]:
     """By number where all labels are whole numbers, else by letters."""
-    return int if all(label.lstrip("-").isdecimal() for label in labels) else str
+    return int if all(WHOLE_NUMBER.fullmatch(label) for label in labels) else str
 
 
 def _split(

@@ -226,14 +226,22 @@ def _row_findings(
     for part, split in splits.items():
         for index, row in enumerate(split.inputs):
             content = row.encode() if manifest.kind == "text" else row.tobytes()
-            before, there = seen.setdefault(blake2b(content).digest(), (part, index))
+            before, there = seen.setdefault(
+                blake2b(content, digest_size=16).digest(), (part, index)
+            )
             pair = f"{_name(split, index)} is {_name(splits[before], there)}"
             if before != part:
                 yield f"rows of {part} that are in {before} as well", pair
             if not np.array_equal(split.labels[index], splits[before].labels[there]):
                 yield "same rows with different answers", pair
-            if manifest.kind == "image" and row.std() < NEARLY_EMPTY:
+            if manifest.kind == "image" and _is_nearly_empty(row):
                 yield "images of nearly one colour", f"{_name(split, index)} of {part}"
+
+
+def _is_nearly_empty(image: npt.NDArray[np.uint8]) -> bool:
+    """Whether one sees nothing; some 32 x 32 of the pixels of a large image tell."""
+    step = max(1, min(image.shape[:2]) // 32)
+    return bool(image[::step, ::step].std() < NEARLY_EMPTY)
 
 
 def _name(split: Split, row: int) -> str:
