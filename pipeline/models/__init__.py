@@ -33,7 +33,8 @@ class Shape:
     row: tuple[int, ...]
     """Of one row: (channels, height, width) of an image, (features,) of a table, () of text."""
     outputs: int
-    """Logits of a row: one per class, or one alone for two classes; 0 for a reconstruction."""
+    """Values of a row: a logit per class, or one alone for two classes; one per target of a
+    regression; 0 for a reconstruction."""
 
     @property
     def channels(self) -> int:

@@ -106,7 +106,42 @@ class MeanSquaredError:
         """No class."""
 
 
-Head = CrossEntropy | BinaryCrossEntropy | MeanSquaredError
+class Regression(nn.Module):
+    """The targets of each row in their own units: `prediction` [batch, targets].
+
+    The network gives them in deviations from their means, so that none outweighs the others.
+    """
+
+    outputs = ("prediction",)
+    unit = "mean squared error, of targets in standard deviations"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Take the mean and the standard deviation of each target, which the weights keep."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def width(self, _classes: int) -> int:
+        """One value a target."""
+        return len(self.mean)
+
+    def answers(self, output: Tensor, _inputs: Tensor) -> tuple[Tensor]:
+        """The targets, float32 [batch, targets]."""
+        return (output * self.std + self.mean,)
+
+    def loss(
+        self, output: Tensor, _inputs: Tensor, labels: Tensor, _smoothing: float = 0.0
+    ) -> Tensor:
+        """Mean squared error in deviations, 1 for the mean alone; float32 [batch, targets]."""
+        return functional.mse_loss(output.float(), (labels - self.mean) / self.std)
+
+    def predicted(self, _output: Tensor) -> None:
+        """No class."""
+
+
+Head = CrossEntropy | BinaryCrossEntropy | MeanSquaredError | Regression
 """What the graph does with the output of its network."""
 
 
@@ -130,7 +165,7 @@ class Graph(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(axes))
         self.register_buffer("scale", 1 / torch.tensor(std).view(axes))
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Answer rows as `tensor` makes them.
 
         Images are uint8 [batch, H, W, C], table rows float32 [batch, features] and sentences ids
@@ -146,14 +181,13 @@ class Graph(nn.Module):
         return as_tensor(rows)
 
     @torch.inference_mode()
-    def answer(self, rows: npt.NDArray[Any], batch_size: int) -> tuple[Tensor, Tensor]:
+    def answer(self, rows: npt.NDArray[Any], batch_size: int) -> tuple[Tensor, ...]:
         """Answer raw rows as the data set keeps them, batch by batch."""
         parts = [
             self(self.tensor(rows[start : start + batch_size]))
             for start in range(0, len(rows), batch_size)
         ]
-        first, second = (torch.cat(output) for output in zip(*parts, strict=True))
-        return first, second
+        return tuple(torch.cat(output) for output in zip(*parts, strict=True))
 
     def values(self, rows: Tensor) -> Tensor:
         """Raw values: of images float32 [batch, C, H, W], channels last in memory."""
@@ -171,7 +205,7 @@ def as_tensor(rows: npt.NDArray[Any]) -> Tensor:
 
 def build_graph(experiment: Experiment, manifest: DatasetManifest) -> Graph:
     """Make the experiment's untrained graph for the data set that `manifest` describes."""
-    head = head_of(experiment.train.loss)
+    head = head_of(experiment.train.loss, manifest)
     shape = Shape(kind=manifest.kind, row=_row(manifest), outputs=head.width(len(manifest.labels)))
     where = f"experiments.{experiment.name}.model"
     network = models.build(experiment.model, shape, where=where)
@@ -203,8 +237,10 @@ def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest)
     return graph.eval()
 
 
-def head_of(loss: Loss) -> Head:
-    """The head that is trained with this loss."""
+def head_of(loss: Loss, manifest: DatasetManifest | None = None) -> Head:
+    """The head that is trained with this loss; that of a regression for a data set with targets."""
+    if manifest and manifest.targets:
+        return Regression(manifest.target_mean, manifest.target_std)
     heads: dict[Loss, Head] = {
         "cross_entropy": CrossEntropy(),
         "binary_cross_entropy": BinaryCrossEntropy(),

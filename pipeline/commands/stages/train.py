@@ -40,14 +40,7 @@ def train(experiment: "Experiment", device: str | None, track: bool, as_json: bo
         device=device,
         track=track,
     )
-    shown = (
-        "accuracy",
-        "loss",
-        "validation_accuracy",
-        "best_epoch",
-        "parameters",
-        "seconds",
-        "device",
-    )
+    shown = ("validation_accuracy", "best_epoch", "parameters", "seconds", "device")
+    found = {**report.headline, **{name: getattr(report, name) for name in shown}}
     if leads():  # among several processes one alone answers
-        show(report, as_json=as_json, text=summary(report, shown))
+        show(report, as_json=as_json, text=summary(found))

@@ -27,7 +27,9 @@ from pipeline.stages.insight.quality import (
     Answers,
     Redrawn,
     draw_errors,
+    draw_predicted,
     draw_reliability,
+    draw_residuals,
     most_confident,
     worst,
 )
@@ -47,6 +49,8 @@ CAPTIONS = {
     "regions": "what is answered over the plane of the two features, and the test rows",
     "reconstructions": "test rows drawn again, and those with the largest errors on the right",
     "errors": "mean squared errors of the reconstructed test rows",
+    "predicted": "what is predicted over what is actual, for each test row: right on the line",
+    "residuals": "how far predictions are off, over what is predicted: a slope was not learnt",
 }
 FEW = 8
 """Rows whose saliency is drawn: one of each class."""
@@ -140,6 +144,15 @@ def pictures_of_reconstruction(
         "reconstructions": _reconstructions(network, own),
         "errors": draw_errors(groups, title),
         **dict.fromkeys(("mistakes", "reliability", "saliency"), "no class is answered"),
+    }
+
+
+def pictures_of_regression(network: TrainedNetwork, predicted: Array, actual: Array) -> Pictures:
+    """The pictures of a regression; both arrays are float64 [rows, targets]."""
+    names = network.manifest.targets
+    return {
+        "predicted": draw_predicted(names, predicted, actual),
+        "residuals": draw_residuals(names, predicted, actual),
     }
 
 
