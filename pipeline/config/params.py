@@ -68,9 +68,20 @@ def stage_defaults(stage: str, record: type[Record]) -> Record:
     a key that the section leaves to the experiments.
     """
     here = PARAMS.exists() and HAS_DEFAULTS.search(PARAMS.read_text(encoding="utf-8"))
-    path = PARAMS if here else next(path for path in OWN_PARAMS if path.exists())
+    return read_section(
+        record, defaults(PARAMS if here else own_params())[stage], f"defaults.{stage}"
+    )
+
+
+def own_params() -> Path:
+    """The params.yaml that ferry brings along."""
+    return next(path for path in OWN_PARAMS if path.exists())
+
+
+def defaults(path: Path = PARAMS) -> Mapping[str, Any]:
+    """The section `defaults`, as it stands there; raises as `load` does."""
     document, _ = _read_document(path)
-    return read_section(record, document.defaults[stage], f"defaults.{stage}")
+    return document.defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +102,7 @@ def resolve(name: str, path: Path = PARAMS) -> dict[str, ResolvedSetting]:
     document, _ = _read_document(path)
     return {
         ".".join(keys): ResolvedSetting(value=value, source=_source(name, keys, document))
-        for keys, value in leaves(_with_defaults(document.experiments[name], document.defaults))
+        for keys, value in leaves(_with_defaults(document.experiments[name], document))
     }
 
 
@@ -140,24 +151,34 @@ def _read_dataset(name: str, document: _Document) -> DatasetConfig:
 
 def _read_experiment(name: str, document: _Document) -> Experiment:
     own = document.experiments[name]
-    body = _with_name(name, _with_defaults(own, document.defaults))
+    body = _with_name(name, _with_defaults(own, document))
     experiment = read_section(Experiment, body, f"experiments.{name}")
     _refuse_unknown_names(experiment, document)
     return experiment
 
 
-def _with_defaults(own: object, defaults: Mapping[str, Any]) -> object:
+def _with_defaults(own: object, document: _Document) -> object:
     """An experiment with all that it lacks of the defaults, those of its kind first."""
-    inherited = {key: defaults[key] for key in SECTIONS}
-    if _is_regression(own):
-        inherited = _filled(defaults["regression"], inherited)
+    inherited = {key: document.defaults[key] for key in SECTIONS}
+    if _is_regression(own, document):
+        inherited = _filled(document.defaults["regression"], inherited)
     return _filled(own, inherited)
 
 
-def _is_regression(own: object) -> bool:
-    """Whether the data set of an experiment has targets in place of classes."""
+def _is_regression(own: Any, document: _Document) -> bool:
+    """Whether the data set of an experiment has targets in place of classes.
+
+    That is known of ferry's own; of others their section may say it, or else the loss.
+    """
     name = own.get("dataset") if isinstance(own, Mapping) else None
-    return name in datasets.names() and bool(datasets.get(str(name)).targets)
+    if not isinstance(name, str) or name not in document.datasets:
+        return False
+    if name in datasets.names():
+        return bool(datasets.get(name).targets)
+    named = _stands_in(document.datasets[name], ["target"])
+    return named or (
+        _stands_in(own, ["train", "loss"]) and own["train"]["loss"] == "mean_squared_error"
+    )
 
 
 def _filled(own: Any, defaults: Any) -> Any:
@@ -173,7 +194,7 @@ def _source(name: str, keys: Sequence[str], document: _Document) -> str:
     own = document.experiments[name]
     if _stands_in(own, keys):
         return f"experiments.{name}"
-    special = _is_regression(own) and _stands_in(document.defaults["regression"], keys)
+    special = _is_regression(own, document) and _stands_in(document.defaults["regression"], keys)
     return "defaults.regression" if special else "defaults"
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pipeline import models
 from pipeline.config.experiment import Experiment, Loss
+from pipeline.errors import ConfigError
 from pipeline.models import Shape
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.records.ready import DatasetManifest, Kind
@@ -151,12 +152,14 @@ class Graph(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, network: nn.Module, kind: Kind, head: Head) -> None:
+    def __init__(self, network: nn.Module, kind: Kind, head: Head, width: int = 0) -> None:
         """Standardise nothing yet: see `standardise`."""
         super().__init__()
         self.network = network
         self.kind = kind
         self.head = head
+        self.width = width
+        """Values that the network gives for each row; 0 for the shape of the row itself."""
         self.vocabulary = Vocabulary((), 1)
 
     def standardise(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -206,17 +209,43 @@ def as_tensor(rows: npt.NDArray[Any]) -> Tensor:
 def build_graph(experiment: Experiment, manifest: DatasetManifest) -> Graph:
     """Make the experiment's untrained graph for the data set that `manifest` describes."""
     head = head_of(experiment.train.loss, manifest)
-    shape = Shape(kind=manifest.kind, row=_row(manifest), outputs=head.width(len(manifest.labels)))
+    shape = Shape.of(manifest, head.width(len(manifest.labels)))
     where = f"experiments.{experiment.name}.model"
     network = models.build(experiment.model, shape, where=where)
-    graph = Graph(network, manifest.kind, head)
+    graph = Graph(network, manifest.kind, head, shape.outputs)
     if manifest.kind == "text":
         graph.vocabulary = Vocabulary.of(manifest.vocabulary, network)
-    elif head.width(len(manifest.labels)) == 0:
+    elif graph.width == 0:
         graph.standardise((0.0,) * shape.channels, (BRIGHTEST,) * shape.channels)
     else:
         graph.standardise(manifest.mean, manifest.std)
     return graph
+
+
+def check_answers(graph: Graph, rows: Tensor, *, where: str) -> None:
+    """Let a network answer some rows, and refuse one that cannot, or answers something else.
+
+    `rows` are as `Graph.tensor` makes them and `where` is the path of the model's section, for the
+    ConfigError.
+    """
+    was_training = graph.training
+    try:
+        with torch.no_grad():
+            inputs = graph.eval().inputs(graph.values(rows))
+            output = graph.network(inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        taken = f"{str(rows.dtype).removeprefix('torch.')} {list(rows.shape[1:])}"
+        raise ConfigError(
+            f"{where}: the network cannot take rows of {taken}: {one_line(error, 200)}"
+        ) from error
+    graph.train(was_training)
+    width = graph.width
+    wanted = inputs.shape[1:] if width == 0 else (width,)
+    if tuple(output.shape[1:]) != tuple(wanted):
+        raise ConfigError(
+            f"{where}: the network must give {list(wanted)} for each row, it gives "
+            f"{list(output.shape[1:])}"
+        )
 
 
 def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest) -> Graph:
@@ -247,9 +276,3 @@ def head_of(loss: Loss, manifest: DatasetManifest | None = None) -> Head:
         "mean_squared_error": MeanSquaredError(),
     }
     return heads[loss]
-
-
-def _row(manifest: DatasetManifest) -> tuple[int, ...]:
-    """The shape of one row as the network takes it: channels come first."""
-    axes = manifest.arrays["train_inputs.npy"].shape[1:]
-    return (axes[-1], *axes[:-1]) if axes else ()

@@ -32,7 +32,6 @@ from pipeline.stages.insight.pictures import (
     TrainedNetwork,
     pictures_of_classifier,
     pictures_of_reconstruction,
-    pictures_of_regression,
 )
 from pipeline.stages.insight.quality import (
     BATCH,
@@ -41,6 +40,8 @@ from pipeline.stages.insight.quality import (
     auc,
     calibrate,
     class_accuracy,
+    draw_predicted,
+    draw_residuals,
     fitting,
     mistakes,
     most_confident,
@@ -170,7 +171,11 @@ def _regression(network: TrainedNetwork) -> Insight:
         name: residuals_of(predicted[:, index], actual[:, index])
         for index, name in enumerate(network.manifest.targets)
     }
-    pictures = pictures_of_regression(network, predicted, actual)
+    names = network.manifest.targets
+    pictures = {
+        "predicted": draw_predicted(names, predicted, actual),
+        "residuals": draw_residuals(names, predicted, actual),
+    }
     skipped = {"attacks": "no class is answered"}
     return Insight(pictures=pictures, targets=targets, skipped=skipped)
 

@@ -111,6 +111,11 @@ def _log(training: PreparedTraining) -> None:
     if begun:
         taken, left = ", ".join(begun.layers_taken), ", ".join(begun.layers_left) or "none"
         logger.info("%s takes %s from %s; at random: %s", loop.name, taken, begun.experiment, left)
+    if loop.batch_size < loop.config.batch_size:
+        logger.info(
+            "%s trains on all %d rows at once, batch_size asks for %d",
+            *(loop.name, loop.batch_size, loop.config.batch_size),
+        )
     if loop.history:
         logger.info("%s goes on after epoch %d", loop.name, len(loop.history))
 

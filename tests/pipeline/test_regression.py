@@ -31,11 +31,11 @@ from pipeline.records.train import TrainReport
 from pipeline.stages.bundle import bundle
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.export import export
+from pipeline.stages.page.results import as_table, read_results, rows_of
 from pipeline.stages.parity import parity
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.quantize import quantize
 from pipeline.stages.report import report as write_page
-from pipeline.stages.results import as_table, read_results, rows_of
 from pipeline.stages.train import train
 from serving import open_model
 from serving.batch.answers import answer

@@ -27,9 +27,7 @@ from pipeline.stages.insight.quality import (
     Answers,
     Redrawn,
     draw_errors,
-    draw_predicted,
     draw_reliability,
-    draw_residuals,
     most_confident,
     worst,
 )
@@ -144,15 +142,6 @@ def pictures_of_reconstruction(
         "reconstructions": _reconstructions(network, own),
         "errors": draw_errors(groups, title),
         **dict.fromkeys(("mistakes", "reliability", "saliency"), "no class is answered"),
-    }
-
-
-def pictures_of_regression(network: TrainedNetwork, predicted: Array, actual: Array) -> Pictures:
-    """The pictures of a regression; both arrays are float64 [rows, targets]."""
-    names = network.manifest.targets
-    return {
-        "predicted": draw_predicted(names, predicted, actual),
-        "residuals": draw_residuals(names, predicted, actual),
     }
 
 

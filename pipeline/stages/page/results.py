@@ -22,7 +22,7 @@ from pipeline.records.published import (
     PublishedVariant,
     machine_of,
 )
-from pipeline.records.quantize import QuantizeReport
+from pipeline.records.quantize import Quality, QuantizeReport
 from pipeline.records.train import TrainReport
 from serving.console import DASH, number, table
 from serving.errors import MissingInputError
@@ -271,7 +271,7 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
         passed=parity.passed,
         accuracy=parity.accuracy,
         accuracy_loss=parity.accuracy_loss,
-        error_increase=quality.loss if quality and quality.measure == "mean error" else None,
+        error_increase=_error_increase(parity, quality),
         flips=parity.flips,
         max_abs_diff=parity.max_abs_diff,
         max_probability_diff=parity.max_probability_diff,
@@ -279,6 +279,13 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
         size_ratio=made.size_ratio if made else None,
         speedup=made.speedup if made else {},
     )
+
+
+def _error_increase(parity: VariantParity, quality: Quality | None) -> float | None:
+    """Of targets, as parity measured it on the test set; of pixels, as quantization did."""
+    if parity.error_increase is not None:
+        return parity.error_increase
+    return quality.loss if quality and quality.measure == "mean error" else None
 
 
 def _speed(report: BenchmarkReport) -> PublishedSpeed:
