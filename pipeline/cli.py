@@ -43,6 +43,7 @@ SECTIONS = {
         "doctor": SERVING["doctor"],
     },
     "Project": {
+        "new": (PROJECT, "Write the section of experiment NAME into params.yaml."),
         "config": (PROJECT, "Print every setting of EXPERIMENT, and where it stands."),
         "results": (TOOLS, "Print what was measured here, of every variant."),
     },

@@ -1,0 +1,1 @@
+"""What is around the experiments: how a project and its parts begin."""
