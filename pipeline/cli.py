@@ -44,6 +44,7 @@ SECTIONS = {
     },
     "Project": {
         "init": (PROJECT, "Make a project in DIR: an experiment that runs at once."),
+        "new": (PROJECT, "Write the section of experiment NAME into params.yaml."),
         "list": (PROJECT, "List experiments with what has run, data sets, models and recipes."),
         "config": (PROJECT, "Print every setting of EXPERIMENT, and where it stands."),
         "data": (PROJECT, "Show what DATASET holds, and what may be wrong with it."),

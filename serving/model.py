@@ -40,6 +40,8 @@ ModelKind = Literal["classifier", "reconstruction", "other"]
 
 BATCH_ROWS = 32
 RECONSTRUCTION, ERROR = "reconstruction", "error"
+PREDICTION = "prediction"
+"""What a regression of ferry's answers, [rows, targets]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,8 @@ class Model:
     """Which of them tell the class of a row, and what is known of it."""
     labels: tuple[str, ...] | None
     """The names of the classes, or None where nothing gives any; see `class_names`."""
+    targets: tuple[str, ...] = ()
+    """What the columns of `prediction` are called, the output of a regression of ferry's."""
     profile: Profile | None = None
     """What the session's settings were taken from, or None where no profile fitted."""
     bound: BoundPool | None = None
@@ -328,6 +332,7 @@ def _model(
         outputs=outputs,
         classes=classes,
         labels=labels or classes.values or None,
+        targets=_targets_of(path, session),
         profile=profile,
     )
     if not session.settings.binding or not can_bind(session):
@@ -342,15 +347,28 @@ def is_reconstruction(outputs: Sequence[TensorInfo]) -> bool:
 
 def labels_of(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...] | None:
     """The class names that an exported model carries, or None; ModelError for what is none."""
-    text = metadata.get("ferry.labels")
+    labels = _names_of(path, metadata, "ferry.labels")
+    if labels and len(set(labels)) != len(labels):
+        raise ModelError(f"{path}: two of its classes have the same label")
+    return labels
+
+
+def _targets_of(path: Path, session: Session) -> tuple[str, ...]:
+    """What the columns of the prediction are called, where the model says it of as many."""
+    targets = _names_of(path, session.metadata, "ferry.targets") or ()
+    widths = [one.shape[-1] for one in session.outputs if one.name == PREDICTION and one.shape]
+    return targets if widths == [len(targets)] else ()
+
+
+def _names_of(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...] | None:
+    """The list of names under a key of a model's metadata, or None; ModelError for no list."""
+    text = metadata.get(key)
     if text is None:
         return None
     try:
-        labels = json.loads(text)
+        names = json.loads(text)
     except ValueError as error:
-        raise ModelError(f"{path}: its ferry.labels is not JSON: {text[:60]!r}") from error
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ModelError(f"{path}: its ferry.labels is not a list of names: {text[:60]!r}")
-    if len(set(labels)) != len(labels):
-        raise ModelError(f"{path}: two of its classes have the same label")
-    return tuple(labels)
+        raise ModelError(f"{path}: its {key} is not JSON: {text[:60]!r}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{path}: its {key} is not a list of names: {text[:60]!r}")
+    return tuple(names)

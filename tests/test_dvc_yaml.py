@@ -14,7 +14,7 @@ from settings_read import sections_read, takes_experiment
 
 from pipeline.cli import ferry
 from pipeline.config import layout
-from pipeline.config.experiment import Defaults, Experiment
+from pipeline.config.experiment import Defaults, Experiment, RegressionDefaults
 
 DVC_YAML: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = DVC_YAML["stages"]
@@ -163,6 +163,8 @@ def test_the_parameters_of_a_stage_are_the_sections_that_it_reads(stage: str) ->
     own = {f"experiments.${{key}}.{section}" for section in read - {"name"}}
     with_defaults = read & {field.name for field in fields(Defaults)}
     expected = own | {f"defaults.{section}" for section in with_defaults}
+    if read & {field.name for field in fields(RegressionDefaults)}:
+        expected.add("defaults.regression")
     assert sorted(body(stage)["params"]) == sorted(expected)
 
 
@@ -253,18 +255,16 @@ def test_metrics_are_a_folder_so_that_those_of_what_has_not_run_are_not_missed()
 @pytest.mark.parametrize("stage", PER_EXPERIMENT)
 def test_files_that_a_stage_reads_are_made_by_another(stage: str) -> None:
     made = {path for name in STAGES for path in paths(name, "outs")}
-    made |= {with_names(layout.ready("DATA")), AGAINST}
+    made.add(with_names(layout.ready("DATA")))
     data = [path for path in body(stage)["deps"] if not is_code(path)]
     assert with_names(layout.ready("DATA")) in data
     assert set(data) <= made
 
 
-AGAINST = "data/ready/${item.evaluate.against}/test_inputs.npy"
-"""A file and not the folder, because DVC takes no folder twice."""
 MODELS = [layout.model("NAME"), layout.quantized("NAME")]
 MADE_BEFORE = {
     "train": [layout.mark("NAME")],
-    "evaluate": [layout.weights("NAME"), Path(AGAINST)],
+    "evaluate": [layout.weights("NAME")],
     "export": [layout.weights("NAME"), layout.details("NAME", "train")],
     "quantize": [layout.weights("NAME"), layout.model("NAME")],
     "parity": [layout.weights("NAME"), *MODELS, layout.details("NAME", "quantize")],

@@ -157,8 +157,8 @@ class EvaluateConfig(StrictSettings):
     """Rows of the test set that are attacked."""
     steps: Count
     """Of projected gradient descent, the stronger attack."""
-    against: str
-    """Data set whose test images a reconstruction must tell apart; its own: no such comparison."""
+    against: str | None
+    """Data set whose test images a reconstruction must tell from its own; null for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,6 +240,9 @@ class GateConfig(StrictSettings):
     class is predicted."""
     accuracy_loss: NonNegativeNumber | None
     """Most percentage points of accuracy that may be lost; null where no class is predicted."""
+    error_increase: NonNegativeNumber | None
+    """Most per cent by which the mean squared error of targets may grow; null where it is not
+    looked at, as where there are none."""
     batch_diff: NonNegativeNumber | None
     """Largest absolute difference of a value of one row between batches. Kernels sum in another
     order there, which half precision shows, and int8 where a value lies between two steps; null
@@ -346,9 +349,19 @@ SearchSpace = Annotated[tuple[Choice, ...], Field(min_length=1)] | Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegressionDefaults(StrictSettings):
+    """What an experiment with targets in place of classes takes before the other defaults."""
+
+    train: TrainConfig
+    parity: ParityConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults(StrictSettings):
     """What an experiment takes where it says nothing else: one section per stage."""
 
+    epochs: Count
+    regression: RegressionDefaults
     preprocess: DrawnSplits
     train: TrainConfig
     evaluate: EvaluateConfig

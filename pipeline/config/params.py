@@ -5,8 +5,8 @@ is wrong is refused with the full path of the key where it stands, the value and
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -32,6 +32,10 @@ from serving.errors import nearest
 
 BROUGHT_ALONG = (Path(__file__).parents[1], Path(__file__).parents[2])
 """Where params.yaml and dvc.yaml of ferry are: in an installed package, and in its repository."""
+SECTIONS = tuple(
+    field.name for field in fields(Defaults) if field.name not in ("preprocess", "regression")
+)
+"""What an experiment may leave to the defaults."""
 HAS_DEFAULTS = re.compile(r"^defaults:", re.MULTILINE)
 Record = TypeVar("Record")
 # A name is a folder, an item of a DVC stage and a part of a key's path, all at once.
@@ -71,8 +75,13 @@ def stage_defaults(stage: str, record: type[Record]) -> Record:
     path = layout.project() / PARAMS
     if not (path.exists() and HAS_DEFAULTS.search(path.read_text(encoding="utf-8"))):
         path = brought_along(PARAMS)
+    return read_section(record, defaults(path)[stage], f"defaults.{stage}")
+
+
+def defaults(path: Path = PARAMS) -> Mapping[str, Any]:
+    """The section `defaults`, as it stands there; raises as `load` does."""
     document, _ = _read_document(path)
-    return read_section(record, document.defaults[stage], f"defaults.{stage}")
+    return document.defaults
 
 
 def brought_along(file: Path) -> Path:
@@ -86,7 +95,7 @@ class ResolvedSetting:
 
     value: object
     source: str
-    """"experiments.NAME" or "defaults"."""
+    """"experiments.NAME", "defaults.regression" or "defaults"."""
 
 
 def resolve(name: str, path: Path = PARAMS) -> dict[str, ResolvedSetting]:
@@ -96,10 +105,23 @@ def resolve(name: str, path: Path = PARAMS) -> dict[str, ResolvedSetting]:
     """
     load(path).experiment(name)
     document, _ = _read_document(path)
-    own = document.experiments[name]
     return {
-        ".".join(keys): ResolvedSetting(value=value, source=_source(name, own, keys))
-        for keys, value in leaves(_with_defaults(own, document.defaults))
+        ".".join(keys): ResolvedSetting(value=value, source=_source(name, keys, document))
+        for keys, value in leaves(_with_defaults(document.experiments[name], document))
+    }
+
+
+def lacking(name: str, path: Path = PARAMS) -> dict[str, object]:
+    """The sections that an experiment leaves to the defaults, and what to write for DVC.
+
+    DVC stops at a stage that depends on a key which is not there. Raises as `resolve` does.
+    """
+    document, _ = _read_document(path)
+    defaults = {key: document.defaults[key] for key in SECTIONS}
+    return {
+        key: {} if isinstance(value, Mapping) else value
+        for key, value in defaults.items()
+        if key not in document.experiments[name]
     }
 
 
@@ -178,23 +200,37 @@ def _read_dataset(name: str, document: _Document) -> DatasetConfig | OwnSection:
 
 def _read_experiment(name: str, document: _Document) -> Experiment:
     own = document.experiments[name]
-    body = _with_name(name, _with_defaults(own, document.defaults))
+    body = _with_name(name, _with_defaults(own, document))
     experiment = read_section(Experiment, body, f"experiments.{name}")
     _refuse_unknown_names(experiment, document)
     return experiment
 
 
-def _with_defaults(own: object, defaults: Mapping[str, Any]) -> object:
-    """An experiment whose sections are filled with the defaults.
+def _with_defaults(own: object, document: _Document) -> object:
+    """An experiment with all that it lacks of the defaults, those of its kind first."""
+    inherited = {key: document.defaults[key] for key in SECTIONS}
+    if _is_regression(own, document):
+        inherited = _filled(document.defaults["regression"], inherited)
+    return _filled(own, inherited)
 
-    A section that it lacks stays missing, for the stages of dvc.yaml depend on it.
+
+def _is_regression(own: Any, document: _Document) -> bool:
+    """Whether the data set of an experiment has targets in place of classes.
+
+    That is known of ferry's own; of others their section may say it, or else the loss.
     """
-    if not isinstance(own, Mapping):
-        return own
-    return {key: _filled(value, defaults.get(key)) for key, value in own.items()}
+    name = own.get("dataset") if isinstance(own, Mapping) else None
+    if not isinstance(name, str) or name not in document.datasets:
+        return False
+    if name in datasets.names():
+        return bool(datasets.get(name).targets)
+    named = _stands_in(document.datasets[name], ["target"])
+    return named or (
+        _stands_in(own, ["train", "loss"]) and own["train"]["loss"] == "mean_squared_error"
+    )
 
 
-def _filled(own: object, defaults: object) -> object:
+def _filled(own: Any, defaults: Any) -> Any:
     """A mapping with what it lacks of the defaults, at every depth; any other value as it is."""
     if not isinstance(own, Mapping) or not isinstance(defaults, Mapping):
         return own
@@ -202,13 +238,21 @@ def _filled(own: object, defaults: object) -> object:
     return {key: _filled(value, defaults.get(key)) for key, value in own.items()} | inherited
 
 
-def _source(name: str, own: object, keys: Iterable[str]) -> str:
+def _source(name: str, keys: Sequence[str], document: _Document) -> str:
     """The section in which a setting of an experiment stands."""
+    own = document.experiments[name]
+    if _stands_in(own, keys):
+        return f"experiments.{name}"
+    special = _is_regression(own, document) and _stands_in(document.defaults["regression"], keys)
+    return "defaults.regression" if special else "defaults"
+
+
+def _stands_in(section: Any, keys: Sequence[str]) -> bool:
     for key in keys:
-        if not isinstance(own, Mapping) or key not in own:
-            return "defaults"
-        own = own[key]
-    return f"experiments.{name}"
+        if not isinstance(section, Mapping) or key not in section:
+            return False
+        section = section[key]
+    return True
 
 
 def leaves(node: object, *keys: str) -> Iterator[tuple[tuple[str, ...], object]]:
@@ -237,7 +281,7 @@ def _with_name(name: str, body: object) -> object:
 
 
 def _refuse_unknown_names(experiment: Experiment, document: _Document) -> None:
-    name, own = experiment.name, document.experiments[experiment.name]
+    name = experiment.name
     others = sorted(document.experiments.keys() - {name})
     named: list[tuple[tuple[str, ...], str, str | None, Collection[str]]] = [
         (("dataset",), "data set", experiment.dataset, document.datasets),
@@ -247,7 +291,7 @@ def _refuse_unknown_names(experiment: Experiment, document: _Document) -> None:
     ]
     for keys, what, value, known in named:
         if value is not None:
-            _refuse_unknown(".".join((_source(name, own, keys), *keys)), what, value, known)
+            _refuse_unknown(".".join((_source(name, keys, document), *keys)), what, value, known)
 
 
 def _refuse_unknown(where: str, what: str, name: str, known: Collection[str]) -> None:
@@ -310,18 +354,23 @@ def _no_change(augment: AugmentConfig) -> AugmentConfig:
 def _check_loss(experiment: Experiment, dataset: KnownRows, where: str) -> None:
     name, loss, classes = experiment.model.name, experiment.train.loss, len(dataset.labels)
     reconstructs = models.gives(name) == "reconstruction"
-    fitting = "mean_squared_error" if reconstructs else "cross_entropy or binary_cross_entropy"
-    if reconstructs != (loss == "mean_squared_error"):
+    if reconstructs and dataset.targets:
         raise ConfigError(
-            f"{where}.train.loss: {loss} does not fit {name}, which gives "
-            f"{'pictures' if reconstructs else 'classes'}; choose {fitting}"
+            f"{where}.model.name: {name} gives pictures, {experiment.dataset} has targets: "
+            f"{', '.join(dataset.targets)}"
         )
+    no_class = bool(reconstructs or dataset.targets)
+    if no_class != (loss == "mean_squared_error"):
+        asks = f"{experiment.dataset}, which has {'targets' if dataset.targets else 'classes'}"
+        asks = f"{name}, which gives pictures" if reconstructs else asks
+        fitting = "mean_squared_error" if no_class else "cross_entropy or binary_cross_entropy"
+        raise ConfigError(f"{where}.train.loss: {loss} does not fit {asks}; choose {fitting}")
     if loss == "binary_cross_entropy" and classes != 2:
         raise ConfigError(
             f"{where}.train.loss: {loss} tells two classes apart, {experiment.dataset} has "
             f"{classes}; choose cross_entropy"
         )
-    if reconstructs and experiment.train.label_smoothing:
+    if no_class and experiment.train.label_smoothing:
         raise ConfigError(
             f"{where}.train.label_smoothing must be 0 for {loss}, which has no labels, got "
             f"{experiment.train.label_smoothing}"

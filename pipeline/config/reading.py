@@ -133,6 +133,33 @@ def _with_point(text: str) -> str:
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
 
 
+def with_entry(path: Path, section: str, entry: str) -> str:
+    """The text of a file that `read_yaml` reads, with one more entry at the end of a section.
+
+    All else stays as it is, comments too. `entry` is indented by two. Raises ConfigError where the
+    section stands in braces.
+    """
+    text = path.read_text(encoding="utf-8")
+    root: Any = yaml.compose(text, yaml.SafeLoader)
+    lines, keys = text.splitlines(), [key.value for key, _ in root.value]
+    place = keys.index(section)
+    key, node = root.value[place]
+    begin = key.start_mark.line
+    if not node.value:
+        lines[begin] = f"{section}:"
+        return "\n".join([*lines[: begin + 1], entry, *lines[begin + 1 :], ""])
+    if node.flow_style:
+        raise ConfigError(f"{path}: {section} stands in braces; write each entry on its own line")
+    others = root.value[place + 1 :]
+    end = others[0][0].start_mark.line if others else len(lines)
+    # What is said above the next section belongs to it.
+    while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
+        end -= 1
+    more = " " * (node.value[0][0].start_mark.column - 2)
+    shifted = [f"{more}{line}" for line in entry.splitlines()]
+    return "\n".join([*lines[:end], "", *shifted, *lines[end:], ""])
+
+
 TAG = "tag:yaml.org,2002:"
 TEXT = f"{TAG}str"
 MAPPING = f"{TAG}map"
@@ -188,7 +215,7 @@ def dump_yaml(value: object) -> str:
 
 def dump_value(value: object) -> str:
     """One value as it may stand in params.yaml, in one line."""
-    text: str = yaml.safe_dump([value], default_flow_style=True, width=sys.maxsize)
+    text: str = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=sys.maxsize)
     return text.strip()[1:-1]
 
 

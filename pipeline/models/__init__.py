@@ -16,7 +16,7 @@ from pipeline.config import reading
 from pipeline.config.experiment import ModelConfig
 from pipeline.config.reading import read_section
 from pipeline.errors import ConfigError
-from pipeline.records.ready import Kind
+from pipeline.records.ready import DatasetManifest, Kind
 from serving.files import sha256_of_file
 
 if TYPE_CHECKING:
@@ -34,7 +34,15 @@ class Shape:
     row: tuple[int, ...]
     """Of one row: (channels, height, width) of an image, (features,) of a table, () of text."""
     outputs: int
-    """Logits of a row: one per class, or one alone for two classes; 0 for a reconstruction."""
+    """Values of a row: a logit per class, or one alone for two classes; one per target of a
+    regression; 0 for a reconstruction."""
+
+    @classmethod
+    def of(cls, manifest: DatasetManifest, outputs: int) -> "Shape":
+        """That of a network for a data set; the channels of an image come first."""
+        axes = manifest.arrays["train_inputs.npy"].shape[1:]
+        row = (axes[-1], *axes[:-1]) if axes else ()
+        return cls(kind=manifest.kind, row=row, outputs=outputs)
 
     @property
     def channels(self) -> int:

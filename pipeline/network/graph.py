@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pipeline import models
 from pipeline.config.experiment import Experiment, Loss
+from pipeline.errors import ConfigError
 from pipeline.models import Shape
 from pipeline.network.vocabulary import Vocabulary
 from pipeline.records.ready import DatasetManifest, Kind
@@ -108,7 +109,42 @@ class MeanSquaredError:
         """No class."""
 
 
-Head = CrossEntropy | BinaryCrossEntropy | MeanSquaredError
+class Regression(nn.Module):
+    """The targets of each row in their own units: `prediction` [batch, targets].
+
+    The network gives them in deviations from their means, so that none outweighs the others.
+    """
+
+    outputs = ("prediction",)
+    unit = "mean squared error, of targets in standard deviations"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Take the mean and the standard deviation of each target, which the weights keep."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def width(self, _classes: int) -> int:
+        """One value a target."""
+        return len(self.mean)
+
+    def answers(self, output: Tensor, _inputs: Tensor) -> tuple[Tensor]:
+        """The targets, float32 [batch, targets]."""
+        return (output * self.std + self.mean,)
+
+    def loss(
+        self, output: Tensor, _inputs: Tensor, labels: Tensor, _smoothing: float = 0.0
+    ) -> Tensor:
+        """Mean squared error in deviations, 1 for the mean alone; float32 [batch, targets]."""
+        return functional.mse_loss(output.float(), (labels - self.mean) / self.std)
+
+    def predicted(self, _output: Tensor) -> None:
+        """No class."""
+
+
+Head = CrossEntropy | BinaryCrossEntropy | MeanSquaredError | Regression
 """What the graph does with the output of its network."""
 
 
@@ -118,12 +154,14 @@ class Graph(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, network: nn.Module, kind: Kind, head: Head) -> None:
+    def __init__(self, network: nn.Module, kind: Kind, head: Head, width: int = 0) -> None:
         """Standardise nothing yet: see `standardise`."""
         super().__init__()
         self.network = network
         self.kind = kind
         self.head = head
+        self.width = width
+        """Values that the network gives for each row; 0 for the shape of the row itself."""
         self.vocabulary = Vocabulary((), 1)
 
     def standardise(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -132,7 +170,7 @@ class Graph(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(axes))
         self.register_buffer("scale", 1 / torch.tensor(std).view(axes))
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Answer rows as `tensor` makes them.
 
         Images are uint8 [batch, H, W, C], table rows float32 [batch, features] and sentences ids
@@ -148,14 +186,13 @@ class Graph(nn.Module):
         return as_tensor(rows)
 
     @torch.inference_mode()
-    def answer(self, rows: npt.NDArray[Any], batch_size: int) -> tuple[Tensor, Tensor]:
+    def answer(self, rows: npt.NDArray[Any], batch_size: int) -> tuple[Tensor, ...]:
         """Answer raw rows as the data set keeps them, batch by batch."""
         parts = [
             self(self.tensor(rows[start : start + batch_size]))
             for start in range(0, len(rows), batch_size)
         ]
-        first, second = (torch.cat(output) for output in zip(*parts, strict=True))
-        return first, second
+        return tuple(torch.cat(output) for output in zip(*parts, strict=True))
 
     def values(self, rows: Tensor) -> Tensor:
         """Raw values: of images float32 [batch, C, H, W], channels last in memory."""
@@ -173,14 +210,14 @@ def as_tensor(rows: npt.NDArray[Any]) -> Tensor:
 
 def build_graph(experiment: Experiment, manifest: DatasetManifest) -> Graph:
     """Make the experiment's untrained graph for the data set that `manifest` describes."""
-    head = head_of(experiment.train.loss)
-    shape = Shape(kind=manifest.kind, row=_row(manifest), outputs=head.width(len(manifest.labels)))
+    head = head_of(experiment.train.loss, manifest)
+    shape = Shape.of(manifest, head.width(len(manifest.labels)))
     where = f"experiments.{experiment.name}.model"
     network = models.build(experiment.model, shape, where=where)
-    graph = Graph(network, manifest.kind, head)
+    graph = Graph(network, manifest.kind, head, shape.outputs)
     if manifest.kind == "text":
         graph.vocabulary = Vocabulary.of(manifest.vocabulary, network)
-    elif head.width(len(manifest.labels)) == 0:
+    elif graph.width == 0:
         graph.standardise((0.0,) * shape.channels, (BRIGHTEST,) * shape.channels)
     else:
         graph.standardise(manifest.mean, manifest.std)
@@ -198,6 +235,32 @@ def settings_of_weights(experiment: Experiment) -> dict[str, object]:
 def save_weights(state: dict[str, Tensor], experiment: Experiment) -> bytes:
     """The bytes of a file of weights, which says what graph they are of."""
     return safetensors.torch.save(state, {SETTINGS: dump_json(settings_of_weights(experiment))})
+
+
+def check_answers(graph: Graph, rows: Tensor, *, where: str) -> None:
+    """Let a network answer some rows, and refuse one that cannot, or answers something else.
+
+    `rows` are as `Graph.tensor` makes them and `where` is the path of the model's section, for the
+    ConfigError.
+    """
+    was_training = graph.training
+    try:
+        with torch.no_grad():
+            inputs = graph.eval().inputs(graph.values(rows))
+            output = graph.network(inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        taken = f"{str(rows.dtype).removeprefix('torch.')} {list(rows.shape[1:])}"
+        raise ConfigError(
+            f"{where}: the network cannot take rows of {taken}: {one_line(error, 200)}"
+        ) from error
+    graph.train(was_training)
+    width = graph.width
+    wanted = inputs.shape[1:] if width == 0 else (width,)
+    if tuple(output.shape[1:]) != tuple(wanted):
+        raise ConfigError(
+            f"{where}: the network must give {list(wanted)} for each row, it gives "
+            f"{list(output.shape[1:])}"
+        )
 
 
 def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest) -> Graph:
@@ -235,17 +298,13 @@ def _check_settings(weights: Path, experiment: Experiment) -> None:
             )
 
 
-def head_of(loss: Loss) -> Head:
-    """The head that is trained with this loss."""
+def head_of(loss: Loss, manifest: DatasetManifest | None = None) -> Head:
+    """The head that is trained with this loss; that of a regression for a data set with targets."""
+    if manifest and manifest.targets:
+        return Regression(manifest.target_mean, manifest.target_std)
     heads: dict[Loss, Head] = {
         "cross_entropy": CrossEntropy(),
         "binary_cross_entropy": BinaryCrossEntropy(),
         "mean_squared_error": MeanSquaredError(),
     }
     return heads[loss]
-
-
-def _row(manifest: DatasetManifest) -> tuple[int, ...]:
-    """The shape of one row as the network takes it: channels come first."""
-    axes = manifest.arrays["train_inputs.npy"].shape[1:]
-    return (axes[-1], *axes[:-1]) if axes else ()

@@ -1,1 +1,1 @@
-"""What is around the experiments: a project's own folder, and a look at its data."""
+"""What is around the experiments: how a project and its parts begin, and what lies in it."""

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -234,9 +235,14 @@ class Decided:
     scored_by: str | None
     """The output that these are."""
 
-    def known(self, labels: Integers | None) -> Integers | None:
-        """The rows' own classes, int64 [rows], where they can be compared: names are no numbers."""
-        return labels if self.classes.dtype.kind == "i" else None
+    def known(self, labels: npt.NDArray[Any] | None) -> Integers | None:
+        """The rows' own classes, int64 [rows], where they can be compared.
+
+        Names are no numbers, and targets are no classes.
+        """
+        if labels is None or labels.dtype.kind == "f" or self.classes.dtype.kind != "i":
+            return None
+        return labels
 
     def margins(self) -> Floats:
         """How far the largest score of each row is above the second; NaN where there are none.
@@ -303,9 +309,9 @@ class DecisionCount:
         wanted: Decided,
         found: Decided,
         numbers: Integers,
-        labels: Integers | None,
+        labels: npt.NDArray[Any] | None,
     ) -> None:
-        """Add rows: what both sides decide, the rows' own numbers and their classes."""
+        """Add rows: what both sides decide, the rows' own numbers and their labels."""
         before, after, margin = wanted.classes, found.classes, wanted.margins()
         labels = wanted.known(labels)
         near = margin <= self.near  # False for NaN: what is no number is no tie

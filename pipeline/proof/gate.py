@@ -118,6 +118,13 @@ def _accuracy_loss(evidence: Evidence) -> Worst | None:
     return None if found is None else Worst(found[0], f"points of accuracy lost{_way(found[1])}")
 
 
+def _error_increase(evidence: Evidence) -> Worst | None:
+    found = _largest_error(evidence)
+    if found is None or found.errors is None:
+        return None
+    return Worst(found.errors.increase, f"more mean squared error{_way(found)}")
+
+
 def _batch_diff(evidence: Evidence) -> Worst | None:
     worst = max(evidence.batches, key=lambda one: one.max_abs_diff, default=None)
     return None if worst is None else Worst(worst.max_abs_diff, worst.where)
@@ -153,7 +160,7 @@ QUANTITIES = (
     GateQuantity(
         name="max_scaled_diff",
         worst=_max_scaled_diff,
-        title="the same in parts of its scale",
+        title="largest difference in parts of what it varies by",
         heading="of scale",
     ),
     GateQuantity(
@@ -193,6 +200,13 @@ QUANTITIES = (
         title="accuracy lost, points",
         form="{:.2f}",
         of_classes=True,
+    ),
+    GateQuantity(
+        name="error_increase",
+        worst=_error_increase,
+        title="mean squared error grown by",
+        heading="error",
+        form="{:.2f} %",
     ),
     GateQuantity(
         name="batch_diff",
@@ -237,11 +251,13 @@ def worst_of(evidence: Evidence) -> dict[str, Any]:
     flips = max(decided, key=lambda one: (one.flips, one.near_ties), default=None)
     least = _least_accurate(evidence)
     decisions = least[1].decisions[0] if least else None
+    largest = _largest_error(evidence)
     place = broken if broken.nonfinite else worst
     return {
         **{name: None if one is None else one.value for name, one in found.items()},
         "max_abs_diff": worst.max_abs_diff,
         "accuracy": decisions.accuracy if decisions else None,
+        "r2": 1 - largest.errors.other if largest and largest.errors else None,
         "near_ties": flips.near_ties if flips else None,
         "flip_rate": flips.flip_rate if flips else None,
         "mcnemar_p": decisions.mcnemar.p_value if decisions and decisions.mcnemar else None,
@@ -266,6 +282,16 @@ def _least_accurate(evidence: Evidence) -> tuple[float, Cell] | None:
     losses = [(accuracy_loss(cell), cell) for cell in evidence.cells if cell.rows == evidence.rows]
     known = [(loss, cell) for loss, cell in losses if loss is not None]
     return max(known, key=lambda pair: pair[0], default=None)
+
+
+def _largest_error(evidence: Evidence) -> Cell | None:
+    """The cell whose mean squared error over all rows is the largest; None without targets."""
+    known = [
+        (cell.errors.other, cell)
+        for cell in evidence.cells
+        if cell.errors and cell.rows == evidence.rows
+    ]
+    return max(known, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def values(cells: Sequence[Cell]) -> list[tuple[Cell, OutputDifference]]:

@@ -8,7 +8,7 @@ normalizes over the batch answers the same row differently alone, first and last
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,15 @@ from pipeline.proof.differences import (
     known_scores,
     largest_difference,
 )
-from pipeline.proof.rows import Rows
+from pipeline.proof.rows import Rows, squared_errors
 from pipeline.proof.sides import Side
-from pipeline.proof.variation import Variation, variation_of
-from pipeline.records.parity import BatchDifference, Decisions, OutputDifference
+from pipeline.proof.variation import Floats, Variation, variation_of
+from pipeline.records.parity import (
+    BatchDifference,
+    Decisions,
+    OutputDifference,
+    TargetErrors,
+)
 from serving.errors import FerryError, InputError
 from serving.runtime.tensors import Array
 
@@ -122,20 +127,28 @@ class BatchSizeParity:
         self._differences = {
             name: Differences(name, kept.variations[name]) for name in self.measured
         }
+        self._rows, self._labels = 0, kept.rows.labels
+        self._squares: Floats | None = None
+        """Squared errors of both sides, [2, targets]; None where no targets are known."""
 
     def add(
         self,
         wanted: Mapping[str, Array],
         found: Mapping[str, Array],
         numbers: Numbers,
-        labels: Numbers | None,
+        labels: npt.NDArray[Any] | None,
     ) -> None:
-        """Add rows: both sides' outputs by name, the rows' own numbers and their classes."""
+        """Add rows: both sides' outputs by name, the rows' own numbers and their labels."""
         for name, difference in self._differences.items():
             difference.add(wanted[name], found[name], numbers)
         before, after = self._rule.decided(wanted), self._rule.decided(found)
         for name, decisions in self._decisions.items():
             decisions.add(before[name], after[name], numbers, labels)
+        self._rows += len(numbers)
+        squares = [squared_errors(one, labels) for one in (wanted, found)]
+        if squares[0] is not None and squares[1] is not None:
+            sums = np.stack([one.sum(axis=0) for one in squares if one is not None])
+            self._squares = sums if self._squares is None else self._squares + sums
 
     def outputs(self) -> tuple[OutputDifference, ...]:
         """How far each output is off."""
@@ -144,6 +157,18 @@ class BatchSizeParity:
     def decisions(self) -> tuple[Decisions, ...]:
         """What each output that decides on a class decides."""
         return tuple(one.report() for one in self._decisions.values())
+
+    def errors(self) -> TargetErrors | None:
+        """How far both sides are from the targets, over those that vary; None for none."""
+        if self._squares is None or self._labels is None:
+            return None
+        variance = np.var(self._labels, axis=0, dtype=np.float64)
+        varies = variance > 0
+        if not varies.any():
+            return None
+        parts = (self._squares / self._rows)[:, varies] / variance[varies]
+        reference, other = np.nan_to_num(parts.mean(axis=1), nan=FAR, posinf=FAR).tolist()
+        return TargetErrors(reference=reference, other=other)
 
 
 def measure(

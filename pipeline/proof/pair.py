@@ -56,7 +56,7 @@ def compare(
         # knows which of them answers the label, there is no accuracy.
         rows = replace(rows, labels=None)
     # Rows with classes say that there are some; which output tells them may need the user's word.
-    task = task or ("classification" if rows.labels is not None else None)
+    task = task or rows.task
     rule = DecisionRule(near=None, every_table=from_module, task=task)
     plan = ParityPlan(
         limits=limits,

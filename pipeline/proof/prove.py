@@ -254,6 +254,7 @@ def _run(
                 failures=(),
                 outputs=found[size].outputs(),
                 decisions=found[size].decisions(),
+                errors=found[size].errors(),
             )
             outside = tuple(failures(Evidence(cells=[cell], rows=len(kept.rows)), plan.limits))
             cells[size] = replace(cell, passed=not outside, failures=outside)

@@ -22,6 +22,7 @@ from serving.inputs.arrays import ARRAY_NAMES, open_array, read_header
 from serving.inputs.inputs import TABLES, open_source
 from serving.inputs.names import format_of_file
 from serving.inputs.sources import InputRow, ReadTarget, UnreadableRow, each_row, refuse_broken
+from serving.runtime.classes import Task
 from serving.runtime.shared import HINT, SharedInput
 from serving.runtime.tensors import Array, TensorInfo
 
@@ -36,19 +37,24 @@ DATASETS = Path(__file__).parents[1] / "datasets"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Raw rows for every input of a model, with the class of each where it is known."""
+    """Raw rows for every input of a model, with the truth of each where it is known."""
 
     name: str
     """Where they are from, for instance "mnist:test"."""
     inputs: Mapping[str, Array]
     """By the name of the model's input, each [rows, ...]; mapped into memory where it can be."""
-    labels: npt.NDArray[np.int64] | None
-    """int64 [rows], or None where no class is known."""
+    labels: npt.NDArray[Any] | None
+    """int64 [rows] of classes, float32 [rows, targets] of a regression, or None for not known."""
     shared: tuple[SharedInput, ...] = ()
     """The inputs that are the same for all rows."""
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def task(self) -> Task | None:
+        """What the truth says of a model that it belongs to."""
+        return task_of(self.labels)
 
     def slice(self, start: int, stop: int) -> dict[str, Array]:
         """The rows from `start` to before `stop`, by the name of the input."""
@@ -63,6 +69,30 @@ class Rows:
     def take(self, indices: npt.NDArray[np.int64]) -> dict[str, Array]:
         """The rows at some indices, by the name of the input."""
         return {name: array[indices] for name, array in self.inputs.items()}
+
+
+def task_of(labels: npt.NDArray[Any] | None) -> Task | None:
+    """Whether labels, as in `Rows`, are classes or targets; None where there are none."""
+    if labels is None:
+        return None
+    return "regression" if labels.dtype.kind == "f" else "classification"
+
+
+def squared_errors(
+    answers: Mapping[str, Array], labels: npt.NDArray[Any] | None
+) -> npt.NDArray[np.float64] | None:
+    """How far answers are from the targets of a regression, squared: float64 [rows, targets].
+
+    By the first output of floats with a value for each target. None where no targets are known, or
+    no output has them.
+    """
+    if labels is None or task_of(labels) != "regression":
+        return None
+    for answer in answers.values():
+        if answer.dtype.kind == "f" and answer.size == labels.size:
+            off: npt.NDArray[np.float64] = answer.reshape(labels.shape) - labels.astype(np.float64)
+            return off**2
+    return None
 
 
 def open_rows(spec: str, inputs: Sequence[TensorInfo]) -> Rows:

@@ -19,8 +19,9 @@ OUTPUT_HEADER = ("output", "max diff", "at", "largest", "SNR", "flips")
 
 def parity_table(report: ParityReport) -> str:
     """Lay out a report: one line per variant, then what failed, what was skipped and why."""
-    known = report.torch_accuracy
-    accuracy = "" if known is None else f"accuracy {known:.2%} "
+    accuracy = "" if report.torch_accuracy is None else f"accuracy {report.torch_accuracy:.2%} "
+    if report.torch_r2 is not None:
+        accuracy = f"R² {report.torch_r2:.4f} "
     variants = report.variants
     # Why a way was not run is said once, not once per variant.
     skipped = {
@@ -118,9 +119,10 @@ def ulps(report: ParityReport) -> dict[str, tuple[int, ...]]:
 
 
 def _lines(variants: Mapping[str, VariantParity]) -> str:
-    """A table with a line for each variant, and a column for each quantity that gates look at."""
+    """A table with a line for each variant, and a column for each quantity that is measured."""
     rows = [dict(_columns(name, variant)) for name, variant in variants.items()]
-    return table(tuple(rows[0]) if rows else (), [tuple(row.values()) for row in rows])
+    header = [key for key in rows[0] if any(row[key] != DASH for row in rows)] if rows else []
+    return table(tuple(header), [tuple(row[key] for key in header) for row in rows])
 
 
 def _columns(name: str, variant: VariantParity) -> Iterator[tuple[str, str]]:
@@ -128,6 +130,7 @@ def _columns(name: str, variant: VariantParity) -> Iterator[tuple[str, str]]:
     yield "variant", name
     yield "gate", "passed" if variant.passed else "FAILED"
     yield "accuracy", number(variant.accuracy, ".2%")
+    yield "R²", number(variant.r2, ".4f")
     # Decisions come first, numbers after them.
     for quantity in sorted(QUANTITIES, key=lambda one: not one.of_classes):
         if quantity.heading:

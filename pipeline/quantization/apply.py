@@ -65,6 +65,8 @@ CARRIERS = (
 # Not Conv, which is several times slower so than in float.
 DYNAMIC_OPERATORS = ["Attention", "EmbedLayerNormalization", "Gather", "LSTM", "MatMul"]
 HALF_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
+UNITS = ("head.std", "head.mean")
+"""The constants that give a regression the units of its targets."""
 SMALLEST = 256
 """Weights of fewer values stay as they are: the scales and nodes would cost more."""
 INT8_KERNEL = 4
@@ -170,7 +172,11 @@ class Quantizer:
             reduce_range=recipe.reduced,
             activation_type=TYPES[static.activation],
             weight_type=TYPES[static.weight],
-            nodes_to_exclude=[*float_layers, *_scalings(self.prepared)],
+            nodes_to_exclude=[
+                *float_layers,
+                *_scalings(self.prepared),
+                *_units_of_targets(self.prepared),
+            ],
             calibrate_method=METHODS[static.calibration],
             extra_options={
                 # Logits in 256 steps would tie where the trained model decides.
@@ -187,13 +193,43 @@ class Quantizer:
 
 def to_fp16(model: onnx.ModelProto, float_layers: Sequence[str] = ()) -> onnx.ModelProto:
     """Weights and arithmetic in half precision; inputs and outputs keep their types."""
+    body = onnxmodel.with_constant_weights(model)
+    units = _taken_off(body)
     with onnxmodel.quiet():
         half: onnx.ModelProto = convert_float_to_float16(
-            onnxmodel.with_constant_weights(model),
-            keep_io_types=True,
-            node_block_list=list(float_layers),
+            body, keep_io_types=True, node_block_list=list(float_layers)
         )
+    if units.node:
+        del half.graph.output[:]
+        half.graph.MergeFrom(units)
     return half
+
+
+def _taken_off(model: onnx.ModelProto) -> onnx.GraphProto:
+    """Take the units of targets off the end of a graph; returns what gives it them again.
+
+    The tool would hand on a half between two nodes that it leaves in float.
+    """
+    units, graph = onnx.GraphProto(), model.graph
+    last = set(_units_of_targets(model))
+    units.node.extend(node for node in graph.node if node.name in last)
+    if not units.node:
+        return units
+    units.output.extend(graph.output)
+    units.initializer.extend(one for one in graph.initializer if one.name in UNITS)
+    inner = next(name for name in units.node[0].input if name not in UNITS)
+    graph.output[0].name = inner
+    for parts, gone in ((graph.node, units.node), (graph.initializer, units.initializer)):
+        for part in gone:
+            parts.remove(part)
+    return units
+
+
+def _units_of_targets(model: onnx.ModelProto) -> Iterator[str]:
+    """The names of the nodes that give a regression its units, in which a half may overflow."""
+    for node in model.graph.node:
+        if set(UNITS) & {*node.input}:
+            yield node.name
 
 
 def _scalings(model: onnx.ModelProto) -> Iterator[str]:
@@ -311,6 +347,8 @@ def weight_only(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
         )
         quantizer.process()
     made: onnx.ModelProto = quantizer.model.model
+    if not any(node.op_type in (DEQUANTIZE, "MatMulNBits") for node in made.graph.node):
+        raise ModelError(f"no weights of {SMALLEST} values or more, and fewer are not made smaller")
     return made
 
 

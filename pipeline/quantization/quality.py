@@ -8,12 +8,14 @@ differences are held against how much each output varies by itself.
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.proof.differences import decided_by, known_scores, wilson
-from pipeline.proof.variation import Floats, in_pieces, is_exact, variation_of
+from pipeline.proof.rows import squared_errors, task_of
+from pipeline.proof.variation import FAINTEST, Floats, in_pieces, is_exact, variation_of
 from pipeline.records.quantize import Budget, Quality
 from serving.runtime.classes import Task
 from serving.runtime.tensors import Array
@@ -30,27 +32,27 @@ PRECISION, MOST_ROWS = 0.05, 10**7
 def compare_answers(
     wanted: Answers,
     found: Answers,
-    labels: npt.NDArray[np.int64] | None,
+    labels: npt.NDArray[Any] | None,
     task: Task | None = None,
 ) -> Quality:
     """Compare the answers of fp32, `wanted`, with those of a variant, `found`.
 
-    The accuracy where classes are answered and `labels` (int64 [rows]) are known; how often both
+    The accuracy where classes are answered and `labels`, as in `Rows`, are known; how often both
     decide alike where they are not, and where whole numbers or texts are answered; the mean error
-    of reconstructions; and else how far the worst column of all outputs is off, as a part of how
-    much it varies. What is not finite has no quality.
+    where `labels` are targets, and of reconstructions; and else how far the worst column of all
+    outputs is off, as a part of how much it varies. What is not finite has no quality.
     """
     rows = len(next(iter(wanted.values())))
     if any(_breaks(wanted[name], array) for name, array in found.items()):
         return Quality(measure="not finite", rows=rows)
-    task = task or ("classification" if labels is not None else None)
+    task = task or task_of(labels)
     before, after = (decided_by(one, task) for one in (wanted, found))
     noise = _noise(wanted, found, known_scores(wanted, task))
     exact = [name for name, array in wanted.items() if is_exact(array.dtype)]
+    errors, others = _row_errors(wanted, labels), _row_errors(found, labels)
     if before is not None and after is not None:
         quality = _decided(before.classes, after.classes, before.known(labels))
-    elif ERROR in wanted and wanted[ERROR].ndim == 1:
-        errors, others = (array[ERROR].astype(np.float64) for array in (wanted, found))
+    elif errors is not None and others is not None:
         quality = _mean_error(errors, others - errors)
     elif exact:
         same = _same(wanted, found, exact)
@@ -61,6 +63,20 @@ def compare_answers(
     return replace(
         quality, snr_db=-10 * math.log10(ratio) if ratio else None, noisiest=noise.column
     )
+
+
+def _row_errors(answers: Answers, labels: npt.NDArray[Any] | None) -> Floats | None:
+    """The mean squared error of each row, float64 [rows]: of targets in deviations, of pixels.
+
+    None where no error is known.
+    """
+    squares = squared_errors(answers, labels)
+    if squares is not None and labels is not None:
+        found: Floats = (squares / np.maximum(labels.var(axis=0), FAINTEST)).mean(axis=1)
+        return found
+    if ERROR in answers and answers[ERROR].ndim == 1:
+        return answers[ERROR].astype(np.float64)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

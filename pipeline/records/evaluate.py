@@ -1,7 +1,7 @@
 """What `ferry evaluate` found inside of a trained network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +109,20 @@ class Reconstruction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Residuals:
+    """How far the predictions of one target are from its actual values, over the test set."""
+
+    bias: float
+    """Mean of what is predicted minus what is actual, in the target's units, as are the others."""
+    quantiles: Mapping[str, float]
+    """Of the absolute residuals."""
+    worst_row: int
+    """The row of the test set that is furthest off."""
+    worst: float
+    """Its residual."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateReport:
     """A look inside of one experiment's network."""
 
@@ -120,11 +134,13 @@ class EvaluateReport:
     classes: Classes | None
     """None where no class is answered."""
     reconstruction: Reconstruction | None
-    """None where classes are."""
+    """None where pictures are not drawn again."""
     pictures: Mapping[str, str]
     """What the file NAME.svg in `reports/pictures/E` shows, by NAME."""
     skipped: Mapping[str, str]
     """Why a picture or a measurement is not there."""
+    targets: Mapping[str, Residuals] = field(default_factory=dict)
+    """Of a regression, by the target's name."""
 
     @property
     def headline(self) -> Mapping[str, float | None]:
@@ -152,4 +168,8 @@ def tracked(report: EvaluateReport) -> dict[str, float]:
         found["mean_error"] = report.reconstruction.mean_error
         if report.reconstruction.outliers:
             found["auc"] = report.reconstruction.outliers.auc
+    if len(report.targets) == 1:  # several have no one unit
+        (residuals,) = report.targets.values()
+        found["bias"] = residuals.bias
+        found["median_absolute_error"] = residuals.quantiles["0.5"]
     return found

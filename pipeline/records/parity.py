@@ -151,6 +151,26 @@ class Decisions:
     mcnemar: McNemar | None
 
 
+SMALLEST_ERROR = 1e-6
+"""Of a variance: an error below it is rounding, and one that grew beyond it has a measure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetErrors:
+    """How far both sides are from the targets of a regression.
+
+    Mean squared errors in parts of each target's variance, over the targets that vary: 1 - R².
+    """
+
+    reference: float
+    other: float
+
+    @property
+    def increase(self) -> float:
+        """Per cent by which the error grew; below 0 where it shrank."""
+        return 100 * (self.other / max(self.reference, SMALLEST_ERROR) - 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One way to run a model: its exporter, provider, optimization level and batch size."""
@@ -167,6 +187,8 @@ class Cell:
     outputs: tuple[OutputDifference, ...]
     decisions: tuple[Decisions, ...]
     """Of each output that decides; () where no class is predicted."""
+    errors: TargetErrors | None = None
+    """None where no targets are known."""
 
     @property
     def ships(self) -> bool:
@@ -279,6 +301,11 @@ class VariantParity:
     batches: tuple[BatchDifference, ...]
     hostile: tuple[HostileRow, ...]
     onnx_reference: OnnxReferenceAnswer
+    error_increase: float | None = None
+    """Per cent by which the mean squared error of targets grew; None where none are known, as is
+    the next one."""
+    r2: float | None = None
+    """The part of the targets' variance that is explained, at most 1."""
 
     @property
     def run(self) -> tuple[Cell, ...]:
@@ -305,6 +332,13 @@ class ParityReport:
     """The variants that were not made, with the reason."""
 
     @property
+    def torch_r2(self) -> float | None:
+        """The part of the targets' variance that the weights explain; None without targets."""
+        cells = [cell for one in self.variants.values() for cell in one.run]
+        known = [cell.errors for cell in cells if cell.errors and cell.rows == self.rows]
+        return 1 - known[0].reference if known else None
+
+    @property
     def headline(self) -> Mapping[str, float | None]:
         """How far fp32 is off, and what int8, which may lose something, does."""
         fp32, int8 = self.variants.get("fp32"), self.variants.get("int8")
@@ -312,8 +346,10 @@ class ParityReport:
             "accuracy": fp32.accuracy if fp32 else None,
             "flips": fp32.flips if fp32 else None,
             "snr_db": fp32.snr_db if fp32 else None,
+            "r2": fp32.r2 if fp32 else None,
             "int8_accuracy": int8.accuracy if int8 else None,
             "int8_flips": int8.flips if int8 else None,
+            "int8_r2": int8.r2 if int8 else None,
         }
 
 

@@ -264,8 +264,8 @@ def _training(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
     yield "experiment", "data set", "test set", "loss", "parameters", "epochs", "training"
     for one in published:
         reached = _percent(one.accuracy)
-        if one.accuracy is None and one.auc is not None:
-            reached = f"AUC {one.auc:.4f}"
+        if one.accuracy is None:
+            reached = f"MSE {one.loss:.3g}" if one.auc is None else f"AUC {one.auc:.4f}"
         yield (
             f"`{one.experiment}`",
             one.dataset,

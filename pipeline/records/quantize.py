@@ -181,6 +181,7 @@ class QuantizeReport:
     """Whose rows the accuracy is of, never the test set's."""
     rows: int
     calibration_rows: int
+    """As many as there were, where that is less than what the settings asked for."""
     machine: str
     """The processor that the speeds were measured on. The files are the same everywhere; which one
     is chosen depends on these speeds, so another machine may choose another."""
@@ -190,6 +191,8 @@ class QuantizeReport:
     skipped: Mapping[str, str]
     """The variants that were not made, with the reason."""
     searches: Mapping[str, Search]
+    calibration_rows_asked: int = 0
+    """By the settings."""
 
     @property
     def headline(self) -> Mapping[str, float | None]:
@@ -222,6 +225,11 @@ def as_table(report: QuantizeReport) -> str:
         lines += [f"  slow: {line}" for line in search.slowness]
         lines += [f"  {one.recipe}: {one.verdict}" for one in search.tries if not one.inside]
         lines += [f"  not tried: {name}: {why}" for name, why in search.not_tried.items()]
+    if 0 < report.calibration_rows < report.calibration_rows_asked:
+        lines.append(
+            f"calibrated on all {report.calibration_rows:,} rows that there are to calibrate on, "
+            f"of {report.calibration_rows_asked:,} asked for"
+        )
     lines += [
         f"{name}: not made: {why}"
         for name, why in report.skipped.items()

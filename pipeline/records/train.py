@@ -46,6 +46,19 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetQuality:
+    """How well one target of a regression is predicted, over the rows of the test set."""
+
+    target: str
+    r2: float | None
+    """The part of its variance that is explained: 1 for all of it, 0 for no better than its mean,
+    below for worse; None where it does not vary."""
+    mean_absolute_error: float
+    """In its own units, as the next one, squared."""
+    mean_squared_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:
     """What a training reached."""
 
@@ -56,7 +69,8 @@ class TrainReport:
     loss_name: str
     """As params.yaml calls it: cross_entropy, binary_cross_entropy or mean_squared_error."""
     loss: float
-    """Mean on the test set: cross-entropies in nats, squared errors on pixels from 0 to 1."""
+    """Mean on the test set: cross-entropies in nats, squared errors on pixels from 0 to 1, or on
+    targets in standard deviations of the training rows."""
     validation_accuracy: float | None
     """At the best epoch."""
     validation_loss: float
@@ -90,8 +104,22 @@ class TrainReport:
     history: tuple[Epoch, ...]
     confusion: tuple[tuple[int, ...], ...]
     """Rows of the test set: confusion[actual][predicted]; () where no class is predicted."""
+    targets: tuple[TargetQuality, ...] = ()
+    """Of a regression."""
+
+    @property
+    def r2(self) -> float | None:
+        """The mean over the targets that vary; None where there are none."""
+        known = [one.r2 for one in self.targets if one.r2 is not None]
+        return sum(known) / len(known) if known else None
 
     @property
     def headline(self) -> Mapping[str, float | None]:
-        """How good the weights are."""
-        return {"accuracy": self.accuracy, "loss": self.loss}
+        """How good the weights are; errors of several targets have no one unit."""
+        alone = self.targets[0] if len(self.targets) == 1 else None
+        return {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "r2": self.r2,
+            "mean_absolute_error": alone.mean_absolute_error if alone else None,
+        }

@@ -76,7 +76,7 @@ def bundle(
         model=content,
         labels=trained.labels,
         golden_input=np.array(test[: config.golden_rows]),
-        golden_max_abs_diff=_golden_limit(proven),
+        golden_max_abs_diff=_golden_limit(proven, ready.open_manifest(data).target_std),
         metrics=_metrics(trained, proven),
         parity=_gates(proven),
         source=ModelOrigin(
@@ -253,16 +253,20 @@ def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, var
 
 def _metrics(trained: TrainReport, proven: VariantParity) -> dict[str, float]:
     """How good the shipped variant is; of a reconstruction, how good the weights are."""
+    if proven.r2 is not None:
+        return {"r2": proven.r2}
     if proven.accuracy is None:
         return {trained.loss_name: trained.loss}
     return {"accuracy": proven.accuracy}
 
 
-def _golden_limit(proven: VariantParity) -> float:
+def _golden_limit(proven: VariantParity, target_std: Sequence[float]) -> float:
     """How far off a device may be: as far as the gate allows, else as far as was measured."""
-    if proven.limits.max_abs_diff is not None:
-        return proven.limits.max_abs_diff
-    return max(proven.max_abs_diff, proven.max_probability_diff or 0.0)
+    limits, measured = proven.limits, max(proven.max_abs_diff, proven.max_probability_diff or 0.0)
+    if limits.max_abs_diff is not None:
+        return limits.max_abs_diff
+    scaled = (limits.max_scaled_diff or 0.0) * max(target_std, default=0.0)
+    return max(measured, scaled)
 
 
 # The parts of a file's bundle

@@ -9,17 +9,28 @@ from pathlib import Path
 from pipeline import models
 from pipeline.config import params
 from pipeline.config.experiment import Experiment
+from pipeline.config.reading import dump_value
+from pipeline.errors import ConfigError
 from serving.files import write_text
+
+DVC = Path("dvc.yaml")
 
 
 def check(mark: Path, *, name: str) -> Experiment:
     """Read an experiment of params.yaml, and write `mark`.
 
     It says what a model of the project's own is made of, and nothing else: training depends on it
-    and on no setting that does not concern it. Raises ConfigError for a setting that is wrong and
-    UnknownNameError for the name.
+    and on no setting that does not concern it. Raises UnknownNameError for the name, and
+    ConfigError for a setting that is wrong, for those that do not fit together and, beside a
+    dvc.yaml, for sections without which DVC stops.
     """
     experiment = params.load().experiment(name)
+    params.check(experiment)
+    if DVC.exists() and (lacking := params.lacking(name)):
+        listed = ", ".join(f"`{key}: {dump_value(value)}`" for key, value in lacking.items())
+        raise ConfigError(
+            f"experiments.{name} leaves out sections without which DVC stops; write {listed}"
+        )
     sources = models.own_sources(experiment.model.name)
     write_text(mark, "".join(["The settings can be read.\n", *sources]))
     return experiment

@@ -1,22 +1,31 @@
 """`ferry evaluate EXPERIMENT`: a look inside of the trained network.
 
 Whether it is as sure as it is right, what it looks for and at, where it is wrong, and what is left
-of it under attack; of a reconstruction how well it draws, and whether it knows strange images.
+of it under attack; of a reconstruction how well it draws, and whether it knows strange images; of
+a regression what it predicts beside what is actual.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pipeline import models, tracking
+from pipeline import tracking
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
-from pipeline.network.graph import load_graph
+from pipeline.network.graph import MeanSquaredError, Regression, load_graph
 from pipeline.records import ReportFiles, ready, write
-from pipeline.records.evaluate import Classes, EvaluateReport, Outliers, Reconstruction, tracked
+from pipeline.records.evaluate import (
+    Classes,
+    EvaluateReport,
+    Outliers,
+    Reconstruction,
+    Residuals,
+    tracked,
+)
 from pipeline.stages.insight.pictures import (
     CAPTIONS,
     Pictures,
@@ -25,16 +34,20 @@ from pipeline.stages.insight.pictures import (
     pictures_of_reconstruction,
 )
 from pipeline.stages.insight.quality import (
+    BATCH,
     Redrawn,
     answer,
     auc,
     calibrate,
     class_accuracy,
+    draw_predicted,
+    draw_residuals,
     fitting,
     mistakes,
     most_confident,
     quantiles,
     redraw,
+    residuals_of,
     worst,
 )
 from pipeline.stages.insight.robustness import attack
@@ -55,6 +68,7 @@ class Insight:
     pictures: Pictures
     classes: Classes | None = None
     reconstruction: Reconstruction | None = None
+    targets: dict[str, Residuals] = field(default_factory=dict)
     skipped: dict[str, str]
 
 
@@ -81,10 +95,13 @@ def evaluate(
     graph = load_graph(weights, experiment, manifest)
     graph.requires_grad_(False)
     network = TrainedNetwork(graph=graph, manifest=manifest, test=ready.open_split(data, "test"))
-    if models.gives(experiment.model.name) == "reconstruction":
-        found = _reconstruction(network, against, experiment)
-    else:
-        found = _classes(network, experiment)
+    match graph.head:
+        case MeanSquaredError():
+            found = _reconstruction(network, against, experiment)
+        case Regression():
+            found = _regression(network)
+        case _:
+            found = _classes(network, experiment)
     figures = {name: one for name, one in found.pictures.items() if isinstance(one, Figure)}
     missing = {name: one for name, one in found.pictures.items() if isinstance(one, str)}
     report = EvaluateReport(
@@ -95,6 +112,7 @@ def evaluate(
         classes=found.classes,
         reconstruction=found.reconstruction,
         pictures={name: CAPTIONS[name] for name in figures},
+        targets=found.targets,
         skipped=found.skipped | missing,
     )
     _write(pictures, report, figures)
@@ -129,8 +147,8 @@ def _reconstruction(network: TrainedNetwork, against: Path, experiment: Experime
     own = redraw(network.graph, network.test.inputs)
     other, outliers, name = None, None, experiment.evaluate.against
     skipped = {"attacks": "no class is answered"}
-    if name == experiment.dataset:
-        skipped["outliers"] = f"evaluate.against is {name}, its own data set"
+    if name is None or name == experiment.dataset:
+        skipped["outliers"] = "evaluate.against names no other data set"
     else:
         other = _redraw_outliers(network, against, experiment)
         outliers = Outliers(
@@ -144,6 +162,22 @@ def _reconstruction(network: TrainedNetwork, against: Path, experiment: Experime
     )
     pictures = pictures_of_reconstruction(network, own, other, found)
     return Insight(pictures=pictures, reconstruction=found, skipped=skipped)
+
+
+def _regression(network: TrainedNetwork) -> Insight:
+    (answered,) = network.graph.answer(network.test.inputs, BATCH)
+    predicted, actual = answered.double().numpy(), network.test.labels.astype(np.float64)
+    targets = {
+        name: residuals_of(predicted[:, index], actual[:, index])
+        for index, name in enumerate(network.manifest.targets)
+    }
+    names = network.manifest.targets
+    pictures = {
+        "predicted": draw_predicted(names, predicted, actual),
+        "residuals": draw_residuals(names, predicted, actual),
+    }
+    skipped = {"attacks": "no class is answered"}
+    return Insight(pictures=pictures, targets=targets, skipped=skipped)
 
 
 def _redraw_outliers(network: TrainedNetwork, against: Path, experiment: Experiment) -> Redrawn:

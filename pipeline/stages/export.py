@@ -110,13 +110,16 @@ def _facts(weights: Path, trained: Path, experiment: Experiment) -> dict[str, ob
             f"{weights} has sha256 {found[:12]}…, but {trained} is about "
             f"{record.weights_sha256[:12]}…; `{again}` makes both anew"
         )
-    labels = {"labels": record.labels} if record.labels else {}
+    told: dict[str, object] = {"labels": record.labels} if record.labels else {}
+    if record.targets:
+        names = [one.target for one in record.targets]
+        told = {"task": "regression", "targets": names, "r2": json.dumps(record.r2)}
     return {
         "version": metadata.version("onnx-ferry"),
         "experiment": experiment.name,
         "dataset": experiment.dataset,
         "variant": "fp32",
-        **labels,
+        **told,
         "accuracy": json.dumps(record.accuracy),
         "loss": json.dumps(record.loss),
         "git_revision": record.git_revision,

@@ -70,7 +70,7 @@ def parity(
     }
     for side in sides.values():
         check_alike(reference, side)
-    rule = DecisionRule(near=2 * (experiment.parity.fp32.max_abs_diff or 0.0))
+    rule = DecisionRule(near=2 * (experiment.parity.fp32.max_abs_diff or 0.0), task=rows.task)
     kept = keep(reference, rows, rule)
     # Each with the reason why it cannot be used on this machine, if there is one.
     providers = usable_providers()
@@ -101,7 +101,7 @@ def parity(
 
 
 def _check_config(experiment: Experiment) -> None:
-    """Where no class is predicted none can flip; where one is, a gate must say how many may."""
+    """Where a class is predicted, a gate must say how many may flip; elsewhere none can."""
     where = f"experiments.{experiment.name}.parity"
     config = experiment.parity
     if SHIPPED not in config.levels:
@@ -110,20 +110,16 @@ def _check_config(experiment: Experiment) -> None:
         raise ConfigError(
             f"{where}.exporters must hold 'dynamo', which ships, got {config.exporters}"
         )
+    if experiment.train.loss == "mean_squared_error":
+        return
     if config.fp32.max_abs_diff is None:
         raise ConfigError(
             f"{where}.fp32.max_abs_diff must be a number, got None: near-ties are told by it"
         )
-    no_class = experiment.train.loss == "mean_squared_error"
     for variant in ("fp32", "fp16", "int8"):
-        gate = config.gate(variant)
         for quantity in QUANTITIES:
-            limit = quantity.allowed(gate)
-            if quantity.of_classes and (limit is None) != no_class:
-                wanted = "null: no class is predicted" if no_class else "a number"
-                raise ConfigError(
-                    f"{where}.{variant}.{quantity.limit} must be {wanted}, got {limit}"
-                )
+            if quantity.of_classes and quantity.allowed(config.gate(variant)) is None:
+                raise ConfigError(f"{where}.{variant}.{quantity.limit} must be a number, got None")
 
 
 def _variant(

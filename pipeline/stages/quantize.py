@@ -6,6 +6,7 @@ ships and the report says why. A recipe gives the same bytes of the same inputs 
 one is best depends on speeds that are measured, so `recipes` in params.yaml may name it.
 """
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ from serving.runtime.classes import Task
 from serving.runtime.session import open_session
 from serving.runtime.tensors import TensorInfo
 
+logger = logging.getLogger(__name__)
 VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
 FEWEST_ROWS = 2
 SNR_MARGIN_DB = 1.0
@@ -61,8 +63,8 @@ def quantize(
     judged on. The trained weights lie beside `model`; they are read only where `qat_epochs` asks
     for training. The trace goes to `files` and to `plots` (tries.csv and pareto.svg).
 
-    Raises MissingInputError, IntegrityError, ModelError, and ConfigError for too few rows and for
-    recipes that do not exist.
+    Raises MissingInputError, IntegrityError, ModelError, and ConfigError for recipes that do not
+    exist.
     """
     config, gates = experiment.quantize, experiment.parity
     _check_recipes(config, experiment.name)
@@ -188,6 +190,7 @@ def run(job: QuantizationJob, folder: Path, stem: str = "model") -> QuantizeRepo
         judged_on=job.judged.name,
         rows=len(job.judged) if job.variants else 0,
         calibration_rows=len(job.calibration) if "int8" in job.variants else 0,
+        calibration_rows_asked=job.config.calibration_rows,
         machine=describe().processor,
         threads=1,
         seconds=time.perf_counter() - start,
@@ -223,15 +226,15 @@ def asked_snr_db(gates: ParityConfig, margin: float = 0.0) -> dict[Variant, floa
 
 
 def calibration_rows(data: Path, info: TensorInfo, config: QuantizeConfig, name: str) -> Rows:
-    """Rows drawn from the training split with the experiment's seed, in a fixed order."""
+    """Rows drawn from the training split with the experiment's seed, all where there are fewer."""
     train = rows_of_split(data, "train", info)
-    if config.calibration_rows > len(train):
-        raise ConfigError(
-            f"experiments.{name}.quantize.calibration_rows must be at most {len(train)}, "
-            f"the rows of the training split, got {config.calibration_rows}"
+    count = min(config.calibration_rows, len(train))
+    if count < config.calibration_rows:
+        logger.info(
+            "%s: calibrates on all %d rows of %s, calibration_rows asks for %d",
+            *(name, count, train.name, config.calibration_rows),
         )
-    generator = np.random.default_rng(config.seed)
-    drawn = generator.choice(len(train), config.calibration_rows, replace=False)
+    drawn = np.random.default_rng(config.seed).choice(len(train), count, replace=False)
     return _chosen(train, drawn, f"{train.name}, drawn")
 
 

@@ -18,6 +18,7 @@ from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from pipeline.records.parity import VariantParity
 from pipeline.records.published import short_revision
+from pipeline.records.train import TrainReport
 from pipeline.stages.page.results import (
     NOTHING,
     ExperimentResults,
@@ -128,6 +129,8 @@ class Section:
     name: str
     measured: ExperimentResults
     verdict: Verdict
+    reached: list[tuple[str, str]]
+    """How good the trained weights are, by what a person calls it."""
     rows: tuple[ResultRow, ...]
     gates: tuple[tuple[str, VariantParity, tuple[GateLine, ...]], ...]
     figures: Mapping[str, str]
@@ -170,6 +173,7 @@ def _section(measured: ExperimentResults, pictures: Path) -> Section:
         name=name,
         measured=measured,
         verdict=verdict_of(measured),
+        reached=list(_reached(measured.training)),
         rows=rows_of(measured),
         gates=tuple((key, parity, _gate_lines(parity)) for key, parity in variants.items()),
         figures=dict(_figures(measured)),
@@ -178,6 +182,22 @@ def _section(measured: ExperimentResults, pictures: Path) -> Section:
         unseen=tuple(_unseen(measured)),
         speed=speed_of(measured),
     )
+
+
+def _reached(training: TrainReport) -> Iterator[tuple[str, str]]:
+    """How good the weights are, on the test set and on validation."""
+    if training.accuracy is not None:
+        yield "test accuracy", f"{100 * training.accuracy:.2f} %"
+        yield "validation accuracy", number(training.validation_accuracy, ".2%")
+        return
+    loss = training.loss_name.replace("_", " ")
+    for one in training.targets:
+        yield f"test R² of {one.target}", number(one.r2, ".3f")
+        yield f"mean absolute error of {one.target}", f"{one.mean_absolute_error:.4g}"
+        yield f"{loss} of {one.target}", f"{one.mean_squared_error:.4g}"
+    unit = ", 1 for the mean alone" if training.targets else ""
+    yield f"test {loss}{unit}", f"{training.loss:.5f}"
+    yield f"validation {loss}{unit}", f"{training.validation_loss:.5f}"
 
 
 def _figures(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
@@ -214,6 +234,11 @@ def _inside(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
             yield f"{attack.name}, {attack.strength:g} of a pixel", f"{attack.accuracy:.1%}"
     if drawn:
         yield "mean error of a row", f"{drawn.mean_error:.5f}"
+    for name, one in (measured.inside.targets if measured.inside else {}).items():
+        yield f"{name}: predicted - actual, mean", f"{one.bias:+.3g}"
+        yield f"{name}: half are off by less than", f"{one.quantiles['0.5']:.3g}"
+        yield f"{name}: one in twenty is off by more than", f"{one.quantiles['0.95']:.3g}"
+        yield f"{name}: furthest off", f"row {one.worst_row}, by {one.worst:+.3g}"
     if drawn and drawn.outliers:
         yield f"AUC against {drawn.outliers.dataset}", f"{drawn.outliers.auc:.4f}"
 

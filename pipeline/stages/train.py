@@ -27,7 +27,7 @@ from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TrainReport, best_of
 from pipeline.tracking import WEIGHTS_TAG, Tracker, figures
 from pipeline.training import checkpoint, distributed
-from pipeline.training.batches import DeviceRows, Evaluation, evaluate
+from pipeline.training.batches import DeviceRows, Evaluation, evaluate, target_qualities
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import PreparedTraining, prepare
 from serving.files import csv_text, sha256_of_bytes, write_bytes, write_text
@@ -120,6 +120,11 @@ def _log(training: PreparedTraining) -> None:
     if begun:
         taken, left = ", ".join(begun.layers_taken), ", ".join(begun.layers_left) or "none"
         logger.info("%s takes %s from %s; at random: %s", loop.name, taken, begun.experiment, left)
+    if loop.batch_size < loop.config.batch_size:
+        logger.info(
+            "%s trains on all %d rows at once, batch_size asks for %d",
+            *(loop.name, loop.batch_size, loop.config.batch_size),
+        )
     if loop.history:
         logger.info("%s goes on after epoch %d", loop.name, len(loop.history))
 
@@ -183,8 +188,11 @@ def _finish(
     graph = build_graph(training.experiment, training.manifest)
     graph.load_state_dict(best)
     result = evaluate(graph, DeviceRows(graph, test, torch.device("cpu")))
+    names = training.manifest.targets
+    targets = target_qualities(graph, test, names) if names else ()
     content = save_weights(best, training.experiment)
     report = _report(training, test, result, sha256_of_bytes(content), tracker.run_id)
+    report = replace(report, targets=targets)
     _record(tracker, report)
     write_bytes(weights, content)
     columns = [field.name for field in fields(Epoch)]
@@ -241,7 +249,8 @@ def _report(
 
 
 def _record(tracker: Tracker, report: TrainReport) -> None:
-    reached = {"test_loss": report.loss, "test_accuracy": report.accuracy}
+    reached = {"test_loss": report.loss, "test_accuracy": report.accuracy, "test_r2": report.r2}
+    reached["test_mean_absolute_error"] = report.headline["mean_absolute_error"]
     tracker.log_metrics({key: value for key, value in reached.items() if value is not None})
     tags = {WEIGHTS_TAG: report.weights_sha256, "ferry.git_revision": report.git_revision}
     tracker.log_tags(tags | {"ferry.dataset": report.dataset})

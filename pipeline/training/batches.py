@@ -17,6 +17,7 @@ from pipeline.config.experiment import AugmentConfig
 from pipeline.network.graph import Graph
 from pipeline.network.vocabulary import PADDING
 from pipeline.records.ready import Split
+from pipeline.records.train import TargetQuality
 
 EVALUATION_BATCH = 250
 """Rows at once: few enough for the planes of a wide network to stay in the cache of a CPU."""
@@ -87,6 +88,25 @@ def evaluate(graph: Graph, rows: DeviceRows) -> Evaluation:
         loss=float(torch.stack(losses).sum()) / len(rows),
         accuracy=None if hits is None else hits / len(rows),
         predicted=None if predicted is None else predicted.cpu(),
+    )
+
+
+def target_qualities(
+    graph: Graph, split: Split, names: tuple[str, ...]
+) -> tuple[TargetQuality, ...]:
+    """How well each target of a regression is predicted; the graph is on the CPU."""
+    (answered,) = graph.eval().answer(split.inputs, EVALUATION_BATCH)
+    actual = np.asarray(split.labels, np.float64)
+    errors = answered.double().numpy() - actual
+    squared, variance = np.square(errors).mean(axis=0), actual.var(axis=0)
+    return tuple(
+        TargetQuality(
+            target=name,
+            r2=1 - float(squared[index] / variance[index]) if variance[index] else None,
+            mean_absolute_error=float(np.abs(errors[:, index]).mean()),
+            mean_squared_error=float(squared[index]),
+        )
+        for index, name in enumerate(names)
     )
 
 

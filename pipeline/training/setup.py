@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
-from pipeline.network.graph import Graph, build_graph
+from pipeline.network.graph import Graph, build_graph, check_answers
 from pipeline.records import ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer
@@ -72,6 +72,7 @@ def prepare(
     found = checkpoint.load(team.share(state), fingerprint)
     if not found:
         initialise(graph, rows, experiment.train.seed)
+    check_answers(graph, rows.inputs[:2], where=f"experiments.{experiment.name}.model")
     taken = transfer(graph, begun, source=source, name=experiment.name) if source else None
     validation = DeviceRows(graph, ready.open_split(data, "validation"), team.device)
     loop = TrainingLoop(graph, experiment, rows, validation, team)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serving.errors import UsageError
 from serving.inputs.sources import NumberedIds
-from serving.model import ERROR, RECONSTRUCTION, Model, Prediction
+from serving.model import ERROR, PREDICTION, RECONSTRUCTION, Model, Prediction
 from serving.runtime.tensors import Array
 
 Column = Array | NumberedIds
@@ -52,9 +52,10 @@ def answer(
 
     A classifier gives id, label, label_index, probability (score where it is none), with `top_k`
     the best classes and their scores as lists, best first, and with `all_classes` one column per
-    class; a reconstruction id, error and reconstruction; any other model id and its outputs in
-    their order, after the label if one of them is that. Raises what `Model.predict` and
-    `Model.answers` raise, and UsageError for a `top_k` of more classes than there are.
+    class; a reconstruction id, error and reconstruction; a regression id and each target; any other
+    model id and its outputs in their order, after the label if one of them is that. Raises what
+    `Model.predict` and `Model.answers` raise, and UsageError for a `top_k` of more classes than
+    there are.
     """
     size = batch_rows or len(rows)
     columns: Columns = {ID: ids if isinstance(ids, NumberedIds) else np.array(ids, object)}
@@ -65,6 +66,8 @@ def answer(
     outputs = model.answers(rows, batch_rows=size, parallel=parallel)
     if model.classes.label:
         columns[LABEL] = outputs.pop(model.classes.label.name).reshape(-1)
+    if model.targets:
+        outputs = dict(zip(model.targets, outputs[PREDICTION].T.copy(), strict=True))
     first = [ERROR, RECONSTRUCTION] if model.kind == "reconstruction" else []
     for name in dict.fromkeys([*first, *outputs]):
         columns[f"output_{name}" if name in columns else name] = outputs[name]

@@ -157,9 +157,9 @@ def predict(
     beside the output, in FILE.errors.jsonl.
 
     A classifier gives id, label, label_index and probability; a reconstruction gives id, error and
-    reconstruction; any other model gives id and its outputs, and first the label if one of them is
-    that. The id is the path of the image, or the file and the number of the row, counted from 0:
-    rows.csv:12.
+    reconstruction; a regression gives id and its targets by their names; any other model gives id
+    and its outputs, and first the label if one of them is that. The id is the path of the image, or
+    the file and the number of the row, counted from 0: rows.csv:12.
 
     A run that was stopped or killed goes on when the same command is given again; every row is
     written once.

@@ -115,6 +115,7 @@ def training(name: str) -> dict[str, object]:
         "labels": LABELS,
         "history": [asdict(epoch) for epoch in epochs()],
         "confusion": confusion(),
+        "targets": (),
     }
 
 
@@ -209,6 +210,7 @@ def variant(*, passed: bool = True, diff: float = 3.1e-6, flips: int = 0) -> Var
             min_kernel_snr_db=40.0,
             flips=2,
             accuracy_loss=0.1,
+            error_increase=None,
             batch_diff=1e-4,
         ),
         failures=failures,
@@ -416,6 +418,7 @@ def inside(name: str) -> dict[str, object]:
             "worst_mistakes": [],
         },
         "reconstruction": None,
+        "targets": {},
         "pictures": {"saliency": "where it looks"},
         "skipped": {"attacks": "a word cannot change a little"},
     }

@@ -40,6 +40,7 @@ LIMITS = GateConfig(
     min_kernel_snr_db=None,
     flips=0,
     accuracy_loss=None,
+    error_increase=None,
     batch_diff=1e-4,
 )
 

@@ -39,6 +39,7 @@ LIMITS = GateConfig(
     min_kernel_snr_db=None,
     flips=0,
     accuracy_loss=0.0,
+    error_increase=None,
     batch_diff=1e-4,
 )
 EXACT = DecisionRule(near=0.0)

@@ -20,7 +20,7 @@ from pipeline import datasets, models
 from pipeline.cli import ferry
 from pipeline.config import reading
 from pipeline.config.experiment import BundleConfig, Experiment, ModelConfig, Params
-from pipeline.config.params import check, load, resolve, stage_defaults
+from pipeline.config.params import check, lacking, load, resolve, stage_defaults
 from pipeline.errors import ConfigError
 from pipeline.stages.train import train
 from serving.errors import MissingInputError, UnknownNameError
@@ -33,12 +33,14 @@ datasets:
   moons: {validation_rows: 300, seed: 7}
 short: [one]
 defaults:
+  epochs: 30
+  regression: {train: {loss: mean_squared_error}, parity: {fp32: {max_abs_diff: null}}}
   preprocess: {seed: 1}
   train: {loss: cross_entropy, batch_size: 64, optimizer: adamw, momentum: 0.9, weight_decay: 0,
     schedule: onecycle, label_smoothing: 0, clip: 0, ema: 0, early_stop: 0, init_from: null,
     augment: {translate: 0, rotate: 0, scale: 0, flip: false, cutout: 0}, compile: false, seed: 1,
     device: auto}
-  evaluate: {strengths: [0.1], rows: 500, steps: 10}
+  evaluate: {strengths: [0.1], rows: 500, steps: 10, against: null}
   export: {opset: 20}
   quantize: {goal: speed, accuracy_loss: 0.3, error_increase: 5, batch_sizes: [1, 32],
     min_speedup: {fp16: 0.7, int8: 1}, seconds: 0.4, calibration_rows: 512, recipes: [],
@@ -51,7 +53,8 @@ defaults:
     reference_rows: 4
     seed: 1
     fp32: &gate {max_abs_diff: 1.0e-4, max_scaled_diff: null, max_probability_diff: null,
-      min_snr_db: 110, min_kernel_snr_db: 110, flips: 0, accuracy_loss: 0, batch_diff: 1.0e-4}
+      min_snr_db: 110, min_kernel_snr_db: 110, flips: 0, accuracy_loss: 0, batch_diff: 1.0e-4,
+      error_increase: null}
     fp16: {<<: *gate, flips: 1}
     int8: *gate
   benchmark: {batch_sizes: [1, 64], threads: [1, 0], seconds: 0.2, rounds: 10, baselines: [eager],
@@ -138,7 +141,7 @@ def test_every_value_arrives_from_the_experiment_or_from_the_defaults(
     inherited = {
         path: value
         for path, value in leaves(raw["defaults"])
-        if path[0] != "preprocess" and path not in own and value != {}
+        if path[0] not in ("preprocess", "regression") and path not in own and value != {}
     }
     for path, value in [*own.items(), *inherited.items()]:
         assert value_at(experiment, path) == value, path
@@ -190,6 +193,31 @@ def test_each_setting_is_resolved_with_where_it_stands(tmp_path: Path) -> None:
     assert len(found) == len(dict(leaves(without_name(load(path).experiment("one")))))
 
 
+def test_a_data_set_and_a_model_are_enough(read: Callable[[str], Params], tmp_path: Path) -> None:
+    start = TEXT.index("experiments:")
+    model = "model: {name: mlp, hidden: [4], activation: relu, dropout: 0}"
+    text = TEXT[:start].replace("short: [one]", "short: []").replace("lr: 1.0e-2, ", "")
+    text = text.replace("{loss: cross_entropy,", "{loss: cross_entropy, lr: 5.0e-3,")
+    text = text.replace("  moons:", "  diabetes: {validation_rows: 70}\n  moons:")
+    text += "experiments:\n"
+    text += f"  of_digits:\n    dataset: digits\n    {model}\n"
+    text += f"  of_diabetes:\n    dataset: diabetes\n    {model}\n"
+    params = read(text)
+    digits, diabetes = params.experiment("of_digits"), params.experiment("of_diabetes")
+    assert (digits.epochs, digits.train.lr, digits.evaluate.against) == (30, 0.005, None)
+    losses = digits.train.loss, diabetes.train.loss
+    assert losses == ("cross_entropy", "mean_squared_error")
+    assert digits.parity.fp32.max_abs_diff == 1e-4
+    assert diabetes.parity.fp32.max_abs_diff is None
+    for experiment in (digits, diabetes):
+        check(experiment)
+    path = tmp_path / "params.yaml"
+    assert resolve("of_diabetes", path)["train.loss"].source == "defaults.regression"
+    assert resolve("of_digits", path)["train.loss"].source == "defaults"
+    sections = ("train", "evaluate", "export", "quantize", "parity", "benchmark", "bundle")
+    assert lacking("of_digits", path) == {"epochs": 30} | {name: {} for name in sections}
+
+
 def test_every_record_is_frozen(read: Callable[[str], Params]) -> None:
     records = list(records_below(read(TEXT)))
     assert len({type(record) for record in records}) >= 11
@@ -211,7 +239,8 @@ BASELINES = "'eager', 'channels_last', 'compile' or 'pyfunc'"
 EDITS = [
     # Keys
     ("epochs: 60", "epoch: 60", f"{ONE}.epoch is not a key; did you mean 'epochs'?"),
-    ("epochs: 60", "", f"{ONE}.epochs is missing"),
+    ("dataset: digits", "", f"{ONE}.dataset is missing"),
+    ("  epochs: 30\n", "", "defaults.epochs is missing"),
     ("mirrors: []", "", "mirrors is missing"),
     ("mirrors:", "mirror:", "mirror is not a key; did you mean 'mirrors'?"),
     ("validation_rows: 180", "validation_row: 180", "datasets.digits.validation_row is not a key"),
@@ -220,7 +249,6 @@ EDITS = [
     ("{name: mlp, ", "{", f"{ONE}.model.name is missing"),
     ("dataset: digits", "name: mine", f"{ONE}.name is not a key: the section is named already"),
     # Sections and defaults
-    ("    export: {}\n", "", f"{ONE}.export is missing"),
     ("    export: {}\n", "    exports: {}\n", f"{ONE}.exports is not a key; did you mean 'export'"),
     ("{lr: 4.0e-3, ", "{", f"{ONE}.train.lr is missing"),
     ("batch_size: 64", "batch_size: 0", "defaults.train.batch_size must be greater than or equal"),
@@ -478,7 +506,7 @@ UNFIT: dict[str, tuple[Callable[[Experiment], Experiment], str]] = {
     "a loss of another task": (
         lambda one: with_train(one, loss="mean_squared_error"),
         (
-            "train.loss: mean_squared_error does not fit mlp, which gives classes; choose "
+            "train.loss: mean_squared_error does not fit digits, which has classes; choose "
             "cross_entropy or binary_cross_entropy"
         ),
     ),
@@ -534,7 +562,7 @@ def test_it_is_asked_before_any_data_is_read(one: Experiment, tmp_path: Path) ->
     folder = tmp_path / "empty"
     folder.mkdir()
     paths = [folder / name for name in ("no-data", "weights", "metrics", "plots")]
-    with pytest.raises(ConfigError, match="does not fit mlp"):
+    with pytest.raises(ConfigError, match="does not fit digits"):
         train(*paths, experiment=with_train(one, loss="mean_squared_error"), track=False)
     assert not list(folder.iterdir())
 

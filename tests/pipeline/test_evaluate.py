@@ -219,7 +219,7 @@ def test_a_reconstruction_against_its_own_data(
     report = look(tmp_path, untrained(tmp_path, alone, trained.data), trained.data, alone)
     assert report.reconstruction is not None
     assert report.reconstruction.outliers is None
-    assert "digits" in report.skipped["outliers"]
+    assert report.skipped["outliers"] == "evaluate.against names no other data set"
 
 
 def test_outliers_must_be_images(trained: Project, drawing: Experiment, tmp_path: Path) -> None:

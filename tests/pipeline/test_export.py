@@ -225,6 +225,7 @@ def test_an_opset_without_strings_is_refused_for_text(params: Params, tmp_path: 
     text = params.experiment("rt-lstm")
     manifest = {"dataset": "rt_polarity", "kind": "text", "labels": ["negative", "positive"]}
     manifest |= {"class_counts": {}, "mean": [], "std": [], "vocabulary": ["the"], "seed": 1}
+    manifest |= {"targets": [], "target_mean": [], "target_std": []}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"arrays": {}}))
     with pytest.raises(ConfigError) as caught:
         export(

@@ -18,7 +18,7 @@ from pipeline.proof.gate import (
     values,
     worst_of,
 )
-from pipeline.records.parity import BatchDifference, Cell, VariantParity
+from pipeline.records.parity import BatchDifference, Cell, TargetErrors, VariantParity
 
 NOTHING = GateConfig.only(batch_diff=1e-4)
 ROWS = 360
@@ -45,13 +45,15 @@ def test_a_gate_that_looks_at_nothing_is_met_by_anything() -> None:
         ("min_snr_db", 60.0, 70.0, "60 dB of logits over the noise, limit 70 dB"),
         ("flips", 3, 2, "3 flips, limit 2"),
         ("accuracy_loss", 0.03, 0.02, "0.03 points of accuracy lost, limit 0.02"),
+        ("error_increase", 25.0, 2.0, "25.00 % more mean squared error, limit 2.00 %"),
     ],
 )
 def test_each_quantity_fails_alone_and_is_met_at_its_limit(
     name: str, measured: float, limit: float, line: str
 ) -> None:
-    assert describe(cell(diff=2e-3, flips=3), **{name: limit}) == [line]
-    assert describe(cell(diff=2e-3, flips=3), **{name: measured}) == []
+    found = replace(cell(diff=2e-3, flips=3), errors=TargetErrors(reference=0.5, other=0.625))
+    assert describe(found, **{name: limit}) == [line]
+    assert describe(found, **{name: measured}) == []
 
 
 def test_no_number_is_beyond_every_limit() -> None:

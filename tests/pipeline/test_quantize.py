@@ -165,13 +165,18 @@ def test_calibration_rows_come_from_training_and_from_the_seed(exported: Project
     assert not np.array_equal(rows, other)
 
 
-def test_more_rows_than_there_are_is_a_wrong_setting(exported: Project, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"experiments\.digits-cnn\.quantize\.calibration_rows must be at most \d+, the rows "
-        r"of the training split, got 5000",
-    ):
-        run(exported, tmp_path, calibration_rows=5000)
+def test_where_there_are_fewer_rows_all_are_calibrated_on_and_it_is_said(
+    exported: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    info = open_session(exported.models["fp32"]).inputs[0]
+    config = replace(config_of(exported), calibration_rows=5000)
+    with caplog.at_level("INFO"):
+        rows = calibration_rows(exported.data, info, config, "mine")
+    there = len(open_split(exported.data, "train").labels)
+    assert len(rows) == there
+    assert caplog.messages == [
+        f"mine: calibrates on all {there} rows of digits:train, calibration_rows asks for 5000"
+    ]
 
 
 def test_a_recipe_that_does_not_exist_is_a_wrong_setting(exported: Project, tmp_path: Path) -> None:

@@ -34,7 +34,11 @@ WRONG: list[tuple[str, SearchSpace, str]] = [
     ("model.hidden", (8, 16), r"search\.model\.hidden must be a list, got 8"),
     ("model.name", ("cnn",), r"experiments\.digits-mlp\.search\.model\."),
     ("epochs", (0, 1), r"experiments\.digits-mlp\.search\.epochs must be greater than"),
-    ("train.loss", ("mean_squared_error",), "mean_squared_error will not do: .*does not fit mlp"),
+    (
+        "train.loss",
+        ("mean_squared_error",),
+        "mean_squared_error will not do: .*does not fit digits",
+    ),
 ]
 
 

@@ -55,6 +55,28 @@ def test_the_standardisation_stays_that_of_the_own_data(
     assert (graph.mean.item(), graph.scale.item()) == (1.0, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+            "must give [10] for each row, it gives [3]",
+        ),
+        (nn.Linear(5, 10), "the network cannot take rows of uint8 [8, 8, 1]: "),
+    ],
+)
+def test_a_network_that_does_not_answer_the_rows_is_refused_before_it_is_trained(
+    trained: Project, tmp_path: Path, network: nn.Module, message: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.models.build", lambda *_, **__: network)
+        with pytest.raises(ConfigError) as caught:
+            run(trained.root, trained.experiment, tmp_path)
+    assert str(caught.value).startswith("experiments.digits-cnn.model: the network ")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_model_with_nothing_in_common_is_refused(trained: Project, params: object) -> None:
     model = replace(trained.experiment.model, settings=dict(trained.experiment.model.settings))
     narrow = replace(model, settings={**model.settings, "widths": [5, 5]})

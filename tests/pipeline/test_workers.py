@@ -169,4 +169,4 @@ def test_a_loss_that_is_no_number_ends_the_trial_alone(job: TrialJob) -> None:
 def test_settings_that_do_not_fit_together_end_the_trial_alone(job: TrialJob) -> None:
     done = outcome(job, {"train.loss": "mean_squared_error"})
     assert (done.state, done.epochs) == ("failed", ())
-    assert "mean_squared_error does not fit mlp" in (done.reason or "")
+    assert "mean_squared_error does not fit digits" in (done.reason or "")

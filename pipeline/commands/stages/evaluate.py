@@ -29,7 +29,7 @@ def evaluate(experiment: "Experiment", track: bool, as_json: bool) -> None:
     report = evaluate(
         layout.weights(experiment.name),
         layout.ready(experiment.dataset),
-        layout.ready(experiment.evaluate.against),
+        layout.ready(experiment.evaluate.against or experiment.dataset),
         layout.report_files(experiment.name, "evaluate"),
         layout.pictures(experiment.name),
         experiment=experiment,

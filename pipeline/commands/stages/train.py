@@ -62,14 +62,7 @@ def train(
         overrides=overrides,
         track=track,
     )
-    shown = (
-        "accuracy",
-        "loss",
-        "validation_accuracy",
-        "best_epoch",
-        "parameters",
-        "seconds",
-        "device",
-    )
+    shown = ("validation_accuracy", "best_epoch", "parameters", "seconds", "device")
+    found = {**report.headline, **{name: getattr(report, name) for name in shown}}
     if leads():  # among several processes one alone answers
-        show(report, as_json=as_json, text=summary(report, shown))
+        show(report, as_json=as_json, text=summary(found))

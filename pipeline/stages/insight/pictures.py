@@ -47,6 +47,8 @@ CAPTIONS = {
     "regions": "what is answered over the plane of the two features, and the test rows",
     "reconstructions": "test rows drawn again, and those with the largest errors on the right",
     "errors": "mean squared errors of the reconstructed test rows",
+    "predicted": "what is predicted over what is actual, for each test row: right on the line",
+    "residuals": "how far predictions are off, over what is predicted: a slope was not learnt",
 }
 FEW = 8
 """Rows whose saliency is drawn: one of each class."""

@@ -1,4 +1,4 @@
-"""How good a network's answers to the test rows are: accuracy, mistakes, calibration, redrawing.
+"""How good a network's answers to the test rows are: accuracy, mistakes, calibration, residuals.
 
 A classifier should be as sure as it is right: of the answers given with 0.9, nine in ten should be
 right. A reconstruction should redraw the images of its own data set better than those of another
@@ -6,20 +6,21 @@ one, which are outliers to it. Those are made fitting first: grey where the netw
 channel, and resized to its sides.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.network.graph import Graph
-from pipeline.records.evaluate import Bin, Calibration, Mistake
+from pipeline.records.evaluate import Bin, Calibration, Mistake, Residuals
 from pipeline.records.ready import Split
 from pipeline.tracking.figures import BLUE, ORANGE, PALE, STYLE
 
@@ -32,6 +33,8 @@ BINS = 15
 """Equally wide, as in Guo et al., "On calibration of modern neural networks", 2017."""
 ERROR_BINS = 60
 """Of the histogram of errors."""
+MOST_TARGETS = 4
+"""That are drawn of a regression with more."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue: recommendation ITU-R BT.601."""
@@ -196,6 +199,18 @@ def quantiles(errors: npt.NDArray[np.float64]) -> dict[str, float]:
     return {f"{part:g}": float(error) for part, error in zip(QUANTILES, found, strict=True)}
 
 
+def residuals_of(predicted: npt.NDArray[np.float64], actual: npt.NDArray[np.float64]) -> Residuals:
+    """How far predictions of a target are off, both [rows], in its own units."""
+    off = predicted - actual
+    worst_row = int(np.abs(off).argmax())
+    return Residuals(
+        bias=float(off.mean()),
+        quantiles=quantiles(np.abs(off)),
+        worst_row=worst_row,
+        worst=float(off[worst_row]),
+    )
+
+
 def auc(own: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
     """The chance that one of `other` is larger than one of `own`; a tie counts half.
 
@@ -223,6 +238,46 @@ def draw_errors(groups: Mapping[str, npt.NDArray[np.float64]], title: str) -> Fi
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend()
     return figure
+
+
+@mpl.rc_context(STYLE)
+def draw_predicted(
+    names: Sequence[str], predicted: npt.NDArray[np.float64], actual: npt.NDArray[np.float64]
+) -> Figure:
+    """Draw each row's prediction over its actual value, [rows, targets], a panel a target.
+
+    On the diagonal the two are the same.
+    """
+    figure, panels = _panels(len(names))
+    for axes, name, up, across in zip(panels, names, predicted.T, actual.T, strict=False):
+        ends = [min(up.min(), across.min()), max(up.max(), across.max())]
+        axes.plot(ends, ends, color=PALE, linewidth=1)
+        axes.scatter(across, up, s=14, color=BLUE, alpha=0.6, linewidths=0)
+        axes.set(xlabel=f"{name}, actual", ylabel=f"{name}, predicted")
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def draw_residuals(
+    names: Sequence[str], predicted: npt.NDArray[np.float64], actual: npt.NDArray[np.float64]
+) -> Figure:
+    """Draw how far each row's prediction is off over the prediction, a panel a target.
+
+    A slope or a funnel is what the network has not learnt.
+    """
+    figure, panels = _panels(len(names))
+    for axes, name, across, truth in zip(panels, names, predicted.T, actual.T, strict=False):
+        axes.axhline(0, color=PALE, linewidth=1)
+        axes.scatter(across, across - truth, s=14, color=ORANGE, alpha=0.6, linewidths=0)
+        axes.set(xlabel=f"{name}, predicted", ylabel="predicted - actual")
+    return figure
+
+
+def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
+    """Places for the first targets, side by side."""
+    shown = min(count, MOST_TARGETS)
+    figure = Figure(figsize=(4.4 * shown, 3.8), layout="constrained")
+    return figure, list(figure.subplots(1, shown, squeeze=False)[0])
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

@@ -133,5 +133,5 @@ def _hits(graph: Graph, images: Tensor, labels: Tensor) -> int:
     """How many rows are answered rightly."""
     with torch.inference_mode():
         inputs = graph.inputs(images)
-        _, probabilities = graph.head.answers(graph.network(inputs), inputs)
+        *_, probabilities = graph.head.answers(graph.network(inputs), inputs)
     return int(torch.eq(probabilities.argmax(dim=1), labels).sum())

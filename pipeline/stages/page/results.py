@@ -22,7 +22,7 @@ from pipeline.records.published import (
     PublishedVariant,
     machine_of,
 )
-from pipeline.records.quantize import QuantizeReport
+from pipeline.records.quantize import Quality, QuantizeReport
 from pipeline.records.train import TrainReport
 from serving.console import DASH, number, table
 from serving.errors import MissingInputError
@@ -154,10 +154,13 @@ class ResultRow:
     """None for a variant that was not measured, as are the figures below."""
     accuracy: float | None
     """On the test set, 0 to 1; None where no class is predicted, as are the flips."""
+    r2: float | None
+    """Of a regression: the part of the targets' variance that is explained, on the test set."""
     loss: float
     """Of the weights on the test set, in the unit of their loss."""
     max_abs_diff: float
-    """Largest difference of a logit, or of a reconstruction's pixel, to PyTorch."""
+    """Largest difference of a logit, of a reconstruction's pixel, or of a target in its own units,
+    to PyTorch."""
     flips: int | None
     passed: bool
     """Whether every gate of parity was met."""
@@ -171,8 +174,10 @@ class ResultRow:
 
     @property
     def reached(self) -> str:
-        """How good it is, in the measure that suits it: "98.89 %", "MSE 0.0042"."""
-        return f"MSE {self.loss:.4f}" if self.accuracy is None else f"{100 * self.accuracy:.2f} %"
+        """How good it is, in the measure that suits it: "98.89 %", "R² 0.431", "MSE 0.0042"."""
+        if self.accuracy is not None:
+            return f"{100 * self.accuracy:.2f} %"
+        return f"MSE {self.loss:.4f}" if self.r2 is None else f"R² {self.r2:.3f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +284,7 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
         passed=parity.passed,
         accuracy=parity.accuracy,
         accuracy_loss=parity.accuracy_loss,
-        error_increase=quality.loss if quality and quality.measure == "mean error" else None,
+        error_increase=_error_increase(parity, quality),
         flips=parity.flips,
         max_abs_diff=parity.max_abs_diff,
         max_probability_diff=parity.max_probability_diff,
@@ -287,6 +292,13 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
         size_ratio=made.size_ratio if made else None,
         speedup=made.speedup if made else {},
     )
+
+
+def _error_increase(parity: VariantParity, quality: Quality | None) -> float | None:
+    """Of targets, as parity measured it on the test set; of pixels, as quantization did."""
+    if parity.error_increase is not None:
+        return parity.error_increase
+    return quality.loss if quality and quality.measure == "mean error" else None
 
 
 def _speed(report: BenchmarkReport) -> PublishedSpeed:
@@ -340,6 +352,7 @@ def _row(
         variant=variant,
         provider=timings[0].provider if timings else None,
         accuracy=parity.accuracy,
+        r2=parity.r2,
         loss=measured.training.loss,
         max_abs_diff=parity.max_abs_diff,
         flips=parity.flips,

@@ -1,0 +1,144 @@
+"""`ferry new experiment NAME --dataset D --model M`: a section of params.yaml that runs.
+
+The settings of the model are those of the first experiment with it, here or in ferry's own
+params.yaml, cut down where the images are too small for them. All else is left to the defaults.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import datasets, models
+from pipeline.config import layout, params
+from pipeline.config.experiment import ModelConfig, OwnSection, Params
+from pipeline.config.layout import PARAMS
+from pipeline.config.reading import dump_value, with_entry
+from pipeline.errors import ConfigError
+from pipeline.models import Shape
+from pipeline.project.data import bring_up_to_date
+from pipeline.records.ready import MANIFEST, DatasetManifest, open_manifest
+from serving.errors import UnknownNameError, UsageError
+from serving.files import write_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewExperiment:
+    """What was written."""
+
+    name: str
+    params: Path
+    section: str
+    """The lines of it."""
+
+
+def new_experiment(name: str, *, dataset: str, model: str, path: Path = PARAMS) -> NewExperiment:
+    """Write the section of an experiment into params.yaml, whose other lines stay as they are.
+
+    A data set of the user's own is read first, for what its rows are. Raises UsageError for a name
+    that is there already or is none, UnknownNameError for a data set or a model that does not
+    exist, and ConfigError for a params.yaml that cannot be read and for a model that does not fit
+    the data set; nothing is written then.
+    """
+    ferrys = params.load(params.brought_along(PARAMS))
+    known = params.load(path)  # the last one: the registries look into its package
+    _refuse_name(name, known.experiments.keys() | known.broken.keys())
+    if dataset in datasets.names() and dataset not in known.datasets:
+        raise UsageError(
+            f"{path} has no data set {dataset} yet; write a line for it below `datasets`, such as "
+            f"`{dataset}: {{validation_rows: 1000}}`"
+        )
+    config = known.dataset(dataset)
+    if model not in models.names():
+        raise UnknownNameError("model", model, models.names())
+    ready = path.parent / layout.ready(dataset)
+    if isinstance(config, OwnSection):
+        bring_up_to_date(path.parent / layout.raw(dataset), ready, name=dataset, config=config)
+    manifest = _manifest(ready)
+    settings = _settings(model, known, ferrys)
+    if manifest:
+        settings = _fitted(model, settings, manifest)
+    body: dict[str, object] = {
+        "dataset": dataset,
+        "epochs": params.defaults(path)["epochs"],
+        "model": {"name": model, **settings},
+        "train": _train(dataset, model, manifest),
+    }
+    empty: dict[str, object] = dict.fromkeys(params.SECTIONS[2:])
+    lines = [f"{key}: {dump_value(value or {})}" for key, value in (body | empty).items()]
+    section = "\n".join([f"  {name}:", *(f"    {line}" for line in lines)])
+    text = with_entry(path, "experiments", section)
+    _check(text, name, path, manifest)
+    write_text(path, text)
+    return NewExperiment(name=name, params=path, section=section)
+
+
+def _refuse_name(name: str, taken: set[str]) -> None:
+    if not params.NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is not a name of letters, digits, '-' and '_'")
+    if name in taken:
+        raise UsageError(f"experiments.{name} is there already; choose another name, or change it")
+
+
+def _manifest(folder: Path) -> DatasetManifest | None:
+    """What is known of a data set once it is preprocessed."""
+    return open_manifest(folder) if (folder / MANIFEST).exists() else None
+
+
+def _settings(model: str, *places: Params) -> dict[str, object]:
+    """Those of the first experiment with this model; none where no experiment has it."""
+    for place in places:
+        for experiment in place.experiments.values():
+            if experiment.model.name == model:
+                return dict(experiment.model.settings)
+    return {}
+
+
+def _fitted(
+    model: str, settings: dict[str, object], manifest: DatasetManifest
+) -> dict[str, object]:
+    """Cut settings down until the network can be made for rows of this shape.
+
+    Raises ConfigError for what no smaller one can be made of.
+    """
+    shape = Shape.of(manifest, max(1, len(manifest.labels)))
+    while manifest.kind == "image":
+        try:
+            models.build(ModelConfig(name=model, settings=settings), shape, where=model)
+        except ConfigError:
+            smaller = _smaller(settings)
+            if smaller is None:
+                raise
+            settings = smaller
+        else:
+            break
+    return settings
+
+
+def _smaller(settings: Mapping[str, Any]) -> dict[str, object] | None:
+    """The same with one halving of the planes less; None where there is none to leave out."""
+    pools, widths = settings.get("pools"), settings.get("widths", ())
+    if pools is not None:
+        if True not in pools:
+            return None
+        first = pools.index(True)
+        return {**settings, "pools": [*pools[:first], False, *pools[first + 1 :]]}
+    return {**settings, "widths": widths[:-1]} if len(widths) > 1 else None
+
+
+def _train(dataset: str, model: str, manifest: DatasetManifest | None) -> dict[str, object]:
+    """The loss, where it is not the default one for the data set."""
+    known = datasets.get(dataset) if dataset in datasets.names() else manifest
+    if models.gives(model) == "reconstruction":
+        return {"loss": "mean_squared_error"}
+    return {"loss": "binary_cross_entropy"} if known and len(known.labels) == 2 else {}
+
+
+def _check(text: str, name: str, path: Path, manifest: DatasetManifest | None) -> None:
+    """Refuse a file in which the new experiment cannot be read or does not fit its data set."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        write_text(beside, text)
+        params.check(params.load(beside).experiment(name), manifest)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,131 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.experiment import Experiment
+from pipeline.config.params import check, load
+from pipeline.errors import ConfigError
+from pipeline.project.new import new_experiment
+from pipeline.stages.check import check as check_stage
+from serving.errors import FerryError, UnknownNameError, UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A params.yaml whose experiments stand before its defaults, as in a project of one's own."""
+    text = (ROOT / "params.yaml").read_text()
+    head, experiments = text.split("experiments:\n")
+    first, _, _ = experiments.partition("\n  digits-cnn:")
+    top, middle = head.split("# What an experiment takes")
+    middle = f"# What an experiment takes{middle.rstrip()}\n"
+    short = top[: top.index("# The experiments that a laptop")] + "short: []\n\n"
+    made = tmp_path / "params.yaml"
+    made.write_text(f"{short}experiments:\n{first.rstrip()}\n\n{middle}")
+    return made
+
+
+def made(path: Path, dataset: str, model: str, name: str = "mine") -> Experiment:
+    new_experiment(name, dataset=dataset, model=model, path=path)
+    experiment = load(path).experiment(name)
+    check(experiment)
+    return experiment
+
+
+def test_all_other_lines_stay_and_the_section_is_the_last_experiment(path: Path) -> None:
+    before = path.read_text().splitlines()
+    written = new_experiment("mine", dataset="digits", model="mlp", path=path)
+    after = path.read_text().splitlines()
+    assert written.section.splitlines()[0] == "  mine:"
+    section = written.section.splitlines()
+    start = after.index("  mine:")
+    assert after[start : start + len(section)] == section
+    assert after[: start - 1] + after[start + len(section) :] == before
+    assert list(yaml.safe_load(path.read_text())["experiments"]) == ["digits-mlp", "mine"]
+    assert after[start + len(section) + 1].startswith("# What an experiment takes")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "loss"),
+    [
+        ("digits", "mlp", "cross_entropy"),
+        ("moons", "mlp", "binary_cross_entropy"),
+        ("diabetes", "mlp", "mean_squared_error"),
+        ("mnist", "autoencoder", "mean_squared_error"),
+        ("rt_polarity", "text_lstm", "binary_cross_entropy"),
+    ],
+)
+def test_the_loss_fits_and_dvc_finds_each_section(
+    path: Path, dataset: str, model: str, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = made(path, dataset, model)
+    assert experiment.train.loss == loss
+    monkeypatch.chdir(path.parent)
+    Path("dvc.yaml").touch()
+    check_stage(Path("mark"), name="mine")
+    assert Path("mark").exists()
+
+
+def test_a_network_is_cut_down_to_small_images(path: Path, ready: Path) -> None:
+    shutil.copytree(ready / "data/ready/digits", path.parent / "data/ready/digits")
+    cnn = "name: cnn, widths: [8, 8, 8, 8], kernels: [3, 3, 3, 3], dropout: 0"
+    cnn += ", head: flatten, pools: [true, true, true, true], activation: relu}"
+    mlp = "name: mlp, hidden: [128], activation: relu, dropout: 0.1}"
+    path.write_text(path.read_text().replace(mlp, cnn))
+    source = load(path).experiment("digits-mlp")
+    assert source.model.settings["pools"] == [True] * 4
+    assert made(path, "digits", "cnn").model.settings["pools"] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "model", "error", "message"),
+    [
+        ("digits-mlp", "digits", "mlp", UsageError, "experiments.digits-mlp is there already"),
+        ("my.own", "digits", "mlp", UsageError, "'my.own' is not a name of letters"),
+        ("mine", "digts", "mlp", UnknownNameError, "no data set named 'digts'; did you mean 'dig"),
+        ("mine", "digits", "mpl", UnknownNameError, "no model named 'mpl'; did you mean 'mlp'?"),
+        ("mine", "fashion_mnist", "mlp", UsageError, "write a line for it below `datasets`"),
+        ("mine", "moons", "cnn", ConfigError, "experiments.mine.model.name: cnn takes image rows"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_nothing_is_written(
+    path: Path, name: str, dataset: str, model: str, error: type[FerryError], message: str
+) -> None:
+    before = path.read_bytes()
+    with pytest.raises(error) as caught:
+        new_experiment(name, dataset=dataset, model=model, path=path)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert path.read_bytes() == before
+
+
+def test_no_experiment_yet_and_experiments_in_braces(path: Path) -> None:
+    text = path.read_text()
+    begin, end = text.index("experiments:"), text.index("# What an experiment takes")
+    path.write_text(f"{text[:begin]}experiments: {{}}\n\n{text[end:]}")
+    assert made(path, "digits", "mlp").model.settings["hidden"] == [128], "as ferry's own has it"
+    path.write_text(f"{text[:begin]}experiments: {{a: {{dataset: digits}}}}\n\n{text[end:]}")
+    with pytest.raises(ConfigError, match="stands in braces"):
+        new_experiment("mine", dataset="digits", model="mlp", path=path)
+
+
+def test_dvc_is_told_all_sections_that_are_missing_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    text = path.read_text()
+    end = text.index("# What an experiment takes")
+    model = "model: {name: mlp, hidden: [4], activation: relu, dropout: 0}"
+    path.write_text(f"{text[:end]}  two:\n    dataset: digits\n    {model}\n\n{text[end:]}")
+    check_stage(Path("mark"), name="two")
+    Path("dvc.yaml").touch()
+    with pytest.raises(ConfigError) as caught:
+        check_stage(Path("mark"), name="two")
+    assert str(caught.value) == (
+        "experiments.two leaves out sections without which DVC stops; write `epochs: 20`, "
+        "`train: {}`, `evaluate: {}`, `export: {}`, `quantize: {}`, `parity: {}`, "
+        "`benchmark: {}`, `bundle: {}`"
+    )
