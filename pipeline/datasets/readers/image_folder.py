@@ -20,6 +20,7 @@ from pipeline.datasets.readers import Part, class_folder, listed, require_memory
 from pipeline.datasets.readers._columns import Columns, is_table
 from serving.errors import InputError
 from serving.inputs.names import IMAGE_SUFFIXES, NO_DATA
+from serving.runtime.cores import allowed_cores, ordered_map
 
 CHANNELS = {"grey": 1, "rgb": 3}
 
@@ -142,12 +143,17 @@ def _read_all(
     what = f"{len(found):,} images of {height} x {width}"
     require_memory(root, len(found) * prod(decoder.shape), what, "say a smaller size:")
     rows = np.empty((len(found), *decoder.shape), np.uint8)
-    paths = tqdm(found.values(), root.name, leave=False, disable=None)
-    for row, path in enumerate(paths):
+
+    def decode(path: Path) -> npt.NDArray[np.uint8]:
         try:
-            rows[row] = decoder.decode_file(path)
+            return decoder.decode_file(path)
         except ValueError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
+
+    decoded = ordered_map(decode, found.values(), parallel=allowed_cores())
+    bar = tqdm(decoded, root.name, len(found), leave=False, disable=None)
+    for row, pixels in enumerate(bar):
+        rows[row] = pixels
     return rows
 
 
