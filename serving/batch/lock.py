@@ -10,7 +10,6 @@ locks there is a warning, and none.
 import contextlib
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ class Writer:
 
     def describe(self) -> str:
         """Who it is: "(pid 4711, since 2026-11-26 10:15:02)", and on which machine if not here."""
-        where = "" if self.host == socket.gethostname() else f" on {self.host}"
+        where = "" if self.host == os.uname().nodename else f" on {self.host}"
         return f"(pid {self.pid}{where}, since {self.since})"
 
 
@@ -47,7 +46,7 @@ def lock_output(output: Path) -> Iterator[None]:
     handle = _locked(path, output)
     try:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        writer = Writer(pid=os.getpid(), host=socket.gethostname(), since=now)
+        writer = Writer(pid=os.getpid(), host=os.uname().nodename, since=now)
         os.ftruncate(handle, 0)
         os.pwrite(handle, dump_json(writer).encode(), 0)
         yield

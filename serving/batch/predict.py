@@ -367,11 +367,11 @@ class PredictLoop:
         if self._check and one.columns and one.rows is not None:
             numbers = {k: v for k, v in one.columns.items() if isinstance(v, np.ndarray)}
             self._check.add(one.rows, numbers)
-        if self._first and one.rows is not None:
+        self._output.take(one)
+        if self._first and one.rows is not None:  # after the first rows are out
             self._first.add(one.rows)
             if self._first.complete:
                 self._warn()
-        self._output.take(one)
         self._decode += one.decode_seconds
         self._inference += one.run_seconds
         self._write += time.perf_counter() - begin
