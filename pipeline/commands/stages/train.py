@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.commands.options import experiment_argument, track_option
-from serving.console import json_option, show, summary
+from serving.console import json_option, note, show, summary
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
@@ -73,3 +73,5 @@ def train(
     )
     if leads():  # among several processes one alone answers
         show(report, as_json=as_json, text=summary(report, shown))
+        if overrides:
+            note("With settings of this run alone; `dvc repro` trains as params.yaml says")
