@@ -57,7 +57,10 @@ def _params_with(experiments: tuple[str, ...]) -> "Params":
 
 
 def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
+    here = enter_project()
     params = _params_with(experiments)
+    import os
+
     from pipeline.config import layout
     from pipeline.stages.page.results import as_table, results
 
@@ -66,14 +69,16 @@ def _print_measured(experiments: tuple[str, ...], *, as_json: bool) -> None:
     for line in found.left_out:
         note(line)
     if found.rows and not as_json:
+        above = Path(os.path.relpath(".", here))
         ferry, shipped = program(), [row.experiment for row in found.rows if row.shipped]
         note(
-            f"\nReport   {layout.REPORT} (`{ferry} report` makes it)\n"
+            f"\nReport   {above / layout.REPORT} (`{ferry} report` makes it)\n"
             f"Runs     {ferry} ui, then http://127.0.0.1:5000"
         )
         for name in shipped[-1:]:
             rows = f"{params.experiment(name).dataset}:test"
-            note(f"Predict  {ferry} predict {layout.bundle(name)} {rows} --limit 5")
+            there = "" if above == Path() else f" -C {above}"
+            note(f"Predict  {ferry}{there} predict {layout.bundle(name)} {rows} --limit 5")
 
 
 def _print_published(experiments: tuple[str, ...], *, as_json: bool) -> None:

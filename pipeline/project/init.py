@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pipeline.config.layout import PARAMS
 from pipeline.config.params import brought_along
+from pipeline.project import samples
 from serving.errors import EngineError, OutputError, UnknownNameError
 from serving.files import write_text
 
@@ -26,6 +27,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 DVC_YAML = Path("dvc.yaml")
 VERSION_CONTROL = {".git", ".dvc", ".dvcignore"}
 """What a folder may hold and count as empty."""
+SAMPLES = {"image_folder": samples.images, "table": samples.table}
+"""What makes the data of a template that has its own."""
 MOST_NAMED = 3
 MADE_FOLDERS = {"bundles", "data", "metrics", "models", "mlruns", "plots", "reports"}
 """What stages write, which is no place for sources."""
@@ -66,10 +69,12 @@ def init(folder: Path, template: str = "digits") -> NewProject:
     _refuse_full(folder)
     folder = folder.absolute()
     package = package_name(folder.name)
-    files = _files(folder.name, package, template)
+    files = {**_files(folder.name, package, template), **SAMPLES.get(template, dict)()}
     with _all_or_nothing(folder):
         for name, content in files.items():
-            write_text(folder / name, content)
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         _initialise(folder)
     return NewProject(folder=folder, package=package, files=tuple(files))
 
@@ -130,15 +135,15 @@ def _refuse_full(folder: Path) -> None:
         )
 
 
-def _files(name: str, package: str, template: str) -> dict[str, str]:
-    """The text of each file, by its path in the project."""
+def _files(name: str, package: str, template: str) -> dict[str, bytes]:
+    """What is in each file, by its path in the project."""
     own = brought_along(PARAMS).read_text(encoding="utf-8")
     defaults = re.search(r"^(?:#.*\n)*defaults:\n(?: .*\n)+", own, re.MULTILINE)
     head = f"ferry: {metadata.version('onnx-ferry')}  # the version that the stages are of"
     places = f"package: {package}  # has datasets/ and models/ of your own\nmirrors: []"
     texts = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.iterdir()}
     readme = texts["README.md"].replace("my_project", package).replace("my-project", name)
-    return {
+    files = {
         "params.yaml": "\n".join(
             [f"{head}\n{places}\n", texts[f"{template}.yaml"], defaults[0] if defaults else ""]
         ),
@@ -151,6 +156,7 @@ def _files(name: str, package: str, template: str) -> dict[str, str]:
         ".gitignore": texts["gitignore"],
         ".dvcignore": texts["dvcignore"],
     }
+    return {path: text.encode() for path, text in files.items()}
 
 
 @contextlib.contextmanager

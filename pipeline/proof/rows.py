@@ -146,12 +146,13 @@ def _only(inputs: Sequence[TensorInfo], spec: str) -> TensorInfo:
 
 
 def _of_dataset(dataset: str, split: str, info: TensorInfo) -> Rows:
-    known = reading.names(DATASETS)
-    if dataset not in known:
+    known, folder = reading.names(DATASETS), layout.project() / layout.ready(dataset)
+    # One that has a reader in params.yaml is in no registry.
+    if dataset not in known and not folder.is_dir():
         raise UnknownNameError("data set", dataset, known)
     if split not in ready.SPLITS:
         raise UnknownNameError(f"split of {dataset}", split, ready.SPLITS)
-    return rows_of_split(layout.ready(dataset), split, info)
+    return rows_of_split(folder, split, info)
 
 
 def _of_archive(path: Path, inputs: Sequence[TensorInfo]) -> Rows:

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from project import REPOSITORY
 
 from pipeline.cli import ferry
-from pipeline.config import params, reading
+from pipeline.config import layout, params, reading
 from pipeline.project.init import init, package_name, stages, templates
+from pipeline.records.ready import open_manifest
 from serving.errors import EngineError, OutputError, UnknownNameError
 
 OWN = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
@@ -49,11 +50,6 @@ def test_a_project_is_whole_and_its_experiments_fit(place: Path) -> None:
     assert {*made.files} <= {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     }
-    found = params.load(folder / "params.yaml")
-    assert list(found.experiments) == ["digits-mlp"]
-    assert not found.broken
-    for experiment in found.experiments.values():
-        params.check(experiment)
     assert git(folder, "rev-parse", "--show-toplevel") == str(folder)
     assert (folder / ".dvc/config").read_text() == "[core]\n    analytics = false\n"
     assert git(folder, "check-ignore", "data/a", "mlflow.db") == "data/a\nmlflow.db"
@@ -61,6 +57,22 @@ def test_a_project_is_whole_and_its_experiments_fit(place: Path) -> None:
     assert text.startswith("# my project\n")
     assert "`my_project/models/NAME.py`" in text
     assert len(text.splitlines()) <= 25
+
+
+@pytest.mark.parametrize("template", templates())
+def test_the_experiment_of_a_template_fits_its_rows(
+    place: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr("pipeline.project.init._initialise", lambda _folder: None)
+    monkeypatch.chdir(init(Path("new"), template).folder)
+    found = params.load()
+    assert not found.broken
+    (experiment,) = found.experiments.values()
+    for stage in ("pull", "preprocess"):
+        done = CliRunner().invoke(ferry, [stage, experiment.dataset])
+        assert done.exit_code == 0, done.stderr
+    rows = open_manifest(layout.ready(experiment.dataset))
+    params.check(experiment, rows)
 
 
 @pytest.mark.parametrize("name", list(STAGES))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import sample_metrics
 from click.testing import CliRunner, Result
 from project import REPOSITORY
 
@@ -55,6 +56,20 @@ def test_a_file_is_named_from_where_one_is(below: Path) -> None:
     result = invoke("lint", "net.onnx")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: net.onnx")
+
+
+def test_a_file_beside_an_experiment_is_named_from_where_one_is(below: Path) -> None:
+    result = invoke("parity", "net.onnx", "digits-mlp", "--data", "digits:test")
+    assert result.stderr == (
+        "Error: notes/today/net.onnx is not there; it should be an ONNX file or a bundle\n"
+    )
+
+
+def test_what_is_printed_to_be_typed_works_from_where_one_is(below: Path) -> None:
+    sample_metrics.write_all(below.parents[1], "mnist-cnn")
+    result = invoke("results")
+    assert "Report   ../../reports/index.html " in result.stderr
+    assert " -C ../.. predict bundles/mnist-cnn " in result.stderr
 
 
 def test_a_file_takes_the_defaults_of_the_project(below: Path) -> None:

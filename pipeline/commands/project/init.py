@@ -33,7 +33,7 @@ def init(folder: "Path", template: str, as_json: bool) -> None:
     from pipeline.project.init import init
 
     made = init(folder, template)
-    listed = "\n".join(f"  {name}" for name in made.files)
-    show(made, as_json=as_json, text=f"{folder}\n{listed}")
+    top = dict.fromkeys(name.split("/")[0] + "/" * ("/" in name) for name in made.files)
+    show(made, as_json=as_json, text="\n  ".join([str(folder), *top]))
     enter = "" if made.folder == made.folder.cwd() else f"cd {shlex.quote(str(folder))}\n"
     note(f"\n{enter}dvc repro    # train, prove and bundle\nferry ui     # look at the runs")

@@ -4,7 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import ExperimentName, complete_experiment, track_option
+from pipeline.commands.options import (
+    ExperimentName,
+    complete_experiment,
+    enter_project,
+    track_option,
+)
 from serving.console import PATH, json_option, shared_option, show, task_option
 
 if TYPE_CHECKING:
@@ -134,11 +139,17 @@ def _experiment_of(side: str) -> str | None:
 
 
 def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool) -> None:
+    from pathlib import Path
+
     from pipeline.config.experiment import ParityConfig
     from pipeline.config.params import load, stage_defaults
 
-    for name in filter(None, map(_experiment_of, sides)):
+    names = list(map(_experiment_of, sides))
+    here = enter_project() if any(names) else Path()
+    for name in filter(None, names):
         load().experiment(name)  # before what follows imports PyTorch
+    data, output = here / options["data"], options["output"]
+    typed = [side if name else str(here / side) for side, name in zip(sides, names, strict=True)]
     from pipeline.proof.pair import compare, limits_of_pair, refuse_failures
     from pipeline.proof.rows import open_rows
     from pipeline.proof.sides import open_side
@@ -148,19 +159,19 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
     usual = stage_defaults("parity", ParityConfig)
     limit, flips, shared = options["limit"], options["flips"], options["shared"]
     reference, other = (
-        open_side(side, lambda name: load().experiment(name), shared) for side in sides
+        open_side(side, lambda name: load().experiment(name), shared) for side in typed
     )
     report = compare(
         reference,
         other,
-        open_rows(options["data"], reference.inputs),
+        open_rows(str(data) if data.exists() else options["data"], reference.inputs),
         limits=limits_of_pair(limit, usual.fp32.flips if flips is None else flips),
         batch_sizes=options["batch_sizes"] or usual.batch_sizes,
         hostile=options["hostile"],
         explain=options["explain"],
         task=options["task"],
     )
-    if options["output"]:
-        write_json(options["output"], report)
+    if output:
+        write_json(here / output, report)
     show(report, as_json=as_json, text=pair_table(report))
     refuse_failures({other.name: report.result}, options["output"])

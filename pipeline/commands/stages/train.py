@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.commands.options import experiment_argument, track_option
-from serving.console import json_option, show, summary
+from serving.console import json_option, note, show, summary
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
@@ -66,3 +66,5 @@ def train(
     found = {**report.headline, **{name: getattr(report, name) for name in shown}}
     if leads():  # among several processes one alone answers
         show(report, as_json=as_json, text=summary(found))
+        if overrides:
+            note("With settings of this run alone; `dvc repro` trains as params.yaml says")
