@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from serving.errors import DamagedError, InputError
+from serving.errors import InputError
 from serving.inputs.names import PACKED_SUFFIXES
-from serving.inputs.sources import Chunk, display_name, reason_of
+from serving.inputs.sources import Chunk, display_name, refuse_broken
 
 Item = TypeVar("Item")
 Take = Callable[[int], tuple[Sized, InputError | None]]
@@ -72,13 +72,11 @@ class Stream:
         return False
 
     def _whole(self, lines: Iterator[bytes]) -> Iterator[bytes]:
-        """The same lines; InputError where a compressed file is damaged."""
+        """The same lines; DamagedError where a compressed file is damaged."""
         import zlib
 
-        try:
+        with refuse_broken(self.name, "is damaged", (OSError, EOFError, ValueError, zlib.error)):
             yield from lines
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise DamagedError(self.name, f"is damaged: {reason_of(error)}") from error
 
     def _noted(self, content: bytes) -> bytes:
         if self._sum is not None:
