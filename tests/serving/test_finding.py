@@ -27,6 +27,14 @@ def test_a_name_alone_is_that_of_a_bundle(home: Path) -> None:
     assert located("tiny") == Path("tiny")
 
 
+def test_a_bundle_is_found_from_a_folder_below(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "photos" / "new").mkdir(parents=True)
+    monkeypatch.chdir(home / "photos" / "new")
+    assert located("tiny") == Path("../../bundles/tiny")
+    with pytest.raises(MissingInputError, match=r"did you mean \.\./\.\./bundles/tiny\?$"):
+        open_model(Path("tinny"))
+
+
 @pytest.mark.parametrize("name", ["tinyy", "bundles/tinny", "bundle/tiny"])
 def test_the_bundle_that_was_meant(home: Path, name: str) -> None:
     assert home.is_dir()
