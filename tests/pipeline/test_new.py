@@ -129,3 +129,28 @@ def test_dvc_is_told_all_sections_that_are_missing_at_once(
         "`train: {}`, `evaluate: {}`, `export: {}`, `quantize: {}`, `parity: {}`, "
         "`benchmark: {}`, `bundle: {}`"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("parity: {fp16", "parity: {fp32: {flips: null}, fp16", "parity.fp32.flips must be a num"),
+        (
+            "calibration_rows: 512",
+            "recipes: [halff]",
+            "quantize.recipes.0: no recipe named 'halff'",
+        ),
+        ("train: {", "train: {loss: mean_squared_error, ", "train.loss: mean_squared_error does "),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_told_before_training(
+    path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
+) -> None:
+    monkeypatch.chdir(path.parent)
+    begin, section = path.read_text().split("  digits-mlp:")
+    assert old in section
+    path.write_text(f"{begin}  digits-mlp:{section.replace(old, new, 1)}")
+    with pytest.raises(ConfigError) as caught:
+        check_stage(Path("mark"), name="digits-mlp")
+    assert f"experiments.digits-mlp.{message}" in str(caught.value)
+    assert not Path("mark").exists()

@@ -148,6 +148,7 @@ def test_parity_holds_the_errors_of_all_variants_to_the_weights(project: Project
     assert int8.error_increase not in (None, fp32.error_increase)
     assert fp32.flips is None
     assert fp32.limits.max_abs_diff is None
+    assert fp32.batch_sizes == (1, 7, 60), "no batch is larger than the test set"
     table = parity_table(report)
     assert "R²" in table
     assert "flips" not in table
