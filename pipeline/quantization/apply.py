@@ -199,6 +199,11 @@ def to_fp16(model: onnx.ModelProto, float_layers: Sequence[str] = ()) -> onnx.Mo
         half: onnx.ModelProto = convert_float_to_float16(
             body, keep_io_types=True, node_block_list=list(float_layers)
         )
+    # The tool leaves them at the end, and a node must stand behind what it reads.
+    casts = [node for node in half.graph.node if node.name.startswith("graph_input_cast")]
+    for node in reversed(casts):
+        half.graph.node.remove(node)
+        half.graph.node.insert(0, node)
     if units.node:
         del half.graph.output[:]
         half.graph.MergeFrom(units)

@@ -37,7 +37,15 @@ from serving.runtime.session import usable_providers
 
 RECORDED = (
     *(quantity.name for quantity in QUANTITIES),
-    *("accuracy", "near_ties", "mcnemar_p", "max_rel_diff", "hostile_max_abs_diff", "nonfinite"),
+    *(
+        "accuracy",
+        "r2",
+        "near_ties",
+        "mcnemar_p",
+        "max_rel_diff",
+        "hostile_max_abs_diff",
+        "nonfinite",
+    ),
 )
 """Figures of a variant that MLflow keeps beside those of its cells."""
 

@@ -134,6 +134,8 @@ def test_half_precision_and_int8_leave_the_units_in_float(project: Project) -> N
     assert set(report.variants) == {"fp32", "fp16", "int8"}
     assert report.passed
     assert all(one.nonfinite == 0 for one in report.variants.values())
+    onnx.checker.check_model(onnx.load(project.models["fp16"]))
+    assert report.variants["fp16"].onnx_reference.skipped is None
     int8 = onnx.load(project.models["int8"])
     assert int8.graph.node[-1].op_type == "Add", "the answer itself is not put into 256 steps"
 
