@@ -46,6 +46,7 @@ OWNERS = {
         "serving/runtime/providers.py",
         "serving/bundles/runner.py",  # runs alone, copied into a bundle
         "pipeline/quantization/apply.py",
+        "pipeline/quantization/half.py",
         "pipeline/quantization/prepare.py",
     },
 }

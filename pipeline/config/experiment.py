@@ -218,6 +218,10 @@ class QuantizeConfig(StrictSettings):
 Level = Literal["none", "basic", "extended", "all"]
 
 
+LIMITS_OF_CLASSES = ("flips", "accuracy_loss")
+"""Those of a gate that need a model which predicts a class."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateConfig(StrictSettings):
     """How far one variant may be from the trained weights, over the whole test set."""
@@ -389,6 +393,30 @@ class Experiment(StrictSettings):
     bundle: BundleConfig
     search: Mapping[str, SearchSpace] = field(default_factory=dict)
     """What `ferry tune` may change, by the key's path below the experiment; may be left out."""
+
+
+def check_gates(experiment: Experiment) -> None:
+    """Where a class is predicted, a gate must say how many may flip; elsewhere none can.
+
+    Raises ConfigError also where what ships would not be compared.
+    """
+    where, config = f"experiments.{experiment.name}.parity", experiment.parity
+    if "all" not in config.levels:
+        raise ConfigError(f"{where}.levels must hold 'all', which ships, got {config.levels}")
+    if "dynamo" not in config.exporters:
+        raise ConfigError(
+            f"{where}.exporters must hold 'dynamo', which ships, got {config.exporters}"
+        )
+    if experiment.train.loss == "mean_squared_error":
+        return
+    if config.fp32.max_abs_diff is None:
+        raise ConfigError(
+            f"{where}.fp32.max_abs_diff must be a number, got None: near-ties are told by it"
+        )
+    for variant in ("fp32", "fp16", "int8"):
+        for limit in LIMITS_OF_CLASSES:
+            if getattr(config.gate(variant), limit) is None:
+                raise ConfigError(f"{where}.{variant}.{limit} must be a number, got None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

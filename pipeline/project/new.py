@@ -21,6 +21,9 @@ from pipeline.records.ready import MANIFEST, DatasetManifest, open_manifest
 from serving.errors import UnknownNameError, UsageError
 from serving.files import write_text
 
+FEWEST_STEPS, SMALLEST_BATCH = 10, 8
+"""Of an epoch, and the rows of a step."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewExperiment:
@@ -58,11 +61,12 @@ def new_experiment(name: str, *, dataset: str, model: str, path: Path = PARAMS) 
     settings = _settings(model, known, ferrys)
     if manifest:
         settings = _fitted(model, settings, manifest)
+    defaults = params.defaults(path)
     body: dict[str, object] = {
         "dataset": dataset,
-        "epochs": params.defaults(path)["epochs"],
+        "epochs": defaults["epochs"],
         "model": {"name": model, **settings},
-        "train": _train(dataset, model, manifest),
+        "train": _loss(dataset, model, manifest) | _batch_size(defaults["train"], manifest),
     }
     empty: dict[str, object] = dict.fromkeys(params.SECTIONS[2:])
     lines = [f"{key}: {dump_value(value or {})}" for key, value in (body | empty).items()]
@@ -126,12 +130,22 @@ def _smaller(settings: Mapping[str, Any]) -> dict[str, object] | None:
     return {**settings, "widths": widths[:-1]} if len(widths) > 1 else None
 
 
-def _train(dataset: str, model: str, manifest: DatasetManifest | None) -> dict[str, object]:
+def _loss(dataset: str, model: str, manifest: DatasetManifest | None) -> dict[str, object]:
     """The loss, where it is not the default one for the data set."""
     known = datasets.get(dataset) if dataset in datasets.names() else manifest
-    if models.gives(model) == "reconstruction":
+    own_targets = known is manifest and manifest is not None and manifest.targets
+    if models.gives(model) == "reconstruction" or own_targets:
         return {"loss": "mean_squared_error"}
     return {"loss": "binary_cross_entropy"} if known and len(known.labels) == 2 else {}
+
+
+def _batch_size(defaults: Mapping[str, Any], manifest: DatasetManifest | None) -> dict[str, object]:
+    """A smaller one than the default where it would be too few steps an epoch to learn from."""
+    default = size = defaults["batch_size"]
+    rows = manifest.arrays["train_inputs.npy"].shape[0] if manifest else None
+    while rows is not None and rows // size < FEWEST_STEPS and size > SMALLEST_BATCH:
+        size //= 2
+    return {} if size == default else {"batch_size": size}
 
 
 def _check(text: str, name: str, path: Path, manifest: DatasetManifest | None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.experiment import GateConfig
+from pipeline.config.experiment import LIMITS_OF_CLASSES, GateConfig
 from pipeline.records.parity import BatchDifference, Cell, OutputDifference, VariantParity
 from serving.console import DASH
 from serving.runtime.settings import Level
@@ -60,8 +60,11 @@ class GateQuantity:
     """What a table says where there is no value."""
     least: bool = False
     """Whether the limit is the least that is allowed, and not the most."""
-    of_classes: bool = False
-    """Whether it needs a model that predicts a class; the limit must be null for others."""
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether it needs a model that predicts a class."""
+        return self.limit in LIMITS_OF_CLASSES
 
     @property
     def limit(self) -> str:
@@ -192,14 +195,12 @@ QUANTITIES = (
         title="real flips",
         heading="flips",
         form="{:.0f}",
-        of_classes=True,
     ),
     GateQuantity(
         name="accuracy_loss",
         worst=_accuracy_loss,
         title="accuracy lost, points",
         form="{:.2f}",
-        of_classes=True,
     ),
     GateQuantity(
         name="error_increase",

@@ -21,13 +21,13 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.onnxmodel import constants, drop_unused_constants, replace_constant
 from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import Rows
 from pipeline.proof.tracing.values import makers
+from pipeline.quantization.half import to_fp16, units_of_targets
 from pipeline.quantization.prepare import (
     DEQUANTIZE,
     RawInput,
@@ -65,8 +65,6 @@ CARRIERS = (
 # Not Conv, which is several times slower so than in float.
 DYNAMIC_OPERATORS = ["Attention", "EmbedLayerNormalization", "Gather", "LSTM", "MatMul"]
 HALF_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
-UNITS = ("head.std", "head.mean")
-"""The constants that give a regression the units of its targets."""
 SMALLEST = 256
 """Weights of fewer values stay as they are: the scales and nodes would cost more."""
 INT8_KERNEL = 4
@@ -175,7 +173,7 @@ class Quantizer:
             nodes_to_exclude=[
                 *float_layers,
                 *_scalings(self.prepared),
-                *_units_of_targets(self.prepared),
+                *units_of_targets(self.prepared),
             ],
             calibrate_method=METHODS[static.calibration],
             extra_options={
@@ -189,47 +187,6 @@ class Quantizer:
         if raw:
             _feed_pixels(made, raw)
         return made
-
-
-def to_fp16(model: onnx.ModelProto, float_layers: Sequence[str] = ()) -> onnx.ModelProto:
-    """Weights and arithmetic in half precision; inputs and outputs keep their types."""
-    body = onnxmodel.with_constant_weights(model)
-    units = _taken_off(body)
-    with onnxmodel.quiet():
-        half: onnx.ModelProto = convert_float_to_float16(
-            body, keep_io_types=True, node_block_list=list(float_layers)
-        )
-    if units.node:
-        del half.graph.output[:]
-        half.graph.MergeFrom(units)
-    return half
-
-
-def _taken_off(model: onnx.ModelProto) -> onnx.GraphProto:
-    """Take the units of targets off the end of a graph; returns what gives it them again.
-
-    The tool would hand on a half between two nodes that it leaves in float.
-    """
-    units, graph = onnx.GraphProto(), model.graph
-    last = set(_units_of_targets(model))
-    units.node.extend(node for node in graph.node if node.name in last)
-    if not units.node:
-        return units
-    units.output.extend(graph.output)
-    units.initializer.extend(one for one in graph.initializer if one.name in UNITS)
-    inner = next(name for name in units.node[0].input if name not in UNITS)
-    graph.output[0].name = inner
-    for parts, gone in ((graph.node, units.node), (graph.initializer, units.initializer)):
-        for part in gone:
-            parts.remove(part)
-    return units
-
-
-def _units_of_targets(model: onnx.ModelProto) -> Iterator[str]:
-    """The names of the nodes that give a regression its units, in which a half may overflow."""
-    for node in model.graph.node:
-        if set(UNITS) & {*node.input}:
-            yield node.name
 
 
 def _scalings(model: onnx.ModelProto) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """The recipes of quantization: a name such as `static-u8s8-raw-entropy` says all of one."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from pipeline.config.experiment import Variant
+from pipeline.errors import ConfigError
 from serving.errors import UnknownNameError
 
 Kind = Literal["static", "dynamic", "weights", "half"]
@@ -59,6 +61,15 @@ def parse(name: str) -> Recipe:
     if recipe is None:
         raise UnknownNameError("recipe", name, [*BASIC, f"{STATIC[0].name}-entropy"])
     return recipe
+
+
+def check(names: Sequence[str], where: str) -> None:
+    """Refuse a name that is no recipe's; `where` is the path of the list, for the ConfigError."""
+    for number, name in enumerate(names):
+        try:
+            parse(name)
+        except UnknownNameError as error:
+            raise ConfigError(f"{where}.{number}: {error}") from error
 
 
 def variant_of(recipe: Recipe) -> Variant:

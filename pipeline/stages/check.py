@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pipeline import models
 from pipeline.config import params
-from pipeline.config.experiment import Experiment
+from pipeline.config.experiment import Experiment, check_gates
 from pipeline.config.reading import dump_value
 from pipeline.errors import ConfigError
+from pipeline.quantization import recipes
 from serving.files import write_text
 
 DVC = Path("dvc.yaml")
@@ -26,6 +27,8 @@ def check(mark: Path, *, name: str) -> Experiment:
     """
     experiment = params.load().experiment(name)
     params.check(experiment)
+    check_gates(experiment)
+    recipes.check(experiment.quantize.recipes, f"experiments.{name}.quantize.recipes")
     if DVC.exists() and (lacking := params.lacking(name)):
         listed = ", ".join(f"`{key}: {dump_value(value)}`" for key, value in lacking.items())
         raise ConfigError(

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import tracking
-from pipeline.config.experiment import Experiment
-from pipeline.errors import ConfigError
+from pipeline.config.experiment import Experiment, check_gates
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.explain import explained
-from pipeline.proof.gate import QUANTITIES, SHIPPED
+from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.measure import Kept, keep, sample
 from pipeline.proof.pair import refuse_failures
 from pipeline.proof.prove import ParityPlan, Way, prove
@@ -38,7 +37,15 @@ from serving.runtime.session import usable_providers
 
 RECORDED = (
     *(quantity.name for quantity in QUANTITIES),
-    *("accuracy", "near_ties", "mcnemar_p", "max_rel_diff", "hostile_max_abs_diff", "nonfinite"),
+    *(
+        "accuracy",
+        "r2",
+        "near_ties",
+        "mcnemar_p",
+        "max_rel_diff",
+        "hostile_max_abs_diff",
+        "nonfinite",
+    ),
 )
 """Figures of a variant that MLflow keeps beside those of its cells."""
 
@@ -62,7 +69,7 @@ def parity(
     Raises ConfigError for gates that do not fit, ParityError when a gate is not met, after the
     report is written to `files`, and IntegrityError when a model was not exported from `weights`.
     """
-    _check_config(experiment)
+    check_gates(experiment)
     reference = open_weights(weights, data, experiment)
     rows = rows_of_split(data, "test", reference.inputs[0])
     sides = {
@@ -100,28 +107,6 @@ def parity(
     return report
 
 
-def _check_config(experiment: Experiment) -> None:
-    """Where a class is predicted, a gate must say how many may flip; elsewhere none can."""
-    where = f"experiments.{experiment.name}.parity"
-    config = experiment.parity
-    if SHIPPED not in config.levels:
-        raise ConfigError(f"{where}.levels must hold {SHIPPED!r}, which ships, got {config.levels}")
-    if "dynamo" not in config.exporters:
-        raise ConfigError(
-            f"{where}.exporters must hold 'dynamo', which ships, got {config.exporters}"
-        )
-    if experiment.train.loss == "mean_squared_error":
-        return
-    if config.fp32.max_abs_diff is None:
-        raise ConfigError(
-            f"{where}.fp32.max_abs_diff must be a number, got None: near-ties are told by it"
-        )
-    for variant in ("fp32", "fp16", "int8"):
-        for quantity in QUANTITIES:
-            if quantity.of_classes and quantity.allowed(config.gate(variant)) is None:
-                raise ConfigError(f"{where}.{variant}.{quantity.limit} must be a number, got None")
-
-
 def _variant(
     name: str,
     side: ModelSide,
@@ -132,13 +117,13 @@ def _variant(
     *,
     experiment: Experiment,
 ) -> VariantParity:
-    config = experiment.parity
+    config, count = experiment.parity, len(kept.rows)
     plan = ParityPlan(
         limits=config.gate(name),
         rule=rule,
-        batch_sizes=config.batch_sizes,
+        batch_sizes=tuple(dict.fromkeys(min(size, count) for size in config.batch_sizes)),
         levels=config.levels,
-        sample=sample(len(kept.rows), config.sample_rows, config.seed),
+        sample=sample(count, config.sample_rows, config.seed),
         onnx_reference_rows=config.reference_rows,
         hostile=True,
     )

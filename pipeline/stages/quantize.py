@@ -19,7 +19,6 @@ import onnx
 from pipeline import tracking
 from pipeline.config import layout
 from pipeline.config.experiment import Experiment, ParityConfig, QuantizeConfig, Variant
-from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.proof.rows import Rows, open_rows, rows_of_split
@@ -32,7 +31,7 @@ from pipeline.records import ReportFiles, ready, write
 from pipeline.records.quantize import QuantizeReport, Search, VariantFile
 from pipeline.tracking import figures
 from pipeline.tracking.figures import pareto, tries_csv
-from serving.errors import InputError, UnknownNameError, UsageError
+from serving.errors import InputError, UsageError
 from serving.files import sha256_of_bytes, write_bytes, write_json, write_text
 from serving.machine.environment import describe
 from serving.measuring.feeds import fixed_batch
@@ -67,7 +66,7 @@ def quantize(
     exist.
     """
     config, gates = experiment.quantize, experiment.parity
-    _check_recipes(config, experiment.name)
+    recipes.check(config.recipes, f"experiments.{experiment.name}.quantize.recipes")
     original = onnxmodel.load(model, f"ferry export {experiment.name}")
     info = open_session(model, threads=1).inputs[0]
 
@@ -266,14 +265,6 @@ def _chosen(rows: Rows, indices: npt.NDArray[np.int64], name: str) -> Rows:
     ordered = np.sort(indices)
     labels = None if rows.labels is None else rows.labels[ordered]
     return replace(rows, name=name, inputs=rows.take(ordered), labels=labels)
-
-
-def _check_recipes(config: QuantizeConfig, name: str) -> None:
-    for number, recipe in enumerate(config.recipes):
-        try:
-            recipes.parse(recipe)
-        except UnknownNameError as error:
-            raise ConfigError(f"experiments.{name}.quantize.recipes.{number}: {error}") from error
 
 
 def _record(report: QuantizeReport, metadata: dict[str, str], *, track: bool) -> None:

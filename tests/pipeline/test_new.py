@@ -1,6 +1,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -129,3 +130,47 @@ def test_dvc_is_told_all_sections_that_are_missing_at_once(
         "`train: {}`, `evaluate: {}`, `export: {}`, `quantize: {}`, `parity: {}`, "
         "`benchmark: {}`, `bundle: {}`"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("parity: {fp16", "parity: {fp32: {flips: null}, fp16", "parity.fp32.flips must be a num"),
+        (
+            "calibration_rows: 512",
+            "recipes: [halff]",
+            "quantize.recipes.0: no recipe named 'halff'",
+        ),
+        ("train: {", "train: {loss: mean_squared_error, ", "train.loss: mean_squared_error does "),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_told_before_training(
+    path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
+) -> None:
+    monkeypatch.chdir(path.parent)
+    begin, section = path.read_text().split("  digits-mlp:")
+    assert old in section
+    path.write_text(f"{begin}  digits-mlp:{section.replace(old, new, 1)}")
+    with pytest.raises(ConfigError) as caught:
+        check_stage(Path("mark"), name="digits-mlp")
+    assert f"experiments.digits-mlp.{message}" in str(caught.value)
+    assert not Path("mark").exists()
+
+
+def test_few_rows_of_numbers_to_be_predicted_get_their_loss_and_small_batches(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    random = np.random.default_rng(1)
+    inputs, labels = (random.normal(size=size).astype(np.float32) for size in ((200, 3), 200))
+    np.savez("mine.npz", x=inputs, y=labels)
+    text = path.read_text().replace(
+        "  digits: {",
+        "  few: {reader: arrays, path: mine.npz, inputs: x, labels: y}\n  digits: {",
+        1,
+    )
+    path.write_text(text)
+    new_experiment("mine", dataset="few", model="mlp", path=path)
+    experiment = load(path).experiment("mine")
+    assert (experiment.train.loss, experiment.train.batch_size) == ("mean_squared_error", 16)
+    assert experiment.parity.fp32.max_abs_diff is None, "the gates are those of a regression"

@@ -21,7 +21,8 @@ from pipeline.exporting import onnxmodel
 from pipeline.exporting.folding import fold_standardisation
 from pipeline.exporting.onnxmodel import constants, replace_constant
 from pipeline.proof.rows import Rows
-from pipeline.quantization.apply import Quantizer, to_fp16, weight_only
+from pipeline.quantization.apply import Quantizer, weight_only
+from pipeline.quantization.half import to_fp16
 from pipeline.quantization.prepare import prepare
 from pipeline.quantization.recipes import parse
 from serving.errors import ModelError

@@ -134,6 +134,8 @@ def test_half_precision_and_int8_leave_the_units_in_float(project: Project) -> N
     assert set(report.variants) == {"fp32", "fp16", "int8"}
     assert report.passed
     assert all(one.nonfinite == 0 for one in report.variants.values())
+    onnx.checker.check_model(onnx.load(project.models["fp16"]))
+    assert report.variants["fp16"].onnx_reference.skipped is None
     int8 = onnx.load(project.models["int8"])
     assert int8.graph.node[-1].op_type == "Add", "the answer itself is not put into 256 steps"
 
@@ -148,6 +150,7 @@ def test_parity_holds_the_errors_of_all_variants_to_the_weights(project: Project
     assert int8.error_increase not in (None, fp32.error_increase)
     assert fp32.flips is None
     assert fp32.limits.max_abs_diff is None
+    assert fp32.batch_sizes == (1, 7, 60), "no batch is larger than the test set"
     table = parity_table(report)
     assert "R²" in table
     assert "flips" not in table
