@@ -117,6 +117,16 @@ def sha256_of_bytes(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def here_or_above(path: Path) -> Path:
+    """`path` in the nearest folder that has it, from this one upwards as git looks; else as it is.
+
+    Relative to the working folder, as `path` is.
+    """
+    here = Path.cwd()
+    found = next((one for one in (here, *here.parents) if (one / path).exists()), here)
+    return Path(os.path.relpath(found / path))
+
+
 def require(path: Path, command: str) -> Path:
     """Return `path` if it exists, else raise MissingInputError naming the command that makes it."""
     if not path.exists():

@@ -3,10 +3,10 @@
 Paths are relative to the folder of params.yaml; `D` is a data set, `E` an experiment.
 """
 
-import os
 from pathlib import Path
 
 from pipeline.records import ReportFiles
+from serving.files import here_or_above
 
 VARIANTS = ("fp32", "fp16", "int8")
 """The exported model, and what is made of it."""
@@ -21,9 +21,7 @@ def project() -> Path:
 
     Relative to the working directory, as all of these paths: `.` or `../..`.
     """
-    here = Path.cwd()
-    above = [folder for folder in (here, *here.parents) if (folder / PARAMS).is_file()]
-    return Path(os.path.relpath(above[0])) if above else Path()
+    return here_or_above(PARAMS).parent
 
 
 def raw(dataset: str) -> Path:

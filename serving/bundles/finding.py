@@ -4,11 +4,11 @@ located("mnist-cnn")    # bundles/mnist-cnn, where there is no path of that name
 """
 
 import difflib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from serving.errors import MissingInputError
+from serving.files import here_or_above
 
 BUNDLES = Path("bundles")
 """Below the folder of params.yaml, where `ferry bundle` writes."""
@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 def located(name: str | Path) -> Path:
     """The path itself, or the bundle of that name where there is no such path."""
     path = Path(name)
-    made = _bundles() / path
+    made = here_or_above(BUNDLES) / path
     # A path with folders is no name; joined to a folder an absolute one stays as it is.
     known = len(path.parts) == 1 and not path.exists() and (made / MANIFEST).is_file()
     return made if known else path
@@ -26,7 +26,7 @@ def located(name: str | Path) -> Path:
 
 def not_there(path: Path) -> MissingInputError:
     """The error for a model that is not there, with the one that may be meant."""
-    others = {one.name: one for one in (*_models(_bundles()), *_models(path.parent))}
+    others = {one.name: one for one in (*_models(here_or_above(BUNDLES)), *_models(path.parent))}
     close = difflib.get_close_matches(path.name, others, n=1)
     if close:
         return MissingInputError(f"{path} is not there; did you mean {others[close[0]]}?")
@@ -34,13 +34,6 @@ def not_there(path: Path) -> MissingInputError:
     if len(path.parts) == 1 and not path.suffix:
         hint += f"; `ferry bundle {path}` makes the bundle of an experiment"
     return MissingInputError(f"{path} is not there; {hint}")
-
-
-def _bundles() -> Path:
-    """The nearest folder of bundles, here or above; relative to the working folder."""
-    here = Path.cwd()
-    found = next((one for one in (here, *here.parents) if (one / BUNDLES).is_dir()), here)
-    return Path(os.path.relpath(found / BUNDLES))
 
 
 def _models(folder: Path) -> Iterator[Path]:

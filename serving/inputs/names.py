@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from serving.errors import InputError, IntegrityError, UnknownNameError
-from serving.files import read_json, require, sha256_of_file
+from serving.files import here_or_above, read_json, require, sha256_of_file
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 ARROW_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
@@ -54,7 +54,7 @@ PATTERN = re.compile(r"[*?[]")
 NO_DATA = re.compile(r"\.|(Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 """Files of a folder that are left out without a word: hidden ones, and those of file managers."""
 READY = Path("data/ready")
-"""Below the working folder, where `ferry preprocess` writes."""
+"""Below the folder of params.yaml, where `ferry preprocess` writes."""
 SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.json"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9][\w-]*:\w+")
@@ -190,8 +190,9 @@ def path_of_split(name: str) -> Path:
     if split not in SPLITS:
         raise UnknownNameError(f"split of {dataset}", split, SPLITS)
     command = f"ferry preprocess {dataset}"
-    path = require(READY / dataset / f"{split}_inputs.npy", command)
-    manifest = require(READY / dataset / MANIFEST, command)
+    ready = here_or_above(READY / dataset)
+    path = require(ready / f"{split}_inputs.npy", command)
+    manifest = require(ready / MANIFEST, command)
     try:
         recorded = str(read_json(manifest)["arrays"][path.name]["sha256"])
     except (KeyError, TypeError) as error:

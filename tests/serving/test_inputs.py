@@ -167,6 +167,16 @@ def test_a_split_of_a_data_set(here: Path, of_images: Model) -> None:
     assert ids(open_inputs(["toy:test"], of_images)) == ["toy:test/a.png"]
 
 
+def test_a_split_is_found_from_a_folder_below(
+    here: Path, of_images: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split(here, PIXELS)
+    (here / "photos").mkdir(exist_ok=True)
+    monkeypatch.chdir(here / "photos")
+    inputs = open_inputs(["toy:test"], of_images)
+    assert ids(inputs)[0] == "../data/ready/toy/test_inputs.npy:0"
+
+
 def test_splits_that_are_not_there(here: Path, of_images: Model) -> None:
     path = split(here, PIXELS)
     with pytest.raises(UnknownNameError) as unknown:
