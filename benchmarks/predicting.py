@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from benching import Line, parser, show
 from PIL import Image
+from startup import COMPILED
 
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
@@ -246,7 +247,8 @@ def cold(folder: Path) -> Iterator[Line]:
 
 def first_line(command: Sequence[str]) -> None:
     """Start a program and wait for its first line."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, env=COMPILED) as process:
         if process.stdout is None or not process.stdout.readline():
             raise SystemExit(f"{command} printed nothing")
 

@@ -14,7 +14,6 @@ import functools
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -87,7 +86,8 @@ class Answered:
 def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answered]:
     """The answers to chunks of `rows` rows, if known, in order; EngineError if a decoder dies."""
     answer_one = functools.partial(answered, run.model, run.options)
-    workers = run.workers
+    # One chunk needs no threads.
+    workers = 1 if rows is not None and rows <= run.chunk_rows else run.workers
     slow = any(source.slow for source in run.inputs.sources)
     if not slow or workers == 1 or (rows is not None and rows < PROCESSES_PAY):
         # One worker has a thread as well: in the main one a long batch would hold up signals.
@@ -324,6 +324,8 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
 
 def _refuse_silent(address: str) -> None:
     """Raise EngineError when nobody answers at HOST:PORT; Ray would go on asking for minutes."""
+    import socket
+
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return  # "auto", and what Ray itself refuses
