@@ -140,7 +140,7 @@ class ImageDecoder:
     def _by_opencv(self, content: bytes) -> Array | None:
         """The pixels of a plain image of the model's size, or None for what Pillow should judge."""
         height, width, channels = self.shape
-        cv2 = _opencv()
+        cv2 = opencv()
         if cv2 is None or _too_many_pixels(width, height):
             return None
         plain = plain_picture(content, self.shape)
@@ -294,7 +294,7 @@ def opaque(image: Image.Image, mode: str) -> Image.Image:
 
 
 @functools.cache
-def _opencv() -> Any:
+def opencv() -> Any:
     """OpenCV, or None where it is not installed, cannot be loaded or is older than 4.11."""
     try:
         import cv2
