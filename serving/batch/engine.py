@@ -26,7 +26,7 @@ import numpy as np
 
 from serving.batch.answers import ID, Columns, answer
 from serving.batch.run import Chunks, PredictOptions, PredictRun
-from serving.drift.first_rows import FIRST_ROWS
+from serving.drift import FIRST_ROWS
 from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs, Place
 from serving.inputs.sources import Batch, Chunk, Lost, RowSource, UnreadableRow

@@ -6,18 +6,15 @@ mapped: a file that is cut short by another program would end this one. Nothing 
 
 import contextlib
 import functools
-import gzip
 import io
-import lzma
 import math
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -33,8 +30,12 @@ from serving.inputs.sources import (
     value_or_reason,
 )
 from serving.inputs.streams import Stream, open_stream
-from serving.inputs.tables.columns import Numbers, of_numbers
 from serving.runtime.tensors import Array
+
+if TYPE_CHECKING:
+    import zipfile
+
+    from serving.inputs.tables.columns import Numbers
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -43,8 +44,8 @@ UINT8 = np.dtype(np.uint8)
 IDX_BYTES = 8
 """The code of an IDX file whose values are bytes."""
 BLOCK_BYTES = 1 << 20
-GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
-# What numpy, zipfile and gzip raise on broken files.
+GZIP_ERRORS = (OSError, EOFError, zlib.error)
+# What numpy, gzip and, beside its own, zipfile raise on broken files.
 READING_ERRORS = (
     OSError,
     ValueError,
@@ -54,8 +55,6 @@ READING_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
 )
 
 
@@ -87,7 +86,7 @@ class ArrayFile(FileRows):
     """Its shape is [rows, ...], as the model takes them."""
     offset: int
     """The bytes before the first value."""
-    numbers: Numbers | None
+    numbers: "Numbers | None"
     """What the values become; None for texts, and for what is neither integer nor float."""
 
     @property
@@ -164,7 +163,7 @@ class StreamedRows(ArrayFile):
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """The values of `size` rows at a time; InputError where the file is not what it says."""
         pieces = self._of_columns if self.header.in_columns else self._of_rows
-        broken = refuse_broken(self.name, "cannot be read to its end", READING_ERRORS)
+        broken = refuse_broken(self.name, "cannot be read to its end", _errors_of_archives())
         with broken, self._opened() as stream:
             for rows in pieces(stream, size, start):
                 yield Chunk(start=start, count=len(rows), content=rows, digest=stream.digest)
@@ -205,9 +204,13 @@ class StreamedRows(ArrayFile):
             with open_stream(None, self.head) as stream:
                 yield stream
         elif self.member is None:
+            import gzip
+
             with gzip.open(self.path) as file:
                 yield Stream(self.path, cast("IO[bytes]", file))
         else:
+            import zipfile
+
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
                 yield Stream(self.path, member)
 
@@ -277,6 +280,8 @@ def _open_npy(path: Path, target: ReadTarget) -> PlainRows:
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
+    import zipfile
+
     with _readable(str(path), ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
         entry = members[_member(path, list(members), target.options.array)]
@@ -311,7 +316,9 @@ def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
     return header
 
 
-def _numbers(target: ReadTarget) -> Numbers | None:
+def _numbers(target: ReadTarget) -> "Numbers | None":
+    from serving.inputs.tables.columns import Numbers, of_numbers
+
     return Numbers.of(target) if of_numbers(target.input) else None
 
 
@@ -330,8 +337,10 @@ def read_header(file: Any, name: str = "it") -> ArrayHeader:
     return ArrayHeader(dtype, shape, in_columns=in_columns and len(shape) > 1)
 
 
-def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
+def _place_of_stored(file: IO[bytes], entry: "zipfile.ZipInfo") -> int | None:
     """Where in the archive a member lies, None for one that is compressed or encrypted."""
+    import zipfile
+
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         return None
     file.seek(entry.header_offset)
@@ -343,7 +352,15 @@ def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
 
 
 def _readable(name: str, suffix: str) -> AbstractContextManager[None]:
-    return refuse_broken(name, f"is not a {suffix} file that can be read", READING_ERRORS)
+    errors = READING_ERRORS if suffix == ".npy" else _errors_of_archives()
+    return refuse_broken(name, f"is not a {suffix} file that can be read", errors)
+
+
+def _errors_of_archives() -> tuple[type[Exception], ...]:
+    import lzma
+    import zipfile
+
+    return *READING_ERRORS, lzma.LZMAError, zipfile.BadZipFile
 
 
 def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
@@ -383,6 +400,8 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:
     """The length of each axis."""
+    import gzip
+
     broken = refuse_broken(str(path), "is not a whole gzip file", GZIP_ERRORS)
     with broken, gzip.open(path) if compressed else path.open("rb") as file:
         magic = file.read(4)
