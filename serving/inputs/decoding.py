@@ -88,7 +88,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 NOTES: set[str] = set()
-"""What is to be told of the images that this process has decoded."""
+"""What is to be told of the images that this process has decoded since the last batch."""
 # Pillow warns of damaged tags, but the picture is there or it is not. To drop its warnings while an
 # image is decoded would not do: the filters belong to the process, and there are many threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -135,7 +135,9 @@ class ImageDecoder:
     def batch(self, ids: Sequence[str], values: Sequence[Array | str]) -> Batch:
         """A batch of images, or reasons why there is none."""
         batch = batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
-        return replace(batch, notes=frozenset(NOTES)) if NOTES else batch
+        notes = frozenset(NOTES)
+        NOTES.difference_update(notes)  # told with this batch, and not with those of the next run
+        return replace(batch, notes=notes) if notes else batch
 
     def _by_opencv(self, content: bytes) -> Array | None:
         """The pixels of a plain image of the model's size, or None for what Pillow should judge."""
