@@ -263,7 +263,11 @@ def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
             header = _checked(stream, "stdin", target)
         head = stream.kept()
         return StreamedRows(
-            path=None, header=header, offset=len(head), numbers=_numbers(target), head=head
+            path=None,
+            header=header,
+            offset=len(head),
+            numbers=_numbers(target, header.dtype),
+            head=head,
         )
     suffix = path.suffix.lower()
     if suffix not in ARRAY_SUFFIXES:
@@ -276,7 +280,9 @@ def _open_npy(path: Path, target: ReadTarget) -> PlainRows:
         header = _checked(file, str(path), target)
         offset = file.tell()
         header.refuse_short(file.seek(0, 2) - offset, path.name)
-    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+    return PlainRows(
+        path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
+    )
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
@@ -290,7 +296,7 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
             offset = member.tell()
         header.refuse_short(entry.file_size - offset, entry.filename)
         at = _place_of_stored(file, entry)
-    numbers = _numbers(target)
+    numbers = _numbers(target, header.dtype)
     if at is not None:
         return PlainRows(path=path, header=header, offset=at + offset, numbers=numbers)
     member_name = entry.filename
@@ -302,10 +308,10 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
 def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
     """The header of an array that the model takes; InputError for another one."""
     header = read_header(file)
-    dtype, shape, numbers = header.dtype, header.shape, _numbers(target)
+    dtype, shape = header.dtype, header.shape
     fits = bool(shape) and target.input.accepts(dtype, shape[1:])
     if not fits:
-        casts = numbers is not None and dtype.kind in "fiu" and bool(shape)
+        casts = _numbers(target, dtype) is not None and dtype.kind in "fiu" and bool(shape)
         casts = casts and target.input.accepts(np.dtype(target.input.dtype), shape[1:])
         if not (casts and target.options.cast):
             hint = "; --cast converts them" if casts else ""
@@ -316,7 +322,10 @@ def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
     return header
 
 
-def _numbers(target: ReadTarget) -> "Numbers | None":
+def _numbers(target: ReadTarget, dtype: np.dtype[Any]) -> "Numbers | None":
+    """How values of `dtype` become the model's; None where they all are, or where none can be."""
+    if dtype.kind != "f" and dtype.name == target.input.dtype:
+        return None
     from serving.inputs.tables.columns import Numbers, of_numbers
 
     return Numbers.of(target) if of_numbers(target.input) else None
@@ -391,11 +400,15 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
     offset = 4 + 4 * len(sizes)
     header = ArrayHeader(UINT8, _idx_shape(path, sizes, target))
     if compressed:  # its length shows at its end
-        return StreamedRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+        return StreamedRows(
+            path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
+        )
     expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+    return PlainRows(
+        path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
+    )
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:

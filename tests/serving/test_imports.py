@@ -91,6 +91,7 @@ def test_the_first_row_waits_for_nothing_that_it_does_not_need(
     assert "serving.inputs.arrays" in modules, done.stderr
     late = ("serving.batch.journal", "serving.batch.report", "serving.bundles.bundle")
     late += ("serving.drift.", "serving.machine", "importlib.metadata", "zipfile", "pyarrow", "PIL")
+    late += ("serving.inputs.tables",)
     assert not [name for name in modules if name.startswith(late)]
 
 
