@@ -20,7 +20,7 @@ from serving.measuring.pairing import paired_ratio
 
 SECONDS = 8.0
 # An installed package is compiled once; so may ours be.
-ENVIRONMENT = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRITEBYTECODE"}
+COMPILED = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRITEBYTECODE"}
 HEAVY = ("numpy", "torch", "onnxruntime", "mlflow")
 ARGPARSE = [sys.executable, "-c", "import argparse"]
 TYPO = "mnist-cn"
@@ -55,7 +55,7 @@ def held(what: str, ours: list[str], other: list[str], aim: float) -> Line:
 def run(command: list[str]) -> None:
     """Run a program to its end and throw away what it prints."""
     quiet = subprocess.DEVNULL
-    subprocess.run(command, check=False, stdout=quiet, stderr=quiet, env=ENVIRONMENT)
+    subprocess.run(command, check=False, stdout=quiet, stderr=quiet, env=COMPILED)
 
 
 def imported() -> list[str]:

@@ -16,7 +16,6 @@
 `pipeline.errors` adds those of the stages to the same tree.
 """
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -98,6 +97,8 @@ def not_utf8(text: bytes) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The tail of an error message: `; did you mean 'mnist'?`, or the names there are."""
+    import difflib
+
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     if close:

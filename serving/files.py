@@ -7,13 +7,11 @@ its path, as the file may have been altered.
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -27,6 +25,8 @@ def atomic_write(target: Path) -> Iterator[IO[bytes]]:
 
     Raises OSError when the folder cannot be made or written, or the disk is full.
     """
+    import tempfile
+
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     temporary = Path(name)
@@ -88,6 +88,8 @@ def json_line(record: object) -> str:
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """The text of a CSV file, a line per row; a value that is None is left empty."""
+    import csv
+
     file = io.StringIO(newline="")
     csv.writer(file, lineterminator="\n").writerows([columns, *rows])
     return file.getvalue()

@@ -12,15 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.bundles.finding import not_there
-from serving.bundles.profiles import Goal, Profile, profile_for
 from serving.errors import InputError, ModelError, UsageError
-from serving.runtime.binding import BoundPool, can_bind
 from serving.runtime.classes import ClassOutputs, Task
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.session import Session, open_session
@@ -35,6 +33,10 @@ from serving.runtime.tensors import (
     described,
     strings_of,
 )
+
+if TYPE_CHECKING:
+    from serving.bundles.profiles import Goal, Profile
+    from serving.runtime.binding import BoundPool
 
 ModelKind = Literal["classifier", "reconstruction", "other"]
 
@@ -100,9 +102,9 @@ class Model:
     """The names of the classes, or None where nothing gives any; see `class_names`."""
     targets: tuple[str, ...] = ()
     """What the columns of `prediction` are called, the output of a regression of ferry's."""
-    profile: Profile | None = None
+    profile: "Profile | None" = None
     """What the session's settings were taken from, or None where no profile fitted."""
-    bound: BoundPool | None = None
+    bound: "BoundPool | None" = None
     """Memory for full batches, where the settings have `binding` and the model allows it."""
 
     @property
@@ -257,7 +259,7 @@ def open_model(
     threads: int | None = None,
     settings: SessionSettings | None = None,
     untuned: SessionSettings | None = None,
-    goal: Goal = "throughput",
+    goal: "Goal" = "throughput",
     task: Task | None = None,
     shared: Mapping[str, str] | None = None,
 ) -> Model:
@@ -292,6 +294,7 @@ def open_model(
         refuse_lacking(needs_in(session.metadata), str(path), provider)
         return _model(path, session, labels_of(path, session.metadata), None, task)
     from serving.bundles.bundle import open_bundle
+    from serving.bundles.profiles import profile_for
 
     bundle = open_bundle(path)
     refuse_lacking(bundle.manifest.needs, str(path), provider)
@@ -313,7 +316,7 @@ def _model(
     path: Path,
     session: Session,
     labels: tuple[str, ...] | None,
-    profile: Profile | None,
+    profile: "Profile | None",
     task: Task | None,
 ) -> Model:
     if len(session.inputs) != 1:
@@ -335,7 +338,11 @@ def _model(
         targets=_targets_of(path, session),
         profile=profile,
     )
-    if not session.settings.binding or not can_bind(session):
+    if not session.settings.binding:
+        return model
+    from serving.runtime.binding import BoundPool, can_bind
+
+    if not can_bind(session):
         return model
     return replace(model, bound=BoundPool(session, model.fixed_batch or model.batch_rows))
 

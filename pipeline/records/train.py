@@ -87,7 +87,7 @@ class TrainReport:
     """Training steps of all epochs, without validation, checkpoints and tracking."""
     rows_per_second: float
     tracking_seconds: float
-    """Time spent in MLflow within this process."""
+    """How long the training waited for MLflow, which works beside it in a process of its own."""
     device: str
     threads: int
     processes: int

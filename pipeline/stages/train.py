@@ -84,12 +84,15 @@ def train(
             )
             if overrides:
                 tracker.log_tags({"ferry.set": " ".join(map("=".join, overrides.items()))})
-            rows = ready.open_split(data, "train")
-            tracker.log_data(training.manifest, rows)
-            del rows  # else they would stay mapped
+            tracker.log_data(training.manifest, data)
             _fit(training, state, tracker)
             report = _finish(training, ready.open_split(data, "test"), weights, plots, tracker)
-        report = replace(report, tracking_seconds=tracker.seconds, overrides=overrides or {})
+        report = replace(
+            report,
+            tracking_seconds=tracker.seconds,
+            mlflow_run_id=tracker.run_id,
+            overrides=overrides or {},
+        )
         write(report, files)
         state.unlink(missing_ok=True)
         team.share(report)
@@ -191,7 +194,7 @@ def _finish(
     names = training.manifest.targets
     targets = target_qualities(graph, test, names) if names else ()
     content = save_weights(best, training.experiment)
-    report = _report(training, test, result, sha256_of_bytes(content), tracker.run_id)
+    report = _report(training, test, result, sha256_of_bytes(content))
     report = replace(report, targets=targets)
     _record(tracker, report)
     write_bytes(weights, content)
@@ -210,7 +213,6 @@ def _report(
     test: Split,
     result: Evaluation,
     weights_sha256: str,
-    run_id: str | None,
 ) -> TrainReport:
     loop, experiment = training.loop, training.experiment
     seconds = sum(epoch.seconds for epoch in loop.history)
@@ -241,7 +243,7 @@ def _report(
         init_from=training.transfer,
         machine=machine_of(this_machine("cpu")),
         git_revision=git_revision(),
-        mlflow_run_id=run_id,
+        mlflow_run_id=None,
         labels=labels,
         history=tuple(loop.history),
         confusion=confusion(test, result.predicted, len(labels)),

@@ -70,8 +70,7 @@ def tune(
     ):
         study.run_id = tracker.run_id or study.run_id
         _describe(tracker, experiment, plan, name)
-        # The rows are not kept: they would stay mapped.
-        tracker.log_data(manifest, ready.open_split(data, "train"))
+        tracker.log_data(manifest, data)
         _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
         report = _report(study, experiment, plan, digest, time.perf_counter() - start)
         if report.best_value is not None:

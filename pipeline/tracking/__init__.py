@@ -5,18 +5,19 @@ the metrics files are complete without it.
 """
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.config import layout
-from pipeline.records.ready import DatasetManifest, Split
+from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Epoch
 from pipeline.tracking.models import (
     Signature,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
 MAX_FAILURES = 3
 """Failures after which nothing more is tried: a dead server costs its timeout each time."""
@@ -56,78 +56,79 @@ class Tracker:
 
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
         """Record the settings of the experiment."""
-        self._record("parameters", lambda mlflow: mlflow.log_params(dict(parameters)))
+        self._record("parameters", "log_params", dict(parameters))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers, of an epoch where `step` is given."""
-        self._record("metrics", lambda mlflow: mlflow.log_metrics(dict(metrics), step=step))
+        self._record("metrics", "log_metrics", dict(metrics), step)
 
     def log_epochs(self, epochs: Sequence[Epoch]) -> None:
         """Record what epochs measured, all at once: a call of its own for each takes longer."""
-        self._record("epochs", lambda mlflow: _log_epochs(mlflow, self.run_id, epochs))
+        self._record("epochs", _log_epochs, tuple(epochs))
 
     def log_trial(
         self, name: str, settings: Mapping[str, object], epochs: Sequence[Epoch], state: str
     ) -> None:
         """Record a training that has ended as a run inside of this one."""
-
-        def nested(mlflow: Any) -> None:
-            tags = {"ferry.trial": state}
-            with mlflow.start_run(run_name=name, nested=True, tags=tags) as run:
-                mlflow.log_params(dict(settings))
-                _log_epochs(mlflow, run.info.run_id, epochs)
-
-        self._record(name, nested)
+        self._record(name, _log_trial, name, dict(settings), tuple(epochs), state)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags."""
-        self._record("tags", lambda mlflow: mlflow.set_tags(dict(tags)))
+        self._record("tags", "set_tags", dict(tags))
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Record a figure as `figures/NAME`."""
-        self._record(name, lambda mlflow: mlflow.log_figure(figure, f"figures/{name}"))
+        self._record(name, "log_figure", figure, f"figures/{name}")
 
-    def log_data(self, manifest: DatasetManifest, train: Split) -> None:
-        """Record the data set with its digest."""
-        self._record("data set", lambda mlflow: log_data(mlflow, manifest, train))
+    def log_data(self, manifest: DatasetManifest, data: Path) -> None:
+        """Record the preprocessed data set in the folder `data` with its digest."""
+        self._record("data set", log_data, manifest, data)
 
     def log_torch_model(
         self, module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
     ) -> None:
         """Record the PyTorch model as an exported program, which holds no pickle."""
-        self._record("PyTorch model", lambda _mlflow: log_torch_model(module, example, signature))
+        self._record("PyTorch model", log_torch_model, module, example, signature)
 
     def log_onnx_model(self, path: Path, name: str, signature: Signature) -> None:
         """Record an ONNX file as the model NAME."""
-        self._record("ONNX model", lambda _mlflow: log_onnx_model(path, name, signature))
+        self._record("ONNX model", log_onnx_model, path, name, signature)
 
     def start(self, experiment: str, find: Callable[[Any], str | None]) -> None:
         """Go on with the run that `find` finds in the store, or start one."""
-        self.run_id = self._record("anything", lambda mlflow: _start(mlflow, experiment, find))
+        self.run_id = self._record("anything", _start, experiment, find)
         if self.run_id is None:
             self._failures = MAX_FAILURES
 
     def finish(self, status: str) -> None:
         """Close the run and log one warning of what is missing from it."""
-        self._record("the end of the run", lambda mlflow: mlflow.end_run(status))
+        self._record("the end of the run", "end_run", status)
         if self._missed:
             reasons = "; ".join(sorted(set(self._missed.values())))
             logger.warning("MLflow did not record %s: %s", ", ".join(self._missed), reasons)
 
-    def _record(self, what: str, action: Callable[[Any], Result]) -> Result | None:
+    def _record(self, what: str, action: str | Callable[..., Any], *given: Any) -> Any:
+        """Call a function of MLflow by its name, or one that takes MLflow first."""
         if self._failures >= MAX_FAILURES:
             if self.run_id is not None:
                 self._missed.setdefault(what, "given up after several failures")
             return None
         start = time.perf_counter()
         try:
-            return action(load_mlflow())
+            mlflow = load_mlflow()
+            if isinstance(action, str):
+                return getattr(mlflow, action)(*given)
+            return action(mlflow, *given)
         except Exception as error:  # noqa: BLE001 - tracking must never stop a training
             self._failures += 1
             self._missed.setdefault(what, one_line(error, 300))
             return None
         finally:
             self.seconds += time.perf_counter() - start
+
+
+ELSEWHERE: list[Tracker] = []
+"""The tracker in a process of its own, if the command has begun one."""
 
 
 def run_of_training(
@@ -137,7 +138,7 @@ def run_of_training(
 
     With `track` false nothing is recorded and MLflow is not even imported.
     """
-    return _tracked(experiment, lambda mlflow: _existing(mlflow, run_id), track=track)
+    return _tracked(experiment, functools.partial(_existing, run_id=run_id), track=track)
 
 
 @contextlib.contextmanager
@@ -164,7 +165,7 @@ def run_of_predictions(experiment: str) -> AbstractContextManager[Tracker]:
 def _tracked(
     experiment: str, find: Callable[[Any], str | None], *, track: bool
 ) -> Iterator[Tracker]:
-    tracker = Tracker()
+    tracker = ELSEWHERE[0] if ELSEWHERE else Tracker()
     if not track:
         tracker._failures = MAX_FAILURES  # noqa: SLF001 - its own module
         yield tracker
@@ -197,7 +198,7 @@ def _start(mlflow: Any, experiment: str, find: Callable[[Any], str | None]) -> s
     return identifier
 
 
-def _existing(mlflow: Any, run_id: str | None) -> str | None:
+def _existing(mlflow: Any, *, run_id: str | None) -> str | None:
     if run_id is None:
         return None
     try:
@@ -227,7 +228,16 @@ def _new_run(mlflow: Any, name: str, tags: Mapping[str, str] | None = None) -> s
     return identifier
 
 
-def _log_epochs(mlflow: Any, run_id: str | None, epochs: Sequence[Epoch]) -> None:
+def _log_trial(
+    mlflow: Any, name: str, settings: Mapping[str, object], epochs: Sequence[Epoch], state: str
+) -> None:
+    with mlflow.start_run(run_name=name, nested=True, tags={"ferry.trial": state}):
+        mlflow.log_params(settings)
+        _log_epochs(mlflow, epochs)
+
+
+def _log_epochs(mlflow: Any, epochs: Sequence[Epoch]) -> None:
+    """Log them in the run that is active."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -237,6 +247,6 @@ def _log_epochs(mlflow: Any, run_id: str | None, epochs: Sequence[Epoch]) -> Non
         for name, value in asdict(epoch).items()
         if name != "epoch" and value is not None
     ]
-    client = mlflow.MlflowClient()
+    client, run_id = mlflow.MlflowClient(), mlflow.active_run().info.run_id
     for start in range(0, len(metrics), MAX_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])

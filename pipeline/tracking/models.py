@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import layout
-from pipeline.records.ready import DatasetManifest, Split, digest
+from pipeline.records.ready import DatasetManifest, digest, open_split
 from serving.errors import ModelError, one_line
 from serving.machine.environment import runtime_wheels
 from serving.runtime.providers import ORT_ERRORS, PROVIDERS
@@ -81,22 +81,23 @@ def model_requirements() -> list[str]:
     return [*wheels, f"onnx=={onnx.__version__}"]
 
 
-def log_data(mlflow: Any, manifest: DatasetManifest, train: Split) -> None:
-    """Log the training rows as the input of the active run."""
+def log_data(mlflow: Any, manifest: DatasetManifest, data: Path) -> None:
+    """Log the training rows in the folder `data` as the input of the active run."""
     from mlflow.data.code_dataset_source import CodeDatasetSource
 
     # MLflow keeps at most 36 characters of a digest; the tag has all of them.
     full = digest(manifest)
+    train = open_split(data, "train")
     source = CodeDatasetSource({"homepage": manifest.homepage, "licence": manifest.licence})
-    data = mlflow.data.from_numpy(
+    logged = mlflow.data.from_numpy(
         train.inputs, source, train.labels, name=manifest.dataset, digest=full[:36]
     )
-    mlflow.log_input(data, context="training")
+    mlflow.log_input(logged, context="training")
     mlflow.set_tags({"ferry.data_sha256": full, "ferry.data_citation": manifest.citation})
 
 
 def log_torch_model(
-    module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
+    _mlflow: Any, module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
 ) -> None:
     """Log a network as an exported program."""
     import mlflow.pytorch
@@ -112,7 +113,7 @@ def log_torch_model(
     )
 
 
-def log_onnx_model(path: Path, name: str, signature: Signature) -> None:
+def log_onnx_model(_mlflow: Any, path: Path, name: str, signature: Signature) -> None:
     """Log an ONNX file."""
     import mlflow.onnx
     import onnx

@@ -86,11 +86,6 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if has_cuda and wanted != "cpu" else "cpu")
 
 
-def leads() -> bool:
-    """Whether torchrun made this process the lead, or started none."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[Team]:
     """Meet the other processes that torchrun started, and part from them at the end.

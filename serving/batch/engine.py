@@ -1,8 +1,8 @@
 """From chunks to their answers, in the order of the rows and with bounded memory.
 
 On this machine batches run side by side in threads, which ONNX Runtime leaves free while it
-computes. Many images are decoded in processes of their own, because Python decodes in one thread at
-a time; everything else is decoded in the thread that runs it.
+computes, and each decodes its rows before it runs them: OpenCV leaves Python free as well. Many
+images without OpenCV, or more threads than Python can lead, are decoded in processes of their own.
 
 On a cluster of Ray the same chunks are cut and answered by actors of Ray Data. No row passes
 through the program that started the run: an actor gets the place of a chunk, opens the inputs
@@ -14,7 +14,6 @@ import functools
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ import numpy as np
 
 from serving.batch.answers import ID, Columns, answer
 from serving.batch.run import Chunks, PredictOptions, PredictRun
-from serving.drift.first_rows import FIRST_ROWS
+from serving.drift import FIRST_ROWS
 from serving.errors import EngineError, ModelError, UsageError
 from serving.inputs.inputs import Inputs, Place
 from serving.inputs.sources import Batch, Chunk, Lost, RowSource, UnreadableRow
@@ -39,6 +38,8 @@ from serving.runtime.tensors import Array
 NOT_FINITE = "the model gave what is not a finite number"
 PROCESSES_PAY = 2000
 """From so many images on, decoding takes longer than starting processes."""
+THREADS_DO = 4
+"""So many threads can decode at a time: of an image of 28x28, Python itself needs a fifth."""
 GRACE_SECONDS = 5
 """How long a decoding process that has to end goes on with the chunks in hand."""
 ANSWER_SECONDS = 5
@@ -87,9 +88,9 @@ class Answered:
 def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answered]:
     """The answers to chunks of `rows` rows, if known, in order; EngineError if a decoder dies."""
     answer_one = functools.partial(answered, run.model, run.options)
-    workers = run.workers
-    slow = any(source.slow for source in run.inputs.sources)
-    if not slow or workers == 1 or (rows is not None and rows < PROCESSES_PAY):
+    # One chunk needs no threads.
+    workers = 1 if rows is not None and rows <= run.chunk_rows else run.workers
+    if workers == 1 or not _decodes_in_processes(run, rows):
         # One worker has a thread as well: in the main one a long batch would hold up signals.
         with ThreadPoolExecutor(workers) as threads:
             yield from ordered_results(
@@ -114,6 +115,15 @@ def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answ
                 "a process that decoded images died; the memory may be too small for --workers "
                 f"{workers}, or the script that called has no `if __name__ == '__main__':`"
             ) from error
+
+
+def _decodes_in_processes(run: PredictRun, rows: int | None) -> bool:
+    slow = any(source.slow for source in run.inputs.sources)
+    if not slow or (rows is not None and rows < PROCESSES_PAY):
+        return False
+    from serving.inputs.decoding import opencv
+
+    return run.workers > THREADS_DO or opencv() is None
 
 
 def decoded(inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
@@ -324,6 +334,8 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
 
 def _refuse_silent(address: str) -> None:
     """Raise EngineError when nobody answers at HOST:PORT; Ray would go on asking for minutes."""
+    import socket
+
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return  # "auto", and what Ray itself refuses

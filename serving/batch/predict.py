@@ -16,33 +16,25 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from serving.batch.engine import Answered, answers, answers_of_cluster
-from serving.batch.journal import (
-    Journal,
-    Layout,
-    Shard,
-    add_to_journal,
-    begin_run,
-    drop_run,
-    finish_run,
-    read_journal,
-)
-from serving.batch.lock import lock_output
-from serving.batch.report import PredictReport, Stages
 from serving.batch.run import PredictOptions, PredictRun, prepare
 from serving.batch.signals import stoppable
 from serving.batch.writers import Write, open_writer
 from serving.console import note
-from serving.drift.check import DriftCheck, open_check
-from serving.drift.first_rows import FirstRows
 from serving.errors import FerryError, InputError
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
 from serving.inputs.sources import REST
+
+if TYPE_CHECKING:
+    from serving.batch.journal import Journal, Layout
+    from serving.batch.report import PredictReport
+    from serving.drift.check import DriftCheck
+    from serving.drift.first_rows import FirstRows
 
 MOST_NOTES = 10
 SHARD_ROWS = 1_000_000
@@ -56,7 +48,7 @@ def predict(
     *,
     output: Path | None,
     options: PredictOptions | None = None,
-) -> PredictReport:
+) -> "PredictReport":
     """Run every row of `inputs` in order, and write one line for each to `output` or stdout.
 
     `serving.batch.answers` says what is written of a row. An `output` without a suffix is a
@@ -70,11 +62,18 @@ def predict(
     """
     options = options or PredictOptions()
     run = prepare(Path(model), inputs, output, options)
-    check = open_check(run.model.path) if options.reference else None
+    check = None
+    if options.reference:
+        from serving.drift.check import open_check
+
+        check = open_check(run.model.path)
     if output is None:
         loop = PredictLoop(run, Stdout(run), None, check)
         loop.go()
         return loop.report(None, None)
+    from serving.batch.journal import Layout, begin_run, finish_run, read_journal
+    from serving.batch.lock import lock_output
+
     layout = Layout(output=output, form=run.form)
     with lock_output(output):
         journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
@@ -91,8 +90,10 @@ def predict(
 
 
 @contextlib.contextmanager
-def _kept(layout: Layout) -> Iterator[None]:
+def _kept(layout: "Layout") -> Iterator[None]:
     """Say how many rows a run that fails leaves behind, and clean up after one that leaves none."""
+    from serving.batch.journal import drop_run, read_journal
+
     try:
         yield
     except (OSError, FerryError):
@@ -174,7 +175,7 @@ class ShardedOutput(Output):
     """Shards in a folder, listed in its manifest."""
 
     def __init__(
-        self, run: PredictRun, layout: Layout, journal: Journal, check: DriftCheck | None
+        self, run: PredictRun, layout: "Layout", journal: "Journal", check: "DriftCheck | None"
     ) -> None:
         """Go on after the shards of `journal`; the folder and its manifest are there."""
         super().__init__(run, rows=journal.rows, errors=journal.errors)
@@ -215,6 +216,8 @@ class ShardedOutput(Output):
 
     def finish(self, *, last: bool) -> None:
         """Give the open shard its name, and then a line in the manifest."""
+        from serving.batch.journal import Shard, add_to_journal
+
         self.close()
         shard, path = self._open, self._layout.shard(self._index)
         if shard is not None:
@@ -247,7 +250,11 @@ class PredictLoop:
     """The rows that are left of a run, from the engine to the output."""
 
     def __init__(
-        self, run: PredictRun, output: Output, journal: Journal | None, check: DriftCheck | None
+        self,
+        run: PredictRun,
+        output: Output,
+        journal: "Journal | None",
+        check: "DriftCheck | None",
     ) -> None:
         """Go on after the shards of `journal`, and count the rows for `check`."""
         self._run = run
@@ -258,7 +265,11 @@ class PredictLoop:
             check.restore(journal.last.drift)
         self._before = output.rows
         begins = run.options.reference is None and not (journal and journal.shards)
-        self._first = FirstRows(run.model.path) if begins and run.model.path.is_dir() else None
+        self._first: FirstRows | None = None
+        if begins and run.model.path.is_dir():
+            from serving.drift import first_rows
+
+            self._first = first_rows.FirstRows(run.model.path)
         self._unlike: str | None = None
         self._seconds = self._decode = self._inference = self._write = 0.0
         self.stopped: list[signal.Signals] = []
@@ -299,8 +310,10 @@ class PredictLoop:
         """The error for an input without one good row."""
         return InputError(f"not one of {self._output.errors} rows can be used: {self.first_error}")
 
-    def report(self, output: Path | None, errors_file: Path | None) -> PredictReport:
+    def report(self, output: Path | None, errors_file: Path | None) -> "PredictReport":
         """What was done; raises InputError when there was no row to write."""
+        from serving.batch.report import PredictReport, Stages
+
         if not self._output.rows and not self.stopped:
             raise self.nothing_readable()
         model, done = self._run.model, self._output.rows - self._before

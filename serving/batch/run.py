@@ -8,22 +8,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.batch.journal import Journal, Layout, Provenance, RunKey, Shard, find_run
-from serving.batch.writers import format_of
+from serving.batch.writers import LINES, format_of
 from serving.console import note
 from serving.errors import OutputError, UsageError
 from serving.inputs.inputs import Inputs, Place, open_inputs
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
-from serving.machine.environment import ferry_version, runtime_wheels
 from serving.model import Model, open_model
 from serving.runtime.classes import Task
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
+
+if TYPE_CHECKING:
+    from serving.batch.journal import Journal, Provenance, Shard
 
 Engine = Literal["local", "ray"]
 Chunks = Iterator[tuple[int, Chunk]]
@@ -114,7 +115,7 @@ class PredictRun:
             total = limit if total is None else min(limit, total)
         return None if total is None else max(0, total - done)
 
-    def chunks(self, journal: Journal | None) -> Chunks:
+    def chunks(self, journal: "Journal | None") -> Chunks:
         """The chunks that no shard holds yet; OutputError when the stream is another one."""
         last = journal.last if journal else None
         if journal is None or last is None:
@@ -128,8 +129,11 @@ class PredictRun:
         done = journal.rows + journal.errors if journal else 0
         return _limited(chunks, self.options.limit - done)
 
-    def provenance(self) -> Provenance:
+    def provenance(self) -> "Provenance":
         """Which run it is."""
+        from serving.batch.journal import Provenance, RunKey
+        from serving.machine.environment import ferry_version, runtime_wheels
+
         options = self.options
         key = RunKey(
             model_sha256=self.model.session.sha256,
@@ -163,7 +167,11 @@ class PredictRun:
         )
 
     def metadata(self) -> dict[str, str]:
-        """What the file of the rows says of itself, where its format has a place for it."""
+        """What the file of the rows says of itself; nothing where its format has no place."""
+        if self.form in LINES:
+            return {}
+        from serving.machine.environment import ferry_version
+
         return {
             "ferry.model": str(self.model.path),
             "ferry.model_sha256": self.model.session.sha256,
@@ -172,7 +180,7 @@ class PredictRun:
             "ferry.batch_rows": str(self.batch_rows),
         }
 
-    def _later_of_stream(self, last: Shard) -> Chunks:
+    def _later_of_stream(self, last: "Shard") -> Chunks:
         chunks = self.inputs.chunks(self.chunk_rows)
         for number, chunk in chunks:
             end = Place(number, chunk.start + chunk.count)
@@ -259,6 +267,8 @@ def dry_run(
     run = prepare(path, inputs, output, options)
     model, journal = run.model, None
     if output is not None:
+        from serving.batch.journal import Layout, find_run
+
         layout = Layout(output=output, form=run.form)
         journal = None if run.options.overwrite else find_run(layout, run.provenance())
     return Preview(

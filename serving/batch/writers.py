@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ STREAM = "arrow stream"
 GROUP_CELLS = 1_000_000
 PACKED_LEVEL = 6
 LINES = ("csv", "jsonl")
-FORMATS = ("csv", "jsonl", "parquet", "arrow")
+FORMATS = (*LINES, "parquet", "arrow")
 FOLDER_FORMAT = "parquet"
 """The format of an output without a suffix, which is a folder of shards."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -207,6 +206,8 @@ def _values(values: Column) -> list[Any]:
 def join_parts(file: IO[bytes], parts: Sequence[Path], form: str) -> None:
     """Write one file of several of the same columns: line by line, or group by group."""
     if form.partition(".")[0] in LINES:  # compressed ones in a row are one
+        import shutil
+
         for part in parts:
             with part.open("rb") as lines:
                 shutil.copyfileobj(lines, file)

@@ -3,7 +3,6 @@
 located("mnist-cnn")    # bundles/mnist-cnn, where there is no path of that name
 """
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +25,8 @@ def located(name: str | Path) -> Path:
 
 def not_there(path: Path) -> MissingInputError:
     """The error for a model that is not there, with the one that may be meant."""
+    import difflib
+
     others = {one.name: one for one in (*_models(here_or_above(BUNDLES)), *_models(path.parent))}
     close = difflib.get_close_matches(path.name, others, n=1)
     if close:

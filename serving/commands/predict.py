@@ -11,6 +11,7 @@ from serving.console import (
     complete_path,
     json_option,
     note,
+    quick_imports,
     shared_option,
     show,
     task_option,
@@ -171,8 +172,9 @@ def predict(
 
     Example: ferry predict bundles/rt-lstm reviews.txt
     """
-    from serving.batch import predict as batch
-    from serving.batch import run
+    with quick_imports():  # the first row waits for them
+        from serving.batch import predict as batch
+        from serving.batch import run
 
     given = {name: value for name, value in settings.items() if value is not None}
     options = run.PredictOptions(

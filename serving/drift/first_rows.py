@@ -12,12 +12,11 @@ import numpy.typing as npt
 
 from serving.bundles.bundle import read_reference_of
 from serving.bundles.reference import Quantity, Reference
+from serving.drift import FIRST_ROWS
 from serving.drift.quantities import Floats, measure_rows
 from serving.errors import IntegrityError
 from serving.runtime.tensors import Array
 
-FIRST_ROWS = 1000
-"""How many rows are looked at."""
 FEW_ROWS = 20
 MARGIN, MARGIN_OF_FEW = 0.25, 1.0
 """How far beyond the range a number is unlike the training data, in widths of the range. Tables of

@@ -6,18 +6,15 @@ mapped: a file that is cut short by another program would end this one. Nothing 
 
 import contextlib
 import functools
-import gzip
 import io
-import lzma
 import math
 import struct
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -33,8 +30,12 @@ from serving.inputs.sources import (
     value_or_reason,
 )
 from serving.inputs.streams import Stream, open_stream
-from serving.inputs.tables.columns import Numbers, of_numbers
 from serving.runtime.tensors import Array
+
+if TYPE_CHECKING:
+    import zipfile
+
+    from serving.inputs.tables.columns import Numbers
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -43,8 +44,8 @@ UINT8 = np.dtype(np.uint8)
 IDX_BYTES = 8
 """The code of an IDX file whose values are bytes."""
 BLOCK_BYTES = 1 << 20
-GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
-# What numpy, zipfile and gzip raise on broken files.
+GZIP_ERRORS = (OSError, EOFError, zlib.error)
+# What numpy, gzip and, beside its own, zipfile raise on broken files.
 READING_ERRORS = (
     OSError,
     ValueError,
@@ -54,8 +55,6 @@ READING_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
 )
 
 
@@ -87,7 +86,7 @@ class ArrayFile(FileRows):
     """Its shape is [rows, ...], as the model takes them."""
     offset: int
     """The bytes before the first value."""
-    numbers: Numbers | None
+    numbers: "Numbers | None"
     """What the values become; None for texts, and for what is neither integer nor float."""
 
     @property
@@ -164,7 +163,7 @@ class StreamedRows(ArrayFile):
     def chunks(self, size: int, start: int = 0) -> Iterator[Chunk]:
         """The values of `size` rows at a time; InputError where the file is not what it says."""
         pieces = self._of_columns if self.header.in_columns else self._of_rows
-        broken = refuse_broken(self.name, "cannot be read to its end", READING_ERRORS)
+        broken = refuse_broken(self.name, "cannot be read to its end", _errors_of_archives())
         with broken, self._opened() as stream:
             for rows in pieces(stream, size, start):
                 yield Chunk(start=start, count=len(rows), content=rows, digest=stream.digest)
@@ -205,9 +204,13 @@ class StreamedRows(ArrayFile):
             with open_stream(None, self.head) as stream:
                 yield stream
         elif self.member is None:
+            import gzip
+
             with gzip.open(self.path) as file:
                 yield Stream(self.path, cast("IO[bytes]", file))
         else:
+            import zipfile
+
             with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as member:
                 yield Stream(self.path, member)
 
@@ -260,7 +263,11 @@ def open_array_rows(path: Path | None, target: ReadTarget) -> ArrayRows:
             header = _checked(stream, "stdin", target)
         head = stream.kept()
         return StreamedRows(
-            path=None, header=header, offset=len(head), numbers=_numbers(target), head=head
+            path=None,
+            header=header,
+            offset=len(head),
+            numbers=_numbers(target, header.dtype),
+            head=head,
         )
     suffix = path.suffix.lower()
     if suffix not in ARRAY_SUFFIXES:
@@ -273,10 +280,14 @@ def _open_npy(path: Path, target: ReadTarget) -> PlainRows:
         header = _checked(file, str(path), target)
         offset = file.tell()
         header.refuse_short(file.seek(0, 2) - offset, path.name)
-    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+    return PlainRows(
+        path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
+    )
 
 
 def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
+    import zipfile
+
     with _readable(str(path), ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
         entry = members[_member(path, list(members), target.options.array)]
@@ -285,7 +296,7 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
             offset = member.tell()
         header.refuse_short(entry.file_size - offset, entry.filename)
         at = _place_of_stored(file, entry)
-    numbers = _numbers(target)
+    numbers = _numbers(target, header.dtype)
     if at is not None:
         return PlainRows(path=path, header=header, offset=at + offset, numbers=numbers)
     member_name = entry.filename
@@ -297,10 +308,10 @@ def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
 def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
     """The header of an array that the model takes; InputError for another one."""
     header = read_header(file)
-    dtype, shape, numbers = header.dtype, header.shape, _numbers(target)
+    dtype, shape = header.dtype, header.shape
     fits = bool(shape) and target.input.accepts(dtype, shape[1:])
     if not fits:
-        casts = numbers is not None and dtype.kind in "fiu" and bool(shape)
+        casts = _numbers(target, dtype) is not None and dtype.kind in "fiu" and bool(shape)
         casts = casts and target.input.accepts(np.dtype(target.input.dtype), shape[1:])
         if not (casts and target.options.cast):
             hint = "; --cast converts them" if casts else ""
@@ -311,7 +322,12 @@ def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
     return header
 
 
-def _numbers(target: ReadTarget) -> Numbers | None:
+def _numbers(target: ReadTarget, dtype: np.dtype[Any]) -> "Numbers | None":
+    """How values of `dtype` become the model's; None where they all are, or where none can be."""
+    if dtype.kind != "f" and dtype.name == target.input.dtype:
+        return None
+    from serving.inputs.tables.columns import Numbers, of_numbers
+
     return Numbers.of(target) if of_numbers(target.input) else None
 
 
@@ -330,8 +346,10 @@ def read_header(file: Any, name: str = "it") -> ArrayHeader:
     return ArrayHeader(dtype, shape, in_columns=in_columns and len(shape) > 1)
 
 
-def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
+def _place_of_stored(file: IO[bytes], entry: "zipfile.ZipInfo") -> int | None:
     """Where in the archive a member lies, None for one that is compressed or encrypted."""
+    import zipfile
+
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
         return None
     file.seek(entry.header_offset)
@@ -343,7 +361,15 @@ def _place_of_stored(file: IO[bytes], entry: zipfile.ZipInfo) -> int | None:
 
 
 def _readable(name: str, suffix: str) -> AbstractContextManager[None]:
-    return refuse_broken(name, f"is not a {suffix} file that can be read", READING_ERRORS)
+    errors = READING_ERRORS if suffix == ".npy" else _errors_of_archives()
+    return refuse_broken(name, f"is not a {suffix} file that can be read", errors)
+
+
+def _errors_of_archives() -> tuple[type[Exception], ...]:
+    import lzma
+    import zipfile
+
+    return *READING_ERRORS, lzma.LZMAError, zipfile.BadZipFile
 
 
 def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
@@ -374,15 +400,21 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
     offset = 4 + 4 * len(sizes)
     header = ArrayHeader(UINT8, _idx_shape(path, sizes, target))
     if compressed:  # its length shows at its end
-        return StreamedRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+        return StreamedRows(
+            path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
+        )
     expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
         raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
-    return PlainRows(path=path, header=header, offset=offset, numbers=_numbers(target))
+    return PlainRows(
+        path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
+    )
 
 
 def _idx_sizes(path: Path, *, compressed: bool) -> tuple[int, ...]:
     """The length of each axis."""
+    import gzip
+
     broken = refuse_broken(str(path), "is not a whole gzip file", GZIP_ERRORS)
     with broken, gzip.open(path) if compressed else path.open("rb") as file:
         magic = file.read(4)

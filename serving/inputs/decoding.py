@@ -88,7 +88,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
 }
 NOTES: set[str] = set()
-"""What is to be told of the images that this process has decoded."""
+"""What is to be told of the images that this process has decoded since the last batch."""
 # Pillow warns of damaged tags, but the picture is there or it is not. To drop its warnings while an
 # image is decoded would not do: the filters belong to the process, and there are many threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -135,12 +135,14 @@ class ImageDecoder:
     def batch(self, ids: Sequence[str], values: Sequence[Array | str]) -> Batch:
         """A batch of images, or reasons why there is none."""
         batch = batch_of(ids, values, np.empty((0, *self.shape), np.uint8))
-        return replace(batch, notes=frozenset(NOTES)) if NOTES else batch
+        notes = frozenset(NOTES)
+        NOTES.difference_update(notes)  # told with this batch, and not with those of the next run
+        return replace(batch, notes=notes) if notes else batch
 
     def _by_opencv(self, content: bytes) -> Array | None:
         """The pixels of a plain image of the model's size, or None for what Pillow should judge."""
         height, width, channels = self.shape
-        cv2 = _opencv()
+        cv2 = opencv()
         if cv2 is None or _too_many_pixels(width, height):
             return None
         plain = plain_picture(content, self.shape)
@@ -294,7 +296,7 @@ def opaque(image: Image.Image, mode: str) -> Image.Image:
 
 
 @functools.cache
-def _opencv() -> Any:
+def opencv() -> Any:
     """OpenCV, or None where it is not installed, cannot be loaded or is older than 4.11."""
     try:
         import cv2

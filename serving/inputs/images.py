@@ -29,6 +29,8 @@ from serving.inputs.streams import Stream, chunks_of, open_stream, take
 
 MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""
+MOST_KEPT = 200_000
+"""Paths, some 20 MB, that are kept of the first walk through the folders."""
 
 
 READ_BYTES = 1 << 13
@@ -41,6 +43,8 @@ class Images:
     roots: tuple[str, ...]
     count: int
     decoder: ImageDecoder
+    kept: tuple[str, ...] | None
+    """Their paths; None of more than MOST_KEPT, whose folders are walked again."""
     slow: bool = True
 
     def fingerprint(self) -> str:
@@ -59,23 +63,32 @@ class Images:
         return self.decoder.decode_files(chunk.content)
 
     def _paths(self) -> Iterator[str]:
-        for root in self.roots:
-            yield from files_of(root)
+        if self.kept is not None:
+            return iter(self.kept)
+        return itertools.chain.from_iterable(map(files_of, self.roots))
 
 
 def open_images(paths: Sequence[Path], target: ReadTarget) -> Images:
     """The images of files and folders; InputError where there are none or the model takes none."""
     count = 0
+    kept: list[str] = []
     for path in paths:
         found, fits, first = 0, not path.is_dir(), ""
         for one in files_of(str(path)):
             found += 1
             first, fits = first or one, fits or may_be_image(one)
+            if len(kept) < MOST_KEPT:
+                kept.append(one)
         if not fits:
             raise no_images(str(path), others=found, first=first)
         count += found
     decoder = image_decoder(str(paths[0]), target)
-    return Images(roots=tuple(map(str, paths)), count=count, decoder=decoder)
+    return Images(
+        roots=tuple(map(str, paths)),
+        count=count,
+        decoder=decoder,
+        kept=tuple(kept) if len(kept) == count else None,
+    )
 
 
 def no_images(name: str, *, others: int = 0, first: str = "") -> InputError:

@@ -4,7 +4,6 @@ This module reads no rows, so that nobody waits for readers that are not needed.
 preprocessed data set, `mnist:test`, stands for a file below `data/ready/mnist`.
 """
 
-import glob
 import os
 import re
 from collections.abc import Iterator
@@ -81,6 +80,8 @@ def expand(name: str) -> list[str]:
 
 
 def _matching(pattern: str) -> list[str]:
+    import glob
+
     found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path's takes hidden files
     if "**" in pattern:
         # It finds folders, and what is in them once more.

@@ -321,11 +321,11 @@ def fingerprint_of_files(paths: Iterable[str | Path]) -> str:
     """The sha256 of the path, size and time of change of every file, in order."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(os.fsencode(path))
         try:
             found = os.stat(path)  # noqa: PTH116 - to make a Path takes longer than to look
         except (OSError, ValueError):  # its row tells the reason
-            digest.update(b"\0-\0")
+            state = "-"
         else:
-            digest.update(f"\0{found.st_size} {found.st_mtime_ns}\0".encode())
+            state = f"{found.st_size} {found.st_mtime_ns}"
+        digest.update(os.fsencode(f"{path}\0{state}\0"))
     return digest.hexdigest()

@@ -8,9 +8,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 
 def allowed_cores() -> int:
@@ -50,12 +52,14 @@ def ordered_map(
     if parallel == 1:
         yield from map(work, items)
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(parallel) as pool:
         yield from ordered_results(pool, work, items, parallel=parallel)
 
 
 def ordered_results(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], *, parallel: int
+    pool: "Executor", work: Callable[[Item], Result], items: Iterable[Item], *, parallel: int
 ) -> Iterator[Result]:
     """As `ordered_map`, in a pool of the caller's that has `parallel` threads or processes."""
     waiting: deque[Future[Result]] = deque()

@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +290,8 @@ def usable_providers() -> dict[str, str | None]:
 
 def probe() -> bytes:
     """The model that a provider must run: two nodes on float32 [1, 4], old enough for every one."""
+    from importlib import resources
+
     return resources.files("serving.runtime").joinpath("probe.onnx").read_bytes()
 
 

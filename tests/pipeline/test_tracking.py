@@ -1,6 +1,7 @@
 """MLflow: what a run holds, how later stages find it, and that its absence stops nothing."""
 
 import logging
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline.records.train import TrainReport
 from pipeline.stages.export import export
 from pipeline.stages.parity import parity
 from pipeline.stages.train import train
+from pipeline.tracking.background import in_background
 from pipeline.tracking.figures import learning_curve
 from pipeline.tracking.models import load_mlflow
 
@@ -177,6 +179,45 @@ def test_after_three_failures_nothing_more_is_tried(
             tracker.log_metrics({"x": 1.0}, step=step)
         monkeypatch.undo()
     assert len(calls) == tracking.MAX_FAILURES
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_records_the_same(trained: Project, store: Path) -> None:
+    with in_background(wanted=True):
+        report = tracked_training(trained, store)
+    client = MlflowClient(tracking.store_uri())
+    run = client.get_run(report.mlflow_run_id or "")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.lr"] == str(trained.experiment.train.lr)
+    losses = [point.value for point in client.get_metric_history(run.info.run_id, "loss")]
+    assert losses == [epoch.loss for epoch in report.history]
+    (data,) = run.inputs.dataset_inputs
+    assert report.data_sha256.startswith(data.dataset.digest)
+    assert run.data.tags["ferry.weights_sha256"] == report.weights_sha256
+    figures = [entry.path for entry in client.list_artifacts(run.info.run_id, "figures")]
+    assert figures == ["figures/confusion_matrix.png", "figures/learning_curve.png"]
+    assert tracking.ELSEWHERE == []
+    plain = read(TrainReport, trained.details("train"), "ferry train")
+    assert report.weights_sha256 == plain.weights_sha256
+
+
+def test_a_process_that_dies_stops_no_training(
+    trained: Project, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with in_background(wanted=True), caplog.at_level(logging.WARNING, logger="pipeline"):
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        report = tracked_training(trained, store)
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert warning == "MLflow did not record all: its process died"
+    assert report.mlflow_run_id is None
+    assert (store / "model.safetensors").is_file()
+
+
+def test_a_mistake_leaves_no_process(store: Path) -> None:
+    with pytest.raises(ValueError, match="a mistake"), in_background(wanted=True):
+        raise ValueError("a mistake")
+    assert multiprocessing.active_children() == []
 
 
 def test_no_tracking_imports_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ PLAIN: dict[str, tuple[int, Callable[[np.ndarray], bytes]]] = {
 def opencv() -> None:
     """OpenCV is there; without it Pillow would be compared with itself."""
     pytest.importorskip("cv2")
-    assert decoding._opencv() is not None
+    assert decoding.opencv() is not None
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def no_pillow(opencv: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def without_opencv(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    decoding._opencv.cache_clear()
+    decoding.opencv.cache_clear()
     yield
-    decoding._opencv.cache_clear()
+    decoding.opencv.cache_clear()
 
 
 def by_pillow(content: bytes) -> np.ndarray:
@@ -90,7 +90,7 @@ def agree(content: bytes, one: ImageDecoder) -> str:
     """What the two decoders make of bytes is the same; which of the two it is."""
     found = value_or_reason(one.decode, content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "_opencv", lambda: None)
+        patch.setattr(decoding, "opencv", lambda: None)
         expected = value_or_reason(one.decode, content)
     if isinstance(expected, str):
         assert isinstance(found, str), (expected, content)
@@ -488,14 +488,14 @@ except ValueError as error:
 
 
 def test_pillow_alone(without_opencv: None) -> None:
-    assert decoding._opencv() is None
+    assert decoding.opencv() is None
     pixels = picture(channels=4)
     np.testing.assert_array_equal(decoder(pixels).decode(encoded(pixels, "PNG")), pixels)
 
 
 def test_an_old_opencv_is_not_used(without_opencv: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", types.ModuleType("cv2"))
-    assert decoding._opencv() is None
+    assert decoding.opencv() is None
 
 
 def test_an_opencv_that_fails_leaves_it_to_pillow(

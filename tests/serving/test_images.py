@@ -15,6 +15,7 @@ from samples_of_rows import batches, target
 from tiny_images import as_image, encoded, picture, saved, write
 
 from serving.errors import InputError
+from serving.inputs import images as module
 from serving.inputs.images import (
     MOST_LINE_BYTES,
     Images,
@@ -185,22 +186,32 @@ def test_what_may_not_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(isinstance(item, InputRow) for item in found) == 6
 
 
+def test_what_is_not_kept_of_the_first_walk_is_walked_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = opened(folder)
+    monkeypatch.setattr(module, "MOST_KEPT", 1)
+    walked = opened(folder)
+    assert (walked.kept, len(kept.kept or ())) == (None, kept.count)
+    assert list(walked.chunks(2, 2)) == list(kept.chunks(2, 2))
+    assert walked.fingerprint() == kept.fingerprint()
+
+
 def test_a_fingerprint_changes_with_the_files(folder: Path) -> None:
-    source = opened(folder)
     path = folder / "1" / "1.png"
-    seen = [source.fingerprint()]
-    assert source.fingerprint() == seen[0]
+    seen = [opened(folder).fingerprint()]
+    assert opened(folder).fingerprint() == seen[0]
     os.utime(path, ns=(0, 1))
-    seen.append(source.fingerprint())
+    seen.append(opened(folder).fingerprint())
     path.write_bytes(path.read_bytes() + b"\0")
     os.utime(path, ns=(0, 1))
-    seen.append(source.fingerprint())
+    seen.append(opened(folder).fingerprint())
     path.rename(folder / "1" / "0.png")
-    seen.append(source.fingerprint())
+    seen.append(opened(folder).fingerprint())
     (folder / "1" / "0.png").unlink()
-    seen.append(source.fingerprint())
+    seen.append(opened(folder).fingerprint())
     (folder / "1" / "0.png").symlink_to("gone")
-    seen.append(source.fingerprint())
+    seen.append(opened(folder).fingerprint())
     assert len(set(seen)) == len(seen)
     one, other = folder / "0", folder / "2"
     assert opened(one, other).fingerprint() != opened(other, one).fingerprint()

@@ -68,6 +68,33 @@ def test_a_prediction_needs_no_training_packages(built_bundle: Path, tmp_path: P
     assert {"onnxruntime", "numpy"} <= packages
 
 
+def test_the_first_row_waits_for_nothing_that_it_does_not_need(
+    model_file: Path, tmp_path: Path
+) -> None:
+    """Of a `.npy` to stdout: no Arrow, no journal, no bundle, no report, no version of a wheel."""
+    np.save(tmp_path / "rows.npy", images(3))
+    code = (
+        "import os, sys\n"
+        "from serving.cli import serving\n"
+        "class Out:\n"
+        "    def write(self, text):\n"
+        "        sys.__stdout__.write(' '.join(sys.modules))\n"
+        "        sys.__stdout__.flush()\n"
+        "        os._exit(0)\n"
+        "    def __getattr__(self, name):\n"
+        "        return getattr(sys.__stdout__.buffer, name)\n"
+        "sys.stdout = type('Text', (), {'buffer': Out(), 'flush': lambda self: None})()\n"
+        f"serving(['predict', {str(model_file)!r}, {str(tmp_path / 'rows.npy')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    modules = done.stdout.split()
+    assert "serving.inputs.arrays" in modules, done.stderr
+    late = ("serving.batch.journal", "serving.batch.report", "serving.bundles.bundle")
+    late += ("serving.drift.", "serving.machine", "importlib.metadata", "zipfile", "pyarrow", "PIL")
+    late += ("serving.inputs.tables",)
+    assert not [name for name in modules if name.startswith(late)]
+
+
 def test_verify_needs_no_training_packages(built_bundle: Path) -> None:
     code = (
         "from pathlib import Path\n"

@@ -19,6 +19,7 @@ from serving.batch.predict import predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions
 from serving.errors import EngineError
+from serving.inputs import decoding
 
 COUNT = 300
 
@@ -40,6 +41,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
+    monkeypatch.setattr(decoding, "opencv", lambda: None)  # here; the processes have it
     monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 32)
 
 
@@ -71,6 +73,18 @@ def test_a_decoding_process_that_dies_is_told(
         )
 
 
+def test_with_opencv_a_few_threads_decode_any_number_of_images(
+    model_file: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cv2")
+    monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
+    monkeypatch.setattr(engine, "_decode_there", dying)
+    monkeypatch.setattr("serving.batch.run.CHUNK_ROWS", 32)
+    options = PredictOptions(workers=engine.THREADS_DO)
+    report = predict(model_file, [folder], output=tmp_path / "out.csv", options=options)
+    assert (report.rows, report.errors) == (COUNT - 6, 6)
+
+
 def dying(_item: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -89,7 +103,7 @@ def slowly(self, path):
     return decode_file(self, path)
 ImageDecoder.decode_file = slowly  # in the decoding processes too, which import this program
 if __name__ == "__main__":
-    engine.PROCESSES_PAY = 1
+    engine.PROCESSES_PAY = engine.THREADS_DO = 1
     run.CHUNK_ROWS = 1
     options = PredictOptions(workers=2, batch_rows=1)
     predict(sys.argv[1], [sys.argv[2]], output=Path(sys.argv[3]), options=options)

@@ -187,7 +187,7 @@ def test_every_poison_is_named_and_every_good_image_read(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     if not opencv:
-        monkeypatch.setattr(decoding, "_opencv", lambda: None)
+        monkeypatch.setattr(decoding, "opencv", lambda: None)
     source = open_images([poisoned], target(INFO, resize=resize))
     items = {item.id.removeprefix(f"{poisoned}/"): item for item in each_row(source)}
     assert len(items) == source.count

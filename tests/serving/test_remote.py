@@ -447,6 +447,7 @@ def test_two_processes_decode_what_was_fetched(
     predict(model_file, here, output=tmp_path / "here.csv", options=one)
     predict(model_file, inputs, output=tmp_path / "one.csv", options=one)
     monkeypatch.setattr(engine, "PROCESSES_PAY", 1)
+    monkeypatch.setattr(engine, "THREADS_DO", 1)
     report = predict(model_file, inputs, output=tmp_path / "two.csv", options=two)
     assert (report.rows, report.errors) == (50, 1)  # a page beside the images
     assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()

@@ -1,5 +1,6 @@
 """The command `ferry train`: fit an experiment's model."""
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -47,24 +48,27 @@ def train(
     Example: ferry train mnist-cnn --set train.lr=0.01 --set epochs=3
     """
     from pipeline.config import layout
-    from pipeline.stages.train import train
-    from pipeline.training.distributed import leads
-    from pipeline.training.tuning.search import with_settings
+    from pipeline.tracking.background import in_background
 
-    experiment, overrides = with_settings(experiment, settings)
-    report = train(
-        layout.ready(experiment.dataset),
-        layout.weights(experiment.name),
-        layout.report_files(experiment.name, "train"),
-        layout.plots(experiment.name, "train"),
-        experiment=experiment,
-        device=device,
-        overrides=overrides,
-        track=track,
-    )
+    leads = os.environ.get("RANK", "0") == "0"  # among the processes of torchrun
+    with in_background(wanted=track and leads):
+        from pipeline.stages.train import train
+        from pipeline.training.tuning.search import with_settings
+
+        experiment, overrides = with_settings(experiment, settings)
+        report = train(
+            layout.ready(experiment.dataset),
+            layout.weights(experiment.name),
+            layout.report_files(experiment.name, "train"),
+            layout.plots(experiment.name, "train"),
+            experiment=experiment,
+            device=device,
+            overrides=overrides,
+            track=track,
+        )
     shown = ("validation_accuracy", "best_epoch", "parameters", "seconds", "device")
     found = {**report.headline, **{name: getattr(report, name) for name in shown}}
-    if leads():  # among several processes one alone answers
+    if leads:  # one alone answers
         show(report, as_json=as_json, text=summary(found))
         if overrides:
             note("With settings of this run alone; `dvc repro` trains as params.yaml says")
