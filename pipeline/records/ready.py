@@ -57,7 +57,6 @@ class DatasetManifest:
     target_mean: tuple[float, ...] = ()
     """Of each target over the training split alone, in its own units."""
     target_std: tuple[float, ...] = ()
-    """Names of the columns that a regression predicts; () for classes."""
     features: tuple[str, ...] = ()
     """The columns of a user's own table, in the order of the features."""
     source: str = ""

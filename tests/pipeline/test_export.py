@@ -18,9 +18,10 @@ from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import to_onnx
 from pipeline.network.graph import load_graph
-from pipeline.records.ready import open_manifest, open_split
+from pipeline.records.ready import DatasetManifest, open_manifest, open_split
 from pipeline.stages.export import export
 from serving.errors import IntegrityError, ModelError
+from serving.files import write_json
 from serving.runtime.session import open_session
 
 
@@ -150,7 +151,7 @@ def test_weights_of_another_architecture_are_refused(trained: Project, tmp_path:
     wider = {**trained.experiment.model.settings, "widths": [9, 8]}
     other = replace(trained.experiment, model=replace(trained.experiment.model, settings=wider))
     project = Project(trained.root, other)
-    with pytest.raises(IntegrityError, match="does not hold the weights of digits-cnn"):
+    with pytest.raises(IntegrityError, match=r"was trained with model\.widths"):
         run(project, tmp_path)
 
 
@@ -223,10 +224,18 @@ def test_a_file_that_is_not_onnx(tmp_path: Path) -> None:
 
 def test_an_opset_without_strings_is_refused_for_text(params: Params, tmp_path: Path) -> None:
     text = params.experiment("rt-lstm")
-    manifest = {"dataset": "rt_polarity", "kind": "text", "labels": ["negative", "positive"]}
-    manifest |= {"class_counts": {}, "mean": [], "std": [], "vocabulary": ["the"], "seed": 1}
-    manifest |= {"targets": [], "target_mean": [], "target_std": []}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"arrays": {}}))
+    manifest = DatasetManifest(
+        dataset="rt_polarity",
+        kind="text",
+        labels=("negative", "positive"),
+        class_counts={},
+        mean=(),
+        std=(),
+        vocabulary=("the",),
+        seed=1,
+        arrays={},
+    )
+    write_json(tmp_path / "manifest.json", manifest)
     with pytest.raises(ConfigError) as caught:
         export(
             *[tmp_path / name for name in ("weights", "train.json")],

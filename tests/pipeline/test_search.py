@@ -113,7 +113,7 @@ def test_settings_of_a_command_are_read_as_in_params_yaml(params: Params) -> Non
         (["epochs="], r"^--set epochs has no value$"),
         (["epochs"], r"^--set takes KEY=VALUE, each key once, got 'epochs'$"),
         (["epochs=1", "epochs=2"], r"each key once, got 'epochs=2'$"),
-        (["train.loss=mean_squared_error"], r"train\.loss: mean_squared_error does not fit mlp"),
+        (["train.loss=mean_squared_error"], r"train\.loss: mean_squared_error does not fit digits"),
     ],
 )
 def test_a_wrong_setting_of_a_command_is_one_line(

@@ -275,7 +275,7 @@ def test_a_search_that_was_stopped_goes_on(folder: Path, sent: signal.Signals) -
 @pytest.mark.slow
 def test_several_processes_stop_together(folder: Path) -> None:
     process = stopped(folder, signal.SIGINT, "--jobs", "2")
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert is_gone(process.pid)
     done: dict[str, Any] = json.loads(invoke("digits-mlp", "--trials", "1", "--json").stdout)
     assert 1 <= done["states"]["interrupted"] <= 2
