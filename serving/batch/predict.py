@@ -279,7 +279,8 @@ class PredictLoop:
 
     def go(self) -> None:
         """Answer and write them; raises InputError for more unreadable rows than are allowed."""
-        begin = time.perf_counter()
+        self._refuse_errors()  # of the runs before
+        begin, ended = time.perf_counter(), False
         end_batches = self._run.model.session.stop
         with (
             stoppable(end_batches) as self.stopped,
@@ -294,17 +295,11 @@ class PredictLoop:
                     if self.stopped or self._too_many():
                         break
                 else:
-                    self._output.finish(last=not self._hurried)
-            if self.stopped or self._too_many():
-                self._output.finish(last=False)
+                    ended = not self._hurried
+            self._output.finish(last=ended)
             self._warn()
         self._seconds = time.perf_counter() - begin
-        if self._too_many():
-            raise InputError(
-                f"{self._output.errors} rows cannot be read, --max-errors is "
-                f"{self._run.options.max_errors}: {self.first_error}; a higher one goes on from "
-                f"here"
-            )
+        self._refuse_errors()
 
     def nothing_readable(self) -> InputError:
         """The error for an input without one good row."""
@@ -392,6 +387,15 @@ class PredictLoop:
     def _too_many(self) -> bool:
         most = self._run.options.max_errors
         return most is not None and self._output.errors > most
+
+    def _refuse_errors(self) -> None:
+        if self._too_many():
+            first = f", the first {self.first_error}" if self.first_error else ""
+            again = "; a higher one goes on from here" if self._journal else ""
+            raise InputError(
+                f"{self._output.errors} rows cannot be read, --max-errors is "
+                f"{self._run.options.max_errors}{first}{again}"
+            )
 
 
 @contextlib.contextmanager

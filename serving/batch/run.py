@@ -16,7 +16,7 @@ import numpy.typing as npt
 from serving.batch.writers import LINES, format_of
 from serving.console import note
 from serving.errors import OutputError, UsageError
-from serving.inputs.inputs import Inputs, Place, open_inputs
+from serving.inputs.inputs import Inputs, open_inputs
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.model import Model, open_model
 from serving.runtime.classes import Task
@@ -117,17 +117,18 @@ class PredictRun:
 
     def chunks(self, journal: "Journal | None") -> Chunks:
         """The chunks that no shard holds yet; OutputError when the stream is another one."""
-        last = journal.last if journal else None
+        last, limit = journal.last if journal else None, self.options.limit
+        if journal is not None and limit is not None:
+            limit -= journal.rows + journal.errors
+            if not limit:
+                return iter(())
         if journal is None or last is None:
             chunks = self.inputs.chunks(self.chunk_rows)
         elif journal.provenance.key.fingerprint is None:
             chunks = self._later_of_stream(last)
         else:
             chunks = self.inputs.chunks(self.chunk_rows, last.end)
-        if self.options.limit is None:
-            return chunks
-        done = journal.rows + journal.errors if journal else 0
-        return _limited(chunks, self.options.limit - done)
+        return chunks if limit is None else _limited(chunks, limit)
 
     def provenance(self) -> "Provenance":
         """Which run it is."""
@@ -183,7 +184,7 @@ class PredictRun:
     def _later_of_stream(self, last: "Shard") -> Chunks:
         chunks = self.inputs.chunks(self.chunk_rows)
         for number, chunk in chunks:
-            end = Place(number, chunk.start + chunk.count)
+            end = self.inputs.after(number, chunk)
             if end == last.end and (last.digest in (None, chunk.digest)):
                 return chunks
             if (end.source, end.row) >= (last.end.source, last.end.row):

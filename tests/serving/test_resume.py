@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from samples_of_rows import as_stdin
 from tiny_classifier import classifier, images
 from tiny_images import encoded, write
 
 from serving.batch import journal
 from serving.batch.journal import read_journal
 from serving.batch.lock import lock_output
-from serving.batch.predict import predict
+from serving.batch.predict import ShardedOutput, predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions
 from serving.errors import InputError, IntegrityError, OutputError
@@ -330,9 +331,12 @@ def test_too_many_errors_stop_a_run_that_a_higher_number_goes_on_with(
     folder = pictures(tmp_path, 5, 15, 25)
     output = tmp_path / "out.csv"
     strict = PredictOptions(workers=1, max_errors=1)
-    with pytest.raises(InputError, match=r"cannot be read, --max-errors is 1: .*05\.png: "):
-        predict(model_file, [folder], output=output, options=strict)
+    for first in (r", the first .*05\.png: .*; a higher", "; a higher"):  # nothing is done again
+        with pytest.raises(InputError, match=rf"--max-errors is 1{first} one goes on from here"):
+            predict(model_file, [folder], output=output, options=strict)
     assert not output.exists()
+    with pytest.raises(InputError, match=r"--max-errors is 1, the first .*05\.png: [^;]*$"):
+        predict(model_file, [folder], output=None, options=strict)
     report = predict(model_file, [folder], output=output, options=PredictOptions(workers=1))
     assert (report.rows, report.errors) == (37, 3)
     assert len(set(ids(output))) == 37
@@ -346,6 +350,26 @@ def test_a_limit_counts_what_cannot_be_read_too(model_file: Path, tmp_path: Path
     report = predict(model_file, [folder], output=output, options=PredictOptions(limit=10))
     assert (report.rows, report.errors) == (9, 1)
     assert [Path(one).stem for one in ids(output)] == [f"{n:02}" for n in range(10) if n != 3]
+
+
+def test_a_stream_that_was_stopped_at_its_limit_is_complete(
+    model_file: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PredictOptions(workers=1, input_format="npy", limit=10)
+    take = ShardedOutput.take
+
+    def stopping(self: ShardedOutput, *given: object) -> None:
+        take(self, *given)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardedOutput, "take", stopping)
+        patch.setattr("sys.stdin", as_stdin(rows.read_bytes()))
+        report = predict(model_file, ["-"], output=tmp_path / "out.csv", options=options)
+    assert report.stopped == "SIGINT"
+    monkeypatch.setattr("sys.stdin", as_stdin(rows.read_bytes()))
+    report = predict(model_file, ["-"], output=tmp_path / "out.csv", options=options)
+    assert (report.rows, report.resumed_rows, report.stopped) == (10, 10, None)
 
 
 # Signals and kills, of real processes
