@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from serving.batch.engine import Answered, answers, answers_of_cluster
+from serving.batch.engine import Answered, answers, answers_of_cluster, import_ray
 from serving.batch.run import PredictOptions, PredictRun, prepare
 from serving.batch.signals import stoppable
 from serving.batch.writers import Write, open_writer
@@ -62,6 +62,8 @@ def predict(
     """
     options = options or PredictOptions()
     run = prepare(Path(model), inputs, output, options)
+    if options.engine == "ray":
+        import_ray(options.ray_address)  # so that what is there stays where Ray is not installed
     check = None
     if options.reference:
         from serving.drift.check import open_check

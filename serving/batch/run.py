@@ -17,6 +17,7 @@ from serving.batch.writers import LINES, format_of
 from serving.console import note
 from serving.errors import OutputError, UsageError
 from serving.inputs.inputs import Inputs, open_inputs
+from serving.inputs.names import STDIN
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.model import Model, open_model
 from serving.runtime.classes import Task
@@ -234,8 +235,11 @@ def prepare(
     form = format_of(output, options.format, default=options.default_format)
     if options.csv_safe and form.partition(".")[0] != "csv":
         raise UsageError(f"--csv-safe is for CSV, and {output or 'stdout'} is written as {form}")
-    if output is not None and not output.parent.is_dir():
-        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
+    names = tuple(map(str, inputs))
+    if options.engine == "ray" and STDIN in names:
+        raise UsageError("--engine ray reads files; a stream is for the engine on this machine")
+    if output is not None:
+        _refuse_place(output, names)
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"
@@ -249,7 +253,6 @@ def prepare(
     for info in model.left_out:
         made = f"{info.dtype} {list(info.shape)}"
         note(f"Warning: output {info.name} is {made}, not one answer a row; it is left out")
-    names = tuple(map(str, inputs))
     batch_rows = model.fixed_batch or options.batch_rows or model.batch_rows
     return PredictRun(
         model=model,
@@ -259,6 +262,17 @@ def prepare(
         batch_rows=batch_rows,
         form=form,
     )
+
+
+def _refuse_place(output: Path, names: Sequence[str]) -> None:
+    """Raise OutputError where no output can be, or where it would be one of the inputs."""
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
+    for name in names:
+        if Path(name).is_dir() and output.resolve().is_relative_to(Path(name).resolve()):
+            raise OutputError(
+                f"{output} is in {name}, every file of which is read; write elsewhere"
+            )
 
 
 def dry_run(

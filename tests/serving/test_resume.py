@@ -317,6 +317,15 @@ def test_a_folder_that_is_not_there_is_not_made(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["out.csv", "more/out", "."])
+def test_an_output_is_no_input(tmp_path: Path, model_file: Path, name: str) -> None:
+    """It would be one of other inputs when the same command is given again."""
+    folder = pictures(tmp_path)
+    (folder / "more").mkdir()
+    with pytest.raises(OutputError, match=r"is in .*images, every file of which is read"):
+        predict(model_file, [folder], output=folder / name)
+
+
 def pictures(tmp_path: Path, *broken: int) -> Path:
     """A folder of 40 images, of which some cannot be read."""
     for index, pixels in enumerate(images(40)):
