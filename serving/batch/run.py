@@ -16,6 +16,7 @@ import numpy.typing as npt
 from serving.batch.writers import LINES, format_of
 from serving.console import note
 from serving.errors import OutputError, UsageError
+from serving.files import printable
 from serving.inputs.inputs import Inputs, open_inputs
 from serving.inputs.names import STDIN
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
@@ -141,7 +142,7 @@ class PredictRun:
             model_sha256=self.model.session.sha256,
             provider=options.provider,
             batch_rows=self.batch_rows,
-            inputs=self.names,
+            inputs=tuple(map(printable, self.names)),
             fingerprint=self.inputs.fingerprint(),
             array=options.array,
             columns=options.columns,
@@ -163,7 +164,7 @@ class PredictRun:
         )
         return Provenance(
             key=key,
-            model=str(self.model.path),
+            model=printable(self.model.path),
             ferry_version=ferry_version(),
             onnxruntime=next(iter(runtime_wheels().values()), None),
         )
@@ -175,7 +176,7 @@ class PredictRun:
         from serving.machine.environment import ferry_version
 
         return {
-            "ferry.model": str(self.model.path),
+            "ferry.model": printable(self.model.path),
             "ferry.model_sha256": self.model.session.sha256,
             "ferry.version": ferry_version() or "unknown",
             "ferry.provider": self.options.provider,

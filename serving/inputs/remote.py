@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import DamagedError, FerryError, InputError, MissingInputError
+from serving.files import printable
 from serving.inputs.arrays import PlainRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
 from serving.inputs.images import no_images
@@ -41,7 +42,6 @@ from serving.inputs.sources import (
     NumberedIds,
     ReadTarget,
     RowSource,
-    printable,
     reason_of,
     value_or_reason,
 )
@@ -166,7 +166,7 @@ class FetchedRows:
         ids: Sequence[str] = batch.ids
         if isinstance(ids, NumberedIds):
             return replace(batch, ids=replace(ids, name=self.file.address))
-        name = printable(Path(path))
+        name = printable(path)
         return replace(batch, ids=[self.file.address + one.removeprefix(name) for one in ids])
 
     @contextmanager

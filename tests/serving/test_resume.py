@@ -25,6 +25,7 @@ from serving.batch.predict import ShardedOutput, predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions
 from serving.errors import InputError, IntegrityError, OutputError
+from serving.files import dump_json
 
 ROWS = 3000
 ONE = PredictOptions(workers=1, batch_rows=8)
@@ -315,6 +316,16 @@ def test_a_folder_that_is_not_there_is_not_made(
         with pytest.raises(OutputError, match=r"there is no folder .*new; make it first"):
             predict(model_file, [rows], output=tmp_path / "new" / name)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_names_that_are_not_utf8(model_file: Path, rows: Path, tmp_path: Path, name: str) -> None:
+    model = model_file.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xffmodel.onnx"))
+    source = rows.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xffrows.npy"))
+    for resumed in (0, ROWS):
+        report = predict(model, [source], output=tmp_path / name, options=ONE)
+        assert (report.rows, report.resumed_rows) == (ROWS, resumed)
+        assert json.loads(dump_json(report).encode())["model"].endswith("\\xffmodel.onnx")
 
 
 @pytest.mark.parametrize("name", ["out.csv", "more/out", "."])
