@@ -36,7 +36,7 @@ CHUNK_ROWS = 1024
 CHUNK_BYTES = 8 * 2**20
 TEXT_BYTES = 256
 """What a text is taken to need."""
-FIRST_ROWS = 5
+PREVIEWED_ROWS = 5
 """How many rows a preview shows."""
 MOST_SHOWN = 60
 """Characters of a text that a preview shows."""
@@ -296,7 +296,7 @@ def dry_run(
         workers=run.workers,
         batch_rows=run.batch_rows,
         rows=run.count(0),
-        first=[_describe(item) for item in itertools.islice(run.inputs, FIRST_ROWS)],
+        first=[_describe(item) for item in itertools.islice(run.inputs, PREVIEWED_ROWS)],
         output=output,
         format=run.form,
         done_rows=journal.rows if journal else 0,
