@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,28 @@ def test_a_manifest_that_no_run_wrote(model_file: Path, rows: Path, tmp_path: Pa
         predict(model_file, [rows], output=tmp_path / "out")
     options = PredictOptions(overwrite=True)
     assert predict(model_file, [rows], output=tmp_path / "out", options=options).rows == ROWS
+
+
+@pytest.mark.usefixtures("shards_of_one_chunk")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_was_being_written_when_a_run_was_killed_goes(
+    model_file: Path, rows: Path, tmp_path: Path, cut_short: list[int], overwrite: bool
+) -> None:
+    cut_short[0] = 1
+    with pytest.raises(RuntimeError, match="cut short"):
+        predict(model_file, [rows], output=tmp_path / "out.csv", options=ONE)
+    cut_short[0] = -1
+    (tmp_path / "out").mkdir()
+    for name in ("out.csv", "out.csv.errors.jsonl", "out.csv.manifest.jsonl"):
+        (tmp_path / f".{name}.ab12_xyz.tmp").touch()
+    (tmp_path / "out/._manifest.jsonl.ab12_xyz.tmp").touch()
+    (tmp_path / ".out.csv.gz.ab12_xyz.tmp").touch()  # of another output
+    for name in ("out.csv", "out"):
+        options = replace(ONE, overwrite=overwrite)
+        assert predict(model_file, [rows], output=tmp_path / name, options=options).rows == ROWS
+    there = [".out.csv.gz.ab12_xyz.tmp", "out", "out.csv", "out.csv.manifest.jsonl"]
+    assert left_over(tmp_path) == there
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.usefixtures("shards_of_one_chunk")
