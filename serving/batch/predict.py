@@ -154,7 +154,7 @@ class Stdout(Output):
         self.rows += one.count
 
     def finish(self, *, last: bool) -> None:  # noqa: ARG002 - of every output
-        """Flush."""
+        """Close what writes, and count what was not listed."""
         self.close()
         if self.errors > MOST_NOTES:
             note(f"not read: {self.errors - MOST_NOTES} more")
