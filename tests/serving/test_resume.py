@@ -332,6 +332,14 @@ def test_one_run_at_a_time_writes_an_output(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_where_no_lock_can_be_a_run_goes_on_without(
+    tmp_path: Path, rows: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".out.csv.lock").mkdir()
+    assert predict(model_file, [rows], output=tmp_path / "out.csv").rows == ROWS
+    assert "out.csv cannot be locked: Is a directory; let one run" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_not_there_is_not_made(
     tmp_path: Path, rows: Path, model_file: Path
 ) -> None:
