@@ -73,7 +73,7 @@ class Answered:
     digest: str | None
     """The chunk's."""
     rows: Array | None
-    """The rows that were answered, where the drift check needs them."""
+    """The rows that were answered, where they are held against the training data."""
     notes: frozenset[str]
     """What is to be told once of how they were read."""
     decode_seconds: float

@@ -290,8 +290,8 @@ class PredictLoop:
             _progress(self._run, self._output) as count,
         ):
             # The answers are closed when the writing fails, which drops the batches that wait.
-            with contextlib.closing(self._answers()) as found:
-                for one in self._until_hurried(found):
+            with contextlib.closing(self._until_hurried()) as found:
+                for one in found:
                     self._take(one)
                     count(one)
                     if self.stopped or self._too_many():
@@ -350,10 +350,10 @@ class PredictLoop:
     def _hurried(self) -> bool:
         return len(self.stopped) > 1
 
-    def _until_hurried(self, found: Iterator[Answered]) -> Iterator[Answered]:
-        """The same, up to the batch that is left undone; what came before an error is kept."""
+    def _until_hurried(self) -> Generator[Answered]:
+        """The answers, up to a batch that is left undone; what came before an error is kept."""
         try:
-            yield from found
+            yield from self._answers()
         except (KeyboardInterrupt, FerryError):
             if not self._hurried:
                 self._output.finish(last=False)

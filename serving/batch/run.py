@@ -50,8 +50,8 @@ class PredictOptions(ReadOptions):
     threads: int | None = None
     """Threads within one operator; None for those of the bundle's profile, or one."""
     workers: int | None = None
-    """Batches at a time, and processes that decode images; None for those of the profile, or as
-    many as the allowed cores have room for."""
+    """Batches at a time, and threads or processes that decode; None for those of the profile, or
+    as many as the allowed cores have room for."""
     batch_rows: int | None = None
     """The batch size; None for that of the bundle's profile, or 32 where none fits."""
     limit: int | None = None
@@ -98,7 +98,7 @@ class PredictRun:
 
     @property
     def workers(self) -> int:
-        """Batches at a time, and processes that decode."""
+        """Batches at a time, and threads or processes that decode."""
         return self.model.parallel
 
     @property

@@ -31,8 +31,6 @@ MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""
 MOST_KEPT = 200_000
 """Paths, some 20 MB, that are kept of the first walk through the folders."""
-
-
 READ_BYTES = 1 << 13
 
 
