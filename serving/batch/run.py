@@ -270,9 +270,9 @@ def _refuse_place(output: Path, names: Sequence[str]) -> None:
     if not output.parent.is_dir():
         raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     for name in names:
-        if Path(name).is_dir() and output.resolve().is_relative_to(Path(name).resolve()):
+        if Path(name).exists() and output.resolve().is_relative_to(Path(name).resolve()):
             raise OutputError(
-                f"{output} is in {name}, every file of which is read; write elsewhere"
+                f"{output} would be read as part of the input {name}; write elsewhere"
             )
 
 

@@ -364,8 +364,15 @@ def test_an_output_is_no_input(tmp_path: Path, model_file: Path, name: str) -> N
     """It would be one of other inputs when the same command is given again."""
     folder = pictures(tmp_path)
     (folder / "more").mkdir()
-    with pytest.raises(OutputError, match=r"is in .*images, every file of which is read"):
+    with pytest.raises(OutputError, match=r"would be read as part of the input .*images; write"):
         predict(model_file, [folder], output=folder / name)
+
+
+def test_an_input_is_not_overwritten(tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    options = PredictOptions(overwrite=True)
+    with pytest.raises(OutputError, match=r"would be read as part of the input .*rows\.csv"):
+        predict(model_file, [tmp_path / "rows.csv"], output=tmp_path / "rows.csv", options=options)
 
 
 def pictures(tmp_path: Path, *broken: int) -> Path:
