@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.sources import Batch, Chunk, FileRows, ReadTarget
 from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.runtime.tensors import Array, TensorInfo
@@ -56,7 +56,7 @@ def open_lines(path: Path | None, target: ReadTarget) -> TextLines:
     if path is not None:
         with open_stream(path) as stream:
             if next(raw_lines(stream), None) is None:
-                raise InputError(f"{path} holds no rows")
+                raise DamagedError(str(path), "holds no rows")
     return TextLines(path=path, row_shape=row_shape)
 
 

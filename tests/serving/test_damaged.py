@@ -119,6 +119,27 @@ def test_the_rest_is_named_once_and_the_next_input_is_read(
     assert (tmp_path / "out.csv.errors.jsonl").read_text() == listed
 
 
+EMPTY = {
+    "rows.npy": b"",
+    "images-ubyte": b"\0\0\x08\x03\0\0\0\1\0\0\0\4\0\0\0\5",
+    "rows.tar": b"",
+    "rows.parquet": b"",
+    "rows.jsonl": b"",
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_file_without_rows_is_named(model_file: Path, tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "good.npy", images(11))
+    (tmp_path / name).write_bytes(EMPTY[name])
+    with pytest.raises(InputError, match=name):
+        predict(model_file, [tmp_path / name], output=tmp_path / "out.csv")
+    inputs = [tmp_path / name, tmp_path / "good.npy"]
+    report = predict(model_file, inputs, output=tmp_path / "out.csv")
+    assert (report.rows, report.errors) == (11, 1)
+    assert report.first_error.startswith(f"{tmp_path / name}: ")
+
+
 def test_a_stream_after_a_damaged_input_goes_on(
     model_file: Path, tmp_path: Path, cut_short: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
