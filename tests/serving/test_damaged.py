@@ -125,6 +125,7 @@ EMPTY = {
     "rows.tar": b"",
     "rows.parquet": b"",
     "rows.jsonl": b"",
+    "images.lst": b"\n",
 }
 
 
