@@ -2,7 +2,7 @@
 
     FerryError                                   exit 1
     ├── InputError          (ValueError)         a file or a row that cannot be used
-    │   └── DamagedError                         a file that cannot be read to its end
+    │   └── DamagedError                         a file that is empty, or cannot be read to its end
     ├── MissingInputError   (FileNotFoundError)  a file that another command makes
     ├── IntegrityError      (ValueError)         bytes that are not the ones that were recorded
     ├── ModelError          (ValueError)         an ONNX file that cannot be run
@@ -30,7 +30,7 @@ class InputError(FerryError, ValueError):
 
 
 class DamagedError(InputError):
-    """A file that cannot be read, or not to its end; what is before the damage can be used."""
+    """A file that is empty, or cannot be read to its end; what is before that can be used."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)

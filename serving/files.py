@@ -48,6 +48,11 @@ def atomic_write(target: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def printable(path: Path | str) -> str:
+    """The path as text that can be written anywhere, even if it is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder last through a loss of power."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -140,7 +145,7 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Path):
-        return value.as_posix()
+        return printable(value)
     if hasattr(value, "item"):  # a numpy scalar
         return value.item()
     raise TypeError(f"cannot write {type(value).__name__} as JSON")

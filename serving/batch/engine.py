@@ -27,7 +27,7 @@ import numpy as np
 from serving.batch.answers import ID, Columns, answer
 from serving.batch.run import Chunks, PredictOptions, PredictRun
 from serving.drift import FIRST_ROWS
-from serving.errors import EngineError, ModelError, UsageError
+from serving.errors import EngineError, ModelError
 from serving.inputs.inputs import Inputs, Place
 from serving.inputs.sources import Batch, Chunk, Lost, RowSource, UnreadableRow
 from serving.model import Model, open_model
@@ -73,7 +73,7 @@ class Answered:
     digest: str | None
     """The chunk's."""
     rows: Array | None
-    """The rows that were answered, where the drift check needs them."""
+    """The rows that were answered, where they are held against the training data."""
     notes: frozenset[str]
     """What is to be told once of how they were read."""
     decode_seconds: float
@@ -207,11 +207,9 @@ def _decode_there(item: tuple[int, Chunk]) -> Decoded:
 def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
     """The answers to chunks in their order, from as many actors as the run has workers.
 
-    Raises UsageError for a stream and EngineError when a cluster cannot be had or an actor fails.
+    Raises EngineError when a cluster cannot be had or an actor fails.
     """
     ray = import_ray(run.options.ray_address)
-    if run.inputs.fingerprint() is None:
-        raise UsageError("--engine ray reads files; a stream is for the engine on this machine")
     places = [_place(number, chunk) for number, chunk in chunks]
     if not places:
         return

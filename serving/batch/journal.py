@@ -10,6 +10,7 @@ run is swept away.
 """
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -24,8 +25,14 @@ from serving.files import atomic_write, json_line, read_record, sync_folder, wri
 from serving.inputs.inputs import Place
 
 SCHEMA = 2
-OURS = ("part-*", "_part-*", ".part-*", "._part-*", "_errors.jsonl", "_manifest.jsonl")
+HALF_MANIFEST = "._manifest.jsonl.*"
+OURS = (
+    *("part-*", "_part-*", ".part-*", "._part-*", "_errors.jsonl", "_manifest.jsonl"),
+    *("._errors.jsonl.*", HALF_MANIFEST),
+)
 """What a run leaves in a folder of shards."""
+HALF = ".????????.tmp"
+"""How the name ends of a file that was being written when its run was killed."""
 WORDS = {
     "model_sha256": "another model",
     "fingerprint": "other inputs, or inputs that have changed since",
@@ -187,6 +194,8 @@ def begin_run(layout: Layout, provenance: Provenance, *, overwrite: bool) -> Jou
             _sweep(layout, journal)
             return journal
     layout.parts.mkdir(parents=True, exist_ok=True)
+    for path in _ours(layout):
+        path.unlink()
     write_text(layout.manifest, json_line(provenance))
     sync_folder(layout.parts)
     return Journal(provenance=provenance, shards=())
@@ -232,11 +241,11 @@ def drop_run(layout: Layout) -> None:
     """Remove the shards, and all that a run left beside them; a file that is joined stays."""
     # The manifest first: without it the rest is swept up, whenever this is interrupted.
     layout.manifest.unlink(missing_ok=True)
+    for path in _ours(layout):
+        path.unlink(missing_ok=True)
     if not layout.is_folder:
         shutil.rmtree(layout.parts, ignore_errors=True)
         return
-    for path in _ours(layout):
-        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # others have files there
         layout.parts.rmdir()
 
@@ -323,17 +332,20 @@ def _sweep(layout: Layout, journal: Journal) -> None:
 def _ours(layout: Layout) -> Iterator[Path]:
     for pattern in OURS:
         yield from layout.parts.glob(pattern)
+    if not layout.is_folder:
+        for path in (layout.output, layout.errors, layout.finished_manifest):
+            yield from path.parent.glob(f".{glob.escape(path.name)}{HALF}")
 
 
 def _refuse_occupied(layout: Layout, *, overwrite: bool) -> None:
     if layout.output.is_dir() and not layout.is_folder:
         raise OutputError(f"{layout.output} is a folder; name a file")
     if layout.output.is_dir():
-        others = next(layout.output.iterdir(), None)
-        if others is not None:
-            raise OutputError(
-                f"{layout.output} is a folder with other files ({others.name}); name a new one"
-            )
+        for other in layout.output.iterdir():
+            if not other.match(HALF_MANIFEST):
+                raise OutputError(
+                    f"{layout.output} is a folder with other files ({other.name}); name a new one"
+                )
     elif layout.output.exists() and not overwrite:
         raise OutputError(f"{layout.output} exists already; --overwrite replaces it")
 

@@ -3,8 +3,8 @@
     with lock_output(Path("labels.parquet")): ...    # .labels.parquet.lock while it lasts
 
 The lock is the system's (`flock`), not the file: what a killed run leaves of it locks nothing. On
-NFS Linux hands it to the server, so that it holds between machines; where a file system has no
-locks there is a warning, and none.
+NFS Linux hands it to the server, so that it holds between machines. Where a file system has no
+locks, or its folder takes no file, as above a volume of its own, there is a warning, and none.
 """
 
 import contextlib
@@ -44,6 +44,9 @@ def lock_output(output: Path) -> Iterator[None]:
     there = output.resolve()  # one file may have several names
     path = there.with_name(f".{there.name}.lock")
     handle = _locked(path, output)
+    if handle is None:
+        yield
+        return
     try:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         writer = Writer(pid=os.getpid(), host=os.uname().nodename, since=now)
@@ -55,10 +58,14 @@ def lock_output(output: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path, output: Path) -> int:
-    """A handle of the lock file, which is locked."""
+def _locked(path: Path, output: Path) -> int | None:
+    """A handle of the lock file, which is locked; None, with a warning, where there can be none."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            _warn(output, error)
+            return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except HELD as error:
@@ -66,12 +73,17 @@ def _locked(path: Path, output: Path) -> int:
             os.close(handle)
             raise OutputError(f"another ferry predict {who}writes {output}") from error
         except OSError as error:
-            reason = f"{error.strerror}; let one run at a time write there"
-            note(f"Warning: {output} cannot be locked: {reason}")
-            return handle
+            os.close(handle)
+            _warn(output, error)
+            return None
         if _is_at(path, handle):
             return handle
         os.close(handle)  # of a run that has just ended, and removed it
+
+
+def _warn(output: Path, error: OSError) -> None:
+    reason = f"{error.strerror}; let one run at a time write there"
+    note(f"Warning: {output} cannot be locked: {reason}")
 
 
 def _is_at(path: Path, handle: int) -> bool:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from serving.batch.engine import Answered, answers, answers_of_cluster
+from serving.batch.engine import Answered, answers, answers_of_cluster, import_ray
 from serving.batch.run import PredictOptions, PredictRun, prepare
 from serving.batch.signals import stoppable
 from serving.batch.writers import Write, open_writer
@@ -62,6 +62,8 @@ def predict(
     """
     options = options or PredictOptions()
     run = prepare(Path(model), inputs, output, options)
+    if options.engine == "ray":
+        import_ray(options.ray_address)  # so that what is there stays where Ray is not installed
     check = None
     if options.reference:
         from serving.drift.check import open_check
@@ -152,7 +154,7 @@ class Stdout(Output):
         self.rows += one.count
 
     def finish(self, *, last: bool) -> None:  # noqa: ARG002 - of every output
-        """Flush."""
+        """Close what writes, and count what was not listed."""
         self.close()
         if self.errors > MOST_NOTES:
             note(f"not read: {self.errors - MOST_NOTES} more")
@@ -279,7 +281,8 @@ class PredictLoop:
 
     def go(self) -> None:
         """Answer and write them; raises InputError for more unreadable rows than are allowed."""
-        begin = time.perf_counter()
+        self._refuse_errors()  # of the runs before
+        begin, ended = time.perf_counter(), False
         end_batches = self._run.model.session.stop
         with (
             stoppable(end_batches) as self.stopped,
@@ -287,24 +290,18 @@ class PredictLoop:
             _progress(self._run, self._output) as count,
         ):
             # The answers are closed when the writing fails, which drops the batches that wait.
-            with contextlib.closing(self._answers()) as found:
-                for one in self._until_hurried(found):
+            with contextlib.closing(self._until_hurried()) as found:
+                for one in found:
                     self._take(one)
                     count(one)
                     if self.stopped or self._too_many():
                         break
                 else:
-                    self._output.finish(last=not self._hurried)
-            if self.stopped or self._too_many():
-                self._output.finish(last=False)
+                    ended = not self._hurried
+            self._output.finish(last=ended)
             self._warn()
         self._seconds = time.perf_counter() - begin
-        if self._too_many():
-            raise InputError(
-                f"{self._output.errors} rows cannot be read, --max-errors is "
-                f"{self._run.options.max_errors}: {self.first_error}; a higher one goes on from "
-                f"here"
-            )
+        self._refuse_errors()
 
     def nothing_readable(self) -> InputError:
         """The error for an input without one good row."""
@@ -353,10 +350,10 @@ class PredictLoop:
     def _hurried(self) -> bool:
         return len(self.stopped) > 1
 
-    def _until_hurried(self, found: Iterator[Answered]) -> Iterator[Answered]:
-        """The same, up to the batch that is left undone; what came before an error is kept."""
+    def _until_hurried(self) -> Generator[Answered]:
+        """The answers, up to a batch that is left undone; what came before an error is kept."""
         try:
-            yield from found
+            yield from self._answers()
         except (KeyboardInterrupt, FerryError):
             if not self._hurried:
                 self._output.finish(last=False)
@@ -392,6 +389,15 @@ class PredictLoop:
     def _too_many(self) -> bool:
         most = self._run.options.max_errors
         return most is not None and self._output.errors > most
+
+    def _refuse_errors(self) -> None:
+        if self._too_many():
+            first = f", the first {self.first_error}" if self.first_error else ""
+            again = "; a higher one goes on from here" if self._journal else ""
+            raise InputError(
+                f"{self._output.errors} rows cannot be read, --max-errors is "
+                f"{self._run.options.max_errors}{first}{again}"
+            )
 
 
 @contextlib.contextmanager

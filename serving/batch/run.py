@@ -16,7 +16,9 @@ import numpy.typing as npt
 from serving.batch.writers import LINES, format_of
 from serving.console import note
 from serving.errors import OutputError, UsageError
-from serving.inputs.inputs import Inputs, Place, open_inputs
+from serving.files import printable
+from serving.inputs.inputs import Inputs, open_inputs
+from serving.inputs.names import STDIN
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.model import Model, open_model
 from serving.runtime.classes import Task
@@ -34,7 +36,7 @@ CHUNK_ROWS = 1024
 CHUNK_BYTES = 8 * 2**20
 TEXT_BYTES = 256
 """What a text is taken to need."""
-FIRST_ROWS = 5
+PREVIEWED_ROWS = 5
 """How many rows a preview shows."""
 MOST_SHOWN = 60
 """Characters of a text that a preview shows."""
@@ -48,8 +50,8 @@ class PredictOptions(ReadOptions):
     threads: int | None = None
     """Threads within one operator; None for those of the bundle's profile, or one."""
     workers: int | None = None
-    """Batches at a time, and processes that decode images; None for those of the profile, or as
-    many as the allowed cores have room for."""
+    """Batches at a time, and threads or processes that decode; None for those of the profile, or
+    as many as the allowed cores have room for."""
     batch_rows: int | None = None
     """The batch size; None for that of the bundle's profile, or 32 where none fits."""
     limit: int | None = None
@@ -96,7 +98,7 @@ class PredictRun:
 
     @property
     def workers(self) -> int:
-        """Batches at a time, and processes that decode."""
+        """Batches at a time, and threads or processes that decode."""
         return self.model.parallel
 
     @property
@@ -117,17 +119,18 @@ class PredictRun:
 
     def chunks(self, journal: "Journal | None") -> Chunks:
         """The chunks that no shard holds yet; OutputError when the stream is another one."""
-        last = journal.last if journal else None
+        last, limit = journal.last if journal else None, self.options.limit
+        if journal is not None and limit is not None:
+            limit -= journal.rows + journal.errors
+            if not limit:
+                return iter(())
         if journal is None or last is None:
             chunks = self.inputs.chunks(self.chunk_rows)
         elif journal.provenance.key.fingerprint is None:
             chunks = self._later_of_stream(last)
         else:
             chunks = self.inputs.chunks(self.chunk_rows, last.end)
-        if self.options.limit is None:
-            return chunks
-        done = journal.rows + journal.errors if journal else 0
-        return _limited(chunks, self.options.limit - done)
+        return chunks if limit is None else _limited(chunks, limit)
 
     def provenance(self) -> "Provenance":
         """Which run it is."""
@@ -139,7 +142,7 @@ class PredictRun:
             model_sha256=self.model.session.sha256,
             provider=options.provider,
             batch_rows=self.batch_rows,
-            inputs=self.names,
+            inputs=tuple(map(printable, self.names)),
             fingerprint=self.inputs.fingerprint(),
             array=options.array,
             columns=options.columns,
@@ -161,7 +164,7 @@ class PredictRun:
         )
         return Provenance(
             key=key,
-            model=str(self.model.path),
+            model=printable(self.model.path),
             ferry_version=ferry_version(),
             onnxruntime=next(iter(runtime_wheels().values()), None),
         )
@@ -173,7 +176,7 @@ class PredictRun:
         from serving.machine.environment import ferry_version
 
         return {
-            "ferry.model": str(self.model.path),
+            "ferry.model": printable(self.model.path),
             "ferry.model_sha256": self.model.session.sha256,
             "ferry.version": ferry_version() or "unknown",
             "ferry.provider": self.options.provider,
@@ -183,7 +186,7 @@ class PredictRun:
     def _later_of_stream(self, last: "Shard") -> Chunks:
         chunks = self.inputs.chunks(self.chunk_rows)
         for number, chunk in chunks:
-            end = Place(number, chunk.start + chunk.count)
+            end = self.inputs.after(number, chunk)
             if end == last.end and (last.digest in (None, chunk.digest)):
                 return chunks
             if (end.source, end.row) >= (last.end.source, last.end.row):
@@ -233,8 +236,11 @@ def prepare(
     form = format_of(output, options.format, default=options.default_format)
     if options.csv_safe and form.partition(".")[0] != "csv":
         raise UsageError(f"--csv-safe is for CSV, and {output or 'stdout'} is written as {form}")
-    if output is not None and not output.parent.is_dir():
-        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
+    names = tuple(map(str, inputs))
+    if options.engine == "ray" and STDIN in names:
+        raise UsageError("--engine ray reads files; a stream is for the engine on this machine")
+    if output is not None:
+        _refuse_place(output, names)
     model = _open(path, options)
     if (options.probabilities or options.top_k) and model.kind != "classifier":
         flag = "--probabilities" if options.probabilities else "--top-k"
@@ -248,7 +254,6 @@ def prepare(
     for info in model.left_out:
         made = f"{info.dtype} {list(info.shape)}"
         note(f"Warning: output {info.name} is {made}, not one answer a row; it is left out")
-    names = tuple(map(str, inputs))
     batch_rows = model.fixed_batch or options.batch_rows or model.batch_rows
     return PredictRun(
         model=model,
@@ -258,6 +263,17 @@ def prepare(
         batch_rows=batch_rows,
         form=form,
     )
+
+
+def _refuse_place(output: Path, names: Sequence[str]) -> None:
+    """Raise OutputError where no output can be, or where it would be one of the inputs."""
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
+    for name in names:
+        if Path(name).exists() and output.resolve().is_relative_to(Path(name).resolve()):
+            raise OutputError(
+                f"{output} would be read as part of the input {name}; write elsewhere"
+            )
 
 
 def dry_run(
@@ -280,7 +296,7 @@ def dry_run(
         workers=run.workers,
         batch_rows=run.batch_rows,
         rows=run.count(0),
-        first=[_describe(item) for item in itertools.islice(run.inputs, FIRST_ROWS)],
+        first=[_describe(item) for item in itertools.islice(run.inputs, PREVIEWED_ROWS)],
         output=output,
         format=run.form,
         done_rows=journal.rows if journal else 0,

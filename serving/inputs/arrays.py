@@ -318,7 +318,7 @@ def _checked(file: Any, name: str, target: ReadTarget) -> ArrayHeader:
             raise InputError(f"{name} holds {dtype} {list(shape)}; {target.takes()}{hint}")
         target.say(name, f"{dtype} is cast to {target.input.dtype}")
     if not shape[0]:
-        raise InputError(f"{name} holds no rows")
+        raise DamagedError(name, "holds no rows")
     return header
 
 
@@ -405,7 +405,7 @@ def open_idx(path: Path, target: ReadTarget) -> ArrayRows:
         )
     expected, found = offset + math.prod(sizes), path.stat().st_size
     if found != expected:
-        raise InputError(f"{path} has {found} bytes, by its header they must be {expected}")
+        raise DamagedError(str(path), f"has {found} bytes, by its header they must be {expected}")
     return PlainRows(
         path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
     )
@@ -434,7 +434,7 @@ def _idx_shape(path: Path, sizes: tuple[int, ...], target: ReadTarget) -> tuple[
     for shape in (sizes, (*sizes, 1)):
         if target.input.accepts(UINT8, shape[1:]):
             if not shape[0]:
-                raise InputError(f"{path} holds no rows")
+                raise DamagedError(str(path), "holds no rows")
             return shape
     labels = ", one value a row, as labels are" if len(sizes) == 1 else ""
     raise InputError(f"{path} holds uint8 {list(sizes)}{labels}; {target.takes()}")

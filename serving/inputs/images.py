@@ -31,8 +31,6 @@ MOST_LINE_BYTES = 1 << 16
 """Longer than any path; a stream without ends of lines is not read into memory."""
 MOST_KEPT = 200_000
 """Paths, some 20 MB, that are kept of the first walk through the folders."""
-
-
 READ_BYTES = 1 << 13
 
 
@@ -141,9 +139,12 @@ class ListedImages(FileRows):
 
 
 def open_image_list(path: Path | None, target: ReadTarget) -> ListedImages:
-    """The images that a file, or stdin for None, lists; InputError for a model that takes none."""
+    """The images that a file, or stdin for None, lists; InputError for none, or none that fits."""
     decoder = image_decoder(display_name(path), target)
-    return ListedImages(path=path, decoder=decoder, null=target.options.null)
+    images = ListedImages(path=path, decoder=decoder, null=target.options.null)
+    if path is not None:
+        next(images.chunks(1))
+    return images
 
 
 def _noted(paths: Iterator[str], images: "hashlib._Hash") -> Iterator[str]:

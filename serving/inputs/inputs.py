@@ -37,6 +37,7 @@ from serving.inputs.names import (
     files_of,
     format_of_file,
     is_address,
+    is_image,
     is_pattern,
 )
 from serving.inputs.sources import (
@@ -171,7 +172,7 @@ def _opened(form: str, names: Sequence[str], target: ReadTarget, *, alone: bool)
 def _expanded(name: str) -> list[str]:
     """The paths or addresses that a name stands for."""
     # A listing of images tells their sizes too, so that whoever opens them looks.
-    if is_address(name) and is_pattern(name) and not name.lower().endswith(IMAGE_SUFFIXES):
+    if is_address(name) and is_pattern(name) and not is_image(name):
         from serving.inputs.remote import matching
 
         return matching(name)
@@ -212,19 +213,15 @@ def _formats_of(name: str) -> list[tuple[str, str]]:
         return [(form, name)]
     with contextlib.suppress(OSError), os.scandir(name) as entries:
         # Most folders say at once what they are, however many files they hold.
-        if any(_is_image(entry.name) for entry in entries):
+        if any(is_image(entry.name) and not NO_DATA.match(entry.name) for entry in entries):
             return [(form, name)]
     files = []
     for path in files_of(name):
-        if _is_image(Path(path).name):
+        if is_image(path):
             return [(form, name)]  # tables among images are named as what they are not
         found = format_of_file(path)
         files.append((found if found in TABLES else LEFT_OUT, path))
     return files if any(found in TABLES for found, _ in files) else [(form, name)]
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not NO_DATA.match(name)
 
 
 def _format_by_name(name: str) -> str | None:

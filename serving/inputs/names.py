@@ -147,9 +147,14 @@ def format_of_file(name: str) -> str | None:
     return form if form in PACKED_FORMATS else None
 
 
+def is_image(path: str) -> bool:
+    """Whether a file is named as an image."""
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
 def may_be_image(path: str) -> bool:
     """Whether a file is named as an image, or in no way at all."""
-    return path.lower().endswith(IMAGE_SUFFIXES) or not Path(path).suffix
+    return is_image(path) or not Path(path).suffix
 
 
 # Addresses

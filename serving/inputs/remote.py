@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serving.errors import DamagedError, FerryError, InputError, MissingInputError
+from serving.files import printable
 from serving.inputs.arrays import PlainRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
 from serving.inputs.images import no_images
 from serving.inputs.names import (
-    IMAGE_SUFFIXES,
     PACKAGES,
     WEB,
     file_name,
+    is_image,
     is_pattern,
     may_be_image,
     scheme_of,
@@ -41,7 +42,6 @@ from serving.inputs.sources import (
     NumberedIds,
     ReadTarget,
     RowSource,
-    printable,
     reason_of,
     value_or_reason,
 )
@@ -166,7 +166,7 @@ class FetchedRows:
         ids: Sequence[str] = batch.ids
         if isinstance(ids, NumberedIds):
             return replace(batch, ids=replace(ids, name=self.file.address))
-        name = printable(Path(path))
+        name = printable(path)
         return replace(batch, ids=[self.file.address + one.removeprefix(name) for one in ids])
 
     @contextmanager
@@ -236,7 +236,7 @@ def _remote_file(address: str, info: Mapping[str, Any]) -> RemoteFile:
 
 def _images_at(root: str) -> list[RemoteFile]:
     """The image itself, or those below a folder or of a pattern, sorted by name."""
-    if not is_pattern(root) and _is_image(root):
+    if not is_pattern(root) and is_image(file_name(root)):
         return [_look(root)]
     # What has no name is a view of the folder: `photos/?sort=size`.
     found = [file for file in _listed(root) if file_name(file.address)]
@@ -252,10 +252,6 @@ def _images_at(root: str) -> list[RemoteFile]:
 
 def _may_be_image(file: RemoteFile) -> bool:
     return may_be_image(file_name(file.address))
-
-
-def _is_image(address: str) -> bool:
-    return file_name(address).lower().endswith(IMAGE_SUFFIXES)
 
 
 def _listed(root: str) -> Sequence[RemoteFile]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from serving.console import note
 from serving.errors import DamagedError, InputError, UsageError, one_line
+from serving.files import printable
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
@@ -281,11 +282,6 @@ def value_or_reason(read: Callable[[Item], Value], one: Item) -> Value | str:
 def display_name(path: Path | None) -> str:
     """What ids begin with."""
     return "stdin" if path is None else printable(path)
-
-
-def printable(path: Path) -> str:
-    """The path as text that can be written anywhere, even if it is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.names import PACKED_SUFFIXES
 from serving.inputs.sources import Chunk, display_name, refuse_broken
 
@@ -131,7 +131,7 @@ def chunks_of(
     if passed < start:
         raise InputError(f"{stream.name} holds {passed} {what}, and {start} were read of it before")
     if not passed:
-        raise InputError(f"{stream.name} holds no {what}")
+        raise DamagedError(stream.name, f"holds no {what}")
 
 
 def take(items: Iterator[Item], size: int) -> tuple[tuple[Item, ...], InputError | None]:

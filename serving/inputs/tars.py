@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from serving.errors import DamagedError, InputError
+from serving.files import printable
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
 from serving.inputs.images import no_images
 from serving.inputs.names import NO_DATA, OTHER_IMAGE_SUFFIXES, may_be_image
@@ -30,7 +31,6 @@ from serving.inputs.sources import (
     ReadTarget,
     fingerprint_of_files,
     is_of_system,
-    printable,
     reason_of,
     value_or_reason,
 )
@@ -77,10 +77,10 @@ class TarMember:
     def id(self) -> str:
         """`shard.tar:folder/name.jpg`, as text that can be written anywhere."""
         if not self.name:
-            return printable(Path(self.shard))
+            return printable(self.shard)
         name = self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
-        return f"{printable(Path(self.shard))}:{shown}"
+        return f"{printable(self.shard)}:{shown}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

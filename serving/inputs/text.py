@@ -53,11 +53,10 @@ def open_lines(path: Path | None, target: ReadTarget) -> TextLines:
         raise InputError(
             f"{path or 'stdin'}: {target.takes()}, which no line of text is; give such rows as .npy"
         )
+    rows = TextLines(path=path, row_shape=row_shape)
     if path is not None:
-        with open_stream(path) as stream:
-            if next(raw_lines(stream), None) is None:
-                raise InputError(f"{path} holds no rows")
-    return TextLines(path=path, row_shape=row_shape)
+        next(rows.chunks(1))
+    return rows
 
 
 def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:

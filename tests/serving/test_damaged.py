@@ -9,12 +9,14 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from samples_of_rows import as_stdin
 from tiny_classifier import images
 from tiny_images import encoded
 
@@ -96,7 +98,7 @@ def test_the_rest_is_named_once_and_the_next_input_is_read(
 ) -> None:
     make, reason = CASES[name]
     damaged = make(tmp_path / name)
-    np.save(tmp_path / "good.npy", images(1100))
+    np.save(tmp_path / "good.npy", images(2100))
     inputs = [damaged, tmp_path / "good.npy"]
     whole = predict(model_file, inputs, output=tmp_path / "whole.csv", options=ONE)
     assert whole.errors == 1
@@ -105,8 +107,8 @@ def test_the_rest_is_named_once_and_the_next_input_is_read(
     assert found["id"].startswith(str(damaged))
     assert reason in found["reason"]
     lines = (tmp_path / "whole.csv").read_text().splitlines()
-    assert sum(line.startswith(f"{tmp_path}/good.npy:") for line in lines) == 1100
-    monkeypatch.setattr("serving.batch.predict.SHARD_ROWS", 1)
+    assert sum(line.startswith(f"{tmp_path}/good.npy:") for line in lines) == 2100
+    monkeypatch.setattr("serving.batch.predict.SHARD_SECONDS", 0)
     for _ in range(3):
         cut_short[0] = 1
         with pytest.raises(RuntimeError, match="cut short"):
@@ -117,10 +119,53 @@ def test_the_rest_is_named_once_and_the_next_input_is_read(
     assert (tmp_path / "out.csv.errors.jsonl").read_text() == listed
 
 
+EMPTY = {
+    "rows.npy": b"",
+    "images-ubyte": b"\0\0\x08\x03\0\0\0\1\0\0\0\4\0\0\0\5",
+    "rows.tar": b"",
+    "rows.parquet": b"",
+    "rows.jsonl": b"",
+    "images.lst": b"\n",
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_file_without_rows_is_named(model_file: Path, tmp_path: Path, name: str) -> None:
+    np.save(tmp_path / "good.npy", images(11))
+    (tmp_path / name).write_bytes(EMPTY[name])
+    with pytest.raises(InputError, match=name):
+        predict(model_file, [tmp_path / name], output=tmp_path / "out.csv")
+    inputs = [tmp_path / name, tmp_path / "good.npy"]
+    report = predict(model_file, inputs, output=tmp_path / "out.csv")
+    assert (report.rows, report.errors) == (11, 1)
+    assert report.first_error.startswith(f"{tmp_path / name}: ")
+
+
+def test_a_stream_after_a_damaged_input_goes_on(
+    model_file: Path, tmp_path: Path, cut_short: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [arrow_stream_cut_short(tmp_path / "damaged.arrow"), "-"]
+    content = io.BytesIO()
+    np.save(content, images(1100))
+    options = replace(ONE, input_format="npy")
+    monkeypatch.setattr("serving.batch.predict.SHARD_SECONDS", 0)
+    for _ in range(3):
+        monkeypatch.setattr("sys.stdin", as_stdin(content.getvalue()))
+        cut_short[0] = 1
+        with pytest.raises(RuntimeError, match="cut short"):
+            predict(model_file, inputs, output=tmp_path / "out.csv", options=options)
+    cut_short[0] = -1
+    monkeypatch.setattr("sys.stdin", as_stdin(content.getvalue()))
+    report = predict(model_file, inputs, output=tmp_path / "out.csv", options=options)
+    assert (report.rows, report.resumed_rows, report.errors) == (2124, 2048, 1)
+
+
 def test_damage_counts_as_a_row_that_cannot_be_read(model_file: Path, tmp_path: Path) -> None:
     damaged = arrow_stream_cut_short(tmp_path / "damaged.arrow")
     strict = PredictOptions(workers=1, max_errors=0)
-    with pytest.raises(InputError, match=r"1 rows cannot be read, --max-errors is 0: .*damaged"):
+    with pytest.raises(
+        InputError, match=r"1 rows cannot be read, --max-errors is 0, the first .*damaged"
+    ):
         predict(model_file, [damaged], output=tmp_path / "out.csv", options=strict)
     with pytest.raises(InputError, match=r"damaged\.npy is not a \.npy file that can be read"):
         predict(model_file, [npy_cut_short(tmp_path / "damaged.npy")], output=tmp_path / "o.csv")

@@ -96,6 +96,17 @@ def test_a_run_warns_once(dark: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert predict(dark, rows, output=tmp_path / "dark.csv").unlike is None
 
 
+def test_what_cannot_be_read_may_come_first(dark: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "empty.png").touch()
+    (tmp_path / "damaged.npy").write_bytes(b"half a file")
+    np.save(tmp_path / "rows.npy", images(30))
+    inputs = [tmp_path / name for name in ("images", "damaged.npy", "rows.npy")]
+    report = predict(dark, inputs, output=tmp_path / "out.csv")
+    assert (report.rows, report.errors) == (30, 2)
+    assert report.unlike is not None
+
+
 def test_a_reference_of_another_ferry_stops_no_run(
     dark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

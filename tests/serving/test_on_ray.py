@@ -90,12 +90,19 @@ def listening() -> set[str]:
     }
 
 
-def test_a_stream_is_not_for_a_cluster(
-    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_there_stays_where_a_cluster_cannot_be_used(
+    model_file: Path, source: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    output = tmp_path / "out"
+    predict(model_file, source, output=output, options=LOCAL)
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    options = replace(RAY, overwrite=True)
     with pytest.raises(UsageError, match="--engine ray reads files; a stream is for"):
-        predict(model_file, ["-"], output=tmp_path / "out.csv", options=RAY)
-    assert not list(tmp_path.glob("out*"))
+        predict(model_file, ["-"], output=output, options=options)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError):
+        predict(model_file, source, output=output, options=options)
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
 def test_a_cluster_that_is_not_there(model_file: Path, source: list[str], tmp_path: Path) -> None:

@@ -9,21 +9,24 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from samples_of_rows import as_stdin
 from tiny_classifier import classifier, images
 from tiny_images import encoded, write
 
 from serving.batch import journal
 from serving.batch.journal import read_journal
 from serving.batch.lock import lock_output
-from serving.batch.predict import predict
+from serving.batch.predict import ShardedOutput, predict
 from serving.batch.report import summary
 from serving.batch.run import PredictOptions
 from serving.errors import InputError, IntegrityError, OutputError
+from serving.files import dump_json
 
 ROWS = 3000
 ONE = PredictOptions(workers=1, batch_rows=8)
@@ -218,6 +221,28 @@ def test_a_manifest_that_no_run_wrote(model_file: Path, rows: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("shards_of_one_chunk")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_was_being_written_when_a_run_was_killed_goes(
+    model_file: Path, rows: Path, tmp_path: Path, cut_short: list[int], overwrite: bool
+) -> None:
+    cut_short[0] = 1
+    with pytest.raises(RuntimeError, match="cut short"):
+        predict(model_file, [rows], output=tmp_path / "out.csv", options=ONE)
+    cut_short[0] = -1
+    (tmp_path / "out").mkdir()
+    for name in ("out.csv", "out.csv.errors.jsonl", "out.csv.manifest.jsonl"):
+        (tmp_path / f".{name}.ab12_xyz.tmp").touch()
+    (tmp_path / "out/._manifest.jsonl.ab12_xyz.tmp").touch()
+    (tmp_path / ".out.csv.gz.ab12_xyz.tmp").touch()  # of another output
+    for name in ("out.csv", "out"):
+        options = replace(ONE, overwrite=overwrite)
+        assert predict(model_file, [rows], output=tmp_path / name, options=options).rows == ROWS
+    there = [".out.csv.gz.ab12_xyz.tmp", "out", "out.csv", "out.csv.manifest.jsonl"]
+    assert left_over(tmp_path) == there
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.usefixtures("shards_of_one_chunk")
 def test_joining_can_be_interrupted_anywhere(
     model_file: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +332,14 @@ def test_one_run_at_a_time_writes_an_output(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_where_no_lock_can_be_a_run_goes_on_without(
+    tmp_path: Path, rows: Path, model_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".out.csv.lock").mkdir()
+    assert predict(model_file, [rows], output=tmp_path / "out.csv").rows == ROWS
+    assert "out.csv cannot be locked: Is a directory; let one run" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_not_there_is_not_made(
     tmp_path: Path, rows: Path, model_file: Path
 ) -> None:
@@ -314,6 +347,32 @@ def test_a_folder_that_is_not_there_is_not_made(
         with pytest.raises(OutputError, match=r"there is no folder .*new; make it first"):
             predict(model_file, [rows], output=tmp_path / "new" / name)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_names_that_are_not_utf8(model_file: Path, rows: Path, tmp_path: Path, name: str) -> None:
+    model = model_file.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xffmodel.onnx"))
+    source = rows.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xffrows.npy"))
+    for resumed in (0, ROWS):
+        report = predict(model, [source], output=tmp_path / name, options=ONE)
+        assert (report.rows, report.resumed_rows) == (ROWS, resumed)
+        assert json.loads(dump_json(report).encode())["model"].endswith("\\xffmodel.onnx")
+
+
+@pytest.mark.parametrize("name", ["out.csv", "more/out", "."])
+def test_an_output_is_no_input(tmp_path: Path, model_file: Path, name: str) -> None:
+    """It would be one of other inputs when the same command is given again."""
+    folder = pictures(tmp_path)
+    (folder / "more").mkdir()
+    with pytest.raises(OutputError, match=r"would be read as part of the input .*images; write"):
+        predict(model_file, [folder], output=folder / name)
+
+
+def test_an_input_is_not_overwritten(tmp_path: Path, model_file: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    options = PredictOptions(overwrite=True)
+    with pytest.raises(OutputError, match=r"would be read as part of the input .*rows\.csv"):
+        predict(model_file, [tmp_path / "rows.csv"], output=tmp_path / "rows.csv", options=options)
 
 
 def pictures(tmp_path: Path, *broken: int) -> Path:
@@ -330,9 +389,12 @@ def test_too_many_errors_stop_a_run_that_a_higher_number_goes_on_with(
     folder = pictures(tmp_path, 5, 15, 25)
     output = tmp_path / "out.csv"
     strict = PredictOptions(workers=1, max_errors=1)
-    with pytest.raises(InputError, match=r"cannot be read, --max-errors is 1: .*05\.png: "):
-        predict(model_file, [folder], output=output, options=strict)
+    for first in (r", the first .*05\.png: .*; a higher", "; a higher"):  # nothing is done again
+        with pytest.raises(InputError, match=rf"--max-errors is 1{first} one goes on from here"):
+            predict(model_file, [folder], output=output, options=strict)
     assert not output.exists()
+    with pytest.raises(InputError, match=r"--max-errors is 1, the first .*05\.png: [^;]*$"):
+        predict(model_file, [folder], output=None, options=strict)
     report = predict(model_file, [folder], output=output, options=PredictOptions(workers=1))
     assert (report.rows, report.errors) == (37, 3)
     assert len(set(ids(output))) == 37
@@ -346,6 +408,26 @@ def test_a_limit_counts_what_cannot_be_read_too(model_file: Path, tmp_path: Path
     report = predict(model_file, [folder], output=output, options=PredictOptions(limit=10))
     assert (report.rows, report.errors) == (9, 1)
     assert [Path(one).stem for one in ids(output)] == [f"{n:02}" for n in range(10) if n != 3]
+
+
+def test_a_stream_that_was_stopped_at_its_limit_is_complete(
+    model_file: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = PredictOptions(workers=1, input_format="npy", limit=10)
+    take = ShardedOutput.take
+
+    def stopping(self: ShardedOutput, *given: object) -> None:
+        take(self, *given)  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardedOutput, "take", stopping)
+        patch.setattr("sys.stdin", as_stdin(rows.read_bytes()))
+        report = predict(model_file, ["-"], output=tmp_path / "out.csv", options=options)
+    assert report.stopped == "SIGINT"
+    monkeypatch.setattr("sys.stdin", as_stdin(rows.read_bytes()))
+    report = predict(model_file, ["-"], output=tmp_path / "out.csv", options=options)
+    assert (report.rows, report.resumed_rows, report.stopped) == (10, 10, None)
 
 
 # Signals and kills, of real processes

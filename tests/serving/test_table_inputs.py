@@ -255,7 +255,8 @@ def test_a_csv_without_a_header(tmp_path: Path) -> None:
         ("rows.csv", b"text\n", "holds no rows"),
         ("rows.csv", b"t\xe9xt\nx\n", "the name of a column is not UTF-8"),
         ("rows.csv", b"text,text\na,b\n", "several columns named 'text'"),
-        ("rows.jsonl", b"\n", "line 1 should be a JSON object"),
+        ("rows.jsonl", b"\n", "holds no rows"),
+        ("rows.jsonl", b"[]\n", "line 1 should be a JSON object"),
         ("rows.txt", BYTE_ORDER_MARK, "holds no rows"),
     ],
 )

@@ -18,7 +18,7 @@ from pipeline.config import reading
 from pipeline.config.experiment import OwnDatasetConfig, OwnSection
 from pipeline.records.ready import Kind
 from serving.errors import InputError
-from serving.inputs.sources import printable
+from serving.files import printable
 
 FOLDER = Path(__file__).parent
 SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
@@ -64,7 +64,7 @@ def files(config: OwnDatasetConfig) -> dict[str, Path]:
     module, found = _module(config.reader), {}
     for part, root in _places(config).items():
         for name, path in module.files(root, config).items():
-            if name != printable(Path(name)):
+            if name != printable(name):
                 raise InputError(f"{printable(path)}: its name is not UTF-8; rename the file")
             found[f"{part}/{name}"] = path
     return dict(sorted(found.items()))

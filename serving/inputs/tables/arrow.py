@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.sources import Batch, Chunk, FileRows, ReadTarget, display_name, refuse_broken
 from serving.inputs.streams import Stream, open_stream
 from serving.inputs.tables.arrow_columns import (
@@ -80,7 +80,7 @@ class ArrowRows(FileRows):
                 yield Chunk(start=start, count=count, content=content, digest=stream.digest)
                 start += count
         if not start:
-            raise InputError(f"{self.name} holds no rows")
+            raise DamagedError(self.name, "holds no rows")
 
     def decode(self, chunk: Chunk) -> Batch:
         """The rows of a chunk; InputError for one that is no sound record batch."""

@@ -219,7 +219,7 @@ def read_csv_header(
     if error is not None:
         raise error
     if not found:
-        raise InputError(f"{stream.name} is empty; its first line should name the columns")
+        raise DamagedError(stream.name, "is empty; its first line should name the columns")
     ((_, header),) = found
     fault = next(filter(None, map(text_fault, header)), None)
     if fault:

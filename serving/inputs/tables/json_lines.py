@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.sources import Chunk, ReadTarget, display_name
 from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.inputs.tables.columns import (
@@ -124,8 +124,10 @@ def _list_column(name: str, first: dict[str, object], target: ReadTarget) -> str
 
 
 def _first_object(stream: Stream) -> dict[str, object]:
-    """The first record; InputError when it is no object."""
+    """The first record; InputError when it is no object, DamagedError when there is none."""
     _, line = next(_json_lines(stream), (0, ""))
+    if not line:
+        raise DamagedError(stream.name, "holds no rows")
     first = _json_object(line)
     if not first:
         raise InputError(
