@@ -350,7 +350,7 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     ),
     (table(header="x y kid"), TABLE, "rows.csv has no column 'kind'; did you mean 'kid'?"),
     (table(header="x y z"), TABLE, "rows.csv has no column 'kind'; there are x, y, z"),
-    (table(["", 1, "a"]), TABLE, "rows.csv: row 7 has nothing in column 'x', as 1 of all rows; "),
+    (table(["", 1, "a"]), TABLE, "row 7 has nothing in column 'x'; so have 1 of "),
     (table([1, 1, ""]), TABLE, "rows.csv: row 7 has nothing in column 'kind'"),
     (table(["1e39", 1, "a"]), TABLE, "row 7 has 1e+39 in column 'x', which float32 does not hold"),
     (table(header="x x kind"), TABLE, "rows.csv has several columns named 'x'"),
@@ -358,7 +358,11 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (table(["z", 1, "a"]), TABLE | {"features": ["x"]}, "column 'x' holds '0.0', not numbers"),
     (table(), TABLE | {"features": ["x", "kind"]}, "'kind' is to be predicted, and a feature as"),
     (table(), TABLE | {"label": "x"}, "labels such as 0.25 are numbers and no classes; to predict"),
-    (table(), {"reader": "table", "path": "rows.csv"}, "rows.csv: say either label: or target:"),
+    (
+        table(),
+        {"reader": "table", "path": "rows.csv"},
+        "say either label: or target:, what is to be predicted of its columns: 3 (x, y, kind)",
+    ),
     (table(), IMAGES | {"path": "rows.csv"}, "rows.csv has the columns x, y, kind; say image: and"),
     (
         table(["no.png", 1, "a"]),

@@ -98,8 +98,8 @@ class Columns:
         empty = np.isnan(values)
         if empty.any() and fill is None:
             raise InputError(
-                f"{self.path}: row {int(empty.argmax()) + 1} has nothing in column {name!r}, as "
-                f"{int(empty.sum())} of all rows; missing: 0 takes that number, or another"
+                f"{self.path}: row {int(empty.argmax()) + 1} has nothing in column {name!r}; so "
+                f"have {int(empty.sum())} of {len(self)} rows; missing: 0 in its section takes 0"
             )
         values = np.where(empty, 0 if fill is None else fill, values)
         wrong = np.abs(values) > np.finfo(np.float32).max

@@ -46,9 +46,12 @@ def files(root: Path, settings: Settings) -> Mapping[str, Path]:  # noqa: ARG001
 def read(root: Path, settings: Settings, like: Part | None) -> Part:
     """Read the features as float32 [rows, features]; those of a test are those of the training."""
     label, targets = settings.label, settings.target or ()
-    if (label is None) == (settings.target is None):
-        raise ConfigError(f"{root}: say either label: or target:, what is to be predicted")
     columns = Columns(root, [label] if label is not None else [], settings.decimal)
+    if (label is None) == (settings.target is None):
+        raise ConfigError(
+            f"{root}: say either label: or target:, what is to be predicted of its columns: "
+            f"{listed(columns.names)}"
+        )
     columns.require(targets)
     answers = tuple(targets) if label is None else (label,)
     names = like.features if like else settings.features or _features(columns, answers)
