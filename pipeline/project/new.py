@@ -53,12 +53,7 @@ def new_experiment(
     ferrys = params.load(params.brought_along(PARAMS))
     known = params.load(path)  # the last one: the registries look into its package
     _refuse_name(name, known.experiments.keys() | known.broken.keys())
-    if dataset in datasets.names() and dataset not in known.datasets:
-        raise UsageError(
-            f"{path} has no data set {dataset} yet; write a line for it below `datasets`, such as "
-            f"`{dataset}: {{validation_rows: 1000}}`"
-        )
-    config = known.dataset(dataset)
+    config = params.dataset(known, dataset)
     if model not in models.names():
         raise UnknownNameError("model", model, models.names())
     ready = path.parent / layout.ready(dataset)

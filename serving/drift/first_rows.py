@@ -43,6 +43,8 @@ class FirstRows:
 
     def add(self, rows: Array) -> None:
         """Measure rows, [rows, ...] as the model takes them, as far as they are needed."""
+        if not len(rows):  # nothing of a batch could be read
+            return
         if self._reference is None:
             self._reference = self._read()
         if self._reference is None:

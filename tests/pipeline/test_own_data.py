@@ -146,7 +146,7 @@ def test_a_table_with_classes(
         x, y, kind = two_kinds()[int(name.removeprefix("row ")) - 1]
         assert (inputs.tolist(), manifest.labels[label]) == ([x, y, 7], kind)
     said = capsys.readouterr().err
-    assert "mine: left out columns of no numbers: 1 (city)" in said
+    assert "mine: left out columns of no numbers: 1 (city: 'text')" in said
     assert "mine: column same has the same value in every training row" in said
 
 
@@ -333,7 +333,11 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
         "flowers/a/\\xff.png: its name is",
     ),
     (lambda: write_images("flowers", {"a": 9}), IMAGES, "flowers has one class, 'a'; a model te"),
-    (lambda: write_images("flowers", {"a": 9, "b": 2}), IMAGES, "class 'b' has 2 rows, and must"),
+    (
+        lambda: write_images("flowers", {"a": 9, "b": 2}),
+        IMAGES,
+        "class 'b' has 2 of the 3 rows that it needs, one",
+    ),
     (lambda: write_images("flowers", {"train": 3, "Test": 3}), IMAGES, "which are splits and no c"),
     (lambda: write_images("x", {"a": 3}), IMAGES | {"path": "x/a"}, "x/a holds no folders of ima"),
     (empty_class, IMAGES, "flowers/aster holds no images; fill the folder, or "),

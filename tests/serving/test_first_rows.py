@@ -96,6 +96,14 @@ def test_a_run_warns_once(dark: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert predict(dark, rows, output=tmp_path / "dark.csv").unlike is None
 
 
+def test_a_batch_of_which_nothing_can_be_read_is_passed_over(dark: Path) -> None:
+    first = FirstRows(dark)
+    first.add(images(9)[:0])
+    assert first.warning() is None
+    first.add(images(30))
+    assert "30 of the first 30 rows are unlike" in str(first.warning())
+
+
 def test_a_reference_of_another_ferry_stops_no_run(
     dark: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,7 +34,7 @@ def data(dataset: str, as_json: bool) -> None:
     from pipeline.project.data import bring_up_to_date, describe
 
     enter_project()
-    config = params.load().dataset(dataset)
+    config = params.dataset(params.load(), dataset)
     ready = layout.ready(dataset)
     bring_up_to_date(layout.raw(dataset), ready, name=dataset, config=config)
     report = describe(ready, layout.contact_sheet(dataset))

@@ -83,7 +83,7 @@ class Columns:
         for index, name in enumerate(names):
             if not self.is_number(name):
                 raise InputError(
-                    f"{self.path}: column {name!r} holds {self._shown_text(name)}, not numbers"
+                    f"{self.path}: column {name!r} holds {self.shown_text(name)}, not numbers"
                 )
             column = self._table[name]
             if pa.types.is_boolean(column.type):
@@ -111,7 +111,8 @@ class Columns:
             )
         return values
 
-    def _shown_text(self, name: str) -> str:
+    def shown_text(self, name: str) -> str:
+        """The first value of a column of texts, quoted."""
         values = (value for value in self._table[name].to_pylist() if value is not None)
         return repr(next(values, None))
 

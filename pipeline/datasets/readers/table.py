@@ -83,5 +83,6 @@ def _features(columns: Columns, answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _texts(columns: Columns, answers: tuple[str, ...]) -> list[str]:
-    """The columns that are no features because they are no numbers."""
-    return [name for name in columns.names if name not in answers and not columns.is_number(name)]
+    """The columns that are no features because they are no numbers, each with a value of it."""
+    left = [name for name in columns.names if name not in answers and not columns.is_number(name)]
+    return [f"{name}: {columns.shown_text(name)}" for name in left]
