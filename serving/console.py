@@ -246,13 +246,14 @@ def log_to_stderr() -> None:
 
 
 def program() -> str:
-    """How this program is called from here: by its path where its environment is not active."""
+    """How this program is called from here: by its path where `ferry` is not it."""
     import shlex
+    import shutil
     from pathlib import Path
 
     script = Path(sys.executable).with_name("ferry")
     in_environment = sys.prefix != sys.base_prefix
-    if not in_environment or os.environ.get("VIRTUAL_ENV") == sys.prefix or not script.exists():
+    if not in_environment or shutil.which("ferry") == str(script) or not script.exists():
         return "ferry"
     here = script.is_relative_to(Path.cwd())
     return shlex.quote(str(script.relative_to(Path.cwd()) if here else script))

@@ -102,6 +102,8 @@ class Model:
     """The names of the classes, or None where nothing gives any; see `class_names`."""
     targets: tuple[str, ...] = ()
     """What the columns of `prediction` are called, the output of a regression of ferry's."""
+    features: tuple[str, ...] = ()
+    """What the columns of its input are called, where it was trained on a table with names."""
     profile: "Profile | None" = None
     """What the session's settings were taken from, or None where no profile fitted."""
     bound: "BoundPool | None" = None
@@ -336,6 +338,7 @@ def _model(
         classes=classes,
         labels=labels or classes.values or None,
         targets=_targets_of(path, session),
+        features=_names_of(path, session.metadata, "ferry.features") or (),
         profile=profile,
     )
     if not session.settings.binding:

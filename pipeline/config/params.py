@@ -28,7 +28,7 @@ from pipeline.config.layout import PARAMS
 from pipeline.config.reading import check_defaults, read_section, read_yaml, use_package
 from pipeline.errors import ConfigError
 from pipeline.records.ready import Kind
-from serving.errors import nearest
+from serving.errors import UsageError, nearest
 
 BROUGHT_ALONG = (Path(__file__).parents[1], Path(__file__).parents[2])
 """Where params.yaml and dvc.yaml of ferry are: in an installed package, and in its repository."""
@@ -63,6 +63,20 @@ def load(path: Path = PARAMS) -> Params:
         experiments=experiments,
         broken=broken,
     )
+
+
+def dataset(known: Params, name: str) -> DatasetConfig | OwnSection:
+    """The settings of a data set.
+
+    Raises UsageError with the line to write for a data set without a section, and UnknownNameError
+    with the nearest one for a name that is none.
+    """
+    if name in datasets.names() and name not in known.datasets:
+        raise UsageError(
+            f"{PARAMS} has no data set {name} yet; write a line for it below `datasets`, such as "
+            f"`{name}: {{validation_rows: 1000}}`"
+        )
+    return known.dataset(name)
 
 
 def stage_defaults(stage: str, record: type[Record]) -> Record:

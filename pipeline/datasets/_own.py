@@ -174,8 +174,8 @@ def _labels(config: OwnDatasetConfig, train: Part) -> tuple[str, ...]:
     if count < least:
         parts = "training and validation" if config.test_path else "training, validation and test"
         raise InputError(
-            f"{config.path}: class {label!r} has {count} rows, and must have one for each of "
-            f"{parts}"
+            f"{config.path}: class {label!r} has {count} of the {least} rows that it needs, one "
+            f"for each of {parts}"
         )
     return tuple(sorted(counts, key=_order(counts)))
 

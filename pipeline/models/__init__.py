@@ -6,7 +6,7 @@ Each has `TAKES`, the kinds of rows, `GIVES`, logits or a reconstruction, and `b
 gives logits [batch, outputs] or planes from 0 to 1, [batch, C, H, W].
 """
 
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -98,14 +98,16 @@ def settings(config: ModelConfig, *, where: str) -> Any:
     `where` is the path of the section in params.yaml, for the message of the ConfigError that a
     wrong setting raises. Raises UnknownNameError for an architecture that does not exist.
     """
-    module = _module(config.name)
-    record = get_type_hints(module.build).get("settings")
-    if not (isinstance(record, type) and is_dataclass(record)):
-        raise ConfigError(
-            f"{module.__file__}: the settings of build must be a record, as in models/mlp.py of "
-            f"ferry"
-        )
-    return read_section(record, dict(config.settings), where)
+    return read_section(_record(config.name), dict(config.settings), where)
+
+
+def needed_settings(name: str) -> tuple[str, ...]:
+    """The settings that an architecture has no default for."""
+    return tuple(
+        field.name
+        for field in fields(_record(name))
+        if field.default is MISSING and field.default_factory is MISSING
+    )
 
 
 def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":
@@ -116,6 +118,18 @@ def build(config: ModelConfig, shape: Shape, *, where: str) -> "nn.Module":
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return network
+
+
+def _record(name: str) -> type[Any]:
+    """The record of an architecture's settings."""
+    module = _module(name)
+    record = get_type_hints(module.build).get("settings")
+    if not (isinstance(record, type) and is_dataclass(record)):
+        raise ConfigError(
+            f"{module.__file__}: the settings of build must be a record, as in models/mlp.py of "
+            f"ferry"
+        )
+    return record
 
 
 def _module(name: str) -> ModuleType:

@@ -4,8 +4,8 @@ The settings of the model are those of the first experiment with it, here or in 
 params.yaml, cut down where the images are too small for them. All else is left to the defaults.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from pipeline.errors import ConfigError
 from pipeline.models import Shape
 from pipeline.project.data import bring_up_to_date
 from pipeline.records.ready import MANIFEST, DatasetManifest, open_manifest
+from pipeline.training.tuning.search import given_settings
 from serving.errors import UnknownNameError, UsageError
 from serving.files import write_text
 
+MODEL = "model."
+"""How the settings of the model begin."""
 FEWEST_STEPS, SMALLEST_BATCH = 10, 8
 """Of an epoch, and the rows of a step."""
 
@@ -35,41 +38,42 @@ class NewExperiment:
     """The lines of it."""
 
 
-def new_experiment(name: str, *, dataset: str, model: str, path: Path = PARAMS) -> NewExperiment:
+def new_experiment(
+    name: str, *, dataset: str, model: str, given: Sequence[str] = (), path: Path = PARAMS
+) -> NewExperiment:
     """Write the section of an experiment into params.yaml, whose other lines stay as they are.
 
-    A data set of the user's own is read first, for what its rows are. Raises UsageError for a name
-    that is there already or is none, UnknownNameError for a data set or a model that does not
-    exist, and ConfigError for a params.yaml that cannot be read and for a model that does not fit
-    the data set; nothing is written then.
+    `given` are settings, each as `train.lr=0.01`. A data set of the user's own is read first, for
+    what its rows are. Raises UsageError for a name that is there already or is none,
+    UnknownNameError for a data set or a model that does not exist, and ConfigError for a
+    params.yaml that cannot be read, for settings that are missing or wrong, and for a model that
+    does not fit the data set; nothing is written then.
     """
+    own = given_settings(given)
     ferrys = params.load(params.brought_along(PARAMS))
     known = params.load(path)  # the last one: the registries look into its package
     _refuse_name(name, known.experiments.keys() | known.broken.keys())
-    if dataset in datasets.names() and dataset not in known.datasets:
-        raise UsageError(
-            f"{path} has no data set {dataset} yet; write a line for it below `datasets`, such as "
-            f"`{dataset}: {{validation_rows: 1000}}`"
-        )
-    config = known.dataset(dataset)
+    config = params.dataset(known, dataset)
     if model not in models.names():
         raise UnknownNameError("model", model, models.names())
     ready = path.parent / layout.ready(dataset)
     if isinstance(config, OwnSection):
         bring_up_to_date(path.parent / layout.raw(dataset), ready, name=dataset, config=config)
     manifest = _manifest(ready)
-    settings = _settings(model, known, ferrys)
+    settings = _settings(model, own, known, ferrys)
     if manifest:
-        settings = _fitted(model, settings, manifest)
+        settings = _fitted(name, ModelConfig(name=model, settings=settings), manifest)
     defaults = params.defaults(path)
     body: dict[str, object] = {
         "dataset": dataset,
         "epochs": defaults["epochs"],
         "model": {"name": model, **settings},
         "train": _loss(dataset, model, manifest) | _batch_size(defaults["train"], manifest),
+        **{section: {} for section in params.SECTIONS[2:]},
     }
-    empty: dict[str, object] = dict.fromkeys(params.SECTIONS[2:])
-    lines = [f"{key}: {dump_value(value or {})}" for key, value in (body | empty).items()]
+    for key, value in own.items():
+        _put(body, key, value)
+    lines = [f"{key}: {dump_value(value)}" for key, value in body.items()]
     section = "\n".join([f"  {name}:", *(f"    {line}" for line in lines)])
     text = with_entry(path, "experiments", section)
     _check(text, name, path, manifest)
@@ -89,18 +93,42 @@ def _manifest(folder: Path) -> DatasetManifest | None:
     return open_manifest(folder) if (folder / MANIFEST).exists() else None
 
 
-def _settings(model: str, *places: Params) -> dict[str, object]:
-    """Those of the first experiment with this model; none where no experiment has it."""
-    for place in places:
-        for experiment in place.experiments.values():
-            if experiment.model.name == model:
-                return dict(experiment.model.settings)
-    return {}
+def _settings(model: str, own: Mapping[str, Any], *places: Params) -> Mapping[str, object]:
+    """Those of the first experiment with this model, changed by one's own `model.KEY`.
+
+    Raises ConfigError where settings are left that neither gives.
+    """
+    found = (
+        experiment.model.settings
+        for place in places
+        for experiment in place.experiments.values()
+        if experiment.model.name == model
+    )
+    changed = {
+        key.removeprefix(MODEL): value for key, value in own.items() if key.startswith(MODEL)
+    }
+    settings = {**next(found, {}), **changed}
+    missing = [key for key in models.needed_settings(model) if key not in settings]
+    if missing:
+        options = " ".join(f"--set {MODEL}{key}=VALUE" for key in missing)
+        raise ConfigError(f"no experiment has model {model} yet; give its settings: {options}")
+    return settings
 
 
-def _fitted(
-    model: str, settings: dict[str, object], manifest: DatasetManifest
-) -> dict[str, object]:
+def _put(body: dict[str, Any], key: str, value: object) -> None:
+    """Write a setting at its path; ConfigError for what another option says."""
+    if key in ("dataset", "model", f"{MODEL}name"):
+        raise ConfigError(f"--set {key}: --dataset and --model say which there are")
+    *sections, last = key.split(".")
+    node: Any = body
+    for section in sections:
+        node = node.setdefault(section, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {key}: {section} is no section")
+    node[last] = value
+
+
+def _fitted(experiment: str, model: ModelConfig, manifest: DatasetManifest) -> Mapping[str, object]:
     """Cut settings down until the network can be made for rows of this shape.
 
     Raises ConfigError for what no smaller one can be made of.
@@ -108,15 +136,15 @@ def _fitted(
     shape = Shape.of(manifest, max(1, len(manifest.labels)))
     while manifest.kind == "image":
         try:
-            models.build(ModelConfig(name=model, settings=settings), shape, where=model)
+            models.build(model, shape, where=f"experiments.{experiment}.model")
         except ConfigError:
-            smaller = _smaller(settings)
+            smaller = _smaller(model.settings)
             if smaller is None:
                 raise
-            settings = smaller
+            model = replace(model, settings=smaller)
         else:
             break
-    return settings
+    return model.settings
 
 
 def _smaller(settings: Mapping[str, Any]) -> dict[str, object] | None:

@@ -137,7 +137,7 @@ def too_inaccurate(judged: Quality, budget: Budget) -> Iterator[str]:
     if judged.loss is None:
         yield "answers what is no number"
     elif judged.loss > limit:
-        yield f"loses {judged.lost} ({_interval(judged)}), {limit:g} allowed"
+        yield f"{judged.lost} ({_interval(judged)}), {limit:g} allowed"
 
 
 def too_noisy(judged: Quality, least: float | None) -> Iterator[str]:

@@ -59,12 +59,14 @@ class Quality:
 
     @property
     def lost(self) -> str:
-        """The loss, of what, in its unit: "0.50 points of accuracy"."""
+        """The loss, of what, in its unit: "0.50 points of accuracy lost"."""
         if self.loss is None:
             return "no number"
         if self.measure == "difference":
-            return f"{self.loss:.2f} % of the variation of {self.noisiest or 'its outputs'}"
-        return f"{self.loss:.2f} {'points' if self.counts else '%'} of {self.measure}"
+            return f"off by {self.loss:.2f} % of the variation of {self.noisiest or 'its outputs'}"
+        if self.counts:
+            return f"{self.loss:.2f} points of {self.measure} lost"
+        return f"{self.measure} {abs(self.loss):.2f} % {'smaller' if self.loss < 0 else 'larger'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +80,8 @@ class WithoutVnni:
     def describe(self) -> str:
         """In a few words, with what it would lose."""
         loss = self.quality.loss
-        lost = "answers what is no number" if loss is None else f"loses {self.quality.lost}"
-        return f"needs VNNI: without it {self.overflows:,} sums overflow and it {lost}"
+        lost = "answers that are no number" if loss is None else self.quality.lost
+        return f"needs VNNI: without it {self.overflows:,} sums overflow: {lost}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +130,7 @@ class Try:
         parts = []
         if self.quality and self.quality.loss is not None:
             doubt = f" ({self.unsettled})" if self.unsettled else ""
-            parts.append(f"{self.quality.lost} lost{doubt}")
+            parts.append(f"{self.quality.lost}{doubt}")
         if self.size_ratio is not None:
             parts.append(f"{self.size_ratio:.2f} of the size")
         for size, ratio in self.speedup.items():

@@ -69,6 +69,8 @@ def export(
     _check_opset(experiment, manifest.kind)
     graph = load_graph(weights, experiment, manifest)
     facts = _facts(weights, trained, experiment)
+    if manifest.features:
+        facts["features"] = manifest.features
     example = ready.open_split(data, "test").inputs[:2]
     start = time.perf_counter()
     made = to_onnx(graph, example, experiment.export.opset)

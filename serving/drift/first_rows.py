@@ -43,7 +43,7 @@ class FirstRows:
 
     def add(self, rows: Array) -> None:
         """Measure rows, [rows, ...] as the model takes them, as far as they are needed."""
-        if not len(rows):
+        if not len(rows):  # nothing of a batch could be read
             return
         if self._reference is None:
             self._reference = self._read()

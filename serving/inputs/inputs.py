@@ -147,7 +147,7 @@ def open_inputs(
     nothing the model takes, UnknownNameError for a split or a format that is none, and UsageError
     for options that no input has a use for. A file at an address is looked into when it is fetched.
     """
-    target = ReadTarget(model.input, model.path, options or ReadOptions())
+    target = ReadTarget(model.input, model.path, options or ReadOptions(), model.features)
     names = [name for path in paths for name in _expanded(str(path))]
     pairs = [pair for name in names for pair in _formats_of(name)]
     _refuse_unused(pairs, target)

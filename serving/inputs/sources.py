@@ -67,6 +67,8 @@ class ReadTarget:
     model: Path
     """The model, for messages."""
     options: ReadOptions = ReadOptions()
+    features: tuple[str, ...] = ()
+    """The columns of a table that the model takes, in its order; () where it does not say."""
     said: set[str] = field(default_factory=set, compare=False, repr=False)
     """What was told already of how files are read."""
 

@@ -105,11 +105,12 @@ def test_columns_are_named_with_their_ranges() -> None:
 def test_what_has_changed_is_read_anew_and_what_has_not_is_not() -> None:
     Path("reviews").mkdir()
     for label in ("good", "bad"):
-        lines = [f"{label}\tfilm {index}\n" for index in range(30)]
+        lines = [f"{label}\tfilm {index}{' long' * 20 * (index > 20)}\n" for index in range(30)]
         Path(f"reviews/{label}.txt").write_text("".join(lines))
     text = data("reviews")
-    assert "reviews: 60 texts, str each, 2 classes" in text
+    assert "reviews: 60 texts, 2 classes" in text
     assert "good film 0" in text  # a tab would spoil the columns
+    assert "good film 29 long long long long long long long long long l…    good" in text
     ready = Path("data/ready/reviews/train_inputs.npy")
     before = ready.stat().st_mtime_ns
     assert data("reviews") == text

@@ -100,6 +100,15 @@ def test_a_row_of_zeros_still_gives_a_number() -> None:
     assert figures.cosine is None
 
 
+def test_the_next_float_is_no_noise_of_a_model_that_hardly_varies() -> None:
+    wanted = np.float32(0.5) + np.linspace(0, 0.01, 100, dtype=np.float32)[:, None]
+    found = np.nextafter(wanted, np.float32(1))
+    assert report(wanted, found).snr_db is None
+    assert report(wanted, np.nextafter(found, np.float32(1))).snr_db is not None
+    faint = np.float32(0.5) + np.linspace(0, 1e-5, 100, dtype=np.float32)[:, None]
+    assert report(faint, np.nextafter(faint, np.float32(1))).snr_db is not None
+
+
 def test_what_does_not_differ_has_no_noise() -> None:
     same = np.ones((4, 2), np.float32)
     figures = report(same, same)

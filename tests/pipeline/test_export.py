@@ -63,6 +63,18 @@ def test_metadata_says_where_the_model_comes_from(exported: Project) -> None:
     assert facts["ferry.version"]
 
 
+def test_the_columns_of_a_table_are_named(trained: Project, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(trained.data, data)
+    told = {**json.loads((data / "manifest.json").read_text()), "features": ["a", "b"]}
+    (data / "manifest.json").write_text(json.dumps(told))
+    run(trained, tmp_path, data=data)
+    assert json.loads(open_session(tmp_path / "model.onnx").metadata["ferry.features"]) == [
+        "a",
+        "b",
+    ]
+
+
 def test_no_local_path_and_no_note_is_left(exported: Project) -> None:
     content = exported.models["fp32"].read_bytes()
     for leak in (
@@ -124,11 +136,13 @@ def test_the_same_bytes_wherever_the_checkout_lies(exported: Project, tmp_path: 
     assert (tmp_path / "m.onnx").read_bytes() == exported.models["fp32"].read_bytes()
 
 
-def run(project: Project, folder: Path, weights: Path | None = None) -> object:
+def run(
+    project: Project, folder: Path, weights: Path | None = None, data: Path | None = None
+) -> object:
     return export(
         weights or project.weights,
         project.details("train"),
-        project.data,
+        data or project.data,
         folder / "model.onnx",
         files_in(folder, "export"),
         experiment=project.experiment,

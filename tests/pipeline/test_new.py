@@ -174,3 +174,33 @@ def test_few_rows_of_numbers_to_be_predicted_get_their_loss_and_small_batches(
     experiment = load(path).experiment("mine")
     assert (experiment.train.loss, experiment.train.batch_size) == ("mean_squared_error", 16)
     assert experiment.parity.fp32.max_abs_diff is None, "the gates are those of a regression"
+
+
+def test_settings_are_given_where_no_experiment_has_the_model(
+    path: Path, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ready / "data/ready/digits", path.parent / "data/ready/digits")
+    own = path.parent / "mine" / "models"
+    own.mkdir(parents=True)
+    shutil.copy(ROOT / "pipeline" / "models" / "mlp.py", own / "layers.py")
+    path.write_text(f"package: mine\n{path.read_text()}")
+    monkeypatch.chdir(path.parent)
+    before = path.read_bytes()
+
+    def add(*given: str) -> Experiment:
+        new_experiment("mine", dataset="digits", model="layers", given=given, path=path)
+        return load(path).experiment("mine")
+
+    needed = ["model.hidden=[3]", "model.activation=relu", "model.dropout=0"]
+    for given, message in (
+        ([], "no experiment has model layers yet; give its settings: --set model.hidden=VALUE "),
+        ([*needed, "model.hiden=3"], "experiments.mine.model.hiden is not a key; did you mean "),
+        ([*needed, "epochs.few=3"], "--set epochs.few: epochs is no section"),
+        ([*needed, "dataset=moons"], "--set dataset: --dataset and --model say which there are"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            add(*given)
+        assert message in str(caught.value)
+        assert path.read_bytes() == before
+    added = add(*needed, "epochs=2", "train.lr=0.5")
+    assert (added.model.settings["hidden"], added.epochs, added.train.lr) == ([3], 2, 0.5)

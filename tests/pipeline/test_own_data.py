@@ -146,7 +146,7 @@ def test_a_table_with_classes(
         x, y, kind = two_kinds()[int(name.removeprefix("row ")) - 1]
         assert (inputs.tolist(), manifest.labels[label]) == ([x, y, 7], kind)
     said = capsys.readouterr().err
-    assert "mine: left out columns of no numbers: 1 (city)" in said
+    assert "mine: left out columns of no numbers: 1 (city: 'text')" in said
     assert "mine: column same has the same value in every training row" in said
 
 
@@ -333,7 +333,11 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
         "flowers/a/\\xff.png: its name is",
     ),
     (lambda: write_images("flowers", {"a": 9}), IMAGES, "flowers has one class, 'a'; a model te"),
-    (lambda: write_images("flowers", {"a": 9, "b": 2}), IMAGES, "class 'b' has 2 rows, and must"),
+    (
+        lambda: write_images("flowers", {"a": 9, "b": 2}),
+        IMAGES,
+        "class 'b' has 2 of the 3 rows that it needs, one",
+    ),
     (lambda: write_images("flowers", {"train": 3, "Test": 3}), IMAGES, "which are splits and no c"),
     (lambda: write_images("x", {"a": 3}), IMAGES | {"path": "x/a"}, "x/a holds no folders of ima"),
     (empty_class, IMAGES, "flowers/aster holds no images; fill the folder, or "),
@@ -350,7 +354,7 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     ),
     (table(header="x y kid"), TABLE, "rows.csv has no column 'kind'; did you mean 'kid'?"),
     (table(header="x y z"), TABLE, "rows.csv has no column 'kind'; there are x, y, z"),
-    (table(["", 1, "a"]), TABLE, "rows.csv: row 7 has nothing in column 'x', as 1 of all rows; "),
+    (table(["", 1, "a"]), TABLE, "row 7 has nothing in column 'x'; so have 1 of "),
     (table([1, 1, ""]), TABLE, "rows.csv: row 7 has nothing in column 'kind'"),
     (table(["1e39", 1, "a"]), TABLE, "row 7 has 1e+39 in column 'x', which float32 does not hold"),
     (table(header="x x kind"), TABLE, "rows.csv has several columns named 'x'"),
@@ -358,7 +362,11 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (table(["z", 1, "a"]), TABLE | {"features": ["x"]}, "column 'x' holds '0.0', not numbers"),
     (table(), TABLE | {"features": ["x", "kind"]}, "'kind' is to be predicted, and a feature as"),
     (table(), TABLE | {"label": "x"}, "labels such as 0.25 are numbers and no classes; to predict"),
-    (table(), {"reader": "table", "path": "rows.csv"}, "rows.csv: say either label: or target:"),
+    (
+        table(),
+        {"reader": "table", "path": "rows.csv"},
+        "say either label: or target:, what is to be predicted of its columns: 3 (x, y, kind)",
+    ),
     (table(), IMAGES | {"path": "rows.csv"}, "rows.csv has the columns x, y, kind; say image: and"),
     (
         table(["no.png", 1, "a"]),

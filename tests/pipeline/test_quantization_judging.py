@@ -163,14 +163,14 @@ def test_the_loss_as_measured_counts(loss: float, inside: bool) -> None:
 
 def test_a_refusal_names_loss_interval_and_limit() -> None:
     (line,) = too_inaccurate(judged(0.5), BUDGET)
-    assert line == "loses 0.50 points of accuracy (0.40 to 0.60), 0.3 allowed"
+    assert line == "0.50 points of accuracy lost (0.40 to 0.60), 0.3 allowed"
 
 
 def test_errors_have_a_budget_of_their_own() -> None:
     error = replace(judged(4.0), measure="mean error", flips=None)
     assert not list(too_inaccurate(error, BUDGET))
     (line,) = too_inaccurate(replace(error, loss=6.0), BUDGET)
-    assert line.startswith("loses 6.00 % of mean error")
+    assert line.startswith("mean error 6.00 % larger")
 
 
 def test_no_numbers_are_never_accurate() -> None:

@@ -85,20 +85,19 @@ def test_note_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "hello\n")
 
 
-def test_a_program_is_called_by_its_path_where_its_environment_is_not_active(
+def test_a_program_is_called_by_its_path_where_its_name_finds_another_one_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "a folder" / ".venv" / "bin" / "ferry"
     script.parent.mkdir(parents=True)
-    script.touch()
+    script.touch(0o755)
     monkeypatch.setattr(sys, "executable", str(script.with_name("python3")))
     monkeypatch.setattr(sys, "prefix", str(script.parents[1]))
-    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.chdir(script.parents[2])
     assert program() == ".venv/bin/ferry"
     monkeypatch.chdir(ROOT)
     assert program() == f"'{script}'"
-    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
     assert program() == "ferry"
 
 

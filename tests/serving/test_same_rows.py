@@ -53,7 +53,7 @@ def refused(model: Path, path: Path, **options: object) -> str:
 
 def opened(path: Path, info: TensorInfo, **options: object) -> RowSource:
     """The only source of a path, for a model that is not there."""
-    model = SimpleNamespace(input=info, path=MODEL)
+    model = SimpleNamespace(input=info, path=MODEL, features=())
     (source,) = open_inputs([path], model, ReadOptions(**options)).sources  # type: ignore[arg-type]
     return source
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from samples_of_rows import (
     FEATURES,
     IDS,
@@ -46,8 +48,14 @@ AWKWARD = ["plain", "", "a, b", 'say "hi"', "two\nlines", "naïve café", " blan
 SUFFIXES = pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 
 
-def opened(path: Path | str, info: TensorInfo, *columns: str, form: str | None = None) -> RowSource:
-    model = SimpleNamespace(input=info, path=MODEL)
+def opened(
+    path: Path | str,
+    info: TensorInfo,
+    *columns: str,
+    form: str | None = None,
+    features: tuple[str, ...] = (),
+) -> RowSource:
+    model = SimpleNamespace(input=info, path=MODEL, features=features)
     options = ReadOptions(columns=columns, input_format=form)
     (source,) = open_inputs([path], model, options).sources  # type: ignore[arg-type]
     return source
@@ -199,6 +207,25 @@ def test_numbers_come_as_they_were_written(tmp_path: Path, suffix: str) -> None:
     assert values.dtype == np.float32
     turned = rows_of(opened(path, FEATURES, "c", "a", "b"))
     np.testing.assert_array_equal(turned, rows[:, [2, 0, 1]])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_model_that_names_its_columns_takes_them_by_their_names(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"rows{suffix}"
+    columns: dict[str, list[float]] = {"label": [9], "c": [3], "a": [1], "b": [2]}
+    if suffix == ".parquet":
+        parquet.write_table(pa.table(columns), path)
+    else:
+        write(path, columns)
+    np.testing.assert_array_equal(
+        rows_of(opened(path, FEATURES, features=("a", "b", "c"))), [[1, 2, 3]]
+    )
+    others = opened(path, FEATURES, "c", "b", "label", features=("a", "b", "c"))
+    np.testing.assert_array_equal(rows_of(others), [[3, 2, 9]])
+    with pytest.raises(InputError, match=r"no column 'lable', which the model takes .*'label'\?$"):
+        batches(opened(path, FEATURES, features=("a", "b", "lable")))
 
 
 @SUFFIXES

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 KINDS = {"image": "images", "table": "rows of a table", "text": "texts"}
 MOST_LINES = 30
 """Of a table of classes or columns; --json has them all."""
+LONGEST_EXAMPLE = 60
+"""Characters of a row that are shown; --json has them all."""
 
 
 @click.command()
@@ -32,7 +34,7 @@ def data(dataset: str, as_json: bool) -> None:
     from pipeline.project.data import bring_up_to_date, describe
 
     enter_project()
-    config = params.load().dataset(dataset)
+    config = params.dataset(params.load(), dataset)
     ready = layout.ready(dataset)
     bring_up_to_date(layout.raw(dataset), ready, name=dataset, config=config)
     report = describe(ready, layout.contact_sheet(dataset))
@@ -42,9 +44,12 @@ def data(dataset: str, as_json: bool) -> None:
 def _sections(report: "DataReport") -> Iterator[str]:
     total, row = sum(report.rows.values()), f" {list(report.row)}" if report.row else ""
     classes = f", {len(report.classes)} classes" if report.classes else ""
-    yield f"{report.dataset}: {total:,} {KINDS[report.kind]}, {report.dtype}{row} each{classes}"
-    lines = [[label, *map(str, counts.values())] for label, counts in report.classes.items()]
-    rows = ["all", *map(str, report.rows.values())]
+    each = f", {report.dtype}{row} each" if row else ""
+    yield f"{report.dataset}: {total:,} {KINDS[report.kind]}{each}{classes}"
+    lines = [
+        [label, *map("{:,}".format, counts.values())] for label, counts in report.classes.items()
+    ]
+    rows = ["all", *map("{:,}".format, report.rows.values())]
     yield table(["class" if lines else "rows", *report.rows], [*_first(lines), rows])
     values = [
         [one.name, *(f"{value:.4g}" for value in (one.lowest, one.highest, one.mean, one.std))]
@@ -54,9 +59,14 @@ def _sections(report: "DataReport") -> Iterator[str]:
     if report.contact_sheet:
         yield f"Examples: {report.contact_sheet}"
     else:
-        yield table(["example", "answer"], [[one.text[:60], one.label] for one in report.examples])
+        examples = [[_shortened(one.text), one.label] for one in report.examples]
+        yield table(["example", "answer"], examples)
     if report.warnings:
         yield "\n".join(f"Warning: {warning}" for warning in report.warnings)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_EXAMPLE else f"{text[: LONGEST_EXAMPLE - 1]}…"
 
 
 def _first(lines: list[list[str]]) -> list[list[str]]:

@@ -18,6 +18,6 @@ def preprocess(dataset: str, as_json: bool) -> None:
     from pipeline.stages.preprocess import preprocess
 
     enter_project()
-    settings = params.load().dataset(dataset)
+    settings = params.dataset(params.load(), dataset)
     manifest = preprocess(layout.raw(dataset), layout.ready(dataset), name=dataset, config=settings)
     show(manifest, as_json=as_json, text=summary({"dataset": dataset, **manifest.rows}))

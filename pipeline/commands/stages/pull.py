@@ -26,22 +26,25 @@ def pull(dataset: str, mirror: str | None, as_json: bool) -> None:
     """
     from pathlib import Path
 
+    from pipeline import datasets
     from pipeline.commands.options import enter_project
     from pipeline.config import layout, params
     from pipeline.config.experiment import OwnSection
     from pipeline.stages.pull import pull, pull_own
+    from serving.errors import UnknownNameError
 
     here = enter_project()
     settings, raw = params.load(), layout.raw(dataset)
     own = settings.datasets.get(dataset)
     if isinstance(own, OwnSection):
         report = pull_own(raw, name=dataset, section=own)
-        text = (
-            f"{dataset}: {len(report.files)} files of {own.settings.get('path')}, hashed in {raw}"
-        )
+        text = f"of {own.settings.get('path')}, hashed in {raw}"
     else:
         if mirror and "://" not in mirror:
             mirror = str(here / Path(mirror).expanduser())
+        if dataset not in datasets.names():
+            raise UnknownNameError("data set", dataset, {*settings.datasets, *datasets.names()})
         report = pull(raw, name=dataset, mirrors=settings.mirrors, mirror=mirror)
-        text = f"{dataset}: {len(report.files)} files in {raw}"
-    show(report, as_json=as_json, text=text)
+        text = f"in {raw}"
+    files = "1 file" if len(report.files) == 1 else f"{len(report.files):,} files"
+    show(report, as_json=as_json, text=f"{dataset}: {files} {text}")

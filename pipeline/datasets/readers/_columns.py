@@ -83,7 +83,7 @@ class Columns:
         for index, name in enumerate(names):
             if not self.is_number(name):
                 raise InputError(
-                    f"{self.path}: column {name!r} holds {self._shown_text(name)}, not numbers"
+                    f"{self.path}: column {name!r} holds {self.shown_text(name)}, not numbers"
                 )
             column = self._table[name]
             if pa.types.is_boolean(column.type):
@@ -98,8 +98,8 @@ class Columns:
         empty = np.isnan(values)
         if empty.any() and fill is None:
             raise InputError(
-                f"{self.path}: row {int(empty.argmax()) + 1} has nothing in column {name!r}, as "
-                f"{int(empty.sum())} of all rows; missing: 0 takes that number, or another"
+                f"{self.path}: row {int(empty.argmax()) + 1} has nothing in column {name!r}; so "
+                f"have {int(empty.sum())} of {len(self)} rows; missing: 0 in its section takes 0"
             )
         values = np.where(empty, 0 if fill is None else fill, values)
         wrong = np.abs(values) > np.finfo(np.float32).max
@@ -111,7 +111,8 @@ class Columns:
             )
         return values
 
-    def _shown_text(self, name: str) -> str:
+    def shown_text(self, name: str) -> str:
+        """The first value of a column of texts, quoted."""
         values = (value for value in self._table[name].to_pylist() if value is not None)
         return repr(next(values, None))
 

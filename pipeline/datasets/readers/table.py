@@ -46,9 +46,12 @@ def files(root: Path, settings: Settings) -> Mapping[str, Path]:  # noqa: ARG001
 def read(root: Path, settings: Settings, like: Part | None) -> Part:
     """Read the features as float32 [rows, features]; those of a test are those of the training."""
     label, targets = settings.label, settings.target or ()
-    if (label is None) == (settings.target is None):
-        raise ConfigError(f"{root}: say either label: or target:, what is to be predicted")
     columns = Columns(root, [label] if label is not None else [], settings.decimal)
+    if (label is None) == (settings.target is None):
+        raise ConfigError(
+            f"{root}: say either label: or target:, what is to be predicted of its columns: "
+            f"{listed(columns.names)}"
+        )
     columns.require(targets)
     answers = tuple(targets) if label is None else (label,)
     names = like.features if like else settings.features or _features(columns, answers)
@@ -80,5 +83,6 @@ def _features(columns: Columns, answers: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _texts(columns: Columns, answers: tuple[str, ...]) -> list[str]:
-    """The columns that are no features because they are no numbers."""
-    return [name for name in columns.names if name not in answers and not columns.is_number(name)]
+    """The columns that are no features because they are no numbers, each with a value of it."""
+    left = [name for name in columns.names if name not in answers and not columns.is_number(name)]
+    return [f"{name}: {columns.shown_text(name)}" for name in left]

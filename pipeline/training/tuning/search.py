@@ -81,15 +81,25 @@ def with_settings(
     training and for a value that will not do.
     """
     known = _settings(experiment)
+    values = given_settings(given)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"--set {key} is no setting of the training{nearest(key, known)}")
+    return apply(experiment, values), {key: dump_value(value) for key, value in values.items()}
+
+
+def given_settings(given: Sequence[str]) -> dict[str, Any]:
+    """What `KEY=VALUE` set, each value as params.yaml has it; UsageError for what is no such pair.
+
+    Raises ConfigError for a value that cannot stand in params.yaml.
+    """
     values: dict[str, Any] = {}
     for one in given:
         key, equals, text = one.partition("=")
         if not equals or key in values:
             raise UsageError(f"--set takes KEY=VALUE, each key once, got {one!r}")
-        if key not in known:
-            raise ConfigError(f"--set {key} is no setting of the training{nearest(key, known)}")
         values[key] = read_value(text, f"--set {key}")
-    return apply(experiment, values), {key: dump_value(value) for key, value in values.items()}
+    return values
 
 
 def combinations(experiment: Experiment) -> Iterator[dict[str, Setting]]:

@@ -117,9 +117,15 @@ def text_column(name: str, there: Sequence[str], target: ReadTarget) -> tuple[st
 def number_columns(
     name: str, there: Sequence[str], target: ReadTarget, decimal: str = "."
 ) -> tuple[str, ...]:
-    """The columns with the features of the file `name`; InputError for too many or few."""
+    """The columns with the features of the file `name`; InputError for too many or few.
+
+    They are those that --column names, or the model, in that order.
+    """
     if all(_parsed(_pointed(column, decimal)) is not None for column in there):
         raise InputError(f"{name}: its first line is numbers; it should name the columns")
+    if target.features and not target.options.columns:
+        _refuse_lacking(name, there, target)
+        return target.features
     names = tuple(target.options.columns or _without_index(name, there, target))
     features = target.input.shape[1]
     if isinstance(features, int) and len(names) != features:
@@ -128,6 +134,16 @@ def number_columns(
             f"({', '.join(names)}); name {features} of them with --column"
         )
     return names
+
+
+def _refuse_lacking(name: str, there: Sequence[str], target: ReadTarget) -> None:
+    """Raise InputError for a file without a column that the model names."""
+    lacking = [column for column in target.features if column not in there]
+    if lacking:
+        raise InputError(
+            f"{name} has no column {lacking[0]!r}, which the model takes (--column names others, "
+            f"in its order){nearest(lacking[0], there)}"
+        )
 
 
 def _without_index(name: str, there: Sequence[str], target: ReadTarget) -> Sequence[str]:
