@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from serving.errors import InputError, one_line
 from serving.inputs.tables.columns import refuse_twice, refuse_unknown
+from serving.inputs.tables.delimited import delimiter_of, tabs_of
 
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-DELIMITERS = (",", ";", "\t", "|")
-"""What may stand between two values of a CSV: that which is most often in the header."""
 HEADER_BYTES = 1 << 16
 MOST_PACKED = 64
 """Times that a CSV may be larger than its gzip file and still be in one block."""
@@ -150,6 +149,6 @@ def _read_csv(path: Path, texts: Sequence[str], decimal: str) -> Any:
     return csv.read_csv(
         path,
         csv.ReadOptions(block_size=block),
-        csv.ParseOptions(delimiter=max(DELIMITERS, key=header.decode("latin-1").count)),
+        csv.ParseOptions(delimiter=tabs_of(path) or delimiter_of(header.decode("latin-1"))),
         csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), decimal_point=decimal),
     )

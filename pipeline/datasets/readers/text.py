@@ -35,10 +35,10 @@ class Settings(OwnDatasetConfig):
 
 
 def files(root: Path, settings: Settings) -> Mapping[str, Path]:
-    """The file of each class, or the table."""
+    """The file of each class by the class, or the table."""
     if is_table(root):
         return {root.name: root}
-    return {path.relative_to(root).as_posix(): path for path in _by_class(root, settings).values()}
+    return _by_class(root, settings)
 
 
 def read(root: Path, settings: Settings, like: Part | None) -> Part:  # noqa: ARG001 - as all readers
