@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from project import REPOSITORY
+from training import run
 
 from pipeline.config.experiment import OwnSection, Params
 from pipeline.config.params import check, load
@@ -21,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.records.ready import DatasetManifest, open_split
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import PullReport, pull_own
+from pipeline.training.tuning import search
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError
 
 RANDOM = np.random.default_rng(1)
@@ -471,6 +473,12 @@ def test_a_model_that_does_not_fit_is_refused_once_the_data_are_known(params: Pa
     two = replace(experiment, train=replace(digits.train, loss="binary_cross_entropy"))
     with pytest.raises(ConfigError, match="tells two classes apart, mine has 3"):
         check(two, manifest)
+    losses = replace(experiment, search={"train.loss": ("cross_entropy", "binary_cross_entropy")})
+    said = r"search\.train\.loss: binary_cross_entropy will not do: .*apart, mine has 3"
+    with pytest.raises(ConfigError, match=said):
+        search.check(losses, manifest)
+    with pytest.raises(ConfigError, match="tells two classes apart, mine has 3"):
+        run(Path(), two, Path("run"))
     network = replace(params.experiment("rt-lstm"), dataset="mine")
     with pytest.raises(ConfigError, match="text_lstm takes text rows, mine has table rows"):
         check(network, manifest)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError, DivergedError
+from pipeline.records.ready import open_manifest
 from pipeline.records.train import Epoch
 from pipeline.records.tune import Setting
 from pipeline.training.distributed import Team, choose_device
@@ -65,7 +66,8 @@ def run(
     state = "complete"
     reason = None
     try:
-        if not _train(job, apply(job.experiment, settings), epochs, worth_going_on):
+        changed = apply(job.experiment, settings, open_manifest(job.data))
+        if not _train(job, changed, epochs, worth_going_on):
             state = "pruned"
     except DivergedError as error:
         state, reason = "diverged", str(error)
