@@ -41,6 +41,7 @@ class ListedDataset:
     """Of its rows; None before it is ready, as are the numbers."""
     rows: int | None
     classes: int | None
+    """None also where numbers are predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +133,8 @@ def _dataset(name: str, params: Params) -> ListedDataset:
             dataset=name,
             state="ready",
             kind=manifest.kind,
-            rows=sum(map(sum, manifest.class_counts.values())),
-            classes=len(manifest.labels),
+            rows=sum(manifest.rows.values()),
+            classes=len(manifest.labels) or None,
         )
     state = "pulled" if layout.raw(name).is_dir() else "not pulled"
     known = name in params.datasets
