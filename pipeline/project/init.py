@@ -38,7 +38,8 @@ HEADER = """\
 """
 STAGE = re.compile(r"^(?=  \w+:$)", re.MULTILINE)
 MARK = "reports/checked/${key}"
-DATASETS = re.compile(r"^(?: +#.*\n)*( +)- pipeline/datasets(?:/\$\{.*)?$", re.MULTILINE)
+OWN_CODE = {"preprocess": ["datasets"], "check": ["datasets", "models"]}
+"""The stages that depend on folders of the project's package."""
 CODE = re.compile(r"^(?: +#.*\n)* +- (?:pipeline|serving)\b.*\n", re.MULTILINE)
 """A line of code that a stage depends on, and what is said of it above."""
 NO_DEPS = re.compile(r"^ +deps:\n(?= +outs:)", re.MULTILINE)
@@ -110,12 +111,11 @@ def _stage(body: str, package: str) -> str:
     What an experiment's model is made of stands in the mark of `check`, so that another model
     leaves the stages up to date.
     """
-    if body.startswith("  check:"):
-        body = body.replace("- pipeline/models/__init__.py", f"- {package}/models")
-    elif MARK not in body:
+    for kind in OWN_CODE.get(body.strip().partition(":")[0], ()):
+        code = rf"^(?: +#.*\n)*( +)- pipeline/{kind}(?:/__init__\.py)?$"
+        body = re.sub(code, rf"\1- {package}/{kind}", body, flags=re.MULTILINE)
+    if MARK not in body:
         body = re.sub(r"- pipeline/models/\$\{.*", f"- {MARK}", body)
-    if "data/raw/${key}" in body:
-        body = DATASETS.sub(rf"\1- {package}/datasets", body)
     body = NO_DEPS.sub("", CODE.sub("", body))
     if "params: [" in body:
         return body.replace("params: [", "params: [ferry, ", 1)
