@@ -115,6 +115,16 @@ class Columns:
         return repr(next(values, None))
 
 
+def text_columns(path: Path, **chosen: str | None) -> list[list[str]]:
+    """Columns of texts by the settings that name them; InputError where one names none."""
+    names = [name for name in chosen.values() if name]
+    columns = Columns(path, names)
+    if len(names) < len(chosen):
+        keys = " and ".join(f"{key}:" for key in chosen)
+        raise InputError(f"{path} has the columns {', '.join(columns.names)}; say {keys}, one each")
+    return [columns.texts(name) for name in names]
+
+
 def _read(path: Path, texts: Sequence[str], decimal: str) -> tuple[Any, tuple[str, ...]]:
     """The table of a file and the names of its columns."""
     import pyarrow as pa
