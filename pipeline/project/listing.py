@@ -11,8 +11,6 @@ from pipeline.records import ready
 from pipeline.stages.page.results import read_results
 from serving.console import DASH, columns
 
-KINDS = ("experiments", "datasets", "models", "recipes")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedExperiment:
@@ -66,7 +64,7 @@ Listed = ListedExperiment | ListedDataset | ListedModel | ListedRecipe
 
 
 def listed(kind: str, params: Params) -> tuple[Listed, ...]:
-    """What there is of a kind, one of `KINDS`, in the working directory; models are imported."""
+    """What there is of one kind, as `overview` names them; models are imported."""
     if kind == "experiments":
         return tuple(_experiment(name, params) for name in params.experiments)
     if kind == "datasets":
