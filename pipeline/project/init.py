@@ -22,13 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline import datasets
-from pipeline.config.layout import PARAMS
+from pipeline.config.layout import DVC_YAML, PARAMS
 from pipeline.config.params import brought_along
 from serving.errors import EngineError, OutputError, UnknownNameError
 from serving.files import csv_text, write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
-DVC_YAML = Path("dvc.yaml")
 VERSION_CONTROL = {".git", ".dvc", ".dvcignore"}
 """What a folder may hold and count as empty."""
 SKLEARN_DATA = "datasets/data"
