@@ -14,6 +14,7 @@ DETAILS = Path("reports/details")
 REPORT = Path("reports/index.html")
 PICTURES = Path("reports/pictures")
 PARAMS = Path("params.yaml")
+DVC_YAML = Path("dvc.yaml")
 
 
 def project() -> Path:

@@ -79,7 +79,7 @@ def hash_files(raw: Path, name: str, section: OwnSection) -> SourceManifest:
 
 
 def _hashed(files: Mapping[str, Path], sums: Path) -> Iterator[SourceFile]:
-    """Hash the files, but for those of the size and the time of change that `sums` knows of.
+    """Hash the files, but for those of the size and the times of change that `sums` knows of.
 
     So a large folder costs a look and not a reading each time; `ferry preprocess` reads it all.
     """
@@ -90,7 +90,8 @@ def _hashed(files: Mapping[str, Path], sums: Path) -> Iterator[SourceFile]:
     kept = {}
     for name, path in files.items():
         found = path.stat()
-        key = f"{path} {found.st_size} {found.st_mtime_ns}"
+        # The time of the change of the file itself: a copy may keep the time of its contents.
+        key = f"{path} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
         kept[key] = known.get(key) or sha256_of_file(path)
         yield SourceFile(name=name, size=found.st_size, sha256=kept[key])
     if kept != known:

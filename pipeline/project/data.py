@@ -155,7 +155,7 @@ def _range(name: str, values: npt.NDArray[Any]) -> ValueRange:
 def _column_names(train: Split, manifest: DatasetManifest) -> Sequence[str]:
     count = train.inputs.shape[-1]
     if manifest.kind == "image":
-        return CHANNELS[count]
+        return CHANNELS.get(count) or [f"channel {index}" for index in range(count)]
     return manifest.features or [f"column {index}" for index in range(count)]
 
 

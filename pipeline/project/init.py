@@ -6,29 +6,34 @@ on its source files, and on the project's own package.
 
 import contextlib
 import importlib.util
+import io
 import keyword
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
-from pipeline.config.layout import PARAMS
+import numpy as np
+import numpy.typing as npt
+
+from pipeline import datasets
+from pipeline.config.layout import DVC_YAML, PARAMS
 from pipeline.config.params import brought_along
-from pipeline.project import samples
 from serving.errors import EngineError, OutputError, UnknownNameError
-from serving.files import write_text
+from serving.files import csv_text, write_text
 
 TEMPLATES = Path(__file__).with_name("templates")
-DVC_YAML = Path("dvc.yaml")
 VERSION_CONTROL = {".git", ".dvc", ".dvcignore"}
 """What a folder may hold and count as empty."""
-SAMPLES = {"image_folder": samples.images, "table": samples.table}
-"""What makes the data of a template that has its own."""
+SKLEARN_DATA = "datasets/data"
+"""Inside of scikit-learn."""
+IMAGES_PER_CLASS = 100
+FLOWER_COLUMNS = ("sepal_length", "sepal_width", "petal_length", "petal_width", "species")
 MOST_NAMED = 3
 MADE_FOLDERS = {"bundles", "data", "metrics", "models", "mlruns", "plots", "reports"}
 """What stages write, which is no place for sources."""
@@ -38,7 +43,8 @@ HEADER = """\
 """
 STAGE = re.compile(r"^(?=  \w+:$)", re.MULTILINE)
 MARK = "reports/checked/${key}"
-DATASETS = re.compile(r"^(?: +#.*\n)*( +)- pipeline/datasets(?:/\$\{.*)?$", re.MULTILINE)
+OWN_CODE = {"preprocess": ["datasets"], "check": ["datasets", "models"]}
+"""The stages that depend on folders of the project's package."""
 CODE = re.compile(r"^(?: +#.*\n)* +- (?:pipeline|serving)\b.*\n", re.MULTILINE)
 """A line of code that a stage depends on, and what is said of it above."""
 NO_DEPS = re.compile(r"^ +deps:\n(?= +outs:)", re.MULTILINE)
@@ -69,7 +75,7 @@ def init(folder: Path, template: str = "digits") -> NewProject:
     _refuse_full(folder)
     folder = folder.absolute()
     package = package_name(folder.name)
-    files = {**_files(folder.name, package, template), **SAMPLES.get(template, dict)()}
+    files = {**_files(folder.name, package, template), **SAMPLES.get(template, dict[str, bytes])()}
     with _all_or_nothing(folder):
         for name, content in files.items():
             path = folder / name
@@ -110,12 +116,11 @@ def _stage(body: str, package: str) -> str:
     What an experiment's model is made of stands in the mark of `check`, so that another model
     leaves the stages up to date.
     """
-    if body.startswith("  check:"):
-        body = body.replace("- pipeline/models/__init__.py", f"- {package}/models")
-    elif MARK not in body:
+    for kind in OWN_CODE.get(body.strip().partition(":")[0], ()):
+        code = rf"^(?: +#.*\n)*( +)- pipeline/{kind}(?:/__init__\.py)?$"
+        body = re.sub(code, rf"\1- {package}/{kind}", body, flags=re.MULTILINE)
+    if MARK not in body:
         body = re.sub(r"- pipeline/models/\$\{.*", f"- {MARK}", body)
-    if "data/raw/${key}" in body:
-        body = DATASETS.sub(rf"\1- {package}/datasets", body)
     body = NO_DEPS.sub("", CODE.sub("", body))
     if "params: [" in body:
         return body.replace("params: [", "params: [ferry, ", 1)
@@ -209,3 +214,37 @@ def _run(folder: Path, *command: str, may_fail: str | None = None) -> str | None
         return None
     said = " ".join((done.stderr or done.stdout).split())
     raise EngineError(f"`{' '.join(command)}` failed in {folder}: {said}")
+
+
+# The data of templates that have their own, made of what comes inside scikit-learn
+
+
+def _images() -> dict[str, bytes]:
+    """PNG files of handwritten digits by their path: `images/7/012.png`, 8 x 8, grey."""
+    with resources.as_file(resources.files("sklearn") / SKLEARN_DATA) as raw:
+        rows = datasets.get("digits").read(raw).train
+    return {
+        f"images/{label}/{number:03}.png": _png(pixels)
+        for label in range(int(rows.labels.max()) + 1)
+        for number, pixels in enumerate(rows.inputs[rows.labels == label][:IMAGES_PER_CLASS])
+    }
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    # They go from 0 to 16.
+    Image.fromarray(pixels[..., 0] * np.uint8(15)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _flowers() -> dict[str, bytes]:
+    """`flowers.csv`, iris: four measures of 150 flowers, and the species of each."""
+    file = resources.files("sklearn") / SKLEARN_DATA / "iris.csv"
+    (_, _, *species), *rows = (line.split(",") for line in file.read_text().splitlines())
+    named = [[*values, species[int(label)]] for *values, label in rows]
+    return {"flowers.csv": csv_text(FLOWER_COLUMNS, named).encode()}
+
+
+SAMPLES: dict[str, Callable[[], dict[str, bytes]]] = {"image_folder": _images, "table": _flowers}

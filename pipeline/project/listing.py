@@ -11,8 +11,6 @@ from pipeline.records import ready
 from pipeline.stages.page.results import read_results
 from serving.console import DASH, columns
 
-KINDS = ("experiments", "datasets", "models", "recipes")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedExperiment:
@@ -41,6 +39,7 @@ class ListedDataset:
     """Of its rows; None before it is ready, as are the numbers."""
     rows: int | None
     classes: int | None
+    """None also where numbers are predicted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,7 @@ Listed = ListedExperiment | ListedDataset | ListedModel | ListedRecipe
 
 
 def listed(kind: str, params: Params) -> tuple[Listed, ...]:
-    """What there is of a kind, one of `KINDS`, in the working directory; models are imported."""
+    """What there is of one kind, as `overview` names them; models are imported."""
     if kind == "experiments":
         return tuple(_experiment(name, params) for name in params.experiments)
     if kind == "datasets":
@@ -132,8 +131,8 @@ def _dataset(name: str, params: Params) -> ListedDataset:
             dataset=name,
             state="ready",
             kind=manifest.kind,
-            rows=sum(map(sum, manifest.class_counts.values())),
-            classes=len(manifest.labels),
+            rows=sum(manifest.rows.values()),
+            classes=len(manifest.labels) or None,
         )
     state = "pulled" if layout.raw(name).is_dir() else "not pulled"
     known = name in params.datasets

@@ -80,6 +80,8 @@ class PublishedVariant:
     """Of its quantization; None for fp32."""
     passed: bool
     accuracy: float | None
+    r2: float | None
+    """Of a regression, in place of the accuracy."""
     accuracy_loss: float | None
     """Percentage points on the test set, beside the trained weights."""
     error_increase: float | None
@@ -131,6 +133,8 @@ class PublishedResults:
     revision: str
     """Of the sources that trained."""
     accuracy: float | None
+    r2: float | None
+    """Of a regression, in place of the accuracy."""
     loss_name: str
     loss: float
     auc: float | None
@@ -263,8 +267,8 @@ def fill(
 def _training(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
     yield "experiment", "data set", "test set", "loss", "parameters", "epochs", "training"
     for one in published:
-        reached = _percent(one.accuracy)
-        if one.accuracy is None:
+        reached = _reached(one)
+        if reached == DASH:
             reached = f"MSE {one.loss:.3g}" if one.auc is None else f"AUC {one.auc:.4f}"
         yield (
             f"`{one.experiment}`",
@@ -277,6 +281,10 @@ def _training(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
         )
 
 
+def _reached(one: PublishedResults | PublishedVariant) -> str:
+    return _percent(one.accuracy) if one.r2 is None else f"R² {one.r2:.3f}"
+
+
 def _variants(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
     yield "experiment", "variant", "recipe", "accuracy", "flips", "largest diff", "size", *BATCHES
     for one in published:
@@ -285,7 +293,7 @@ def _variants(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
                 one.experiment,
                 name if variant.passed else f"{name}, FAILED PARITY",
                 variant.recipe or DASH,
-                _percent(variant.accuracy),
+                _reached(variant),
                 number(variant.flips),
                 f"{variant.max_abs_diff:.1e}",
                 number(variant.size_ratio, ".2f"),
@@ -301,7 +309,8 @@ def _int8(published: Sequence[PublishedResults]) -> Iterator[Sequence[str]]:
             continue
         lost = DASH
         if int8.error_increase is not None:
-            lost = f"mean error {int8.error_increase:.2f} % larger (validation)"
+            rows = "" if int8.r2 is not None else " (validation)"
+            lost = f"mean error {int8.error_increase:.2f} % larger{rows}"
         elif int8.accuracy_loss is not None:
             lost = f"{int8.accuracy_loss:.2f} points, {int8.flips} flips"
         yield (

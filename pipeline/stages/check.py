@@ -9,12 +9,11 @@ from pathlib import Path
 from pipeline import models
 from pipeline.config import params
 from pipeline.config.experiment import Experiment, check_gates
+from pipeline.config.layout import DVC_YAML
 from pipeline.config.reading import dump_value
 from pipeline.errors import ConfigError
 from pipeline.quantization import recipes
 from serving.files import write_text
-
-DVC = Path("dvc.yaml")
 
 
 def check(mark: Path, *, name: str) -> Experiment:
@@ -29,7 +28,7 @@ def check(mark: Path, *, name: str) -> Experiment:
     params.check(experiment)
     check_gates(experiment)
     recipes.check(experiment.quantize.recipes, f"experiments.{name}.quantize.recipes")
-    if DVC.exists() and (lacking := params.lacking(name)):
+    if DVC_YAML.exists() and (lacking := params.lacking(name)):
         listed = ", ".join(f"`{key}: {dump_value(value)}`" for key, value in lacking.items())
         raise ConfigError(
             f"experiments.{name} leaves out sections without which DVC stops; write {listed}"

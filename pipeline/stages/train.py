@@ -169,8 +169,9 @@ def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:
             if loop.ended or now - kept > SECONDS_BETWEEN_CHECKPOINTS:
                 tracker.log_epochs(loop.history[kept_epochs:])
                 kept_epochs = len(loop.history)
-                kept_state = loop.checkpoint(training.fingerprint, tracker.run_id)
-                checkpoint.save(state, kept_state)
+                # A run that goes on may not be known to be the same one again yet.
+                run_id = tracker.run_id or training.run_id
+                checkpoint.save(state, loop.checkpoint(training.fingerprint, run_id))
                 kept = time.monotonic()
 
 

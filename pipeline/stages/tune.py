@@ -53,11 +53,11 @@ def tune(
     MissingInputError and IntegrityError for the data and for weights to begin with; UsageError
     while another process searches there; and FerryError when no trial came to its end.
     """
-    search.check(experiment)
-    if plan.sampler == "grid":
-        search.check_grid(experiment)
     manifest = ready.open_manifest(data)
     params.check(experiment, manifest)
+    search.check(experiment, manifest)
+    if plan.sampler == "grid":
+        search.check_grid(experiment)
     digest = ready.digest(manifest)
     if experiment.train.init_from:
         read_source(weights, experiment.train.init_from)

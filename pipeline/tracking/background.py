@@ -9,14 +9,13 @@ import importlib
 import logging
 import multiprocessing
 import queue
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.tracking import ELSEWHERE, Tracker
 from pipeline.tracking.models import load_mlflow
-from serving.runtime.cores import end_with_parent
+from serving.runtime.cores import end_with_parent, start_without_ctrl_c
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +52,8 @@ class BackgroundTracker(Tracker):
         self._asked, self._told = context.Queue(), context.Queue()
         queues = (self._asked, self._told)
         self._process = context.Process(target=_serve, args=queues, daemon=True)
-        self._process.start()
+        # Ctrl-C is for the training; its end comes here as `finish` does.
+        start_without_ctrl_c(self._process)
 
     def start(self, experiment: str, find: Callable[[Any], str | None]) -> None:
         """Go on with the run that `find` finds in the store, or start one, when MLflow is there."""
@@ -93,7 +93,6 @@ class BackgroundTracker(Tracker):
 
 def _serve(asked: "multiprocessing.Queue[Any]", told: "multiprocessing.Queue[Any]") -> None:
     """Do what is asked, in order, until the run is finished."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is for the training; its end comes here
     end_with_parent()
     with contextlib.suppress(ImportError):  # which is told when something is to be recorded
         load_mlflow()

@@ -5,6 +5,7 @@ worse, so each session and each training asks here.
 """
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
+    from multiprocessing.process import BaseProcess
 
 
 def allowed_cores() -> int:
@@ -73,6 +75,15 @@ def ordered_results(
     finally:
         for one in waiting:
             one.cancel()
+
+
+def start_without_ctrl_c(process: "BaseProcess") -> None:
+    """Start a process that Ctrl-C, which reaches the whole group, does not end, from its birth."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def end_with_parent() -> None:

@@ -82,9 +82,7 @@ def test_a_stage_depends_on_the_version_and_the_package_instead_of_sources(name:
     assert theirs["params"] == ["ferry", *own.get("params", [])]
     deps = own.get("deps", [])
     data = [path for path in deps if not path.startswith(("pipeline", "serving"))]
-    own_code = {"preprocess": ["mine/datasets"], "check": ["mine/models"]}
-    if "pipeline/datasets/${key}.py" in deps:
-        own_code["pull"] = ["mine/datasets"]
+    own_code = {"preprocess": ["mine/datasets"], "check": ["mine/datasets", "mine/models"]}
     expected = [*data, *own_code.get(name, [])]
     if "pipeline/models/${item.model.name}.py" in deps:
         expected = [*dict.fromkeys([*expected, "reports/checked/${key}"])]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from project import REPOSITORY
+from training import run
 
 from pipeline.config.experiment import OwnSection, Params
 from pipeline.config.params import check, load
@@ -20,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.records.ready import DatasetManifest, open_split
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import PullReport, pull_own
+from pipeline.training.tuning import search
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError
 
 RANDOM = np.random.default_rng(1)
@@ -113,7 +116,7 @@ def test_images_are_seen_as_a_person_sees_them() -> None:
 def test_images_of_a_list_with_a_test_part_of_its_own() -> None:
     for part, count in (("train", 12), ("test", 4)):
         write_images(f"pictures/{part}", {"x": count})
-        names = [f"{part}/x/{index}.png" for index in range(count)]
+        names = [f"./{part}/x/{index}.png" for index in range(count)]
         rows = [[name, 2 + 8 * (index % 2)] for index, name in enumerate(names)]
         write_csv(f"pictures/{part}.csv", ["file", "digit"], rows)
     manifest = made(
@@ -126,7 +129,7 @@ def test_images_of_a_list_with_a_test_part_of_its_own() -> None:
     names = [file.name for file in pulled(**IMAGES | {"path": "pictures/train.csv"}, image="file",
              label="digit").files]  # fmt: skip
     assert names == sorted(names)
-    assert {"path/train.csv", "path/train/x/0.png"} <= set(names)
+    assert {"path/train.csv", "path/./train/x/0.png"} <= set(names)
 
 
 @pytest.mark.parametrize(("delimiter", "decimal"), [(",", "."), (";", ","), ("\t", ".")])
@@ -148,6 +151,12 @@ def test_a_table_with_classes(
     said = capsys.readouterr().err
     assert "mine: left out columns of no numbers: 1 (city: 'text')" in said
     assert "mine: column same has the same value in every training row" in said
+
+
+def test_what_divides_the_fields_is_what_predict_takes_to_divide_them() -> None:
+    rows = [[index, -index, "ab"[index % 2]] for index in range(20)]
+    write_csv("rows.csv", ["height, m", "y", "kind"], rows, ";")
+    assert made(**TABLE).features == ("height, m", "y")
 
 
 def test_a_table_with_numbers_to_be_predicted() -> None:
@@ -178,7 +187,8 @@ def test_texts_of_class_files_and_of_columns() -> None:
     good, bad = ([f"{word} film {index}" for index in range(10)] for word in ("good", "bad"))
     Path("reviews/pos.txt").write_text("\n".join(good) + "\n")
     Path("reviews/neg.txt").write_bytes("\ufeff".encode() + "\r\n\r\n".join(bad).encode())
-    files = made(reader="text", path="reviews", classes={"up": "pos.txt", "down": "neg.txt"})
+    absolute = str(Path("reviews/pos.txt").resolve())
+    files = made(reader="text", path="reviews", classes={"up": absolute, "down": "neg.txt"})
     assert (files.kind, files.labels) == ("text", ("down", "up"))
     train = open_split(Path("data/ready/mine"), "train")
     assert set(train.inputs[train.labels == 0]) < set(bad)
@@ -254,6 +264,10 @@ def test_sums_are_kept_for_files_that_have_not_changed() -> None:
     assert pulled(**TABLE) == first
     sums.write_text("{")
     assert pulled(**TABLE) == first
+    times = Path("rows.csv").stat()
+    Path("rows.csv").write_bytes(Path("rows.csv").read_bytes().replace(b"-1,", b"-2,"))
+    os.utime("rows.csv", ns=(times.st_atime_ns, times.st_mtime_ns))  # as `cp -p` leaves it
+    assert pulled(**TABLE) != first
 
 
 def test_data_that_moved_are_the_same_data() -> None:
@@ -315,6 +329,12 @@ def texts(content: bytes) -> Callable[[], None]:
     return write
 
 
+def huge_array() -> None:
+    with Path("x.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 1)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
 SIZELESS = IMAGES | {"size": None}
 TEXTS = {"reader": "text", "path": "texts"}
 ARRAYS = {"reader": "arrays", "path": "mine.npz", "inputs": "x", "labels": "y"}
@@ -360,7 +380,8 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
     (table(header="x x kind"), TABLE, "rows.csv has several columns named 'x'"),
     (table(header="gr\udcf6\udcdfe y kind"), TABLE, "the names of the columns are not UTF-8"),
     (table(["z", 1, "a"]), TABLE | {"features": ["x"]}, "column 'x' holds '0.0', not numbers"),
-    (table(), TABLE | {"features": ["x", "kind"]}, "'kind' is to be predicted, and a feature as"),
+    (table(), TABLE | {"features": ["x", "kind"]}, "column 'kind' is chosen twice, as a feature"),
+    (table(), TABLE | {"features": ["x", "x"]}, "rows.csv: column 'x' is chosen twice, as a feat"),
     (table(), TABLE | {"label": "x"}, "labels such as 0.25 are numbers and no classes; to predict"),
     (
         table(),
@@ -393,6 +414,11 @@ WRONG: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
         arrays_of(x=np.zeros((6, 2, 2)), y=ROWS[:, 0]),
         ARRAYS,
         "x holds float64 [6, 2, 2]; images ar",
+    ),
+    (
+        huge_array,
+        ARRAYS | {"path": ".", "inputs": "x.npy", "labels": "x.npy"},
+        ".: x.npy is no arr",
     ),
     (arrays_of(x=np.array([{}] * 6), y=ROWS), ARRAYS, "mine.npz: x is no array that can be read; "),
 ]
@@ -455,6 +481,12 @@ def test_a_model_that_does_not_fit_is_refused_once_the_data_are_known(params: Pa
     two = replace(experiment, train=replace(digits.train, loss="binary_cross_entropy"))
     with pytest.raises(ConfigError, match="tells two classes apart, mine has 3"):
         check(two, manifest)
+    losses = replace(experiment, search={"train.loss": ("cross_entropy", "binary_cross_entropy")})
+    said = r"search\.train\.loss: binary_cross_entropy will not do: .*apart, mine has 3"
+    with pytest.raises(ConfigError, match=said):
+        search.check(losses, manifest)
+    with pytest.raises(ConfigError, match="tells two classes apart, mine has 3"):
+        run(Path(), two, Path("run"))
     network = replace(params.experiment("rt-lstm"), dataset="mine")
     with pytest.raises(ConfigError, match="text_lstm takes text rows, mine has table rows"):
         check(network, manifest)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline import datasets, models
 from pipeline.config import params, reading
 from pipeline.config.experiment import ModelConfig
 from pipeline.errors import ConfigError
+from pipeline.training.tuning.search import with_settings
 from serving.errors import UnknownNameError
 
 SETTINGS = (REPOSITORY / "params.yaml").read_text()
@@ -112,6 +114,20 @@ def test_the_settings_of_an_own_model_are_a_record(package: Path, settings: str)
     params.load()
     with pytest.raises(ConfigError, match=r"line\.py: the settings of build must be a record"):
         models.settings(ModelConfig(name="line", settings={}), where="here")
+
+
+def test_settings_below_those_of_an_own_model_can_be_changed(package: Path) -> None:
+    nested = MODEL.replace("    units: Count", "    inner: Inner").replace(
+        "@dataclass",
+        "@dataclass(frozen=True, slots=True, kw_only=True)\nclass Inner(StrictSettings):\n"
+        "    units: Count\n\n@dataclass",
+        1,
+    )
+    (package / "models" / "line.py").write_text(nested)
+    experiment = params.load().experiment("moons-mlp")
+    line = ModelConfig(name="line", settings={"inner": {"units": 2}})
+    changed, _ = with_settings(replace(experiment, model=line), ["model.inner.units=3"])
+    assert changed.model.settings == {"inner": {"units": 3}}
 
 
 def test_a_package_that_is_not_there_and_one_that_is_hidden(package: Path) -> None:

@@ -1,7 +1,7 @@
 """A regression goes the whole way: two targets of very different units, raw in and out."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pipeline.config.params import check
 from pipeline.datasets import RawRows
 from pipeline.errors import ConfigError, ParityError
 from pipeline.network.graph import load_graph
+from pipeline.project.listing import listed
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.proof.tables import parity_table
 from pipeline.quantization.quality import compare_answers
@@ -25,13 +26,14 @@ from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport
+from pipeline.records.published import fill
 from pipeline.records.quantize import QuantizeReport
 from pipeline.records.ready import Split, open_manifest, open_split
 from pipeline.records.train import TrainReport
 from pipeline.stages.bundle import bundle
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.export import export
-from pipeline.stages.page.results import as_table, read_results, rows_of
+from pipeline.stages.page.results import as_table, read_results, rows_of, to_publish
 from pipeline.stages.parity import parity
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.quantize import quantize
@@ -234,10 +236,25 @@ def test_it_is_bundled_verified_and_shown(project: Project, params: Params) -> N
     measured, _ = read_results("diabetes-mlp", project.root)
     assert measured is not None
     assert f"R² {report.torch_r2:.3f}" in as_table(rows_of(measured))
+    published = fill(
+        "".join(f"<!-- results: {kind} -->\n<!-- /results -->\n" for kind in ("training", "int8")),
+        [to_publish(measured)],
+    )
+    assert f"| R² {measured.training.r2:.3f} |" in published
+    assert "% larger |" in published  # of the test rows, and not of those for validation
     page = project.root / "index.html"
     only = replace(params, experiments={"diabetes-mlp": project.experiment})
     write_page(project.root, page, params=only)
     assert "mean absolute error of near" in page.read_text()
+
+
+def test_it_is_listed_with_its_rows(
+    project: Project, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.root)
+    found = {one["dataset"]: one for one in map(asdict, listed("datasets", params))}
+    rows = sum(open_manifest(project.data).rows.values())
+    assert (found["diabetes"]["rows"], found["diabetes"]["classes"]) == (rows, None)
 
 
 def test_what_does_not_fit_a_regression_is_told_first(params: Params) -> None:

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 
 import mlflow
@@ -199,6 +200,15 @@ def test_a_process_of_its_own_records_the_same(trained: Project, store: Path) ->
     assert tracking.ELSEWHERE == []
     plain = read(TrainReport, trained.details("train"), "ferry train")
     assert report.weights_sha256 == plain.weights_sha256
+
+
+def test_ctrl_c_does_not_end_it_while_it_begins(store: Path) -> None:
+    with in_background(wanted=True):
+        (child,) = multiprocessing.active_children()
+        os.kill(child.pid or 0, signal.SIGINT)
+        with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+            pass
+    assert tracker.run_id is not None
 
 
 def test_a_process_that_dies_stops_no_training(

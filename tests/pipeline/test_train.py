@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from project import REPOSITORY, Project, files_in
+from safetensors import safe_open
 from safetensors.torch import load_file
 from training import OFF, run, stop_after, with_train
 
@@ -134,6 +135,28 @@ def check_that_it_goes_on(
     assert resumed.weights_sha256 == whole.weights_sha256
     assert [epoch.loss for epoch in resumed.history] == [epoch.loss for epoch in whole.history]
     return whole
+
+
+def test_a_training_that_is_interrupted_again_knows_its_run(
+    ready: Path, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.train.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    state = tmp_path / "checkpoint.safetensors"
+    found = None
+    for epochs in (1, 2):
+        with monkeypatch.context() as patch:
+            stop_after(epochs, patch)
+            with pytest.raises(KeyboardInterrupt):
+                run(ready, with_train(tiny, epochs=3), tmp_path)
+        with safe_open(state, framework="pt") as file:
+            fingerprint = json.loads(file.metadata()["ferry"])["fingerprint"]
+        found = checkpoint.load(state.read_bytes(), fingerprint)
+        assert found is not None
+        assert len(found.history) == epochs
+        if epochs == 1:
+            checkpoint.save(state, replace(found, run_id="begun"))
+    assert found is not None
+    assert found.run_id == "begun"
 
 
 def test_an_interrupted_training_still_stops_early(

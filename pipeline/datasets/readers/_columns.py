@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from serving.errors import InputError, one_line
 from serving.inputs.tables.columns import refuse_twice, refuse_unknown
+from serving.inputs.tables.delimited import delimiter_of, tabs_of
 
 CSV_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-DELIMITERS = (",", ";", "\t", "|")
-"""What may stand between two values of a CSV: that which is most often in the header."""
 HEADER_BYTES = 1 << 16
 MOST_PACKED = 64
 """Times that a CSV may be larger than its gzip file and still be in one block."""
@@ -117,6 +116,16 @@ class Columns:
         return repr(next(values, None))
 
 
+def text_columns(path: Path, **chosen: str | None) -> list[list[str]]:
+    """Columns of texts by the settings that name them; InputError where one names none."""
+    names = [name for name in chosen.values() if name]
+    columns = Columns(path, names)
+    if len(names) < len(chosen):
+        keys = " and ".join(f"{key}:" for key in chosen)
+        raise InputError(f"{path} has the columns {', '.join(columns.names)}; say {keys}, one each")
+    return [columns.texts(name) for name in names]
+
+
 def _read(path: Path, texts: Sequence[str], decimal: str) -> tuple[Any, tuple[str, ...]]:
     """The table of a file and the names of its columns."""
     import pyarrow as pa
@@ -151,6 +160,6 @@ def _read_csv(path: Path, texts: Sequence[str], decimal: str) -> Any:
     return csv.read_csv(
         path,
         csv.ReadOptions(block_size=block),
-        csv.ParseOptions(delimiter=max(DELIMITERS, key=header.decode("latin-1").count)),
+        csv.ParseOptions(delimiter=tabs_of(path) or delimiter_of(header.decode("latin-1"))),
         csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()), decimal_point=decimal),
     )

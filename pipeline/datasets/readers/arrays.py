@@ -83,7 +83,14 @@ def _load(root: Path, name: str) -> npt.NDArray[Any]:
             return found
     except FileNotFoundError as error:
         raise InputError(f"{root / name} is not there") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        MemoryError,
+        zipfile.BadZipFile,
+        AttributeError,
+    ) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pipeline.config.experiment import Count, OwnDatasetConfig
 from pipeline.datasets.readers import Part, class_folder, listed, require_memory
-from pipeline.datasets.readers._columns import Columns, is_table
+from pipeline.datasets.readers._columns import is_table, text_columns
 from serving.errors import InputError
 from serving.inputs.names import IMAGE_SUFFIXES, NO_DATA
 from serving.runtime.cores import allowed_cores, ordered_map
@@ -113,13 +113,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _listed(root: Path, settings: Settings) -> _Found:
-    columns = Columns(root, [name for name in (settings.image, settings.label) if name])
-    if not settings.image or not settings.label:
-        raise InputError(
-            f"{root} has the columns {', '.join(columns.names)}; say image: and label:, the ones "
-            f"with the paths and with the classes"
-        )
-    names = columns.texts(settings.image)
+    names, labels = text_columns(root, image=settings.image, label=settings.label)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InputError(f"{root} names {twice[0]} {names.count(twice[0])} times")
@@ -127,7 +121,7 @@ def _listed(root: Path, settings: Settings) -> _Found:
     for row, (name, path) in enumerate(found.items(), 1):
         if not path.is_file():
             raise InputError(f"{root}: row {row} names {name}, and {path} is not there, or no file")
-    return _Found(files=found, labels=columns.texts(settings.label), others=())
+    return _Found(files=found, labels=labels, others=())
 
 
 def _read_all(

@@ -4,6 +4,7 @@
 are all other columns of numbers, or those that `features` names.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,12 @@ def read(root: Path, settings: Settings, like: Part | None) -> Part:
     columns.require(targets)
     answers = tuple(targets) if label is None else (label,)
     names = like.features if like else settings.features or _features(columns, answers)
-    if both := set(names) & set(answers):
-        raise InputError(f"{root}: column {min(both)!r} is to be predicted, and a feature as well")
+    for name, count in Counter((*names, *answers)).items():
+        if count > 1:
+            raise InputError(
+                f"{root}: column {name!r} is chosen twice, as a feature or as what is to be "
+                f"predicted"
+            )
     chosen = like is not None or settings.features is not None
     others = [] if chosen else _texts(columns, answers)
     return Part(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pipeline.config.experiment import OwnDatasetConfig
 from pipeline.datasets.readers import Part, class_folder, listed, require_memory
-from pipeline.datasets.readers._columns import Columns, is_table
+from pipeline.datasets.readers._columns import is_table, text_columns
 from serving.errors import InputError
 from serving.inputs.names import TEXT_SUFFIX
 from serving.inputs.text import BYTE_ORDER_MARK, decode_line, text_fault
@@ -35,10 +35,10 @@ class Settings(OwnDatasetConfig):
 
 
 def files(root: Path, settings: Settings) -> Mapping[str, Path]:
-    """The file of each class, or the table."""
+    """The file of each class by the class, or the table."""
     if is_table(root):
         return {root.name: root}
-    return {path.relative_to(root).as_posix(): path for path in _by_class(root, settings).values()}
+    return _by_class(root, settings)
 
 
 def read(root: Path, settings: Settings, like: Part | None) -> Part:  # noqa: ARG001 - as all readers
@@ -94,18 +94,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def _of_table(root: Path, settings: Settings) -> Part:
-    columns = Columns(root, [name for name in (settings.text, settings.label) if name])
-    if not settings.text or not settings.label:
-        raise InputError(
-            f"{root} has the columns {', '.join(columns.names)}; say text: and label:, the ones "
-            f"with the texts and with the classes"
-        )
-    texts = columns.texts(settings.text)
+    texts, answers = text_columns(root, text=settings.text, label=settings.label)
     names = [f"row {row}" for row in range(1, len(texts) + 1)]
     for name, text in zip(names, texts, strict=True):
         if fault := text_fault(text):
             raise InputError(f"{root}: {name} {fault}")
-    answers = columns.texts(settings.label)
     return Part(kind="text", inputs=_array(root, texts, names), answers=answers, names=names)
 
 

@@ -214,15 +214,19 @@ def publishable(
     Not those of `ferry train --set`, which params.yaml does not give again. Raises UnknownNameError
     for a name that params.yaml lacks and MissingInputError where there is nothing to publish.
     """
-    read = {name: one for name, (one, _) in _read_all(params, names, root).items()}
+    read = _read_all(params, names, root)
     found = {
         name: to_publish(one)
-        for name, one in read.items()
+        for name, (one, _) in read.items()
         if one and one.parity and not one.training.overrides
     }
-    missing = [name for name in read if name not in found]
+    missing = [
+        lines[0] if lines else _not_run(name)
+        for name, (_, lines) in read.items()
+        if name not in found
+    ]
     if missing and (names or not found):
-        raise MissingInputError(_not_run(missing[0]))
+        raise MissingInputError(missing[0])
     return tuple(found.values())
 
 
@@ -263,6 +267,7 @@ def to_publish(found: ExperimentResults) -> PublishedResults:
         machine=training.machine,
         revision=training.git_revision,
         accuracy=training.accuracy,
+        r2=training.r2,
         loss_name=training.loss_name,
         loss=training.loss,
         auc=found.inside.headline["auc"] if found.inside else None,
@@ -283,6 +288,7 @@ def _variant(found: ExperimentResults, name: str, parity: VariantParity) -> Publ
         recipe=made.recipe if made else None,
         passed=parity.passed,
         accuracy=parity.accuracy,
+        r2=parity.r2,
         accuracy_loss=parity.accuracy_loss,
         error_increase=_error_increase(parity, quality),
         flips=parity.flips,

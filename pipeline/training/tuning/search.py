@@ -24,11 +24,11 @@ SEARCHED = ("epochs", "model", "train")
 """The parts of an experiment that change what is trained."""
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Experiment, rows: params.KnownRows | None = None) -> None:
     """Refuse a search section that cannot be followed.
 
-    Each value is tried beside the experiment's other settings. Raises ConfigError with the key's
-    path, the value and what was expected.
+    Each value is tried beside the experiment's other settings and, as in `params.check`, with what
+    is known of its rows. Raises ConfigError with the key's path, the value and what was expected.
     """
     where = f"experiments.{experiment.name}.search"
     if not experiment.search:
@@ -48,7 +48,11 @@ def check(experiment: Experiment) -> None:
             _check_choices(space, f"{where}.{key}")
             values = space
         for value in values:
-            _check_value(experiment, key, value, where)
+            changed = _read(experiment, {key: value}, where)
+            try:
+                params.check(changed, rows)
+            except (ConfigError, UnknownNameError) as error:
+                raise ConfigError(f"{where}.{key}: {value} will not do: {error}") from error
 
 
 def check_grid(experiment: Experiment) -> None:
@@ -62,13 +66,17 @@ def check_grid(experiment: Experiment) -> None:
             )
 
 
-def apply(experiment: Experiment, settings: Mapping[str, Setting]) -> Experiment:
+def apply(
+    experiment: Experiment,
+    settings: Mapping[str, Setting],
+    rows: params.KnownRows | None = None,
+) -> Experiment:
     """The experiment with some of its settings changed.
 
-    Raises ConfigError for settings that do not fit together.
+    Raises ConfigError for settings that do not fit together or, as `params.check`, the rows.
     """
     changed = _read(experiment, settings, f"experiments.{experiment.name}")
-    params.check(changed)
+    params.check(changed, rows)
     return changed
 
 
@@ -172,14 +180,6 @@ def _check_choices(choices: tuple[Setting, ...], where: str) -> None:
             raise ConfigError(f"{where}.{index}: {choices[index]} is there twice")
 
 
-def _check_value(experiment: Experiment, key: str, value: Setting, where: str) -> None:
-    changed = _read(experiment, {key: value}, where)
-    try:
-        params.check(changed)
-    except (ConfigError, UnknownNameError) as error:
-        raise ConfigError(f"{where}.{key}: {value} will not do: {error}") from error
-
-
 def _read(experiment: Experiment, settings: Mapping[str, Setting], where: str) -> Experiment:
     """Change settings as if they were written in params.yaml, below `where`."""
     raw = asdict(experiment)
@@ -192,11 +192,11 @@ def _read(experiment: Experiment, settings: Mapping[str, Setting], where: str) -
 
 def _put(raw: dict[str, Any], key: str, value: Setting | None) -> None:
     *sections, last = key.split(".")
+    if sections[:1] == ["model"] and key != "model.name":
+        sections.insert(1, "settings")
     node = raw
     for section in sections:
         node = node[section]
-    if sections == ["model"] and last != "name":
-        node = node["settings"]
     node[last] = value
 
 

@@ -7,7 +7,6 @@ whatever happens to one of them costs one trial.
 
 import contextlib
 import multiprocessing
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,13 +19,14 @@ from tqdm import tqdm
 
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError, DivergedError
+from pipeline.records.ready import open_manifest
 from pipeline.records.train import Epoch
 from pipeline.records.tune import Setting
 from pipeline.training.distributed import Team, choose_device
 from pipeline.training.setup import prepare
 from pipeline.training.tuning.search import apply
 from serving.errors import FerryError
-from serving.runtime.cores import end_with_parent
+from serving.runtime.cores import end_with_parent, start_without_ctrl_c
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,8 @@ def run(
     state = "complete"
     reason = None
     try:
-        if not _train(job, apply(job.experiment, settings), epochs, worth_going_on):
+        changed = apply(job.experiment, settings, open_manifest(job.data))
+        if not _train(job, changed, epochs, worth_going_on):
             state = "pruned"
     except DivergedError as error:
         state, reason = "diverged", str(error)
@@ -159,12 +160,7 @@ def workers(job: TrialJob, count: int) -> Iterator[list[TrialWorker]]:
 def _start(job: TrialJob) -> tuple[SpawnProcess, Connection]:
     ours, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=_work, args=(theirs, job), daemon=True)
-    # Ctrl-C reaches the whole group; the one that started the others ends them.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process.start()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    start_without_ctrl_c(process)
     theirs.close()
     return process, ours
 

@@ -28,8 +28,8 @@ FIRST_BYTES = 1 << 20
 """Read record by record: a small file is read before pyarrow would be imported."""
 FLOAT_BITS = 53
 """Whole numbers of more bits may not be a float64."""
-DELIMITERS = (";", "\t", "|")
-"""What may divide fields where no comma does."""
+DELIMITERS = (",", ";", "\t", "|")
+"""What may divide fields."""
 SAMPLE_ROWS = 1000
 """Looked at for commas before decimals."""
 TABS = re.compile(r"\.tsv(\.|$)", re.IGNORECASE)
@@ -52,9 +52,8 @@ def open_csv(path: Path | None, target: ReadTarget) -> "CsvRows":
     Raises InputError for columns that are not there, too many or few, for no record, and for a
     model that takes neither a text nor some numbers. Of stdin no more than the header is read yet.
     """
-    of_tabs = path is not None and TABS.search(path.name)
     with open_stream(path, keep=True) as stream:
-        columns, dialect = read_csv_header(stream, target, "\t" if of_tabs else None)
+        columns, dialect = read_csv_header(stream, target, path)
         head = stream.kept()
     rows = CsvRows(
         path=path,
@@ -204,17 +203,18 @@ class CsvReader:
 
 
 def read_csv_header(
-    stream: Stream, target: ReadTarget, delimiter: str | None
+    stream: Stream, target: ReadTarget, path: Path | None
 ) -> tuple[tuple[str, ...], Dialect]:
     """The names of the columns, and how the file is written; InputError when it has no header.
 
-    `delimiter` is what the name of the file says. Of stdin no more is read than the header, which
-    does not tell what stands before decimals.
+    Of stdin, which has no `path`, no more is read than the header, which does not tell what stands
+    before decimals.
     """
     options, reader = target.options, CsvReader(stream)
     first = reader.line()
-    asked = {"tab": "\t"}.get(options.delimiter or "", options.delimiter) or delimiter
-    reader.delimiter = asked or _delimiter_of(decode_line(first))
+    asked = {"tab": "\t"}.get(options.delimiter or "", options.delimiter)
+    named = asked or tabs_of(path)
+    reader.delimiter = named or delimiter_of(decode_line(first))
     found, error = reader.records(1, [first])
     if error is not None:
         raise error
@@ -231,18 +231,24 @@ def read_csv_header(
     dialect = Dialect(reader.delimiter, decimal or ".")
     if dialect.delimiter == dialect.decimal:
         raise InputError(f"{stream.name}: a comma divides its fields, and --decimal says ','")
-    if (asked or ",") != dialect.delimiter:
+    if (named or ",") != dialect.delimiter:
         target.say(stream.name, f"{dialect.delimiter!r} is taken to divide fields (--delimiter)")
     if (options.decimal or ".") != dialect.decimal:
         target.say(stream.name, "',' is taken to stand before decimals (--decimal)")
     return tuple(header), dialect
 
 
-def _delimiter_of(header: str) -> str:
-    """What divides the fields: a comma, or what else most often stands where there is none."""
-    counts = {one: header.count(one) for one in DELIMITERS}
-    most = max(DELIMITERS, key=lambda one: counts[one])
-    return most if counts[most] and "," not in header else ","
+def tabs_of(path: Path | None) -> str | None:
+    """A tab, where the name of a file says that it divides the fields."""
+    return "\t" if path is not None and TABS.search(path.name) else None
+
+
+def delimiter_of(header: str) -> str:
+    """What divides the fields: that which stands most often in the header, a comma before others.
+
+    Own data are read by the same rule, so that what trained a model is what it predicts of.
+    """
+    return max(DELIMITERS, key=header.count)
 
 
 def _decimal_of(reader: CsvReader) -> str:
