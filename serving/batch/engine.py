@@ -4,23 +4,24 @@ On this machine batches run side by side in threads, which ONNX Runtime leaves f
 computes, and each decodes its rows before it runs them: OpenCV leaves Python free as well. Many
 images without OpenCV, or more threads than Python can lead, are decoded in processes of their own.
 
-On a cluster of Ray the same chunks are cut and answered by actors of Ray Data. No row passes
+On a cluster of Ray the same chunks are cut and answered by actors. No row passes
 through the program that started the run: an actor gets the place of a chunk, opens the inputs
 itself, and sends the answers back. So every machine must see the inputs and the model under the
 same names, and have ferry installed.
 """
 
 import functools
-import logging
+import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,7 +32,13 @@ from serving.errors import EngineError, ModelError
 from serving.inputs.inputs import Inputs, Place
 from serving.inputs.sources import Batch, Chunk, Lost, RowSource, UnreadableRow
 from serving.model import Model, open_model
-from serving.runtime.cores import allowed_cores, end_with_parent, ordered_map, ordered_results
+from serving.runtime.cores import (
+    AHEAD,
+    allowed_cores,
+    end_with_parent,
+    ordered_map,
+    ordered_results,
+)
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
 from serving.runtime.tensors import Array
 
@@ -44,8 +51,12 @@ GRACE_SECONDS = 5
 """How long a decoding process that has to end goes on with the chunks in hand."""
 ANSWER_SECONDS = 5
 """How long a cluster may take to answer at all."""
-PLACE = ("source", "start", "count", "lost", "reason")
-"""What an actor is told of a chunk."""
+MOST_AHEAD = 8
+"""Chunks for each actor that may be on their way at a time, so that one can be slow."""
+LEAVE_SECONDS = 1
+"""How long a run that ends early waits for the chunks that actors have in hand."""
+RESTARTS = 3
+"""How often an actor begins again, and its chunk with it, when its process or machine is lost."""
 INPUTS: list[Inputs] = []
 """The inputs that this decoding process was started with."""
 
@@ -210,29 +221,54 @@ def answers_of_cluster(run: PredictRun, chunks: Chunks) -> Generator[Answered]:
     Raises EngineError when a cluster cannot be had or an actor fails.
     """
     ray = import_ray(run.options.ray_address)
-    places = [_place(number, chunk) for number, chunk in chunks]
-    if not places:
+    first = next(chunks, None)
+    if first is None:
         return
     _connect(ray, run.options.ray_address, run.workers)
-    model, session = run.model.path.resolve(), run.model.session
-    settings = replace(session.settings, parallel=1)
-    given = (model, session.sha256, settings, run.inputs, run.options, run.chunk_rows)
     try:
-        data = ray.data.from_items(places, override_num_blocks=len(places))
-        answered_places = data.map_batches(
-            Actor,
-            fn_constructor_args=given,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=run.workers),
-            num_cpus=1,
-            num_gpus=1 if run.options.provider in GPU_PROVIDERS else 0,
-        )
-        for batch in answered_places.iter_batches(batch_size=None, prefetch_batches=1):
-            yield from batch["answered"]
+        actors, kept = _actors(ray, run), [ray.put(run.inputs)]
+        yield from _spread(ray, actors, kept, itertools.chain([first], chunks))
     except ray.exceptions.RayError as error:
         raise EngineError(f"Ray: {_last_line(error)}") from error
     finally:
         ray.shutdown()
+
+
+def _actors(ray: Any, run: PredictRun) -> list[Any]:
+    """One for each worker; those for which the cluster has no room yet start later."""
+    model, session = run.model.path.resolve(), run.model.session
+    settings = replace(session.settings, parallel=1)
+    remote = ray.remote(Actor).options(
+        num_cpus=1,
+        num_gpus=1 if run.options.provider in GPU_PROVIDERS else 0,
+        max_restarts=RESTARTS,
+        max_task_retries=RESTARTS,
+    )
+    given = (model, session.sha256, settings, run.options, run.chunk_rows)
+    return [remote.remote(*given) for _ in range(run.workers)]
+
+
+def _spread(
+    ray: Any, actors: Sequence[Any], kept: Sequence[Any], chunks: Chunks
+) -> Generator[Answered]:
+    """The answers in order; an actor that is free gets the next chunk, so a slow one gets fewer."""
+    # One in work for each, and one that waits; these first ones only show that an actor is there.
+    last = {actor.answer.remote(kept): actor for actor in actors for _ in range(AHEAD)}
+    waiting: deque[Any] = deque()
+    try:
+        for number, chunk in chunks:
+            (done,), _others = ray.wait(list(last))
+            actor = last.pop(done)
+            content = chunk.content if isinstance(chunk.content, Lost) else None
+            waiting.append(actor.answer.remote(kept, (number, replace(chunk, content=content))))
+            last[waiting[-1]] = actor
+            if len(waiting) == MOST_AHEAD * len(actors):
+                yield from ray.get(waiting.popleft())
+        for one in waiting:
+            yield from ray.get(one)
+    finally:
+        # Ray complains of what is in work when it is left; that ends soon.
+        ray.wait(list(last), num_returns=len(last), timeout=LEAVE_SECONDS)
 
 
 class Actor:
@@ -243,7 +279,6 @@ class Actor:
         model: Path,
         sha256: str,
         settings: SessionSettings,
-        inputs: Inputs,
         options: PredictOptions,
         chunk_rows: int,
     ) -> None:
@@ -257,28 +292,27 @@ class Actor:
         )
         if self._model.session.sha256 != sha256:
             raise ModelError(f"{model} is another model here than where the run was begun")
-        self._options, self._inputs = options, inputs
-        self._cutters = [Cutter(source, chunk_rows) for source in inputs.sources]
+        self._options, self._chunk_rows = options, chunk_rows
+        self._inputs: Inputs | None = None
+        self._cutters: Sequence[Cutter] = ()
 
-    def __call__(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Answer the chunks that `batch` names as `_place` does."""
-        made = np.empty(len(batch["start"]), object)
-        places = zip(*(batch[name] for name in PLACE), strict=True)
-        for index, (source, start, count, *lost) in enumerate(places):
-            if any(lost):
-                chunk = Chunk(start=int(start), count=int(count), content=Lost(*map(str, lost)))
-            else:
-                chunk = replace(self._cutters[source].chunk(int(start)), count=int(count))
-            rows = decoded(self._inputs, int(source), chunk)
-            made[index] = answered(self._model, self._options, rows)
-        return {"answered": made}
+    def answer(self, kept: Sequence[Any], *places: tuple[int, Chunk]) -> list[Answered]:
+        """Answer chunks, of which only what is lost has its content with it.
 
+        `kept` holds the reference to the inputs, which the cluster keeps once for all actors.
+        """
+        if self._inputs is None:
+            import ray
 
-def _place(number: int, chunk: Chunk) -> dict[str, int | str]:
-    """Where a chunk is, and what is lost there."""
-    lost = chunk.content if isinstance(chunk.content, Lost) else Lost("", "")
-    values = (number, chunk.start, chunk.count, lost.id, lost.reason)
-    return dict(zip(PLACE, values, strict=True))
+            self._inputs = opened = cast("Inputs", ray.get(kept[0]))
+            self._cutters = [Cutter(source, self._chunk_rows) for source in opened.sources]
+        taken = [self._read(self._inputs, *place) for place in places]
+        return [answered(self._model, self._options, one) for one in taken]
+
+    def _read(self, inputs: Inputs, number: int, chunk: Chunk) -> Decoded:
+        if not isinstance(chunk.content, Lost):
+            chunk = replace(self._cutters[number].chunk(chunk.start), count=chunk.count)
+        return decoded(inputs, number, chunk)
 
 
 @dataclass(slots=True)
@@ -319,15 +353,15 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
         local = {"num_cpus": max(workers, allowed_cores()), "include_dashboard": False}
     else:
         _refuse_silent(address)
+    at_end = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = address or "this machine"
         raise EngineError(f"Ray cannot be reached at {where}: {_last_line(error)}") from error
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it prints its plan at every run
+    if threading.current_thread() is threading.main_thread():
+        # Not Ray's own, which ends the run with its shard half done.
+        signal.signal(signal.SIGTERM, at_end)
 
 
 def _refuse_silent(address: str) -> None:
