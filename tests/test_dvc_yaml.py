@@ -191,7 +191,9 @@ def test_no_function_keeps_an_experiment_for_later() -> None:
 
 def test_the_parameters_of_the_stages_of_a_data_set() -> None:
     assert body("preprocess")["params"] == ["datasets.${key}", "defaults.preprocess"]
-    assert "params.load().dataset(" in inspect.getsource(ferry.commands["preprocess"].callback)
+    assert "params.dataset(params.load(), " in inspect.getsource(
+        ferry.commands["preprocess"].callback
+    )
 
 
 OUTS = {

@@ -1,10 +1,12 @@
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from pipeline.config import reading
 from pipeline.config.experiment import Experiment
 from pipeline.config.params import check, load
 from pipeline.errors import ConfigError
@@ -180,10 +182,12 @@ def test_settings_are_given_where_no_experiment_has_the_model(
     path: Path, ready: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ready / "data/ready/digits", path.parent / "data/ready/digits")
-    own = path.parent / "mine" / "models"
+    own = path.parent / "own_layers" / "models"
     own.mkdir(parents=True)
     shutil.copy(ROOT / "pipeline" / "models" / "mlp.py", own / "layers.py")
-    path.write_text(f"package: mine\n{path.read_text()}")
+    path.write_text(f"package: own_layers\n{path.read_text()}")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv(reading.OWN_PACKAGE, "")
     monkeypatch.chdir(path.parent)
     before = path.read_bytes()
 

@@ -34,7 +34,7 @@ def new(
 
     Example: ferry new experiment mine --dataset digits --model mlp
 
-    Example: ferry new experiment mine --dataset digits --model mlp --set epochs=3
+    Example: ferry new experiment my --dataset D --model M --set model.width=9
     """
     from pipeline.commands.options import enter_project
     from pipeline.project.new import new_experiment
