@@ -10,6 +10,8 @@ CHANGES := awk "!/didn't change, skipping/ { print; fflush() }"
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
+# The hints of `ferry results` are for the terminal, where .venv may not be active.
+CALLERS_PATH := $(PATH)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # One place for every version, of the packages that build the wheel too.
 export PIP_CONSTRAINT := $(CURDIR)/requirements.lock
@@ -30,7 +32,7 @@ help:
 demo: $(READY)
 	@PYTHONUNBUFFERED=1 dvc repro $(DEMO:%=short@%) | $(CHANGES)
 	@dvc repro --single-item report | $(CHANGES)
-	@ferry results $(DEMO)
+	@PATH='$(CALLERS_PATH)' $(VENV)/bin/ferry results $(DEMO)
 
 test: $(READY)
 	python -m pytest --numprocesses 2 --dist worksteal

@@ -1,8 +1,10 @@
 """README and docs/ are true: their commands exist with these options, their links lead on."""
 
 import ast
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +135,13 @@ def test_python_that_is_shown_can_be_read_and_imports_what_there_is(page: Path) 
             if isinstance(node, ast.ImportFrom):
                 module = __import__(node.module or "", fromlist=["_"])
                 assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_hints_of_the_demo_are_for_the_terminal_that_it_is_called_from() -> None:
+    asked = ["make", "--dry-run", "demo"]
+    shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    last = shown.splitlines()[-1]
+    assert last.startswith(f"PATH='{os.environ['PATH']}' .venv/bin/ferry results ")
 
 
 def test_the_first_page_is_short() -> None:
