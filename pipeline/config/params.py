@@ -168,8 +168,7 @@ def _read_document(path: Path) -> tuple[_Document, dict[str, str]]:
 
 def _check_version(wanted: str | None, path: Path) -> None:
     """Refuse a project of another version, whose stages would not be those that ran."""
-    installed = metadata.version("onnx-ferry") if wanted else None
-    if wanted == installed or not wanted or not installed:
+    if wanted is None or wanted == (installed := metadata.version("onnx-ferry")):
         return
     newer = _numbers(wanted) > _numbers(installed)
     remedy = (

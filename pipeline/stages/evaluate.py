@@ -167,11 +167,11 @@ def _reconstruction(network: TrainedNetwork, against: Path, experiment: Experime
 def _regression(network: TrainedNetwork) -> Insight:
     (answered,) = network.graph.answer(network.test.inputs, BATCH)
     predicted, actual = answered.double().numpy(), network.test.labels.astype(np.float64)
+    names = network.manifest.targets
     targets = {
         name: residuals_of(predicted[:, index], actual[:, index])
-        for index, name in enumerate(network.manifest.targets)
+        for index, name in enumerate(names)
     }
-    names = network.manifest.targets
     pictures = {
         "predicted": draw_predicted(names, predicted, actual),
         "residuals": draw_residuals(names, predicted, actual),

@@ -24,7 +24,7 @@ from pipeline.network.graph import build_graph, save_weights
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.published import machine_of
 from pipeline.records.ready import Split
-from pipeline.records.train import Epoch, TrainReport, best_of
+from pipeline.records.train import Epoch, TargetQuality, TrainReport, best_of
 from pipeline.tracking import WEIGHTS_TAG, Tracker, figures
 from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate, target_qualities
@@ -195,8 +195,7 @@ def _finish(
     names = training.manifest.targets
     targets = target_qualities(graph, test, names) if names else ()
     content = save_weights(best, training.experiment)
-    report = _report(training, test, result, sha256_of_bytes(content))
-    report = replace(report, targets=targets)
+    report = _report(training, test, result, targets, sha256_of_bytes(content))
     _record(tracker, report)
     write_bytes(weights, content)
     columns = [field.name for field in fields(Epoch)]
@@ -213,6 +212,7 @@ def _report(
     training: PreparedTraining,
     test: Split,
     result: Evaluation,
+    targets: tuple[TargetQuality, ...],
     weights_sha256: str,
 ) -> TrainReport:
     loop, experiment = training.loop, training.experiment
@@ -225,6 +225,7 @@ def _report(
         accuracy=result.accuracy,
         loss_name=experiment.train.loss,
         loss=result.loss,
+        targets=targets,
         validation_accuracy=best.validation_accuracy,
         validation_loss=best.validation_loss,
         parameters=sum(weight.numel() for weight in loop.graph.parameters()),
