@@ -138,7 +138,7 @@ def test_python_that_is_shown_can_be_read_and_imports_what_there_is(page: Path) 
 
 
 def test_the_hints_of_the_demo_are_for_the_terminal_that_it_is_called_from() -> None:
-    asked = ["make", "--dry-run", "demo"]
+    asked = ["make", "--dry-run", "--no-print-directory", "demo"]
     shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     last = shown.splitlines()[-1]
     assert last.startswith(f"PATH='{os.environ['PATH']}' .venv/bin/ferry results ")
