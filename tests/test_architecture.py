@@ -22,7 +22,11 @@ TRAINING = {
     *("safetensors", "scipy", "sklearn", "torch", "yaml"),
 }
 OWNERS = {
-    "mlflow": {"pipeline/tracking/__init__.py", "pipeline/tracking/models.py"},
+    "mlflow": {
+        "pipeline/tracking/__init__.py",
+        "pipeline/tracking/models.py",
+        "pipeline/tracking/store.py",
+    },
     "cv2": {"serving/inputs/decoding.py"},
     "fsspec": {"serving/inputs/remote.py"},
     "requests": {"pipeline/datasets/_download.py"},

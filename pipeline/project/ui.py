@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.tracking.models import DEFAULTS, store_uri
+from pipeline.tracking.store import DEFAULTS, store_uri
 from serving.errors import EngineError, UsageError
 from serving.files import require
 

@@ -1,10 +1,5 @@
-"""Models and data sets as MLflow keeps them, and a model opened again as a `pyfunc`.
+"""Models and data sets as MLflow keeps them, and a model opened again as a `pyfunc`."""
 
-MLflow is set up here: where its runs lie, and what it keeps to itself.
-"""
-
-import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import layout
 from pipeline.records.ready import DatasetManifest, digest, open_split
+from pipeline.tracking.store import load_mlflow as load_mlflow  # noqa: PLC0414 - for who imports it from here
+from pipeline.tracking.store import store_uri as store_uri  # noqa: PLC0414 - as well
 from serving.errors import ModelError, one_line
 from serving.machine.environment import runtime_wheels
 from serving.runtime.providers import ORT_ERRORS, PROVIDERS
@@ -22,35 +18,6 @@ from serving.runtime.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-DEFAULTS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
-}
-
-
-def store_uri() -> str:
-    """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of params.yaml."""
-    return (
-        os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{layout.project().resolve()}/mlflow.db"
-    )
-
-
-def load_mlflow() -> Any:
-    """The module, imported on the first call: that takes seconds."""
-    for variable, value in DEFAULTS.items():
-        os.environ.setdefault(variable, value)
-    import mlflow
-
-    # It logs its migrations line by line, and its advice is not about this run. After the import,
-    # which sets the level itself.
-    for name in ("alembic", "mlflow", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return mlflow
 
 
 Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]

@@ -107,7 +107,7 @@ def exported(trained: Project) -> Project:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The database of an MLflow store without runs, which takes seconds to make."""
-    from pipeline.tracking.models import load_mlflow
+    from pipeline.tracking.store import load_mlflow
 
     folder = tmp_path_factory.mktemp("store")
     path = folder / "mlflow.db"

@@ -20,7 +20,7 @@ from pipeline.stages.parity import parity
 from pipeline.stages.train import train
 from pipeline.tracking.background import in_background
 from pipeline.tracking.figures import learning_curve
-from pipeline.tracking.models import load_mlflow
+from pipeline.tracking.store import load_mlflow
 
 
 def tracked_training(project: Project, folder: Path) -> TrainReport:

@@ -14,7 +14,7 @@ from pipeline.config import layout
 from pipeline.config.experiment import BundleConfig
 from pipeline.config.params import stage_defaults
 from pipeline.stages import pull
-from pipeline.tracking.models import store_uri
+from pipeline.tracking.store import store_uri
 
 
 @pytest.fixture

@@ -61,7 +61,8 @@ def opener(setup: Mapping[str, Any]) -> Callable[[int | None], Opened]:
     cannot be opened, and for channels last without a convolution.
     """
     if "saved" in setup:
-        from pipeline.tracking.models import load_mlflow, open_pyfunc
+        from pipeline.tracking.models import open_pyfunc
+        from pipeline.tracking.store import load_mlflow
 
         load_mlflow()
         return lambda threads: open_pyfunc(_pyfunc_folder(Path(setup["saved"]), threads))
