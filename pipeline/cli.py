@@ -48,6 +48,7 @@ SECTIONS = {
         "list": (PROJECT, "List experiments with what has run, data sets, models and recipes."),
         "config": (PROJECT, "Print every setting of EXPERIMENT, and where it stands."),
         "data": (PROJECT, "Show what DATASET holds, and what may be wrong with it."),
+        "track": (PROJECT, "Tell how much MLflow has of each run, and send it the rest."),
         "results": (TOOLS, "Print what was measured here, of every variant."),
         "ui": (PROJECT, "Serve MLflow's pages of the project's runs, until Ctrl-C."),
     },

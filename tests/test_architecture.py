@@ -22,11 +22,7 @@ TRAINING = {
     *("safetensors", "scipy", "sklearn", "torch", "yaml"),
 }
 OWNERS = {
-    "mlflow": {
-        "pipeline/tracking/__init__.py",
-        "pipeline/tracking/models.py",
-        "pipeline/tracking/store.py",
-    },
+    "mlflow": {f"pipeline/tracking/{name}.py" for name in ("models", "store", "upload")},
     "cv2": {"serving/inputs/decoding.py"},
     "fsspec": {"serving/inputs/remote.py"},
     "requests": {"pipeline/datasets/_download.py"},

@@ -40,14 +40,21 @@ def to_onnx(
     constant. A graph that reads sentences takes them as strings [batch]. Raises ModelError when
     torch cannot export it.
     """
-    made, _ = to_program(graph, example, opset)
+    return to_onnx_and_program(graph, example, opset, fold=fold)[0]
+
+
+def to_onnx_and_program(
+    graph: Graph, example: np.ndarray[Any, Any], opset: int, *, fold: bool = True
+) -> ModelAndProgram:
+    """As `to_onnx`, with the PyTorch graph that it was made from."""
+    made, program = to_program(graph, example, opset)
     onnxmodel.name_by_module(made.graph)
     onnxmodel.strip(made)
     if fold:
         fold_standardisation(made)
     if graph.kind == "text":
         tokenizer.prepend(made, graph.vocabulary)
-    return made
+    return made, program
 
 
 def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> ModelAndProgram:

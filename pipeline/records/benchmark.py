@@ -7,6 +7,7 @@ from serving.errors import IntegrityError
 from serving.measuring import report as bench_report
 from serving.measuring.pairing import PairedRatio, ratio_of_turns
 from serving.measuring.report import BenchReport, Measurement
+from serving.measuring.subject import TORCH
 from serving.measuring.timing import Timing, digits
 
 EAGER = "PyTorch eager"
@@ -41,6 +42,30 @@ def sweeps(report: BenchmarkReport) -> dict[str, tuple[Timing, ...]]:
     return {
         f"{one.label}, {threads_of(one.settings.threads)}": tuple(row.timing for row in one.rows)
         for one in report.bench.measured
+    }
+
+
+def speeds(report: BenchmarkReport) -> dict[str, dict[str, float | None]]:
+    """What a person compares of each variant, and of PyTorch eager as "pytorch", on the CPU.
+
+    Each figure with the thread count that is best at it; the speedup is over eager, at one row.
+    """
+    bench = report.bench
+    found = {one.subject: list(bench.of(one.subject)) for one in bench.measured if one.proof}
+    found["pytorch"] = list(bench.of(EAGER, TORCH))
+    return {name: _speed(runs) for name, runs in found.items() if runs}
+
+
+def _speed(runs: Sequence[Measurement]) -> dict[str, float | None]:
+    row = min(
+        (row for one in runs if (row := one.row(1))),
+        key=lambda row: row.timing.p50_ms,
+        default=None,
+    )
+    return {
+        "p50_ms": row.timing.p50_ms if row else None,
+        "rows_per_second": max(one.fastest.rows_per_second for one in runs),
+        "speedup": row.speedup.median if row and row.speedup else None,
     }
 
 

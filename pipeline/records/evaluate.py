@@ -154,7 +154,7 @@ class EvaluateReport:
 
 
 def tracked(report: EvaluateReport) -> dict[str, float]:
-    """The numbers that MLflow keeps, by their names there."""
+    """The numbers that the command shows."""
     found: dict[str, float] = {}
     if report.classes:
         calibration = report.classes.calibration

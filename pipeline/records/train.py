@@ -58,6 +58,13 @@ class TargetQuality:
     mean_squared_error: float
 
 
+def reached(accuracy: float | None, r2: float | None, loss: float) -> str:
+    """How good a model is, in the measure that suits it: "98.89 %", "R² 0.431", "MSE 0.0042"."""
+    if accuracy is not None:
+        return f"{100 * accuracy:.2f} %"
+    return f"MSE {loss:.4f}" if r2 is None else f"R² {r2:.3f}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:
     """What a training reached."""
@@ -87,7 +94,7 @@ class TrainReport:
     """Training steps of all epochs, without validation, checkpoints and tracking."""
     rows_per_second: float
     tracking_seconds: float
-    """How long the training waited for MLflow, which works beside it in a process of its own."""
+    """How long the training took to record, and waited for it to be sent to MLflow."""
     device: str
     threads: int
     processes: int
@@ -98,7 +105,9 @@ class TrainReport:
     machine: str
     """Its processor, cores and instruction sets."""
     git_revision: str
-    mlflow_run_id: str | None
+    run_id: str | None
+    """Of the journal, and of the run in MLflow as its tag `ferry.run`; None where nothing was
+    recorded."""
     labels: tuple[str, ...]
     """Of the classes; () where none is predicted."""
     history: tuple[Epoch, ...]
@@ -112,6 +121,16 @@ class TrainReport:
         """The mean over the targets that vary; None where there are none."""
         known = [one.r2 for one in self.targets if one.r2 is not None]
         return sum(known) / len(known) if known else None
+
+    @property
+    def reached(self) -> str:
+        """How good the weights are, in words: "98.89 %", "R² 0.431", "MSE 0.0042"."""
+        return reached(self.accuracy, self.r2, self.loss)
+
+    @property
+    def short_id(self) -> str:
+        """What tells these weights from others, to a person: "3f2a91"."""
+        return self.weights_sha256[:6]
 
     @property
     def headline(self) -> Mapping[str, float | None]:

@@ -66,7 +66,7 @@ class TuneReport:
     seconds: float
     """That this command took."""
     data_sha256: str
-    mlflow_run_id: str | None
+    run_id: str | None
 
 
 def best_of(trials: tuple[Trial, ...]) -> Trial | None:

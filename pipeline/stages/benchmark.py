@@ -18,14 +18,14 @@ from pipeline import tracking
 from pipeline.config.experiment import BenchmarkConfig, Experiment
 from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
-from pipeline.records.benchmark import EAGER, BenchmarkReport, sweeps
+from pipeline.records.benchmark import EAGER, BenchmarkReport, speeds, sweeps
 from pipeline.stages.baselines import opening, subject
 from pipeline.stages.page.speed_figures import figures_of
 from serving.errors import ModelError
 from serving.files import csv_text, require, sha256_of_file, write_text
 from serving.measuring.bench import ColdPrograms, cold_program, run
 from serving.measuring.onnx_subject import model_spec
-from serving.measuring.report import BenchReport, Measurement, SkippedSubject, as_csv
+from serving.measuring.report import BenchReport, SkippedSubject, as_csv
 from serving.measuring.rounds import BenchOptions, Log
 from serving.measuring.subject import TORCH, SubjectSpec
 from serving.runtime.cores import allowed_cores
@@ -77,7 +77,7 @@ def benchmark(
     _write_plots(report, plots)
     write(report, files)
     if not report.bench.partial:
-        _record(report, track=track)
+        _record(report, files, track=track)
     return report
 
 
@@ -149,38 +149,15 @@ def _write_plots(report: BenchmarkReport, plots: Path) -> None:
     write_text(plots / "cold_start.csv", csv_text(("subject", "p50_ms"), cold))
 
 
-def _record(report: BenchmarkReport, *, track: bool) -> None:
+def _record(report: BenchmarkReport, files: ReportFiles, *, track: bool) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
-        for one in report.bench.measured:
-            tracker.log_metrics(_metrics(one))
-        tracker.log_metrics(
-            {
-                f"benchmark.cold_start.{_key(cold.subject)}.p50_ms": cold.p50_ms
-                for cold in report.bench.cold_starts
-            }
-        )
+        for name, speed in speeds(report).items():
+            tracker.log_metrics(
+                {f"speed/{name}/{key}": value for key, value in speed.items()}, of_model=name
+            )
         for name, figure in figures_of(report).items() if track else ():
             tracker.log_figure(figure, f"{name}.png")
-
-
-def _metrics(one: Measurement) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for row in one.rows:
-        timing = row.timing
-        key = f"benchmark.{_key(one.label)}.t{one.settings.threads}.b{timing.batch_size}"
-        found |= {
-            f"{key}.p50_ms": timing.p50_ms,
-            f"{key}.p99_ms": timing.p99_ms,
-            f"{key}.rows_per_second": timing.rows_per_second,
-        }
-        if row.speedup:
-            found[f"{key}.speedup"] = row.speedup.median
-    return found
-
-
-def _key(label: str) -> str:
-    """A label as part of a name that MLflow takes: "fp32.cpu", "PyTorch_eager"."""
-    return label.replace(" · ", ".").replace(" ", "_")
+        tracker.log_report(files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,10 @@ from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain, gains_over_fp32, on_cpu
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
 from pipeline.records.train import TrainReport
+from pipeline.stages.page.note import note_of
+from pipeline.stages.page.results import ExperimentResults
 from serving.bundles.bundle import FOREIGN, Gate, ModelOrigin
+from serving.bundles.finding import MANIFEST
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.drift.quantities import reference_of
@@ -90,8 +93,13 @@ def bundle(
     )
     report = _ship(folder, contents, reason=reason, goal=config.goal, gains=gains)
     write(report, files)
+    measured = ExperimentResults(
+        training=trained, inside=None, parity=parity, benchmark=timed, shipped=report
+    )
     with tracking.run_of_weights(name, trained.weights_sha256, track=track) as tracker:
-        tracker.log_tags({"ferry.bundle": report.digest, "ferry.bundle_variant": variant})
+        tracker.log_tags({"ferry.bundle": report.digest, "ferry.ships": variant})
+        tracker.log_note(note_of(measured, folder))
+        tracker.log_artifact((folder / MANIFEST).read_bytes(), f"bundle/{MANIFEST}")
     return report
 
 

@@ -24,7 +24,6 @@ from pipeline.records.evaluate import (
     Outliers,
     Reconstruction,
     Residuals,
-    tracked,
 )
 from pipeline.stages.insight.pictures import (
     CAPTIONS,
@@ -117,7 +116,7 @@ def evaluate(
     )
     _write(pictures, report, figures)
     write(report, files)
-    _record(report, figures, track=track)
+    _record(report, files, figures, track=track)
     return report
 
 
@@ -200,9 +199,11 @@ def _write(folder: Path, report: EvaluateReport, figures: Mapping[str, Figure]) 
         (folder / f"{name}.svg").unlink(missing_ok=True)
 
 
-def _record(report: EvaluateReport, figures: Mapping[str, Figure], *, track: bool) -> None:
+def _record(
+    report: EvaluateReport, files: ReportFiles, figures: Mapping[str, Figure], *, track: bool
+) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
-        numbers = tracked(report)
-        tracker.log_metrics({f"evaluate.{name}": value for name, value in numbers.items()})
+        tracker.log_metrics({f"evaluate/{key}": value for key, value in report.headline.items()})
+        tracker.log_report(files)
         for name, figure in figures.items():
             tracker.log_figure(figure, f"{name}.png")

@@ -5,6 +5,7 @@ taken from the training's own record.
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline import tracking
 from pipeline.config import layout
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel, tokenizer
-from pipeline.exporting.exporter import to_onnx
-from pipeline.network.graph import Graph, load_graph
+from pipeline.exporting.exporter import to_onnx_and_program
+from pipeline.network.graph import load_graph
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.ready import Kind
 from pipeline.records.train import TrainReport
@@ -73,7 +75,7 @@ def export(
         facts["features"] = manifest.features
     example = ready.open_split(data, "test").inputs[:2]
     start = time.perf_counter()
-    made = to_onnx(graph, example, experiment.export.opset)
+    made, program = to_onnx_and_program(graph, example, experiment.export.opset)
     onnxmodel.set_metadata(made, facts)
     onnxmodel.check(made, experiment.export.opset)
     seconds = time.perf_counter() - start
@@ -88,8 +90,10 @@ def export(
         seconds=seconds,
         weights_sha256=str(facts["weights_sha256"]),
     )
-    _record(model, graph, example, report, track=track)
+    # PyTorch knows no strings, so that its graph is not what is served of a text.
+    programs = {} if graph.kind == "text" else {"pytorch": program}
     write(report, files)
+    _record(model, programs, np.array(example), report, track=track)
     return report
 
 
@@ -132,7 +136,7 @@ def _facts(weights: Path, trained: Path, experiment: Experiment) -> dict[str, ob
 
 def _record(
     model: Path,
-    graph: Graph,
+    programs: Mapping[str, torch.export.ExportedProgram],
     example: np.ndarray[Any, Any],
     report: ExportReport,
     *,
@@ -140,9 +144,15 @@ def _record(
 ) -> None:
     session = open_session(model, threads=1)
     signature = session.inputs, session.outputs
-    with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
-        # Here and not in training, because tracing the module takes seconds that would count there.
-        if graph.kind != "text":  # PyTorch knows no strings, so it is not the served model there
-            tracker.log_torch_model(graph, np.array(example), signature)
-        tracker.log_onnx_model(model, layout.VARIANTS[0], signature)
-        tracker.log_tags({"ferry.onnx_sha256": report.sha256})
+    weights = report.weights_sha256
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tracking.run_of_weights(report.experiment, weights, track=track) as tracker,
+    ):
+        for name, program in programs.items() if track else ():
+            path = Path(folder) / f"{name}.pt2"
+            torch.export.save(program, path)
+            tracker.log_model(name, path, weights, example, signature)
+        variant = layout.VARIANTS[0]
+        tracker.log_model(variant, model, report.sha256, example, signature)
+        tracker.log_metrics({f"size/{variant}/bytes": report.bytes}, of_model=variant)

@@ -14,7 +14,6 @@ from pipeline import tracking
 from pipeline.config.experiment import Experiment, check_gates
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.explain import explained
-from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.measure import Kept, keep, sample
 from pipeline.proof.pair import refuse_failures
 from pipeline.proof.prove import ParityPlan, Way, prove
@@ -29,25 +28,15 @@ from pipeline.proof.sides import (
     open_weights,
 )
 from pipeline.proof.tables import ulps
-from pipeline.records import ReportFiles, write
-from pipeline.records.parity import SECOND_EXPORTER, Cell, ParityReport, VariantParity
+from pipeline.records import ReportFiles, ready, write
+from pipeline.records.parity import SECOND_EXPORTER, ParityReport, VariantParity
+from pipeline.records.ready import DatasetManifest
 from pipeline.tracking import figures
 from serving.errors import FerryError
 from serving.runtime.session import usable_providers
 
-RECORDED = (
-    *(quantity.name for quantity in QUANTITIES),
-    *(
-        "accuracy",
-        "r2",
-        "near_ties",
-        "mcnemar_p",
-        "max_rel_diff",
-        "hostile_max_abs_diff",
-        "nonfinite",
-    ),
-)
-"""Figures of a variant that MLflow keeps beside those of its cells."""
+RECORDED = ("accuracy", "r2", "flips", "max_abs_diff", "snr_db")
+"""The figures of a variant that MLflow keeps beside the whole report."""
 
 
 def parity(
@@ -100,7 +89,7 @@ def parity(
         skipped=dict(skipped or {}),
     )
     write(report, files)
-    _record(report, track=track)
+    _record(report, ready.open_manifest(data), files, track=track)
     refuse_failures(
         {f"{experiment.name} {name}": one for name, one in variants.items()}, files.details
     )
@@ -155,21 +144,14 @@ def _reference_accuracy(variants: Mapping[str, VariantParity]) -> float | None:
     return whole.reference_accuracy if whole else None
 
 
-def _record(report: ParityReport, *, track: bool) -> None:
+def _record(
+    report: ParityReport, manifest: DatasetManifest, files: ReportFiles, *, track: bool
+) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
+        tracker.log_data(manifest, "test", "evaluation")
         for name, variant in report.variants.items():
-            values = {f"parity.{name}.{key}": getattr(variant, key) for key in RECORDED}
-            known = {key: float(one) for key, one in values.items() if one is not None}
-            tracker.log_metrics(known)
-            for cell in variant.run:
-                tracker.log_metrics(_cell_metrics(f"parity.{name}", cell))
+            measured = {f"parity/{name}/{key}": getattr(variant, key) for key in RECORDED}
+            tracker.log_metrics(measured, of_model=name)
             tracker.log_tags({f"ferry.gate.{name}": "passed" if variant.passed else "failed"})
         tracker.log_figure(figures.ulp_histogram(ulps(report)), "parity_ulps.png")
-
-
-def _cell_metrics(name: str, cell: Cell) -> dict[str, float]:
-    way = f"{name}.{cell.exporter}.{cell.provider}.{cell.level}.b{cell.batch_size}"
-    found = {f"{way}.{one.output}.max_abs_diff": one.max_abs_diff for one in cell.outputs}
-    if cell.decisions:
-        found[f"{way}.flips"] = float(max(one.flips for one in cell.decisions))
-    return found
+        tracker.log_report(files)

@@ -41,6 +41,8 @@ from serving.runtime.tensors import TensorInfo
 
 logger = logging.getLogger(__name__)
 VARIANTS: tuple[Variant, ...] = ("fp16", "int8")
+STEM = "model"
+"""How the files of an experiment's variants begin."""
 FEWEST_ROWS = 2
 SNR_MARGIN_DB = 1.0
 """Of margin to the gate of an experiment, which parity holds on other rows."""
@@ -90,8 +92,8 @@ def quantize(
     write_text(plots / "tries.csv", tries_csv(report))
     title = f"{experiment.name}: what each recipe lost and won"
     write_text(plots / "pareto.svg", figures.as_svg(pareto(report), title) + "\n")
-    _record(report, onnxmodel.metadata(original), track=track)
     write(report, files)
+    _record(report, files, model, folder, job.judged, track=track)
     return report
 
 
@@ -164,7 +166,7 @@ class QuantizationJob:
     """The last resort."""
 
 
-def run(job: QuantizationJob, folder: Path, stem: str = "model") -> QuantizeReport:
+def run(job: QuantizationJob, folder: Path, stem: str = STEM) -> QuantizeReport:
     """Search all variants of a job, and write those that were found: STEM.int8.onnx, ...
 
     Variants of an earlier run that kept more are removed. Raises UnknownNameError for a recipe that
@@ -267,18 +269,26 @@ def _chosen(rows: Rows, indices: npt.NDArray[np.int64], name: str) -> Rows:
     return replace(rows, name=name, inputs=rows.take(ordered), labels=labels)
 
 
-def _record(report: QuantizeReport, metadata: dict[str, str], *, track: bool) -> None:
-    weights = metadata.get(f"{onnxmodel.METADATA}weights_sha256", "")
+def _record(
+    report: QuantizeReport,
+    files: ReportFiles,
+    model: Path,
+    folder: Path,
+    rows: Rows,
+    *,
+    track: bool,
+) -> None:
+    session = open_session(model, threads=1)
+    (example,) = rows.slice(0, 2).values()
+    weights = session.metadata[f"{onnxmodel.METADATA}weights_sha256"]
     with tracking.run_of_weights(report.experiment, weights, track=track) as tracker:
         for variant, found in report.searches.items():
             tracker.log_tags({f"ferry.quantize.{variant}": found.chosen or "refused"})
-            for one in found.tries:
-                prefix = f"quantize.{variant}.{one.recipe}"
-                known = {"size_ratio": one.size_ratio, "speed": one.speed or None}
-                if one.quality:
-                    known |= {"loss": one.quality.loss, "flips": one.quality.flips}
-                tracker.log_metrics(
-                    {f"{prefix}.{key}": value for key, value in known.items() if value is not None}
-                )
+        for variant, made in report.variants.items():
+            path = folder / f"{STEM}.{variant}.onnx"
+            signature = session.inputs, session.outputs
+            tracker.log_model(variant, path, made.sha256, example, signature)
+            tracker.log_metrics({f"size/{variant}/bytes": made.bytes}, of_model=variant)
         if report.searches:
             tracker.log_figure(pareto(report), "quantize.png")
+        tracker.log_report(files)

@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
+from pipeline import tracking
 from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.proof.gate import QUANTITIES, GateQuantity
@@ -144,8 +145,10 @@ class Section:
     """None before its benchmark has run."""
 
 
-def report(root: Path, page: Path, *, params: Params) -> ReportSummary:
+def report(root: Path, page: Path, *, params: Params, track: bool = True) -> ReportSummary:
     """Write the page of every experiment of `params` that was trained below the folder `root`.
+
+    The run of each in MLflow, where it was recorded here, gets its section.
 
     Raises MissingInputError when none was, and IntegrityError for reports that cannot be read.
     """
@@ -157,6 +160,10 @@ def report(root: Path, page: Path, *, params: Params) -> ReportSummary:
     names = tuple(section.name for section in sections)
     text = _render(sections)
     write_text(page, text)
+    runs = {one.measured.training.weights_sha256: one for one in sections}
+    with tracking.known_runs(runs, track=track) as trackers:
+        for weights, tracker in trackers.items():
+            tracker.log_artifact(_render([runs[weights]]).encode(), page.name)
     return ReportSummary(
         page=page,
         bytes=len(text.encode()),

@@ -25,12 +25,13 @@ from pipeline.records import ReportFiles, ready, write
 from pipeline.records.published import machine_of
 from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TargetQuality, TrainReport, best_of
-from pipeline.tracking import WEIGHTS_TAG, Tracker, figures
+from pipeline.tracking import Tracker, figures
+from pipeline.tracking.journal import WEIGHTS_TAG
 from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate, target_qualities
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import PreparedTraining, prepare
-from serving.files import csv_text, sha256_of_bytes, write_bytes, write_text
+from serving.files import csv_text, dump_json, sha256_of_bytes, write_bytes, write_text
 from serving.machine.environment import git_revision, this_machine
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def train(
         kept = checkpoint.read(state)
         training = prepare(data, weights, experiment, team, state=kept)
         if not team.leads:
-            _fit(training, state, Tracker())
+            _fit(training, state, Tracker(None))
             shared: TrainReport = team.share(None)
             return shared
         _sweep(weights, state, files.details, files.metrics)
@@ -82,15 +83,16 @@ def train(
             tracker.log_parameters(
                 {".".join(keys): value for keys, value in settings if value != {}}
             )
+            tracker.log_artifact(dump_json(experiment).encode(), "params.json")
             if overrides:
                 tracker.log_tags({"ferry.set": " ".join(map("=".join, overrides.items()))})
-            tracker.log_data(training.manifest, data)
+            tracker.log_data(training.manifest, "train", "training")
             _fit(training, state, tracker)
             report = _finish(training, ready.open_split(data, "test"), weights, plots, tracker)
         report = replace(
             report,
             tracking_seconds=tracker.seconds,
-            mlflow_run_id=tracker.run_id,
+            run_id=tracker.run_id,
             overrides=overrides or {},
         )
         write(report, files)
@@ -169,7 +171,7 @@ def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:
             if loop.ended or now - kept > SECONDS_BETWEEN_CHECKPOINTS:
                 tracker.log_epochs(loop.history[kept_epochs:])
                 kept_epochs = len(loop.history)
-                # A run that goes on may not be known to be the same one again yet.
+                # A run that goes on without being recorded is still the one that was begun.
                 run_id = tracker.run_id or training.run_id
                 checkpoint.save(state, loop.checkpoint(training.fingerprint, run_id))
                 kept = time.monotonic()
@@ -245,7 +247,7 @@ def _report(
         init_from=training.transfer,
         machine=machine_of(this_machine("cpu")),
         git_revision=git_revision(),
-        mlflow_run_id=None,
+        run_id=None,
         labels=labels,
         history=tuple(loop.history),
         confusion=confusion(test, result.predicted, len(labels)),
@@ -253,11 +255,15 @@ def _report(
 
 
 def _record(tracker: Tracker, report: TrainReport) -> None:
-    reached = {"test_loss": report.loss, "test_accuracy": report.accuracy, "test_r2": report.r2}
-    reached["test_mean_absolute_error"] = report.headline["mean_absolute_error"]
-    tracker.log_metrics({key: value for key, value in reached.items() if value is not None})
-    tags = {WEIGHTS_TAG: report.weights_sha256, "ferry.git_revision": report.git_revision}
-    tracker.log_tags(tags | {"ferry.dataset": report.dataset})
+    tracker.log_metrics(report.headline)
+    tracker.log_tags(
+        {
+            WEIGHTS_TAG: report.weights_sha256,
+            "mlflow.runName": f"{report.experiment} · {report.reached} · {report.short_id}",
+            "ferry.git_revision": report.git_revision,
+            "ferry.dataset": report.dataset,
+        }
+    )
     tracker.log_figure(figures.learning_curve(report.history), "learning_curve.png")
     if report.confusion:
         matrix = figures.confusion_matrix(report.confusion, report.labels)

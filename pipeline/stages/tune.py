@@ -70,7 +70,7 @@ def tune(
     ):
         study.run_id = tracker.run_id or study.run_id
         _describe(tracker, experiment, plan, name)
-        tracker.log_data(manifest, data)
+        tracker.log_data(manifest, "train", "training")
         _run(_RunningSearch(study, plan, tracker, start), job, plan.jobs)
         report = _report(study, experiment, plan, digest, time.perf_counter() - start)
         if report.best_value is not None:
@@ -190,7 +190,7 @@ def _report(
         trials=trials,
         seconds=seconds,
         data_sha256=digest,
-        mlflow_run_id=study.run_id,
+        run_id=study.run_id,
     )
 
 

@@ -1,14 +1,15 @@
 """MLflow, which only this package imports: one run per training, which later stages add to.
 
-Tracking never stops a stage. One warning at the end names what MLflow could not record, and
-the metrics files are complete without it.
+A stage writes what is to be recorded to a journal in files, and a process of its own sends it.
+Tracking never stops a stage, and never makes it wait for more than seconds: what a server did not
+take in that time stays in the journal, and the next stage or `ferry track --sync` sends it.
 """
 
 import contextlib
-import functools
+import io
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,162 +17,291 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.config import layout
+from pipeline.records import ReportFiles, ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Epoch
-from pipeline.tracking.models import (
-    Signature,
-    load_mlflow,
-    log_data,
-    log_onnx_model,
-    log_torch_model,
-    store_uri,
+from pipeline.tracking import journal
+from pipeline.tracking.journal import (
+    WEIGHTS_TAG,
+    Artifact,
+    Begun,
+    Ended,
+    Entry,
+    Journal,
+    Metrics,
+    Model,
+    NestedRun,
+    Parameters,
+    Point,
+    Rows,
+    Tags,
 )
-from serving.errors import one_line
+from pipeline.tracking.sending import Sender, state_of
+from pipeline.tracking.store import store_root
+from serving.errors import IntegrityError
+from serving.runtime.tensors import TensorInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import nn
-
 
 logger = logging.getLogger(__name__)
 
-MAX_FAILURES = 3
-"""Failures after which nothing more is tried: a dead server costs its timeout each time."""
-MAX_METRICS = 1000
-"""Values that MLflow takes in one call."""
-WEIGHTS_TAG = "ferry.weights_sha256"
+MAX_WAIT_SECONDS = 5.0
+"""That a stage waits, at its end, for what it recorded to be sent."""
+
+Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
+"""The inputs and the outputs of a model."""
 
 
 class Tracker:
-    """One MLflow run; every method records something or remembers that it could not."""
+    """One run; every method writes to its journal, or does nothing where nothing is recorded."""
 
-    def __init__(self) -> None:
-        """Not started yet: see `run_of_training` and `run_of_weights`."""
-        self.run_id: str | None = None
+    def __init__(self, journal: Journal | None) -> None:
+        """Of a run; of none with `journal` None."""
+        self._journal = journal
         self.seconds = 0.0
-        """Time spent in MLflow so far."""
-        self._missed: dict[str, str] = {}
-        self._failures = 0
+        """Time that recording took so far."""
+        self.grew = False
+        """Whether something was recorded."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run, which its run in MLflow has as the tag `ferry.run`."""
+        return self._journal.run_id if self._journal else None
 
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
         """Record the settings of the experiment."""
-        self._record("parameters", "log_params", dict(parameters))
+        self._append(Parameters(parameters=_texts(parameters)))
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers, of an epoch where `step` is given."""
-        self._record("metrics", "log_metrics", dict(metrics), step)
+    def log_metrics(self, metrics: Mapping[str, float | None], of_model: str | None = None) -> None:
+        """Record the numbers that are known; of a model of this run where `of_model` names one."""
+        known = {key: value for key, value in metrics.items() if value is not None}
+        if known:
+            values = journal.points(known, 0, journal.now_ms())
+            self._append(Metrics(points=values, of_model=of_model))
 
     def log_epochs(self, epochs: Sequence[Epoch]) -> None:
-        """Record what epochs measured, all at once: a call of its own for each takes longer."""
-        self._record("epochs", _log_epochs, tuple(epochs))
+        """Record what epochs measured."""
+        if epochs:
+            self._append(Metrics(points=_history(epochs), of_model=None))
 
     def log_trial(
         self, name: str, settings: Mapping[str, object], epochs: Sequence[Epoch], state: str
     ) -> None:
         """Record a training that has ended as a run inside of this one."""
-        self._record(name, _log_trial, name, dict(settings), tuple(epochs), state)
+        self._append(
+            NestedRun(
+                run=journal.new_run_id(),
+                name=name,
+                settings=_texts(settings),
+                state=state,
+                history=_history(epochs),
+                ended_ms=journal.now_ms(),
+            )
+        )
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        """Record tags."""
-        self._record("tags", "set_tags", dict(tags))
+        """Record tags; those of weights let later stages find the run."""
+        self._append(Tags(tags=dict(tags)))
+        if self._journal and WEIGHTS_TAG in tags:
+            with _telling("which weights it trained"):
+                journal.note_weights(store_root(), tags[WEIGHTS_TAG], self._journal.run_id)
 
     def log_figure(self, figure: "Figure", name: str) -> None:
         """Record a figure as `figures/NAME`."""
-        self._record(name, "log_figure", figure, f"figures/{name}")
+        if self._journal:
+            content = io.BytesIO()
+            figure.savefig(content, format="png")
+            self.log_artifact(content.getvalue(), f"figures/{name}")
 
-    def log_data(self, manifest: DatasetManifest, data: Path) -> None:
-        """Record the preprocessed data set in the folder `data` with its digest."""
-        self._record("data set", log_data, manifest, data)
+    def log_artifact(self, content: bytes, name: str) -> None:
+        """Record a file under the path `name`."""
+        if self._journal:
+            with self._timed(), _telling(name):
+                kept = self._journal.keep(content, Path(name).suffix)
+                self._append(Artifact(artifact=name, file=kept))
 
-    def log_torch_model(
-        self, module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
+    def log_report(self, files: ReportFiles) -> None:
+        """Record all that a stage measured, as `reports/STAGE.json`."""
+        if self._journal:
+            with _telling(str(files.details)):
+                content = files.details.read_bytes()
+                self.log_artifact(content, f"reports/{files.details.name}")
+
+    def log_data(self, manifest: DatasetManifest, split: str, context: str) -> None:
+        """Record that the run read a split of a preprocessed data set, for instance to train."""
+        inputs, labels = (manifest.arrays[f"{split}_{part}.npy"] for part in ("inputs", "labels"))
+        source = {"homepage": manifest.homepage, "licence": manifest.licence}
+        self._append(
+            Rows(
+                context=context,
+                dataset=f"{manifest.dataset} ({split})",
+                digest=inputs.sha256[: journal.MOST_OF_DIGEST],
+                source=source | {"data_sha256": ready.digest(manifest)},
+                features=TensorInfo(name="inputs", dtype=inputs.dtype, shape=inputs.shape),
+                targets=TensorInfo(name="labels", dtype=labels.dtype, shape=labels.shape),
+            )
+        )
+
+    def log_note(self, markdown: str) -> None:
+        """Record what the run's own page says of it, in place of what it said before."""
+        self.log_tags({"mlflow.note.content": markdown})
+
+    def log_model(
+        self,
+        name: str,
+        path: Path,
+        sha256: str,
+        example: np.ndarray[Any, Any],
+        signature: Signature,
     ) -> None:
-        """Record the PyTorch model as an exported program, which holds no pickle."""
-        self._record("PyTorch model", log_torch_model, module, example, signature)
+        """Record the file `path`, ONNX or an exported program, as the model `name` of the run.
 
-    def log_onnx_model(self, path: Path, name: str, signature: Signature) -> None:
-        """Record an ONNX file as the model NAME."""
-        self._record("ONNX model", log_onnx_model, path, name, signature)
+        `sha256` is that of the file, or of the weights of an exported program, whose bytes differ
+        each time; `example` are a few raw rows that it answers.
+        """
+        if self._journal is None:
+            return
+        with self._timed(), _telling(f"the model {name}"):
+            rows = io.BytesIO()
+            np.save(rows, example, allow_pickle=False)
+            self._append(
+                Model(
+                    model=name,
+                    file=self._journal.keep_file(path, sha256),
+                    sha256=sha256,
+                    example=self._journal.keep(rows.getvalue(), ".npy"),
+                    inputs=signature[0],
+                    outputs=signature[1],
+                )
+            )
 
-    def start(self, experiment: str, find: Callable[[Any], str | None]) -> None:
-        """Go on with the run that `find` finds in the store, or start one."""
-        self.run_id = self._record("anything", _start, experiment, find)
-        if self.run_id is None:
-            self._failures = MAX_FAILURES
+    def end(self, status: str) -> None:
+        """Record the end of the run: FINISHED, FAILED or KILLED."""
+        self._append(Ended(status=status, ended_ms=journal.now_ms()))
 
-    def finish(self, status: str) -> None:
-        """Close the run and log one warning of what is missing from it."""
-        self._record("the end of the run", "end_run", status)
-        if self._missed:
-            reasons = "; ".join(sorted(set(self._missed.values())))
-            logger.warning("MLflow did not record %s: %s", ", ".join(self._missed), reasons)
+    def wait(self, sender: Sender) -> None:
+        """Wait a little for what is not sent yet, end the sender, and tell what is left."""
+        if self._journal is None:
+            return
+        with self._timed():
+            died = sender.finish(MAX_WAIT_SECONDS)
+        if self._journal.failure:
+            logger.warning("MLflow will lack a part of this run: %s", self._journal.failure)
+        state = state_of(self._journal)
+        if state.sent < state.records:
+            logger.warning(
+                "MLflow does not have all of this run yet: %s; the rest is kept in %s, and "
+                "`ferry track --sync` sends it",
+                *(state.problem or died, self._journal.folder),
+            )
+        if state.refused:
+            logger.warning("MLflow does not take all of this run: %s", "; ".join(state.refused))
 
-    def _record(self, what: str, action: str | Callable[..., Any], *given: Any) -> Any:
-        """Call a function of MLflow by its name, or one that takes MLflow first."""
-        if self._failures >= MAX_FAILURES:
-            if self.run_id is not None:
-                self._missed.setdefault(what, "given up after several failures")
-            return None
-        start = time.perf_counter()
-        try:
-            mlflow = load_mlflow()
-            if isinstance(action, str):
-                return getattr(mlflow, action)(*given)
-            return action(mlflow, *given)
-        except Exception as error:  # noqa: BLE001 - tracking must never stop a training
-            self._failures += 1
-            self._missed.setdefault(what, one_line(error, 300))
-            return None
-        finally:
-            self.seconds += time.perf_counter() - start
+    def _append(self, entry: Entry) -> None:
+        if self._journal is None:
+            return
+        with self._timed(), _telling(type(entry).__name__.lower()):
+            # A stage that was run again says much that is known.
+            if not (isinstance(entry, Artifact | Tags) and self._journal.says(entry)):
+                self._journal.append(entry)
+                self.grew = True
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        start, before = time.perf_counter(), self.seconds
+        yield
+        # Not a sum: a block may be inside of another one.
+        self.seconds = before + time.perf_counter() - start
 
 
-ELSEWHERE: list[Tracker] = []
-"""The tracker in a process of its own, if the command has begun one."""
+STARTED: list[Sender] = []
+"""The process that sends, if the command has begun one already."""
+
+
+@contextlib.contextmanager
+def sender_started(*, wanted: bool) -> Iterator[None]:
+    """Begin the process that sends now, for the first run that is recorded in the block.
+
+    It imports MLflow, which takes seconds, while the training is prepared.
+    """
+    if wanted:
+        STARTED.append(Sender())
+    try:
+        yield
+    finally:
+        while STARTED:
+            STARTED.pop().finish(0)
 
 
 def run_of_training(
     experiment: str, run_id: str | None, *, track: bool
 ) -> AbstractContextManager[Tracker]:
-    """Record a training: a new run, or the one that an interrupted training began.
-
-    With `track` false nothing is recorded and MLflow is not even imported.
-    """
-    return _tracked(experiment, functools.partial(_existing, run_id=run_id), track=track)
+    """Record a training: a new run, or the one that an interrupted training began."""
+    return _tracked(_begun(experiment, experiment), run_id, track=track)
 
 
 @contextlib.contextmanager
 def run_of_weights(experiment: str, sha256: str, *, track: bool) -> Iterator[Tracker]:
     """Add to the run that trained the weights of this sha256.
 
-    DVC may have restored the weights from its cache, so that no run knows them: then one is
-    started and tagged as restored.
+    DVC may have restored the weights from its cache, so that no journal knows them: then it is the
+    run that the server has, else a new one, which is tagged as restored.
     """
-    with _tracked(
-        experiment, lambda mlflow: _find(mlflow, experiment, sha256), track=track
-    ) as tracker:
-        tracker.log_tags({WEIGHTS_TAG: sha256})
+    known = journal.of_weights(store_root(), sha256) if track else None
+    begun = _begun(experiment, f"{experiment} (restored)", {"ferry.restored": "true"}, sha256)
+    with _tracked(begun, known, track=track) as tracker:
+        if known is None:
+            tracker.log_tags({WEIGHTS_TAG: sha256})
         yield tracker
+
+
+@contextlib.contextmanager
+def known_runs(weights: Iterable[str], *, track: bool) -> Iterator[dict[str, Tracker]]:
+    """Add to those runs that were recorded here which trained weights of these sha256."""
+    root = store_root()
+    found = {sha256: journal.of_weights(root, sha256) for sha256 in weights} if track else {}
+    trackers = {one: Tracker(journal.of_run(root, run)) for one, run in found.items() if run}
+    yield trackers
+    grown = [one for one in trackers.values() if one.grew]
+    if grown:
+        sender = Sender()
+        for one in grown:
+            sender.follow(one.run_id or "")
+        for one in grown:
+            one.wait(sender)
 
 
 def run_of_predictions(experiment: str) -> AbstractContextManager[Tracker]:
     """Record that a bundle or a file answered rows: always a new run."""
-    name = f"{experiment} (predict)"
-    return _tracked(experiment, lambda mlflow: _new_run(mlflow, name), track=True)
+    return _tracked(_begun(experiment, f"{experiment} (predict)"), None, track=True)
+
+
+def _begun(
+    experiment: str, name: str, labels: Mapping[str, str] | None = None, adopts: str | None = None
+) -> Begun:
+    return Begun(
+        experiment=experiment,
+        name=name,
+        labels=labels or {},
+        adopts=adopts,
+        begun_ms=journal.now_ms(),
+    )
 
 
 @contextlib.contextmanager
-def _tracked(
-    experiment: str, find: Callable[[Any], str | None], *, track: bool
-) -> Iterator[Tracker]:
-    tracker = ELSEWHERE[0] if ELSEWHERE else Tracker()
+def _tracked(begun: Begun, run_id: str | None, *, track: bool) -> Iterator[Tracker]:
     if not track:
-        tracker._failures = MAX_FAILURES  # noqa: SLF001 - its own module
-        yield tracker
+        yield Tracker(None)
         return
-    tracker.start(experiment, find)
-    status = "FAILED"
+    run = journal.of_run(store_root(), run_id or journal.new_run_id())
+    # A stage that adds to a run neither begins it again nor ends it.
+    adds = begun.adopts is not None
+    if not (adds and run.path.is_file()):
+        run.append(begun)
+    sender = STARTED.pop() if STARTED else Sender()
+    sender.follow(run.run_id)
+    tracker, status = Tracker(run), "FAILED"
     try:
         yield tracker
         status = "FINISHED"
@@ -179,74 +309,35 @@ def _tracked(
         status = "KILLED"
         raise
     finally:
-        tracker.finish(status)
+        if not adds:
+            tracker.end(status)
+        tracker.wait(sender)
 
 
-def _start(mlflow: Any, experiment: str, find: Callable[[Any], str | None]) -> str:
-    mlflow.set_tracking_uri(store_uri())
-    if mlflow.get_experiment_by_name(experiment) is None:
-        # An absolute place, else artifacts would follow the working directory.
-        local = store_uri().startswith("sqlite:")
-        place = (layout.project() / "mlruns").resolve().as_uri() if local else None
-        mlflow.create_experiment(experiment, artifact_location=place)
-    mlflow.set_experiment(experiment)
-    found = find(mlflow)
-    run = mlflow.start_run(
-        run_id=found, run_name=None if found else experiment, log_system_metrics=found is None
-    )
-    identifier: str = run.info.run_id
-    return identifier
-
-
-def _existing(mlflow: Any, *, run_id: str | None) -> str | None:
-    if run_id is None:
-        return None
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Go on without `what` where a file cannot be written."""
     try:
-        mlflow.get_run(run_id)
-    except mlflow.exceptions.MlflowException:
-        return None  # the store was removed since
-    return run_id
+        yield
+    except (OSError, IntegrityError) as error:
+        logger.warning("MLflow will lack %s: %s", what, error)
 
 
-def _find(mlflow: Any, experiment: str, sha256: str) -> str | None:
-    runs = mlflow.search_runs(
-        experiment_names=[experiment],
-        filter_string=f"tags.`{WEIGHTS_TAG}` = '{sha256}'",
-        max_results=1,
-        output_format="list",
-    )
-    if runs:
-        identifier: str = runs[0].info.run_id
-        return identifier
-    return _new_run(mlflow, f"{experiment} (restored)", {"ferry.restored": "true"})
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
 
 
-def _new_run(mlflow: Any, name: str, tags: Mapping[str, str] | None = None) -> str:
-    """Make a run that no system metrics are recorded of: it trains nothing."""
-    with mlflow.start_run(run_name=name, tags=tags) as run:
-        identifier: str = run.info.run_id
-    return identifier
-
-
-def _log_trial(
-    mlflow: Any, name: str, settings: Mapping[str, object], epochs: Sequence[Epoch], state: str
-) -> None:
-    with mlflow.start_run(run_name=name, nested=True, tags={"ferry.trial": state}):
-        mlflow.log_params(settings)
-        _log_epochs(mlflow, epochs)
-
-
-def _log_epochs(mlflow: Any, epochs: Sequence[Epoch]) -> None:
-    """Log them in the run that is active."""
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    metrics = [
-        Metric(name, value, now, epoch.epoch)
+def _history(epochs: Sequence[Epoch]) -> tuple[Point, ...]:
+    return tuple(
+        point
         for epoch in epochs
-        for name, value in asdict(epoch).items()
-        if name != "epoch" and value is not None
-    ]
-    client, run_id = mlflow.MlflowClient(), mlflow.active_run().info.run_id
-    for start in range(0, len(metrics), MAX_METRICS):
-        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+        for point in journal.points(
+            {
+                f"train/{name}": value
+                for name, value in asdict(epoch).items()
+                if name != "epoch" and value is not None
+            },
+            epoch.epoch,
+            journal.now_ms(),
+        )
+    )

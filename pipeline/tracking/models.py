@@ -1,27 +1,25 @@
 """Models and data sets as MLflow keeps them, and a model opened again as a `pyfunc`."""
 
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.records.ready import DatasetManifest, digest, open_split
-from pipeline.tracking.store import load_mlflow as load_mlflow  # noqa: PLC0414 - for who imports it from here
-from pipeline.tracking.store import store_uri as store_uri  # noqa: PLC0414 - as well
+from pipeline.tracking.journal import Model, Rows
+from pipeline.tracking.store import load_mlflow
 from serving.errors import ModelError, one_line
 from serving.machine.environment import runtime_wheels
 from serving.runtime.providers import ORT_ERRORS, PROVIDERS
 from serving.runtime.session import ProviderProof, proof_of
 from serving.runtime.tensors import TensorInfo
 
-if TYPE_CHECKING:
-    from torch import nn
-
-
 Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
 """The inputs and the outputs of a model."""
+SHA256_TAG = "ferry.sha256"
 Pyfunc = Callable[[npt.NDArray[Any]], object]
 """Answers rows of the model's one input."""
 CPU = PROVIDERS["cpu"]
@@ -34,7 +32,7 @@ def mlflow_signature(signature: Signature) -> Any:
     from mlflow.models import ModelSignature
 
     inputs, outputs = signature
-    return ModelSignature(inputs=_schema(inputs), outputs=_schema(outputs))
+    return ModelSignature(inputs=mlflow_schema(inputs), outputs=mlflow_schema(outputs))
 
 
 def model_requirements() -> list[str]:
@@ -48,49 +46,60 @@ def model_requirements() -> list[str]:
     return [*wheels, f"onnx=={onnx.__version__}"]
 
 
-def log_data(mlflow: Any, manifest: DatasetManifest, data: Path) -> None:
-    """Log the training rows in the folder `data` as the input of the active run."""
-    from mlflow.data.code_dataset_source import CodeDatasetSource
+def mlflow_dataset(rows: Rows) -> Any:
+    """Rows of a data set as MLflow keeps them."""
+    from mlflow.data.schema import TensorDatasetSchema
+    from mlflow.entities import Dataset
 
-    # MLflow keeps at most 36 characters of a digest; the tag has all of them.
-    full = digest(manifest)
-    train = open_split(data, "train")
-    source = CodeDatasetSource({"homepage": manifest.homepage, "licence": manifest.licence})
-    logged = mlflow.data.from_numpy(
-        train.inputs, source, train.labels, name=manifest.dataset, digest=full[:36]
-    )
-    mlflow.log_input(logged, context="training")
-    mlflow.set_tags({"ferry.data_sha256": full, "ferry.data_citation": manifest.citation})
-
-
-def log_torch_model(
-    _mlflow: Any, module: "nn.Module", example: np.ndarray[Any, Any], signature: Signature
-) -> None:
-    """Log a network as an exported program."""
-    import mlflow.pytorch
-    import torch
-
-    mlflow.pytorch.log_model(
-        module,
-        name="pytorch",
-        input_example=example,
-        signature=mlflow_signature(signature),
-        serialization_format="pt2",
-        pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+    profile: dict[str, object] = {"num_rows": rows.features.shape[0]}
+    targets: Any = mlflow_schema((rows.targets,)) if rows.targets else None
+    schema = TensorDatasetSchema(mlflow_schema((rows.features,)), targets)
+    return Dataset(
+        name=rows.dataset,
+        digest=rows.digest,
+        source_type="code",
+        source=json.dumps({"tags": dict(rows.source)}),
+        schema=json.dumps(schema.to_dict()),
+        profile=json.dumps(profile),
     )
 
 
-def log_onnx_model(_mlflow: Any, path: Path, name: str, signature: Signature) -> None:
-    """Log an ONNX file."""
+def send_model(client: Any, run_id: str, model: Model, file: Callable[[str], Path]) -> None:
+    """Make the model of a run on the server, unless it is there; `file` finds its files."""
     import mlflow.onnx
     import onnx
 
-    mlflow.onnx.log_model(
-        onnx.load(path),
-        name=name,
-        signature=mlflow_signature(signature),
-        save_as_external_data=False,  # one file, with the sha256 that the report gives
-        pip_requirements=model_requirements(),
+    if _models(client, run_id, f"tags.`{SHA256_TAG}` = '{model.sha256}'"):
+        return
+    experiment = client.get_run(run_id).info.experiment_id
+    made = client.create_logged_model(
+        experiment, model.model, run_id, tags={SHA256_TAG: model.sha256}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "model"
+        mlflow.onnx.save_model(
+            onnx.load(file(model.file)),
+            str(target),
+            signature=mlflow_signature((model.inputs, model.outputs)),
+            save_as_external_data=False,  # one file, with the sha256 that the report gives
+            pip_requirements=model_requirements(),
+        )
+        client.log_model_artifacts(made.model_id, str(target))
+    client.finalize_logged_model(made.model_id, "READY")
+
+
+def model_of(client: Any, run_id: str, name: str) -> dict[str, str]:
+    """What tells that a metric is of a model of the run: its newest of that name."""
+    found = _models(client, run_id, f"name = '{name}'")
+    return {"model_id": found[0].model_id} if found else {}
+
+
+def _models(client: Any, run_id: str, condition: str) -> list[Any]:
+    experiment = client.get_run(run_id).info.experiment_id
+    return list(
+        client.search_logged_models(
+            [experiment], f"source_run_id = '{run_id}' AND {condition}", max_results=1
+        )
     )
 
 
@@ -154,7 +163,8 @@ def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
     return answer, proof_of(session, CPU)
 
 
-def _schema(tensors: tuple[TensorInfo, ...]) -> Any:
+def mlflow_schema(tensors: tuple[TensorInfo, ...]) -> Any:
+    """The `Schema` of tensors; whose free axes, and the first one of text, are -1."""
     from mlflow.types import Schema, TensorSpec
 
     return Schema(

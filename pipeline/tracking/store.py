@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import layout
@@ -32,4 +33,22 @@ def load_mlflow() -> Any:
     # which sets the level itself.
     for name in ("alembic", "mlflow", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def store_root() -> Path:
+    """The folder of the checkout that keeps mlflow.db, mlruns/ and tracking/."""
+    return layout.project().resolve()
+
+
+def artifact_root() -> str | None:
+    """Where a new experiment of the local store keeps its files; None where a server says it."""
+    # An absolute place, else artifacts would follow the working directory.
+    return (store_root() / "mlruns").as_uri() if store_uri().startswith("sqlite:") else None
+
+
+def open_store() -> Any:
+    """MLflow, set up for the store, which is made where there is none."""
+    mlflow = load_mlflow()
+    mlflow.set_tracking_uri(store_uri())
     return mlflow

@@ -4,18 +4,21 @@ Each part is made once per test process, in the folders of the layout below one 
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from project import REPOSITORY, Project, generous, lenient
 
+from pipeline import tracking
 from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Params
 from pipeline.config.params import load
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import pull
+from pipeline.tracking import journal
+from pipeline.tracking.sending import send
+from pipeline.tracking.store import store_root
 
 
 @pytest.fixture(scope="session")
@@ -117,14 +120,26 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with an empty store of its own, which is the working directory."""
-    import mlflow
+class SenderHere:
+    """Sends at the end, in this process, which has imported MLflow already."""
 
+    def __init__(self) -> None:
+        self._runs: list[str] = []
+
+    def follow(self, run_id: str) -> None:
+        self._runs.append(run_id)
+
+    def finish(self, _seconds: float) -> str:
+        for run in self._runs:
+            send(journal.of_run(store_root(), run))
+        return ""
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an empty store of its own, which is the working directory."""
     shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    yield tmp_path
-    while mlflow.active_run():
-        mlflow.end_run()
+    monkeypatch.setattr(tracking, "Sender", SenderHere)
+    return tmp_path

@@ -111,7 +111,7 @@ def training(name: str) -> dict[str, object]:
         "machine": "AMD EPYC <Genoa>, 2 cores, avx2 avx512_vnni",
         "git_revision": "4f0c1d2e",
         "weights_sha256": WEIGHTS,
-        "mlflow_run_id": None,
+        "run_id": None,
         "labels": LABELS,
         "history": [asdict(epoch) for epoch in epochs()],
         "confusion": confusion(),

@@ -14,6 +14,7 @@ from small_onnx import FLOAT, model, node
 from pipeline import tracking
 from pipeline.cli import ferry
 from pipeline.commands.predict import log_predictions, tracked
+from pipeline.tracking.store import store_uri
 from serving import cli as serving_cli
 from serving.drift.check import DriftReport, QuantityDrift
 
@@ -47,7 +48,7 @@ def drifted() -> DriftReport:
 
 
 def runs(experiment: str) -> list[Any]:
-    client = MlflowClient(tracking.store_uri())
+    client = MlflowClient(store_uri())
     found = [one for one in client.search_experiments() if one.name == experiment]
     return client.search_runs([one.experiment_id for one in found]) if found else []
 
@@ -55,7 +56,7 @@ def runs(experiment: str) -> list[Any]:
 def test_a_run_holds_what_was_done_and_what_moved(store: Path) -> None:
     identifier = log_predictions(Report(drift=drifted()), ["a.npy", "images/"])  # type: ignore[arg-type]
     (run,) = runs("net")
-    assert run.info.run_id == identifier
+    assert run.data.tags["ferry.run"] == identifier
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "net (predict)"
     assert run.data.metrics == {

@@ -1,26 +1,31 @@
-"""MLflow: what a run holds, how later stages find it, and that its absence stops nothing."""
+"""MLflow: what a run holds, how later stages find it, and that a journal outlives its absence."""
 
+import contextlib
+import json
 import logging
-import multiprocessing
 import os
-import signal
+import shutil
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from project import Project, files_in
 
 from pipeline import tracking
+from pipeline.cli import ferry
 from pipeline.records import read
 from pipeline.records.train import TrainReport
 from pipeline.stages.export import export
 from pipeline.stages.parity import parity
 from pipeline.stages.train import train
-from pipeline.tracking.background import in_background
-from pipeline.tracking.figures import learning_curve
-from pipeline.tracking.store import load_mlflow
+from pipeline.tracking import journal, sending
+from pipeline.tracking.store import load_mlflow, store_root, store_uri
+from serving.errors import IntegrityError
 
 
 def tracked_training(project: Project, folder: Path) -> TrainReport:
@@ -35,24 +40,53 @@ def tracked_training(project: Project, folder: Path) -> TrainReport:
     )
 
 
+def runs(experiment: str = "digits-cnn") -> list[Any]:
+    """Those in the store, the newest first."""
+    client = MlflowClient(store_uri())
+    found = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([found.experiment_id])) if found else []
+
+
+def only_run() -> Any:
+    (run,) = runs()
+    return run
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch, store: Path) -> Path:
+    """The store, and a process of its own that sends to it, with time enough."""
+    monkeypatch.setattr(tracking, "Sender", sending.Sender)
+    monkeypatch.setattr(tracking, "MAX_WAIT_SECONDS", 90.0)
+    return store
+
+
+# What a run holds
+
+
 @pytest.mark.slow
 def test_a_run_holds_a_training_and_what_later_stages_add(exported: Project, store: Path) -> None:
     report = tracked_training(exported, store)
-    client = MlflowClient(tracking.store_uri())
-    run = client.get_run(report.mlflow_run_id or "")
+    client = MlflowClient(store_uri())
+    run = only_run()
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"digits-cnn · {report.reached} · {report.weights_sha256[:6]}"
+    assert run.data.tags["ferry.run"] == report.run_id
     assert run.data.params["train.lr"] == str(exported.experiment.train.lr)
     assert run.data.params["model.name"] == "cnn"
-    assert run.data.metrics["test_accuracy"] == report.accuracy
-    losses = [point.value for point in client.get_metric_history(run.info.run_id, "loss")]
+    assert run.data.metrics["accuracy"] == report.accuracy
+    losses = [point.value for point in client.get_metric_history(run.info.run_id, "train/loss")]
     assert losses == [epoch.loss for epoch in report.history]
     (data,) = run.inputs.dataset_inputs
-    assert data.dataset.name == "digits"
-    assert report.data_sha256.startswith(data.dataset.digest)
+    assert data.dataset.name == "digits (train)"
+    assert json.loads(data.dataset.source)["tags"]["data_sha256"] == report.data_sha256
     assert run.data.tags["ferry.weights_sha256"] == report.weights_sha256
     assert run.data.tags["ferry.git_revision"] == report.git_revision
-    figures = [entry.path for entry in client.list_artifacts(run.info.run_id, "figures")]
-    assert figures == ["figures/confusion_matrix.png", "figures/learning_curve.png"]
+    kept = [entry.path for entry in client.list_artifacts(run.info.run_id, "figures")]
+    assert kept == ["figures/confusion_matrix.png", "figures/learning_curve.png"]
     # The folder of params.yaml holds everything, and its path is absolute.
     assert run.info.artifact_uri.startswith((store / "mlruns").as_uri())
     assert report.tracking_seconds > 0
@@ -71,24 +105,12 @@ def test_a_run_holds_a_training_and_what_later_stages_add(exported: Project, sto
         files_in(store, "parity"),
         experiment=exported.experiment,
     )
-    (experiment,) = [one for one in client.search_experiments() if one.name == "digits-cnn"]
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_id == report.mlflow_run_id
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["ferry.gate.fp32"] == "passed"
-    assert run.data.metrics["parity.fp32.flips"] == 0
-    models = {
-        model.name: model for model in client.search_logged_models([experiment.experiment_id])
-    }
-    assert set(models) == {"pytorch", "fp32"}
-    folder = Path(mlflow.artifacts.download_artifacts(models["fp32"].model_uri))
-    assert (folder / "model.onnx").read_bytes() == (store / "model.onnx").read_bytes()
-    signature = mlflow.models.get_model_info(models["fp32"].model_uri).signature
-    assert signature.inputs.inputs[0].shape == (-1, 8, 8, 1)
-    assert signature.inputs.inputs[0].type == np.dtype("uint8")
-    text = (folder / "requirements.txt").read_text()
-    assert "onnxruntime-gpu==" in text
-    assert "\nonnxruntime==" not in f"\n{text}"
+    later = only_run()
+    # What later stages add does not make the training longer.
+    assert (later.info.run_id, later.info.end_time) == (run.info.run_id, run.info.end_time)
+    assert later.data.tags["ferry.gate.fp32"] == "passed"
+    assert later.data.metrics["parity/fp32/flips"] == 0
+    assert len(later.data.metrics) <= 40
     pickles = [path for path in (store / "mlruns").rglob("*") if path.suffix in {".pkl", ".pth"}]
     assert pickles == []
 
@@ -97,11 +119,21 @@ def test_weights_that_no_run_trained_get_a_restored_run_once(store: Path) -> Non
     for _ in range(2):
         with tracking.run_of_weights("digits-cnn", "ab" * 32, track=True) as tracker:
             tracker.log_metrics({"x": 1.0})
-    client = MlflowClient(tracking.store_uri())
-    (experiment,) = [one for one in client.search_experiments() if one.name == "digits-cnn"]
-    (run,) = client.search_runs([experiment.experiment_id])
+    run = only_run()
     assert run.data.tags["ferry.restored"] == "true"
     assert run.info.run_name == "digits-cnn (restored)"
+    assert run.info.status == "FINISHED"
+
+
+def test_a_run_that_only_the_server_knows_is_gone_on_with(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_tags({journal.WEIGHTS_TAG: "ab" * 32})
+    shutil.rmtree(store / "tracking")
+    with tracking.run_of_weights("digits-cnn", "ab" * 32, track=True) as tracker:
+        tracker.log_metrics({"x": 1.0})
+    run = only_run()
+    assert run.data.metrics == {"x": 1.0}
+    assert "ferry.restored" not in run.data.tags
 
 
 def test_a_stopped_run_is_marked_and_gone_on_with(store: Path) -> None:
@@ -110,18 +142,62 @@ def test_a_stopped_run_is_marked_and_gone_on_with(store: Path) -> None:
         tracking.run_of_training("digits-cnn", None, track=True) as tracker,
     ):
         raise KeyboardInterrupt
-    client = MlflowClient(tracking.store_uri())
-    identifier = tracker.run_id or ""
-    assert client.get_run(identifier).info.status == "KILLED"
-    with tracking.run_of_training("digits-cnn", identifier, track=True) as again:
-        assert again.run_id == identifier
-    assert client.get_run(identifier).info.status == "FINISHED"
-    with tracking.run_of_training("digits-cnn", "0" * 32, track=True) as other:
-        assert other.run_id not in (None, identifier)
+    assert only_run().info.status == "KILLED"
+    with tracking.run_of_training("digits-cnn", tracker.run_id, track=True) as again:
+        assert again.run_id == tracker.run_id
+    assert only_run().info.status == "FINISHED"
+
+
+def test_trials_are_runs_inside_of_a_run_once(store: Path, trained: Project) -> None:
+    history = read(TrainReport, trained.details("train"), "ferry train").history
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_trial("trial 0", {"train.lr": 0.1}, history, "complete")
+    _forget(store)
+    sending.sync(print)
+    parent, trial = sorted(runs(), key=lambda run: "ferry.trial" in run.data.tags)
+    assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert trial.data.params == {"train.lr": "0.1"}
+    assert trial.data.metrics["train/loss"] == history[-1].loss
+
+
+# The journal
+
+
+def _forget(store: Path) -> None:
+    """Lose what is known of what was sent, as a kill just before that is noted."""
+    for path in store.glob("tracking/*/sent.json"):
+        path.unlink()
+
+
+def test_what_is_sent_twice_is_there_once(store: Path, exported: Project) -> None:
+    signature = tracking_signature(exported)
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_parameters({"a": 1})
+        tracker.log_metrics({"x": 1.0, "y": float("inf")})
+        tracker.log_artifact(b"{}", "reports/x.json")
+        model = exported.models["fp32"]
+        tracker.log_model("fp32", model, "ab" * 32, np.zeros((2, 8, 8, 1), np.uint8), signature)
+        tracker.log_metrics({"speed/fp32/p50_ms": 0.1}, of_model="fp32")
+    before = only_run()
+    _forget(store)
+    sending.sync(print)
+    after = only_run()
+    assert after.data.to_dictionary() == before.data.to_dictionary()
+    client = MlflowClient(store_uri())
+    assert len(client.get_metric_history(after.info.run_id, "x")) == 1
+    (model,) = client.search_logged_models([after.info.experiment_id])
+    assert [one.key for one in model.metrics] == ["speed/fp32/p50_ms"]
+
+
+def tracking_signature(project: Project) -> tracking.Signature:
+    from serving.runtime.session import open_session
+
+    session = open_session(project.models["fp32"], threads=1)
+    return session.inputs, session.outputs
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/none/mlflow.db"])
-def test_without_a_store_the_training_is_complete_and_a_warning_says_so(
+def test_without_a_store_the_training_is_complete_and_is_sent_later(
     trained: Project,
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -131,122 +207,154 @@ def test_without_a_store_the_training_is_complete_and_a_warning_says_so(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with caplog.at_level(logging.WARNING, logger="pipeline"):
         report = tracked_training(trained, store)
-    assert report.mlflow_run_id is None
     plain = read(TrainReport, trained.details("train"), "ferry train")
     assert report.weights_sha256 == plain.weights_sha256
     assert read(TrainReport, store / "train.json", "ferry train").accuracy == plain.accuracy
-    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert warning.startswith("MLflow did not record anything: ")
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MLflow does not have all of this run yet: ")
+    assert f"is kept in {store / 'tracking' / (report.run_id or '')}" in warning
     assert "\n" not in warning
+    result = CliRunner().invoke(ferry, ["track", "--sync"])
+    assert result.exit_code == 1
+    assert "1 of 1 runs are not sent: " in result.stderr
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (state,) = json.loads(CliRunner().invoke(ferry, ["track", "--json"]).stdout)
+    assert state["sent"] == 0
+    result = CliRunner().invoke(ferry, ["track", "--sync"])
+    assert result.exit_code == 0, result.output
+    run = only_run()
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["accuracy"] == plain.accuracy
+    assert run.info.end_time - run.info.start_time < 1000 * (report.seconds + 10)
 
 
-def test_what_could_not_be_recorded_is_named(
-    store: Path, trained: Project, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_what_the_server_refuses_is_told_and_the_rest_is_sent(
+    store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    report = read(TrainReport, trained.details("train"), "ferry train")
-
-    def full(*_args: object, **_kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(mlflow, "log_figure", full)
     with (
         caplog.at_level(logging.WARNING, logger="pipeline"),
         tracking.run_of_training("digits-cnn", None, track=True) as tracker,
     ):
-        tracker.log_figure(learning_curve(report.history), "learning_curve.png")
+        tracker.log_metrics({"no=name": 1.0})
         tracker.log_metrics({"kept": 3.0})
-    (warning,) = [record.getMessage() for record in caplog.records]
-    assert "MLflow did not record learning_curve.png: " in warning
-    assert "No space left on device" in warning
-    run = MlflowClient(tracking.store_uri()).get_run(tracker.run_id or "")
-    assert run.data.metrics["kept"] == 3.0
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MLflow does not take all of this run: metrics: ")
+    assert only_run().data.metrics == {"kept": 3.0}
+    assert sending.states()[0].sent == sending.states()[0].records
 
 
-def test_after_three_failures_nothing_more_is_tried(
-    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_line_that_was_cut_short_is_no_record(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        pass
+    run = journal.of_run(store_root(), tracker.run_id or "")
+    whole = run.entries()
+    with run.path.open("ab") as file:
+        file.write(b'{"entry": {"tags"')
+    assert run.entries() == whole
+    run.append(journal.Tags(tags={"a": "b"}))
+    assert run.entries() == [*whole, journal.Tags(tags={"a": "b"})]
+
+
+def test_a_journal_that_cannot_be_read_stops_nothing(
+    store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls = []
+    with tracking.run_of_training("digits-cnn", None, track=True) as broken:
+        broken.log_tags({journal.WEIGHTS_TAG: "ab" * 32})
+    path = store / "tracking" / (broken.run_id or "") / "records.jsonl"
+    path.write_text(path.read_text().replace("tags", "tugs"))
+    with pytest.raises(IntegrityError, match=r"records\.jsonl:2"):
+        journal.of_run(store_root(), broken.run_id or "").entries()
+    with (
+        caplog.at_level(logging.WARNING, logger="pipeline"),
+        tracking.run_of_weights("digits-cnn", "ab" * 32, track=True) as tracker,
+    ):
+        tracker.log_tags({"a": "b"})
+    assert any("records.jsonl:2" in one for one in warnings(caplog))
+    with tracking.run_of_training("other", None, track=True):
+        pass
+    assert [one.experiment for one in sending.states() if not one.problem] == ["other"]
 
-    def fail(*_args: object, **_kwargs: object) -> None:
-        calls.append(1)
-        raise ConnectionError("gone")
 
+def test_a_journal_that_cannot_be_written_stops_nothing(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store / "tracking").touch()
     with (
         caplog.at_level(logging.WARNING, logger="pipeline"),
         tracking.run_of_training("digits-cnn", None, track=True) as tracker,
     ):
-        monkeypatch.setattr(mlflow, "log_metrics", fail)
-        for step in range(10):
-            tracker.log_metrics({"x": 1.0}, step=step)
-        monkeypatch.undo()
-    assert len(calls) == tracking.MAX_FAILURES
+        tracker.log_artifact(b"", "x.txt")
+        (store / "tracking").unlink()
+        tracker.log_metrics({"kept": 3.0})
+    (warning,) = warnings(caplog)
+    assert warning.startswith("MLflow will lack x.txt: ")
+    assert only_run().data.metrics == {"kept": 3.0}
+
+
+# The process
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_records_the_same(trained: Project, store: Path) -> None:
-    with in_background(wanted=True):
-        report = tracked_training(trained, store)
-    client = MlflowClient(tracking.store_uri())
-    run = client.get_run(report.mlflow_run_id or "")
+def test_a_process_of_its_own_sends_a_training(trained: Project, process: Path) -> None:
+    with tracking.sender_started(wanted=True):
+        # Ctrl-C reaches all processes of the terminal's group, and this is none of them.
+        assert os.getpgid(tracking.STARTED[0].process.pid) != os.getpgid(0)
+        report = tracked_training(trained, process)
+    assert tracking.STARTED == []
+    run = only_run()
+    assert run.data.tags["ferry.run"] == report.run_id
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.lr"] == str(trained.experiment.train.lr)
-    losses = [point.value for point in client.get_metric_history(run.info.run_id, "loss")]
-    assert losses == [epoch.loss for epoch in report.history]
-    (data,) = run.inputs.dataset_inputs
-    assert report.data_sha256.startswith(data.dataset.digest)
-    assert run.data.tags["ferry.weights_sha256"] == report.weights_sha256
-    figures = [entry.path for entry in client.list_artifacts(run.info.run_id, "figures")]
-    assert figures == ["figures/confusion_matrix.png", "figures/learning_curve.png"]
-    assert tracking.ELSEWHERE == []
     plain = read(TrainReport, trained.details("train"), "ferry train")
     assert report.weights_sha256 == plain.weights_sha256
 
 
-def test_ctrl_c_does_not_end_it_while_it_begins(store: Path) -> None:
-    with in_background(wanted=True):
-        (child,) = multiprocessing.active_children()
-        os.kill(child.pid or 0, signal.SIGINT)
+@contextlib.contextmanager
+def silent_server() -> Iterator[str]:
+    """One that takes a connection and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        yield f"http://127.0.0.1:{one.getsockname()[1]}"
+
+
+def test_a_server_that_hangs_costs_no_more_than_the_wait(
+    process: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "MAX_WAIT_SECONDS", 0.5)
+    with silent_server() as uri, caplog.at_level(logging.WARNING, logger="pipeline"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
             pass
-    assert tracker.run_id is not None
+    assert tracker.seconds < 5
+    (warning,) = warnings(caplog)
+    assert "it takes more than 0.5 s" in warning
 
 
-def test_a_process_that_dies_stops_no_training(
-    trained: Project, store: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with in_background(wanted=True), caplog.at_level(logging.WARNING, logger="pipeline"):
-        (child,) = multiprocessing.active_children()
-        child.kill()
-        report = tracked_training(trained, store)
-    (warning,) = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
-    assert warning == "MLflow did not record all: its process died"
-    assert report.mlflow_run_id is None
-    assert (store / "model.safetensors").is_file()
+def test_a_process_that_dies_stops_nothing(process: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        caplog.at_level(logging.WARNING, logger="pipeline"),
+        tracking.sender_started(wanted=True),
+    ):
+        tracking.STARTED[0].process.kill()
+        with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+            tracker.log_metrics({"x": 1.0})
+    (warning,) = warnings(caplog)
+    assert "the process that sends it ended with -9" in warning
+    sending.sync(print)
+    assert only_run().data.metrics == {"x": 1.0}
 
 
-def test_a_mistake_leaves_no_process(store: Path) -> None:
-    with pytest.raises(ValueError, match="a mistake"), in_background(wanted=True):
-        raise ValueError("a mistake")
-    assert multiprocessing.active_children() == []
-
-
-def test_no_tracking_imports_no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tracking_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def never() -> None:
-        raise AssertionError("MLflow was asked for")
+        raise AssertionError("a process was asked for")
 
-    monkeypatch.setattr(tracking, "load_mlflow", never)
-    with tracking.run_of_training("digits-cnn", None, track=False) as tracker:
+    monkeypatch.setattr(tracking, "Sender", never)
+    with (
+        tracking.sender_started(wanted=False),
+        tracking.run_of_training("digits-cnn", None, track=False) as tracker,
+    ):
         tracker.log_metrics({"x": 1.0})
         tracker.log_parameters({"a": 1})
     assert tracker.run_id is None
     assert tracker.seconds == 0
-
-
-def test_the_store_is_the_users_own_if_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
-    assert tracking.store_uri() == "http://tracking.example:5000"
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.store_uri() == f"sqlite:///{Path.cwd()}/mlflow.db"
 
 
 def test_usage_statistics_are_off_unless_the_user_says_otherwise() -> None:

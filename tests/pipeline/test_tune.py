@@ -17,13 +17,13 @@ from mlflow import MlflowClient
 from project import REPOSITORY
 from training import searching
 
-from pipeline import tracking
 from pipeline.cli import ferry
 from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Interval, Params
 from pipeline.errors import ConfigError
 from pipeline.records.tune import TuneReport, as_table
 from pipeline.stages.tune import BEST, as_fragment, tune
+from pipeline.tracking.store import store_uri
 from pipeline.training.tuning.study import SearchPlan
 from serving.errors import FerryError, MissingInputError
 
@@ -148,8 +148,11 @@ def test_a_study_is_a_run_and_each_trial_a_run_inside_of_it(
 ) -> None:
     search(ready, store, listed, replace(GRID, trials=1), track=True)
     report = search(ready, store, listed, replace(GRID, trials=2), track=True)
-    client = MlflowClient(tracking.store_uri())
-    parent = client.get_run(report.mlflow_run_id or "")
+    client = MlflowClient(store_uri())
+    experiment = client.get_experiment_by_name(listed.name)
+    (parent,) = client.search_runs(
+        [experiment.experiment_id], f"tags.`ferry.run` = '{report.run_id}'"
+    )
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "digits-mlp (tune)"
     assert parent.data.metrics["best_validation_accuracy"] == report.best_value
@@ -160,7 +163,7 @@ def test_a_study_is_a_run_and_each_trial_a_run_inside_of_it(
     )
     assert [run.info.run_name for run in trials] == ["trial 0", "trial 1"]
     assert trials[0].data.params == {"train.lr": "1e-09", "model.hidden": "(4,)"}
-    (point,) = client.get_metric_history(trials[0].info.run_id, "validation_accuracy")
+    (point,) = client.get_metric_history(trials[0].info.run_id, "train/validation_accuracy")
     assert (point.step, point.value) == (1, report.trials[0].validation_accuracy)
     assert trials[0].info.status == "FINISHED"
 

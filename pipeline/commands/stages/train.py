@@ -48,10 +48,10 @@ def train(
     Example: ferry train mnist-cnn --set train.lr=0.01 --set epochs=3
     """
     from pipeline.config import layout
-    from pipeline.tracking.background import in_background
+    from pipeline.tracking import sender_started
 
     leads = os.environ.get("RANK", "0") == "0"  # among the processes of torchrun
-    with in_background(wanted=track and leads):
+    with sender_started(wanted=track and leads):
         from pipeline.stages.train import train
         from pipeline.training.tuning.search import with_settings
 

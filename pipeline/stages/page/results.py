@@ -23,7 +23,8 @@ from pipeline.records.published import (
     machine_of,
 )
 from pipeline.records.quantize import Quality, QuantizeReport
-from pipeline.records.train import TrainReport
+from pipeline.records.train import TrainReport, reached
+from serving.bundles.finding import MANIFEST
 from serving.console import DASH, number, table
 from serving.errors import MissingInputError
 from serving.files import read_json, sha256_of_file
@@ -32,8 +33,6 @@ from serving.measuring.subject import label_of
 
 Record = TypeVar("Record")
 Measured = TypeVar("Measured", EvaluateReport, ParityReport, BenchmarkReport)
-MANIFEST = "manifest.json"
-"""Of a bundle, which has its digest."""
 NOTHING = "No experiment has run here yet: `dvc repro` runs them all, `ferry list` names them."
 
 
@@ -174,10 +173,8 @@ class ResultRow:
 
     @property
     def reached(self) -> str:
-        """How good it is, in the measure that suits it: "98.89 %", "R² 0.431", "MSE 0.0042"."""
-        if self.accuracy is not None:
-            return f"{100 * self.accuracy:.2f} %"
-        return f"MSE {self.loss:.4f}" if self.r2 is None else f"R² {self.r2:.3f}"
+        """How good it is, in words."""
+        return reached(self.accuracy, self.r2, self.loss)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

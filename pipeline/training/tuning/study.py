@@ -25,7 +25,7 @@ from serving.errors import IntegrityError, UsageError
 from serving.files import write_bytes
 
 Sampler = Literal["grid", "random", "tpe"]
-RESULT, UNCOUNTED, RUN = "result", "uncounted", "mlflow_run_id"
+RESULT, UNCOUNTED, RUN = "result", "uncounted", "run_id"
 STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,

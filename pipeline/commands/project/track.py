@@ -1,0 +1,32 @@
+"""The command `ferry track`, which is no stage: what MLflow has of the runs that were recorded."""
+
+import click
+
+from serving.console import json_option, progress, show
+
+
+@click.command()
+@click.option("--sync/--no-sync", default=False, help="Whether to send what is left. (no)")
+@json_option
+def track(sync: bool, as_json: bool) -> None:
+    """Tell how much MLflow has of each run, and send it the rest.
+
+    What a stage records is kept in tracking/ first. It waits some seconds for MLflow; what a server
+    did not take in that time, or because it was down, is sent by --sync, each record once.
+
+    Example: ferry track --sync
+    """
+    from pipeline.commands.options import enter_project
+    from pipeline.tracking import sending
+    from serving.errors import FerryError
+
+    enter_project()
+    if sync:
+        with progress() as log:
+            states = sending.sync(log)
+    else:
+        states = sending.states()
+    show(states, as_json=as_json, text=sending.as_table(states))
+    left = [one for one in states if one.sent < one.records]
+    if sync and left:
+        raise FerryError(f"{len(left)} of {len(states)} runs are not sent: {left[0].problem}")
