@@ -113,7 +113,7 @@ class Trial:
             output = self._next()
             both = [self._start(output) for _ in range(2)]
             said = [process.communicate()[1].decode() for process in both]
-            refused = [text for text in said if "another ferry predict (pid" in text]
+            refused = [text for text in said if "another ferry (pid" in text]
             if sorted(process.returncode for process in both) != [0, 1] or len(refused) != 1:
                 raise SystemExit("\n".join(said))
             self._check(output)

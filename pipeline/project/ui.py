@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.tracking.store import DEFAULTS, store_uri
+from pipeline.tracking.store import DEFAULTS, artifact_root, prepare, store_uri
 from serving.errors import EngineError, UsageError
 from serving.files import require
 
@@ -26,8 +26,9 @@ SECONDS_TO_END = 10.0
 def ui(port: int, opened: Callable[[str], None]) -> None:
     """Serve the pages until Ctrl-C; `opened` is called with their address once they answer.
 
-    Raises MissingInputError where nothing was recorded yet, UsageError for a port that is taken and
-    for runs that are kept elsewhere, and EngineError where MLflow ends by itself.
+    Raises MissingInputError where nothing was recorded yet, OutputError for a store that cannot be
+    used, UsageError for a port that is taken and for runs that are kept elsewhere, and EngineError
+    where MLflow ends by itself.
     """
     store = store_uri()
     if store.startswith("http"):
@@ -38,6 +39,7 @@ def ui(port: int, opened: Callable[[str], None]) -> None:
         raise ModuleNotFoundError(name="mlflow")
     if _answers(port):
         raise UsageError(f"--port {port} of {HOST} is taken; choose another one")
+    prepare()
     with (
         contextlib.suppress(KeyboardInterrupt),
         tempfile.TemporaryFile() as output,
@@ -63,6 +65,9 @@ def _server(store: str, port: int, output: IO[bytes]) -> Iterator["subprocess.Po
     """MLflow's server, which ends with the block, and with it the processes that it starts."""
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
     command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+    if place := artifact_root():
+        # Also for an experiment that is begun in the pages: ferry goes on with it by its name.
+        command += ["--default-artifact-root", place]
     # A session of its own, for Ctrl-C ends it with tracebacks.
     with subprocess.Popen(
         command,

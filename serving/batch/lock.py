@@ -38,12 +38,18 @@ class Writer:
         return f"(pid {self.pid}{where}, since {self.since})"
 
 
+SECONDS_BETWEEN_TRIES = 0.05
+
+
 @contextlib.contextmanager
-def lock_output(output: Path) -> Iterator[None]:
-    """Keep other runs from an output while the block lasts; OutputError where one writes it."""
+def lock_output(output: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Keep other runs from an output while the block lasts.
+
+    Raises OutputError where another one still writes it after waiting some `seconds`.
+    """
     there = output.resolve()  # one file may have several names
     path = there.with_name(f".{there.name}.lock")
-    handle = _locked(path, output)
+    handle = _locked(path, output, time.monotonic() + seconds)
     if handle is None:
         yield
         return
@@ -58,7 +64,7 @@ def lock_output(output: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path, output: Path) -> int | None:
+def _locked(path: Path, output: Path, deadline: float) -> int | None:
     """A handle of the lock file, which is locked; None, with a warning, where there can be none."""
     while True:
         try:
@@ -71,7 +77,10 @@ def _locked(path: Path, output: Path) -> int | None:
         except HELD as error:
             who = _writer(path)
             os.close(handle)
-            raise OutputError(f"another ferry predict {who}writes {output}") from error
+            if time.monotonic() >= deadline:
+                raise OutputError(f"another ferry {who}writes {output}") from error
+            time.sleep(SECONDS_BETWEEN_TRIES)
+            continue
         except OSError as error:
             os.close(handle)
             _warn(output, error)

@@ -325,7 +325,7 @@ def test_one_run_at_a_time_writes_an_output(
     link.symlink_to(tmp_path / name)
     with lock_output(tmp_path / name):
         for output, options in ((tmp_path / name, ONE), (tmp_path / name, overwrite), (link, ONE)):
-            message = rf"another ferry predict \(pid {os.getpid()}, since 20.*\) writes .*{name}"
+            message = rf"another ferry \(pid {os.getpid()}, since 20.*\) writes .*{name}"
             with pytest.raises(OutputError, match=message):
                 predict(model_file, [rows], output=output, options=options)
     link.unlink()
