@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from pipeline.tracking.sending import sync
 from pipeline.tracking.store import DEFAULTS, artifact_root, prepare, store_uri
 from serving.errors import EngineError, UsageError
 from serving.files import require
@@ -40,6 +41,7 @@ def ui(port: int, opened: Callable[[str], None]) -> None:
     if _answers(port):
         raise UsageError(f"--port {port} of {HOST} is taken; choose another one")
     prepare()
+    sync(lambda _: None)
     with (
         contextlib.suppress(KeyboardInterrupt),
         tempfile.TemporaryFile() as output,

@@ -6,13 +6,16 @@ training, and where the stage is killed it ends by itself.
 
 import contextlib
 import fcntl
+import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.tracking import journal
 from pipeline.tracking.journal import Begun, Journal
@@ -20,6 +23,8 @@ from pipeline.tracking.store import load_mlflow, open_store, store_root, store_u
 from pipeline.tracking.upload import MOST_CHARACTERS, Upload
 from serving.console import DASH, columns
 from serving.errors import IntegrityError, one_line
+
+logger = logging.getLogger(__name__)
 
 PROGRAM = f"from {__name__} import main; main()"
 UNKNOWN = Begun(experiment=DASH, name="", labels={}, adopts=None, begun_ms=0)
@@ -36,11 +41,13 @@ class Sender:
     def __init__(self) -> None:
         """Start it. It begins with importing MLflow."""
         theirs, ours = os.pipe()
+        # A file, for a pipe that nobody reads would stop it once it is full.
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `finish`
         # A session of its own: Ctrl-C is for the training.
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
             stdin=theirs,
-            stdout=subprocess.DEVNULL,
+            stdout=self._messages,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -59,15 +66,21 @@ class Sender:
             self._input.close()
         try:
             status = self.process.wait(seconds)
+            trouble = f"the process that sends it ended with {status}" if status else ""
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            return f"it takes more than {seconds:g} s"
-        return f"the process that sends it ended with {status}" if status else ""
+            trouble = f"it takes more than {seconds:g} s"
+        with self._messages as file:
+            file.seek(0)
+            for line in file.read().decode(errors="replace").splitlines():
+                logger.warning("%s", line)
+        return trouble
 
 
 def main() -> None:
     """Send the runs that the standard input names, until its end; others while there is time."""
+    _log_to_stage()
     stage = _Stage()
     sent = True
     others = iter(journal.journals(store_root()))
@@ -85,6 +98,14 @@ def main() -> None:
         if other and other.run_id not in stage.runs and not is_sent(other):
             send(other, stage.ended.is_set)
         stage.ended.wait(SECONDS_BETWEEN_LOOKS if sent else SECONDS_AFTER_PROBLEM)
+
+
+def _log_to_stage() -> None:
+    """Let the stage have ferry's warnings alone: what libraries print is lost."""
+    stage = os.fdopen(os.dup(1), "w")
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+    logging.getLogger("pipeline").addHandler(logging.StreamHandler(stage))
 
 
 class _Stage:
