@@ -22,7 +22,7 @@ TRAINING = {
     *("safetensors", "scipy", "sklearn", "torch", "yaml"),
 }
 OWNERS = {
-    "mlflow": {f"pipeline/tracking/{name}.py" for name in ("models", "store", "upload")},
+    "mlflow": {f"pipeline/tracking/{name}.py" for name in ("app", "models", "store", "upload")},
     "cv2": {"serving/inputs/decoding.py"},
     "fsspec": {"serving/inputs/remote.py"},
     "requests": {"pipeline/datasets/_download.py"},

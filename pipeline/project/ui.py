@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.tracking.sending import sync
-from pipeline.tracking.store import DEFAULTS, artifact_root, prepare, store_uri
+from pipeline.tracking.store import DEFAULTS, artifact_root, load_mlflow, prepare, store_uri
+from pipeline.tracking.view import address_of_results
 from serving.errors import EngineError, UsageError
 from serving.files import require
 
@@ -50,11 +51,19 @@ def ui(port: int, opened: Callable[[str], None]) -> None:
         while process.poll() is None and not _answers(port):
             time.sleep(SECONDS_BETWEEN_LOOKS)
         if process.poll() is None:
-            opened(f"http://{HOST}:{port}")
+            opened(f"http://{HOST}:{port}{_page(store)}")
         process.wait()
         output.seek(0)
         said = output.read().decode(errors="replace").splitlines()
         raise EngineError(f"MLflow ended: {said[-1] if said else 'it said nothing'}")
+
+
+def _page(store: str) -> str:
+    """The page to begin with."""
+    client = load_mlflow().MlflowClient(store)
+    return address_of_results(
+        [one.experiment_id for one in client.search_experiments() if one.experiment_id != "0"]
+    )
 
 
 def _answers(port: int) -> bool:
@@ -65,8 +74,8 @@ def _answers(port: int) -> bool:
 @contextlib.contextmanager
 def _server(store: str, port: int, output: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
     """MLflow's server, which ends with the block, and with it the processes that it starts."""
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store]
-    command += ["--host", HOST, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    command += ["--host", HOST, "--port", str(port), "--workers", "1", "--app-name", "ferry"]
     if place := artifact_root():
         # Also for an experiment that is begun in the pages: ferry goes on with it by its name.
         command += ["--default-artifact-root", place]

@@ -153,7 +153,7 @@ def _record(report: BenchmarkReport, files: ReportFiles, *, track: bool) -> None
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
         for name, speed in speeds(report).items():
             tracker.log_metrics(
-                {f"speed/{name}/{key}": value for key, value in speed.items()}, of_model=name
+                {f"variants/{name}/{key}": value for key, value in speed.items()}, of_model=name
             )
         for name, figure in figures_of(report).items() if track else ():
             tracker.log_figure(figure, f"{name}.png")

@@ -21,11 +21,18 @@ from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import open_rows
 from pipeline.records import ReportFiles, read, ready, write
-from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain, gains_over_fp32, on_cpu
+from pipeline.records.benchmark import (
+    BenchmarkReport,
+    BundleReport,
+    Gain,
+    gains_over_fp32,
+    on_cpu,
+    speeds,
+)
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
 from pipeline.records.train import TrainReport
 from pipeline.stages.page.note import note_of
-from pipeline.stages.page.results import ExperimentResults
+from pipeline.stages.page.results import ExperimentResults, rows_of
 from serving.bundles.bundle import FOREIGN, Gate, ModelOrigin
 from serving.bundles.finding import MANIFEST
 from serving.bundles.reference import Reference
@@ -96,10 +103,7 @@ def bundle(
     measured = ExperimentResults(
         training=trained, inside=None, parity=parity, benchmark=timed, shipped=report
     )
-    with tracking.run_of_weights(name, trained.weights_sha256, track=track) as tracker:
-        tracker.log_tags({"ferry.bundle": report.digest, "ferry.ships": variant})
-        tracker.log_note(note_of(measured, folder))
-        tracker.log_artifact((folder / MANIFEST).read_bytes(), f"bundle/{MANIFEST}")
+    _record(measured, report, folder, track=track)
     return report
 
 
@@ -179,6 +183,22 @@ def _ship(
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         digest=manifest.digest,
     )
+
+
+def _record(
+    measured: ExperimentResults, report: BundleReport, folder: Path, *, track: bool
+) -> None:
+    """Give the run the figures of what ships, and say on its page how to use it."""
+    (row,) = (row for row in rows_of(measured) if row.shipped and row.provider == "cpu")
+    speed = speeds(measured.benchmark)[report.variant] if measured.benchmark else {}
+    weights = measured.training.weights_sha256
+    with tracking.run_of_weights(report.experiment, weights, track=track) as tracker:
+        tracker.log_tags({"ferry.ships": report.variant, "ferry.bundle": report.digest})
+        compared = ("accuracy", "r2", "flips", "p50_ms", "bytes")
+        figures = {name: getattr(row, name) for name in compared}
+        tracker.log_metrics(figures | {"speedup": speed.get("speedup")})
+        tracker.log_note(note_of(measured, folder))
+        tracker.log_artifact((folder / MANIFEST).read_bytes(), f"bundle/{MANIFEST}")
 
 
 def _reference(

@@ -203,7 +203,7 @@ def _record(
     report: EvaluateReport, files: ReportFiles, figures: Mapping[str, Figure], *, track: bool
 ) -> None:
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
-        tracker.log_metrics({f"evaluate/{key}": value for key, value in report.headline.items()})
+        tracker.log_metrics(report.headline)
         tracker.log_report(files)
         for name, figure in figures.items():
             tracker.log_figure(figure, f"{name}.png")

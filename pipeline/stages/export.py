@@ -155,4 +155,4 @@ def _record(
             tracker.log_model(name, path, weights, example, signature)
         variant = layout.VARIANTS[0]
         tracker.log_model(variant, model, report.sha256, example, signature)
-        tracker.log_metrics({f"size/{variant}/bytes": report.bytes}, of_model=variant)
+        tracker.log_metrics({f"variants/{variant}/bytes": report.bytes}, of_model=variant)

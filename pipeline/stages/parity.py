@@ -150,8 +150,9 @@ def _record(
     with tracking.run_of_weights(report.experiment, report.weights_sha256, track=track) as tracker:
         tracker.log_data(manifest, "test", "evaluation")
         for name, variant in report.variants.items():
-            measured = {f"parity/{name}/{key}": getattr(variant, key) for key in RECORDED}
+            measured = {f"variants/{name}/{key}": getattr(variant, key) for key in RECORDED}
             tracker.log_metrics(measured, of_model=name)
-            tracker.log_tags({f"ferry.gate.{name}": "passed" if variant.passed else "failed"})
+        failed = [name for name, variant in report.variants.items() if not variant.passed]
+        tracker.log_tags({"ferry.parity": f"failed: {', '.join(failed)}" if failed else "passed"})
         tracker.log_figure(figures.ulp_histogram(ulps(report)), "parity_ulps.png")
         tracker.log_report(files)

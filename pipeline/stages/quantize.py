@@ -288,7 +288,7 @@ def _record(
             path = folder / f"{STEM}.{variant}.onnx"
             signature = session.inputs, session.outputs
             tracker.log_model(variant, path, made.sha256, example, signature)
-            tracker.log_metrics({f"size/{variant}/bytes": made.bytes}, of_model=variant)
+            tracker.log_metrics({f"variants/{variant}/bytes": made.bytes}, of_model=variant)
         if report.searches:
             tracker.log_figure(pareto(report), "quantize.png")
         tracker.log_report(files)

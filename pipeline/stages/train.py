@@ -258,10 +258,9 @@ def _record(tracker: Tracker, report: TrainReport) -> None:
     tracker.log_metrics(report.headline)
     tracker.log_tags(
         {
-            WEIGHTS_TAG: report.weights_sha256,
             "mlflow.runName": f"{report.experiment} · {report.reached} · {report.short_id}",
-            "ferry.git_revision": report.git_revision,
             "ferry.dataset": report.dataset,
+            WEIGHTS_TAG: report.weights_sha256,
         }
     )
     tracker.log_figure(figures.learning_curve(report.history), "learning_curve.png")

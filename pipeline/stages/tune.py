@@ -66,7 +66,9 @@ def tune(
     job = TrialJob(data=data, weights=weights, experiment=experiment, neighbours=plan.jobs)
     with (
         contextlib.closing(Study(folder, name, experiment, plan)) as study,
-        tracking.run_of_training(experiment.name, study.run_id, track=track) as tracker,
+        tracking.run_of_training(
+            experiment.name, study.run_id, track=track, command="tune"
+        ) as tracker,
     ):
         study.run_id = tracker.run_id or study.run_id
         _describe(tracker, experiment, plan, name)
@@ -155,7 +157,7 @@ def _describe(tracker: Tracker, experiment: Experiment, plan: SearchPlan, name: 
     spaces = {f"search.{key}": space for key, space in asdict(experiment)["search"].items()}
     planned = {"sampler": plan.sampler, "pruner": plan.pruner, "sampler_seed": plan.seed}
     tracker.log_parameters(spaces | planned)
-    tracker.log_tags({"mlflow.runName": f"{experiment.name} (tune)", "ferry.study": name})
+    tracker.log_tags({"ferry.study": name})
 
 
 def _line(trial: Trial, best: Trial | None) -> str:

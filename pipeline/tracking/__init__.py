@@ -6,8 +6,10 @@ take in that time stays in the journal, and the next stage or `ferry track --syn
 """
 
 import contextlib
+import getpass
 import io
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -39,6 +41,7 @@ from pipeline.tracking.journal import (
 from pipeline.tracking.sending import Sender, state_of
 from pipeline.tracking.store import store_root
 from serving.errors import IntegrityError
+from serving.machine.environment import git_revision
 from serving.runtime.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -46,8 +49,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_DIGITS = 6
 MAX_WAIT_SECONDS = 5.0
 """That a stage waits, at its end, for what it recorded to be sent."""
+
+GIT_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
 """The inputs and the outputs of a model."""
@@ -75,7 +81,11 @@ class Tracker:
 
     def log_metrics(self, metrics: Mapping[str, float | None], of_model: str | None = None) -> None:
         """Record the numbers that are known; of a model of this run where `of_model` names one."""
-        known = {key: value for key, value in metrics.items() if value is not None}
+        known = {
+            key: float(f"{value:.{MOST_DIGITS}g}")  # MLflow shows all that there are
+            for key, value in metrics.items()
+            if value is not None
+        }
         if known:
             values = journal.points(known, 0, journal.now_ms())
             self._append(Metrics(points=values, of_model=of_model))
@@ -235,10 +245,10 @@ def sender_started(*, wanted: bool) -> Iterator[None]:
 
 
 def run_of_training(
-    experiment: str, run_id: str | None, *, track: bool
+    experiment: str, run_id: str | None, *, track: bool, command: str = "train"
 ) -> AbstractContextManager[Tracker]:
-    """Record a training: a new run, or the one that an interrupted training began."""
-    return _tracked(_begun(experiment, experiment), run_id, track=track)
+    """Record a training, or a search: a new run, or the one that an interrupted one began."""
+    return _tracked(_begun(experiment, command, f"{experiment} · {command}"), run_id, track=track)
 
 
 @contextlib.contextmanager
@@ -249,7 +259,7 @@ def run_of_weights(experiment: str, sha256: str, *, track: bool) -> Iterator[Tra
     run that the server has, else a new one, which is tagged as restored.
     """
     known = journal.of_weights(store_root(), sha256) if track else None
-    begun = _begun(experiment, f"{experiment} (restored)", {"ferry.restored": "true"}, sha256)
+    begun = _begun(experiment, "train", f"{experiment} · restored", sha256)
     with _tracked(begun, known, track=track) as tracker:
         if known is None:
             tracker.log_tags({WEIGHTS_TAG: sha256})
@@ -274,16 +284,27 @@ def known_runs(weights: Iterable[str], *, track: bool) -> Iterator[dict[str, Tra
 
 def run_of_predictions(experiment: str) -> AbstractContextManager[Tracker]:
     """Record that a bundle or a file answered rows: always a new run."""
-    return _tracked(_begun(experiment, f"{experiment} (predict)"), None, track=True)
+    return _tracked(_begun(experiment, "predict", f"{experiment} · predict"), None, track=True)
 
 
-def _begun(
-    experiment: str, name: str, labels: Mapping[str, str] | None = None, adopts: str | None = None
-) -> Begun:
+def _begun(experiment: str, command: str, name: str, adopts: str | None = None) -> Begun:
+    """A run that a command begins; one that `adopts` weights was trained somewhere else."""
+    labels = {
+        "mlflow.source.name": f"ferry {command} {experiment}",
+        "mlflow.source.type": "LOCAL",
+    }
+    if adopts:
+        labels["ferry.restored"] = "true"
+    with contextlib.suppress(OSError, KeyError):  # nobody has a name, as in some containers
+        labels["mlflow.user"] = getpass.getuser()
+    revision, _, dirty = git_revision().partition("-")
+    if GIT_COMMIT.fullmatch(revision):
+        labels |= {"mlflow.source.git.commit": revision}
+        labels |= {"ferry.dirty": "true"} if dirty else {}
     return Begun(
         experiment=experiment,
         name=name,
-        labels=labels or {},
+        labels=labels,
         adopts=adopts,
         begun_ms=journal.now_ms(),
     )

@@ -53,6 +53,7 @@ class Sender:
         )
         os.close(theirs)
         self._input = os.fdopen(ours, "w")
+        self._trouble = ""
 
     def follow(self, run_id: str) -> None:
         """Have it send the run `run_id`, now and as it grows."""
@@ -62,20 +63,22 @@ class Sender:
 
     def finish(self, seconds: float) -> str:
         """Let it send what there is, for some seconds at most, and end it; what went wrong."""
+        if self._messages.closed:
+            return self._trouble
         with contextlib.suppress(BrokenPipeError):
             self._input.close()
         try:
             status = self.process.wait(seconds)
-            trouble = f"the process that sends it ended with {status}" if status else ""
+            self._trouble = f"the process that sends it ended with {status}" if status else ""
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            trouble = f"it takes more than {seconds:g} s"
+            self._trouble = f"it takes more than {seconds:g} s"
         with self._messages as file:
             file.seek(0)
             for line in file.read().decode(errors="replace").splitlines():
                 logger.warning("%s", line)
-        return trouble
+        return self._trouble
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ it was measured; so a program that was killed between two calls goes on with the
 """
 
 import contextlib
-import getpass
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,14 +30,17 @@ from pipeline.tracking.journal import (
 )
 from pipeline.tracking.models import mlflow_dataset, model_of, send_model
 from pipeline.tracking.store import artifact_root
+from pipeline.tracking.view import experiment_tags
 from serving.errors import one_line
-from serving.machine.environment import git_revision
 
 MOST_METRICS, MOST_OTHERS = 1000, 100
 """Values, and parameters or tags, that MLflow takes in one call."""
 MOST_CHARACTERS = 300
 """Of a refusal."""
-RUN_TAG, TRIAL_TAG, NAME_TAG = "ferry.run", "ferry.trial", "mlflow.runName"
+SOURCE = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit")
+"""Tags that MLflow shows as who made a run, and with what."""
+RUN_TAG, TRIAL_TAG, SHIPS_TAG = "ferry.run", "ferry.trial", "ferry.ships"
+NAME_TAG, NOTE_TAG = "mlflow.runName", "mlflow.note.content"
 
 
 class Upload:
@@ -94,7 +96,7 @@ class Upload:
         elif begun.adopts:
             found = self._find(experiment, WEIGHTS_TAG, begun.adopts)
         if found is None:
-            labels = {RUN_TAG: self._run.run_id, **_source(), **begun.labels}
+            labels = {RUN_TAG: self._run.run_id, **begun.labels}
             found = self._create(experiment, begun.name, begun.begun_ms, labels)
             if begun.adopts:  # it trained nothing, so it took no time
                 self._client.set_terminated(found, "FINISHED", begun.begun_ms)
@@ -137,6 +139,10 @@ class Upload:
         name = entry.tags.get(NAME_TAG)
         if name:
             self._client.update_run(self._id, name=name)
+        if SHIPS_TAG in entry.tags:
+            run = self._client.get_run(self._id).info
+            says = f"{run.run_name}, ships {entry.tags[SHIPS_TAG]}"
+            self._client.set_experiment_tag(run.experiment_id, NOTE_TAG, says)
         tags = [RunTag(key, value) for key, value in entry.tags.items() if key != NAME_TAG]
         for some in _parts(tags, MOST_OTHERS):
             self._client.log_batch(self._id, tags=some)
@@ -159,12 +165,14 @@ class Upload:
         send_model(self._client, self._id, entry, self._run.file)
 
     def _log_nested(self, entry: NestedRun) -> None:
-        parent = self._client.get_run(self._id).info
-        run_id = self._find(parent.experiment_id, RUN_TAG, entry.run)
+        parent = self._client.get_run(self._id)
+        experiment = parent.info.experiment_id
+        run_id = self._find(experiment, RUN_TAG, entry.run)
         if run_id is None:
             labels = {RUN_TAG: entry.run, TRIAL_TAG: entry.state, "mlflow.parentRunId": self._id}
+            labels |= {key: one for key, one in parent.data.tags.items() if key in SOURCE}
             begun = entry.history[0].time_ms if entry.history else entry.ended_ms
-            run_id = self._create(parent.experiment_id, entry.name, begun, labels | _source())
+            run_id = self._create(experiment, entry.name, begun, labels)
         self._log_settings(run_id, entry.settings)
         self._log_points(run_id, entry.history)
         self._client.set_terminated(run_id, "FINISHED", entry.ended_ms)
@@ -180,21 +188,12 @@ def _experiment(client: Any, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_root()))
+            return str(client.create_experiment(name, artifact_root(), experiment_tags()))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another training was quicker
             if found is None:
                 raise
     return str(found.experiment_id)
-
-
-def _source() -> dict[str, str]:
-    """Who made a run and with what, as MLflow's pages show it."""
-    labels = {"mlflow.source.name": "ferry", "mlflow.source.type": "LOCAL"}
-    with contextlib.suppress(OSError, KeyError):  # nobody has a name, as in some containers
-        labels["mlflow.user"] = getpass.getuser()
-    revision = git_revision()
-    return labels | ({"mlflow.source.git.commit": revision} if revision != "unknown" else {})
 
 
 Thing = TypeVar("Thing")

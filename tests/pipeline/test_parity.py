@@ -165,9 +165,9 @@ def test_mlflow_gets_gates_and_the_report(exported: Project, store: Path) -> Non
         experiment=exported.experiment,
     )
     (run_,) = mlflow.search_runs(experiment_names=["digits-cnn"], output_format="list")
-    assert run_.data.tags["ferry.gate.fp32"] == "passed"
-    assert run_.data.metrics["parity/fp32/flips"] == 0
-    assert run_.data.metrics["parity/fp32/snr_db"] > 100
+    assert run_.data.tags["ferry.parity"] == "passed"
+    assert run_.data.metrics["variants/fp32/flips"] == 0
+    assert run_.data.metrics["variants/fp32/snr_db"] > 100
     kept = mlflow.artifacts.download_artifacts(run_id=run_.info.run_id, artifact_path="reports")
     assert Path(kept, "parity.json").read_bytes() == (store / "parity.json").read_bytes()
 

@@ -58,7 +58,7 @@ def test_a_run_holds_what_was_done_and_what_moved(store: Path) -> None:
     (run,) = runs("net")
     assert run.data.tags["ferry.run"] == identifier
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "net (predict)"
+    assert run.info.run_name == "net · predict"
     assert run.data.metrics == {
         "rows": 1200,
         "errors": 3,

@@ -154,7 +154,7 @@ def test_a_study_is_a_run_and_each_trial_a_run_inside_of_it(
         [experiment.experiment_id], f"tags.`ferry.run` = '{report.run_id}'"
     )
     assert parent.info.status == "FINISHED"
-    assert parent.info.run_name == "digits-mlp (tune)"
+    assert parent.info.run_name == "digits-mlp · tune"
     assert parent.data.metrics["best_validation_accuracy"] == report.best_value
     trials = client.search_runs(
         [parent.info.experiment_id],
