@@ -40,21 +40,14 @@ def to_onnx(
     constant. A graph that reads sentences takes them as strings [batch]. Raises ModelError when
     torch cannot export it.
     """
-    return to_onnx_and_program(graph, example, opset, fold=fold)[0]
-
-
-def to_onnx_and_program(
-    graph: Graph, example: np.ndarray[Any, Any], opset: int, *, fold: bool = True
-) -> ModelAndProgram:
-    """As `to_onnx`, with the PyTorch graph that it was made from."""
-    made, program = to_program(graph, example, opset)
+    made, _ = to_program(graph, example, opset)
     onnxmodel.name_by_module(made.graph)
     onnxmodel.strip(made)
     if fold:
         fold_standardisation(made)
     if graph.kind == "text":
         tokenizer.prepend(made, graph.vocabulary)
-    return made, program
+    return made
 
 
 def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> ModelAndProgram:
@@ -67,6 +60,21 @@ def to_program(graph: Graph, example: np.ndarray[Any, Any], opset: int) -> Model
         inputs=[INPUTS[graph.kind]],
         outputs=graph.head.outputs,
     )
+
+
+def traced(graph: Graph, example: np.ndarray[Any, Any]) -> torch.export.ExportedProgram:
+    """A graph as PyTorch's exported program, without local paths and without the example.
+
+    The one of `to_program` does not run: it is taken apart for ONNX, and a view in it may want
+    another memory layout than the layer before it gives. Raises ModelError when torch cannot.
+    """
+    shapes = ({0: torch.export.Dim(BATCH)},)
+    with running(f"torch {torch.__version__} cannot trace the module"), _exporting():
+        program = torch.export.export(graph.eval(), (graph.tensor(example),), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    program.example_inputs = None
+    return program
 
 
 def run_exporter(

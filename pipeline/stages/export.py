@@ -5,6 +5,7 @@ taken from the training's own record.
 """
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,14 +22,16 @@ from pipeline.config import layout
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel, tokenizer
-from pipeline.exporting.exporter import to_onnx_and_program
-from pipeline.network.graph import load_graph
+from pipeline.exporting.exporter import to_onnx, traced
+from pipeline.network.graph import Graph, load_graph
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.ready import Kind
 from pipeline.records.train import TrainReport
-from serving.errors import IntegrityError
+from serving.errors import IntegrityError, ModelError
 from serving.files import sha256_of_bytes, sha256_of_file
 from serving.runtime.session import open_session
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,7 @@ def export(
         facts["features"] = manifest.features
     example = ready.open_split(data, "test").inputs[:2]
     start = time.perf_counter()
-    made, program = to_onnx_and_program(graph, example, experiment.export.opset)
+    made = to_onnx(graph, example, experiment.export.opset)
     onnxmodel.set_metadata(made, facts)
     onnxmodel.check(made, experiment.export.opset)
     seconds = time.perf_counter() - start
@@ -90,10 +93,8 @@ def export(
         seconds=seconds,
         weights_sha256=str(facts["weights_sha256"]),
     )
-    # PyTorch knows no strings, so that its graph is not what is served of a text.
-    programs = {} if graph.kind == "text" else {"pytorch": program}
     write(report, files)
-    _record(model, programs, np.array(example), report, track=track)
+    _record(model, graph, np.array(example), report, track=track)
     return report
 
 
@@ -136,7 +137,7 @@ def _facts(weights: Path, trained: Path, experiment: Experiment) -> dict[str, ob
 
 def _record(
     model: Path,
-    programs: Mapping[str, torch.export.ExportedProgram],
+    graph: Graph,
     example: np.ndarray[Any, Any],
     report: ExportReport,
     *,
@@ -145,14 +146,17 @@ def _record(
     session = open_session(model, threads=1)
     signature = session.inputs, session.outputs
     weights = report.weights_sha256
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        tracking.run_of_weights(report.experiment, weights, track=track) as tracker,
-    ):
-        for name, program in programs.items() if track else ():
-            path = Path(folder) / f"{name}.pt2"
-            torch.export.save(program, path)
-            tracker.log_model(name, path, weights, example, signature)
+    with tracking.run_of_weights(report.experiment, weights, track=track) as tracker:
+        # PyTorch knows no strings, so that its graph is not what is served of a text.
+        if track and graph.kind != "text":
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "pytorch.pt2"
+                try:
+                    torch.export.save(traced(graph, example), path)
+                except ModelError as error:
+                    logger.warning("MLflow will lack the model of PyTorch: %s", error)
+                else:
+                    tracker.log_model(path.stem, path, weights, example, signature)
         variant = layout.VARIANTS[0]
         tracker.log_model(variant, model, report.sha256, example, signature)
         tracker.log_metrics({f"variants/{variant}/bytes": report.bytes}, of_model=variant)

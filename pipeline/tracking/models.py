@@ -1,8 +1,9 @@
 """Models and data sets as MLflow keeps them, and a model opened again as a `pyfunc`."""
 
 import json
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import numpy.typing as npt
 from pipeline.tracking.journal import Model, Rows
 from pipeline.tracking.store import load_mlflow
 from serving.errors import ModelError, one_line
-from serving.machine.environment import runtime_wheels
+from serving.machine.environment import installed_version, runtime_wheels
 from serving.runtime.providers import ORT_ERRORS, PROVIDERS
 from serving.runtime.session import ProviderProof, proof_of
 from serving.runtime.tensors import TensorInfo
 
 Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
 """The inputs and the outputs of a model."""
-SHA256_TAG = "ferry.sha256"
+SHA256_TAG, VARIANT_TAG = "ferry.sha256", "ferry.variant"
+SUPERSEDED_TAG = "ferry.superseded_by"
+"""Of a model whose variant was made anew in its run: the id of the newer one."""
+LOADER = Path(__file__).with_name("ferry_pyfunc.py")
+"""How MLflow opens a model that was sent; a copy of it lies in each."""
+PT2 = ".pt2"
 Pyfunc = Callable[[npt.NDArray[Any]], object]
 """Answers rows of the model's one input."""
 CPU = PROVIDERS["cpu"]
@@ -64,43 +70,130 @@ def mlflow_dataset(rows: Rows) -> Any:
     )
 
 
-def send_model(client: Any, run_id: str, model: Model, file: Callable[[str], Path]) -> None:
-    """Make the model of a run on the server, unless it is there; `file` finds its files."""
-    import mlflow.onnx
-    import onnx
+def send_model(client: Any, run_id: str, model: Model, file: Callable[[str], Path]) -> str:
+    """Make the model of a run on the server, and return its id; `file` finds its files.
 
-    if _models(client, run_id, f"tags.`{SHA256_TAG}` = '{model.sha256}'"):
-        return
-    experiment = client.get_run(run_id).info.experiment_id
-    made = client.create_logged_model(
-        experiment, model.model, run_id, tags={SHA256_TAG: model.sha256}
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "model"
-        mlflow.onnx.save_model(
-            onnx.load(file(model.file)),
-            str(target),
-            signature=mlflow_signature((model.inputs, model.outputs)),
-            save_as_external_data=False,  # one file, with the sha256 that the report gives
-            pip_requirements=model_requirements(),
+    The same file is kept once, however often it is sent, and what was left half made is finished.
+    Another one of the same name is another model. The older one stays, for a version in a registry
+    may be made of it, and is tagged as superseded.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    run = client.get_run(run_id)
+    known = _models(client, run, model.model)
+    tags = {SHA256_TAG: model.sha256, VARIANT_TAG: model.model}
+    made = next((one for one in known if one.tags.get(SHA256_TAG) == model.sha256), None)
+    if made is None:
+        flavour = "pytorch" if model.file.endswith(PT2) else "onnx"
+        made = client.create_logged_model(
+            run.info.experiment_id, model.model, run_id, tags=tags, model_type=flavour
         )
-        client.log_model_artifacts(made.model_id, str(target))
-    client.finalize_logged_model(made.model_id, "READY")
+    identifier: str = made.model_id
+    if str(made.status) != "READY":
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "model"
+            _save(model, file, target, made)
+            client.log_model_artifacts(identifier, str(target))
+        client.set_logged_model_tags(identifier, {"mlflow.note.content": _note(model, identifier)})
+        client.finalize_logged_model(identifier, "READY")
+    if identifier not in {one.model_id for one in run.outputs.model_outputs}:
+        client.log_outputs(run_id, [LoggedModelOutput(identifier, step=0)])
+    _supersede(client, known, identifier)
+    return identifier
 
 
 def model_of(client: Any, run_id: str, name: str) -> dict[str, str]:
-    """What tells that a metric is of a model of the run: its newest of that name."""
-    found = _models(client, run_id, f"name = '{name}'")
-    return {"model_id": found[0].model_id} if found else {}
+    """What tells that a metric is of a model of the run, and which rows it was measured on."""
+    run = client.get_run(run_id)
+    current = [one for one in _models(client, run, name) if SUPERSEDED_TAG not in one.tags]
+    if not current:
+        return {}
+    told: dict[str, str] = {"model_id": current[0].model_id}
+    for one in run.inputs.dataset_inputs:
+        if "evaluation" in {tag.value for tag in one.tags}:
+            told |= {"dataset_name": one.dataset.name, "dataset_digest": one.dataset.digest}
+    return told
 
 
-def _models(client: Any, run_id: str, condition: str) -> list[Any]:
-    experiment = client.get_run(run_id).info.experiment_id
-    return list(
-        client.search_logged_models(
-            [experiment], f"source_run_id = '{run_id}' AND {condition}", max_results=1
-        )
+def _models(client: Any, run: Any, name: str) -> list[Any]:
+    """The models of a run that have a name."""
+    condition = f"source_run_id = '{run.info.run_id}' AND name = '{name}'"
+    return list(client.search_logged_models([run.info.experiment_id], condition))
+
+
+def _supersede(client: Any, known: list[Any], current: str) -> None:
+    """Tag the models that are not the current one, and only those."""
+    for one in known:
+        by = one.tags.get(SUPERSEDED_TAG)
+        if one.model_id == current and by:
+            client.delete_logged_model_tag(current, SUPERSEDED_TAG)
+        elif one.model_id != current and by != current:
+            client.set_logged_model_tags(one.model_id, {SUPERSEDED_TAG: current})
+
+
+def _note(model: Model, identifier: str) -> str:
+    """How to use it, in Markdown, which MLflow's page of the model begins with."""
+    (rows, *_) = model.inputs
+    call = f'mlflow.pyfunc.load_model("models:/{identifier}").predict({{"{rows.name}": rows}})'
+    return f"`{call}` takes {rows.takes()} and gives {', '.join(o.name for o in model.outputs)}."
+
+
+def _save(model: Model, file: Callable[[str], Path], folder: Path, made: Any) -> None:
+    """Write the folder that MLflow keeps of a model, without importing PyTorch."""
+    from mlflow.models import Model as Described
+    from mlflow.models.model import MLMODEL_FILE_NAME
+
+    described = Described(
+        artifact_path=made.artifact_location,
+        model_uuid=made.model_id,
+        model_id=made.model_id,
+        run_id=made.source_run_id,
     )
+    rows = np.load(file(model.example), allow_pickle=False)
+    options = {
+        "mlflow_model": described,
+        "signature": mlflow_signature((model.inputs, model.outputs)),
+        "input_example": {model.inputs[0].name: _texts_as_objects(rows)},
+        "code_paths": [str(LOADER)],
+    }
+    if model.file.endswith(PT2):
+        _save_program(file(model.file), folder, options)
+    else:
+        _save_onnx(file(model.file), folder, options)
+        described.flavors["python_function"]["loader_module"] = LOADER.stem
+        described.save(str(folder / MLMODEL_FILE_NAME))
+
+
+def _save_program(program: Path, folder: Path, options: Mapping[str, Any]) -> None:
+    import mlflow.pyfunc
+
+    version, *_ = str(installed_version("torch")).split("+")
+    options["mlflow_model"].add_flavor("pytorch", model_data="data", pytorch_version=version)
+    with tempfile.TemporaryDirectory() as place:
+        # By the name that MLflow looks for.
+        data = shutil.copyfile(program, Path(place) / f"model{PT2}")
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module=LOADER.stem,
+            data_path=str(data),
+            pip_requirements=[f"torch=={version}"],
+            **options,
+        )
+
+
+def _save_onnx(model: Path, folder: Path, options: Mapping[str, Any]) -> None:
+    import mlflow.onnx
+    import onnx
+
+    mlflow.onnx.save_model(
+        onnx.load(model),
+        str(folder),
+        save_as_external_data=False,
+        pip_requirements=model_requirements(),
+        onnx_execution_providers=[CPU],
+        **options,
+    )
+    shutil.copyfile(model, folder / "model.onnx")  # the very file, with the sha256 of its report
 
 
 def save_pyfunc(
@@ -112,23 +205,13 @@ def save_pyfunc(
     Runtime.
     """
     load_mlflow()
-    import mlflow.onnx
-    import onnx
-
-    options: dict[str, Any] = {
+    session: dict[str, Any] = {
         "extra_session_config": {"session.record_ep_graph_assignment_info": "1"}
     }
     if threads is not None:
-        options["intra_op_num_threads"] = threads
-    mlflow.onnx.save_model(
-        onnx.load(model),
-        str(folder),
-        signature=mlflow_signature(signature),
-        save_as_external_data=False,
-        pip_requirements=model_requirements(),
-        onnx_execution_providers=[CPU],
-        onnx_session_options=options,
-    )
+        session["intra_op_num_threads"] = threads
+    options = {"signature": mlflow_signature(signature), "onnx_session_options": session}
+    _save_onnx(model, folder, options)
 
 
 def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
@@ -150,10 +233,8 @@ def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
     name = session.get_inputs()[0].name
 
     def answer(rows: npt.NDArray[Any]) -> object:
-        # ONNX Runtime takes texts as objects.
-        values = rows.astype(object) if rows.dtype.kind == "U" else rows
         try:
-            return loaded.predict({name: values})
+            return loaded.predict({name: _texts_as_objects(rows)})
         except (MlflowException, *ORT_ERRORS) as error:
             raise ModelError(
                 f"MLflow refused its input: {one_line(error)[-MOST_CHARACTERS:]}"
@@ -161,6 +242,11 @@ def open_pyfunc(folder: Path) -> tuple[Pyfunc, ProviderProof]:
 
     # By ONNX Runtime's own record, which `save_pyfunc` asked it to keep.
     return answer, proof_of(session, CPU)
+
+
+def _texts_as_objects(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows as ONNX Runtime takes them."""
+    return rows.astype(object) if rows.dtype.kind == "U" else rows
 
 
 def mlflow_schema(tensors: tuple[TensorInfo, ...]) -> Any:
