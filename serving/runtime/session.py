@@ -61,6 +61,8 @@ OTHER_FILES = {
     ),
 }
 """What files are that people take for models, by their suffix."""
+GRAPH_KEY, NO_GRAPH = "gpu_graph_id", "-1"
+"""The option of a call that names its captured graph; without it all shapes would share one."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -261,7 +263,7 @@ def _session(
         maps=maps,
         classes=classes,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
-        run_options=onnxruntime.RunOptions(),
+        run_options=_run_options(settings),
         output_names=[output.name for output in outputs],
     )
 
@@ -327,6 +329,14 @@ def _options(settings: SessionSettings, provider: str, profile: Path | None) -> 
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     level = LEVELS[settings.optimize]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    return options
+
+
+def _run_options(settings: SessionSettings) -> Any:
+    """Of calls on memory that is not bound, which a graph must not be captured of."""
+    options = onnxruntime.RunOptions()
+    if settings.cuda_graph:
+        options.add_run_config_entry(GRAPH_KEY, NO_GRAPH)
     return options
 
 
