@@ -86,12 +86,15 @@ class Norm(nn.Module):
 
     mean: Tensor
     variance: Tensor
+    scale: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(width))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
+        # torch's CUDA kernel for channels last gives a shift without a scale no gradient.
+        self.register_buffer("scale", torch.ones(width), persistent=False)
 
     def forward(self, planes: Tensor) -> Tensor:
         """Float32 [batch, width, H, W] to the same; the statistics keep 0.6 of their last value."""
@@ -99,7 +102,8 @@ class Norm(nn.Module):
             planes,
             self.mean,
             self.variance,
-            bias=self.shift * SHIFT_GAIN,
+            self.scale,
+            self.shift * SHIFT_GAIN,
             training=self.training,
             momentum=0.4,
         )

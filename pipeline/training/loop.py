@@ -227,7 +227,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(
             team.device.type, enabled=self.precision == torch.float16
         )
-        self.average = _average(graph, self.config.ema)
+        self.average = MovingAverage(graph, self.config.ema) if self.config.ema else None
 
     @property
     def lr(self) -> float:
@@ -303,6 +303,29 @@ class Stepper:
         except _LostError:
             loss = math.nan
         return outputs[0], torch.tensor(loss, device=inputs.device)
+
+
+class MovingAverage(AveragedModel):
+    """torch's own of weights and buffers, without its wait for a GPU at every step.
+
+    torch moves its count of the steps to the GPU, which an exponential average does not ask for.
+    """
+
+    def __init__(self, graph: Graph, decay: float) -> None:
+        self.blend = get_ema_multi_avg_fn(decay)
+        super().__init__(graph, multi_avg_fn=self.blend, use_buffers=True)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards the weights of `model`, as they are after a step."""
+        if not self.n_averaged:
+            super().update_parameters(model)  # takes them as they are
+            return
+        kept, new = ([*one.parameters(), *one.buffers()] for one in (self.module, model))
+        pairs = [(mine.detach(), its.detach()) for mine, its in zip(kept, new, strict=True)]
+        for dtype in {mine.dtype for mine, _ in pairs}:
+            alike = [pair for pair in pairs if pair[0].dtype == dtype]
+            self.blend([mine for mine, _ in alike], [its for _, its in alike], 0)
+        self.n_averaged += 1
 
 
 def make_optimizer(weights: Iterable[nn.Parameter], config: TrainConfig) -> Optimizer:
@@ -381,9 +404,3 @@ def _precision(device: torch.device, config: TrainConfig) -> torch.dtype:
     if device.type != "cuda" or config.optimizer == "lbfgs":
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _average(graph: Graph, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(graph, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

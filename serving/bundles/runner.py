@@ -36,6 +36,7 @@ except ImportError as missing:
         raise
     sys.exit(f"runner: {missing}; pip install numpy onnxruntime")
 
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 FOLDER = Path(__file__).resolve().parent
 BATCH_ROWS = 32
 # Two bytes times two weights of 127, as ONNX: kernels that overflow do not answer SUM.
@@ -204,7 +205,12 @@ def _open(manifest: dict[str, Any], contents: dict[str, bytes], provider: str, t
     options = _options(asked, threads)
     if asked == "CPUExecutionProvider":
         _check_kernels(manifest["needs"], options)
-    model, chosen = contents["model.onnx"], [asked]
+    if asked in GPU_PROVIDERS and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(None):  # it prints what it did not find
+            onnxruntime.preload_dlls()
+    # TF32 keeps ten bits of what it multiplies: no longer the model that was proven.
+    exact = {"use_tf32": "0"} if asked == "CUDAExecutionProvider" else {}
+    model, chosen = contents["model.onnx"], [(asked, exact)]
     try:
         session = onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except ORT_ERRORS as error:

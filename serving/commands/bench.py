@@ -67,7 +67,7 @@ SERVER = "server"
     metavar="N",
     type=int,
     default=0,
-    help="Make N calls of mixed batch sizes and report how memory grew.",
+    help="On CPUs, make N calls of mixed batch sizes and report how memory grew.",
 )
 @click.option(
     "--cold-starts",

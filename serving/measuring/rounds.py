@@ -28,7 +28,7 @@ from serving.measuring.subject import (
 )
 from serving.measuring.timing import Timing, digits
 from serving.runtime.cores import allowed_cores
-from serving.runtime.settings import SessionSettings, parse_settings
+from serving.runtime.settings import GPU_PROVIDERS, SessionSettings, parse_settings
 
 Log = Callable[[str], None]
 """Is given a line before each step."""
@@ -53,8 +53,8 @@ class BenchOptions:
     num_rounds: int = 10
     """Turns that each subject gets."""
     growth_calls: int = 0
-    """Calls of mixed batch sizes after which memory is looked at, in ONNX Runtime and with the
-    first of the settings alone; 0 for none."""
+    """Calls of mixed batch sizes after which memory is looked at, in ONNX Runtime on a processor
+    and with the first of the settings alone; 0 for none."""
     num_cold_starts: int = 0
     scenarios: tuple[ScenarioPlan, ...] = ()
     """Of the first subject, with the first of the settings."""
@@ -245,7 +245,9 @@ def _look_at_memory(one: _RunningSubject, growth_calls: int, seed: int) -> None:
         return
     sizes, ask = [row.timing.batch_size for row in one.rows], one.process.ask
     try:
-        if growth_calls and one.process.spec.provider != TORCH:  # it is of ONNX Runtime's arena
+        if growth_calls and one.process.spec.provider not in (TORCH, *GPU_PROVIDERS):
+            # It is ONNX Runtime's arena, which a GPU has in its own memory. There each change of
+            # the batch size also costs a new plan of every convolution: minutes for nothing.
             found = ask("growth", num_calls=growth_calls, batch_sizes=sizes, seed=seed)
             one.growth = read_record(Growth, found, one.name)
         share = ask("share", batch_size=sizes[0])  # in a second session

@@ -110,8 +110,6 @@ class System:
     def lanes(self, sizes: Iterable[int]) -> list[Lane]:
         """One for each thread, ready for calls of all `sizes`; every call was made once."""
         sizes = list(sizes)
-        if self.settings.cuda_graph and len(sizes) > 1:
-            raise UsageError("cuda_graph=on replays one shape: a server needs batch size 1 with it")
         lanes: list[Lane] = [
             {size: self.call(size) for size in sizes} for _ in range(self.settings.parallel)
         ]

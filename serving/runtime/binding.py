@@ -10,6 +10,7 @@ such memory to one thread at a time: any number of threads ask, and each gets it
 """
 
 import functools
+import itertools
 import queue
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,12 +20,14 @@ import numpy as np
 
 from serving.errors import InputError
 from serving.runtime.providers import ORT_ERRORS, onnxruntime, runtime_reason
-from serving.runtime.session import Session
+from serving.runtime.session import GRAPH_KEY, Session
 from serving.runtime.settings import GPU_PROVIDERS
 from serving.runtime.tensors import Array
 
 DEVICE = "cuda"
 """Where the providers of GPUs keep their memory."""
+GRAPH_NUMBERS = itertools.count(1)
+"""No two bindings share a captured graph: a replay reads the memory that it was captured with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +61,13 @@ def bind(session: Session, feeds: Mapping[str, Array]) -> Bound:
         raise InputError(f"{texts[0]!r} holds texts, which cannot be bound: use binding=off")
     whole = session.whole(feeds)
     inputs = {name: np.array(array, order="C") for name, array in whole.items()}
-    outputs = _empty_outputs(session, inputs)
+    outputs = {name: np.zeros_like(array) for name, array in session.run(inputs).items()}
     binding = session.raw.io_binding()
-    run: Callable[[], object] = functools.partial(
-        session.raw.run_with_iobinding, binding, session.run_options
-    )
+    options = session.run_options
+    if session.settings.cuda_graph:
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry(GRAPH_KEY, str(next(GRAPH_NUMBERS)))
+    run: Callable[[], object] = functools.partial(session.raw.run_with_iobinding, binding, options)
     if session.provider in GPU_PROVIDERS:
         run = _on_device(binding, run, inputs, outputs)
         return Bound(inputs=inputs, outputs=outputs, call=run)
@@ -97,21 +102,6 @@ def _on_device(
             np.copyto(array, values[name].numpy())
 
     return call
-
-
-def _empty_outputs(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Arrays for the answers, of the shapes that an unbound run gives, or that are declared."""
-    if not session.settings.cuda_graph:  # which captures its first run: that must be a bound one
-        return {name: np.zeros_like(array) for name, array in session.run(inputs).items()}
-    batch = len(next(iter(inputs.values())))
-    outputs: dict[str, Array] = {}
-    for info in session.outputs:
-        rest = [axis for axis in info.shape[1:] if isinstance(axis, int)]
-        if len(rest) < len(info.shape[1:]):
-            raise InputError(f"output {info.name} has a free axis, which cuda_graph cannot have")
-        first = [batch] if info.shape else []
-        outputs[info.name] = np.zeros([*first, *rest], info.dtype)
-    return outputs
 
 
 def can_bind(session: Session) -> bool:

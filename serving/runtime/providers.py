@@ -6,7 +6,7 @@ The first import of onnxruntime happens here, so that its settings are made once
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from serving.errors import ProviderError, UnknownNameError, one_line
@@ -43,6 +43,8 @@ ORT_ERRORS = (
     ort_state.NotImplemented,
     ort_state.RuntimeException,
 )
+BROKEN_MODEL = (ort_state.InvalidProtobuf, ort_state.InvalidGraph, ort_state.NoModel)
+"""What no provider can run, so that it is not to blame."""
 LIBRARIES: Mapping[str, str] = {
     "cuda": "libonnxruntime_providers_cuda.so",
     "tensorrt": "libonnxruntime_providers_tensorrt.so",
@@ -88,15 +90,20 @@ def provider_options(settings: SessionSettings, provider: str) -> dict[str, str]
     return {}
 
 
-def why_not(provider: str, error: Exception) -> str:
-    """Why a provider did not start, naming the library that is missing if it is one."""
+def why_not(provider: str, error: Exception, left: Callable[[], set[str]] = set) -> str:
+    """Why a provider did not start, naming the library that is missing if it is one.
+
+    `left` finds the operators that it would leave to the CPU.
+    """
     library = _missing_library(provider)
     if library:
         return f"it needs {library}, which is not there"
     text = runtime_reason(error)
-    if "fallback to CPU EP has been explicitly disabled" in text:
-        return "it did not start, or cannot run every node (are its driver and libraries there?)"
-    return text
+    if "fallback to CPU EP has been explicitly disabled" not in text:
+        return text
+    if operators := left():
+        return f"it leaves {', '.join(sorted(operators))} to the CPU"
+    return "it did not start (are its driver and libraries there?)"
 
 
 def runtime_reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ when it runs `probe.onnx`.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from serving.runtime.classes import ClassOutputs, Task, can_be_label, class_outp
 from serving.runtime.cores import allowed_cores
 from serving.runtime.onnxfile import class_labels
 from serving.runtime.providers import (
+    BROKEN_MODEL,
     ORT_ERRORS,
     PROVIDERS,
     built_in_providers,
@@ -61,6 +63,8 @@ OTHER_FILES = {
     ),
 }
 """What files are that people take for models, by their suffix."""
+GRAPH_KEY, NO_GRAPH = "gpu_graph_id", "-1"
+"""The option of a call that names its captured graph; without it all shapes would share one."""
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -261,7 +265,7 @@ def _session(
         maps=maps,
         classes=classes,
         call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
-        run_options=onnxruntime.RunOptions(),
+        run_options=_run_options(settings),
         output_names=[output.name for output in outputs],
     )
 
@@ -330,6 +334,14 @@ def _options(settings: SessionSettings, provider: str, profile: Path | None) -> 
     return options
 
 
+def _run_options(settings: SessionSettings) -> Any:
+    """Of calls on memory that is not bound, which a graph must not be captured of."""
+    options = onnxruntime.RunOptions()
+    if settings.cuda_graph:
+        options.add_run_config_entry(GRAPH_KEY, NO_GRAPH)
+    return options
+
+
 def _create(
     content: bytes, options: Any, settings: SessionSettings, provider: str, label: str
 ) -> Any:
@@ -342,12 +354,27 @@ def _create(
         chosen = [(asked, provider_options(settings, provider))]
         return onnxruntime.InferenceSession(content, options, providers=chosen, enable_fallback=0)
     except ORT_ERRORS as error:
-        if provider == "cpu":
+        if provider == "cpu" or isinstance(error, BROKEN_MODEL):
             raise ModelError(f"{label} cannot be loaded: {runtime_reason(error)}") from error
+        left = functools.partial(_left_to_the_cpu, content, settings, provider)
         raise ProviderError(
-            f"{asked} does not run {label} on this machine: {why_not(provider, error)}; "
+            f"{asked} does not run {label} on this machine: {why_not(provider, error, left)}; "
             f"`ferry doctor` says which providers do"
         ) from error
+
+
+def _left_to_the_cpu(content: bytes, settings: SessionSettings, provider: str) -> set[str]:
+    """The operators that a provider cannot run; none where it does not start."""
+    asked, options = PROVIDERS[provider], _options(settings, "cpu", None)
+    chosen = [(asked, provider_options(settings, provider)), PROVIDERS["cpu"]]
+    try:
+        raw = onnxruntime.InferenceSession(content, options, providers=chosen, enable_fallback=0)
+    except ORT_ERRORS:
+        return set()
+    if asked not in raw.get_providers():
+        return set()
+    parts = raw.get_provider_graph_assignment_info()
+    return {node.op_type for part in parts if part.ep_name != asked for node in part.get_nodes()}
 
 
 def _info(value: Any) -> TensorInfo:

@@ -48,7 +48,7 @@ class SessionSettings:
     optimize: Level = "all"
     """How much ONNX Runtime may rewrite the graph."""
     cuda_graph: bool = False
-    """Whether a call replays the kernels of the first one; needs `binding` and one shape."""
+    """Whether a call replays the kernels of the first one of its shape; needs `binding`."""
     tf32: bool = False
     """Whether fp32 products keep ten bits of their factors: no longer the trained model."""
     nhwc: bool = False

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import sample_metrics
 from sample_metrics import cell
 
-from pipeline.config.experiment import GateConfig
+from pipeline.config.experiment import GateConfig, Params
 from pipeline.proof.gate import (
     QUANTITIES,
     Evidence,
@@ -20,8 +21,17 @@ from pipeline.proof.gate import (
 )
 from pipeline.records.parity import BatchDifference, Cell, TargetErrors, VariantParity
 
+LOGIT = 50
+"""About the largest that the experiments give."""
 NOTHING = GateConfig.only(batch_diff=1e-4)
 ROWS = 360
+
+
+def test_half_precision_may_round_otherwise_in_another_batch(params: Params) -> None:
+    step = float(np.spacing(np.float16(LOGIT)))
+    for experiment in params.experiments.values():
+        limit = experiment.parity.fp16.batch_diff
+        assert limit is None or limit >= step, experiment.name
 
 
 def outside(cells: Sequence[Cell], rows: int, limits: GateConfig) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training import OFF, with_train
 from training import run as train
 
@@ -20,7 +21,13 @@ from pipeline.network.graph import Graph, head_of
 from pipeline.records.ready import Split
 from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
-from pipeline.training.loop import Stepper, TrainingLoop, make_optimizer, make_scheduler
+from pipeline.training.loop import (
+    MovingAverage,
+    Stepper,
+    TrainingLoop,
+    make_optimizer,
+    make_scheduler,
+)
 
 CPU = torch.device("cpu")
 
@@ -221,6 +228,23 @@ def test_the_moving_average_follows_the_weights(tiny: Experiment) -> None:
     stepper.step(INPUTS, LABELS)
     second = stepper.graph.network.weight.detach()
     torch.testing.assert_close(stepper.served().network.weight, 0.75 * first + 0.25 * second)
+
+
+def test_the_moving_average_is_torchs_own(tiny: Experiment) -> None:
+    loop = make(tiny)
+    loop.stepper.graph.network.register_buffer("steps", torch.tensor(4))
+    ours = MovingAverage(loop.stepper.graph, 0.9)
+    theirs = AveragedModel(
+        loop.stepper.graph, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    for _ in range(3):
+        run(loop, 1)
+        loop.stepper.graph.network.steps += 10
+        ours.update_parameters(loop.stepper.graph)
+        theirs.update_parameters(loop.stepper.graph)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
 
 
 def test_a_line_search_reaches_the_bottom(tiny: Experiment) -> None:

@@ -216,3 +216,17 @@ def test_wrong_settings_are_refused_by_path(
 ) -> None:
     settings, shape = CASES[name]
     assert expected in refused(name, settings | wrong, shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize("name", models.names())
+def test_every_weight_learns_on_cuda(name: str) -> None:
+    network = case(name).to("cuda", memory_format=torch.channels_last).train()
+    inputs = rows(CASES[name][1], 4).cuda()
+    if inputs.ndim == 4:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    with torch.autocast("cuda", torch.bfloat16):
+        network(inputs).float().square().sum().backward()
+    trained = [one for one in network.parameters() if one.requires_grad]
+    assert all(one.grad is not None and one.grad.shape == one.shape for one in trained)

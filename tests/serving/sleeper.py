@@ -40,6 +40,9 @@ class Sleeper:
 
         return call
 
+    def share(self, _batch_size: int) -> None:
+        return None
+
     def gpu_bytes(self) -> int | None:
         return None
 

@@ -23,7 +23,8 @@ from serving.errors import (
 from serving.files import dump_json, read_record, sha256_of_file
 from serving.measuring.bench import bench
 from serving.measuring.report import BEFORE, BenchReport
-from serving.measuring.rounds import BenchOptions
+from serving.measuring.rounds import BenchFindings, BenchOptions, measure
+from serving.measuring.subject import SubjectSpec
 
 QUICK = BenchOptions(batch_sizes=(1, 4), seconds=0.02, num_rounds=2, threads=(1,))
 CPU = "CPUExecutionProvider"
@@ -161,6 +162,15 @@ def test_memory_is_looked_at_after_many_calls(report):
     assert growth.num_calls == 200
     assert growth.batch_sizes == (1, 4)
     assert growth.drift_bytes < 8 * 2**20
+
+
+@pytest.mark.parametrize(("provider", "looked"), [("cpu", True), ("cuda", False)])
+def test_the_arena_of_a_gpu_is_not_in_this_memory(monkeypatch, provider, looked):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    spec = SubjectSpec(name="sleeper", provider=provider, module="sleeper", setup={})
+    findings = BenchFindings()
+    measure([spec], quick(batch_sizes=(1, 2), growth_calls=20), findings, lambda _: None)
+    assert (only(findings).growth is not None) == looked
 
 
 def test_cold_starts_take_longer_than_calls(report):

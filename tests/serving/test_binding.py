@@ -87,6 +87,22 @@ def test_memory_of_a_gpu_is_bound(graph):
         np.testing.assert_allclose(bound.run()["logits"], expected, atol=1e-4)
 
 
+@pytest.mark.gpu
+def test_a_captured_graph_is_of_one_binding_alone():
+    if reason := usable_providers().get("cuda", "not part of this onnxruntime"):
+        pytest.skip(f"cuda: {reason}")
+    settings = SessionSettings(threads=1, binding=True, cuda_graph=True)
+    session, cpu = session_of(provider="cuda", settings=settings), session_of()
+    bindings = [bind(session, {"inputs": rows}) for rows in (ROWS, ROWS[:2], ROWS)]
+    for bound in (*bindings, *reversed(bindings)):
+        rows = bound.inputs["inputs"]
+        rows += 1
+        expected = cpu.run({"inputs": rows})["logits"]
+        np.testing.assert_allclose(bound.run()["logits"], expected, atol=1e-4)
+        unbound = session.run({"inputs": rows[:1]})["logits"]
+        np.testing.assert_allclose(unbound, expected[:1], atol=1e-4)
+
+
 BOUND = SessionSettings(threads=1, parallel=2, binding=True)
 
 

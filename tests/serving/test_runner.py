@@ -13,6 +13,7 @@ from tiny_kinds import TEXTS, Copies, autoencoder_contents, errors, halved, posi
 
 from serving.bundles.bundle import Golden, open_bundle
 from serving.bundles.writing import write_bundle
+from serving.runtime.session import usable_providers
 
 RUNNER = Path(__file__).parents[2] / "serving" / "bundles" / "runner.py"
 
@@ -162,6 +163,14 @@ def test_a_golden_difference_over_the_limit(device: Path) -> None:
 def test_a_runtime_that_is_too_old(device: Path) -> None:
     forge(device, minimum_runtime="9.9")
     refused(run(device, "selftest"), "needs onnxruntime 9.9 or newer")
+
+
+@pytest.mark.gpu
+def test_a_gpu_passes_the_self_test(device: Path) -> None:
+    if reason := usable_providers().get("cuda", "not part of this onnxruntime"):
+        pytest.skip(f"cuda: {reason}")
+    done = run(device, "selftest", "--provider", "cuda")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("provider", ["coreml", "CUDA"])

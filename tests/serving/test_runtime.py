@@ -72,7 +72,9 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_without_a_missing_library_the_reason_is_the_runtimes_own() -> None:
-    assert why_not("cpu", HIDDEN).startswith("it did not start, or cannot run every node")
+    assert why_not("cpu", HIDDEN).startswith("it did not start (are its driver")
+    left = why_not("cpu", HIDDEN, lambda: {"StringSplit", "Cast"})
+    assert left == "it leaves Cast, StringSplit to the CPU"
     assert why_not("cpu", RuntimeError("no such device.\n")) == "no such device"
 
 

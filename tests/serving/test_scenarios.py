@@ -101,12 +101,6 @@ def test_bound_memory_is_called_as_it_lies() -> None:
     assert all((rows == -1).all() and len(rows) == 8 for rows in subject.asked)
 
 
-def test_a_graph_of_one_shape_serves_no_batches_of_any_size() -> None:
-    settings = SessionSettings(threads=1, binding=True, cuda_graph=True)
-    with pytest.raises(UsageError, match="cuda_graph=on replays one shape"):
-        run_server(System(Steady(call_ms=0), settings, 4), load(100, 10))
-
-
 # Server
 
 

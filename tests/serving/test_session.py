@@ -8,11 +8,12 @@ import onnxruntime
 import pytest
 import tiny_onnx
 from tiny_classifier import LABELS, classifier, expected_scores, images
+from tiny_kinds import text_classifier
 
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError, UsageError
 from serving.files import sha256_of_file
 from serving.runtime.cores import allowed_cores
-from serving.runtime.providers import PROVIDERS
+from serving.runtime.providers import PROVIDERS, built_in_providers
 from serving.runtime.session import ProviderProof, open_session, usable_providers
 from serving.runtime.settings import SessionSettings
 from serving.runtime.tensors import TensorInfo
@@ -182,6 +183,21 @@ def test_a_gpu_runs_every_node_and_answers_as_numpy_does(provider: str) -> None:
     rows = images(9)
     outputs = session.run({"images": rows})
     np.testing.assert_allclose(outputs["probabilities"], expected_scores(rows), atol=1e-5)
+
+
+def test_a_broken_model_is_not_the_providers_fault() -> None:
+    if "cuda" not in built_in_providers():
+        pytest.skip("CUDA is not part of this onnxruntime")
+    with pytest.raises(ModelError, match="cannot be loaded: 7 : INVALID_PROTOBUF"):
+        open_session(b"no model", provider="cuda")
+
+
+@pytest.mark.gpu
+def test_what_a_gpu_cannot_run_is_named() -> None:
+    if reason := usable_providers().get("cuda", "not part of this onnxruntime"):
+        pytest.skip(f"cuda: {reason}")
+    with pytest.raises(ProviderError, match=r"it leaves .*StringSplit.* to the CPU"):
+        open_session(text_classifier(), provider="cuda")
 
 
 @pytest.mark.parametrize("text", [b"inputs", b"logits", b"someone"])
