@@ -31,7 +31,6 @@ def run(project: Project, folder: Path, **changes: object) -> BenchmarkReport:
         files_in(folder, "benchmark"),
         folder / "plots",
         experiment=replace(project.experiment, benchmark=config),
-        skipped={"fp16": "no smaller"},
         track=bool(track),
         log=log,  # type: ignore[arg-type]
     )
