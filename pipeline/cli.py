@@ -51,6 +51,7 @@ SECTIONS = {
         "data": (PROJECT, "Show what DATASET holds, and what may be wrong with it."),
         "track": (PROJECT, "Tell how much MLflow has of each run, and send it the rest."),
         "results": (TOOLS, "Print what was measured here, of every variant."),
+        "lineage": (PROJECT, "Trace a model or its predictions back to data and commit."),
         "ui": (PROJECT, "Serve MLflow's pages of the project's runs, until Ctrl-C."),
     },
 }

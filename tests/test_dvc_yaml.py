@@ -16,6 +16,7 @@ from settings_read import sections_read, takes_experiment
 from pipeline.cli import ferry
 from pipeline.config import layout
 from pipeline.config.experiment import Defaults, Experiment, RegressionDefaults
+from pipeline.project.new import artifact
 
 DVC_YAML: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = DVC_YAML["stages"]
@@ -292,6 +293,14 @@ def test_a_stage_waits_for_what_it_reads(stage: str) -> None:
     expected = {with_names(path) for path in (layout.ready("DATA"), *MADE_BEFORE[stage])}
     data = [path for path in body(stage)["deps"] if not is_code(path)]
     assert set(data) == expected
+
+
+def test_the_bundle_of_each_experiment_is_an_artifact() -> None:
+    experiments = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
+    lines = [
+        artifact(name, one["dataset"], one["model"]["name"]) for name, one in experiments.items()
+    ]
+    assert (ROOT / "dvc.yaml").read_text().endswith("\n".join(["artifacts:", *lines, ""]))
 
 
 @pytest.mark.parametrize("stage", STAGES)
