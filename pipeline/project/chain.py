@@ -28,6 +28,8 @@ LARGE_BYTES = 100 * 2**20
 """Of a data set: a quarter of a second of hashing."""
 GIT_SECONDS = 10
 DIRTY = "-dirty"
+COMMIT = re.compile(r"[0-9a-f]{7,64}")
+"""No option of git's."""
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 TRAINED = ("dataset", "epochs", "model", "train")
 """The parts of an experiment's section that are trained with."""
@@ -121,11 +123,9 @@ class Chain:
         if overrides:
             options = " ".join(f"--set {key}={value}" for key, value in overrides.items())
             link = replace(link, detail=f"{link.detail}, with {options}")
-        path = self.root / layout.PARAMS
-        if not path.is_file():
+        if not self.settings:
             return replace(link, state="not here")
-        document = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-        other = self._other_setting(document)
+        other = self._other_setting()
         return replace(link, state="broken", detail=f"{layout.PARAMS}: {other}") if other else link
 
     def revision(self) -> Link:
@@ -134,7 +134,7 @@ class Chain:
         commit = told.removesuffix(DIRTY)
         short = commit[:12] + told[len(commit) :]
         link = Link(name="git", subject=short, fingerprint=commit, state="proven", detail="")
-        if commit == "unknown":
+        if not COMMIT.fullmatch(commit):
             return replace(link, fingerprint="", state="unknown", detail="trained outside of git")
         shown = self._git("log", "-1", "--format=%cs %s", commit)
         if not shown and self._git("rev-parse", "--git-dir"):
@@ -154,34 +154,26 @@ class Chain:
 
     def onnx(self, variant: str) -> Link:
         """The ONNX file of a variant, of those weights."""
-        path, made = layout.variant(self.experiment, variant), self.recorded(variant)
-        parity = self.report("parity")
-        proven = at(parity, "variants", variant, "sha256")
-        records = {"export.json" if variant == "fp32" else "quantize.json": made}
-        link = self._file(
-            f"onnx {variant}", path, records | ({"parity.json": proven} if proven else {})
-        )
+        weights, parity = self.trained.weights_sha256, self.reports["parity"]
+        made_by = "export.json" if variant == layout.VARIANTS[0] else "quantize.json"
+        compared = at(parity, "variants", variant)
+        recorded = {made_by: self.recorded(variant), "parity.json": at(compared, "sha256") or ""}
+        link = self._file(f"onnx {variant}", layout.variant(self.experiment, variant), recorded)
         if link.state == "broken":
             return link
-        parents = {
-            "export.json": (
-                at(self.report("export"), "weights_sha256"),
-                self.trained.weights_sha256,
-            ),
-            "parity.json": (at(parity, "weights_sha256"), self.trained.weights_sha256),
-        }
-        if variant != "fp32":
-            parents["quantize.json"] = (
-                at(self.report("quantize"), "model_sha256"),
-                self.recorded("fp32"),
-            )
-        for record, (found, expected) in parents.items():
+        parents = [
+            ("export.json", at(self.reports["export"], "weights_sha256"), weights),
+            ("parity.json", at(parity, "weights_sha256"), weights),
+        ]
+        if made_by == "quantize.json":
+            exported = self.recorded(layout.VARIANTS[0])
+            parents.append((made_by, at(self.reports["quantize"], "model_sha256"), exported))
+        for record, found, expected in parents:
             if found and found != expected:
                 return _broken(link, f"{record} is about {found[:12]}…", expected)
-        gate = {True: "passed", False: "FAILED"}.get(
-            at(parity, "variants", variant, "passed"), "not run"
-        )
-        return replace(link, detail=f"parity {gate}")
+        if link.state == "proven" and compared:
+            link = replace(link, detail=f"parity {'passed' if compared['passed'] else 'FAILED'}")
+        return link
 
     def bundle(self, folder: Path) -> Link:
         """A bundle of this experiment; one that lies elsewhere may be of an earlier run."""
@@ -200,9 +192,8 @@ class Chain:
         ]
         made_here = folder == layout.bundle(self.experiment)
         if made_here:
-            same.append(
-                ("bundle.json", _digest_as_made(bundle), at(self.report("bundle"), "digest"))
-            )
+            digest = at(self.reports["bundle"], "digest")
+            same.append(("bundle.json", _digest_as_made(bundle), digest))
         for what, found, expected in same:
             if expected and found != expected:
                 wrong = _broken(link, f"its manifest has {found[:12]}… for {what}", expected)
@@ -223,23 +214,32 @@ class Chain:
         wrong = [*contradictions(stages, self.root, unread)]
         wrong += [other for one in stages if one.params and (other := self._other_locked(one))]
         if wrong:
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             again = f"`dvc repro {stages[-1].name}` settles it"
-            return replace(link, state="broken", detail=f"{'; '.join(wrong)}; {again}")
+            return replace(link, state="broken", detail=f"{wrong[0]}{more}; {again}")
         return replace(link, detail=f"{len(stages)} stages agree with the files")
 
     # What is recorded
 
-    def report(self, stage: str) -> Mapping[str, Any]:
-        """What a stage wrote, {} where it has not run."""
-        path = self.root / layout.details(self.experiment, stage)
-        found: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-        return found
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """What params.yaml has now, {} where it is not there."""
+        path = self.root / layout.PARAMS
+        there = path.is_file()
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path)) if there else {}
+
+    @cached_property
+    def reports(self) -> Mapping[str, Any]:
+        """What the stages after the training wrote, {} for one that has not run."""
+        stages = ("export", "quantize", "parity", "bundle")
+        paths = {stage: self.root / layout.details(self.experiment, stage) for stage in stages}
+        return {stage: read_json(path) if path.is_file() else {} for stage, path in paths.items()}
 
     def recorded(self, variant: str) -> str:
         """The sha256 of a variant's file, by the stage that made it; "" where none did."""
-        if variant == "fp32":
-            return str(at(self.report("export"), "sha256") or "")
-        return str(at(self.report("quantize"), "variants", variant, "sha256") or "")
+        if variant == layout.VARIANTS[0]:
+            return str(at(self.reports["export"], "sha256") or "")
+        return str(at(self.reports["quantize"], "variants", variant, "sha256") or "")
 
     def locked(self, *names: str) -> tuple[LockedStage, ...]:
         """Stages as dvc.lock has them."""
@@ -264,35 +264,28 @@ class Chain:
         folder = self.root / layout.ready(self.trained.dataset)
         return self.deep or sum(one.stat().st_size for one in folder.glob("*")) <= LARGE_BYTES
 
-    def _other_setting(self, document: Any) -> str:
+    def _other_setting(self) -> str:
         """The first setting that params.yaml has otherwise than the weights were trained with."""
-        own = at(document, "experiments", self.experiment)
+        defaults = at(self.settings, "defaults")
+        own = at(self.settings, "experiments", self.experiment)
         if own is None:
             return f"experiments.{self.experiment} is not there any more"
-        defaults = at(document, "defaults")
         places = [own, *([at(defaults, "regression")] if self.trained.targets else []), defaults]
         settings = {**self.trained.settings, "dataset": self.trained.dataset}
         for key, text in settings.items():
-            now = next(
-                (one for place in places if (one := at(place, *key.split("."))) is not None), None
-            )
+            found = (at(place, *key.split("."), otherwise=NOTHING) for place in places)
+            now = next((one for one in found if one is not NOTHING), None)
             if key not in self.trained.overrides and now != parse_yaml(text, key):
                 return f"{key} is {now}, the weights were trained with {text}"
-        new = [
-            key for key in _keys({part: own.get(part) for part in TRAINED}) if key not in settings
-        ]
+        trained = {part: own[part] for part in TRAINED if part in own}
+        new = [key for key in _keys(trained) if key not in settings]
         return f"{new[0]} is new since the weights were trained" if new else ""
 
     def _other_locked(self, stage: LockedStage) -> str:
         """The first setting that dvc.lock has otherwise than params.yaml."""
-        path = self.root / layout.PARAMS
-        document = (
-            parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
-        )
-        for key, value in stage.params.items():
-            now = at(document, *key.split("."))
-            if document is not None and _as_dvc_reads(now) != _as_dvc_reads(value):
-                return f"{stage.name} ran with another {key} than params.yaml has"
+        for key, value in stage.params.items() if self.settings else ():
+            if _as_dvc_reads(at(self.settings, *key.split("."))) != _as_dvc_reads(value):
+                return f"{stage.name} ran with another {key} than {layout.PARAMS} has"
         return ""
 
     def _git(self, *arguments: str) -> str:
@@ -300,10 +293,13 @@ class Chain:
         return output_of(command, seconds=GIT_SECONDS).decode(errors="replace").strip()
 
 
-def at(node: Any, *keys: str) -> Any:
-    """What lies at a path of plain values; None where nothing does."""
+NOTHING = object()
+
+
+def at(node: Any, *keys: str, otherwise: object = None) -> Any:
+    """What lies at a path of plain values; `otherwise` where nothing does."""
     for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
+        node = node.get(key, otherwise) if isinstance(node, Mapping) else otherwise
     return node
 
 
