@@ -288,7 +288,7 @@ BITS = {
     "onnx fp32": (f"models/{NAME}/model.onnx", flipped),
     "onnx int8": (f"models/{NAME}/quantized/model.int8.onnx", flipped),
     "bundle": (f"bundles/{NAME}/golden.npz", flipped),
-    "dvc.lock": ("dvc.lock", edited(r"(export@.*outs:.*?md5: )\w{8}", r"\g<1>00000000")),
+    "dvc.lock": ("dvc.lock", edited(r"(export@.*?outs:.*?md5: )\w{8}", r"\g<1>00000000")),
     "predictions": ("out.csv.manifest.jsonl", edited(r'(model_sha256": ")\w{8}', r"\g<1>00000000")),
 }
 
@@ -355,6 +355,6 @@ def test_a_colleague_restores_what_is_proven_and_measures_what_is_fast(
     assert "measured on another machine" in shown.stderr
     done = run(theirs, "dvc", "repro", f"bundle@{NAME}", processor="another one")
     measured = [f"{stage}@{NAME}" for stage in ("quantize", "benchmark", "bundle")]
-    assert ran(done) == ["pull@digits", "machine", *measured]
+    assert sorted(ran(done)) == sorted(["pull@digits", "machine", *measured])
     shown = run(theirs, "ferry", "results", "--json", processor="another one")
     assert None not in {row["p50_ms"] for row in json.loads(shown.stdout)}

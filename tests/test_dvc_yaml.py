@@ -283,7 +283,7 @@ MADE_BEFORE = {
     "benchmark": [layout.weights("NAME"), *MODELS, layout.MACHINE],
     "bundle": [
         *MODELS,
-        *(layout.details("NAME", stage) for stage in ("train", "parity", "benchmark")),
+        *(layout.details("NAME", stage) for stage in ("train", "quantize", "parity", "benchmark")),
     ],
 }
 
