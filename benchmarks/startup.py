@@ -1,18 +1,22 @@
-"""How long `ferry --help` and a misspelt name take, beside the least that they could.
+"""How long `ferry --help`, a misspelt name and `ferry lineage` take, beside what they may.
 
 Run: python benchmarks/startup.py [--publish docs/results]
 
 Whole processes in interleaved pairs, after a warm-up; a figure is the median of the ratios. The
 help is held against `python -c "import argparse"`, and the misspelt experiment of a command against
-that of `ferry train`, which has nothing to import before it looks the name up.
+that of `ferry train`, which has nothing to import before it looks the name up. A lineage is that of
+the first bundle of this checkout, or of a small ONNX file where there is none.
 """
 
 import functools
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from benching import Line, parser, show
 
@@ -24,6 +28,8 @@ COMPILED = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRIT
 HEAVY = ("numpy", "torch", "onnxruntime", "mlflow")
 ARGPARSE = [sys.executable, "-c", "import argparse"]
 TYPO = "mnist-cn"
+PROBE = Path("serving/runtime/probe.onnx")
+NUM_RUNS = 9
 
 
 def main() -> None:
@@ -42,6 +48,7 @@ def lines() -> Iterator[Line]:
     for name in ("parity", "quantize", "results"):
         what = f"ferry {name} {TYPO} over ferry train {TYPO}"
         yield held(what, [ferry, name, TYPO], train, 1.2)
+    yield traced(ferry)
 
 
 def held(what: str, ours: list[str], other: list[str], aim: float) -> Line:
@@ -50,6 +57,20 @@ def held(what: str, ours: list[str], other: list[str], aim: float) -> Line:
     ratio = paired_ratio(first, second, seconds=SECONDS, seed=0)
     found = f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}, {ratio.num_pairs} pairs)"
     return Line(what, found, f"at most {aim}", ratio.median <= aim)
+
+
+def traced(ferry: str) -> Line:
+    """The seconds that a lineage takes, the median of whole processes."""
+    bundles = [manifest.parent for manifest in sorted(Path("bundles").glob("*/manifest.json"))]
+    command = [ferry, "lineage", str(next(iter(bundles), PROBE))]
+    taken = []
+    for _ in range(NUM_RUNS + 1):
+        start = time.perf_counter()
+        run(command)
+        taken.append(time.perf_counter() - start)
+    found = statistics.median(taken[1:])
+    what = f"ferry lineage of {'a bundle' if bundles else 'an ONNX file'}"
+    return Line(what, f"{found:.2f} s ({NUM_RUNS} runs)", "at most 0.5 s", found <= 0.5)
 
 
 def run(command: list[str]) -> None:

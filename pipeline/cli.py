@@ -23,6 +23,7 @@ SECTIONS = {
         "pull": (STAGES, "Fetch the official files of DATASET and check them."),
         "preprocess": (STAGES, "Split DATASET into training, validation and test arrays."),
         "check": (STAGES, "Check the settings of EXPERIMENT before a stage runs with them."),
+        "machine": (STAGES, "Say what this machine is, for the stages that measure speed."),
         "train": (STAGES, "Train EXPERIMENT's model and record the run in MLflow."),
         "evaluate": (STAGES, "Look into EXPERIMENT's network: pictures, calibration, attacks."),
         "export": (STAGES, "Export a model to one ONNX graph: raw rows in, answer out."),
@@ -50,6 +51,7 @@ SECTIONS = {
         "data": (PROJECT, "Show what DATASET holds, and what may be wrong with it."),
         "track": (PROJECT, "Tell how much MLflow has of each run, and send it the rest."),
         "results": (TOOLS, "Print what was measured here, of every variant."),
+        "lineage": (PROJECT, "Trace a model or its predictions back to data and commit."),
         "ui": (PROJECT, "Serve MLflow's pages of the project's runs, until Ctrl-C."),
     },
 }

@@ -5,13 +5,17 @@ One project is built once; the tests run in the order of the file, and each leav
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+
+from pipeline.project.lineage import lineage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAME = "digits-cnn"
@@ -19,11 +23,17 @@ NAME = "digits-cnn"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command of this environment without a terminal and without any network."""
+def run(
+    folder: Path, *command: str, check: bool = True, processor: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment without a terminal and without any network.
+
+    With the name of a `processor` it takes the machine for another one.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1"}
     environment["FERRY_TRACK"] = "false"  # MLflow takes seconds to start
+    environment["FERRY_PROCESSOR"] = processor
     for name in ("FERRY_MIRROR", "MLFLOW_TRACKING_URI"):
         environment.pop(name, None)
     done = subprocess.run(
@@ -53,7 +63,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
     experiment = settings["experiments"][NAME]
     experiment["epochs"] = 3
-    experiment["evaluate"]["rows"] = 20
+    experiment["evaluate"] |= {"rows": 20, "steps": 2}
     experiment["benchmark"] |= {"batch_sizes": [1, 4], "seconds": 0.05, "threads": [1]}
     experiment["benchmark"] |= {"baselines": ["eager"], "growth_calls": 0, "cold_starts": 0}
     # Both variants are made, whatever else the machine does meanwhile.
@@ -61,6 +71,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment["quantize"] |= {"recipes": ["half", "static-u8u8"], "seconds": 0.05}
     experiment["parity"]["int8"]["flips"] = 20
     experiment["parity"]["int8"]["accuracy_loss"] = 5.0
+    experiment["parity"] |= {"batch_sizes": [1, 64], "levels": ["all"], "exporters": ["dynamo"]}
     settings["experiments"] = {NAME: experiment}
     settings["short"] = [NAME]
     settings["datasets"] = {"digits": settings["datasets"]["digits"]}
@@ -74,7 +85,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit(folder, "sources")
     shown = run(folder, "dvc", "metrics", "show")
     assert (shown.stdout, shown.stderr) == ("", "")
-    run(folder, "env", "FERRY_TRACK=true", "dvc", "repro")
+    run(folder, "env", "FERRY_TRACK=true", "dvc", "repro", f"train@{NAME}")
+    run(folder, "dvc", "repro")
     new = run(folder, "git", "status", "--short").stdout.splitlines()
     assert new == ["?? dvc.lock", f"?? metrics/{NAME}/", "?? plots/"]
     commit(folder, "results")
@@ -91,8 +103,13 @@ def restore(folder: Path) -> None:
     run(folder, "dvc", "checkout", "--force", "--quiet")
 
 
+def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The stages that `dvc repro` did not skip."""
+    return re.findall(r"^Running stage '(.*)':$", done.stdout, re.MULTILINE)
+
+
 def stale(folder: Path) -> list[str]:
-    """The stages that a change made stale; to pull is to look, which is done each time."""
+    """The stages that a change made stale; those that look outside of DVC are run each time."""
     found = json.loads(run(folder, "dvc", "status", "--json").stdout)
     return sorted(stage for stage, why in found.items() if why != ["always changed"])
 
@@ -114,9 +131,7 @@ def test_everything_has_been_made(project: Path) -> None:
 
 
 def test_what_is_done_is_not_done_again(project: Path) -> None:
-    done = run(project, "dvc", "repro")
-    ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
-    assert ran == ["Running stage 'pull@digits':", "Running stage 'pull@own':"]
+    assert ran(run(project, "dvc", "repro")) == ["pull@digits", "pull@own", "machine"]
 
 
 def test_a_change_of_the_users_own_data_makes_stale_what_was_made_of_it(project: Path) -> None:
@@ -239,3 +254,107 @@ def test_a_run_from_the_cache_needs_no_training(project: Path) -> None:
     assert "> ferry train" not in done.stdout
     assert (project / f"models/{NAME}/model.safetensors").exists()
     restore(project)
+
+
+# Lineage
+
+
+def flipped(path: Path, at: int = -1) -> None:
+    """Change one bit."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def edited(before: str, after: str) -> Callable[[Path], None]:
+    """Change the first match of a pattern."""
+
+    def edit(path: Path) -> None:
+        text, count = re.subn(before, after, path.read_text(), count=1, flags=re.DOTALL)
+        assert count
+        path.write_text(text)
+
+    return edit
+
+
+BITS = {
+    "data": ("data/ready/digits/train_inputs.npy", flipped),
+    "params": ("params.yaml", edited("lr: 0.01", "lr: 0.03")),
+    "git": (
+        f"reports/details/{NAME}/train.json",
+        edited(r'("git_revision": ")\w{8}', r"\g<1>00000000"),
+    ),
+    "weights": (f"models/{NAME}/model.safetensors", flipped),
+    "onnx fp32": (f"models/{NAME}/model.onnx", flipped),
+    "onnx int8": (f"models/{NAME}/quantized/model.int8.onnx", flipped),
+    "bundle": (f"bundles/{NAME}/golden.npz", flipped),
+    "dvc.lock": ("dvc.lock", edited(r"(export@.*?outs:.*?md5: )\w{8}", r"\g<1>00000000")),
+    "predictions": ("out.csv.manifest.jsonl", edited(r'(model_sha256": ")\w{8}', r"\g<1>00000000")),
+}
+
+
+def test_what_was_predicted_is_traced_back_to_data_and_commit(project: Path) -> None:
+    run(project, "ferry", "predict", f"bundles/{NAME}", "digits:test", "--output", "out.csv")
+    run(project, "ferry", "lineage", "out.csv")
+    found = json.loads(run(project, "ferry", "lineage", "out.csv", "--json").stdout)
+    links = {link["name"]: link for link in found["links"]}
+    assert found["experiment"] == NAME
+    assert {link["state"] for link in links.values()} == {"proven"}
+    assert links.keys() >= {"data", "params", "git", "weights", "onnx fp32", "dvc.lock"}
+    assert links["data"]["fingerprint"].endswith(".dir")
+    assert links["git"]["fingerprint"] == run(project, "git", "rev-parse", "HEAD~1").stdout.strip()
+
+
+@pytest.mark.parametrize("link", BITS)
+def test_one_bit_changed_is_told_at_its_link(project: Path, link: str) -> None:
+    name, change = BITS[link]
+    path, subject = project / name, "out.csv" if link == "predictions" else NAME
+    given = str(project / subject) if link == "predictions" else NAME
+    assert not lineage(given, project).broken
+    before = path.read_bytes()
+    try:
+        path.unlink()  # it may be shared with DVC's cache
+        path.write_bytes(before)
+        change(path)
+        assert lineage(given, project).broken[0].name == link
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", [f"models/{NAME}/model.safetensors", f"bundles/{NAME}"])
+def test_a_copy_is_known_by_its_hash(project: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(run(project, "cp", "-rv", name, str(tmp_path)).stdout.split("'")[3])
+    found = lineage(str(copy), project)
+    assert (found.experiment, found.broken) == (NAME, ())
+    flipped(copy if copy.is_file() else copy / "model.onnx")
+    assert lineage(str(copy), project).broken[-1].subject == str(copy)
+
+
+# A colleague
+
+
+def test_a_colleague_restores_what_is_proven_and_measures_what_is_fast(
+    project: Path, tmp_path: Path
+) -> None:
+    run(project, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    run(project, "dvc", "push")
+    commit(project, "remote")
+    run(project, "gto", "register", NAME)
+    fetched = tmp_path / "fetched"
+    run(tmp_path, "dvc", "artifacts", "get", str(project), NAME, "--out", str(fetched))
+    theirs = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(project), str(theirs))
+    settings = yaml.safe_load((theirs / "params.yaml").read_text())
+    settings["experiments"]["later"] = settings["experiments"][NAME]
+    (theirs / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    run(theirs, "dvc", "pull", "--allow-missing")
+    assert run(theirs, "ferry", "verify", str(fetched)).returncode == 0
+    assert run(theirs, "ferry", "verify", f"bundles/{NAME}").returncode == 0
+    shown = run(theirs, "ferry", "results", "--json", processor="another one")
+    assert {row["p50_ms"] for row in json.loads(shown.stdout)} == {None}
+    assert "measured on another machine" in shown.stderr
+    done = run(theirs, "dvc", "repro", f"bundle@{NAME}", processor="another one")
+    measured = [f"{stage}@{NAME}" for stage in ("quantize", "benchmark", "bundle")]
+    assert sorted(ran(done)) == sorted(["pull@digits", "machine", *measured])
+    shown = run(theirs, "ferry", "results", "--json", processor="another one")
+    assert None not in {row["p50_ms"] for row in json.loads(shown.stdout)}

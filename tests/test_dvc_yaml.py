@@ -16,13 +16,16 @@ from settings_read import sections_read, takes_experiment
 from pipeline.cli import ferry
 from pipeline.config import layout
 from pipeline.config.experiment import Defaults, Experiment, RegressionDefaults
+from pipeline.project.new import artifact
 
 DVC_YAML: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = DVC_YAML["stages"]
 WORKING = [name for name in STAGES if name != "short"]
 """Those that make something; the last one only gathers."""
-DEPENDING = [name for name in WORKING if name != "pull"]
-"""Those that run when what they depend on has changed; the first one always runs."""
+ALWAYS = ("pull", "machine")
+"""Those that look at what DVC does not know, and always run."""
+DEPENDING = [name for name in WORKING if name not in ALWAYS]
+"""Those that run when what they depend on has changed."""
 PER_EXPERIMENT = [
     name
     for name, stage in STAGES.items()
@@ -99,8 +102,8 @@ def with_names(path: Path) -> str:
 
 def test_the_stages_are_those_of_the_pipeline_in_order() -> None:
     assert list(STAGES) == [
-        *("pull", "preprocess", "check", "train", "evaluate", "export", "quantize", "parity"),
-        *("benchmark", "bundle", "report", "short"),
+        *("pull", "preprocess", "check", "machine", "train", "evaluate", "export", "quantize"),
+        *("parity", "benchmark", "bundle", "report", "short"),
     ]
 
 
@@ -200,6 +203,7 @@ OUTS = {
     "pull": [layout.raw("NAME")],
     "preprocess": [layout.ready("NAME")],
     "check": [layout.mark("NAME")],
+    "machine": [layout.MACHINE],
     "train": [layout.weights("NAME")],
     "evaluate": [layout.pictures("NAME")],
     "export": [layout.model("NAME")],
@@ -225,10 +229,16 @@ def test_settings_are_read_before_training_and_by_nothing_that_it_loses() -> Non
     assert "${item" not in str(STAGES["check"])
 
 
-def test_what_lies_outside_is_always_looked_at() -> None:
+@pytest.mark.parametrize("stage", ALWAYS)
+def test_what_lies_outside_is_always_looked_at(stage: str) -> None:
     # No file that DVC could know says that a picture of the user's own has changed.
-    assert body("pull")["always_changed"] is True
-    assert not body("pull").keys() & {"deps", "params"}
+    assert body(stage)["always_changed"] is True
+    assert not body(stage).keys() & {"deps", "params"}
+
+
+def test_what_is_true_of_one_machine_alone_is_not_pulled_from_another() -> None:
+    for stage in ("machine", "report"):
+        assert [*paths(stage, "outs").values()] == [{"cache": False}]
 
 
 def test_raw_files_outlive_a_new_pull() -> None:
@@ -267,12 +277,13 @@ MADE_BEFORE = {
     "train": [layout.mark("NAME")],
     "evaluate": [layout.weights("NAME")],
     "export": [layout.weights("NAME"), layout.details("NAME", "train")],
-    "quantize": [layout.weights("NAME"), layout.model("NAME")],
-    "parity": [layout.weights("NAME"), *MODELS, layout.details("NAME", "quantize")],
-    "benchmark": [layout.weights("NAME"), *MODELS, layout.details("NAME", "quantize")],
+    "quantize": [layout.weights("NAME"), layout.model("NAME"), layout.MACHINE],
+    # No speeds: where quantization makes the same files again, what was proven of them stays.
+    "parity": [layout.weights("NAME"), *MODELS],
+    "benchmark": [layout.weights("NAME"), *MODELS, layout.MACHINE],
     "bundle": [
         *MODELS,
-        *(layout.details("NAME", stage) for stage in ("train", "parity", "benchmark")),
+        *(layout.details("NAME", stage) for stage in ("train", "quantize", "parity", "benchmark")),
     ],
 }
 
@@ -282,6 +293,14 @@ def test_a_stage_waits_for_what_it_reads(stage: str) -> None:
     expected = {with_names(path) for path in (layout.ready("DATA"), *MADE_BEFORE[stage])}
     data = [path for path in body(stage)["deps"] if not is_code(path)]
     assert set(data) == expected
+
+
+def test_the_bundle_of_each_experiment_is_an_artifact() -> None:
+    experiments = yaml.safe_load((ROOT / "params.yaml").read_text())["experiments"]
+    lines = [
+        artifact(name, one["dataset"], one["model"]["name"]) for name, one in experiments.items()
+    ]
+    assert (ROOT / "dvc.yaml").read_text().endswith("\n".join(["artifacts:", *lines, ""]))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -301,4 +320,5 @@ def test_one_target_makes_the_short_experiments() -> None:
 def test_the_report_waits_for_all_reports_and_pictures() -> None:
     assert layout.DETAILS.as_posix() in body("report")["deps"]
     assert layout.PICTURES.as_posix() in body("report")["deps"]
+    assert layout.MACHINE.as_posix() in body("report")["deps"]
     assert "foreach" not in STAGES["report"]

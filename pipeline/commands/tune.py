@@ -60,8 +60,8 @@ def tune(experiment: "Experiment", track: bool, as_json: bool, **plan: Any) -> N
     """
     from pipeline.config import layout
     from pipeline.records.tune import as_table
-    from pipeline.stages.tune import as_fragment, tune
     from pipeline.training.tuning.study import SearchPlan
+    from pipeline.training.tuning.tune import as_fragment, tune
 
     folder = layout.tune(experiment.name)
     report = tune(

@@ -12,6 +12,7 @@ VARIANTS = ("fp32", "fp16", "int8")
 """The exported model, and what is made of it."""
 DETAILS = Path("reports/details")
 REPORT = Path("reports/index.html")
+MACHINE = Path("reports/machine.json")
 PICTURES = Path("reports/pictures")
 PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")

@@ -6,7 +6,7 @@ is wrong is refused with the full path of the key where it stands, the value and
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -266,6 +266,14 @@ def _stands_in(section: Any, keys: Sequence[str]) -> bool:
             return False
         section = section[key]
     return True
+
+
+def training_settings(experiment: Experiment) -> dict[str, object]:
+    """Every setting that changes what is trained, by its path below the experiment."""
+    raw = asdict(experiment)
+    model = {"name": experiment.model.name, **experiment.model.settings}
+    searched = {"epochs": raw["epochs"], "model": model, "train": raw["train"]}
+    return {".".join(keys): value for keys, value in leaves(searched)}
 
 
 def leaves(node: object, *keys: str) -> Iterator[tuple[tuple[str, ...], object]]:

@@ -207,6 +207,18 @@ def read_value(text: str, where: str) -> object:
         raise ConfigError(f"{where}: {text!r} is not YAML: {one_line(error)}") from error
 
 
+def parse_yaml(text: str, where: str) -> Any:
+    """Read YAML that is taken as it is, such as dvc.lock: quickly, for libyaml does it if there.
+
+    Raises ConfigError, which begins with `where`.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {one_line(error)}") from error
+
+
 def dump_yaml(value: object) -> str:
     """Text that `read_yaml` reads back as it was; numbers with an exponent get their point."""
     text: str = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=100)

@@ -24,6 +24,8 @@ import numpy.typing as npt
 from pipeline import datasets
 from pipeline.config.layout import DVC_YAML, PARAMS
 from pipeline.config.params import brought_along
+from pipeline.config.reading import parse_yaml
+from pipeline.project.new import artifact
 from serving.errors import EngineError, OutputError, UnknownNameError
 from serving.files import csv_text, write_text
 
@@ -110,6 +112,13 @@ def stages(text: str, package: str) -> str:
     return "\n".join([HEADER, top + "".join(_stage(body, package) for body in bodies)])
 
 
+def _artifacts(settings: str, template: str) -> str:
+    """The section of dvc.yaml with the bundle of each experiment of a template."""
+    experiments = parse_yaml(settings, template)["experiments"].items()
+    entries = [artifact(name, one["dataset"], one["model"]["name"]) for name, one in experiments]
+    return "\n".join(["\nartifacts:", *entries, ""])
+
+
 def _stage(body: str, package: str) -> str:
     """A stage that depends on the version of ferry and on the package in place of its sources.
 
@@ -152,7 +161,8 @@ def _files(name: str, package: str, template: str) -> dict[str, bytes]:
         "params.yaml": "\n".join(
             [f"{head}\n{places}\n", texts[f"{template}.yaml"], defaults[0] if defaults else ""]
         ),
-        "dvc.yaml": stages(brought_along(DVC_YAML).read_text(encoding="utf-8"), package),
+        "dvc.yaml": stages(brought_along(DVC_YAML).read_text(encoding="utf-8"), package)
+        + _artifacts(texts[f"{template}.yaml"], template),
         f"{package}/__init__.py": f'"""What {name} has of its own."""\n',
         f"{package}/datasets/__init__.py": '"""The data sets, one file each."""\n',
         f"{package}/models/__init__.py": '"""The models, one file each."""\n',

@@ -12,8 +12,8 @@ from typing import Any
 from pipeline import datasets, models
 from pipeline.config import layout, params
 from pipeline.config.experiment import ModelConfig, OwnSection, Params
-from pipeline.config.layout import PARAMS
-from pipeline.config.reading import dump_value, with_entry
+from pipeline.config.layout import DVC_YAML, PARAMS
+from pipeline.config.reading import dump_value, parse_yaml, with_entry
 from pipeline.errors import ConfigError
 from pipeline.models import Shape
 from pipeline.project.data import bring_up_to_date
@@ -78,7 +78,30 @@ def new_experiment(
     text = with_entry(path, "experiments", section)
     _check(text, name, path, manifest)
     write_text(path, text)
+    _add_artifact(path.with_name(DVC_YAML.name), name, artifact(name, dataset, model))
     return NewExperiment(name=name, params=path, section=section)
+
+
+def artifact(name: str, dataset: str, model: str) -> str:
+    """The lines of dvc.yaml, below `artifacts`, by which others fetch an experiment's bundle.
+
+    DVC has no `foreach` there.
+    """
+    labels = dump_value(["onnx", dataset, model])
+    return (
+        f"  {name}: {{path: {layout.bundle(name)}, type: model, labels: {labels},\n"
+        f"    desc: The bundle of {model} on {dataset}.}}"
+    )
+
+
+def _add_artifact(path: Path, name: str, lines: str) -> None:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    known = (parse_yaml(text, str(path)) or {}).get("artifacts", {})
+    if known:
+        # One that is left of an earlier experiment stays.
+        write_text(path, text if name in known else with_entry(path, "artifacts", lines))
+    elif text:
+        write_text(path, f"{text.rstrip()}\n\nartifacts:\n{lines}\n")
 
 
 def _refuse_name(name: str, taken: set[str]) -> None:

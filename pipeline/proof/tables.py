@@ -32,7 +32,6 @@ def parity_table(report: ParityReport) -> str:
     }
     remarks = [f"{name}: {note}" for name, one in variants.items() for note in notes(one)]
     remarks += [f"{way}: skipped: {reason}" for way, reason in skipped.items()]
-    remarks += [f"{name}: not made: {reason}" for name, reason in report.skipped.items()]
     head = f"PyTorch: {accuracy}on {report.rows:,} rows"
     return "\n\n".join([head, _lines(variants), "\n".join(remarks)]).rstrip()
 

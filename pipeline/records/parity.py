@@ -328,8 +328,6 @@ class ParityReport:
     sample_rows: int
     """Rows of the cells that are not asked the whole test set."""
     variants: Mapping[str, VariantParity]
-    skipped: Mapping[str, str]
-    """The variants that were not made, with the reason."""
 
     @property
     def torch_r2(self) -> float | None:

@@ -85,6 +85,8 @@ class TrainReport:
     parameters: int
     epochs: int
     """As params.yaml asks for, or `overrides`."""
+    settings: Mapping[str, str]
+    """All that it was trained with, by the path below the experiment, as params.yaml has it."""
     overrides: Mapping[str, str]
     """Settings of this training alone that are not those of params.yaml, by their path."""
     stopped_after: int | None

@@ -49,15 +49,13 @@ def benchmark(
     plots: Path,
     *,
     experiment: Experiment,
-    skipped: Mapping[str, str] | None = None,
     track: bool = True,
     log: Log = lambda _: None,
 ) -> BenchmarkReport:
     """Time each variant in `models` and the weights they were made from.
 
-    `skipped` says why other variants were not made; `log` is given a line before each step.
-    Writes its report to `files` and CSV files in `plots`. Interrupted with Ctrl-C it keeps what was
-    measured until then, as a partial report.
+    `log` is given a line before each step. Writes its report to `files` and CSV files in `plots`.
+    Interrupted with Ctrl-C it keeps what was measured until then, as a partial report.
 
     Raises MissingInputError, IntegrityError for weights of another model, and ModelError when
     PyTorch eager cannot be measured.
@@ -71,7 +69,6 @@ def benchmark(
         torch_version=torch.__version__,
         weights_sha256=sha256_of_file(weights),
         bench=_measure(weights, models, data, experiment=experiment, log=log),
-        skipped=dict(skipped or {}),
     )
     _require_eager(report)
     _write_plots(report, plots)

@@ -30,6 +30,7 @@ from pipeline.records.benchmark import (
     speeds,
 )
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
+from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from pipeline.stages.page.note import note_of
 from pipeline.stages.page.results import ExperimentResults, rows_of
@@ -62,9 +63,9 @@ def bundle(
 ) -> BundleReport:
     """Write the bundle `folder` of the best of `models`.
 
-    `details` is the folder of the experiment's train.json, parity.json and benchmark.json, `data`
-    the preprocessed data set that the golden rows and the statistics of `reference.json` come from.
-    The report goes to `files`.
+    `details` is the folder of what the stages before this one reported, `data` the preprocessed
+    data set that the golden rows and the statistics of `reference.json` come from. The report goes
+    to `files`.
 
     Raises MissingInputError, GateError when fp32 did not pass its gate, and IntegrityError when a
     file is not the one that was measured.
@@ -101,7 +102,12 @@ def bundle(
     report = _ship(folder, contents, reason=reason, goal=config.goal, gains=gains)
     write(report, files)
     measured = ExperimentResults(
-        training=trained, inside=None, parity=parity, benchmark=timed, shipped=report
+        training=trained,
+        inside=None,
+        parity=parity,
+        quantized=read(QuantizeReport, details / "quantize.json", f"ferry quantize {name}"),
+        benchmark=timed,
+        shipped=report,
     )
     _record(measured, report, folder, track=track)
     return report

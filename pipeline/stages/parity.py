@@ -46,14 +46,13 @@ def parity(
     files: ReportFiles,
     *,
     experiment: Experiment,
-    skipped: Mapping[str, str] | None = None,
     explain: bool = False,
     track: bool = True,
 ) -> ParityReport:
     """Compare each variant in `models` with PyTorch over the test set of `data`.
 
-    `skipped` tells why other variants were not made; with `explain` the layer with the largest
-    difference of each is named even where every limit is met.
+    With `explain` the layer with the largest difference of each is named even where every limit is
+    met.
 
     Raises ConfigError for gates that do not fit, ParityError when a gate is not met, after the
     report is written to `files`, and IntegrityError when a model was not exported from `weights`.
@@ -86,7 +85,6 @@ def parity(
         weights_sha256=reference.sha256,
         sample_rows=min(experiment.parity.sample_rows, len(rows)),
         variants=variants,
-        skipped=dict(skipped or {}),
     )
     write(report, files)
     _record(report, ready.open_manifest(data), files, track=track)

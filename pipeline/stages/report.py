@@ -262,8 +262,8 @@ def _pictures(measured: ExperimentResults, folder: Path) -> Iterator[Picture]:
 def _unseen(measured: ExperimentResults) -> Iterator[tuple[str, str]]:
     if measured.inside:
         yield from measured.inside.skipped.items()
-    if measured.parity:
-        yield from measured.parity.skipped.items()
+    if measured.quantized:
+        yield from measured.quantized.skipped.items()
 
 
 def _gate_lines(parity: VariantParity) -> tuple[GateLine, ...]:
@@ -293,18 +293,12 @@ def speed_of(measured: ExperimentResults) -> Speed | None:
     report = measured.benchmark
     if report is None:
         return None
-    known = measured.parity.skipped if measured.parity else {}
-    unmade = [
-        f"{name}: not made: {reason}"
-        for name, reason in report.skipped.items()
-        if name not in known
-    ]
     return Speed(
         bench=report.bench,
         claims=_claims(report),
         warnings=tuple(_warnings(report.bench)),
         pictures=tuple(_drawn(report)),
-        skipped=(*unmade, *_skipped(report.bench), *_skipped_batches(report.bench)),
+        skipped=(*_skipped(report.bench), *_skipped_batches(report.bench)),
     )
 
 

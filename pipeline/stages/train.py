@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pipeline import tracking
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
+from pipeline.config.reading import dump_value
 from pipeline.network.graph import build_graph, save_weights
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.published import machine_of
@@ -221,6 +222,7 @@ def _report(
     seconds = sum(epoch.seconds for epoch in loop.history)
     best = best_of(loop.history)
     labels = training.manifest.labels if result.predicted is not None else ()
+    settings = params.training_settings(experiment)
     return TrainReport(
         experiment=experiment.name,
         dataset=experiment.dataset,
@@ -232,6 +234,7 @@ def _report(
         validation_loss=best.validation_loss,
         parameters=sum(weight.numel() for weight in loop.graph.parameters()),
         epochs=experiment.epochs,
+        settings={key: dump_value(value) for key, value in settings.items()},
         overrides={},
         stopped_after=len(loop.history) if loop.stopped else None,
         best_epoch=best.epoch,

@@ -32,6 +32,8 @@ SOURCES = (
     *("pipeline", "serving", "params.yaml", "dvc.yaml"),
     *("*/datasets/*.py", "*/models/*.py"),  # of a project's own package
 )
+PROCESSOR = "FERRY_PROCESSOR"
+"""The variable that names the processor where the system hides its name, or has one for two."""
 CPUINFO = Path("/proc/cpuinfo")
 STATUS = Path("/proc/self/status")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -186,8 +188,9 @@ def cpuinfo(path: Path = CPUINFO) -> dict[str, str]:
 
 
 def processor_of(info: Mapping[str, str]) -> str:
-    """The name of the processor, by its lines of /proc/cpuinfo or else by the system."""
-    return info.get("model name") or platform.processor() or platform.machine() or "unknown"
+    """The name of the processor: as the user says, by /proc/cpuinfo or else by the system."""
+    named = os.environ.get(PROCESSOR) or info.get("model name")
+    return named or platform.processor() or platform.machine() or "unknown"
 
 
 def flags_of(info: Mapping[str, str]) -> tuple[str, ...]:

@@ -63,7 +63,6 @@ def report_of(bench) -> BenchmarkReport:
         torch_version="2.13.0",
         weights_sha256=sample_metrics.WEIGHTS,
         bench=bench,
-        skipped={},
     )
 
 

@@ -27,7 +27,7 @@ from pipeline.records.parity import (
 from pipeline.records.quantize import QuantizeReport, Search
 from pipeline.records.train import Epoch
 from serving.files import sha256_of_bytes, write_bytes, write_json
-from serving.machine.environment import Environment
+from serving.machine.environment import Environment, this_machine
 from serving.measuring.meters import Growth, Load
 from serving.measuring.pairing import ratio_of_turns
 from serving.measuring.report import BenchReport, BenchRow, ColdStart, Measurement, SkippedSubject
@@ -41,18 +41,19 @@ CPU = "CPUExecutionProvider"
 WEIGHTS = sha256_of_bytes(b"weights")
 MODEL = sha256_of_bytes(b"model")
 """Of each variant's file."""
+HERE = this_machine("cpu")
 MACHINE = Environment(
-    processor="AMD EPYC <Genoa>",
-    architecture="x86_64",
-    flags=("avx2", "avx512_vnni"),
+    processor=HERE.processor,
+    architecture=HERE.architecture,
+    flags=HERE.flags,
     cores=2,
-    allowed_cores=2,
+    allowed_cores=HERE.allowed_cores,
     quota_cores=None,
     governor=None,
     memory_bytes=16 * 2**30,
     load_average=(0.5, 0.4, 0.3),
     python="3.11.7",
-    platform="Linux-6.1",
+    platform="Linux-6.1 <Genoa>",
     onnxruntime="1.31.1",
     onnxruntime_package="onnxruntime-gpu",
     numpy="2.4.6",
@@ -116,6 +117,7 @@ def training(name: str) -> dict[str, object]:
         "history": [asdict(epoch) for epoch in epochs()],
         "confusion": confusion(),
         "targets": (),
+        "settings": {"train.lr": "0.01"},
     }
 
 
@@ -351,7 +353,6 @@ def benchmark(name: str) -> dict[str, object]:
         "torch_version": "2.13.0",
         "weights_sha256": WEIGHTS,
         "bench": bench_report(name),
-        "skipped": {},
     }
 
 
@@ -363,7 +364,6 @@ def parity(name: str) -> dict[str, object]:
         "passed": True,
         "output": "logits",
         "torch_accuracy": 0.9953,
-        "skipped": {},
         "weights_sha256": WEIGHTS,
         "sample_rows": 360,
         "variants": {
@@ -391,7 +391,7 @@ def quantized(name: str, model_sha256: str = MODEL) -> QuantizeReport:
         judged_on="digits:validation",
         rows=180,
         calibration_rows=64,
-        machine="a processor",
+        machine=HERE.processor,
         threads=1,
         seconds=2.0,
         variants={},

@@ -31,7 +31,6 @@ def run(project: Project, folder: Path, **changes: object) -> BenchmarkReport:
         files_in(folder, "benchmark"),
         folder / "plots",
         experiment=replace(project.experiment, benchmark=config),
-        skipped={"fp16": "no smaller"},
         track=bool(track),
         log=log,  # type: ignore[arg-type]
     )
@@ -149,7 +148,6 @@ def test_the_table_tells_rows_reasons_and_the_speedups(report: BenchmarkReport) 
     text = as_table(report)
     for skipped in report.bench.skipped:
         assert f"skipped: {skipped.skipped}" in text
-    assert "fp16: not made: no smaller" in text
     for size in (1, 4):
         ratio = dict(over_eager(report))[size]
         message = (

@@ -113,7 +113,6 @@ def timed_once(exported: Project, tmp_path_factory: pytest.TempPathFactory) -> P
         torch_version="2",
         weights_sha256=sha256_of_file(project.weights),
         bench=replace(sample_metrics.bench_report("digits-cnn"), measured=found),
-        skipped={},
     )
     write_json(project.details("benchmark"), report)
     return project

@@ -33,9 +33,7 @@ def measured(
 
 def report(found: Sequence[Measurement]) -> BenchmarkReport:
     bench = replace(sample_metrics.bench_report("x"), measured=tuple(found))
-    return BenchmarkReport(
-        experiment="x", torch_version="2", weights_sha256="ab", bench=bench, skipped={}
-    )
+    return BenchmarkReport(experiment="x", torch_version="2", weights_sha256="ab", bench=bench)
 
 
 def test_latency_is_that_of_the_smallest_batch() -> None:

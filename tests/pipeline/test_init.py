@@ -53,6 +53,8 @@ def test_a_project_is_whole_and_its_experiments_fit(place: Path) -> None:
     assert git(folder, "rev-parse", "--show-toplevel") == str(folder)
     assert (folder / ".dvc/config").read_text() == "[core]\n    analytics = false\n"
     assert git(folder, "check-ignore", "data/a", "mlflow.db") == "data/a\nmlflow.db"
+    artifacts = yaml.safe_load((folder / "dvc.yaml").read_text())["artifacts"]
+    assert artifacts["digits-mlp"]["path"] == "bundles/digits-mlp"
     text = (folder / "README.md").read_text()
     assert text.startswith("# my project\n")
     assert "`my_project/models/NAME.py`" in text

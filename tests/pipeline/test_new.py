@@ -51,6 +51,21 @@ def test_all_other_lines_stay_and_the_section_is_the_last_experiment(path: Path)
     assert after[start + len(section) + 1].startswith("# What an experiment takes")
 
 
+def test_its_bundle_becomes_an_artifact_of_dvc_once(path: Path) -> None:
+    stages = path.with_name("dvc.yaml")
+    stages.write_text("stages: {}\n")
+    for name in ("first", "second"):
+        new_experiment(name, dataset="digits", model="mlp", path=path)
+    bundle = {"type": "model", "labels": ["onnx", "digits", "mlp"]}
+    bundle["desc"] = "The bundle of mlp on digits."
+    expected = {name: {"path": f"bundles/{name}", **bundle} for name in ("first", "second")}
+    assert yaml.safe_load(stages.read_text()) == {"stages": {}, "artifacts": expected}
+    before = path.read_text()
+    path.write_text(before.replace("  second:", "  third:"))
+    new_experiment("second", dataset="digits", model="mlp", path=path)
+    assert yaml.safe_load(stages.read_text())["artifacts"] == expected
+
+
 @pytest.mark.parametrize(
     ("dataset", "model", "loss"),
     [

@@ -39,7 +39,6 @@ def run(project: Project, models: dict[str, Path], folder: Path) -> ParityReport
         project.data,
         files_in(folder, "parity"),
         experiment=project.experiment,
-        skipped={"int4": "nothing is gained"},
         track=False,
     )
 
@@ -65,14 +64,12 @@ def test_all_variants_pass_over_the_whole_test_set(exported: Project, report: Pa
     assert report.variants["int8"].max_abs_diff > report.variants["fp16"].max_abs_diff
     trained = json.loads(exported.details("train").read_text())
     assert report.torch_accuracy == pytest.approx(trained["accuracy"])
-    assert report.skipped == {"int4": "nothing is gained"}
 
 
 def test_the_table_tells_it_at_a_glance(report: ParityReport) -> None:
     table = parity_table(report)
     assert table.count("passed") == 3
     assert "on 360 rows" in table
-    assert "int4: not made: nothing is gained" in table
     assert "fp32: onnx.reference on 4 rows: " in table
     assert list(ulps(report)) == ["fp32", "fp16", "int8"]
 

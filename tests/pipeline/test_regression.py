@@ -210,7 +210,6 @@ def test_it_is_bundled_verified_and_shown(project: Project, params: Params) -> N
         torch_version="2",
         weights_sha256=sha256_of_file(project.weights),
         bench=replace(sample_metrics.bench_report("diabetes-mlp"), measured=(timed,)),
-        skipped={},
     )
     write_json(project.details("benchmark"), bench)
     report = read(ParityReport, project.details("parity"), "ferry parity")

@@ -179,21 +179,6 @@ def test_the_same_reason_is_told_once(
     assert list(describe(undrawn(skipped=tuple(given))).skipped) == lines
 
 
-def test_variants_that_were_not_made_come_first(describe: Describe) -> None:
-    report = undrawn(skipped=(skipped("int8", "cuda", None, "no card"),))
-    speed = describe(replace(report, skipped={"fp16": "too slow"}))
-    assert speed.skipped == ("fp16: not made: too slow", "int8 on cuda: skipped: no card")
-
-
-def test_what_the_proof_told_already_is_not_told_again(measured: ExperimentResults) -> None:
-    assert measured.parity is not None
-    parity = replace(measured.parity, skipped={"fp16": "too slow"})
-    report = replace(undrawn(), skipped={"fp16": "too slow", "int8": "too wrong"})
-    speed = speed_of(replace(measured, parity=parity, benchmark=report))
-    assert speed is not None
-    assert speed.skipped == ("int8: not made: too wrong",)
-
-
 # The machines
 
 IGNORED = {"load_average", "git_revision"}
@@ -209,7 +194,6 @@ def timed(name: str, *, torch_version: str = "2.13.0", **changes: object) -> Ben
         torch_version=torch_version,
         weights_sha256="ab" * 32,
         bench=replace(bench, environment=environment),
-        skipped={},
     )
 
 

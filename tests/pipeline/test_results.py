@@ -85,6 +85,20 @@ def test_settings_of_one_run_are_told_and_never_published(params, root):
         publishable(params, ("mnist-cnn",), root=root)
 
 
+def test_speeds_of_another_machine_are_left_out_and_told(params, root, monkeypatch):
+    monkeypatch.setenv("FERRY_PROCESSOR", "another one")
+    found = results(params, root=root)
+    assert [row.accuracy for row in found.rows] == [0.995] * 3
+    assert [row.shipped for row in found.rows] == [False, False, True]
+    assert {(row.p50_ms, row.rows_per_second) for row in found.rows} == {(None, None)}
+    (line,) = found.left_out
+    assert line.startswith("mnist-cnn: its speeds were measured on another machine (")
+    assert line.endswith("; `dvc repro bundle@mnist-cnn` measures them here")
+    (published,) = publishable(params, root=root)
+    assert published.speed is None
+    assert {len(one.speedup) for one in published.variants.values()} == {0}
+
+
 def test_a_misspelt_experiment_is_told_from_one_that_has_not_run(params, root):
     with pytest.raises(UnknownNameError, match="did you mean 'mnist-cnn'"):
         results(params, ("mnist-cn",), root=root)

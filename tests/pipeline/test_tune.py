@@ -22,9 +22,9 @@ from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Interval, Params
 from pipeline.errors import ConfigError
 from pipeline.records.tune import TuneReport, as_table
-from pipeline.stages.tune import BEST, as_fragment, tune
 from pipeline.tracking.store import store_uri
 from pipeline.training.tuning.study import SearchPlan
+from pipeline.training.tuning.tune import BEST, as_fragment, tune
 from serving.errors import FerryError, MissingInputError
 
 GRID = SearchPlan(trials=99, sampler="grid")

@@ -55,7 +55,7 @@ def test_fp32_ships_for_what_became_of_the_others(tmp_path: Path, loss: float, r
     write_json(details(tmp_path, NAME, "bundle"), ships_fp32({"fp32": 1.0, "fp16": 0.79}))
     parity: Any = sample_metrics.parity(NAME)
     del parity["variants"]["int8"]
-    write_json(details(tmp_path, NAME, "parity"), parity | {"skipped": {"int8": "a long story"}})
+    write_json(details(tmp_path, NAME, "parity"), parity)
     quantized = sample_metrics.quantized(NAME)
     attempt = tries.attempt("static-u8s8", 0.9, 0.3, loss=loss)
     search = replace(quantized.searches["int8"], tries=(attempt,), chosen=None)
@@ -65,6 +65,16 @@ def test_fp32_ships_for_what_became_of_the_others(tmp_path: Path, loss: float, r
     assert found.change == ""
     (details(tmp_path, NAME, "quantize")).unlink()
     assert verdict(tmp_path).why == "fp16 is 0.79 times as fast; no int8 was made"
+
+
+def test_what_ships_by_the_speeds_of_another_machine_is_told_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample_metrics.write_all(tmp_path, NAME)
+    monkeypatch.setenv("FERRY_PROCESSOR", "another one")
+    found = verdict(tmp_path)
+    assert (found.ships, found.why) == ("int8", "chosen by the speeds of another machine")
+    assert found.missing == "benchmark"
 
 
 def test_what_failed_is_why_nothing_ships(tmp_path: Path) -> None:

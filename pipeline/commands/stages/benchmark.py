@@ -24,13 +24,10 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
     Example: ferry benchmark mnist-cnn
     """
     from pipeline.config import layout
-    from pipeline.records import read
     from pipeline.records.benchmark import as_table
-    from pipeline.records.quantize import QuantizeReport
     from pipeline.stages.benchmark import benchmark
     from serving.console import progress
 
-    made = layout.details(experiment.name, "quantize")
     with progress() as log:
         report = benchmark(
             layout.weights(experiment.name),
@@ -39,7 +36,6 @@ def benchmark(experiment: "Experiment", track: bool, as_json: bool) -> None:
             layout.report_files(experiment.name, "benchmark"),
             layout.plots(experiment.name, "benchmark"),
             experiment=experiment,
-            skipped=read(QuantizeReport, made, f"ferry quantize {experiment.name}").skipped,
             track=track,
             log=log,
         )

@@ -14,7 +14,6 @@ from serving.console import PATH, json_option, shared_option, show, task_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 @click.command()
@@ -107,7 +106,6 @@ def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
             layout.ready(experiment.dataset),
             files,
             experiment=experiment,
-            skipped=_not_made(layout.details(name, "quantize"), name),
             explain=explain,
             track=track,
         )
@@ -116,16 +114,6 @@ def _stage(name: str, *, explain: bool, track: bool, as_json: bool) -> None:
         show(failed, as_json=as_json, text=parity_table(failed))
         raise
     show(report, as_json=as_json, text=parity_table(report))
-
-
-def _not_made(details: "Path", name: str) -> dict[str, str]:
-    """Why `ferry quantize` did not make a variant; nothing is known before it has run."""
-    from pipeline.records import read
-    from pipeline.records.quantize import QuantizeReport
-
-    if not details.exists():
-        return {}
-    return dict(read(QuantizeReport, details, f"ferry quantize {name}").skipped)
 
 
 def _experiment_of(side: str) -> str | None:

@@ -27,7 +27,7 @@ def _paragraphs(measured: ExperimentResults, bundle: Path) -> Iterator[str]:
         digest = measured.shipped.digest[:10]
         yield f"`ferry predict {bundle} ROWS --output answers.csv` (bundle `{digest}`)"
     yield "\n".join(_table(rows_of(measured)))
-    skipped = measured.parity.skipped if measured.parity else {}
+    skipped = measured.quantized.skipped if measured.quantized else {}
     yield "\n".join(f"- {name} was not made: {reason}" for name, reason in skipped.items())
     yield (
         f"Weights `{training.weights_sha256[:12]}` of revision `{training.git_revision[:12]}`, "

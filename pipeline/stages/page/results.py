@@ -5,7 +5,7 @@ weights, or of a model that is not there any more, is left out with a line that 
 """
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from serving.bundles.finding import MANIFEST
 from serving.console import DASH, number, table
 from serving.errors import MissingInputError
 from serving.files import read_json, sha256_of_file
+from serving.machine.environment import Environment, this_machine
 from serving.measuring.report import Measurement
 from serving.measuring.subject import label_of
 
@@ -88,7 +89,33 @@ def read_results(
         benchmark=benchmark,
         shipped=_shipped(experiment, root) if benchmark else None,
     )
-    return results, left_out
+    own, elsewhere = _without_other_machines(results)
+    return own, (*left_out, *elsewhere)
+
+
+def _without_other_machines(
+    found: ExperimentResults,
+) -> tuple[ExperimentResults, tuple[str, ...]]:
+    """Leave out the speeds that came with a pull from another machine, and say so."""
+    quantized, benchmark, shipped = found.quantized, found.benchmark, found.shipped
+    if quantized and quantized.machine != this_machine("cpu").processor:
+        quantized = None
+    if benchmark is None or _is_this_machine(environment := benchmark.bench.environment):
+        return replace(found, quantized=quantized), ()
+    if shipped and shipped.gains:
+        shipped = replace(shipped, gains={}, reason="chosen by the speeds of another machine")
+    name = found.training.experiment
+    line = (
+        f"{name}: its speeds were measured on another machine ({machine_of(environment)}); "
+        f"`dvc repro bundle@{name}` measures them here"
+    )
+    return replace(found, quantized=quantized, benchmark=None, shipped=shipped), (line,)
+
+
+def _is_this_machine(environment: Environment) -> bool:
+    """Whether two machines run a model equally fast: the one that was measured, and this one."""
+    here = this_machine("cuda" if environment.gpu else "cpu")
+    return all(getattr(environment, one.name) == getattr(here, one.name) for one in fields(here))
 
 
 def _overridden(training: TrainReport) -> tuple[str, ...]:
@@ -272,7 +299,7 @@ def to_publish(found: ExperimentResults) -> PublishedResults:
         epochs=len(training.history),
         seconds=training.seconds,
         variants={name: _variant(found, name, one) for name, one in variants.items()},
-        refused=found.parity.skipped if found.parity else {},
+        refused=found.quantized.skipped if found.quantized else {},
         speed=_speed(found.benchmark) if found.benchmark else None,
         shipped=found.shipped.variant if found.shipped else None,
     )

@@ -56,6 +56,9 @@ def verdict_of(measured: ExperimentResults) -> Verdict:
 
 def _why(measured: ExperimentResults, shipped: BundleReport) -> Iterator[str]:
     """What the variant gained over fp32; of fp32, what became of each of the others."""
+    if not shipped.gains:
+        yield shipped.reason
+        return
     gained = GAINED[shipped.goal or "latency"]
     if shipped.variant != VARIANTS[0]:
         yield f"{shipped.gains[shipped.variant].times:.2f} {gained} as fp32"
@@ -63,7 +66,7 @@ def _why(measured: ExperimentResults, shipped: BundleReport) -> Iterator[str]:
     for variant in VARIANTS[1:]:
         if variant in shipped.gains:
             yield f"{variant} is {shipped.gains[variant].times:.2f} {gained}"
-        elif measured.parity and variant in measured.parity.skipped:
+        elif measured.parity and variant not in measured.parity.variants:
             yield _not_made(measured, variant)
 
 

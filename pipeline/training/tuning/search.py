@@ -37,7 +37,7 @@ def check(experiment: Experiment, rows: params.KnownRows | None = None) -> None:
             f"search: {{train.lr: {{low: 1.0e-4, high: 1.0e-1, log: true}}, "
             f"train.batch_size: [32, 64]}}"
         )
-    known = _settings(experiment)
+    known = params.training_settings(experiment)
     for key, space in experiment.search.items():
         if key not in known:
             raise ConfigError(f"{where}.{key} is no setting of the training{nearest(key, known)}")
@@ -88,7 +88,7 @@ def with_settings(
     Raises UsageError for what is no such pair, and ConfigError for a key that is no setting of the
     training and for a value that will not do.
     """
-    known = _settings(experiment)
+    known = params.training_settings(experiment)
     values = given_settings(given)
     for key in values:
         if key not in known:
@@ -198,11 +198,3 @@ def _put(raw: dict[str, Any], key: str, value: Setting | None) -> None:
     for section in sections:
         node = node[section]
     node[last] = value
-
-
-def _settings(experiment: Experiment) -> list[str]:
-    """The path of every setting that changes what is trained, as params.yaml has it."""
-    raw = asdict(experiment)
-    model = {"name": experiment.model.name, **experiment.model.settings}
-    searched = {"epochs": raw["epochs"], "model": model, "train": raw["train"]}
-    return [".".join(keys) for keys, _ in params.leaves(searched)]
