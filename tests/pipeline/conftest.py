@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from project import REPOSITORY, Project, generous, lenient
+from tracking_server import TrackingServer, tracking_server
 
 from pipeline import tracking
 from pipeline.config import layout
@@ -118,6 +119,15 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         load_mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def auth_server(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrackingServer]:
+    """A real MLflow server that asks for a password; it takes some ten seconds to start."""
+    with tracking_server(tmp_path_factory.mktemp("server"), empty_store) as server:
+        yield server
 
 
 class SenderHere:
