@@ -21,6 +21,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pipeline.config import layout
+from pipeline.tracking.journal import FOLDER, SENT
 from serving.batch.lock import lock_output
 from serving.errors import FerryError, OutputError, one_line
 from serving.files import write_bytes
@@ -232,6 +233,9 @@ def _create(path: Path, _look: StoreLook) -> None:
         logger.warning("%s was empty; it is made anew", path)
     # Else what is left of another database would be played into this one.
     _rename(path, "old", BESIDE)
+    # The journals are sent again: the store that had them is gone.
+    for note in (store_root() / FOLDER).glob(f"*/{SENT}"):
+        note.unlink(missing_ok=True)
     write_bytes(path, content)
 
 

@@ -10,11 +10,12 @@ from file_server import FileServer
 from mlflow import MlflowClient
 from project import REPOSITORY
 
-from pipeline import tracking
 from pipeline.cli import ferry
 from pipeline.commands.predict import log_predictions
 from pipeline.datasets import _download
 from pipeline.errors import running
+from pipeline.tracking import run_of_predictions
+from pipeline.tracking.store import store_uri
 from serving.errors import ModelError
 
 SECRET = "hunter2%2FhUNTER"
@@ -92,19 +93,24 @@ def test_what_a_users_own_code_raises() -> None:
 
 
 def test_mlflow_keeps_none(store: Path) -> None:
-    identifier = log_predictions(Report(), [f"s3://b/a?X-Amz-Signature={SECRET}"])  # type: ignore[arg-type]
-    run = MlflowClient(tracking.store_uri()).get_run(identifier or "")
+    log_predictions(Report(), [f"s3://b/a?X-Amz-Signature={SECRET}"])  # type: ignore[arg-type]
+    client = MlflowClient(store_uri())
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert run.data.params["inputs"] == "s3://b/a?X-Amz-Signature=***"
+    with run_of_predictions("net") as tracker:
+        tracker.log_tags({"note": f"http://u:{SECRET}@h"})
+    for path in store.glob("tracking/*/*.json*"):
+        assert SECRET not in path.read_text()
 
 
 def test_a_server_that_is_down(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
     caplog.set_level(logging.INFO)
     log_predictions(Report(), ["a.npy"])  # type: ignore[arg-type]
-    assert "did not record" in caplog.text
+    assert "does not have all of this run yet" in caplog.text
     assert SECRET not in caplog.text
     assert_kept(invoke("ui"))
     assert_kept(invoke("doctor", "--json"))

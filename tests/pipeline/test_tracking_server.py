@@ -1,14 +1,15 @@
 """Runs that are recorded in a real MLflow server over HTTP, which asks for a password."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mlflow import MlflowClient, set_tracking_uri
+from mlflow import MlflowClient
 from tracking_server import PASSWORD, USER, TrackingServer
 
 from pipeline.commands.predict import log_predictions
+from pipeline.tracking.sending import sync
 from pipeline.tracking.store import artifact_root, open_store
 
 pytestmark = pytest.mark.slow
@@ -27,15 +28,14 @@ class Report:
     drift: None = None
 
 
-@pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A folder without a store, where MLflow knows of no server and no user."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("URI", "USERNAME", "PASSWORD"):
-        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
-        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}")
-    yield
-    set_tracking_uri(None)  # type: ignore[arg-type]
+def run_of(server: TrackingServer, identifier: str) -> Any:
+    """The run that the server has of a journal."""
+    client = MlflowClient(server.url_of())
+    experiment = client.get_experiment_by_name("net")
+    assert experiment
+    found = client.search_runs([experiment.experiment_id], f"tags.`ferry.run` = '{identifier}'")
+    (run,) = found
+    return run
 
 
 def use(server: TrackingServer, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,26 +50,32 @@ def use(server: TrackingServer, way: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("way", ["environment", "address"])
 def test_a_run_is_recorded(
-    way: str, auth_server: TrackingServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    way: str, auth_server: TrackingServer, monkeypatch: pytest.MonkeyPatch, store: Path
 ) -> None:
     use(auth_server, way, monkeypatch)
     identifier = log_predictions(Report(), ["a.npy"])  # type: ignore[arg-type]
-    run = MlflowClient(auth_server.url_of()).get_run(identifier or "")
+    run = run_of(auth_server, identifier or "")
     assert run.info.status == "FINISHED"
     assert run.data.params["inputs"] == "a.npy"
     assert run.data.metrics["rows"] == 12
     mlflow = open_store()
-    with mlflow.start_run(run_id=identifier):
-        mlflow.log_text("found", "note.txt")
+    mlflow.MlflowClient().log_text(run.info.run_id, "found", "note.txt")
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/note.txt") == "found"
     assert artifact_root() is None
-    assert list(tmp_path.iterdir()) == [], "nothing is kept here"
+    assert not (store / "mlruns").exists(), "nothing is kept here"
 
 
 def test_a_wrong_password_is_told_and_not_shown(
-    auth_server: TrackingServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    auth_server: TrackingServer,
+    monkeypatch: pytest.MonkeyPatch,
+    store: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", auth_server.url_of("wrong-horse"))
-    assert log_predictions(Report(), ["a.npy"]) is None  # type: ignore[arg-type]
-    assert "did not record" in caplog.text
-    assert "wrong-horse" not in caplog.text
+    identifier = log_predictions(Report(), ["a.npy"])  # type: ignore[arg-type]
+    assert "does not have all of this run yet" in caplog.text
+    kept = "".join(path.read_text() for path in store.glob("tracking/*/*.json*"))
+    assert "wrong-horse" not in caplog.text + kept
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", auth_server.url_of())
+    sync(lambda _: None)
+    assert run_of(auth_server, identifier or "").info.status == "FINISHED"
