@@ -6,6 +6,7 @@ set aside under another name, never removed.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -180,6 +181,7 @@ def _look_inside(database: sqlite3.Connection, size: int) -> StoreLook:
     return StoreLook(state="moved", reason=" and ".join(old)) if old else StoreLook(state="whole")
 
 
+@functools.cache
 def _schema() -> tuple[Sequence[str], set[str]]:
     """The revisions that this MLflow knows, the newest first, and the tables of that one."""
     load_mlflow()
