@@ -164,10 +164,13 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors of ferry and of the system, and missing extras, are one line."""
-        from serving.errors import FerryError
+        from serving.errors import FerryError, redacted
 
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = redacted(error.message)  # type: ignore[misc]  # click never alters it
+            raise
         except FerryError as error:
             raise _OneLineError(str(error), error.exit_code) from error
         except ModuleNotFoundError as error:
@@ -236,8 +239,14 @@ def log_to_stderr() -> None:
     """Send the progress and the warnings of ferry's modules to stderr."""
     import logging
 
+    from serving.errors import redacted
+
+    class Redacting(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return redacted(super().format(record))
+
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(Redacting("%(message)s"))
     for package in ("pipeline", "serving"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
@@ -261,7 +270,9 @@ def program() -> str:
 
 def note(message: str) -> None:
     """Print a message for the person at the terminal, to stderr."""
-    click.echo(message, err=True)
+    from serving.errors import redacted
+
+    click.echo(redacted(message), err=True)
 
 
 @contextlib.contextmanager
@@ -281,9 +292,10 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 def show(record: Any, *, as_json: bool, text: str) -> None:
     """Print a command's result to stdout: as JSON, or as the given text."""
+    from serving.errors import redacted
     from serving.files import dump_json
 
-    click.echo(dump_json(record) if as_json else text, nl=not as_json)
+    click.echo(dump_json(record) if as_json else redacted(text), nl=not as_json)
 
 
 def summary(record: Any, names: Sequence[str] | None = None) -> str:
@@ -348,5 +360,7 @@ class _OneLineError(click.ClickException):
     """An error that click prints in one line before it exits with the given status."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
+        from serving.errors import redacted
+
+        super().__init__(redacted(message))
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class

@@ -14,15 +14,48 @@
     └── UnknownNameError    (LookupError)        exit 2: no such experiment, data set, model, ...
 
 `pipeline.errors` adds those of the stages to the same tree.
+
+Addresses may hold a password or a signature. `redacted` takes them out of all that is shown or
+kept: what these errors say, what is logged or printed, and every record that is written.
 """
 
+import re
 from collections.abc import Iterable
+
+REDACTED = "***"
+"""What stands for a secret."""
+# An address that was made a path has one slash. A port is no password. A password with a slash is
+# none by the standard, but to whoever typed it.
+PASSWORD = re.compile(
+    r"(:/{1,2}[^\s/?#:@\[\"'<>]*:)(?:[^\s/?#\"'<>]*@|(?!\d*[/?#])[^\s\\\"'<>]{0,200}?@)"
+)
+TOKEN_AS_USER = re.compile(r"(://)[^\s/?#:@\"'<>]+@")
+SIGNATURE = re.compile(
+    r"([?&;][\w.-]*(?:signature|credential|token|secret|passw(?:or)?d|pwd|api[_-]?key|accesskeyid"
+    r"|jwt|(?<![\w.-])(?:sig|auth|authorization|key(?==AIza)))=)"
+    r"[^\s&#\"'<>\\)\]}]*[^\s&#\"'<>\\)\]};:,.]",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """The text with `***` for every password, token and signature of an address in it.
+
+    An address that was redacted can be redacted again, and JSON stays JSON.
+    """
+    if ":/" in text and "@" in text:
+        text = PASSWORD.sub(rf"\1{REDACTED}@", text)
+        text = TOKEN_AS_USER.sub(rf"\1{REDACTED}@", text)
+    return SIGNATURE.sub(rf"\1{REDACTED}", text) if "=" in text else text
 
 
 class FerryError(Exception):
     """Base of everything ferry raises on purpose; the message is one line for a person."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class InputError(FerryError, ValueError):
@@ -38,7 +71,7 @@ class DamagedError(InputError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.name} {self.reason}"
+        return redacted(f"{self.name} {self.reason}")
 
 
 class MissingInputError(FerryError, FileNotFoundError):
@@ -87,7 +120,7 @@ class UnknownNameError(FerryError, LookupError):
 
 def one_line(error: Exception, most: int | None = None) -> str:
     """What an error says, on one line of at most `most` characters; its type if it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    return redacted(" ".join(str(error).split()))[:most] or type(error).__name__
 
 
 def not_utf8(text: bytes) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.predict import predict as serving_predict
+from serving.errors import redacted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +54,7 @@ def log_predictions(report: "PredictReport", inputs: Sequence[str]) -> str | Non
             {
                 "model": str(report.model),
                 "model_sha256": report.model_sha256,
-                "inputs": " ".join(inputs)[:MOST_CHARACTERS],
+                "inputs": redacted(" ".join(inputs))[:MOST_CHARACTERS],
             }
         )
         tracker.log_metrics(_metrics(report))

@@ -30,7 +30,7 @@ from pipeline.datasets._download import (
 from pipeline.datasets._own import hash_files
 from pipeline.errors import ConfigError, DownloadError
 from serving.console import note
-from serving.errors import FerryError, UsageError
+from serving.errors import FerryError, UsageError, redacted
 
 Attempt = tuple[str, Callable[[], None]]
 """An address to show, and what gets the file from there or raises UnavailableError."""
@@ -185,16 +185,16 @@ def _file_attempts(run: _Pull, file: RawFile) -> Iterator[Attempt]:
     if file.embedded:
         yield file.embedded, partial(_copy_embedded, file, target)
     for _, address in _addresses(run, file):
-        yield _shown(address), partial(fetch, file, target, address)
+        yield redacted(address), partial(fetch, file, target, address)
 
 
 def _archive_attempts(run: _Pull, archive: Archive, missing: list[RawFile]) -> Iterator[Attempt]:
     """Try the archive from each address, and from a mirror without it the members themselves."""
     for mirror, address in _addresses(run, archive):
-        yield _shown(address), partial(_fetch_archive, run, archive, missing, address)
+        yield redacted(address), partial(_fetch_archive, run, archive, missing, address)
         if mirror is not None:
             folder = _below(mirror, run.folder, "")
-            yield f"{_shown(folder)} (members)", partial(_fetch_members, run, missing, mirror)
+            yield f"{redacted(folder)} (members)", partial(_fetch_members, run, missing, mirror)
 
 
 def _addresses(run: _Pull, file: RawFile) -> Iterator[tuple[str | None, str]]:
@@ -230,16 +230,9 @@ def _copy_embedded(file: RawFile, target: Path) -> None:
 
 def _below(mirror: str, folder: str, name: str) -> str:
     if is_url(mirror):
-        return f"{mirror.rstrip('/')}/{folder}/{name}"
+        parts = urlsplit(mirror)  # what signs it stays behind the path
+        return parts._replace(path=f"{parts.path.rstrip('/')}/{folder}/{name}").geturl()
     return str(Path(mirror) / folder / name)
-
-
-def _shown(address: str) -> str:
-    """Make an address fit to be shown: without the password that a URL can hold."""
-    if not is_url(address):
-        return address
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _embedded_names() -> list[str]:

@@ -34,6 +34,7 @@ from serving.files import (
 from serving.runtime.tensors import TensorInfo
 
 FOLDER = "tracking"
+SENT = "sent.json"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 WEIGHTS_TAG = "ferry.weights_sha256"
 MOST_OF_DIGEST = 36
@@ -249,7 +250,7 @@ class Journal:
         none = Sent(
             store=sha256_of_bytes(store.encode()), run_id="", entries=0, problem="", refused=()
         )
-        path = self.folder / "sent.json"
+        path = self.folder / SENT
         # What is sent twice stays one, so a note that cannot be read is as none.
         with contextlib.suppress(OSError, IntegrityError):
             found = read_record(Sent, read_json(path), str(path))
@@ -258,7 +259,7 @@ class Journal:
 
     def note_sent(self, sent: Sent) -> None:
         """Write what a server has now."""
-        write_json(self.folder / "sent.json", sent)
+        write_json(self.folder / SENT, sent)
 
 
 def journals(root: Path) -> list[Journal]:

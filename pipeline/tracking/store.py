@@ -6,6 +6,7 @@ set aside under another name, never removed.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pipeline.config import layout
+from pipeline.tracking.journal import FOLDER, SENT
 from serving.batch.lock import lock_output
 from serving.errors import FerryError, OutputError, one_line
 from serving.files import write_bytes
@@ -179,6 +181,7 @@ def _look_inside(database: sqlite3.Connection, size: int) -> StoreLook:
     return StoreLook(state="moved", reason=" and ".join(old)) if old else StoreLook(state="whole")
 
 
+@functools.cache
 def _schema() -> tuple[Sequence[str], set[str]]:
     """The revisions that this MLflow knows, the newest first, and the tables of that one."""
     load_mlflow()
@@ -232,6 +235,9 @@ def _create(path: Path, _look: StoreLook) -> None:
         logger.warning("%s was empty; it is made anew", path)
     # Else what is left of another database would be played into this one.
     _rename(path, "old", BESIDE)
+    # The journals are sent again: the store that had them is gone.
+    for note in (store_root() / FOLDER).glob(f"*/{SENT}"):
+        note.unlink(missing_ok=True)
     write_bytes(path, content)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from serving.batch.writers import LINES, format_of
 from serving.console import note
-from serving.errors import OutputError, UsageError
+from serving.errors import OutputError, UsageError, redacted
 from serving.files import printable
 from serving.inputs.inputs import Inputs, open_inputs
 from serving.inputs.names import STDIN
@@ -142,7 +142,7 @@ class PredictRun:
             model_sha256=self.model.session.sha256,
             provider=options.provider,
             batch_rows=self.batch_rows,
-            inputs=tuple(map(printable, self.names)),
+            inputs=tuple(redacted(printable(name)) for name in self.names),
             fingerprint=self.inputs.fingerprint(),
             array=options.array,
             columns=options.columns,

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serving.errors import DamagedError, FerryError, InputError, MissingInputError
+from serving.errors import DamagedError, FerryError, InputError, MissingInputError, redacted
 from serving.files import printable
 from serving.inputs.arrays import PlainRows
 from serving.inputs.decoding import ImageDecoder, image_decoder, refuse_large
@@ -79,6 +79,11 @@ class RemoteFile:
     state: str
     """What changes when the file does, as far as the server tells."""
 
+    @property
+    def name(self) -> str:
+        """The address as it is shown and kept."""
+        return redacted(self.address)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteImages:
@@ -108,7 +113,7 @@ class RemoteImages:
         images: tuple[RemoteFile, ...] = chunk.content
         with ThreadPoolExecutor(FETCHES) as pool:
             values = list(pool.map(lambda image: value_or_reason(self._image, image), images))
-        return self.decoder.batch([image.address for image in images], values)
+        return self.decoder.batch([image.name for image in images], values)
 
     def _image(self, image: RemoteFile) -> Array:
         if not _may_be_image(image):  # and it may be large
@@ -165,9 +170,9 @@ class FetchedRows:
     def _addressed(self, batch: Batch, path: str) -> Batch:
         ids: Sequence[str] = batch.ids
         if isinstance(ids, NumberedIds):
-            return replace(batch, ids=replace(ids, name=self.file.address))
+            return replace(batch, ids=replace(ids, name=self.file.name))
         name = printable(path)
-        return replace(batch, ids=[self.file.address + one.removeprefix(name) for one in ids])
+        return replace(batch, ids=[self.file.name + one.removeprefix(name) for one in ids])
 
     @contextmanager
     def _named(self, path: str) -> Iterator[None]:

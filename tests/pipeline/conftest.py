@@ -4,11 +4,13 @@ Each part is made once per test process, in the folders of the layout below one 
 """
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from project import REPOSITORY, Project, generous, lenient
+from tracking_server import TrackingServer, tracking_server
 
 from pipeline import tracking
 from pipeline.config import layout
@@ -18,7 +20,7 @@ from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import pull
 from pipeline.tracking import journal
 from pipeline.tracking.sending import send
-from pipeline.tracking.store import store_root
+from pipeline.tracking.store import prepare, store_root
 
 
 @pytest.fixture(scope="session")
@@ -110,14 +112,21 @@ def exported(trained: Project) -> Project:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The database of an MLflow store without runs, which takes seconds to make."""
-    from pipeline.tracking.store import load_mlflow
-
     folder = tmp_path_factory.mktemp("store")
-    path = folder / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        load_mlflow().MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        prepare()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def auth_server(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrackingServer]:
+    """A real MLflow server that asks for a password; it takes some ten seconds to start."""
+    with tracking_server(tmp_path_factory.mktemp("server"), empty_store) as server:
+        yield server
 
 
 class SenderHere:

@@ -174,7 +174,7 @@ def test_offline_is_one_line_that_names_everything(
         "images.bin of toy",
         "nowhere/toy/images.bin: there is no folder nowhere",
         f"{url}: Connection refused (3 tries)",
-        "https://127.0.0.1:1/m/toy/images.bin: Connection refused",
+        "https://user:***@127.0.0.1:1/m/toy/images.bin: Connection refused",
         "--mirror or FERRY_MIRROR",
         "needs no network: diabetes, digits, moons, xor",
     ):

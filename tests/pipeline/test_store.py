@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from project import REPOSITORY
 
+from pipeline.tracking import run_of_predictions
 from pipeline.tracking import store as stores
+from pipeline.tracking.sending import states
 from pipeline.tracking.store import load_mlflow, open_store, prepare, store_root, store_uri
 from serving.errors import OutputError
 
@@ -144,6 +146,15 @@ def test_a_broken_store_is_set_aside(
     assert line.startswith(f"{store}/mlflow.db is broken: ")
     assert line.endswith(f"; it is kept as {kept.name}, runs begin anew")
     assert names() == ["Default"]
+
+
+def test_what_a_lost_store_had_is_sent_again(store: Path) -> None:
+    with run_of_predictions("tiny") as tracker:
+        tracker.log_metrics({"rows": 1.0})
+    assert [one.sent for one in states()] == [3]
+    (store / "mlflow.db").unlink()
+    prepare()
+    assert [one.sent for one in states()] == [0]
 
 
 def test_the_store_of_a_newer_mlflow_is_set_aside(
