@@ -19,21 +19,21 @@ from typing import Any
 from pipeline.project.registry.appending import locked
 from pipeline.project.registry.history import signed, told
 from pipeline.tracking.models import load_mlflow, store_uri
-from serving.bundles.finding import folder_of
 from serving.bundles.registry import (
     REGISTRY,
     Promoted,
     Registry,
     RegistryEntry,
+    copy_of,
     read_registry,
 )
 from serving.errors import FerryError, one_line
-from serving.files import here_or_above, printable
+from serving.files import here_or_above
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 5
-"""That a command waits for MLflow."""
+SECONDS, MOST_SECONDS = 5, 60
+"""That a command waits for MLflow, and that its process may take in all."""
 LATER = "`ferry track --sync` does it later"
 VERSION, HEAD = "ferry.version", "ferry.head"
 MOST_CHARACTERS = 500
@@ -108,10 +108,7 @@ def _created(client: Any, registry: Registry, version: int, warnings: list[str])
     one = registry.versions[version]
     source = _logged_model(client, one.experiment, one.model_sha256)
     if source is None:
-        try:
-            source = folder_of(registry, version).resolve().as_uri()
-        except FerryError:
-            source = Path(printable(registry.path.parent.resolve())).as_uri()
+        source = copy_of(one.digest).resolve().as_uri()
         warnings.append(
             f"{registry.name}/{version} has no model in MLflow to load, only its bundle: no run "
             f"logged the file"
@@ -172,45 +169,58 @@ def _set_aliases(client: Any, registry: Registry, numbers: dict[int, str]) -> No
         wanted = numbers[version] if version is not None else None
         if wanted is None and alias in have:
             client.delete_registered_model_alias(registry.name, alias)
-        elif wanted is not None and have.get(alias) != wanted:
+        elif wanted is not None and str(have.get(alias)) != wanted:
             client.set_registered_model_alias(registry.name, alias, wanted)
 
 
 @contextlib.contextmanager
 def mirrored(name: str, *, wanted: bool) -> Iterator[None]:
-    """Call `mirror_in_time` when the block ends, also where it fails, but not after Ctrl-C."""
+    """Mirror a name when the block ends, also by an error of ferry's, but not after Ctrl-C.
+
+    In a process of its own, which imports MLflow while the block runs. Nobody waits for it longer
+    than `SECONDS`; it may end a little later by itself. What goes wrong is one warning.
+    """
+    process = _start() if wanted and _has_store() else None
+    ended = False
     try:
         yield
-    except KeyboardInterrupt:
-        wanted = False
+        ended = True
+    except FerryError:
+        ended = True
         raise
     finally:
-        if (here_or_above(REGISTRY) / f"{name}.jsonl").exists():
-            mirror_in_time(name, wanted=wanted)
+        there = (here_or_above(REGISTRY) / f"{name}.jsonl").exists()
+        if process and ended and there:
+            _finish(process, name)
+        elif process:
+            process.kill()
+            process.communicate()
 
 
-def mirror_in_time(name: str, *, wanted: bool) -> None:
-    """Mirror a name in a process of its own, for MLflow has no deadline of its own.
+def _start() -> "subprocess.Popen[str]":
+    """The process, which is told the name by its stdin, and by the end of that to give up."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for the command
+    )
 
-    What goes wrong, or takes too long, is one warning.
-    """
-    if not (wanted and _has_store()):
-        return
-    command = [sys.executable, "-m", __name__, name]
+
+def _finish(process: "subprocess.Popen[str]", name: str) -> None:
     try:
-        # In a session of its own: Ctrl-C is told by ending the wait, and it by its own alarm.
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, start_new_session=True
-        )
+        printed, said = process.communicate(f"{name}\n", timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        logger.warning("MLflow's registry took longer than %d s: %s", SECONDS, LATER)
+        logger.warning("MLflow's registry takes longer than %d s; if it fails, %s", SECONDS, LATER)
         return
-    for line in done.stdout.splitlines():
+    for line in printed.splitlines():
         logger.warning("%s", line)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        reason = said[-1] if said else f"exit status {done.returncode}"
-        logger.warning("MLflow's registry does not agree yet (%s): %s", reason, LATER)
+    if process.returncode:
+        lines = said.strip().splitlines() or [f"exit status {process.returncode}"]
+        logger.warning("MLflow's registry does not agree yet (%s): %s", lines[-1], LATER)
 
 
 def _has_store() -> bool:
@@ -220,12 +230,14 @@ def _has_store() -> bool:
 
 
 def main() -> None:
-    """Mirror the name that is given, and end in time even if nobody waits any more."""
-    signal.alarm(2 * SECONDS)
+    """Mirror the name that a line of stdin says, and end in time even if nobody waits any more."""
+    signal.alarm(MOST_SECONDS)
     mlflow = load_mlflow()
     mlflow.set_tracking_uri(store_uri())
     try:
-        warnings = mirror(mlflow, sys.argv[1])
+        mlflow.MlflowClient().search_registered_models(max_results=1)  # the first call takes long
+        name = sys.stdin.readline().strip()
+        warnings = mirror(mlflow, name) if name else ()
     except (FerryError, OSError, mlflow.exceptions.MlflowException) as error:
         sys.stderr.write(f"{one_line(error, MOST_CHARACTERS)}\n")
         raise SystemExit(1) from error

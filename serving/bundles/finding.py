@@ -27,7 +27,7 @@ def located(name: str | Path) -> Path:
     For the name of a registered model it raises what `version_named` and `folder_of` do.
     """
     path = Path(name)
-    if path.parts[:1] == ("models:",):
+    if is_registered_name(str(name)):
         from serving.bundles.registry import version_named
 
         return folder_of(*version_named(str(name)))
@@ -35,6 +35,11 @@ def located(name: str | Path) -> Path:
     # A path with folders is no name; joined to a folder an absolute one stays as it is.
     known = len(path.parts) == 1 and not path.exists() and (made / MANIFEST).is_file()
     return made if known else path
+
+
+def is_registered_name(name: str) -> bool:
+    """Whether it names a model of the registry."""
+    return name.startswith("models:/")
 
 
 def folder_of(registry: "Registry", version: int) -> Path:

@@ -1,5 +1,6 @@
 """The command `ferry register`: a bundle becomes a version that can be promoted."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +12,14 @@ from serving.console import json_option, note, show, summary
 if TYPE_CHECKING:
     from pathlib import Path
 
+KEY_AND_VALUE = re.compile(r"[\w./-]+=.*", re.ASCII | re.DOTALL)
+
 
 def tags(_context: click.Context, _option: click.Parameter, given: Any) -> dict[str, str]:
-    """A mapping of what was given as KEY=VALUE."""
+    """A mapping of what was given as KEY=VALUE, with keys that MLflow takes as well."""
     for one in given:
-        if not one.partition("=")[0] or "=" not in one:
-            raise click.BadParameter(f"{one!r} must be KEY=VALUE")
+        if not KEY_AND_VALUE.fullmatch(one):
+            raise click.BadParameter(f"{one!r} must be KEY=VALUE; a key has letters, digits, ./_-")
     return dict(one.split("=", 1) for one in given)
 
 
@@ -45,18 +48,20 @@ def register(
 
     Example: ferry register mnist-cnn --description "trained on the new scans"
     """
+    from pipeline.project.registry.versions import model_name
     from pipeline.project.registry.versions import register as add
-    from pipeline.tracking.registry_mirror import mirror_in_time
+    from pipeline.tracking.registry_mirror import mirrored
 
-    folder = enter_project_with(bundle)
-    report = add(folder, name, description=description, tags=tag)
+    folder = _enter_project_with(bundle)
+    name = model_name(folder, name)
+    with mirrored(name, wanted=track):
+        report = add(folder, name, description=description, tags=tag)
     if not report.new:
         note(f"{report.name}/{report.version} is this very bundle already")
-    mirror_in_time(report.name, wanted=track)
     show(report, as_json=as_json, text=summary(report))
 
 
-def enter_project_with(path: "Path") -> "Path":
+def _enter_project_with(path: "Path") -> "Path":
     """Go to the folder of params.yaml; returns the path as it is called from there."""
     import os
 

@@ -230,6 +230,8 @@ def _latency(contest: Contest) -> Finding:
     report = bench(challenger, options, against=champion)
     if report.partial:  # Ctrl-C is no result
         raise KeyboardInterrupt
+    if report.skipped:
+        raise ModelError("; ".join(one.skipped for one in report.skipped))
     target = CompareTarget(name="the champion", model=champion)
     compared = compare(report, target, config.max_slowdown)
     ratios = {row.batch_size: row.ratio for row in compared.rows}

@@ -52,22 +52,29 @@ class RegisterReport:
     data_sha256: str
 
 
-def register(
-    folder: Path, name: str | None = None, *, description: str = "", tags: Mapping[str, str]
-) -> RegisterReport:
-    """Make a bundle the next version of `name`, by default its own, and the challenger.
+def model_name(folder: Path, given: str | None = None) -> str:
+    """The name to register a bundle under: the given one, else the bundle's own.
 
-    The registry keeps a copy, for the next `ferry bundle` replaces the folder. Raises UsageError
-    for a name that cannot be one, what `open_bundle` does, and IntegrityError for a bundle that
-    does not pass `verify`.
+    Raises UsageError for what cannot be one, and what `open_bundle` does.
+    """
+    name = given or open_bundle(folder).manifest.name
+    if not NAMED.fullmatch(name) or {"/", "@"} & set(name):
+        raise UsageError(f"{name!r} is not a name of letters, digits, '-' and '_'; give --name")
+    return name
+
+
+def register(
+    folder: Path, name: str, *, description: str = "", tags: Mapping[str, str]
+) -> RegisterReport:
+    """Make a bundle the next version of `name`, and the challenger.
+
+    The registry keeps a copy, for the next `ferry bundle` replaces the folder. Raises what
+    `open_bundle` does, and IntegrityError for a bundle that does not pass `verify`.
     """
     bundle = open_bundle(folder)
     manifest = bundle.manifest
-    name = name or manifest.name
-    if not NAMED.fullmatch(name) or {"/", "@"} & set(name):
-        raise UsageError(f"{name!r} is not a name of letters, digits, '-' and '_'; give --name")
     verify(folder).require()
-    data_sha256 = _trained_on(folder.name, manifest.source.weights_sha256)
+    data_sha256 = _trained_on(manifest.name, manifest.source.weights_sha256)
 
     def decide(now: Registry) -> Registered | None:
         _keep(bundle)
@@ -75,7 +82,7 @@ def register(
             return None
         return Registered(
             version=max(now.versions, default=0) + 1,
-            experiment=folder.name,
+            experiment=manifest.name,
             variant=manifest.variant,
             digest=manifest.digest,
             model_sha256=manifest.files[MODEL].sha256,
