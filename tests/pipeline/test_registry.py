@@ -16,8 +16,10 @@ from pipeline.config import layout
 from pipeline.errors import GateError
 from pipeline.project.registry import versions
 from pipeline.project.registry.appending import append
+from pipeline.project.registry.gates import p_value_of
 from pipeline.project.registry.history import why, why_as_text
 from pipeline.project.registry.versions import Promotion, promote, register, rollback
+from pipeline.records.quantize import Quality
 from serving.bundles.bundle import Gate, open_bundle
 from serving.bundles.registry import Promoted, copy_of, read_registry
 from serving.errors import FerryError, MissingInputError, OutputError
@@ -288,3 +290,27 @@ def test_a_mistake_is_one_line(home: Path, words: str, message: str, exit_code: 
     assert done.exit_code == exit_code
     assert message in done.stderr
     assert home.is_dir()
+
+
+# The noise
+
+
+def mean_error(loss: float, spread: float) -> Quality:
+    return Quality(measure="mean error", rows=400, loss=loss, low=loss - spread, high=loss + spread)
+
+
+@pytest.mark.parametrize(
+    ("quality", "p_value"),
+    [
+        (mean_error(2.0, 2.0), 0.05),  # whose 95 % interval ends at zero
+        (mean_error(-2.0, 2.0), 0.05),
+        (mean_error(1.0, 4.0), 0.624),
+        (mean_error(0.0, 0.0), 1.0),
+        (mean_error(0.1, 0.0), 0.0),
+        (Quality(measure="accuracy", rows=9, loss=1.0, rows_lost=5, rows_gained=0), 0.0625),
+        (Quality(measure="accuracy", rows=9, loss=0.0, rows_lost=0, rows_gained=0), 1.0),
+        (Quality(measure="not finite", rows=9), 0.0),
+    ],
+)
+def test_how_likely_a_difference_is_by_chance(quality: Quality, p_value: float) -> None:
+    assert p_value_of(quality) == pytest.approx(p_value, abs=5e-4)
