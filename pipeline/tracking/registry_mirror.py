@@ -8,23 +8,25 @@ checkout that is behind, or that went another way, changes nothing.
 """
 
 import contextlib
+import json
 import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.project.registry.appending import locked
 from pipeline.project.registry.history import signed, told
-from pipeline.tracking.models import load_mlflow, store_uri
+from pipeline.tracking.store import SQLITE, open_store, store_uri
 from serving.bundles.registry import (
     REGISTRY,
     Promoted,
+    Registered,
     Registry,
-    RegistryEntry,
     copy_of,
+    names,
     read_registry,
 )
 from serving.errors import FerryError, one_line
@@ -35,10 +37,11 @@ logger = logging.getLogger(__name__)
 SECONDS, MOST_SECONDS = 5, 60
 """That a command waits for MLflow, and that its process may take in all."""
 LATER = "`ferry track --sync` does it later"
-VERSION, HEAD = "ferry.version", "ferry.head"
-MOST_CHARACTERS = 500
-"""Of a tag."""
-LOCAL = "sqlite:///"
+VERSION, HEAD, SHA256_TAG = "ferry.version", "ferry.head", "ferry.sha256"
+LINK = "mlflow.modelVersions"
+MODELS, READY = "models:/", "READY"
+MOST_CHARACTERS, MOST_OF_DESCRIPTION, TAG_DIGITS = 500, 4000, 10
+"""Of a tag or a message, of a version's description, and of a sha256 that is shown."""
 
 
 def mirror(mlflow: Any, name: str) -> tuple[str, ...]:
@@ -47,29 +50,33 @@ def mirror(mlflow: Any, name: str) -> tuple[str, ...]:
     `mlflow` is the module, whose tracking URI is set. Raises FerryError where the file cannot be
     read, and what MLflow raises.
     """
-    path = read_registry(name).path
-    with locked(path.with_suffix(".mlflow")):
+    with locked(read_registry(name).path.with_suffix(".mlflow")):
         registry = read_registry(name)
         client = mlflow.MlflowClient()
         model = _registered_model(mlflow, client, registry)
         if stale := _stale(registry, model.tags.get(HEAD, "")):
             return (stale,)
-        known = {
-            one.tags.get(VERSION): one for one in client.search_model_versions(f"name='{name}'")
-        }
-        numbers: dict[int, str] = {}
-        warnings: list[str] = []
-        for version in registry.versions:
-            found = known.get(str(version))
-            if found is None:
-                found = _created(client, registry, version, warnings)
-            numbers[version] = str(found.version)
-            for key, value in tags_of(registry, version).items():
-                if found.tags.get(key) != value:
-                    client.set_model_version_tag(name, numbers[version], key, value)
-        _set_aliases(client, registry, numbers)
+        known = client.search_model_versions(f"name='{name}'")
+        made, warnings = _send_versions(client, registry, known)
+        _set_aliases(client, registry, made)
+        for one in known:
+            if one.tags.get(VERSION) and str(one.version) not in made.values():
+                client.delete_model_version(name, one.version)
         client.set_registered_model_tag(name, HEAD, _head(registry, len(registry.entries)))
     return tuple(warnings)
+
+
+def mirror_all(log: Callable[[str], None]) -> list[str]:
+    """Mirror every name of the project; returns warnings, and what went wrong."""
+    told: list[str] = []
+    for name in names(here_or_above(REGISTRY)):
+        log(f"the versions of {name}")
+        try:
+            mlflow = open_store()
+            told += mirror(mlflow, name)
+        except Exception as error:  # noqa: BLE001 - MLflow raises what it likes, and is told
+            told.append(f"MLflow's registry does not agree: {one_line(error, MOST_CHARACTERS)}")
+    return told
 
 
 def _registered_model(mlflow: Any, client: Any, registry: Registry) -> Any:
@@ -103,70 +110,109 @@ def _stale(registry: Registry, mirrored: str) -> str:
     return ""
 
 
-def _created(client: Any, registry: Registry, version: int, warnings: list[str]) -> Any:
-    """A new version: the LoggedModel of the very file, else the bundle's folder."""
-    one = registry.versions[version]
-    source = _logged_model(client, one.experiment, one.model_sha256)
-    if source is None:
-        source = copy_of(one.digest).resolve().as_uri()
-        warnings.append(
-            f"{registry.name}/{version} has no model in MLflow to load, only its bundle: no run "
-            f"logged the file"
-        )
-    return client.create_model_version(
-        registry.name,
-        source,
-        tags=tags_of(registry, version),
-        description=one.description or f"{one.variant} of {one.experiment}",
-    )
+def _send_versions(
+    client: Any, registry: Registry, known: Sequence[Any]
+) -> tuple[dict[int, str], list[str]]:
+    """The number that MLflow has of each version, which is made where there is none, and warnings.
+
+    A version of a bundle's folder is made anew once a run has logged its model, as MLflow changes
+    no source. Two of one version are what a killed process left.
+    """
+    made: dict[int, str] = {}
+    warnings: list[str] = []
+    for version, one in registry.versions.items():
+        mine = [found for found in known if found.tags.get(VERSION) == str(version)]
+        mine.sort(key=lambda found: (not found.source.startswith(MODELS), int(found.version)))
+        best = mine[0] if mine else None
+        if best is None or not best.source.startswith(MODELS):
+            logged = _logged_model(client, one)
+            if logged or best is None:
+                best = _created(client, registry, version, logged)
+            if logged is None and not mine:
+                warnings.append(
+                    f"{registry.name}/{version} has no model in MLflow to load, only its bundle: "
+                    f"no run has logged the file yet"
+                )
+        made[version] = str(best.version)
+        _describe(client, registry, version, best)
+    return made, warnings
 
 
-def _logged_model(client: Any, experiment: str, sha256: str) -> str | None:
-    """The address of the model that was logged of a file, if a run did."""
-    found = client.get_experiment_by_name(experiment)
+def _logged_model(client: Any, one: Registered) -> Any | None:
+    """The model that a run logged of the very file, if there is one that is complete."""
+    found = client.get_experiment_by_name(one.experiment)
     if found is None:
         return None
     models = client.search_logged_models(
-        [found.experiment_id], filter_string=f"tags.`ferry.sha256` = '{sha256}'", max_results=1
+        [found.experiment_id], filter_string=f"tags.`{SHA256_TAG}` = '{one.model_sha256}'"
     )
-    return f"models:/{models[0].model_id}" if models else None
+    return next((model for model in models if str(model.status) == READY), None)
+
+
+def _created(client: Any, registry: Registry, version: int, logged: Any | None) -> Any:
+    source = copy_of(registry.versions[version].digest).resolve().as_uri()
+    made = client.create_model_version(
+        registry.name,
+        f"{MODELS}{logged.model_id}" if logged else source,
+        run_id=logged.source_run_id if logged else None,
+        tags=tags_of(registry, version),
+        description=described(registry, version),
+        model_id=logged.model_id if logged else None,
+    )
+    if logged:
+        # By this tag MLflow's pages lead from the model to its versions.
+        own = {"name": registry.name, "version": int(made.version)}
+        others = json.loads(logged.tags.get(LINK, "[]"))
+        client.set_logged_model_tags(logged.model_id, {LINK: json.dumps([*others, own])})
+    return made
+
+
+def _describe(client: Any, registry: Registry, version: int, found: Any) -> None:
+    for key, value in tags_of(registry, version).items():
+        if found.tags.get(key) != value:
+            client.set_model_version_tag(registry.name, found.version, key, value)
+    if found.description != (text := described(registry, version)):
+        client.update_model_version(registry.name, found.version, text)
 
 
 def tags_of(registry: Registry, version: int) -> dict[str, str]:
-    """Everything that the events say of a version."""
+    """The few things to find a version by: MLflow's pages show all of them in a table."""
     one = registry.versions[version]
     tags = {
         **one.tags,
         VERSION: str(version),
-        "ferry.experiment": one.experiment,
         "ferry.variant": one.variant,
-        "ferry.digest": one.digest,
-        "ferry.sha256": one.model_sha256,
-        "ferry.weights_sha256": one.weights_sha256,
-        "ferry.data": f"{one.dataset} {one.data_sha256}".strip(),
-        **{f"ferry.metric.{name}": f"{value:g}" for name, value in one.metrics.items()},
+        **{f"ferry.{name}": f"{value:.6g}" for name, value in one.metrics.items()},
+        SHA256_TAG: one.model_sha256[:TAG_DIGITS],
     }
     for entry in registry.entries:
+        if isinstance(entry.event, Promoted) and entry.event.version == version:
+            tags["ferry.promoted"] = entry.time[:10]
+            tags["ferry.forced"] = entry.event.forced
+    return {key: value[:MOST_CHARACTERS] for key, value in tags.items() if value}
+
+
+def described(registry: Registry, version: int) -> str:
+    """The figures of a version and all that happened to it, for its page; in Markdown."""
+    one = registry.versions[version]
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in one.metrics.items())
+    lines = [", ".join(filter(None, [metrics, f"{one.variant} of {one.experiment}"]))]
+    lines += ["", one.description] if one.description else []
+    lines += ["", f"Bundle {one.digest}, data {one.dataset} {one.data_sha256}".rstrip(), ""]
+    for entry in registry.entries:
         if entry.event.version == version:
-            tags |= _tags_of_entry(entry)
-    return {key: value[:MOST_CHARACTERS] for key, value in tags.items()}
+            lines.append(f"- {told(entry)}: {signed(entry)}")
+            gates = entry.event.gates if isinstance(entry.event, Promoted) else ()
+            lines += [f"  - {gate.name} {gate.status}: {gate.detail}" for gate in gates]
+    return "\n".join(lines)[:MOST_OF_DESCRIPTION]
 
 
-def _tags_of_entry(entry: RegistryEntry) -> dict[str, str]:
-    event = entry.event
-    gates = event.gates if isinstance(event, Promoted) else ()
-    return {
-        f"ferry.entry.{entry.number:04}": f"{told(entry)}: {signed(entry)}",
-        **{f"ferry.gate.{gate.name}": f"{gate.status}: {gate.detail}" for gate in gates},
-    }
-
-
-def _set_aliases(client: Any, registry: Registry, numbers: dict[int, str]) -> None:
+def _set_aliases(client: Any, registry: Registry, made: Mapping[int, str]) -> None:
     """Move and remove aliases; those that others set are left alone."""
     # Asked anew: the first answer may be of a time before the versions.
     have = client.get_registered_model(registry.name).aliases
     for alias, version in registry.aliases.items():
-        wanted = numbers[version] if version is not None else None
+        wanted = made[version] if version is not None else None
         if wanted is None and alias in have:
             client.delete_registered_model_alias(registry.name, alias)
         elif wanted is not None and str(have.get(alias)) != wanted:
@@ -226,21 +272,19 @@ def _finish(process: "subprocess.Popen[str]", name: str) -> None:
 def _has_store() -> bool:
     """Whether MLflow was used here: making a store takes longer than a command may wait."""
     uri = store_uri()
-    return not uri.startswith(LOCAL) or Path(uri.removeprefix(LOCAL)).exists()
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
 
 
 def main() -> None:
     """Mirror the name that a line of stdin says, and end in time even if nobody waits any more."""
     signal.alarm(MOST_SECONDS)
-    mlflow = load_mlflow()
-    mlflow.set_tracking_uri(store_uri())
     try:
+        mlflow = open_store()
         mlflow.MlflowClient().search_registered_models(max_results=1)  # the first call takes long
         name = sys.stdin.readline().strip()
         warnings = mirror(mlflow, name) if name else ()
-    except (FerryError, OSError, mlflow.exceptions.MlflowException) as error:
-        sys.stderr.write(f"{one_line(error, MOST_CHARACTERS)}\n")
-        raise SystemExit(1) from error
+    except Exception as error:  # noqa: BLE001 - MLflow raises what it likes, and is told
+        sys.exit(one_line(error, MOST_CHARACTERS))
     sys.stdout.write("".join(f"{line}\n" for line in warnings))
 
 

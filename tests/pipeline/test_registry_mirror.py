@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 import signal
 import sys
@@ -10,10 +11,11 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.entities import LoggedModelStatus
 
 from pipeline.project.registry.appending import append
 from pipeline.tracking import registry_mirror
-from pipeline.tracking.registry_mirror import mirror, mirrored
+from pipeline.tracking.registry_mirror import mirror, mirror_all, mirrored
 from serving.bundles.registry import (
     Promoted,
     PromotionGate,
@@ -85,13 +87,19 @@ def test_versions_and_aliases_are_those_of_the_events(ours: Path) -> None:
     found = state()
     assert found["aliases"] == {"champion": 1, "challenger": 3}
     version, source, description, tags = found["versions"]["1"]
-    assert (version, description) == (1, "on new scans")
+    assert version == 1
     assert source == copy_of("01" * 32).resolve().as_uri()
     assert source.startswith(ours.as_uri())
-    assert tags["team"] == "vision"
-    assert tags["ferry.metric.accuracy"] == "97.5"
-    assert tags["ferry.gate.quality"] == "passed: accuracy 90 %"
-    assert tags["ferry.entry.0005"].startswith("version 2 was rolled back to version 1: 20")
+    assert tags == {
+        "ferry.promoted": read_registry("tiny").entries[1].time[:10],
+        "team": "vision",
+        "ferry.version": "1",
+        "ferry.variant": "int8",
+        "ferry.accuracy": "97.5",
+        "ferry.sha256": "0101010101",
+    }
+    assert description.startswith("accuracy 97.5, int8 of tiny\n\non new scans\n\nBundle 0101")
+    assert "\n  - quality passed: accuracy 90 %\n- version 2 was rolled back to v" in description
     assert mirror(mlflow, "tiny") == ()
     assert state() == found
 
@@ -100,11 +108,23 @@ def test_a_version_is_the_model_that_a_run_logged_of_the_same_file(ours: Path) -
     assert ours.is_dir()
     client = mlflow.MlflowClient()
     experiment = client.create_experiment("tiny")
-    for sha256 in ("99" * 32, "01" * 32):
+    happen(*FIRST)
+    assert len(mirror(mlflow, "tiny")) == 2
+    made = {}
+    for sha256, status in (("99" * 32, "READY"), ("01" * 32, "READY"), ("02" * 32, "FAILED")):
         logged = client.create_logged_model(experiment, "int8", tags={"ferry.sha256": sha256})
-    happen(registered(1))
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus(status))
+        made[sha256[:2]] = logged.model_id
     assert mirror(mlflow, "tiny") == ()
-    assert state()["versions"]["1"][1] == f"models:/{logged.model_id}"
+    found = state()
+    # The version of the bundle's folder is gone, and its alias is that of the new one.
+    assert found["versions"]["1"][:2] == (3, f"models:/{made['01']}")
+    assert found["versions"]["2"][0] == 2
+    assert found["aliases"] == {"champion": 3, "challenger": 2}
+    link = client.get_logged_model(made["01"]).tags["mlflow.modelVersions"]
+    assert json.loads(link) == [{"name": "tiny", "version": 3}]
+    assert mirror(mlflow, "tiny") == ()
+    assert state() == found
 
 
 def test_it_goes_on_wherever_it_was_broken_off(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +181,10 @@ def test_a_checkout_that_is_behind_or_went_another_way_changes_nothing(ours: Pat
     assert told.startswith("line 4 of registry/tiny.jsonl is another one in MLflow")
     assert state() == found
     path.write_bytes(whole)
-    assert mirror(mlflow, "tiny") == ()
+    assert mirror_all(lambda _: None) == []
+    path.write_bytes(whole.replace(b"int8", b"fp16", 1))
+    (told,) = mirror_all(lambda _: None)
+    assert told.startswith("MLflow's registry does not agree: registry/tiny.jsonl, line 1 was alt")
 
 
 # The process
