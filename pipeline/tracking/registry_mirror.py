@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.project.registry.appending import locked
 from pipeline.project.registry.history import signed, told
+from pipeline.tracking.models import SHA256_TAG
 from pipeline.tracking.store import SQLITE, open_store, store_uri
 from serving.bundles.registry import (
     REGISTRY,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 SECONDS, MOST_SECONDS = 5, 60
 """That a command waits for MLflow, and that its process may take in all."""
 LATER = "`ferry track --sync` does it later"
-VERSION, HEAD, SHA256_TAG = "ferry.version", "ferry.head", "ferry.sha256"
+VERSION, HEAD = "ferry.version", "ferry.head"
 LINK = "mlflow.modelVersions"
 MODELS, READY = "models:/", "READY"
 MOST_CHARACTERS, MOST_OF_DESCRIPTION, TAG_DIGITS = 500, 4000, 10
