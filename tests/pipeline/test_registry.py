@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from toy_registry import forge, make_project
+from project import REPOSITORY
+from toy_registry import BRIEF, forge, make_project
 
 from pipeline.cli import ferry
-from pipeline.config import layout
-from pipeline.errors import GateError
+from pipeline.config import layout, params
+from pipeline.errors import ConfigError, GateError
 from pipeline.project.registry import versions
 from pipeline.project.registry.appending import append
 from pipeline.project.registry.gates import p_value_of
@@ -290,6 +291,21 @@ def test_a_mistake_is_one_line(home: Path, words: str, message: str, exit_code: 
     assert done.exit_code == exit_code
     assert message in done.stderr
     assert home.is_dir()
+
+
+# The limits
+
+
+def test_a_limit_that_is_not_given_is_ferrys_own(home: Path) -> None:
+    path, text = home / layout.PARAMS, (home / layout.PARAMS).read_text()
+    path.write_text(text.replace(BRIEF, "registry: {max_slowdown: 2}"))
+    config = params.registry(path)
+    assert (config.max_slowdown, config.batch_sizes, config.significance) == (2, (1, 32), 0.05)
+    path.write_text(text.replace(BRIEF, ""))
+    assert params.registry(path) == params.registry(REPOSITORY / layout.PARAMS)
+    path.write_text(text.replace(BRIEF, "registry: {max_slowdwn: 2}"))
+    with pytest.raises(ConfigError, match=r"registry\.max_slowdwn is not a key; did you mean 'max"):
+        params.registry(path)
 
 
 # The noise
