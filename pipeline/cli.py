@@ -17,6 +17,7 @@ OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 
 STAGES = "pipeline.commands.stages"
 PROJECT = "pipeline.commands.project"
+REGISTRY = "pipeline.commands.registry"
 TOOLS = "pipeline.commands"
 SECTIONS = {
     "Pipeline, the stages in order": {
@@ -37,6 +38,12 @@ SECTIONS = {
         "bench": SERVING["bench"],
         "lint": (TOOLS, "Judge whether int8 answers alike on every processor."),
         "tune": (TOOLS, "Search for better settings of EXPERIMENT."),
+    },
+    "Registry": {
+        "register": (REGISTRY, "Make a bundle the next version of a model, and its challenger."),
+        "promote": (REGISTRY, "Make the challenger of NAME the champion, if it holds."),
+        "rollback": (REGISTRY, "Make the champion before the present one it again."),
+        "why": (REGISTRY, "Say why a version of a model is the champion, or is not."),
     },
     "Serving": {
         "predict": (TOOLS, SERVING["predict"][1]),

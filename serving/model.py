@@ -4,6 +4,7 @@
     answer = open_model("bundles/mnist-cnn").predict(images)    # a classifier: labels and scores
     answer.label, answer.probability
     open_model("bundles/mnist-autoencoder").answers(images)     # any model: its outputs by name
+    open_model("models:/mnist-cnn@champion")                    # of the registry
 
 A bundle runs as its profile for this machine says, if `ferry bench --tune` wrote one.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from serving.bundles.finding import not_there
+from serving.bundles.finding import located, not_there
 from serving.errors import InputError, ModelError, UsageError
 from serving.runtime.classes import ClassOutputs, Task
 from serving.runtime.kernels import needs_in, refuse_lacking
@@ -267,6 +268,8 @@ def open_model(
 ) -> Model:
     """Open a bundle's folder, whose every byte is checked, or an ONNX file.
 
+    `path` may be a name as well, as `serving.bundles.finding.located` takes them.
+
     Given neither `threads` nor `settings`, a bundle runs with the settings of its profile for
     `goal` on `provider` and this kind of machine, if there is one: all of them but `cuda_graph`,
     which replays calls of one shape and no others. `binding` is for full batches. Where there is no
@@ -281,7 +284,7 @@ def open_model(
     cannot run it on `provider` or lacks what it needs, and UsageError for settings that do not go
     together.
     """
-    path = Path(path)
+    path = located(path)
     if not path.exists():
         raise not_there(path)
     if settings and settings.cuda_graph:

@@ -52,15 +52,15 @@ class ExperimentName(click.ParamType["Experiment"]):
 
 
 class ExperimentOrFile(click.ParamType["Experiment | Path"]):
-    """A name that ends in .onnx is a file, any other an experiment of params.yaml."""
+    """A name that ends in .onnx or begins with models:/ is a path, any other an experiment's."""
 
     name = "experiment"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Experiment | Path":
-        """Make a path of what ends in .onnx, and find the experiment of any other name."""
-        if str(value).endswith(".onnx"):
+        """Make a path of what is one, and find the experiment of any other name."""
+        if str(value).endswith(".onnx") or str(value).startswith("models:/"):
             from pathlib import Path
 
             return Path(value)

@@ -6,7 +6,7 @@ is wrong is refused with the full path of the key where it stands, the value and
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -17,11 +17,13 @@ from pipeline import datasets, models
 from pipeline.config import layout
 from pipeline.config.experiment import (
     AugmentConfig,
+    Counts,
     DatasetConfig,
     Defaults,
     Experiment,
     OwnSection,
     Params,
+    PositiveNumber,
     StrictSettings,
 )
 from pipeline.config.layout import PARAMS
@@ -92,6 +94,27 @@ def stage_defaults(stage: str, record: type[Record]) -> Record:
     return read_section(record, defaults(path)[stage], f"defaults.{stage}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryConfig(StrictSettings):
+    """What a challenger must hold to become the champion."""
+
+    significance: Annotated[float, Field(gt=0, lt=1)]
+    """The p-value of a loss below which it is more than noise."""
+    max_slowdown: PositiveNumber
+    """Most times as long as the champion that it may take, at each batch size."""
+    batch_sizes: Counts
+    seconds: PositiveNumber
+    """For each of the two at each batch size, after warm-up."""
+
+
+def registry(path: Path = PARAMS) -> RegistryConfig:
+    """The section `registry`, and what it lacks of ferry's own; raises as `load` does."""
+    own, ferrys = {}, _read_document(brought_along(PARAMS))[0].registry
+    if path.exists():
+        own = dict(_read_document(path)[0].registry)
+    return read_section(RegistryConfig, _filled(own, ferrys), "registry")
+
+
 def defaults(path: Path = PARAMS) -> Mapping[str, Any]:
     """The section `defaults`, as it stands there; raises as `load` does."""
     document, _ = _read_document(path)
@@ -149,6 +172,7 @@ class _Document(StrictSettings):
     """The folder of the project's own `datasets` and `models`, beside params.yaml."""
     mirrors: tuple[str, ...]
     short: tuple[str, ...] = ()
+    registry: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any]
     datasets: Mapping[str, Any]
     experiments: Mapping[str, Any]

@@ -37,7 +37,10 @@ SKLEARN_DATA = "datasets/data"
 IMAGES_PER_CLASS = 100
 FLOWER_COLUMNS = ("sepal_length", "sepal_width", "petal_length", "petal_width", "species")
 MOST_NAMED = 3
-MADE_FOLDERS = {"bundles", "data", "metrics", "models", "mlruns", "plots", "reports", "tracking"}
+MADE_FOLDERS = {
+    *("bundles", "data", "metrics", "models", "mlruns", "plots", "registry", "reports"),
+    "tracking",
+}
 """What stages write, which is no place for sources."""
 HEADER = """\
 # The stages of ferry. What they depend on is data, settings, the project's own package and, as

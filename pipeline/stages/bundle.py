@@ -34,10 +34,10 @@ from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from pipeline.stages.page.note import note_of
 from pipeline.stages.page.results import ExperimentResults, rows_of
-from serving.bundles.bundle import FOREIGN, Gate, ModelOrigin
-from serving.bundles.finding import MANIFEST
+from serving.bundles.bundle import FOREIGN, MODEL, Gate, ModelOrigin, open_bundle
+from serving.bundles.finding import MANIFEST, located
 from serving.bundles.reference import Reference
-from serving.bundles.writing import BundleContents, write_bundle
+from serving.bundles.writing import BundleContents, copy_bundle, write_bundle
 from serving.drift.quantities import reference_of
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
@@ -175,17 +175,36 @@ def _ship(
     goal: str | None,
     gains: Mapping[str, Gain],
 ) -> BundleReport:
-    manifest = write_bundle(folder, contents)
+    write_bundle(folder, contents)
+    return _report(folder, reason=reason, goal=goal, gains=gains)
+
+
+def copy_registered(name: str, folder: Path) -> BundleReport:
+    """Write the bundle `folder` of a registered one, "models:/NAME@champion" or "models:/NAME/3".
+
+    Raises what `located` does, and IntegrityError for a bundle that was altered.
+    """
+    source = located(name)
+    copy_bundle(open_bundle(source), folder)
+    return _report(folder, reason=f"it is {name}", goal=None, gains={})
+
+
+def _report(
+    folder: Path, *, reason: str, goal: str | None, gains: Mapping[str, Gain]
+) -> BundleReport:
+    """What is said of a bundle that was written."""
+    bundle = open_bundle(folder)
+    manifest, reference = bundle.manifest, bundle.reference()
     return BundleReport(
-        experiment=contents.name,
-        variant=contents.variant,
+        experiment=manifest.name,
+        variant=manifest.variant,
         reason=reason,
         goal=goal,
         gains=gains,
-        sha256=sha256_of_bytes(contents.model),
-        classes=len(contents.labels),
-        golden_rows=len(contents.golden_input),
-        reference_rows=contents.reference.rows if contents.reference else 0,
+        sha256=manifest.files[MODEL].sha256,
+        classes=len(manifest.labels),
+        golden_rows=manifest.golden.rows,
+        reference_rows=reference.rows if reference else 0,
         bytes=sum(path.stat().st_size for path in folder.iterdir()),
         digest=manifest.digest,
     )

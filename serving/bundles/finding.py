@@ -1,26 +1,95 @@
-"""Which model a name means: a path, or a bundle of `bundles/` by its name alone.
+"""Which model a name means: a path, a bundle of `bundles/` by its name alone, or a registered one.
 
-located("mnist-cnn")    # bundles/mnist-cnn, where there is no path of that name
+located("mnist-cnn")                    # bundles/mnist-cnn, where there is no path of that name
+located("models:/mnist-cnn@champion")   # the registry's copy of that bundle; also models:/NAME/3
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serving.errors import MissingInputError
-from serving.files import here_or_above
+from serving.errors import IntegrityError, MissingInputError
+from serving.files import here_or_above, read_json
+
+if TYPE_CHECKING:
+    from serving.bundles.registry import Registry
 
 BUNDLES = Path("bundles")
 """Below the folder of params.yaml, where `ferry bundle` writes."""
 MANIFEST = "manifest.json"
+GIT_SECONDS = 30
 
 
 def located(name: str | Path) -> Path:
-    """The path itself, or the bundle of that name where there is no such path."""
+    """The path itself, or the bundle of that name where there is no such path.
+
+    For the name of a registered model it raises what `version_named` and `folder_of` do.
+    """
     path = Path(name)
+    if is_registered_name(str(name)):
+        from serving.bundles.registry import version_named
+
+        return folder_of(*version_named(str(name)))
     made = here_or_above(BUNDLES) / path
     # A path with folders is no name; joined to a folder an absolute one stays as it is.
     known = len(path.parts) == 1 and not path.exists() and (made / MANIFEST).is_file()
     return made if known else path
+
+
+def is_registered_name(name: str) -> bool:
+    """Whether it names a model of the registry."""
+    return name.startswith("models:/")
+
+
+def folder_of(registry: "Registry", version: int) -> Path:
+    """The bundle of a version: the registry's copy, or one of `bundles/` with the same digest.
+
+    Raises MissingInputError, saying how to get it, where there is neither, and IntegrityError for a
+    copy that is another bundle.
+    """
+    from serving.bundles.registry import copy_of
+
+    one = registry.versions[version]
+    copy = copy_of(one.digest)
+    if copy.exists():
+        if _digest_of(copy) != one.digest:
+            raise IntegrityError(
+                f"{copy} is not the bundle that was registered as {registry.name}/{version}: "
+                f"remove it, and {_how_to_get(registry, version)}"
+            )
+        return copy
+    made = here_or_above(BUNDLES)
+    for folder in sorted(made.iterdir()) if made.is_dir() else ():
+        if _digest_of(folder) == one.digest:
+            return folder
+    raise MissingInputError(
+        f"the bundle of {registry.name}/{version} is not here: {_how_to_get(registry, version)}"
+    )
+
+
+def _digest_of(folder: Path) -> str | None:
+    """What its manifest says; whether that is true `open_bundle` finds out."""
+    with contextlib.suppress(OSError, IntegrityError):
+        raw = read_json(folder / MANIFEST)
+        return raw.get("digest") if isinstance(raw, dict) else None
+    return None
+
+
+def _how_to_get(registry: "Registry", version: int) -> str:
+    """The command that brings a bundle from DVC's cache or remote.
+
+    At the commit that has its line, for the one before was made without the bundle.
+    """
+    from serving.bundles.registry import copy_of
+    from serving.machine.environment import output_of
+
+    one = registry.versions[version]
+    pickaxe = ("git", "log", "--format=%h", f"-S{one.digest}", "--", str(registry.path))
+    commits = output_of(pickaxe, seconds=GIT_SECONDS).decode().split()
+    made, copy = BUNDLES / one.experiment, copy_of(one.digest)
+    commit = commits[-1] if commits else "REVISION"
+    return f"`dvc get . {made} --rev {commit} --out {copy}` brings it from DVC's cache or remote"
 
 
 def not_there(path: Path) -> MissingInputError:

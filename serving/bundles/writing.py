@@ -1,6 +1,7 @@
 """Write a bundle whole or not at all, and prove it before it takes the place of another.
 
-`write_bundle` makes the folder of what a stage hands over; `write_profile` adds what was tuned.
+`write_bundle` makes the folder of what a stage hands over; `write_profile` adds what was tuned;
+`copy_bundle` makes another folder of the same.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from serving.bundles.bundle import (
     RUNNER,
     RUNNER_SOURCE,
     SCHEMA_VERSION,
+    Bundle,
     BundleManifest,
     FileInfo,
     Gate,
@@ -33,8 +35,9 @@ from serving.bundles.finding import MANIFEST
 from serving.bundles.golden import INPUT, check_golden, make_golden
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
+from serving.bundles.registry import is_registered
 from serving.bundles.verify import verify
-from serving.errors import InputError
+from serving.errors import InputError, OutputError
 from serving.files import sha256_of_bytes, write_bytes, write_json
 from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import Session, open_session
@@ -90,15 +93,28 @@ def write_bundle(folder: Path, contents: BundleContents) -> BundleManifest:
     return manifest
 
 
+def copy_bundle(bundle: Bundle, folder: Path) -> None:
+    """Make the bundle `folder` of the very bytes that were checked, in place of another bundle.
+
+    Raises InputError for a folder that holds anything else, and OSError when it cannot be written.
+    """
+    _refuse_foreign(folder)
+    with _replacing(folder) as building:
+        for name, content in bundle.contents.items():
+            write_bytes(building / name, content)
+        write_json(building / MANIFEST, bundle.manifest)
+
+
 def write_profile(folder: Path, profile: Profile) -> BundleManifest:
     """Add a profile to the bundle's manifest and seal it anew; returns the manifest.
 
     It takes the place of the one for the same goal, provider and kind of machine. The bundle is
     verified first, and its golden rows are run with the profile's settings: nothing unproven ships.
-    Raises IntegrityError when one of the two fails, with the old manifest left, and OSError when
-    the bundle, or the folder that holds it, cannot be written.
+    Raises IntegrityError when one of the two fails, with the old manifest left, OSError when the
+    bundle, or the folder that holds it, cannot be written, and OutputError for a registered one.
     """
     folder = folder.resolve()
+    refuse_registered(folder)
     verify(folder, provider=profile.provider).require()
     bundle = open_bundle(folder)
     session = open_session(
@@ -119,6 +135,15 @@ def write_profile(folder: Path, profile: Profile) -> BundleManifest:
     finally:
         beside.unlink(missing_ok=True)
     return manifest
+
+
+def refuse_registered(folder: Path) -> None:
+    """Refuse to change the registry's copy of a bundle."""
+    if is_registered(folder):
+        raise OutputError(
+            f"{folder} is registered and stays as it is: tune its bundle in bundles/, and register "
+            f"that as a new version"
+        )
 
 
 def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""What commands of serving share: a model that is named by its path or its bundle's name."""
+"""What commands of serving share: a model that is named by its path, its bundle or the registry."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ModelType(PathType):
-    """A path, or the name of a bundle in `bundles/`."""
+    """A path, the name of a bundle in `bundles/`, or models:/NAME@champion."""
 
     def convert(
         self, value: Any, param: "click.Parameter | None", ctx: "click.Context | None"

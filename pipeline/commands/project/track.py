@@ -2,7 +2,7 @@
 
 import click
 
-from serving.console import json_option, progress, show
+from serving.console import json_option, note, progress, show
 
 
 @click.command()
@@ -12,18 +12,22 @@ def track(sync: bool, as_json: bool) -> None:
     """Tell how much MLflow has of each run, and send it the rest.
 
     What a stage records is kept in tracking/ first. It waits some seconds for MLflow; what a server
-    did not take in that time, or because it was down, is sent by --sync, each record once.
+    did not take in that time, or because it was down, is sent by --sync, each record once; so are
+    the versions and aliases of the registry.
 
     Example: ferry track --sync
     """
     from pipeline.commands.options import enter_project
-    from pipeline.tracking import sending
+    from pipeline.tracking import registry_mirror, sending
     from serving.errors import FerryError
 
     enter_project()
     if sync:
         with progress() as log:
             states = sending.sync(log)
+            warnings = registry_mirror.mirror_all(log)
+        for line in warnings:
+            note(f"Warning: {line}")
     else:
         states = sending.states()
     show(states, as_json=as_json, text=sending.as_table(states))

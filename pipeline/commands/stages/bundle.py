@@ -1,4 +1,4 @@
-"""`ferry bundle`: the folder to deploy, of an experiment's best variant or of any proven file."""
+"""`ferry bundle`: the folder to deploy, of an experiment, a proven file or a registered model."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,15 @@ def bundle(subject: "Experiment | Path", track: bool, as_json: bool, **given: An
     alike. With --reference the bundle can warn of drift as well. The options from --data to
     --reference are for MODEL.onnx.
 
+    For models:/NAME@champion or models:/NAME/3 it copies the registered bundle to --output.
+
     Example: ferry bundle mnist-cnn
 
     Example: ferry bundle net.onnx --data rows.npy --parity net.json -o made
     """
     from pathlib import Path
+
+    from serving.bundles.finding import is_registered_name
 
     given = {name: value for name, value in given.items() if value is not None}
     if not isinstance(subject, Path):
@@ -53,6 +57,10 @@ def bundle(subject: "Experiment | Path", track: bool, as_json: bool, **given: An
                 "--data, --parity, --output, --labels and --reference are for MODEL.onnx"
             )
         report = _bundle_experiment(subject, track=track)
+    elif is_registered_name(str(subject)):
+        if given.keys() != {"output"}:
+            raise click.UsageError(f"{subject} needs --output, and takes nothing else")
+        report = _copy(subject, given["output"])
     elif {"rows", "parity", "output"} - given.keys():
         raise click.UsageError(f"{subject} needs --data, --parity and --output")
     else:
@@ -73,6 +81,12 @@ def _bundle_experiment(experiment: "Experiment", *, track: bool) -> "BundleRepor
         experiment=experiment,
         track=track,
     )
+
+
+def _copy(name: "Path", output: "Path") -> "BundleReport":
+    from pipeline.stages.bundle import copy_registered
+
+    return copy_registered(str(name), output)
 
 
 def _bundle_file(model: "Path", *, output: "Path", **given: Any) -> "BundleReport":

@@ -1,0 +1,1 @@
+"""The commands of the registry, one per file; `pipeline.cli` mounts them."""

@@ -1,0 +1,1 @@
+"""What writes to the registry: a new version, the champion, and the way back."""

@@ -1,0 +1,270 @@
+"""Register a bundle, promote a version over the champion, and go back.
+
+register(Path("bundles/mnist-cnn"), "mnist-cnn")
+promote("mnist-cnn", Promotion()).require()
+rollback("mnist-cnn")
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import layout, params
+from pipeline.errors import GateError
+from pipeline.project.registry.appending import append
+from pipeline.project.registry.gates import Contest, judge
+from pipeline.records import read
+from pipeline.records.train import TrainReport
+from serving.bundles.bundle import MODEL, Bundle, open_bundle
+from serving.bundles.finding import folder_of
+from serving.bundles.registry import (
+    CHALLENGER,
+    CHAMPION,
+    NAMED,
+    Promoted,
+    PromotionGate,
+    Registered,
+    Registry,
+    RolledBack,
+    copy_of,
+    read_registry,
+    version_named,
+)
+from serving.bundles.verify import verify
+from serving.bundles.writing import copy_bundle
+from serving.errors import IntegrityError, MissingInputError, OutputError, UsageError
+from serving.measuring.rounds import Log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterReport:
+    """What `ferry register` did."""
+
+    name: str
+    version: int
+    new: bool
+    """False for a bundle that was registered before."""
+    alias: str
+    """Of the version, or ""."""
+    digest: str
+    data_sha256: str
+
+
+def model_name(folder: Path, given: str | None = None) -> str:
+    """The name to register a bundle under: the given one, else the bundle's own.
+
+    Raises UsageError for what cannot be one, and what `open_bundle` does.
+    """
+    name = given or open_bundle(folder).manifest.name
+    if not NAMED.fullmatch(name) or {"/", "@"} & set(name):
+        raise UsageError(f"{name!r} is not a name of letters, digits, '-' and '_'; give --name")
+    return name
+
+
+def register(
+    folder: Path, name: str, *, description: str = "", tags: Mapping[str, str]
+) -> RegisterReport:
+    """Make a bundle the next version of `name`, and the challenger.
+
+    The registry keeps a copy, for the next `ferry bundle` replaces the folder. Raises what
+    `open_bundle` does, and IntegrityError for a bundle that does not pass `verify`.
+    """
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    verify(folder).require()
+    data_sha256 = _trained_on(manifest.name, manifest.source.weights_sha256)
+
+    def decide(now: Registry) -> Registered | None:
+        _keep(bundle)
+        if manifest.digest in {one.digest for one in now.versions.values()}:
+            return None
+        return Registered(
+            version=max(now.versions, default=0) + 1,
+            experiment=manifest.name,
+            variant=manifest.variant,
+            digest=manifest.digest,
+            model_sha256=manifest.files[MODEL].sha256,
+            weights_sha256=manifest.source.weights_sha256,
+            dataset=manifest.source.dataset,
+            data_sha256=data_sha256,
+            metrics=manifest.metrics,
+            description=description,
+            tags=tags,
+        )
+
+    added = append(name, decide)
+    registry = read_registry(name)
+    version = next(
+        number for number, one in registry.versions.items() if one.digest == manifest.digest
+    )
+    return RegisterReport(
+        name=name,
+        version=version,
+        new=added is not None,
+        alias=registry.alias_of(version),
+        digest=manifest.digest,
+        data_sha256=registry.versions[version].data_sha256,
+    )
+
+
+def _trained_on(experiment: str, weights_sha256: str) -> str:
+    """The sha256 of the data that the weights were trained on, by the report of their training."""
+    path = layout.details(experiment, "train")
+    with contextlib.suppress(MissingInputError, IntegrityError):
+        trained = read(TrainReport, path, f"ferry train {experiment}")
+        if trained.weights_sha256 == weights_sha256:
+            return trained.data_sha256
+    return ""
+
+
+def _keep(bundle: Bundle) -> None:
+    """Copy a bundle to where the registry has it, unless it is there; under the registry's lock."""
+    folder = copy_of(bundle.manifest.digest)
+    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left)
+    with contextlib.suppress(MissingInputError, IntegrityError):
+        if open_bundle(folder).manifest == bundle.manifest:
+            return
+    copy_bundle(bundle, folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promotion:
+    """What is to become the champion, and how."""
+
+    version: int | None = None
+    """None for the challenger."""
+    expect: int | None = None
+    """The version that must be the champion, 0 for none; None for whichever is."""
+    force: str = ""
+    """The reason to promote it even if it does not hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteReport:
+    """What `ferry promote` found and did."""
+
+    name: str
+    version: int
+    over: int | None
+    """The champion that it was held against; None where there was none."""
+    promoted: bool
+    forced: str
+    gates: tuple[PromotionGate, ...]
+    """None, (), where it was the champion already."""
+
+    @property
+    def failed(self) -> tuple[PromotionGate, ...]:
+        """The gates that were not passed."""
+        return tuple(gate for gate in self.gates if gate.status == "failed")
+
+    def describe(self) -> str:
+        """What came of it, in a few words."""
+        if not self.gates:
+            return "is the champion already"
+        beaten = f"over version {self.over}" if self.over else "as the first champion"
+        forced = f", forced: {self.forced}" if self.forced else ""
+        return f"is promoted {beaten}{forced}" if self.promoted else "is not promoted"
+
+    def require(self) -> None:
+        """Raise GateError, naming the failed gates, if it was not promoted."""
+        if self.failed and not self.promoted:
+            told = "; ".join(f"{gate.name}: {gate.detail}" for gate in self.failed)
+            raise GateError(
+                f"{self.name}/{self.version} is not promoted: {told}; "
+                f"--force REASON promotes it all the same, and is recorded"
+            )
+
+
+def promote(
+    name: str, asked: Promotion, *, log: Log = lambda _: None, path: Path = layout.PARAMS
+) -> PromoteReport:
+    """Make a version the champion if it holds against the present one, or if it is forced.
+
+    The gates, and what they found, are recorded with it. Raises OutputError when another version
+    became the champion since they began, or is not the expected one; UnknownNameError for a name or
+    a version that is not there; and MissingInputError where there is no challenger.
+    """
+    registry, config = read_registry(name), params.registry(path)
+    version = asked.version or registry.version_of(CHALLENGER)
+    version_named(f"{name}/{version}")
+    champion = registry.champion
+    if asked.expect is not None and asked.expect != (champion or 0):
+        raise _another(registry, asked.expect)
+    if version == champion:
+        return PromoteReport(
+            name=name, version=version, over=champion, promoted=False, forced="", gates=()
+        )
+    contest = Contest(registry=registry, version=version, champion=champion, config=config)
+    gates = judge(contest, log)
+    failed = any(gate.status == "failed" for gate in gates)
+    report = PromoteReport(
+        name=name,
+        version=version,
+        over=champion,
+        promoted=not failed or bool(asked.force),
+        forced=asked.force if failed else "",
+        gates=gates,
+    )
+    if report.promoted:
+        event = Promoted(version=version, over=champion, gates=gates, forced=report.forced)
+        append(name, _if_still(champion, lambda _: event))
+    return report
+
+
+def _if_still(
+    champion: int | None, decide: Callable[[Registry], Promoted | RolledBack]
+) -> Callable[[Registry], Promoted | RolledBack]:
+    """What decides, but refuses where there is another champion by now."""
+
+    def checked(now: Registry) -> Promoted | RolledBack:
+        if now.champion != champion:
+            raise _another(now, champion or 0)
+        return decide(now)
+
+    return checked
+
+
+def _another(now: Registry, expected: int) -> OutputError:
+    def word(version: int | None) -> str:
+        return f"version {version}" if version else "none"
+
+    return OutputError(
+        f"the champion of {now.name} is {word(now.champion)}, expected was {word(expected)}; "
+        f"nothing is changed"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RollbackReport:
+    """What `ferry rollback` did."""
+
+    name: str
+    version: int
+    """The champion now."""
+    over: int
+    """The one before."""
+
+
+def rollback(name: str, expect: int | None = None) -> RollbackReport:
+    """Make the champion before the present one the champion again.
+
+    Raises UsageError where there is none, OutputError where another version than expected is the
+    champion, MissingInputError where nobody here has the bundle to go back to, and IntegrityError
+    where that was altered.
+    """
+    registry = read_registry(name)
+    champion = registry.version_of(CHAMPION)
+    if expect not in (None, champion):
+        raise _another(registry, expect or 0)
+    if len(registry.champions) < 2:
+        raise MissingInputError(
+            f"{name}/{champion} is the first champion: there is none to go back to"
+        )
+    version = registry.champions[-2]
+    open_bundle(folder_of(registry, version))
+    event = RolledBack(version=version, over=champion)
+    append(name, _if_still(champion, lambda _: event))
+    return RollbackReport(name=name, version=version, over=champion)
