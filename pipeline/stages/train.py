@@ -153,6 +153,11 @@ def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:
     loop = training.loop
     rows, logged, kept = loop.steps * loop.batch_size, -math.inf, -math.inf
     kept_epochs = len(loop.history)
+    # A run that goes on without being recorded is still the one that was begun.
+    run_id = tracker.run_id or training.run_id
+    if tracker.run_id and not loop.history:
+        # Else a training that is killed in its first epoch leaves a run, and begins another one.
+        checkpoint.save(state, loop.checkpoint(training.fingerprint, run_id))
     # Without a terminal the bar is silent, and the log has a line now and then.
     with tqdm(
         total=rows * loop.epochs,
@@ -172,8 +177,6 @@ def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:
             if loop.ended or now - kept > SECONDS_BETWEEN_CHECKPOINTS:
                 tracker.log_epochs(loop.history[kept_epochs:])
                 kept_epochs = len(loop.history)
-                # A run that goes on without being recorded is still the one that was begun.
-                run_id = tracker.run_id or training.run_id
                 checkpoint.save(state, loop.checkpoint(training.fingerprint, run_id))
                 kept = time.monotonic()
 
