@@ -27,7 +27,7 @@ from pipeline.records.published import machine_of
 from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TargetQuality, TrainReport, best_of
 from pipeline.tracking import Tracker, figures
-from pipeline.tracking.journal import WEIGHTS_TAG
+from pipeline.tracking.journal import WEIGHTS_TAG, new_run_id
 from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate, target_qualities
 from pipeline.training.loop import TrainingLoop
@@ -76,9 +76,14 @@ def train(
             return shared
         _sweep(weights, state, files.details, files.metrics)
         _log(training)
+        run_id = training.run_id
+        if track and not run_id:
+            # Else a training that is killed in its first epoch leaves a run, and begins another.
+            run_id = new_run_id()
+            checkpoint.save(state, training.loop.checkpoint(training.fingerprint, run_id))
         with (
             _interruptible(training, state),
-            tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker,
+            tracking.run_of_training(experiment.name, run_id, track=track) as tracker,
         ):
             settings = params.leaves(asdict(experiment))
             tracker.log_parameters(
@@ -153,11 +158,6 @@ def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:
     loop = training.loop
     rows, logged, kept = loop.steps * loop.batch_size, -math.inf, -math.inf
     kept_epochs = len(loop.history)
-    # A run that goes on without being recorded is still the one that was begun.
-    run_id = tracker.run_id or training.run_id
-    if tracker.run_id and not loop.history:
-        # Else a training that is killed in its first epoch leaves a run, and begins another one.
-        checkpoint.save(state, loop.checkpoint(training.fingerprint, run_id))
     # Without a terminal the bar is silent, and the log has a line now and then.
     with tqdm(
         total=rows * loop.epochs,
@@ -177,6 +177,8 @@ def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:
             if loop.ended or now - kept > SECONDS_BETWEEN_CHECKPOINTS:
                 tracker.log_epochs(loop.history[kept_epochs:])
                 kept_epochs = len(loop.history)
+                # A run that goes on without being recorded is still the one that was begun.
+                run_id = tracker.run_id or training.run_id
                 checkpoint.save(state, loop.checkpoint(training.fingerprint, run_id))
                 kept = time.monotonic()
 

@@ -222,7 +222,7 @@ class Tracker:
             return
         with self._timed(), _telling(type(entry).__name__.lower()):
             # A stage that was run again says much that is known.
-            if not (isinstance(entry, Artifact | Tags) and self._journal.says(entry)):
+            if not self._journal.says(entry):
                 self._journal.append(entry)
                 self.grew = True
 

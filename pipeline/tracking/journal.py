@@ -179,9 +179,8 @@ class Sent:
 
 UNKNOWN = Begun(experiment=DASH, name="", labels={}, adopts=None, begun_ms=0)
 """How a run began whose journal cannot be read."""
-SAID = (b'{"entry": {"artifact"', b'{"entry": {"tags"')
 EPOCH = b'"key": "train/'
-"""What the lines of artifacts and tags begin with, and what is in those of epochs."""
+"""What is in the lines of epochs."""
 
 
 class Journal:
@@ -192,7 +191,7 @@ class Journal:
         self.folder = folder
         self._waiting = b""
         self._learnt = 0
-        self._said: dict[str, str] = {}
+        self._said: dict[str, object] = {}
         self.failure: OSError | None = None
         """Why what is kept in memory could not be written."""
 
@@ -221,16 +220,17 @@ class Journal:
         else:
             self._waiting, self.failure = b"", None
 
-    def says(self, entry: Artifact | Tags) -> bool:
+    def says(self, entry: Entry) -> bool:
         """Whether a record like this one is there, and none after it that says otherwise."""
         lines = self.lines()
         for number in range(self._learnt, len(lines)):
-            # A long training has thousands of other records, which take seconds to read.
-            if lines[number].startswith(SAID):
+            # A long training has thousands of epochs, which take seconds to read.
+            if EPOCH not in lines[number]:
                 with contextlib.suppress(IntegrityError):  # it is told where it is sent
                     self._said |= _sayings(self.parse(lines[number], number + 1))
         self._learnt = len(lines)
-        return _sayings(entry).items() <= self._said.items()
+        said = _sayings(entry)
+        return bool(said) and said.items() <= self._said.items()
 
     def last_epoch(self) -> int:
         """The last one whose measurements are recorded; 0 for none."""
@@ -359,11 +359,17 @@ def _weights(root: Path, sha256: str) -> Path:
     return root / FOLDER / "weights" / sha256
 
 
-def _sayings(entry: Entry) -> dict[str, str]:
-    if isinstance(entry, Artifact):
-        return {f"file {entry.artifact}": entry.file}
-    tags = entry.tags if isinstance(entry, Tags) else {}
-    return {f"tag {key}": value for key, value in tags.items()}
+def _sayings(entry: Entry) -> dict[str, object]:
+    """What a record says that a later one may say otherwise."""
+    match entry:
+        case Artifact():
+            return {f"file {entry.artifact}": entry.file}
+        case Tags():
+            return {f"tag {key}": value for key, value in entry.tags.items()}
+        case Metrics():
+            of = entry.of_model or ""
+            return {f"metric {of} {one.key} {one.step}": one.value for one in entry.points}
+    return {}
 
 
 def _append_whole(path: Path, content: bytes) -> None:

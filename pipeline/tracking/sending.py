@@ -281,7 +281,7 @@ def _deliver(runs: Sequence[Journal], log: Callable[[str], None]) -> int:
     if not trouble:
         return len(runs)
     if sender.silent:
-        trouble = f"the server said nothing for {seconds:g} s"
+        trouble = f"the server said nothing for {seconds:.0f} s"
     at = max(at, 0)
     _note_problem(runs[at], trouble)
     return at

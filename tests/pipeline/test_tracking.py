@@ -5,10 +5,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipeline.stages.train import train
 from pipeline.tracking import journal, sending
 from pipeline.tracking.sending import Sender
 from pipeline.tracking.store import load_mlflow, store_root, store_uri
+from pipeline.training.loop import TrainingLoop
 from serving.errors import IntegrityError
 
 
@@ -383,6 +385,45 @@ def test_epochs_that_a_killed_training_repeats_are_recorded_once(
     assert [point.step for point in found] == [epoch.epoch for epoch in history]
 
 
+def test_a_training_that_was_killed_at_its_end_records_what_it_reached_once(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_metrics({"accuracy": 0.5})
+    with tracking.run_of_training("digits-cnn", tracker.run_id, track=True) as again:
+        again.log_metrics({"accuracy": 0.5})
+    (point,) = MlflowClient(store_uri()).get_metric_history(only_run().info.run_id, "accuracy")
+    assert point.value == 0.5
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_in_its_first_epoch_goes_on_with_its_run(
+    trained: Project, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "run_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracked_training(trained, store)
+    report = tracked_training(trained, store)
+    plain = read(TrainReport, trained.details("train"), "ferry train")
+    assert report.weights_sha256 == plain.weights_sha256
+    assert only_run().data.tags["ferry.run"] == report.run_id
+
+
+def test_a_project_may_lie_in_a_folder_of_any_name(
+    store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store / "100%25 für? a#b %s"
+    folder.mkdir()
+    shutil.copy(empty_store, folder)
+    monkeypatch.chdir(folder)
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_artifact(b"{}", "reports/x.json")
+    assert only_run().info.status == "FINISHED"
+    assert [path.read_bytes() for path in folder.glob("mlruns/*/artifacts/reports/*")] == [b"{}"]
+
+
 def test_a_long_journal_is_added_to_as_quickly_as_a_short_one(store: Path) -> None:
     run = journal.of_run(store_root(), journal.new_run_id())
     run.append(journal.Tags(tags={"a": "b"}))
@@ -469,6 +510,36 @@ def test_a_server_that_hangs_costs_no_more_than_the_wait(
     assert tracker.seconds < 5
     (warning,) = warnings(caplog)
     assert "it takes more than 0.5 s" in warning
+
+
+def test_a_server_that_is_silent_is_given_up(
+    process: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sending, "SECONDS_OF_SILENCE", 0.5)
+    for run_id in ("a" * 32, "b" * 32, "c" * 32):
+        journal.of_run(store_root(), run_id).append(journal.Ended(status="FINISHED", ended_ms=1))
+    left = sending.sync(print)
+    assert [one.problem for one in left] == [*["the server said nothing for 0 s"] * 2, ""]
+
+
+def test_ctrl_c_ends_sending_at_once(process: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Sender] = []
+
+    class Noted(Sender):
+        def __init__(self, program: str = "main", runs: Sequence[str] = ()) -> None:
+            super().__init__(program, runs)
+            started.append(self)
+
+    def interrupt(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sending, "Sender", Noted)
+    journal.of_run(store_root(), "a" * 32).append(journal.Ended(status="FINISHED", ended_ms=1))
+    with pytest.raises(KeyboardInterrupt):
+        sending.sync(interrupt)
+    (sender,) = started
+    assert sender.process
+    assert sender.process.returncode == -signal.SIGKILL
 
 
 def test_a_process_that_dies_stops_nothing(process: Path, caplog: pytest.LogCaptureFixture) -> None:
