@@ -48,7 +48,7 @@ def ui(port: int, opened: Callable[[str], None]) -> None:
     if _answers(port):
         raise UsageError(f"--port {port} of {HOST} is taken; choose another one")
     prepare()
-    sync(lambda _: None)
+    sync(lambda _: None, again=False)
     with (
         contextlib.suppress(KeyboardInterrupt),
         tempfile.TemporaryFile() as output,

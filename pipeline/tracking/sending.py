@@ -40,6 +40,7 @@ SECONDS_OF_SILENCE = 60.0
 """After which a record that no server takes is given up by `sync`."""
 BYTES_A_SECOND = 100_000
 """That a large file is given beyond that."""
+SILENCE = "the server said nothing"
 MOST_SILENT = 2
 """Runs in a row that a server is silent at, after which no other is tried."""
 
@@ -243,12 +244,13 @@ def _note(run: RunState) -> str:
     return "; ".join(filter(None, problems))
 
 
-def sync(log: Callable[[str], None]) -> list[RunState]:
+def sync(log: Callable[[str], None], *, again: bool = True) -> list[RunState]:
     """Send what is left of every run; `log` is given a line before each. The state of those left.
 
+    With `again`, runs are looked at as well of which all was sent: the server may have a new store.
     A run that the server is silent at is given up; after some of them no more are tried.
     """
-    runs = journal.journals(store_root())
+    runs = [one for one in journal.journals(store_root()) if again or not is_sent(one)]
     wanted = {one.run_id: one.count() for one in runs}
     left, silent = runs, 0
     while left and silent < MOST_SILENT:
@@ -258,7 +260,12 @@ def sync(log: Callable[[str], None]) -> list[RunState]:
         left = left[done + 1 :]
     found = [state_of(one) for one in runs]
     # What grows meanwhile is for the stage to send.
-    return [one for one in found if one.sent < wanted[one.run]]
+    return [one for one in found if one.problem or one.sent < wanted[one.run]]
+
+
+def is_silent(left: Sequence[RunState]) -> bool:
+    """Whether a run is left because the server said nothing."""
+    return any(one.problem.startswith(SILENCE) for one in left)
 
 
 def _deliver(runs: Sequence[Journal], log: Callable[[str], None]) -> int:
@@ -281,7 +288,7 @@ def _deliver(runs: Sequence[Journal], log: Callable[[str], None]) -> int:
     if not trouble:
         return len(runs)
     if sender.silent:
-        trouble = f"the server said nothing for {seconds:.0f} s"
+        trouble = f"{SILENCE} for {seconds:.0f} s"
     at = max(at, 0)
     _note_problem(runs[at], trouble)
     return at
@@ -315,6 +322,8 @@ def _send(run: Journal, stop: Callable[[], bool]) -> bool:
     except Exception as error:  # noqa: BLE001 - whatever it was, it is told and tried again
         _note_problem(run, one_line(error, MOST_CHARACTERS))
         return False
+    if run.sent(store_uri()).problem:
+        _note_problem(run, "")
     return True
 
 

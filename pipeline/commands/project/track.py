@@ -26,7 +26,7 @@ def track(sync: bool, as_json: bool) -> None:
     if sync:
         with progress() as log:
             left = sending.sync(log)
-            warnings = registry_mirror.mirror_all(log)
+            warnings = [] if sending.is_silent(left) else registry_mirror.mirror_all(log)
         for line in warnings:
             note(f"Warning: {line}")
     states = sending.states()
