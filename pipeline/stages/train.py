@@ -76,11 +76,7 @@ def train(
             return shared
         _sweep(weights, state, files.details, files.metrics)
         _log(training)
-        run_id = training.run_id
-        if track and not run_id:
-            # Else a training that is killed in its first epoch leaves a run, and begins another.
-            run_id = new_run_id()
-            checkpoint.save(state, training.loop.checkpoint(training.fingerprint, run_id))
+        run_id = _run_id(training, state) if track else None
         with (
             _interruptible(training, state),
             tracking.run_of_training(experiment.name, run_id, track=track) as tracker,
@@ -151,6 +147,18 @@ def _interruptible(training: PreparedTraining, state: Path) -> Iterator[None]:
         where = f"after epoch {epochs} of {loop.epochs}" if epochs else "from its beginning"
         logger.info("%s was interrupted; the same command goes on %s", loop.name, where)
         raise
+
+
+def _run_id(training: PreparedTraining, state: Path) -> str:
+    """The run that an interrupted training began, or that of this one.
+
+    It is kept before it begins, for a training that is killed in its first epoch goes on with it.
+    """
+    if training.run_id:
+        return training.run_id
+    run_id = new_run_id()
+    checkpoint.save(state, training.loop.checkpoint(training.fingerprint, run_id))
+    return run_id
 
 
 def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:

@@ -315,7 +315,7 @@ def _send(run: Journal, stop: Callable[[], bool]) -> bool:
     try:
         upload = Upload(open_store(), run, run.sent(store_uri()))
         lines = run.lines()
-        for number in range(upload.resume() + 1, len(lines) + 1):
+        for number in range(upload.resume(len(lines)) + 1, len(lines) + 1):
             if stop():
                 break
             upload.send(lines[number - 1], number)

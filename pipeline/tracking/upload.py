@@ -53,17 +53,17 @@ class Upload:
         self._run = run
         self._sent = sent
 
-    def resume(self) -> int:
-        """Look whether the run is still there; how many of its records the server has.
+    def resume(self, records: int) -> int:
+        """Look whether the run is still there; how many of its `records` the server has.
 
         A server that does not know it has a new store, which the journal fills again. Raises
-        FerryError for a run that somebody deleted.
+        FerryError for a run that somebody deleted, where something is left to send.
         """
         if self._id:
             found = self._look()
             if found is None:
                 self._sent = replace(self._sent, run_id="", entries=0, refused=())
-            elif found.lifecycle_stage == "deleted":
+            elif found.lifecycle_stage == "deleted" and self._sent.entries < records:
                 raise FerryError(
                     f"run {self._id} was deleted in MLflow; restore it there, or remove "
                     f"{self._run.folder}"
@@ -82,13 +82,16 @@ class Upload:
 
     def send(self, line: bytes, number: int) -> None:
         """Bring a record there, and note that it is; one that is refused for good is as well."""
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import HTTPError
+
         kind = "record"
         refused: tuple[str, ...] = ()
         try:
             entry = self._run.parse(line, number)
             kind = type(entry).__name__.lower()
             self._send(entry)
-        except Exception as error:
+        except (MlflowException, HTTPError, IntegrityError) as error:
             # Only the word of a server that is well counts.
             if not (_is_for_good(error) and self._id and self._look()):
                 raise
@@ -234,12 +237,12 @@ class Upload:
 
 
 def _is_for_good(error: Exception) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.get_http_status_code() in FOR_GOOD
+    if isinstance(error, IntegrityError):
+        return True
     answer = getattr(error, "response", None)  # of requests, which artifacts are sent with
-    return isinstance(error, IntegrityError) or getattr(answer, "status_code", None) in FOR_GOOD
+    status = answer.status_code if answer is not None else None
+    code = getattr(error, "get_http_status_code", lambda: status)  # of MLflow
+    return code() in FOR_GOOD
 
 
 def _experiment(client: Any, name: str) -> str:
