@@ -34,7 +34,7 @@ from pipeline.cli import ferry
 from pipeline.project.registry import appending, versions
 from pipeline.project.registry.versions import Promotion, promote, register
 from pipeline.tracking import registry_mirror
-from pipeline.tracking.models import load_mlflow
+from pipeline.tracking.store import load_mlflow
 from serving.batch import lock
 from serving.bundles.registry import Registry, registry_at
 from serving.errors import FerryError

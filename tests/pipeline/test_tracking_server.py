@@ -28,6 +28,12 @@ class Report:
     drift: None = None
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take long for an answer."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "90")
+
+
 def run_of(server: TrackingServer, identifier: str) -> Any:
     """The run that the server has of a journal."""
     client = MlflowClient(server.url_of())

@@ -1,12 +1,12 @@
 """A real `mlflow server` of this machine that asks for a user and a password."""
 
+import base64
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,12 +77,16 @@ def tracking_server(folder: Path, empty_store: Path) -> Iterator[TrackingServer]
 
 
 def _await(server: TrackingServer, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until it has answered once: its first answer to a user takes long."""
+    request = urllib.request.Request(
+        f"{server.url}/api/2.0/mlflow/experiments/search?max_results=1"
+    )
+    token = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    request.add_header("Authorization", f"Basic {token}")
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(f"{server.url}/health", timeout=5).close()
-        except urllib.error.HTTPError:
-            return  # it asks who is there
+            urllib.request.urlopen(request, timeout=SECONDS_TO_START).close()
         except OSError:
             time.sleep(0.2)
         else:
