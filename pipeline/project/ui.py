@@ -10,17 +10,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO
 
 from pipeline.tracking.sending import sync
-from pipeline.tracking.store import DEFAULTS, artifact_root, load_mlflow, prepare, store_uri
+from pipeline.tracking.store import (
+    DEFAULTS,
+    SQLITE,
+    artifact_root,
+    load_mlflow,
+    path_of,
+    prepare,
+    store_uri,
+)
 from pipeline.tracking.view import address_of_results
 from serving.errors import EngineError, UsageError
 from serving.files import require
 
 HOST = "127.0.0.1"
-LOCAL = "sqlite:///"
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_END = 10.0
 
@@ -35,14 +41,14 @@ def ui(port: int, opened: Callable[[str], None]) -> None:
     store = store_uri()
     if store.startswith("http"):
         raise UsageError(f"the runs are kept at {store}: open that in a browser")
-    if store.startswith(LOCAL):
-        require(Path(store.removeprefix(LOCAL)), "ferry train EXPERIMENT")
+    if store.startswith(SQLITE):
+        require(path_of(store), "ferry train EXPERIMENT")
     if importlib.util.find_spec("mlflow") is None:
         raise ModuleNotFoundError(name="mlflow")
     if _answers(port):
         raise UsageError(f"--port {port} of {HOST} is taken; choose another one")
     prepare()
-    sync(lambda _: None)
+    sync(lambda _: None, again=False)
     with (
         contextlib.suppress(KeyboardInterrupt),
         tempfile.TemporaryFile() as output,

@@ -27,7 +27,7 @@ from pipeline.records.published import machine_of
 from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TargetQuality, TrainReport, best_of
 from pipeline.tracking import Tracker, figures
-from pipeline.tracking.journal import WEIGHTS_TAG
+from pipeline.tracking.journal import WEIGHTS_TAG, new_run_id
 from pipeline.training import checkpoint, distributed
 from pipeline.training.batches import DeviceRows, Evaluation, evaluate, target_qualities
 from pipeline.training.loop import TrainingLoop
@@ -76,9 +76,10 @@ def train(
             return shared
         _sweep(weights, state, files.details, files.metrics)
         _log(training)
+        run_id = _run_id(training, state) if track else None
         with (
             _interruptible(training, state),
-            tracking.run_of_training(experiment.name, training.run_id, track=track) as tracker,
+            tracking.run_of_training(experiment.name, run_id, track=track) as tracker,
         ):
             settings = params.leaves(asdict(experiment))
             tracker.log_parameters(
@@ -146,6 +147,18 @@ def _interruptible(training: PreparedTraining, state: Path) -> Iterator[None]:
         where = f"after epoch {epochs} of {loop.epochs}" if epochs else "from its beginning"
         logger.info("%s was interrupted; the same command goes on %s", loop.name, where)
         raise
+
+
+def _run_id(training: PreparedTraining, state: Path) -> str:
+    """The run that an interrupted training began, or that of this one.
+
+    It is kept before it begins, for a training that is killed in its first epoch goes on with it.
+    """
+    if training.run_id:
+        return training.run_id
+    run_id = new_run_id()
+    checkpoint.save(state, training.loop.checkpoint(training.fingerprint, run_id))
+    return run_id
 
 
 def _fit(training: PreparedTraining, state: Path, tracker: Tracker) -> None:

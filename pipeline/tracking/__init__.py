@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_DIGITS = 6
-MAX_WAIT_SECONDS = 5.0
-"""That a stage waits, at its end, for what it recorded to be sent."""
+MAX_WAIT_SECONDS = 4.5
+"""That a stage waits, at its end, for what it recorded to be sent: less than 5 in all."""
 
 GIT_COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -67,6 +67,7 @@ class Tracker:
         self._journal = journal
         self.seconds = 0.0
         """Time that recording took so far."""
+        self._last_epoch = 0
         self.grew = False
         """Whether something was recorded."""
 
@@ -92,8 +93,14 @@ class Tracker:
 
     def log_epochs(self, epochs: Sequence[Epoch]) -> None:
         """Record what epochs measured."""
-        if epochs:
-            self._append(Metrics(points=_history(epochs), of_model=None))
+        if self._journal and epochs:
+            with self._timed():
+                # A training that goes on repeats what it did after its last checkpoint.
+                self._last_epoch = self._last_epoch or self._journal.last_epoch()
+                new = [one for one in epochs if one.epoch > self._last_epoch]
+            if new:
+                self._append(Metrics(points=_history(new), of_model=None))
+                self._last_epoch = new[-1].epoch
 
     def log_trial(
         self, name: str, settings: Mapping[str, object], epochs: Sequence[Epoch], state: str
@@ -206,14 +213,16 @@ class Tracker:
                 *(state.problem or died, self._journal.folder),
             )
         if state.refused:
-            logger.warning("MLflow does not take all of this run: %s", "; ".join(state.refused))
+            *others, last = state.refused
+            more = f", and {len(others)} records more" if others else ""
+            logger.warning("MLflow does not take all of this run: %s%s", last, more)
 
     def _append(self, entry: Entry) -> None:
         if self._journal is None:
             return
         with self._timed(), _telling(type(entry).__name__.lower()):
             # A stage that was run again says much that is known.
-            if not (isinstance(entry, Artifact | Tags) and self._journal.says(entry)):
+            if not self._journal.says(entry):
                 self._journal.append(entry)
                 self.grew = True
 
@@ -318,7 +327,7 @@ def _tracked(begun: Begun, run_id: str | None, *, track: bool) -> Iterator[Track
     run = journal.of_run(store_root(), run_id or journal.new_run_id())
     # A stage that adds to a run neither begins it again nor ends it.
     adds = begun.adopts is not None
-    if not (adds and run.path.is_file()):
+    if not (adds and run.count()):
         run.append(begun)
     sender = STARTED.pop() if STARTED else Sender()
     sender.follow(run.run_id)

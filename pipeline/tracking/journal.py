@@ -11,6 +11,7 @@ now, as on a full disk, is kept in memory and tried again with the next one.
 
 import contextlib
 import errno
+import fcntl
 import math
 import os
 import re
@@ -19,7 +20,9 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from serving.console import DASH
 from serving.errors import IntegrityError
 from serving.files import (
     json_line,
@@ -37,6 +40,8 @@ FOLDER = "tracking"
 SENT = "sent.json"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 WEIGHTS_TAG = "ferry.weights_sha256"
+BYTES_OF_A_LOOK = 4096
+"""Read at once, from the end of a journal."""
 MOST_OF_DIGEST = 36
 """Characters of a data set's digest that MLflow keeps."""
 
@@ -172,6 +177,12 @@ class Sent:
     """What the server will not take, with the reason: not tried again."""
 
 
+UNKNOWN = Begun(experiment=DASH, name="", labels={}, adopts=None, begun_ms=0)
+"""How a run began whose journal cannot be read."""
+EPOCH = b'"key": "train/'
+"""What is in the lines of epochs."""
+
+
 class Journal:
     """The journal of one run, below the folder `tracking/` of a checkout."""
 
@@ -179,6 +190,8 @@ class Journal:
         """Of the run whose id `folder` is called by; nothing is written yet."""
         self.folder = folder
         self._waiting = b""
+        self._learnt = 0
+        self._said: dict[str, object] = {}
         self.failure: OSError | None = None
         """Why what is kept in memory could not be written."""
 
@@ -207,15 +220,26 @@ class Journal:
         else:
             self._waiting, self.failure = b"", None
 
-    def says(self, entry: Artifact | Tags) -> bool:
+    def says(self, entry: Entry) -> bool:
         """Whether a record like this one is there, and none after it that says otherwise."""
-        if isinstance(entry, Artifact):
-            known = {one.artifact: one.file for one in self.entries() if isinstance(one, Artifact)}
-            return known.get(entry.artifact) == entry.file
-        tags: dict[str, str] = {}
-        for one in self.entries():
-            tags.update(one.tags if isinstance(one, Tags) else {})
-        return all(tags.get(key) == value for key, value in entry.tags.items())
+        lines = self.lines()
+        for number in range(self._learnt, len(lines)):
+            # A long training has thousands of epochs, which take seconds to read.
+            if EPOCH not in lines[number]:
+                with contextlib.suppress(IntegrityError):  # it is told where it is sent
+                    self._said |= _sayings(self.parse(lines[number], number + 1))
+        self._learnt = len(lines)
+        said = _sayings(entry)
+        return bool(said) and said.items() <= self._said.items()
+
+    def last_epoch(self) -> int:
+        """The last one whose measurements are recorded; 0 for none."""
+        for number, line in reversed([*enumerate(self.lines(), 1)]):
+            with contextlib.suppress(IntegrityError):
+                entry = self.parse(line, number) if EPOCH in line else None
+                if isinstance(entry, Metrics):
+                    return max(one.step for one in entry.points)
+        return 0
 
     def keep(self, content: bytes, suffix: str) -> str:
         """Keep bytes in `files/`, once, and return the name."""
@@ -237,13 +261,36 @@ class Journal:
                 write_bytes(target, path.read_bytes())
         return name
 
+    def lines(self) -> list[bytes]:
+        """The whole lines: what a kill left of one is no record."""
+        try:
+            return self.path.read_bytes().split(b"\n")[:-1]
+        except OSError:  # not begun, or not ours to read
+            return []
+
+    def count(self) -> int:
+        """How many records there are."""
+        return len(self.lines())
+
+    def largest(self) -> int:
+        """Bytes of the largest file that it keeps."""
+        return max((one.stat().st_size for one in self.file("").glob("*")), default=0)
+
+    def parse(self, line: bytes, number: int) -> Entry:
+        """A record; IntegrityError for a line that is none."""
+        where = f"{self.path}:{number}"
+        return read_record(Line, parse_json(line, where), where).entry
+
     def entries(self) -> list[Entry]:
         """All records; IntegrityError for a line that is none."""
-        if not self.path.is_file():
-            return []
-        *lines, _torn = self.path.read_bytes().split(b"\n")
-        places = ((line, f"{self.path}:{number}") for number, line in enumerate(lines, 1))
-        return [read_record(Line, parse_json(line, at), at).entry for line, at in places]
+        return [self.parse(line, number) for number, line in enumerate(self.lines(), 1)]
+
+    def begun(self) -> Begun:
+        """How it began, as far as that can be read."""
+        with contextlib.suppress(OSError, IntegrityError), self.path.open("rb") as file:
+            entry = self.parse(file.readline(), 1)
+            return entry if isinstance(entry, Begun) else UNKNOWN
+        return UNKNOWN
 
     def sent(self, store: str) -> Sent:
         """What the server at the address `store` has."""
@@ -266,7 +313,7 @@ def journals(root: Path) -> list[Journal]:
     """Those of all runs of a checkout, the oldest first."""
     folders = [one for one in (root / FOLDER).glob("*") if RUN_ID.fullmatch(one.name)]
     found = [one for one in map(Journal, folders) if one.path.is_file()]
-    return sorted(found, key=lambda one: one.folder.stat().st_ctime_ns)
+    return sorted(found, key=lambda one: (one.begun().begun_ms, one.run_id))
 
 
 def new_run_id() -> str:
@@ -281,8 +328,11 @@ def of_run(root: Path, run_id: str) -> Journal:
 
 def of_weights(root: Path, sha256: str) -> str | None:
     """The id of the latest run that trained these weights, or None where no journal tells."""
-    path = _weights(root, sha256)
-    return path.read_text().strip() if path.is_file() else None
+    try:
+        found = _weights(root, sha256).read_text().strip()
+    except (OSError, ValueError):  # nobody noted it, or it cannot be read
+        return None
+    return found if RUN_ID.fullmatch(found) else None
 
 
 def note_weights(root: Path, sha256: str, run_id: str) -> None:
@@ -309,15 +359,42 @@ def _weights(root: Path, sha256: str) -> Path:
     return root / FOLDER / "weights" / sha256
 
 
+def _sayings(entry: Entry) -> dict[str, object]:
+    """What a record says that a later one may say otherwise."""
+    match entry:
+        case Artifact():
+            return {f"file {entry.artifact}": entry.file}
+        case Tags():
+            return {f"tag {key}": value for key, value in entry.tags.items()}
+        case Metrics():
+            of = entry.of_model or ""
+            return {f"metric {of} {one.key} {one.step}": one.value for one in entry.points}
+    return {}
+
+
 def _append_whole(path: Path, content: bytes) -> None:
-    """Append whole lines, in one call, for another stage may add to the same run.
+    """Append whole lines, all or none; another stage may add to the same run meanwhile.
 
     What a kill or a full disk left of a line is cut off: it was no record.
     """
     with path.open("ab+", buffering=0) as file:
-        file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        whole = _end_of_lines(file)
         file.truncate(whole)
         if file.write(content) != len(content):
             file.truncate(whole)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Where the last whole line ends, found from the end: a journal may be long."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        begin = max(0, end - BYTES_OF_A_LOOK)
+        file.seek(begin)
+        newline = file.read(end - begin).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        end = begin
+    return 0

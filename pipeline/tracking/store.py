@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import tempfile
@@ -19,7 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.config import layout
 from pipeline.tracking.journal import FOLDER, SENT
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # MLflow would make a run twice where only the answer was lost. The sender looks before.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "5",
@@ -86,7 +88,17 @@ def store_root() -> Path:
 
 def store_uri() -> str:
     """Where runs are kept: MLFLOW_TRACKING_URI, or `mlflow.db` in the folder of `store_root`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{store_root()}/{DATABASE}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or uri_of(store_root() / DATABASE)
+
+
+def uri_of(database: Path) -> str:
+    """The address of a file as SQLAlchemy reads it, which takes `%41` for an A."""
+    return SQLITE + re.sub("[%?#]", lambda found: quote(found[0]), str(database))
+
+
+def path_of(uri: str) -> Path:
+    """The file of such an address."""
+    return Path(unquote(uri.removeprefix(SQLITE)))
 
 
 def artifact_root() -> str | None:
@@ -128,7 +140,7 @@ def prepare() -> None:
     uri = store_uri()
     if not uri.startswith(SQLITE) or "?" in uri:
         return
-    path = Path(uri.removeprefix(SQLITE)).absolute()
+    path = path_of(uri).absolute()
     try:
         if _look(path).state == "whole":
             return
@@ -284,7 +296,7 @@ def _failure_of_upgrade(path: Path) -> Exception | None:
     from mlflow.db import upgrade
 
     try:
-        upgrade.main([f"{SQLITE}{path}"], standalone_mode=False)
+        upgrade.main([uri_of(path)], standalone_mode=False)
     except Exception as error:  # noqa: BLE001 - a migration may raise what it likes
         return error
     return None

@@ -4,7 +4,6 @@ A run, a model or an experiment is looked for before it is made, and a value has
 it was measured; so a program that was killed between two calls goes on with the same record.
 """
 
-import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,10 +30,12 @@ from pipeline.tracking.journal import (
 from pipeline.tracking.models import mlflow_dataset, model_of, send_model
 from pipeline.tracking.store import artifact_root
 from pipeline.tracking.view import experiment_tags
-from serving.errors import one_line
+from serving.errors import FerryError, IntegrityError, one_line
 
 MOST_METRICS, MOST_OTHERS = 1000, 100
 """Values, and parameters or tags, that MLflow takes in one call."""
+FOR_GOOD = {400, 405, 411, 413, 414, 415, 422, 431}
+"""HTTP's words for what a server will never take, as a value that is too long."""
 MOST_CHARACTERS = 300
 """Of a refusal."""
 SOURCE = ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "mlflow.source.git.commit")
@@ -52,8 +53,58 @@ class Upload:
         self._run = run
         self._sent = sent
 
-    def send(self, entry: Entry) -> None:
-        """Bring one record there, and note that it is."""
+    def resume(self, records: int) -> int:
+        """Look whether the run is still there; how many of its `records` the server has.
+
+        A server that does not know it has a new store, which the journal fills again. Raises
+        FerryError for a run that somebody deleted, where something is left to send.
+        """
+        if self._id:
+            found = self._look()
+            if found is None:
+                self._sent = replace(self._sent, run_id="", entries=0, refused=())
+            elif found.lifecycle_stage == "deleted" and self._sent.entries < records:
+                raise FerryError(
+                    f"run {self._id} was deleted in MLflow; restore it there, or remove "
+                    f"{self._run.folder}"
+                )
+        return self._sent.entries
+
+    def _look(self) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(self._id).info
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        return None
+
+    def send(self, line: bytes, number: int) -> None:
+        """Bring a record there, and note that it is; one that is refused for good is as well."""
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import HTTPError
+
+        kind = "record"
+        refused: tuple[str, ...] = ()
+        try:
+            entry = self._run.parse(line, number)
+            kind = type(entry).__name__.lower()
+            self._send(entry)
+        except (MlflowException, HTTPError, IntegrityError) as error:
+            # Only the word of a server that is well counts.
+            if not (_is_for_good(error) and self._id and self._look()):
+                raise
+            refused = (f"{kind}: {one_line(error, MOST_CHARACTERS)}",)
+        self._sent = replace(
+            self._sent,
+            entries=number,
+            problem="",
+            refused=(*self._sent.refused, *refused),
+        )
+        self._run.note_sent(self._sent)
+
+    def _send(self, entry: Entry) -> None:
         ways: dict[type[Entry], Callable[[Any], None]] = {
             Begun: self._begin,
             Parameters: self._log_parameters,
@@ -65,23 +116,9 @@ class Upload:
             NestedRun: self._log_nested,
             Ended: self._end,
         }
-        with self._refusals(entry):
-            ways[type(entry)](entry)
-        self._sent = replace(self._sent, entries=self._sent.entries + 1, problem="")
-        self._run.note_sent(self._sent)
-
-    @contextlib.contextmanager
-    def _refusals(self, entry: Entry) -> Iterator[None]:
-        """Go on without what the server will never take, as a value that is too long."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            yield
-        except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE" or not self._id:
-                raise
-            reason = f"{type(entry).__name__.lower()}: {one_line(error, MOST_CHARACTERS)}"
-            self._sent = replace(self._sent, refused=(*self._sent.refused, reason))
+        if not self._id and not isinstance(entry, Begun):
+            raise IntegrityError(f"{self._run.path} does not say how the run began")
+        ways[type(entry)](entry)
 
     @property
     def _id(self) -> str:
@@ -89,22 +126,29 @@ class Upload:
 
     def _begin(self, begun: Begun) -> None:
         """Find the run on the server, or make it."""
+        if self._id:  # a training that goes on
+            self._client.update_run(self._id, status="RUNNING")
+            return
         experiment = _experiment(self._client, begun.experiment)
         found = self._find(experiment, RUN_TAG, self._run.run_id)
-        if found:
-            self._client.update_run(found, status="RUNNING")  # a training that goes on
-        elif begun.adopts:
-            found = self._find(experiment, WEIGHTS_TAG, begun.adopts)
-        if found is None:
+        other = None if found else self._find_adopted(experiment, begun)
+        if found is None and other is None:
             labels = {RUN_TAG: self._run.run_id, **begun.labels}
             found = self._create(experiment, begun.name, begun.begun_ms, labels)
-            if begun.adopts:  # it trained nothing, so it took no time
-                self._client.set_terminated(found, "FINISHED", begun.begun_ms)
-        self._sent = replace(self._sent, run_id=found)
+        if found and begun.adopts:  # it trained nothing, so it took no time
+            self._client.set_terminated(found, "FINISHED", begun.begun_ms)
+        self._sent = replace(self._sent, run_id=found or other or "")
+
+    def _find_adopted(self, experiment: str, begun: Begun) -> str | None:
+        return self._find(experiment, WEIGHTS_TAG, begun.adopts) if begun.adopts else None
 
     def _find(self, experiment: str, tag: str, value: str) -> str | None:
-        found = self._client.search_runs([experiment], f"tags.`{tag}` = '{value}'", max_results=1)
-        return found[0].info.run_id if found else None
+        found = self._all(experiment, tag, value)
+        return found[0] if found else None
+
+    def _all(self, experiment: str, tag: str, value: str) -> list[str]:
+        found = self._client.search_runs([experiment], f"tags.`{tag}` = '{value}'")
+        return [one.info.run_id for one in found]
 
     def _create(self, experiment: str, name: str, begun_ms: int, labels: Mapping[str, str]) -> str:
         run = self._client.create_run(experiment, begun_ms, dict(labels), run_name=name)
@@ -148,12 +192,18 @@ class Upload:
             self._client.log_batch(self._id, tags=some)
 
     def _log_artifact(self, entry: Artifact) -> None:
-        place = Path(entry.artifact)
+        place, kept = Path(entry.artifact), self._run.file(entry.file)
+        if not kept.is_file():
+            raise IntegrityError(f"{kept} is gone")
+        above = str(place.parent) if place.parent != Path() else None
         with tempfile.TemporaryDirectory() as folder:
             # MLflow calls an artifact as its file is called.
-            file = shutil.copyfile(self._run.file(entry.file), Path(folder) / place.name)
-            above = str(place.parent) if place.parent != Path() else None
+            file = shutil.copyfile(kept, Path(folder) / place.name)
             self._client.log_artifact(self._id, str(file), above)
+        # What stands between may say yes for the server, and any answer would do.
+        there = {one.path: one.file_size for one in self._client.list_artifacts(self._id, above)}
+        if there.get(entry.artifact, -1) not in {None, kept.stat().st_size}:
+            raise FerryError(f"MLflow does not have all of {entry.artifact}")
 
     def _log_rows(self, entry: Rows) -> None:
         from mlflow.entities import DatasetInput, InputTag
@@ -179,6 +229,20 @@ class Upload:
 
     def _end(self, entry: Ended) -> None:
         self._client.set_terminated(self._id, entry.status, entry.ended_ms)
+        # What a sender that was killed had asked for may have been made after another one looked.
+        experiment = self._client.get_run(self._id).info.experiment_id
+        for run_id in self._all(experiment, RUN_TAG, self._run.run_id):
+            if run_id != self._id:
+                self._client.delete_run(run_id)
+
+
+def _is_for_good(error: Exception) -> bool:
+    if isinstance(error, IntegrityError):
+        return True
+    answer = getattr(error, "response", None)  # of requests, which artifacts are sent with
+    status = answer.status_code if answer is not None else None
+    code = getattr(error, "get_http_status_code", lambda: status)  # of MLflow
+    return code() in FOR_GOOD
 
 
 def _experiment(client: Any, name: str) -> str:

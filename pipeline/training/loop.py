@@ -128,7 +128,7 @@ class TrainingLoop:
         self.graph.load_state_dict(checkpoint.model)
         self.stepper.restore(checkpoint)
         self.history = [Epoch(**epoch) for epoch in checkpoint.history]
-        self.best_epoch = best_of(self.history)
+        self.best_epoch = best_of(self.history) if self.history else None
         self.best = {key: value.to(self.team.device) for key, value in checkpoint.best.items()}
 
     def _train(self, number: int, bar: "tqdm[Any]") -> _Tally:

@@ -4,7 +4,7 @@ Each part is made once per test process, in the folders of the layout below one 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pipeline.config.experiment import Experiment, Params
 from pipeline.config.params import load
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import pull
-from pipeline.tracking import journal
+from pipeline.tracking import journal, sending
 from pipeline.tracking.sending import send
 from pipeline.tracking.store import prepare, store_root
 
@@ -132,15 +132,21 @@ def auth_server(
 class SenderHere:
     """Sends at the end, in this process, which has imported MLflow already."""
 
-    def __init__(self) -> None:
-        self._runs: list[str] = []
+    silent = False
+
+    def __init__(self, program: str = "main", runs: Sequence[str] = ()) -> None:
+        self._runs = [*runs]
+        self._again = program != "main"
 
     def follow(self, run_id: str) -> None:
         self._runs.append(run_id)
 
+    def says(self, _seconds: float) -> str:
+        return ""
+
     def finish(self, _seconds: float) -> str:
-        for run in self._runs:
-            send(journal.of_run(store_root(), run))
+        while self._runs:
+            send(journal.of_run(store_root(), self._runs.pop(0)), again=self._again)
         return ""
 
 
@@ -150,5 +156,6 @@ def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copy(empty_store, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracking, "Sender", SenderHere)
+    for module in (tracking, sending):
+        monkeypatch.setattr(module, "Sender", SenderHere)
     return tmp_path

@@ -5,8 +5,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,9 @@ from pipeline.stages.export import export
 from pipeline.stages.parity import parity
 from pipeline.stages.train import train
 from pipeline.tracking import journal, sending
+from pipeline.tracking.sending import Sender
 from pipeline.tracking.store import load_mlflow, store_root, store_uri
+from pipeline.training.loop import TrainingLoop
 from serving.errors import IntegrityError
 
 
@@ -59,7 +64,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch, store: Path) -> Path:
     """The store, and a process of its own that sends to it, with time enough."""
-    monkeypatch.setattr(tracking, "Sender", sending.Sender)
+    for module in (tracking, sending):
+        monkeypatch.setattr(module, "Sender", Sender)
     monkeypatch.setattr(tracking, "MAX_WAIT_SECONDS", 90.0)
     return store
 
@@ -255,24 +261,202 @@ def test_a_line_that_was_cut_short_is_no_record(store: Path) -> None:
     assert run.entries() == [*whole, journal.Tags(tags={"a": "b"})]
 
 
-def test_a_journal_that_cannot_be_read_stops_nothing(
+def test_a_line_that_cannot_be_read_is_told_and_the_rest_is_sent(
     store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with tracking.run_of_training("digits-cnn", None, track=True) as broken:
-        broken.log_tags({journal.WEIGHTS_TAG: "ab" * 32})
-    path = store / "tracking" / (broken.run_id or "") / "records.jsonl"
-    path.write_text(path.read_text().replace("tags", "tugs"))
-    with pytest.raises(IntegrityError, match=r"records\.jsonl:2"):
-        journal.of_run(store_root(), broken.run_id or "").entries()
     with (
         caplog.at_level(logging.WARNING, logger="pipeline"),
-        tracking.run_of_weights("digits-cnn", "ab" * 32, track=True) as tracker,
+        tracking.run_of_training("digits-cnn", None, track=True) as tracker,
     ):
         tracker.log_tags({"a": "b"})
-    assert any("records.jsonl:2" in one for one in warnings(caplog))
+        path = store / "tracking" / (tracker.run_id or "") / "records.jsonl"
+        path.write_text(path.read_text().replace("tags", "tugs"))
+        tracker.log_tags({"c": "d"})
+    (warning,) = warnings(caplog)
+    assert "records.jsonl:2" in warning
+    with pytest.raises(IntegrityError, match=r"records\.jsonl:2"):
+        journal.of_run(store_root(), tracker.run_id or "").entries()
+    run = only_run()
+    assert (run.info.status, run.data.tags["c"]) == ("FINISHED", "d")
+
+
+def test_a_run_that_nobody_knows_the_beginning_of_stops_no_other(store: Path) -> None:
+    broken = journal.of_run(store_root(), "0" * 32)
+    broken.append(journal.Tags(tags={"a": "b"}))
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_tags({"a": "b"})
+    (left,) = sending.sync(print)
+    assert left.run == broken.run_id
+    assert "does not say how the run began" in left.problem
+    assert only_run().data.tags["ferry.run"] == tracker.run_id
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_told_and_stops_no_other(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as gone:
+        pass
+    client, run = MlflowClient(store_uri()), only_run()
+    client.delete_run(run.info.run_id)
+    with tracking.run_of_training("digits-cnn", gone.run_id, track=True):
+        pass
+    with tracking.run_of_training("digits-cnn", None, track=True) as other:
+        pass
+    assert only_run().data.tags["ferry.run"] == other.run_id
+    (left,) = sending.sync(print)
+    assert left.problem.startswith(f"run {run.info.run_id} was deleted in MLflow; restore it")
+    client.restore_run(run.info.run_id)
+    assert sending.sync(print) == []
+    assert len(runs()) == 2
+
+
+def test_an_experiment_that_was_deleted_in_mlflow_is_told(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True):
+        pass
+    client = MlflowClient(store_uri())
+    experiment = client.get_experiment_by_name("digits-cnn").experiment_id
+    client.delete_experiment(experiment)
+    with tracking.run_of_training("digits-cnn", None, track=True):
+        pass
     with tracking.run_of_training("other", None, track=True):
         pass
-    assert [one.experiment for one in sending.states() if not one.problem] == ["other"]
+    assert len(runs("other")) == 1
+    (left,) = sending.sync(print)
+    assert "must be in the 'active' state" in left.problem
+    client.restore_experiment(experiment)
+    assert sending.sync(print) == []
+    assert len(runs()) == 2
+
+
+def test_a_new_store_is_filled_from_the_journals(store: Path, empty_store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_metrics({"x": 1.0})
+    shutil.copy(empty_store, store)
+    assert sending.sync(print) == []
+    assert only_run().data.tags["ferry.run"] == tracker.run_id
+    assert only_run().data.metrics == {"x": 1.0}
+
+
+def test_a_run_that_was_made_twice_is_there_once_in_the_end(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        pass
+    client, run = MlflowClient(store_uri()), only_run()
+    client.create_run(run.info.experiment_id, tags={"ferry.run": tracker.run_id})
+    with tracking.run_of_training("digits-cnn", tracker.run_id, track=True):
+        pass
+    assert only_run().info.run_id == run.info.run_id
+
+
+def test_an_artifact_is_sent_again_that_mlflow_has_not_all_of(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(_client: MlflowClient, _run: str, _file: str, _above: str | None) -> None:
+        """What a server answers to that stands between, and wants a password."""
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", half)
+        with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+            tracker.log_artifact(b"{}", "reports/x.json")
+    (state,) = sending.states()
+    assert state.problem == "MLflow does not have all of reports/x.json"
+    assert sending.sync(print) == []
+    (kept,) = store.rglob("reports/x.json")
+    assert kept.read_bytes() == b"{}"
+    assert tracker.run_id
+
+
+def test_an_artifact_that_is_gone_is_told_and_the_rest_is_sent(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_artifact(b"{}", "reports/x.json")
+        (kept,) = (store / "tracking" / (tracker.run_id or "") / "files").iterdir()
+        kept.unlink()
+    (state,) = sending.states()
+    assert (state.sent, state.refused) == (state.records, (f"artifact: {kept} is gone",))
+    assert only_run().info.status == "FINISHED"
+
+
+def test_epochs_that_a_killed_training_repeats_are_recorded_once(
+    store: Path, trained: Project
+) -> None:
+    history = read(TrainReport, trained.details("train"), "ferry train").history
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_epochs(history[:1])
+    with tracking.run_of_training("digits-cnn", tracker.run_id, track=True) as again:
+        again.log_epochs(history)
+    found = MlflowClient(store_uri()).get_metric_history(only_run().info.run_id, "train/loss")
+    assert [point.step for point in found] == [epoch.epoch for epoch in history]
+
+
+def test_a_training_that_was_killed_at_its_end_records_what_it_reached_once(store: Path) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_metrics({"accuracy": 0.5})
+    with tracking.run_of_training("digits-cnn", tracker.run_id, track=True) as again:
+        again.log_metrics({"accuracy": 0.5})
+    (point,) = MlflowClient(store_uri()).get_metric_history(only_run().info.run_id, "accuracy")
+    assert point.value == 0.5
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_in_its_first_epoch_goes_on_with_its_run(
+    trained: Project, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLoop, "run_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracked_training(trained, store)
+    report = tracked_training(trained, store)
+    plain = read(TrainReport, trained.details("train"), "ferry train")
+    assert report.weights_sha256 == plain.weights_sha256
+    assert only_run().data.tags["ferry.run"] == report.run_id
+
+
+def test_a_project_may_lie_in_a_folder_of_any_name(
+    store: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store / "100%25 für? a#b %s"
+    folder.mkdir()
+    shutil.copy(empty_store, folder)
+    monkeypatch.chdir(folder)
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        tracker.log_artifact(b"{}", "reports/x.json")
+    assert only_run().info.status == "FINISHED"
+    assert [path.read_bytes() for path in folder.glob("mlruns/*/artifacts/reports/*")] == [b"{}"]
+
+
+def test_a_long_journal_is_added_to_as_quickly_as_a_short_one(store: Path) -> None:
+    run = journal.of_run(store_root(), journal.new_run_id())
+    run.append(journal.Tags(tags={"a": "b"}))
+    line = journal.Metrics(points=journal.points({"train/loss": 0.5}, 1, 1), of_model=None)
+    run.append(line)
+    known = run.path.read_bytes()
+    run.path.write_bytes(known + known.splitlines(keepends=True)[-1] * 100_000)
+    begin = time.perf_counter()
+    for _ in range(100):
+        run.append(line)
+    assert run.says(journal.Tags(tags={"a": "b"}))
+    assert run.last_epoch() == 1
+    assert time.perf_counter() - begin < 2  # 12 s where each reads all
+    run.append(journal.Tags(tags={"a": "c"}))
+    assert not run.says(journal.Tags(tags={"a": "b"}))
+
+
+def test_two_stages_that_add_to_a_run_at_once_lose_no_record(store: Path) -> None:
+    path = store_root() / "tracking" / ("a" * 32)
+
+    def add(word: str) -> None:
+        run = journal.Journal(path)
+        for number in range(300):
+            run.append(journal.Tags(tags={word: str(number)}))
+
+    threads = [threading.Thread(target=add, args=(word,)) for word in "xyz"]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    found = [dict(one.tags) for one in journal.Journal(path).entries()]
+    for word in "xyz":
+        assert [one[word] for one in found if word in one] == [str(n) for n in range(300)]
 
 
 def test_a_journal_that_cannot_be_written_stops_nothing(
@@ -326,6 +510,36 @@ def test_a_server_that_hangs_costs_no_more_than_the_wait(
     assert tracker.seconds < 5
     (warning,) = warnings(caplog)
     assert "it takes more than 0.5 s" in warning
+
+
+def test_a_server_that_is_silent_is_given_up(
+    process: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sending, "SECONDS_OF_SILENCE", 0.5)
+    for run_id in ("a" * 32, "b" * 32, "c" * 32):
+        journal.of_run(store_root(), run_id).append(journal.Ended(status="FINISHED", ended_ms=1))
+    left = sending.sync(print)
+    assert [one.problem for one in left] == [*["the server said nothing for 0 s"] * 2, ""]
+
+
+def test_ctrl_c_ends_sending_at_once(process: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Sender] = []
+
+    class Noted(Sender):
+        def __init__(self, program: str = "main", runs: Sequence[str] = ()) -> None:
+            super().__init__(program, runs)
+            started.append(self)
+
+    def interrupt(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sending, "Sender", Noted)
+    journal.of_run(store_root(), "a" * 32).append(journal.Ended(status="FINISHED", ended_ms=1))
+    with pytest.raises(KeyboardInterrupt):
+        sending.sync(interrupt)
+    (sender,) = started
+    assert sender.process
+    assert sender.process.returncode == -signal.SIGKILL
 
 
 def test_a_process_that_dies_stops_nothing(process: Path, caplog: pytest.LogCaptureFixture) -> None:

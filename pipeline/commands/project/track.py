@@ -22,15 +22,15 @@ def track(sync: bool, as_json: bool) -> None:
     from serving.errors import FerryError
 
     enter_project()
+    left = []
     if sync:
         with progress() as log:
-            states = sending.sync(log)
-            warnings = registry_mirror.mirror_all(log)
+            left = sending.sync(log)
+            warnings = [] if sending.is_silent(left) else registry_mirror.mirror_all(log)
         for line in warnings:
             note(f"Warning: {line}")
-    else:
-        states = sending.states()
+    states = sending.states()
     show(states, as_json=as_json, text=sending.as_table(states))
-    left = [one for one in states if one.sent < one.records]
-    if sync and left:
-        raise FerryError(f"{len(left)} of {len(states)} runs are not sent: {left[0].problem}")
+    if left:
+        reason = left[0].problem or "another process sends them"
+        raise FerryError(f"{len(left)} of {len(states)} runs are not sent: {reason}")
