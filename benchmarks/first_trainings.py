@@ -25,7 +25,7 @@ from benching import Line, parser, show
 from pipeline.tracking.journal import journals
 from pipeline.tracking.store import load_mlflow
 
-EXPERIMENT = "xor-linear"
+EXPERIMENT, OTHER = "xor-linear", "xor-mlp"
 FERRY = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 QUEUED = 4
 SECONDS_OF_QUEUE = 300.0
@@ -65,8 +65,10 @@ def pairs(prepared: Path, count: int, jobs: int) -> Iterator[Line]:
     def train(number: int) -> tuple[bool, bool]:
         project = prepared.with_name(f"pair-{number}")
         shutil.copytree(prepared, project)
-        command = [*FERRY, "train", EXPERIMENT, "--set"]
-        both = [started([*command, f"train.seed={seed}"], project) for seed in (1, 2)]
+        both = [
+            started([*FERRY, "train", name, "--set", "epochs=20"], project)
+            for name in (EXPERIMENT, OTHER)
+        ]
         ended = [process.wait() for process in both] == [0, 0]
         synced = run([*FERRY, "track", "--sync"], project) == 0
         found = (is_whole(project), ended and synced and runs(project) == ["FINISHED"] * 2)
@@ -127,8 +129,8 @@ def is_whole(project: Path) -> bool:
 def runs(project: Path) -> list[str]:
     """The state of each run in its store."""
     client = load_mlflow().MlflowClient(f"sqlite:///{project}/mlflow.db")
-    found = client.get_experiment_by_name(EXPERIMENT)
-    return [run.info.status for run in client.search_runs([found.experiment_id])] if found else []
+    places = [one.experiment_id for one in client.search_experiments()]
+    return [run.info.status for run in client.search_runs(places)]
 
 
 def started(command: list[str], project: Path) -> "subprocess.Popen[bytes]":

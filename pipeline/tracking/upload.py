@@ -83,7 +83,6 @@ class Upload:
     def send(self, line: bytes, number: int) -> None:
         """Bring a record there, and note that it is; one that is refused for good is as well."""
         from mlflow.exceptions import MlflowException
-        from requests.exceptions import HTTPError
 
         kind = "record"
         refused: tuple[str, ...] = ()
@@ -91,7 +90,7 @@ class Upload:
             entry = self._run.parse(line, number)
             kind = type(entry).__name__.lower()
             self._send(entry)
-        except (MlflowException, HTTPError, IntegrityError) as error:
+        except (MlflowException, OSError, IntegrityError) as error:
             # Only the word of a server that is well counts.
             if not (_is_for_good(error) and self._id and self._look()):
                 raise
@@ -239,7 +238,7 @@ class Upload:
 def _is_for_good(error: Exception) -> bool:
     if isinstance(error, IntegrityError):
         return True
-    answer = getattr(error, "response", None)  # of requests, which artifacts are sent with
+    answer = getattr(error, "response", None)  # an OSError of requests, for an artifact
     status = answer.status_code if answer is not None else None
     code = getattr(error, "get_http_status_code", lambda: status)  # of MLflow
     return code() in FOR_GOOD
