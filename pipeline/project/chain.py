@@ -172,7 +172,8 @@ class Chain:
             if found and found != expected:
                 return _broken(link, f"{record} is about {found[:12]}…", expected)
         if link.state == "proven" and compared:
-            link = replace(link, detail=f"parity {'passed' if compared['passed'] else 'FAILED'}")
+            passed = at(compared, "passed") is True
+            link = replace(link, detail=f"parity {'passed' if passed else 'FAILED'}")
         return link
 
     def bundle(self, folder: Path) -> Link:
@@ -198,8 +199,11 @@ class Chain:
             if expected and found != expected:
                 wrong = _broken(link, f"its manifest has {found[:12]}… for {what}", expected)
                 return wrong if made_here else replace(wrong, state="told")
+        ships = f"ships {manifest.variant}"
+        if not self.recorded(manifest.variant):
+            return replace(link, state="told", detail=f"{ships}, which no report is about")
         tuned = f", {len(manifest.profiles)} profiles tuned since" if manifest.profiles else ""
-        return replace(link, state="proven", detail=f"ships {manifest.variant}{tuned}")
+        return replace(link, state="proven", detail=f"{ships}{tuned}")
 
     def lock(self, end: str, variants: Sequence[str]) -> Link:
         """Whether dvc.lock agrees with the files, with params.yaml and with itself."""

@@ -66,7 +66,7 @@ def lineage(given: str, root: Path = Path(), *, deep: bool = False) -> Lineage:
     Raises MissingInputError for what is not there, InputError for a file that is none of these, and
     IntegrityError for a report that cannot be read.
     """
-    search = Search(root=root, deep=deep, subject=given)
+    search = LineageSearch(root=root, deep=deep, subject=given)
     if not Path(given).exists() and search.is_trained(given):
         return search.chain(given, "bundle", *layout.models(given, root))
     path = located(given)
@@ -82,7 +82,7 @@ def lineage(given: str, root: Path = Path(), *, deep: bool = False) -> Lineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
+class LineageSearch:
     """Looks for the experiment that made a file, by its hash, in the reports below `root`."""
 
     root: Path
@@ -271,16 +271,16 @@ class Search:
         if exported:
             return exported, "fp32"
         for one in self._experiments():
-            made = at(self._report(one, "quantize", sha256), "variants")
-            for variant, file in (made or {}).items():
-                if file["sha256"] == sha256:
+            made = self._report(one, "quantize", sha256)
+            for variant in layout.VARIANTS:
+                if at(made, "variants", variant, "sha256") == sha256:
                     return one, variant
         return None
 
     def _report(self, experiment: str, stage: str, sha256: str) -> object:
         """A report in which a hash stands; most do not have it, and are not parsed."""
         path = self.root / layout.details(experiment, stage)
-        there = path.is_file() and sha256 in path.read_text(encoding="utf-8")
+        there = path.is_file() and sha256.encode() in path.read_bytes()
         return read_json(path) if there else None
 
     def _place(self, path: Path) -> tuple[str, str] | None:
