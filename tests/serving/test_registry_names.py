@@ -16,7 +16,6 @@ from serving.bundles.registry import (
     Registry,
     RegistryEntry,
     RolledBack,
-    copy_of,
     read_registry,
     registry_at,
 )
@@ -73,8 +72,8 @@ def home(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: tiny/1 is bundles/tiny and champion, tiny/2 is nowhere."""
     monkeypatch.chdir(bundle.parents[1])
     first = registered(1, read_manifest(bundle).digest)
-    written(Path("registry/tiny.jsonl"), first, promoted(1), registered(2))
-    copy_bundle(open_bundle(bundle), copy_of(first.digest))
+    registry = written(Path("registry/tiny.jsonl"), first, promoted(1), registered(2))
+    copy_bundle(open_bundle(bundle), registry.copy_of(first.digest))
     return bundle.parents[1]
 
 
@@ -236,7 +235,7 @@ def test_the_registry_is_found_from_a_folder_below(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     below = path.parent / "photos"
-    below.mkdir()
+    (below / "registry").mkdir(parents=True)  # which is another thing
     (path.parent / "registry").mkdir()
     path.rename(path.parent / "registry" / path.name)
     monkeypatch.chdir(below)

@@ -1,44 +1,41 @@
 """One line more in `registry/NAME.jsonl`, whole and on the disk, one process at a time."""
 
-import contextlib
 import datetime as dt
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from serving.batch.lock import lock_output
 from serving.bundles.registry import (
     COPIES,
-    REGISTRY,
     Promoted,
     Registered,
     Registry,
     RegistryEntry,
     RolledBack,
+    entry_of,
     registry_at,
 )
-from serving.errors import OutputError
-from serving.files import here_or_above, sync_folder, write_text
+from serving.files import sync_folder, write_text
 from serving.machine.environment import git_revision, output_of, this_machine
 
 Event = Registered | Promoted | RolledBack
-LOCK_SECONDS, SECONDS_BETWEEN_TRIES = 10.0, 0.02
+LOCK_SECONDS = 10.0
+"""That one process waits for another one."""
 GIT_SECONDS = 10
 IGNORED = f"/{COPIES}/\n.*.lock\n"
 """What git does not keep: the copies of bundles, which DVC has, and locks."""
 
 
-def append(name: str, decide: Callable[[Registry], Event | None]) -> RegistryEntry | None:
-    """Add what `decide` makes of the registry as it is under the lock; nothing for None.
+def append(path: Path, decide: Callable[[Registry], Event | None]) -> RegistryEntry | None:
+    """Add what `decide` makes of the registry `path` as it is under the lock; nothing for None.
 
     What a killed process left of a last line is cut off first. Raises OutputError where another
     process holds the lock for long, and what `decide` raises.
     """
-    path = here_or_above(REGISTRY) / f"{name}.jsonl"
     signature = _signature()  # asks git, which nobody needs to wait for
     _make_folder(path.parent)
-    with locked(path):
+    with lock_output(path, LOCK_SECONDS):
         registry = registry_at(path)
         event = decide(registry)
         if event is None:
@@ -50,24 +47,10 @@ def append(name: str, decide: Callable[[Registry], Event | None]) -> RegistryEnt
             previous=registry.head,
             sha256="",
         ).sealed()
+        # What could not be read again would end the registry.
+        entry_of(entry.line.rstrip(), entry.number, entry.previous, path)
         _write(registry, entry.line)
         return entry
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from a file while the block lasts, after waiting for those before."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(lock_output(path))
-                break
-            except OutputError as error:
-                if time.monotonic() > deadline:
-                    raise OutputError(f"another process of ferry writes {path}") from error
-                time.sleep(SECONDS_BETWEEN_TRIES)
-        yield
 
 
 def _write(registry: Registry, line: bytes) -> None:
@@ -89,7 +72,11 @@ def _make_folder(folder: Path) -> None:
 
 def _signature() -> dict[str, str]:
     """When, by whom, where and at which revision something is done."""
-    name = output_of(("git", "config", "user.name"), seconds=GIT_SECONDS).decode().strip()
+    name = (
+        output_of(("git", "config", "user.name"), seconds=GIT_SECONDS)
+        .decode(errors="replace")
+        .strip()
+    )
     machine = this_machine("cpu")
     return {
         "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),

@@ -13,23 +13,25 @@ from pathlib import Path
 
 from pipeline.config import layout, params
 from pipeline.errors import GateError
-from pipeline.project.registry.appending import append
+from pipeline.project.registry.appending import LOCK_SECONDS, append
 from pipeline.project.registry.gates import Contest, judge
 from pipeline.records import read
 from pipeline.records.train import TrainReport
+from serving.batch.lock import lock_output
 from serving.bundles.bundle import MODEL, Bundle, open_bundle
 from serving.bundles.finding import folder_of
 from serving.bundles.registry import (
     CHALLENGER,
     CHAMPION,
     NAMED,
+    REGISTRY,
     Promoted,
     PromotionGate,
     Registered,
     Registry,
     RolledBack,
-    copy_of,
     read_registry,
+    registry_at,
     version_named,
 )
 from serving.bundles.verify import verify
@@ -77,7 +79,7 @@ def register(
     data_sha256 = _trained_on(manifest.name, manifest.source.weights_sha256)
 
     def decide(now: Registry) -> Registered | None:
-        _keep(bundle)
+        _keep(bundle, now.copy_of(manifest.digest))
         if manifest.digest in {one.digest for one in now.versions.values()}:
             return None
         return Registered(
@@ -94,8 +96,9 @@ def register(
             tags=tags,
         )
 
-    added = append(name, decide)
-    registry = read_registry(name)
+    path = layout.project() / REGISTRY / f"{name}.jsonl"
+    added = append(path, decide)
+    registry = registry_at(path)
     version = next(
         number for number, one in registry.versions.items() if one.digest == manifest.digest
     )
@@ -119,15 +122,15 @@ def _trained_on(experiment: str, weights_sha256: str) -> str:
     return ""
 
 
-def _keep(bundle: Bundle) -> None:
-    """Copy a bundle to where the registry has it, unless it is there; under the registry's lock."""
-    folder = copy_of(bundle.manifest.digest)
-    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-        shutil.rmtree(left)
-    with contextlib.suppress(MissingInputError, IntegrityError):
-        if open_bundle(folder).manifest == bundle.manifest:
-            return
-    copy_bundle(bundle, folder)
+def _keep(bundle: Bundle, folder: Path) -> None:
+    """Copy a bundle to where the registry has it, unless it is there."""
+    with lock_output(folder.parent, LOCK_SECONDS):  # a bundle may be registered by two names
+        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with contextlib.suppress(MissingInputError, IntegrityError):
+            if open_bundle(folder).manifest == bundle.manifest:
+                return
+        copy_bundle(bundle, folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +156,7 @@ class PromoteReport:
     promoted: bool
     forced: str
     gates: tuple[PromotionGate, ...]
-    """None, (), where it was the champion already."""
+    """None where it was the champion already."""
 
     @property
     def failed(self) -> tuple[PromotionGate, ...]:
@@ -210,7 +213,7 @@ def promote(
     )
     if report.promoted:
         event = Promoted(version=version, over=champion, gates=gates, forced=report.forced)
-        append(name, _if_still(champion, lambda _: event))
+        append(registry.path, _if_still(champion, lambda _: event))
     return report
 
 
@@ -251,9 +254,8 @@ class RollbackReport:
 def rollback(name: str, expect: int | None = None) -> RollbackReport:
     """Make the champion before the present one the champion again.
 
-    Raises UsageError where there is none, OutputError where another version than expected is the
-    champion, MissingInputError where nobody here has the bundle to go back to, and IntegrityError
-    where that was altered.
+    Raises MissingInputError where there is none, or nobody here has its bundle, OutputError where
+    another version than expected is the champion, and IntegrityError for an altered bundle.
     """
     registry = read_registry(name)
     champion = registry.version_of(CHAMPION)
@@ -266,5 +268,5 @@ def rollback(name: str, expect: int | None = None) -> RollbackReport:
     version = registry.champions[-2]
     open_bundle(folder_of(registry, version))
     event = RolledBack(version=version, over=champion)
-    append(name, _if_still(champion, lambda _: event))
+    append(registry.path, _if_still(champion, lambda _: event))
     return RollbackReport(name=name, version=version, over=champion)
