@@ -17,10 +17,9 @@ from pipeline.cli import ferry
 from pipeline.config import layout, params
 from pipeline.errors import ConfigError, GateError
 from pipeline.project.registry import versions
-from pipeline.project.registry.appending import append
 from pipeline.project.registry.gates import is_worse, p_value_of
 from pipeline.project.registry.history import why, why_as_text
-from pipeline.project.registry.versions import Promotion, promote, register, rollback
+from pipeline.project.registry.versions import Promotion, append, promote, register, rollback
 from pipeline.records.quantize import Quality
 from serving.batch.lock import lock_output
 from serving.bundles.bundle import Gate, open_bundle

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from mlflow.entities import LoggedModelStatus
 
 from pipeline.cli import ferry
-from pipeline.project.registry.appending import append
-from pipeline.tracking import registry_mirror
-from pipeline.tracking.registry_mirror import mirror, mirror_all, mirrored
+from pipeline.project.registry import mlflow_mirror
+from pipeline.project.registry.mlflow_mirror import mirror, mirror_all, mirrored
+from pipeline.project.registry.versions import append
 from serving.bundles.registry import (
     Promoted,
     PromotionGate,
@@ -61,7 +61,7 @@ def happen(*events: Registered | Promoted | RolledBack) -> None:
 @pytest.fixture
 def ours(store: Path) -> Path:
     """The working folder, with an empty store that MLflow is told of."""
-    mlflow.set_tracking_uri(registry_mirror.store_uri())
+    mlflow.set_tracking_uri(mlflow_mirror.store_uri())
     return store
 
 
@@ -205,7 +205,7 @@ def test_the_process_mirrors_the_name_that_it_is_told(
 
     monkeypatch.setattr(sys, "stdin", Waits("tiny\n"))
     try:
-        registry_mirror.main()
+        mlflow_mirror.main()
     finally:
         signal.alarm(0)
     assert state()["aliases"] == {"champion": 1, "challenger": 3}

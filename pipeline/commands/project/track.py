@@ -18,7 +18,8 @@ def track(sync: bool, as_json: bool) -> None:
     Example: ferry track --sync
     """
     from pipeline.commands.options import enter_project
-    from pipeline.tracking import registry_mirror, sending
+    from pipeline.project.registry import mlflow_mirror
+    from pipeline.tracking import sending
     from serving.errors import FerryError
 
     enter_project()
@@ -26,7 +27,7 @@ def track(sync: bool, as_json: bool) -> None:
     if sync:
         with progress() as log:
             left = sending.sync(log)
-            failures = [] if sending.is_silent(left) else registry_mirror.mirror_all(log)
+            failures = [] if sending.is_silent(left) else mlflow_mirror.mirror_all(log)
     states = sending.states()
     show(states, as_json=as_json, text=sending.as_table(states))
     if left:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import layout
-from pipeline.project.registry.appending import LOCK_SECONDS
 from pipeline.project.registry.history import signed, told
+from pipeline.project.registry.versions import LOCK_SECONDS
 from pipeline.tracking.models import SHA256_TAG
 from pipeline.tracking.store import SQLITE, open_store, store_uri
 from serving.batch.lock import lock_output
