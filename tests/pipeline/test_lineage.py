@@ -40,7 +40,7 @@ def test_without_dvc_the_chain_is_proven_by_the_reports(made: Path, exported: Pr
     assert states(found) == {
         "data": "proven",
         "params": "not here",
-        "git": "told",  # the folder is no repository
+        "git": "claimed",  # the folder is no repository
         "weights": "proven",
         "onnx fp32": "proven",
         "onnx int8": "proven",
@@ -96,7 +96,7 @@ def test_another_training_leaves_a_copy_of_the_old_model_without_its_chain(
         f"{name} has other weights now, trained since or before",
     )
     found = lineage(str(copy), tmp_path / "elsewhere")
-    assert {*states(found).values()} == {"told"}
+    assert {*states(found).values()} == {"claimed"}
     assert found.experiment is None
 
 
@@ -141,7 +141,7 @@ def test_a_bundle_of_a_model_that_no_report_is_about_is_told(tmp_path: Path) -> 
     make_bundle(tmp_path, "first")
     alter(tmp_path / layout.details("first", "train"), git_revision="0" * 40)
     (link,) = (one for one in lineage("first", tmp_path).links if one.name == "bundle")
-    assert (link.state, link.detail) == ("told", "ships file, which no report is about")
+    assert (link.state, link.detail) == ("claimed", "ships file, which no report is about")
 
 
 def test_a_lock_that_was_not_merged_is_refused(made: Path, exported: Project) -> None:
@@ -153,6 +153,8 @@ def test_a_lock_that_was_not_merged_is_refused(made: Path, exported: Project) ->
 def test_what_has_no_lineage_is_refused(made: Path) -> None:
     with pytest.raises(MissingInputError, match="nothing is not there"):
         lineage("nothing", made)
+    with pytest.raises(MissingInputError, match="digits-cnn is not there"):
+        lineage("../details/digits-cnn", made)
     with pytest.raises(InputError, match="no output of `ferry predict`"):
         lineage(str(made / layout.details("digits-cnn", "train")), made)
 

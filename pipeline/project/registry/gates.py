@@ -241,7 +241,7 @@ def _latency(contest: Contest) -> GateOutcome:
     compared = compare(report, target, config.max_slowdown)
     ratios = {row.batch_size: row.ratio for row in compared.rows}
     missing = [f"batch {size} was not measured" for size in sizes if size not in ratios]
-    told = [
+    measured = [
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) times as long at batch {size}"
         for size, ratio in ratios.items()
     ]
@@ -252,7 +252,7 @@ def _latency(contest: Contest) -> GateOutcome:
     }
     return GateOutcome(
         passed=compared.passed and not missing,
-        detail=f"{', '.join([*told, *missing])}; {config.max_slowdown:g} allowed",
+        detail=f"{', '.join([*measured, *missing])}; {config.max_slowdown:g} allowed",
         figures=figures,
     )
 

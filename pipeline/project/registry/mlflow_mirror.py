@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import layout
-from pipeline.project.registry.history import signed, told
+from pipeline.project.registry.history import describe, signed
 from pipeline.project.registry.versions import LOCK_SECONDS
 from pipeline.tracking.models import SHA256_TAG
 from pipeline.tracking.store import SQLITE, open_store, store_uri
@@ -203,7 +203,7 @@ def described(registry: Registry, version: int) -> str:
     lines += ["", f"Bundle {one.digest}, data {one.dataset} {one.data_sha256}".rstrip(), ""]
     for entry in registry.entries:
         if entry.event.version == version:
-            lines.append(f"- {told(entry)}: {signed(entry)}")
+            lines.append(f"- {describe(entry)}: {signed(entry)}")
             gates = entry.event.gates if isinstance(entry.event, Promoted) else ()
             lines += [f"  - {gate.name} {gate.status}: {gate.detail}" for gate in gates]
     return "\n".join(lines)[:MOST_OF_DESCRIPTION]

@@ -187,9 +187,9 @@ class PromoteReport:
     def require(self) -> None:
         """Raise GateError, naming the failed gates, if it was not promoted."""
         if self.failed and not self.promoted:
-            told = "; ".join(f"{gate.name}: {gate.detail}" for gate in self.failed)
+            reasons = "; ".join(f"{gate.name}: {gate.detail}" for gate in self.failed)
             raise GateError(
-                f"{self.name}/{self.version} is not promoted: {told}; "
+                f"{self.name}/{self.version} is not promoted: {reasons}; "
                 f"--force REASON promotes it all the same, and is recorded"
             )
 
