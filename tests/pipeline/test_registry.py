@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipeline.records.quantize import Quality
 from serving.batch.lock import lock_output
 from serving.bundles.bundle import Gate, open_bundle
 from serving.bundles.registry import Promoted, read_registry
+from serving.bundles.verify import VerifyReport
 from serving.errors import FerryError, IntegrityError, MissingInputError, OutputError
 from serving.files import sha256_of_file
 
@@ -146,8 +148,8 @@ def test_a_champion_is_beaten_by_one_that_is_no_worse_and_no_slower(home: Path) 
         **dict.fromkeys(("quality", "latency"), "skipped"),
     }
     add("second")
-    second = promote("toy", Promotion())
-    assert set(status(second).values()) == {"passed"}
+    second = promote("toy", Promotion(force="if need be"))
+    assert (set(status(second).values()), second.forced) == ({"passed"}, "")
     assert read_registry("toy").champion == 2
     report = why("toy@champion")
     assert report.version == 2
@@ -179,8 +181,27 @@ def test_a_worse_one_and_a_slower_one_are_refused_unless_forced(home: Path) -> N
     assert home.is_dir()
 
 
+@pytest.mark.parametrize(
+    ("parity", "message"),
+    [
+        ({}, "no parity was recorded"),
+        ({"flips": Gate(measured=3, limit=0)}, "flips is 3, limit 0"),
+    ],
+)
+def test_what_was_not_proven_is_no_champion(
+    home: Path, monkeypatch: pytest.MonkeyPatch, parity: dict[str, Gate], message: str
+) -> None:
+    forge(home / "bundles" / "first", parity=parity)
+    monkeypatch.setattr(VerifyReport, "require", lambda _: None)  # as another program might
+    add("first")
+    failed = {gate.name: gate.detail for gate in promote("toy", Promotion()).failed}
+    assert failed["parity"] == message
+
+
 def test_rows_of_other_data_prove_nothing(home: Path) -> None:
-    shutil.rmtree(home / layout.details("first", "train").parent)
+    details = home / layout.details("first", "train")
+    trained = json.loads(details.read_text())
+    details.write_text(json.dumps(trained | {"weights_sha256": "0" * 64}))  # another training since
     add("first")
     report = promote("toy", Promotion())
     (gate,) = report.failed
@@ -243,10 +264,12 @@ def test_the_champion_that_is_expected_must_be_it(home: Path) -> None:
 
 def test_lines_of_many_writers_are_all_whole(home: Path) -> None:
     add("first")
-    event = Promoted(version=1, over=None, gates=(), forced="")
-    threads = [
-        threading.Thread(target=append, args=(REGISTERED, lambda _: event)) for _ in range(8)
-    ]
+
+    def decide(_registry: object) -> Promoted:
+        time.sleep(0.01)  # so that they meet
+        return Promoted(version=1, over=None, gates=(), forced="")
+
+    threads = [threading.Thread(target=append, args=(REGISTERED, decide)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

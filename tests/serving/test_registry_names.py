@@ -1,6 +1,7 @@
 """A model is found by its registered name, and the registry's file is the one that was written."""
 
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def home(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return bundle.parents[1]
 
 
+def git(*arguments: str) -> str:
+    author = ("-c", "user.name=ada", "-c", "user.email=ada@example.org")
+    return subprocess.run(
+        ("git", *author, *arguments), check=True, capture_output=True, text=True
+    ).stdout
+
+
 @pytest.mark.parametrize("name", ["models:/tiny@champion", "models:/tiny/1"])
 def test_a_registered_model_is_opened_by_its_name(
     home: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -107,6 +115,14 @@ def test_without_its_copy_a_bundle_of_the_same_digest_is_taken(home: Path) -> No
     assert str(caught.value).startswith(
         "the bundle of tiny/1 is not here: `dvc get . bundles/tiny --rev REVISION --out registry/"
     )
+    git("init", "--quiet")
+    git("add", "registry")
+    git("commit", "--quiet", "--message", "the line of tiny/1")
+    made = git("rev-parse", "--short", "HEAD").strip()
+    git("rm", "--quiet", "registry/tiny.jsonl", "--cached")
+    git("commit", "--quiet", "--message", "another")
+    with pytest.raises(MissingInputError, match=f"bundles/tiny --rev {made} --out registry/bund"):
+        located("models:/tiny/1")
 
 
 def test_another_bundle_in_place_of_the_copy_is_not_taken(home: Path) -> None:

