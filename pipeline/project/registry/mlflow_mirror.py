@@ -14,14 +14,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import layout
 from pipeline.project.registry.history import describe, signed
 from pipeline.project.registry.versions import LOCK_SECONDS
 from pipeline.tracking.models import SHA256_TAG
-from pipeline.tracking.store import SQLITE, open_store, store_uri
+from pipeline.tracking.store import SQLITE, open_store, path_of, store_uri
 from serving.batch.lock import lock_output
 from serving.bundles.registry import (
     REGISTRY,
@@ -273,7 +272,7 @@ def _finish(process: "subprocess.Popen[str]", name: str) -> None:
 def _has_store() -> bool:
     """Whether MLflow was used here: making a store takes longer than a command may wait."""
     uri = store_uri()
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+    return not uri.startswith(SQLITE) or path_of(uri).exists()
 
 
 def main() -> None:
