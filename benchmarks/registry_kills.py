@@ -31,9 +31,8 @@ from typing import Any
 from benching import Line, parser, show
 
 from pipeline.cli import ferry
-from pipeline.project.registry import appending, versions
+from pipeline.project.registry import mlflow_mirror, versions
 from pipeline.project.registry.versions import Promotion, promote, register
-from pipeline.tracking import registry_mirror
 from pipeline.tracking.store import load_mlflow
 from serving.batch import lock
 from serving.bundles.registry import Registry, registry_at
@@ -45,7 +44,7 @@ from toy_registry import make_project
 
 NAMES = ("first", "second", "third")
 NAME, FILE, STORE = "toy", Path("registry/toy.jsonl"), Path("mlflow.db")
-WRITING = {module.__file__ for module in (appending, lock, registry_mirror, versions)}
+WRITING = {module.__file__ for module in (lock, mlflow_mirror, versions)}
 SIGNALS = (signal.SIGKILL, signal.SIGINT)
 WHOLE_PROGRAM = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 DEEPEST = 6
@@ -255,7 +254,7 @@ def fork(words: Sequence[str], first: Callable[[], Any] = lambda: None) -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            registry_mirror.mirrored = mirrored_here  # type: ignore[assignment]
+            mlflow_mirror.mirrored = mirrored_here  # type: ignore[assignment]
             first()
             code = run(words)
     finally:
@@ -287,7 +286,7 @@ def mirror_here(name: str) -> None:
     """Mirror into the store of the working folder."""
     mlflow = load_mlflow()
     mlflow.set_tracking_uri(f"sqlite:///{STORE.absolute()}")
-    registry_mirror.mirror(mlflow, name)
+    mlflow_mirror.mirror(mlflow, name)
 
 
 def ended(pid: int) -> str:

@@ -60,7 +60,9 @@ class ExperimentOrFile(click.ParamType["Experiment | Path"]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> "Experiment | Path":
         """Make a path of what is one, and find the experiment of any other name."""
-        if str(value).endswith(".onnx") or str(value).startswith("models:/"):
+        from serving.bundles.finding import is_registered_name
+
+        if str(value).endswith(".onnx") or is_registered_name(str(value)):
             from pathlib import Path
 
             return Path(value)

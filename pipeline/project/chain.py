@@ -21,7 +21,7 @@ from serving.errors import IntegrityError
 from serving.files import read_json, sha256_of_bytes, sha256_of_file
 from serving.machine.environment import output_of
 
-State = Literal["proven", "told", "not here", "unknown", "broken"]
+State = Literal["proven", "claimed", "not here", "unknown", "broken"]
 """Proven by a hash; said by the file itself alone; not in this checkout; not known at all; or
 contradicted."""
 LARGE_BYTES = 100 * 2**20
@@ -130,9 +130,9 @@ class Chain:
 
     def revision(self) -> Link:
         """The commit that the training ran at."""
-        told = self.trained.git_revision
-        commit = told.removesuffix(DIRTY)
-        short = commit[:12] + told[len(commit) :]
+        revision = self.trained.git_revision
+        commit = revision.removesuffix(DIRTY)
+        short = commit[:12] + revision[len(commit) :]
         link = Link(name="git", subject=short, fingerprint=commit, state="proven", detail="")
         if not COMMIT.fullmatch(commit):
             return replace(link, fingerprint="", state="unknown", detail="trained outside of git")
@@ -141,9 +141,9 @@ class Chain:
             lacks = f"commit {commit[:12]}… is not in this repository; a shallow clone lacks it"
             return replace(link, state="broken", detail=lacks)
         if not shown:
-            return replace(link, state="told", detail="this folder is no git repository")
-        if told != commit:
-            return replace(link, state="told", detail=f"sources differed from it: {shown}")
+            return replace(link, state="claimed", detail="this folder is no git repository")
+        if revision != commit:
+            return replace(link, state="claimed", detail=f"sources differed from it: {shown}")
         return replace(link, detail=shown)
 
     def weights(self) -> Link:
@@ -172,7 +172,8 @@ class Chain:
             if found and found != expected:
                 return _broken(link, f"{record} is about {found[:12]}…", expected)
         if link.state == "proven" and compared:
-            link = replace(link, detail=f"parity {'passed' if compared['passed'] else 'FAILED'}")
+            passed = at(compared, "passed") is True
+            link = replace(link, detail=f"parity {'passed' if passed else 'FAILED'}")
         return link
 
     def bundle(self, folder: Path) -> Link:
@@ -197,9 +198,12 @@ class Chain:
         for what, found, expected in same:
             if expected and found != expected:
                 wrong = _broken(link, f"its manifest has {found[:12]}… for {what}", expected)
-                return wrong if made_here else replace(wrong, state="told")
+                return wrong if made_here else replace(wrong, state="claimed")
+        ships = f"ships {manifest.variant}"
+        if not self.recorded(manifest.variant):
+            return replace(link, state="claimed", detail=f"{ships}, which no report is about")
         tuned = f", {len(manifest.profiles)} profiles tuned since" if manifest.profiles else ""
-        return replace(link, state="proven", detail=f"ships {manifest.variant}{tuned}")
+        return replace(link, state="proven", detail=f"{ships}{tuned}")
 
     def lock(self, end: str, variants: Sequence[str]) -> Link:
         """Whether dvc.lock agrees with the files, with params.yaml and with itself."""

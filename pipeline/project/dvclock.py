@@ -16,6 +16,7 @@ from pipeline.config.reading import parse_yaml
 from serving.errors import IntegrityError
 
 LOCK = Path("dvc.lock")
+CONFLICT = re.compile("^<{7} ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,8 @@ def read_stages(lock: Path, names: Sequence[str]) -> tuple[LockedStage, ...]:
     Raises IntegrityError for a file that DVC did not write.
     """
     text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    if CONFLICT.search(text):  # which would cut a stage short
+        raise IntegrityError(f"{lock} has the marks of a merge in it; `dvc repro` writes it anew")
     return tuple(found for name in names if (found := _stage(text, name, lock)))
 
 

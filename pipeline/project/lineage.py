@@ -5,7 +5,7 @@ file's own words, dvc.lock and git. A link is proven where a recorded hash is th
 lies there. A file that was copied elsewhere is found by its hash.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +40,8 @@ class Lineage:
     def require(self) -> None:
         """Raise IntegrityError naming each broken link, if there is one."""
         if self.broken:
-            told = "; ".join(f"{link.name}: {link.detail}" for link in self.broken)
-            raise IntegrityError(f"the lineage of {self.subject} breaks at {told}")
+            breaks = "; ".join(f"{link.name}: {link.detail}" for link in self.broken)
+            raise IntegrityError(f"the lineage of {self.subject} breaks at {breaks}")
 
 
 def as_table(found: Lineage) -> str:
@@ -66,7 +66,7 @@ def lineage(given: str, root: Path = Path(), *, deep: bool = False) -> Lineage:
     Raises MissingInputError for what is not there, InputError for a file that is none of these, and
     IntegrityError for a report that cannot be read.
     """
-    search = Search(root=root, deep=deep, subject=given)
+    search = LineageSearch(root=root, deep=deep, subject=given)
     if not Path(given).exists() and search.is_trained(given):
         return search.chain(given, "bundle", *layout.models(given, root))
     path = located(given)
@@ -82,7 +82,7 @@ def lineage(given: str, root: Path = Path(), *, deep: bool = False) -> Lineage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
+class LineageSearch:
     """Looks for the experiment that made a file, by its hash, in the reports below `root`."""
 
     root: Path
@@ -120,15 +120,15 @@ class Search:
             state="unknown",
             detail=f"ferry did not export it: opset {header.opset}, IR {header.ir_version}",
         )
-        words = header.metadata
-        experiment = words.get(f"{FERRY}experiment", "")
+        metadata = header.metadata
+        experiment = metadata.get(f"{FERRY}experiment", "")
         if not experiment:
             return self._alone(link)
-        told = {
-            name: words.get(f"{FERRY}{name}", "")
+        words = {
+            name: metadata.get(f"{FERRY}{name}", "")
             for name in ("dataset", "data_sha256", "git_revision", "weights_sha256")
         }
-        return self._by_its_word(replace(link, state="broken"), experiment, told)
+        return self._by_its_word(replace(link, state="broken"), experiment, words)
 
     def of_bundle(self, path: Path) -> Lineage:
         """The chain of a bundle, wherever it lies."""
@@ -146,31 +146,32 @@ class Search:
         source = manifest.source
         if manifest.variant == FOREIGN:
             detail = f"holds {manifest.name}, which answers as {source.weights_sha256[:12]}… does"
-            return self._alone(replace(link, state="told", detail=detail))
+            return self._alone(replace(link, state="claimed", detail=detail))
         experiment = self._with(source.weights_sha256, "train", "weights_sha256")
         if experiment:
             variants = dict.fromkeys(("fp32", manifest.variant))
             own = self._opened(experiment).bundle(path)
             return self.chain(experiment, "onnx", *variants, own=own)
-        told = {
+        words = {
             "dataset": source.dataset,
             "git_revision": source.git_revision,
             "weights_sha256": source.weights_sha256,
         }
         # It proves itself whole; that its experiment went on since is no fault of it.
-        return self._by_its_word(replace(link, state="told"), manifest.name, told)
+        return self._by_its_word(replace(link, state="claimed"), manifest.name, words)
 
     def of_predictions(self, path: Path) -> Lineage:
         """The chain of what `ferry predict` wrote, by the list of shards beside it."""
         journal = _journal_of(path)
-        key, told = journal.provenance.key, journal.provenance
+        provenance = journal.provenance
+        key = provenance.key
         link = Link(
             name="predictions",
             subject=str(path),
             fingerprint=key.model_sha256,
             state="proven",
-            detail=f"{journal.rows:,} rows by {told.model} on {key.provider}, ONNX Runtime "
-            f"{told.onnxruntime}",
+            detail=f"{journal.rows:,} rows by {provenance.model} on {key.provider}, ONNX Runtime "
+            f"{provenance.onnxruntime}",
         )
         known = self._variant_of(key.model_sha256)
         if known:
@@ -178,10 +179,12 @@ class Search:
             shipped = _model_of(self.root / layout.bundle(experiment)) == key.model_sha256
             variants = dict.fromkeys(("fp32", variant))
             return self.chain(experiment, "bundle" if shipped else "onnx", *variants, own=link)
-        there = Path(told.model)
+        there = Path(provenance.model)
         model = sha256_of_file(there) if there.is_file() else _model_of(there)
         if model != key.model_sha256:
-            detail = f"{told.model} is not the model of sha256 {key.model_sha256[:12]}…, and no "
+            detail = (
+                f"{provenance.model} is not the model of sha256 {key.model_sha256[:12]}…, and no "
+            )
             detail += "experiment of this project made it"
             return self._alone(replace(link, state="broken", detail=detail))
         behind = self.of_onnx(there) if there.is_file() else self.of_bundle(there)
@@ -200,7 +203,7 @@ class Search:
 
     def is_trained(self, experiment: str) -> bool:
         """Whether an experiment of that name left a report of its training."""
-        return (self.root / layout.details(experiment, "train")).is_file()
+        return experiment in self._experiments()  # which no path is that a file names
 
     def _opened(self, experiment: str) -> Chain:
         return Chain(root=self.root, experiment=experiment, deep=self.deep)
@@ -208,21 +211,23 @@ class Search:
     def _alone(self, link: Link) -> Lineage:
         return Lineage(subject=self.subject, experiment=None, links=(link,))
 
-    def _by_its_word(self, link: Link, experiment: str, told: Mapping[str, str]) -> Lineage:
+    def _by_its_word(self, link: Link, experiment: str, words: Mapping[str, str]) -> Lineage:
         """The chain of a file of ferry's that no report of this project knows.
 
         Where its experiment is there, and has other files now, `link` has its state.
         """
-        weights = told.get("weights_sha256", "")
+        weights = words.get("weights_sha256", "")
         trained = self._with(weights, "train", "weights_sha256") if weights else None
         if trained:
             detail = f"of the weights of {trained}, but no report of {trained} knows these bytes"
             return self.chain(trained, "weights", own=replace(link, detail=detail))
         links = [
-            Link(name=name, subject=value, fingerprint=told.get(key, ""), state="told", detail="")
+            Link(
+                name=name, subject=value, fingerprint=words.get(key, ""), state="claimed", detail=""
+            )
             for name, key, value in (
-                ("data", "data_sha256", told.get("dataset", "")),
-                ("git", "git_revision", told.get("git_revision", "")),
+                ("data", "data_sha256", words.get("dataset", "")),
+                ("git", "git_revision", words.get("git_revision", "")),
                 ("weights", "weights_sha256", experiment),
             )
             if value
@@ -233,7 +238,7 @@ class Search:
             )
         else:
             detail = "by its own word: no report of this project knows it"
-            link = replace(link, state="told", detail=detail)
+            link = replace(link, state="claimed", detail=detail)
         return Lineage(subject=self.subject, experiment=None, links=(*links, link))
 
     def _copy(self, path: Path, sha256: str, experiment: str) -> Link | None:
@@ -250,9 +255,10 @@ class Search:
 
     # Who made it
 
-    def _experiments(self) -> Iterator[str]:
-        folder = self.root / layout.DETAILS
-        yield from sorted(one.name for one in folder.iterdir()) if folder.is_dir() else ()
+    def _experiments(self) -> list[str]:
+        """Those that left a report of their training."""
+        reports = self.root.glob(str(layout.details("*", "train")))
+        return sorted(report.parent.name for report in reports)
 
     def _with(self, sha256: str, stage: str, *keys: str) -> str | None:
         """The experiment whose stage recorded a hash."""
@@ -271,16 +277,16 @@ class Search:
         if exported:
             return exported, "fp32"
         for one in self._experiments():
-            made = at(self._report(one, "quantize", sha256), "variants")
-            for variant, file in (made or {}).items():
-                if file["sha256"] == sha256:
+            made = self._report(one, "quantize", sha256)
+            for variant in layout.VARIANTS:
+                if at(made, "variants", variant, "sha256") == sha256:
                     return one, variant
         return None
 
     def _report(self, experiment: str, stage: str, sha256: str) -> object:
         """A report in which a hash stands; most do not have it, and are not parsed."""
         path = self.root / layout.details(experiment, stage)
-        there = path.is_file() and sha256 in path.read_text(encoding="utf-8")
+        there = path.is_file() and sha256.encode() in path.read_bytes()
         return read_json(path) if there else None
 
     def _place(self, path: Path) -> tuple[str, str] | None:
@@ -289,7 +295,7 @@ class Search:
             variants = {name: layout.variant(one, name) for name in layout.VARIANTS}
             places = {"weights": layout.weights(one), "bundle": layout.bundle(one)} | variants
             for what, place in places.items():
-                if self.is_trained(one) and path.resolve() == (self.root / place).resolve():
+                if path.resolve() == (self.root / place).resolve():
                     return one, what
         return None
 

@@ -29,13 +29,14 @@ from pipeline.tracking.journal import (
     Begun,
     Ended,
     Entry,
-    Journal,
+    LoggedModel,
     Metrics,
-    Model,
     NestedRun,
     Parameters,
     Point,
-    Rows,
+    RowsRead,
+    RunJournal,
+    Signature,
     Tags,
 )
 from pipeline.tracking.sending import Sender, state_of
@@ -55,14 +56,11 @@ MAX_WAIT_SECONDS = 4.5
 
 GIT_COMMIT = re.compile(r"[0-9a-f]{40}")
 
-Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
-"""The inputs and the outputs of a model."""
-
 
 class Tracker:
     """One run; every method writes to its journal, or does nothing where nothing is recorded."""
 
-    def __init__(self, journal: Journal | None) -> None:
+    def __init__(self, journal: RunJournal | None) -> None:
         """Of a run; of none with `journal` None."""
         self._journal = journal
         self.seconds = 0.0
@@ -150,7 +148,7 @@ class Tracker:
         inputs, labels = (manifest.arrays[f"{split}_{part}.npy"] for part in ("inputs", "labels"))
         source = {"homepage": manifest.homepage, "licence": manifest.licence}
         self._append(
-            Rows(
+            RowsRead(
                 context=context,
                 dataset=f"{manifest.dataset} ({split})",
                 digest=inputs.sha256[: journal.MOST_OF_DIGEST],
@@ -183,7 +181,7 @@ class Tracker:
             rows = io.BytesIO()
             np.save(rows, example, allow_pickle=False)
             self._append(
-                Model(
+                LoggedModel(
                     model=name,
                     file=self._journal.keep_file(path, sha256),
                     sha256=sha256,
@@ -220,7 +218,7 @@ class Tracker:
     def _append(self, entry: Entry) -> None:
         if self._journal is None:
             return
-        with self._timed(), _telling(type(entry).__name__.lower()):
+        with self._timed(), _telling(journal.kind_of(entry)):
             # A stage that was run again says much that is known.
             if not self._journal.says(entry):
                 self._journal.append(entry)

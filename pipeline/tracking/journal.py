@@ -36,6 +36,8 @@ from serving.files import (
 )
 from serving.runtime.tensors import TensorInfo
 
+Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
+"""The inputs and the outputs of a model."""
 FOLDER = "tracking"
 SENT = "sent.json"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -104,7 +106,7 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class RowsRead:
     """Rows of a data set that the run read."""
 
     context: str
@@ -117,7 +119,7 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class LoggedModel:
     """A model of the run, as a file."""
 
     model: str
@@ -152,7 +154,12 @@ class Ended:
     ended_ms: int
 
 
-Entry = Begun | Parameters | Metrics | Tags | Artifact | Rows | Model | NestedRun | Ended
+Entry = Begun | Parameters | Metrics | Tags | Artifact | RowsRead | LoggedModel | NestedRun | Ended
+
+
+def kind_of(entry: Entry) -> str:
+    """What a record is, in words: "nested run"."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", " ", type(entry).__name__).lower()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +190,7 @@ EPOCH = b'"key": "train/'
 """What is in the lines of epochs."""
 
 
-class Journal:
+class RunJournal:
     """The journal of one run, below the folder `tracking/` of a checkout."""
 
     def __init__(self, folder: Path) -> None:
@@ -191,6 +198,7 @@ class Journal:
         self.folder = folder
         self._waiting = b""
         self._learnt = 0
+        """The bytes whose records are in the next."""
         self._said: dict[str, object] = {}
         self.failure: OSError | None = None
         """Why what is kept in memory could not be written."""
@@ -222,13 +230,12 @@ class Journal:
 
     def says(self, entry: Entry) -> bool:
         """Whether a record like this one is there, and none after it that says otherwise."""
-        lines = self.lines()
-        for number in range(self._learnt, len(lines)):
+        for line in self.lines(self._learnt):
+            self._learnt += len(line) + 1
             # A long training has thousands of epochs, which take seconds to read.
-            if EPOCH not in lines[number]:
+            if EPOCH not in line:
                 with contextlib.suppress(IntegrityError):  # it is told where it is sent
-                    self._said |= _sayings(self.parse(lines[number], number + 1))
-        self._learnt = len(lines)
+                    self._said |= _sayings(self.parse(line, 0))
         said = _sayings(entry)
         return bool(said) and said.items() <= self._said.items()
 
@@ -261,12 +268,12 @@ class Journal:
                 write_bytes(target, path.read_bytes())
         return name
 
-    def lines(self) -> list[bytes]:
-        """The whole lines: what a kill left of one is no record."""
-        try:
-            return self.path.read_bytes().split(b"\n")[:-1]
-        except OSError:  # not begun, or not ours to read
-            return []
+    def lines(self, begin: int = 0) -> list[bytes]:
+        """The whole lines from a byte on: what a kill left of one is no record."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(begin)
+            return file.read().split(b"\n")[:-1]
+        return []  # not begun, or not ours to read
 
     def count(self) -> int:
         """How many records there are."""
@@ -309,10 +316,10 @@ class Journal:
         write_json(self.folder / SENT, sent)
 
 
-def journals(root: Path) -> list[Journal]:
+def journals(root: Path) -> list[RunJournal]:
     """Those of all runs of a checkout, the oldest first."""
     folders = [one for one in (root / FOLDER).glob("*") if RUN_ID.fullmatch(one.name)]
-    found = [one for one in map(Journal, folders) if one.path.is_file()]
+    found = [one for one in map(RunJournal, folders) if one.path.is_file()]
     return sorted(found, key=lambda one: (one.begun().begun_ms, one.run_id))
 
 
@@ -321,9 +328,9 @@ def new_run_id() -> str:
     return uuid.uuid4().hex
 
 
-def of_run(root: Path, run_id: str) -> Journal:
+def of_run(root: Path, run_id: str) -> RunJournal:
     """The journal of a run, which may not be begun yet."""
-    return Journal(root / FOLDER / run_id)
+    return RunJournal(root / FOLDER / run_id)
 
 
 def of_weights(root: Path, sha256: str) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.tracking.journal import Model, Rows
+from pipeline.tracking.journal import LoggedModel, RowsRead, Signature
 from pipeline.tracking.store import load_mlflow
 from serving.errors import ModelError, one_line
 from serving.machine.environment import installed_version, runtime_wheels
@@ -18,8 +18,6 @@ from serving.runtime.providers import ORT_ERRORS, PROVIDERS
 from serving.runtime.session import ProviderProof, proof_of
 from serving.runtime.tensors import TensorInfo
 
-Signature = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]
-"""The inputs and the outputs of a model."""
 SHA256_TAG, VARIANT_TAG = "ferry.sha256", "ferry.variant"
 SUPERSEDED_TAG = "ferry.superseded_by"
 """Of a model whose variant was made anew in its run: the id of the newer one."""
@@ -52,7 +50,7 @@ def model_requirements() -> list[str]:
     return [*wheels, f"onnx=={onnx.__version__}"]
 
 
-def mlflow_dataset(rows: Rows) -> Any:
+def mlflow_dataset(rows: RowsRead) -> Any:
     """Rows of a data set as MLflow keeps them."""
     from mlflow.data.schema import TensorDatasetSchema
     from mlflow.entities import Dataset
@@ -70,7 +68,7 @@ def mlflow_dataset(rows: Rows) -> Any:
     )
 
 
-def send_model(client: Any, run_id: str, model: Model, file: Callable[[str], Path]) -> str:
+def send_model(client: Any, run_id: str, model: LoggedModel, file: Callable[[str], Path]) -> str:
     """Make the model of a run on the server, and return its id; `file` finds its files.
 
     The same file is kept once, however often it is sent, and what was left half made is finished.
@@ -131,14 +129,14 @@ def _supersede(client: Any, known: list[Any], current: str) -> None:
             client.set_logged_model_tags(one.model_id, {SUPERSEDED_TAG: current})
 
 
-def _note(model: Model, identifier: str) -> str:
+def _note(model: LoggedModel, identifier: str) -> str:
     """How to use it, in Markdown, which MLflow's page of the model begins with."""
     (rows, *_) = model.inputs
     call = f'mlflow.pyfunc.load_model("models:/{identifier}").predict({{"{rows.name}": rows}})'
     return f"`{call}` takes {rows.takes()} and gives {', '.join(o.name for o in model.outputs)}."
 
 
-def _save(model: Model, file: Callable[[str], Path], folder: Path, made: Any) -> None:
+def _save(model: LoggedModel, file: Callable[[str], Path], folder: Path, made: Any) -> None:
     """Write the folder that MLflow keeps of a model, without importing PyTorch."""
     from mlflow.models import Model as Described
     from mlflow.models.model import MLMODEL_FILE_NAME

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.tracking import journal
-from pipeline.tracking.journal import Journal
+from pipeline.tracking.journal import SENT, RunJournal
 from pipeline.tracking.store import load_mlflow, open_store, store_root, store_uri
 from pipeline.tracking.upload import MOST_CHARACTERS, Upload
 from serving.batch.lock import lock_output
@@ -204,7 +204,7 @@ class RunState:
     refused: tuple[str, ...]
 
 
-def state_of(run: Journal) -> RunState:
+def state_of(run: RunJournal) -> RunState:
     """Compare the journal of a run with what was sent of it."""
     sent, begun = run.sent(store_uri()), run.begun()
     return RunState(
@@ -218,7 +218,7 @@ def state_of(run: Journal) -> RunState:
     )
 
 
-def is_sent(run: Journal) -> bool:
+def is_sent(run: RunJournal) -> bool:
     """Whether the server has all of a run."""
     state = state_of(run)
     return state.sent >= state.records and not state.problem
@@ -268,7 +268,7 @@ def is_silent(left: Sequence[RunState]) -> bool:
     return any(one.problem.startswith(SILENCE) for one in left)
 
 
-def _deliver(runs: Sequence[Journal], log: Callable[[str], None]) -> int:
+def _deliver(runs: Sequence[RunJournal], log: Callable[[str], None]) -> int:
     """Send runs in a process, until it has nothing to say for too long; how many it ended."""
     sender, at = Sender("send_once", [one.run_id for one in runs]), -1
     seconds = SECONDS_OF_SILENCE
@@ -294,7 +294,7 @@ def _deliver(runs: Sequence[Journal], log: Callable[[str], None]) -> int:
     return at
 
 
-def send(run: Journal, stop: Callable[[], bool] = lambda: False, *, again: bool = False) -> bool:
+def send(run: RunJournal, stop: Callable[[], bool] = lambda: False, *, again: bool = False) -> bool:
     """Bring a run to the server, and note what it has then; whether nothing went wrong.
 
     A problem is noted with it. Another process that sends this run is waited for. `stop` is asked
@@ -304,14 +304,14 @@ def send(run: Journal, stop: Callable[[], bool] = lambda: False, *, again: bool 
     if not again and run.sent(store_uri()).entries >= run.count():
         return True
     try:
-        with lock_output(run.folder / "sent.json", SECONDS_TO_WAIT):
+        with lock_output(run.folder / SENT, SECONDS_TO_WAIT):
             return _send(run, stop)
     except OutputError as error:
         logger.warning("%s", one_line(error))
         return False
 
 
-def _send(run: Journal, stop: Callable[[], bool]) -> bool:
+def _send(run: RunJournal, stop: Callable[[], bool]) -> bool:
     try:
         upload = Upload(open_store(), run, run.sent(store_uri()))
         lines = run.lines()
@@ -327,7 +327,7 @@ def _send(run: Journal, stop: Callable[[], bool]) -> bool:
     return True
 
 
-def _note_problem(run: Journal, problem: str) -> None:
+def _note_problem(run: RunJournal, problem: str) -> None:
     try:
         run.note_sent(replace(run.sent(store_uri()), problem=problem))
     except OSError as error:

@@ -17,15 +17,16 @@ from pipeline.tracking.journal import (
     Begun,
     Ended,
     Entry,
-    Journal,
+    LoggedModel,
     Metrics,
-    Model,
     NestedRun,
     Parameters,
     Point,
-    Rows,
+    RowsRead,
+    RunJournal,
     Sent,
     Tags,
+    kind_of,
 )
 from pipeline.tracking.models import mlflow_dataset, model_of, send_model
 from pipeline.tracking.store import artifact_root
@@ -47,7 +48,7 @@ NAME_TAG, NOTE_TAG = "mlflow.runName", "mlflow.note.content"
 class Upload:
     """The records of one run on their way to a server."""
 
-    def __init__(self, mlflow: Any, run: Journal, sent: Sent) -> None:
+    def __init__(self, mlflow: Any, run: RunJournal, sent: Sent) -> None:
         """Go on after what is `sent` of `run`; `mlflow` is set up for the server."""
         self._client = mlflow.MlflowClient()
         self._run = run
@@ -88,7 +89,7 @@ class Upload:
         refused: tuple[str, ...] = ()
         try:
             entry = self._run.parse(line, number)
-            kind = type(entry).__name__.lower()
+            kind = kind_of(entry)
             self._send(entry)
         except (MlflowException, OSError, IntegrityError) as error:
             # Only the word of a server that is well counts.
@@ -110,8 +111,8 @@ class Upload:
             Metrics: self._log_metrics,
             Tags: self._log_tags,
             Artifact: self._log_artifact,
-            Rows: self._log_rows,
-            Model: self._log_model,
+            RowsRead: self._log_rows,
+            LoggedModel: self._log_model,
             NestedRun: self._log_nested,
             Ended: self._end,
         }
@@ -204,13 +205,13 @@ class Upload:
         if there.get(entry.artifact, -1) not in {None, kept.stat().st_size}:
             raise FerryError(f"MLflow does not have all of {entry.artifact}")
 
-    def _log_rows(self, entry: Rows) -> None:
+    def _log_rows(self, entry: RowsRead) -> None:
         from mlflow.entities import DatasetInput, InputTag
 
         context = InputTag("mlflow.data.context", entry.context)
         self._client.log_inputs(self._id, [DatasetInput(mlflow_dataset(entry), [context])])
 
-    def _log_model(self, entry: Model) -> None:
+    def _log_model(self, entry: LoggedModel) -> None:
         send_model(self._client, self._id, entry, self._run.file)
 
     def _log_nested(self, entry: NestedRun) -> None:

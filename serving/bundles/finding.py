@@ -48,10 +48,8 @@ def folder_of(registry: "Registry", version: int) -> Path:
     Raises MissingInputError, saying how to get it, where there is neither, and IntegrityError for a
     copy that is another bundle.
     """
-    from serving.bundles.registry import copy_of
-
     one = registry.versions[version]
-    copy = copy_of(one.digest)
+    copy = registry.copy_of(one.digest)
     if copy.exists():
         if _digest_of(copy) != one.digest:
             raise IntegrityError(
@@ -81,13 +79,12 @@ def _how_to_get(registry: "Registry", version: int) -> str:
 
     At the commit that has its line, for the one before was made without the bundle.
     """
-    from serving.bundles.registry import copy_of
     from serving.machine.environment import output_of
 
     one = registry.versions[version]
     pickaxe = ("git", "log", "--format=%h", f"-S{one.digest}", "--", str(registry.path))
     commits = output_of(pickaxe, seconds=GIT_SECONDS).decode().split()
-    made, copy = BUNDLES / one.experiment, copy_of(one.digest)
+    made, copy = BUNDLES / one.experiment, registry.copy_of(one.digest)
     commit = commits[-1] if commits else "REVISION"
     return f"`dvc get . {made} --rev {commit} --out {copy}` brings it from DVC's cache or remote"
 

@@ -104,8 +104,8 @@ class RegistryEntry:
 
     @property
     def line(self) -> bytes:
-        """As it stands in the file."""
-        return json_line(self).encode()
+        """As it stands in the file; what is no UTF-8, as an argument may be, is "?"."""
+        return json_line(self).encode(errors="replace")
 
     def sealed(self) -> "RegistryEntry":
         """The same with the sha256 that fits it."""
@@ -127,6 +127,10 @@ class Registry:
     def head(self) -> str:
         """The sha256 of the last line, or ""."""
         return self.entries[-1].sha256 if self.entries else ""
+
+    def copy_of(self, digest: str) -> Path:
+        """Where the registry keeps a bundle."""
+        return self.path.parent / COPIES / digest[:DIGEST_CHARACTERS]
 
     @property
     def versions(self) -> dict[int, Registered]:
@@ -192,11 +196,12 @@ def read_registry(name: str) -> Registry:
     Raises UnknownNameError with the nearest name where there is none, and IntegrityError naming the
     line that is not as it was written.
     """
-    folder = here_or_above(REGISTRY)
-    path = folder / f"{name}.jsonl"
-    if not path.is_file():
+    # A folder of that name which is nearer may be anything else.
+    path = here_or_above(REGISTRY / f"{name}.jsonl")
+    known = names(path.parent if path.is_file() else here_or_above(REGISTRY))
+    if name not in known:
         hint = "`ferry register EXPERIMENT` makes one"
-        raise UnknownNameError("registered model", name, names(folder), hint=hint)
+        raise UnknownNameError("registered model", name, known, hint=hint)
     return registry_at(path)
 
 
@@ -215,7 +220,7 @@ def registry_at(path: Path) -> Registry:
     entries: list[RegistryEntry] = []
     for number, line in enumerate(whole.splitlines(), start=1):
         last = entries[-1].sha256 if entries else ""
-        entries.append(_entry(line, number, last, path))
+        entries.append(entry_of(line, number, last, path))
     return Registry(name=path.stem, path=path, entries=tuple(entries), size=len(whole))
 
 
@@ -227,7 +232,8 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _entry(line: bytes, number: int, previous: str, path: Path) -> RegistryEntry:
+def entry_of(line: bytes, number: int, previous: str, path: Path) -> RegistryEntry:
+    """The entry that a line is; IntegrityError for one that was not written as this one."""
     where = f"{path}, line {number}"
     restore = f"`git log -p {path}` shows what it was"
     try:
@@ -268,11 +274,6 @@ def version_named(text: str, alias: str | None = None) -> tuple[Registry, int]:
     if alias is None:
         raise UsageError(f"{text} says neither alias nor version: {HOW}")
     return registry, registry.version_of(alias)
-
-
-def copy_of(digest: str) -> Path:
-    """Where the registry keeps a bundle."""
-    return here_or_above(REGISTRY) / COPIES / digest[:DIGEST_CHARACTERS]
 
 
 def is_registered(folder: Path) -> bool:

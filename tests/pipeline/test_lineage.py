@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from project import REPOSITORY, Project
+from toy_registry import make_bundle, make_data
 
 from pipeline.cli import ferry
 from pipeline.config import layout
+from pipeline.project.dvclock import LOCK
 from pipeline.project.lineage import Lineage, lineage
 from serving.errors import InputError, IntegrityError, MissingInputError
 
@@ -27,7 +29,7 @@ def states(found: Lineage) -> dict[str, str]:
     return {link.name: link.state for link in found.links}
 
 
-def alter(path: Path, **changes: str) -> None:
+def alter(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -38,7 +40,7 @@ def test_without_dvc_the_chain_is_proven_by_the_reports(made: Path, exported: Pr
     assert states(found) == {
         "data": "proven",
         "params": "not here",
-        "git": "told",  # the folder is no repository
+        "git": "claimed",  # the folder is no repository
         "weights": "proven",
         "onnx fp32": "proven",
         "onnx int8": "proven",
@@ -94,7 +96,7 @@ def test_another_training_leaves_a_copy_of_the_old_model_without_its_chain(
         f"{name} has other weights now, trained since or before",
     )
     found = lineage(str(copy), tmp_path / "elsewhere")
-    assert {*states(found).values()} == {"told"}
+    assert {*states(found).values()} == {"claimed"}
     assert found.experiment is None
 
 
@@ -125,9 +127,34 @@ def test_a_large_data_set_is_hashed_where_that_is_asked_for(
     assert deep.state == "broken"
 
 
+def test_reports_that_lack_a_key_prove_nothing(made: Path, exported: Project) -> None:
+    name = exported.experiment.name
+    alter(made / layout.details(name, "quantize"), variants=[])
+    (made / layout.details(name, "parity")).write_text('{"variants": {"fp32": {"rows": 1}}}')
+    found = lineage(str(made / layout.variant(name, "int8")), made)
+    assert states(found)["onnx int8"] == "unknown"
+    assert "parity FAILED" in [link.detail for link in found.links if link.name == "onnx fp32"]
+
+
+def test_a_bundle_of_a_model_that_no_report_is_about_is_told(tmp_path: Path) -> None:
+    make_data(tmp_path)
+    make_bundle(tmp_path, "first")
+    alter(tmp_path / layout.details("first", "train"), git_revision="0" * 40)
+    (link,) = (one for one in lineage("first", tmp_path).links if one.name == "bundle")
+    assert (link.state, link.detail) == ("claimed", "ships file, which no report is about")
+
+
+def test_a_lock_that_was_not_merged_is_refused(made: Path, exported: Project) -> None:
+    (made / LOCK).write_text("stages:\n<<<<<<< HEAD\n")
+    with pytest.raises(IntegrityError, match=r"dvc\.lock has the marks of a merge in it; `dvc rep"):
+        lineage(exported.experiment.name, made)
+
+
 def test_what_has_no_lineage_is_refused(made: Path) -> None:
     with pytest.raises(MissingInputError, match="nothing is not there"):
         lineage("nothing", made)
+    with pytest.raises(MissingInputError, match="digits-cnn is not there"):
+        lineage("../details/digits-cnn", made)
     with pytest.raises(InputError, match="no output of `ferry predict`"):
         lineage(str(made / layout.details("digits-cnn", "train")), made)
 

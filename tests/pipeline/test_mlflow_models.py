@@ -17,7 +17,7 @@ from planted_faults import OPSET, subject
 from pipeline.exporting.exporter import to_onnx, traced
 from pipeline.network.graph import Graph, Regression
 from pipeline.quantization.half import to_fp16
-from pipeline.tracking.journal import Journal, Metrics, Model, Point, Rows, Sent
+from pipeline.tracking.journal import Entry, LoggedModel, Metrics, Point, RowsRead, RunJournal, Sent
 from pipeline.tracking.models import SUPERSEDED_TAG, model_of, send_model
 from pipeline.tracking.store import load_mlflow
 from pipeline.tracking.upload import Upload
@@ -51,7 +51,7 @@ class Kept:
 
     folder: Path
     run_id: str
-    model: Model
+    model: LoggedModel
     model_id: str
 
     @property
@@ -76,7 +76,7 @@ def regression() -> tuple[Graph, np.ndarray[Any, Any]]:
     return graph, np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 
 
-def files(kind: str, folder: Path) -> list[Model]:
+def files(kind: str, folder: Path) -> list[LoggedModel]:
     """The variants of a small model, with two rows that they take."""
     if kind == "regression":
         graph, rows = regression()
@@ -95,7 +95,7 @@ def files(kind: str, folder: Path) -> list[Model]:
         torch.export.save(traced(graph, rows), folder / "pytorch.pt2")
     session = open_session(folder / "fp32.onnx", threads=1)
     return [
-        Model(
+        LoggedModel(
             model=path.stem,
             file=path.name,
             sha256=sha256_of_file(path),
@@ -192,10 +192,16 @@ def test_figures_belong_to_their_model(
 ) -> None:
     run_id = kept["trained", "fp32"].run_id
     sent = Sent(store="", run_id=run_id, entries=0, problem="", refused=())
-    upload = Upload(load_mlflow(), Journal(tmp_path), sent)
+    run = RunJournal(tmp_path)
+    upload = Upload(load_mlflow(), run, sent)
+
+    def send(entry: Entry) -> None:
+        run.append(entry)
+        upload.send(run.lines()[-1], run.count())
+
     for context, split in (("training", "train"), ("evaluation", "test")):
         features = TensorInfo(name="inputs", dtype="uint8", shape=(240, 6, 6, 1))
-        rows = Rows(
+        rows = RowsRead(
             context=context,
             dataset=f"stripes ({split})",
             digest=split * 8,
@@ -203,10 +209,10 @@ def test_figures_belong_to_their_model(
             features=features,
             targets=None,
         )
-        upload.send(rows)
+        send(rows)
     for variant, flips in (("fp32", 0.0), ("int8", 6.0)) * 2:
         point = Point(key=f"variants/{variant}/flips", value=flips, step=0, time_ms=1_000)
-        upload.send(Metrics(points=(point,), of_model=variant))
+        send(Metrics(points=(point,), of_model=variant))
     for variant, flips in (("fp32", 0.0), ("int8", 6.0)):
         (metric,) = client.get_logged_model(kept["trained", variant].model_id).metrics
         assert (metric.key, metric.value) == (f"variants/{variant}/flips", flips)
@@ -218,7 +224,7 @@ def test_the_same_file_is_kept_once_and_another_supersedes_it(
 ) -> None:
     one, run_id = kept["regression", "fp32"], new_run(client)
 
-    def send(model: Model) -> str:
+    def send(model: LoggedModel) -> str:
         identifier = send_model(client, run_id, model, one.folder.joinpath)
         assert model_of(client, run_id, "fp32") == {"model_id": identifier}
         return identifier

@@ -1,9 +1,11 @@
 """The registry: what becomes the champion and what does not, and the way back."""
 
 import json
+import math
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,18 @@ from pipeline.cli import ferry
 from pipeline.config import layout, params
 from pipeline.errors import ConfigError, GateError
 from pipeline.project.registry import versions
-from pipeline.project.registry.appending import append
-from pipeline.project.registry.gates import p_value_of
+from pipeline.project.registry.gates import is_worse, p_value_of
 from pipeline.project.registry.history import why, why_as_text
-from pipeline.project.registry.versions import Promotion, promote, register, rollback
+from pipeline.project.registry.versions import Promotion, append, promote, register, rollback
 from pipeline.records.quantize import Quality
+from serving.batch.lock import lock_output
 from serving.bundles.bundle import Gate, open_bundle
-from serving.bundles.registry import Promoted, copy_of, read_registry
-from serving.errors import FerryError, MissingInputError, OutputError
+from serving.bundles.registry import Promoted, read_registry
+from serving.bundles.verify import VerifyReport
+from serving.errors import FerryError, IntegrityError, MissingInputError, OutputError
 from serving.files import sha256_of_file
+
+REGISTERED = Path("registry/toy.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,11 @@ def add(name: str) -> int:
     return register(Path("bundles") / name, "toy", tags={}).version
 
 
+def copy_of(version: int) -> Path:
+    registry = read_registry("toy")
+    return registry.copy_of(registry.versions[version].digest)
+
+
 def status(report: versions.PromoteReport) -> dict[str, str]:
     return {gate.name: gate.status for gate in report.gates}
 
@@ -58,6 +68,7 @@ def status(report: versions.PromoteReport) -> dict[str, str]:
 
 
 def test_a_bundle_is_registered_once_and_outlives_its_folder(home: Path) -> None:
+    (home.parent / "registry").mkdir()  # which is not this project's
     report = register(Path("bundles/first"), "toy", description="the first", tags={"team": "a"})
     assert (report.version, report.new, report.alias) == (1, True, "challenger")
     again = register(Path("bundles/first"), "toy", tags={})
@@ -65,7 +76,7 @@ def test_a_bundle_is_registered_once_and_outlives_its_folder(home: Path) -> None
     assert add("second") == 2
     shutil.rmtree(home / "bundles")
     registry = read_registry("toy")
-    assert open_bundle(copy_of(registry.versions[1].digest)).manifest.name == "first"
+    assert open_bundle(registry.copy_of(registry.versions[1].digest)).manifest.name == "first"
     assert registry.versions[1].tags == {"team": "a"}
     assert (home / "registry" / ".gitignore").read_text() == "/bundles/\n.*.lock\n"
     assert {path.name for path in (home / "registry").iterdir()} == {
@@ -75,7 +86,7 @@ def test_a_bundle_is_registered_once_and_outlives_its_folder(home: Path) -> None
 
 def test_a_copy_that_was_damaged_or_left_by_a_kill_is_made_anew(home: Path) -> None:
     add("first")
-    copy = copy_of(read_registry("toy").versions[1].digest)
+    copy = copy_of(1)
     (copy / "labels.txt").write_text("other\n")
     left = copy.with_name(f".{copy.name}.0a1b2c3d.tmp")
     left.mkdir()
@@ -90,6 +101,32 @@ def test_an_altered_bundle_is_not_registered(home: Path) -> None:
     with pytest.raises(FerryError, match="failed verification: parity: flips is 3, limit 0"):
         add("first")
     assert not (home / "registry").exists()
+
+
+def test_two_names_of_a_bundle_do_not_copy_it_at_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("first")
+    monkeypatch.setattr(versions, "LOCK_SECONDS", 0.0)
+    with (
+        lock_output(home / "registry" / "bundles"),
+        pytest.raises(OutputError, match="writes registry/bundles"),
+    ):
+        register(Path("bundles/first"), "other", tags={})
+    assert not (home / "registry" / "other.jsonl").exists()
+
+
+def test_what_is_written_can_be_read_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = {"COUNT": "1", "KEY_0": "user.name", "VALUE_0": "J\udcf6rg"}  # in Latin 1
+    for key, value in name.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{key}", value)
+    register(Path("bundles/first"), "toy", description="gr\udcfcn", tags={})
+    (entry,) = read_registry("toy").entries
+    assert entry.who == "J\ufffdrg"
+    with pytest.raises(IntegrityError):  # which is redacted otherwise a second time
+        register(Path("bundles/second"), "toy", description="models:/;sig=h[***{:]@p", tags={})
+    assert read_registry("toy").versions[1].description == "gr?n"
+    assert home.is_dir()
 
 
 def test_a_name_that_cannot_be_one_is_refused(home: Path) -> None:
@@ -111,8 +148,8 @@ def test_a_champion_is_beaten_by_one_that_is_no_worse_and_no_slower(home: Path) 
         **dict.fromkeys(("quality", "latency"), "skipped"),
     }
     add("second")
-    second = promote("toy", Promotion())
-    assert set(status(second).values()) == {"passed"}
+    second = promote("toy", Promotion(force="if need be"))
+    assert (set(status(second).values()), second.forced) == ({"passed"}, "")
     assert read_registry("toy").champion == 2
     report = why("toy@champion")
     assert report.version == 2
@@ -144,8 +181,27 @@ def test_a_worse_one_and_a_slower_one_are_refused_unless_forced(home: Path) -> N
     assert home.is_dir()
 
 
+@pytest.mark.parametrize(
+    ("parity", "message"),
+    [
+        ({}, "no parity was recorded"),
+        ({"flips": Gate(measured=3, limit=0)}, "flips is 3, limit 0"),
+    ],
+)
+def test_what_was_not_proven_is_no_champion(
+    home: Path, monkeypatch: pytest.MonkeyPatch, parity: dict[str, Gate], message: str
+) -> None:
+    forge(home / "bundles" / "first", parity=parity)
+    monkeypatch.setattr(VerifyReport, "require", lambda _: None)  # as another program might
+    add("first")
+    failed = {gate.name: gate.detail for gate in promote("toy", Promotion()).failed}
+    assert failed["parity"] == message
+
+
 def test_rows_of_other_data_prove_nothing(home: Path) -> None:
-    shutil.rmtree(home / layout.details("first", "train").parent)
+    details = home / layout.details("first", "train")
+    trained = json.loads(details.read_text())
+    details.write_text(json.dumps(trained | {"weights_sha256": "0" * 64}))  # another training since
     add("first")
     report = promote("toy", Promotion())
     (gate,) = report.failed
@@ -160,7 +216,7 @@ def test_a_bundle_that_was_altered_after_it_was_registered_is_no_champion(home: 
     add("first")
     promote("toy", Promotion())
     add("second")
-    copy = copy_of(read_registry("toy").versions[2].digest)
+    copy = copy_of(2)
     (copy / "labels.txt").write_text("low\nmiddle\nhigh!\n")
     report = promote("toy", Promotion())
     assert {gate.name for gate in report.failed} == {"verified", "quality", "latency"}
@@ -181,7 +237,7 @@ def test_another_champion_since_the_gates_began_is_not_overwritten(
 
     def overtaken(_contest: object, _log: object) -> tuple[()]:
         event = Promoted(version=2, over=1, gates=(), forced="")
-        append("toy", lambda _: event)
+        append(REGISTERED, lambda _: event)
         return ()
 
     monkeypatch.setattr(versions, "judge", overtaken)
@@ -208,8 +264,12 @@ def test_the_champion_that_is_expected_must_be_it(home: Path) -> None:
 
 def test_lines_of_many_writers_are_all_whole(home: Path) -> None:
     add("first")
-    event = Promoted(version=1, over=None, gates=(), forced="")
-    threads = [threading.Thread(target=append, args=("toy", lambda _: event)) for _ in range(8)]
+
+    def decide(_registry: object) -> Promoted:
+        time.sleep(0.01)  # so that they meet
+        return Promoted(version=1, over=None, gates=(), forced="")
+
+    threads = [threading.Thread(target=append, args=(REGISTERED, decide)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -232,7 +292,7 @@ def test_a_rollback_goes_back_one_and_two_go_back_two(home: Path) -> None:
     text = why_as_text(why("toy/3"))
     assert "version 3 was rolled back to version 2" in text
     promote("toy", Promotion(version=3))
-    shutil.rmtree(copy_of(read_registry("toy").versions[1].digest))
+    shutil.rmtree(copy_of(1))
     shutil.rmtree(home / "bundles")
     with pytest.raises(MissingInputError, match="the bundle of toy/1 is not here: `dvc get"):
         rollback("toy")
@@ -330,3 +390,17 @@ def mean_error(loss: float, spread: float) -> Quality:
 )
 def test_how_likely_a_difference_is_by_chance(quality: Quality, p_value: float) -> None:
     assert p_value_of(quality) == pytest.approx(p_value, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("quality", "worse"),
+    [
+        (mean_error(2.0, 1.9), True),
+        (mean_error(2.0, 2.1), False),
+        (mean_error(-2.0, 1.9), False),
+        (mean_error(math.nan, math.nan), True),
+        (Quality(measure="not finite", rows=9), True),
+    ],
+)
+def test_a_loss_beyond_noise_is_worse_and_so_is_no_number(quality: Quality, worse: bool) -> None:
+    assert is_worse(quality, 0.05) is worse

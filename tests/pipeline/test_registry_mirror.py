@@ -11,17 +11,18 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from mlflow.entities import LoggedModelStatus
 
-from pipeline.project.registry.appending import append
-from pipeline.tracking import registry_mirror
-from pipeline.tracking.registry_mirror import mirror, mirror_all, mirrored
+from pipeline.cli import ferry
+from pipeline.project.registry import mlflow_mirror
+from pipeline.project.registry.mlflow_mirror import mirror, mirror_all, mirrored
+from pipeline.project.registry.versions import append
 from serving.bundles.registry import (
     Promoted,
     PromotionGate,
     Registered,
     RolledBack,
-    copy_of,
     read_registry,
 )
 
@@ -54,13 +55,13 @@ EVENTS = (*FIRST, promoted(2, 1), RolledBack(version=1, over=2), registered(3))
 
 def happen(*events: Registered | Promoted | RolledBack) -> None:
     for event in events:
-        append("tiny", lambda _, event=event: event)
+        append(Path("registry/tiny.jsonl"), lambda _, event=event: event)
 
 
 @pytest.fixture
 def ours(store: Path) -> Path:
     """The working folder, with an empty store that MLflow is told of."""
-    mlflow.set_tracking_uri(registry_mirror.store_uri())
+    mlflow.set_tracking_uri(mlflow_mirror.store_uri())
     return store
 
 
@@ -88,7 +89,7 @@ def test_versions_and_aliases_are_those_of_the_events(ours: Path) -> None:
     assert found["aliases"] == {"champion": 1, "challenger": 3}
     version, source, description, tags = found["versions"]["1"]
     assert version == 1
-    assert source == copy_of("01" * 32).resolve().as_uri()
+    assert source == read_registry("tiny").copy_of("01" * 32).resolve().as_uri()
     assert source.startswith(ours.as_uri())
     assert tags == {
         "ferry.promoted": read_registry("tiny").entries[1].time[:10],
@@ -183,8 +184,9 @@ def test_a_checkout_that_is_behind_or_went_another_way_changes_nothing(ours: Pat
     path.write_bytes(whole)
     assert mirror_all(lambda _: None) == []
     path.write_bytes(whole.replace(b"int8", b"fp16", 1))
-    (told,) = mirror_all(lambda _: None)
-    assert told.startswith("MLflow's registry does not agree: registry/tiny.jsonl, line 1 was alt")
+    done = CliRunner().invoke(ferry, ["track", "--sync"])
+    assert done.exit_code == 1
+    assert "MLflow's registry lacks tiny: registry/tiny.jsonl, line 1 was altered" in done.stderr
 
 
 # The process
@@ -195,9 +197,15 @@ def test_the_process_mirrors_the_name_that_it_is_told(
 ) -> None:
     assert ours.is_dir()
     happen(*EVENTS)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("tiny\n"))
+
+    class Waits(io.StringIO):
+        def readline(self, *_: object) -> str:
+            assert signal.alarm(0) == 0  # as long as the gates take
+            return super().readline()
+
+    monkeypatch.setattr(sys, "stdin", Waits("tiny\n"))
     try:
-        registry_mirror.main()
+        mlflow_mirror.main()
     finally:
         signal.alarm(0)
     assert state()["aliases"] == {"champion": 1, "challenger": 3}

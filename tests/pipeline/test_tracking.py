@@ -445,7 +445,7 @@ def test_two_stages_that_add_to_a_run_at_once_lose_no_record(store: Path) -> Non
     path = store_root() / "tracking" / ("a" * 32)
 
     def add(word: str) -> None:
-        run = journal.Journal(path)
+        run = journal.RunJournal(path)
         for number in range(300):
             run.append(journal.Tags(tags={word: str(number)}))
 
@@ -454,7 +454,7 @@ def test_two_stages_that_add_to_a_run_at_once_lose_no_record(store: Path) -> Non
         one.start()
     for one in threads:
         one.join()
-    found = [dict(one.tags) for one in journal.Journal(path).entries()]
+    found = [dict(one.tags) for one in journal.RunJournal(path).entries()]
     for word in "xyz":
         assert [one[word] for one in found if word in one] == [str(n) for n in range(300)]
 

@@ -1,6 +1,7 @@
 """A model is found by its registered name, and the registry's file is the one that was written."""
 
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from serving.bundles.registry import (
     Registry,
     RegistryEntry,
     RolledBack,
-    copy_of,
     read_registry,
     registry_at,
 )
@@ -73,9 +73,16 @@ def home(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: tiny/1 is bundles/tiny and champion, tiny/2 is nowhere."""
     monkeypatch.chdir(bundle.parents[1])
     first = registered(1, read_manifest(bundle).digest)
-    written(Path("registry/tiny.jsonl"), first, promoted(1), registered(2))
-    copy_bundle(open_bundle(bundle), copy_of(first.digest))
+    registry = written(Path("registry/tiny.jsonl"), first, promoted(1), registered(2))
+    copy_bundle(open_bundle(bundle), registry.copy_of(first.digest))
     return bundle.parents[1]
+
+
+def git(*arguments: str) -> str:
+    author = ("-c", "user.name=ada", "-c", "user.email=ada@example.org")
+    return subprocess.run(
+        ("git", *author, *arguments), check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.parametrize("name", ["models:/tiny@champion", "models:/tiny/1"])
@@ -108,6 +115,14 @@ def test_without_its_copy_a_bundle_of_the_same_digest_is_taken(home: Path) -> No
     assert str(caught.value).startswith(
         "the bundle of tiny/1 is not here: `dvc get . bundles/tiny --rev REVISION --out registry/"
     )
+    git("init", "--quiet")
+    git("add", "registry")
+    git("commit", "--quiet", "--message", "the line of tiny/1")
+    made = git("rev-parse", "--short", "HEAD").strip()
+    git("rm", "--quiet", "registry/tiny.jsonl", "--cached")
+    git("commit", "--quiet", "--message", "another")
+    with pytest.raises(MissingInputError, match=f"bundles/tiny --rev {made} --out registry/bund"):
+        located("models:/tiny/1")
 
 
 def test_another_bundle_in_place_of_the_copy_is_not_taken(home: Path) -> None:
@@ -236,7 +251,7 @@ def test_the_registry_is_found_from_a_folder_below(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     below = path.parent / "photos"
-    below.mkdir()
+    (below / "registry").mkdir(parents=True)  # which is another thing
     (path.parent / "registry").mkdir()
     path.rename(path.parent / "registry" / path.name)
     monkeypatch.chdir(below)

@@ -2,7 +2,7 @@
 
 import click
 
-from serving.console import json_option, note, progress, show
+from serving.console import json_option, progress, show
 
 
 @click.command()
@@ -18,19 +18,20 @@ def track(sync: bool, as_json: bool) -> None:
     Example: ferry track --sync
     """
     from pipeline.commands.options import enter_project
-    from pipeline.tracking import registry_mirror, sending
+    from pipeline.project.registry import mlflow_mirror
+    from pipeline.tracking import sending
     from serving.errors import FerryError
 
     enter_project()
-    left = []
+    left, failures = [], []
     if sync:
         with progress() as log:
             left = sending.sync(log)
-            warnings = [] if sending.is_silent(left) else registry_mirror.mirror_all(log)
-        for line in warnings:
-            note(f"Warning: {line}")
+            failures = [] if sending.is_silent(left) else mlflow_mirror.mirror_all(log)
     states = sending.states()
     show(states, as_json=as_json, text=sending.as_table(states))
     if left:
         reason = left[0].problem or "another process sends them"
-        raise FerryError(f"{len(left)} of {len(states)} runs are not sent: {reason}")
+        failures.insert(0, f"{len(left)} of {len(states)} runs are not sent: {reason}")
+    if failures:
+        raise FerryError("; ".join(failures))

@@ -45,9 +45,9 @@ def promote(
     Example: ferry promote mnist-cnn
     """
     from pipeline.project.registry.history import gates_as_text
+    from pipeline.project.registry.mlflow_mirror import mirrored
     from pipeline.project.registry.versions import Promotion
     from pipeline.project.registry.versions import promote as move
-    from pipeline.tracking.registry_mirror import mirrored
 
     enter_project()
     asked = Promotion(version=version, expect=expect, force=force)

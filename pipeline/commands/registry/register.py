@@ -48,9 +48,9 @@ def register(
 
     Example: ferry register mnist-cnn --description "trained on the new scans"
     """
+    from pipeline.project.registry.mlflow_mirror import mirrored
     from pipeline.project.registry.versions import model_name
     from pipeline.project.registry.versions import register as add
-    from pipeline.tracking.registry_mirror import mirrored
 
     folder = _enter_project_with(bundle)
     name = model_name(folder, name)

@@ -23,8 +23,8 @@ def rollback(name: str, expect: int | None, track: bool, as_json: bool) -> None:
 
     Example: ferry rollback mnist-cnn
     """
+    from pipeline.project.registry.mlflow_mirror import mirrored
     from pipeline.project.registry.versions import rollback as go_back
-    from pipeline.tracking.registry_mirror import mirrored
 
     enter_project()
     with mirrored(name, wanted=track):

@@ -6,9 +6,9 @@ seen some of the rows, which is to its advantage and never to that of the challe
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import erfc, isfinite, sqrt
 from pathlib import Path
 
 from pipeline.config import layout
@@ -21,7 +21,7 @@ from pipeline.records.quantize import Quality
 from serving.bundles.bundle import read_manifest
 from serving.bundles.finding import folder_of
 from serving.bundles.registry import PromotionGate, Registered, Registry
-from serving.bundles.verify import FAILED, verify
+from serving.bundles.verify import FAILED, check_parity, verify
 from serving.errors import FerryError, IntegrityError, ModelError
 from serving.measuring.bench import bench
 from serving.measuring.compare import CompareTarget, compare
@@ -39,7 +39,7 @@ TRUTHS = ("accuracy", "mean error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class GateOutcome:
     """What a gate came to."""
 
     passed: bool
@@ -95,7 +95,7 @@ def _gate(name: str, check: "Check", contest: Contest) -> PromotionGate:
     try:
         one = check(contest)
     except FerryError as error:
-        one = Finding(passed=False, detail=str(error))
+        one = GateOutcome(passed=False, detail=str(error))
     return PromotionGate(
         name=name,
         status="passed" if one.passed else "failed",
@@ -104,27 +104,21 @@ def _gate(name: str, check: "Check", contest: Contest) -> PromotionGate:
     )
 
 
-def _verified(contest: Contest) -> Finding:
+def _verified(contest: Contest) -> GateOutcome:
     report = verify(contest.folder())
     failed = [f"{one.name}: {one.detail}" for one in report.checks if one.status == FAILED]
-    return Finding(
+    return GateOutcome(
         passed=report.passed, detail="; ".join(failed) or f"{len(report.checks)} checks passed"
     )
 
 
-def _parity(contest: Contest) -> Finding:
-    gates = read_manifest(contest.folder()).parity
-    over = [
-        f"{name} is {gate.measured:g}, limit {gate.limit:g}"
-        for name, gate in gates.items()
-        if not gate.measured <= gate.limit
-    ]
-    detail = "; ".join(over) or (f"{len(gates)} gates met" if gates else "no parity was recorded")
-    figures = {name: gate.measured for name, gate in gates.items()}
-    return Finding(passed=bool(gates) and not over, detail=detail, figures=figures)
+def _parity(contest: Contest) -> GateOutcome:
+    manifest = read_manifest(contest.folder())
+    figures = {name: gate.measured for name, gate in manifest.parity.items()}
+    return GateOutcome(passed=True, detail=check_parity(manifest), figures=figures)
 
 
-def _rows(contest: Contest) -> Finding:
+def _rows(contest: Contest) -> GateOutcome:
     """The rows are those of the data set that the challenger was trained on."""
     wanted, data = contest.registered.data_sha256, contest.data
     found = ready.digest(ready.open_manifest(data))
@@ -137,7 +131,7 @@ def _rows(contest: Contest) -> Finding:
     if contest.champion is not None:
         before = contest.registry.versions[contest.champion].data_sha256
         detail += "" if before == found else "; the champion was trained on other data"
-    return Finding(passed=True, detail=detail)
+    return GateOutcome(passed=True, detail=detail)
 
 
 def _test_rows(contest: Contest) -> Rows:
@@ -145,7 +139,7 @@ def _test_rows(contest: Contest) -> Rows:
     return rows_of_split(contest.data, TEST, info)
 
 
-def _quality(contest: Contest) -> Finding:
+def _quality(contest: Contest) -> GateOutcome:
     """The challenger is not worse than the champion, beyond noise."""
     rows = _test_rows(contest)
     folders = contest.folder_of_champion(), contest.folder()
@@ -156,7 +150,6 @@ def _quality(contest: Contest) -> Finding:
     before, now = _common(*(open_model(folder).answers(array) for folder in folders))
     quality = compare_answers(before, now, rows.labels)
     p_value = p_value_of(quality)
-    worse = quality.loss is None or (quality.loss > 0 and p_value < contest.config.significance)
     figures = {
         "rows": quality.rows,
         "champion": quality.reference,
@@ -166,10 +159,10 @@ def _quality(contest: Contest) -> Finding:
         "high": quality.high,
         "p_value": p_value,
     }
-    return Finding(
-        passed=quality.measure in TRUTHS and not worse,
+    return GateOutcome(
+        passed=quality.measure in TRUTHS and not is_worse(quality, contest.config.significance),
         detail=_described(quality, p_value),
-        figures={name: value for name, value in figures.items() if value is not None},
+        figures={name: one for name, one in figures.items() if one is not None and isfinite(one)},
     )
 
 
@@ -187,6 +180,12 @@ def _common(before: Arrays, now: Arrays) -> tuple[Arrays, Arrays]:
     return {name: before[name] for name in names}, {name: now[name] for name in names}
 
 
+def is_worse(quality: Quality, significance: float) -> bool:
+    """Whether there is a loss that is more than noise; one that is no number is that as well."""
+    loss = quality.loss
+    return loss is None or not (loss <= 0 or p_value_of(quality) >= significance)
+
+
 def p_value_of(quality: Quality) -> float:
     """How likely so large a difference is if both are equally good.
 
@@ -200,7 +199,7 @@ def p_value_of(quality: Quality) -> float:
     deviation = (quality.high - quality.low) / (2 * Z)
     if not deviation:
         return 0.0 if quality.loss else 1.0
-    return math.erfc(abs(quality.loss) / deviation / math.sqrt(2))
+    return erfc(abs(quality.loss) / deviation / sqrt(2))
 
 
 def _described(quality: Quality, p_value: float) -> str:
@@ -215,7 +214,7 @@ def _described(quality: Quality, p_value: float) -> str:
     )
 
 
-def _latency(contest: Contest) -> Finding:
+def _latency(contest: Contest) -> GateOutcome:
     """The challenger does not take longer than it may, beyond noise."""
     config = contest.config
     challenger, champion = contest.folder(), contest.folder_of_champion()
@@ -236,7 +235,7 @@ def _latency(contest: Contest) -> Finding:
     compared = compare(report, target, config.max_slowdown)
     ratios = {row.batch_size: row.ratio for row in compared.rows}
     missing = [f"batch {size} was not measured" for size in sizes if size not in ratios]
-    told = [
+    measured = [
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) times as long at batch {size}"
         for size, ratio in ratios.items()
     ]
@@ -245,14 +244,14 @@ def _latency(contest: Contest) -> Finding:
         for size, ratio in ratios.items()
         for name in ("median", "low", "high")
     }
-    return Finding(
+    return GateOutcome(
         passed=compared.passed and not missing,
-        detail=f"{', '.join([*told, *missing])}; {config.max_slowdown:g} allowed",
+        detail=f"{', '.join([*measured, *missing])}; {config.max_slowdown:g} allowed",
         figures=figures,
     )
 
 
-Check = Callable[[Contest], Finding]
+Check = Callable[[Contest], GateOutcome]
 GATES: Mapping[str, tuple[Check, bool]] = {
     "verified": (_verified, False),
     "parity": (_parity, False),

@@ -88,7 +88,9 @@ def why_as_text(report: WhyReport) -> str:
 
 def _changes(report: WhyReport) -> Iterator[str]:
     for entry in report.changes:
-        yield "\n".join(filter(None, [f"{told(entry)}: {signed(entry)}", _gates(entry, report)]))
+        yield "\n".join(
+            filter(None, [f"{describe(entry)}: {signed(entry)}", _gates(entry, report)])
+        )
 
 
 def _gates(entry: RegistryEntry, report: WhyReport) -> str:
@@ -98,7 +100,7 @@ def _gates(entry: RegistryEntry, report: WhyReport) -> str:
     return ""
 
 
-def told(entry: RegistryEntry) -> str:
+def describe(entry: RegistryEntry) -> str:
     """What happened, in a few words."""
     event = entry.event
     if isinstance(event, RolledBack):

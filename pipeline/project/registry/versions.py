@@ -6,6 +6,8 @@ rollback("mnist-cnn")
 """
 
 import contextlib
+import datetime as dt
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,29 +15,42 @@ from pathlib import Path
 
 from pipeline.config import layout, params
 from pipeline.errors import GateError
-from pipeline.project.registry.appending import append
 from pipeline.project.registry.gates import Contest, judge
 from pipeline.records import read
 from pipeline.records.train import TrainReport
+from serving.batch.lock import lock_output
 from serving.bundles.bundle import MODEL, Bundle, open_bundle
 from serving.bundles.finding import folder_of
 from serving.bundles.registry import (
     CHALLENGER,
     CHAMPION,
+    COPIES,
     NAMED,
+    REGISTRY,
     Promoted,
     PromotionGate,
     Registered,
     Registry,
+    RegistryEntry,
     RolledBack,
-    copy_of,
+    entry_of,
     read_registry,
+    registry_at,
     version_named,
 )
 from serving.bundles.verify import verify
 from serving.bundles.writing import copy_bundle
 from serving.errors import IntegrityError, MissingInputError, OutputError, UsageError
+from serving.files import sync_folder, write_text
+from serving.machine.environment import git_revision, output_of, this_machine
 from serving.measuring.rounds import Log
+
+Event = Registered | Promoted | RolledBack
+LOCK_SECONDS = 10.0
+"""That one process waits for another one."""
+GIT_SECONDS = 10
+IGNORED = f"/{COPIES}/\n.*.lock\n"
+"""What git does not keep: the copies of bundles, which DVC has, and locks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +92,7 @@ def register(
     data_sha256 = _trained_on(manifest.name, manifest.source.weights_sha256)
 
     def decide(now: Registry) -> Registered | None:
-        _keep(bundle)
+        _keep(bundle, now.copy_of(manifest.digest))
         if manifest.digest in {one.digest for one in now.versions.values()}:
             return None
         return Registered(
@@ -94,8 +109,9 @@ def register(
             tags=tags,
         )
 
-    added = append(name, decide)
-    registry = read_registry(name)
+    path = layout.project() / REGISTRY / f"{name}.jsonl"
+    added = append(path, decide)
+    registry = registry_at(path)
     version = next(
         number for number, one in registry.versions.items() if one.digest == manifest.digest
     )
@@ -119,15 +135,15 @@ def _trained_on(experiment: str, weights_sha256: str) -> str:
     return ""
 
 
-def _keep(bundle: Bundle) -> None:
-    """Copy a bundle to where the registry has it, unless it is there; under the registry's lock."""
-    folder = copy_of(bundle.manifest.digest)
-    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-        shutil.rmtree(left)
-    with contextlib.suppress(MissingInputError, IntegrityError):
-        if open_bundle(folder).manifest == bundle.manifest:
-            return
-    copy_bundle(bundle, folder)
+def _keep(bundle: Bundle, folder: Path) -> None:
+    """Copy a bundle to where the registry has it, unless it is there."""
+    with lock_output(folder.parent, LOCK_SECONDS):  # a bundle may be registered by two names
+        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with contextlib.suppress(MissingInputError, IntegrityError):
+            if open_bundle(folder).manifest == bundle.manifest:
+                return
+        copy_bundle(bundle, folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +169,7 @@ class PromoteReport:
     promoted: bool
     forced: str
     gates: tuple[PromotionGate, ...]
-    """None, (), where it was the champion already."""
+    """None where it was the champion already."""
 
     @property
     def failed(self) -> tuple[PromotionGate, ...]:
@@ -171,9 +187,9 @@ class PromoteReport:
     def require(self) -> None:
         """Raise GateError, naming the failed gates, if it was not promoted."""
         if self.failed and not self.promoted:
-            told = "; ".join(f"{gate.name}: {gate.detail}" for gate in self.failed)
+            reasons = "; ".join(f"{gate.name}: {gate.detail}" for gate in self.failed)
             raise GateError(
-                f"{self.name}/{self.version} is not promoted: {told}; "
+                f"{self.name}/{self.version} is not promoted: {reasons}; "
                 f"--force REASON promotes it all the same, and is recorded"
             )
 
@@ -210,7 +226,7 @@ def promote(
     )
     if report.promoted:
         event = Promoted(version=version, over=champion, gates=gates, forced=report.forced)
-        append(name, _if_still(champion, lambda _: event))
+        append(registry.path, _if_still(champion, lambda _: event))
     return report
 
 
@@ -251,9 +267,8 @@ class RollbackReport:
 def rollback(name: str, expect: int | None = None) -> RollbackReport:
     """Make the champion before the present one the champion again.
 
-    Raises UsageError where there is none, OutputError where another version than expected is the
-    champion, MissingInputError where nobody here has the bundle to go back to, and IntegrityError
-    where that was altered.
+    Raises MissingInputError where there is none, or nobody here has its bundle, OutputError where
+    another version than expected is the champion, and IntegrityError for an altered bundle.
     """
     registry = read_registry(name)
     champion = registry.version_of(CHAMPION)
@@ -266,5 +281,67 @@ def rollback(name: str, expect: int | None = None) -> RollbackReport:
     version = registry.champions[-2]
     open_bundle(folder_of(registry, version))
     event = RolledBack(version=version, over=champion)
-    append(name, _if_still(champion, lambda _: event))
+    append(registry.path, _if_still(champion, lambda _: event))
     return RollbackReport(name=name, version=version, over=champion)
+
+
+# A line more in the file
+
+
+def append(path: Path, decide: Callable[[Registry], Event | None]) -> RegistryEntry | None:
+    """Add what `decide` makes of the registry `path` as it is under the lock; nothing for None.
+
+    What a killed process left of a last line is cut off first. Raises OutputError where another
+    process holds the lock for long, and what `decide` raises.
+    """
+    signature = _signature()  # asks git, which nobody needs to wait for
+    _make_folder(path.parent)
+    with lock_output(path, LOCK_SECONDS):
+        registry = registry_at(path)
+        event = decide(registry)
+        if event is None:
+            return None
+        entry = RegistryEntry(
+            number=len(registry.entries) + 1,
+            **signature,
+            event=event,
+            previous=registry.head,
+            sha256="",
+        ).sealed()
+        # What could not be read again would end the registry.
+        entry_of(entry.line.rstrip(), entry.number, entry.previous, path)
+        _write(registry, entry.line)
+        return entry
+
+
+def _write(registry: Registry, line: bytes) -> None:
+    with registry.path.open("ab") as file:
+        if os.fstat(file.fileno()).st_size > registry.size:
+            file.truncate(registry.size)
+        begun = registry.size and registry.path.read_bytes()[-1:] != b"\n"
+        file.write(b"\n" + line if begun else line)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(registry.path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    if not (folder / ".gitignore").exists():
+        write_text(folder / ".gitignore", IGNORED)
+
+
+def _signature() -> dict[str, str]:
+    """When, by whom, where and at which revision something is done."""
+    name = (
+        output_of(("git", "config", "user.name"), seconds=GIT_SECONDS)
+        .decode(errors="replace")
+        .strip()
+    )
+    machine = this_machine("cpu")
+    return {
+        "time": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "who": name or os.environ.get("USER") or f"user {os.getuid()}",
+        "machine": f"{os.uname().nodename}, {machine.allowed_cores} × {machine.processor}",
+        "revision": git_revision(),
+    }

@@ -14,19 +14,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pipeline.project.registry.appending import locked
-from pipeline.project.registry.history import signed, told
+from pipeline.config import layout
+from pipeline.project.registry.history import describe, signed
+from pipeline.project.registry.versions import LOCK_SECONDS
 from pipeline.tracking.models import SHA256_TAG
-from pipeline.tracking.store import SQLITE, open_store, store_uri
+from pipeline.tracking.store import SQLITE, open_store, path_of, store_uri
+from serving.batch.lock import lock_output
 from serving.bundles.registry import (
     REGISTRY,
     Promoted,
     Registered,
     Registry,
-    copy_of,
     names,
     read_registry,
 )
@@ -51,7 +51,7 @@ def mirror(mlflow: Any, name: str) -> tuple[str, ...]:
     `mlflow` is the module, whose tracking URI is set. Raises FerryError where the file cannot be
     read, and what MLflow raises.
     """
-    with locked(read_registry(name).path.with_suffix(".mlflow")):
+    with lock_output(read_registry(name).path.with_suffix(".mlflow"), LOCK_SECONDS):
         registry = read_registry(name)
         client = mlflow.MlflowClient()
         model = _registered_model(mlflow, client, registry)
@@ -68,16 +68,16 @@ def mirror(mlflow: Any, name: str) -> tuple[str, ...]:
 
 
 def mirror_all(log: Callable[[str], None]) -> list[str]:
-    """Mirror every name of the project; returns warnings, and what went wrong."""
-    told: list[str] = []
-    for name in names(here_or_above(REGISTRY)):
+    """Mirror every name of the project; warns, and returns what went wrong."""
+    failures: list[str] = []
+    for name in names(layout.project() / REGISTRY):
         log(f"the versions of {name}")
         try:
-            mlflow = open_store()
-            told += mirror(mlflow, name)
+            for line in mirror(open_store(), name):
+                logger.warning("%s", line)
         except Exception as error:  # noqa: BLE001 - MLflow raises what it likes, and is told
-            told.append(f"MLflow's registry does not agree: {one_line(error, MOST_CHARACTERS)}")
-    return told
+            failures.append(f"MLflow's registry lacks {name}: {one_line(error, MOST_CHARACTERS)}")
+    return failures
 
 
 def _registered_model(mlflow: Any, client: Any, registry: Registry) -> Any:
@@ -151,7 +151,7 @@ def _logged_model(client: Any, one: Registered) -> Any | None:
 
 
 def _created(client: Any, registry: Registry, version: int, logged: Any | None) -> Any:
-    source = copy_of(registry.versions[version].digest).resolve().as_uri()
+    source = registry.copy_of(registry.versions[version].digest).resolve().as_uri()
     made = client.create_model_version(
         registry.name,
         f"{MODELS}{logged.model_id}" if logged else source,
@@ -202,7 +202,7 @@ def described(registry: Registry, version: int) -> str:
     lines += ["", f"Bundle {one.digest}, data {one.dataset} {one.data_sha256}".rstrip(), ""]
     for entry in registry.entries:
         if entry.event.version == version:
-            lines.append(f"- {told(entry)}: {signed(entry)}")
+            lines.append(f"- {describe(entry)}: {signed(entry)}")
             gates = entry.event.gates if isinstance(entry.event, Promoted) else ()
             lines += [f"  - {gate.name} {gate.status}: {gate.detail}" for gate in gates]
     return "\n".join(lines)[:MOST_OF_DESCRIPTION]
@@ -236,8 +236,7 @@ def mirrored(name: str, *, wanted: bool) -> Iterator[None]:
         ended = True
         raise
     finally:
-        there = (here_or_above(REGISTRY) / f"{name}.jsonl").exists()
-        if process and ended and there:
+        if process and ended and here_or_above(REGISTRY / f"{name}.jsonl").exists():
             _finish(process, name)
         elif process:
             process.kill()
@@ -273,7 +272,7 @@ def _finish(process: "subprocess.Popen[str]", name: str) -> None:
 def _has_store() -> bool:
     """Whether MLflow was used here: making a store takes longer than a command may wait."""
     uri = store_uri()
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).exists()
+    return not uri.startswith(SQLITE) or path_of(uri).exists()
 
 
 def main() -> None:
@@ -282,7 +281,9 @@ def main() -> None:
     try:
         mlflow = open_store()
         mlflow.MlflowClient().search_registered_models(max_results=1)  # the first call takes long
+        signal.alarm(0)  # the gates of a promotion take what they take
         name = sys.stdin.readline().strip()
+        signal.alarm(MOST_SECONDS)
         warnings = mirror(mlflow, name) if name else ()
     except Exception as error:  # noqa: BLE001 - MLflow raises what it likes, and is told
         sys.exit(one_line(error, MOST_CHARACTERS))
