@@ -106,7 +106,7 @@ def test_a_data_set_and_a_model_of_ones_own_run_to_a_bundle(installed: Path, pro
 def test_what_is_done_is_not_done_again(installed: Path, project: Path) -> None:
     done = run(installed, project, "dvc", "repro", f"bundle@{NAME}")
     again = [line for line in done.splitlines() if line.startswith("Running stage")]
-    assert again in ([], ["Running stage 'pull@suns':"])
+    assert again == ["Running stage 'pull@suns':", "Running stage 'machine':"]
 
 
 def test_another_model_leaves_a_training_up_to_date_and_a_part_of_its_own_does_not(
