@@ -26,7 +26,13 @@ from serving.batch.lock import lock_output
 from serving.bundles.bundle import Gate, open_bundle
 from serving.bundles.registry import Promoted, read_registry
 from serving.bundles.verify import VerifyReport
-from serving.errors import FerryError, IntegrityError, MissingInputError, OutputError
+from serving.errors import (
+    FerryError,
+    IntegrityError,
+    MissingInputError,
+    OutputError,
+    UnknownNameError,
+)
 from serving.files import sha256_of_file
 
 REGISTERED = Path("registry/toy.jsonl")
@@ -129,10 +135,11 @@ def test_what_is_written_can_be_read_again(home: Path, monkeypatch: pytest.Monke
     assert home.is_dir()
 
 
-def test_a_name_that_cannot_be_one_is_refused(home: Path) -> None:
-    done = CliRunner().invoke(ferry, ["register", "first", "--name", "a/b", "--no-track"])
+@pytest.mark.parametrize("name", ["a/b", "toy/3", "toy@champion"])
+def test_a_name_that_cannot_be_one_is_refused(home: Path, name: str) -> None:
+    done = CliRunner().invoke(ferry, ["register", "first", "--name", name, "--no-track"])
     assert done.exit_code == 2
-    assert "'a/b' is not a name of letters, digits, '-' and '_'; give --name" in done.stderr
+    assert f"{name!r} is not a name of letters, digits, '-' and '_'; give --name" in done.stderr
     assert home.is_dir()
 
 
@@ -250,8 +257,11 @@ def test_another_champion_since_the_gates_began_is_not_overwritten(
 @pytest.mark.usefixtures("unjudged")
 def test_the_champion_that_is_expected_must_be_it(home: Path) -> None:
     add("first")
+    assert why("toy").alias == "challenger"  # as long as there is no champion
     with pytest.raises(OutputError, match="the champion of toy is none, expected was version 1;"):
         promote("toy", Promotion(expect=1))
+    with pytest.raises(UnknownNameError, match="no version of toy named '7'; there are 1"):
+        promote("toy", Promotion(version=7))
     promote("toy", Promotion(expect=0))
     add("second")
     promote("toy", Promotion(expect=1))
