@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toy_registry
 from click.testing import CliRunner
 from project import REPOSITORY
 from toy_registry import BRIEF, forge, make_project
@@ -203,6 +204,16 @@ def test_what_was_not_proven_is_no_champion(
     add("first")
     failed = {gate.name: gate.detail for gate in promote("toy", Promotion()).failed}
     assert failed["parity"] == message
+
+
+def test_other_classes_are_not_compared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("first")
+    promote("toy", Promotion())
+    monkeypatch.setattr(toy_registry, "LABELS", ("low", "middle", "top"))
+    toy_registry.make_bundle(home, "second")
+    add("second")
+    failed = {gate.name: gate.detail for gate in promote("toy", Promotion()).failed}
+    assert failed["quality"] == "the classes are others: 'high' before, 'top' now"
 
 
 def test_rows_of_other_data_prove_nothing(home: Path) -> None:

@@ -8,6 +8,7 @@ seen some of the rows, which is to its advantage and never to that of the challe
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import erfc, isfinite, sqrt
 from pathlib import Path
 
@@ -144,11 +145,12 @@ def _quality(contest: Contest) -> GateOutcome:
     rows = _test_rows(contest)
     folders = contest.folder_of_champion(), contest.folder()
     labels = [read_manifest(folder).labels for folder in folders]
-    if labels[0] != labels[1]:
-        raise ModelError(f"the classes are others: {len(labels[0])} before, {len(labels[1])} now")
+    for before, now in zip_longest(*labels):
+        if before != now:
+            raise ModelError(f"the classes are others: {before!r} before, {now!r} now")
     array = next(iter(rows.inputs.values()))
-    before, now = _common(*(open_model(folder).answers(array) for folder in folders))
-    quality = compare_answers(before, now, rows.labels)
+    answers = _common(*(open_model(folder).answers(array) for folder in folders))
+    quality = compare_answers(*answers, rows.labels)
     p_value = p_value_of(quality)
     figures = {
         "rows": quality.rows,
