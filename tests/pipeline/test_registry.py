@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from toy_registry import BRIEF, forge, make_project
 from pipeline.cli import ferry
 from pipeline.config import layout, params
 from pipeline.errors import ConfigError, GateError
-from pipeline.project.registry import versions
-from pipeline.project.registry.gates import is_worse, p_value_of
+from pipeline.project.registry import gates, versions
+from pipeline.project.registry.gates import is_as_good, p_value_of
 from pipeline.project.registry.history import why, why_as_text
 from pipeline.project.registry.versions import Promotion, append, promote, register, rollback
 from pipeline.records.quantize import Quality
@@ -31,6 +32,7 @@ from serving.errors import (
     FerryError,
     IntegrityError,
     MissingInputError,
+    ModelError,
     OutputError,
     UnknownNameError,
 )
@@ -242,6 +244,26 @@ def test_a_bundle_that_was_altered_after_it_was_registered_is_no_champion(home: 
     assert home.is_dir()
 
 
+def test_a_benchmark_that_was_stopped_promotes_nobody(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("first")
+    promote("toy", Promotion())
+    add("second")
+    monkeypatch.setattr(gates, "bench", lambda *_, **__: SimpleNamespace(partial=True))
+    with pytest.raises(KeyboardInterrupt):
+        promote("toy", Promotion(force="at any price"))
+    assert read_registry("toy").champion == 1
+    assert home.is_dir()
+
+
+def test_models_of_other_outputs_are_not_compared() -> None:
+    rows = np.zeros((2, 3), np.float32)
+    for other in ({"b": rows}, {"a": rows[:, :2]}, {"a": rows.astype(np.float64)}):
+        with pytest.raises(ModelError, match="the outputs are others: a before, "):
+            gates._common({"a": rows}, other)
+
+
 # Two at once
 
 
@@ -414,14 +436,15 @@ def test_how_likely_a_difference_is_by_chance(quality: Quality, p_value: float) 
 
 
 @pytest.mark.parametrize(
-    ("quality", "worse"),
+    ("quality", "as_good"),
     [
-        (mean_error(2.0, 1.9), True),
-        (mean_error(2.0, 2.1), False),
-        (mean_error(-2.0, 1.9), False),
-        (mean_error(math.nan, math.nan), True),
-        (Quality(measure="not finite", rows=9), True),
+        (mean_error(2.0, 1.9), False),
+        (mean_error(2.0, 2.1), True),
+        (mean_error(-2.0, 1.9), True),
+        (mean_error(math.nan, math.nan), False),
+        (Quality(measure="not finite", rows=9), False),
+        (Quality(measure="agreement", rows=9, loss=0.0, rows_lost=0, rows_gained=0), False),
     ],
 )
-def test_a_loss_beyond_noise_is_worse_and_so_is_no_number(quality: Quality, worse: bool) -> None:
-    assert is_worse(quality, 0.05) is worse
+def test_a_loss_beyond_noise_is_worse_and_so_is_no_number(quality: Quality, as_good: bool) -> None:
+    assert is_as_good(quality, 0.05) is as_good

@@ -162,7 +162,7 @@ def _quality(contest: Contest) -> GateOutcome:
         "p_value": p_value,
     }
     return GateOutcome(
-        passed=quality.measure in TRUTHS and not is_worse(quality, contest.config.significance),
+        passed=is_as_good(quality, contest.config.significance),
         detail=_described(quality, p_value),
         figures={name: one for name, one in figures.items() if one is not None and isfinite(one)},
     )
@@ -182,10 +182,11 @@ def _common(before: Arrays, now: Arrays) -> tuple[Arrays, Arrays]:
     return {name: before[name] for name in names}, {name: now[name] for name in names}
 
 
-def is_worse(quality: Quality, significance: float) -> bool:
-    """Whether there is a loss that is more than noise; one that is no number is that as well."""
-    loss = quality.loss
-    return loss is None or not (loss <= 0 or p_value_of(quality) >= significance)
+def is_as_good(quality: Quality, significance: float) -> bool:
+    """Whether there is no loss beyond noise; not where the rows do not tell, or it is no number."""
+    if quality.measure not in TRUTHS or quality.loss is None:
+        return False
+    return quality.loss <= 0 or p_value_of(quality) >= significance
 
 
 def p_value_of(quality: Quality) -> float:
