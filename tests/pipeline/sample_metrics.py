@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tries
@@ -26,6 +26,7 @@ from pipeline.records.parity import (
 )
 from pipeline.records.quantize import QuantizeReport, Search
 from pipeline.records.train import Epoch
+from serving.drift.check import DriftReport
 from serving.files import sha256_of_bytes, write_bytes, write_json
 from serving.machine.environment import Environment, this_machine
 from serving.measuring.meters import Growth, Load
@@ -62,6 +63,19 @@ MACHINE = Environment(
     gpu=None,
     gpu_driver=None,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedRows:
+    """What is read of a `PredictReport`."""
+
+    model: Path = Path("models/digits-cnn/net.onnx")
+    model_sha256: str = "ab" * 32
+    rows: int = 1200
+    errors: int = 3
+    seconds: float = 2.5
+    rows_per_second: float = 480.0
+    drift: DriftReport | None = None
 
 
 def epochs(count: int = 6) -> list[Epoch]:

@@ -71,6 +71,12 @@ def test_a_commit_that_the_repository_lacks_is_told(made: Path, exported: Projec
         found.require()
 
 
+def test_a_revision_is_no_option_of_git(made: Path, exported: Project) -> None:
+    name = exported.experiment.name
+    alter(made / layout.details(name, "train"), git_revision="--all")
+    assert states(lineage(name, made))["git"] == "unknown"
+
+
 def test_settings_that_changed_since_are_told_by_name(made: Path, exported: Project) -> None:
     name, text = exported.experiment.name, (REPOSITORY / "params.yaml").read_text()
     (made / layout.PARAMS).write_text(text)

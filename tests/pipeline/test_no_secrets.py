@@ -1,7 +1,6 @@
 """Passwords and signatures in the addresses that the pipeline is given are shown nowhere."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from click.testing import CliRunner, Result
 from file_server import FileServer
 from mlflow import MlflowClient
 from project import REPOSITORY
+from sample_metrics import PredictedRows
 
 from pipeline.cli import ferry
 from pipeline.commands.predict import log_predictions
@@ -19,19 +19,6 @@ from pipeline.tracking.store import store_uri
 from serving.errors import ModelError
 
 SECRET = "hunter2%2FhUNTER"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What is read of a `PredictReport`."""
-
-    model: Path = Path("net.onnx")
-    model_sha256: str = "ab" * 32
-    rows: int = 12
-    errors: int = 0
-    seconds: float = 2.5
-    rows_per_second: float = 4.8
-    drift: None = None
 
 
 def invoke(*arguments: str) -> Result:
@@ -93,7 +80,7 @@ def test_what_a_users_own_code_raises() -> None:
 
 
 def test_mlflow_keeps_none(store: Path) -> None:
-    log_predictions(Report(), [f"s3://b/a?X-Amz-Signature={SECRET}"])  # type: ignore[arg-type]
+    log_predictions(PredictedRows(), [f"s3://b/a?X-Amz-Signature={SECRET}"])  # type: ignore[arg-type]
     client = MlflowClient(store_uri())
     (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
     assert run.data.params["inputs"] == "s3://b/a?X-Amz-Signature=***"
@@ -109,7 +96,7 @@ def test_a_server_that_is_down(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
     caplog.set_level(logging.INFO)
-    log_predictions(Report(), ["a.npy"])  # type: ignore[arg-type]
+    log_predictions(PredictedRows(), ["a.npy"])  # type: ignore[arg-type]
     assert "does not have all of this run yet" in caplog.text
     assert SECRET not in caplog.text
     assert_kept(invoke("ui"))

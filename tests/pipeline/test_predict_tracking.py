@@ -1,6 +1,5 @@
 """`ferry predict --track`: the command of serving and one flag more, and what MLflow then holds."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from sample_metrics import PredictedRows
 from small_onnx import FLOAT, model, node
 
 from pipeline import tracking
@@ -17,19 +17,6 @@ from pipeline.commands.predict import log_predictions, tracked
 from pipeline.tracking.store import store_uri
 from serving import cli as serving_cli
 from serving.drift.check import DriftReport, QuantityDrift
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What is read of a `PredictReport`."""
-
-    model: Path = Path("models/digits-cnn/net.onnx")
-    model_sha256: str = "ab" * 32
-    rows: int = 1200
-    errors: int = 3
-    seconds: float = 2.5
-    rows_per_second: float = 480.0
-    drift: DriftReport | None = None
 
 
 def drifted() -> DriftReport:
@@ -54,7 +41,7 @@ def runs(experiment: str) -> list[Any]:
 
 
 def test_a_run_holds_what_was_done_and_what_moved(store: Path) -> None:
-    identifier = log_predictions(Report(drift=drifted()), ["a.npy", "images/"])  # type: ignore[arg-type]
+    identifier = log_predictions(PredictedRows(drift=drifted()), ["a.npy", "images/"])  # type: ignore[arg-type]
     (run,) = runs("net")
     assert run.data.tags["ferry.run"] == identifier
     assert run.info.status == "FINISHED"
@@ -78,8 +65,8 @@ def test_a_run_holds_what_was_done_and_what_moved(store: Path) -> None:
 def test_every_call_is_a_run_and_none_is_taken_for_a_training(store: Path) -> None:
     with tracking.run_of_weights("net", "cd" * 32, track=True) as tracker:
         tracker.log_metrics({"x": 1})
-    first = log_predictions(Report(), ["a"])  # type: ignore[arg-type]
-    second = log_predictions(Report(), ["a"])  # type: ignore[arg-type]
+    first = log_predictions(PredictedRows(), ["a"])  # type: ignore[arg-type]
+    second = log_predictions(PredictedRows(), ["a"])  # type: ignore[arg-type]
     assert len({first, second, tracker.run_id}) == 3
     with tracking.run_of_weights("net", "cd" * 32, track=True) as again:
         assert again.run_id == tracker.run_id
@@ -89,7 +76,7 @@ def test_names_that_mlflow_refuses_are_changed(store: Path) -> None:
     odd = QuantityDrift(
         name="mean of é=(x)", of="predictions", psi=0.5, limit=0.1, verdict="moved", most=""
     )
-    report = Report(drift=DriftReport(data="d", rows=1, quantities=(odd,)))
+    report = PredictedRows(drift=DriftReport(data="d", rows=1, quantities=(odd,)))
     log_predictions(report, ["x" * 10_000])  # type: ignore[arg-type]
     (run,) = runs("net")
     assert run.data.metrics["psi.mean_of_x_"] == 0.5
@@ -122,7 +109,7 @@ def fake(report: object) -> click.Command:
 
 @pytest.mark.parametrize(("flags", "logged"), [([], 0), (["--track"], 1)])
 def test_only_the_flag_records(store: Path, flags: list[str], logged: int) -> None:
-    done = CliRunner().invoke(tracked(fake(Report())), ["a.npy", "b.npy", *flags])
+    done = CliRunner().invoke(tracked(fake(PredictedRows())), ["a.npy", "b.npy", *flags])
     assert done.exit_code == 0, done.output
     assert done.stdout == "a.npy b.npy\n"
     assert len(runs("net")) == logged

@@ -7,9 +7,11 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import toy_registry
 from click.testing import CliRunner
 from project import REPOSITORY
 from toy_registry import BRIEF, forge, make_project
@@ -17,8 +19,8 @@ from toy_registry import BRIEF, forge, make_project
 from pipeline.cli import ferry
 from pipeline.config import layout, params
 from pipeline.errors import ConfigError, GateError
-from pipeline.project.registry import versions
-from pipeline.project.registry.gates import is_worse, p_value_of
+from pipeline.project.registry import gates, versions
+from pipeline.project.registry.gates import is_as_good, p_value_of
 from pipeline.project.registry.history import why, why_as_text
 from pipeline.project.registry.versions import Promotion, append, promote, register, rollback
 from pipeline.records.quantize import Quality
@@ -26,7 +28,14 @@ from serving.batch.lock import lock_output
 from serving.bundles.bundle import Gate, open_bundle
 from serving.bundles.registry import Promoted, read_registry
 from serving.bundles.verify import VerifyReport
-from serving.errors import FerryError, IntegrityError, MissingInputError, OutputError
+from serving.errors import (
+    FerryError,
+    IntegrityError,
+    MissingInputError,
+    ModelError,
+    OutputError,
+    UnknownNameError,
+)
 from serving.files import sha256_of_file
 
 REGISTERED = Path("registry/toy.jsonl")
@@ -129,10 +138,11 @@ def test_what_is_written_can_be_read_again(home: Path, monkeypatch: pytest.Monke
     assert home.is_dir()
 
 
-def test_a_name_that_cannot_be_one_is_refused(home: Path) -> None:
-    done = CliRunner().invoke(ferry, ["register", "first", "--name", "a/b", "--no-track"])
+@pytest.mark.parametrize("name", ["a/b", "toy/3", "toy@champion"])
+def test_a_name_that_cannot_be_one_is_refused(home: Path, name: str) -> None:
+    done = CliRunner().invoke(ferry, ["register", "first", "--name", name, "--no-track"])
     assert done.exit_code == 2
-    assert "'a/b' is not a name of letters, digits, '-' and '_'; give --name" in done.stderr
+    assert f"{name!r} is not a name of letters, digits, '-' and '_'; give --name" in done.stderr
     assert home.is_dir()
 
 
@@ -198,6 +208,16 @@ def test_what_was_not_proven_is_no_champion(
     assert failed["parity"] == message
 
 
+def test_other_classes_are_not_compared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("first")
+    promote("toy", Promotion())
+    monkeypatch.setattr(toy_registry, "LABELS", ("low", "middle", "top"))
+    toy_registry.make_bundle(home, "second")
+    add("second")
+    failed = {gate.name: gate.detail for gate in promote("toy", Promotion()).failed}
+    assert failed["quality"] == "the classes are others: 'high' before, 'top' now"
+
+
 def test_rows_of_other_data_prove_nothing(home: Path) -> None:
     details = home / layout.details("first", "train")
     trained = json.loads(details.read_text())
@@ -222,6 +242,26 @@ def test_a_bundle_that_was_altered_after_it_was_registered_is_no_champion(home: 
     assert {gate.name for gate in report.failed} == {"verified", "quality", "latency"}
     assert all("labels.txt has " in gate.detail for gate in report.failed)
     assert home.is_dir()
+
+
+def test_a_benchmark_that_was_stopped_promotes_nobody(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add("first")
+    promote("toy", Promotion())
+    add("second")
+    monkeypatch.setattr(gates, "bench", lambda *_, **__: SimpleNamespace(partial=True))
+    with pytest.raises(KeyboardInterrupt):
+        promote("toy", Promotion(force="at any price"))
+    assert read_registry("toy").champion == 1
+    assert home.is_dir()
+
+
+def test_models_of_other_outputs_are_not_compared() -> None:
+    rows = np.zeros((2, 3), np.float32)
+    for other in ({"b": rows}, {"a": rows[:, :2]}, {"a": rows.astype(np.float64)}):
+        with pytest.raises(ModelError, match="the outputs are others: a before, "):
+            gates._common({"a": rows}, other)
 
 
 # Two at once
@@ -250,8 +290,11 @@ def test_another_champion_since_the_gates_began_is_not_overwritten(
 @pytest.mark.usefixtures("unjudged")
 def test_the_champion_that_is_expected_must_be_it(home: Path) -> None:
     add("first")
+    assert why("toy").alias == "challenger"  # as long as there is no champion
     with pytest.raises(OutputError, match="the champion of toy is none, expected was version 1;"):
         promote("toy", Promotion(expect=1))
+    with pytest.raises(UnknownNameError, match="no version of toy named '7'; there are 1"):
+        promote("toy", Promotion(version=7))
     promote("toy", Promotion(expect=0))
     add("second")
     promote("toy", Promotion(expect=1))
@@ -393,14 +436,15 @@ def test_how_likely_a_difference_is_by_chance(quality: Quality, p_value: float) 
 
 
 @pytest.mark.parametrize(
-    ("quality", "worse"),
+    ("quality", "as_good"),
     [
-        (mean_error(2.0, 1.9), True),
-        (mean_error(2.0, 2.1), False),
-        (mean_error(-2.0, 1.9), False),
-        (mean_error(math.nan, math.nan), True),
-        (Quality(measure="not finite", rows=9), True),
+        (mean_error(2.0, 1.9), False),
+        (mean_error(2.0, 2.1), True),
+        (mean_error(-2.0, 1.9), True),
+        (mean_error(math.nan, math.nan), False),
+        (Quality(measure="not finite", rows=9), False),
+        (Quality(measure="agreement", rows=9, loss=0.0, rows_lost=0, rows_gained=0), False),
     ],
 )
-def test_a_loss_beyond_noise_is_worse_and_so_is_no_number(quality: Quality, worse: bool) -> None:
-    assert is_worse(quality, 0.05) is worse
+def test_a_loss_beyond_noise_is_worse_and_so_is_no_number(quality: Quality, as_good: bool) -> None:
+    assert is_as_good(quality, 0.05) is as_good

@@ -30,6 +30,7 @@ from pipeline.tracking import journal, sending
 from pipeline.tracking.sending import Sender
 from pipeline.tracking.store import load_mlflow, store_root, store_uri
 from pipeline.training.loop import TrainingLoop
+from serving.batch.lock import lock_output
 from serving.errors import IntegrityError
 
 
@@ -291,6 +292,22 @@ def test_a_run_that_nobody_knows_the_beginning_of_stops_no_other(store: Path) ->
     assert only_run().data.tags["ferry.run"] == tracker.run_id
 
 
+def test_a_run_that_another_process_sends_is_left_to_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
+        pass
+    run = journal.of_run(store_root(), tracker.run_id or "")
+    run.append(journal.Tags(tags={"a": "b"}))
+    monkeypatch.setattr(sending, "SECONDS_TO_WAIT", 0.0)
+    with lock_output(store / run.folder / journal.SENT):
+        assert not sending.send(run)
+    assert "sent.json" in warnings(caplog)[-1]
+    assert "a" not in only_run().data.tags
+    assert sending.send(run)
+    assert only_run().data.tags["a"] == "b"
+
+
 def test_a_run_that_was_deleted_in_mlflow_is_told_and_stops_no_other(store: Path) -> None:
     with tracking.run_of_training("digits-cnn", None, track=True) as gone:
         pass
@@ -432,7 +449,8 @@ def test_a_long_journal_is_added_to_as_quickly_as_a_short_one(store: Path) -> No
     known = run.path.read_bytes()
     run.path.write_bytes(known + known.splitlines(keepends=True)[-1] * 100_000)
     begin = time.perf_counter()
-    for _ in range(100):
+    for _ in range(300):
+        assert not run.says(line)
         run.append(line)
     assert run.says(journal.Tags(tags={"a": "b"}))
     assert run.last_epoch() == 1

@@ -1,11 +1,11 @@
 """Runs that are recorded in a real MLflow server over HTTP, which asks for a password."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from sample_metrics import PredictedRows
 from tracking_server import PASSWORD, USER, TrackingServer
 
 from pipeline.commands.predict import log_predictions
@@ -13,19 +13,6 @@ from pipeline.tracking.sending import sync
 from pipeline.tracking.store import artifact_root, open_store
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """What is read of a `PredictReport`."""
-
-    model: Path = Path("net.onnx")
-    model_sha256: str = "ab" * 32
-    rows: int = 12
-    errors: int = 0
-    seconds: float = 2.5
-    rows_per_second: float = 4.8
-    drift: None = None
 
 
 @pytest.fixture(autouse=True)
@@ -59,11 +46,11 @@ def test_a_run_is_recorded(
     way: str, auth_server: TrackingServer, monkeypatch: pytest.MonkeyPatch, store: Path
 ) -> None:
     use(auth_server, way, monkeypatch)
-    identifier = log_predictions(Report(), ["a.npy"])  # type: ignore[arg-type]
+    identifier = log_predictions(PredictedRows(), ["a.npy"])  # type: ignore[arg-type]
     run = run_of(auth_server, identifier or "")
     assert run.info.status == "FINISHED"
     assert run.data.params["inputs"] == "a.npy"
-    assert run.data.metrics["rows"] == 12
+    assert run.data.metrics["rows"] == 1200
     mlflow = open_store()
     mlflow.MlflowClient().log_text(run.info.run_id, "found", "note.txt")
     assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/note.txt") == "found"
@@ -78,7 +65,7 @@ def test_a_wrong_password_is_told_and_not_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", auth_server.url_of("wrong-horse"))
-    identifier = log_predictions(Report(), ["a.npy"])  # type: ignore[arg-type]
+    identifier = log_predictions(PredictedRows(), ["a.npy"])  # type: ignore[arg-type]
     assert "does not have all of this run yet" in caplog.text
     kept = "".join(path.read_text() for path in store.glob("tracking/*/*.json*"))
     assert "wrong-horse" not in caplog.text + kept

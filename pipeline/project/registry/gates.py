@@ -8,6 +8,7 @@ seen some of the rows, which is to its advantage and never to that of the challe
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import erfc, isfinite, sqrt
 from pathlib import Path
 
@@ -144,11 +145,12 @@ def _quality(contest: Contest) -> GateOutcome:
     rows = _test_rows(contest)
     folders = contest.folder_of_champion(), contest.folder()
     labels = [read_manifest(folder).labels for folder in folders]
-    if labels[0] != labels[1]:
-        raise ModelError(f"the classes are others: {len(labels[0])} before, {len(labels[1])} now")
+    for before, now in zip_longest(*labels):
+        if before != now:
+            raise ModelError(f"the classes are others: {before!r} before, {now!r} now")
     array = next(iter(rows.inputs.values()))
-    before, now = _common(*(open_model(folder).answers(array) for folder in folders))
-    quality = compare_answers(before, now, rows.labels)
+    answers = _common(*(open_model(folder).answers(array) for folder in folders))
+    quality = compare_answers(*answers, rows.labels)
     p_value = p_value_of(quality)
     figures = {
         "rows": quality.rows,
@@ -160,7 +162,7 @@ def _quality(contest: Contest) -> GateOutcome:
         "p_value": p_value,
     }
     return GateOutcome(
-        passed=quality.measure in TRUTHS and not is_worse(quality, contest.config.significance),
+        passed=is_as_good(quality, contest.config.significance),
         detail=_described(quality, p_value),
         figures={name: one for name, one in figures.items() if one is not None and isfinite(one)},
     )
@@ -180,10 +182,11 @@ def _common(before: Arrays, now: Arrays) -> tuple[Arrays, Arrays]:
     return {name: before[name] for name in names}, {name: now[name] for name in names}
 
 
-def is_worse(quality: Quality, significance: float) -> bool:
-    """Whether there is a loss that is more than noise; one that is no number is that as well."""
-    loss = quality.loss
-    return loss is None or not (loss <= 0 or p_value_of(quality) >= significance)
+def is_as_good(quality: Quality, significance: float) -> bool:
+    """Whether there is no loss beyond noise; not where the rows do not tell, or it is no number."""
+    if quality.measure not in TRUTHS or quality.loss is None:
+        return False
+    return quality.loss <= 0 or p_value_of(quality) >= significance
 
 
 def p_value_of(quality: Quality) -> float:
