@@ -57,7 +57,7 @@ class Sender:
         try:
             # A session of its own: Ctrl-C is for the training.
             self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM.format(program), *runs],
+                [sys.executable, "-P", "-c", PROGRAM.format(program), *runs],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

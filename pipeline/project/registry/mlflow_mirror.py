@@ -247,7 +247,7 @@ def _start() -> "subprocess.Popen[str]":
     """The process, which is told the name by its stdin, and by the end of that to give up."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-P", "-m", __name__],
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
