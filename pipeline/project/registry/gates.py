@@ -95,7 +95,8 @@ def _gate(name: str, check: "Check", contest: Contest) -> PromotionGate:
     try:
         one = check(contest)
     except FerryError as error:
-        one = GateOutcome(passed=False, detail=str(error))
+        # It is kept in git: where this checkout lies is nobody's business.
+        one = GateOutcome(passed=False, detail=str(error).replace(f"{Path.cwd()}/", ""))
     return PromotionGate(
         name=name,
         status="passed" if one.passed else "failed",
@@ -145,7 +146,10 @@ def _quality(contest: Contest) -> GateOutcome:
     folders = contest.folder_of_champion(), contest.folder()
     labels = [read_manifest(folder).labels for folder in folders]
     if labels[0] != labels[1]:
-        raise ModelError(f"the classes are others: {len(labels[0])} before, {len(labels[1])} now")
+        raise ModelError(
+            f"they do not tell the same classes: {len(labels[0])} of the champion, "
+            f"{len(labels[1])} of the challenger"
+        )
     array = next(iter(rows.inputs.values()))
     before, now = _common(*(open_model(folder).answers(array) for folder in folders))
     quality = compare_answers(before, now, rows.labels)
@@ -175,7 +179,8 @@ def _common(before: Arrays, now: Arrays) -> tuple[Arrays, Arrays]:
     ]
     if not names:
         raise ModelError(
-            f"the outputs are others: {', '.join(before)} before, {', '.join(now)} now"
+            f"they have no output in common: {', '.join(before)} of the champion, "
+            f"{', '.join(now)} of the challenger"
         )
     return {name: before[name] for name in names}, {name: now[name] for name in names}
 
