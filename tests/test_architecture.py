@@ -188,6 +188,16 @@ def test_nothing_is_printed_evaluated_or_unpickled() -> None:
             assert not any(keyword.arg == "shell" for keyword in call.keywords), source
 
 
+def test_a_process_of_ferry_imports_no_folder_of_the_project() -> None:
+    """A project may have a `serving/` of its own, and Python would look there first."""
+    for source in SOURCES:
+        for node in ast.walk(TREES[Path(source)]):
+            words = list(map(ast.unparse, ast.iter_child_nodes(node)))
+            if "sys.executable" in words[:-1] and isinstance(node, ast.List | ast.Call):
+                after = words[words.index("sys.executable") + 1]
+                assert after in ("'-P'", "'-I'"), line_of(source, node)
+
+
 def test_numpy_never_unpickles() -> None:
     for source in SOURCES:
         for call in calls(source):

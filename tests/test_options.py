@@ -16,7 +16,7 @@ FIRST_WORDS = {
     "--seed": "Seed",
     "--task": "What the model tells",
     "--threads": "Threads within one operator",
-    "--track": "Whether MLflow records the run.",
+    "--track": "Whether to record it in MLflow.",
 }
 """How the help of an option begins, in every command that has it."""
 OTHER_WORDS = {

@@ -84,6 +84,16 @@ def complete_experiment(
     return names or complete_path(context, parameter, incomplete)
 
 
+def complete_registered(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """The registered models whose names begin so, for a shell."""
+    from pipeline.config import layout
+    from serving.bundles.registry import REGISTRY, names
+
+    return [name for name in names(layout.project() / REGISTRY) if name.startswith(incomplete)]
+
+
 def experiment_argument(command: Command) -> Command:
     """Add the argument EXPERIMENT."""
     argument = click.argument(
@@ -121,6 +131,6 @@ def track_option(command: Command) -> Command:
         default=True,
         show_envvar=True,
         envvar="FERRY_TRACK",
-        help="Whether MLflow records the run.",
+        help="Whether to record it in MLflow.",
     )
     return option(command)

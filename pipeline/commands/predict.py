@@ -34,7 +34,7 @@ def tracked(command: click.Command) -> click.Command:
         return report
 
     option = click.Option(
-        ["--track/--no-track"], default=False, help="Whether MLflow records the run. (no)"
+        ["--track/--no-track"], default=False, help="Whether to record it in MLflow. (no)"
     )
     ours = copy.copy(command)
     ours.params, ours.callback = [*command.params, option], callback

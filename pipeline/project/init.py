@@ -209,7 +209,7 @@ def _initialise(folder: Path) -> None:
         _run(folder, "git", "init", "--quiet")
     if not (folder / ".dvc").exists():
         part = ["--subdir"] if above else []
-        _run(folder, sys.executable, "-m", "dvc", "init", "--quiet", *part)
+        _run(folder, sys.executable, "-P", "-m", "dvc", "init", "--quiet", *part)
         # It reports its use to nobody, unless its owner says otherwise.
         write_text(folder / ".dvc" / "config", "[core]\n    analytics = false\n")
 

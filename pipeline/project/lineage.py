@@ -13,7 +13,8 @@ from pipeline.config import layout
 from pipeline.project.chain import Chain, Link, at
 from serving.batch.journal import Journal, Layout, read_journal
 from serving.bundles.bundle import FOREIGN, MODEL, BundleManifest, open_bundle, read_manifest
-from serving.bundles.finding import MANIFEST, located, not_there
+from serving.bundles.finding import MANIFEST, is_registered_name, located, not_there
+from serving.bundles.registry import version_named
 from serving.console import columns
 from serving.errors import InputError, IntegrityError, one_line
 from serving.files import read_json, sha256_of_file
@@ -73,7 +74,8 @@ def lineage(given: str, root: Path = Path(), *, deep: bool = False) -> Lineage:
     if not path.exists():
         raise not_there(path)
     if path.is_dir() and (path / MANIFEST).is_file():
-        return search.of_bundle(path)
+        found = search.of_bundle(path)
+        return _with_version(found, given) if is_registered_name(given) else found
     if path.suffix == ".safetensors":
         return search.of_weights(path)
     if path.suffix == ".onnx":
@@ -309,6 +311,20 @@ class LineageSearch:
         except IntegrityError:
             return None
         return name if self.is_trained(name) else None
+
+
+def _with_version(found: Lineage, given: str) -> Lineage:
+    """The chain with the version and its alias beside the bundle."""
+    registry, version = version_named(given)
+    alias = registry.alias_of(version)
+    words = [f"{registry.name}/{version}", f"the {alias}" if alias else ""]
+    links = (
+        replace(link, detail=", ".join(filter(None, [link.detail, *words])))
+        if link.name == "bundle"
+        else link
+        for link in found.links
+    )
+    return replace(found, links=tuple(links))
 
 
 def _journal_of(path: Path) -> Journal:

@@ -80,7 +80,7 @@ def _answers(port: int) -> bool:
 @contextlib.contextmanager
 def _server(store: str, port: int, output: IO[bytes]) -> Iterator["subprocess.Popen[bytes]"]:
     """MLflow's server, which ends with the block, and with it the processes that it starts."""
-    command = [sys.executable, "-m", "mlflow", "server"]
+    command = [sys.executable, "-P", "-m", "mlflow", "server"]
     command += ["--host", HOST, "--port", str(port), "--workers", "1", "--app-name", "ferry"]
     if place := artifact_root():
         # Also for an experiment that is begun in the pages: ferry goes on with it by its name.
@@ -88,8 +88,14 @@ def _server(store: str, port: int, output: IO[bytes]) -> Iterator["subprocess.Po
     # A session of its own, for Ctrl-C ends it with tracebacks.
     with subprocess.Popen(
         command,
-        # Others see the arguments of a process, and the store's address may hold a password.
-        env={**DEFAULTS, **os.environ, "MLFLOW_BACKEND_STORE_URI": store},
+        # Others see the arguments of a process, and the store's address may hold a password. The
+        # processes that it starts shall not import a folder of the project either.
+        env={
+            **DEFAULTS,
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": store,
+            "PYTHONSAFEPATH": "1",
+        },
         stdout=output,
         stderr=output,
         start_new_session=True,

@@ -34,7 +34,7 @@ def ask_nothing(
     """
     inputs = {name: [str(row.dtype), [0, *row.shape[1:]]] for name, row in example.items()}
     given = (json.dumps(inputs), json.dumps(shared or {}))
-    command = [sys.executable, "-m", "pipeline.proof.empty", provider, *given]
+    command = [sys.executable, "-P", "-m", "pipeline.proof.empty", provider, *given]
     try:
         done = subprocess.run(
             command, input=model, capture_output=True, timeout=SECONDS, check=False

@@ -174,7 +174,7 @@ class Sent:
     """How much of a run a server has."""
 
     store: str
-    """The sha256 of the server's address, which may hold a password."""
+    """The sha256 of `store_key`, the server's address, which may hold a password."""
     run_id: str
     """Of the run there."""
     entries: int
@@ -300,7 +300,7 @@ class RunJournal:
         return UNKNOWN
 
     def sent(self, store: str) -> Sent:
-        """What the server at the address `store` has."""
+        """What the server has that `store_key` calls `store`."""
         none = Sent(
             store=sha256_of_bytes(store.encode()), run_id="", entries=0, problem="", refused=()
         )

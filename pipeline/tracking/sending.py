@@ -18,7 +18,7 @@ from typing import TextIO
 
 from pipeline.tracking import journal
 from pipeline.tracking.journal import SENT, RunJournal
-from pipeline.tracking.store import load_mlflow, open_store, store_root, store_uri
+from pipeline.tracking.store import load_mlflow, open_store, store_key, store_root
 from pipeline.tracking.upload import MOST_CHARACTERS, Upload
 from serving.batch.lock import lock_output
 from serving.console import columns
@@ -57,7 +57,7 @@ class Sender:
         try:
             # A session of its own: Ctrl-C is for the training.
             self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM.format(program), *runs],
+                [sys.executable, "-P", "-c", PROGRAM.format(program), *runs],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -206,7 +206,7 @@ class RunState:
 
 def state_of(run: RunJournal) -> RunState:
     """Compare the journal of a run with what was sent of it."""
-    sent, begun = run.sent(store_uri()), run.begun()
+    sent, begun = run.sent(store_key()), run.begun()
     return RunState(
         run=run.run_id,
         experiment=begun.experiment,
@@ -301,7 +301,7 @@ def send(run: RunJournal, stop: Callable[[], bool] = lambda: False, *, again: bo
     before each record. With `again`, a run is looked at of which all was sent: its store may be a
     new one.
     """
-    if not again and run.sent(store_uri()).entries >= run.count():
+    if not again and run.sent(store_key()).entries >= run.count():
         return True
     try:
         with lock_output(run.folder / SENT, SECONDS_TO_WAIT):
@@ -313,7 +313,7 @@ def send(run: RunJournal, stop: Callable[[], bool] = lambda: False, *, again: bo
 
 def _send(run: RunJournal, stop: Callable[[], bool]) -> bool:
     try:
-        upload = Upload(open_store(), run, run.sent(store_uri()))
+        upload = Upload(open_store(), run, run.sent(store_key()))
         lines = run.lines()
         for number in range(upload.resume(len(lines)) + 1, len(lines) + 1):
             if stop():
@@ -322,13 +322,13 @@ def _send(run: RunJournal, stop: Callable[[], bool]) -> bool:
     except Exception as error:  # noqa: BLE001 - whatever it was, it is told and tried again
         _note_problem(run, one_line(error, MOST_CHARACTERS))
         return False
-    if run.sent(store_uri()).problem:
+    if run.sent(store_key()).problem:
         _note_problem(run, "")
     return True
 
 
 def _note_problem(run: RunJournal, problem: str) -> None:
     try:
-        run.note_sent(replace(run.sent(store_uri()), problem=problem))
+        run.note_sent(replace(run.sent(store_key()), problem=problem))
     except OSError as error:
         logger.warning("%s cannot be written: %s", run.folder, one_line(error))

@@ -101,6 +101,12 @@ def path_of(uri: str) -> Path:
     return Path(unquote(uri.removeprefix(SQLITE)))
 
 
+def store_key() -> str:
+    """What notes of the store call it: the project's own is the same wherever the project lies."""
+    uri = store_uri()
+    return DATABASE if uri == f"{SQLITE}{store_root()}/{DATABASE}" else uri
+
+
 def artifact_root() -> str | None:
     """Where artifacts of a local store are kept; None where the server says where.
 

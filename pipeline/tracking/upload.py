@@ -173,9 +173,21 @@ class Upload:
         from mlflow.entities import Metric
 
         model = model_of(self._client, run_id, of_model) if of_model else {}
-        made = [Metric(one.key, float(one.value), one.time_ms, one.step, **model) for one in values]
+        known = self._points_of(model)
+        made = [
+            Metric(one.key, float(one.value), one.time_ms, one.step, **model)
+            for one in values
+            if (one.key, one.time_ms, one.step) not in known
+        ]
         for some in _parts(made, MOST_METRICS):
             self._client.log_batch(run_id, metrics=some)
+
+    def _points_of(self, model: Mapping[str, str]) -> set[tuple[str, int, int]]:
+        """What a model has: MLflow refuses such a value again once the run names its rows."""
+        if not model:
+            return set()
+        found = self._client.get_logged_model(model["model_id"]).metrics or []
+        return {(one.key, one.timestamp, one.step) for one in found}
 
     def _log_tags(self, entry: Tags) -> None:
         from mlflow.entities import RunTag

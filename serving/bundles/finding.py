@@ -85,14 +85,21 @@ def _how_to_get(registry: "Registry", version: int) -> str:
     pickaxe = ("git", "log", "--format=%h", f"-S{one.digest}", "--", str(registry.path))
     commits = output_of(pickaxe, seconds=GIT_SECONDS).decode().split()
     made, copy = BUNDLES / one.experiment, registry.copy_of(one.digest)
-    commit = commits[-1] if commits else "REVISION"
-    return f"`dvc get . {made} --rev {commit} --out {copy}` brings it from DVC's cache or remote"
+    if not commits:
+        return f"git has no commit of it; `dvc checkout {made}` brings it if it was the last one"
+    get = f"dvc get . {made} --rev {commits[-1]} --out {copy}"
+    return f"`{get}` brings it from DVC's cache or remote"
 
 
 def not_there(path: Path) -> MissingInputError:
     """The error for a model that is not there, with the one that may be meant."""
     import difflib
 
+    from serving.bundles.registry import HOW, NAMED
+
+    found = NAMED.fullmatch(str(path).replace("models:", "models:/", 1))
+    if str(path).startswith("models:") or (found and found["alias"]):
+        return MissingInputError(f"{path} is not there; of a registered model: {HOW}")
     others = {one.name: one for one in (*_models(here_or_above(BUNDLES)), *_models(path.parent))}
     close = difflib.get_close_matches(path.name, others, n=1)
     if close:

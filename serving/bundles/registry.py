@@ -28,6 +28,8 @@ NAMED = re.compile(
     rf"(?:{SCHEME})?(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)(?:@(?P<alias>\w+)|/(?P<version>\d+))?"
 )
 HOW = "name one as models:/NAME@champion or models:/NAME/3"
+CONFLICT = (b"<<<<<<< ", b"||||||| ", b"=======", b">>>>>>> ")
+"""How the lines begin that git writes between two sides of a merge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,16 +195,29 @@ class Registry:
 def read_registry(name: str) -> Registry:
     """Read what happened under a name.
 
-    Raises UnknownNameError with the nearest name where there is none, and IntegrityError naming the
-    line that is not as it was written.
+    Raises UsageError for what cannot be a name, UnknownNameError with the nearest name where there
+    is none, and IntegrityError naming the line that is not as it was written.
     """
+    if not is_name(name):
+        raise UsageError(
+            f"{name!r} is not the name of a registered model: give NAME, without alias and version"
+        )
     # A folder of that name which is nearer may be anything else.
     path = here_or_above(REGISTRY / f"{name}.jsonl")
-    known = names(path.parent if path.is_file() else here_or_above(REGISTRY))
+    folder = path.parent if path.is_file() else here_or_above(REGISTRY)
+    known = names(folder)
     if name not in known:
         hint = "`ferry register EXPERIMENT` makes one"
+        if not folder.is_dir():
+            hint = f"{folder.absolute()} is not there; {hint}"
         raise UnknownNameError("registered model", name, known, hint=hint)
     return registry_at(path)
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be the name of a registered model."""
+    found = NAMED.fullmatch(text)
+    return bool(found and found["name"] == text)
 
 
 def names(folder: Path) -> list[str]:
@@ -236,6 +251,11 @@ def entry_of(line: bytes, number: int, previous: str, path: Path) -> RegistryEnt
     """The entry that a line is; IntegrityError for one that was not written as this one."""
     where = f"{path}, line {number}"
     restore = f"`git log -p {path}` shows what it was"
+    if line.startswith(CONFLICT):
+        raise IntegrityError(
+            f"{where} is git's mark of a conflict: take one side whole, and do the other's changes "
+            f"anew"
+        )
     try:
         entry = read_record(RegistryEntry, parse_json(line, where), where)
     except IntegrityError as error:
@@ -266,9 +286,8 @@ def version_named(text: str, alias: str | None = None) -> tuple[Registry, int]:
     if found["version"]:
         number = int(found["version"])
         if number not in registry.versions:
-            raise UnknownNameError(
-                f"version of {registry.name}", found["version"], map(str, registry.versions)
-            )
+            known = (f"{registry.name}/{one}" for one in registry.versions)
+            raise UnknownNameError("version", f"{registry.name}/{found['version']}", known)
         return registry, number
     alias = found["alias"] or alias
     if alias is None:

@@ -129,8 +129,8 @@ def bench(
 ) -> None:
     """Time any MODEL: load patterns, comparisons, tuning.
 
-    MODEL is an ONNX file or a bundle, and every row comes with proof of the provider. `ferry
-    benchmark` is the stage that times an experiment.
+    MODEL is an ONNX file, a bundle or models:/NAME@champion, and every row comes with proof of the
+    provider. `ferry benchmark` is the stage that times an experiment.
 
     It measures batch sizes 1, 8, 32 and 128 where none is given, on random inputs or on the rows of
     --data, which a model of texts needs. Each subject has a process of its own, pinned to its

@@ -143,6 +143,8 @@ def predict(
 ) -> "PredictReport | None":
     """Run MODEL, a bundle or an ONNX file, on every row of every INPUT.
 
+    MODEL may be models:/NAME@champion or models:/NAME/3, a version of the registry.
+
     An INPUT is an image, a folder of images or a tar of them; an array (.npy, .npz, IDX); a table
     (.csv, .jsonl, .parquet, .arrow) of images, arrays, numbers or texts, or a folder of tables; a
     .txt file with one text a line, which like .csv and .jsonl may be a .gz or .zst; a pattern such

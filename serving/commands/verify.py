@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def verify(bundle: "Path", provider: str, threads: int | None, as_json: bool) -> None:
     """Check everything that BUNDLE says of itself.
 
+    BUNDLE is a folder, its name in bundles/, or models:/NAME@champion.
+
     It is refused if one byte differs. The checks are the sha256 of every file, metadata, signature,
     labels, gates, golden outputs and the self-test of the runner. Exit status 1 when a check fails.
 

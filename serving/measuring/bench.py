@@ -179,7 +179,7 @@ def _time_start(arguments: Sequence[str]) -> float | None:
     """Milliseconds from the start of a process to its line; None if there was none."""
     start = perf_counter_ns()
     with subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, "-P", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -127,7 +127,7 @@ class SubjectProcess:
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         reading, writing = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", spec.module, str(writing)],
+            [sys.executable, "-P", "-m", spec.module, str(writing)],
             stdin=subprocess.PIPE,
             stdout=self._printed,
             stderr=self._printed,

@@ -22,11 +22,18 @@ from pipeline.errors import ConfigError, GateError
 from pipeline.project.registry import gates, versions
 from pipeline.project.registry.gates import is_as_good, p_value_of
 from pipeline.project.registry.history import why, why_as_text
-from pipeline.project.registry.versions import Promotion, append, promote, register, rollback
+from pipeline.project.registry.versions import (
+    PromoteReport,
+    Promotion,
+    append,
+    promote,
+    register,
+    rollback,
+)
 from pipeline.records.quantize import Quality
 from serving.batch.lock import lock_output
 from serving.bundles.bundle import Gate, open_bundle
-from serving.bundles.registry import Promoted, read_registry
+from serving.bundles.registry import Promoted, PromotionGate, read_registry
 from serving.bundles.verify import VerifyReport
 from serving.errors import (
     FerryError,
@@ -69,7 +76,7 @@ def copy_of(version: int) -> Path:
     return registry.copy_of(registry.versions[version].digest)
 
 
-def status(report: versions.PromoteReport) -> dict[str, str]:
+def status(report: PromoteReport) -> dict[str, str]:
     return {gate.name: gate.status for gate in report.gates}
 
 
@@ -241,6 +248,12 @@ def test_a_bundle_that_was_altered_after_it_was_registered_is_no_champion(home: 
     report = promote("toy", Promotion())
     assert {gate.name for gate in report.failed} == {"verified", "quality", "latency"}
     assert all("labels.txt has " in gate.detail for gate in report.failed)
+    with pytest.raises(IntegrityError, match=r"labels\.txt has "):
+        promote("toy", Promotion(force="it is fine"))
+    shutil.rmtree(copy)
+    shutil.rmtree(home / "bundles")
+    with pytest.raises(MissingInputError, match=r"the bundle of toy/2 is not here"):
+        promote("toy", Promotion(force="it is fine"))
     assert home.is_dir()
 
 
@@ -260,8 +273,18 @@ def test_a_benchmark_that_was_stopped_promotes_nobody(
 def test_models_of_other_outputs_are_not_compared() -> None:
     rows = np.zeros((2, 3), np.float32)
     for other in ({"b": rows}, {"a": rows[:, :2]}, {"a": rows.astype(np.float64)}):
-        with pytest.raises(ModelError, match="the outputs are others: a before, "):
+        with pytest.raises(ModelError, match="they have no output in common: a of the champion, "):
             gates._common({"a": rows}, other)
+
+
+def test_what_fails_for_one_reason_is_said_once() -> None:
+    gates = tuple(
+        PromotionGate(name=name, status="failed", detail="no data", figures={})
+        for name in ("rows", "quality")
+    )
+    report = PromoteReport(name="toy", version=2, over=1, promoted=False, forced="", gates=gates)
+    with pytest.raises(GateError, match=r"^toy/2 is not promoted: rows, quality: no data; --force"):
+        report.require()
 
 
 # Two at once
@@ -293,7 +316,7 @@ def test_the_champion_that_is_expected_must_be_it(home: Path) -> None:
     assert why("toy").alias == "challenger"  # as long as there is no champion
     with pytest.raises(OutputError, match="the champion of toy is none, expected was version 1;"):
         promote("toy", Promotion(expect=1))
-    with pytest.raises(UnknownNameError, match="no version of toy named '7'; there are 1"):
+    with pytest.raises(UnknownNameError, match="no version named .toy/7.; did you mean"):
         promote("toy", Promotion(version=7))
     promote("toy", Promotion(expect=0))
     add("second")
@@ -337,7 +360,7 @@ def test_a_rollback_goes_back_one_and_two_go_back_two(home: Path) -> None:
     promote("toy", Promotion(version=3))
     shutil.rmtree(copy_of(1))
     shutil.rmtree(home / "bundles")
-    with pytest.raises(MissingInputError, match="the bundle of toy/1 is not here: `dvc get"):
+    with pytest.raises(MissingInputError, match="the bundle of toy/1 is not here: git has no"):
         rollback("toy")
     assert read_registry("toy").champion == 3
 
@@ -382,7 +405,10 @@ def test_the_commands(home: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message", "exit_code"),
     [
-        ("promote toy", "no registered model named 'toy'; there are none; `ferry register", 2),
+        ("promote toy", "/registry is not there; `ferry register EXPERIMENT` makes one", 2),
+        ("promote ../params", "'../params' is not the name of a registered model: give NAME", 2),
+        ("promote toy --force=", "Invalid value for '--force': it is empty; say why", 2),
+        ("register first --name=", "'' is not a name of letters, digits", 2),
         ("why toy@champion", "no registered model named 'toy'", 2),
         ("why /toy", "'/toy' is no name of a registered model", 2),
         ("register frist", "frist is not there; did you mean bundles/first?", 1),

@@ -16,7 +16,14 @@ from project import REPOSITORY
 from pipeline.tracking import run_of_predictions
 from pipeline.tracking import store as stores
 from pipeline.tracking.sending import states
-from pipeline.tracking.store import load_mlflow, open_store, prepare, store_root, store_uri
+from pipeline.tracking.store import (
+    load_mlflow,
+    open_store,
+    prepare,
+    store_key,
+    store_root,
+    store_uri,
+)
 from serving.errors import OutputError
 
 PREPARE = "from pipeline.tracking.store import prepare; prepare()"
@@ -248,13 +255,15 @@ def test_a_project_that_went_elsewhere_takes_its_artifacts_along(
     (old / "params.yaml").touch()
     monkeypatch.chdir(old)
     run_id = record(old)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow itself sets it
+    key = store_key()
     with closing(sqlite3.connect(old / "mlflow.db")) as database, database:
         elsewhere = [("far", "s3://bucket/old place/mlruns"), ("near", "file:///data/runs")]
         add = "INSERT INTO experiments (name, artifact_location) VALUES (?, ?)"
         database.executemany(add, elsewhere)
     (shutil.move if way == "moved" else shutil.copytree)(old, new)
     monkeypatch.chdir(new)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow itself sets it
+    assert store_key() == key, "nothing is sent again"
     before = sorted(store.glob("old*/**/*"))
     assert artifact(run_id) == "found"
     assert caplog.messages == [

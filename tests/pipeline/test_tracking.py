@@ -21,7 +21,7 @@ from project import Project, files_in
 
 from pipeline import tracking
 from pipeline.cli import ferry
-from pipeline.records import read
+from pipeline.records import read, ready
 from pipeline.records.train import TrainReport
 from pipeline.stages.export import export
 from pipeline.stages.parity import parity
@@ -185,9 +185,14 @@ def test_what_is_sent_twice_is_there_once(store: Path, exported: Project) -> Non
         model = exported.models["fp32"]
         tracker.log_model("fp32", model, "ab" * 32, np.zeros((2, 8, 8, 1), np.uint8), signature)
         tracker.log_metrics({"variants/fp32/p50_ms": 0.1}, of_model="fp32")
+        # From here on the metrics of its models are of these rows.
+        manifest = ready.open_manifest(exported.data)
+        tracker.log_data(manifest, "test", "evaluation")
     before = only_run()
     _forget(store)
     sending.sync(print)
+    (state,) = sending.states()
+    assert (state.problem, state.refused) == ("", ())
     after = only_run()
     assert after.data.to_dictionary() == before.data.to_dictionary()
     client = MlflowClient(store_uri())

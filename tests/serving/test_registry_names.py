@@ -22,7 +22,13 @@ from serving.bundles.registry import (
 )
 from serving.bundles.writing import copy_bundle, write_bundle, write_profile
 from serving.cli import serving
-from serving.errors import FerryError, IntegrityError, MissingInputError, OutputError
+from serving.errors import (
+    FerryError,
+    IntegrityError,
+    MissingInputError,
+    OutputError,
+    UsageError,
+)
 from serving.files import write_bytes
 from serving.model import open_model
 
@@ -113,7 +119,7 @@ def test_without_its_copy_a_bundle_of_the_same_digest_is_taken(home: Path) -> No
     with pytest.raises(MissingInputError) as caught:
         located("models:/tiny/1")
     assert str(caught.value).startswith(
-        "the bundle of tiny/1 is not here: `dvc get . bundles/tiny --rev REVISION --out registry/"
+        "the bundle of tiny/1 is not here: git has no commit of it; `dvc checkout bundles/tiny` "
     )
     git("init", "--quiet")
     git("add", "registry")
@@ -151,12 +157,13 @@ def test_the_copy_cannot_be_tuned(home: Path) -> None:
     ("name", "message", "exit_code"),
     [
         ("models:/tinny/1", "no registered model named 'tinny'; did you mean 'tiny'?; `ferry", 2),
-        ("models:/tiny/7", "no version of tiny named '7'; there are 1, 2", 2),
+        ("models:/tiny/7", "no version named 'tiny/7'; did you mean 'tiny/2'", 2),
         ("models:/tiny", "models:/tiny says neither alias nor version: name one as models:/N", 2),
         ("models:/tiny@1/2", "'models:/tiny@1/2' is no name of a registered model: name one", 2),
         ("models:/../tiny", "'models:/../tiny' is no name of a registered model: name one", 2),
+        ("models:/tiny@", "'models:/tiny@' is no name of a registered model: name one", 2),
         ("models:/tiny@champ", "no alias of tiny named 'champ'; did you mean 'champion'?", 2),
-        ("models:/tiny/2", "the bundle of tiny/2 is not here: `dvc get . bundles/tiny --rev", 1),
+        ("models:/tiny/2", "the bundle of tiny/2 is not here: git has no commit of it; `dvc", 1),
     ],
 )
 def test_what_is_no_name_is_told(home: Path, name: str, message: str, exit_code: int) -> None:
@@ -165,6 +172,28 @@ def test_what_is_no_name_is_told(home: Path, name: str, message: str, exit_code:
         located(name)
     assert str(caught.value).startswith(message)
     assert caught.value.exit_code == exit_code
+
+
+@pytest.mark.parametrize("name", ["tiny@champion", "models:tiny@champion"])
+def test_a_name_without_its_scheme_is_told_the_whole_of_it(home: Path, name: str) -> None:
+    assert home.is_dir()
+    with pytest.raises(MissingInputError, match=r"registered model: name one as models:/NAME@ch"):
+        open_model(name)
+
+
+@pytest.mark.parametrize("name", ["../tiny", "tiny@champion", "models:/tiny", "a b", ""])
+def test_a_name_alone_is_no_path_and_has_no_alias(home: Path, name: str) -> None:
+    assert home.is_dir()
+    with pytest.raises(UsageError, match="give NAME, without alias and version"):
+        read_registry(name)
+
+
+def test_two_sides_of_a_merge_are_called_that(home: Path) -> None:
+    path = home / "registry" / "tiny.jsonl"
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, b"<<<<<<< HEAD\n", *others, b"=======\n>>>>>>> main\n"]))
+    with pytest.raises(IntegrityError, match=r"tiny\.jsonl, line 2 is git's mark of a conflict"):
+        located("models:/tiny/1")
 
 
 def test_an_alias_of_no_version_says_what_there_is(tmp_path: Path) -> None:

@@ -2,12 +2,19 @@
 
 import click
 
-from pipeline.commands.options import enter_project, track_option
+from pipeline.commands.options import complete_registered, enter_project, track_option
 from serving.console import allow_option, json_option, note, progress, show
 
 
+def reason(_context: click.Context, _option: click.Parameter, given: str | None) -> str:
+    """The reason that was given, which is recorded; "" for no force."""
+    if given is not None and not given.strip():
+        raise click.BadParameter("it is empty; say why in some words")
+    return given or ""
+
+
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_registered)
 @click.option(
     "--version",
     metavar="N",
@@ -23,7 +30,7 @@ from serving.console import allow_option, json_option, note, progress, show
 @click.option(
     "--force",
     metavar="REASON",
-    default="",
+    callback=reason,
     help="Promote it even if it does not hold, and say why.",
 )
 @track_option

@@ -57,7 +57,7 @@ def register(
     with mirrored(name, wanted=track):
         report = add(folder, name, description=description, tags=tag)
     if not report.new:
-        note(f"{report.name}/{report.version} is this very bundle already")
+        note(f"{report.name}/{report.version} is this very bundle already: nothing is changed")
     show(report, as_json=as_json, text=summary(report))
 
 

@@ -2,12 +2,12 @@
 
 import click
 
-from pipeline.commands.options import enter_project, track_option
+from pipeline.commands.options import complete_registered, enter_project, track_option
 from serving.console import json_option, show
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_registered)
 @click.option(
     "--expect",
     metavar="N",

@@ -2,12 +2,12 @@
 
 import click
 
-from pipeline.commands.options import enter_project
+from pipeline.commands.options import complete_registered, enter_project
 from serving.console import json_option, show
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@ALIAS|/VERSION]")
+@click.argument("name", metavar="NAME[@ALIAS|/VERSION]", shell_complete=complete_registered)
 @json_option
 def why(name: str, as_json: bool) -> None:
     """Say why a version of a model is the champion, or is not.

@@ -96,7 +96,8 @@ def _gate(name: str, check: "Check", contest: Contest) -> PromotionGate:
     try:
         one = check(contest)
     except FerryError as error:
-        one = GateOutcome(passed=False, detail=str(error))
+        # It is kept in git: where this checkout lies is nobody's business.
+        one = GateOutcome(passed=False, detail=str(error).replace(f"{Path.cwd()}/", ""))
     return PromotionGate(
         name=name,
         status="passed" if one.passed else "failed",
@@ -177,7 +178,8 @@ def _common(before: Arrays, now: Arrays) -> tuple[Arrays, Arrays]:
     ]
     if not names:
         raise ModelError(
-            f"the outputs are others: {', '.join(before)} before, {', '.join(now)} now"
+            f"they have no output in common: {', '.join(before)} of the champion, "
+            f"{', '.join(now)} of the challenger"
         )
     return {name: before[name] for name in names}, {name: now[name] for name in names}
 

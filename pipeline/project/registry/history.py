@@ -79,7 +79,7 @@ def why_as_text(report: WhyReport) -> str:
         ("weights", one.weights_sha256[:16]),
         ("model", one.model_sha256[:16]),
         ("registered", signed(report.registered)),
-        *((name, value) for name, value in one.tags.items()),
+        *((f"tag {name}", value) for name, value in one.tags.items()),
     ]
     if one.description:
         rows.insert(1, ("description", one.description))

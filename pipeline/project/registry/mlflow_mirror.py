@@ -30,7 +30,7 @@ from serving.bundles.registry import (
     names,
     read_registry,
 )
-from serving.errors import FerryError, one_line
+from serving.errors import FerryError, UsageError, one_line
 from serving.files import here_or_above
 
 logger = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ def _set_aliases(client: Any, registry: Registry, made: Mapping[int, str]) -> No
 def mirrored(name: str, *, wanted: bool) -> Iterator[None]:
     """Mirror a name when the block ends, also by an error of ferry's, but not after Ctrl-C.
 
+    A mistake of the user's is none of these: nobody waits to be told of it.
+
     In a process of its own, which imports MLflow while the block runs. Nobody waits for it longer
     than `SECONDS`; it may end a little later by itself. What goes wrong is one warning.
     """
@@ -232,8 +234,8 @@ def mirrored(name: str, *, wanted: bool) -> Iterator[None]:
     try:
         yield
         ended = True
-    except FerryError:
-        ended = True
+    except FerryError as error:
+        ended = error.exit_code != UsageError.exit_code
         raise
     finally:
         if process and ended and here_or_above(REGISTRY / f"{name}.jsonl").exists():
@@ -247,7 +249,7 @@ def _start() -> "subprocess.Popen[str]":
     """The process, which is told the name by its stdin, and by the end of that to give up."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-m", __name__],
+        [sys.executable, "-P", "-m", __name__],
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,

@@ -25,7 +25,6 @@ from serving.bundles.registry import (
     CHALLENGER,
     CHAMPION,
     COPIES,
-    NAMED,
     REGISTRY,
     Promoted,
     PromotionGate,
@@ -34,6 +33,7 @@ from serving.bundles.registry import (
     RegistryEntry,
     RolledBack,
     entry_of,
+    is_name,
     read_registry,
     registry_at,
     version_named,
@@ -72,8 +72,8 @@ def model_name(folder: Path, given: str | None = None) -> str:
 
     Raises UsageError for what cannot be one, and what `open_bundle` does.
     """
-    name = given or open_bundle(folder).manifest.name
-    if not NAMED.fullmatch(name) or {"/", "@"} & set(name):
+    name = open_bundle(folder).manifest.name if given is None else given
+    if not is_name(name):
         raise UsageError(f"{name!r} is not a name of letters, digits, '-' and '_'; give --name")
     return name
 
@@ -187,7 +187,10 @@ class PromoteReport:
     def require(self) -> None:
         """Raise GateError, naming the failed gates, if it was not promoted."""
         if self.failed and not self.promoted:
-            reasons = "; ".join(f"{gate.name}: {gate.detail}" for gate in self.failed)
+            told: dict[str, list[str]] = {}
+            for gate in self.failed:  # several may fail for one reason
+                told.setdefault(gate.detail, []).append(gate.name)
+            reasons = "; ".join(f"{', '.join(gates)}: {detail}" for detail, gates in told.items())
             raise GateError(
                 f"{self.name}/{self.version} is not promoted: {reasons}; "
                 f"--force REASON promotes it all the same, and is recorded"
@@ -201,7 +204,8 @@ def promote(
 
     The gates, and what they found, are recorded with it. Raises OutputError when another version
     became the champion since they began, or is not the expected one; UnknownNameError for a name or
-    a version that is not there; and MissingInputError where there is no challenger.
+    a version that is not there; and MissingInputError where there is no challenger, or where its
+    bundle is not here. No force overrules that, nor the IntegrityError of an altered bundle.
     """
     registry, config = read_registry(name), params.registry(path)
     version = asked.version or registry.version_of(CHALLENGER)
@@ -214,6 +218,9 @@ def promote(
             name=name, version=version, over=champion, promoted=False, forced="", gates=()
         )
     contest = Contest(registry=registry, version=version, champion=champion, config=config)
+    folder = contest.folder()
+    if asked.force:  # what nobody can open is no champion
+        open_bundle(folder)
     gates = judge(contest, log)
     failed = any(gate.status == "failed" for gate in gates)
     report = PromoteReport(
