@@ -316,7 +316,7 @@ def test_the_champion_that_is_expected_must_be_it(home: Path) -> None:
     assert why("toy").alias == "challenger"  # as long as there is no champion
     with pytest.raises(OutputError, match="the champion of toy is none, expected was version 1;"):
         promote("toy", Promotion(expect=1))
-    with pytest.raises(UnknownNameError, match="no version named .toy/7.; did you mean"):
+    with pytest.raises(UnknownNameError, match="no version named 'toy/7'; did you mean 'toy/1'"):
         promote("toy", Promotion(version=7))
     promote("toy", Promotion(expect=0))
     add("second")
