@@ -95,6 +95,7 @@ def _server(store: str, port: int, output: IO[bytes]) -> Iterator["subprocess.Po
             **os.environ,
             "MLFLOW_BACKEND_STORE_URI": store,
             "PYTHONSAFEPATH": "1",
+            "UVICORN_APP_DIR": os.devnull,
         },
         stdout=output,
         stderr=output,

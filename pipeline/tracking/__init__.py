@@ -355,17 +355,23 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value) for key, value in values.items()}
 
 
+FIRST = ("validation_accuracy", "validation_loss")
+"""Of an epoch: MLflow's page of a run and its comparison of runs begin with what was sent first."""
+
+
 def _history(epochs: Sequence[Epoch]) -> tuple[Point, ...]:
     return tuple(
         point
         for epoch in epochs
-        for point in journal.points(
-            {
-                f"train/{name}": value
-                for name, value in asdict(epoch).items()
-                if name != "epoch" and value is not None
-            },
-            epoch.epoch,
-            journal.now_ms(),
-        )
+        for point in journal.points(_measured(epoch), epoch.epoch, journal.now_ms())
     )
+
+
+def _measured(epoch: Epoch) -> dict[str, float]:
+    values = asdict(epoch)
+    names = dict.fromkeys((*FIRST, *values))
+    return {
+        f"train/{name}": values[name]
+        for name in names
+        if name != "epoch" and values[name] is not None
+    }

@@ -17,6 +17,8 @@ CHOICES = {
     "mlflow.workflowType_v1": json.dumps("machine_learning"),
     # The assistant, which takes a fifth of the page, opens when it is asked for.
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+    # An advertisement that covers the registry.
+    "_mlflow_model_registry_promo_modal_dismissed_v1": "true",
 }
 SCRIPT = f"""<script>
 for (const [key, value] of Object.entries({json.dumps(CHOICES)}))

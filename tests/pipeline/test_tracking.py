@@ -87,6 +87,8 @@ def test_a_run_holds_a_training_and_what_later_stages_add(exported: Project, sto
     assert run.data.metrics["accuracy"] == pytest.approx(report.accuracy, abs=1e-6)
     losses = [point.value for point in client.get_metric_history(run.info.run_id, "train/loss")]
     assert losses == [epoch.loss for epoch in report.history]
+    # MLflow shows metrics in the order in which they came.
+    assert [*run.data.metrics][:2] == ["train/validation_accuracy", "train/validation_loss"]
     (data,) = run.inputs.dataset_inputs
     assert data.dataset.name == "digits (train)"
     assert json.loads(data.dataset.source)["tags"]["data_sha256"] == report.data_sha256
