@@ -16,6 +16,8 @@ from pipeline.project.dvclock import LOCK
 from pipeline.project.lineage import Lineage, lineage
 from serving.errors import InputError, IntegrityError, MissingInputError
 
+FERRYS = (REPOSITORY / layout.PARAMS).read_text()
+
 
 @pytest.fixture
 def made(exported: Project, tmp_path: Path) -> Path:
@@ -163,6 +165,26 @@ def test_what_has_no_lineage_is_refused(made: Path) -> None:
         lineage("../details/digits-cnn", made)
     with pytest.raises(InputError, match="no output of `ferry predict`"):
         lineage(str(made / layout.details("digits-cnn", "train")), made)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "message"),
+    [
+        ("", "digits", "params.yaml is empty"),
+        ("experiments:", "digits", "mirrors is missing"),
+        (None, "digits", "digits is not there; it should be a bundle or an ONNX file"),
+        (FERRYS, "digits-mpl", "no experiment named 'digits-mpl'; did you mean 'digits-mlp'?"),
+        (FERRYS, "digits-mlp", "digits-mlp has not run; `dvc repro bundle@digits-mlp` runs it"),
+    ],
+)
+def test_a_name_of_nothing_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str | None, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if settings is not None:
+        (tmp_path / layout.PARAMS).write_text(settings)
+    done = CliRunner().invoke(ferry, ["lineage", name])
+    assert message in done.stderr
 
 
 def test_the_command_fails_where_the_chain_breaks(

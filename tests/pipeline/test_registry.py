@@ -216,13 +216,16 @@ def test_what_was_not_proven_is_no_champion(
 
 
 def test_other_classes_are_not_compared(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / layout.details("first", "train")).unlink()
     add("first")
-    promote("toy", Promotion())
+    promote("toy", Promotion(force="nobody knows its data"))
     monkeypatch.setattr(toy_registry, "LABELS", ("low", "middle", "top"))
     toy_registry.make_bundle(home, "second")
     add("second")
-    failed = {gate.name: gate.detail for gate in promote("toy", Promotion()).failed}
-    assert failed["quality"] == "the classes are others: 'high' before, 'top' now"
+    report = promote("toy", Promotion())
+    told = {gate.name: gate.detail for gate in report.gates}
+    assert told["rows"].endswith("; the champion was trained on other data")
+    assert told["quality"] == "the classes are others: 'high' before, 'top' now"
 
 
 def test_rows_of_other_data_prove_nothing(home: Path) -> None:

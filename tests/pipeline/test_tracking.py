@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -482,6 +483,22 @@ def test_two_stages_that_add_to_a_run_at_once_lose_no_record(store: Path) -> Non
     found = [dict(one.tags) for one in journal.RunJournal(path).entries()]
     for word in "xyz":
         assert [one[word] for one in found if word in one] == [str(n) for n in range(300)]
+
+
+def test_a_record_that_only_a_part_of_was_written_of_is_written_again(store: Path) -> None:
+    run = journal.of_run(store_root(), journal.new_run_id())
+    run.append(journal.Tags(tags={"a": "b"}))
+    size, (soft, hard) = run.path.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))  # as a disk that is full
+    try:
+        run.append(journal.Tags(tags={"c": "d"}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert run.failure
+    assert run.path.stat().st_size == size
+    run.append(journal.Tags(tags={"e": "f"}))
+    found = [run.says(journal.Tags(tags={key: value})) for key, value in ("ab", "cd", "ef")]
+    assert (found, run.count()) == ([True] * 3, 3)
 
 
 def test_a_journal_that_cannot_be_written_stops_nothing(

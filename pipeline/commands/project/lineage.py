@@ -38,16 +38,13 @@ def _refuse_unknown(name: str) -> None:
     """Refuse the name of no experiment, and that of one which has not run."""
     from pathlib import Path
 
-    from pipeline.config import layout
-    from pipeline.config.reading import parse_yaml
+    from pipeline.config import layout, params
     from serving.bundles.finding import located
-    from serving.errors import MissingInputError, UnknownNameError
+    from serving.errors import MissingInputError
 
     is_path = len(Path(name).parts) > 1 or Path(name).suffix or ":" in name
     if is_path or located(name).exists() or layout.details(name, "train").exists():
         return
-    text = layout.PARAMS.read_text(encoding="utf-8") if layout.PARAMS.exists() else "{}"
-    experiments = parse_yaml(text, str(layout.PARAMS)).get("experiments", {})
-    if name not in experiments:
-        raise UnknownNameError("experiment", name, experiments)
-    raise MissingInputError(f"{name} has not run; `dvc repro bundle@{name}` runs it")
+    if layout.PARAMS.exists():
+        params.load().experiment(name)
+        raise MissingInputError(f"{name} has not run; `dvc repro bundle@{name}` runs it")
