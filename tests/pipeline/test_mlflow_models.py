@@ -115,8 +115,9 @@ def client(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     mlflow = load_mlflow()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_tracking_uri(None)
+        uri = f"sqlite:///{folder}/mlflow.db"
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)  # not None: that forgets the variable after another test's
         made = mlflow.MlflowClient()
         made.create_experiment("small", artifact_location=(folder / "mlruns").as_uri())
         yield made
