@@ -59,6 +59,9 @@ bench: $(READY)
 	python benchmarks/tuner.py
 	python benchmarks/predicting.py
 	python benchmarks/predict_kills.py
+	python benchmarks/registry_kills.py
+	python benchmarks/first_trainings.py
+	python benchmarks/tracking_faults.py
 	python benchmarks/aims.py
 
 clean:
