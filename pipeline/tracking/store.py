@@ -104,7 +104,7 @@ def path_of(uri: str) -> Path:
 def store_key() -> str:
     """What notes of the store call it: the project's own is the same wherever the project lies."""
     uri = store_uri()
-    return DATABASE if uri == f"{SQLITE}{store_root()}/{DATABASE}" else uri
+    return DATABASE if uri == uri_of(store_root() / DATABASE) else uri
 
 
 def artifact_root() -> str | None:

@@ -293,3 +293,16 @@ def test_an_experiment_that_dvc_queued_belongs_to_the_project(
     monkeypatch.chdir(copy / below)
     assert store_root() == (nowhere / below).resolve()
     assert store_uri() == f"sqlite:///{(nowhere / below).resolve()}/mlflow.db"
+
+
+def test_a_project_of_any_name_has_the_same_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    keys = set()
+    for name in ("plain", "7% of it", "what?"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "params.yaml").touch()
+        monkeypatch.chdir(tmp_path / name)
+        keys.add(store_key())
+    assert len(keys) == 1
