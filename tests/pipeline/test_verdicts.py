@@ -13,6 +13,7 @@ import tries
 from sample_metrics import details
 
 from pipeline.config.params import load
+from pipeline.stages.page.note import note_of
 from pipeline.stages.page.results import read_results
 from pipeline.stages.page.verdicts import Verdict, verdict_of
 from pipeline.stages.report import report
@@ -44,6 +45,23 @@ def test_what_ships_is_told_with_what_it_gained_and_what_it_cost(tmp_path: Path)
     assert (found.failed, found.missing) == (("fp16",), None)
     assert found.row
     assert (found.row.variant, found.row.bytes) == ("int8", 61_000)
+
+
+def test_the_note_of_a_run_begins_with_the_verdict_and_how_to_use_it(tmp_path: Path) -> None:
+    sample_metrics.write_all(tmp_path, NAME)
+    found, _ = read_results(NAME, tmp_path)
+    assert found
+    assert found.shipped
+    verdict, use, table, *_ = note_of(found, Path("bundles") / NAME).split("\n\n")
+    expected = "**99.50 %** on the test rows of digits with int8, which ships: 1.70 times as fast"
+    assert verdict.startswith(expected)
+    digest = found.shipped.digest[:10]
+    assert use == f"`ferry predict bundles/{NAME} ROWS --output answers.csv` (bundle `{digest}`)"
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        "| fp32",
+        "| fp16",
+        "| int8",
+    ]
 
 
 @pytest.mark.parametrize(

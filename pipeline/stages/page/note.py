@@ -20,12 +20,13 @@ def note_of(measured: ExperimentResults, bundle: Path) -> str:
 
 def _paragraphs(measured: ExperimentResults, bundle: Path) -> Iterator[str]:
     training, verdict = measured.training, verdict_of(measured)
-    ships = f"with {verdict.ships}, which ships" if verdict.ships else "; nothing ships yet"
     why = f": {verdict.why}" if verdict.why else ""
-    yield f"**{verdict.quality}** on the test rows of {training.dataset} {ships}{why}."
-    if measured.shipped:
-        digest = measured.shipped.digest[:10]
-        yield f"`ferry predict {bundle} ROWS --output answers.csv` (bundle `{digest}`)"
+    yield (
+        f"**{verdict.quality}** on the test rows of {training.dataset} with {verdict.ships}, which "
+        f"ships{why}."
+    )
+    digest = f" (bundle `{measured.shipped.digest[:10]}`)" if measured.shipped else ""
+    yield f"`ferry predict {bundle} ROWS --output answers.csv`{digest}"
     yield "\n".join(_table(rows_of(measured)))
     skipped = measured.quantized.skipped if measured.quantized else {}
     yield "\n".join(f"- {name} was not made: {reason}" for name, reason in skipped.items())
