@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from serving.errors import IntegrityError
 from serving.measuring import report as bench_report
 from serving.measuring.pairing import PairedRatio, ratio_of_turns
-from serving.measuring.report import BenchReport, Measurement
+from serving.measuring.report import BenchReport, BenchRow, Measurement
 from serving.measuring.subject import TORCH
 from serving.measuring.timing import Timing, digits
 
@@ -54,15 +54,23 @@ def speeds(report: BenchmarkReport) -> dict[str, dict[str, float | None]]:
     return {name: _speed(runs) for name, runs in found.items() if runs}
 
 
+def quickest_row(runs: Sequence[Measurement]) -> BenchRow | None:
+    """One row at once, with the thread count that is best at it."""
+    rows = (row for one in runs if (row := one.row(1)))
+    return min(rows, key=lambda row: row.timing.p50_ms, default=None)
+
+
+def fastest_batch(runs: Sequence[Measurement]) -> Timing | None:
+    """The most rows per second of any batch size and thread count."""
+    timings = (one.fastest for one in runs)
+    return max(timings, key=lambda timing: timing.rows_per_second, default=None)
+
+
 def _speed(runs: Sequence[Measurement]) -> dict[str, float | None]:
-    row = min(
-        (row for one in runs if (row := one.row(1))),
-        key=lambda row: row.timing.p50_ms,
-        default=None,
-    )
+    row, batch = quickest_row(runs), fastest_batch(runs)
     return {
         "p50_ms": row.timing.p50_ms if row else None,
-        "rows_per_second": max(one.fastest.rows_per_second for one in runs),
+        "rows_per_second": batch.rows_per_second if batch else None,
         "speedup": row.speedup.median if row and row.speedup else None,
     }
 

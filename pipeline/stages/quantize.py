@@ -36,7 +36,7 @@ from serving.files import sha256_of_bytes, write_bytes, write_json, write_text
 from serving.machine.environment import describe
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.classes import Task
-from serving.runtime.session import open_session
+from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import TensorInfo
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def quantize(
     config, gates = experiment.quantize, experiment.parity
     recipes.check(config.recipes, f"experiments.{experiment.name}.quantize.recipes")
     original = onnxmodel.load(model, f"ferry export {experiment.name}")
-    info = open_session(model, threads=1).inputs[0]
+    session = open_session(model, threads=1)
+    info = session.inputs[0]
 
     def trained(recipe: Recipe) -> onnx.ModelProto:
         from pipeline.quantization.qat import trained_again
@@ -93,7 +94,7 @@ def quantize(
     title = f"{experiment.name}: what each recipe lost and won"
     write_text(plots / "pareto.svg", figures.as_svg(pareto(report), title) + "\n")
     write(report, files)
-    _record(report, files, model, folder, job.judged, track=track)
+    _record(report, files, session, folder, job.judged, track=track)
     return report
 
 
@@ -272,13 +273,12 @@ def _chosen(rows: Rows, indices: npt.NDArray[np.int64], name: str) -> Rows:
 def _record(
     report: QuantizeReport,
     files: ReportFiles,
-    model: Path,
+    session: Session,
     folder: Path,
     rows: Rows,
     *,
     track: bool,
 ) -> None:
-    session = open_session(model, threads=1)
     (example,) = rows.slice(0, 2).values()
     weights = session.metadata[f"{onnxmodel.METADATA}weights_sha256"]
     with tracking.run_of_weights(report.experiment, weights, track=track) as tracker:

@@ -6,12 +6,13 @@ take in that time stays in the journal, and the next stage or `ferry track --syn
 """
 
 import contextlib
+import functools
 import getpass
 import io
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -255,7 +256,8 @@ def run_of_training(
     experiment: str, run_id: str | None, *, track: bool, command: str = "train"
 ) -> AbstractContextManager[Tracker]:
     """Record a training, or a search: a new run, or the one that an interrupted one began."""
-    return _tracked(_begun(experiment, command, f"{experiment} · {command}"), run_id, track=track)
+    begin = functools.partial(_begun, experiment, command, f"{experiment} · {command}")
+    return _tracked(begin, run_id, track=track)
 
 
 @contextlib.contextmanager
@@ -266,8 +268,8 @@ def run_of_weights(experiment: str, sha256: str, *, track: bool) -> Iterator[Tra
     run that the server has, else a new one, which is tagged as restored.
     """
     known = journal.of_weights(store_root(), sha256) if track else None
-    begun = _begun(experiment, "train", f"{experiment} · restored", sha256)
-    with _tracked(begun, known, track=track) as tracker:
+    begin = functools.partial(_begun, experiment, "train", f"{experiment} · restored", sha256)
+    with _tracked(begin, known, track=track, adds=True) as tracker:
         if known is None:
             tracker.log_tags({WEIGHTS_TAG: sha256})
         yield tracker
@@ -291,7 +293,8 @@ def known_runs(weights: Iterable[str], *, track: bool) -> Iterator[dict[str, Tra
 
 def run_of_predictions(experiment: str) -> AbstractContextManager[Tracker]:
     """Record that a bundle or a file answered rows: always a new run."""
-    return _tracked(_begun(experiment, "predict", f"{experiment} · predict"), None, track=True)
+    begin = functools.partial(_begun, experiment, "predict", f"{experiment} · predict")
+    return _tracked(begin, None, track=True)
 
 
 def _begun(experiment: str, command: str, name: str, adopts: str | None = None) -> Begun:
@@ -318,15 +321,16 @@ def _begun(experiment: str, command: str, name: str, adopts: str | None = None) 
 
 
 @contextlib.contextmanager
-def _tracked(begun: Begun, run_id: str | None, *, track: bool) -> Iterator[Tracker]:
+def _tracked(
+    begin: Callable[[], Begun], run_id: str | None, *, track: bool, adds: bool = False
+) -> Iterator[Tracker]:
+    """Record what the block does; a stage that `adds` to a run neither begins nor ends it."""
     if not track:
         yield Tracker(None)
         return
     run = journal.of_run(store_root(), run_id or journal.new_run_id())
-    # A stage that adds to a run neither begins it again nor ends it.
-    adds = begun.adopts is not None
     if not (adds and run.count()):
-        run.append(begun)
+        run.append(begin())
     sender = STARTED.pop() if STARTED else Sender()
     sender.follow(run.run_id)
     tracker, status = Tracker(run), "FAILED"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from serving.bundles.registry import (
     CHALLENGER,
     CHAMPION,
-    NAMED,
     Promoted,
     PromotionGate,
     Registered,
     RegistryEntry,
     RolledBack,
+    is_name,
     read_registry,
     version_named,
 )
@@ -43,8 +43,7 @@ def why(text: str) -> WhyReport:
 
     Without a champion a name alone means the challenger. Raises as `version_named` does.
     """
-    found = NAMED.fullmatch(text)
-    alone = read_registry(text) if found and found["name"] == text else None
+    alone = read_registry(text) if is_name(text) else None
     registry, version = version_named(
         text, CHALLENGER if alone and alone.champion is None else CHAMPION
     )

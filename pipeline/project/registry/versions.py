@@ -169,7 +169,7 @@ class PromoteReport:
     promoted: bool
     forced: str
     gates: tuple[PromotionGate, ...]
-    """None where it was the champion already."""
+    """() where it was the champion already."""
 
     @property
     def failed(self) -> tuple[PromotionGate, ...]:

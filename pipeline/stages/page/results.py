@@ -12,7 +12,13 @@ from typing import TypeVar
 from pipeline.config import layout
 from pipeline.config.experiment import Params
 from pipeline.records import read
-from pipeline.records.benchmark import BenchmarkReport, BundleReport, over_eager
+from pipeline.records.benchmark import (
+    BenchmarkReport,
+    BundleReport,
+    fastest_batch,
+    over_eager,
+    quickest_row,
+)
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport, VariantParity
 from pipeline.records.published import (
@@ -371,12 +377,7 @@ def _row(
     measured: ExperimentResults, variant: str, parity: VariantParity, timings: Sequence[Measurement]
 ) -> ResultRow:
     """Put the figures of the best thread count for each of them into the row."""
-    firsts = [row.timing.p50_ms for one in timings if (row := one.row(1))]
-    fastest = max(
-        (one.fastest for one in timings),
-        key=lambda timing: timing.rows_per_second,
-        default=None,
-    )
+    quickest, fastest = quickest_row(timings), fastest_batch(timings)
     return ResultRow(
         experiment=measured.training.experiment,
         variant=variant,
@@ -387,7 +388,7 @@ def _row(
         max_abs_diff=parity.max_abs_diff,
         flips=parity.flips,
         passed=parity.passed,
-        p50_ms=min(firsts, default=None),
+        p50_ms=quickest.timing.p50_ms if quickest else None,
         rows_per_second=fastest.rows_per_second if fastest else None,
         best_batch=fastest.batch_size if fastest else None,
         bytes=timings[0].file_bytes if timings else None,
