@@ -18,7 +18,7 @@ from benching import Line, describe, parser, show
 
 from pipeline.config import layout, params
 from pipeline.exporting.exporter import to_onnx
-from pipeline.network.graph import load_graph
+from pipeline.models.parts.graph import load_graph
 from pipeline.records import ready
 from serving.measuring.pairing import paired_ratio
 from serving.runtime.binding import bind

@@ -21,7 +21,7 @@ from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment, MinSpeedup
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import to_onnx
-from pipeline.network.graph import build_graph
+from pipeline.models.parts.graph import build_graph
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.records import ready
 from pipeline.records.quantize import QuantizeReport, Search, Try, as_table

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
-from pipeline.network.graph import Graph, build_graph
+from pipeline.models.parts.graph import Graph, build_graph
 from pipeline.records import ready
 from pipeline.records.published import ScriptLine as Line
 from pipeline.records.ready import DatasetManifest, Split

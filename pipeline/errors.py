@@ -4,6 +4,7 @@ FerryError                                   exit 1
 ├── ...                                      see serving.errors
 ├── ConfigError         (ValueError)         exit 2: params.yaml, by the key's full path
 ├── DownloadError       (ConnectionError)    no address had the file
+├── TargetError         (ValueError)         a model that a target cannot take
 ├── DivergedError       (ArithmeticError)    a loss that is not a number
 └── GateError           (ValueError)         a gate that was not met
     └── ParityError                          an ONNX variant that is not the trained model
@@ -31,6 +32,10 @@ class ConfigError(FerryError, ValueError):
 
 class DownloadError(FerryError, ConnectionError):
     """No address had the file; the message names them all and the ways out."""
+
+
+class TargetError(FerryError, ValueError):
+    """A model that a target cannot take: an operator that it lacks, or too large for it."""
 
 
 class DivergedError(FerryError, ArithmeticError):

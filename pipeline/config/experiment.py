@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ConfigError
+from serving.bundles import Target
 from serving.errors import UnknownNameError
 
 LARGEST = 2**32 - 1
@@ -326,6 +327,16 @@ class BenchmarkConfig(StrictSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TargetBudget(StrictSettings):
+    """The room that there is on a kind of device, in KiB; null for any."""
+
+    size_kib: PositiveNumber | None
+    """Of the model's file; of C of the flash that it takes."""
+    ram_kib: PositiveNumber | None
+    """What C takes; of the others nobody knows it beforehand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleConfig(StrictSettings):
     """Which of the variants that passed is shipped."""
 
@@ -333,6 +344,8 @@ class BundleConfig(StrictSettings):
     min_gain: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     """How many times better than fp32 another variant must be to be shipped in its place."""
     golden_rows: Count
+    budgets: Mapping[Target, TargetBudget]
+    """What each target has room for; none of a target that is not named."""
 
 
 Choice = bool | int | float | str | tuple[int, ...]
@@ -393,30 +406,6 @@ class Experiment(StrictSettings):
     bundle: BundleConfig
     search: Mapping[str, SearchSpace] = field(default_factory=dict)
     """What `ferry tune` may change, by the key's path below the experiment; may be left out."""
-
-
-def check_gates(experiment: Experiment) -> None:
-    """Where a class is predicted, a gate must say how many may flip; elsewhere none can.
-
-    Raises ConfigError also where what ships would not be compared.
-    """
-    where, config = f"experiments.{experiment.name}.parity", experiment.parity
-    if "all" not in config.levels:
-        raise ConfigError(f"{where}.levels must hold 'all', which ships, got {config.levels}")
-    if "dynamo" not in config.exporters:
-        raise ConfigError(
-            f"{where}.exporters must hold 'dynamo', which ships, got {config.exporters}"
-        )
-    if experiment.train.loss == "mean_squared_error":
-        return
-    if config.fp32.max_abs_diff is None:
-        raise ConfigError(
-            f"{where}.fp32.max_abs_diff must be a number, got None: near-ties are told by it"
-        )
-    for variant in ("fp32", "fp16", "int8"):
-        for limit in LIMITS_OF_CLASSES:
-            if getattr(config.gate(variant), limit) is None:
-                raise ConfigError(f"{where}.{variant}.{limit} must be a number, got None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

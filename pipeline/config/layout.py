@@ -104,9 +104,9 @@ def pictures(experiment: str) -> Path:
     return PICTURES / experiment
 
 
-def bundle(experiment: str) -> Path:
-    """The folder that is deployed: `bundles/E`."""
-    return Path("bundles") / experiment
+def bundle(experiment: str, target: str = "cpu") -> Path:
+    """The folder that is deployed: `bundles/E`, for another target `bundles/E.TARGET`."""
+    return Path("bundles") / (experiment if target == "cpu" else f"{experiment}.{target}")
 
 
 def tune(experiment: str) -> Path:

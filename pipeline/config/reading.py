@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +19,9 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError, running
 from serving.errors import MissingInputError, UnknownNameError, nearest, one_line
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import Experiment
 
 Record = TypeVar("Record")
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
@@ -350,3 +353,27 @@ def _import_own(path: Path) -> ModuleType:
     if not path.samefile(module.__file__ or ""):
         raise ConfigError(f"{path} is hidden by {module.__file__}; rename the package")
     return module
+
+
+def check_gates(experiment: "Experiment") -> None:
+    """Where a class is predicted, a gate must say how many may flip; elsewhere none can.
+
+    Raises ConfigError also where what ships would not be compared.
+    """
+    where, config = f"experiments.{experiment.name}.parity", experiment.parity
+    if "all" not in config.levels:
+        raise ConfigError(f"{where}.levels must hold 'all', which ships, got {config.levels}")
+    if "dynamo" not in config.exporters:
+        raise ConfigError(
+            f"{where}.exporters must hold 'dynamo', which ships, got {config.exporters}"
+        )
+    if experiment.train.loss == "mean_squared_error":
+        return
+    if config.fp32.max_abs_diff is None:
+        raise ConfigError(
+            f"{where}.fp32.max_abs_diff must be a number, got None: near-ties are told by it"
+        )
+    for variant in ("fp32", "fp16", "int8"):
+        for limit in ("flips", "accuracy_loss"):
+            if getattr(config.gate(variant), limit) is None:
+                raise ConfigError(f"{where}.{variant}.{limit} must be a number, got None")

@@ -15,7 +15,7 @@ from pipeline.errors import causes, first_line, running
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.folding import fold_standardisation
 from pipeline.exporting.signatures import BATCH
-from pipeline.network.graph import Graph
+from pipeline.models.parts.graph import Graph
 from pipeline.records.ready import Kind
 from serving.errors import ModelError
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import running
-from pipeline.network.graph import as_tensor
+from pipeline.models.parts.graph import as_tensor
 from serving.errors import (
     InputError,
     MissingInputError,

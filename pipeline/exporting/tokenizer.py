@@ -1,10 +1,10 @@
-"""The nodes before a text model: they do what `pipeline.network.vocabulary` does, in the graph."""
+"""The nodes before a text model: in the graph, what `pipeline.models.parts.vocabulary` does."""
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.network.vocabulary import PADDING, RESERVED, UNKNOWN, Vocabulary
+from pipeline.models.parts.vocabulary import PADDING, RESERVED, UNKNOWN, Vocabulary
 
 INPUT, IDS = "text", "ids"
 FIRST_OPSET = 20

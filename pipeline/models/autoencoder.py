@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.config.experiment import Counts, NaturalNumber, StrictSettings
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.network.layers import Activation, activation
+from pipeline.models.parts.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

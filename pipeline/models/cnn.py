@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.config.experiment import Counts, Fraction, StrictSettings
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.network.layers import NEVER_FALLING, Activation, activation
+from pipeline.models.parts.layers import NEVER_FALLING, Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

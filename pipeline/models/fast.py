@@ -17,7 +17,7 @@ from torch.nn import functional
 from pipeline.config.experiment import Count, Counts, NaturalNumber, PositiveNumber, StrictSettings
 from pipeline.errors import ConfigError
 from pipeline.models import Gives, Shape
-from pipeline.network.layers import Activation, activation
+from pipeline.models.parts.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

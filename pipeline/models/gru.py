@@ -7,7 +7,7 @@ translation", 2014.
 from torch import nn
 
 from pipeline.models import Gives, Shape
-from pipeline.network.layers import ImageReader, RowSettings
+from pipeline.models.parts.layers import ImageReader, RowSettings
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

@@ -7,7 +7,7 @@ Schmidhuber and Cummins, "Learning to forget", 2000. For sentences there is `tex
 from torch import nn
 
 from pipeline.models import Gives, Shape
-from pipeline.network.layers import ImageReader, RowSettings
+from pipeline.models.parts.layers import ImageReader, RowSettings
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

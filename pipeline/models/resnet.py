@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config.experiment import Count, Counts, Fraction, StrictSettings
 from pipeline.models import Gives, Shape
-from pipeline.network.layers import Activation, activation
+from pipeline.models.parts.layers import Activation, activation
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("image",)

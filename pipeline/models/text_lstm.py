@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.config.experiment import LARGEST, Count, Counts, Fraction, StrictSettings
 from pipeline.models import Gives, Shape
-from pipeline.network.layers import Stack
-from pipeline.network.vocabulary import PADDING, UNKNOWN
+from pipeline.models.parts.layers import Stack
+from pipeline.models.parts.vocabulary import PADDING, UNKNOWN
 from pipeline.records.ready import Kind
 
 TAKES: tuple[Kind, ...] = ("text",)

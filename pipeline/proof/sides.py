@@ -18,7 +18,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.exporter import INPUTS
 from pipeline.exporting.signatures import BATCH, FlatModule
-from pipeline.network.graph import Graph, load_graph
+from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.proof.differences import largest_difference
 from pipeline.proof.tracing.torch_values import TorchValues, Traced
 from pipeline.records import ready

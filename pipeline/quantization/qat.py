@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import to_onnx
-from pipeline.network.graph import Graph, load_graph
+from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.quantization.recipes import BLOCK, Recipe
 from pipeline.records import ready
 from pipeline.training.batches import DeviceRows

@@ -136,11 +136,15 @@ class BundleReport:
     """Its name, or the ONNX file's."""
     variant: str
     """One of the experiment's, or "file"."""
+    target: str
+    """The kind of place that it is for."""
     reason: str
     goal: str | None
     """By which the variant was chosen; None for a file, which is the only one."""
     gains: Mapping[str, Gain]
     """Of each variant that passed."""
+    ram_bytes: int | None
+    """What the model takes on the target, where that is known beforehand."""
     sha256: str
     """Of the ONNX file."""
     classes: int

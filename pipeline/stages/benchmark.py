@@ -16,7 +16,7 @@ import torch
 
 from pipeline import tracking
 from pipeline.config.experiment import BenchmarkConfig, Experiment
-from pipeline.network.graph import load_graph
+from pipeline.models.parts.graph import load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, speeds, sweeps
 from pipeline.stages.baselines import opening, subject

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from pipeline import tracking
-from pipeline.config.experiment import BundleConfig, Experiment
+from pipeline.config.experiment import Experiment
 from pipeline.errors import GateError
 from pipeline.exporting.onnxmodel import load_foreign
 from pipeline.exporting.tokenizer import known_words
@@ -21,21 +21,17 @@ from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import open_rows
 from pipeline.records import ReportFiles, read, ready, write
-from pipeline.records.benchmark import (
-    BenchmarkReport,
-    BundleReport,
-    Gain,
-    gains_over_fp32,
-    on_cpu,
-    speeds,
-)
+from pipeline.records.benchmark import BenchmarkReport, BundleReport, on_cpu, speeds
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
 from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from pipeline.stages.page.note import note_of
 from pipeline.stages.page.results import ExperimentResults, rows_of
+from pipeline.targets.choice import Choice, choose_for
+from serving.bundles import Target
 from serving.bundles.bundle import FOREIGN, MODEL, Gate, ModelOrigin, open_bundle
 from serving.bundles.finding import MANIFEST, located
+from serving.bundles.golden import hardest
 from serving.bundles.reference import Reference
 from serving.bundles.writing import BundleContents, copy_bundle, write_bundle
 from serving.drift.quantities import reference_of
@@ -56,58 +52,54 @@ def bundle(
     data: Path,
     details: Path,
     folder: Path,
-    files: ReportFiles,
+    files: ReportFiles | None,
     *,
     experiment: Experiment,
+    target: Target = "cpu",
     track: bool = True,
 ) -> BundleReport:
-    """Write the bundle `folder` of the best of `models`.
+    """Write the bundle `folder` of the best of `models` for a target.
 
     `details` is the folder of what the stages before this one reported, `data` the preprocessed
     data set that the golden rows and the statistics of `reference.json` come from. The report goes
-    to `files`.
+    to `files`; without them it is a bundle beside the one that the pipeline ships.
 
-    Raises MissingInputError, GateError when fp32 did not pass its gate, and IntegrityError when a
-    file is not the one that was measured.
+    Raises MissingInputError, GateError when fp32 did not pass its gate, TargetError when the target
+    takes no variant, and IntegrityError when a file is not the one that was measured.
     """
     name, config = experiment.name, experiment.bundle
     trained = read(TrainReport, details / "train.json", f"ferry train {name}")
     parity = read(ParityReport, details / "parity.json", f"ferry parity {name}")
     timed = read(BenchmarkReport, details / "benchmark.json", f"ferry benchmark {name}")
-    gains = _gains(parity, timed, config.goal)
-    variant, reason = choose(gains, config)
-    proven = parity.variants[variant]
-    content = _proven_bytes(models[variant], proven, timed, variant)
-    training, held_out, test = (
-        ready.open_split(data, split).inputs for split in ("train", "validation", "test")
-    )
+    passed = _proven_files(models, parity, timed)
+    chosen = choose_for(name, target, passed, timed, config)
+    variant = chosen.variant
+    proven, content = parity.variants[variant], passed[variant]
+    test = ready.open_split(data, "test").inputs
+    golden, tie = hardest(content, test, config.golden_rows, trained.labels)
     contents = BundleContents(
         name=name,
         variant=variant,
+        target=target,
         model=content,
         labels=trained.labels,
-        golden_input=np.array(test[: config.golden_rows]),
+        golden_input=golden,
+        golden_tie=tie,
         golden_max_abs_diff=_golden_limit(proven, ready.open_manifest(data).target_std),
         metrics=_metrics(trained, proven),
         parity=_gates(proven),
-        source=ModelOrigin(
-            dataset=experiment.dataset,
-            weights_sha256=trained.weights_sha256,
-            git_revision=trained.git_revision,
-            ferry_version=open_session(content, threads=1).metadata["ferry.version"],
-        ),
+        source=_origin(experiment, trained, content),
         needs=needs_of(onnx.load_model_from_string(content)),
-        reference=_reference(models[variant], training, held_out, data.name),
+        reference=_reference_of_splits(models[variant], data),
     )
-    report = _ship(folder, contents, reason=reason, goal=config.goal, gains=gains)
+    report = _ship(folder, contents, chosen)
+    if files is None:
+        _record_target(report, trained.weights_sha256, track=track)
+        return report
     write(report, files)
+    quantized = read(QuantizeReport, details / "quantize.json", f"ferry quantize {name}")
     measured = ExperimentResults(
-        training=trained,
-        inside=None,
-        parity=parity,
-        quantized=read(QuantizeReport, details / "quantize.json", f"ferry quantize {name}"),
-        benchmark=timed,
-        shipped=report,
+        training=trained, parity=parity, quantized=quantized, benchmark=timed, shipped=report
     )
     _record(measured, report, folder, track=track)
     return report
@@ -142,15 +134,19 @@ def bundle_file(
     session = open_session(content, threads=1, shared=proof.shared)
     _check_inputs(model, session)
     session.answered(str(model))
-    golden = _golden_rows(rows, session, golden_rows)
-    answers = session.run({session.inputs[0].name: as_fed(golden)})
+    given, batch = _given_rows(rows, session), fixed_batch(session.inputs)
+    first = np.array(given[: batch or golden_rows])
+    answers = session.run({session.inputs[0].name: as_fed(first)})
+    known = _labels(labels, session, answers)
+    golden, tie = hardest(content, given, len(first), known, proof.shared, batch=batch)
     contents = BundleContents(
         name=model.stem,
         variant=FOREIGN,
         model=content,
-        labels=_labels(labels, session, answers),
+        labels=known,
         shared=proof.shared,
         golden_input=golden,
+        golden_tie=tie,
         golden_max_abs_diff=_tolerance(proof.result, list(answers.values())),
         metrics={} if proof.result.accuracy is None else {"accuracy": proof.result.accuracy},
         parity=_gates(proof.result),
@@ -164,19 +160,12 @@ def bundle_file(
         reference=_reference_of_rows(model, reference, session, labels) if reference else None,
     )
     reason = f"it answers as {proof.reference.name} does, on {proof.data}"
-    return _ship(folder, contents, reason=reason, goal=None, gains={})
+    return _ship(folder, contents, Choice(variant=FOREIGN, reason=reason))
 
 
-def _ship(
-    folder: Path,
-    contents: BundleContents,
-    *,
-    reason: str,
-    goal: str | None,
-    gains: Mapping[str, Gain],
-) -> BundleReport:
+def _ship(folder: Path, contents: BundleContents, chosen: Choice) -> BundleReport:
     write_bundle(folder, contents)
-    return _report(folder, reason=reason, goal=goal, gains=gains)
+    return _report(folder, chosen)
 
 
 def copy_registered(name: str, folder: Path) -> BundleReport:
@@ -186,28 +175,44 @@ def copy_registered(name: str, folder: Path) -> BundleReport:
     """
     source = located(name)
     copy_bundle(open_bundle(source), folder)
-    return _report(folder, reason=f"it is {name}", goal=None, gains={})
+    manifest = open_bundle(folder).manifest
+    return _report(folder, Choice(variant=manifest.variant, reason=f"it is {name}"))
 
 
-def _report(
-    folder: Path, *, reason: str, goal: str | None, gains: Mapping[str, Gain]
-) -> BundleReport:
+def _report(folder: Path, chosen: Choice) -> BundleReport:
     """What is said of a bundle that was written."""
     bundle = open_bundle(folder)
     manifest, reference = bundle.manifest, bundle.reference()
     return BundleReport(
         experiment=manifest.name,
         variant=manifest.variant,
-        reason=reason,
-        goal=goal,
-        gains=gains,
+        target=manifest.target,
+        reason=chosen.reason,
+        goal=chosen.goal,
+        gains=chosen.gains,
+        ram_bytes=chosen.ram_bytes,
         sha256=manifest.files[MODEL].sha256,
         classes=len(manifest.labels),
         golden_rows=manifest.golden.rows,
         reference_rows=reference.rows if reference else 0,
-        bytes=sum(path.stat().st_size for path in folder.iterdir()),
+        bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         digest=manifest.digest,
     )
+
+
+def _origin(experiment: Experiment, trained: TrainReport, content: bytes) -> ModelOrigin:
+    return ModelOrigin(
+        dataset=experiment.dataset,
+        weights_sha256=trained.weights_sha256,
+        git_revision=trained.git_revision,
+        ferry_version=open_session(content, threads=1).metadata["ferry.version"],
+    )
+
+
+def _record_target(report: BundleReport, weights_sha256: str, *, track: bool) -> None:
+    """Say in the run that its model has a bundle for another kind of place too."""
+    with tracking.run_of_weights(report.experiment, weights_sha256, track=track) as tracker:
+        tracker.log_tags({f"ferry.bundle.{report.target}": report.digest})
 
 
 def _record(
@@ -233,6 +238,11 @@ def _reference(
     return reference_of(model, training, held_out=held_out, data=data, known_words=words, task=task)
 
 
+def _reference_of_splits(model: Path, data: Path) -> Reference:
+    training, held_out = (ready.open_split(data, one).inputs for one in ("train", "validation"))
+    return _reference(model, training, held_out, data.name)
+
+
 def _gates(proven: VariantParity) -> dict[str, Gate]:
     """The quantities that must be small, each beside its limit; a gate holds nothing else."""
     return {
@@ -244,37 +254,10 @@ def _gates(proven: VariantParity) -> dict[str, Gate]:
     }
 
 
-# The choice of an experiment's variant
-
-
-def choose(gains: Mapping[str, Gain], config: BundleConfig) -> tuple[str, str]:
-    """The variant to ship, and why: the best by the goal, if it is enough better than fp32.
-
-    `gains` has each variant that passed its gate. One counts as better only if the whole interval
-    of its gain is, and the best of those must be `min_gain` times as good.
-    """
-    better = {
-        name: gain
-        for name, gain in gains.items()
-        if name != "fp32" and gain.low > 1 and gain.times >= config.min_gain
-    }
-    if better:
-        best = max(better, key=lambda name: better[name].times)
-        return best, f"{_describe(better[best])} times as good as fp32 in {config.goal}"
-    others = ", ".join(
-        f"{name} {_describe(gain)}" for name, gain in gains.items() if name != "fp32"
-    )
-    message = f" ({others} times as good)" if others else ""
-    return "fp32", f"no other variant is {config.min_gain:g} times better in {config.goal}{message}"
-
-
-def _describe(gain: Gain) -> str:
-    if gain.low == gain.high:
-        return f"{gain.times:.2f}"
-    return f"{gain.times:.2f} [{gain.low:.2f} to {gain.high:.2f}]"
-
-
-def _gains(parity: ParityReport, timed: BenchmarkReport, goal: str) -> dict[str, Gain]:
+def _proven_files(
+    models: Mapping[str, Path], parity: ParityReport, timed: BenchmarkReport
+) -> dict[str, bytes]:
+    """The files of the variants that passed their gates; GateError where fp32 did not."""
     if not parity.variants["fp32"].passed:
         raise GateError(
             f"{parity.experiment} fp32 did not pass its gate: "
@@ -285,8 +268,11 @@ def _gains(parity: ParityReport, timed: BenchmarkReport, goal: str) -> dict[str,
             f"{timed.experiment}: benchmark.json is of an interrupted run; "
             f"`ferry benchmark {timed.experiment}` measures it anew"
         )
-    passed = [name for name, variant in parity.variants.items() if variant.passed]
-    return gains_over_fp32(timed, passed, goal)
+    return {
+        variant: _proven_bytes(models[variant], proven, timed, variant)
+        for variant, proven in parity.variants.items()
+        if proven.passed
+    }
 
 
 def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, variant: str) -> bytes:
@@ -361,15 +347,13 @@ def _check_inputs(model: Path, session: Session) -> None:
         raise InputError(f"{model}: input {names[0]} has no batch axis")
 
 
-def _golden_rows(rows: str, session: Session, count: int) -> Array:
-    """The first rows: `count` of them, or as many as the one batch size that the model takes."""
-    info = session.inputs[0]
-    array = open_rows(rows, session.inputs).inputs[info.name]
+def _given_rows(rows: str, session: Session) -> Array:
+    """The rows of a file, as many as the model takes at once or more."""
+    array: Array = open_rows(rows, session.inputs).inputs[session.inputs[0].name]
     wanted = fixed_batch(session.inputs)
     if wanted is not None and len(array) < wanted:
         raise InputError(f"{rows} holds {len(array)} rows, the model takes {wanted} at once")
-    taken: Array = np.array(array[: wanted or count])
-    return taken
+    return array
 
 
 def _labels(given: Path | None, session: Session, answers: Mapping[str, Array]) -> tuple[str, ...]:

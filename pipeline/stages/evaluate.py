@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from pipeline import tracking
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
-from pipeline.network.graph import MeanSquaredError, Regression, load_graph
+from pipeline.models.parts.graph import MeanSquaredError, Regression, load_graph
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.evaluate import (
     Classes,

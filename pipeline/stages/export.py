@@ -23,7 +23,7 @@ from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.exporter import to_onnx, traced
-from pipeline.network.graph import Graph, load_graph
+from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.records import ReportFiles, read, ready, write
 from pipeline.records.ready import Kind
 from pipeline.records.train import TrainReport

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import tracking
-from pipeline.config.experiment import Experiment, check_gates
+from pipeline.config.experiment import Experiment
+from pipeline.config.reading import check_gates
 from pipeline.proof.differences import DecisionRule
 from pipeline.proof.explain import explained
 from pipeline.proof.measure import Kept, keep, sample

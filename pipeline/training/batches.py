@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config.experiment import AugmentConfig
-from pipeline.network.graph import Graph
-from pipeline.network.vocabulary import PADDING
+from pipeline.models.parts.graph import Graph
+from pipeline.models.parts.vocabulary import PADDING
 from pipeline.records.ready import Split
 from pipeline.records.train import TargetQuality
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline.config.experiment import Experiment, TrainConfig
 from pipeline.errors import ConfigError, DivergedError
-from pipeline.network.graph import Graph
+from pipeline.models.parts.graph import Graph
 from pipeline.records.train import Epoch, best_of
 from pipeline.training.batches import DeviceRows, augment, draw, evaluate
 from pipeline.training.checkpoint import Checkpoint

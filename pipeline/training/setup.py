@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
-from pipeline.network.graph import Graph, build_graph, check_answers
+from pipeline.models.parts.graph import Graph, build_graph, check_answers
 from pipeline.records import ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer

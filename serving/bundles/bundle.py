@@ -10,10 +10,12 @@ can change unnoticed.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Set
+import re
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from serving.bundles import Target
 from serving.bundles.finding import MANIFEST, not_there
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
@@ -27,9 +29,12 @@ from serving.runtime.tensors import TensorInfo
 
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
-OPTIONAL = (REFERENCE,)
+"""What every bundle has; its target may add others, in folders of its own too."""
+SIGNATURE = "model.sig"
+"""Of the whole folder; the manifest cannot list it."""
+PLAIN_NAME = re.compile(r"(?![.])[\w.-]+(/(?![.])[\w.-]+)*", re.ASCII)
 RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FOREIGN = "file"
 """The variant of a model that ferry did not export, and that says nothing of itself."""
 
@@ -70,6 +75,9 @@ class Golden:
     rows: int
     max_abs_diff: float
     """Largest absolute difference of any output that a device may show."""
+    tie: float
+    """Two scores that lie within this may be told apart otherwise by kernels that are right. No
+    golden row is so near a tie: none may be decided otherwise anywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +89,7 @@ class BundleManifest:
     """The experiment, or the name of the file."""
     variant: str
     """For instance "fp32", "fp16" or "int8"; "file" for a model that ferry did not export."""
+    target: Target
     opset: int
     ir_version: int
     minimum_runtime: str
@@ -146,11 +155,13 @@ def open_bundle(folder: Path) -> Bundle:
         raise not_there(folder) if not folder.exists() else _is_file(folder)
     manifest = read_manifest(folder)
     names = set(manifest.files)
-    if names - set(OPTIONAL) != set(FILES):
-        raise IntegrityError(
-            f"{folder / MANIFEST} lists {sorted(names)}, a bundle has {sorted(FILES)} and may have "
-            f"{', '.join(OPTIONAL)}"
-        )
+    if missing := set(FILES) - names:
+        raise IntegrityError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}")
+    for name in names:
+        if not PLAIN_NAME.fullmatch(name):
+            raise IntegrityError(
+                f"{folder / MANIFEST} lists {name!r}, which is no file of a bundle"
+            )
     wrong = _surprises(folder, names)
     contents: dict[str, bytes] = {}
     for name in sorted(names - set(wrong)):
@@ -231,14 +242,27 @@ def _surprises(folder: Path, names: Set[str]) -> dict[str, str]:
     """Every entry of a bundle's folder that has no business there, and every file it lacks."""
     wrong: dict[str, str] = {}
     found = set()
+    folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+    for name, entry in _entries(folder, folders):
+        found.add(name)
+        if name not in {*names, MANIFEST, SIGNATURE}:
+            wrong[name] = "is not listed in the manifest (take it away)"
+        elif not entry.is_file(follow_symlinks=False):
+            wrong[name] = "is a link or a folder, not a plain file"
+    return wrong | {name: "is missing" for name in sorted(names) if name not in found}
+
+
+def _entries(
+    folder: Path, folders: Set[str], above: str = ""
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies in a bundle by its name there, also below those of `folders` that are folders."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            found.add(entry.name)
-            if entry.name not in {*names, MANIFEST}:
-                wrong[entry.name] = "is not listed in the manifest (take it away)"
-            elif not entry.is_file(follow_symlinks=False):
-                wrong[entry.name] = "is a link or a folder, not a plain file"
-    return wrong | {name: "is missing" for name in sorted(names) if name not in found}
+            name = above + entry.name
+            if name in folders and entry.is_dir(follow_symlinks=False):
+                yield from _entries(folder / entry.name, folders, f"{name}/")
+            else:
+                yield name, entry
 
 
 def _read(path: Path, info: FileInfo) -> tuple[bytes, str]:

@@ -1,21 +1,76 @@
 """Golden rows: an input and the outputs it gave, which every device must give again.
 
-They travel in the bundle as `golden.npz`: `input`, and each output by its name.
+They travel in the bundle as `golden.npz`: `input`, and each output by its name. They are the rows
+that are decided most narrowly, so that a device that answers otherwise shows it there first.
 """
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from serving.bundles.bundle import Golden
 from serving.errors import InputError, IntegrityError, ModelError
-from serving.runtime.session import Session
+from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import Array, as_fed, refuse_other_rows
 
 INPUT = "input"
+SEARCHED = 4000
+"""Rows among which the hardest are looked for; more would only take longer."""
+BATCH = 100
+
+
+def hardest(
+    model: bytes,
+    rows: Array,
+    count: int,
+    labels: Sequence[str],
+    shared: Mapping[str, str] | None = None,
+    *,
+    batch: int | None = None,
+) -> tuple[Array, float]:
+    """The `count` rows that are decided most narrowly, or fewer, and the margin of a tie.
+
+    `rows` are of the model's own dtype and shape, [rows, ...]. The margin of a row is the
+    difference of its two largest scores. Within twice the largest difference of a score between
+    the graph as it is written and as ONNX Runtime rewrites it, it is a tie, which says nothing of a
+    device, so such rows are left out. Without classes to decide between, it is the first rows and
+    a tie of 0. `batch` is the one batch size that the model takes, if there is one.
+
+    Raises InputError where too few rows are no ties.
+    """
+    shipped = open_session(model, threads=1, shared=shared)
+    scores = shipped.tells(labels).scores
+    if scores is None or scores.shape[1] == 1:
+        return np.array(rows[:count]), 0.0
+    plain = open_session(model, threads=1, shared=shared, optimize="none")
+    size = batch or BATCH
+    searched = min(len(rows), SEARCHED)
+    found = np.concatenate(
+        [
+            np.stack([_scores(one, scores.name, rows[at : at + size]) for one in (shipped, plain)])
+            for at in range(0, searched - searched % (batch or 1), size)
+        ],
+        axis=1,
+    )
+    tie = 2 * float(np.abs(found[0] - found[1]).max(initial=0))
+    largest = np.partition(found[0], -2, axis=1)[:, -2:]
+    margins = largest[:, 1] - largest[:, 0]
+    order = np.argsort(margins, kind="stable")
+    chosen = order[margins[order] > tie][:count]
+    if len(chosen) < (batch or 1):
+        raise InputError(
+            f"{len(chosen)} of {len(margins)} rows are decided by more than {tie:.1e}, which "
+            f"kernels differ by; golden rows must be, and {batch or 1} are needed"
+        )
+    return np.array(rows[np.sort(chosen)]), tie
+
+
+def _scores(session: Session, name: str, rows: Array) -> Array:
+    found = session.run({session.inputs[0].name: as_fed(np.array(rows))})[name]
+    return found.astype(np.float64)
 
 
 def make_golden(session: Session, rows: Array) -> bytes:
@@ -36,7 +91,7 @@ def make_golden(session: Session, rows: Array) -> bytes:
     file = io.BytesIO()
     # Strings are saved with a fixed length, as an array of objects would need pickle.
     saved: dict[str, Any] = {name: _without_objects(array) for name, array in arrays.items()}
-    np.savez(file, allow_pickle=False, **saved)
+    np.savez_compressed(file, allow_pickle=False, **saved)
     return file.getvalue()
 
 

@@ -78,7 +78,9 @@ def check() -> tuple[dict[str, Any], dict[str, bytes]]:
         raise RunnerError("manifest.json was altered: it is no manifest any more") from error
     if not intact:
         raise RunnerError("manifest.json was altered: its digest is another")
-    contents = {name: _read(Path(name).name) for name, _ in files}
+    if outside := [name for name, _ in files if name.startswith("/") or ".." in name.split("/")]:
+        raise RunnerError(f"manifest.json was altered: {outside[0]} is no file of this folder")
+    contents = {name: _read(name) for name, _ in files}
     for name, info in files:
         if sha256(contents[name]).hexdigest() != info["sha256"]:
             raise RunnerError(f"{name} was altered: its sha256 is not the one in manifest.json")

@@ -8,13 +8,14 @@ import contextlib
 import dataclasses
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
+from serving.bundles import Target
 from serving.bundles.bundle import (
     GOLDEN,
     LABELS,
@@ -46,6 +47,10 @@ NPZ_ARGUMENTS = ("file", "allow_pickle")
 """Names that an array cannot have: `np.savez` would take them for its own arguments."""
 
 
+Part = Callable[[BundleManifest, Mapping[str, bytes]], Mapping[str, bytes]]
+"""Files to add to a bundle, by name, of its manifest and the bytes of its files until then."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleContents:
     """What a bundle is made of."""
@@ -71,6 +76,11 @@ class BundleContents:
     """What a processor must have for the model; `needs` of the manifest."""
     reference: Reference | None = None
     """How the training data are distributed; None where nobody has them."""
+    golden_tie: float = 0.0
+    """The margin of scores that says nothing of a device; `tie` of the manifest."""
+    target: Target = "cpu"
+    parts: tuple[Part, ...] = ()
+    """What the target adds."""
 
 
 def write_bundle(folder: Path, contents: BundleContents) -> BundleManifest:
@@ -85,9 +95,11 @@ def write_bundle(folder: Path, contents: BundleContents) -> BundleManifest:
     session = open_session(contents.model, threads=1, shared=contents.shared)
     files = _files(contents, session)
     manifest = _manifest(contents, session, files)
+    for part in contents.parts:
+        files |= part(manifest, files)
+        manifest = _manifest(contents, session, files)
     with _replacing(folder) as building:
-        for name, content in files.items():
-            write_bytes(building / name, content)
+        _write_files(building, files)
         write_json(building / MANIFEST, manifest)
         dataclasses.replace(verify(building, threads=1), bundle=folder).require()
     return manifest
@@ -100,8 +112,7 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
     """
     _refuse_foreign(folder)
     with _replacing(folder) as building:
-        for name, content in bundle.contents.items():
-            write_bytes(building / name, content)
+        _write_files(building, bundle.contents)
         write_json(building / MANIFEST, bundle.manifest)
 
 
@@ -165,6 +176,12 @@ def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
     return files
 
 
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / name, content)
+
+
 def _manifest(
     contents: BundleContents, session: Session, files: Mapping[str, bytes]
 ) -> BundleManifest:
@@ -173,6 +190,7 @@ def _manifest(
         schema_version=SCHEMA_VERSION,
         name=contents.name,
         variant=contents.variant,
+        target=contents.target,
         opset=header.opset,
         ir_version=header.ir_version,
         minimum_runtime=minimum_runtime(header),
@@ -185,7 +203,11 @@ def _manifest(
         metrics=contents.metrics,
         parity=contents.parity,
         source=contents.source,
-        golden=Golden(rows=len(contents.golden_input), max_abs_diff=contents.golden_max_abs_diff),
+        golden=Golden(
+            rows=len(contents.golden_input),
+            max_abs_diff=contents.golden_max_abs_diff,
+            tie=contents.golden_tie,
+        ),
         files={
             name: FileInfo(size=len(content), sha256=sha256_of_bytes(content))
             for name, content in files.items()

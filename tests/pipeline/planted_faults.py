@@ -21,8 +21,8 @@ from trained_graphs import fit, graph_of, stripes
 
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import to_onnx
-from pipeline.network.graph import BinaryCrossEntropy, CrossEntropy, Graph, MeanSquaredError
-from pipeline.network.vocabulary import Vocabulary
+from pipeline.models.parts.graph import BinaryCrossEntropy, CrossEntropy, Graph, MeanSquaredError
+from pipeline.models.parts.vocabulary import Vocabulary
 
 OPSET = 20
 LIMIT = 1e-4

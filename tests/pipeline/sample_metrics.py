@@ -442,6 +442,8 @@ def bundle(name: str) -> dict[str, object]:
     return {
         "experiment": name,
         "variant": "int8",
+        "target": "cpu",
+        "ram_bytes": None,
         "reason": "1.7 times the speed of fp32 & within its gate",
         "goal": "latency",
         "gains": {

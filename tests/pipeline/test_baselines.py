@@ -15,7 +15,7 @@ import torch
 from project import REPOSITORY, Project
 from safetensors.torch import save_file
 
-from pipeline.network.graph import build_graph, load_graph
+from pipeline.models.parts.graph import build_graph, load_graph
 from pipeline.records.ready import open_manifest, open_split
 from pipeline.stages.baselines import subject as baseline_program
 from pipeline.stages.baselines.opening import (

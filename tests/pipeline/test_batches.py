@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.config.experiment import AugmentConfig
-from pipeline.network.graph import Graph, head_of
-from pipeline.network.vocabulary import Vocabulary
+from pipeline.models.parts.graph import Graph, head_of
+from pipeline.models.parts.vocabulary import Vocabulary
 from pipeline.records.ready import Split
 from pipeline.training.batches import DeviceRows, augment, draw, evaluate
 

@@ -12,26 +12,26 @@ import pytest
 import sample_metrics
 from project import Project
 
-from pipeline.config.experiment import BundleConfig, Params
-from pipeline.errors import GateError
+from pipeline.config.experiment import Params, TargetBudget
+from pipeline.errors import GateError, TargetError
 from pipeline.proof.rows import rows_of_split
 from pipeline.proof.sides import open_side
 from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, Gain
 from pipeline.records.parity import ParityReport
 from pipeline.records.ready import open_split
-from pipeline.stages.bundle import bundle, choose
+from pipeline.stages.bundle import bundle
 from pipeline.stages.parity import parity
+from pipeline.targets.choice import choose
 from serving import open_model
 from serving.batch.answers import answer
+from serving.bundles import Target
 from serving.bundles.bundle import open_bundle, read_manifest
 from serving.bundles.verify import verify
 from serving.drift.check import DriftReport, open_check
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import sha256_of_file, write_json
 from serving.measuring.report import Measurement
-
-LATENCY = BundleConfig(goal="latency", min_gain=1.1, golden_rows=4)
 
 
 def gain(times: float, low: float | None = None) -> Gain:
@@ -58,16 +58,18 @@ FP32 = gain(1.0)
     ],
 )
 def test_the_best_is_shipped_if_it_is_enough_better(gains: dict[str, Gain], variant: str) -> None:
-    chosen, reason = choose(gains, LATENCY)
+    chosen, reason = choose(gains, "latency", 1.1)
     assert chosen == variant
     assert "latency" in reason
 
 
 def test_the_reason_tells_gains_with_their_intervals() -> None:
     int8 = Gain(times=1.5, low=1.25, high=1.75)
-    _, reason = choose({"fp32": FP32, "int8": int8}, LATENCY)
+    _, reason = choose({"fp32": FP32, "int8": int8}, "latency", 1.1)
     assert reason == "1.50 [1.25 to 1.75] times as good as fp32 in latency"
-    _, reason = choose({"fp32": FP32, "fp16": gain(0.9), "int8": replace(int8, low=0.9)}, LATENCY)
+    _, reason = choose(
+        {"fp32": FP32, "fp16": gain(0.9), "int8": replace(int8, low=0.9)}, "latency", 1.1
+    )
     assert reason == (
         "no other variant is 1.1 times better in latency "
         "(fp16 0.90, int8 1.50 [0.90 to 1.75] times as good)"
@@ -139,6 +141,54 @@ def run(project: Project, goal: str = "latency") -> Path:
         track=False,
     )
     return folder
+
+
+def bundle_for(project: Project, target: Target, **budget: float | None) -> BundleReport:
+    budgets = {target: TargetBudget(**({"size_kib": None, "ram_kib": None} | budget))}
+    config = replace(project.experiment.bundle, budgets=budgets)
+    return bundle(
+        project.models,
+        project.data,
+        project.details("bundle").parent,
+        project.root / "bundles" / f"digits-cnn.{target}",
+        None,
+        experiment=replace(project.experiment, bundle=config),
+        target=target,
+        track=False,
+    )
+
+
+def test_another_kind_of_machine_takes_the_smallest(measured: Project) -> None:
+    report = bundle_for(measured, "arm64")
+    sizes = {name: path.stat().st_size for name, path in measured.models.items()}
+    assert report.variant == min(sizes, key=lambda name: sizes[name]) != "fp32"
+    assert report.gains[report.variant].times == sizes["fp32"] / sizes[report.variant]
+    assert (report.target, report.goal) == ("arm64", "size")
+    assert not measured.details("bundle").exists()
+
+
+def test_what_has_no_room_is_not_shipped(measured: Project) -> None:
+    sizes = {name: path.stat().st_size / 1024 for name, path in measured.models.items()}
+    ordered = sorted(sizes, key=lambda name: sizes[name])
+    assert bundle_for(measured, "arm64", size_kib=sizes[ordered[0]]).variant == ordered[0]
+    with pytest.raises(
+        TargetError, match=r"does not fit arm64: fp32 takes .* KiB, the budget is 1"
+    ):
+        bundle_for(measured, "arm64", size_kib=1)
+
+
+def test_the_golden_rows_are_those_that_are_decided_most_narrowly(measured: Project) -> None:
+    folder = run(measured)
+    made = open_bundle(folder)
+    rows = np.array(open_split(measured.data, "test").inputs)
+    found = np.sort(open_model(folder).predict(rows).probabilities, axis=1)
+    margins = np.sort(found[:, -1] - found[:, -2])
+    margins = margins[margins > made.manifest.golden.tie]
+    with np.load(folder / "golden.npz") as golden:
+        scores = np.sort(golden["probabilities"], axis=1)
+    kept = np.sort(scores[:, -1] - scores[:, -2])
+    assert kept == pytest.approx(margins[: len(kept)], abs=1e-6)
+    assert 0 < made.manifest.golden.tie < 0.5
 
 
 @pytest.mark.parametrize(

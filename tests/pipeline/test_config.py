@@ -59,7 +59,7 @@ defaults:
     int8: *gate
   benchmark: {batch_sizes: [1, 64], threads: [1, 0], seconds: 0.2, rounds: 10, baselines: [eager],
     growth_calls: 10000, cold_starts: 0, seed: 1}
-  bundle: {goal: latency, min_gain: 1.1, golden_rows: 16}
+  bundle: {goal: latency, min_gain: 1.1, golden_rows: 16, budgets: {}}
 experiments:
   one:
     dataset: digits
@@ -615,8 +615,8 @@ def test_a_file_takes_the_defaults_of_the_project_or_else_those_of_ferry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert golden_rows_of_a_file(None) == 16
-    assert golden_rows_of_a_file("epochs: 1e-3\nlayers: &a [1]\nmore: *a\n") == 16
+    assert golden_rows_of_a_file(None) == 64
+    assert golden_rows_of_a_file("epochs: 1e-3\nlayers: &a [1]\nmore: *a\n") == 64
     assert golden_rows_of_a_file(edited("golden_rows: 16", "golden_rows: 7")) == 7
     # A default that is left to the experiments is missed by its name.
     with pytest.raises(ConfigError, match=r"defaults\.bundle\.golden_rows is missing"):

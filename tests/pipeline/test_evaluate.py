@@ -15,7 +15,7 @@ from project import Project, files_in
 
 from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError
-from pipeline.network.graph import build_graph
+from pipeline.models.parts.graph import build_graph
 from pipeline.records import read
 from pipeline.records.evaluate import EvaluateReport, tracked
 from pipeline.records.ready import ArrayInfo, DatasetManifest, open_manifest, write_array

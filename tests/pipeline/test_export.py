@@ -17,7 +17,7 @@ from pipeline.config.experiment import Params
 from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import to_onnx
-from pipeline.network.graph import load_graph
+from pipeline.models.parts.graph import load_graph
 from pipeline.records.ready import DatasetManifest, open_manifest, open_split
 from pipeline.stages.export import export
 from serving.errors import IntegrityError, ModelError

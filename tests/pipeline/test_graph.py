@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.config.experiment import Experiment, ModelConfig
 from pipeline.config.params import load
 from pipeline.errors import ConfigError
-from pipeline.network.graph import (
+from pipeline.models.parts.graph import (
     BinaryCrossEntropy,
     CrossEntropy,
     Graph,

@@ -14,7 +14,7 @@ from trained_graphs import convolutional_graph, graph_of, linear_graph, stripes
 
 from pipeline.config.params import load
 from pipeline.models import Shape, build
-from pipeline.network.graph import CrossEntropy
+from pipeline.models.parts.graph import CrossEntropy
 from pipeline.records.evaluate import Attack, Robustness
 from pipeline.records.ready import Split
 from pipeline.stages.insight.pictures import (

@@ -17,7 +17,7 @@ from training import run as train
 
 from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError, DivergedError
-from pipeline.network.graph import Graph, head_of
+from pipeline.models.parts.graph import Graph, head_of
 from pipeline.records.ready import Split
 from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team

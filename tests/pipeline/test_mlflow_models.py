@@ -15,7 +15,7 @@ import torch
 from planted_faults import OPSET, subject
 
 from pipeline.exporting.exporter import to_onnx, traced
-from pipeline.network.graph import Graph, Regression
+from pipeline.models.parts.graph import Graph, Regression
 from pipeline.quantization.half import to_fp16
 from pipeline.tracking.journal import Entry, LoggedModel, Metrics, Point, RowsRead, RunJournal, Sent
 from pipeline.tracking.models import SUPERSEDED_TAG, model_of, send_model

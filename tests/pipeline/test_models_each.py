@@ -9,8 +9,8 @@ from torch import nn
 
 from pipeline.models.cnn import ConvBlock
 from pipeline.models.fast import Fast, Norm, Whitening
+from pipeline.models.parts.vocabulary import PADDING, UNKNOWN
 from pipeline.models.text_lstm import TextLstm
-from pipeline.network.vocabulary import PADDING, UNKNOWN
 
 CNN = CASES["cnn"][0]
 CIFAR = image(32, 32, 3)

@@ -16,7 +16,7 @@ from project import Project, files_in
 from pipeline.config.experiment import Params
 from pipeline.errors import ConfigError, ParityError
 from pipeline.exporting import onnxmodel
-from pipeline.network.graph import Graph, load_graph
+from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.proof.tables import parity_table, ulps
 from pipeline.proof.tracing.divergence import first_divergence
 from pipeline.records import read

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.config.experiment import Experiment, ModelConfig, Params
 from pipeline.exporting import onnxmodel
-from pipeline.network.graph import Graph, load_graph
+from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.quantization.qat import fine_tune, rounding, trained_again
 from pipeline.quantization.recipes import Recipe, parse
 from pipeline.records import ready

@@ -17,7 +17,7 @@ from pipeline.config.experiment import DatasetConfig, Experiment, Params
 from pipeline.config.params import check
 from pipeline.datasets import RawRows
 from pipeline.errors import ConfigError, ParityError
-from pipeline.network.graph import load_graph
+from pipeline.models.parts.graph import load_graph
 from pipeline.project.listing import listed
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.proof.tables import parity_table

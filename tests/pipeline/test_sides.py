@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trained_graphs import convolutional_graph, drawing_graph, graph_of, linear_graph, stripes
 
 from pipeline.config.params import load
-from pipeline.network.graph import CrossEntropy, Graph
+from pipeline.models.parts.graph import CrossEntropy, Graph
 from pipeline.proof.sides import (
     Side,
     check_alike,

@@ -16,7 +16,7 @@ from training import run, stop_after, with_train
 
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
-from pipeline.network.graph import Graph, build_graph, head_of
+from pipeline.models.parts.graph import Graph, build_graph, head_of
 from pipeline.records.ready import Split, open_manifest
 from pipeline.training.batches import DeviceRows
 from pipeline.training.setup import initialise, transfer

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from small_onnx import FLOAT, model, node
 
 from pipeline.exporting.tokenizer import known_words, prepend
-from pipeline.network.vocabulary import Vocabulary
+from pipeline.models.parts.vocabulary import Vocabulary
 from serving.drift.check import DriftCheck
 from serving.drift.quantities import MOST_ROWS, UNKNOWN_WORDS, reference_of
 from serving.errors import InputError

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from pipeline.exporting.tokenizer import prepend
-from pipeline.network.vocabulary import PADDING, UNKNOWN, Vocabulary
+from pipeline.models.parts.vocabulary import PADDING, UNKNOWN, Vocabulary
 from serving.runtime.session import Session, open_session
 
 KNOWN = Vocabulary(("the", "film", "is", "n't", "café", "."), 5)

@@ -74,7 +74,7 @@ def test_what_is_printed_to_be_typed_works_from_where_one_is(below: Path) -> Non
 
 def test_a_file_takes_the_defaults_of_the_project(below: Path) -> None:
     path = below / "../../params.yaml"
-    path.write_text(path.read_text().replace("golden_rows: 16", "golden_rows: 7"))
+    path.write_text(path.read_text().replace("golden_rows: 64", "golden_rows: 7"))
     assert stage_defaults("bundle", BundleConfig).golden_rows == 7
     assert Path.cwd() == below
 

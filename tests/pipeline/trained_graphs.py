@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.network.graph import BinaryCrossEntropy, CrossEntropy, Graph, Head, MeanSquaredError
+from pipeline.models.parts.graph import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Graph,
+    Head,
+    MeanSquaredError,
+)
 from pipeline.records.ready import Split
 
 

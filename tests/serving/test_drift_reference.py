@@ -11,7 +11,7 @@ from drift_samples import classified, reference
 from tiny_classifier import contents, forge, images
 from tiny_kinds import SENTIMENTS, TEXTS, text_contents
 
-from serving.bundles.bundle import FILES, OPTIONAL, FileInfo, open_bundle, read_manifest
+from serving.bundles.bundle import FILES, FileInfo, open_bundle, read_manifest
 from serving.bundles.reference import REFERENCE, Reference, read_reference
 from serving.bundles.verify import verify
 from serving.bundles.writing import write_bundle
@@ -39,7 +39,7 @@ def test_it_comes_back_as_it_was_written() -> None:
 
 def test_it_is_a_file_of_the_bundle(with_reference: Path) -> None:
     names = sorted(path.name for path in with_reference.iterdir())
-    assert names == sorted([*FILES, *OPTIONAL, "manifest.json"])
+    assert names == sorted([*FILES, REFERENCE, "manifest.json"])
     info = read_manifest(with_reference).files[REFERENCE]
     assert info.sha256 == sha256_of_bytes(some().content())
     assert open_bundle(with_reference).reference() == some()

@@ -12,12 +12,22 @@ if TYPE_CHECKING:
 
     from pipeline.config.experiment import Experiment
     from pipeline.records.benchmark import BundleReport
+    from serving.bundles import Target
 
-SHOWN = ("experiment", "variant", "reason", "golden_rows", "reference_rows", "bytes", "digest")
+SHOWN = (
+    *("experiment", "variant", "target", "reason", "golden_rows", "reference_rows", "ram_bytes"),
+    *("bytes", "digest"),
+)
 
 
 @click.command()
 @experiment_or_file_argument
+@click.option(
+    "--target",
+    type=click.Choice(["cpu", "arm64"]),
+    default="cpu",
+    help="The kind of place that it is for. (cpu)",
+)
 @click.option("--data", "rows", metavar="ROWS", help="Rows for MODEL.onnx, as for `ferry parity`.")
 @click.option(
     "--parity", metavar="REPORT.json", type=PATH, help="The report that proves MODEL.onnx."
@@ -27,18 +37,22 @@ SHOWN = ("experiment", "variant", "reason", "golden_rows", "reference_rows", "by
 @click.option("--reference", metavar="ROWS", help="Rows of the training data, to detect drift.")
 @track_option
 @json_option
-def bundle(subject: "Experiment | Path", track: bool, as_json: bool, **given: Any) -> None:
+def bundle(
+    subject: "Experiment | Path", target: "Target", track: bool, as_json: bool, **given: Any
+) -> None:
     """Make the folder to deploy.
 
     For EXPERIMENT, it holds the best of the variants that passed their gates. It also keeps how the
     training rows are distributed, and how the model answers the validation rows, so that `ferry
-    predict --reference` can warn of rows that differ.
+    predict --reference` can warn of rows that differ. For --target cpu the best by the speed of
+    this machine is shipped, and goes to bundles/EXPERIMENT. Another target takes the smallest that
+    its budget in params.yaml has room for, and it goes to bundles/EXPERIMENT.TARGET.
 
     For MODEL.onnx, any ONNX file of one input, it holds the file byte for byte. The file must have
     passed `ferry parity REFERENCE MODEL.onnx --data ROWS --output REPORT.json`, or its `ferry
     export --module`. The first of ROWS become the golden rows, which every device must answer
     alike. With --reference the bundle can warn of drift as well. The options from --data to
-    --reference are for MODEL.onnx.
+    --reference are for MODEL.onnx, but for --output.
 
     For models:/NAME@champion or models:/NAME/3 it copies the registered bundle to --output.
 
@@ -52,11 +66,12 @@ def bundle(subject: "Experiment | Path", track: bool, as_json: bool, **given: An
 
     given = {name: value for name, value in given.items() if value is not None}
     if not isinstance(subject, Path):
+        output = given.pop("output", None)
         if given:
-            raise click.UsageError(
-                "--data, --parity, --output, --labels and --reference are for MODEL.onnx"
-            )
-        report = _bundle_experiment(subject, track=track)
+            raise click.UsageError("--data, --parity, --labels and --reference are for MODEL.onnx")
+        report = _bundle_experiment(subject, target, output, track=track)
+    elif target != "cpu":
+        raise click.UsageError("--target is for EXPERIMENT, of whose variants it takes one")
     elif is_registered_name(str(subject)):
         if given.keys() != {"output"}:
             raise click.UsageError(f"{subject} needs --output, and takes nothing else")
@@ -68,17 +83,22 @@ def bundle(subject: "Experiment | Path", track: bool, as_json: bool, **given: An
     show(report, as_json=as_json, text=summary(report, SHOWN))
 
 
-def _bundle_experiment(experiment: "Experiment", *, track: bool) -> "BundleReport":
+def _bundle_experiment(
+    experiment: "Experiment", target: "Target", output: "Path | None", *, track: bool
+) -> "BundleReport":
     from pipeline.config import layout
     from pipeline.stages.bundle import bundle
 
+    shipped = layout.bundle(experiment.name)
+    folder = output or layout.bundle(experiment.name, target)
     return bundle(
         layout.models(experiment.name),
         layout.ready(experiment.dataset),
         layout.details(experiment.name, "bundle").parent,
-        layout.bundle(experiment.name),
-        layout.report_files(experiment.name, "bundle"),
+        folder,
+        layout.report_files(experiment.name, "bundle") if folder == shipped else None,
         experiment=experiment,
+        target=target,
         track=track,
     )
 

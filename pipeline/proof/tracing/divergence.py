@@ -12,7 +12,7 @@ from math import inf, isfinite
 import numpy as np
 import onnx
 
-from pipeline.network.graph import Graph
+from pipeline.models.parts.graph import Graph
 from pipeline.proof.differences import largest_difference
 from pipeline.proof.tracing.pairs import Pair, pair_values
 from pipeline.proof.tracing.torch_values import TorchValues, Traced, of_graph

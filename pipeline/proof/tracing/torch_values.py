@@ -15,8 +15,8 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from pipeline.errors import running
 from pipeline.exporting.exporter import INPUTS, to_program
-from pipeline.network.graph import Graph, as_tensor
-from pipeline.network.vocabulary import Vocabulary
+from pipeline.models.parts.graph import Graph, as_tensor
+from pipeline.models.parts.vocabulary import Vocabulary
 from pipeline.proof.tracing.pairs import product_of
 from pipeline.records.ready import words
 from serving.runtime.tensors import Array

@@ -87,7 +87,7 @@ def _torch_opener(setup: Mapping[str, Any]) -> Callable[[int | None], Opened]:
 
     from pipeline.config.experiment import Experiment
     from pipeline.config.reading import read_section
-    from pipeline.network.graph import load_graph
+    from pipeline.models.parts.graph import load_graph
     from pipeline.records.ready import open_manifest
 
     def opened(threads: int | None) -> Opened:

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from pipeline.network.graph import Graph
+from pipeline.models.parts.graph import Graph
 from pipeline.records.evaluate import Classes, Reconstruction
 from pipeline.records.ready import DatasetManifest, Split
 from pipeline.stages.insight.quality import (

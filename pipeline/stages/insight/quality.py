@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.network.graph import Graph
+from pipeline.models.parts.graph import Graph
 from pipeline.records.evaluate import Bin, Calibration, Mistake, Residuals
 from pipeline.records.ready import Split
 from pipeline.tracking.figures import BLUE, ORANGE, PALE, STYLE

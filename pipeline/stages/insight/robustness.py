@@ -17,7 +17,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from pipeline.config.experiment import EvaluateConfig
-from pipeline.network.graph import Graph
+from pipeline.models.parts.graph import Graph
 from pipeline.records.evaluate import Attack, Robustness
 from pipeline.records.ready import Split
 from pipeline.tracking.figures import COLORS, STYLE

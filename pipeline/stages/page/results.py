@@ -48,7 +48,7 @@ class ExperimentResults:
     """What was measured of one experiment's files; None for a stage that was not run on them."""
 
     training: TrainReport
-    inside: EvaluateReport | None
+    inside: EvaluateReport | None = None
     parity: ParityReport | None = None
     """Without the variants whose files are others now."""
     quantized: QuantizeReport | None = None

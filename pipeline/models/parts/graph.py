@@ -20,7 +20,7 @@ from pipeline import models
 from pipeline.config.experiment import Experiment, Loss
 from pipeline.errors import ConfigError
 from pipeline.models import Shape
-from pipeline.network.vocabulary import Vocabulary
+from pipeline.models.parts.vocabulary import Vocabulary
 from pipeline.records.ready import DatasetManifest, Kind
 from serving.errors import IntegrityError, one_line
 from serving.files import dump_json, parse_json, require

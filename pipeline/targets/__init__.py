@@ -1,0 +1,1 @@
+"""What a bundle becomes for the place that it goes to: which variant, and which files besides."""
