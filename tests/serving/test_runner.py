@@ -1,54 +1,18 @@
 import ast
 import csv
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from on_device import python, refused, run
 from tiny_classifier import LABELS, classifier, contents, expected_scores, forge, images
 from tiny_kinds import TEXTS, Copies, autoencoder_contents, errors, halved, positive, text_contents
 
 from serving.bundles.bundle import Golden, open_bundle, runner_source
 from serving.bundles.writing import write_bundle
 from serving.runtime.session import usable_providers
-
-
-@pytest.fixture
-def device(bundle: Path, tmp_path: Path) -> Path:
-    """The bundle alone, copied somewhere else, with some rows beside it."""
-    folder = Path(shutil.copytree(bundle, tmp_path / "device" / "model"))
-    np.save(folder.parent / "rows.npy", images(70))
-    return folder
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the runner of a folder, with nothing but the installed packages on the path."""
-    command = [sys.executable, "-I", "-B", str(folder / "runner.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=60)
-
-
-def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code with that folder as the only place of our own on the path."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
-        timeout=60,
-    )
-
-
-def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
-    assert done.returncode == 1, done
-    assert done.stderr.startswith("runner: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert message in done.stderr
-    assert done.stdout == ""
 
 
 def test_the_self_test_passes(device: Path) -> None:
