@@ -11,6 +11,7 @@ from serving.bundles.integrity import FOLDER, RunnerError, check
 import base64
 import contextlib
 import functools
+import gc
 import io
 import json
 import math
@@ -346,6 +347,7 @@ def _check_rows(rows: Any, info: dict[str, Any]) -> None:
 def import_runtime() -> None:
     """Import numpy and ONNX Runtime, once it is known that the folder has none of its own."""
     global np, onnxruntime, ORT_ERRORS  # noqa: PLW0603 - an import that comes after the check
+    gc.disable()  # there is no garbage in what is imported
     try:
         import numpy as np
         import onnxruntime
@@ -354,6 +356,10 @@ def import_runtime() -> None:
         if __name__ != "__main__":
             raise
         raise RunnerError(f"{missing}; pip install numpy onnxruntime") from missing
+    finally:
+        if __name__ == "__main__":
+            gc.freeze()  # nor at the end
+        gc.enable()
     ORT_ERRORS = (RuntimeError, ValueError, *(getattr(state, name) for name in FAULTS.split()))
 
 

@@ -35,6 +35,7 @@ from serving.bundles.integrity import FOLDER, MANIFEST, PATH, RunnerError, canon
 import argparse
 import contextlib
 import csv
+import functools
 import io
 import json
 import math
@@ -108,8 +109,13 @@ def _save(content: bytes, output: "Path | None") -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="runner", description="Run the model of this folder.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    # Without a width argparse would import shutil, and with it every kind of compression.
+    kind: Any = functools.partial(
+        argparse.ArgumentParser,
+        formatter_class=functools.partial(argparse.HelpFormatter, width=80),
+    )
+    parser = kind(prog="runner", description="Run the model of this folder.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=kind)
     test = commands.add_parser("selftest", help="run the golden rows and compare")
     test.add_argument("--json", action="store_true", help="print the result as JSON")
     answer = commands.add_parser("predict", help="answer the rows of a .npy or a .txt file")
@@ -128,7 +134,8 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--digest", help="refuse what has not this digest, as ferry tells it")
         folder = "another bundle, which this runner checks and runs"
         command.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help=folder)
-    return parser.parse_args()
+    found: argparse.Namespace = parser.parse_args()
+    return found
 
 
 def _above_zero(kind: Any) -> Any:
