@@ -3,13 +3,12 @@
 Run: python benchmarks/bit_flips.py        (after `dvc repro bundle@mnist-tiny`, or with a BUNDLE)
      python benchmarks/bit_flips.py --publish docs/results
 
-The bundle is copied and signed with a new key; untouched it must pass. Each flip is of one bit in one file, the files in
-turn: those that the manifest lists, the manifest and the signature. Most are tried within this
-process: `verify` with the key, and the check of the runner as another bundle's runner has it. Some
-are tried as whole programs, as on a device: there the runner that checks may be the altered file.
+The bundle is copied and signed with a new key; untouched it must pass. Each flip is of one bit in
+one file, the files in turn: those that the manifest lists, the manifest and the signature. Most are
+tried within this process: `verify` with the key, and the check that is in every runner. Some are
+tried as whole programs, as on a device: there the runner that checks may be the altered file.
 """
 
-import random
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from benching import Line, parser, show
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -65,7 +65,7 @@ def lines(folder: Path, key: Path) -> Iterator[Line]:
     untouched = [by_verify(folder, key), by_runner(folder, key), by_program(folder, key)]
     passed = untouched.count(False)
     yield Line(f"{name}: signed, untouched: passes", f"{passed} of 3", "all", passed == 3)
-    chance = random.Random(SEED)
+    chance = np.random.default_rng(SEED)
     refused = Counter[str]()
     for number in range(NUM_FLIPS):
         for path in flipped(folder, number, chance):
@@ -84,13 +84,13 @@ def lines(folder: Path, key: Path) -> Iterator[Line]:
     yield Line(what, found, "all", refused["program"] == NUM_PROGRAMS)
 
 
-def flipped(folder: Path, number: int, chance: random.Random) -> Iterator[Path]:
+def flipped(folder: Path, number: int, chance: np.random.Generator) -> Iterator[Path]:
     """A file of the bundle with a bit flipped, which is put right again."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     path = paths[number % len(paths)]
     whole = path.read_bytes()
     content = bytearray(whole)
-    content[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+    content[chance.integers(len(whole))] ^= 1 << int(chance.integers(8))
     path.write_bytes(content)
     yield path
     path.write_bytes(whole)

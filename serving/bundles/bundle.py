@@ -7,6 +7,7 @@ be the canonical text of what it says, and it holds the sha256 of that text, so 
 can change unnoticed.
 """
 
+import ast
 import contextlib
 import dataclasses
 import functools
@@ -214,7 +215,10 @@ def model_source(path: Path, provider: str) -> tuple[Path | bytes, dict[str, str
 
 @functools.cache
 def runner_source() -> bytes:
-    """The runner of a bundle as one file: `runner.py` with the files of ferry that it imports."""
+    """The runner of a bundle as one file: `runner.py` with the files of ferry that it imports.
+
+    Only what a user of it calls keeps its docstring, for a bundle shall be small.
+    """
     taken: set[str] = set()
 
     def text(name: str) -> str:
@@ -224,7 +228,30 @@ def runner_source() -> bytes:
         source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         return RUNNER_PARTS.sub(lambda found: text(found[1]), source)
 
-    return text("runner").encode()
+    source = text("runner")
+    lines = source.splitlines(keepends=True)
+    for node in reversed(list(_spared(ast.parse(source)))):
+        del lines[node.lineno - 1 : node.end_lineno]
+    return "".join(lines).encode()
+
+
+def _spared(tree: ast.Module) -> Iterator[ast.expr]:
+    """The texts that a runner need not hold, from its first line to its last one."""
+    (public,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    for node in tree.body[1:]:
+        inside = node.body if isinstance(node, ast.FunctionDef | ast.ClassDef) else [node]
+        words = inside[0].value if isinstance(inside[0], ast.Expr) else None
+        alone = len(inside) == 1 and inside != [node]
+        if (
+            isinstance(words, ast.Constant)
+            and not alone
+            and getattr(node, "name", "") not in public
+        ):
+            yield words
 
 
 def sealed(manifest: BundleManifest) -> BundleManifest:

@@ -13,7 +13,7 @@ trust tells it of another folder, with --folder. From Python:
     runner.predict(rows).label, runner.answers(rows)["probabilities"]
 """
 
-# In a bundle the texts of these files stand here instead: see `runner_source`.
+# In a bundle the texts of these files of ferry stand here, without their imports of each other.
 from serving.bundles.inference import (
     Opened,
     SelfTest,
