@@ -18,6 +18,7 @@ OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 STAGES = "pipeline.commands.stages"
 PROJECT = "pipeline.commands.project"
 REGISTRY = "pipeline.commands.registry"
+EDGE = "pipeline.commands.edge"
 TOOLS = "pipeline.commands"
 SECTIONS = {
     "Pipeline, the stages in order": {
@@ -44,6 +45,9 @@ SECTIONS = {
         "promote": (REGISTRY, "Make the challenger of NAME the champion, if it holds."),
         "rollback": (REGISTRY, "Make the champion before the present one it again."),
         "why": (REGISTRY, "Say why a version of a model is the champion, or is not."),
+    },
+    "Edge": {
+        "sign": (EDGE, "Sign a bundle, so that a device can tell who made it."),
     },
     "Serving": {
         "predict": (TOOLS, SERVING["predict"][1]),

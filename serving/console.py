@@ -27,7 +27,17 @@ INTERRUPTED = 130
 ALLOW = "FERRY_ALLOW"
 """The variable that names what a processor may lack of what a model needs."""
 EXTRA_PACKAGES = {
-    *("dvc", "filelock", "jinja2", "matplotlib", "mlflow", "onnx", "onnxscript", "optuna"),
+    *(
+        "cryptography",
+        "dvc",
+        "filelock",
+        "jinja2",
+        "matplotlib",
+        "mlflow",
+        "onnx",
+        "onnxscript",
+        "optuna",
+    ),
     *("pydantic", "pydantic_core", "pynvml", "requests", "safetensors", "scipy", "sklearn"),
     *("sympy", "torch", "yaml"),
 }

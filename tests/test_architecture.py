@@ -3,11 +3,14 @@
 import ast
 import re
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from closure import PACKAGES, ROOT, closure, file_of, imports
+
+from serving.bundles.bundle import runner_source
 
 FILES = sorted(
     path.relative_to(ROOT)
@@ -26,6 +29,7 @@ OWNERS = {
         *(f"pipeline/tracking/{name}.py" for name in ("app", "models", "store", "upload")),
         "pipeline/tracking/ferry_pyfunc.py",  # runs alone, copied into a model that MLflow keeps
     },
+    "cryptography": {"serving/bundles/signing.py"},
     "cv2": {"serving/inputs/decoding.py"},
     "fsspec": {"serving/inputs/remote.py"},
     "requests": {"pipeline/datasets/_download.py"},
@@ -47,7 +51,7 @@ OWNERS = {
     },
     "onnxruntime": {
         "serving/runtime/providers.py",
-        "serving/bundles/runner.py",  # runs alone, copied into a bundle
+        "serving/bundles/inference.py",  # runs alone, copied into a bundle
         "pipeline/quantization/apply.py",
         "pipeline/quantization/half.py",
         "pipeline/quantization/prepare.py",
@@ -102,12 +106,16 @@ def test_sessions_are_made_in_one_place() -> None:
         for node in ast.walk(TREES[Path(source)])
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("InferenceSession")
     }
-    assert makers == {"serving/runtime/session.py", "serving/bundles/runner.py"}
+    assert makers == {"serving/runtime/session.py", "serving/bundles/inference.py"}
 
 
 def test_the_runner_stands_alone() -> None:
-    assert closure("serving.bundles.runner") <= {"serving/__init__.py", "serving/bundles/runner.py"}
-    assert not packages("serving/bundles/runner.py") & {"pipeline", "serving", "click"}
+    parts = {f"serving/bundles/{name}.py" for name in ("inference", "integrity", "runner")}
+    packages = {"serving/__init__.py", "serving/bundles/__init__.py"}
+    assert closure("serving.bundles.runner") <= parts | packages
+    tree = ast.parse(runner_source())
+    shipped = {module.split(".")[0] for node in ast.walk(tree) for module in modules(node)}
+    assert shipped - set(sys.stdlib_module_names) == {"numpy", "onnxruntime"}
 
 
 CORE = ("serving/model.py", "serving/runtime/", "serving/bundles/", "serving/machine/")

@@ -7,8 +7,10 @@ be the canonical text of what it says, and it holds the sha256 of that text, so 
 can change unnoticed.
 """
 
+import ast
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Set
@@ -17,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.bundles import Target
 from serving.bundles.finding import MANIFEST, not_there
+from serving.bundles.integrity import SIGNATURE
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
@@ -30,10 +33,11 @@ from serving.runtime.tensors import TensorInfo
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
 """What every bundle has; its target may add others, in folders of its own too."""
-SIGNATURE = "model.sig"
-"""Of the whole folder; the manifest cannot list it."""
 PLAIN_NAME = re.compile(r"(?![.])[\w.-]+(/(?![.])[\w.-]+)*", re.ASCII)
-RUNNER_SOURCE = Path(__file__).with_name(RUNNER)
+RUNNER_PARTS = re.compile(
+    r"^from serving\.bundles\.(\w+) import (?:\([^)]*\)|[^(\n]+)\n", re.MULTILINE
+)
+"""The lines of a runner's source for which the text of that file stands in a bundle, once."""
 SCHEMA_VERSION = 4
 FOREIGN = "file"
 """The variant of a model that ferry did not export, and that says nothing of itself."""
@@ -207,6 +211,47 @@ def model_source(path: Path, provider: str) -> tuple[Path | bytes, dict[str, str
         metadata = read_header(path.read_bytes()).metadata
         refuse_lacking(needs_in(metadata), str(path), provider)
     return path, {}
+
+
+@functools.cache
+def runner_source() -> bytes:
+    """The runner of a bundle as one file: `runner.py` with the files of ferry that it imports.
+
+    Only what a user of it calls keeps its docstring, for a bundle shall be small.
+    """
+    taken: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in taken:
+            return ""
+        taken.add(name)
+        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        return RUNNER_PARTS.sub(lambda found: text(found[1]), source)
+
+    source = text("runner")
+    lines = source.splitlines(keepends=True)
+    for node in reversed(list(_spared(ast.parse(source)))):
+        del lines[node.lineno - 1 : node.end_lineno]
+    return "".join(lines).encode()
+
+
+def _spared(tree: ast.Module) -> Iterator[ast.expr]:
+    """The texts that a runner need not hold, from its first line to its last one."""
+    (public,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    for node in tree.body[1:]:
+        inside = node.body if isinstance(node, ast.FunctionDef | ast.ClassDef) else [node]
+        words = inside[0].value if isinstance(inside[0], ast.Expr) else None
+        alone = len(inside) == 1 and inside != [node]
+        if (
+            isinstance(words, ast.Constant)
+            and not alone
+            and getattr(node, "name", "") not in public
+        ):
+            yield words
 
 
 def sealed(manifest: BundleManifest) -> BundleManifest:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from serving.bundles.bundle import Golden
+from serving.bundles.bundle import BundleManifest
 from serving.errors import InputError, IntegrityError, ModelError
+from serving.runtime.classes import ClassOutputs
 from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import Array, as_fed, refuse_other_rows
 
@@ -95,12 +96,13 @@ def make_golden(session: Session, rows: Array) -> bytes:
     return file.getvalue()
 
 
-def check_golden(session: Session, content: bytes, golden: Golden) -> float:
+def check_golden(session: Session, content: bytes, manifest: BundleManifest) -> float:
     """Run the golden rows again and return the largest absolute difference of any output.
 
-    Raises IntegrityError when an array is missing or malformed, or the difference is over
-    `golden.max_abs_diff`.
+    Raises IntegrityError when an array is missing or malformed, the difference is over the
+    manifest's limit, or a row gets another class: golden rows are none that are nearly a tie.
     """
+    golden, classes = manifest.golden, manifest.classes
     arrays = _load(content)
     names = [INPUT, *(output.name for output in session.answered("the model"))]
     if sorted(arrays) != sorted(names):
@@ -117,7 +119,17 @@ def check_golden(session: Session, content: bytes, golden: Golden) -> float:
         raise IntegrityError(
             f"the golden outputs differ by {worst:.3e} here, the limit is {golden.max_abs_diff:.3e}"
         )
+    flips = int((_decisions(arrays, classes) != _decisions(outputs, classes)).sum())
+    if flips:
+        raise IntegrityError(f"{flips} of {len(rows)} golden rows get another class here")
     return worst
+
+
+def _decisions(outputs: Mapping[str, Array], classes: ClassOutputs) -> Array:
+    """The class of each row, as text or by number; nothing of a model without classes."""
+    if classes.label:
+        return outputs[classes.label.name].astype(str).ravel()
+    return outputs[classes.scores.name].argmax(axis=1) if classes.scores else np.empty(0)
 
 
 def _answers(session: Session, rows: Array) -> dict[str, Array]:

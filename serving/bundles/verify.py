@@ -1,9 +1,12 @@
-"""`ferry verify BUNDLE`: check everything that a bundle says of itself.
+"""`ferry verify BUNDLE`: check everything that a bundle says of itself, and who vouches for it.
 
 Only the model is run, and the runner if its bytes are those of the runner that this ferry ships.
+What is found out by the files alone finds accidents: whoever can write a bundle can write files
+that agree. Only a key, or the digest that one knows, tells a forgery.
 """
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +18,22 @@ from serving.bundles.bundle import (
     GOLDEN,
     LABELS,
     RUNNER,
-    RUNNER_SOURCE,
     Bundle,
     BundleManifest,
     open_bundle,
+    runner_source,
 )
 from serving.bundles.golden import check_golden
+from serving.bundles.integrity import (
+    MANIFEST,
+    SIGNATURE,
+    RunnerError,
+    check_signature,
+    public_key,
+)
 from serving.bundles.reference import REFERENCE, read_reference
-from serving.errors import IntegrityError, ModelError
+from serving.errors import InputError, IntegrityError, ModelError, UsageError
+from serving.files import dump_json, sha256_of_bytes
 from serving.runtime.kernels import refuse_lacking
 from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import ProviderProof, Session, open_session
@@ -30,6 +41,7 @@ from serving.runtime.tensors import TensorInfo
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 RUNNER_SECONDS = 120
+DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,10 @@ class VerifyReport:
     digest: str | None
     """The identity of the bundle, or None when its files are not the ones written."""
     passed: bool
+    promise: str
+    """What that means, and what it does not."""
+    vouched: tuple[str, ...]
+    """Whose word it is that these are the files that were shipped: "key", "digest", or nobody's."""
     checks: tuple[Check, ...]
     proof: ProviderProof | None
     """Where the model ran."""
@@ -61,44 +77,122 @@ class VerifyReport:
             raise IntegrityError(f"{self.bundle} failed verification: {'; '.join(failed)}")
 
 
-def verify(folder: Path, provider: str = "cpu", threads: int | None = None) -> VerifyReport:
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a bundle must agree with, from elsewhere than its own folder."""
+
+    key: Path | None = None
+    """The public P-256 key, in PEM, of whoever must have signed it."""
+    digest: str | None = None
+    """The identity that it must have, 64 hexadecimal digits."""
+
+    def refuse_unusable(self) -> None:
+        """Raise InputError for a key that is none, UsageError for what can be no digest."""
+        if self.digest is not None and not DIGEST.fullmatch(self.digest):
+            raise UsageError(f"{self.digest!r} is no digest: one has 64 hexadecimal digits")
+        if self.key is not None:
+            try:
+                public_key(self.key)
+            except RunnerError as error:
+                raise InputError(str(error)) from error
+
+
+NOBODY = Trust()
+
+
+def verify(
+    folder: Path, provider: str = "cpu", threads: int | None = None, trust: Trust = NOBODY
+) -> VerifyReport:
     """Check a bundle's files, metadata, signature, labels, gates, golden outputs and runner.
 
     A failed check is part of the report, never an exception. Raises MissingInputError when
-    `folder` is not a bundle, and ProviderError when `provider` cannot run the model here or the
-    processor lacks what it needs.
+    `folder` is not a bundle, ProviderError when `provider` cannot run the model here or the
+    processor lacks what it needs, and what `Trust.refuse_unusable` does.
     """
+    trust.refuse_unusable()
     bundle: Bundle | None = None
     proof: ProviderProof | None = None
     checks: list[Check] = []
+    vouched: tuple[str, ...] = ()
     try:
         bundle = open_bundle(folder)
         checks.append(Check("files", PASSED, f"{len(bundle.contents)} files and manifest"))
-        refuse_lacking(bundle.manifest.needs, str(folder), provider)
-        session = open_session(
-            bundle.model, provider=provider, threads=threads, shared=bundle.manifest.given
-        )
-        proof = session.proof
-        checks += _checks(bundle, session)
+        checks += _vouching(bundle, trust)
+        if all(check.status == PASSED for check in checks):
+            vouched = tuple(check.name for check in checks[1:])
+            refuse_lacking(bundle.manifest.needs, str(folder), provider)
+            session = open_session(
+                bundle.model, provider=provider, threads=threads, shared=bundle.manifest.given
+            )
+            proof = session.proof
+            checks += _checks(bundle, session, vouched)
     except (IntegrityError, ModelError) as error:
         # What is not intact, or does not load, is not run: nothing else can be said of it.
         checks.append(Check("model" if bundle else "files", FAILED, str(error)))
+    passed = all(check.status != FAILED for check in checks)
     return VerifyReport(
         bundle=folder,
         digest=bundle.manifest.digest if bundle else None,
-        passed=all(check.status != FAILED for check in checks),
+        passed=passed,
+        promise=_promise(folder, trust) if passed else "none: a check failed",
+        vouched=vouched,
         checks=tuple(checks),
         proof=proof,
     )
 
 
+def _vouching(bundle: Bundle, trust: Trust) -> Iterator[Check]:
+    """Whether the files are those that were signed, and those that are known by their digest."""
+    files = {name: info.sha256 for name, info in bundle.manifest.files.items()}
+    manifest = sha256_of_bytes(dump_json(bundle.manifest).encode())
+    if trust.key is not None:
+        path, key = bundle.folder / SIGNATURE, trust.key
+        yield _check("key", lambda: _signed(path, key, files | {MANIFEST: manifest}))
+    if trust.digest is not None:
+        wanted = trust.digest.lower()
+        yield _check("digest", lambda: _has_digest(bundle.manifest, wanted))
+
+
+def _signed(path: Path, key: Path, files: Mapping[str, str]) -> str:
+    if not path.is_file():
+        raise IntegrityError(f"{path.parent} is not signed: `ferry sign` makes its {SIGNATURE}")
+    try:
+        check_signature(path.read_bytes(), key, dict(files))
+    except RunnerError as error:
+        raise IntegrityError(str(error)) from error
+    return f"{len(files)} files are signed by {key}, whose sha256 is {public_key(key)[1]}"
+
+
+def _has_digest(manifest: BundleManifest, wanted: str) -> str:
+    _same("digest", manifest.digest, wanted)
+    return "it is the one that was given"
+
+
+def _promise(folder: Path, trust: Trust) -> str:
+    """What it means that a bundle passes, and what it does not."""
+    words = []
+    if trust.key is not None:
+        words.append(f"signed by the holder of {trust.key}")
+    if trust.digest is not None:
+        words.append("known by the digest that was given")
+    if words:
+        return f"these are the files that were shipped: {' and '.join(words)}"
+    signed = (folder / SIGNATURE).is_file()
+    return (
+        f"the files are those that the manifest lists; who made them is not known, as whoever can "
+        f"write the folder can write a manifest that fits: "
+        f"{'it is signed, and --key' if signed else '--key or --digest'} tells"
+    )
+
+
 def as_table(report: VerifyReport) -> str:
-    """The checks, one a line, and the digest of a bundle that is intact."""
-    lines = [f"{check.name:<9}  {check.status:<7}  {check.detail}" for check in report.checks]
+    """What it promises, the checks, one a line, and the digest of a bundle that is intact."""
+    lines = [f"promise: {report.promise}"]
+    lines += [f"{check.name:<9}  {check.status:<7}  {check.detail}" for check in report.checks]
     return "\n".join([*lines, *([f"digest {report.digest}"] if report.digest else [])])
 
 
-def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
+def _checks(bundle: Bundle, session: Session, vouched: tuple[str, ...]) -> Iterator[Check]:
     yield _check("metadata", lambda: _metadata(bundle.manifest, session))
     yield _check("signature", lambda: _signature(bundle, session))
     yield _check("labels", lambda: _labels(bundle, session))
@@ -107,10 +201,19 @@ def _checks(bundle: Bundle, session: Session) -> Iterator[Check]:
     yield _check("profiles", lambda: _profiles(bundle.manifest))
     if REFERENCE in bundle.contents:
         yield _check("reference", lambda: _reference(bundle.contents[REFERENCE], bundle.manifest))
-    if bundle.contents[RUNNER] == RUNNER_SOURCE.read_bytes():
+    if bundle.contents[RUNNER] == runner_source():
         yield _check("runner", lambda: _runner(bundle))
+    elif vouched:
+        word = " and ".join(vouched)
+        yield Check(
+            "runner", SKIPPED, f"not the one of this ferry, so not run; its {word} is right"
+        )
     else:
-        yield Check("runner", SKIPPED, "not the one of this ferry, so not run")
+        yield Check(
+            "runner",
+            FAILED,
+            "not the one of this ferry: older, newer or replaced; --key or --digest tells which",
+        )
 
 
 def _check(name: str, work: Callable[[], str]) -> Check:
@@ -197,8 +300,9 @@ def check_parity(manifest: BundleManifest) -> str:
 
 def _golden(bundle: Bundle, session: Session) -> str:
     golden = bundle.manifest.golden
-    worst = check_golden(session, bundle.contents[GOLDEN], golden)
-    return f"{golden.rows} rows differ by {worst:.1e} at most, limit {golden.max_abs_diff:.1e}"
+    worst = check_golden(session, bundle.contents[GOLDEN], bundle.manifest)
+    limit = f"limit {golden.max_abs_diff:.1e}"
+    return f"{golden.rows} rows differ by {worst:.1e} at most, {limit}; none is decided otherwise"
 
 
 def _profiles(manifest: BundleManifest) -> str:
@@ -229,7 +333,7 @@ def _runner(bundle: Bundle) -> str:
         raise IntegrityError(f"the self-test took longer than {RUNNER_SECONDS} s") from error
     if done.returncode:
         raise IntegrityError(f"the self-test failed: {done.stderr.strip()}")
-    return done.stdout.strip().splitlines()[-1].removeprefix("selftest: ")
+    return done.stdout.strip().splitlines()[-1].removeprefix("selftest: ").partition(";")[0]
 
 
 def _same(what: str, found: object, expected: object) -> None:

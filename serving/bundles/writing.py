@@ -21,7 +21,6 @@ from serving.bundles.bundle import (
     LABELS,
     MODEL,
     RUNNER,
-    RUNNER_SOURCE,
     SCHEMA_VERSION,
     Bundle,
     BundleManifest,
@@ -30,16 +29,18 @@ from serving.bundles.bundle import (
     Golden,
     ModelOrigin,
     open_bundle,
+    runner_source,
     sealed,
 )
 from serving.bundles.finding import MANIFEST
 from serving.bundles.golden import INPUT, check_golden, make_golden
+from serving.bundles.integrity import SIGNATURE
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
 from serving.bundles.registry import is_registered
 from serving.bundles.verify import verify
 from serving.errors import InputError, OutputError
-from serving.files import sha256_of_bytes, write_bytes, write_json
+from serving.files import dump_json, sha256_of_bytes, write_bytes, write_json
 from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import Session, open_session
 
@@ -113,6 +114,8 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
     _refuse_foreign(folder)
     with _replacing(folder) as building:
         _write_files(building, bundle.contents)
+        if (signature := bundle.folder / SIGNATURE).is_file():
+            write_bytes(building / SIGNATURE, signature.read_bytes())
         write_json(building / MANIFEST, bundle.manifest)
 
 
@@ -122,10 +125,11 @@ def write_profile(folder: Path, profile: Profile) -> BundleManifest:
     It takes the place of the one for the same goal, provider and kind of machine. The bundle is
     verified first, and its golden rows are run with the profile's settings: nothing unproven ships.
     Raises IntegrityError when one of the two fails, with the old manifest left, OSError when the
-    bundle, or the folder that holds it, cannot be written, and OutputError for a registered one.
+    bundle, or the folder that holds it, cannot be written, and OutputError for a registered or a
+    signed one.
     """
     folder = folder.resolve()
-    refuse_registered(folder)
+    refuse_untunable(folder)
     verify(folder, provider=profile.provider).require()
     bundle = open_bundle(folder)
     session = open_session(
@@ -134,22 +138,32 @@ def write_profile(folder: Path, profile: Profile) -> BundleManifest:
         settings=profile.applied,
         shared=bundle.manifest.given,
     )
-    check_golden(session, bundle.contents[GOLDEN], bundle.manifest.golden)
+    check_golden(session, bundle.contents[GOLDEN], bundle.manifest)
     profiles = with_profile(bundle.manifest.profiles, profile)
     manifest = sealed(dataclasses.replace(bundle.manifest, profiles=profiles))
     check_profiles(profiles, str(folder / MANIFEST))
-    # Written beside the bundle: a file more in it, for a moment even, makes it none.
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        write_json(beside, manifest)
-        beside.replace(folder / MANIFEST)
-    finally:
-        beside.unlink(missing_ok=True)
+    put_into(folder, MANIFEST, dump_json(manifest).encode())
     return manifest
 
 
-def refuse_registered(folder: Path) -> None:
-    """Refuse to change the registry's copy of a bundle."""
+def put_into(folder: Path, name: str, content: bytes) -> None:
+    """Write a file of a bundle, whole or not at all, in place of the one of that name."""
+    # Written beside the bundle: a file more in it, for a moment even, makes it none.
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write_bytes(beside, content)
+        beside.replace(folder / name)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def refuse_untunable(folder: Path) -> None:
+    """Refuse to change the registry's copy of a bundle, or one that is signed."""
+    if (folder / SIGNATURE).is_file():
+        raise OutputError(
+            f"{folder} is signed, and tuning it would make that void: remove its {SIGNATURE}, tune "
+            f"it, and sign it again"
+        )
     if is_registered(folder):
         raise OutputError(
             f"{folder} is registered and stays as it is: tune its bundle in bundles/, and register "
@@ -169,7 +183,7 @@ def _files(contents: BundleContents, session: Session) -> dict[str, bytes]:
         MODEL: contents.model,
         LABELS: "".join(f"{label}\n" for label in contents.labels).encode(),
         GOLDEN: make_golden(session, contents.golden_input),
-        RUNNER: RUNNER_SOURCE.read_bytes(),
+        RUNNER: runner_source(),
     }
     if contents.reference:
         files[REFERENCE] = contents.reference.content()

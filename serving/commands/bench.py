@@ -235,13 +235,13 @@ def _show(report: "BenchReport", compared: "Comparison | None", *, as_json: bool
 
 
 def _tune(model: "Path", given: dict[str, Any], *, as_json: bool) -> None:
-    from serving.bundles.writing import refuse_registered, write_profile
+    from serving.bundles.writing import refuse_untunable, write_profile
     from serving.errors import UsageError
     from serving.measuring.tuner import TuneOptions, as_text, profile_of, tune
 
     if len(given["providers"]) != 1 or given["providers"] == ("all",):
         raise UsageError("--tune is for one provider at a time")
-    refuse_registered(model)
+    refuse_untunable(model)
     limit_mib = given["memory_limit"]
     options = TuneOptions(
         goal=given["goal"],

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.commands.options import MODEL
-from serving.console import allow_option, json_option, show
+from serving.console import PATH, allow_option, json_option, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle", type=MODEL)
+@click.option(
+    "--key",
+    metavar="PUB.pem",
+    type=PATH,
+    help="Refuse what the holder of this P-256 key did not sign.",
+)
+@click.option(
+    "--digest", metavar="SHA256", help="Refuse a bundle of another digest than this, that you know."
+)
 @click.option(
     "--provider", metavar="NAME", default="cpu", help="Execution provider: cpu, cuda, ... (cpu)"
 )
@@ -24,7 +33,14 @@ if TYPE_CHECKING:
 )
 @allow_option
 @json_option
-def verify(bundle: "Path", provider: str, threads: int | None, as_json: bool) -> None:
+def verify(
+    bundle: "Path",
+    key: "Path | None",
+    digest: str | None,
+    provider: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Check everything that BUNDLE says of itself.
 
     BUNDLE is a folder, its name in bundles/, or models:/NAME@champion.
@@ -32,11 +48,16 @@ def verify(bundle: "Path", provider: str, threads: int | None, as_json: bool) ->
     It is refused if one byte differs. The checks are the sha256 of every file, metadata, signature,
     labels, gates, golden outputs and the self-test of the runner. Exit status 1 when a check fails.
 
-    Example: ferry verify bundles/mnist-cnn
+    That finds accidents. Whoever can write the folder can write a manifest that fits: only --key,
+    for a bundle that `ferry sign` signed, or --digest tells that. The first line says what the
+    result promises. A runner that is not the one of this ferry is run in no case, and passes only
+    by the word of a key or a digest.
+
+    Example: ferry verify bundles/mnist-cnn --key pub.pem
     """
-    from serving.bundles.verify import as_table
+    from serving.bundles.verify import Trust, as_table
     from serving.bundles.verify import verify as check
 
-    report = check(bundle, provider=provider, threads=threads)
+    report = check(bundle, provider=provider, threads=threads, trust=Trust(key, digest))
     show(report, as_json=as_json, text=as_table(report))
     report.require()

@@ -4,8 +4,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_classifier import classifier, contents
+from tiny_classifier import classifier, contents, images
 from tiny_kinds import Copies, Made
 
 from serving.batch.predict import ShardedOutput
@@ -76,3 +77,11 @@ def _built(tmp_path_factory: pytest.TempPathFactory) -> Copies:
 def bundle_of(_built: Copies, tmp_path: Path) -> Copies:
     """Gives a copy of the bundle of some contents, which a test may spoil."""
     return lambda made: Path(shutil.copytree(_built(made), tmp_path / "tiny"))
+
+
+@pytest.fixture
+def device(bundle: Path, tmp_path: Path) -> Path:
+    """The bundle alone, copied somewhere else, with some rows beside it."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "device" / "model"))
+    np.save(folder.parent / "rows.npy", images(70))
+    return folder

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from tiny_classifier import METADATA, classifier, forge, images
 
-from serving.bundles import runner
+from serving.bundles import inference
 from serving.bundles.bundle import model_source, read_manifest
 from serving.cli import serving
 from serving.errors import ProviderError
@@ -89,8 +89,8 @@ def test_commands_refuse_it_unless_it_is_allowed(
 
 
 def test_the_runner_asks_the_same() -> None:
-    assert base64.b64decode(runner.PROBE) == PROBE
-    assert runner.SUM == SUM
+    assert base64.b64decode(inference.PROBE) == PROBE
+    assert inference.SUM == SUM
 
 
 @pytest.mark.skipif(not EMULATOR, reason="qemu-x86_64-static emulates a processor without VNNI")

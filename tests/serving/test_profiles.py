@@ -15,7 +15,6 @@ from serving.bundles.profiles import Profile, check_profiles, profile_for, with_
 from serving.bundles.verify import verify
 from serving.bundles.writing import write_profile
 from serving.errors import IntegrityError, MissingInputError, ProviderError, UsageError
-from serving.files import dump_json
 from serving.model import BATCH_ROWS, open_model
 from serving.runtime.settings import SessionSettings
 
@@ -181,11 +180,11 @@ def test_a_profile_that_cannot_be_proven_here_is_not_written(bundle: Path) -> No
 def test_an_interruption_leaves_the_old_manifest(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(target: Path, record: object) -> None:
-        target.write_text(dump_json(record)[:100], encoding="utf-8")
+    def interrupted(target: Path, content: bytes) -> None:
+        target.write_bytes(content[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serving.bundles.writing, "write_json", interrupted)
+    monkeypatch.setattr(serving.bundles.writing, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_profile(bundle, profile())
     assert open_bundle(bundle).manifest.profiles == ()

@@ -10,7 +10,7 @@ from tiny_classifier import METADATA, SOURCE, classifier, contents, forge
 from tiny_kinds import Copies, autoencoder_contents, table_contents
 
 from serving.bundles.bundle import FileInfo, Gate, Golden, read_manifest
-from serving.bundles.verify import VerifyReport, as_table, verify
+from serving.bundles.verify import Trust, VerifyReport, as_table, verify
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.errors import IntegrityError, ProviderError, UnknownNameError
 from serving.files import sha256_of_bytes
@@ -170,8 +170,11 @@ def test_a_golden_file_is_never_unpickled(bundle: Path, tmp_path: Path) -> None:
 def test_a_strange_runner_is_not_executed(bundle: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     replace_file(bundle, "runner.py", f"open({str(trace)!r}, 'w')\n".encode())
-    report = verify(bundle)
+    assert "not the one of this ferry" in failed(verify(bundle))["runner"]
+    report = verify(bundle, trust=Trust(digest=read_manifest(bundle).digest))
+    assert report.passed
     assert report.checks[-1].status == "skipped"
+    assert "its digest is right" in report.checks[-1].detail
     assert not trace.exists()
 
 

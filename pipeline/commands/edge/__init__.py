@@ -1,0 +1,1 @@
+"""Commands for bundles on their way to devices."""
