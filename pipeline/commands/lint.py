@@ -43,13 +43,14 @@ def lint(model: "Path", ort: str | None, provider: str | None, as_json: bool, **
 
     Example: ferry lint bundles/mnist-cnn --ort 1.17 --provider coreml,nnapi
     """
-    from pipeline.targets.lint import Places, as_text
-    from pipeline.targets.lint import lint as judge
-    from pipeline.targets.places import as_version, provider_names
+    from pipeline.targets.lint.providers import provider_names
+    from pipeline.targets.lint.report import Places, as_text
+    from pipeline.targets.lint.report import lint as judge
+    from pipeline.targets.lint.runtimes import as_version
 
     asked = Places(
-        runtime=as_version(ort) if ort else None,
-        providers=provider_names(provider) if provider else (),
+        runtime=None if ort is None else as_version(ort),
+        providers=() if provider is None else provider_names(provider),
     )
     report = judge(model, given["data"], given["task"], given["shared"], asked)
     show(report, as_json=as_json, text=as_text(report))

@@ -18,8 +18,9 @@ from pipeline.cli import ferry
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.half import to_fp16
 from pipeline.quantization.recipes import parse
-from pipeline.targets import places
-from pipeline.targets.places import Candidate, Finding
+from pipeline.targets.lint.findings import UPSTREAM, Candidate, Finding
+from pipeline.targets.lint.providers import FIX, fixing, of_provider
+from pipeline.targets.lint.runtimes import of_runtime, of_runtimes
 from serving.runtime.session import open_session
 
 
@@ -96,7 +97,7 @@ def test_a_runtime_that_is_too_old_is_an_error_that_says_what_is_too_new(net: Pa
     assert "or save the model with ir_version 9 and prove that file" in refused.stdout
     older = onnx.load(net)
     older.ir_version = 9
-    assert "takes it: it needs 1.17" in next(places.of_runtime(candidate(older), (1, 17))).what
+    assert "takes it: it needs 1.17" in next(of_runtime(candidate(older), (1, 17))).what
     assert "opset 20 and IR 10" in judged(net, "--ort", "1.16.3").stdout
     assert judged(net, "--ort", "1.20").exit_code == 0
 
@@ -111,33 +112,42 @@ def test_a_runtime_that_is_too_old_is_an_error_that_says_what_is_too_new(net: Pa
     ],
 )
 def test_a_bad_runtime_is_named_with_what_tells_of_it(version: tuple[int, ...], words: str) -> None:
-    found = about(list(places.of_runtime(candidate(image_net()), version)), words)
+    found = about(list(of_runtime(candidate(image_net()), version)), words)
     assert found.severity == "warning"
     assert found.cure
-    assert all(address.startswith(places.UPSTREAM) for address in found.see)
+    assert all(address.startswith(UPSTREAM) for address in found.see)
 
 
 @pytest.mark.parametrize("version", [(1, 20, 1), (1, 21, 1), (1, 22, 1), (1, 30, 0)])
 def test_a_good_runtime_has_nothing_against_it(version: tuple[int, ...]) -> None:
-    (only,) = places.of_runtime(candidate(image_net()), version)
+    (only,) = of_runtime(candidate(image_net()), version)
     assert only.severity == "note"
 
 
 def test_a_bundle_for_arm_is_not_for_a_runtime_that_crashes_there() -> None:
-    found = list(places.of_runtime(candidate(image_net(), "arm64"), (1, 21, 0)))
+    found = list(of_runtime(candidate(image_net(), "arm64"), (1, 21, 0)))
     assert about(found, "illegal instruction").severity == "error"
-    told = list(places.of_runtimes(candidate(image_net(), "arm64")))
+    told = list(of_runtimes(candidate(image_net(), "arm64")))
     assert about(told, "illegal instruction").severity == "warning"
     assert about(told, "or later takes it").what.startswith("1.18 or later")
 
 
+def test_operators_that_no_table_knows_are_named() -> None:
+    there = {"y": (FLOAT, ["n", 3])}
+    gelu = node("Gelu", "x", "y", domain="com.microsoft")
+    made = model([gelu], {"x": (FLOAT, ["n", 3])}, there, domains={"com.microsoft": 1})
+    found = about(list(of_runtime(candidate(made), (1, 20))), "com.microsoft.Gelu")
+    assert found.severity == "warning"
+    assert about(list(of_runtimes(candidate(made))), "com.microsoft.Gelu") is not found
+
+
 def test_half_precision_has_bad_runtimes_of_its_own() -> None:
     half, whole = candidate(to_fp16(image_net())), candidate(image_net())
-    assert about(list(places.of_runtime(half, (1, 30, 0))), "NaN").severity == "warning"
-    assert "32600" in about(list(places.of_runtime(half, (1, 24, 1))), "NaN").see[0]
-    assert len(list(places.of_runtime(half, (1, 23, 2)))) == 1
-    assert about(list(places.of_runtime(half, (1, 18))), "convolution").see[0].endswith("18992")
-    assert not [one for one in places.of_runtime(whole, (1, 18)) if "convolution" in one.what]
+    assert about(list(of_runtime(half, (1, 30, 0))), "NaN").severity == "warning"
+    assert "32600" in about(list(of_runtime(half, (1, 24, 1))), "NaN").see[0]
+    assert len(list(of_runtime(half, (1, 23, 2)))) == 1
+    assert about(list(of_runtime(half, (1, 18))), "convolution").see[0].endswith("18992")
+    assert not [one for one in of_runtime(whole, (1, 18)) if "convolution" in one.what]
 
 
 def test_the_cure_of_a_free_axis_is_a_command_that_mends_it(net: Path, tmp_path: Path) -> None:
@@ -160,15 +170,15 @@ def test_every_free_axis_has_its_command() -> None:
     shapes = {"a": (FLOAT, ["batch", "steps"]), "b c": (FLOAT, [None, 4, None])}
     two = model([node("Identity", "a", "y")], shapes, {"y": (FLOAT, ["batch", "steps"])})
     told = dataclasses.replace(candidate(two), path="my nets/two.onnx", name="two")
-    assert places.fixing(told) == [
-        f"{places.FIX} --dim_param batch --dim_value 1 'my nets/two.onnx' two.fixed.onnx",
-        f"{places.FIX} --dim_param steps --dim_value LENGTH two.fixed.onnx two.fixed.onnx",
-        f"{places.FIX} --input_name 'b c' --input_shape 1,4,LENGTH two.fixed.onnx two.fixed.onnx",
+    assert fixing(told) == [
+        f"{FIX} --dim_param batch --dim_value 1 'my nets/two.onnx' two.fixed.onnx",
+        f"{FIX} --dim_param steps --dim_value LENGTH two.fixed.onnx two.fixed.onnx",
+        f"{FIX} --input_name 'b c' --input_shape 1,4,LENGTH two.fixed.onnx two.fixed.onnx",
     ]
 
 
 def test_the_runtimes_own_checker_counts_what_runs_on_a_telephone() -> None:
-    found = list(places.of_provider(candidate(image_net()), "coreml"))
+    found = list(of_provider(candidate(image_net()), "coreml"))
     said = about(found, "nodes run there")
     assert said.severity == "note"
     assert "as MLProgram 11 of 12 nodes run there, in 2 parts (not Flatten)" in said.what
@@ -178,19 +188,19 @@ def test_the_runtimes_own_checker_counts_what_runs_on_a_telephone() -> None:
         {"x": (FLOAT, [1, 4])},
         {"y": (FLOAT, [1, 4])},
     )
-    said = about(list(places.of_provider(candidate(pieces), "nnapi")), "nodes run there")
+    said = about(list(of_provider(candidate(pieces), "nnapi")), "nodes run there")
     assert (said.severity, said.what) == ("warning", "1 of 3 nodes run there, in 1 part (not Erf)")
     nothing = model([node("Erf", "x", "y")], {"x": (FLOAT, [1])}, {"y": (FLOAT, [1])})
-    assert next(places.of_provider(candidate(nothing), "nnapi")).severity == "error"
+    assert next(of_provider(candidate(nothing), "nnapi")).severity == "error"
 
 
 def test_strings_go_to_no_telephone_and_to_wasm_alone() -> None:
     made = {"y": (STRINGS, ["n"])}
     text = candidate(model([node("Identity", "text", "y")], {"text": (STRINGS, ["n"])}, made))
     for provider in ("coreml", "nnapi"):
-        first = next(places.of_provider(text, provider))
+        first = next(of_provider(text, provider))
         assert (first.severity, "text holds strings" in first.what) == ("error", True)
-    assert about(list(places.of_provider(text, "web")), "wasm alone").severity == "warning"
+    assert about(list(of_provider(text, "web")), "wasm alone").severity == "warning"
 
 
 def test_cuda_lacks_the_biases_of_int8(tmp_path: Path) -> None:
@@ -201,7 +211,7 @@ def test_cuda_lacks_the_biases_of_int8(tmp_path: Path) -> None:
     assert judged(tmp_path / "net.onnx", "--provider", "cpu").exit_code == 0
 
 
-@pytest.mark.parametrize("version", ["2.0", "1.9", "1.999", "1.2x", "latest", "1.21.0.1", "-1.20"])
+@pytest.mark.parametrize("version", ["2.0", "1.9", "1.999", "1.2x", "latest", "1.21.0.1", ""])
 def test_an_unknown_runtime_is_one_line_with_those_that_are_known(net: Path, version: str) -> None:
     refused = judged(net, f"--ort={version}")
     assert refused.exit_code == 2
@@ -210,7 +220,7 @@ def test_an_unknown_runtime_is_one_line_with_those_that_are_known(net: Path, ver
     assert "known are 1.10 to 1." in refused.stderr
 
 
-@pytest.mark.parametrize("names", ["cormel", "coreml,", "nnapi,qnn"])
+@pytest.mark.parametrize("names", ["cormel", "coreml,", "nnapi,qnn", ""])
 def test_an_unknown_provider_is_one_line_with_those_that_are_known(net: Path, names: str) -> None:
     refused = judged(net, "--provider", names)
     assert refused.exit_code == 2

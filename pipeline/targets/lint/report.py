@@ -1,7 +1,7 @@
 """`ferry lint`: whether a model runs, and answers alike, where it is to go, by the file itself.
 
 The rule of int8 is judged here, for every model; of the runtimes and the execution providers that
-were asked for, `pipeline.targets.places` knows what there is to know.
+were asked for, the modules beside this one know what there is to know.
 """
 
 import dataclasses
@@ -16,8 +16,9 @@ from pipeline.proof.sides import model_side
 from pipeline.proof.tracing.values import node_name
 from pipeline.quantization.judging import OVERFLOW_ROWS, lost_without_vnni
 from pipeline.records.quantize import WithoutVnni
-from pipeline.targets import places
-from pipeline.targets.places import Candidate, Finding
+from pipeline.targets.lint.findings import Candidate, Finding
+from pipeline.targets.lint.providers import of_provider
+from pipeline.targets.lint.runtimes import Version, of_runtime, of_runtimes
 from serving.bundles.bundle import MODEL, open_bundle
 from serving.bundles.finding import not_there
 from serving.measuring.feeds import fixed_batch
@@ -73,10 +74,10 @@ class LintReport:
 class Places:
     """Where a model is to go, as `ferry lint` is asked."""
 
-    runtime: places.Version | None = None
+    runtime: Version | None = None
     """A version of ONNX Runtime."""
     providers: Sequence[str] = ()
-    """Execution providers, by the names in `places.PROVIDER_RULES`."""
+    """Execution providers, by the names in `providers.PROVIDER_RULES`."""
 
 
 def lint(
@@ -111,11 +112,11 @@ def lint(
 def _findings(candidate: Candidate, asked: Places) -> Iterator[Finding]:
     """What was asked for; of a bundle for which nothing was, what its target asks for."""
     if asked.runtime:
-        yield from places.of_runtime(candidate, asked.runtime)
+        yield from of_runtime(candidate, asked.runtime)
     elif candidate.target in RUNTIME_TARGETS and not asked.providers:
-        yield from places.of_runtimes(candidate)
+        yield from of_runtimes(candidate)
     for provider in asked.providers or TARGET_PROVIDERS.get(candidate.target, ()):
-        yield from places.of_provider(candidate, provider)
+        yield from of_provider(candidate, provider)
 
 
 def _judged(
