@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from small_models import image_net, rows_for
 from small_onnx import FLOAT, model, node
+from target_bundles import bundled, images
 
 from pipeline.cli import ferry
 from pipeline.quantization.apply import Quantizer
@@ -141,6 +142,29 @@ def test_operators_that_no_table_knows_are_named() -> None:
     assert about(list(of_runtimes(candidate(made))), "com.microsoft.Gelu") is not found
 
 
+def test_a_bundle_is_asked_for_what_its_target_needs(tmp_path: Path) -> None:
+    folder = tmp_path / "net.arm64"
+    bundled(folder, images(), target="arm64")
+    told = judged(folder)
+    assert told.exit_code == 0
+    assert "note     onnxruntime: 1.14 or later takes it: opset 18, IR 8" in told.stdout
+    assert "1.21.0 ends with an illegal instruction" in told.stdout
+    assert "error    onnxruntime 1.21.0" in judged(folder, "--ort", "1.21.0").stdout
+    assert judged(folder, "--ort", "1.21.0").exit_code == 1
+    free = judged(folder, "--provider", "coreml").stdout
+    assert f"{folder / 'model.onnx'} net.arm64.fixed.onnx" in free, "nothing is added to a bundle"
+    (folder / "labels.txt").write_text("cats\n", encoding="utf-8")
+    refused = judged(folder)
+    assert refused.exit_code == 1
+    assert "labels.txt has 5 bytes" in refused.stderr
+
+
+def test_a_bundle_for_the_web_is_asked_for_the_web(tmp_path: Path) -> None:
+    bundled(tmp_path / "web", images(), target="web")
+    assert "note     web: wasm runs what the CPU runs" in judged(tmp_path / "web").stdout
+    assert "onnxruntime:" not in judged(tmp_path / "web").stdout
+
+
 def test_half_precision_has_bad_runtimes_of_its_own() -> None:
     half, whole = candidate(to_fp16(image_net())), candidate(image_net())
     assert about(list(of_runtime(half, (1, 30, 0))), "NaN").severity == "warning"
@@ -192,6 +216,33 @@ def test_the_runtimes_own_checker_counts_what_runs_on_a_telephone() -> None:
     assert (said.severity, said.what) == ("warning", "1 of 3 nodes run there, in 1 part (not Erf)")
     nothing = model([node("Erf", "x", "y")], {"x": (FLOAT, [1])}, {"y": (FLOAT, [1])})
     assert next(of_provider(candidate(nothing), "nnapi")).severity == "error"
+
+
+def test_the_checker_is_asked_of_graphs_that_it_stumbles_over() -> None:
+    x, y = {"x": (FLOAT, [2, 3])}, {"y": (FLOAT, [2, 3])}
+    contrib = {"domain": "com.microsoft"}
+    unknown = model(
+        [node("FastGelu", "x", "a", **contrib), node("FastGelu", "a", "y", **contrib)],
+        x,
+        {"y": (FLOAT, None)},
+        domains={"com.microsoft": 1},
+    )
+    none = next(of_provider(candidate(unknown), "nnapi"))
+    assert (none.severity, none.what[:29]) == ("error", "0 of 2 nodes run there, in 0 ")
+    inside = model(
+        [
+            node("Relu", "x", "r"),
+            node("NonZero", "r", "at"),
+            node("Cast", "at", "f", to=FLOAT),
+            node("ReduceSum", "f", "y", keepdims=0),
+        ],
+        x,
+        {"y": (FLOAT, [])},
+    )
+    half = next(of_provider(candidate(inside), "nnapi"))
+    assert half.what.startswith("1 of 4 nodes run there, in 1 part"), "the others have no shapes"
+    same = model([node("Identity", "x", "y")], x, y)
+    assert next(of_provider(candidate(same), "coreml")).severity == "note"
 
 
 def test_strings_go_to_no_telephone_and_to_wasm_alone() -> None:

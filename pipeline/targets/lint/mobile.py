@@ -35,55 +35,44 @@ FORMS: dict[str, tuple[tuple[str, Check], ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """The nodes that would run on a provider."""
-
-    nodes: int
-    parts: int
-    """Into how many pieces the graph would be cut; each costs copies to the CPU and back."""
-    verdict: str
-    """ "YES", "MAYBE" or "NO": whether it should be tried, as the checker judges."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Usability:
     """What the checker says of one format of a provider."""
 
     form: str
     nodes: int
     """Of the graph, after the optimizations that do not depend on a machine."""
-    as_is: Share
-    fixed: Share
-    """If every shape were fixed."""
-    unsupported: tuple[str, ...]
+    there: int
+    """Those that would run on the provider."""
+    parts: int
+    """Into how many pieces the graph would be cut; each costs copies to the CPU and back."""
+    verdict: str
+    """ "YES", "MAYBE" or "NO": whether it should be tried, as the checker judges."""
+    lacking: tuple[str, ...]
     """The operators that do not run there, whatever their shapes."""
 
 
-def usability(content: bytes, provider: str) -> tuple[Usability, ...]:
-    """Ask the checker about a model's bytes, for each format of "nnapi" or "coreml"."""
+def usability(content: bytes, provider: str, *, if_fixed: bool) -> tuple[Usability, ...]:
+    """Ask the checker about a model's bytes, for each format of "nnapi" or "coreml".
+
+    `if_fixed` asks what would run there if every shape were fixed.
+    """
     with quiet(), tempfile.TemporaryDirectory() as folder:
         model, optimized = Path(folder) / "model.onnx", Path(folder) / "optimized.onnx"
         write_bytes(model, content)
         optimize_model(model, optimized, use_external_initializers=True)
         shaped = ModelProtoWithShapeInfo(optimized).model_with_shape_info
-        return tuple(_asked(form, check, shaped) for form, check in FORMS[provider])
+    # It refuses to look at the shapes of a graph of which none is known.
+    shapes = not if_fixed and len(shaped.graph.value_info) > 0
+    return tuple(_asked(form, check, shaped, shapes=shapes) for form, check in FORMS[provider])
 
 
-def _asked(form: str, check: Check, model: Any) -> Usability:
-    as_is = check(model, require_fixed_input_sizes=True)
-    fixed = check(model, require_fixed_input_sizes=False)
+def _asked(form: str, check: Check, model: Any, *, shapes: bool) -> Usability:
+    info = check(model, require_fixed_input_sizes=shapes)
     return Usability(
         form=form,
-        nodes=fixed.num_nodes,
-        as_is=_share(as_is),
-        fixed=_share(fixed),
-        unsupported=tuple(sorted(fixed.unsupported_ops)),
-    )
-
-
-def _share(info: Any) -> Share:
-    return Share(
-        nodes=info.num_supported_nodes,
+        nodes=info.num_nodes,
+        there=info.num_supported_nodes,
         parts=info.num_partitions,
-        verdict=info.suitability().name,
+        verdict=info.suitability().name if info.num_nodes else "YES",
+        lacking=tuple(sorted(info.unsupported_ops)),
     )

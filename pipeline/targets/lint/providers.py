@@ -127,7 +127,8 @@ def _of_mobile(model: Candidate, provider: str, *, fixed_only: bool) -> Iterator
             cure=" && ".join(fixing(model)),
             see=() if fixed_only else (f"{UPSTREAM}21227",),
         )
-    yield _verdict(provider, usability(model.content, provider), free=bool(free))
+    asked = usability(model.content, provider, if_fixed=bool(free))
+    yield _verdict(provider, asked, free=bool(free))
 
 
 def _free_axes(infos: Sequence[TensorInfo]) -> str:
@@ -171,10 +172,10 @@ def _length(at: int, axis: int | str | None) -> str:
 
 def _verdict(provider: str, asked: Sequence[Usability], *, free: bool) -> Finding:
     """What the checker says, by the format that takes most of the graph."""
-    best = max(asked, key=lambda one: (one.fixed.nodes, -one.fixed.parts))
+    best = max(asked, key=lambda one: (one.there, -one.parts))
     said = "; ".join(_said(one, several=len(asked) > 1) for one in asked)
-    severity: Severity = "note" if best.fixed.verdict == "YES" else "warning"
-    if not best.fixed.nodes:
+    severity: Severity = "note" if best.verdict == "YES" else "warning"
+    if best.nodes and not best.there:
         severity = "error"
     return Finding(
         place=provider,
@@ -187,12 +188,12 @@ def _verdict(provider: str, asked: Sequence[Usability], *, free: bool) -> Findin
 
 
 def _said(one: Usability, *, several: bool) -> str:
-    parts = f"{one.fixed.parts} part{'s' if one.fixed.parts != 1 else ''}"
-    text = f"{one.fixed.nodes} of {one.nodes} nodes run there, in {parts}"
-    more = len(one.unsupported) - FEW
-    lacking = ", ".join(name.removeprefix("ai.onnx:") for name in one.unsupported[:FEW])
-    if one.unsupported:
-        text += f" (not {lacking}{f' and {more} more' if more > 0 else ''})"
+    parts = f"{one.parts} part{'s' if one.parts != 1 else ''}"
+    text = f"{one.there} of {one.nodes} nodes run there, in {parts}"
+    if one.lacking:
+        more = len(one.lacking) - FEW
+        names = ", ".join(name.removeprefix("ai.onnx:") for name in one.lacking[:FEW])
+        text += f" (not {names}{f' and {more} more' if more > 0 else ''})"
     return f"as {one.form} {text}" if several else text
 
 

@@ -101,7 +101,7 @@ def lint(
     if model.is_dir():
         bundle = open_bundle(model)
         target, shared = (
-            getattr(bundle.manifest, "target", "cpu"),
+            bundle.manifest.target,
             {**bundle.manifest.given, **(shared or {})},
         )
         model /= MODEL
