@@ -37,7 +37,7 @@ SECTIONS = {
     },
     "Models": {
         "bench": SERVING["bench"],
-        "lint": (TOOLS, "Judge whether int8 answers alike on every processor."),
+        "lint": (TOOLS, "Judge whether MODEL runs, and answers alike, where it is to go."),
         "tune": (TOOLS, "Search for better settings of EXPERIMENT."),
     },
     "Registry": {

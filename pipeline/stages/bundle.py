@@ -27,13 +27,15 @@ from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from pipeline.stages.page.note import note_of
 from pipeline.stages.page.results import ExperimentResults, rows_of
+from pipeline.targets.card import card_part
 from pipeline.targets.choice import Choice, choose_for
+from pipeline.targets.triton import triton
 from serving.bundles import Target
 from serving.bundles.bundle import FOREIGN, MODEL, Gate, ModelOrigin, open_bundle
 from serving.bundles.finding import MANIFEST, located
 from serving.bundles.golden import hardest
 from serving.bundles.reference import Reference
-from serving.bundles.writing import BundleContents, copy_bundle, write_bundle
+from serving.bundles.writing import BundleContents, Part, copy_bundle, write_bundle
 from serving.drift.quantities import reference_of
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
@@ -45,6 +47,8 @@ from serving.runtime.tensors import Array, as_fed
 GOLDEN_DIFF = 1e-4
 """What a device may be off where no gate says it, relative to the largest golden output."""
 UNKNOWN = "unknown"
+TARGET_PARTS: Mapping[Target, tuple[Part, ...]] = {"triton": (triton,)}
+"""What adds the files that a target needs; the card comes last, as its bill lists all others."""
 
 
 def bundle(
@@ -77,6 +81,9 @@ def bundle(
     proven, content = parity.variants[variant], passed[variant]
     test = ready.open_split(data, "test").inputs
     golden, tie = hardest(content, test, config.golden_rows, trained.labels)
+    known = ready.open_manifest(data)
+    architecture = trained.settings.get("model.name", "")
+    card = card_part(known, architecture=architecture, parameters=trained.parameters)
     contents = BundleContents(
         name=name,
         variant=variant,
@@ -85,12 +92,13 @@ def bundle(
         labels=trained.labels,
         golden_input=golden,
         golden_tie=tie,
-        golden_max_abs_diff=_golden_limit(proven, ready.open_manifest(data).target_std),
+        golden_max_abs_diff=_golden_limit(proven, known.target_std),
         metrics=_metrics(trained, proven),
         parity=_gates(proven),
         source=_origin(experiment, trained, content),
         needs=needs_of(onnx.load_model_from_string(content)),
         reference=_reference_of_splits(models[variant], data),
+        parts=(*TARGET_PARTS.get(target, ()), card),
     )
     report = _ship(folder, contents, chosen)
     if files is None:
@@ -158,6 +166,7 @@ def bundle_file(
         ),
         needs=needs_of(onnx.load_model_from_string(content)),
         reference=_reference_of_rows(model, reference, session, labels) if reference else None,
+        parts=(card_part(None),),
     )
     reason = f"it answers as {proof.reference.name} does, on {proof.data}"
     return _ship(folder, contents, Choice(variant=FOREIGN, reason=reason))

@@ -177,6 +177,23 @@ def test_what_has_no_room_is_not_shipped(measured: Project) -> None:
         bundle_for(measured, "arm64", size_kib=1)
 
 
+def test_every_bundle_has_a_card_and_a_bill_of_all_its_files(measured: Project) -> None:
+    report = bundle_for(measured, "triton")
+    built = open_bundle(measured.root / "bundles" / "digits-cnn.triton")
+    bill = json.loads(built.contents["bom.json"])
+    files = {one["name"] for one in bill["components"] if one["type"] == "file"}
+    assert files == built.contents.keys() - {"bom.json"}
+    assert {"digits-cnn/config.pbtxt", "digits-cnn/1/model.onnx", "README.md"} < files
+    (data,) = [one for one in bill["components"] if one["type"] == "data"]
+    assert (data["name"], data["licenses"]) == ("digits", [{"license": {"id": "CC-BY-4.0"}}])
+    card = bill["metadata"]["component"]["modelCard"]
+    assert card["modelParameters"]["architectureFamily"] == "cnn"
+    proven = read(ParityReport, measured.details("parity"), "").variants[report.variant]
+    metric = card["quantitativeAnalysis"]["performanceMetrics"][0]
+    assert (metric["type"], metric["value"]) == ("accuracy", repr(proven.accuracy))
+    assert "E. Alpaydin" in built.contents["README.md"].decode()
+
+
 def test_the_golden_rows_are_those_that_are_decided_most_narrowly(measured: Project) -> None:
     folder = run(measured)
     made = open_bundle(folder)

@@ -1,6 +1,11 @@
-"""`ferry lint MODEL.onnx`: whether int8 answers alike on every processor, by the file itself."""
+"""`ferry lint`: whether a model runs, and answers alike, where it is to go, by the file itself.
 
-from collections.abc import Mapping
+The rule of int8 is judged here, for every model; of the runtimes and the execution providers that
+were asked for, the modules beside this one know what there is to know.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +16,19 @@ from pipeline.proof.sides import model_side
 from pipeline.proof.tracing.values import node_name
 from pipeline.quantization.judging import OVERFLOW_ROWS, lost_without_vnni
 from pipeline.records.quantize import WithoutVnni
+from pipeline.targets.lint.findings import Candidate, Finding
+from pipeline.targets.lint.providers import of_provider
+from pipeline.targets.lint.runtimes import Version, of_runtime, of_runtimes
+from serving.bundles.bundle import MODEL, open_bundle
+from serving.bundles.finding import not_there
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.classes import Task
 from serving.runtime.kernels import overflows
 
 MOST_NAMED = 8
+RUNTIME_TARGETS = ("cpu", "arm64", "triton")
+"""Those whose bundles run on whatever ONNX Runtime is installed there."""
+TARGET_PROVIDERS: Mapping[str, tuple[str, ...]] = {"web": ("web",)}
 CURE = (
     "cure: quantize with weights of 7 bits, by `ferry quantize` or with reduce_range=True of "
     "onnxruntime's quantizers"
@@ -48,6 +61,23 @@ class LintReport:
     rows: int
     without_vnni: WithoutVnni | None
     """Beside the graph as it is written, on these rows; None where none were given or needed."""
+    findings: tuple[Finding, ...]
+    """Of the runtimes and providers that were asked for, or that its bundle was made for."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether something that was asked for does not run it, or int8 is not alike everywhere."""
+        return bool(self.needs) or any(one.severity == "error" for one in self.findings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a model is to go, as `ferry lint` is asked."""
+
+    runtime: Version | None = None
+    """A version of ONNX Runtime."""
+    providers: Sequence[str] = ()
+    """Execution providers, by the names in `providers.PROVIDER_RULES`."""
 
 
 def lint(
@@ -55,14 +85,48 @@ def lint(
     rows: str | None = None,
     task: Task | None = None,
     shared: Mapping[str, str] | None = None,
+    asked: Places = Places(),
 ) -> LintReport:
-    """Judge an ONNX file; with `rows`, as `open_rows` takes them, compute what it would lose.
+    """Judge an ONNX file or a bundle; with `rows`, as `open_rows` takes them, what it would lose.
 
-    `shared` are inputs that are the same for all rows, as `open_session` takes them.
+    `shared` are inputs that are the same for all rows, as `open_session` takes them; a bundle has
+    its own.
 
-    Raises MissingInputError, ModelError for a file that cannot be run, and InputError for rows that
-    it does not take.
+    Raises MissingInputError, ModelError for a file that cannot be run, InputError for rows that
+    it does not take, and IntegrityError for a bundle that was altered.
     """
+    target = ""
+    if not model.exists():
+        raise not_there(model)
+    if model.is_dir():
+        bundle = open_bundle(model)
+        target, shared = (
+            bundle.manifest.target,
+            {**bundle.manifest.given, **(shared or {})},
+        )
+        model /= MODEL
+    report, candidate = _judged(model, rows, task, shared, target)
+    return dataclasses.replace(report, findings=tuple(_findings(candidate, asked)))
+
+
+def _findings(candidate: Candidate, asked: Places) -> Iterator[Finding]:
+    """What was asked for; of a bundle for which nothing was, what its target asks for."""
+    if asked.runtime:
+        yield from of_runtime(candidate, asked.runtime)
+    elif candidate.target in RUNTIME_TARGETS and not asked.providers:
+        yield from of_runtimes(candidate)
+    for provider in asked.providers or TARGET_PROVIDERS.get(candidate.target, ()):
+        yield from of_provider(candidate, provider)
+
+
+def _judged(
+    model: Path,
+    rows: str | None,
+    task: Task | None,
+    shared: Mapping[str, str] | None,
+    target: str,
+) -> tuple[LintReport, Candidate]:
+    """The rule of int8, and the model for the rules of the places."""
     graph = load_foreign(model)
     side = model_side(model.name, model.read_bytes(), level="none", shared=shared)
     products = list(integer_products(graph.graph))
@@ -75,7 +139,7 @@ def lint(
         lost = without_vnni(graph, side.session.whole(feeds))
         wanted = {info.name: lost.exact[info.name] for info in side.outputs}
         found = lost_without_vnni(wanted, lost, opened, task)
-    return LintReport(
+    report = LintReport(
         model=str(model),
         sha256=side.sha256,
         products=len(products),
@@ -88,11 +152,31 @@ def lint(
         overflows_here=overflows(),
         rows=count,
         without_vnni=found,
+        findings=(),
+    )
+    return report, Candidate(
+        name=model.parent.name if target else model.stem,
+        path=str(model),
+        content=side.content,
+        model=graph,
+        inputs=side.inputs,
+        target=target,
     )
 
 
 def as_text(report: LintReport) -> str:
     """The findings for a person, each with its cure."""
+    blocks = [_of_int8(report), *map(_of_finding, report.findings)]
+    return "\n".join(blocks)
+
+
+def _of_finding(one: Finding) -> str:
+    lines = [f"{one.severity:<7}  {one.place}: {one.what}"]
+    lines += [f"{'':9}cure: {one.cure}"] if one.cure else []
+    return "\n".join([*lines, *(f"{'':9}see {address}" for address in one.see)])
+
+
+def _of_int8(report: LintReport) -> str:
     if not report.products:
         return "no products of integers: nothing can overflow"
     if not report.needs:

@@ -1,0 +1,182 @@
+"""`bom.json`: the bill of materials of a bundle, CycloneDX 1.6 with the model card of ML-BOM.
+
+    https://cyclonedx.org/docs/1.6/json/
+
+Its serial number follows from the bundle's content and it holds no time, so that the same bundle
+has the same bill.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from serving.bundles.bundle import MODEL, RUNNER
+from serving.bundles.registry import DIGEST_CHARACTERS
+from serving.runtime.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    from pipeline.targets.card import Card
+
+SCHEMA = "http://cyclonedx.org/schema/bom-1.6.schema.json"
+SPDX = {
+    "Apache-2.0": "Apache-2.0",
+    "BSD-3-Clause": "BSD-3-Clause",
+    "CC BY 4.0": "CC-BY-4.0",
+    "CC BY-SA 3.0": "CC-BY-SA-3.0",
+    "CC BY-SA 4.0": "CC-BY-SA-4.0",
+    "CC0": "CC0-1.0",
+    "MIT": "MIT",
+}
+"""Licences of data sets that have an identifier of SPDX; any other is kept by its name."""
+UNSTATED = ("", "none stated")
+NUMPY = "2.0"
+"""The first numpy that ferry is tested with."""
+
+Json = dict[str, Any]
+
+
+def bill_of_materials(card: "Card", sums: Mapping[str, str]) -> Json:
+    """The bill of a bundle; `sums` are the sha256 of its files by name, but for the bill itself."""
+    manifest = card.manifest
+    libraries = _libraries(manifest.minimum_runtime)
+    parts = ["data", *(library["bom-ref"] for library in libraries)]
+    return {
+        "$schema": SCHEMA,
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, manifest.digest)}",
+        "version": 1,
+        "metadata": {
+            "tools": {
+                "components": [
+                    {
+                        "type": "application",
+                        "name": "onnx-ferry",
+                        "version": manifest.source.ferry_version,
+                    }
+                ]
+            },
+            "component": _model(card, sums[MODEL]),
+        },
+        "components": [
+            _data(card),
+            *libraries,
+            *(_file(name, content) for name, content in sums.items()),
+        ],
+        "dependencies": [{"ref": "model", "dependsOn": parts}],
+    }
+
+
+def _model(card: "Card", sha256: str) -> Json:
+    manifest, source = card.manifest, card.manifest.source
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": "model",
+        "name": manifest.name,
+        "version": source.weights_sha256[:DIGEST_CHARACTERS],
+        "hashes": _hashes(sha256),
+        "modelCard": _model_card(card),
+        "properties": _properties(
+            {
+                "variant": manifest.variant,
+                "target": manifest.target,
+                "opset": str(manifest.opset),
+                "ir_version": str(manifest.ir_version),
+                "weights_sha256": source.weights_sha256,
+                "git_revision": source.git_revision,
+                "needs": ", ".join(manifest.needs),
+                "golden_rows": str(manifest.golden.rows),
+                "golden_max_abs_diff": repr(manifest.golden.max_abs_diff),
+                "golden_tie": repr(manifest.golden.tie),
+            }
+        ),
+    }
+
+
+def _model_card(card: "Card") -> Json:
+    manifest = card.manifest
+    parameters = {
+        "task": card.task,
+        "architectureFamily": card.architecture,
+        "datasets": [{"ref": "data"}],
+        "inputs": [_format(info) for info in manifest.inputs],
+        "outputs": [_format(info) for info in manifest.outputs],
+    }
+    return {
+        "modelParameters": {name: value for name, value in parameters.items() if value},
+        "quantitativeAnalysis": {"performanceMetrics": list(_metrics(card))},
+        "considerations": {
+            "technicalLimitations": [
+                "It was measured on the test rows of its data set alone.",
+                f"It runs on ONNX Runtime {manifest.minimum_runtime} or later.",
+            ]
+        },
+        "properties": _properties(
+            {f"limit:{name}": repr(gate.limit) for name, gate in manifest.parity.items()}
+        ),
+    }
+
+
+def _format(info: TensorInfo) -> Json:
+    axes = ", ".join("any" if axis is None else str(axis) for axis in info.shape)
+    return {"format": f"{info.name}: {'string' if info.is_text else info.dtype} [{axes}]"}
+
+
+def _metrics(card: "Card") -> Iterator[Json]:
+    for name, value in card.manifest.metrics.items():
+        yield {"type": name, "value": repr(value), "slice": "test rows"}
+    beside = f"test rows, against {card.reference}"
+    for name, gate in card.manifest.parity.items():
+        yield {"type": name, "value": repr(gate.measured), "slice": beside}
+
+
+def _data(card: "Card") -> Json:
+    """The data set, with what its own record says of it, and no more."""
+    data = card.data
+    name = card.manifest.source.dataset
+    component: Json = {"type": "data", "bom-ref": "data", "name": name}
+    contents = {}
+    if data and data.licence not in UNSTATED:
+        spdx = SPDX.get(data.licence)
+        licence = {"id": spdx} if spdx else {"name": data.licence}
+        component["licenses"] = [{"license": licence}]
+    if data and data.homepage:
+        component["externalReferences"] = [{"type": "website", "url": data.homepage}]
+        contents = {"contents": {"url": data.homepage}}
+    said = {"licence": card.licence, "citation": data.citation if data else ""}
+    return component | {
+        "data": [{"type": "dataset", "name": name, **contents}],
+        "properties": _properties(said),
+    }
+
+
+def _libraries(minimum_runtime: str) -> list[Json]:
+    """What the runner imports; the version is the least that does, which 1.6 has no field for."""
+    return [
+        {
+            "type": "library",
+            "bom-ref": name,
+            "name": name,
+            "licenses": [{"license": {"id": licence}}],
+            "purl": f"pkg:pypi/{name}",
+            "properties": _properties({"minimum_version": version}),
+        }
+        for name, licence, version in (
+            ("onnxruntime", "MIT", minimum_runtime),
+            ("numpy", "BSD-3-Clause", NUMPY),
+        )
+    ]
+
+
+def _file(name: str, sha256: str) -> Json:
+    file = {"type": "file", "bom-ref": f"file:{name}", "name": name, "hashes": _hashes(sha256)}
+    own = name == RUNNER  # ferry's own code; of the model nobody told a licence
+    return file | ({"licenses": [{"license": {"id": "Apache-2.0"}}]} if own else {})
+
+
+def _hashes(sha256: str) -> list[Json]:
+    return [{"alg": "SHA-256", "content": sha256}]
+
+
+def _properties(values: Mapping[str, str]) -> list[Json]:
+    return [{"name": f"ferry:{name}", "value": value} for name, value in values.items() if value]
