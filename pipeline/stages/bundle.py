@@ -28,12 +28,13 @@ from pipeline.records.train import TrainReport
 from pipeline.stages.page.note import note_of
 from pipeline.stages.page.results import ExperimentResults, rows_of
 from pipeline.targets.choice import Choice, choose_for
+from pipeline.targets.web import web_page
 from serving.bundles import Target
 from serving.bundles.bundle import FOREIGN, MODEL, Gate, ModelOrigin, open_bundle
 from serving.bundles.finding import MANIFEST, located
 from serving.bundles.golden import hardest
 from serving.bundles.reference import Reference
-from serving.bundles.writing import BundleContents, copy_bundle, write_bundle
+from serving.bundles.writing import BundleContents, Part, copy_bundle, write_bundle
 from serving.drift.quantities import reference_of
 from serving.errors import InputError, IntegrityError
 from serving.files import require, sha256_of_bytes
@@ -45,6 +46,8 @@ from serving.runtime.tensors import Array, as_fed
 GOLDEN_DIFF = 1e-4
 """What a device may be off where no gate says it, relative to the largest golden output."""
 UNKNOWN = "unknown"
+TARGET_PARTS: Mapping[Target, tuple[Part, ...]] = {"web": (web_page,)}
+"""What adds the files that a target needs."""
 
 
 def bundle(
@@ -91,6 +94,7 @@ def bundle(
         source=_origin(experiment, trained, content),
         needs=needs_of(onnx.load_model_from_string(content)),
         reference=_reference_of_splits(models[variant], data),
+        parts=TARGET_PARTS.get(target, ()),
     )
     report = _ship(folder, contents, chosen)
     if files is None:
