@@ -52,6 +52,7 @@ SECTIONS = {
     "Serving": {
         "predict": (TOOLS, SERVING["predict"][1]),
         "verify": SERVING["verify"],
+        "demo": SERVING["demo"],
         "doctor": SERVING["doctor"],
     },
     "Project": {

@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": (HERE, "Run MODEL, a bundle or an ONNX file, on every row of every INPUT."),
     "bench": (HERE, "Time any MODEL: load patterns, comparisons, tuning."),
     "verify": (HERE, "Check everything that BUNDLE says of itself."),
+    "demo": (HERE, "Serve the page of BUNDLE, until Ctrl-C."),
     "doctor": (HERE, "Say what on this machine will cause trouble, and how to fix it."),
 }
 """Each with its package and the first line of its help."""

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 
+import chromium
 import pytest
 from closure import ROOT
 
@@ -46,3 +47,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = folder.iterdir()
     return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[chromium.Browser]:
+    """Chromium without a window."""
+    if chromium.find() is None:
+        pytest.skip(f"no browser: none of {', '.join(chromium.NAMES)} is on PATH")
+    with chromium.chromium() as running:
+        yield running

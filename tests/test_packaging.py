@@ -51,6 +51,9 @@ def test_the_wheel_holds_every_file_of_both_packages(wheel: zipfile.ZipFile) -> 
         "pipeline/stages/page/report.html.j2",
         "serving/runtime/probe.onnx",
         "serving/bundles/runner.py",
+        "pipeline/targets/web/app.js",
+        "pipeline/targets/web/ort-wasm-simd-threaded.wasm.xz",
+        "pipeline/targets/web/ort.LICENSE.txt",
     }
     assert data | {"pipeline/py.typed", "serving/py.typed"} <= files
     assert files <= set(wheel.namelist())

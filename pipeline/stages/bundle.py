@@ -30,6 +30,7 @@ from pipeline.stages.page.results import ExperimentResults, rows_of
 from pipeline.targets.card import card_part
 from pipeline.targets.choice import Choice, choose_for
 from pipeline.targets.triton import triton
+from pipeline.targets.web import web_page
 from serving.bundles import Target
 from serving.bundles.bundle import FOREIGN, MODEL, Gate, ModelOrigin, open_bundle
 from serving.bundles.finding import MANIFEST, located
@@ -47,7 +48,7 @@ from serving.runtime.tensors import Array, as_fed
 GOLDEN_DIFF = 1e-4
 """What a device may be off where no gate says it, relative to the largest golden output."""
 UNKNOWN = "unknown"
-TARGET_PARTS: Mapping[Target, tuple[Part, ...]] = {"triton": (triton,)}
+TARGET_PARTS: Mapping[Target, tuple[Part, ...]] = {"triton": (triton,), "web": (web_page,)}
 """What adds the files that a target needs; the card comes last, as its bill lists all others."""
 
 

@@ -24,7 +24,7 @@ SHOWN = (
 @experiment_or_file_argument
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "arm64", "triton"]),
+    type=click.Choice(["cpu", "arm64", "triton", "web"]),
     default="cpu",
     help="The kind of place that it is for. (cpu)",
 )

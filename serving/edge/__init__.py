@@ -1,0 +1,1 @@
+"""What reaches beyond this machine's terminal: a bundle in a browser."""
