@@ -139,8 +139,7 @@ class Installed:
         sync(self.path)
 
     def keep(self, history: list[str]) -> None:
-        """Write the history, and remove all but the present version, the one before and a third."""
-        write(self.told, json.dumps(history))
+        """Remove all but the present version, the one before and a third, and write the history."""
         last_first = history[::-1]
 
         def age(name: str) -> int:
@@ -148,6 +147,7 @@ class Installed:
 
         for name in sorted(self.names(), key=age)[KEPT:]:
             self.remove(name)
+        write(self.told, json.dumps(history))
 
     def remove(self, name: str) -> None:
         """Remove a version: it is renamed first, so that what has such a name is whole."""
@@ -253,8 +253,11 @@ def listed(folder: Path) -> dict[str, Any] | None:
     return manifest["files"] if intact else None
 
 
-def seen(installed: Installed) -> dict[str, Any]:
-    """All that can be told of a folder, every byte of the present version looked at."""
+def seen(installed: Installed, *, ours: bool = False) -> dict[str, Any]:
+    """All that can be told of a folder, every byte of the present version looked at.
+
+    `ours` is whether the deployment that goes on there is the one that asks.
+    """
     name, problems, since = installed.present(), [], None
     manifest: Any = {}
     if name is None:
@@ -269,7 +272,7 @@ def seen(installed: Installed) -> dict[str, Any]:
             problems.append(f"versions/{name} is not whole: {reason}")
         manifest = json_of(folder / MANIFEST)
     manifest = manifest if isinstance(manifest, dict) else {}
-    busy, half = installed.is_locked(), len(installed.leftovers())
+    busy, half = not ours and installed.is_locked(), len(installed.leftovers())
     history = installed.history()
     source = manifest.get("source")
     return {
@@ -283,7 +286,7 @@ def seen(installed: Installed) -> dict[str, Any]:
         "record": installed.record(name) if name else None,
         "before": installed.digest_of(history[-2]) if len(history) > 1 else None,
         "busy": installed.holder() if busy else None,
-        "half": 0 if busy else half,
+        "half": 0 if busy or ours else half,
         "problems": problems,
     }
 

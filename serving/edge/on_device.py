@@ -111,7 +111,7 @@ def deploy(request: dict[str, Any], client: Client) -> None:
         before, name = installed.present(), version_of(installed, request)
         if name is not None and name == before and installed.record(name) is not None:
             tested = tested_in(installed.versions / name, request, client, brief=True)
-            client.tell(step="done", outcome="present", over=None, **tested, **seen(installed))
+            done(client, installed, outcome="present", over=None, **tested)
             return
         over = None if name == before else installed.digest_of(before)
         staging = None
@@ -125,13 +125,13 @@ def deploy(request: dict[str, Any], client: Client) -> None:
             tested = tested_in(folder, request, client, brief=False)
             client.tell(step="tested")
             client.wait("switch")
-            name = name or settle(installed, staging, request["digest"])
+            name = name or free_name(installed, request["digest"])
+            write_record(installed, name, {**tested, "machine": machine}, request)
+            serve(installed, name, staging)
         finally:
             if staging is not None:
                 remove(staging)
-        write_record(installed, name, {**tested, "machine": machine}, request)
-        finish(installed, name)
-        client.tell(step="done", outcome="deployed", over=over, **tested, **seen(installed))
+        done(client, installed, outcome="deployed", over=over, **tested)
 
 
 def rollback(request: dict[str, Any], client: Client) -> None:
@@ -154,8 +154,9 @@ def rollback(request: dict[str, Any], client: Client) -> None:
         client.tell(step="tested")
         client.wait("switch")
         installed.switch(name)
-        installed.keep(history)
-        client.tell(step="done", outcome="rolled back", over=over, **tested, **seen(installed))
+        with contextlib.suppress(OSError):
+            installed.keep(history)
+        done(client, installed, outcome="rolled back", over=over, **tested)
 
 
 def state(request: dict[str, Any], client: Client) -> None:
@@ -163,6 +164,11 @@ def state(request: dict[str, Any], client: Client) -> None:
     installed = Installed(request["path"])
     installed.check()
     client.tell(step="done", **seen(installed))
+
+
+def done(client: Client, installed: Installed, **what: object) -> None:
+    """Tell how a deployment ended, and what is served now."""
+    client.tell(step="done", **what, **seen(installed, ours=True))
 
 
 def this_machine(request: dict[str, Any], client: Client) -> dict[str, Any]:
@@ -238,18 +244,14 @@ def upload(installed: Installed, staging: Path, request: dict[str, Any], client:
         sync(Path(folder))
 
 
-def settle(installed: Installed, staging: Path | None, digest: str) -> str:
-    """Give a folder that was tested its name, in which a damaged version may lie."""
+def free_name(installed: Installed, digest: str) -> str:
+    """A name for a version, of which a damaged one may lie there, even served."""
     name = digest[:DIGITS]
     for one in installed.names():
         if one.startswith(name) and one != installed.present():
             installed.remove(one)
-    if (installed.versions / name).exists():
-        name = next(f"{name}.{at}" for at in range(2, 9) if f"{name}.{at}" != installed.present())
-    assert staging is not None  # noqa: S101 - a version that has a name is never settled
-    staging.rename(installed.versions / name)
-    sync(installed.versions)
-    return name
+    names = (name, f"{name}.2", f"{name}.3")
+    return next(one for one in names if not (installed.versions / one).exists())
 
 
 def write_record(
@@ -260,17 +262,27 @@ def write_record(
     write(installed.versions / f"{name}.json", json.dumps(about))
 
 
-def finish(installed: Installed, name: str) -> None:
+def serve(installed: Installed, name: str, staging: Path | None) -> None:
     """Serve a version that is whole and tested, and put in order what is beside it."""
     before, history = installed.present(), installed.history()
+    if staging is not None:
+        staging.rename(installed.versions / name)
+        sync(installed.versions)
     if before != name:
-        installed.switch(name)
+        try:
+            installed.switch(name)
+        except OSError:
+            if staging is not None:
+                installed.remove(name)
+            raise
         history.append(name)
-    for one in installed.names():  # a damaged one, which this one takes the place of
-        if one != name and one.startswith(name[:DIGITS]):
-            history = [other for other in history if other != one]
-            installed.remove(one)
-    installed.keep(history)
+    # It is served now, whatever becomes of the rest, which the next deployment does as well.
+    with contextlib.suppress(OSError):
+        for one in installed.names():  # a damaged one, which this one takes the place of
+            if one != name and one.startswith(name[:DIGITS]):
+                history = [other for other in history if other != one]
+                installed.remove(one)
+        installed.keep(history)
 
 
 def tested_in(
