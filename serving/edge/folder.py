@@ -162,7 +162,8 @@ class Installed:
         for one in self.leftovers():
             remove(one)
         for one in _entries(self.versions):
-            if one.suffix == ".json" and one.stem not in self.names() and one != self.told:
+            about = VERSION.fullmatch(one.stem) and one.suffix == ".json"
+            if about and not one.with_suffix("").exists():
                 one.unlink()
 
     @contextlib.contextmanager

@@ -51,6 +51,10 @@ SSH_FAILED, NOT_EXECUTED, NOT_FOUND = 255, 126, 127
 class DeviceError(FerryError, OSError):
     """A device that cannot be reached, or that does not take what it is sent."""
 
+    def __init__(self, message: str) -> None:
+        # Some of it the device wrote, and a terminal obeys more than letters.
+        super().__init__("".join(one if one.isprintable() else " " for one in message))
+
 
 class StoppedError(DeviceError):
     """A deployment that is given up here, for instance by Ctrl-C."""
@@ -97,7 +101,7 @@ class Conversation:
             if pipes[0]:
                 pipes[0].close()
         try:
-            self._process.wait(END_SECONDS)
+            self._process.wait(END_SECONDS if self._lines else 0.3)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -3,6 +3,7 @@
 A file of hosts has one of these a line; empty lines and those that begin with `#` say nothing.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def parse_target(text: str) -> DeviceTarget:
         raise UsageError(f"{text!r} is no target; write {HOW}, and a port into ~/.ssh/config")
     # As rsync: what has a colon before its first slash is of a host.
     if ":" not in text.partition("/")[0]:
-        path = str(Path(text).expanduser().absolute())
+        path = os.path.normpath(Path(text).expanduser().absolute())
         return DeviceTarget(name=path, login=None, path=path)
     found = REMOTE.fullmatch(text)
     if found is None:

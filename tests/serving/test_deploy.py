@@ -373,6 +373,16 @@ def test_a_device_without_what_it_needs_is_one_line(
     assert not home.exists()
 
 
+def test_a_login_shell_that_talks_is_not_listened_to(
+    built: Built, home: Path, tmp_path: Path, local: DeployPlan
+) -> None:
+    talks = tmp_path / "talks"
+    talks.write_text(f'#!/bin/sh\necho Welcome; echo ferry:; exec {local.access.python} "$@"\n')
+    talks.chmod(0o755)
+    given = plan(python=str(talks))
+    assert rolled_out(built("one"), str(home), given).outcome == "deployed"
+
+
 def test_several_devices_are_served_and_the_bad_one_is_named(
     built: Built, tmp_path: Path, given: DeployPlan
 ) -> None:
