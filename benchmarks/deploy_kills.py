@@ -122,7 +122,7 @@ class Trial:
         outcomes: Counter[str] = Counter()
         late = left = 0
         for number in range(count):
-            way, before = WAYS[number % len(WAYS)], whole(self.home)
+            way, before, old = WAYS[number % len(WAYS)], whole(self.home), hidden(self.home)
             others = [one for one in self.bundles if read_manifest(one).digest != before]
             bundle = self.moments.choice(others)
             ended, at_once = self.cut(bundle, way)
@@ -133,7 +133,9 @@ class Trial:
             if state.problems:
                 sys.exit(f"{way}: devices says {state.problems}")
             late += at_once != after
-            left += bool(state.notes)
+            if bool(hidden(self.home)) != bool(state.notes):
+                sys.exit(f"{way}: {hidden(self.home)} is left, devices says {state.notes}")
+            left += bool(hidden(self.home) - old)
             outcomes["ended before" if ended else "after" if after != before else "cut before"] += 1
             if number % 10 == 9:
                 print(f"{number + 1} cuts: {dict(outcomes)}, {left} left half uploads", flush=True)
@@ -331,6 +333,12 @@ def content(version: int, name: str) -> bytes:
     """The bytes of a file of an open folder."""
     with os.fdopen(os.open(name, os.O_RDONLY, dir_fd=version), "rb") as file:
         return file.read()
+
+
+def hidden(home: Path) -> set[str]:
+    """The uploads and the links that were not taken away."""
+    there = [*(home / "versions").iterdir(), *home.iterdir()]
+    return {one.name for one in there if one.name.endswith(("tmp", ".old"))}
 
 
 def below(pid: int) -> list[int]:
