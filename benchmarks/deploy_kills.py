@@ -39,7 +39,7 @@ from serving.edge.state import DeviceState
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "serving"))
 
 from rolled_out import names, plan, rolled_out, served, stub, whole
-from ssh_server import ALIAS, SshServer, missing, ssh_server
+from ssh_server import ALIAS, SshServer, below, missing, ssh_server
 from tiny_classifier import contents, forge
 
 from serving.bundles.writing import write_bundle
@@ -338,14 +338,8 @@ def content(version: int, name: str) -> bytes:
 def hidden(home: Path) -> set[str]:
     """The uploads and the links that were not taken away."""
     there = [*(home / "versions").iterdir(), *home.iterdir()]
-    return {one.name for one in there if one.name.endswith(("tmp", ".old"))}
-
-
-def below(pid: int) -> list[int]:
-    """The processes that a process started, and those that they did."""
-    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True)
-    children = [int(one) for one in done.stdout.split()]
-    return [*children, *(one for child in children for one in below(child))]
+    named = {one.name for one in there if one.name.startswith(".")}
+    return named - {".lock", ".history.json"}
 
 
 def is_ours(pid: int) -> bool:

@@ -275,14 +275,21 @@ def seen(installed: Installed, *, ours: bool = False) -> dict[str, Any]:
     manifest = manifest if isinstance(manifest, dict) else {}
     busy, half = not ours and installed.is_locked(), len(installed.leftovers())
     history = installed.history()
-    source = manifest.get("source")
+    part = {
+        key: manifest[key] if isinstance(manifest.get(key), dict) else {}
+        for key in ("source", "files", "golden")
+    }
+    model = part["files"].get("model.onnx", {})
     return {
         "path": str(installed.path),
         "version": name,
         "name": manifest.get("name"),
         "variant": manifest.get("variant"),
         "digest": manifest.get("digest"),
-        "weights": source.get("weights_sha256") if isinstance(source, dict) else None,
+        "weights_sha256": part["source"].get("weights_sha256"),
+        "model_sha256": model.get("sha256"),
+        "model_bytes": model.get("size"),
+        "golden_rows": part["golden"].get("rows"),
         "since": since,
         "record": installed.record(name) if name else None,
         "before": installed.digest_of(history[-2]) if len(history) > 1 else None,

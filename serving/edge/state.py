@@ -17,6 +17,11 @@ from serving.files import read_record
 DIGITS = 12
 """Of a digest, in a table."""
 Result = TypeVar("Result")
+TOLD = (
+    *("path", "name", "variant", "digest", "weights_sha256", "model_sha256", "model_bytes"),
+    *("golden_rows", "since", "before", "busy", "problems"),
+)
+"""Of what a device tells, what stands in its state as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,10 @@ class DeviceState:
     digest: str | None
     """Of the bundle that is served, by its manifest there."""
     weights_sha256: str | None
+    model_sha256: str | None
+    model_bytes: int | None
+    golden_rows: int | None
+    """The rows that its self-test runs."""
     since: str | None
     """When it began to be served, by the device's clock, in UTC."""
     before: str | None
@@ -80,10 +89,7 @@ def state_told(target: DeviceTarget, told: Mapping[str, Any]) -> DeviceState:
     raw = {
         "target": target.name,
         "host": target.host,
-        **{key: told[key] for key in ("path", "name", "variant", "digest", "since", "before")},
-        "weights_sha256": told["weights"],
-        "busy": told["busy"],
-        "problems": told["problems"],
+        **{key: told[key] for key in TOLD},
         "notes": [f"{half} half {'upload' if half == 1 else 'uploads'} left"] if half else [],
         **{key: about.get(key) for key in ("selftest", "provider", "machine", "by")},
         "bench": about.get("bench") or {},

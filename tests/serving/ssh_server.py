@@ -45,15 +45,23 @@ class SshServer:
         return path
 
     def sessions(self) -> list[int]:
-        """The processes of connections that are open."""
-        done = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True)
-        return [int(one) for one in done.stdout.split()]
+        """The processes of connections that are open; not what runs in them."""
+        command = ["pgrep", "-x", "sshd(-.*)?"]
+        every = {int(one) for one in subprocess.run(command, capture_output=True).stdout.split()}
+        return [one for one in below(self.process.pid) if one in every]
+
+
+def below(pid: int) -> list[int]:
+    """The processes that a process started, and those that they did."""
+    done = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True)
+    children = [int(one) for one in done.stdout.split()]
+    return [*children, *(one for child in children for one in below(child))]
 
 
 def missing() -> str:
     """What this machine lacks for it, or ""."""
     sbin = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-    for name in ("sshd", "ssh", "ssh-keygen", "rsync"):
+    for name in ("sshd", "ssh", "ssh-keygen", "rsync", "pgrep"):
         if shutil.which(name, path=sbin) is None:
             return f"{name} is not installed"
     return ""
