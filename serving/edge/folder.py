@@ -14,6 +14,7 @@ The link alone says what is served; the history follows it. This file is a part 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -34,6 +35,8 @@ LOCK_SECONDS = 5.0
 """To wait for a lock: as long as one whose client is gone may take to end."""
 VERSION = re.compile(r"[0-9a-f]{12}(\.\d+)?")
 LEFTOVER = re.compile(r"\.[0-9a-f]{12}(\.\d+)?\.\w+\.(tmp|old)|\.\w+\.json\.tmp")
+RECORD = {"selftest", "bench", "machine", "provider", "by"}
+"""What is known of a version that was tested."""
 MANIFEST, SIGNATURE = "manifest.json", "model.sig"
 
 
@@ -119,7 +122,7 @@ class Installed:
     def record(self, name: str) -> dict[str, Any] | None:
         """What was written when a version was tested."""
         found = json_of(self.versions / f"{name}.json")
-        return found if isinstance(found, dict) else None
+        return found if isinstance(found, dict) and set(found) >= RECORD else None
 
     def leftovers(self) -> list[Path]:
         """What a deployment that was cut short has left, of uploads first."""
@@ -135,8 +138,12 @@ class Installed:
         """Serve a version: the link is the old one or the new one at any moment."""
         temporary = self.path / f".current.{token()}"
         temporary.symlink_to(Path("versions") / name)
-        temporary.replace(self.link)
-        sync(self.path)
+        try:
+            temporary.replace(self.link)
+        finally:
+            remove(temporary)
+        with contextlib.suppress(OSError):  # it is switched, if perhaps not for good
+            sync(self.path)
 
     def keep(self, history: list[str]) -> None:
         """Remove all but the present version, the one before and a third, and write the history."""
@@ -334,6 +341,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+            raise
     finally:
         os.close(handle)
 

@@ -329,7 +329,7 @@ def run(command: list[str], client: Client) -> tuple[int, str, str]:
     """The status, the output and the errors of a program, which ends when the client leaves."""
     pipe, deadline = subprocess.PIPE, time.monotonic() + TEST_SECONDS
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
+        command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, errors="backslashreplace"
     ) as process:
         try:
             while time.monotonic() < deadline:

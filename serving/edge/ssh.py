@@ -187,7 +187,9 @@ class Conversation:
         self._errors.seek(0)
         wrong = self._errors.read().decode(errors="replace")
         if self._lines:
-            return DeviceError(f"the connection was lost: {_last(wrong) or f'exit status {code}'}")
+            ask = "; perhaps it serves the new version: ask `ferry devices`"
+            why = _last(wrong) or f"exit status {code}"
+            return DeviceError(f"the connection was lost: {why}{ask if self.steadfast else ''}")
         if code == SSH_FAILED and self.target.login:
             return DeviceError(_why_no_ssh(wrong, self.target.login, self.access))
         python = self.access.python
@@ -206,6 +208,8 @@ def conversation(
     target: DeviceTarget, access: Access, request: Mapping[str, object]
 ) -> Iterator[Conversation]:
     """Ask a device for something, as `on_device.main` takes it; DeviceError names the target."""
+    if access.stop.is_set():
+        raise StoppedError("given up here, nothing is changed there")
     with (
         tempfile.TemporaryDirectory(prefix="ferry-", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile() as errors,

@@ -192,8 +192,13 @@ def test_what_a_cut_left_is_told_and_taken_away(
     (home / ".current.0123abcd").symlink_to("versions/x")
     state = served(target, local)
     assert (state.problems, state.notes) == ((), ("2 half uploads left",))
-    rolled_out(bundle, target, local)
-    assert served(target, local).notes == ()
+    (about,) = home.glob("versions/[0-9a-f]*.json")
+    about.write_text(about.read_text().replace("0.25", '"quick"'))
+    assert "p50_ms must be float" in served(target, local).notes[1]
+    assert rolled_out(bundle, target, local).outcome == "present"
+    about.write_text("{")
+    assert rolled_out(bundle, target, local).outcome == "deployed", "it is tested again"
+    assert (served(target, local).notes, served(target, local).p50_ms) == ((), 0.25)
 
 
 def test_the_history_follows_the_link(tmp_path: Path) -> None:
