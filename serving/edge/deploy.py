@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from serving.bundles.bundle import open_bundle
 from serving.bundles.finding import MANIFEST
+from serving.bundles.integrity import SIGNATURE, RunnerError, check_signature
+from serving.bundles.verify import Trust
 from serving.console import DASH, columns, number
-from serving.edge.folder import SIGNATURE
 from serving.edge.ssh import Access, Conversation, conversation
 from serving.edge.state import DIGITS, DeviceState, in_parallel, state_told
 from serving.edge.targets import DeviceTarget, short_names
-from serving.errors import FerryError, one_line
+from serving.errors import FerryError, IntegrityError, one_line
 from serving.files import sha256_of_bytes
 
 Outcome = Literal["deployed", "present", "rolled back", "failed"]
@@ -43,6 +44,8 @@ class DeployPlan:
 
     access: Access
     provider: str = "cpu"
+    key: Path | None = None
+    """The public key of whoever must have signed the bundle."""
     jobs: int = 8
     """Devices at a time."""
     tell: Tell = lambda _target, _step: None
@@ -88,24 +91,43 @@ class DeploySummary:
 def deploy(bundle: Path, targets: Sequence[DeviceTarget], plan: DeployPlan) -> DeploySummary:
     """Serve a bundle on every target, if it passes its tests there.
 
-    Raises what `open_bundle` does; what goes wrong with a device stands in its report.
+    Raises what `open_bundle` does, InputError for a key that is none, and IntegrityError for a
+    bundle that its holder did not sign; what goes wrong with a device stands in its report.
     """
     opened = open_bundle(bundle)
     names = [*opened.contents, MANIFEST]
     if (bundle / SIGNATURE).is_file() and SIGNATURE not in names:
         names.append(SIGNATURE)
     contents = {name: opened.contents.get(name) or (bundle / name).read_bytes() for name in names}
+    sums = {name: sha256_of_bytes(content) for name, content in contents.items()}
+    if plan.key is not None:
+        refuse_unsigned(bundle, contents.get(SIGNATURE), sums, plan.key)
     request = {
         "action": "deploy",
         "digest": opened.manifest.digest,
         "minimum_runtime": opened.manifest.minimum_runtime,
         "files": {
-            name: {"size": len(content), "sha256": sha256_of_bytes(content)}
-            for name, content in contents.items()
+            name: {"size": len(content), "sha256": sums[name]} for name, content in contents.items()
         },
     }
     devices = _on_all(targets, plan, request, functools.partial(_send, bundle, names))
     return DeploySummary(digest=opened.manifest.digest, devices=devices)
+
+
+def refuse_unsigned(
+    bundle: Path, signature: bytes | None, sums: Mapping[str, str], key: Path
+) -> None:
+    """Refuse a bundle whose files, by their sha256, the holder of the key did not sign."""
+    Trust(key=key).refuse_unusable()
+    if signature is None:
+        raise IntegrityError(
+            f"{bundle} is not signed, so no key can vouch for it; `ferry sign` signs it"
+        )
+    signed = {name: sha256 for name, sha256 in sums.items() if name != SIGNATURE}
+    try:
+        check_signature(signature, key, signed)
+    except RunnerError as error:
+        raise IntegrityError(f"{bundle}: {error}") from error
 
 
 def roll_back(targets: Sequence[DeviceTarget], plan: DeployPlan) -> DeploySummary:

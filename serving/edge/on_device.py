@@ -288,41 +288,32 @@ def serve(installed: Installed, name: str, staging: Path | None) -> None:
 def tested_in(
     folder: Path, request: dict[str, Any], client: Client, *, brief: bool
 ) -> dict[str, Any]:
-    """Run the bundle's own self-test and, if not `brief`, its benchmark; refuse one that fails."""
+    """Run the bundle's own self-test and, if not `brief`, its bench; refuse one that fails."""
     options = ["--provider", request["provider"]]
+    if "digest" in request:
+        options += ["--digest", request["digest"]]
     client.tell(step="selftest")
-    said = _runner(folder, ["selftest", *options], client)
-    worst = re.search(r"largest difference ([\d.e+-]+)", said)
-    tested: dict[str, Any] = {"selftest": float(worst[1]) if worst else None}
+    tested = {"selftest": runner(folder, ["selftest", "--json", *options], client).get("worst")}
     if not brief:
         client.tell(step="bench")
-        tested["bench"] = bench(folder, options, client)
+        found = runner(folder, ["bench", *options], client)
+        tested["bench"] = {one: found[one] for one in found if isinstance(found[one], (int, float))}
     return tested
 
 
-def bench(folder: Path, options: list[str], client: Client) -> dict[str, float] | None:
-    """The numbers of the runner's `bench`; None of a runner of before there was one."""
-    code, said, wrong = run(_command(folder, ["bench", *options]), client)
-    if code == 2 and "invalid choice" in wrong:
-        return None
-    if code:
-        raise Refused(f"the bench failed: {_how(code, wrong)}")
-    try:
-        found = json.loads(said)
-        return {name: value for name, value in found.items() if isinstance(value, (int, float))}
-    except (ValueError, AttributeError) as error:
-        raise Refused(f"the bench does not answer in JSON: {said[:60]!r}") from error
-
-
-def _runner(folder: Path, words: list[str], client: Client) -> str:
-    code, said, wrong = run(_command(folder, words), client)
+def runner(folder: Path, words: list[str], client: Client) -> dict[str, Any]:
+    """What the runner of a bundle tells in JSON."""
+    command = [sys.executable, "-I", "-B", "-c", RUN, str(folder / "runner.py"), *words]
+    code, said, wrong = run(command, client)
     if code:
         raise Refused(f"the {words[0]} failed: {_how(code, wrong)}")
-    return said
-
-
-def _command(folder: Path, words: list[str]) -> list[str]:
-    return [sys.executable, "-I", "-B", "-c", RUN, str(folder / "runner.py"), *words]
+    try:
+        found = json.loads(said)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Refused(f"the {words[0]} does not answer in JSON: {said[:60]!r}")
+    return found
 
 
 def run(command: list[str], client: Client) -> tuple[int, str, str]:

@@ -21,7 +21,7 @@ STUB = """\
 import json, pathlib, sys, time
 if sys.argv[1] == "selftest":
     {selftest}
-    sys.stdout.write("selftest: passed, largest difference 1.5e-06\\n")
+    sys.stdout.write(json.dumps({{"passed": True, "worst": 1.5e-06}}))
 else:
     {bench}
     sys.stdout.write(json.dumps({{"p50_ms": 0.25, "rows_per_second": 4000.0, "said": "well"}}))

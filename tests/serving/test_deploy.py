@@ -1,5 +1,6 @@
 """Roll out over a real ssh: what is served, what is refused, and what a cut leaves."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,12 +16,15 @@ from pathlib import Path
 import pytest
 from rolled_out import below, names, plan, rolled_back, rolled_out, served, stub, whole
 from ssh_server import ALIAS, SshServer, make_key, missing, ssh_server
+from tiny_classifier import contents
 
 from serving.bundles.bundle import read_manifest
+from serving.bundles.signing import sign
+from serving.bundles.writing import write_bundle
 from serving.edge.deploy import DeployPlan, deploy
 from serving.edge.folder import Installed
 from serving.edge.targets import all_targets, parse_target, read_hosts
-from serving.errors import FerryError, InputError, UsageError
+from serving.errors import FerryError, InputError, IntegrityError, UsageError
 
 Built = Callable[..., Path]
 
@@ -386,6 +390,29 @@ def test_a_login_shell_that_talks_is_not_listened_to(
     talks.chmod(0o755)
     given = plan(python=str(talks))
     assert rolled_out(built("one"), str(home), given).outcome == "deployed"
+
+
+def test_who_signed_it_is_asked_here(home: Path, tmp_path: Path) -> None:
+    """Of a bundle with a folder in it."""
+    bundle = tmp_path / "signed"
+    write_bundle(bundle, contents(parts=(lambda _manifest, _files: {"sub/folder/a.txt": b"part"},)))
+    keys = [tmp_path / f"{name}.pem" for name in ("own", "other")]
+    for key in keys:
+        command = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", key]
+        subprocess.run(command, check=True, capture_output=True)
+        command = ["openssl", "ec", "-in", key, "-pubout", "-out", key.with_suffix(".pub")]
+        subprocess.run(command, check=True, capture_output=True)
+    own, other = (dataclasses.replace(plan(), key=key.with_suffix(".pub")) for key in keys)
+    with pytest.raises(IntegrityError, match="is not signed, so no key can vouch for it"):
+        rolled_out(bundle, str(home), own)
+    sign(bundle, keys[0])
+    with pytest.raises(IntegrityError, match="is by another key than"):
+        rolled_out(bundle, str(home), other)
+    assert not home.exists()
+    assert rolled_out(bundle, str(home), own).outcome == "deployed"
+    assert (home / "current/model.sig").read_bytes() == (bundle / "model.sig").read_bytes()
+    assert (home / "current/sub/folder/a.txt").read_bytes() == b"part"
+    assert served(str(home), own).problems == ()
 
 
 def test_several_devices_are_served_and_the_bad_one_is_named(

@@ -7,7 +7,7 @@ import click
 
 from pipeline.commands.edge.options import access, reach_options
 from pipeline.commands.options import enter_project, track_option
-from serving.console import json_option, note, show, terminal_columns
+from serving.console import PATH, json_option, note, show, terminal_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +52,12 @@ class Board:
 @reach_options
 @click.option("--rollback", is_flag=True, help="Go back to the version before; without BUNDLE.")
 @click.option("--provider", metavar="NAME", default="cpu", help="Execution provider there. (cpu)")
+@click.option(
+    "--key",
+    metavar="PUB.pem",
+    type=PATH,
+    help="Refuse what the holder of this P-256 key did not sign.",
+)
 @track_option
 @json_option
 def deploy(
@@ -59,6 +65,7 @@ def deploy(
     hosts: "Path | None",
     rollback: bool,
     provider: str,
+    key: "Path | None",
     track: bool,
     as_json: bool,
     **reach: Any,
@@ -83,7 +90,9 @@ def deploy(
     targets = _targets(words if rollback else words[1:], hosts, asked=bool(words) or rollback)
     way = access(reach["ssh_config"], reach["python"])
     board = Board(targets)
-    plan = rollout.DeployPlan(access=way, provider=provider, jobs=reach["jobs"], tell=board.tell)
+    plan = rollout.DeployPlan(
+        access=way, provider=provider, key=key, jobs=reach["jobs"], tell=board.tell
+    )
     if rollback:
         report = rollout.roll_back(targets, plan)
     else:
