@@ -48,6 +48,8 @@ SECTIONS = {
     },
     "Edge": {
         "sign": (EDGE, "Sign a bundle, so that a device can tell who made it."),
+        "deploy": (EDGE, "Serve BUNDLE on devices, if it passes its tests there."),
+        "devices": (EDGE, "Say what devices serve, since when, and what is wrong."),
     },
     "Serving": {
         "predict": (TOOLS, SERVING["predict"][1]),

@@ -1,0 +1,77 @@
+"""What this project has deployed to devices: a file of each, and figures of the model's MLflow run.
+
+    reports/devices/HOST_opt_model.json     the last deployment there, a `DeployReport`
+
+`ferry devices` asks the devices themselves; these files say which there are, and what was measured.
+"""
+
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import tracking
+from pipeline.config import layout
+from serving.bundles.bundle import FOREIGN
+from serving.edge.deploy import DeployReport
+from serving.edge.state import DeviceState
+from serving.errors import FerryError, one_line
+from serving.files import read_json, read_record, write_json
+
+logger = logging.getLogger(__name__)
+
+DEVICES = Path("reports/devices")
+"""Below the folder of params.yaml."""
+
+
+def record(reports: Sequence[DeployReport], *, track: bool) -> None:
+    """Keep what devices measured, if this is a project; what cannot be kept is a warning."""
+    served = [one for one in reports if one.outcome != "failed"]
+    if not served or not layout.PARAMS.is_file():
+        return
+    try:
+        for one in served:
+            write_json(DEVICES / _file_name(one), one)
+        _track([one.state for one in served if one.state and one.outcome == "deployed"], track)
+    except (FerryError, OSError) as error:
+        logger.warning("Not all of this was recorded: %s", one_line(error))
+
+
+def deployed_here(project: Path = Path()) -> tuple[DeployReport, ...]:
+    """The last deployment to each device; IntegrityError for a file that ferry did not write."""
+    files = sorted((project / DEVICES).glob("*.json"))
+    return tuple(read_record(DeployReport, read_json(one), str(one)) for one in files)
+
+
+def _file_name(one: DeployReport) -> str:
+    path = one.state.path if one.state else ""
+    return f"{_word(f'{one.host}{path}')}.json"
+
+
+def _word(text: str) -> str:
+    """What MLflow and every system of files take as a name."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text).strip("_")
+
+
+def _track(states: Sequence[DeviceState], track: bool) -> None:
+    """Give the runs that trained the models what devices measured of them."""
+
+    def weights(one: DeviceState) -> tuple[str, str]:
+        return one.name or "", one.weights_sha256 or ""
+
+    known = [one for one in states if all(weights(one)) and one.variant != FOREIGN]
+    for (name, sha256), group in itertools.groupby(sorted(known, key=weights), key=weights):
+        with tracking.run_of_weights(name, sha256, track=track) as tracker:
+            for one in group:
+                device = f"devices/{_word(one.host)}"
+                figures = dict(one.bench)
+                if one.selftest is not None:
+                    figures["selftest"] = one.selftest
+                tracker.log_metrics({f"{device}/{key}": value for key, value in figures.items()})
+                about = {"digest": one.digest, "variant": one.variant, "since": one.since}
+                if one.machine:
+                    about |= {"machine": f"{one.machine.processor}, {one.machine.architecture}"}
+                tracker.log_tags(
+                    {f"ferry.{device}/{key}": value for key, value in about.items() if value}
+                )
