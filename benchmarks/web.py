@@ -103,12 +103,12 @@ def decisions(bundle: Bundle, rows: np.ndarray) -> Line:
     with chromium() as browser, served(bundle.folder) as address, browser.open(address) as tab:
         page = ModelPage(tab)
         found = page.answers(rows)[PROBABILITIES]
-        latency, verdict = page.text("latency"), page.text("verdict")
+        latency, verdict = page.latency_ms(), page.text("verdict")
         errors = tab.errors()
     real, ties = flips(found, expected, manifest.golden.tie)
     reached = (
         f"{real} of {len(rows)}, {ties} more near a tie; difference "
-        f"{np.abs(found - expected).max():.1e}; {latency.split(',')[0]}; {verdict.lower()}"
+        f"{np.abs(found - expected).max():.1e}; {latency:.2f} ms; {verdict.lower()}"
     )
     met = real == 0 and verdict == "Selftest passed" and not errors
     return Line(f"{manifest.name} {manifest.variant}: real flips", reached, "0", met)

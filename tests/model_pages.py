@@ -87,6 +87,10 @@ class ModelPage:
         script = "performance.getEntriesByName('first answer')[0].startTime / 1000"
         return float(self.tab.run(script))
 
+    def latency_ms(self) -> float:
+        """The median of the last answers."""
+        return float(self.tab.run("page.model.latency.median"))
+
     def answers(self, rows: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Every output of some rows, one row after the other, as a person gives them."""
         given = rows.reshape(len(rows), -1).tolist()

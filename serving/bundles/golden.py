@@ -20,7 +20,8 @@ from serving.runtime.tensors import Array, as_fed, refuse_other_rows
 INPUT = "input"
 SEARCHED = 4000
 """Rows among which the hardest are looked for; more would only take longer."""
-BATCH = 100
+BATCH, FEW = 100, 7
+"""The rows that are answered at once."""
 
 
 def hardest(
@@ -36,9 +37,10 @@ def hardest(
 
     `rows` are of the model's own dtype and shape, [rows, ...]. The margin of a row is the
     difference of its two largest scores. Within twice the largest difference of a score between
-    the graph as it is written and as ONNX Runtime rewrites it, it is a tie, which says nothing of a
-    device, so such rows are left out. Without classes to decide between, it is the first rows and
-    a tie of 0. `batch` is the one batch size that the model takes, if there is one.
+    the graph as it is written and as ONNX Runtime rewrites it, answered in smaller batches, it is a
+    tie, which says nothing of a device, so such rows are left out: dynamic quantization measures
+    ranges over a batch, whose rows move each other. Without classes to decide between, it is the
+    first rows and a tie of 0. `batch` is the one batch size that the model takes, if there is one.
 
     Raises InputError where too few rows are no ties.
     """
@@ -47,17 +49,12 @@ def hardest(
     if scores is None or scores.shape[1] == 1:
         return np.array(rows[:count]), 0.0
     plain = open_session(model, threads=1, shared=shared, optimize="none")
-    size = batch or BATCH
     searched = min(len(rows), SEARCHED)
-    found = np.concatenate(
-        [
-            np.stack([_scores(one, scores.name, rows[at : at + size]) for one in (shipped, plain)])
-            for at in range(0, searched - searched % (batch or 1), size)
-        ],
-        axis=1,
-    )
-    tie = 2 * float(np.abs(found[0] - found[1]).max(initial=0))
-    largest = np.partition(found[0], -2, axis=1)[:, -2:]
+    asked = rows[: searched - searched % (batch or 1)]
+    found = _scores(shipped, scores.name, asked, batch or BATCH)
+    others = _scores(plain, scores.name, asked, batch or FEW)
+    tie = 2 * float(np.abs(found - others).max(initial=0))
+    largest = np.partition(found, -2, axis=1)[:, -2:]
     margins = largest[:, 1] - largest[:, 0]
     order = np.argsort(margins, kind="stable")
     chosen = order[margins[order] > tie][:count]
@@ -69,9 +66,11 @@ def hardest(
     return np.array(rows[np.sort(chosen)]), tie
 
 
-def _scores(session: Session, name: str, rows: Array) -> Array:
-    found = session.run({session.inputs[0].name: as_fed(np.array(rows))})[name]
-    return found.astype(np.float64)
+def _scores(session: Session, name: str, rows: Array, size: int) -> Array:
+    """An output of all rows, which are answered in batches of that size."""
+    batches = [as_fed(np.array(rows[at : at + size])) for at in range(0, len(rows), size)]
+    found = [session.run({session.inputs[0].name: one})[name] for one in batches]
+    return np.concatenate(found).astype(np.float64)
 
 
 def make_golden(session: Session, rows: Array) -> bytes:

@@ -32,6 +32,7 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".wasm": "application/wasm",
     ".txt": "text/plain; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
     ".py": "text/plain; charset=utf-8",
 }
 OTHER = "application/octet-stream"

@@ -86,7 +86,8 @@ class Page {
     const row = this.model.goldenRow(this.examples[this.#example]);
     this.input.show(row);
     const place = `${this.#example + 1} of ${this.examples.length}`;
-    return this.take(row, `Example ${place}, from the test rows that are hardest for this model.`);
+    const kind = this.model.manifest.classes.scores ? "the hardest test rows" : "the test rows";
+    return this.take(row, `Example ${place}, from ${kind} of this model.`);
   }
 
   /** Tell the latency without the first answers, which allocate memory. */
