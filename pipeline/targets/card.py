@@ -15,7 +15,7 @@ from pipeline.records.ready import DatasetManifest
 from pipeline.targets.bom import bill_of_materials
 from serving.bundles.bundle import FOREIGN, MODEL, BundleManifest
 from serving.bundles.writing import Part
-from serving.files import dump_json, sha256_of_bytes
+from serving.files import json_line, sha256_of_bytes
 
 CARD, BOM = "README.md", "bom.json"
 TITLES = {one.name: one.title for one in QUANTITIES}
@@ -85,7 +85,7 @@ def card_part(
         text = "\n".join([*_front_matter(card), *_body(card)]).encode() + b"\n"
         sums = {name: sha256_of_bytes(content) for name, content in files.items()}
         bom = bill_of_materials(card, {**sums, CARD: sha256_of_bytes(text)})
-        return {CARD: text, BOM: dump_json(bom).encode()}
+        return {CARD: text, BOM: json_line(bom).encode()}
 
     return part
 

@@ -35,7 +35,8 @@ FILES = (MODEL, LABELS, GOLDEN, RUNNER)
 """What every bundle has; its target may add others, in folders of its own too."""
 PLAIN_NAME = re.compile(r"(?![.])[\w.-]+(/(?![.])[\w.-]+)*", re.ASCII)
 RUNNER_PARTS = re.compile(
-    r"^from serving\.bundles\.(\w+) import (?:\([^)]*\)|[^(\n]+)\n", re.MULTILINE
+    r"^from serving\.bundles\.(\w+) import (?:\([^)]*\)|[^(\n]+)\n(?:\n# isort: split\n)?",
+    re.MULTILINE,
 )
 """The lines of a runner's source for which the text of that file stands in a bundle, once."""
 SCHEMA_VERSION = 4

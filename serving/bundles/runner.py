@@ -16,7 +16,6 @@ trust tells it of another folder, with --folder. From Python:
 # In a bundle the texts of these files of ferry stand here, without their imports of each other.
 from serving.bundles.inference import (
     Opened,
-    SelfTest,
     answers,
     answers_of,
     bench,
@@ -153,30 +152,41 @@ def _run(arguments: argparse.Namespace) -> None:
     output = getattr(arguments, "output", None)
     if output is not None and output.resolve().is_relative_to(arguments.folder.resolve()):
         raise RunnerError(f"{output} would lie in the bundle, which holds what was shipped alone")
-    names = ("provider", "threads", "folder", "key", "digest")
-    one = opened(**{name: getattr(arguments, name) for name in names})
+    if arguments.command == "selftest":
+        _selftest(arguments)
+        return
+    one = _opened(arguments)
     if arguments.command == "predict":
         _save(_encoded(answers_of(one, _load_rows(arguments.rows)), one.manifest, output), output)
-    elif arguments.command == "bench":
+    else:
         found = bench(one, seconds=arguments.seconds, batch_size=arguments.batch_size)
         _save(canonical({**found, "vouched": _vouched(arguments)}), None)
-    else:
-        _tell(golden(one), one, arguments)
 
 
-def _tell(found: SelfTest, one: Opened, arguments: argparse.Namespace) -> None:
+def _selftest(arguments: argparse.Namespace) -> None:
     """Write what the self-test found; RunnerError if that is not good."""
-    vouched, error = _vouched(arguments), found.error
+    record: dict[str, Any] = {}
+    try:
+        one = _opened(arguments)
+        found = golden(one)
+        error, worst = found.error, found.worst if math.isfinite(found.worst) else None
+        record.update(found._asdict(), worst=worst, digest=one.manifest["digest"])
+        record.update(vouched=_vouched(arguments))
+        said = f"largest difference {found.worst:.1e}, no flips in {found.rows} rows"
+    except RunnerError as failed:
+        error = str(failed)
     if arguments.json:
-        worst = found.worst if math.isfinite(found.worst) else None
-        record = {"passed": not error, "error": error or None, **found._asdict(), "worst": worst}
-        _save(canonical({**record, "digest": one.manifest["digest"], "vouched": vouched}), None)
+        _save(canonical({"passed": not error, "error": error or None, **record}), None)
     if error:
         raise RunnerError(error)
     if not arguments.json:
-        said = f"largest difference {found.worst:.1e}, no flips in {found.rows} rows"
-        word = " and ".join(vouched) or "nobody: give --key or --digest"
+        word = " and ".join(_vouched(arguments)) or "nobody: give --key or --digest"
         _save(f"selftest: passed, {said}; vouched for by {word}\n".encode(), None)
+
+
+def _opened(arguments: argparse.Namespace) -> Opened:
+    names = ("provider", "threads", "folder", "key", "digest")
+    return opened(**{name: getattr(arguments, name) for name in names})
 
 
 def _vouched(arguments: argparse.Namespace) -> list[str]:

@@ -58,8 +58,8 @@ def sign(folder: Path, key: Path) -> SignReport:
     private = read_private_key(key)
     if is_registered(folder):
         raise OutputError(
-            f"{folder} is registered and stays as it is: sign its bundle in bundles/, and register "
-            f"that, which keeps the signature"
+            f"{folder} is registered and stays as it is: sign a bundle before that, or a "
+            f"copy, as `ferry bundle models:/NAME/VERSION --output DIR` makes one"
         )
     verify(folder, threads=1).require()
     bundle = open_bundle(folder)

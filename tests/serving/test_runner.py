@@ -1,7 +1,10 @@
 import ast
 import csv
+import dataclasses
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,16 @@ from on_device import python, refused, run
 from tiny_classifier import LABELS, classifier, contents, expected_scores, forge, images
 from tiny_kinds import TEXTS, Copies, autoencoder_contents, errors, halved, positive, text_contents
 
-from serving.bundles.bundle import Golden, open_bundle, runner_source
-from serving.bundles.writing import write_bundle
+from serving.bundles.bundle import (
+    FileInfo,
+    Golden,
+    open_bundle,
+    read_manifest,
+    runner_source,
+)
+from serving.bundles.verify import verify
+from serving.bundles.writing import BundleContents, write_bundle
+from serving.files import sha256_of_bytes
 from serving.runtime.session import usable_providers
 
 
@@ -129,6 +140,63 @@ def test_a_missing_file(device: Path) -> None:
 def test_a_golden_difference_over_the_limit(device: Path) -> None:
     forge(device, golden=Golden(rows=6, max_abs_diff=-1.0, tie=0))
     refused(run(device, "selftest"), "the golden outputs differ by")
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_golden_row_that_gets_another_class(device: Path, value: float) -> None:
+    """Within the limit, and still the answer is another one."""
+    with np.load(device / "golden.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    row = arrays["probabilities"][2]
+    row[row.argmin()] = row.max() + 0.01 + value
+    np.savez(device / "golden.npz", **arrays)
+    content = (device / "golden.npz").read_bytes()
+    info = FileInfo(size=len(content), sha256=sha256_of_bytes(content))
+    files = {**read_manifest(device).files, "golden.npz": info}
+    golden = dataclasses.replace(read_manifest(device).golden, max_abs_diff=2.0)
+    forge(device, files=files, golden=golden)
+    done = run(device, "selftest", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (1, f"runner: {found['error']}\n")
+    if np.isnan(value):
+        assert (found["passed"], found["worst"]) == (False, None)
+        assert "differ by nan" in found["error"]
+    else:
+        assert (found["passed"], found["flips"], found["rows"]) == (False, 1, 6)
+        assert found["error"] == "1 of 6 golden rows get another class"
+        details = {one.name: one.detail for one in verify(device).checks if one.status == "failed"}
+        assert details["golden"] == "1 of 6 golden rows get another class here"
+
+
+def test_the_result_of_a_self_test_as_json(device: Path) -> None:
+    found = json.loads(run(device, "selftest", "--json").stdout)
+    assert (found.pop("worst") < 1e-6, found.pop("limit")) == (True, 1e-4)
+    digest = read_manifest(device).digest
+    good = {"passed": True, "error": None, "flips": 0, "rows": 6, "digest": digest, "vouched": []}
+    assert found == good
+    (device / "labels.txt").unlink()
+    done = run(device, "selftest", "--json")
+    assert json.loads(done.stdout) == {"passed": False, "error": "labels.txt is missing"}
+    assert (done.returncode, done.stderr) == (1, "runner: labels.txt is missing\n")
+
+
+@pytest.mark.parametrize("made", [contents, text_contents, autoencoder_contents])
+def test_the_speed_is_measured_on_the_golden_rows(
+    bundle_of: Copies, made: Callable[[], BundleContents]
+) -> None:
+    folder = bundle_of(made)
+    done = run(folder, "bench", "--seconds", "0.05", "--batch-size", "4")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert 0 < found["p50_ms"] <= found["p99_ms"]
+    assert 0 < found["rows_per_second"] <= 4 * 1000 * found["calls"]
+    assert found["calls"] >= 1
+    assert found["load_ms"] > 0
+    assert 10 < found["peak_memory_mib"] < 10_000
+    assert (found["batch_size"], found["provider"]) == (4, "CPUExecutionProvider")
+    assert found["digest"] == read_manifest(folder).digest
+    for words in (("--seconds", "0"), ("--seconds", "inf"), ("--batch-size", "0")):
+        assert run(folder, "bench", *words).returncode == 2
 
 
 def test_a_runtime_that_is_too_old(device: Path) -> None:

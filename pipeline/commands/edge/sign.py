@@ -26,15 +26,17 @@ def sign(bundle: "Path", key: "Path", as_json: bool) -> None:
     """Sign a bundle, so that a device can tell who made it.
 
     BUNDLE is a folder, or its name in bundles/. It must pass `ferry verify`, and gets a file more,
-    model.sig, in the format of OpenSSF model signing; it covers every other file. `ferry verify
-    --key`, `python runner.py selftest --key` and the command of the package model-signing check it.
-    Whatever changes the bundle makes it void: sign last.
+    model.sig, in the format of OpenSSF model signing, which covers every other file. `ferry verify
+    --key`, `python runner.py selftest --key` and the package model-signing check it.
 
-    `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes a private key, which stays
-    secret; `openssl ec -in key.pem -pubout -out pub.pem` writes its public half, which goes to the
-    devices, by another way than the bundles.
+    Whatever changes the bundle makes it void, so sign last, and a copy: `dvc repro` makes what it
+    finds altered in bundles/ anew.
 
-    Example: ferry sign bundles/mnist-cnn --key key.pem
+    `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes a key, which stays secret;
+    `openssl ec -in key.pem -pubout -out pub.pem` writes its public half, which goes to the devices,
+    by another way than the bundles.
+
+    Example: ferry sign release/mnist-cnn --key key.pem
     """
     from serving.bundles.signing import sign as work
 

@@ -21,6 +21,7 @@ from pipeline.records.train import TrainReport
 from serving.batch.lock import lock_output
 from serving.bundles.bundle import MODEL, Bundle, open_bundle
 from serving.bundles.finding import folder_of
+from serving.bundles.integrity import SIGNATURE
 from serving.bundles.registry import (
     CHALLENGER,
     CHAMPION,
@@ -141,7 +142,11 @@ def _keep(bundle: Bundle, folder: Path) -> None:
         for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
             shutil.rmtree(left)
         with contextlib.suppress(MissingInputError, IntegrityError):
-            if open_bundle(folder).manifest == bundle.manifest:
+            whole = open_bundle(folder).manifest == bundle.manifest
+            # One that was signed since then is kept with its signature.
+            if whole and (
+                (folder / SIGNATURE).exists() or not (bundle.folder / SIGNATURE).exists()
+            ):
                 return
         copy_bundle(bundle, folder)
 
