@@ -135,19 +135,14 @@ def _data(card: "Card") -> Json:
     data = card.data
     name = card.manifest.source.dataset
     component: Json = {"type": "data", "bom-ref": "data", "name": name}
-    contents = {}
     if data and data.licence not in UNSTATED:
         spdx = SPDX.get(data.licence)
         licence = {"id": spdx} if spdx else {"name": data.licence}
         component["licenses"] = [{"license": licence}]
     if data and data.homepage:
         component["externalReferences"] = [{"type": "website", "url": data.homepage}]
-        contents = {"contents": {"url": data.homepage}}
     said = {"licence": card.licence, "citation": data.citation if data else ""}
-    return component | {
-        "data": [{"type": "dataset", "name": name, **contents}],
-        "properties": _properties(said),
-    }
+    return component | {"data": [{"type": "dataset"}], "properties": _properties(said)}
 
 
 def _libraries(minimum_runtime: str) -> list[Json]:
@@ -169,7 +164,7 @@ def _libraries(minimum_runtime: str) -> list[Json]:
 
 
 def _file(name: str, sha256: str) -> Json:
-    file = {"type": "file", "bom-ref": f"file:{name}", "name": name, "hashes": _hashes(sha256)}
+    file = {"type": "file", "name": name, "hashes": _hashes(sha256)}
     own = name == RUNNER  # ferry's own code; of the model nobody told a licence
     return file | ({"licenses": [{"license": {"id": "Apache-2.0"}}]} if own else {})
 
