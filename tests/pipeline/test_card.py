@@ -237,6 +237,13 @@ def test_the_card_says_how_a_target_runs_it(built: Bundle, target: str) -> None:
     assert RUNS[target] not in remade(built, data())[0]
 
 
+def test_the_bill_of_a_page_has_its_runtime(built: Bundle) -> None:
+    _, bill = remade(built, data(), target="web")
+    found = component(bill, "onnxruntime-web")
+    assert found["purl"] == f"pkg:npm/onnxruntime-web@{found['version']}"
+    assert "onnxruntime-web" in bill["dependencies"][0]["dependsOn"]
+
+
 def test_names_that_markdown_would_take_for_its_own(built: Bundle) -> None:
     (info,) = built.manifest.inputs
     odd = dataclasses.replace(info, name="a|b")
