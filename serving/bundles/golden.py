@@ -103,7 +103,7 @@ def check_golden(session: Session, content: bytes, manifest: BundleManifest) -> 
     manifest's limit, or a row gets another class: golden rows are none that are nearly a tie.
     """
     golden, classes = manifest.golden, manifest.classes
-    arrays = _load(content)
+    arrays = load_golden(content)
     names = [INPUT, *(output.name for output in session.answered("the model"))]
     if sorted(arrays) != sorted(names):
         raise IntegrityError(f"golden.npz holds {sorted(arrays)}, expected {sorted(names)}")
@@ -141,7 +141,8 @@ def _answers(session: Session, rows: Array) -> dict[str, Array]:
     return outputs
 
 
-def _load(content: bytes) -> Mapping[str, Array]:
+def load_golden(content: bytes) -> Mapping[str, Array]:
+    """The arrays of a `golden.npz` by name, `INPUT` and each output; IntegrityError for no such."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
