@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from serving.bundles.bundle import MODEL, RUNNER
+from pipeline.targets.web import RUNTIME_VERSION
+from serving.bundles.bundle import MODEL, RUNNER, BundleManifest
 from serving.bundles.registry import DIGEST_CHARACTERS
 from serving.runtime.tensors import TensorInfo
 
@@ -38,7 +39,7 @@ Json = dict[str, Any]
 def bill_of_materials(card: "Card", sums: Mapping[str, str]) -> Json:
     """The bill of a bundle; `sums` are the sha256 of its files by name, but for the bill itself."""
     manifest = card.manifest
-    libraries = _libraries(manifest.minimum_runtime)
+    libraries = list(_libraries(manifest))
     parts = ["data", *(library["bom-ref"] for library in libraries)]
     return {
         "$schema": SCHEMA,
@@ -135,41 +136,44 @@ def _data(card: "Card") -> Json:
     data = card.data
     name = card.manifest.source.dataset
     component: Json = {"type": "data", "bom-ref": "data", "name": name}
-    contents = {}
     if data and data.licence not in UNSTATED:
         spdx = SPDX.get(data.licence)
         licence = {"id": spdx} if spdx else {"name": data.licence}
         component["licenses"] = [{"license": licence}]
     if data and data.homepage:
         component["externalReferences"] = [{"type": "website", "url": data.homepage}]
-        contents = {"contents": {"url": data.homepage}}
     said = {"licence": card.licence, "citation": data.citation if data else ""}
-    return component | {
-        "data": [{"type": "dataset", "name": name, **contents}],
-        "properties": _properties(said),
+    return component | {"data": [{"type": "dataset"}], "properties": _properties(said)}
+
+
+def _libraries(manifest: BundleManifest) -> Iterator[Json]:
+    """What runs the model: the packages that the runner imports, and the runtime of a page."""
+    for name, licence, version in (
+        ("onnxruntime", "MIT", manifest.minimum_runtime),
+        ("numpy", "BSD-3-Clause", NUMPY),
+    ):
+        # The least that does: there is no field for that in 1.6.
+        least = {"properties": _properties({"minimum_version": version})}
+        yield _library(f"pkg:pypi/{name}", name, licence) | least
+    if manifest.target == "web":
+        web = "onnxruntime-web"
+        yield _library(f"pkg:npm/{web}@{RUNTIME_VERSION}", web, "MIT") | {
+            "version": RUNTIME_VERSION
+        }
+
+
+def _library(purl: str, name: str, licence: str) -> Json:
+    return {
+        "type": "library",
+        "bom-ref": name,
+        "name": name,
+        "licenses": [{"license": {"id": licence}}],
+        "purl": purl,
     }
 
 
-def _libraries(minimum_runtime: str) -> list[Json]:
-    """What the runner imports; the version is the least that does, which 1.6 has no field for."""
-    return [
-        {
-            "type": "library",
-            "bom-ref": name,
-            "name": name,
-            "licenses": [{"license": {"id": licence}}],
-            "purl": f"pkg:pypi/{name}",
-            "properties": _properties({"minimum_version": version}),
-        }
-        for name, licence, version in (
-            ("onnxruntime", "MIT", minimum_runtime),
-            ("numpy", "BSD-3-Clause", NUMPY),
-        )
-    ]
-
-
 def _file(name: str, sha256: str) -> Json:
-    file = {"type": "file", "bom-ref": f"file:{name}", "name": name, "hashes": _hashes(sha256)}
+    file = {"type": "file", "name": name, "hashes": _hashes(sha256)}
     own = name == RUNNER  # ferry's own code; of the model nobody told a licence
     return file | ({"licenses": [{"license": {"id": "Apache-2.0"}}]} if own else {})
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pipeline.proof.gate import QUANTITIES
 from pipeline.records.ready import DatasetManifest
 from pipeline.targets.bom import bill_of_materials
+from serving.bundles import Target
 from serving.bundles.bundle import FOREIGN, MODEL, BundleManifest
 from serving.bundles.writing import Part
 from serving.files import json_line, sha256_of_bytes
@@ -28,6 +29,12 @@ HUB_TASKS = (
 SHOWN_CLASSES = 40
 UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff]")
 """What YAML takes in a quoted text only if it is escaped, and JSON as it is."""
+RUNS: Mapping[Target, str] = {
+    "triton": "tritonserver --model-repository=.     # serves it over HTTP and gRPC",
+    "web": "ferry demo .                          # its page; so does any server of static files",
+    "c": "cc -std=c99 model.c selftest.c -lm -o selftest && ./selftest    # without Python",
+}
+"""How a target runs it besides."""
 KINDS = {"image": "images", "text": "texts", "tabular": "rows of numbers"}
 
 
@@ -85,6 +92,7 @@ def card_part(
         text = "\n".join([*_front_matter(card), *_body(card)]).encode() + b"\n"
         sums = {name: sha256_of_bytes(content) for name, content in files.items()}
         bom = bill_of_materials(card, {**sums, CARD: sha256_of_bytes(text)})
+        # On one line: it is for tools, and a bundle should be small.
         return {CARD: text, BOM: json_line(bom).encode()}
 
     return part
@@ -257,6 +265,8 @@ def _run_it(card: Card) -> Iterator[str]:
     yield "python runner.py selftest              # the golden rows, answered here"
     yield "python runner.py predict rows.npy      # answers, as JSON"
     yield "python runner.py bench                 # how quick it is here"
+    if card.manifest.target in RUNS:
+        yield RUNS[card.manifest.target]
     yield "```"
 
 
@@ -264,7 +274,8 @@ def _check_it(_card: Card) -> Iterator[str]:
     yield (
         "`manifest.json` has the sha256 of every file, and the digest of all of them. The runner "
         "refuses a folder that was altered; `ferry verify .` checks all that the manifest says. "
-        "`bom.json` is the bill of materials (CycloneDX 1.6)."
+        "Who made it, that digest tells if you have it from elsewhere, by `--digest`, or a "
+        "signature, by `--key`. `bom.json` is the bill of materials (CycloneDX 1.6)."
     )
 
 

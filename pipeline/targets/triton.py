@@ -7,17 +7,14 @@ https://github.com/triton-inference-server/common/blob/main/protobuf/model_confi
 gathers rows of several callers to batches, and answers golden rows before it says that it is ready.
 """
 
-import io
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pipeline.errors import TargetError
 from serving.bundles.bundle import GOLDEN, LABELS, MODEL, PLAIN_NAME, BundleManifest
-from serving.bundles.golden import INPUT
+from serving.bundles.golden import INPUT, load_golden
 from serving.runtime.session import open_session
 from serving.runtime.tensors import Array, TensorInfo
 
@@ -173,8 +170,7 @@ def _warmup(manifest: BundleManifest, golden: Array, rows: int) -> dict[str, Val
 
 def _golden_input(content: bytes, manifest: BundleManifest) -> Array:
     """The first golden row; as many as the model takes where it takes no others."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        rows: Array = archive[INPUT]
+    rows = load_golden(content)[INPUT]
     return rows[:1] if batches(manifest) else rows
 
 

@@ -34,7 +34,9 @@ def web_page(
     Raises IntegrityError for a runtime whose bytes are not the published ones.
     """
     pages = {}
-    for file in resources.files("pipeline.targets").joinpath("web").iterdir():
+    files = resources.files("pipeline.targets").joinpath("web").iterdir()
+    # In one order everywhere: it becomes the order in the manifest, and so a part of its digest.
+    for file in sorted(files, key=lambda one: one.name):
         content = file.read_bytes()
         name = file.name.removesuffix(PACKED)
         pages[name] = lzma.decompress(content) if name != file.name else content

@@ -78,3 +78,9 @@ def test_a_runtime_that_is_not_the_published_one_is_refused(
     monkeypatch.setitem(web.RUNTIME, web.WASM, "0" * 64)
     with pytest.raises(IntegrityError, match=f"{web.WASM} of the page has sha256 3398c10d07d2"):
         web.web_page(None, {})
+
+
+def test_the_files_come_in_one_order_everywhere() -> None:
+    # It becomes the order in the manifest, and so a part of its digest.
+    names = list(web.web_page(None, {}))
+    assert names == sorted(names)

@@ -8,12 +8,11 @@ from onnx import TensorProto
 from pipeline.targets.lint.findings import FEW, UPSTREAM, Candidate, Finding, Severity
 from pipeline.targets.lint.mobile import Usability, usability
 from pipeline.targets.lint.runtimes import minor_of
+from pipeline.targets.web import RUNTIME_VERSION
 from serving.errors import UsageError
 from serving.runtime.onnxfile import minimum_runtime
 from serving.runtime.tensors import TensorInfo
 
-WEB_RUNTIME = 30
-"""The onnxruntime-web 1.30 that a web bundle holds."""
 FIX = "python -m onnxruntime.tools.make_dynamic_shape_fixed"
 
 
@@ -68,11 +67,11 @@ def _integer_biases(model: Candidate) -> int:
 
 def _of_web(model: Candidate) -> Iterator[Finding]:
     least = minimum_runtime(model.header)
-    if minor_of(least) > WEB_RUNTIME:
+    if minor_of(least) > minor_of(RUNTIME_VERSION):
         yield Finding(
             place="web",
             severity="error",
-            what=f"holds onnxruntime-web 1.{WEB_RUNTIME}, the model needs {least}",
+            what=f"holds onnxruntime-web {RUNTIME_VERSION}, the model needs {least}",
             cure="export with an older opset",
         )
     if model.texts:
