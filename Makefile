@@ -60,6 +60,7 @@ bench: $(READY)
 	python benchmarks/predicting.py
 	python benchmarks/predict_kills.py
 	python benchmarks/registry_kills.py
+	python benchmarks/deploy_kills.py
 	python benchmarks/first_trainings.py
 	python benchmarks/tracking_faults.py
 	python benchmarks/aims.py
