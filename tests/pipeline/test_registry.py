@@ -112,6 +112,17 @@ def test_a_copy_that_was_damaged_or_left_by_a_kill_is_made_anew(home: Path) -> N
     assert home.is_dir()
 
 
+def test_a_signature_that_came_later_is_kept(home: Path) -> None:
+    add("first")
+    signature = home / "bundles" / "first" / "model.sig"
+    signature.write_bytes(b"a signature")
+    assert add("first") == 1
+    signature.unlink()
+    assert add("first") == 1
+    assert (copy_of(1) / "model.sig").read_bytes() == b"a signature"
+    open_bundle(copy_of(1))
+
+
 def test_an_altered_bundle_is_not_registered(home: Path) -> None:
     forge(home / "bundles" / "first", parity={"flips": Gate(measured=3, limit=0)})
     with pytest.raises(FerryError, match="failed verification: parity: flips is 3, limit 0"):
