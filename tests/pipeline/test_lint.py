@@ -260,6 +260,14 @@ def test_cuda_lacks_the_biases_of_int8(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "error    cuda: has no DequantizeLinear of int32, which 3 biases" in refused.stdout
     assert judged(tmp_path / "net.onnx", "--provider", "cpu").exit_code == 0
+    bytes_alone = model(
+        [node("DequantizeLinear", "weight scale", "w"), node("Add", "x w", "y")],
+        {"x": (FLOAT, [1, 2])},
+        {"y": (FLOAT, [1, 2])},
+        {"weight": np.array([1, 2], np.int8), "scale": np.float32(0.5)},
+    )
+    (only,) = of_provider(candidate(bytes_alone), "cuda")
+    assert only.severity == "note"
 
 
 @pytest.mark.parametrize("version", ["2.0", "1.9", "1.999", "1.2x", "latest", "1.21.0.1", ""])

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from google.protobuf import text_format
 from small_onnx import FLOAT, model, node
-from target_bundles import LABELS, ROWS, UINT8, bundled, images, sequences, texts
+from target_bundles import INT64, LABELS, ROWS, UINT8, bundled, images, sequences, texts
 
 from pipeline.errors import TargetError
 from pipeline.targets.triton import triton
@@ -79,6 +79,7 @@ def asked(schema: ModuleType, bundle: Bundle, config: Any, warmup: Any) -> dict[
         found, at = [], 0
         while at < len(raw):
             (size,) = struct.unpack_from("<I", raw, at)
+            assert at + 4 + size <= len(raw)
             found.append(raw[at + 4 : at + 4 + size].decode())
             at += 4 + size
         one = np.array(found, object)
@@ -143,6 +144,21 @@ def test_rows_of_several_callers_are_gathered(
     assert not fixed.HasField("dynamic_batching")
     assert list(fixed.input[0].dims) == [4, 2, 2, 1]
     assert list(parsed(schema, repositories["sequences"]).input[0].dims) == [-1, 2]
+
+
+def test_an_output_that_is_declared_for_one_row_is_not_gathered(
+    schema: ModuleType, tmp_path: Path
+) -> None:
+    # Converters declare a label so; of a batch the server wants every first axis to be free.
+    made = images()
+    made.graph.node.append(node("ArgMax", "logits", "label", axis=1, keepdims=0))
+    made.graph.output.append(onnx.helper.make_tensor_value_info("label", INT64, [1]))
+    config = parsed(schema, bundled(tmp_path / "one", made, triton)[0])
+    assert config.max_batch_size == 0
+    assert list(config.input[0].dims) == [-1, 2, 2, 1]
+    assert list(config.output[2].dims) == [1]
+    (warmup,) = config.model_warmup
+    assert list(warmup.inputs["images"].dims) == [4, 2, 2, 1]
 
 
 def test_the_server_names_classes_and_tells_which_model_it_has(
