@@ -95,6 +95,8 @@ def _moved(program: Program, node: Node) -> View | Known:
     others = [program.array(node, at, "second input") for at in range(1, len(node.proto.input))]
     plain = [other for other in others if other is not None]
     (made,) = fold(node.proto, [places, *plain], node.opset)
+    if not made.size:
+        node.refuse("it leaves no values")
     return View(found.source, made) if isinstance(found, View) else made
 
 

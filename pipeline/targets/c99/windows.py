@@ -29,20 +29,20 @@ def as_planes(view: View, rank: int) -> View:
 
 
 def window_of(node: Node, planes: View, kernel: tuple[int, ...]) -> Window:
-    """The window that a node's attributes tell, over [1, C, H, W]."""
+    """The window that a node's attributes tell, over [1, C, H, W]; of one axis along the width."""
     height, width = planes.index.shape[2:]
+    if not kernel or len(kernel) > 2:
+        node.refuse(f"C has windows of one or two axes, this one is {list(kernel)}")
 
-    def pair(name: str, default: int) -> tuple[int, int]:
-        found = [*node.get(name, ())]
-        if len(kernel) == 1:  # along the second of the two axes
-            return (0 if name == "pads" else 1), (found or [default])[0]
-        return (found[0], found[1]) if found else (default, default)
+    def both(name: str, default: int) -> tuple[int, int]:
+        found = [*node.get(name, [default] * len(kernel))]
+        first, second = found if len(found) == 2 else (default, found[0])
+        return first, second
 
     sizes = (1, kernel[0]) if len(kernel) == 1 else (kernel[0], kernel[1])
-    strides, dilations = pair("strides", 1), pair("dilations", 1)
     pads = [*node.get("pads", [0] * 2 * len(kernel))]
-    if len(kernel) == 1:
-        pads = [0, pads[0], 0, pads[1]]
+    pads = pads if len(kernel) == 2 else [0, pads[0], 0, pads[1]]
+    strides, dilations = both("strides", 1), both("dilations", 1)
     axes = [
         _axis(node, before, size, stride, dilation, (pads[at], pads[at + 2]))
         for at, (before, size, stride, dilation) in enumerate(
