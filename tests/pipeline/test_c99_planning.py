@@ -102,7 +102,7 @@ def test_a_convolution_does_all_that_follows_in_one_pass() -> None:
 
 def test_a_sum_is_written_over_its_branch_and_never_over_its_planes() -> None:
     kernels = {one.title: one for one in fused(read_graph(residual()).kernels)}
-    apart = kernels["Conv/c3, Add/a, Relu/r3"]
+    apart = kernels["Conv/c4, Add/a, Relu/r3"]
     branch = [source.buffer for source in apart.read][1]
     assert overwritable(apart) == [branch]
     # Here the branch is the planes themselves.

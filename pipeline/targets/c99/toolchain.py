@@ -138,7 +138,7 @@ void reset(void)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
+class Memory:
     """What a program takes on a Cortex-M4F, compiled with -Os, with what it needs of libm."""
 
     flash_bytes: int
@@ -187,7 +187,7 @@ def emulate(program: Path) -> str:
     return _do([EMULATOR, *QEMU, *native], program.parent)
 
 
-def footprint(program: CModel, folder: Path) -> Footprint:
+def measure(program: CModel, folder: Path) -> Memory:
     """Measure a program; raises MissingInputError without the cross compiler."""
     _write(program, folder)
     pointers = ", ".join(
@@ -204,7 +204,7 @@ def footprint(program: CModel, folder: Path) -> Footprint:
         row = {one.name: np.zeros((1, one.size), _numpy(one.dtype)) for one in program.inputs}
         answers(program, row, folder, machine="cortex-m4")
         stack = int((folder / "stack.txt").read_text())
-    return Footprint(flash_bytes=text + data, arena_bytes=data + bss, stack_bytes=stack)
+    return Memory(flash_bytes=text + data, arena_bytes=data + bss, stack_bytes=stack)
 
 
 def _write(program: CModel, folder: Path) -> None:
