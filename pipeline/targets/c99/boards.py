@@ -6,7 +6,7 @@ KIB, MIB = 2**10, 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Board:
+class KnownBoard:
     """A board that can be bought, with the memory that its maker names."""
 
     name: str
@@ -27,7 +27,7 @@ class Board:
 
 
 BOARDS = (
-    Board(
+    KnownBoard(
         name="Arduino Uno R3",
         processor="ATmega328P",
         flash=32 * KIB - 512,  # the bootloader's
@@ -35,7 +35,7 @@ BOARDS = (
         copies_constants=True,
         source="https://docs.arduino.cc/hardware/uno-rev3/",
     ),
-    Board(
+    KnownBoard(
         name="Arduino Mega 2560",
         processor="ATmega2560",
         flash=248 * KIB,
@@ -43,63 +43,63 @@ BOARDS = (
         copies_constants=True,
         source="https://docs.arduino.cc/hardware/mega-2560/",
     ),
-    Board(
-        name="Arduino Zero",
-        processor="SAMD21G18, Cortex-M0+",
-        flash=256 * KIB,
-        ram=32 * KIB,
-        source="https://docs.arduino.cc/hardware/zero/",
-    ),
-    Board(
+    KnownBoard(
         name="STM32F103 'Blue Pill'",
         processor="STM32F103C8, Cortex-M3",
         flash=64 * KIB,
         ram=20 * KIB,
         source="https://www.st.com/en/microcontrollers-microprocessors/stm32f103c8.html",
     ),
-    Board(
+    KnownBoard(
+        name="Arduino Zero",
+        processor="SAMD21G18, Cortex-M0+",
+        flash=256 * KIB,
+        ram=32 * KIB,
+        source="https://docs.arduino.cc/hardware/zero/",
+    ),
+    KnownBoard(
         name="BBC micro:bit v2",
         processor="nRF52833, Cortex-M4F",
         flash=512 * KIB,
         ram=128 * KIB,
         source="https://tech.microbit.org/hardware/",
     ),
-    Board(
+    KnownBoard(
         name="Arduino Nano 33 BLE",
         processor="nRF52840, Cortex-M4F",
         flash=1 * MIB,
         ram=256 * KIB,
         source="https://docs.arduino.cc/hardware/nano-33-ble/",
     ),
-    Board(
+    KnownBoard(
         name="STM32F407 Discovery",
         processor="STM32F407VG, Cortex-M4F",
         flash=1 * MIB,
         ram=128 * KIB,  # in one piece; 64 more are coupled to the core
         source="https://www.st.com/en/evaluation-tools/stm32f4discovery.html",
     ),
-    Board(
+    KnownBoard(
         name="Raspberry Pi Pico",
         processor="RP2040, Cortex-M0+",
         flash=2 * MIB,
         ram=264 * KIB,
         source="https://www.raspberrypi.com/documentation/microcontrollers/pico-series.html",
     ),
-    Board(
+    KnownBoard(
         name="ESP32-DevKitC",
         processor="ESP32-WROOM-32, Xtensa LX6",
         flash=4 * MIB,
         ram=160 * KIB,  # what static data may take of the 520 KiB
         source="https://docs.espressif.com/projects/esp-idf/en/stable/esp32/api-guides/memory-types.html",
     ),
-    Board(
+    KnownBoard(
         name="Raspberry Pi Pico 2",
         processor="RP2350, Cortex-M33",
         flash=4 * MIB,
         ram=520 * KIB,
         source="https://www.raspberrypi.com/documentation/microcontrollers/pico-series.html",
     ),
-    Board(
+    KnownBoard(
         name="Teensy 4.1",
         processor="i.MX RT1062, Cortex-M7",
         flash=7936 * KIB,
@@ -110,6 +110,6 @@ BOARDS = (
 """From the smallest to the largest."""
 
 
-def boards(flash: int, ram: int) -> tuple[Board, ...]:
+def boards(flash: int, ram: int) -> tuple[KnownBoard, ...]:
     """The boards that a program of so many bytes fits on, the smallest first."""
     return tuple(board for board in BOARDS if board.fits(flash, ram))

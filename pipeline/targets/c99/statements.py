@@ -19,7 +19,7 @@ from pipeline.targets.c99.kernels import (
     Window,
 )
 from pipeline.targets.c99.sums import Sum, start_of, write_linear
-from pipeline.targets.c99.tails import LETTERS, Names, Tail, value_of
+from pipeline.targets.c99.tails import LETTERS, KernelNames, Tail, value_of
 
 INDICES = "defghjklmn"
 """The variables of nested loops over a reordered tensor."""
@@ -31,14 +31,14 @@ class Function:
 
     arguments: str
     """Of its declaration."""
-    names: Names
+    names: KernelNames
     lines: list[str]
     helper: Sum | None
 
 
 def function_of(kernel: Kernel, prefix: str) -> Function:
     """Write a kernel; `prefix` begins the names of its constants."""
-    names, block, helper = Names(prefix), Block(), None
+    names, block, helper = KernelNames(prefix), Block(), None
     match kernel:
         case Linear():
             helper = write_linear(kernel, names, block)
@@ -56,7 +56,7 @@ def function_of(kernel: Kernel, prefix: str) -> Function:
     return Function(", ".join(arguments), names, block.lines, helper)
 
 
-def _pooling(kernel: Pooling, names: Names, block: Block) -> None:
+def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
     """The largest value, or the mean, of each window, and the tail."""
     window, whole = kernel.window, kernel.source.buffer.dtype != "float"
     counted = kernel.mean and not kernel.counts_padding
@@ -134,7 +134,7 @@ def _pixels(block: Block, window: Window, at: tuple[str, str]) -> Iterator[tuple
         yield found[0], found[1]
 
 
-def _elementwise(kernel: Elementwise, names: Names, block: Block) -> None:
+def _elementwise(kernel: Elementwise, names: KernelNames, block: Block) -> None:
     """The tail on each value; in lines of channels where it has a constant for each."""
     size, source = kernel.target.size, kernel.source
     operands = [step.operand for step in kernel.tail if isinstance(step, Arithmetic)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.targets.c99.ctext import Block, ctype, times, total
 from pipeline.targets.c99.kernels import Clamp, Linear, Quantize, TailStep, Window
-from pipeline.targets.c99.tails import Names, Tail, rounded
+from pipeline.targets.c99.tails import KernelNames, Tail, rounded
 
 SHORT = {"uint8": "u8", "int8": "s8", "float": "f", "float32": "f"}
 
@@ -19,7 +19,7 @@ class Sum:
 
     values: str
     weights: str
-    """Names of dtypes."""
+    """KernelNames of dtypes."""
     subtracts: bool
     """Whether the weights have a zero point."""
 
@@ -60,7 +60,7 @@ class Sum:
 """
 
 
-def write_linear(kernel: Linear, names: Names, block: Block) -> Sum:
+def write_linear(kernel: Linear, names: KernelNames, block: Block) -> Sum:
     """The loops over the answer, with the largest sum of a window where pooled, and the tail."""
     sums = _Sums(kernel, names, block)
     pool, channels = kernel.pool, kernel.channels[1]
@@ -118,7 +118,7 @@ def times_factor(expression: str, factor: str) -> str:
 class _Sums:
     """The sum of products of one place of the answer."""
 
-    def __init__(self, kernel: Linear, names: Names, block: Block) -> None:
+    def __init__(self, kernel: Linear, names: KernelNames, block: Block) -> None:
         self.kernel = kernel
         self.window = kernel.window
         self.names = names

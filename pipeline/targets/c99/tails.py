@@ -26,7 +26,7 @@ LETTERS = "abcdefgh"
 
 
 @dataclass
-class Names:
+class KernelNames:
     """The constants and the operands of one kernel, by the names that its C has for them."""
 
     prefix: str
@@ -65,7 +65,7 @@ class Tail:
     `i` is the place of the value in the answer.
     """
 
-    def __init__(self, block: Block, names: Names, channel: tuple[str, int]) -> None:
+    def __init__(self, block: Block, names: KernelNames, channel: tuple[str, int]) -> None:
         """`channel` is the C expression of the value's channel, and how many there are."""
         self.block = block
         self.names = names
