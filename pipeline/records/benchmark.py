@@ -143,8 +143,11 @@ class BundleReport:
     """By which the variant was chosen; None for a file, which is the only one."""
     gains: Mapping[str, Gain]
     """Of each variant that passed."""
+    flash_bytes: int | None
     ram_bytes: int | None
     """What the model takes on the target, where that is known beforehand."""
+    boards: str | None
+    """The well-known ones that it fits on; None for a target that is no board."""
     sha256: str
     """Of the ONNX file."""
     classes: int

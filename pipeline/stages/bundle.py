@@ -27,6 +27,7 @@ from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from pipeline.stages.page.note import note_of
 from pipeline.stages.page.results import ExperimentResults, rows_of
+from pipeline.targets import c99
 from pipeline.targets.card import card_part
 from pipeline.targets.choice import Choice, choose_for
 from pipeline.targets.triton import triton
@@ -48,7 +49,11 @@ from serving.runtime.tensors import Array, as_fed
 GOLDEN_DIFF = 1e-4
 """What a device may be off where no gate says it, relative to the largest golden output."""
 UNKNOWN = "unknown"
-TARGET_PARTS: Mapping[Target, tuple[Part, ...]] = {"triton": (triton,), "web": (web_page,)}
+TARGET_PARTS: Mapping[Target, tuple[Part, ...]] = {
+    "c": (c99.parts,),
+    "triton": (triton,),
+    "web": (web_page,),
+}
 """What adds the files that a target needs; the card comes last, as its bill lists all others."""
 
 
@@ -200,7 +205,9 @@ def _report(folder: Path, chosen: Choice) -> BundleReport:
         reason=chosen.reason,
         goal=chosen.goal,
         gains=chosen.gains,
+        flash_bytes=chosen.flash_bytes,
         ram_bytes=chosen.ram_bytes,
+        boards=chosen.boards,
         sha256=manifest.files[MODEL].sha256,
         classes=len(manifest.labels),
         golden_rows=manifest.golden.rows,

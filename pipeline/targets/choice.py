@@ -5,13 +5,17 @@ machine, whose speed nobody knows: it takes the smallest variant that it has roo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import onnx
 
 from pipeline.config.experiment import BundleConfig, TargetBudget
 from pipeline.errors import TargetError
 from pipeline.records.benchmark import BenchmarkReport, Gain, gains_over_fp32
+from pipeline.targets.c99 import boards, emit
 from serving.bundles import Target
+from serving.errors import ModelError
 
 MEASURED_HERE: Final = ("cpu", "triton")
 """The targets whose variant is chosen by the speed of this machine."""
@@ -39,8 +43,11 @@ class Choice:
     """By which it was chosen; None where there was nothing to choose."""
     gains: Mapping[str, Gain] = field(default_factory=dict)
     """Over fp32, of each variant that passed and that the target has room for."""
+    flash_bytes: int | None = None
     ram_bytes: int | None = None
     """What it takes there, where that is known beforehand."""
+    boards: str | None = None
+    """The well-known ones that it fits on; None for a target that is no board."""
 
 
 def choose_for(
@@ -54,15 +61,19 @@ def choose_for(
 
     Raises TargetError for a target that has no room for any.
     """
-    rooms = {variant: Footprint(bytes=len(content)) for variant, content in models.items()}
+    rooms, refused = _rooms(name, target, models)
     budget = config.budgets.get(target, UNLIMITED)
-    over = {variant: _too_large(room, budget) for variant, room in rooms.items()}
+    over = refused | {variant: _too_large(room, budget) for variant, room in rooms.items()}
     fitting = [variant for variant in rooms if not over[variant]]
+    if not rooms:
+        raise TargetError(f"{name} does not fit {target}: {next(iter(refused.values()))}")
     if not fitting:
-        said = "; ".join(f"{variant} {reason}" for variant, reason in over.items())
+        said = "; ".join(f"{variant} {over[variant]}" for variant in rooms)
+        least = min(rooms.values(), key=lambda room: room.ram_bytes or room.bytes)
+        would = f"; there is room on {_on_boards(least)['boards']}" if target == "c" else ""
         raise TargetError(
             f"{name} does not fit {target}: {said}; the budget is "
-            f"experiments.{name}.bundle.budgets.{target} of params.yaml"
+            f"experiments.{name}.bundle.budgets.{target} of params.yaml{would}"
         )
     goal = config.goal if target in MEASURED_HERE else "size"
     if target in MEASURED_HERE:
@@ -70,9 +81,33 @@ def choose_for(
     else:
         gains = _smaller(rooms, fitting)
     variant, reason = choose(gains, goal, config.min_gain)
-    return Choice(
-        variant=variant, reason=reason, goal=goal, gains=gains, ram_bytes=rooms[variant].ram_bytes
-    )
+    chosen = Choice(variant=variant, reason=reason, goal=goal, gains=gains)
+    return replace(chosen, **_on_boards(rooms[variant])) if target == "c" else chosen
+
+
+def _rooms(
+    name: str, target: Target, models: Mapping[str, bytes]
+) -> tuple[dict[str, Footprint], dict[str, str]]:
+    """The room of each file on the target, and why the target cannot compute the others."""
+    if target != "c":
+        return {variant: Footprint(bytes=len(content)) for variant, content in models.items()}, {}
+    rooms: dict[str, Footprint] = {}
+    refused: dict[str, str] = {}
+    for variant, content in models.items():
+        try:
+            made = emit(onnx.load_model_from_string(content), name)
+        except ModelError as error:
+            refused[variant] = str(error)
+        else:
+            rooms[variant] = Footprint(bytes=made.flash_bytes, ram_bytes=made.ram_bytes)
+    return rooms, refused
+
+
+def _on_boards(room: Footprint) -> dict[str, Any]:
+    """What a person wants to know of a program for microcontrollers."""
+    fitting = [board.name for board in boards(room.bytes, room.ram_bytes or 0)]
+    names = ", ".join(fitting) or "none of those that ferry knows"
+    return {"flash_bytes": room.bytes, "ram_bytes": room.ram_bytes, "boards": names}
 
 
 def choose(gains: Mapping[str, Gain], goal: str, min_gain: float) -> tuple[str, str]:
@@ -118,5 +153,6 @@ def _too_large(room: Footprint, budget: TargetBudget) -> str:
 
 def _smaller(rooms: Mapping[str, Footprint], names: list[str]) -> dict[str, Gain]:
     """How many times smaller than fp32 each is."""
-    times = {name: rooms["fp32"].bytes / rooms[name].bytes for name in names}
+    largest = rooms.get("fp32") or max(rooms.values(), key=lambda room: room.bytes)
+    times = {name: largest.bytes / rooms[name].bytes for name in names}
     return {name: Gain(times=one, low=one, high=one) for name, one in times.items()}

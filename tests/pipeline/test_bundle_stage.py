@@ -194,6 +194,28 @@ def test_every_bundle_has_a_card_and_a_bill_of_all_its_files(measured: Project) 
     assert "E. Alpaydin" in built.contents["README.md"].decode()
 
 
+def test_microcontrollers_get_a_program_and_are_told_its_room(measured: Project) -> None:
+    report = bundle_for(measured, "c", size_kib=64, ram_kib=8)
+    # Of half precision C knows nothing, and it is no reason to ship none.
+    assert report.variant == "int8"
+    assert report.flash_bytes is not None
+    assert report.ram_bytes is not None
+    assert report.flash_bytes < 8 * 1024
+    assert report.ram_bytes < 2 * 1024
+    assert str(report.boards).startswith("Arduino Mega 2560, STM32F103 'Blue Pill', Arduino Zero")
+    folder = measured.root / "bundles" / "digits-cnn.c"
+    manifest = open_bundle(folder).manifest
+    assert {"model.h", "model.c", "selftest.c"} <= manifest.files.keys()
+    assert manifest.files["model.onnx"].sha256 in (folder / "model.h").read_text()
+
+
+def test_a_microcontroller_that_is_too_small_is_told_what_would_do(measured: Project) -> None:
+    with pytest.raises(
+        TargetError, match=r"int8 takes 0\.\d KiB of RAM, the budget is 0\.1; .*Zero"
+    ):
+        bundle_for(measured, "c", ram_kib=0.1)
+
+
 def test_the_golden_rows_are_those_that_are_decided_most_narrowly(measured: Project) -> None:
     folder = run(measured)
     made = open_bundle(folder)

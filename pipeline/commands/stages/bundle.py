@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from serving.bundles import Target
 
 SHOWN = (
-    *("experiment", "variant", "target", "reason", "golden_rows", "reference_rows", "ram_bytes"),
-    *("bytes", "digest"),
+    *("experiment", "variant", "target", "reason", "golden_rows", "reference_rows"),
+    *("flash_bytes", "ram_bytes", "boards", "bytes", "digest"),
 )
 
 
@@ -24,7 +24,7 @@ SHOWN = (
 @experiment_or_file_argument
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "arm64", "triton", "web"]),
+    type=click.Choice(["cpu", "arm64", "c", "triton", "web"]),
     default="cpu",
     help="The kind of place that it is for. (cpu)",
 )
@@ -46,7 +46,8 @@ def bundle(
     training rows are distributed, and how the model answers the validation rows, so that `ferry
     predict --reference` can warn of rows that differ. For --target cpu the best by the speed of
     this machine is shipped, and goes to bundles/EXPERIMENT. Another target takes the smallest that
-    its budget in params.yaml has room for, and it goes to bundles/EXPERIMENT.TARGET.
+    its budget in params.yaml has room for, and it goes to bundles/EXPERIMENT.TARGET. For --target c
+    that are C99 sources for microcontrollers, beside the model: the budget is flash and RAM.
 
     For MODEL.onnx, any ONNX file of one input, it holds the file byte for byte. The file must have
     passed `ferry parity REFERENCE MODEL.onnx --data ROWS --output REPORT.json`, or its `ferry

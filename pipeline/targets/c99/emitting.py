@@ -1,0 +1,287 @@
+"""The C program of a model: one header, one source, no memory but what is declared in them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from pipeline.exporting.onnxmodel import METADATA, metadata
+from pipeline.targets.c99.ctext import ctype, table
+from pipeline.targets.c99.fusing import fused
+from pipeline.targets.c99.graph import plain
+from pipeline.targets.c99.kernels import Buffer, Elementwise, Kernel, Linear, Pooling
+from pipeline.targets.c99.operators import read_graph
+from pipeline.targets.c99.planning import plan
+from pipeline.targets.c99.statements import Function, function_of
+
+ROUNDED = """/* The whole number nearest to a value in steps, ties to even ones, within bounds. */
+static int32_t rounded(float steps, float zero, float low, float high)
+{
+    const float r = rintf(steps) + zero;
+    return (int32_t)(r > low ? (r < high ? r : high) : low);
+}
+"""
+EXPONENTIAL = """/* e to the power of x, within two roundings (Moshier, Cephes, expf). That of a
+ * C library may have an errno, which takes more memory than many a model. */
+static float exponential(float x)
+{
+    if (!(x > -87.0f)) {
+        return 0.0f;
+    }
+    if (x > 88.0f) {
+        return INFINITY;
+    }
+    const float n = rintf(x * 1.44269504f);
+    const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    union { int32_t bits; float value; } power;
+    power.bits = ((int32_t)n + 127) * 8388608; /* 2 to the power of n */
+    return (p * r * r + r + 1.0f) * power.value;
+}
+"""
+NOTES = """ *
+ * Planes lie with the channels last: [height][width][channels]. Sums of whole numbers are exact;
+ * for the very same roundings everywhere, compile floats without contraction (-std=c99, or
+ * -ffp-contract=off) and without -ffast-math.
+ */"""
+SHARED = {"rounded": ROUNDED, "exponential": EXPONENTIAL}
+"""What kernels may call, by its name."""
+LINE_BYTES = 12
+"""Code of one line of C, Thumb-2 and -Os: measured over the models of the tests."""
+CALLED_BYTES = {"rounded": 200, "exponential": 300, "tanhf": 2000}
+"""Code of a function with what it takes of newlib, for a Cortex-M4F."""
+STACK_BYTES = 200
+"""Of the deepest call: 84 to 172 were measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CModel:
+    """A model as C99."""
+
+    name: str
+    """What its C names begin with."""
+    title: str
+    """The model and the sha256 of its file, for comments."""
+    header: str
+    """model.h."""
+    source: str
+    """model.c."""
+    inputs: tuple[Buffer, ...]
+    outputs: tuple[Buffer, ...]
+    arena_bytes: int
+    """The static memory that all steps share."""
+    constant_bytes: int
+    """Weights, biases and scales."""
+    flash_bytes: int
+    """Constants, code and what it takes of libm on a Cortex-M4F, the last two an estimate."""
+    ram_bytes: int
+    """Arena and stack, the latter an estimate; rows and answers are the caller's."""
+
+
+def emit(model: onnx.ModelProto, name: str, *, sha256: str = "") -> CModel:
+    """Write a model as C99, the same bytes whenever and wherever it is done.
+
+    The function takes one row, uint8 [H][W][C] or float32, and gives each output of the graph.
+    `sha256` is that of the file; without it, that of the model as ferry saves it. Raises ModelError
+    for a model with an operator, a dtype or a shape that C has not, by the node's name.
+    """
+    program = read_graph(model)
+    kernels = fused(program.kernels)
+    digest = sha256 or hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    title = f"{plain(name)}, written by ferry for the ONNX file with the sha256\n * {digest}"
+    writer = _Writer(c_name(name), title, program.inputs, program.outputs, kernels)
+    constants = writer.constant_bytes
+    return CModel(
+        name=writer.name,
+        title=title,
+        header=writer.header(_labels(model)),
+        source=writer.source(),
+        inputs=tuple(program.inputs),
+        outputs=tuple(program.outputs),
+        arena_bytes=writer.arena,
+        constant_bytes=constants,
+        flash_bytes=constants + writer.code_bytes,
+        ram_bytes=writer.arena + STACK_BYTES,
+    )
+
+
+def c_name(name: str) -> str:
+    """What the C names of a model begin with."""
+    made = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
+    return made if made[:1].isalpha() else f"model_{made}"
+
+
+def _labels(model: onnx.ModelProto) -> list[str]:
+    found = json.loads(metadata(model).get(f"{METADATA}labels", "[]"))
+    return [str(label) for label in found]
+
+
+def c_string(text: str) -> str:
+    """A string literal, of ASCII alone."""
+    return '"' + "".join(_letter(byte) for byte in text.encode()) + '"'
+
+
+def _letter(byte: int) -> str:
+    """Three octal digits end by themselves; a question mark could begin a trigraph."""
+    plain_letter = 32 <= byte < 127 and chr(byte) not in '"\\?'
+    return chr(byte) if plain_letter else f"\\{byte:03o}"
+
+
+class _Writer:
+    """The texts of one program."""
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        inputs: Sequence[Buffer],
+        outputs: Sequence[Buffer],
+        kernels: Sequence[Kernel],
+    ) -> None:
+        self.name = name
+        self.title = title
+        self.inputs = inputs
+        self.outputs = outputs
+        self.kernels = kernels
+        self.offsets, self.arena = plan(kernels)
+        self.functions = [function_of(kernel, f"s{at}") for at, kernel in enumerate(kernels, 1)]
+        self.floats = any(buffer.dtype == "float" for buffer in self.offsets)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Of all tables."""
+        return sum(
+            int(values.nbytes) for one in self.functions for _, values, _ in one.names.tables
+        )
+
+    @property
+    def code_bytes(self) -> int:
+        """Of functions and what they call, an estimate by their lines."""
+        lines = [line.strip() for one in self.functions for line in one.lines]
+        computing = sum(line != "}" for line in lines)
+        return computing * LINE_BYTES + sum(
+            size for name, size in CALLED_BYTES.items() if self._calls(name)
+        )
+
+    def _calls(self, name: str) -> bool:
+        """Whether the program calls a C function."""
+        return any(f"{name}(" in line for one in self.functions for line in one.lines)
+
+    def header(self, labels: Sequence[str]) -> str:
+        """What a caller includes."""
+        upper = self.name.upper()
+        values = (*self.inputs, *self.outputs)
+        described = [
+            f" *   {one.place:<7}{one.name}: {ctype(one.dtype)} {_axes(one.shape)}"
+            for one in values
+        ]
+        sizes = [f"#define {upper}_{one.name.upper()} {one.size} /* values */" for one in values]
+        if labels:
+            texts = ", ".join(c_string(label) for label in labels)
+            sizes.append(f"#define {upper}_LABELS {{{texts}}}")
+        return f"""/* {self.title}
+ *
+{chr(10).join(described)}
+ *
+ * One call answers one row. It works in {self.arena:,} bytes of its own, so that only one call may
+ * run at a time. Weights are constants, which a linker puts into flash.
+ */
+#ifndef FERRY_{upper}_H
+#define FERRY_{upper}_H
+
+#include <stdint.h>
+
+{chr(10).join(sizes)}
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+void {self.name}_run({self._arguments});
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+    @property
+    def _arguments(self) -> str:
+        # Pointers, and no arrays: C++ reads this as well.
+        read = [f"const {ctype(one.dtype)} *{one.name}" for one in self.inputs]
+        written = [f"{ctype(one.dtype)} *{one.name}" for one in self.outputs]
+        return ", ".join([*read, *written])
+
+    def source(self) -> str:
+        """What is compiled."""
+        parts = [f'/* {self.title}\n{NOTES}\n#include <math.h>\n\n#include "model.h"\n']
+        if self.arena:
+            kind, count = ("float", self.arena // 4) if self.floats else ("uint8_t", self.arena)
+            note = f"/* {self.arena:,} bytes, for what the steps hand on. */"
+            parts.append(f"{note}\nstatic {kind} arena[{count}];\n")
+        parts += [text for name, text in SHARED.items() if self._calls(name)]
+        parts += dict.fromkeys(one.helper.text for one in self.functions if one.helper)
+        for at, (kernel, function) in enumerate(self._both, 1):
+            parts += [table(*one) for one in function.names.tables]
+            head = f"static void s{at}({function.arguments})"
+            lines = "\n".join(function.lines)
+            parts.append(f"/* {at}. {_described(kernel)} */\n{head}\n{{\n{lines}\n}}\n")
+        return "\n".join([*parts, self._run])
+
+    @property
+    def _both(self) -> Iterable[tuple[Kernel, Function]]:
+        return zip(self.kernels, self.functions, strict=True)
+
+    @property
+    def _run(self) -> str:
+        calls = [
+            f"    s{at}({', '.join(map(self._place, self._passed(kernel, function)))});"
+            for at, (kernel, function) in enumerate(self._both, 1)
+        ]
+        body = "\n".join(calls)
+        return f"void {self.name}_run({self._arguments})\n{{\n{body}\n}}\n"
+
+    def _passed(self, kernel: Kernel, function: Function) -> list[Buffer]:
+        return [kernel.source.buffer, *function.names.operands, kernel.target]
+
+    def _place(self, buffer: Buffer) -> str:
+        """A buffer as an argument."""
+        if buffer.place != "arena":
+            return buffer.name
+        offset, base = self.offsets[buffer], "arena"
+        if buffer.dtype == "float":
+            offset //= 4
+        elif self.floats or buffer.dtype != "uint8":
+            base = f"({ctype(buffer.dtype)} *)arena"
+        return f"{base} + {offset}" if offset else base
+
+
+def _described(kernel: Kernel) -> str:
+    """The nodes that a kernel stands for, and the shapes, for a comment."""
+    before, after = kernel.source.buffer, kernel.target
+    shapes = f"[{before.size}]", f"[{after.size}]"
+    if isinstance(kernel, Linear | Pooling):
+        planes = kernel.window.before, kernel.window.after
+        channels = (kernel.channels,) * 2 if isinstance(kernel, Pooling) else kernel.channels
+        shapes = _shape(planes[0], channels[0]), _shape(planes[1], channels[1])
+        if isinstance(kernel, Linear) and kernel.pool:
+            shapes = shapes[0], f"{shapes[1]}, pooled {_shape(kernel.pool.after, channels[1])}"
+    kind = "copied" if isinstance(kernel, Elementwise) and not kernel.tail else ""
+    types = f"{before.dtype} {shapes[0]} to {after.dtype} {shapes[1]}"
+    return f"{kernel.title}{f' {kind}' if kind else ''}\n *    {types}"
+
+
+def _shape(size: tuple[int, int], channels: int) -> str:
+    return _axes((channels,) if size == (1, 1) else (*size, channels))
+
+
+def _axes(shape: Sequence[int]) -> str:
+    return "".join(f"[{axis}]" for axis in shape) or "[1]"

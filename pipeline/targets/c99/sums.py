@@ -1,0 +1,247 @@
+"""Convolutions and matrices in C: sums of products over a window, and what is made of them."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.targets.c99.ctext import Block, ctype, times, total
+from pipeline.targets.c99.kernels import Clamp, Linear, Quantize, TailStep, Window
+from pipeline.targets.c99.tails import KernelNames, Tail, rounded
+
+SHORT = {"uint8": "u8", "int8": "s8", "float": "f", "float32": "f"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The helper that adds up products, by the types that it multiplies."""
+
+    values: str
+    weights: str
+    """KernelNames of dtypes."""
+    subtracts: bool
+    """Whether the weights have a zero point."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the sum is an integer."""
+        return self.values != "float" and self.weights != "float32"
+
+    @property
+    def kind(self) -> str:
+        """The C type of the sum."""
+        return "int32_t" if self.whole else "float"
+
+    @property
+    def name(self) -> str:
+        """Of the C function."""
+        ending = "_zero" if self.subtracts else ""
+        return f"sum_{SHORT[self.values]}_{SHORT[self.weights]}{ending}"
+
+    @property
+    def text(self) -> str:
+        """The C function."""
+        zeros = ["int32_t x_zero"] * (self.values != "float") + ["int32_t w_zero"] * self.subtracts
+        left = "x[k]" if self.values == "float" else "((int32_t)x[k] - x_zero)"
+        right = "((int32_t)w[k] - w_zero)" if self.subtracts else "w[k]"
+        if not self.whole:
+            left = left if self.values == "float" else f"(float){left}"
+            right = right if self.weights == "float32" else f"(float){right}"
+        x, w = f"const {ctype(self.values)} *x", f"const {ctype(self.weights)} *w"
+        arguments = ", ".join([x, w, "int32_t n", *zeros, f"{self.kind} sum"])
+        return f"""static {self.kind} {self.name}({arguments})
+{{
+    for (int32_t k = 0; k < n; k++) {{
+        sum += {left} * {right};
+    }}
+    return sum;
+}}
+"""
+
+
+def write_linear(kernel: Linear, names: KernelNames, block: Block) -> Sum:
+    """The loops over the answer, with the largest sum of a window where pooled, and the tail."""
+    sums = _Sums(kernel, names, block)
+    pool, channels = kernel.pool, kernel.channels[1]
+    height, width = pool.after if pool else kernel.window.after
+    block.add("int32_t i = 0;")
+    with ExitStack() as loops:
+        at = (
+            loops.enter_context(block.loop("oy", height)),
+            loops.enter_context(block.loop("ox", width)),
+        )
+        if not pool:
+            sums.bounds(at[1])
+        o = loops.enter_context(block.loop("o", channels))
+        if pool:
+            sums.largest(pool, at, o)
+        else:
+            sums.one(at, o)
+        tail = Tail(block, names, (o, channels))
+        tail.write(_scaled(kernel, tail, o))
+        tail.store(kernel.target)
+        block.add("i++;")
+    return sums.helper
+
+
+def _scaled(kernel: Linear, tail: Tail, o: str) -> tuple[TailStep, ...]:
+    """Make a value of a sum; returns the steps of the tail that are left to do.
+
+    A sum that is rounded at once is multiplied once, by its scale over that of the answer. That is
+    the same rounding as in the graph, of a value with a smaller error than a sum of floats has.
+    """
+    steps, names = kernel.tail, tail.names
+    expression = "(float)sum" if kernel.whole else "sum"
+    clamp = steps[0] if steps and isinstance(steps[0], Clamp) else None
+    rest = steps[1:] if clamp else steps
+    if kernel.whole and kernel.shift is None and rest and isinstance(rest[0], Quantize):
+        scale = np.ones(1) if kernel.scale is None else kernel.scale
+        factors = (scale / float(rest[0].grid.scale)).astype(np.float32)
+        factor = names.each("m", factors, o, "a sum of 1 in steps of the answer")
+        tail.number(rounded(times_factor(expression, factor), rest[0], clamp))
+        return rest[1:]
+    if kernel.scale is not None:
+        factor = names.each("m", kernel.scale.astype(np.float32), o, "the value of a sum of 1")
+        expression = times_factor(expression, factor)
+    if kernel.shift is not None:
+        expression += f" + {names.each('s', kernel.shift, o, 'bias')}"
+    tail.value(expression)
+    return steps
+
+
+def times_factor(expression: str, factor: str) -> str:
+    """A product of floats."""
+    return expression if factor == "1.0f" else f"{expression} * {factor}"
+
+
+class _Sums:
+    """The sum of products of one place of the answer."""
+
+    def __init__(self, kernel: Linear, names: KernelNames, block: Block) -> None:
+        self.kernel = kernel
+        self.window = kernel.window
+        self.names = names
+        self.block = block
+        kinds = kernel.source.buffer.dtype, str(kernel.weights.dtype)
+        self.helper = Sum(*kinds, subtracts=kernel.zeros is not None)
+        note = "".join(f"[{size}]" for size in kernel.weights.shape)
+        self.weights = names.table("w", kernel.weights, f"weights {note}")
+        self.joined = kernel.groups == 1 and self.window.dilations[1] == 1
+        """Whether a line of the window is one piece of the planes."""
+
+    def largest(self, pool: Window, at: tuple[str, str], o: str) -> None:
+        """The largest sum of a window of the pooling."""
+        block, kind = self.block, self.helper.kind
+        block.add(f"{kind} best = {'INT32_MIN' if self.helper.whole else '-INFINITY'};")
+        with block.loop("py", pool.kernel[0]) as py, block.loop("px", pool.kernel[1]) as px:
+            row, column = (
+                total((at[0], pool.strides[0]), (py, 1)),
+                total((at[1], pool.strides[1]), (px, 1)),
+            )
+            self.bounds(column)
+            self.one((row, column), o)
+            block.add("best = sum > best ? sum : best;")
+        block.add(f"const {kind} sum = best;")
+
+    def bounds(self, column: str) -> None:
+        """The columns of the window that are within the planes."""
+        window = self.window
+        if self.joined and not window.inside(1):
+            width, size = window.before[1], window.kernel[1]
+            self.block.add(
+                f"const int32_t left = {start_of(column, window, 1)};",
+                "const int32_t from = left < 0 ? -left : 0;",
+                f"const int32_t to = left + {size} > {width} ? {width} - left : {size};",
+            )
+
+    def one(self, at: tuple[str, str], o: str) -> None:
+        """The sum itself."""
+        kernel, window, block = self.kernel, self.window, self.block
+        start = "0" if self.helper.whole else "0.0f"
+        if kernel.bias is not None:
+            start = self.names.each("b", kernel.bias, o, "bias, what the sums begin with")
+        block.add(f"{self.helper.kind} sum = {start};")
+        if self._one_piece:
+            channels = kernel.channels[0]
+            row, column = window.strides[0] * window.before[1], window.strides[1]
+            place = total((at[0], row * channels), (at[1], column * channels))
+            self._add(place, o, ("0", "0"), kernel.weights[0].size)
+            return
+        with block.loop("ky", window.kernel[0]) as ky, self._row(at[0], ky) as iy:
+            if self.joined:
+                self._line(at[1], iy, ky, o)
+                return
+            with block.loop("kx", window.kernel[1]) as kx:
+                self._pixel(at[1], iy, (ky, kx), o)
+
+    @property
+    def _one_piece(self) -> bool:
+        """Whether the whole window is one piece of the planes."""
+        window = self.window
+        full = window.kernel[1] == window.before[1] and window.dilations[0] == 1
+        inside = window.inside(0) and window.inside(1)
+        return self.joined and inside and (window.kernel[0] == 1 or full)
+
+    @contextmanager
+    def _row(self, row: str, ky: str) -> Iterator[str]:
+        """A line of the planes, where the window has one."""
+        window = self.window
+        line = start_of(row, window, 0, ky)
+        if window.inside(0):
+            yield line
+            return
+        self.block.add(f"const int32_t iy = {line};")
+        with self.block.braces(f"if (iy >= 0 && iy < {window.before[0]})"):
+            yield "iy"
+
+    def _line(self, column: str, iy: str, ky: str, o: str) -> None:
+        """The products of one line of the window."""
+        window, channels, width = self.window, self.kernel.channels[0], self.window.before[1]
+        if window.inside(1):
+            place = times(total((iy, width), (start_of(column, window, 1), 1)), channels)
+            self._add(place, o, (ky, "0"), window.kernel[1] * channels)
+            return
+        place = times(total((iy, width), ("left", 1), ("from", 1)), channels)
+        with ExitStack() as guard:
+            if window.misses(1):
+                guard.enter_context(self.block.braces("if (from < to)"))
+            self._add(place, o, (ky, "from"), times("to - from", channels))
+
+    def _pixel(self, column: str, iy: str, at: tuple[str, str], o: str) -> None:
+        """The products of one pixel of the window, within the group of the output."""
+        kernel, window = self.kernel, self.window
+        part, each = kernel.weights.shape[3], kernel.channels[1] // kernel.groups
+        group = "0" if kernel.groups == 1 else o if each == 1 else f"{o} / {each}"
+        ix = start_of(column, window, 1, at[1])
+        with ExitStack() as guard:
+            if not window.inside(1):
+                self.block.add(f"const int32_t ix = {ix};")
+                guard.enter_context(self.block.braces(f"if (ix >= 0 && ix < {window.before[1]})"))
+                ix = "ix"
+            pixel = times(total((iy, window.before[1]), (ix, 1)), kernel.channels[0])
+            self._add(total((pixel, 1), (group, part)), o, at, part)
+
+    def _add(self, place: str, o: str, at: tuple[str, str], count: int | str) -> None:
+        """One call of the helper; `place` is in the planes, `at` in the window."""
+        kernel = self.kernel
+        _, rows, columns, part = kernel.weights.shape
+        size = rows * columns * part
+        weight = total((o, size), (at[0], columns * part), (at[1], part))
+        arguments = [plus("x", place), plus(self.weights, weight), str(count)]
+        if kernel.source.buffer.dtype != "float":
+            arguments.append(str(kernel.source.grid.zero if kernel.source.grid else 0))
+        if kernel.zeros is not None:
+            arguments.append(self.names.each("z", kernel.zeros, o, "zero points of the weights"))
+        self.block.call(f"sum = {self.helper.name}(", [*arguments, "sum"])
+
+
+def start_of(at: str, window: Window, axis: int, inner: str = "0") -> str:
+    """The first row or column of a window, or that of the place `inner` in it."""
+    steps = (at, window.strides[axis]), (inner, window.dilations[axis])
+    return total(*steps, start=-window.starts[axis])
+
+
+def plus(pointer: str, place: str) -> str:
+    """A pointer moved on."""
+    return pointer if place == "0" else f"{pointer} + {place}"
