@@ -104,6 +104,11 @@ def pictures(experiment: str) -> Path:
     return PICTURES / experiment
 
 
+def places(experiment: str) -> Path:
+    """How its models answer in other places: `reports/places/E.json`."""
+    return Path("reports/places") / f"{experiment}.json"
+
+
 def bundle(experiment: str, target: str = "cpu") -> Path:
     """The folder that is deployed: `bundles/E`, for another target `bundles/E.TARGET`."""
     return Path("bundles") / (experiment if target == "cpu" else f"{experiment}.{target}")

@@ -14,11 +14,13 @@ from pipeline.config.experiment import Params
 from pipeline.config.params import load
 from pipeline.records.published import (
     MARKED,
+    Published,
     PublishedResults,
     ScriptLine,
     as_table,
     fill,
     reached_here,
+    read_all,
     read_published,
     read_scripts,
     write_published,
@@ -50,7 +52,7 @@ def published(params: Params, tmp_path: Path) -> PublishedResults:
 def test_every_table_of_figures_is_that_of_the_published_files(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     folder = ROOT / "docs/results"
-    assert fill(text, read_published(folder), read_scripts(folder)) == text, (
+    assert fill(text, read_all(folder)) == text, (
         f"{page.name} is not made of docs/results: `ferry results --publish docs/results` makes it"
     )
 
@@ -117,13 +119,14 @@ def test_what_a_script_reached_is_shown_with_its_machine_and_revision(
 
 
 def test_a_figure_that_is_not_the_published_one_is_seen(published: PublishedResults) -> None:
-    text = fill(INT8, [published])
-    worse = replace(published.variants["int8"], flips=3)
-    assert fill(text, [published]) == text
-    assert fill(text, [replace(published, variants={"int8": worse})]) != text
+    figures = Published(results=(published,))
+    text = fill(INT8, figures)
+    worse = replace(published, variants={"int8": replace(published.variants["int8"], flips=3)})
+    assert fill(text, figures) == text
+    assert fill(text, Published(results=(worse,))) != text
     assert MARKED.findall(text) == [("int8", " mnist-cnn")]
     with pytest.raises(MissingInputError, match="no-such"):
-        fill("<!-- results: int8 no-such -->\n<!-- /results -->", [published])
+        fill("<!-- results: int8 no-such -->\n<!-- /results -->", figures)
 
 
 def test_the_table_for_a_terminal_says_where_it_was_measured(published: PublishedResults) -> None:
