@@ -13,10 +13,15 @@ from serving.console import DASH, number
 from serving.files import write_json
 
 COMMAND = "python benchmarks/places.py"
+X86, PLAIN_X86 = "x86 all", "x86 none"
+"""This kind of processor at the two ends of ONNX Runtime's optimization."""
+NO_VNNI = "x86 without VNNI, emulated"
 ARM = "arm64, emulated"
 WEB = "web (Chromium)"
-HOST_C = "C"
-CORTEX_M4 = "C on Cortex-M4, emulated"
+HOST_C, CORTEX_M4 = "C", "C on Cortex-M4, emulated"
+PLACES = (X86, PLAIN_X86, NO_VNNI, ARM, WEB, HOST_C, CORTEX_M4)
+"""In the order that they are shown in; devices, by their names, come after them."""
+VARIANTS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +85,15 @@ def write_places(folder: Path, experiment: str, measured: Sequence[PlaceReport])
         if files.get(one.variant, one.sha256) == one.sha256
         and (one.variant, one.place) not in again
     ]
-    order = list(dict.fromkeys(one.variant for one in (*kept, *measured)))
-    found = sorted((*kept, *measured), key=lambda one: order.index(one.variant))
+    found = sorted((*kept, *measured), key=_order)
     write_json(path, Places(experiment=experiment, reports=tuple(found)))
     return path
+
+
+def _order(report: PlaceReport) -> tuple[int, int, str]:
+    known = ((report.variant, VARIANTS), (report.place, PLACES))
+    variant, place = (order.index(name) if name in order else len(order) for name, order in known)
+    return variant, place, report.place
 
 
 def place_table(published: Iterable[Places]) -> Iterator[Sequence[str]]:

@@ -1,8 +1,8 @@
 """Figures that are published, with the machine and the revision that they were measured on.
 
 `ferry results --publish docs/results` writes a file of each experiment that was measured here,
-`python benchmarks/SCRIPT.py --publish docs/results` one of what the script reached, or of how models
-answer in other places, and all of them the tables of Markdown pages that are made of these files.
+`python benchmarks/SCRIPT.py --publish docs/results` one of what the script reached, or of how a
+model answers in other places, and each the tables of Markdown pages that are made of these files.
 """
 
 import json

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sample_metrics
+import sample_places
 from click.testing import CliRunner, Result
 
 from pipeline.cli import ferry
@@ -116,6 +117,20 @@ def test_what_a_script_reached_is_shown_with_its_machine_and_revision(
     shown = CliRunner().invoke(ferry, ["results", "--published"], prog_name="ferry").stdout
     assert shown.splitlines()[1].split() == ["`predicting.py`", "rate", "0.60", "0.85", "no"]
     assert shown.splitlines()[-1] == f"{found.machine}: revision unknown"
+
+
+def test_places_are_published_in_a_long_table_and_in_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = sample_places.everywhere("mnist-tiny")
+    Path("README.md").write_text("<!-- results: edge -->\n<!-- /results -->\n")
+    path, *_ = write_published(Path("docs/results"), places=[places])
+    assert path == Path("docs/results/places/mnist-tiny.json")
+    assert read_all(Path("docs/results")).places == (places,)
+    assert "| `mnist-tiny` int8 | 0 | – | 1 | – | – |" in Path("README.md").read_text()
+    page = Path("docs/results.md").read_text()
+    assert "| `mnist-tiny` | int8 | arm64, emulated | 998 of 1,000: 1 flip, 1 near-tie |" in page
 
 
 def test_a_figure_that_is_not_the_published_one_is_seen(published: PublishedResults) -> None:

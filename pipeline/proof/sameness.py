@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.proof.differences import DecisionCount, decided_by, largest_difference
 from serving.errors import ModelError
-from serving.runtime.tensors import LOGITS, PROBABILITIES, Array
+from serving.runtime.tensors import LOGITS, Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,34 +30,31 @@ class Sameness:
 
 
 def compare_answers(
-    wanted: Mapping[str, Array], found: Mapping[str, Array], tie: float
+    wanted: Mapping[str, Array], found: Mapping[str, Array], *, scores: str | None, tie: float
 ) -> Sameness:
     """Compare the outputs that both have, each [rows, ...], and what they decide.
 
-    A row is a near-tie if the two best scores of what is wanted lie within `tie`.
+    `scores` are the output whose two best values, where they are within `tie` in what is wanted,
+    make a row a near-tie: as the bundle tells them.
 
     Raises ModelError where both have no output, or they answer another number of rows.
     """
-    shared = [name for name in wanted if name in found]
+    shared = [name for name in wanted if name in found and (name != LOGITS or name == scores)]
     if not shared:
         raise ModelError(f"no output is both in {', '.join(wanted)} and in {', '.join(found)}")
     rows, others = len(wanted[shared[0]]), len(found[shared[0]])
     if rows != others:
         raise ModelError(f"{others} rows were answered, {rows} were asked")
-    told = next((name for name in (PROBABILITIES, LOGITS) if name in shared), shared[0])
-    apart = largest_difference(wanted[told], found[told])
-    before, after = decided_by(wanted), decided_by({name: found[name] for name in shared})
-    if before is None or after is None:
-        return Sameness(
-            rows=rows, equal=None, near_ties=0, flips=0, largest_diff=apart, diff_of=told
-        )
-    count = DecisionCount(before.output, tie)
-    count.add(before, after, np.arange(rows), None)
+    told = scores if scores in shared else shared[0]
+    before, after = (decided_by({name: one[name] for name in shared}) for one in (wanted, found))
+    count = DecisionCount(told, tie)
+    if before and after:
+        count.add(before, after, np.arange(rows), None)
     return Sameness(
         rows=rows,
-        equal=rows - count.flips - count.near_ties,
+        equal=rows - count.flips - count.near_ties if before and after else None,
         near_ties=count.near_ties,
         flips=count.flips,
-        largest_diff=apart,
+        largest_diff=largest_difference(wanted[told], found[told]),
         diff_of=told,
     )
