@@ -106,7 +106,7 @@ def place_table(published: Iterable[Places]) -> Iterator[Sequence[str]]:
                 report.variant,
                 report.place,
                 decided_alike(report),
-                f"{report.largest_diff:.1e}",
+                largest_diff(report),
                 number(report.p50_ms, ".3f", " ms"),
                 f"{report.bytes / 1024:,.1f} KiB",
                 f"`{report.command}`",
@@ -131,3 +131,8 @@ def decided_alike(report: PlaceReport) -> str:
     told = [f"{count} {word}{'s' if count > 1 else ''}" for count, word in others if count]
     counted = f"{report.equal:,} of {report.rows:,}"
     return f"{counted}: {', '.join(told)}" if told else counted
+
+
+def largest_diff(report: PlaceReport) -> str:
+    """For instance "3.2e-07", or "0" for the very same bits."""
+    return f"{report.largest_diff:.1e}" if report.largest_diff else "0"

@@ -18,7 +18,7 @@ from pipeline.proof.gate import QUANTITIES, GateQuantity
 from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from pipeline.records.parity import VariantParity
-from pipeline.records.places import Places, decided_alike
+from pipeline.records.places import Places, decided_alike, largest_diff
 from pipeline.records.published import short_revision
 from pipeline.records.train import TrainReport
 from pipeline.stages.page.places import places_here
@@ -396,7 +396,7 @@ def _render(sections: Sequence[Section], places: Sequence[Places]) -> str:
     environment.filters |= {"number": number, "size": _size, "short": short_revision}
     environment.filters |= {"percent": _percent, "times": _times}
     environment.filters |= {"proof": facts, "cells": cell_lines, "verdict": verdict}
-    environment.filters |= {"alike": decided_alike}
+    environment.filters |= {"alike": decided_alike, "apart": largest_diff}
     page: str = environment.get_template(TEMPLATES[0]).render(
         sections=sections,
         speed_template=TEMPLATES[1],

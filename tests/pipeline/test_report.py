@@ -592,7 +592,8 @@ def test_the_places_of_the_files_that_lie_here_are_on_the_page(params, tmp_path)
         tmp_path / layout.places("mnist-cnn"), replace(known, reports=(*known.reports, other))
     )
     found = section(page_of(params, tmp_path), "places")
-    assert found.count("<td>mnist-cnn</td>") == len(known.reports)
+    assert found.count('<td class="name">') == len(known.reports)
+    assert re.findall("<strong>mnist-cnn</strong> (....)</td>", found) == ["fp32", "int8"]
     assert "a device" not in found
     assert '<td class="bad">998 of 1,000: 1 flip, 1 near-tie</td>' in found
     assert found.count("places.py mnist-cnn --only arm64") == 1
@@ -608,4 +609,4 @@ def test_a_bundle_for_another_target_is_a_file_that_lies_here(params, tmp_path):
     )
     assert 'id="places"' not in page_of(params, tmp_path)
     write_bytes(tmp_path / "bundles/mnist-cnn.c/model.onnx", content)
-    assert "<td>C</td>" in section(page_of(params, tmp_path), "places")
+    assert '<td class="name">C</td>' in section(page_of(params, tmp_path), "places")
