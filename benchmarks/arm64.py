@@ -48,16 +48,22 @@ def command() -> list[str]:
 
     Raises ArmError naming the program that is missing or that failed, and what it said.
     """
-    for program in ("apt-get", "dpkg-deb"):
-        _find(program)
-    qemu = _find("qemu-aarch64-static", "qemu-aarch64")
+    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if qemu is None:
+        raise ArmError("no qemu-aarch64-static here; on Debian `apt-get install qemu-user-static`")
     folder = _cache() / f"arm64-{_release()}-onnxruntime-{RUNTIME}"
-    python = [qemu, "-cpu", PROCESSOR, "-L", str(folder), str(folder / "usr/bin/python3")]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            _make(folder)
-    return python
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _make(folder, qemu)
+    except OSError as error:
+        raise ArmError(f"{error.filename or folder}: {error.strerror}") from error
+    return _python(qemu, folder)
+
+
+def _python(qemu: str, root: Path) -> list[str]:
+    return [qemu, "-cpu", PROCESSOR, "-L", str(root), str(root / "usr/bin/python3")]
 
 
 def environment() -> dict[str, str]:
@@ -65,9 +71,12 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-def _make(folder: Path) -> None:
-    """Make the root whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
+def _make(folder: Path, qemu: str) -> None:
+    """Make the root whole or not at all; what a killed process left of one goes first."""
+    beginning = f".{folder.name}."
+    for left in folder.parent.glob(f"{beginning}*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=beginning) as made:
         root = Path(made) / "root"
         root.mkdir()
         for package in _fetched(Path(made) / "apt"):
@@ -76,9 +85,8 @@ def _make(folder: Path) -> None:
         if not (root / "lib").exists():
             (root / "lib").symlink_to("usr/lib")
         _install(root)
-        python = [_find("qemu-aarch64-static", "qemu-aarch64"), "-cpu", PROCESSOR, "-L", str(root)]
         # It leaves byte code, so that later calls start in a third of the time.
-        _run(*python, str(root / "usr/bin/python3"), "-c", FIRST)
+        _run(*_python(qemu, root), "-c", FIRST)
         root.rename(folder)
 
 
@@ -97,6 +105,7 @@ def _fetched(folder: Path) -> list[Path]:
         "APT::Architecture": "arm64",
         "APT::Architectures::": "arm64",
         "APT::Sandbox::User": "root",  # the user _apt may not enter a folder of ours
+        "APT::Update::Error-Mode": "any",  # else what cannot be fetched is a warning
         "Debug::NoLocking": "true",
     }
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
@@ -121,18 +130,13 @@ def _run(*program: str) -> None:
     """Run a program that must end well."""
     # The project's own versions are not those of this Python.
     variables = environment() | {"PIP_CONSTRAINT": "", "DEBIAN_FRONTEND": "noninteractive"}
+    if shutil.which(program[0]) is None:
+        raise ArmError(f"no {program[0]} here: the emulated Arm is made of Debian's packages")
     done = subprocess.run(program, env=variables, capture_output=True, text=True)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["without a word"]
-        name = " ".join(Path(word).name for word in program[:3])
-        raise ArmError(f"`{name} …` ended with {done.returncode}: {lines[-1]}")
-
-
-def _find(*names: str) -> str:
-    found = [path for name in names if (path := shutil.which(name))]
-    if not found:
-        raise ArmError(f"{names[0]} is not installed; on Debian `apt-get install qemu-user-static`")
-    return found[0]
+        name = Path(program[0]).name
+        raise ArmError(f"{name} ended with {done.returncode}: {lines[-1]}")
 
 
 def _release() -> str:
