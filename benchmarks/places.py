@@ -1,19 +1,21 @@
-"""How a model answers in other places, row by row: by other kernels, on 64-bit Arm.
+"""How a model answers in other places, row by row: other kernels, 64-bit Arm, a browser, C.
 
 Run: python benchmarks/places.py mnist-tiny rt-lstm     (after `dvc repro bundle@mnist-tiny`, ...)
      python benchmarks/places.py bundles/mnist-tiny.c --only arm64
      python benchmarks/places.py mnist-tiny cifar10-resnet8 rt-lstm --publish docs/results
 
 Of an experiment a bundle is made of fp32 and of int8, if it has one; a bundle is taken as it is.
-What ONNX Runtime answers on this processor to 1,000 test rows is the measure. A row that is decided
-otherwise is a real flip, unless its two best scores lie within the bundle's tie. The page shows
-reports/places after `ferry report`.
+What ONNX Runtime answers on this processor to 1,000 test rows is the measure, in batches as large
+as the place takes: dynamic quantization measures over a batch. A row that is decided otherwise is a
+real flip, unless its two best scores lie within the bundle's tie. int8 in C is held to the graph as
+it is written, whose roundings it has. The page shows reports/places after `ferry report`.
 """
 
 import argparse
 import functools
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from typing import Any
 
 import arm64
 import numpy as np
+import onnx
 from benching import parser
 
 from pipeline.config import layout, params
@@ -32,7 +35,11 @@ from pipeline.proof.rows import rows_of_split
 from pipeline.proof.sameness import compare_answers
 from pipeline.records.places import (
     ARM,
+    CORTEX_M4,
+    HOST_C,
+    NO_VNNI,
     PLAIN_X86,
+    WEB,
     X86,
     PlaceReport,
     Places,
@@ -41,8 +48,9 @@ from pipeline.records.places import (
 )
 from pipeline.records.published import write_published
 from pipeline.stages.bundle import bundle
-from serving.bundles.bundle import Bundle, open_bundle
+from serving.bundles.bundle import MODEL, Bundle, open_bundle
 from serving.console import table
+from serving.errors import ModelError
 from serving.files import sha256_of_bytes
 from serving.machine.environment import describe
 from serving.measuring.timing import take_samples, timing_of, warm_up
@@ -51,6 +59,10 @@ from serving.runtime.settings import Level
 from serving.runtime.tensors import Array, as_fed
 
 ROWS = 1000
+ROWS_OF_M4 = 100
+"""The emulated board takes a second for a row of a ResNet."""
+RUNNER_BATCH = 32
+"""Rows that the runner gives to the model at once."""
 SECONDS = 1.0
 """Of a measurement of latency."""
 SECONDS_EMULATED = 0.2
@@ -70,22 +82,32 @@ class Case:
     """What the command line called it."""
     bundle: Bundle
     rows: Array
-    wanted: Answers
+    """Of the test set: the first ones."""
 
-    def answers(self, level: Level) -> Answers:
-        """What this processor answers with the kernels of an optimization level."""
-        return _answers(self.bundle, self.rows, level)
+    def answers(self, level: Level = "all", batch: int = RUNNER_BATCH) -> Answers:
+        """What this processor answers, with the kernels of an optimization level."""
+        manifest = self.bundle.manifest
+        session = open_session(self.bundle.model, threads=1, optimize=level, shared=manifest.given)
+        name = manifest.inputs[0].name
+        parts = [
+            session.run({name: as_fed(self.rows[start : start + batch])})
+            for start in range(0, len(self.rows), batch)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def report(self, place: str, key: str, found: Answers, **facts: Any) -> PlaceReport:
+    def report(
+        self, place: str, key: str, wanted: Answers, found: Answers, **facts: Any
+    ) -> PlaceReport:
         """What was answered in a place, beside what is wanted; `key` is the place in `--only`."""
         manifest = self.bundle.manifest
         scores = manifest.classes.scores
         same = compare_answers(
-            facts.pop("wanted", self.wanted),
+            wanted,
             found,
             scores=scores.name if scores else None,
             tie=manifest.golden.tie,
         )
+        usual = {"bytes": len(self.bundle.model), "p50_ms": None, "machine": describe().processor}
         return PlaceReport(
             variant=manifest.variant,
             place=place,
@@ -96,10 +118,9 @@ class Case:
             flips=same.flips,
             largest_diff=same.largest_diff,
             diff_of=same.diff_of,
-            bytes=facts.pop("bytes", len(self.bundle.model)),
             command=f"python benchmarks/places.py {self.subject} --only {key}",
             revision=describe().git_revision,
-            **facts,
+            **usual | facts,
         )
 
 
@@ -161,7 +182,7 @@ def case(subject: str, folder: Path, count: int = ROWS) -> Case:
     data = layout.ready(opened.manifest.source.dataset)
     info = opened.manifest.inputs[0]
     rows = np.array(rows_of_split(data, "test", info).slice(0, count)[info.name])
-    return Case(subject=subject, bundle=opened, rows=rows, wanted=_answers(opened, rows, "all"))
+    return Case(subject=subject, bundle=opened, rows=rows)
 
 
 def measured(one: Case, only: Sequence[str]) -> Iterator[PlaceReport]:
@@ -177,16 +198,11 @@ def measured(one: Case, only: Sequence[str]) -> Iterator[PlaceReport]:
 
 def x86(one: Case) -> Iterator[PlaceReport]:
     """This processor: with the kernels that are usual, and with the graph as it is written."""
-    here = describe()
+    wanted = one.answers()
     for name, level in LEVELS.items():
-        yield one.report(
-            name,
-            "x86",
-            one.answers(level),
-            runtime=f"onnxruntime {here.onnxruntime}",
-            machine=here.processor,
-            p50_ms=p50_ms(one, level),
-        )
+        runtime, latency = f"onnxruntime {describe().onnxruntime}", p50_ms(one, level)
+        found = one.answers(level)
+        yield one.report(name, "x86", wanted, found, runtime=runtime, p50_ms=latency)
 
 
 def p50_ms(one: Case, level: Level) -> float:
@@ -198,6 +214,17 @@ def p50_ms(one: Case, level: Level) -> float:
     return timing_of([take_samples(call, SECONDS)], batch_size=1, warm=warm).p50_ms
 
 
+def without_vnni(one: Case) -> Iterator[PlaceReport]:
+    """An x86 processor whose sums of int8 overflow, if they can: the rows."""
+    qemu = shutil.which("qemu-x86_64-static")
+    if qemu is None:
+        raise PlaceError("no qemu-x86_64-static here")
+    run = functools.partial(runner, [qemu, "-cpu", "Haswell", sys.executable], one.bundle.folder)
+    runtime, machine = f"onnxruntime {describe().onnxruntime}", f"Haswell, {version_of(qemu)}"
+    found = runner_answers(run, one.rows)
+    yield one.report(NO_VNNI, "vnni", one.answers(), found, runtime=runtime, machine=machine)
+
+
 def on_arm(one: Case) -> Iterator[PlaceReport]:
     """64-bit Arm, emulated: the runner's self-test, the rows, and its bench."""
     python = arm64.command()
@@ -205,15 +232,67 @@ def on_arm(one: Case) -> Iterator[PlaceReport]:
     run("selftest")
     found = runner_answers(run, one.rows)
     bench = json.loads(run("bench", "--seconds", str(SECONDS_EMULATED)))
-    version = subprocess.run([python[0], "--version"], capture_output=True, text=True).stdout
-    yield one.report(
-        ARM,
-        "arm64",
-        found,
-        runtime=f"onnxruntime {bench['onnxruntime']}",
-        machine=f"{arm64.PROCESSOR}, qemu {version.split()[2]}",
-        p50_ms=None,
-    )
+    runtime = f"onnxruntime {bench['onnxruntime']}"
+    machine = f"{arm64.PROCESSOR}, {version_of(python[0])}"
+    yield one.report(ARM, "arm64", one.answers(), found, runtime=runtime, machine=machine)
+
+
+def in_browser(one: Case) -> Iterator[PlaceReport]:
+    """The page of a bundle for the web, in Chromium: its self-test, and the rows, one by one."""
+    import web
+
+    if web.find() is None:
+        raise PlaceError("no Chromium here")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / MODEL
+        model.write_bytes(one.bundle.model)
+        variant = one.bundle.manifest.variant
+        made = web.write_web_bundle(Path(folder) / "web", model, variant, one.rows)
+        with (
+            web.chromium() as browser,
+            web.served(made.folder) as address,
+            browser.open(address) as tab,
+        ):
+            page = web.ModelPage(tab)
+            found = page.answers(one.rows)
+            latency, verdict = tab.run("page.model.latency.median"), page.text("verdict")
+            runtime = f"onnxruntime-web {tab.run(WEB_VERSION)}"
+    if verdict != "Selftest passed":
+        raise PlaceError(verdict)
+    wanted = one.answers(batch=1)
+    yield one.report(WEB, "web", wanted, found, runtime=runtime, p50_ms=latency)
+
+
+def in_c(one: Case) -> Iterator[PlaceReport]:
+    """The C program of a model: on this processor, and on an emulated Cortex-M4."""
+    from pipeline.targets.c99 import emit, toolchain
+
+    try:
+        program = emit(onnx.load_model_from_string(one.bundle.model), one.bundle.manifest.name)
+    except ModelError as error:
+        raise PlaceError(str(error)) from error
+    level: Level = "none" if one.bundle.manifest.variant == "int8" else "all"
+    for place, machine, count in (
+        (HOST_C, "host", ROWS),
+        (CORTEX_M4, "cortex-m4", ROWS_OF_M4),
+    ):
+        if lacking := toolchain.missing(machine):
+            raise PlaceError(f"no {lacking} here")
+        few = replace(one, rows=one.rows[:count])
+        wanted = few.answers(level, batch=1)
+        with tempfile.TemporaryDirectory() as folder:
+            rows = {program.inputs[0].name: few.rows}
+            found = toolchain.answers(program, rows, Path(folder), machine=machine)
+            flash = toolchain.measure(program, Path(folder)).flash_bytes
+        emulated = {"machine": f"mps2-an386, {version_of(toolchain.EMULATOR)}"}
+        facts = {"runtime": "C99", "bytes": flash} | (emulated if place == CORTEX_M4 else {})
+        yield few.report(place, "c", wanted, found, **facts)
+
+
+def version_of(qemu: str) -> str:
+    """For instance "qemu 7.2.22"."""
+    done = subprocess.run([qemu, "--version"], capture_output=True, text=True)
+    return f"qemu {done.stdout.split('version ')[1].split()[0]}"
 
 
 def runner_answers(run: Callable[..., str], rows: Array) -> Answers:
@@ -243,12 +322,6 @@ def runner(python: Sequence[str], folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _answers(bundle: Bundle, rows: Array, level: Level) -> Answers:
-    manifest = bundle.manifest
-    session = open_session(bundle.model, threads=1, optimize=level, shared=manifest.given)
-    return session.run({session.inputs[0].name: as_fed(rows)})
-
-
 def _arguments() -> argparse.Namespace:
     arguments = parser(__doc__)
     arguments.add_argument("subjects", nargs="+", metavar="EXPERIMENT|BUNDLE")
@@ -257,7 +330,14 @@ def _arguments() -> argparse.Namespace:
 
 
 LEVELS: dict[str, Level] = {X86: "all", PLAIN_X86: "none"}
-PLACES: dict[str, Callable[[Case], Iterator[PlaceReport]]] = {"x86": x86, "arm64": on_arm}
+WEB_VERSION = "import('/ort.wasm.bundle.min.mjs').then((ort) => ort.env.versions.web)"
+PLACES: dict[str, Callable[[Case], Iterator[PlaceReport]]] = {
+    "x86": x86,
+    "vnni": without_vnni,
+    "arm64": on_arm,
+    "web": in_browser,
+    "c": in_c,
+}
 """What measures in a place, by what `--only` calls it."""
 
 if __name__ == "__main__":

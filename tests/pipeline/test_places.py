@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 from project import REPOSITORY
 from short_models import SHORT, short_bundle
@@ -111,3 +113,40 @@ def test_what_a_killed_process_left_of_the_arm_root_goes(tmp_path: Path) -> None
     half.mkdir(parents=True)
     assert arm64(tmp_path, PATH=path).returncode == 1
     assert not half.parent.exists()
+
+
+def test_what_cannot_be_had_is_told_and_the_other_places_are_measured(
+    places: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refusing(_: object) -> object:
+        raise places.PlaceError("no browser here")
+
+    monkeypatch.setattr(places, "PLACES", {"web": refusing, "x86": lambda one: [one, one]})
+    case = places.Case(subject="tiny", bundle=Named("bundles/tiny"), rows=None)
+    assert list(places.measured(case, [])) == [case, case]
+    assert capsys.readouterr().err == "bundles/tiny: web: skipped: no browser here\n"
+    assert list(places.measured(case, ["web"])) == []
+
+
+class Named:
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+
+@pytest.mark.parametrize("rows", [np.zeros((3, 2), np.uint8), np.array(["a b", "é", ""], object)])
+def test_the_runner_is_given_rows_as_a_user_gives_them(places: ModuleType, rows: Any) -> None:
+    def run(command: str, asked: str, _: str, told: str) -> str:
+        path = Path(asked)
+        lines = path.read_text("utf-8").split("\n") if path.suffix == ".txt" else np.load(path)
+        np.savez(told, count=np.array(len(lines)))
+        return command
+
+    assert places.runner_answers(run, rows)["count"] == len(rows) + (rows.dtype == object)
+
+
+def test_a_runner_that_fails_is_no_measurement(places: ModuleType, tmp_path: Path) -> None:
+    write_bytes(tmp_path / "runner.py", b"import sys; sys.exit('runner: altered')")
+    with pytest.raises(
+        places.PlaceError, match=r"runner.py selftest ended with 1: runner: altered"
+    ):
+        places.runner([sys.executable], tmp_path, "selftest")
