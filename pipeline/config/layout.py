@@ -14,6 +14,8 @@ DETAILS = Path("reports/details")
 REPORT = Path("reports/index.html")
 MACHINE = Path("reports/machine.json")
 PICTURES = Path("reports/pictures")
+DEVICES = Path("reports/places/devices")
+"""What the devices measured that a bundle was deployed to, a file of each."""
 PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")
 

@@ -1,7 +1,8 @@
 """How a model answers in other places, beside what it answers on this kind of processor.
 
 `python benchmarks/places.py` measures it, of 1,000 test rows, and writes `reports/places/E.json`,
-which the page shows; with `--publish docs/results` also `docs/results/places/E.json`.
+which the page shows; with `--publish docs/results` also `docs/results/places/E.json`. What a device
+measured when a bundle was deployed to it, of the golden rows, is beside them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -610,3 +610,13 @@ def test_a_bundle_for_another_target_is_a_file_that_lies_here(params, tmp_path):
     assert 'id="places"' not in page_of(params, tmp_path)
     write_bytes(tmp_path / "bundles/mnist-cnn.c/model.onnx", content)
     assert '<td class="name">C</td>' in section(page_of(params, tmp_path), "places")
+
+
+def test_what_devices_measured_is_beside_the_places(params, tmp_path):
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    device = sample_places.report("pi@sensor", rows=64, equal=64, p50_ms=0.4)
+    for name, experiment in (("sensor", "mnist-cnn"), ("other", "digits-mlp")):
+        path = tmp_path / layout.DEVICES / f"{name}.json"
+        write_json(path, Places(experiment=experiment, reports=(device,)))
+    found = section(page_of(params, tmp_path), "places")
+    assert found.count("64 of 64") == 1

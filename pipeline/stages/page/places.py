@@ -1,7 +1,6 @@
 """The places where the models that lie here were measured, for the page."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import layout
@@ -12,20 +11,24 @@ from serving.files import sha256_of_file
 
 
 def places_here(experiments: Iterable[str], root: Path = Path()) -> Iterator[Places]:
-    """What `benchmarks/places.py` measured of the very files that lie below `root`.
+    """What `benchmarks/places.py` and devices measured of the very files that lie below `root`.
 
     A variant is among them while it is in `models/E`, or in a bundle of the experiment. Raises
-    IntegrityError for a file that is not what the script writes.
+    IntegrityError for a file that is not what the two write.
     """
+    devices = [
+        read(Places, path, "ferry deploy")
+        for path in sorted((root / layout.DEVICES).glob("*.json"))
+    ]
     for name in experiments:
         path = root / layout.places(name)
-        if not path.exists():
-            continue
-        found = read(Places, path, COMMAND)
-        there = {sha256_of_file(file) for file in _files(name, root)}
-        known = tuple(one for one in found.reports if one.sha256 in there)
+        found = [read(Places, path, COMMAND)] if path.exists() else []
+        found += [one for one in devices if one.experiment == name]
+        reports = [report for one in found for report in one.reports]
+        there = {sha256_of_file(file) for file in _files(name, root)} if reports else set()
+        known = tuple(report for report in reports if report.sha256 in there)
         if known:
-            yield replace(found, reports=known)
+            yield Places(experiment=name, reports=known)
 
 
 def _files(experiment: str, root: Path) -> Iterator[Path]:
