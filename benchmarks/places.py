@@ -50,7 +50,7 @@ from pipeline.records.published import write_published
 from pipeline.stages.bundle import bundle
 from serving.bundles.bundle import MODEL, Bundle, open_bundle
 from serving.console import table
-from serving.errors import ModelError
+from serving.errors import FerryError, ModelError
 from serving.files import sha256_of_bytes
 from serving.machine.environment import describe
 from serving.measuring.timing import take_samples, timing_of, warm_up
@@ -71,7 +71,11 @@ Answers = dict[str, Array]
 
 
 class PlaceError(Exception):
-    """Why nothing was measured in a place, in one line for a person."""
+    """Why a place cannot be had here, in one line for a person."""
+
+
+class FailedError(FerryError):
+    """A model does not run in a place, or its self-test fails there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +134,12 @@ def main() -> int:
     if (found_here := platform.machine()) != "x86_64":
         sys.exit(f"places: every place is held to what x86 answers, and this is {found_here}")
     found: dict[str, list[PlaceReport]] = {}
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for subject in arguments.subjects:
             for one in cases(subject, Path(folder)):
                 name = one.bundle.manifest.name
-                found.setdefault(name, []).extend(measured(one, arguments.only))
+                found.setdefault(name, []).extend(measured(one, arguments.only, failed))
     for name, reports in found.items():
         print(write_places(layout.places(name).parent, name, reports))
     places = [Places(experiment=name, reports=tuple(all_)) for name, all_ in found.items()]
@@ -142,7 +147,10 @@ def main() -> int:
     print(table([*header[:-1]], [line[:-1] for line in lines]))
     if arguments.publish:
         print(*write_published(arguments.publish, places=places), sep="\n")
-    return int(any(report.flips for reports in found.values() for report in reports))
+    failed += [
+        f"{one.place}: {one.flips} flips" for all_ in found.values() for one in all_ if one.flips
+    ]
+    return int(bool(failed))
 
 
 def cases(subject: str, folder: Path) -> Iterator[Case]:
@@ -185,15 +193,19 @@ def case(subject: str, folder: Path, count: int = ROWS) -> Case:
     return Case(subject=subject, bundle=opened, rows=rows)
 
 
-def measured(one: Case, only: Sequence[str]) -> Iterator[PlaceReport]:
+def measured(one: Case, only: Sequence[str], failed: list[str]) -> Iterator[PlaceReport]:
     """The reports of all places, or of those that are named; what cannot be had is told."""
     for key, place in PLACES.items():
         if only and key not in only:
             continue
+        where = f"{one.bundle.folder}: {key}"
         try:
             yield from place(one)
         except (PlaceError, arm64.ArmError) as error:
-            print(f"{one.bundle.folder}: {key}: skipped: {error}", file=sys.stderr)
+            print(f"{where}: skipped: {error}", file=sys.stderr)
+        except FerryError as error:
+            failed.append(f"{where}: {error}")
+            print(f"{where}: FAILED: {error}", file=sys.stderr)
 
 
 def x86(one: Case) -> Iterator[PlaceReport]:
@@ -258,7 +270,7 @@ def in_browser(one: Case) -> Iterator[PlaceReport]:
             latency, verdict = page.latency_ms(), page.text("verdict")
             runtime = f"onnxruntime-web {tab.run(WEB_VERSION)}"
     if verdict != "Selftest passed":
-        raise PlaceError(verdict)
+        raise FailedError(verdict)
     wanted = one.answers(batch=1)
     yield one.report(WEB, "web", wanted, found, runtime=runtime, p50_ms=latency)
 
@@ -312,13 +324,13 @@ def runner_answers(run: Callable[..., str], rows: Array) -> Answers:
 def runner(python: Sequence[str], folder: Path, *arguments: str) -> str:
     """Run the runner of a bundle with a Python, and return what it prints.
 
-    Raises PlaceError with what it said when it failed.
+    Raises FailedError with what it said when it failed.
     """
     command = [*python, str(folder / "runner.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=arm64.environment())
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["without a word"]
-        raise PlaceError(f"runner.py {arguments[0]} ended with {done.returncode}: {lines[-1]}")
+        raise FailedError(f"runner.py {arguments[0]} ended with {done.returncode}: {lines[-1]}")
     return done.stdout
 
 

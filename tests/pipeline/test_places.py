@@ -121,11 +121,21 @@ def test_what_cannot_be_had_is_told_and_the_other_places_are_measured(
     def refusing(_: object) -> object:
         raise places.PlaceError("no browser here")
 
-    monkeypatch.setattr(places, "PLACES", {"web": refusing, "x86": lambda one: [one, one]})
+    def failing(_: object) -> object:
+        raise places.FailedError("it flips")
+
+    known = {"web": refusing, "c": failing, "x86": lambda one: [one, one]}
+    monkeypatch.setattr(places, "PLACES", known)
     case = places.Case(subject="tiny", bundle=Named("bundles/tiny"), rows=None)
-    assert list(places.measured(case, [])) == [case, case]
-    assert capsys.readouterr().err == "bundles/tiny: web: skipped: no browser here\n"
-    assert list(places.measured(case, ["web"])) == []
+    failed: list[str] = []
+    assert list(places.measured(case, [], failed)) == [case, case]
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "bundles/tiny: web: skipped: no browser here",
+        "bundles/tiny: c: FAILED: it flips",
+    ]
+    assert failed == ["bundles/tiny: c: it flips"]
+    assert list(places.measured(case, ["web"], failed)) == []
 
 
 class Named:
@@ -147,6 +157,6 @@ def test_the_runner_is_given_rows_as_a_user_gives_them(places: ModuleType, rows:
 def test_a_runner_that_fails_is_no_measurement(places: ModuleType, tmp_path: Path) -> None:
     write_bytes(tmp_path / "runner.py", b"import sys; sys.exit('runner: altered')")
     with pytest.raises(
-        places.PlaceError, match=r"runner.py selftest ended with 1: runner: altered"
+        places.FailedError, match=r"runner.py selftest ended with 1: runner: altered"
     ):
         places.runner([sys.executable], tmp_path, "selftest")
