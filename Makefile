@@ -55,6 +55,7 @@ bench: $(READY)
 	python benchmarks/trainer.py
 	python benchmarks/benching.py
 	python benchmarks/folding.py
+	python benchmarks/places.py mnist-tiny cifar10-resnet8 rt-lstm
 	python benchmarks/scenarios.py
 	python benchmarks/tuner.py
 	python benchmarks/predicting.py

@@ -19,6 +19,7 @@ from benching import Line, describe, parser, show
 from pipeline.config import layout, params
 from pipeline.exporting.exporter import to_onnx
 from pipeline.models.parts.graph import load_graph
+from pipeline.proof.sameness import compare_answers
 from pipeline.records import ready
 from serving.measuring.pairing import paired_ratio
 from serving.runtime.binding import bind
@@ -79,10 +80,9 @@ def speed(what: str, plain: Session, folded: Session, rows: Rows) -> Line:
 def same(name: str, plain: Session, folded: Session, rows: Rows) -> Line:
     """How far apart the logits are, and how many rows are decided otherwise."""
     left, right = (session.run({session.inputs[0].name: rows}) for session in (plain, folded))
-    apart = float(np.abs(left["logits"] - right["logits"]).max())
-    flips = int((left["logits"].argmax(1) != right["logits"].argmax(1)).sum())
-    reached = f"{apart:.1e}, {flips} flips of {len(rows):,}"
-    met = apart <= LIMIT and flips == 0
+    found = compare_answers(left, right, scores="logits", tie=0)
+    reached = f"{found.largest_diff:.1e}, {found.flips} flips of {len(rows):,}"
+    met = found.largest_diff <= LIMIT and found.flips == 0
     return Line(f"{name}: largest difference", reached, f"at most {LIMIT:.0e}, 0 flips", met)
 
 

@@ -20,6 +20,7 @@ from benching import Line, parser, show
 
 from pipeline.config import layout
 from pipeline.config.params import load
+from pipeline.proof.sameness import compare_answers
 from pipeline.records.ready import open_split
 from serving.bundles.bundle import Bundle
 from serving.runtime.tensors import PROBABILITIES
@@ -27,7 +28,7 @@ from serving.runtime.tensors import PROBABILITIES
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from chromium import chromium, find
-from model_pages import ModelPage, answers_here, flips, served, write_web_bundle
+from model_pages import ModelPage, answers_here, served, write_web_bundle
 from strokes import DIGITS, moved, photographed
 
 EXPERIMENTS = ("mnist-tiny", "cifar10-resnet8", "rt-lstm")
@@ -99,18 +100,18 @@ def test_rows(name: str) -> np.ndarray:
 def decisions(bundle: Bundle, rows: np.ndarray) -> Line:
     """The rows that a browser decides otherwise."""
     manifest = bundle.manifest
-    expected = answers_here(bundle, rows)[PROBABILITIES]
+    expected = answers_here(bundle, rows)
     with chromium() as browser, served(bundle.folder) as address, browser.open(address) as tab:
         page = ModelPage(tab)
-        found = page.answers(rows)[PROBABILITIES]
+        found = page.answers(rows)
         latency, verdict = page.latency_ms(), page.text("verdict")
         errors = tab.errors()
-    real, ties = flips(found, expected, manifest.golden.tie)
+    same = compare_answers(expected, found, scores=PROBABILITIES, tie=manifest.golden.tie)
     reached = (
-        f"{real} of {len(rows)}, {ties} more near a tie; difference "
-        f"{np.abs(found - expected).max():.1e}; {latency:.2f} ms; {verdict.lower()}"
+        f"{same.flips} of {same.rows}, {same.near_ties} more near a tie; difference "
+        f"{same.largest_diff:.1e}; {latency:.2f} ms; {verdict.lower()}"
     )
-    met = real == 0 and verdict == "Selftest passed" and not errors
+    met = same.flips == 0 and verdict == "Selftest passed" and not errors
     return Line(f"{manifest.name} {manifest.variant}: real flips", reached, "0", met)
 
 

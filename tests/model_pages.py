@@ -167,11 +167,3 @@ def answers_here(bundle: Bundle, rows: npt.NDArray[Any]) -> dict[str, npt.NDArra
     fed = [{session.inputs[0].name: as_fed(rows[at : at + 1])} for at in range(len(rows))]
     found = [session.run(one) for one in fed]
     return {name: np.concatenate([row[name] for row in found]) for name in found[0]}
-
-
-def flips(found: npt.NDArray[Any], expected: npt.NDArray[Any], tie: float) -> tuple[int, int]:
-    """How many rows, [rows, classes], have another class: those that are no ties, and the ties."""
-    other = found.argmax(axis=1) != expected.argmax(axis=1)
-    largest = np.partition(expected, -2, axis=1)[:, -2:]
-    near = largest[:, 1] - largest[:, 0] <= tie
-    return int((other & ~near).sum()), int((other & near).sum())

@@ -14,6 +14,8 @@ DETAILS = Path("reports/details")
 REPORT = Path("reports/index.html")
 MACHINE = Path("reports/machine.json")
 PICTURES = Path("reports/pictures")
+DEVICES = Path("reports/places/devices")
+"""What the devices measured that a bundle was deployed to, a file of each."""
 PARAMS = Path("params.yaml")
 DVC_YAML = Path("dvc.yaml")
 
@@ -102,6 +104,11 @@ def plots(experiment: str, stage: str) -> Path:
 def pictures(experiment: str) -> Path:
     """The folder of the SVG files that show the inside of a network: `reports/pictures/E`."""
     return PICTURES / experiment
+
+
+def places(experiment: str) -> Path:
+    """How its models answer in other places: `reports/places/E.json`."""
+    return Path("reports/places") / f"{experiment}.json"
 
 
 def bundle(experiment: str, target: str = "cpu") -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline import tracking
 from pipeline.config import layout
+from pipeline.records.places import PlaceReport, Places
 from serving.bundles.bundle import FOREIGN
 from serving.edge.deploy import DeployReport
 from serving.edge.state import DeviceState
@@ -33,6 +34,8 @@ def record(reports: Sequence[DeployReport], *, track: bool) -> None:
     try:
         for one in served:
             write_json(DEVICES / _file_name(one), one)
+            if place := _place(one):
+                write_json(layout.DEVICES / _file_name(one), place)
         _track([one.state for one in served if one.state and one.outcome == "deployed"], track)
     except (FerryError, OSError) as error:
         logger.warning("Not all of this was recorded: %s", one_line(error))
@@ -47,6 +50,32 @@ def deployed_here(project: Path = Path()) -> tuple[DeployReport, ...]:
 def _file_name(one: DeployReport) -> str:
     path = one.state.path if one.state else ""
     return f"{_word(f'{one.host}{path}')}.json"
+
+
+def _place(one: DeployReport) -> Places | None:
+    """What the page shows of it: the golden rows, which a device passes or does not serve."""
+    state = one.state
+    if not (state and state.machine and state.name and state.model_sha256 and state.golden_rows):
+        return None
+    machine, rows = state.machine, state.golden_rows
+    report = PlaceReport(
+        variant=state.variant or "",
+        place=one.host,
+        runtime=f"onnxruntime {machine.onnxruntime}",
+        machine=f"{machine.processor}, {machine.architecture}",
+        sha256=state.model_sha256,
+        rows=rows,
+        equal=rows,
+        near_ties=0,
+        flips=0,
+        largest_diff=state.selftest or 0.0,
+        diff_of="golden rows",
+        p50_ms=state.p50_ms,
+        bytes=state.model_bytes or 0,
+        command=f"ferry deploy bundles/{state.name} {one.target}",
+        revision="",
+    )
+    return Places(experiment=state.name, reports=(report,))
 
 
 def _word(text: str) -> str:

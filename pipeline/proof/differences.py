@@ -24,7 +24,7 @@ from pipeline.records.parity import (
     OutputDifference,
     Quantile,
 )
-from serving.runtime.classes import Task, class_outputs
+from serving.runtime.classes import Task, class_outputs, margins
 from serving.runtime.tensors import LOGITS, Array, infos_of, is_table
 
 Floats = npt.NDArray[np.float64]
@@ -250,19 +250,10 @@ class Decided:
         return labels
 
     def margins(self) -> Floats:
-        """How far the largest score of each row is above the second; NaN where there are none.
-
-        The one logit of two classes stands for the scores of both, itself and its negative, so the
-        margin is twice its size.
-        """
+        """How far the largest score of each row is above the second; NaN where there are none."""
         if self.scores is None:
             return np.full(len(self.classes), np.nan)
-        values = self.scores.astype(np.float64)
-        if values.shape[1] == 1:
-            return 2 * np.abs(values[:, 0])
-        largest = np.partition(values, -2, axis=1)[:, -2:]
-        with np.errstate(invalid="ignore"):  # infinite scores: their difference is no number
-            return largest[:, 1] - largest[:, 0]
+        return margins(self.scores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

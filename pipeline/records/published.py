@@ -1,8 +1,8 @@
 """Figures that are published, with the machine and the revision that they were measured on.
 
 `ferry results --publish docs/results` writes a file of each experiment that was measured here,
-`python benchmarks/SCRIPT.py --publish docs/results` one of what the script reached, and both the
-tables of Markdown pages that are made of them.
+`python benchmarks/SCRIPT.py --publish docs/results` one of what the script reached, or of how a
+model answers in other places, and each the tables of Markdown pages that are made of these files.
 """
 
 import json
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.records import read
+from pipeline.records.places import Places, edge_table, place_table, read_places, write_places
 from serving.console import DASH, number, table
 from serving.errors import MissingInputError
 from serving.files import dump_json, write_json, write_text
 from serving.machine.environment import Environment, MachineKind, describe
 from serving.measuring.pairing import PairedRatio
 
-SCRIPTS = "benchmarks"
-"""The folder of what scripts reached, beside the experiments' files."""
+SCRIPTS, PLACES = "benchmarks", "places"
+"""The folders of what scripts reached and of the places, beside the experiments' files."""
 MARKED = re.compile(r"<!-- results: (\w+)((?: [\w-]+)*) -->\n.*?<!-- /results -->", re.DOTALL)
 """A table that is generated: `<!-- results: int8 digits-cnn -->` is that of one experiment."""
 PAGE = """# What was measured
@@ -56,6 +57,15 @@ ONNX Runtime's fp32 on one thread each, with 95 % intervals.
 ## Latency and throughput of fp32
 
 <!-- results: latency -->
+<!-- /results -->
+
+## Places
+
+The first 1,000 test rows of the same bundles: how many are decided as ONNX Runtime on x86 decides
+them, int8 in C as it decides them without optimization. A near-tie is a row whose two best scores
+lie within what the runtime's own kernels differ by, doubled; any other is a flip.
+
+<!-- results: places -->
 <!-- /results -->
 
 ## Machines and revisions
@@ -199,12 +209,31 @@ def read_scripts(folder: Path) -> tuple[PublishedScript, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """All that a folder of published figures holds."""
+
+    results: tuple[PublishedResults, ...] = ()
+    scripts: tuple[PublishedScript, ...] = ()
+    places: tuple[Places, ...] = ()
+
+
+def read_all(folder: Path) -> Published:
+    """Read every file of figures that a folder holds."""
+    return Published(
+        results=read_published(folder),
+        scripts=read_scripts(folder),
+        places=read_places(folder / PLACES),
+    )
+
+
 def write_published(
     folder: Path,
     results: Sequence[PublishedResults] = (),
     scripts: Sequence[PublishedScript] = (),
+    places: Sequence[Places] = (),
 ) -> tuple[Path, ...]:
-    """Write a file of each of the experiments and scripts; those of others in the folder stay.
+    """Write a file of each experiment, script and places; those of others in the folder stay.
 
     Then write every table anew in the page beside the folder, in the pages beside that, and in
     README.md of the working directory. Returns all paths that were written.
@@ -216,13 +245,14 @@ def write_published(
     for script in scripts:
         written.append((folder / SCRIPTS / script.script).with_suffix(".json"))
         write_json(written[-1], script)
-    published, reached = read_published(folder), read_scripts(folder)
+    written += [write_places(folder / PLACES, one.experiment, one.reports) for one in places]
+    published = read_all(folder)
     page = folder.with_suffix(".md")
     if not page.exists():
         write_text(page, PAGE)
     for path in (*sorted(page.parent.glob("*.md")), Path("README.md")):
         old = path.read_text(encoding="utf-8") if path.exists() else ""
-        new = fill(old, published, reached)
+        new = fill(old, published)
         if new != old:
             write_text(path, new)
             written.append(path)
@@ -242,21 +272,24 @@ def as_table(published: Sequence[PublishedResults], scripts: Sequence[PublishedS
     return "\n\n".join([*shown, "\n".join(["Measured elsewhere, on", *lines])])
 
 
-def fill(
-    text: str, published: Sequence[PublishedResults], scripts: Sequence[PublishedScript] = ()
-) -> str:
+def fill(text: str, published: Published) -> str:
     """Write every table of a Markdown page anew that stands between `<!-- results: ... -->` marks.
 
     Raises MissingInputError for a table or an experiment that does not exist.
     """
-    known = {one.experiment: one for one in published}
+    known = {one.experiment: one for one in published.results}
+    others = {
+        "scripts": lambda: _scripts(published.scripts),
+        "places": lambda: place_table(published.places),
+        "edge": lambda: edge_table(published.places),
+    }
 
     def filled(mark: re.Match[str]) -> str:
         kind, names = mark[1], mark[2].split()
-        if kind not in {*TABLES, "scripts"} or not set(names) <= set(known):
+        if kind not in {*TABLES, *others} or not set(names) <= set(known):
             raise MissingInputError(f"a page has `results: {kind}{mark[2]}`: no such figures")
-        chosen = [known[name] for name in names] if names else published
-        header, *rows = _scripts(scripts) if kind == "scripts" else TABLES[kind](chosen)
+        chosen = [known[name] for name in names] if names else published.results
+        header, *rows = others[kind]() if kind in others else TABLES[kind](chosen)
         lines = [header, ["---"] * len(header), *rows] if rows else []
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines) or "None yet."
         return f"<!-- results: {kind}{mark[2]} -->\n{body}\n<!-- /results -->"

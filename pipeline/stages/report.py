@@ -18,8 +18,10 @@ from pipeline.proof.gate import QUANTITIES, GateQuantity
 from pipeline.proof.tables import cell_lines, facts, ulps
 from pipeline.records.benchmark import BenchmarkReport, over_eager
 from pipeline.records.parity import VariantParity
+from pipeline.records.places import Places, decided_alike, largest_diff
 from pipeline.records.published import short_revision
 from pipeline.records.train import TrainReport
+from pipeline.stages.page.places import places_here
 from pipeline.stages.page.results import (
     NOTHING,
     ExperimentResults,
@@ -158,12 +160,14 @@ def report(root: Path, page: Path, *, params: Params, track: bool = True) -> Rep
     if not sections:
         raise MissingInputError("; ".join(left_out) or NOTHING)
     names = tuple(section.name for section in sections)
-    text = _render(sections)
+    places = tuple(places_here(names, root))
+    text = _render(sections, places)
     write_text(page, text)
     runs = {one.measured.training.weights_sha256: one for one in sections}
     with tracking.known_runs(runs, track=track) as trackers:
         for weights, tracker in trackers.items():
-            tracker.log_artifact(_render([runs[weights]]).encode(), page.name)
+            own = tuple(one for one in places if one.experiment == runs[weights].name)
+            tracker.log_artifact(_render([runs[weights]], own).encode(), page.name)
     return ReportSummary(
         page=page,
         bytes=len(text.encode()),
@@ -381,7 +385,7 @@ def machines(reports: Iterable[BenchmarkReport | None]) -> list[MeasuredMachine]
     ]
 
 
-def _render(sections: Sequence[Section]) -> str:
+def _render(sections: Sequence[Section], places: Sequence[Places]) -> str:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -392,9 +396,11 @@ def _render(sections: Sequence[Section]) -> str:
     environment.filters |= {"number": number, "size": _size, "short": short_revision}
     environment.filters |= {"percent": _percent, "times": _times}
     environment.filters |= {"proof": facts, "cells": cell_lines, "verdict": verdict}
+    environment.filters |= {"alike": decided_alike, "apart": largest_diff}
     page: str = environment.get_template(TEMPLATES[0]).render(
         sections=sections,
         speed_template=TEMPLATES[1],
+        places=places,
         machines=machines(section.measured.benchmark for section in sections),
         revisions=sorted({section.measured.training.git_revision for section in sections}),
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from serving.bundles.bundle import BundleManifest
 from serving.errors import InputError, IntegrityError, ModelError
-from serving.runtime.classes import ClassOutputs
+from serving.runtime.classes import ClassOutputs, margins
 from serving.runtime.session import Session, open_session
 from serving.runtime.tensors import Array, as_fed, refuse_other_rows
 
@@ -57,13 +57,12 @@ def hardest(
     others = _scores(plain, scores.name, asked, batch or FEW)
     noise = max(float(np.abs(found - others).max(initial=0)), LEAST_NOISE * np.abs(found).max())
     tie = 2 * noise
-    largest = np.partition(found, -2, axis=1)[:, -2:]
-    margins = largest[:, 1] - largest[:, 0]
-    order = np.argsort(margins, kind="stable")
-    chosen = order[margins[order] > tie][:count]
+    apart = margins(found)
+    order = np.argsort(apart, kind="stable")
+    chosen = order[apart[order] > tie][:count]
     if len(chosen) < (batch or 1):
         raise InputError(
-            f"{len(chosen)} of {len(margins)} rows are decided by more than {tie:.1e}, which "
+            f"{len(chosen)} of {len(apart)} rows are decided by more than {tie:.1e}, which "
             f"kernels differ by; golden rows must be, and {batch or 1} are needed"
         )
     return np.array(rows[np.sort(chosen)]), tie

@@ -13,7 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.runtime.tensors import LOGITS, PROBABILITIES, TensorInfo, is_table
+import numpy as np
+import numpy.typing as npt
+
+from serving.runtime.tensors import LOGITS, PROBABILITIES, Array, TensorInfo, is_table
 
 Task = Literal["classification", "regression"]
 """What the user says of a model: it tells classes, or it tells none."""
@@ -126,3 +129,18 @@ def _named(outputs: Iterable[TensorInfo], names: Sequence[str]) -> TensorInfo | 
 def _stem(name: str) -> str:
     """A name without what TensorFlow puts around it: "softmax" of "model/Softmax:0"."""
     return name.lower().removesuffix(":0").rpartition("/")[2]
+
+
+def margins(scores: Array) -> npt.NDArray[np.float64]:
+    """How far the largest score of each row, [rows, classes], is above the second: float64 [rows].
+
+    The one logit of two classes stands for the scores of both, itself and its negative, so the
+    margin is twice its size. NaN where infinite scores have no difference.
+    """
+    values = scores.astype(np.float64)
+    if values.shape[1] == 1:
+        return 2 * np.abs(values[:, 0])
+    largest = np.partition(values, -2, axis=1)[:, -2:]
+    with np.errstate(invalid="ignore"):
+        found: npt.NDArray[np.float64] = largest[:, 1] - largest[:, 0]
+    return found

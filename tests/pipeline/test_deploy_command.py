@@ -12,7 +12,9 @@ from toy_registry import make_bundle, make_data
 
 from pipeline import tracking
 from pipeline.cli import ferry
+from pipeline.config import layout
 from pipeline.project.devices import DEVICES, deployed_here
+from pipeline.records.places import read_places
 from pipeline.tracking import Tracker
 from serving.bundles.bundle import read_manifest
 
@@ -57,6 +59,10 @@ def test_a_deployment_is_told_and_kept(
     assert [one.name for one in (project / DEVICES).iterdir()] == [
         f"localhost{str(tmp_path).replace('/', '_')}_device.json"
     ]
+    (place,) = read_places(project / layout.DEVICES)
+    (shown,) = place.reports
+    assert (place.experiment, shown.place, shown.diff_of) == ("toy", "localhost", "golden rows")
+    assert (shown.sha256, shown.equal) == (report["state"]["model_sha256"], shown.rows)
     monkeypatch.chdir(project)
     asked = invoke("devices")
     assert asked.exit_code == 0

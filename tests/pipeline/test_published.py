@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sample_metrics
+import sample_places
 from click.testing import CliRunner, Result
 
 from pipeline.cli import ferry
@@ -14,11 +15,13 @@ from pipeline.config.experiment import Params
 from pipeline.config.params import load
 from pipeline.records.published import (
     MARKED,
+    Published,
     PublishedResults,
     ScriptLine,
     as_table,
     fill,
     reached_here,
+    read_all,
     read_published,
     read_scripts,
     write_published,
@@ -50,7 +53,7 @@ def published(params: Params, tmp_path: Path) -> PublishedResults:
 def test_every_table_of_figures_is_that_of_the_published_files(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     folder = ROOT / "docs/results"
-    assert fill(text, read_published(folder), read_scripts(folder)) == text, (
+    assert fill(text, read_all(folder)) == text, (
         f"{page.name} is not made of docs/results: `ferry results --publish docs/results` makes it"
     )
 
@@ -116,14 +119,29 @@ def test_what_a_script_reached_is_shown_with_its_machine_and_revision(
     assert shown.splitlines()[-1] == f"{found.machine}: revision unknown"
 
 
+def test_places_are_published_in_a_long_table_and_in_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = sample_places.everywhere("mnist-tiny")
+    Path("README.md").write_text("<!-- results: edge -->\n<!-- /results -->\n")
+    path, *_ = write_published(Path("docs/results"), places=[places])
+    assert path == Path("docs/results/places/mnist-tiny.json")
+    assert read_all(Path("docs/results")).places == (places,)
+    assert "| `mnist-tiny` int8 | 0 | – | 1 | – | – |" in Path("README.md").read_text()
+    page = Path("docs/results.md").read_text()
+    assert "| `mnist-tiny` | int8 | arm64, emulated | 998 of 1,000: 1 flip, 1 near-tie |" in page
+
+
 def test_a_figure_that_is_not_the_published_one_is_seen(published: PublishedResults) -> None:
-    text = fill(INT8, [published])
-    worse = replace(published.variants["int8"], flips=3)
-    assert fill(text, [published]) == text
-    assert fill(text, [replace(published, variants={"int8": worse})]) != text
+    figures = Published(results=(published,))
+    text = fill(INT8, figures)
+    worse = replace(published, variants={"int8": replace(published.variants["int8"], flips=3)})
+    assert fill(text, figures) == text
+    assert fill(text, Published(results=(worse,))) != text
     assert MARKED.findall(text) == [("int8", " mnist-cnn")]
     with pytest.raises(MissingInputError, match="no-such"):
-        fill("<!-- results: int8 no-such -->\n<!-- /results -->", [published])
+        fill("<!-- results: int8 no-such -->\n<!-- /results -->", figures)
 
 
 def test_the_table_for_a_terminal_says_where_it_was_measured(published: PublishedResults) -> None:

@@ -26,7 +26,7 @@ from pipeline.records import read
 from pipeline.records.benchmark import BenchmarkReport
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport
-from pipeline.records.published import fill
+from pipeline.records.published import Published, fill
 from pipeline.records.quantize import QuantizeReport
 from pipeline.records.ready import Split, open_manifest, open_split
 from pipeline.records.train import TrainReport
@@ -237,7 +237,7 @@ def test_it_is_bundled_verified_and_shown(project: Project, params: Params) -> N
     assert f"R² {report.torch_r2:.3f}" in as_table(rows_of(measured))
     published = fill(
         "".join(f"<!-- results: {kind} -->\n<!-- /results -->\n" for kind in ("training", "int8")),
-        [to_publish(measured)],
+        Published(results=(to_publish(measured),)),
     )
     assert f"| R² {measured.training.r2:.3f} |" in published
     assert "% larger |" in published  # of the test rows, and not of those for validation

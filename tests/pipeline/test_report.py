@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import sample_benches
 import sample_metrics
+import sample_places
 from sample_metrics import details
 
 from pipeline.config import layout
 from pipeline.config.params import load
+from pipeline.records.places import Places
 from pipeline.stages.report import report
 from serving.errors import IntegrityError, MissingInputError
-from serving.files import write_json
+from serving.files import sha256_of_bytes, write_bytes, write_json
 from serving.measuring.pairing import PairedRatio
 from serving.measuring.report import SkippedBatch, SkippedSubject
 from serving.runtime.session import ProviderProof
@@ -579,3 +581,42 @@ def test_recipes_that_were_tried_on_another_file_are_not_shown(params, tmp_path)
     write_json(details(tmp_path, "mnist-cnn", "quantize"), stale)
     text = page_of(params, tmp_path)
     assert "<h3>Quantization</h3>" not in text
+
+
+def test_the_places_of_the_files_that_lie_here_are_on_the_page(params, tmp_path):
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    assert 'id="places"' not in page_of(params, tmp_path)
+    known = sample_places.everywhere("mnist-cnn")
+    other = sample_places.report("a device", variant="fp16", sha256="ab" * 32)
+    write_json(
+        tmp_path / layout.places("mnist-cnn"), replace(known, reports=(*known.reports, other))
+    )
+    found = section(page_of(params, tmp_path), "places")
+    assert found.count('<td class="name">') == len(known.reports)
+    assert re.findall("<strong>mnist-cnn</strong> (....)</td>", found) == ["fp32", "int8"]
+    assert "a device" not in found
+    assert '<td class="bad">998 of 1,000: 1 flip, 1 near-tie</td>' in found
+    assert found.count("places.py mnist-cnn --only arm64") == 1
+
+
+def test_a_bundle_for_another_target_is_a_file_that_lies_here(params, tmp_path):
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    content = b"int8 for C"
+    sha256 = sha256_of_bytes(content)
+    measured = sample_places.report("C", variant="int8", sha256=sha256)
+    write_json(
+        tmp_path / layout.places("mnist-cnn"), Places(experiment="mnist-cnn", reports=(measured,))
+    )
+    assert 'id="places"' not in page_of(params, tmp_path)
+    write_bytes(tmp_path / "bundles/mnist-cnn.c/model.onnx", content)
+    assert '<td class="name">C</td>' in section(page_of(params, tmp_path), "places")
+
+
+def test_what_devices_measured_is_beside_the_places(params, tmp_path):
+    sample_metrics.write_all(tmp_path, "mnist-cnn")
+    device = sample_places.report("pi@sensor", rows=64, equal=64, p50_ms=0.4)
+    for name, experiment in (("sensor", "mnist-cnn"), ("other", "digits-mlp")):
+        path = tmp_path / layout.DEVICES / f"{name}.json"
+        write_json(path, Places(experiment=experiment, reports=(device,)))
+    found = section(page_of(params, tmp_path), "places")
+    assert found.count("64 of 64") == 1

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from chromium import Browser
-from model_pages import ModelPage, answers_here, flips, served, write_web_bundle
+from model_pages import ModelPage, answers_here, served, write_web_bundle
 from project import Project
 from strokes import DIGITS, photographed
 
+from pipeline.proof.sameness import compare_answers
 from pipeline.records.ready import open_split
 from pipeline.targets import web
 from serving.bundles.bundle import Bundle
@@ -45,10 +46,10 @@ def test_no_row_is_decided_otherwise_in_a_browser(
     assert page.text("verdict") == "Selftest passed"
     assert bundle.manifest.variant in page.text("digest")
     rows = rows_of(exported)
-    expected = answers_here(bundle, rows)["probabilities"]
-    found = page.answers(rows)["probabilities"]
-    assert np.abs(found - expected).max() <= bundle.manifest.golden.max_abs_diff
-    assert flips(found, expected, bundle.manifest.golden.tie)[0] == 0
+    expected, golden = answers_here(bundle, rows), bundle.manifest.golden
+    same = compare_answers(expected, page.answers(rows), scores="probabilities", tie=golden.tie)
+    assert same.largest_diff <= golden.max_abs_diff
+    assert same.flips == 0
     for digit in "17":
         label, probability, _ = page.draw(DIGITS[digit]).split()
         assert label in bundle.manifest.labels
