@@ -139,9 +139,9 @@ def main() -> int:
         for subject in arguments.subjects:
             for one in cases(subject, Path(folder)):
                 name = one.bundle.manifest.name
-                found.setdefault(name, []).extend(measured(one, arguments.only, failed))
-    for name, reports in found.items():
-        print(write_places(layout.places(name).parent, name, reports))
+                reports = list(measured(one, arguments.only, failed))
+                found.setdefault(name, []).extend(reports)
+                print(write_places(layout.places(name).parent, name, reports))
     places = [Places(experiment=name, reports=tuple(all_)) for name, all_ in found.items()]
     header, *lines = place_table(places)
     print(table([*header[:-1]], [line[:-1] for line in lines]))
