@@ -145,15 +145,20 @@ class Installed:
         with contextlib.suppress(OSError):  # it is switched, if perhaps not for good
             sync(self.path)
 
-    def keep(self, history: list[str]) -> None:
-        """Remove all but the present version, the one before and a third, and write the history."""
+    def keep(self, history: list[str], before: str | None) -> None:
+        """Remove all but the present version, the one before and a third, and write the history.
+
+        `before` was served until now: it stays, as it may be read still, even if there is no way
+        back to it.
+        """
         last_first = history[::-1]
 
         def age(name: str) -> int:
             return last_first.index(name) if name in last_first else LONGEST
 
         for name in sorted(self.names(), key=age)[KEPT:]:
-            self.remove(name)
+            if name != before:
+                self.remove(name)
         write(self.told, json.dumps(history))
 
     def remove(self, name: str) -> None:

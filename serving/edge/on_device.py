@@ -25,10 +25,8 @@ from typing import Any
 
 from serving.edge.folder import (
     DIGITS,
-    MANIFEST,
     Installed,
     Refused,
-    json_of,
     now,
     remove,
     seen,
@@ -155,7 +153,7 @@ def rollback(request: dict[str, Any], client: Client) -> None:
         client.wait("switch")
         installed.switch(name)
         with contextlib.suppress(OSError):
-            installed.keep(history)
+            installed.keep(history, before)
         done(client, installed, outcome="rolled back", over=over, **tested)
 
 
@@ -210,14 +208,8 @@ def version_of(installed: Installed, request: dict[str, Any]) -> str | None:
 
 
 def need_space(installed: Installed, request: dict[str, Any]) -> None:
-    """Refuse a bundle that does not fit beside what is there, whose equal files cost nothing."""
-    manifest = json_of(installed.link / MANIFEST)
-    there = manifest.get("files", {}) if isinstance(manifest, dict) else {}
-    new = [
-        -(-info["size"] // BLOCK) * BLOCK
-        for name, info in request["files"].items()
-        if there.get(name, {}).get("sha256") != info["sha256"]
-    ]
+    """Refuse a bundle that does not fit beside what is there."""
+    new = [-(-info["size"] // BLOCK) * BLOCK for info in request["files"].values()]
     found = os.statvfs(installed.versions)
     free, needed = found.f_bavail * found.f_frsize, sum(new) + MARGIN
     if free < needed:
@@ -278,11 +270,9 @@ def serve(installed: Installed, name: str, staging: Path | None) -> None:
         history.append(name)
     # It is served now, whatever becomes of the rest, which the next deployment does as well.
     with contextlib.suppress(OSError):
-        for one in installed.names():  # a damaged one, which this one takes the place of
-            if one != name and one.startswith(name[:DIGITS]):
-                history = [other for other in history if other != one]
-                installed.remove(one)
-        installed.keep(history)
+        # There is no way back to a damaged one that this one takes the place of.
+        same = [one for one in history if one != name and one.startswith(name[:DIGITS])]
+        installed.keep([one for one in history if one not in same], before)
 
 
 def tested_in(

@@ -152,12 +152,13 @@ class Conversation:
     def send(self, source: Path, names: Sequence[str], to: str, like: str | None) -> None:
         """Let rsync send the files `names` below `source` to the folder `to` of the device.
 
-        `like` is a folder there whose equal files are taken instead.
+        `like` is a folder there whose equal files are copied instead. A link to them would be
+        smaller, but what spoils one version would spoil the one before as well.
         """
         options = ["--checksum", "--timeout=60", "--files-from=-"]
         # Where the path needs it only: the rsync of some systems does not know the option.
         options += ["--protect-args"] if shlex.quote(to) != to else []
-        options += [f"--link-dest={like}"] if like else []
+        options += [f"--copy-dest={like}"] if like else []
         where = f"{to}/"
         if self.target.login:
             words = [*ssh_words(self.access), *self.shared]
