@@ -25,10 +25,9 @@ from typing import Any
 
 from serving.edge.folder import (
     DIGITS,
-    MANIFEST,
     Installed,
     Refused,
-    json_of,
+    listed,
     now,
     remove,
     seen,
@@ -109,7 +108,8 @@ def deploy(request: dict[str, Any], client: Client) -> None:
     machine = this_machine(request, client)
     with installed.locked(request["by"], client.check):
         before, name = installed.present(), version_of(installed, request)
-        if name is not None and name == before and installed.record(name) is not None:
+        record = installed.record(name) if name is not None and name == before else None
+        if name is not None and record and record["provider"] == request["provider"]:
             tested = tested_in(installed.versions / name, request, client, brief=True)
             done(client, installed, outcome="present", over=None, **tested)
             return
@@ -211,8 +211,7 @@ def version_of(installed: Installed, request: dict[str, Any]) -> str | None:
 
 def need_space(installed: Installed, request: dict[str, Any]) -> None:
     """Refuse a bundle that does not fit beside what is there, whose equal files cost nothing."""
-    manifest = json_of(installed.link / MANIFEST)
-    there = manifest.get("files", {}) if isinstance(manifest, dict) else {}
+    there = listed(installed.link) or {}
     new = [
         -(-info["size"] // BLOCK) * BLOCK
         for name, info in request["files"].items()
