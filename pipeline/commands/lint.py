@@ -43,16 +43,19 @@ def lint(model: "Path", ort: str | None, provider: str | None, as_json: bool, **
 
     Example: ferry lint bundles/mnist-cnn --ort 1.17 --provider coreml,nnapi
     """
+    from pipeline.targets.lint import as_text
+    from pipeline.targets.lint import lint as judge
     from pipeline.targets.lint.providers import provider_names
-    from pipeline.targets.lint.report import Places, as_text
-    from pipeline.targets.lint.report import lint as judge
     from pipeline.targets.lint.runtimes import as_version
 
-    asked = Places(
+    report = judge(
+        model,
+        given["data"],
+        given["task"],
+        given["shared"],
         runtime=None if ort is None else as_version(ort),
         providers=() if provider is None else provider_names(provider),
     )
-    report = judge(model, given["data"], given["task"], given["shared"], asked)
     show(report, as_json=as_json, text=as_text(report))
     if report.failed:
         click.get_current_context().exit(1)

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from socketserver import TCPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from serving.bundles.bundle import Bundle, open_bundle
 from serving.bundles.finding import MANIFEST
@@ -112,14 +112,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with a page, or say why not."""
-        path = unquote(urlsplit(self.path).path)
+        path = unquote(self.path.partition("?")[0])
         tag = self.server.tags.get(path)
         if not self._is_for_us():
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, b"not served under this name\n")
         elif tag is None:
             self._answer(HTTPStatus.NOT_FOUND, b"not in the bundle\n")
         elif self.headers["If-None-Match"] == tag:
-            self._answer(HTTPStatus.NOT_MODIFIED, b"", ETag=tag)
+            # Without a type or a size: they would be those of the page that the browser has.
+            self._answer(HTTPStatus.NOT_MODIFIED, b"", "", ETag=tag)
         else:
             kind = TYPES.get(PurePosixPath(PAGE if path == "/" else path).suffix, OTHER)
             self._answer(HTTPStatus.OK, self.server.pages[path], kind, ETag=tag)
@@ -136,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: HTTPStatus, content: bytes, kind: str = TYPES[".txt"], **more: str
     ) -> None:
         self.send_response(status)
-        sizes = {"Content-Type": kind, "Content-Length": str(len(content))}
+        sizes = {"Content-Type": kind, "Content-Length": str(len(content))} if kind else {}
         for name, value in {**HEADERS, **sizes, **more}.items():
             self.send_header(name, value)
         self.end_headers()

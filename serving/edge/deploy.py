@@ -6,6 +6,7 @@ The bundle is uploaded beside the version that is served, its own runner tests a
 and only then is it served. A device that fails stays as it was.
 """
 
+import dataclasses
 import functools
 import getpass
 import socket
@@ -20,11 +21,12 @@ from serving.bundles.finding import MANIFEST
 from serving.bundles.integrity import SIGNATURE, RunnerError, check_signature
 from serving.bundles.verify import Trust
 from serving.console import DASH, columns, number
+from serving.edge.folder import DIGITS
 from serving.edge.ssh import Access, Conversation, conversation
-from serving.edge.state import DIGITS, DeviceState, in_parallel, state_told
+from serving.edge.state import DeviceState, in_parallel, state_told
 from serving.edge.targets import DeviceTarget, short_names
 from serving.errors import FerryError, IntegrityError, one_line
-from serving.files import sha256_of_bytes
+from serving.files import read_record, sha256_of_bytes
 
 Outcome = Literal["deployed", "present", "rolled back", "failed"]
 Tell = Callable[[DeviceTarget, str], None]
@@ -136,7 +138,7 @@ def roll_back(targets: Sequence[DeviceTarget], plan: DeployPlan) -> DeploySummar
 
 
 def _send(bundle: Path, names: Sequence[str], talk: Conversation, told: Mapping[str, Any]) -> None:
-    talk.send(bundle, names, told["to"], told["like"])
+    talk.send(bundle, names, str(told["to"]), told["like"])
     talk.say("uploaded")
 
 
@@ -153,23 +155,19 @@ def _on_all(
 
     def on_one(target: DeviceTarget) -> DeployReport:
         begin = time.monotonic()
+        unknown = dict.fromkeys(DeployReport.__dataclass_fields__)
+        unknown |= {"target": target.name, "host": target.host, "seconds": 0.0}
         plan.tell(target, "connecting")
         try:
             told = _converse(target, plan, {**asked, "path": target.path}, upload)
-            outcome, problem, state = told["outcome"], None, state_told(target, told)
+            found = {key: told.get(key) for key in ("outcome", "over", "selftest")}
+            report = read_record(DeployReport, {**unknown, **found}, target.name)
+            report = dataclasses.replace(report, state=state_told(target, told))
         except FerryError as error:
-            told, outcome, problem, state = {}, "failed", one_line(error), None
-        plan.tell(target, problem or outcome)
-        return DeployReport(
-            target=target.name,
-            host=target.host,
-            outcome=outcome,
-            problem=problem,
-            over=told.get("over"),
-            selftest=told.get("selftest"),
-            seconds=round(time.monotonic() - begin, 3),
-            state=state,
-        )
+            found = {"outcome": "failed", "problem": one_line(error)}
+            report = read_record(DeployReport, {**unknown, **found}, target.name)
+        plan.tell(target, report.problem or report.outcome)
+        return dataclasses.replace(report, seconds=round(time.monotonic() - begin, 3))
 
     return in_parallel(on_one, targets, plan.access, jobs=plan.jobs)
 

@@ -49,7 +49,10 @@ class Installed:
 
     def __init__(self, path: str) -> None:
         """Of a path as a person wrote it: absolute, or from the home folder."""
-        asked = Path(path).expanduser().absolute()
+        try:
+            asked = Path(path).expanduser().absolute()
+        except RuntimeError as error:
+            raise Refused(f"{path}: there is no such user, whose home folder it is in") from error
         if asked.is_symlink() and not asked.exists():
             raise Refused(f"{asked} is a link to {asked.resolve()}, which is not there")
         self.path = asked.resolve()
@@ -248,22 +251,30 @@ def why_not_whole(folder: Path, files: dict[str, Any] | None = None) -> str:
             return f"{name} is added"
         if name not in found:
             return f"{name} is missing"
-        if name in files and (
-            found[name].is_symlink() or _sha256(found[name]) != files[name]["sha256"]
-        ):
-            return f"{name} was altered"
+        if difference := _difference(found[name], files.get(name)):
+            return f"{name} {difference}"
     return ""
+
+
+def _difference(path: Path, info: dict[str, Any] | None) -> str:
+    if path.is_symlink() or not path.is_file():
+        return "is a link or a device, not a plain file"
+    return "was altered" if info and _sha256(path) != info["sha256"] else ""
 
 
 def listed(folder: Path) -> dict[str, Any] | None:
     """The files that an intact manifest lists; None for one that was altered."""
     manifest = json_of(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(one, dict) and isinstance(one.get("sha256"), str) for one in files.values()
+    ):
         return None
     content = {name: value for name, value in manifest.items() if name != "digest"}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    intact = sha256(text.encode()).hexdigest() == manifest.get("digest")
-    return manifest["files"] if intact else None
+    # What is no UTF-8 was never written so, and has another sha256 than any digest.
+    intact = sha256(text.encode(errors="replace")).hexdigest() == manifest.get("digest")
+    return files if intact else None
 
 
 def seen(installed: Installed, *, ours: bool = False) -> dict[str, Any]:
@@ -291,7 +302,8 @@ def seen(installed: Installed, *, ours: bool = False) -> dict[str, Any]:
         key: manifest[key] if isinstance(manifest.get(key), dict) else {}
         for key in ("source", "files", "golden")
     }
-    model = part["files"].get("model.onnx", {})
+    listed_model = part["files"].get("model.onnx")
+    model = listed_model if isinstance(listed_model, dict) else {}
     return {
         "path": str(installed.path),
         "version": name,
@@ -321,7 +333,7 @@ def _sha256(path: Path) -> str:
 
 def json_of(path: Path) -> Any:
     """What a file holds; None where there is none, or it is broken."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         return json.loads(path.read_bytes())
     return None
 

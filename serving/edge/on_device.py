@@ -107,7 +107,8 @@ def deploy(request: dict[str, Any], client: Client) -> None:
     machine = this_machine(request, client)
     with installed.locked(request["by"], client.check):
         before, name = installed.present(), version_of(installed, request)
-        if name is not None and name == before and installed.record(name) is not None:
+        record = installed.record(name) if name is not None and name == before else None
+        if name is not None and record and record["provider"] == request["provider"]:
             tested = tested_in(installed.versions / name, request, client, brief=True)
             done(client, installed, outcome="present", over=None, **tested)
             return

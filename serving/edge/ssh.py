@@ -44,6 +44,12 @@ module.main()
 BOOT = f"exec({BEGIN!r})"
 """The same on one line, for any shell."""
 SENT = (folder, on_device)
+WORDS: Mapping[str, set[str]] = {
+    "refused": {"reason"},
+    "upload": {"to", "like"},
+    "done": {"path", "record", "half"},
+}
+"""What a device tells with a step, besides what is optional."""
 SSH_FAILED, NOT_EXECUTED, NOT_FOUND = 255, 126, 127
 """Exit statuses: of ssh itself, and of a shell for a program that it cannot start."""
 
@@ -52,8 +58,7 @@ class DeviceError(FerryError, OSError):
     """A device that cannot be reached, or that does not take what it is sent."""
 
     def __init__(self, message: str) -> None:
-        # Some of it the device wrote, and a terminal obeys more than letters.
-        super().__init__("".join(one if one.isprintable() else " " for one in message))
+        super().__init__(_printable(message))
 
 
 class StoppedError(DeviceError):
@@ -89,7 +94,7 @@ class Conversation:
     def _command(self) -> list[str]:
         python, login = self.access.python, self.target.login
         if login is None:
-            return [str(Path(python).expanduser()), "-I", "-c", BOOT]
+            return [os.path.expanduser(python), "-I", "-c", BOOT]  # noqa: PTH111 - never raises
         master = ["-o", "ControlMaster=yes"] if self.shared else []
         remote = f"{_quoted(python)} -I -c {shlex.quote(BOOT)}"
         return [*ssh_words(self.access), *self.shared, *master, "--", login, remote]
@@ -126,10 +131,16 @@ class Conversation:
             if line.startswith(on_device.MARK.encode()):
                 break
         self._lines += 1
-        told: dict[str, Any] = json.loads(line[len(on_device.MARK) :])
-        if told["step"] == "refused":
-            raise DeviceError(told["reason"])
-        return told
+        try:
+            told = _printable(json.loads(line[len(on_device.MARK) :]))
+        except (ValueError, RecursionError):
+            told = None
+        step = told.get("step") if isinstance(told, dict) else None
+        if not isinstance(step, str) or not WORDS.get(step, set()) <= set(told):
+            raise DeviceError(f"it does not answer as ferry does: {line[:60]!r}")
+        if step == "refused":
+            raise DeviceError(str(told["reason"]))
+        return dict(told)
 
     def _read(self) -> bytes:
         """What has come, perhaps nothing yet; it raises where nothing will come."""
@@ -168,11 +179,12 @@ class Conversation:
         command = ["rsync", *options, "--", f"{source}/", where]
         process = _started(command, stderr=subprocess.PIPE)
         try:
-            names_given: bytes | None = "".join(f"{name}\n" for name in names).encode()
-            while process.poll() is None:
+            given: bytes | None = "".join(f"{name}\n" for name in names).encode()
+            wrong: bytes | None = None
+            while wrong is None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    _, wrong = process.communicate(names_given, timeout=0.3)
-                names_given = None
+                    _, wrong = process.communicate(given, timeout=0.3)
+                given = None
                 self.live()
                 if self._process.poll() is not None:
                     raise self._ended()
@@ -184,7 +196,9 @@ class Conversation:
 
     def _ended(self) -> DeviceError:
         """Why the device is not there any more."""
-        code = self._process.wait(END_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it only closed its stdout
+            self._process.wait(END_SECONDS)
+        code = self._process.poll()
         self._errors.seek(0)
         wrong = self._errors.read().decode(errors="replace")
         if self._lines:
@@ -228,6 +242,17 @@ def conversation(
             talk.close()
 
 
+def _printable(told: Any) -> Any:
+    """What a device told, with blanks for what is no letter: a terminal would obey it."""
+    if isinstance(told, str):
+        return "".join(one if one.isprintable() else " " for one in told)
+    if isinstance(told, list):
+        return [_printable(one) for one in told]
+    if isinstance(told, dict):
+        return {_printable(name): _printable(value) for name, value in told.items()}
+    return told
+
+
 def ssh_words(access: Access) -> list[str]:
     """How ssh is called, without the host."""
     config = ["-F", str(access.ssh_config)] if access.ssh_config else []
@@ -250,11 +275,12 @@ def _started(command: Sequence[str], stderr: Any) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=stderr, start_new_session=True
         )
-    except FileNotFoundError as error:
-        package = {"ssh": "openssh-client"}.get(command[0], command[0])
-        raise MissingInputError(
-            f"{command[0]} is not installed here: apt install {package}"
-        ) from error
+    except OSError as error:
+        if package := {"ssh": "openssh-client", "rsync": "rsync"}.get(command[0]):
+            raise MissingInputError(
+                f"{command[0]} is not installed here: apt install {package}"
+            ) from error
+        raise DeviceError(f"{command[0]} cannot be run here: {error.strerror}") from error
 
 
 def _settings(login: str, access: Access) -> dict[str, str]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from serving.console import DASH, columns, number
+from serving.edge.folder import DIGITS
 from serving.edge.ssh import Access, conversation
 from serving.edge.targets import DeviceTarget
 from serving.errors import FerryError, IntegrityError, one_line
 from serving.files import read_record
 
-DIGITS = 12
-"""Of a digest, in a table."""
 Result = TypeVar("Result")
 TOLD = (
     *("path", "name", "variant", "digest", "weights_sha256", "model_sha256", "model_bytes"),
@@ -84,12 +83,12 @@ class DeviceState:
 
 def state_told(target: DeviceTarget, told: Mapping[str, Any]) -> DeviceState:
     """A record of what a device told; IntegrityError where that is not what ferry writes."""
-    about = told["record"] or {}
+    about = told["record"] if isinstance(told["record"], Mapping) else {}
     half = told["half"]
-    raw = {
+    raw: dict[str, Any] = {
         "target": target.name,
         "host": target.host,
-        **{key: told[key] for key in TOLD},
+        **{key: told.get(key) for key in TOLD},
         "notes": [f"{half} half {'upload' if half == 1 else 'uploads'} left"] if half else [],
         **{key: about.get(key) for key in ("selftest", "provider", "machine", "by")},
         "bench": about.get("bench") or {},

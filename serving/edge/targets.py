@@ -44,7 +44,10 @@ def parse_target(text: str) -> DeviceTarget:
         raise UsageError(f"{text!r} is no target; write {HOW}, and a port into ~/.ssh/config")
     # As rsync: what has a colon before its first slash is of a host.
     if ":" not in text.partition("/")[0]:
-        path = os.path.normpath(Path(text).expanduser().absolute())
+        try:
+            path = os.path.normpath(Path(text).expanduser().absolute())
+        except RuntimeError as error:
+            raise UsageError(f"{text!r} is in the home folder of a user who is not here") from error
         return DeviceTarget(name=path, login=None, path=path)
     found = REMOTE.fullmatch(text)
     if found is None:

@@ -19,7 +19,7 @@ from pipeline.cli import ferry
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.half import to_fp16
 from pipeline.quantization.recipes import parse
-from pipeline.targets.lint.findings import UPSTREAM, Candidate, Finding
+from pipeline.targets.lint.findings import UPSTREAM, LintFinding, LintModel
 from pipeline.targets.lint.providers import FIX, fixing, of_provider
 from pipeline.targets.lint.runtimes import of_runtime, of_runtimes
 from serving.runtime.session import open_session
@@ -71,15 +71,15 @@ def judged(path: Path, *words: str) -> Result:
     return CliRunner().invoke(ferry, ["lint", str(path), *words])
 
 
-def candidate(made: onnx.ModelProto, target: str = "") -> Candidate:
+def candidate(made: onnx.ModelProto, target: str = "") -> LintModel:
     content = made.SerializeToString()
     inputs = open_session(content).inputs
-    return Candidate(
+    return LintModel(
         name="net", path="net.onnx", content=content, model=made, inputs=inputs, target=target
     )
 
 
-def about(found: list[Finding], words: str) -> Finding:
+def about(found: list[LintFinding], words: str) -> LintFinding:
     (one,) = [finding for finding in found if words in finding.what]
     return one
 

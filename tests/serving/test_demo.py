@@ -78,7 +78,9 @@ def test_a_file_of_the_bundle_is_served(
     assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
     assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")
     assert get(asked, path, "HEAD")[::2] == (200, b"")
-    assert get(asked, path, If_None_Match=headers["ETag"])[::2] == (304, b"")
+    status, known, found = get(asked, path, If_None_Match=headers["ETag"])
+    assert (status, found) == (304, b"")
+    assert {"Content-Type", "Content-Length"}.isdisjoint(known), "they are the page's, as it has it"
 
 
 def test_the_manifest_and_the_model_are_the_very_files(
@@ -94,6 +96,12 @@ def test_the_manifest_and_the_model_are_the_very_files(
 )
 def test_nothing_else_is(asked: http.client.HTTPConnection, path: str) -> None:
     assert get(asked, path)[0] == 404
+
+
+def test_an_address_that_is_none_is_answered(asked: http.client.HTTPConnection) -> None:
+    with socket.create_connection((asked.host, asked.port), timeout=10) as raw:
+        raw.sendall(b"GET http://[ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 404 ")
 
 
 def test_nothing_is_taken_in(asked: http.client.HTTPConnection) -> None:

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from closure import ROOT
@@ -23,6 +24,7 @@ from tiny_classifier import contents
 from serving.bundles.bundle import read_manifest
 from serving.bundles.signing import sign
 from serving.bundles.writing import write_bundle
+from serving.edge import ssh
 from serving.edge.deploy import DeployPlan, deploy
 from serving.edge.folder import Installed
 from serving.edge.targets import all_targets, parse_target, read_hosts
@@ -232,7 +234,45 @@ def test_the_history_follows_the_link(tmp_path: Path) -> None:
     assert installed.history() == ["b"]
 
 
+def test_a_manifest_of_another_shape_is_told_and_mended(
+    built: Built, home: Path, local: DeployPlan
+) -> None:
+    target, bundle = str(home), built("one")
+    rolled_out(bundle, target, local)
+    manifest = home / "current" / "manifest.json"
+    for content in ("[" * 100_000, '{"files": []}', '{"files": {"model.onnx": 5}}'):
+        manifest.write_text(content)
+        (problem,) = served(target, local).problems
+        assert problem.endswith("is not whole: manifest.json was altered")
+    assert rolled_out(built("two", accuracy=50), target, local).outcome == "deployed"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_told_and_not_read(
+    built: Built, home: Path, local: DeployPlan
+) -> None:
+    rolled_out(built("one"), str(home), local)
+    (home / "current" / "labels.txt").unlink()
+    os.mkfifo(home / "current" / "labels.txt")
+    (problem,) = served(str(home), local).problems
+    assert "labels.txt is a link or a device, not a plain file" in problem
+
+
+def test_another_provider_is_tested_and_told(built: Built, home: Path, local: DeployPlan) -> None:
+    """Of the version that is served already, too."""
+    bundle = built("one")
+    for provider in ("cpu", "cuda"):
+        given = dataclasses.replace(local, provider=provider)
+        assert rolled_out(bundle, str(home), given).outcome == "deployed"
+        assert served(str(home), local).provider == provider
+        assert rolled_out(bundle, str(home), given).outcome == "present"
+
+
 # Where it goes
+
+
+def test_a_home_folder_of_nobody_is_one_line(given: DeployPlan) -> None:
+    (problem,) = served(f"{ALIAS}:~nobody-of-that-name/model", given).problems
+    assert problem.startswith("~nobody-of-that-name/model: there is no such user")
 
 
 @pytest.mark.parametrize("path", ["-with a space", """quo'te "$(touch x)" `id`;*""", "émeu\\n"])
@@ -309,6 +349,7 @@ def test_a_target_is_written_as_scp_takes_it(typed: str, login: str | None, path
         ("$(id):/opt", "is no target"),
         ("", "is no target"),
         ("sensor:/a\nb", "is no target"),
+        ("~nobody-of-that-name/model", "is in the home folder of a user who is not here"),
     ],
 )
 def test_what_is_no_target_is_told_how_one_is_written(typed: str, told: str) -> None:
@@ -390,9 +431,56 @@ def test_a_device_without_what_it_needs_is_one_line(
     ):
         report = rolled_out(bundle, target, plan(given.access.ssh_config, python=python))
         assert told in str(report.problem)
+    for python in ("/etc/passwd", str(tmp_path / "none")):
+        report = rolled_out(bundle, str(home), plan(python=python))
+        assert f"{python} cannot be run here" in str(report.problem)
     newer = built("newer", minimum_runtime="99.0")
     assert "needs onnxruntime 99.0 or newer" in str(rolled_out(newer, target, given).problem)
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["no JSON", "[" * 100_000, "5", '{"step": []}', '{"step": "done"}', '{"step": "upload"}'],
+)
+def test_a_device_that_talks_otherwise_is_one_line(
+    built: Built, tmp_path: Path, home: Path, said: str
+) -> None:
+    talker = tmp_path / "talker"
+    talker.write_text(f"#!/bin/sh\necho 'ferry: {said}'\n")
+    talker.chmod(0o755)
+    report = rolled_out(built("one"), str(home), plan(python=str(talker)))
+    assert report.outcome == "failed"
+    assert "it does not answer as ferry does" in str(report.problem)
+
+
+def test_a_device_does_not_write_on_the_terminal(built: Built, tmp_path: Path, home: Path) -> None:
+    talker, told = tmp_path / "talker", list[str]()
+    step = json.dumps({"step": "\x1b[2J"})
+    talker.write_text(f"#!/bin/sh\ncat <<'X'\nferry: {step}\nX\n")
+    talker.chmod(0o755)
+    given = dataclasses.replace(
+        plan(python=str(talker)), tell=lambda _target, said: told.append(said)
+    )
+    rolled_out(built("one"), str(home), given)
+    assert told[:2] == ["connecting", " [2J"]
+
+
+def test_an_rsync_that_ends_at_once_is_one_line(
+    built: Built, home: Path, local: DeployPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anybody has looked whether it runs."""
+    start = ssh._started
+
+    def ended(command: Sequence[str], stderr: Any) -> Any:
+        if command[0] != "rsync":
+            return start(command, stderr)
+        process = start(["rsync", "--no-such-option"], stderr)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(ssh, "_started", ended)
+    assert "the upload failed: " in str(rolled_out(built("one"), str(home), local).problem)
 
 
 def test_a_login_shell_that_talks_is_not_listened_to(

@@ -22,7 +22,7 @@ FEW = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class LintFinding:
     """One thing that speaks for or against a place."""
 
     place: str
@@ -36,7 +36,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class LintModel:
     """A model that is to go somewhere."""
 
     name: str

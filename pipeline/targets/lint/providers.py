@@ -1,19 +1,64 @@
-"""Which execution providers take a model: strings, shapes, operators, and what is known of each."""
+"""Which execution providers take a model: strings, shapes, operators, and what is known of each.
+
+ONNX Runtime's own checker says what NNAPI and CoreML would run: it counts the nodes by their
+operators and shapes, as they are and as they would be with fixed shapes. It knows nothing of what a
+driver does with them: a good count is no proof.
+"""
 
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from onnx import TensorProto
+from onnxruntime.tools.mobile_helpers import usability_checker
+from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
-from pipeline.targets.lint.findings import FEW, UPSTREAM, Candidate, Finding, Severity
-from pipeline.targets.lint.mobile import Usability, usability
+from pipeline.exporting.onnxmodel import quiet
+from pipeline.targets.lint.findings import FEW, UPSTREAM, LintFinding, LintModel, Severity
 from pipeline.targets.lint.runtimes import minor_of
 from pipeline.targets.web import RUNTIME_VERSION
 from serving.errors import UsageError
+from serving.files import write_bytes
 from serving.runtime.onnxfile import minimum_runtime
 from serving.runtime.tensors import TensorInfo
 
 FIX = "python -m onnxruntime.tools.make_dynamic_shape_fixed"
+Check = Callable[..., Any]
+FORMS: dict[str, tuple[tuple[str, Check], ...]] = {
+    "nnapi": (("NNAPI", usability_checker.check_nnapi_partitions),),
+    "coreml": tuple(
+        (
+            form,
+            partial(
+                usability_checker.check_coreml_partitions,
+                config_filename=f"coreml_supported_{form.lower()}_ops.md",
+            ),
+        )
+        for form in ("MLProgram", "NeuralNetwork")
+    ),
+}
+"""The formats that a provider makes of a graph, the better one first, and what checks each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usability:
+    """What the checker says of one format of a provider."""
+
+    form: str
+    nodes: int
+    """Of the graph, after the optimizations that do not depend on a machine."""
+    there: int
+    """Those that would run on the provider."""
+    parts: int
+    """Into how many pieces the graph would be cut; each costs copies to the CPU and back."""
+    verdict: str
+    """ "YES", "MAYBE" or "NO": whether it should be tried, as the checker judges."""
+    lacking: tuple[str, ...]
+    """The operators that do not run there, whatever their shapes."""
 
 
 def provider_names(text: str) -> tuple[str, ...]:
@@ -28,19 +73,19 @@ def provider_names(text: str) -> tuple[str, ...]:
     return names
 
 
-def of_provider(model: Candidate, provider: str) -> Iterator[Finding]:
+def of_provider(model: LintModel, provider: str) -> Iterator[LintFinding]:
     """What stands against a provider, or a note that nothing does."""
     return PROVIDER_RULES[provider](model)
 
 
-def _of_cpu(_model: Candidate) -> Iterator[Finding]:
-    yield Finding(place="cpu", severity="note", what="runs every operator", cure="")
+def _of_cpu(_model: LintModel) -> Iterator[LintFinding]:
+    yield LintFinding(place="cpu", severity="note", what="runs every operator", cure="")
 
 
-def _of_cuda(model: Candidate) -> Iterator[Finding]:
+def _of_cuda(model: LintModel) -> Iterator[LintFinding]:
     biases = _integer_biases(model)
     if biases:
-        yield Finding(
+        yield LintFinding(
             place="cuda",
             severity="error",
             what=f"has no DequantizeLinear of int32, which {biases} biases of this int8 model need",
@@ -48,45 +93,47 @@ def _of_cuda(model: Candidate) -> Iterator[Finding]:
         )
     strings = sorted({n.op_type for n in model.nodes()} & {"StringSplit", "StringNormalizer"})
     if model.texts or strings:
-        yield Finding(
+        yield LintFinding(
             place="cuda",
             severity="warning",
             what=f"leaves what works on strings to the CPU: {', '.join(strings) or 'its inputs'}",
             cure="measure it: `ferry bench` says which nodes ran where",
         )
     if not biases and not model.texts:
-        yield Finding(place="cuda", severity="note", what="nothing is known that it lacks", cure="")
+        yield LintFinding(
+            place="cuda", severity="note", what="nothing is known that it lacks", cure=""
+        )
 
 
-def _integer_biases(model: Candidate) -> int:
+def _integer_biases(model: LintModel) -> int:
     """How many DequantizeLinear read a constant of int32."""
     wide = {one.name for one in model.model.graph.initializer if one.data_type == TensorProto.INT32}
     reading = (n.input[0] for n in model.nodes() if n.op_type == "DequantizeLinear")
     return sum(name in wide for name in reading)
 
 
-def _of_web(model: Candidate) -> Iterator[Finding]:
+def _of_web(model: LintModel) -> Iterator[LintFinding]:
     least = minimum_runtime(model.header)
     if minor_of(least) > minor_of(RUNTIME_VERSION):
-        yield Finding(
+        yield LintFinding(
             place="web",
             severity="error",
             what=f"holds onnxruntime-web {RUNTIME_VERSION}, the model needs {least}",
             cure="export with an older opset",
         )
     if model.texts:
-        yield Finding(
+        yield LintFinding(
             place="web",
             severity="warning",
             what=f"takes strings ({', '.join(model.texts)}) in its wasm alone, not on WebGPU",
             cure="keep executionProviders: ['wasm'], as the bundle's page does",
         )
-    yield Finding(place="web", severity="note", what="wasm runs what the CPU runs", cure="")
+    yield LintFinding(place="web", severity="note", what="wasm runs what the CPU runs", cure="")
 
 
-def _of_nnapi(model: Candidate) -> Iterator[Finding]:
+def _of_nnapi(model: LintModel) -> Iterator[LintFinding]:
     yield from _of_mobile(model, "nnapi", fixed_only=True)
-    yield Finding(
+    yield LintFinding(
         place="nnapi",
         severity="note",
         what="is deprecated since Android 15, and drivers differ: its answers were wrong on some",
@@ -95,10 +142,10 @@ def _of_nnapi(model: Candidate) -> Iterator[Finding]:
     )
 
 
-def _of_coreml(model: Candidate) -> Iterator[Finding]:
+def _of_coreml(model: LintModel) -> Iterator[LintFinding]:
     yield from _of_mobile(model, "coreml", fixed_only=False)
     if model.halves:
-        yield Finding(
+        yield LintFinding(
             place="coreml",
             severity="warning",
             what="answered wrong in half precision as MLProgram with fixed shapes on macOS 15",
@@ -107,10 +154,10 @@ def _of_coreml(model: Candidate) -> Iterator[Finding]:
         )
 
 
-def _of_mobile(model: Candidate, provider: str, *, fixed_only: bool) -> Iterator[Finding]:
+def _of_mobile(model: LintModel, provider: str, *, fixed_only: bool) -> Iterator[LintFinding]:
     """Strings, shapes, and the verdict of the runtime's own checker."""
     if model.texts:
-        yield Finding(
+        yield LintFinding(
             place=provider,
             severity="error",
             what=f"takes numbers alone, and {', '.join(model.texts)} holds strings",
@@ -119,7 +166,7 @@ def _of_mobile(model: Candidate, provider: str, *, fixed_only: bool) -> Iterator
         return
     free = [info for info in model.inputs if not all(isinstance(a, int) for a in info.shape)]
     if free:
-        yield Finding(
+        yield LintFinding(
             place=provider,
             severity="error" if fixed_only else "warning",
             what=_free_axes(free) + ("" if fixed_only else ", which it runs slowly or not at all"),
@@ -136,7 +183,7 @@ def _free_axes(infos: Sequence[TensorInfo]) -> str:
     return f"wants fixed shapes, and {named} has an axis of any length"
 
 
-def fixing(model: Candidate) -> list[str]:
+def fixing(model: LintModel) -> list[str]:
     """The commands that give every input one row and axes of a fixed length.
 
     What they write lies in the working folder, as a file more in a bundle would make it none. An
@@ -169,14 +216,41 @@ def _length(at: int, axis: int | str | None) -> str:
     return "1" if at == 0 else "LENGTH"
 
 
-def _verdict(provider: str, asked: Sequence[Usability], *, free: bool) -> Finding:
+def usability(content: bytes, provider: str, *, if_fixed: bool) -> tuple[Usability, ...]:
+    """Ask the checker about a model's bytes, for each format of "nnapi" or "coreml".
+
+    `if_fixed` asks what would run there if every shape were fixed.
+    """
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        model, optimized = Path(folder) / "model.onnx", Path(folder) / "optimized.onnx"
+        write_bytes(model, content)
+        optimize_model(model, optimized, use_external_initializers=True)
+        shaped = ModelProtoWithShapeInfo(optimized).model_with_shape_info
+    # It refuses to look at the shapes of a graph of which none is known.
+    shapes = not if_fixed and len(shaped.graph.value_info) > 0
+    return tuple(_asked(form, check, shaped, shapes=shapes) for form, check in FORMS[provider])
+
+
+def _asked(form: str, check: Check, model: Any, *, shapes: bool) -> Usability:
+    info = check(model, require_fixed_input_sizes=shapes)
+    return Usability(
+        form=form,
+        nodes=info.num_nodes,
+        there=info.num_supported_nodes,
+        parts=info.num_partitions,
+        verdict=info.suitability().name if info.num_nodes else "YES",
+        lacking=tuple(sorted(info.unsupported_ops)),
+    )
+
+
+def _verdict(provider: str, asked: Sequence[Usability], *, free: bool) -> LintFinding:
     """What the checker says, by the format that takes most of the graph."""
     best = max(asked, key=lambda one: (one.there, -one.parts))
     said = "; ".join(_said(one, several=len(asked) > 1) for one in asked)
     severity: Severity = "note" if best.verdict == "YES" else "warning"
     if best.nodes and not best.there:
         severity = "error"
-    return Finding(
+    return LintFinding(
         place=provider,
         severity=severity,
         what=f"{'with fixed shapes ' if free else ''}{said}",
@@ -196,7 +270,7 @@ def _said(one: Usability, *, several: bool) -> str:
     return f"as {one.form} {text}" if several else text
 
 
-PROVIDER_RULES: Mapping[str, Callable[[Candidate], Iterator[Finding]]] = {
+PROVIDER_RULES: Mapping[str, Callable[[LintModel], Iterator[LintFinding]]] = {
     "cpu": _of_cpu,
     "cuda": _of_cuda,
     "coreml": _of_coreml,

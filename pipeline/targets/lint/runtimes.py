@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline.exporting.onnxmodel import DOMAINS
-from pipeline.targets.lint.findings import FEW, UPSTREAM, Candidate, Finding
+from pipeline.targets.lint.findings import FEW, UPSTREAM, LintFinding, LintModel
 from serving.errors import UsageError
 from serving.runtime.onnxfile import IR_RUNTIME, ML_DOMAIN, OPSET_RUNTIME, minimum_runtime
 from serving.runtime.providers import onnxruntime
@@ -29,7 +29,7 @@ class BadRuntime:
     what: str
     cure: str
     issues: tuple[int, ...]
-    concerns: Callable[[Candidate], bool] = lambda _model: True
+    concerns: Callable[[LintModel], bool] = lambda _model: True
     on_arm: bool = True
     """Whether it goes wrong on 64-bit Arm alone."""
 
@@ -110,21 +110,21 @@ def as_version(text: str) -> Version:
     return (1, *(int(part) for part in found.groups() if part is not None))
 
 
-def of_runtime(model: Candidate, version: Version) -> Iterator[Finding]:
+def of_runtime(model: LintModel, version: Version) -> Iterator[LintFinding]:
     """What stands against a version of ONNX Runtime; `version` as `as_version` gives it."""
     name = f"onnxruntime {'.'.join(map(str, version))}"
     least = minimum_runtime(model.header)
     if version[1] < minor_of(least):
         yield _too_old(model, name, version[1], least)
     else:
-        yield Finding(place=name, severity="note", what=f"takes it: it needs {least}", cure="")
+        yield LintFinding(place=name, severity="note", what=f"takes it: it needs {least}", cure="")
     yield from _other_domains(model, name)
     for bad in BAD_RUNTIMES:
         if bad.reaches(version) and bad.concerns(model):
             yield _bad(model, name, bad, asked=len(version) == 3)
 
 
-def _too_old(model: Candidate, place: str, minor: int, least: str) -> Finding:
+def _too_old(model: LintModel, place: str, minor: int, least: str) -> LintFinding:
     """What is newer than a runtime takes: operators, the format of the file, or both."""
     header = model.header
     newest = {
@@ -142,16 +142,16 @@ def _too_old(model: Candidate, place: str, minor: int, least: str) -> Finding:
     elif above[0].startswith("IR"):
         cure += f", or save the model with ir_version {newest['IR']} and prove that file"
     what = f"is too old for {' and '.join(above)}: it needs {least}"
-    return Finding(place=place, severity="error", what=what, cure=cure)
+    return LintFinding(place=place, severity="error", what=what, cure=cure)
 
 
-def _other_domains(model: Candidate, place: str) -> Iterator[Finding]:
+def _other_domains(model: LintModel, place: str) -> Iterator[LintFinding]:
     """Operators that are not ONNX's own: no table says which runtime brought them."""
     found = sorted(
         {f"{n.domain}.{n.op_type}" for n in model.nodes() if n.domain not in (*DOMAINS, "ai.onnx")}
     )
     if found:
-        yield Finding(
+        yield LintFinding(
             place=place,
             severity="warning",
             what=f"may lack what is not ONNX's own: {', '.join(found[:FEW])}",
@@ -164,11 +164,11 @@ def minor_of(version: str) -> int:
     return int(version.split(".")[1])
 
 
-def of_runtimes(model: Candidate) -> Iterator[Finding]:
+def of_runtimes(model: LintModel) -> Iterator[LintFinding]:
     """The versions of ONNX Runtime that take a model, and those that do it badly."""
     header, least = model.header, minimum_runtime(model.header)
     what = f"{least} or later takes it: opset {header.opset}, IR {header.ir_version}"
-    yield Finding(place="onnxruntime", severity="note", what=what, cure="")
+    yield LintFinding(place="onnxruntime", severity="note", what=what, cure="")
     yield from _other_domains(model, "onnxruntime")
     for bad in BAD_RUNTIMES:
         taken = bad.last[1] >= minor_of(least)
@@ -176,10 +176,10 @@ def of_runtimes(model: Candidate) -> Iterator[Finding]:
             yield _bad(model, "onnxruntime", bad, asked=False)
 
 
-def _bad(model: Candidate, place: str, bad: BadRuntime, *, asked: bool) -> Finding:
+def _bad(model: LintModel, place: str, bad: BadRuntime, *, asked: bool) -> LintFinding:
     """A bad runtime: an error where that very version is to run on Arm."""
     certain = asked and bad.on_arm and model.target == "arm64" and bad.last != OPEN
-    return Finding(
+    return LintFinding(
         place=place,
         severity="error" if certain else "warning",
         what=bad.what if asked else f"{bad.span()} {bad.what}",
