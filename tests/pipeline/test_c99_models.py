@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from c_cases import residual
+from c_toolchain import STRICT, answers, measure, missing
 from project import Project
 from small_models import rows_for
 
@@ -19,10 +20,9 @@ from pipeline.models.parts.graph import build_graph
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.recipes import parse
 from pipeline.records.ready import open_manifest, open_split
-from pipeline.targets.c99 import CModel, KnownBoard, boards, emit
-from pipeline.targets.c99.boards import BOARDS
-from pipeline.targets.c99.selftest import selftest
-from pipeline.targets.c99.toolchain import STRICT, answers, measure, missing
+from pipeline.targets.boards import BOARDS, KnownBoard, boards
+from pipeline.targets.c99 import CModel, emit
+from pipeline.targets.c99.emitting import selftest
 from serving.runtime.session import open_session
 from serving.runtime.settings import Level
 from serving.runtime.tensors import Array

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from c_cases import FLOATS, UINT8, WHOLE, Array, Case, conv, one, residual, steps
+from c_toolchain import SANITIZED, Machine, answers, missing
 from onnx import compose
 from small_models import product_net, recurrent_net, rows_for, table_net
 from small_onnx import FLOAT, model, node
@@ -16,7 +17,6 @@ from small_onnx import FLOAT, model, node
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.recipes import parse
 from pipeline.targets.c99 import emit
-from pipeline.targets.c99.toolchain import SANITIZED, Machine, answers, missing
 from serving.errors import ModelError
 from serving.runtime.session import open_session
 

@@ -39,8 +39,14 @@ from pipeline.targets.c99.kernels import (
     TailStep,
     Window,
 )
-from pipeline.targets.c99.products import convolution, matrix
-from pipeline.targets.c99.windows import as_planes, planes_of, whole_planes, window_of
+from pipeline.targets.c99.windows import (
+    as_planes,
+    convolution,
+    matrix,
+    planes_of,
+    whole_planes,
+    window_of,
+)
 from serving.runtime.tensors import Array
 
 WHOLE_TYPES: Mapping[np.dtype, Dtype] = {np.dtype(np.uint8): "uint8", np.dtype(np.int8): "int8"}
