@@ -1,6 +1,7 @@
 """Pieces of C: numbers, tables, index expressions, indented blocks, and steps on one value."""
 
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,22 @@ def number(value: float | np.floating) -> str:
     return f"{single!s}f"
 
 
+def c_string(text: str) -> str:
+    """A string literal, of ASCII alone."""
+    return '"' + "".join(_letter(byte) for byte in text.encode()) + '"'
+
+
+def _letter(byte: int) -> str:
+    """Three octal digits end by themselves; a question mark could begin a trigraph."""
+    plain_letter = 32 <= byte < 127 and chr(byte) not in '"\\?'
+    return chr(byte) if plain_letter else f"\\{byte:03o}"
+
+
+def plain(name: str) -> str:
+    """A name of the graph for a comment: whatever could end one or begin something is left out."""
+    return re.sub(r"[^\w./:, -]", "_", name, flags=re.ASCII)[:120]
+
+
 def table(name: str, values: Array, note: str) -> str:
     """A constant array, which stays in flash."""
     flat = values.ravel()
@@ -86,14 +103,12 @@ class Block:
         self.lines += [f"{'    ' * self._depth}{line}" for line in lines]
 
     def call(self, opening: str, arguments: Sequence[str]) -> None:
-        """A call, in two lines where one would be too long."""
-        whole = f"{opening}{', '.join(arguments)});"
-        if len(whole) + 4 * self._depth <= WIDTH:
-            self.add(whole)
-            return
-        middle = -(-len(arguments) // 2)
-        self.add(f"{opening}{', '.join(arguments[:middle])},")
-        self.add(f"{' ' * len(opening)}{', '.join(arguments[middle:])});")
+        """A call, in as many lines as it takes."""
+        room = max(WIDTH - 4 * self._depth - len(opening), 20)
+        whole = [argument.replace(" ", "~") for argument in arguments]
+        lines = textwrap.wrap(f"{', '.join(whole)});", room, break_long_words=False)
+        first, *others = [line.replace("~", " ") for line in lines]
+        self.add(f"{opening}{first}", *(f"{' ' * len(opening)}{line}" for line in others))
 
     @contextmanager
     def braces(self, opening: str) -> Iterator[None]:
@@ -153,9 +168,9 @@ class KernelNames:
 
 
 class Tail:
-    """Writes statements on one value, which is there as `v`, or as `q` where it is whole.
+    """Writes statements on one value, the variable `v`, or `q` where it is a whole number.
 
-    `i` is the place of the value in the answer.
+    `i` is the place of the value in the answer. What is stored at once gets no variable.
     """
 
     def __init__(self, block: Block, names: KernelNames, channel: tuple[str, int]) -> None:
@@ -164,22 +179,27 @@ class Tail:
         self.names = names
         self.channel = channel
         self.whole = False
+        self._expression = ""
         self._declared: set[str] = set()
 
     def value(self, expression: str) -> None:
         """Let the value be that of a C expression of floats."""
-        self._set("v", "float", expression)
-        self.whole = False
+        self.whole, self._expression = False, expression
 
     def number(self, expression: str) -> None:
         """Let it be that of an expression of integers."""
-        self._set("q", "int32_t", expression)
-        self.whole = True
+        self.whole, self._expression = True, expression
 
-    def _set(self, name: str, kind: str, expression: str) -> None:
-        declared = name in self._declared
-        self._declared.add(name)
-        self.block.add(f"{'' if declared else f'{kind} '}{name} = {expression};")
+    @property
+    def _variable(self) -> str:
+        """The variable that holds the value by now."""
+        if not self._expression.isidentifier():
+            name, kind = ("q", "int32_t") if self.whole else ("v", "float")
+            declared = name in self._declared
+            self._declared.add(name)
+            self.block.add(f"{'' if declared else f'{kind} '}{name} = {self._expression};")
+            self._expression = name
+        return self._expression
 
     def write(self, steps: Sequence[TailStep]) -> None:
         """Do the steps."""
@@ -188,24 +208,28 @@ class Tail:
                 case Clamp():
                     self._clamp(step)
                 case Curve(expression):
-                    self.value(expression)
+                    self.value(expression.format(v=self._variable))
                 case Arithmetic(sign, operand, swapped):
-                    other = self._operand(operand)
-                    self.value(f"{other} {sign} v" if swapped else f"v {sign} {other}")
+                    sides = self._variable, self._operand(operand)
+                    self.value(f" {sign} ".join(reversed(sides) if swapped else sides))
                 case Quantize(grid):
-                    self.number(rounded(in_steps("v", grid), step))
+                    self.number(rounded(in_steps(self._variable, grid), step))
                 case Dequantize(grid):
-                    self.value(value_of("q", grid))
+                    self.value(value_of(self._variable, grid))
 
     def _clamp(self, step: Clamp) -> None:
-        if step.low > -math.inf:
-            self.value(f"v > {number(step.low)} ? v : {number(step.low)}")
-        if step.high < math.inf:
-            self.value(f"v < {number(step.high)} ? v : {number(step.high)}")
+        for bound, sign in ((step.low, ">"), (step.high, "<")):
+            if math.isfinite(bound):
+                v = self._variable
+                self.value(f"{v} {sign} {number(bound)} ? {v} : {number(bound)}")
 
     def store(self, buffer: Buffer) -> None:
         """Write the value to its place."""
-        self.block.add(f"y[i] = {f'({ctype(buffer.dtype)})q' if self.whole else 'v'};")
+        if self.whole:  # a cast takes one operand, which a call or a variable is
+            calls = self._expression.startswith("rounded(")
+            self._expression = self._expression if calls else self._variable
+        cast = f"({ctype(buffer.dtype)})" if self.whole else ""
+        self.block.add(f"y[i] = {cast}{self._expression};", "i++;")
 
     def _operand(self, operand: float | Array | Source) -> str:
         if isinstance(operand, Source):
@@ -214,7 +238,8 @@ class Tail:
         if isinstance(operand, np.ndarray):
             variable, count = self.channel
             at = variable if operand.size == count else f"i % {operand.size}"
-            return f"{self.names.table('k', operand, 'constants')}[{at}]"
+            name = self.names.table("constants", operand, "Constants, by channel or by value.")
+            return f"{name}[{at}]"
         return number(operand)
 
 

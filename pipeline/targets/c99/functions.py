@@ -1,6 +1,6 @@
 """Each kernel as one C function of its own: literal sizes, plain loops, the tail on each value."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from pipeline.targets.c99.ctext import (
 from pipeline.targets.c99.kernels import (
     RANGES,
     Arithmetic,
+    Buffer,
     Clamp,
     Elementwise,
     Kernel,
@@ -32,6 +33,7 @@ from pipeline.targets.c99.kernels import (
     TailStep,
     Window,
 )
+from serving.runtime.tensors import Array
 
 INDICES = "defghjklmn"
 """The variables of nested loops over a reordered tensor."""
@@ -90,17 +92,21 @@ class Function:
 
     arguments: str
     """Of its declaration."""
-    names: KernelNames
-    lines: list[str]
-    helper: Sum | None
+    operands: Sequence[Buffer]
+    """What it is given between its source and its target."""
+    tables: Sequence[tuple[str, Array, str]]
+    """Its constants: name, values, comment."""
+    lines: Sequence[str]
+    helper: str
+    """The C function that adds up its products; "" without products."""
 
 
 def function_of(kernel: Kernel, prefix: str) -> Function:
     """Write a kernel; `prefix` begins the names of its constants."""
-    names, block, helper = KernelNames(prefix), Block(), None
+    names, block, helper = KernelNames(prefix), Block(), ""
     match kernel:
         case Linear():
-            helper = write_linear(kernel, names, block)
+            helper = write_linear(kernel, names, block).text
         case Pooling():
             _pooling(kernel, names, block)
         case Elementwise():
@@ -112,7 +118,7 @@ def function_of(kernel: Kernel, prefix: str) -> Function:
     read = zip(("x", *LETTERS), (kernel.source.buffer, *names.operands), strict=False)
     arguments = [f"const {ctype(buffer.dtype)} *{name}" for name, buffer in read]
     arguments.append(f"{ctype(kernel.target.dtype)} *y")
-    return Function(", ".join(arguments), names, block.lines, helper)
+    return Function(", ".join(arguments), names.operands, names.tables, block.lines, helper)
 
 
 def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
@@ -149,7 +155,6 @@ def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
             tail.value("found")
         tail.write(kernel.tail)
         tail.store(kernel.target)
-        block.add("i++;")
 
 
 def _first(kernel: Pooling) -> str:
@@ -199,13 +204,11 @@ def _elementwise(kernel: Elementwise, names: KernelNames, block: Block) -> None:
     operands = [step.operand for step in kernel.tail if isinstance(step, Arithmetic)]
     sizes = {one.size for one in operands if isinstance(one, np.ndarray)}
     by_channel = kernel.channels in sizes and size > kernel.channels > 1
+    block.add("int32_t i = 0;")
     with ExitStack() as loops:
+        loops.enter_context(block.braces(f"while (i < {size})"))
         if by_channel:
-            block.add("int32_t i = 0;")
-            loops.enter_context(block.braces(f"while (i < {size})"))
             loops.enter_context(block.loop("c", kernel.channels))
-        else:
-            loops.enter_context(block.braces(f"for (int32_t i = 0; i < {size}; i++)"))
         tail = Tail(block, names, ("c", kernel.channels) if by_channel else ("i", size))
         if source.buffer.dtype == "float":
             tail.value("x[i]")
@@ -215,8 +218,6 @@ def _elementwise(kernel: Elementwise, names: KernelNames, block: Block) -> None:
             tail.value(value_of("x[i]", source.grid))
         tail.write(kernel.tail)
         tail.store(kernel.target)
-        if by_channel:
-            block.add("i++;")
 
 
 def _softmax(kernel: Softmax, block: Block) -> None:
@@ -269,33 +270,36 @@ def write_linear(kernel: Linear, names: KernelNames, block: Block) -> Sum:
         else:
             sums.one(at, o)
         tail = Tail(block, names, (o, channels))
-        tail.write(_scaled(kernel, tail, o))
+        tail.write(_scaled(kernel, tail, o, "best" if pool else "sum"))
         tail.store(kernel.target)
-        block.add("i++;")
     return sums.helper
 
 
-def _scaled(kernel: Linear, tail: Tail, o: str) -> tuple[TailStep, ...]:
-    """Make a value of a sum; returns the steps of the tail that are left to do.
+def _scaled(kernel: Linear, tail: Tail, o: str, found: str) -> tuple[TailStep, ...]:
+    """Make a value of the sum `found`; returns the steps of the tail that are left to do.
 
-    A sum that is rounded at once is multiplied once, by its scale over that of the answer. That is
-    the same rounding as in the graph, of a value with a smaller error than a sum of floats has.
+    A sum that is rounded at once is multiplied once, by M = S1 S2 / S3, its scale over that of the
+    answer (Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-
+    Arithmetic-Only Inference", 2018, equation 5; here M is a float32, no fixed point). That is the
+    same rounding as in the graph, of a value with a smaller error than a sum of floats has.
     """
     steps, names = kernel.tail, tail.names
-    expression = "(float)sum" if kernel.whole else "sum"
+    expression = f"(float){found}" if kernel.whole else found
     clamp = steps[0] if steps and isinstance(steps[0], Clamp) else None
     rest = steps[1:] if clamp else steps
     if kernel.whole and kernel.shift is None and rest and isinstance(rest[0], Quantize):
         scale = np.ones(1) if kernel.scale is None else kernel.scale
         factors = (scale / float(rest[0].grid.scale)).astype(np.float32)
-        factor = names.each("m", factors, o, "a sum of 1 in steps of the answer")
+        factor = names.each("scale", factors, o, "What a sum of 1 is in steps of the answer.")
         tail.number(rounded(times_factor(expression, factor), rest[0], clamp))
         return rest[1:]
     if kernel.scale is not None:
-        factor = names.each("m", kernel.scale.astype(np.float32), o, "the value of a sum of 1")
+        factor = names.each(
+            "scale", kernel.scale.astype(np.float32), o, "What a sum of 1 stands for."
+        )
         expression = times_factor(expression, factor)
     if kernel.shift is not None:
-        expression += f" + {names.each('s', kernel.shift, o, 'bias')}"
+        expression += f" + {names.each('bias', kernel.shift, o, 'Bias.')}"
     tail.value(expression)
     return steps
 
@@ -316,7 +320,8 @@ class _Sums:
         kinds = kernel.source.buffer.dtype, str(kernel.weights.dtype)
         self.helper = Sum(*kinds, subtracts=kernel.zeros is not None)
         note = "".join(f"[{size}]" for size in kernel.weights.shape)
-        self.weights = names.table("w", kernel.weights, f"weights {note}")
+        note = f"Weights {note}: by output, row and column of the window, input."
+        self.weights = names.table("weights", kernel.weights, note)
         self.joined = kernel.groups == 1 and self.window.dilations[1] == 1
         """Whether a line of the window is one piece of the planes."""
 
@@ -332,7 +337,6 @@ class _Sums:
             self.bounds(column)
             self.one((row, column), o)
             block.add("best = sum > best ? sum : best;")
-        block.add(f"const {kind} sum = best;")
 
     def bounds(self, column: str) -> None:
         """The columns of the window that are within the planes."""
@@ -350,7 +354,7 @@ class _Sums:
         kernel, window, block = self.kernel, self.window, self.block
         start = "0" if self.helper.whole else "0.0f"
         if kernel.bias is not None:
-            start = self.names.each("b", kernel.bias, o, "bias, what the sums begin with")
+            start = self.names.each("bias", kernel.bias, o, "Bias, what the sums begin with.")
         block.add(f"{self.helper.kind} sum = {start};")
         if self._one_piece:
             channels = kernel.channels[0]
@@ -422,7 +426,9 @@ class _Sums:
         if kernel.source.buffer.dtype != "float":
             arguments.append(str(kernel.source.grid.zero if kernel.source.grid else 0))
         if kernel.zeros is not None:
-            arguments.append(self.names.each("z", kernel.zeros, o, "zero points of the weights"))
+            arguments.append(
+                self.names.each("zeros", kernel.zeros, o, "Zero points of the weights.")
+            )
         self.block.call(f"sum = {self.helper.name}(", [*arguments, "sum"])
 
 

@@ -77,7 +77,7 @@ class Arithmetic:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A function of one value, as a C expression of `v`."""
+    """A function of one value, as a C expression with `{v}` for it."""
 
     expression: str
     rising: bool
