@@ -24,11 +24,14 @@ from pipeline.config import layout, params
 from pipeline.proof.differences import decided_by
 from pipeline.proof.rows import rows_of_split
 from pipeline.targets.c99 import CModel, emit
-from pipeline.targets.c99.toolchain import answers, measure, missing
 from serving.errors import ModelError
 from serving.runtime.session import open_session
 from serving.runtime.settings import Level
 from serving.runtime.tensors import Array
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import c_toolchain
 
 ROWS, EMULATED = 1000, 20
 EXPERIMENTS = ("mnist-tiny", "cifar10-resnet8")
@@ -48,7 +51,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("experiment", nargs="*", default=EXPERIMENTS)
     given = arguments.parse_args()
-    if lacking := missing("host"):
+    if lacking := c_toolchain.missing("host"):
         sys.exit(f"{lacking} is not installed")
     show([line for name in given.experiment for line in of(name)], given.publish)
 
@@ -76,16 +79,16 @@ def decisions(
     what: str, content: bytes, program: CModel, rows: Array, folder: Path, level: Level
 ) -> Iterator[Line]:
     """The rows that C decides otherwise, here and on a Cortex-M4."""
-    found = by_name(content, answers(program, {program.inputs[0].name: rows}, folder))
+    found = by_name(content, c_toolchain.answers(program, {program.inputs[0].name: rows}, folder))
     against = {"none": "the graph unoptimised", "all": "all optimizations"}[level]
     other: Level = "all" if level == "none" else "none"
     wanted, others = runtime(content, rows, level), runtime(content, rows, other)
     yield compared(f"{what}, {against}", wanted, found, tie(wanted, others))
-    if lacking := missing("cortex-m4"):
+    if lacking := c_toolchain.missing("cortex-m4"):
         yield Line(f"{what}, Cortex-M4 emulated", f"skipped: no {lacking}", "0 real flips", None)
         return
     few = {program.inputs[0].name: rows[:EMULATED]}
-    there = by_name(content, answers(program, few, folder, machine="cortex-m4"))
+    there = by_name(content, c_toolchain.answers(program, few, folder, machine="cortex-m4"))
     here = {name: values[:EMULATED] for name, values in found.items()}
     yield compared(f"{what}, Cortex-M4 emulated, this processor's C", here, there, 0.0)
 
@@ -126,10 +129,10 @@ def compared(what: str, wanted: Answers, found: Answers, near: float) -> Line:
 
 def room(what: str, program: CModel, folder: Path, aim: tuple[int, int] | None) -> Iterator[Line]:
     """Flash and RAM on a Cortex-M4F."""
-    if lacking := missing("cortex-m4"):
+    if lacking := c_toolchain.missing("cortex-m4"):
         yield Line(f"{what}, flash and RAM", f"skipped: no {lacking}", "", None)
         return
-    found = measure(program, folder)
+    found = c_toolchain.measure(program, folder)
     stack = found.stack_bytes or 0
     flash, ram = found.flash_bytes, found.arena_bytes + stack
     limits = [f"{one} KiB" for one in aim] if aim else ["", ""]

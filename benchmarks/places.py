@@ -277,7 +277,7 @@ def in_browser(one: Case) -> Iterator[PlaceReport]:
 
 def in_c(one: Case) -> Iterator[PlaceReport]:
     """The C program of a model: on this processor, and on an emulated Cortex-M4."""
-    from pipeline.targets.c99 import emit, toolchain
+    from microcontroller import c_toolchain, emit
 
     try:
         program = emit(onnx.load_model_from_string(one.bundle.model), one.bundle.manifest.name)
@@ -288,15 +288,15 @@ def in_c(one: Case) -> Iterator[PlaceReport]:
         (HOST_C, "host", ROWS),
         (CORTEX_M4, "cortex-m4", ROWS_OF_M4),
     ):
-        if lacking := toolchain.missing(machine):
+        if lacking := c_toolchain.missing(machine):
             raise PlaceError(f"no {lacking} here")
         few = replace(one, rows=one.rows[:count])
         wanted = few.answers(level, batch=1)
         with tempfile.TemporaryDirectory() as folder:
             rows = {program.inputs[0].name: few.rows}
-            found = toolchain.answers(program, rows, Path(folder), machine=machine)
-            flash = toolchain.measure(program, Path(folder)).flash_bytes
-        emulated = {"machine": f"mps2-an386, {version_of(toolchain.EMULATOR)}"}
+            found = c_toolchain.answers(program, rows, Path(folder), machine=machine)
+            flash = c_toolchain.measure(program, Path(folder)).flash_bytes
+        emulated = {"machine": f"mps2-an386, {version_of(c_toolchain.EMULATOR)}"}
         facts = {"runtime": "C99", "bytes": flash} | (emulated if place == CORTEX_M4 else {})
         yield few.report(place, "c", wanted, found, **facts)
 

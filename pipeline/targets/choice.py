@@ -13,7 +13,8 @@ import onnx
 from pipeline.config.experiment import BundleConfig, TargetBudget
 from pipeline.errors import TargetError
 from pipeline.records.benchmark import BenchmarkReport, Gain, gains_over_fp32
-from pipeline.targets.c99 import boards, emit
+from pipeline.targets.boards import boards
+from pipeline.targets.c99 import emit
 from serving.bundles import Target
 from serving.errors import ModelError
 

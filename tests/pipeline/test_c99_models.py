@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from c_cases import residual
+from c_toolchain import STRICT, answers, measure, missing
 from project import Project
 from small_models import rows_for
 
@@ -19,10 +20,9 @@ from pipeline.models.parts.graph import build_graph
 from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.recipes import parse
 from pipeline.records.ready import open_manifest, open_split
-from pipeline.targets.c99 import CModel, KnownBoard, boards, emit
-from pipeline.targets.c99.boards import BOARDS
-from pipeline.targets.c99.selftest import selftest
-from pipeline.targets.c99.toolchain import STRICT, answers, measure, missing
+from pipeline.targets.boards import BOARDS, KnownBoard, boards
+from pipeline.targets.c99 import CModel, emit
+from pipeline.targets.c99.emitting import selftest
 from serving.runtime.session import open_session
 from serving.runtime.settings import Level
 from serving.runtime.tensors import Array
@@ -73,24 +73,29 @@ def contents(exported: Project, params: Params) -> Mapping[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["fp32", "int8", "branched-fp32", "branched-int8"])
-def test_a_network_decides_alike_as_c(
+def test_a_network_decides_alike_as_c_in_the_room_that_was_told(
     contents: Mapping[str, bytes], exported: Project, name: str, tmp_path: Path
 ) -> None:
     if lacking := missing("host"):
         pytest.skip(f"no {lacking} here")
     content, rows = contents[name], rows_of(exported.data)
     program = emit(onnx.load_model_from_string(content), name)
-    found = answers(program, {"images": rows}, tmp_path / "host")
+    found = answers(program, {"images": rows}, tmp_path)
     level: Level = "none" if name.endswith("int8") else "all"
     assert len(rows) == ROWS
     assert real_flips(content, found["logits"], rows, level) == 0
     if lacking := missing("cortex-m4"):
         pytest.skip(f"no {lacking} here")
     few = {"images": rows[:EMULATED]}
-    emulated = answers(program, few, tmp_path / "board", machine="cortex-m4")
+    emulated = answers(program, few, tmp_path, machine="cortex-m4")
     for output, values in emulated.items():
         np.testing.assert_allclose(values, found[output][:EMULATED], rtol=1e-5, atol=1e-5)
     assert (emulated["logits"].argmax(1) == found["logits"][:EMULATED].argmax(1)).all()
+    room = measure(program, tmp_path)
+    assert room.arena_bytes == program.arena_bytes
+    assert program.flash_bytes == pytest.approx(room.flash_bytes, rel=0.1)
+    assert room.stack_bytes
+    assert 0 <= program.ram_bytes - room.arena_bytes - room.stack_bytes < 200
 
 
 SECOND = """#include <stdint.h>
@@ -134,20 +139,6 @@ def test_a_generator_of_others_gives_the_same_answers(
     np.testing.assert_allclose(found, second, rtol=1e-5, atol=1e-5)
 
 
-def test_the_room_of_a_program_is_known_before_it_is_compiled(
-    contents: Mapping[str, bytes], tmp_path: Path
-) -> None:
-    if lacking := missing("cortex-m4"):
-        pytest.skip(f"no {lacking} here")
-    for name, content in contents.items():
-        program = emit(onnx.load_model_from_string(content), name)
-        found = measure(program, tmp_path / name)
-        assert found.arena_bytes == program.arena_bytes
-        assert program.flash_bytes == pytest.approx(found.flash_bytes, rel=0.1)
-        assert found.stack_bytes
-        assert 0 <= program.ram_bytes - found.arena_bytes - found.stack_bytes < 200
-
-
 def test_whole_numbers_take_a_quarter_of_the_memory(contents: Mapping[str, bytes]) -> None:
     made = {name: emit(onnx.load_model_from_string(one), name) for name, one in contents.items()}
     for before, after in (("fp32", "int8"), ("branched-fp32", "branched-int8")):
@@ -155,7 +146,7 @@ def test_whole_numbers_take_a_quarter_of_the_memory(contents: Mapping[str, bytes
         assert made[after].constant_bytes * 3 < made[before].constant_bytes
     # Nothing between two layers of whole numbers is a float: the one array is of bytes.
     assert "static uint8_t arena" in made["int8"].source
-    assert "float *y" not in made["int8"].source.split("/* 3.")[0].split("/* 1.")[1]
+    assert "float *y" not in made["int8"].source.split("/* Step 3:")[0].split("/* Step 1:")[1]
 
 
 def test_a_program_is_the_same_bytes_each_time(contents: Mapping[str, bytes]) -> None:

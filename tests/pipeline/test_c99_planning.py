@@ -7,10 +7,20 @@ from c_cases import residual, steps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.targets.c99.fusing import fused
-from pipeline.targets.c99.kernels import Buffer, Elementwise, Kernel, Linear, Source
+from pipeline.targets.c99.kernels import (
+    ALIGNMENT,
+    Buffer,
+    Elementwise,
+    Kernel,
+    Life,
+    Linear,
+    Source,
+    fused,
+    overwritable,
+    place,
+    plan,
+)
 from pipeline.targets.c99.operators import read_graph
-from pipeline.targets.c99.planning import ALIGNMENT, Life, overwritable, place, plan
 
 SIZES = st.integers(1, 5000)
 LENIENT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

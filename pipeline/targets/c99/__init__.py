@@ -1,7 +1,10 @@
-"""A model as C99 for microcontrollers: `emit` writes it, `parts` adds it to a bundle."""
+"""A model as C99 for microcontrollers: `emit` writes it, `parts` adds it to a bundle.
 
-from pipeline.targets.c99.boards import KnownBoard, boards
-from pipeline.targets.c99.emitting import CModel, emit
-from pipeline.targets.c99.selftest import parts
+A small compiler. `operators` and `windows` make kernels of the nodes of a `graph`; `kernels` joins
+them and plans their memory; `functions` writes each as C out of the pieces in `ctext`; `emitting`
+makes the files of them.
+"""
 
-__all__ = ["CModel", "KnownBoard", "boards", "emit", "parts"]
+from pipeline.targets.c99.emitting import CModel, emit, parts
+
+__all__ = ["CModel", "emit", "parts"]

@@ -1,20 +1,28 @@
-"""The C program of a model: one header, one source, no memory but what is declared in them."""
+"""The files of a model in C: `model.h`, `model.c`, and `selftest.c` with the golden rows.
+
+    cc -std=c99 model.c selftest.c -lm -o selftest && ./selftest
+
+The self-test runs anywhere. It prints what fails, and exits with 1 then.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import onnx
 
 from pipeline.exporting.onnxmodel import METADATA, metadata
-from pipeline.targets.c99.ctext import ctype, table
-from pipeline.targets.c99.fusing import fused
-from pipeline.targets.c99.graph import plain
-from pipeline.targets.c99.kernels import Buffer, Elementwise, Kernel, Linear, Pooling
+from pipeline.targets.c99.ctext import c_string, ctype, number, plain, table
+from pipeline.targets.c99.functions import Function, function_of
+from pipeline.targets.c99.kernels import Buffer, Elementwise, Kernel, Linear, Pooling, fused, plan
 from pipeline.targets.c99.operators import read_graph
-from pipeline.targets.c99.planning import plan
-from pipeline.targets.c99.statements import Function, function_of
+from serving.bundles.bundle import GOLDEN, MODEL, BundleManifest
+from serving.bundles.golden import INPUT, load_golden
+from serving.files import sha256_of_bytes
+from serving.runtime.tensors import Array
 
 ROUNDED = """/* The whole number nearest to a value in steps, ties to even ones, within bounds. */
 static int32_t rounded(float steps, float zero, float low, float high)
@@ -23,8 +31,9 @@ static int32_t rounded(float steps, float zero, float low, float high)
     return (int32_t)(r > low ? (r < high ? r : high) : low);
 }
 """
-EXPONENTIAL = """/* e to the power of x, within two roundings (Moshier, Cephes, expf). That of a
- * C library may have an errno, which takes more memory than many a model. */
+EXPONENTIAL = """/* e to the power of x, within two roundings (Moshier, Cephes, expf): 2^n times e^r
+ * for x = n ln 2 + r. That of a C library may set errno, which takes more memory than many a
+ * model. */
 static float exponential(float x)
 {
     if (!(x > -87.0f)) {
@@ -50,6 +59,10 @@ NOTES = """ *
  * Planes lie with the channels last: [height][width][channels]. Sums of whole numbers are exact;
  * for the very same roundings everywhere, compile floats without contraction (-std=c99, or
  * -ffp-contract=off) and without -ffast-math.
+ *
+ * In each step x is what it reads (a, b, ... what it reads besides), y what it writes, and i the
+ * place in y, of row oy, column ox and channel o. iy and ix are the row and column that are read,
+ * ky and kx those of the window over them, py and px those of the pooling.
  */"""
 SHARED = {"rounded": ROUNDED, "exponential": EXPONENTIAL}
 """What kernels may call, by its name."""
@@ -59,139 +72,68 @@ CALLED_BYTES = {"rounded": 200, "exponential": 300, "tanhf": 2000}
 """Code of a function with what it takes of newlib, for a Cortex-M4F."""
 STACK_BYTES = 200
 """Of the deepest call: 84 to 172 were measured."""
+HEADER, SOURCE, SELFTEST = "model.h", "model.c", "selftest.c"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CModel:
-    """A model as C99."""
+    """A model as C99; its texts are written when they are asked for, its room is known before."""
 
     name: str
     """What its C names begin with."""
     title: str
     """The model and the sha256 of its file, for comments."""
-    header: str
-    """model.h."""
-    source: str
-    """model.c."""
+    labels: Sequence[str]
     inputs: tuple[Buffer, ...]
     outputs: tuple[Buffer, ...]
+    kernels: Sequence[Kernel]
+    functions: Sequence[Function]
+    """One for each kernel."""
+    offsets: Mapping[Buffer, int]
+    """Bytes from the start of the arena."""
     arena_bytes: int
     """The static memory that all steps share."""
-    constant_bytes: int
-    """Weights, biases and scales."""
-    flash_bytes: int
-    """Constants, code and what it takes of libm on a Cortex-M4F, the last two an estimate."""
-    ram_bytes: int
-    """Arena and stack, the latter an estimate; rows and answers are the caller's."""
-
-
-def emit(model: onnx.ModelProto, name: str, *, sha256: str = "") -> CModel:
-    """Write a model as C99, the same bytes whenever and wherever it is done.
-
-    The function takes one row, uint8 [H][W][C] or float32, and gives each output of the graph.
-    `sha256` is that of the file; without it, that of the model as ferry saves it. Raises ModelError
-    for a model with an operator, a dtype or a shape that C has not, by the node's name.
-    """
-    program = read_graph(model)
-    kernels = fused(program.kernels)
-    digest = sha256 or hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    title = f"{plain(name)}, written by ferry for the ONNX file with the sha256\n * {digest}"
-    writer = _Writer(c_name(name), title, program.inputs, program.outputs, kernels)
-    constants = writer.constant_bytes
-    return CModel(
-        name=writer.name,
-        title=title,
-        header=writer.header(_labels(model)),
-        source=writer.source(),
-        inputs=tuple(program.inputs),
-        outputs=tuple(program.outputs),
-        arena_bytes=writer.arena,
-        constant_bytes=constants,
-        flash_bytes=constants + writer.code_bytes,
-        ram_bytes=writer.arena + STACK_BYTES,
-    )
-
-
-def c_name(name: str) -> str:
-    """What the C names of a model begin with."""
-    made = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
-    return made if made[:1].isalpha() else f"model_{made}"
-
-
-def _labels(model: onnx.ModelProto) -> list[str]:
-    found = json.loads(metadata(model).get(f"{METADATA}labels", "[]"))
-    return [str(label) for label in found]
-
-
-def c_string(text: str) -> str:
-    """A string literal, of ASCII alone."""
-    return '"' + "".join(_letter(byte) for byte in text.encode()) + '"'
-
-
-def _letter(byte: int) -> str:
-    """Three octal digits end by themselves; a question mark could begin a trigraph."""
-    plain_letter = 32 <= byte < 127 and chr(byte) not in '"\\?'
-    return chr(byte) if plain_letter else f"\\{byte:03o}"
-
-
-class _Writer:
-    """The texts of one program."""
-
-    def __init__(
-        self,
-        name: str,
-        title: str,
-        inputs: Sequence[Buffer],
-        outputs: Sequence[Buffer],
-        kernels: Sequence[Kernel],
-    ) -> None:
-        self.name = name
-        self.title = title
-        self.inputs = inputs
-        self.outputs = outputs
-        self.kernels = kernels
-        self.offsets, self.arena = plan(kernels)
-        self.functions = [function_of(kernel, f"s{at}") for at, kernel in enumerate(kernels, 1)]
-        self.floats = any(buffer.dtype == "float" for buffer in self.offsets)
 
     @property
     def constant_bytes(self) -> int:
-        """Of all tables."""
-        return sum(
-            int(values.nbytes) for one in self.functions for _, values, _ in one.names.tables
-        )
+        """Weights, biases and scales."""
+        return sum(int(values.nbytes) for one in self.functions for _, values, _ in one.tables)
 
     @property
-    def code_bytes(self) -> int:
-        """Of functions and what they call, an estimate by their lines."""
-        lines = [line.strip() for one in self.functions for line in one.lines]
-        computing = sum(line != "}" for line in lines)
-        return computing * LINE_BYTES + sum(
-            size for name, size in CALLED_BYTES.items() if self._calls(name)
-        )
+    def flash_bytes(self) -> int:
+        """Constants, code and what it takes of libm on a Cortex-M4F, the last two an estimate."""
+        computing = sum(line[-1:] in ";{" for one in self.functions for line in one.lines)
+        called = sum(size for name, size in CALLED_BYTES.items() if self._calls(name))
+        return self.constant_bytes + computing * LINE_BYTES + called
+
+    @property
+    def ram_bytes(self) -> int:
+        """Arena and stack, the latter an estimate; rows and answers are the caller's."""
+        return self.arena_bytes + STACK_BYTES
 
     def _calls(self, name: str) -> bool:
-        """Whether the program calls a C function."""
         return any(f"{name}(" in line for one in self.functions for line in one.lines)
 
-    def header(self, labels: Sequence[str]) -> str:
-        """What a caller includes."""
-        upper = self.name.upper()
-        values = (*self.inputs, *self.outputs)
-        described = [
+    @cached_property
+    def header(self) -> str:
+        """model.h, what a caller includes."""
+        upper, values = self.name.upper(), (*self.inputs, *self.outputs)
+        described = "\n".join(
             f" *   {one.place:<7}{one.name}: {ctype(one.dtype)} {_axes(one.shape)}"
             for one in values
+        )
+        sizes = [
+            f"#define {upper}_{one.name.upper()}_SIZE {one.size} /* values */" for one in values
         ]
-        sizes = [f"#define {upper}_{one.name.upper()} {one.size} /* values */" for one in values]
-        if labels:
-            texts = ", ".join(c_string(label) for label in labels)
-            sizes.append(f"#define {upper}_LABELS {{{texts}}}")
+        if self.labels:
+            texts = ", \\\n    ".join(c_string(label) for label in self.labels)
+            sizes.append(f"#define {upper}_LABELS {{ \\\n    {texts}}}")
         return f"""/* {self.title}
  *
-{chr(10).join(described)}
+{described}
  *
- * One call answers one row. It works in {self.arena:,} bytes of its own, so that only one call may
- * run at a time. Weights are constants, which a linker puts into flash.
+ * One call answers one row. It works in {self.arena_bytes:,} bytes of static memory, so that only
+ * one call may run at a time. Weights are constants, which a linker puts into flash.
  */
 #ifndef FERRY_{upper}_H
 #define FERRY_{upper}_H
@@ -220,37 +162,42 @@ void {self.name}_run({self._arguments});
         written = [f"{ctype(one.dtype)} *{one.name}" for one in self.outputs]
         return ", ".join([*read, *written])
 
+    @cached_property
     def source(self) -> str:
-        """What is compiled."""
+        """model.c, what is compiled."""
         parts = [f'/* {self.title}\n{NOTES}\n#include <math.h>\n\n#include "model.h"\n']
-        if self.arena:
-            kind, count = ("float", self.arena // 4) if self.floats else ("uint8_t", self.arena)
-            note = f"/* {self.arena:,} bytes, for what the steps hand on. */"
-            parts.append(f"{note}\nstatic {kind} arena[{count}];\n")
+        if self.arena_bytes:
+            size, kind = self.arena_bytes, "uint8_t"
+            if self._aligned:
+                size, kind = size // 4, "float"
+            note = f"/* {self.arena_bytes:,} bytes, for what the steps hand on. */"
+            parts.append(f"{note}\nstatic {kind} arena[{size}];\n")
         parts += [text for name, text in SHARED.items() if self._calls(name)]
-        parts += dict.fromkeys(one.helper.text for one in self.functions if one.helper)
-        for at, (kernel, function) in enumerate(self._both, 1):
-            parts += [table(*one) for one in function.names.tables]
-            head = f"static void s{at}({function.arguments})"
-            lines = "\n".join(function.lines)
-            parts.append(f"/* {at}. {_described(kernel)} */\n{head}\n{{\n{lines}\n}}\n")
+        parts += dict.fromkeys(one.helper for one in self.functions if one.helper)
+        for at, (kernel, function) in enumerate(self._steps, 1):
+            parts += [table(*one) for one in function.tables]
+            head = f"static void step{at}({function.arguments})"
+            body = "\n".join(function.lines)
+            parts.append(f"/* Step {at}: {_described(kernel)} */\n{head}\n{{\n{body}\n}}\n")
         return "\n".join([*parts, self._run])
 
     @property
-    def _both(self) -> Iterable[tuple[Kernel, Function]]:
+    def _aligned(self) -> bool:
+        """Whether the arena holds floats, which its type then aligns."""
+        return any(buffer.dtype == "float" for buffer in self.offsets)
+
+    @property
+    def _steps(self) -> Iterator[tuple[Kernel, Function]]:
         return zip(self.kernels, self.functions, strict=True)
 
     @property
     def _run(self) -> str:
-        calls = [
-            f"    s{at}({', '.join(map(self._place, self._passed(kernel, function)))});"
-            for at, (kernel, function) in enumerate(self._both, 1)
-        ]
-        body = "\n".join(calls)
-        return f"void {self.name}_run({self._arguments})\n{{\n{body}\n}}\n"
-
-    def _passed(self, kernel: Kernel, function: Function) -> list[Buffer]:
-        return [kernel.source.buffer, *function.names.operands, kernel.target]
+        calls = []
+        for at, (kernel, function) in enumerate(self._steps, 1):
+            passed = (kernel.source.buffer, *function.operands, kernel.target)
+            calls.append(f"    step{at}({', '.join(map(self._place, passed))});")
+        head = f"void {self.name}_run({self._arguments})"
+        return "\n".join([head, "{", *calls, "}", ""])
 
     def _place(self, buffer: Buffer) -> str:
         """A buffer as an argument."""
@@ -259,9 +206,40 @@ void {self.name}_run({self._arguments});
         offset, base = self.offsets[buffer], "arena"
         if buffer.dtype == "float":
             offset //= 4
-        elif self.floats or buffer.dtype != "uint8":
+        elif self._aligned or buffer.dtype != "uint8":
             base = f"({ctype(buffer.dtype)} *)arena"
         return f"{base} + {offset}" if offset else base
+
+
+def emit(model: onnx.ModelProto, name: str, *, sha256: str = "") -> CModel:
+    """Write a model as C99, the same bytes whenever and wherever it is done.
+
+    The function takes one row, uint8 [H][W][C] or float32, and gives each output of the graph.
+    `sha256` is that of the file; without it, that of the model as ferry saves it. Raises ModelError
+    for a model with an operator, a dtype or a shape that C has not, by the node's name.
+    """
+    program = read_graph(model)
+    kernels = fused(program.kernels)
+    offsets, arena_bytes = plan(kernels)
+    digest = sha256 or hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    labels = json.loads(metadata(model).get(f"{METADATA}labels", "[]"))
+    return CModel(
+        name=c_name(name),
+        title=f"{plain(name)}, written by ferry for the ONNX file with the sha256\n * {digest}",
+        labels=[str(label) for label in labels],
+        inputs=tuple(program.inputs),
+        outputs=tuple(program.outputs),
+        kernels=kernels,
+        functions=[function_of(kernel, f"step{at}") for at, kernel in enumerate(kernels, 1)],
+        offsets=offsets,
+        arena_bytes=arena_bytes,
+    )
+
+
+def c_name(name: str) -> str:
+    """What the C names of a model begin with."""
+    made = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in name)
+    return made if made[:1].isalpha() else f"model_{made}"
 
 
 def _described(kernel: Kernel) -> str:
@@ -285,3 +263,154 @@ def _shape(size: tuple[int, int], channels: int) -> str:
 
 def _axes(shape: Sequence[int]) -> str:
     return "".join(f"[{axis}]" for axis in shape) or "[1]"
+
+
+WIDTH = 32
+"""Numbers a line."""
+TEXT = """/* Golden rows of {title}
+ *
+ *   cc -std=c99 model.c selftest.c -lm -o selftest && ./selftest
+ *
+ * Exit status 0 where each row is decided as it must be, and no answer is further off than the
+ * limit. -DROWS=8 leaves rows out, for a board with little flash.
+ */
+#include <math.h>
+#include <stdio.h>
+
+#include "model.h"
+
+#ifndef ROWS
+#define ROWS {count}
+#endif
+
+static const float limit = {limit};
+
+static const {kind} rows[][{size}] = {{
+{rows}
+}};
+
+{wanted}
+/* How far answers are from what they must be, or other answers were if that is more. */
+static float apart(const float *found, const float *wanted, int size, float worst)
+{{
+    for (int i = 0; i < size; i++) {{
+        const float off = fabsf(found[i] - wanted[i]);
+        worst = isnan(off) ? INFINITY : off > worst ? off : worst;
+    }}
+    return worst;
+}}
+
+static int largest(const float *values, int size)
+{{
+    int at = 0;
+    for (int i = 1; i < size; i++) {{
+        at = values[i] > values[at] ? i : at;
+    }}
+    return at;
+}}
+
+int main(void)
+{{
+    int failed = 0;
+    float worst = 0.0f;
+    for (int row = 0; row < ROWS; row++) {{
+        {call}
+        float off = 0.0f;
+{checks}
+        if (off > limit) {{
+            printf("row %d: %g off, the limit is %g\\n", row, (double)off, (double)limit);
+        }}
+        worst = off > worst ? off : worst;
+        failed += off > limit || decided != expected;
+    }}
+    printf("%d of %d golden rows pass, the largest difference is %g\\n", ROWS - failed, ROWS,
+           (double)worst);
+    return failed > 0;
+}}
+"""
+
+
+def parts(manifest: BundleManifest, files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """`model.h`, `model.c` and `selftest.c` of a bundle's model and golden rows.
+
+    Raises ModelError for a model that C cannot compute, by the operator's name.
+    """
+    model = onnx.load_model_from_string(files[MODEL])
+    program = emit(model, manifest.name, sha256=sha256_of_bytes(files[MODEL]))
+    golden = load_golden(files[GOLDEN])
+    names = [output.name for output in model.graph.output]
+    scores = manifest.classes.scores.name if manifest.classes.scores else ""
+    test = selftest(
+        program,
+        golden[INPUT],
+        {one: golden[name] for name, one in zip(names, program.outputs, strict=True)},
+        limit=manifest.golden.max_abs_diff,
+        scores=next((at for at, name in enumerate(names) if name == scores), None),
+    )
+    texts = {HEADER: program.header, SOURCE: program.source, SELFTEST: test}
+    return {name: text.encode("ascii") for name, text in texts.items()}
+
+
+def selftest(
+    program: CModel,
+    rows: Array,
+    wanted: Mapping[Buffer, Array],
+    *,
+    limit: float,
+    scores: int | None,
+) -> str:
+    """The C of a test of golden rows, [rows, ...] of the input's dtype, with their answers.
+
+    `limit` is the largest difference that an answer may show, `scores` the number of the output
+    whose largest value tells the class; None where there are no classes.
+    """
+    (source,) = program.inputs
+    outputs = program.outputs
+    call = f"{program.name}_run(rows[row], {', '.join(f'found_{one.name}' for one in outputs)});"
+    checks = [
+        f"        off = apart(found_{one.name}, wanted_{one.name}[row], {one.size}, off);"
+        for one in outputs
+    ]
+    checks += ["        int decided = 0, expected = 0;", *_decision(outputs, scores)]
+    return TEXT.format(
+        title=program.title,
+        count=len(rows),
+        limit=number(np.nextafter(np.float32(limit), np.float32(np.inf))),
+        kind=ctype(source.dtype),
+        size=source.size,
+        rows="\n".join(_rows(rows)),
+        wanted="\n".join(_wanted(one, values) for one, values in wanted.items()),
+        call=call,
+        checks="\n".join(checks),
+    )
+
+
+def _decision(outputs: tuple[Buffer, ...], scores: int | None) -> Iterator[str]:
+    if scores is None:
+        return
+    one = outputs[scores]
+    yield f"        decided = largest(found_{one.name}, {one.size});"
+    yield f"        expected = largest(wanted_{one.name}[row], {one.size});"
+    yield "        if (decided != expected) {"
+    yield '            printf("row %d: class %d, not %d\\n", row, decided, expected);'
+    yield "        }"
+
+
+def _rows(rows: Array) -> Iterator[str]:
+    """Each row, which is left out where the test is compiled with fewer."""
+    for at, row in enumerate(rows.reshape(len(rows), -1)):
+        lines = ",\n     ".join(_lines(row))
+        yield f"#if ROWS > {at}\n    {{{lines}}},\n#endif"
+
+
+def _wanted(buffer: Buffer, values: Array) -> str:
+    flat = values.reshape(len(values), -1).astype(np.float32)
+    rows = ",\n".join(f"    {{{', '.join(_lines(row))}}}" for row in flat)
+    found = f"static float found_{buffer.name}[{buffer.size}];\n"
+    return f"{found}static const float wanted_{buffer.name}[][{buffer.size}] = {{\n{rows},\n}};\n"
+
+
+def _lines(row: Array) -> Iterator[str]:
+    texts = [number(one) if row.dtype.kind == "f" else str(one) for one in row]
+    for start in range(0, len(texts), WIDTH):
+        yield ",".join(texts[start : start + WIDTH])

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from pipeline.targets.c99.ctext import plain
 from pipeline.targets.c99.kernels import (
     RANGES,
     Buffer,
@@ -39,18 +40,18 @@ CURES: Mapping[str, str] = {
     **dict.fromkeys(("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"), STATIC),
     **dict.fromkeys(("DynamicQuantizeLSTM", "MatMulNBits", "QLinearConv", "QGemm"), STATIC),
 }
-KEYWORDS = frozenset(
-    {
-        *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else"),
-        *("enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register"),
-        *("restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch"),
-        *("typedef", "union", "unsigned", "void", "volatile", "while", "arena", "rounded"),
-        *("bool", "class", "delete", "new", "private", "public", "template", "this", "true"),
-        *("linux", "unix"),
-    }
-)
-"""Names that an argument cannot have: of C, of the program itself, of C++, which may include the
-header, and what GNU's dialects define."""
+RESERVED = """
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char char8_t class co_await
+co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype
+default delete do double dynamic_cast else enum explicit export extern false float for friend goto
+if inline int long mutable namespace new noexcept not not_eq nullptr operator or or_eq private
+protected public register reinterpret_cast requires restrict return short signed sizeof static
+static_assert static_cast struct switch template this thread_local throw true try typedef typeid
+typename typeof typeof_unqual union unsigned using virtual void volatile while xor xor_eq
+arena i386 linux unix
+"""
+"""Names that an argument cannot have: words of C, to C23, and of C++, which may include the header;
+what the program itself uses there; and what GNU's dialects define."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class Program:
         self.values: dict[str, View | Known] = {}
         self.inputs: list[Buffer] = []
         self.outputs: list[Buffer] = []
-        self.taken = {"LABELS"}
+        self.taken: set[str] = set()
 
     def constant(self, node: Node, position: int, role: str) -> Known | None:
         """The constant that a node reads there; None where it reads nothing."""
@@ -201,8 +202,9 @@ class Program:
     def identifier(self, name: str) -> str:
         """A C name that is not taken yet, in small or in capital letters."""
         wanted = re.sub(r"\W", "_", name, flags=re.ASCII)
-        if wanted in KEYWORDS or wanted == wanted.upper() or re.match(r"_|\d|s\d+$", wanted):
-            wanted = f"v_{wanted}"  # macros are in capitals, functions are s1, s2, ...
+        taken = wanted in RESERVED.split() or wanted == wanted.upper()
+        if taken or re.match(r"_|\d|step\d+$|\w+_t$", wanted):
+            wanted = f"v_{wanted}"  # macros are in capitals, types end in _t
         found, number = wanted, 2
         while found.upper() in self.taken:
             found, number = f"{wanted}_{number}", number + 1
@@ -292,11 +294,6 @@ def clipped(values: Array, dtype: Dtype) -> bool:
     """Whether all values fit into a dtype."""
     low, high = RANGES[dtype]
     return bool(values.min(initial=0) >= low and values.max(initial=0) <= high)
-
-
-def plain(name: str) -> str:
-    """A name of the graph for a comment: whatever could end one or begin something is left out."""
-    return re.sub(r"[^\w./:, -]", "_", name, flags=re.ASCII)[:120]
 
 
 def every_node(model: onnx.ModelProto) -> Iterator[Node]:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from pipeline.targets.c99.ctext import number
 from pipeline.targets.c99.graph import (
     CURES,
     DTYPES,
@@ -39,8 +40,14 @@ from pipeline.targets.c99.kernels import (
     TailStep,
     Window,
 )
-from pipeline.targets.c99.products import convolution, matrix
-from pipeline.targets.c99.windows import as_planes, planes_of, whole_planes, window_of
+from pipeline.targets.c99.windows import (
+    as_planes,
+    convolution,
+    matrix,
+    planes_of,
+    whole_planes,
+    window_of,
+)
 from serving.runtime.tensors import Array
 
 WHOLE_TYPES: Mapping[np.dtype, Dtype] = {np.dtype(np.uint8): "uint8", np.dtype(np.int8): "int8"}
@@ -198,7 +205,7 @@ def _clip(program: Program, node: Node) -> TailStep:
 
 def _leaky(_program: Program, node: Node) -> TailStep:
     slope = np.float32(node.get("alpha", 0.01))
-    return Curve(f"v < 0.0f ? v * {slope!s}f : v", rising=bool(slope >= 0))
+    return Curve(f"{{v}} < 0.0f ? {{v}} * {number(slope)} : {{v}}", rising=bool(slope >= 0))
 
 
 def _arithmetic(sign: Literal["+", "-", "*", "/"]) -> Callable[[Program, Node], View | Known]:
@@ -349,20 +356,20 @@ OPERATORS: Mapping[str, Callable[[Program, Node], View | Known]] = {
     "MatMul": matrix,
     "MaxPool": _largest,
     "Mul": _arithmetic("*"),
-    "Neg": _stepwise(lambda _program, _node: Curve("-v", rising=False)),
+    "Neg": _stepwise(lambda _program, _node: Curve("-{v}", rising=False)),
     "QuantizeLinear": _quantize,
     "ReduceMean": _reduce_mean,
     "Relu": _stepwise(lambda _program, _node: Clamp(0.0, math.inf)),
     "Reshape": _moved,
     "Shape": _shape,
     "Sigmoid": _stepwise(
-        lambda _program, _node: Curve("1.0f / (1.0f + exponential(-v))", rising=True)
+        lambda _program, _node: Curve("1.0f / (1.0f + exponential(-{v}))", rising=True)
     ),
     "Slice": _moved,
     "Softmax": _softmax,
     "Squeeze": _moved,
     "Sub": _arithmetic("-"),
-    "Tanh": _stepwise(lambda _program, _node: Curve("tanhf(v)", rising=True)),
+    "Tanh": _stepwise(lambda _program, _node: Curve("tanhf({v})", rising=True)),
     "Transpose": _moved,
     "Unsqueeze": _moved,
 }

@@ -1,9 +1,9 @@
-"""Planes with the channels last, and the windows that slide over them."""
+"""Convolutions, matrices and poolings as kernels: what slides a window over planes."""
 
 import numpy as np
 
-from pipeline.targets.c99.graph import Node, Program, View
-from pipeline.targets.c99.kernels import Window
+from pipeline.targets.c99.graph import Known, Node, Program, Rounded, View, clipped
+from pipeline.targets.c99.kernels import RANGES, Linear, Source, Window
 from serving.runtime.tensors import Array
 
 
@@ -75,3 +75,196 @@ def _axis(
         # A window that would begin behind the planes is none.
         after -= (after - 1) * stride >= before + start
     return start, after
+
+
+LARGEST_SUM = 2**31 - 1
+SAME_SCALE = 1e-6
+"""How far two scales may differ, of themselves: a few roundings of float32."""
+
+
+def convolution(program: Program, node: Node) -> View:
+    """Conv of one or two axes, in groups or not."""
+    view = program.view(node)
+    planes = whole_planes(program, node, view)
+    weights = _weights(program, node, axis=0)
+    if _shape(weights)[2:] and len(_shape(weights)) != view.index.ndim:
+        node.refuse(f"weights of {list(_shape(weights))} for {list(view.index.shape)}")
+    window = window_of(node, planes, tuple(_shape(weights)[2:]))
+    groups, channels = node.get("group", 1), planes.index.shape[1]
+    outputs, part = _shape(weights)[:2]
+    if part * groups != channels or outputs % groups:
+        node.refuse(f"weights of {list(_shape(weights))} in {groups} groups for {channels} planes")
+    kernel = _linear(
+        program,
+        node,
+        planes.source,
+        _turned(weights, outputs, part, window.kernel),
+        program.constant(node, 2, "bias"),
+        window=window,
+        groups=groups,
+    )
+    made = program.add(kernel, planes_of(*window.after, outputs))
+    return as_planes(made, view.index.ndim)
+
+
+def matrix(program: Program, node: Node) -> View:
+    """Gemm and MatMul by a constant matrix, as a convolution of pixels that each hold one row."""
+    transposed = bool(node.get("transB", 0))
+    if node.get("transA", 0):
+        node.refuse("its first matrix is turned")
+    weights = _weights(program, node, axis=0 if transposed else -1)
+    view = program.view(node)
+    if len(_shape(weights)) != 2 or view.index.ndim < 2:
+        node.refuse(f"C multiplies by a matrix, this one is {list(_shape(weights))}")
+    weights = weights if transposed else _transposed(weights)
+    outputs, features = _shape(weights)
+    view = program.whole_buffer(view, node.name)
+    rows = view.index.reshape(-1, features)
+    order = rows - np.arange(len(rows))[:, None] * features
+    if not (order == order[0]).all() or order.min() < 0 or order.max() >= features:
+        view = program.arranged(
+            view, np.arange(view.index.size).reshape(view.index.shape), node.name
+        )
+        order = np.arange(features)[None]
+    places = np.argsort(order[0])  # what lies at each place of a row
+    weights = _picked(weights, places)
+    size = (1, len(rows))
+    kernel = _linear(
+        program,
+        node,
+        view.source,
+        _turned(weights, outputs, features, (1, 1)),
+        program.constant(node, 2, "bias"),
+        window=Window(size, size, (1, 1), (1, 1)),
+        groups=1,
+    )
+    shape = (*view.index.shape[:-1], outputs)
+    return program.add(kernel, np.arange(kernel.target.size).reshape(shape))
+
+
+def _weights(program: Program, node: Node, axis: int) -> Known:
+    """The constant weights; whole numbers alone if each output has one scale."""
+    found = program.constant(node, 1, "weights")
+    if found is None:
+        node.refuse("it has no weights")
+    if isinstance(found, Rounded):
+        along = axis % found.whole.ndim
+        if found.scale.size > 1 and found.axis != along:
+            return found.values
+        if found.whole.dtype not in (np.int8, np.uint8):
+            return found.values
+        return Rounded(found.whole, found.scale, found.zero, along)
+    if found.dtype != np.float32:
+        node.refuse(f"its weights are {found.dtype}, C has float and int8")
+    return found
+
+
+def _shape(weights: Known) -> tuple[int, ...]:
+    return weights.whole.shape if isinstance(weights, Rounded) else weights.shape
+
+
+def _transposed(weights: Known) -> Known:
+    if isinstance(weights, Rounded):
+        return Rounded(weights.whole.T, weights.scale, weights.zero, 0)
+    return weights.T
+
+
+def _picked(weights: Known, places: Array) -> Known:
+    if isinstance(weights, Rounded):
+        return Rounded(weights.whole[:, places], weights.scale, weights.zero, 0)
+    return weights[:, places]
+
+
+def _turned(weights: Known, outputs: int, part: int, kernel: tuple[int, int]) -> Known:
+    """[out, in, height, width] as [out, height, width, in]."""
+
+    def turned(values: Array) -> Array:
+        return values.reshape(outputs, part, *kernel).transpose(0, 2, 3, 1)
+
+    if isinstance(weights, Rounded):
+        return Rounded(turned(weights.whole), weights.scale, weights.zero, 0)
+    return turned(weights)
+
+
+def _linear(
+    program: Program,
+    node: Node,
+    source: Source,
+    weights: Known,
+    bias: Known | None,
+    *,
+    window: Window,
+    groups: int,
+) -> Linear:
+    """The kernel of products, with scales, bias and zero points where its inputs put them."""
+    numbers = weights.whole if isinstance(weights, Rounded) else weights
+    outputs = len(numbers)
+    alpha = float(node.get("alpha", 1.0))
+    scale = np.full(outputs, alpha * (float(source.grid.scale) if source.grid else 1.0))
+    zeros = None
+    if isinstance(weights, Rounded):
+        scale = scale * weights.scale.astype(np.float64).ravel()
+        numbers, zeros = _narrow(numbers, np.broadcast_to(weights.zero.ravel(), outputs))
+    if (scale <= 0).any():
+        node.refuse(f"its scales must be above 0, the least is {scale.min()}")
+    whole = isinstance(weights, Rounded) and source.buffer.dtype != "float"
+    start, shift = _bias(node, bias, scale, whole=whole)
+    plain = not whole and bool((scale == 1).all())
+    if whole:
+        _check_sums(node, source, numbers, zeros, start)
+    elif start is None and plain:
+        start, shift = shift, None
+    size = window.after[0] * window.after[1] * outputs
+    return Linear(
+        title=node.name,
+        source=source,
+        target=program.buffer("float", size),
+        window=window,
+        channels=(numbers.shape[3] * groups, outputs),
+        groups=groups,
+        weights=numbers,
+        zeros=zeros,
+        bias=start,
+        scale=None if plain else scale,
+        shift=shift,
+    )
+
+
+def _narrow(numbers: Array, zeros: Array) -> tuple[Array, Array | None]:
+    """Weights without zero points where the differences are bytes, which saves subtractions."""
+    centred = numbers.astype(np.int32) - zeros.reshape(-1, 1, 1, 1)
+    if clipped(centred, "int8"):
+        return centred.astype(np.int8), None
+    return numbers, zeros.astype(np.int32)
+
+
+def _bias(
+    node: Node, bias: Known | None, scale: Array, *, whole: bool
+) -> tuple[Array | None, Array | None]:
+    """What the sums begin with, and what is added behind their scale."""
+    if bias is None:
+        return None, None
+    beta = float(node.get("beta", 1.0))
+    values = bias.values if isinstance(bias, Rounded) else bias
+    if values.ndim > 2 or (values.ndim == 2 and values.shape[0] != 1):
+        node.refuse(f"its bias must be one value for each output, it is {list(values.shape)}")
+    if whole and isinstance(bias, Rounded) and not bias.zero.any():
+        steps = beta * bias.scale.astype(np.float64).ravel()
+        if (np.abs(steps / scale - 1) <= SAME_SCALE).all():
+            numbers = np.broadcast_to(bias.whole.ravel().astype(np.int32), scale.shape)
+            return numbers, None
+    spread = np.broadcast_to(values.ravel().astype(np.float32) * np.float32(beta), scale.shape)
+    return None, spread
+
+
+def _check_sums(
+    node: Node, source: Source, numbers: Array, zeros: Array | None, start: Array | None
+) -> None:
+    """Refuse sums of which one could leave int32."""
+    low, high = RANGES[source.buffer.dtype]
+    zero = source.grid.zero if source.grid else 0
+    centred = numbers.astype(np.int64) - (0 if zeros is None else zeros.reshape(-1, 1, 1, 1))
+    largest = np.abs(centred).sum(axis=(1, 2, 3)) * max(high - zero, zero - low)
+    largest += 0 if start is None else np.abs(start.astype(np.int64))
+    if largest.max() > LARGEST_SUM:
+        node.refuse(f"a sum of its products may reach {largest.max()}, int32 holds {LARGEST_SUM}")

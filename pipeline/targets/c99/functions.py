@@ -1,16 +1,42 @@
-"""Convolutions and matrices in C: sums of products over a window, and what is made of them."""
+"""Each kernel as one C function of its own: literal sizes, plain loops, the tail on each value."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.targets.c99.ctext import Block, ctype, times, total
-from pipeline.targets.c99.kernels import Clamp, Linear, Quantize, TailStep, Window
-from pipeline.targets.c99.tails import KernelNames, Tail, rounded
+from pipeline.targets.c99.ctext import (
+    LETTERS,
+    Block,
+    KernelNames,
+    Tail,
+    ctype,
+    number,
+    rounded,
+    times,
+    total,
+    value_of,
+)
+from pipeline.targets.c99.kernels import (
+    RANGES,
+    Arithmetic,
+    Buffer,
+    Clamp,
+    Elementwise,
+    Kernel,
+    Linear,
+    Pooling,
+    Quantize,
+    Reorder,
+    Softmax,
+    TailStep,
+    Window,
+)
+from serving.runtime.tensors import Array
 
-SHORT = {"uint8": "u8", "int8": "s8", "float": "f", "float32": "f"}
+INDICES = "defghjklmn"
+"""The variables of nested loops over a reordered tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +86,171 @@ class Sum:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Function:
+    """The C of one kernel."""
+
+    arguments: str
+    """Of its declaration."""
+    operands: Sequence[Buffer]
+    """What it is given between its source and its target."""
+    tables: Sequence[tuple[str, Array, str]]
+    """Its constants: name, values, comment."""
+    lines: Sequence[str]
+    helper: str
+    """The C function that adds up its products; "" without products."""
+
+
+def function_of(kernel: Kernel, prefix: str) -> Function:
+    """Write a kernel; `prefix` begins the names of its constants."""
+    names, block, helper = KernelNames(prefix), Block(), ""
+    match kernel:
+        case Linear():
+            helper = write_linear(kernel, names, block).text
+        case Pooling():
+            _pooling(kernel, names, block)
+        case Elementwise():
+            _elementwise(kernel, names, block)
+        case Softmax():
+            _softmax(kernel, block)
+        case Reorder():
+            _reorder(kernel, block)
+    read = zip(("x", *LETTERS), (kernel.source.buffer, *names.operands), strict=False)
+    arguments = [f"const {ctype(buffer.dtype)} *{name}" for name, buffer in read]
+    arguments.append(f"{ctype(kernel.target.dtype)} *y")
+    return Function(", ".join(arguments), names.operands, names.tables, block.lines, helper)
+
+
+def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
+    """The largest value, or the mean, of each window, and the tail."""
+    window, whole = kernel.window, kernel.source.buffer.dtype != "float"
+    counted = kernel.mean and not kernel.counts_padding
+    counted = counted and not (window.inside(0) and window.inside(1))
+    block.add("int32_t i = 0;")
+    with ExitStack() as loops:
+        at = (
+            loops.enter_context(block.loop("oy", window.after[0])),
+            loops.enter_context(block.loop("ox", window.after[1])),
+        )
+        c = loops.enter_context(block.loop("c", kernel.channels))
+        block.add(f"{'int32_t' if whole else 'float'} found = {_first(kernel)};")
+        if counted:
+            block.add("int32_t count = 0;")
+        with _pixels(block, window, at) as (iy, ix):
+            row = window.before[1] * kernel.channels
+            place = total((iy, row), (ix, kernel.channels), (c, 1))
+            if kernel.mean:
+                block.add(f"found += {_centred(kernel, place)};")
+            else:
+                block.add(f"found = x[{place}] > found ? x[{place}] : found;")
+            if counted:
+                block.add("count++;")
+        tail = Tail(block, names, (c, kernel.channels))
+        if kernel.mean:
+            size = number(window.kernel[0] * window.kernel[1])
+            tail.value(f"{_sum(kernel)} / {'(float)count' if counted else size}")
+        elif whole:
+            tail.number("found")
+        else:
+            tail.value("found")
+        tail.write(kernel.tail)
+        tail.store(kernel.target)
+
+
+def _first(kernel: Pooling) -> str:
+    """What a search or a sum begins with."""
+    dtype = kernel.source.buffer.dtype
+    if dtype == "float":
+        return "0.0f" if kernel.mean else "-INFINITY"
+    return "0" if kernel.mean else str(RANGES[dtype][0])
+
+
+def _centred(kernel: Pooling, place: str) -> str:
+    """What a sum adds: of whole numbers their distance from the zero point."""
+    grid = kernel.source.grid
+    if grid is None:
+        return f"x[{place}]"
+    return total((f"x[{place}]", 1), start=-grid.zero)
+
+
+def _sum(kernel: Pooling) -> str:
+    """The sum as a value."""
+    grid = kernel.source.grid
+    if grid is None:
+        return "found"
+    return "(float)found" if grid.scale == 1 else f"(float)found * {number(grid.scale)}"
+
+
+@contextmanager
+def _pixels(block: Block, window: Window, at: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """Every pixel of a window that is within the planes."""
+    with ExitStack() as stack:
+        found = []
+        for axis, name in enumerate("yx"):
+            k = stack.enter_context(block.loop(f"k{name}", window.kernel[axis]))
+            line = start_of(at[axis], window, axis, k)
+            if not window.inside(axis):
+                block.add(f"const int32_t i{name} = {line};")
+                within = f"if (i{name} >= 0 && i{name} < {window.before[axis]})"
+                stack.enter_context(block.braces(within))
+                line = f"i{name}"
+            found.append(line)
+        yield found[0], found[1]
+
+
+def _elementwise(kernel: Elementwise, names: KernelNames, block: Block) -> None:
+    """The tail on each value; in lines of channels where it has a constant for each."""
+    size, source = kernel.target.size, kernel.source
+    operands = [step.operand for step in kernel.tail if isinstance(step, Arithmetic)]
+    sizes = {one.size for one in operands if isinstance(one, np.ndarray)}
+    by_channel = kernel.channels in sizes and size > kernel.channels > 1
+    block.add("int32_t i = 0;")
+    with ExitStack() as loops:
+        loops.enter_context(block.braces(f"while (i < {size})"))
+        if by_channel:
+            loops.enter_context(block.loop("c", kernel.channels))
+        tail = Tail(block, names, ("c", kernel.channels) if by_channel else ("i", size))
+        if source.buffer.dtype == "float":
+            tail.value("x[i]")
+        elif source.grid is None:
+            tail.number("x[i]")
+        else:
+            tail.value(value_of("x[i]", source.grid))
+        tail.write(kernel.tail)
+        tail.store(kernel.target)
+
+
+def _softmax(kernel: Softmax, block: Block) -> None:
+    """Exponentials over their sum, of differences from the largest, so that none overflows."""
+    width = kernel.width
+    rows = kernel.target.size // width
+    each = f"for (int32_t i = 0; i < {width}; i++)"
+    with block.loop("row", rows):
+        block.add("float largest = x[0];", "float sum = 0.0f;")
+        with block.braces(each):
+            block.add("largest = x[i] > largest ? x[i] : largest;")
+        with block.braces(each):
+            block.add("y[i] = exponential(x[i] - largest);", "sum += y[i];")
+        with block.braces(each):
+            block.add("y[i] /= sum;")
+        if rows > 1:
+            block.add(f"x += {width};", f"y += {width};")
+
+
+def _reorder(kernel: Reorder, block: Block) -> None:
+    """The values in their new order, one after the other."""
+    block.add("int32_t i = 0;")
+    with ExitStack() as loops:
+        terms = [
+            (loops.enter_context(block.loop(name, count)), distance)
+            for name, (count, distance) in zip(INDICES, kernel.loops, strict=False)
+        ]
+        block.add(f"y[i] = x[{total(*terms, start=kernel.start)}];", "i++;")
+
+
+SHORT = {"uint8": "u8", "int8": "s8", "float": "f", "float32": "f"}
+
+
 def write_linear(kernel: Linear, names: KernelNames, block: Block) -> Sum:
     """The loops over the answer, with the largest sum of a window where pooled, and the tail."""
     sums = _Sums(kernel, names, block)
@@ -79,33 +270,36 @@ def write_linear(kernel: Linear, names: KernelNames, block: Block) -> Sum:
         else:
             sums.one(at, o)
         tail = Tail(block, names, (o, channels))
-        tail.write(_scaled(kernel, tail, o))
+        tail.write(_scaled(kernel, tail, o, "best" if pool else "sum"))
         tail.store(kernel.target)
-        block.add("i++;")
     return sums.helper
 
 
-def _scaled(kernel: Linear, tail: Tail, o: str) -> tuple[TailStep, ...]:
-    """Make a value of a sum; returns the steps of the tail that are left to do.
+def _scaled(kernel: Linear, tail: Tail, o: str, found: str) -> tuple[TailStep, ...]:
+    """Make a value of the sum `found`; returns the steps of the tail that are left to do.
 
-    A sum that is rounded at once is multiplied once, by its scale over that of the answer. That is
-    the same rounding as in the graph, of a value with a smaller error than a sum of floats has.
+    A sum that is rounded at once is multiplied once, by M = S1 S2 / S3, its scale over that of the
+    answer (Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-
+    Arithmetic-Only Inference", 2018, equation 5; here M is a float32, no fixed point). That is the
+    same rounding as in the graph, of a value with a smaller error than a sum of floats has.
     """
     steps, names = kernel.tail, tail.names
-    expression = "(float)sum" if kernel.whole else "sum"
+    expression = f"(float){found}" if kernel.whole else found
     clamp = steps[0] if steps and isinstance(steps[0], Clamp) else None
     rest = steps[1:] if clamp else steps
     if kernel.whole and kernel.shift is None and rest and isinstance(rest[0], Quantize):
         scale = np.ones(1) if kernel.scale is None else kernel.scale
         factors = (scale / float(rest[0].grid.scale)).astype(np.float32)
-        factor = names.each("m", factors, o, "a sum of 1 in steps of the answer")
+        factor = names.each("scale", factors, o, "What a sum of 1 is in steps of the answer.")
         tail.number(rounded(times_factor(expression, factor), rest[0], clamp))
         return rest[1:]
     if kernel.scale is not None:
-        factor = names.each("m", kernel.scale.astype(np.float32), o, "the value of a sum of 1")
+        factor = names.each(
+            "scale", kernel.scale.astype(np.float32), o, "What a sum of 1 stands for."
+        )
         expression = times_factor(expression, factor)
     if kernel.shift is not None:
-        expression += f" + {names.each('s', kernel.shift, o, 'bias')}"
+        expression += f" + {names.each('bias', kernel.shift, o, 'Bias.')}"
     tail.value(expression)
     return steps
 
@@ -126,7 +320,8 @@ class _Sums:
         kinds = kernel.source.buffer.dtype, str(kernel.weights.dtype)
         self.helper = Sum(*kinds, subtracts=kernel.zeros is not None)
         note = "".join(f"[{size}]" for size in kernel.weights.shape)
-        self.weights = names.table("w", kernel.weights, f"weights {note}")
+        note = f"Weights {note}: by output, row and column of the window, input."
+        self.weights = names.table("weights", kernel.weights, note)
         self.joined = kernel.groups == 1 and self.window.dilations[1] == 1
         """Whether a line of the window is one piece of the planes."""
 
@@ -142,7 +337,6 @@ class _Sums:
             self.bounds(column)
             self.one((row, column), o)
             block.add("best = sum > best ? sum : best;")
-        block.add(f"const {kind} sum = best;")
 
     def bounds(self, column: str) -> None:
         """The columns of the window that are within the planes."""
@@ -160,7 +354,7 @@ class _Sums:
         kernel, window, block = self.kernel, self.window, self.block
         start = "0" if self.helper.whole else "0.0f"
         if kernel.bias is not None:
-            start = self.names.each("b", kernel.bias, o, "bias, what the sums begin with")
+            start = self.names.each("bias", kernel.bias, o, "Bias, what the sums begin with.")
         block.add(f"{self.helper.kind} sum = {start};")
         if self._one_piece:
             channels = kernel.channels[0]
@@ -232,7 +426,9 @@ class _Sums:
         if kernel.source.buffer.dtype != "float":
             arguments.append(str(kernel.source.grid.zero if kernel.source.grid else 0))
         if kernel.zeros is not None:
-            arguments.append(self.names.each("z", kernel.zeros, o, "zero points of the weights"))
+            arguments.append(
+                self.names.each("zeros", kernel.zeros, o, "Zero points of the weights.")
+            )
         self.block.call(f"sum = {self.helper.name}(", [*arguments, "sum"])
 
 
