@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment, Params
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+HERE = "ferry.here"
+"""Where the person is, in click's own notes of a command that has entered the project."""
 
 
 def enter_project() -> "Path":
@@ -33,6 +35,12 @@ def enter_project() -> "Path":
     return Path(os.path.relpath(here))
 
 
+def from_here(path: "Path") -> "Path":
+    """The way from the project to a path that was typed beside EXPERIMENT."""
+    here: Path | None = click.get_current_context().meta.get(HERE)
+    return here / path if here else path
+
+
 class ExperimentName(click.ParamType["Experiment"]):
     """A section of params.yaml, looked up when the command runs and never for its help."""
 
@@ -42,12 +50,14 @@ class ExperimentName(click.ParamType["Experiment"]):
         self,
         value: Any,
         param: click.Parameter | None,  # noqa: ARG002 - click's signature
-        ctx: click.Context | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,
     ) -> "Experiment":
         """Read params.yaml and find the experiment."""
         from pipeline.config import params
 
-        enter_project()
+        here = enter_project()
+        if ctx:
+            ctx.meta[HERE] = here
         return params.load().experiment(value)
 
 

@@ -32,7 +32,7 @@ UNPRINTABLE = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff]")
 RUNS: Mapping[Target, str] = {
     "triton": "tritonserver --model-repository=.     # serves it over HTTP and gRPC",
     "web": "ferry demo .                          # its page; so does any server of static files",
-    "c": "cc -std=c99 model.c selftest.c -lm -o selftest && ./selftest    # without Python",
+    "c": "cc -std=c99 model.c selftest.c -lm -o ../selftest && ../selftest    # without Python",
 }
 """How a target runs it besides."""
 KINDS = {"image": "images", "text": "texts", "tabular": "rows of numbers"}

@@ -4,14 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sample_metrics
-from project import Project
+from click.testing import CliRunner, Result
+from project import REPOSITORY, Project
 
+from pipeline.cli import ferry
 from pipeline.config.experiment import Params, TargetBudget
 from pipeline.errors import GateError, TargetError
 from pipeline.proof.rows import rows_of_split
@@ -22,6 +25,7 @@ from pipeline.records.parity import ParityReport
 from pipeline.records.ready import open_split
 from pipeline.stages.bundle import bundle
 from pipeline.stages.parity import parity
+from pipeline.targets.card import RUNS
 from pipeline.targets.choice import choose
 from serving import open_model
 from serving.batch.answers import answer
@@ -207,6 +211,45 @@ def test_microcontrollers_get_a_program_and_are_told_its_room(measured: Project)
     manifest = open_bundle(folder).manifest
     assert {"model.h", "model.c", "selftest.c"} <= manifest.files.keys()
     assert manifest.files["model.onnx"].sha256 in (folder / "model.h").read_text()
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler is installed")
+    assert RUNS["c"] in (folder / "README.md").read_text()
+    subprocess.run(RUNS["c"], shell=True, check=True, cwd=folder)
+    # A program that was left in the bundle would make its runner refuse it.
+    open_bundle(folder)
+
+
+@pytest.fixture
+def command_there(measured: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """`ferry bundle digits-cnn` with more arguments, in a sub-folder of that project."""
+    shutil.copy(REPOSITORY / "params.yaml", measured.root)
+    (measured.root / "below").mkdir()
+    monkeypatch.chdir(measured.root / "below")
+    given = ("bundle", "digits-cnn", "--no-track")
+    return lambda *more: CliRunner().invoke(ferry, [*given, *more])
+
+
+def test_the_output_lies_where_one_is(
+    measured: Project, command_there: Callable[..., Result]
+) -> None:
+    done = command_there("--target", "arm64", "--output", "made", "--json")
+    assert done.exit_code == 0, done.stderr
+    made = open_bundle(measured.root / "below" / "made").manifest
+    assert json.loads(done.stdout)["digest"] == made.digest
+    assert done.stderr.endswith("made below/made\n")
+
+
+@pytest.mark.parametrize(
+    ("folder", "target"),
+    [("digits-cnn", "arm64"), ("./../bundles/digits-cnn", "web"), ("mnist-cnn", "cpu")],
+)
+def test_what_the_pipeline_keeps_is_not_replaced_by_another(
+    measured: Project, command_there: Callable[..., Result], folder: str, target: str
+) -> None:
+    done = command_there("--target", target, "--output", f"../bundles/{folder}")
+    assert done.exit_code == 2
+    assert "is where the pipeline keeps the bundle of" in done.stderr
+    assert not (measured.root / "bundles").exists()
 
 
 def test_a_microcontroller_that_is_too_small_is_told_what_would_do(measured: Project) -> None:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import experiment_or_file_argument, track_option
-from serving.console import PATH, json_option, show, summary
+from pipeline.commands.options import experiment_or_file_argument, from_here, track_option
+from serving.console import PATH, json_option, note, show, summary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,28 +70,49 @@ def bundle(
         output = given.pop("output", None)
         if given:
             raise click.UsageError("--data, --parity, --labels and --reference are for MODEL.onnx")
+        output = _folder_of(subject, target, output and from_here(output))
         report = _bundle_experiment(subject, target, output, track=track)
     elif target != "cpu":
         raise click.UsageError("--target is for EXPERIMENT, of whose variants it takes one")
     elif is_registered_name(str(subject)):
         if given.keys() != {"output"}:
             raise click.UsageError(f"{subject} needs --output, and takes nothing else")
-        report = _copy(subject, given["output"])
+        output = given["output"]
+        report = _copy(subject, output)
     elif {"rows", "parity", "output"} - given.keys():
         raise click.UsageError(f"{subject} needs --data, --parity and --output")
     else:
+        output = given["output"]
         report = _bundle_file(subject, **given)
     show(report, as_json=as_json, text=summary(report, SHOWN))
+    note(f"made {output}")
+
+
+def _folder_of(experiment: "Experiment", target: "Target", output: "Path | None") -> "Path":
+    """Where the bundle goes, which is no place that the pipeline keeps for another one."""
+    from pipeline.config import layout, params
+
+    if output is None:
+        return layout.bundle(experiment.name, target)
+    kept = {layout.bundle(name).resolve(): name for name in params.load().experiments}
+    owner = kept.get(output.resolve())
+    if owner is None:
+        return output
+    if (owner, target) != (experiment.name, "cpu"):
+        raise click.UsageError(
+            f"--output {output} is where the pipeline keeps the bundle of {owner} for cpu; "
+            f"without --output it goes to {layout.bundle(experiment.name, target)}"
+        )
+    return layout.bundle(owner)
 
 
 def _bundle_experiment(
-    experiment: "Experiment", target: "Target", output: "Path | None", *, track: bool
+    experiment: "Experiment", target: "Target", folder: "Path", *, track: bool
 ) -> "BundleReport":
     from pipeline.config import layout
     from pipeline.stages.bundle import bundle
 
     shipped = layout.bundle(experiment.name)
-    folder = output or layout.bundle(experiment.name, target)
     return bundle(
         layout.models(experiment.name),
         layout.ready(experiment.dataset),
