@@ -198,6 +198,6 @@ def test_boards_are_those_that_have_the_room() -> None:
     assert boards(64 * 2**10, 20 * 2**10)[0].name == "STM32F103 'Blue Pill'"
     assert "STM32F103 'Blue Pill'" not in {board.name for board in boards(64 * 2**10 + 1, 1)}
     assert boards(2**30, 1) == ()
-    avr = KnownBoard(name="", processor="", flash=100, ram=50, copies_constants=True, source="")
+    avr = KnownBoard("", 100, 50, "", copies_constants=True)
     assert avr.fits(30, 20)
     assert not avr.fits(31, 20)

@@ -24,6 +24,7 @@ from pipeline.targets.c99.kernels import (
     Buffer,
     Clamp,
     Elementwise,
+    Grid,
     Kernel,
     Linear,
     Pooling,
@@ -123,7 +124,8 @@ def function_of(kernel: Kernel, prefix: str) -> Function:
 
 def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
     """The largest value, or the mean, of each window, and the tail."""
-    window, whole = kernel.window, kernel.source.buffer.dtype != "float"
+    window, dtype, grid = kernel.window, kernel.source.buffer.dtype, kernel.source.grid
+    whole = dtype != "float"
     counted = kernel.mean and not kernel.counts_padding
     counted = counted and not (window.inside(0) and window.inside(1))
     block.add("int32_t i = 0;")
@@ -133,14 +135,17 @@ def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
             loops.enter_context(block.loop("ox", window.after[1])),
         )
         c = loops.enter_context(block.loop("c", kernel.channels))
-        block.add(f"{'int32_t' if whole else 'float'} found = {_first(kernel)};")
+        lowest = str(RANGES[dtype][0]) if whole else "-INFINITY"
+        nothing = "0" if whole else "0.0f"
+        kind = "int32_t" if whole else "float"
+        block.add(f"{kind} found = {nothing if kernel.mean else lowest};")
         if counted:
             block.add("int32_t count = 0;")
         with _pixels(block, window, at) as (iy, ix):
             row = window.before[1] * kernel.channels
             place = total((iy, row), (ix, kernel.channels), (c, 1))
             if kernel.mean:
-                block.add(f"found += {_centred(kernel, place)};")
+                block.add(f"found += {total((f'x[{place}]', 1), start=-grid.zero if grid else 0)};")
             else:
                 block.add(f"found = x[{place}] > found ? x[{place}] : found;")
             if counted:
@@ -148,37 +153,14 @@ def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
         tail = Tail(block, names, (c, kernel.channels))
         if kernel.mean:
             size = number(window.kernel[0] * window.kernel[1])
-            tail.value(f"{_sum(kernel)} / {'(float)count' if counted else size}")
+            value = value_of("found", Grid(grid.scale, 0)) if grid else "found"
+            tail.value(f"{value} / {'(float)count' if counted else size}")
         elif whole:
             tail.number("found")
         else:
             tail.value("found")
         tail.write(kernel.tail)
         tail.store(kernel.target)
-
-
-def _first(kernel: Pooling) -> str:
-    """What a search or a sum begins with."""
-    dtype = kernel.source.buffer.dtype
-    if dtype == "float":
-        return "0.0f" if kernel.mean else "-INFINITY"
-    return "0" if kernel.mean else str(RANGES[dtype][0])
-
-
-def _centred(kernel: Pooling, place: str) -> str:
-    """What a sum adds: of whole numbers their distance from the zero point."""
-    grid = kernel.source.grid
-    if grid is None:
-        return f"x[{place}]"
-    return total((f"x[{place}]", 1), start=-grid.zero)
-
-
-def _sum(kernel: Pooling) -> str:
-    """The sum as a value."""
-    grid = kernel.source.grid
-    if grid is None:
-        return "found"
-    return "(float)found" if grid.scale == 1 else f"(float)found * {number(grid.scale)}"
 
 
 @contextmanager
