@@ -4,7 +4,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,6 +127,12 @@ class Block:
             return
         with self.braces(f"for (int32_t {name} = 0; {name} < {count}; {name}++)"):
             yield name
+
+    @contextmanager
+    def loops(self, *counts: tuple[str, int]) -> Iterator[list[str]]:
+        """Loops in each other, the outermost first."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.loop(*one)) for one in counts]
 
 
 LETTERS = "abcdefgh"
