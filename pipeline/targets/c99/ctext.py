@@ -135,10 +135,6 @@ class Block:
             yield [stack.enter_context(self.loop(*one)) for one in counts]
 
 
-LETTERS = "abcdefgh"
-"""The C names of what a tail reads besides the source."""
-
-
 @dataclass
 class KernelNames:
     """The constants and the operands of one kernel, by the names that its C has for them."""
@@ -147,7 +143,7 @@ class KernelNames:
     tables: list[tuple[str, Array, str]] = field(default_factory=list)
     """Name, values, note."""
     operands: list[Buffer] = field(default_factory=list)
-    """By the letters."""
+    """x2, x3, ..."""
 
     def table(self, kind: str, values: Array, note: str) -> str:
         """The name of a table of these very values: a new one, or the one that is there."""
@@ -170,7 +166,7 @@ class KernelNames:
     def operand(self, buffer: Buffer) -> str:
         """The C name of a buffer that the tail reads."""
         self.operands.append(buffer)
-        return LETTERS[len(self.operands) - 1]
+        return f"x{len(self.operands) + 1}"
 
 
 class Tail:

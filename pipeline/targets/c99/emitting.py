@@ -60,7 +60,7 @@ NOTES = """ *
  * for the very same roundings everywhere, compile floats without contraction (-std=c99, or
  * -ffp-contract=off) and without -ffast-math.
  *
- * In each step x is what it reads (a, b, ... what it reads besides), y what it writes, and i the
+ * In each step x is what it reads (x2, x3, ... what it reads besides), y what it writes, and i the
  * place in y, of row oy, column ox and channel o. iy and ix are the row and column that are read,
  * ky and kx those of the window over them, py and px those of the pooling.
  */"""

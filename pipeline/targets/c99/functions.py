@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.targets.c99.ctext import (
-    LETTERS,
     Block,
     KernelNames,
     Tail,
@@ -69,8 +68,8 @@ def function_of(kernel: Kernel, prefix: str) -> Function:
             _softmax(kernel, block)
         case Reorder():
             _reorder(kernel, block)
-    read = zip(("x", *LETTERS), (kernel.source.buffer, *names.operands), strict=False)
-    arguments = [f"const {ctype(buffer.dtype)} *{name}" for name, buffer in read]
+    arguments = [f"const {ctype(kernel.source.buffer.dtype)} *x"]
+    arguments += [f"const {ctype(one.dtype)} *x{at}" for at, one in enumerate(names.operands, 2)]
     arguments.append(f"{ctype(kernel.target.dtype)} *y")
     return Function(", ".join(arguments), names.operands, names.tables, block.lines, helper)
 

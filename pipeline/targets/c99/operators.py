@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from pipeline.targets.c99.ctext import number
+from pipeline.targets.c99.ctext import number, plain
 from pipeline.targets.c99.graph import (
     CURES,
     DTYPES,
@@ -74,7 +74,9 @@ def read_graph(model: onnx.ModelProto) -> Program:
 def _lower(program: Program, node: Node) -> None:
     if node.operator not in OPERATORS and node.operator in CURES:
         node.refuse("C has none", CURES[node.operator])
-    read = [program.values.get(name) for name in node.proto.input if name]
+    if unknown := [name for name in node.proto.input if name and name not in program.values]:
+        node.refuse(f"nothing makes {plain(unknown[0])!r}, which it reads", "check the model")
+    read = [program.values[name] for name in node.proto.input if name]
     if all(isinstance(one, np.ndarray) for one in read) and node.operator != "DequantizeLinear":
         made = fold(node.proto, [one for one in read if isinstance(one, np.ndarray)], node.opset)
         names = [name for name in node.proto.output if name]

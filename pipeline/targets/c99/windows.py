@@ -265,8 +265,9 @@ def _linear(
     if isinstance(weights, QuantizedConstant):
         scale = scale * weights.scale.astype(np.float64).ravel()
         numbers, zeros = _narrow(numbers, np.broadcast_to(weights.zero.ravel(), outputs))
-    if (scale <= 0).any():
-        node.refuse(f"its scales must be above 0, the least is {scale.min()}")
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        wrong = scale[~(np.isfinite(scale) & (scale > 0))][0]
+        node.refuse(f"its scales must be finite and above 0, one is {wrong}")
     whole = isinstance(weights, QuantizedConstant) and source.buffer.dtype != "float"
     start, shift = _bias(node, bias, scale, whole=whole)
     plain = not whole and bool((scale == 1).all())
