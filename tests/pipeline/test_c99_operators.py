@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -195,6 +196,9 @@ def test_every_name_of_an_input_compiles(tmp_path: Path) -> None:
     found = answers(program, rows, tmp_path, flags=("-O0",))
     for made, read in zip(program.outputs, program.inputs, strict=True):
         np.testing.assert_allclose(found[made.name], np.tanh(rows[read.name]), rtol=1e-6)
+    if shutil.which("g++"):
+        reading = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "model.h"]
+        subprocess.run(reading, cwd=tmp_path, check=True)
 
 
 BITS = """#include <float.h>
