@@ -178,6 +178,8 @@ def each() -> Iterator[tuple[str, Case]]:
     yield "clip", lambda: steps("Clip x low high y", shape, CLIP)
     yield "clips", lambda: steps("Relu x r; Clip r low high y", shape, CLIP)
     yield "softmax", lambda: steps("Softmax x y", (6,))
+    branches = "; ".join(f"Mul x x m{at}; Add a{at} m{at} a{at + 1}" for at in range(10))
+    yield "ten-branches", lambda: steps(f"Relu x a0; {branches}; Relu a10 y", (6,))
     yield "softmax-of-channels", lambda: steps("Softmax x y", shape, axis=1)
     yield "softmax-of-rows", lambda: steps("Softmax x s; Mul s s y", (3, 4))
     yield "turned", lambda: steps("Transpose x y", shape, perm=[0, 2, 3, 1])

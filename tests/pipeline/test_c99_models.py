@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from c_cases import residual
+from c_cases import raw_bytes, residual
 from c_toolchain import STRICT, answers, measure, missing
 from project import Project
 from small_models import rows_for
@@ -191,6 +191,11 @@ def test_a_selftest_passes_and_tells_what_does_not(tmp_path: Path) -> None:
     assert "1 of 4 golden rows pass" in said
     status, said = outcome(program, rows, spoilt, tmp_path / "fewer", "-DROWS=1")
     assert (status, said[:6]) == (0, "1 of 1")
+    made = raw_bytes()  # whose answers are whole numbers
+    rows = rows_for(made, 4).inputs["x"]
+    wanted = open_session(made.SerializeToString(), threads=1).run({"x": rows})["y"]
+    status, said = outcome(emit(made, "bytes"), rows, wanted, tmp_path / "bytes")
+    assert (status, said[:29]) == (0, "4 of 4 golden rows pass, the ")
 
 
 def test_boards_are_those_that_have_the_room() -> None:
@@ -198,6 +203,6 @@ def test_boards_are_those_that_have_the_room() -> None:
     assert boards(64 * 2**10, 20 * 2**10)[0].name == "STM32F103 'Blue Pill'"
     assert "STM32F103 'Blue Pill'" not in {board.name for board in boards(64 * 2**10 + 1, 1)}
     assert boards(2**30, 1) == ()
-    avr = KnownBoard(name="", processor="", flash=100, ram=50, copies_constants=True, source="")
+    avr = KnownBoard("", 100, 50, "", copies_constants=True)
     assert avr.fits(30, 20)
     assert not avr.fits(31, 20)

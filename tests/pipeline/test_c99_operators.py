@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,6 +140,7 @@ REFUSED: Mapping[str, tuple[Case, str]] = {
         lambda: steps("ReduceMean x a y", (2, 3, 3), {"a": np.array([1])}),
         r"ReduceMean .* these are \[1\]",
     ),
+    "unmade": (lambda: steps("Add x nothing y", (3,)), r"Add .*nothing makes 'nothing'"),
     "matrix": (lambda: steps("MatMul x x y", (3, 3)), r"MatMul .* weights must be constant"),
     "large": (lambda: conv((2, 3, 3), (2, 2, 5, 5)), r"Conv .*\[5, 5\] is larger"),
     "nothing": (
@@ -158,6 +160,10 @@ def test_what_c_cannot_do_is_refused_by_the_node_and_with_a_cure(name: str) -> N
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_a_scale_that_is_none_is_refused(scale: float) -> None:
+    weights = {"q": np.ones((4, 2), np.int8), "t": np.array([1, scale], np.float32)}
+    product = steps("DequantizeLinear q t w; MatMul x w y", (4,), weights)
+    with pytest.raises(ModelError, match=r"MatMul .* finite and above 0, one is"):
+        emit(product, "product")
     made = steps("QuantizeLinear x s q; DequantizeLinear q s y", (4,), {"s": np.float32(scale)})
     with pytest.raises(ModelError, match="scale must be above 0"):
         emit(made, "steps")
@@ -190,6 +196,9 @@ def test_every_name_of_an_input_compiles(tmp_path: Path) -> None:
     found = answers(program, rows, tmp_path, flags=("-O0",))
     for made, read in zip(program.outputs, program.inputs, strict=True):
         np.testing.assert_allclose(found[made.name], np.tanh(rows[read.name]), rtol=1e-6)
+    if shutil.which("g++"):
+        reading = ["g++", "-std=c++20", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "model.h"]
+        subprocess.run(reading, cwd=tmp_path, check=True)
 
 
 BITS = """#include <float.h>

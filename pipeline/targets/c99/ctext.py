@@ -4,7 +4,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,9 +128,11 @@ class Block:
         with self.braces(f"for (int32_t {name} = 0; {name} < {count}; {name}++)"):
             yield name
 
-
-LETTERS = "abcdefgh"
-"""The C names of what a tail reads besides the source."""
+    @contextmanager
+    def loops(self, *counts: tuple[str, int]) -> Iterator[list[str]]:
+        """Loops in each other, the outermost first."""
+        with ExitStack() as stack:
+            yield [stack.enter_context(self.loop(*one)) for one in counts]
 
 
 @dataclass
@@ -141,7 +143,7 @@ class KernelNames:
     tables: list[tuple[str, Array, str]] = field(default_factory=list)
     """Name, values, note."""
     operands: list[Buffer] = field(default_factory=list)
-    """By the letters."""
+    """x2, x3, ..."""
 
     def table(self, kind: str, values: Array, note: str) -> str:
         """The name of a table of these very values: a new one, or the one that is there."""
@@ -164,7 +166,7 @@ class KernelNames:
     def operand(self, buffer: Buffer) -> str:
         """The C name of a buffer that the tail reads."""
         self.operands.append(buffer)
-        return LETTERS[len(self.operands) - 1]
+        return f"x{len(self.operands) + 1}"
 
 
 class Tail:

@@ -60,7 +60,7 @@ NOTES = """ *
  * for the very same roundings everywhere, compile floats without contraction (-std=c99, or
  * -ffp-contract=off) and without -ffast-math.
  *
- * In each step x is what it reads (a, b, ... what it reads besides), y what it writes, and i the
+ * In each step x is what it reads (x2, x3, ... what it reads besides), y what it writes, and i the
  * place in y, of row oy, column ox and channel o. iy and ix are the row and column that are read,
  * ky and kx those of the window over them, py and px those of the pooling.
  */"""
@@ -290,23 +290,11 @@ static const {kind} rows[][{size}] = {{
 }};
 
 {wanted}
-/* How far answers are from what they must be, or other answers were if that is more. */
-static float apart(const float *found, const float *wanted, int size, float worst)
+/* The larger of two differences; infinity for none. */
+static float larger(float off, float difference)
 {{
-    for (int i = 0; i < size; i++) {{
-        const float off = fabsf(found[i] - wanted[i]);
-        worst = isnan(off) ? INFINITY : off > worst ? off : worst;
-    }}
-    return worst;
-}}
-
-static int largest(const float *values, int size)
-{{
-    int at = 0;
-    for (int i = 1; i < size; i++) {{
-        at = values[i] > values[at] ? i : at;
-    }}
-    return at;
+    difference = fabsf(difference);
+    return isnan(difference) ? INFINITY : difference > off ? difference : off;
 }}
 
 int main(void)
@@ -316,7 +304,11 @@ int main(void)
     for (int row = 0; row < ROWS; row++) {{
         {call}
         float off = 0.0f;
+        int decided = 0, expected = 0;
 {checks}
+        if (decided != expected) {{
+            printf("row %d: class %d, not %d\\n", row, decided, expected);
+        }}
         if (off > limit) {{
             printf("row %d: %g off, the limit is %g\\n", row, (double)off, (double)limit);
         }}
@@ -367,11 +359,19 @@ def selftest(
     (source,) = program.inputs
     outputs = program.outputs
     call = f"{program.name}_run(rows[row], {', '.join(f'found_{one.name}' for one in outputs)});"
-    checks = [
-        f"        off = apart(found_{one.name}, wanted_{one.name}[row], {one.size}, off);"
-        for one in outputs
-    ]
-    checks += ["        int decided = 0, expected = 0;", *_decision(outputs, scores)]
+    checks = []
+    for at, one in enumerate(outputs):
+        found, wanted_here = f"found_{one.name}", f"wanted_{one.name}[row]"
+        compared = [f"off = larger(off, (float){found}[i] - {wanted_here}[i]);"]
+        if at == scores:
+            compared += [
+                f"decided = {found}[i] > {found}[decided] ? i : decided;",
+                f"expected = {wanted_here}[i] > {wanted_here}[expected] ? i : expected;",
+            ]
+        body = "\n            ".join(compared)
+        checks.append(
+            f"        for (int i = 0; i < {one.size}; i++) {{\n            {body}\n        }}"
+        )
     return TEXT.format(
         title=program.title,
         count=len(rows),
@@ -385,17 +385,6 @@ def selftest(
     )
 
 
-def _decision(outputs: tuple[Buffer, ...], scores: int | None) -> Iterator[str]:
-    if scores is None:
-        return
-    one = outputs[scores]
-    yield f"        decided = largest(found_{one.name}, {one.size});"
-    yield f"        expected = largest(wanted_{one.name}[row], {one.size});"
-    yield "        if (decided != expected) {"
-    yield '            printf("row %d: class %d, not %d\\n", row, decided, expected);'
-    yield "        }"
-
-
 def _rows(rows: Array) -> Iterator[str]:
     """Each row, which is left out where the test is compiled with fewer."""
     for at, row in enumerate(rows.reshape(len(rows), -1)):
@@ -406,7 +395,7 @@ def _rows(rows: Array) -> Iterator[str]:
 def _wanted(buffer: Buffer, values: Array) -> str:
     flat = values.reshape(len(values), -1).astype(np.float32)
     rows = ",\n".join(f"    {{{', '.join(_lines(row))}}}" for row in flat)
-    found = f"static float found_{buffer.name}[{buffer.size}];\n"
+    found = f"static {ctype(buffer.dtype)} found_{buffer.name}[{buffer.size}];\n"
     return f"{found}static const float wanted_{buffer.name}[][{buffer.size}] = {{\n{rows},\n}};\n"
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.targets.c99.ctext import (
-    LETTERS,
     Block,
     KernelNames,
     Tail,
@@ -24,6 +23,7 @@ from pipeline.targets.c99.kernels import (
     Buffer,
     Clamp,
     Elementwise,
+    Grid,
     Kernel,
     Linear,
     Pooling,
@@ -37,53 +37,6 @@ from serving.runtime.tensors import Array
 
 INDICES = "defghjklmn"
 """The variables of nested loops over a reordered tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """The helper that adds up products, by the types that it multiplies."""
-
-    values: str
-    weights: str
-    """KernelNames of dtypes."""
-    subtracts: bool
-    """Whether the weights have a zero point."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether the sum is an integer."""
-        return self.values != "float" and self.weights != "float32"
-
-    @property
-    def kind(self) -> str:
-        """The C type of the sum."""
-        return "int32_t" if self.whole else "float"
-
-    @property
-    def name(self) -> str:
-        """Of the C function."""
-        ending = "_zero" if self.subtracts else ""
-        return f"sum_{SHORT[self.values]}_{SHORT[self.weights]}{ending}"
-
-    @property
-    def text(self) -> str:
-        """The C function."""
-        zeros = ["int32_t x_zero"] * (self.values != "float") + ["int32_t w_zero"] * self.subtracts
-        left = "x[k]" if self.values == "float" else "((int32_t)x[k] - x_zero)"
-        right = "((int32_t)w[k] - w_zero)" if self.subtracts else "w[k]"
-        if not self.whole:
-            left = left if self.values == "float" else f"(float){left}"
-            right = right if self.weights == "float32" else f"(float){right}"
-        x, w = f"const {ctype(self.values)} *x", f"const {ctype(self.weights)} *w"
-        arguments = ", ".join([x, w, "int32_t n", *zeros, f"{self.kind} sum"])
-        return f"""static {self.kind} {self.name}({arguments})
-{{
-    for (int32_t k = 0; k < n; k++) {{
-        sum += {left} * {right};
-    }}
-    return sum;
-}}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +59,7 @@ def function_of(kernel: Kernel, prefix: str) -> Function:
     names, block, helper = KernelNames(prefix), Block(), ""
     match kernel:
         case Linear():
-            helper = write_linear(kernel, names, block).text
+            helper = write_linear(kernel, names, block)
         case Pooling():
             _pooling(kernel, names, block)
         case Elementwise():
@@ -115,32 +68,37 @@ def function_of(kernel: Kernel, prefix: str) -> Function:
             _softmax(kernel, block)
         case Reorder():
             _reorder(kernel, block)
-    read = zip(("x", *LETTERS), (kernel.source.buffer, *names.operands), strict=False)
-    arguments = [f"const {ctype(buffer.dtype)} *{name}" for name, buffer in read]
+    arguments = [f"const {ctype(kernel.source.buffer.dtype)} *x"]
+    arguments += [f"const {ctype(one.dtype)} *x{at}" for at, one in enumerate(names.operands, 2)]
     arguments.append(f"{ctype(kernel.target.dtype)} *y")
     return Function(", ".join(arguments), names.operands, names.tables, block.lines, helper)
 
 
 def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
     """The largest value, or the mean, of each window, and the tail."""
-    window, whole = kernel.window, kernel.source.buffer.dtype != "float"
+    window, dtype, grid = kernel.window, kernel.source.buffer.dtype, kernel.source.grid
+    whole = dtype != "float"
     counted = kernel.mean and not kernel.counts_padding
     counted = counted and not (window.inside(0) and window.inside(1))
     block.add("int32_t i = 0;")
-    with ExitStack() as loops:
-        at = (
-            loops.enter_context(block.loop("oy", window.after[0])),
-            loops.enter_context(block.loop("ox", window.after[1])),
-        )
-        c = loops.enter_context(block.loop("c", kernel.channels))
-        block.add(f"{'int32_t' if whole else 'float'} found = {_first(kernel)};")
+    sizes = ("oy", window.after[0]), ("ox", window.after[1]), ("c", kernel.channels)
+    with block.loops(*sizes) as (*at, c):
+        lowest = str(RANGES[dtype][0]) if whole else "-INFINITY"
+        nothing = "0" if whole else "0.0f"
+        kind = "int32_t" if whole else "float"
+        block.add(f"{kind} found = {nothing if kernel.mean else lowest};")
         if counted:
             block.add("int32_t count = 0;")
-        with _pixels(block, window, at) as (iy, ix):
+        with (
+            block.loop("ky", window.kernel[0]) as ky,
+            _inside(block, window, 0, at[0], ky) as iy,
+            block.loop("kx", window.kernel[1]) as kx,
+            _inside(block, window, 1, at[1], kx) as ix,
+        ):
             row = window.before[1] * kernel.channels
             place = total((iy, row), (ix, kernel.channels), (c, 1))
             if kernel.mean:
-                block.add(f"found += {_centred(kernel, place)};")
+                block.add(f"found += {total((f'x[{place}]', 1), start=-grid.zero if grid else 0)};")
             else:
                 block.add(f"found = x[{place}] > found ? x[{place}] : found;")
             if counted:
@@ -148,7 +106,8 @@ def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
         tail = Tail(block, names, (c, kernel.channels))
         if kernel.mean:
             size = number(window.kernel[0] * window.kernel[1])
-            tail.value(f"{_sum(kernel)} / {'(float)count' if counted else size}")
+            value = value_of("found", Grid(grid.scale, 0)) if grid else "found"
+            tail.value(f"{value} / {'(float)count' if counted else size}")
         elif whole:
             tail.number("found")
         else:
@@ -157,45 +116,17 @@ def _pooling(kernel: Pooling, names: KernelNames, block: Block) -> None:
         tail.store(kernel.target)
 
 
-def _first(kernel: Pooling) -> str:
-    """What a search or a sum begins with."""
-    dtype = kernel.source.buffer.dtype
-    if dtype == "float":
-        return "0.0f" if kernel.mean else "-INFINITY"
-    return "0" if kernel.mean else str(RANGES[dtype][0])
-
-
-def _centred(kernel: Pooling, place: str) -> str:
-    """What a sum adds: of whole numbers their distance from the zero point."""
-    grid = kernel.source.grid
-    if grid is None:
-        return f"x[{place}]"
-    return total((f"x[{place}]", 1), start=-grid.zero)
-
-
-def _sum(kernel: Pooling) -> str:
-    """The sum as a value."""
-    grid = kernel.source.grid
-    if grid is None:
-        return "found"
-    return "(float)found" if grid.scale == 1 else f"(float)found * {number(grid.scale)}"
-
-
 @contextmanager
-def _pixels(block: Block, window: Window, at: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """Every pixel of a window that is within the planes."""
-    with ExitStack() as stack:
-        found = []
-        for axis, name in enumerate("yx"):
-            k = stack.enter_context(block.loop(f"k{name}", window.kernel[axis]))
-            line = start_of(at[axis], window, axis, k)
-            if not window.inside(axis):
-                block.add(f"const int32_t i{name} = {line};")
-                within = f"if (i{name} >= 0 && i{name} < {window.before[axis]})"
-                stack.enter_context(block.braces(within))
-                line = f"i{name}"
-            found.append(line)
-        yield found[0], found[1]
+def _inside(block: Block, window: Window, axis: int, at: str, inner: str) -> Iterator[str]:
+    """The row or column of the planes at a place of the window, where there is one."""
+    line = start_of(at, window, axis, inner)
+    if window.inside(axis):
+        yield line
+        return
+    name = f"i{'yx'[axis]}"
+    block.add(f"const int32_t {name} = {line};")
+    with block.braces(f"if ({name} >= 0 && {name} < {window.before[axis]})"):
+        yield name
 
 
 def _elementwise(kernel: Elementwise, names: KernelNames, block: Block) -> None:
@@ -240,38 +171,35 @@ def _softmax(kernel: Softmax, block: Block) -> None:
 def _reorder(kernel: Reorder, block: Block) -> None:
     """The values in their new order, one after the other."""
     block.add("int32_t i = 0;")
-    with ExitStack() as loops:
-        terms = [
-            (loops.enter_context(block.loop(name, count)), distance)
-            for name, (count, distance) in zip(INDICES, kernel.loops, strict=False)
-        ]
-        block.add(f"y[i] = x[{total(*terms, start=kernel.start)}];", "i++;")
+    counts, distances = zip(*kernel.loops, strict=True) if kernel.loops else ((), ())
+    with block.loops(*zip(INDICES, counts, strict=False)) as names:
+        place = total(*zip(names, distances, strict=True), start=kernel.start)
+        block.add(f"y[i] = x[{place}];", "i++;")
 
 
 SHORT = {"uint8": "u8", "int8": "s8", "float": "f", "float32": "f"}
 
 
-def write_linear(kernel: Linear, names: KernelNames, block: Block) -> Sum:
-    """The loops over the answer, with the largest sum of a window where pooled, and the tail."""
+def write_linear(kernel: Linear, names: KernelNames, block: Block) -> str:
+    """The loops over the answer, with the largest sum of a window where pooled, and the tail.
+
+    Returns the C function that adds up the products.
+    """
     sums = _Sums(kernel, names, block)
     pool, channels = kernel.pool, kernel.channels[1]
     height, width = pool.after if pool else kernel.window.after
     block.add("int32_t i = 0;")
-    with ExitStack() as loops:
-        at = (
-            loops.enter_context(block.loop("oy", height)),
-            loops.enter_context(block.loop("ox", width)),
-        )
+    with block.loops(("oy", height), ("ox", width)) as (row, column):
         if not pool:
-            sums.bounds(at[1])
-        o = loops.enter_context(block.loop("o", channels))
-        if pool:
-            sums.largest(pool, at, o)
-        else:
-            sums.one(at, o)
-        tail = Tail(block, names, (o, channels))
-        tail.write(_scaled(kernel, tail, o, "best" if pool else "sum"))
-        tail.store(kernel.target)
+            sums.bounds(column)
+        with block.loop("o", channels) as o:
+            if pool:
+                sums.largest(pool, (row, column), o)
+            else:
+                sums.one((row, column), o)
+            tail = Tail(block, names, (o, channels))
+            tail.write(_scaled(kernel, tail, o, "best" if pool else "sum"))
+            tail.store(kernel.target)
     return sums.helper
 
 
@@ -317,8 +245,8 @@ class _Sums:
         self.window = kernel.window
         self.names = names
         self.block = block
-        kinds = kernel.source.buffer.dtype, str(kernel.weights.dtype)
-        self.helper = Sum(*kinds, subtracts=kernel.zeros is not None)
+        self.kind = "int32_t" if kernel.whole else "float"
+        self.name, self.helper = _adding(kernel, self.kind)
         note = "".join(f"[{size}]" for size in kernel.weights.shape)
         note = f"Weights {note}: by output, row and column of the window, input."
         self.weights = names.table("weights", kernel.weights, note)
@@ -327,8 +255,8 @@ class _Sums:
 
     def largest(self, pool: Window, at: tuple[str, str], o: str) -> None:
         """The largest sum of a window of the pooling."""
-        block, kind = self.block, self.helper.kind
-        block.add(f"{kind} best = {'INT32_MIN' if self.helper.whole else '-INFINITY'};")
+        block = self.block
+        block.add(f"{self.kind} best = {'INT32_MIN' if self.kernel.whole else '-INFINITY'};")
         with block.loop("py", pool.kernel[0]) as py, block.loop("px", pool.kernel[1]) as px:
             row, column = (
                 total((at[0], pool.strides[0]), (py, 1)),
@@ -352,22 +280,28 @@ class _Sums:
     def one(self, at: tuple[str, str], o: str) -> None:
         """The sum itself."""
         kernel, window, block = self.kernel, self.window, self.block
-        start = "0" if self.helper.whole else "0.0f"
+        start = "0" if kernel.whole else "0.0f"
         if kernel.bias is not None:
             start = self.names.each("bias", kernel.bias, o, "Bias, what the sums begin with.")
-        block.add(f"{self.helper.kind} sum = {start};")
+        block.add(f"{self.kind} sum = {start};")
         if self._one_piece:
             channels = kernel.channels[0]
             row, column = window.strides[0] * window.before[1], window.strides[1]
             place = total((at[0], row * channels), (at[1], column * channels))
             self._add(place, o, ("0", "0"), kernel.weights[0].size)
             return
-        with block.loop("ky", window.kernel[0]) as ky, self._row(at[0], ky) as iy:
+        with (
+            block.loop("ky", window.kernel[0]) as ky,
+            _inside(block, window, 0, at[0], ky) as iy,
+        ):
             if self.joined:
                 self._line(at[1], iy, ky, o)
                 return
-            with block.loop("kx", window.kernel[1]) as kx:
-                self._pixel(at[1], iy, (ky, kx), o)
+            with (
+                block.loop("kx", window.kernel[1]) as kx,
+                _inside(block, window, 1, at[1], kx) as ix,
+            ):
+                self._pixel((iy, ix), (ky, kx), o)
 
     @property
     def _one_piece(self) -> bool:
@@ -376,18 +310,6 @@ class _Sums:
         full = window.kernel[1] == window.before[1] and window.dilations[0] == 1
         inside = window.inside(0) and window.inside(1)
         return self.joined and inside and (window.kernel[0] == 1 or full)
-
-    @contextmanager
-    def _row(self, row: str, ky: str) -> Iterator[str]:
-        """A line of the planes, where the window has one."""
-        window = self.window
-        line = start_of(row, window, 0, ky)
-        if window.inside(0):
-            yield line
-            return
-        self.block.add(f"const int32_t iy = {line};")
-        with self.block.braces(f"if (iy >= 0 && iy < {window.before[0]})"):
-            yield "iy"
 
     def _line(self, column: str, iy: str, ky: str, o: str) -> None:
         """The products of one line of the window."""
@@ -402,19 +324,13 @@ class _Sums:
                 guard.enter_context(self.block.braces("if (from < to)"))
             self._add(place, o, (ky, "from"), times("to - from", channels))
 
-    def _pixel(self, column: str, iy: str, at: tuple[str, str], o: str) -> None:
+    def _pixel(self, pixel: tuple[str, str], at: tuple[str, str], o: str) -> None:
         """The products of one pixel of the window, within the group of the output."""
-        kernel, window = self.kernel, self.window
+        kernel, width = self.kernel, self.window.before[1]
         part, each = kernel.weights.shape[3], kernel.channels[1] // kernel.groups
         group = "0" if kernel.groups == 1 else o if each == 1 else f"{o} / {each}"
-        ix = start_of(column, window, 1, at[1])
-        with ExitStack() as guard:
-            if not window.inside(1):
-                self.block.add(f"const int32_t ix = {ix};")
-                guard.enter_context(self.block.braces(f"if (ix >= 0 && ix < {window.before[1]})"))
-                ix = "ix"
-            pixel = times(total((iy, window.before[1]), (ix, 1)), kernel.channels[0])
-            self._add(total((pixel, 1), (group, part)), o, at, part)
+        place = times(total((pixel[0], width), (pixel[1], 1)), kernel.channels[0])
+        self._add(total((place, 1), (group, part)), o, at, part)
 
     def _add(self, place: str, o: str, at: tuple[str, str], count: int | str) -> None:
         """One call of the helper; `place` is in the planes, `at` in the window."""
@@ -429,7 +345,32 @@ class _Sums:
             arguments.append(
                 self.names.each("zeros", kernel.zeros, o, "Zero points of the weights.")
             )
-        self.block.call(f"sum = {self.helper.name}(", [*arguments, "sum"])
+        self.block.call(f"sum = {self.name}(", [*arguments, "sum"])
+
+
+def _adding(kernel: Linear, kind: str) -> tuple[str, str]:
+    """The C function that adds up products, by the types that it multiplies: its name and text."""
+    values, weights = kernel.source.buffer.dtype, str(kernel.weights.dtype)
+    name, arguments = f"sum_{SHORT[values]}_{SHORT[weights]}", "int32_t n, "
+    left, right = "x[k]", "w[k]"
+    if values != "float":
+        arguments += "int32_t x_zero, "
+        left = f"{'' if kernel.whole else '(float)'}((int32_t)x[k] - x_zero)"
+    if kernel.zeros is not None:
+        name, arguments = f"{name}_zero", f"{arguments}int32_t w_zero, "
+        right = "((int32_t)w[k] - w_zero)"
+    if not kernel.whole and weights != "float32":
+        right = f"(float){right}"
+    text = f"""static {kind} {name}(const {ctype(values)} *x, const {ctype(weights)} *w,
+{" " * (9 + len(kind) + len(name))}{arguments}{kind} sum)
+{{
+    for (int32_t k = 0; k < n; k++) {{
+        sum += {left} * {right};
+    }}
+    return sum;
+}}
+"""
+    return name, text
 
 
 def start_of(at: str, window: Window, axis: int, inner: str = "0") -> str:

@@ -75,7 +75,7 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Rounded:
+class QuantizedConstant:
     """A constant of whole numbers behind a `DequantizeLinear`."""
 
     whole: Array
@@ -99,7 +99,7 @@ class Rounded:
         return centred.astype(np.float32) * self.along(self.scale)
 
 
-Known = Array | Rounded
+Constant = Array | QuantizedConstant
 """A constant."""
 
 
@@ -127,12 +127,12 @@ class Program:
 
     def __init__(self) -> None:
         self.kernels: list[Kernel] = []
-        self.values: dict[str, View | Known] = {}
+        self.values: dict[str, View | Constant] = {}
         self.inputs: list[Buffer] = []
         self.outputs: list[Buffer] = []
         self.taken: set[str] = set()
 
-    def constant(self, node: Node, position: int, role: str) -> Known | None:
+    def constant(self, node: Node, position: int, role: str) -> Constant | None:
         """The constant that a node reads there; None where it reads nothing."""
         names = node.proto.input
         if position >= len(names) or not names[position]:
@@ -145,7 +145,7 @@ class Program:
     def array(self, node: Node, position: int, role: str) -> Array | None:
         """The same as float32, or whatever plain array it is."""
         found = self.constant(node, position, role)
-        return found.values if isinstance(found, Rounded) else found
+        return found.values if isinstance(found, QuantizedConstant) else found
 
     def view(self, node: Node, position: int = 0) -> View:
         """The computed tensor that a node reads there, as values."""

@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from pipeline.targets.c99.ctext import number
+from pipeline.targets.c99.ctext import number, plain
 from pipeline.targets.c99.graph import (
     CURES,
     DTYPES,
     STATIC,
-    Known,
+    Constant,
     Node,
     Program,
-    Rounded,
+    QuantizedConstant,
     View,
     every_node,
     fold,
@@ -33,23 +33,22 @@ from pipeline.targets.c99.kernels import (
     Dtype,
     Elementwise,
     Grid,
-    Pooling,
     Quantize,
     Softmax,
     Source,
     TailStep,
-    Window,
 )
 from pipeline.targets.c99.windows import (
-    as_planes,
     convolution,
+    global_pooling,
     matrix,
-    planes_of,
-    whole_planes,
-    window_of,
+    pooling,
+    reduce_mean,
 )
 from serving.runtime.tensors import Array
 
+Lowering = Callable[[Program, Node], View | Constant]
+"""Appends what an operator does, and gives its answer."""
 WHOLE_TYPES: Mapping[np.dtype, Dtype] = {np.dtype(np.uint8): "uint8", np.dtype(np.int8): "int8"}
 
 
@@ -75,7 +74,9 @@ def read_graph(model: onnx.ModelProto) -> Program:
 def _lower(program: Program, node: Node) -> None:
     if node.operator not in OPERATORS and node.operator in CURES:
         node.refuse("C has none", CURES[node.operator])
-    read = [program.values.get(name) for name in node.proto.input if name]
+    if unknown := [name for name in node.proto.input if name and name not in program.values]:
+        node.refuse(f"nothing makes {plain(unknown[0])!r}, which it reads", "check the model")
+    read = [program.values[name] for name in node.proto.input if name]
     if all(isinstance(one, np.ndarray) for one in read) and node.operator != "DequantizeLinear":
         made = fold(node.proto, [one for one in read if isinstance(one, np.ndarray)], node.opset)
         names = [name for name in node.proto.output if name]
@@ -89,14 +90,14 @@ def _lower(program: Program, node: Node) -> None:
     program.values[node.proto.output[0]] = OPERATORS[node.operator](program, node)
 
 
-def _same(program: Program, node: Node) -> View | Known:
+def _same(program: Program, node: Node) -> View | Constant:
     return program.values[node.proto.input[0]]
 
 
-def _moved(program: Program, node: Node) -> View | Known:
+def _moved(program: Program, node: Node) -> View | Constant:
     """What gives values another place: the node itself, computed on their places."""
     found = program.values[node.proto.input[0]]
-    if isinstance(found, Rounded):
+    if isinstance(found, QuantizedConstant):
         found = found.values
     places = found.index if isinstance(found, View) else found
     others = [program.array(node, at, "second input") for at in range(1, len(node.proto.input))]
@@ -107,17 +108,17 @@ def _moved(program: Program, node: Node) -> View | Known:
     return View(found.source, made) if isinstance(found, View) else made
 
 
-def _shape(program: Program, node: Node) -> View | Known:
+def _shape(program: Program, node: Node) -> View | Constant:
     found = program.values[node.proto.input[0]]
     shape = found.index.shape if isinstance(found, View) else np.shape(_plain(found))
     return np.array(shape[node.get("start", 0) : node.get("end", None)], np.int64)
 
 
-def _plain(known: Known) -> Array:
-    return known.values if isinstance(known, Rounded) else known
+def _plain(known: Constant) -> Array:
+    return known.values if isinstance(known, QuantizedConstant) else known
 
 
-def _cast(program: Program, node: Node) -> View | Known:
+def _cast(program: Program, node: Node) -> View | Constant:
     found, to = program.values[node.proto.input[0]], node.get("to", 0)
     if not isinstance(found, View):
         return _plain(found).astype(onnx.helper.tensor_dtype_to_np_dtype(to))
@@ -130,7 +131,7 @@ def _cast(program: Program, node: Node) -> View | Known:
     return found
 
 
-def _dequantize(program: Program, node: Node) -> View | Known:
+def _dequantize(program: Program, node: Node) -> View | Constant:
     found = program.values[node.proto.input[0]]
     scale, zero = program.array(node, 1, "scale"), program.array(node, 2, "zero point")
     if scale is None or scale.dtype != np.float32 or node.get("block_size", 0):
@@ -143,10 +144,10 @@ def _dequantize(program: Program, node: Node) -> View | Known:
     whole = _plain(found)
     zero = np.zeros((), whole.dtype) if zero is None else zero
     axis = node.get("axis", 1) % max(whole.ndim, 1)
-    return Rounded(whole, scale, zero.astype(np.int64), axis)
+    return QuantizedConstant(whole, scale, zero.astype(np.int64), axis)
 
 
-def _quantize(program: Program, node: Node) -> View | Known:
+def _quantize(program: Program, node: Node) -> View | Constant:
     scale, zero = program.array(node, 1, "scale"), program.array(node, 2, "zero point")
     dtype = WHOLE_TYPES.get(np.dtype(np.uint8) if zero is None else zero.dtype)
     if scale is None or scale.dtype != np.float32 or dtype is None:
@@ -187,10 +188,12 @@ def _channels(view: View) -> int:
     return int(shape[1]) if len(shape) > 1 else 1
 
 
-def _stepwise(make: Callable[[Program, Node], TailStep]) -> Callable[[Program, Node], View | Known]:
+def _stepwise(
+    make: Callable[[Program, Node], TailStep],
+) -> Lowering:
     """An operator of one input."""
 
-    def lowered(program: Program, node: Node) -> View | Known:
+    def lowered(program: Program, node: Node) -> View | Constant:
         return _each(program, node, program.view(node), [make(program, node)])
 
     return lowered
@@ -208,8 +211,8 @@ def _leaky(_program: Program, node: Node) -> TailStep:
     return Curve(f"{{v}} < 0.0f ? {{v}} * {number(slope)} : {{v}}", rising=bool(slope >= 0))
 
 
-def _arithmetic(sign: Literal["+", "-", "*", "/"]) -> Callable[[Program, Node], View | Known]:
-    def lowered(program: Program, node: Node) -> View | Known:
+def _arithmetic(sign: Literal["+", "-", "*", "/"]) -> Lowering:
+    def lowered(program: Program, node: Node) -> View | Constant:
         names = node.proto.input
         left, right = (program.values[name] for name in names)
         swapped = not isinstance(left, View) or (
@@ -225,7 +228,7 @@ def _arithmetic(sign: Literal["+", "-", "*", "/"]) -> Callable[[Program, Node], 
 
 
 def _operand(
-    program: Program, node: Node, view: View, other: View | Known
+    program: Program, node: Node, view: View, other: View | Constant
 ) -> float | Array | Source:
     """The other operand in the order in which the first one lies."""
     if isinstance(other, View):
@@ -248,76 +251,7 @@ def _operand(
     return period[0] if (period == period[0]).all() else placed
 
 
-def _largest(program: Program, node: Node) -> View | Known:
-    found = program.values[node.proto.input[0]]
-    if not isinstance(found, View):
-        node.refuse("it computes with constants alone")
-    planes = whole_planes(program, node, found)
-    return _pooled(program, node, planes, window_of(node, planes, node.get("kernel_shape", ())))
-
-
-def _mean(program: Program, node: Node) -> View | Known:
-    planes = whole_planes(program, node, program.view(node))
-    window = window_of(node, planes, node.get("kernel_shape", ()))
-    return _pooled(program, node, planes, window, mean=True)
-
-
-def _global(program: Program, node: Node) -> View | Known:
-    view = program.view(node)
-    planes = whole_planes(program, node, view)
-    mean = node.operator == "GlobalAveragePool"
-    made = _pooled(program, node, planes, _everything(planes), mean=mean)
-    return View(
-        made.source, made.index.reshape(*view.index.shape[:2], *[1] * (view.index.ndim - 2))
-    )
-
-
-def _reduce_mean(program: Program, node: Node) -> View | Known:
-    view, found = program.view(node), program.array(node, 1, "axes")
-    rank = view.index.ndim
-    axes = [*node.get("axes", ())] if found is None else [int(axis) for axis in found.ravel()]
-    if sorted(axis % rank for axis in axes) != list(range(2, rank)) or rank < 3:
-        node.refuse(
-            f"a mean is of whole planes, the axes {list(range(2, rank))} of a tensor of rank "
-            f"{rank}, these are {axes}"
-        )
-    planes = whole_planes(program, node, view)
-    made = _pooled(program, node, planes, _everything(planes), mean=True)
-    kept = [1] * (rank - 2) if node.get("keepdims", 1) else []
-    return View(made.source, made.index.reshape(*view.index.shape[:2], *kept))
-
-
-def _everything(planes: View) -> Window:
-    size = planes.index.shape[2], planes.index.shape[3]
-    return Window(before=size, after=(1, 1), kernel=size, strides=(1, 1))
-
-
-def _pooled(
-    program: Program, node: Node, planes: View, window: Window, *, mean: bool = False
-) -> View:
-    """A pooling; the largest of whole numbers is on their grid."""
-    channels = planes.index.shape[1]
-    dtype: Dtype = "float" if mean else planes.source.buffer.dtype
-    counts = mean and bool(node.get("count_include_pad", 0))
-    if counts and node.get("ceil_mode", 0):
-        node.refuse("it counts padding and rounds sizes up, which runtimes understand differently")
-    source = planes.source if mean else Source(planes.source.buffer)
-    kernel = Pooling(
-        title=node.name,
-        source=source,
-        target=program.buffer(dtype, math.prod(window.after) * channels),
-        window=window,
-        channels=channels,
-        mean=mean,
-        counts_padding=counts,
-    )
-    made = program.add(kernel, planes_of(*window.after, channels))
-    source = Source(made.source.buffer, None if mean else planes.source.grid)
-    rank = program.values[node.proto.input[0]]
-    return as_planes(View(source, made.index), rank.index.ndim if isinstance(rank, View) else 4)
-
-
-def _softmax(program: Program, node: Node) -> View | Known:
+def _softmax(program: Program, node: Node) -> View | Constant:
     view = program.view(node)
     if view.source.grid:
         view = _each(program, node, view, [])
@@ -337,9 +271,9 @@ def _softmax(program: Program, node: Node) -> View | Known:
     return program.add(kernel, order)
 
 
-OPERATORS: Mapping[str, Callable[[Program, Node], View | Known]] = {
+OPERATORS: Mapping[str, Lowering] = {
     "Add": _arithmetic("+"),
-    "AveragePool": _mean,
+    "AveragePool": pooling,
     "Cast": _cast,
     "Clip": _stepwise(_clip),
     "Conv": convolution,
@@ -349,16 +283,16 @@ OPERATORS: Mapping[str, Callable[[Program, Node], View | Known]] = {
     "Flatten": _moved,
     "Gather": _moved,
     "Gemm": matrix,
-    "GlobalAveragePool": _global,
-    "GlobalMaxPool": _global,
+    "GlobalAveragePool": global_pooling,
+    "GlobalMaxPool": global_pooling,
     "Identity": _same,
     "LeakyRelu": _stepwise(_leaky),
     "MatMul": matrix,
-    "MaxPool": _largest,
+    "MaxPool": pooling,
     "Mul": _arithmetic("*"),
     "Neg": _stepwise(lambda _program, _node: Curve("-{v}", rising=False)),
     "QuantizeLinear": _quantize,
-    "ReduceMean": _reduce_mean,
+    "ReduceMean": reduce_mean,
     "Relu": _stepwise(lambda _program, _node: Clamp(0.0, math.inf)),
     "Reshape": _moved,
     "Shape": _shape,

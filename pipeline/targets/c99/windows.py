@@ -1,9 +1,12 @@
 """Convolutions, matrices and poolings as kernels: what slides a window over planes."""
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
-from pipeline.targets.c99.graph import Known, Node, Program, Rounded, View, clipped
-from pipeline.targets.c99.kernels import RANGES, Linear, Source, Window
+from pipeline.targets.c99.graph import Constant, Node, Program, QuantizedConstant, View, clipped
+from pipeline.targets.c99.kernels import RANGES, Dtype, Linear, Pooling, Source, Window
 from serving.runtime.tensors import Array
 
 
@@ -98,7 +101,7 @@ def convolution(program: Program, node: Node) -> View:
         program,
         node,
         planes.source,
-        _turned(weights, outputs, part, window.kernel),
+        _by_output(weights, window.kernel),
         program.constant(node, 2, "bias"),
         window=window,
         groups=groups,
@@ -116,7 +119,7 @@ def matrix(program: Program, node: Node) -> View:
     view = program.view(node)
     if len(_shape(weights)) != 2 or view.index.ndim < 2:
         node.refuse(f"C multiplies by a matrix, this one is {list(_shape(weights))}")
-    weights = weights if transposed else _transposed(weights)
+    weights = weights if transposed else _changed(weights, np.transpose)
     outputs, features = _shape(weights)
     view = program.whole_buffer(view, node.name)
     rows = view.index.reshape(-1, features)
@@ -127,13 +130,14 @@ def matrix(program: Program, node: Node) -> View:
         )
         order = np.arange(features)[None]
     places = np.argsort(order[0])  # what lies at each place of a row
-    weights = _picked(weights, places)
+    if (np.diff(places) != 1).any():
+        weights = _changed(weights, lambda values: values[:, places])
     size = (1, len(rows))
     kernel = _linear(
         program,
         node,
         view.source,
-        _turned(weights, outputs, features, (1, 1)),
+        _by_output(weights, (1, 1)),
         program.constant(node, 2, "bias"),
         window=Window(size, size, (1, 1), (1, 1)),
         groups=1,
@@ -142,72 +146,129 @@ def matrix(program: Program, node: Node) -> View:
     return program.add(kernel, np.arange(kernel.target.size).reshape(shape))
 
 
-def _weights(program: Program, node: Node, axis: int) -> Known:
+def pooling(program: Program, node: Node) -> View:
+    """MaxPool, also of whole numbers as they are, and AveragePool, of one or two axes."""
+    found = program.values[node.proto.input[0]]
+    if not isinstance(found, View) or node.operator != "MaxPool":
+        found = program.view(node)
+    planes = whole_planes(program, node, found)
+    window = window_of(node, planes, node.get("kernel_shape", ()))
+    return _pooled(program, node, planes, window)
+
+
+def global_pooling(program: Program, node: Node) -> View:
+    """GlobalMaxPool and GlobalAveragePool."""
+    view = program.view(node)
+    planes = whole_planes(program, node, view)
+    made = _pooled(program, node, planes, _everything(planes))
+    return View(
+        made.source, made.index.reshape(*view.index.shape[:2], *[1] * (view.index.ndim - 2))
+    )
+
+
+def reduce_mean(program: Program, node: Node) -> View:
+    """ReduceMean over whole planes."""
+    view, found = program.view(node), program.array(node, 1, "axes")
+    rank = view.index.ndim
+    axes = [*node.get("axes", ())] if found is None else [int(axis) for axis in found.ravel()]
+    if sorted(axis % rank for axis in axes) != list(range(2, rank)) or rank < 3:
+        node.refuse(
+            f"a mean is of whole planes, the axes {list(range(2, rank))} of a tensor of rank "
+            f"{rank}, these are {axes}"
+        )
+    planes = whole_planes(program, node, view)
+    made = _pooled(program, node, planes, _everything(planes))
+    kept = [1] * (rank - 2) if node.get("keepdims", 1) else []
+    return View(made.source, made.index.reshape(*view.index.shape[:2], *kept))
+
+
+def _everything(planes: View) -> Window:
+    size = planes.index.shape[2], planes.index.shape[3]
+    return Window(before=size, after=(1, 1), kernel=size, strides=(1, 1))
+
+
+def _pooled(program: Program, node: Node, planes: View, window: Window) -> View:
+    """A pooling; the largest of whole numbers is on their grid."""
+    mean = "Max" not in node.operator
+    channels = planes.index.shape[1]
+    dtype: Dtype = "float" if mean else planes.source.buffer.dtype
+    counts = mean and bool(node.get("count_include_pad", 0))
+    if counts and node.get("ceil_mode", 0):
+        node.refuse("it counts padding and rounds sizes up, which runtimes understand differently")
+    source = planes.source if mean else Source(planes.source.buffer)
+    kernel = Pooling(
+        title=node.name,
+        source=source,
+        target=program.buffer(dtype, math.prod(window.after) * channels),
+        window=window,
+        channels=channels,
+        mean=mean,
+        counts_padding=counts,
+    )
+    made = program.add(kernel, planes_of(*window.after, channels))
+    source = Source(made.source.buffer, None if mean else planes.source.grid)
+    rank = program.values[node.proto.input[0]]
+    return as_planes(View(source, made.index), rank.index.ndim if isinstance(rank, View) else 4)
+
+
+def _weights(program: Program, node: Node, axis: int) -> Constant:
     """The constant weights; whole numbers alone if each output has one scale."""
     found = program.constant(node, 1, "weights")
     if found is None:
         node.refuse("it has no weights")
-    if isinstance(found, Rounded):
+    if isinstance(found, QuantizedConstant):
         along = axis % found.whole.ndim
         if found.scale.size > 1 and found.axis != along:
             return found.values
         if found.whole.dtype not in (np.int8, np.uint8):
             return found.values
-        return Rounded(found.whole, found.scale, found.zero, along)
+        return QuantizedConstant(found.whole, found.scale, found.zero, along)
     if found.dtype != np.float32:
         node.refuse(f"its weights are {found.dtype}, C has float and int8")
     return found
 
 
-def _shape(weights: Known) -> tuple[int, ...]:
-    return weights.whole.shape if isinstance(weights, Rounded) else weights.shape
+def _changed(weights: Constant, change: Callable[[Array], Array]) -> Constant:
+    """Weights in another shape or order, whose outputs are the first axis then."""
+    if isinstance(weights, QuantizedConstant):
+        return QuantizedConstant(change(weights.whole), weights.scale, weights.zero, 0)
+    return change(weights)
 
 
-def _transposed(weights: Known) -> Known:
-    if isinstance(weights, Rounded):
-        return Rounded(weights.whole.T, weights.scale, weights.zero, 0)
-    return weights.T
+def _by_output(weights: Constant, kernel: tuple[int, int]) -> Constant:
+    """[out, in, ...] as [out, height, width, in]."""
+    outputs, part = _shape(weights)[:2]
+    shape = outputs, part, *kernel
+    return _changed(weights, lambda values: values.reshape(shape).transpose(0, 2, 3, 1))
 
 
-def _picked(weights: Known, places: Array) -> Known:
-    if isinstance(weights, Rounded):
-        return Rounded(weights.whole[:, places], weights.scale, weights.zero, 0)
-    return weights[:, places]
-
-
-def _turned(weights: Known, outputs: int, part: int, kernel: tuple[int, int]) -> Known:
-    """[out, in, height, width] as [out, height, width, in]."""
-
-    def turned(values: Array) -> Array:
-        return values.reshape(outputs, part, *kernel).transpose(0, 2, 3, 1)
-
-    if isinstance(weights, Rounded):
-        return Rounded(turned(weights.whole), weights.scale, weights.zero, 0)
-    return turned(weights)
+def _shape(weights: Constant) -> tuple[int, ...]:
+    return weights.whole.shape if isinstance(weights, QuantizedConstant) else weights.shape
 
 
 def _linear(
     program: Program,
     node: Node,
     source: Source,
-    weights: Known,
-    bias: Known | None,
+    weights: Constant,
+    bias: Constant | None,
     *,
     window: Window,
     groups: int,
 ) -> Linear:
     """The kernel of products, with scales, bias and zero points where its inputs put them."""
-    numbers = weights.whole if isinstance(weights, Rounded) else weights
+    numbers = weights.whole if isinstance(weights, QuantizedConstant) else weights
     outputs = len(numbers)
     alpha = float(node.get("alpha", 1.0))
     scale = np.full(outputs, alpha * (float(source.grid.scale) if source.grid else 1.0))
     zeros = None
-    if isinstance(weights, Rounded):
+    if isinstance(weights, QuantizedConstant):
         scale = scale * weights.scale.astype(np.float64).ravel()
         numbers, zeros = _narrow(numbers, np.broadcast_to(weights.zero.ravel(), outputs))
-    if (scale <= 0).any():
-        node.refuse(f"its scales must be above 0, the least is {scale.min()}")
-    whole = isinstance(weights, Rounded) and source.buffer.dtype != "float"
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        wrong = scale[~(np.isfinite(scale) & (scale > 0))][0]
+        node.refuse(f"its scales must be finite and above 0, one is {wrong}")
+    whole = isinstance(weights, QuantizedConstant) and source.buffer.dtype != "float"
     start, shift = _bias(node, bias, scale, whole=whole)
     plain = not whole and bool((scale == 1).all())
     if whole:
@@ -239,16 +300,16 @@ def _narrow(numbers: Array, zeros: Array) -> tuple[Array, Array | None]:
 
 
 def _bias(
-    node: Node, bias: Known | None, scale: Array, *, whole: bool
+    node: Node, bias: Constant | None, scale: Array, *, whole: bool
 ) -> tuple[Array | None, Array | None]:
     """What the sums begin with, and what is added behind their scale."""
     if bias is None:
         return None, None
     beta = float(node.get("beta", 1.0))
-    values = bias.values if isinstance(bias, Rounded) else bias
+    values = bias.values if isinstance(bias, QuantizedConstant) else bias
     if values.ndim > 2 or (values.ndim == 2 and values.shape[0] != 1):
         node.refuse(f"its bias must be one value for each output, it is {list(values.shape)}")
-    if whole and isinstance(bias, Rounded) and not bias.zero.any():
+    if whole and isinstance(bias, QuantizedConstant) and not bias.zero.any():
         steps = beta * bias.scale.astype(np.float64).ravel()
         if (np.abs(steps / scale - 1) <= SAME_SCALE).all():
             numbers = np.broadcast_to(bias.whole.ravel().astype(np.int32), scale.shape)
