@@ -29,8 +29,6 @@ from serving.files import dump_json, sha256_of_bytes
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-PUBLIC_KEY = "pub.pem"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignReport:
