@@ -22,7 +22,7 @@ from serving.files import read_json, read_record, write_json
 
 logger = logging.getLogger(__name__)
 
-DEVICES = Path("reports/devices")
+DEPLOYMENTS = Path("reports/devices")
 """Below the folder of params.yaml."""
 
 
@@ -33,7 +33,7 @@ def record(reports: Sequence[DeployReport], *, track: bool) -> None:
         return
     try:
         for one in served:
-            write_json(DEVICES / _file_name(one), one)
+            write_json(DEPLOYMENTS / _file_name(one), one)
             if place := _place(one):
                 write_json(layout.DEVICES / _file_name(one), place)
         _track([one.state for one in served if one.state and one.outcome == "deployed"], track)
@@ -43,7 +43,7 @@ def record(reports: Sequence[DeployReport], *, track: bool) -> None:
 
 def deployed_here(project: Path = Path()) -> tuple[DeployReport, ...]:
     """The last deployment to each device; IntegrityError for a file that ferry did not write."""
-    files = sorted((project / DEVICES).glob("*.json"))
+    files = sorted((project / DEPLOYMENTS).glob("*.json"))
     return tuple(read_record(DeployReport, read_json(one), str(one)) for one in files)
 
 

@@ -20,7 +20,7 @@ TOLD = (
     *("path", "name", "variant", "digest", "weights_sha256", "model_sha256", "model_bytes"),
     *("golden_rows", "since", "before", "busy", "problems"),
 )
-"""Of what a device tells, what stands in its state as it is."""
+"""The fields of a state that are what the device told, unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ def state_of(target: DeviceTarget, access: Access) -> DeviceState:
 
 
 def unknown_state(target: DeviceTarget, problem: str) -> DeviceState:
-    """Of a device that cannot be asked."""
+    """The state of a device that cannot be asked."""
     values = dict.fromkeys(DeviceState.__dataclass_fields__)
     known = {"target": target.name, "host": target.host, "path": target.path, "bench": {}}
     raw = {**values, **known, "problems": [problem], "notes": []}

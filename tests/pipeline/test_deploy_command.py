@@ -13,7 +13,7 @@ from toy_registry import make_bundle, make_data
 from pipeline import tracking
 from pipeline.cli import ferry
 from pipeline.config import layout
-from pipeline.project.devices import DEVICES, deployed_here
+from pipeline.project.devices import DEPLOYMENTS, deployed_here
 from pipeline.records.places import read_places
 from pipeline.tracking import Tracker
 from serving.bundles.bundle import read_manifest
@@ -56,7 +56,7 @@ def test_a_deployment_is_told_and_kept(
     assert report["state"]["digest"] == read_manifest(tmp_path / "device" / "current").digest
     (kept,) = deployed_here(project)
     assert (kept.target, kept.seconds) == (str(tmp_path / "device"), report["seconds"])
-    assert [one.name for one in (project / DEVICES).iterdir()] == [
+    assert [one.name for one in (project / DEPLOYMENTS).iterdir()] == [
         f"localhost{str(tmp_path).replace('/', '_')}_device.json"
     ]
     (place,) = read_places(project / layout.DEVICES)
