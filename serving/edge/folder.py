@@ -85,9 +85,9 @@ class Installed:
 
     def unmake(self) -> None:
         """Take away what was made, if nothing has come into it."""
-        if self.made and list(self.versions.iterdir()) == [self.lock]:
-            self.lock.unlink()
-            with contextlib.suppress(OSError):  # another deployment has begun
+        with contextlib.suppress(OSError):  # another deployment has begun
+            if self.made and list(self.versions.iterdir()) == [self.lock]:
+                self.lock.unlink()
                 for folder in reversed(self.made):
                     folder.rmdir()
 

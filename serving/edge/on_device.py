@@ -76,7 +76,7 @@ class Client:
             self.heard = time.monotonic()
             *lines, rest = (rest + content).split(b"\n")
             for line in filter(None, lines):
-                self.words.put(line.decode())
+                self.words.put(line.decode(errors="replace"))
         self.gone = True
 
     def tell(self, **what: object) -> None:
