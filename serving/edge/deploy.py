@@ -201,9 +201,9 @@ def _who() -> str:
         return socket.gethostname()
 
 
-def as_table(report: DeploySummary, targets: Sequence[DeviceTarget]) -> str:
+def as_table(report: DeploySummary) -> str:
     """One line of each device."""
-    called = short_names(targets)
+    called = short_names((one.target, one.host) for one in report.devices)
     header = ("device", "model", "digest", "selftest", "p50 ms", "seconds", "outcome")
     rows = [_row(called[one.target], one) for one in report.devices]
     return columns([header, *rows])
