@@ -1,6 +1,6 @@
 """What this project has deployed to devices: a file of each, and figures of the model's MLflow run.
 
-    reports/devices/HOST_opt_model.json     the last deployment there, a `DeployReport`
+    reports/devices/HOST_opt_model.0123abcd.json    the last deployment there, a `DeployReport`
 
 `ferry devices` asks the devices themselves; these files say which there are, and what was measured.
 """
@@ -18,11 +18,11 @@ from serving.bundles.bundle import FOREIGN
 from serving.edge.deploy import DeployReport
 from serving.edge.state import DeviceState
 from serving.errors import FerryError, one_line
-from serving.files import read_json, read_record, write_json
+from serving.files import read_json, read_record, sha256_of_bytes, write_json
 
 logger = logging.getLogger(__name__)
 
-DEVICES = Path("reports/devices")
+DEPLOYMENTS = Path("reports/devices")
 """Below the folder of params.yaml."""
 
 
@@ -33,7 +33,7 @@ def record(reports: Sequence[DeployReport], *, track: bool) -> None:
         return
     try:
         for one in served:
-            write_json(DEVICES / _file_name(one), one)
+            write_json(DEPLOYMENTS / _file_name(one), one)
             if place := _place(one):
                 write_json(layout.DEVICES / _file_name(one), place)
         _track([one.state for one in served if one.state and one.outcome == "deployed"], track)
@@ -43,13 +43,14 @@ def record(reports: Sequence[DeployReport], *, track: bool) -> None:
 
 def deployed_here(project: Path = Path()) -> tuple[DeployReport, ...]:
     """The last deployment to each device; IntegrityError for a file that ferry did not write."""
-    files = sorted((project / DEVICES).glob("*.json"))
+    files = sorted((project / DEPLOYMENTS).glob("*.json"))
     return tuple(read_record(DeployReport, read_json(one), str(one)) for one in files)
 
 
 def _file_name(one: DeployReport) -> str:
-    path = one.state.path if one.state else ""
-    return f"{_word(f'{one.host}{path}')}.json"
+    place = f"{one.host}{one.state.path if one.state else ''}"
+    # /opt/a/b and /opt/a_b are one word, and two places.
+    return f"{_word(place)}.{sha256_of_bytes(place.encode())[:8]}.json"
 
 
 def _place(one: DeployReport) -> Places | None:

@@ -263,7 +263,7 @@ def _run_it(card: Card) -> Iterator[str]:
     yield f"On a device with numpy and onnxruntime {card.manifest.minimum_runtime} or later:"
     yield from ("", "```sh")
     yield "python runner.py selftest              # the golden rows, answered here"
-    yield "python runner.py predict rows.npy      # answers, as JSON"
+    yield "python runner.py predict rows.npy      # answers, as CSV"
     yield "python runner.py bench                 # how quick it is here"
     if card.manifest.target in RUNS:
         yield RUNS[card.manifest.target]

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from serving.bundles import Target
 from serving.bundles.finding import MANIFEST, not_there
-from serving.bundles.integrity import SIGNATURE
+from serving.bundles.integrity import SCHEMA_VERSION, SIGNATURE
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
@@ -39,7 +39,6 @@ RUNNER_PARTS = re.compile(
     re.MULTILINE,
 )
 """The lines of a runner's source for which the text of that file stands in a bundle, once."""
-SCHEMA_VERSION = 4
 FOREIGN = "file"
 """The variant of a model that ferry did not export, and that says nothing of itself."""
 

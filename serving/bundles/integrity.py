@@ -38,6 +38,9 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 MANIFEST, SIGNATURE = "manifest.json", "model.sig"
+SCHEMA_VERSION = 4
+"""Of the manifest."""
+NEEDED = {"model.onnx", "golden.npz"}
 
 
 class RunnerError(Exception):
@@ -58,7 +61,10 @@ def check(
     """
     manifest, text = _manifest(folder)
     files = manifest["files"]
-    found = set(_found(folder, set(files))) - {MANIFEST}
+    try:
+        found = set(_found(folder, set(files))) - {MANIFEST}
+    except OSError as error:
+        raise RunnerError(f"{error.filename}: {error.strerror}") from error
     for name in sorted(found - set(files) - {SIGNATURE}):
         raise RunnerError(f"{name} was added: manifest.json does not list it")
     for name in sorted(set(files) - found):
@@ -87,6 +93,12 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise RunnerError("manifest.json was altered: it is no manifest any more") from error
     if not intact or {MANIFEST, SIGNATURE} & set(files):
         raise RunnerError("manifest.json was altered: its digest is another")
+    schema = manifest.get("schema_version")
+    if schema != SCHEMA_VERSION:
+        known = f"this runner reads {SCHEMA_VERSION}: take the runner of its own time"
+        raise RunnerError(f"manifest.json is of schema {schema}, {known}")
+    if missing := NEEDED - set(files):
+        raise RunnerError(f"manifest.json does not list {min(missing)}")
     return manifest, text
 
 
@@ -109,7 +121,11 @@ def _found(folder: Path, listed: set[str], inside: str = "") -> Iterator[str]:
 
 
 def _checked(path: Path, name: str, info: dict[str, Any]) -> bytes:
-    if path.stat().st_size != info["size"]:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise RunnerError(f"{path}: {error.strerror}") from error
+    if size != info["size"]:
         raise RunnerError(f"{name} was altered: its size is not the one in manifest.json")
     content = _read(path)
     if sha256(content).hexdigest() != info["sha256"]:

@@ -125,12 +125,12 @@ def _arguments() -> argparse.Namespace:
     speed.add_argument("--batch-size", type=_above_zero(int), default=1, help="rows a call (1)")
     for command in (test, answer, speed):
         command.add_argument("--provider", default="cpu", help="cpu, cuda, coreml, ...")
-        command.add_argument("--threads", type=int, default=0, help="0: as ONNX Runtime likes")
+        command.add_argument("--threads", type=int, default=0, help="0: ONNX Runtime chooses")
         allow = "run although the processor lacks it"
         command.add_argument("--allow", choices=["vnni"], help=allow)
         key = "refuse what the holder of this P-256 key did not sign"
         command.add_argument("--key", type=Path, metavar="PUB.pem", help=key)
-        command.add_argument("--digest", help="refuse what has not this digest, as ferry tells it")
+        command.add_argument("--digest", help="refuse a bundle of another digest than this")
         folder = "another bundle, which this runner checks and runs"
         command.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help=folder)
     found: argparse.Namespace = parser.parse_args()

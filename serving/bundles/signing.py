@@ -23,13 +23,11 @@ from serving.bundles.integrity import (
 from serving.bundles.registry import is_registered
 from serving.bundles.verify import verify
 from serving.bundles.writing import put_into
-from serving.errors import InputError, MissingInputError, OutputError
+from serving.errors import InputError, IntegrityError, MissingInputError, OutputError
 from serving.files import dump_json, sha256_of_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-
-PUBLIC_KEY = "pub.pem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +59,11 @@ def sign(folder: Path, key: Path) -> SignReport:
             f"{folder} is registered and stays as it is: sign a bundle before that, or a "
             f"copy, as `ferry bundle models:/NAME/VERSION --output DIR` makes one"
         )
-    verify(folder, threads=1).require()
+    report = verify(folder, threads=1)
+    report.require()
     bundle = open_bundle(folder)
+    if bundle.manifest.digest != report.digest:
+        raise IntegrityError(f"{folder} was changed while it was verified: nothing is signed")
     payload = statement(bundle)
     signature = private.sign(authenticated(payload), ECDSA(hashes.SHA256()))
     name = key_sha256(private)

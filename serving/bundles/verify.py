@@ -65,7 +65,8 @@ class VerifyReport:
     promise: str
     """What that means, and what it does not."""
     vouched: tuple[str, ...]
-    """Whose word it is that these are the files that were shipped: "key", "digest", or nobody's."""
+    """Whose word it is that these are the files that were shipped: "key", "digest", "registry", or
+    nobody's."""
     checks: tuple[Check, ...]
     proof: ProviderProof | None
     """Where the model ran."""
@@ -85,6 +86,8 @@ class Trust:
     """The public P-256 key, in PEM, of whoever must have signed it."""
     digest: str | None = None
     """The identity that it must have, 64 hexadecimal digits."""
+    registered: tuple[str, str] | None = None
+    """The version that it is in the registry, as NAME/3, and the digest that stands there."""
 
     def refuse_unusable(self) -> None:
         """Raise InputError for a key that is none, UsageError for what can be no digest."""
@@ -150,7 +153,10 @@ def _vouching(bundle: Bundle, trust: Trust) -> Iterator[Check]:
         yield _check("key", lambda: _signed(path, key, files | {MANIFEST: manifest}))
     if trust.digest is not None:
         wanted = trust.digest.lower()
-        yield _check("digest", lambda: _has_digest(bundle.manifest, wanted))
+        yield _check("digest", lambda: _has_digest(bundle.manifest, wanted, "the one given"))
+    if trust.registered is not None:
+        name, registered = trust.registered
+        yield _check("registry", lambda: _has_digest(bundle.manifest, registered, f"of {name}"))
 
 
 def _signed(path: Path, key: Path, files: Mapping[str, str]) -> str:
@@ -163,9 +169,9 @@ def _signed(path: Path, key: Path, files: Mapping[str, str]) -> str:
     return f"{len(files)} files are signed by {key}, whose sha256 is {public_key(key)[1]}"
 
 
-def _has_digest(manifest: BundleManifest, wanted: str) -> str:
+def _has_digest(manifest: BundleManifest, wanted: str, whose: str) -> str:
     _same("digest", manifest.digest, wanted)
-    return "it is the one that was given"
+    return f"the digest is {whose}"
 
 
 def _promise(folder: Path, trust: Trust) -> str:
@@ -175,6 +181,8 @@ def _promise(folder: Path, trust: Trust) -> str:
         words.append(f"signed by the holder of {trust.key}")
     if trust.digest is not None:
         words.append("known by the digest that was given")
+    if trust.registered is not None:
+        words.append(f"registered as {trust.registered[0]}, as the registry here says")
     if words:
         return f"these are the files that were shipped: {' and '.join(words)}"
     signed = (folder / SIGNATURE).is_file()

@@ -21,7 +21,6 @@ from serving.bundles.bundle import (
     LABELS,
     MODEL,
     RUNNER,
-    SCHEMA_VERSION,
     Bundle,
     BundleManifest,
     FileInfo,
@@ -34,7 +33,7 @@ from serving.bundles.bundle import (
 )
 from serving.bundles.finding import MANIFEST
 from serving.bundles.golden import INPUT, check_golden, make_golden
-from serving.bundles.integrity import SIGNATURE
+from serving.bundles.integrity import SCHEMA_VERSION, SIGNATURE
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
 from serving.bundles.registry import is_registered

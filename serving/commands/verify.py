@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.commands.options import MODEL
 from serving.console import PATH, allow_option, json_option, show
 
 if TYPE_CHECKING:
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=MODEL)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--key",
     metavar="PUB.pem",
@@ -49,15 +48,23 @@ def verify(
     labels, gates, golden outputs and the self-test of the runner. Exit status 1 when a check fails.
 
     That finds accidents. Whoever can write the folder can write a manifest that fits: only --key,
-    for a bundle that `ferry sign` signed, or --digest tells that. The first line says what the
-    result promises. A runner that is not the one of this ferry is run in no case, and passes only
-    by the word of a key or a digest.
+    for a bundle that `ferry sign` signed, or --digest tells that, or the registry, of a bundle that
+    is named by it. The first line says what the result promises. A runner that is not the one of
+    this ferry is run in no case, and passes only by the word of one of the three.
 
     Example: ferry verify bundles/mnist-cnn --key pub.pem
     """
+    from serving.bundles.finding import folder_of, is_registered_name, located
+    from serving.bundles.registry import version_named
     from serving.bundles.verify import Trust, as_table
     from serving.bundles.verify import verify as check
 
-    report = check(bundle, provider=provider, threads=threads, trust=Trust(key, digest))
+    if is_registered_name(str(bundle)):
+        registry, version = version_named(str(bundle))
+        registered = f"{registry.name}/{version}", registry.versions[version].digest
+        folder, trust = folder_of(registry, version), Trust(key, digest, registered)
+    else:
+        folder, trust = located(bundle), Trust(key, digest)
+    report = check(folder, provider=provider, threads=threads, trust=trust)
     show(report, as_json=as_json, text=as_table(report))
     report.require()

@@ -26,7 +26,7 @@ from serving.edge.ssh import Access, Conversation, conversation
 from serving.edge.state import DeviceState, in_parallel, state_told
 from serving.edge.targets import DeviceTarget, short_names
 from serving.errors import FerryError, IntegrityError, one_line
-from serving.files import read_record, sha256_of_bytes
+from serving.files import dump_json, read_record, sha256_of_bytes
 
 Outcome = Literal["deployed", "present", "rolled back", "failed"]
 Tell = Callable[[DeviceTarget, str], None]
@@ -97,10 +97,9 @@ def deploy(bundle: Path, targets: Sequence[DeviceTarget], plan: DeployPlan) -> D
     bundle that its holder did not sign; what goes wrong with a device stands in its report.
     """
     opened = open_bundle(bundle)
-    names = [*opened.contents, MANIFEST]
-    if (bundle / SIGNATURE).is_file() and SIGNATURE not in names:
-        names.append(SIGNATURE)
-    contents = {name: opened.contents.get(name) or (bundle / name).read_bytes() for name in names}
+    contents = {**opened.contents, MANIFEST: dump_json(opened.manifest).encode()}
+    if (bundle / SIGNATURE).is_file():
+        contents[SIGNATURE] = (bundle / SIGNATURE).read_bytes()
     sums = {name: sha256_of_bytes(content) for name, content in contents.items()}
     if plan.key is not None:
         refuse_unsigned(bundle, contents.get(SIGNATURE), sums, plan.key)
@@ -112,7 +111,7 @@ def deploy(bundle: Path, targets: Sequence[DeviceTarget], plan: DeployPlan) -> D
             name: {"size": len(content), "sha256": sums[name]} for name, content in contents.items()
         },
     }
-    devices = _on_all(targets, plan, request, functools.partial(_send, bundle, names))
+    devices = _on_all(targets, plan, request, functools.partial(_send, bundle, list(contents)))
     return DeploySummary(digest=opened.manifest.digest, devices=devices)
 
 
@@ -202,9 +201,9 @@ def _who() -> str:
         return socket.gethostname()
 
 
-def as_table(report: DeploySummary, targets: Sequence[DeviceTarget]) -> str:
+def as_table(report: DeploySummary) -> str:
     """One line of each device."""
-    called = short_names(targets)
+    called = short_names((one.target, one.host) for one in report.devices)
     header = ("device", "model", "digest", "selftest", "p50 ms", "seconds", "outcome")
     rows = [_row(called[one.target], one) for one in report.devices]
     return columns([header, *rows])

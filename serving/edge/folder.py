@@ -41,7 +41,7 @@ MANIFEST, SIGNATURE = "manifest.json", "model.sig"
 
 
 class Refused(Exception):  # noqa: N818 - as it reads where it is raised
-    """Why nothing is changed, in one line for a person."""
+    """Why nothing was changed, in one line for a person."""
 
 
 class Installed:
@@ -57,11 +57,11 @@ class Installed:
             raise Refused(f"{asked} is a link to {asked.resolve()}, which is not there")
         self.path = asked.resolve()
         self.versions, self.link = self.path / "versions", self.path / "current"
-        self.lock, self.told = self.versions / ".lock", self.versions / ".history.json"
+        self.lock, self.history_file = self.versions / ".lock", self.versions / ".history.json"
         self.made: list[Path] = []
 
     def check(self) -> None:
-        """Refuse a path that is no folder, or one of somebody else."""
+        """Refuse a path that is no folder, or a folder that holds anything but a deployment."""
         if self.path.exists() and not self.path.is_dir():
             raise Refused(f"{self.path} is a file; a deployment is a folder")
         if self.link.exists() and not self.link.is_symlink():
@@ -85,9 +85,9 @@ class Installed:
 
     def unmake(self) -> None:
         """Take away what was made, if nothing has come into it."""
-        if self.made and list(self.versions.iterdir()) == [self.lock]:
-            self.lock.unlink()
-            with contextlib.suppress(OSError):  # another deployment has begun
+        with contextlib.suppress(OSError):  # another deployment has begun
+            if self.made and list(self.versions.iterdir()) == [self.lock]:
+                self.lock.unlink()
                 for folder in reversed(self.made):
                     folder.rmdir()
 
@@ -112,7 +112,7 @@ class Installed:
 
         The link is switched first and the history written after, so the link may be ahead.
         """
-        told = json_of(self.told)
+        told = json_of(self.history_file)
         names = [name for name in told if isinstance(name, str)] if isinstance(told, list) else []
         present = self.present()
         if present in names[-2:-1]:  # a way back
@@ -128,7 +128,7 @@ class Installed:
         return found if isinstance(found, dict) and set(found) >= RECORD else None
 
     def leftovers(self) -> list[Path]:
-        """What a deployment that was cut short has left, of uploads first."""
+        """What a deployment that was cut short has left: uploads first, then links."""
         found = [one for one in _entries(self.versions) if LEFTOVER.fullmatch(one.name)]
         links = [one for one in _entries(self.path) if re.fullmatch(r"\.current\.\w+", one.name)]
         return [*found, *links]
@@ -162,7 +162,7 @@ class Installed:
         for name in sorted(self.names(), key=age)[KEPT:]:
             if name != before:
                 self.remove(name)
-        write(self.told, json.dumps(history))
+        write(self.history_file, json.dumps(history))
 
     def remove(self, name: str) -> None:
         """Remove a version: it is renamed first, so that what has such a name is whole."""

@@ -1,7 +1,7 @@
 """What a device does when a bundle comes: `ferry deploy` sends this text to its python3 over SSH.
 
-Nothing is installed there: Python 3.8 or newer reads it from its standard input, and after it the
-words of the client, with `serving.edge.folder`. A client that is gone, or silent for a minute,
+Nothing is installed there: Python 3.8 or newer reads this text and `serving.edge.folder` from its
+standard input, and after them what the client says. A client that is gone, or silent for a minute,
 ends its deployment: before the switch nothing is changed, after it all is done.
 """
 
@@ -76,7 +76,7 @@ class Client:
             self.heard = time.monotonic()
             *lines, rest = (rest + content).split(b"\n")
             for line in filter(None, lines):
-                self.words.put(line.decode())
+                self.words.put(line.decode(errors="replace"))
         self.gone = True
 
     def tell(self, **what: object) -> None:
@@ -173,7 +173,7 @@ def done(client: Client, installed: Installed, **what: object) -> None:
 def this_machine(request: dict[str, Any], client: Client) -> dict[str, Any]:
     """What this is; refuses one that lacks what the runner, or the upload, needs."""
     python = f"{sys.executable} there (Python {platform.python_version()})"
-    code, said, wrong = run([sys.executable, "-I", "-c", ASK], client)
+    code, said, wrong = run([sys.executable, "-I", "-c", ASK], client, "import of numpy")
     if code:
         lacks = re.search(r"No module named '(\w+)", wrong)
         if lacks:
@@ -295,7 +295,7 @@ def tested_in(
 def runner(folder: Path, words: list[str], client: Client) -> dict[str, Any]:
     """What the runner of a bundle tells in JSON."""
     command = [sys.executable, "-I", "-B", "-c", RUN, str(folder / "runner.py"), *words]
-    code, said, wrong = run(command, client)
+    code, said, wrong = run(command, client, words[0])
     if code:
         raise Refused(f"the {words[0]} failed: {_how(code, wrong)}")
     try:
@@ -307,8 +307,11 @@ def runner(folder: Path, words: list[str], client: Client) -> dict[str, Any]:
     return found
 
 
-def run(command: list[str], client: Client) -> tuple[int, str, str]:
-    """The status, the output and the errors of a program, which ends when the client leaves."""
+def run(command: list[str], client: Client, what: str) -> tuple[int, str, str]:
+    """The status, output and errors of a program, which ends when the client leaves.
+
+    `what` names it where it takes too long.
+    """
     pipe, deadline = subprocess.PIPE, time.monotonic() + TEST_SECONDS
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, errors="backslashreplace"
@@ -319,7 +322,7 @@ def run(command: list[str], client: Client) -> tuple[int, str, str]:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     said, wrong = process.communicate(timeout=0.3)
                     return process.returncode, said, wrong
-            raise Refused(f"it took longer than {TEST_SECONDS:.0f} s")
+            raise Refused(f"the {what} took longer than {TEST_SECONDS:.0f} s")
         finally:
             process.kill()
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from serving.console import DASH, columns, number
 from serving.edge.folder import DIGITS
 from serving.edge.ssh import Access, conversation
-from serving.edge.targets import DeviceTarget
+from serving.edge.targets import DeviceTarget, short_names
 from serving.errors import FerryError, IntegrityError, one_line
 from serving.files import read_record
 
@@ -20,7 +20,7 @@ TOLD = (
     *("path", "name", "variant", "digest", "weights_sha256", "model_sha256", "model_bytes"),
     *("golden_rows", "since", "before", "busy", "problems"),
 )
-"""Of what a device tells, what stands in its state as it is."""
+"""The fields of a state that are what the device told, unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ def state_of(target: DeviceTarget, access: Access) -> DeviceState:
 
 
 def unknown_state(target: DeviceTarget, problem: str) -> DeviceState:
-    """Of a device that cannot be asked."""
+    """The state of a device that cannot be asked."""
     values = dict.fromkeys(DeviceState.__dataclass_fields__)
     known = {"target": target.name, "host": target.host, "path": target.path, "bench": {}}
     raw = {**values, **known, "problems": [problem], "notes": []}
@@ -155,11 +155,11 @@ def require(found: Sequence[DeviceState]) -> None:
 def as_table(found: Sequence[DeviceState]) -> str:
     """One line of each target."""
     header = ("device", "model", "digest", "selftest", "p50 ms", "since", "state")
-    return columns([header, *(_row(one, found) for one in found)])
+    called = short_names((one.target, one.host) for one in found)
+    return columns([header, *(_row(called[one.target], one) for one in found)])
 
 
-def _row(one: DeviceState, found: Sequence[DeviceState]) -> tuple[str, ...]:
-    called = one.host if [other.host for other in found].count(one.host) == 1 else one.target
+def _row(called: str, one: DeviceState) -> tuple[str, ...]:
     return (
         called,
         f"{one.name} {one.variant}" if one.name else DASH,

@@ -5,7 +5,8 @@ A file of hosts has one of these a line; empty lines and those that begin with `
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def all_targets(words: Iterable[str], hosts: Path | None) -> tuple[DeviceTarget,
     return tuple(targets)
 
 
-def short_names(targets: Sequence[DeviceTarget]) -> dict[str, str]:
-    """What each is called in a table: its host, or all of it where that host is there twice."""
-    hosts = [one.host for one in targets]
-    return {one.name: one.host if hosts.count(one.host) == 1 else one.name for one in targets}
+def short_names(devices: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What a table calls each (target, host): the host, or all of it where two share the host."""
+    hosts = dict(devices)
+    counts = Counter(hosts.values())
+    return {name: host if counts[host] == 1 else name for name, host in hosts.items()}

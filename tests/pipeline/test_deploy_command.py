@@ -13,7 +13,7 @@ from toy_registry import make_bundle, make_data
 from pipeline import tracking
 from pipeline.cli import ferry
 from pipeline.config import layout
-from pipeline.project.devices import DEVICES, deployed_here
+from pipeline.project.devices import DEPLOYMENTS, deployed_here
 from pipeline.records.places import read_places
 from pipeline.tracking import Tracker
 from serving.bundles.bundle import read_manifest
@@ -56,9 +56,8 @@ def test_a_deployment_is_told_and_kept(
     assert report["state"]["digest"] == read_manifest(tmp_path / "device" / "current").digest
     (kept,) = deployed_here(project)
     assert (kept.target, kept.seconds) == (str(tmp_path / "device"), report["seconds"])
-    assert [one.name for one in (project / DEVICES).iterdir()] == [
-        f"localhost{str(tmp_path).replace('/', '_')}_device.json"
-    ]
+    (file,) = (project / DEPLOYMENTS).iterdir()
+    assert file.name.startswith(f"localhost{str(tmp_path).replace('/', '_')}_device.")
     (place,) = read_places(project / layout.DEVICES)
     (shown,) = place.reports
     assert (place.experiment, shown.place, shown.diff_of) == ("toy", "localhost", "golden rows")
@@ -69,6 +68,13 @@ def test_a_deployment_is_told_and_kept(
     header, line = asked.stdout.splitlines()
     assert header.split()[:3] == ["device", "model", "digest"]
     assert line.endswith("  serves")
+
+
+def test_places_whose_names_are_alike_are_both_kept(project: Path, tmp_path: Path) -> None:
+    targets = [str(tmp_path / "a" / "b"), str(tmp_path / "a_b")]
+    done = invoke("deploy", "toy", *targets, "--no-track")
+    assert done.exit_code == 0, done.output
+    assert {one.target for one in deployed_here(project)} == set(targets)
 
 
 def test_devices_that_fail_are_told_and_the_others_served(project: Path, tmp_path: Path) -> None:

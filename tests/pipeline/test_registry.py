@@ -410,6 +410,9 @@ def test_the_commands(home: Path) -> None:
     assert run("rollback", "toy", "--no-track")["version"] == 1
     model = home / "bundles" / "first" / "model.onnx"
     assert run("bundle", "models:/toy@champion", "-o", "out")["sha256"] == sha256_of_file(model)
+    found = run("verify", "models:/toy@champion")
+    assert found["vouched"] == ["registry"]
+    assert "shipped: registered as toy/1, as the registry here says" in str(found["promise"])
     np.save("rows.npy", np.zeros((2, 4), np.float32))
     done = CliRunner().invoke(ferry, ["predict", "models:/toy@champion", "rows.npy"])
     assert done.exit_code == 0, done.output

@@ -221,7 +221,7 @@ def test_the_history_follows_the_link(tmp_path: Path) -> None:
         (tmp_path / "versions" / name).mkdir(parents=True)
 
     def after(told: list[str], served: str) -> list[str]:
-        installed.told.write_text(json.dumps(told))
+        installed.history_file.write_text(json.dumps(told))
         installed.link.unlink(missing_ok=True)
         installed.link.symlink_to(f"versions/{served}")
         return installed.history()
@@ -230,7 +230,7 @@ def test_the_history_follows_the_link(tmp_path: Path) -> None:
     assert after(["a", "b"], "c") == ["a", "b", "c"], "deployed"
     assert after(["a", "b"], "a") == ["a"], "gone back"
     assert after(["a", "gone", "a", "b"], "b") == ["a", "b"]
-    installed.told.write_text("[1")
+    installed.history_file.write_text("[1")
     assert installed.history() == ["b"]
 
 

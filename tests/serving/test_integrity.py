@@ -154,6 +154,31 @@ def test_a_manifest_lists_files_of_its_folder_alone(device: Path, name: str) -> 
         check(device)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schema_version": 3}, "manifest.json is of schema 3, this runner reads 4"),
+        ({"files": {}}, "manifest.json does not list golden.npz"),
+    ],
+)
+def test_a_manifest_of_another_ferry_is_one_line(
+    device: Path, changes: dict[str, object], told: str
+) -> None:
+    forge(device, **changes)
+    refused(run(device, "selftest"), told)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("serving.bundles.integrity.os.scandir", denied)
+    with pytest.raises(RunnerError, match=rf"^{device}: Permission denied$"):
+        check(device)
+
+
 def test_an_output_does_not_lie_in_the_bundle(device: Path) -> None:
     done = run(device, "predict", "rows.npy", "--output", str(device / "out.csv"))
     refused(done, "out.csv would lie in the bundle")

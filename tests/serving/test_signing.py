@@ -122,6 +122,20 @@ def test_a_signed_bundle_passes_by_the_word_of_its_key(signed: Path, keys: Path)
     assert json.loads(done.stdout)["vouched"] == ["key"]
 
 
+def test_what_was_not_verified_is_not_signed(
+    bundle: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def altering(folder: Path, **how: int) -> VerifyReport:
+        report = verify(folder, threads=how["threads"])
+        forge(folder, metrics={"accuracy": 100.0})
+        return report
+
+    monkeypatch.setattr("serving.bundles.signing.verify", altering)
+    with pytest.raises(IntegrityError, match="was changed while it was verified"):
+        sign(bundle, keys / "key.pem")
+    assert not (bundle / SIGNATURE).exists()
+
+
 def test_what_nobody_vouches_for_says_so_in_the_first_line(signed: Path, bundle: Path) -> None:
     for folder, hint in ((bundle, "--key or --digest tells"), (signed, "it is signed, and --key")):
         report = verify(folder)

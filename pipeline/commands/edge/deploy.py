@@ -26,7 +26,7 @@ class Board:
 
         from serving.edge.targets import short_names
 
-        self.called = short_names(targets)
+        self.called = short_names((one.name, one.host) for one in targets)
         self.steps = dict.fromkeys(self.called, "waiting")
         self.live = sys.stderr.isatty() and len(targets) < shutil.get_terminal_size().lines
         self.drawn = False
@@ -99,7 +99,7 @@ def deploy(
         report = rollout.deploy(located(words[0]), targets, plan)
     enter_project()
     record(report.devices, track=track)
-    show(report, as_json=as_json, text=rollout.as_table(report, targets))
+    show(report, as_json=as_json, text=rollout.as_table(report))
     if way.stop.is_set():
         raise KeyboardInterrupt
     report.require()

@@ -32,7 +32,7 @@ class LintFinding:
     cure: str
     """What to do about it; "" where there is nothing to do."""
     see: tuple[str, ...] = ()
-    """Addresses where it is told."""
+    """Addresses of the reports that describe it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
