@@ -1,6 +1,6 @@
 """Where a bundle is to go: `user@host:/opt/model` as scp and rsync write it, or a folder here.
 
-A file of hosts has one of these a line; empty lines and those that begin with `#` say nothing.
+A file of hosts has one of these a line; a `#` at its begin or after a space begins a comment.
 """
 
 import os
@@ -16,6 +16,7 @@ USER = r"[\w.$+\\][\w.$+\\-]*"
 HOST = r"[\w.][\w.-]*|\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]"
 REMOTE = re.compile(rf"(?:(?P<user>{USER})@)?(?P<host>{HOST}):(?P<path>.*)", re.DOTALL)
 HOW = "user@host:/opt/model, [::1]:/opt/model or a folder of this machine, /opt/model"
+COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +46,7 @@ def parse_target(text: str) -> DeviceTarget:
         raise UsageError(f"{text!r} is no target; write {HOW}, and a port into ~/.ssh/config")
     # As rsync: what has a colon before its first slash is of a host.
     if ":" not in text.partition("/")[0]:
-        try:
-            path = os.path.normpath(Path(text).expanduser().absolute())
-        except RuntimeError as error:
-            raise UsageError(f"{text!r} is in the home folder of a user who is not here") from error
-        return DeviceTarget(name=path, login=None, path=path)
+        return _folder_here(text)
     found = REMOTE.fullmatch(text)
     if found is None:
         raise UsageError(f"{text!r} is no target; write {HOW}")
@@ -60,18 +57,32 @@ def parse_target(text: str) -> DeviceTarget:
     return DeviceTarget(name=text, login=login, path=found["path"])
 
 
+def _folder_here(text: str) -> DeviceTarget:
+    """A folder of this machine; a bare word is a host whose path was forgotten."""
+    if "/" not in text and not text.startswith(("~", ".")):
+        raise UsageError(
+            f"{text!r} has no path; write {text}:/opt/model, or ./{text} for a folder of this "
+            f"machine"
+        )
+    try:
+        path = os.path.normpath(Path(text).expanduser().absolute())
+    except RuntimeError as error:
+        raise UsageError(f"{text!r} is in the home folder of a user who is not here") from error
+    return DeviceTarget(name=path, login=None, path=path)
+
+
 def read_hosts(path: Path) -> tuple[DeviceTarget, ...]:
     """The targets of a file; InputError names the line that is none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise MissingInputError(f"{path} is not there; it has one target a line: {HOW}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text in UTF-8: {error.reason}") from error
     found = []
     for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if text and not text.startswith("#"):
+        text = COMMENT.sub("", line).strip()
+        if text:
             try:
                 found.append(parse_target(text))
             except UsageError as error:

@@ -348,6 +348,8 @@ def test_a_target_is_written_as_scp_takes_it(typed: str, login: str | None, path
         ("a b:/opt", "is no target"),
         ("$(id):/opt", "is no target"),
         ("", "is no target"),
+        # A host whose path was forgotten, or the bundle typed in its place: no folder to make here.
+        ("sensor", "write sensor:/opt/model, or ./sensor for a folder of this machine"),
         ("sensor:/a\nb", "is no target"),
         ("~nobody-of-that-name/model", "is in the home folder of a user who is not here"),
     ],
@@ -361,10 +363,11 @@ def test_what_is_no_target_is_told_how_one_is_written(typed: str, told: str) -> 
 
 def test_a_file_of_hosts(tmp_path: Path) -> None:
     path = tmp_path / "fleet.txt"
-    path.write_text("# the hall\n\n  pi@one:/opt/model  \ntwo:/opt/model\n")
-    assert [one.host for one in read_hosts(path)] == ["one", "two"]
-    with pytest.raises(UsageError, match="two:/opt/model is named twice"):
-        all_targets(["two:/opt/model"], path)
+    path.write_text("\ufeff# the hall\n\n  pi@one:/opt/model  # left\ntwo:/opt/model#2\n", "utf-8")
+    found = [(one.host, one.path) for one in read_hosts(path)]
+    assert found == [("one", "/opt/model"), ("two", "/opt/model#2")]
+    with pytest.raises(UsageError, match="two:/opt/model#2 is named twice"):
+        all_targets(["two:/opt/model#2"], path)
     path.write_text("one:/x\n\nthree\tfour:/x\n")
     with pytest.raises(InputError, match=r"fleet.txt, line 3: 'three\\tfour:/x' is no target"):
         read_hosts(path)
