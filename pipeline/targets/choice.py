@@ -119,7 +119,7 @@ def choose(gains: Mapping[str, Gain], goal: str, min_gain: float) -> tuple[str, 
     """
     if "fp32" not in gains:
         best = max(gains, key=lambda name: gains[name].times)
-        return best, "there is no room for fp32"
+        return best, "fp32 does not fit"
     better = {
         name: gain
         for name, gain in gains.items()
@@ -145,7 +145,7 @@ def _too_large(room: Footprint, budget: TargetBudget) -> str:
     """What there is no room for; "" for nothing."""
     wanted = (("", room.bytes, budget.size_kib), (" of RAM", room.ram_bytes, budget.ram_kib))
     over = [
-        f"takes {found / KIB:.1f} KiB{what}, the budget is {limit:g}"
+        f"takes {found / KIB:.1f} KiB{what}, the budget is {limit:g} KiB"
         for what, found, limit in wanted
         if found is not None and limit is not None and found > limit * KIB
     ]

@@ -254,7 +254,7 @@ def test_what_the_pipeline_keeps_is_not_replaced_by_another(
 
 def test_a_microcontroller_that_is_too_small_is_told_what_would_do(measured: Project) -> None:
     with pytest.raises(
-        TargetError, match=r"int8 takes 0\.\d KiB of RAM, the budget is 0\.1; .*Zero"
+        TargetError, match=r"int8 takes 0\.\d KiB of RAM, the budget is 0\.1 KiB; .*Zero"
     ):
         bundle_for(measured, "c", ram_kib=0.1)
 

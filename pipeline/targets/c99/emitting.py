@@ -1,6 +1,6 @@
 """The files of a model in C: `model.h`, `model.c`, and `selftest.c` with the golden rows.
 
-    cc -std=c99 model.c selftest.c -lm -o selftest && ./selftest
+    cc -std=c99 model.c selftest.c -lm -o ../selftest && ../selftest
 
 The self-test runs anywhere. It prints what fails, and exits with 1 then.
 """
@@ -269,7 +269,7 @@ WIDTH = 32
 """Numbers a line."""
 TEXT = """/* Golden rows of {title}
  *
- *   cc -std=c99 model.c selftest.c -lm -o selftest && ./selftest
+ *   cc -std=c99 model.c selftest.c -lm -o ../selftest && ../selftest
  *
  * Exit status 0 where each row is decided as it must be, and no answer is further off than the
  * limit. -DROWS=8 leaves rows out, for a board with little flash.
