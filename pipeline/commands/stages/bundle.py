@@ -47,7 +47,7 @@ def bundle(
     predict --reference` can warn of rows that differ. For --target cpu the best by the speed of
     this machine is shipped, and goes to bundles/EXPERIMENT. Another target takes the smallest that
     its budget in params.yaml has room for, and it goes to bundles/EXPERIMENT.TARGET. For --target c
-    that are C99 sources for microcontrollers, beside the model: the budget is flash and RAM.
+    it holds the model as C99 sources too, and the budget is flash and RAM.
 
     For MODEL.onnx, any ONNX file of one input, it holds the file byte for byte. The file must have
     passed `ferry parity REFERENCE MODEL.onnx --data ROWS --output REPORT.json`, or its `ferry
@@ -58,6 +58,8 @@ def bundle(
     For models:/NAME@champion or models:/NAME/3 it copies the registered bundle to --output.
 
     Example: ferry bundle mnist-cnn
+
+    Example: ferry bundle mnist-tiny --target c
 
     Example: ferry bundle net.onnx --data rows.npy --parity net.json -o made
     """
