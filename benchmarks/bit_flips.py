@@ -73,14 +73,17 @@ def lines(folder: Path, key: Path) -> Iterator[Line]:
             refused["runner"] += by_runner(folder, key)
             refused[SIGNATURE] += path.name == SIGNATURE
     what = f"{name}: bit flips ({refused[SIGNATURE]} of them in {SIGNATURE}) refused by"
-    for ours, words in (("verify", "`ferry verify --key`"), ("runner", "the check of the runner")):
+    for ours, words in (
+        ("verify", "`ferry verify BUNDLE --key PUB.pem`"),
+        ("runner", "the check of the runner"),
+    ):
         found = f"{refused[ours]:,} of {NUM_FLIPS:,}"
         yield Line(f"{what} {words}", found, "all", refused[ours] == NUM_FLIPS)
     for number in range(NUM_PROGRAMS):
         for _ in flipped(folder, number, chance):
             refused["program"] += by_program(folder, key)
     found = f"{refused['program']} of {NUM_PROGRAMS}"
-    what = f"{name}: bit flips refused by `python runner.py selftest --key`"
+    what = f"{name}: bit flips refused by the runner with --key, whole programs"
     yield Line(what, found, "all", refused["program"] == NUM_PROGRAMS)
 
 

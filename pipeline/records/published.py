@@ -236,7 +236,7 @@ def write_published(
     """Write a file of each experiment, script and places; those of others in the folder stay.
 
     Then write every table anew in the page beside the folder, in the pages beside that, and in
-    README.md of the working directory. Returns all paths that were written.
+    README.md above them. Returns all paths that were written.
     """
     written = [folder / f"{one.experiment}.json" for one in results]
     for path, one in zip(written, results, strict=True):
@@ -250,7 +250,7 @@ def write_published(
     page = folder.with_suffix(".md")
     if not page.exists():
         write_text(page, PAGE)
-    for path in (*sorted(page.parent.glob("*.md")), Path("README.md")):
+    for path in (*sorted(page.parent.glob("*.md")), page.parent.with_name("README.md")):
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         new = fill(old, published)
         if new != old:

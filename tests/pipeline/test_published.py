@@ -162,7 +162,8 @@ def test_the_files_hold_no_more_digits_than_count(
     published: PublishedResults, tmp_path: Path
 ) -> None:
     long = replace(published, loss=0.123456789)
-    (path, *_) = write_published(tmp_path / "docs/results", [long])
+    (path, *others) = write_published(tmp_path / "docs/results", [long])
+    assert all(one.is_relative_to(tmp_path) for one in others), "README.md of the working directory"
     assert json.loads(path.read_text())["loss"] == 0.123457
 
 
