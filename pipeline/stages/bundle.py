@@ -131,8 +131,8 @@ def bundle_file(
 ) -> BundleReport:
     """Write the bundle `folder` of any ONNX file, byte for byte as it is.
 
-    `rows` is what `open_rows` takes, whose first `golden_rows` become the golden rows; `parity` the
-    report of a comparison in which `model` was the candidate, or of its export; `labels` a text
+    `rows` is what `open_rows` takes, whose `golden_rows` hardest become the golden rows; `parity`
+    the report of a comparison in which `model` was the candidate, or of its export; `labels` a text
     file with a line for each class, without which they are numbered, as in `ferry predict`.
     `reference` is the rows that the model was trained on, or others like them, if their
     distribution is to be kept.
@@ -188,10 +188,9 @@ def copy_registered(name: str, folder: Path) -> BundleReport:
 
     Raises what `located` does, and IntegrityError for a bundle that was altered.
     """
-    source = located(name)
-    copy_bundle(open_bundle(source), folder)
-    manifest = open_bundle(folder).manifest
-    return _report(folder, Choice(variant=manifest.variant, reason=f"it is {name}"))
+    source = open_bundle(located(name))
+    copy_bundle(source, folder)
+    return _report(folder, Choice(variant=source.manifest.variant, reason=f"it is {name}"))
 
 
 def _report(folder: Path, chosen: Choice) -> BundleReport:

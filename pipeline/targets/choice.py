@@ -76,11 +76,11 @@ def choose_for(
             f"{name} does not fit {target}: {said}; the budget is "
             f"experiments.{name}.bundle.budgets.{target} of params.yaml{would}"
         )
-    goal = config.goal if target in MEASURED_HERE else "size"
+    goal: str
     if target in MEASURED_HERE:
-        gains = gains_over_fp32(timed, fitting, goal)
+        goal, gains = config.goal, gains_over_fp32(timed, fitting, config.goal)
     else:
-        gains = _smaller(rooms, fitting)
+        goal, gains = "size", _smaller(rooms, fitting)
     variant, reason = choose(gains, goal, config.min_gain)
     chosen = Choice(variant=variant, reason=reason, goal=goal, gains=gains)
     return replace(chosen, **_on_boards(rooms[variant])) if target == "c" else chosen

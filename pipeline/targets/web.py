@@ -25,10 +25,7 @@ RUNTIME = {
 """The sha256 of the files of the npm package onnxruntime-web of that version."""
 
 
-def web_page(
-    _manifest: BundleManifest,
-    _core: Mapping[str, bytes],
-) -> dict[str, bytes]:
+def web_page(_manifest: BundleManifest, _core: Mapping[str, bytes]) -> dict[str, bytes]:
     """The files of the page by name, the same for every model: the page reads the manifest.
 
     Raises IntegrityError for a runtime whose bytes are not the published ones.

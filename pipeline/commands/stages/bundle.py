@@ -51,7 +51,7 @@ def bundle(
 
     For MODEL.onnx, any ONNX file of one input, it holds the file byte for byte. The file must have
     passed `ferry parity REFERENCE MODEL.onnx --data ROWS --output REPORT.json`, or its `ferry
-    export --module`. The first of ROWS become the golden rows, which every device must answer
+    export --module`. The hardest of ROWS become the golden rows, which every device must answer
     alike. With --reference the bundle can warn of drift as well. The options from --data to
     --reference are for MODEL.onnx, but for --output.
 
