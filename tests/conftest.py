@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import chromium
 import pytest
 from closure import ROOT
+from once import Once
 
 # As the command `ferry` does, and before torch is imported: idle threads that spin steal the cores
 # from the other process that runs tests.
@@ -22,6 +23,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # test starts and interrupts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+LONGEST = ("test_dvc.py", "test_own_project.py")
+"""Each makes a project that takes a minute."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: a process without work takes the last tests of the other, half of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
@@ -44,15 +54,24 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    return Once(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory, once: Once) -> zipfile.ZipFile:
     """The wheel that `python -m build` makes."""
     for package in ("build", "hatchling"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed, and a build of its own would need a network")
     folder = tmp_path_factory.mktemp("dist")
     command = ["build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    def make() -> None:
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    once("wheel", folder, make)
     (path,) = folder.iterdir()
     return zipfile.ZipFile(path)
 
