@@ -160,7 +160,7 @@ def test_a_golden_row_that_gets_another_class(device: Path, value: float) -> Non
     assert (done.returncode, done.stderr) == (1, f"runner: {found['error']}\n")
     if np.isnan(value):
         assert (found["passed"], found["worst"]) == (False, None)
-        assert "differ by nan" in found["error"]
+        assert "differ by inf" in found["error"]
     else:
         assert (found["passed"], found["flips"], found["rows"]) == (False, 1, 6)
         assert found["error"] == "1 of 6 golden rows get another class"
