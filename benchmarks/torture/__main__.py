@@ -37,7 +37,6 @@ from serving.console import table
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KINDS = sorted(path.stem for path in (HERE / "kinds").glob("[!_]*.py"))
-SHORT = 0.01
 MEMORY = 8 << 30
 """Of one process of a case, in bytes; ferry's own limits must be found before it."""
 FORK = multiprocessing.get_context("fork")
@@ -48,10 +47,10 @@ def main() -> None:
     given = parser().parse_args()
     sys.path += [str(ROOT / "tests" / part) for part in ("serving", "pipeline")]
     end = time.monotonic() + given.budget
-    share = SHORT if given.short else given.times
+    task = Task(scratch=Path(), seed=given.seed, short=given.short, times=given.times)
     found = {}
     for kind in given.kinds or KINDS:
-        found[kind] = tortured(kind, share, given.seed, given.done, end)
+        found[kind] = tortured(kind, task, given.done, end)
     rows = [
         (kind, one.total, *(getattr(one, name) for name in COUNTS)) for kind, one in found.items()
     ]
@@ -103,14 +102,14 @@ def line(kind: str, outcome: Outcome) -> ScriptLine:
     return ScriptLine(what, f"{held} ({words})" if words else held, "all", met=not faults)
 
 
-def tortured(kind: str, share: float, seed: int, done: Path, end: float) -> Outcome:
+def tortured(kind: str, task: Task, done: Path, end: float) -> Outcome:
     """Run the cases of a kind that were not run yet, until the time is up."""
     total = Outcome()
     path = done / f"{kind}.jsonl"
-    key = f"{seed} {sources()}"
+    key = f"{task.seed} {sources()}"
     known = dict(outcomes(path, key))
     with tempfile.TemporaryDirectory(prefix=f"torture-{kind}-") as scratch:
-        task = Task(scratch=Path(scratch), seed=seed, share=share)
+        task = dataclasses.replace(task, scratch=Path(scratch))
         for case in importlib.import_module(f"kinds.{kind}").cases(task):
             outcome = known.get(case.name)
             if outcome is None and time.monotonic() > end:

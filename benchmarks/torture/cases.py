@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 HANG_SECONDS = 10.0
+SHORT = 0.01
 TRACEBACK = "Traceback (most recent call last)"
 TOKEN = "t0kenThatNobodyMayRead"  # noqa: S105 - it opens nothing
 """A secret to give to ferry; `Ended.judged` looks for it in every stream."""
+CONTROL = {*map(chr, (*range(32), *range(127, 160)))} - set("\t\n\r")
 CANARY = "executed"
 """What hostile content tries to make in the working directory, if it can run anything."""
 
@@ -30,17 +32,14 @@ class Task:
     scratch: Path
     """An empty folder, for this kind alone."""
     seed: int
-    share: float
-    """1 for all that is published, 0.01 in the tests, 10 for ten times as many random cases."""
+    short: bool
+    """Whether a few of the smallest cases are wanted."""
+    times: float = 1.0
+    """How many times the random cases that are published."""
 
     def count(self, whole: int) -> int:
-        """How many of so many random cases to make."""
-        return max(1, round(whole * self.share))
-
-    @property
-    def short(self) -> bool:
-        """Whether the smallest cases are wanted, of a fixed list the first few."""
-        return self.share < 1
+        """How many of so many random cases to make; 1 % in the short form."""
+        return max(1, round(whole * (SHORT if self.short else self.times)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +115,8 @@ class Ended:
             return self.fault("deaths", f"status {self.status} without a word")
         if (self.folder / CANARY).exists():
             return self.fault("executed", f"{CANARY} was made")
+        if control := set(self.stderr) & CONTROL:
+            return self.fault("executed", f"a terminal would obey {control}")
         if any(token in streams for token in tokens):
             return self.fault("secrets", "in its streams")
         return HELD
