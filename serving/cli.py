@@ -18,7 +18,10 @@ COMMANDS = {
     "doctor": (HERE, "Say what on this machine will cause trouble, and how to fix it."),
 }
 """Each with its package and the first line of its help."""
-WATCHED = {"predict", "bench", "verify", "parity", "quantize", "bundle", "lint"}
+WATCHED = {
+    *("bench", "bundle", "deploy", "lint", "parity", "predict", "promote", "quantize", "register"),
+    "verify",
+}
 """The commands that run models which somebody else may have made."""
 
 

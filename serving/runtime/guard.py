@@ -264,15 +264,8 @@ def _begin_child(page: Page, pipe: int, parent: int) -> None:
         os._exit(1)
     os.set_blocking(pipe, False)
     signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
-    set_memory_limit(_machine_gib())
-
-
-def _machine_gib(limit: str = "/sys/fs/cgroup/memory.max") -> float:
-    """The memory of this machine, cut by a container's limit."""
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError), open(limit) as file:  # noqa: PTH123 - pathlib takes longer than the rest of this
-        size = min(size, int(file.read()))
-    return size / 2**30
+    # Not a container's limit, which is for what is used: libraries ask for more than that.
+    set_memory_limit(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
 
 
 class _Watcher:
