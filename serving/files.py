@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from serving.errors import IntegrityError, MissingInputError, redacted
+from serving.errors import UNSEEN, IntegrityError, MissingInputError, redacted
 
 
 @contextlib.contextmanager
@@ -169,17 +169,25 @@ def write_json(target: Path, record: object) -> None:
 def dump_json(record: object) -> str:
     """Canonical JSON text of a record: keys in order of definition, two spaces, a final newline.
 
-    Without the secrets of addresses, as `json_line`.
+    Without the secrets of addresses, and with escapes for what a terminal would obey, as
+    `json_line`.
     Raises ValueError for NaN and infinities, which JSON cannot hold.
     """
     text = json.dumps(record, default=_plain, indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{redacted(text)}\n"
+    return f"{_seen(redacted(text))}\n"
 
 
 def json_line(record: object) -> str:
     """JSON text of a record on one line, for files of JSON Lines."""
     text = json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False)
-    return f"{redacted(text)}\n"
+    return f"{_seen(redacted(text))}\n"
+
+
+def _seen(text: str) -> str:
+    """JSON text in which what a terminal would obey, or UTF-8 cannot hold, is an escape."""
+    if text.isprintable():
+        return text
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
