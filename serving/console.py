@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from serving.runtime import guard
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -144,6 +146,37 @@ def allow_option(command: Command) -> Command:
     return option(command)
 
 
+def limit_options(command: Command) -> Command:
+    """Add `--call-timeout` and `--max-memory`, which a watched command obeys."""
+
+    def set_timeout(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
+        if given:
+            guard.set_timeout(given)
+
+    def set_memory(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
+        if given:
+            guard.set_memory_limit(given)
+
+    positive = click.FloatRange(min=0, min_open=True)
+    timeout = click.option(
+        "--call-timeout",
+        metavar="SECONDS",
+        type=positive,
+        expose_value=False,
+        callback=set_timeout,
+        help=f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})",
+    )
+    memory = click.option(
+        "--max-memory",
+        metavar="GIB",
+        type=positive,
+        expose_value=False,
+        callback=set_memory,
+        help="How much memory it may have. (what the machine has)",
+    )
+    return timeout(memory(command))
+
+
 Sections = Mapping[str, Mapping[str, tuple[str, str]]]
 """The commands of a group: title, name, the package with the command's module, first line of help.
 
@@ -198,10 +231,16 @@ class Commands(click.Group):
 
             _settle_stdout()
             ctx.exit(128 + signal.SIGPIPE)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             _settle_stdout()
-            name, reason = error.filename2 or error.filename, error.strerror or str(error)
-            raise _OneLineError(f"{name}: {reason}" if name else reason, 1) from error
+            raise _OneLineError(_reason_of(error), 1) from error
+
+
+def _reason_of(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory: {str(error) or 'there is no more'}"
+    name, reason = error.filename2 or error.filename, error.strerror or str(error)
+    return f"{name}: {reason}" if name else reason
 
 
 class _LoadedWhenNamed(UserDict[str, Any]):
@@ -253,7 +292,9 @@ def log_to_stderr() -> None:
 
     class Redacting(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
-            return redacted(super().format(record))
+            text = redacted(super().format(record))
+            guard.step(text)
+            return text
 
     handler = logging.StreamHandler()
     handler.setFormatter(Redacting("%(message)s"))
@@ -282,6 +323,7 @@ def note(message: str) -> None:
     """Print a message for the person at the terminal, to stderr."""
     from serving.errors import redacted
 
+    guard.step(message)
     click.echo(redacted(message), err=True)
 
 
@@ -291,6 +333,7 @@ def progress() -> Iterator[Callable[[str], None]]:
     terminal = sys.stderr.isatty()
 
     def log(step: str) -> None:
+        guard.step(step)
         if terminal:
             click.echo(f"\r\x1b[K{step[: terminal_columns() - 1]}", err=True, nl=False)
 

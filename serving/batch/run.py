@@ -21,6 +21,7 @@ from serving.inputs.inputs import Inputs, open_inputs
 from serving.inputs.names import STDIN
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.model import Model, open_model
+from serving.runtime import guard
 from serving.runtime.classes import Task
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
@@ -99,7 +100,7 @@ class PredictRun:
     @property
     def workers(self) -> int:
         """Batches at a time, and threads or processes that decode."""
-        return self.model.parallel
+        return self.model.parallel if guard.careful() is None else 1
 
     @property
     def chunk_rows(self) -> int:
@@ -108,6 +109,8 @@ class PredictRun:
         values = math.prod(axis if isinstance(axis, int) else 1 for axis in info.shape[1:])
         size = TEXT_BYTES if info.is_text else np.dtype(info.dtype).itemsize
         rows = min(CHUNK_ROWS, CHUNK_BYTES // max(1, values * size))
+        if guard.careful() is not None:
+            rows = self.batch_rows
         return self.batch_rows * max(1, rows // self.batch_rows)
 
     def count(self, done: int) -> int | None:
