@@ -20,13 +20,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DVC_NO_ANALYTICS ?= 1
 
-.PHONY: demo test lint format ui bench clean help
+.PHONY: demo test lint format ui bench torture clean help
 
 help:
 	@echo "make demo    train, export, prove, time and bundle the embedded experiments"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   measure what ferry aims at (needs mnist and cifar10)"
+	@echo "make torture attack everything: kills, hostile files and models, rot (hours; goes on)"
 	@echo "make ui      browse the runs in MLflow on http://127.0.0.1:$(PORT)"
 
 demo: $(READY)
@@ -68,6 +69,9 @@ bench: $(READY)
 	python benchmarks/first_trainings.py
 	python benchmarks/tracking_faults.py
 	python benchmarks/aims.py
+
+torture: $(READY)
+	python benchmarks/torture
 
 clean:
 	rm -rf data models bundles reports .dvc/cache .dvc/tmp

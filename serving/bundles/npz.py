@@ -1,4 +1,4 @@
-"""The arrays of golden.npz as `np.savez` writes it, of which nothing is unpacked that is not as it must be.
+"""The arrays of golden.npz, of which nothing is unpacked that is not as it must be.
 
     GoldenFile(content, ["input", "logits"]).read("logits", "float32", [64, 10])
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError, not_utf8
 from serving.files import sha256_of_bytes
+from serving.runtime import guard
 from serving.runtime.classes import ClassOutputs, Task, can_be_label, class_outputs
 from serving.runtime.cores import allowed_cores
 from serving.runtime.onnxfile import class_labels
@@ -222,8 +223,10 @@ def open_session(
     check_settings(settings, provider)
     options = _options(settings, provider, profile)
     try:
-        with _logging(SILENT):
+        guard.step(f"the opening of {label}")
+        with _logging(SILENT), guard.native():
             raw = _create(content, options, settings, provider, label)
+        guard.step(label)
         return _session(raw, content, settings, provider, label, shared or {})
     except UnicodeDecodeError as error:
         raise ModelError(f"{label} {not_utf8(error.object)}") from error
@@ -267,7 +270,7 @@ def _session(
         shared=fixed,
         maps=maps,
         classes=classes,
-        call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
+        call=guard.watched(raw._sess.run),  # noqa: SLF001 - checks less, made again inside
         run_options=_run_options(settings),
         output_names=[output.name for output in outputs],
     )
