@@ -16,15 +16,11 @@ import itertools
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from serving.errors import UNSEEN, IntegrityError, MissingInputError, redacted
-
-HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""One of the two escapes that make a character together."""
 
 
 @contextlib.contextmanager
@@ -210,18 +206,20 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Parse the bytes of a JSON file, which `where` names in messages.
-
-    IntegrityError for what is not JSON in UTF-8, and for the half of a character, which could not
-    be written again.
-    """
+    """Parse the bytes of a JSON file, which `where` names; IntegrityError for no JSON in UTF-8."""
     try:
-        parsed = json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant)
-        if HALF.search(content):
-            json.dumps(parsed, ensure_ascii=False).encode()
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{where} is not a JSON file: {error}") from error
-    return parsed
+
+
+def is_text(*values: object) -> bool:
+    """Whether values of JSON hold no half of a character, which UTF-8 cannot hold."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _no_constant(text: str) -> None:

@@ -30,7 +30,7 @@ from serving.bundles.integrity import (
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
-from serving.files import dump_json, parse_json, read_record, sha256_of_bytes
+from serving.files import dump_json, is_text, parse_json, read_record, sha256_of_bytes
 from serving.runtime.classes import ClassOutputs
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.onnxfile import read_header
@@ -273,12 +273,14 @@ def read_manifest(folder: Path) -> BundleManifest:
     what ferry wrote, is of another schema, or has a profile that cannot be.
     """
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise MissingInputError(f"{folder} is not a bundle: it has no {MANIFEST}")
     content = _plain(path, MOST_TEXT_BYTES)
     if len(content) > MOST_TEXT_BYTES:
         raise IntegrityError(f"{path} has over {MOST_TEXT_BYTES:,} bytes, which no ferry writes")
     raw = parse_json(content, str(path))
+    if not is_text(raw):
+        raise IntegrityError(f"{path} holds half of a character, which no ferry writes")
     check_schema(raw, str(path), SCHEMA_VERSION)
     manifest = read_record(BundleManifest, raw, str(path))
     expected = _digest(manifest)

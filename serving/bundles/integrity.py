@@ -45,9 +45,11 @@ MANIFEST, SIGNATURE = "manifest.json", "model.sig"
 SCHEMA_VERSION = 4
 """Of the manifest."""
 NEEDED = {"model.onnx", "golden.npz"}
-MOST_BYTES, MOST_TEXT_BYTES = 2**31, 2**24
+MOST_BYTES, MOST_TEXT_BYTES = 2**31, 2**23
 """The most that all files of a bundle hold, as no ONNX file in one piece has more; and the most of
 its manifest, its signature or a key."""
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys, which the manifest holds as escapes."""
 WHOLE = re.compile(r"-?[0-9]{1,30}")
 FILE_NAME = re.compile(r"[^/]{1,255}(/[^/]{1,255}){0,8}")
 NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
@@ -252,7 +254,8 @@ def plain_bytes(path: Path, most: int) -> bytes:
 
 def canonical(record: object) -> bytes:
     """The canonical text that the manifest was written as."""
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 # The signature: OpenSSF model signing, that is in-toto in DSSE in a sigstore bundle, by ECDSA P-256

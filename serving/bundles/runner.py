@@ -139,8 +139,8 @@ def _arguments() -> argparse.Namespace:
     for command in (test, answer, speed):
         command.add_argument("--provider", default="cpu", help="cpu, cuda, coreml, ...")
         command.add_argument("--threads", type=int, default=0, help="0: ONNX Runtime chooses")
-        longest = "how long one batch may take, or to open the model (60)"
-        command.add_argument("--timeout", type=_above_zero(float), default=60.0, help=longest)
+        longest = "how long one call of the model may take, in seconds (120)"
+        command.add_argument("--call-timeout", type=_above_zero(float), default=120.0, help=longest)
         allow = "run although the processor lacks it"
         command.add_argument("--allow", choices=["vnni"], help=allow)
         key = "refuse what the holder of this P-256 key did not sign"
@@ -221,7 +221,7 @@ def main() -> int:
     child = os.fork()
     if child:
         os.close(pipe)
-        return _watch(child, seen, arguments.timeout)
+        return _watch(child, seen, arguments.call_timeout)
     os.close(seen)
     WATCHER.update(pipe=pipe, next=0)
     _bound(arguments.provider)
@@ -242,7 +242,7 @@ def _watch(child: int, seen: int, seconds: float) -> int:
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if not told:
-        return _failed(f"the model took longer than {seconds:g} s; --timeout gives it more")
+        return _failed(f"the model has not ended in {seconds:g} s (--call-timeout)")
     if os.WIFSIGNALED(status):
         return _failed(f"the native runtime ended ({signal.Signals(os.WTERMSIG(status)).name})")
     return os.WEXITSTATUS(status)

@@ -37,6 +37,7 @@ from serving.bundles.integrity import (
 from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import InputError, IntegrityError, ModelError, UsageError
 from serving.files import dump_json, sha256_of_bytes
+from serving.runtime import guard
 from serving.runtime.kernels import refuse_lacking
 from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import ProviderProof, Session, open_session
@@ -350,7 +351,8 @@ def _runner(bundle: Bundle, seconds: float) -> str:
     """The bundle's own runner passes its self-test, on the CPU, in a process of its own."""
     # Isolated, so that neither PYTHONPATH nor the folder can slip another module under it.
     program = [sys.executable, "-I", "-B", str(bundle.folder / RUNNER)]
-    command = [*program, "selftest", "--timeout", f"{seconds:.0f}"]
+    command = [*program, "selftest", "--call-timeout", f"{seconds:.0f}"]
+    guard.step("the self-test of the runner", seconds=3 * seconds)
     try:
         done = subprocess.run(command, capture_output=True, timeout=3 * seconds)
     except subprocess.TimeoutExpired as error:
