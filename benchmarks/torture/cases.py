@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ TRACEBACK = "Traceback (most recent call last)"
 TOKEN = "t0kenThatNobodyMayRead"  # noqa: S105 - it opens nothing
 """A secret to give to ferry; `Ended.judged` looks for it in every stream."""
 CONTROL = {*map(chr, (*range(32), *range(127, 160)))} - set("\t\n\r")
+FERRY = shutil.which("ferry", path=os.fspath(Path(sys.executable).parent)) or "ferry"
 CANARY = "executed"
 """What hostile content tries to make in the working directory, if it can run anything."""
 
@@ -133,13 +134,19 @@ class Ended:
 
 
 def ferry(
-    *words: str | Path, folder: Path, seconds: float = HANG_SECONDS, stdin: bytes = b""
+    *words: str | Path,
+    folder: Path,
+    seconds: float = HANG_SECONDS,
+    stdin: bytes = b"",
+    program: Sequence[str | Path] = (FERRY,),
 ) -> Ended:
-    """Run `ferry WORDS` in a folder, and end it and its children after so many seconds."""
-    program = shutil.which("ferry", path=os.fspath(Path(sys.executable).parent))
+    """Run `ferry WORDS` in a folder, and end it and its children after so many seconds.
+
+    Another program than ferry is judged as strictly.
+    """
     begin = time.monotonic()
     process = subprocess.Popen(
-        [program or "ferry", *words],
+        [*program, *words],
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -155,7 +162,7 @@ def ferry(
         stdout, stderr = process.communicate()
         status = None
     return Ended(
-        words=("ferry", *map(str, words)),
+        words=(Path(program[-1]).name, *map(str, words)),
         status=status,
         stdout=stdout.decode("utf-8", "replace"),
         stderr=stderr.decode("utf-8", "replace"),
