@@ -161,6 +161,11 @@ class ImageDecoder:
     def _by_pillow(self, file: IO[bytes]) -> Array:
         try:
             with Image.open(file, formats=image_formats()) as image:
+                if image.format != "PNG":
+                    return self._pixels(image)
+                image.verify()  # to load it compares no sum of its pixels; the image is spent now
+            file.seek(0)
+            with Image.open(file, formats=("PNG",)) as image:
                 return self._pixels(image)
         except UnidentifiedImageError as error:
             file.seek(0)
