@@ -31,7 +31,7 @@ OWNERS = {
     },
     "cryptography": {"serving/bundles/signing.py"},
     "cv2": {"serving/inputs/decoding.py"},
-    "fsspec": {"serving/inputs/remote.py"},
+    "fsspec": {"serving/inputs/fetching.py"},
     "requests": {"pipeline/datasets/_download.py"},
     "yaml": {"pipeline/config/yamlfile.py"},
     "jinja2": {"pipeline/stages/report.py"},

@@ -37,7 +37,8 @@ MUTATIONS = 10_000
 """Of each file."""
 PER_CASE = 1000
 SHORT = 40
-COUNT = 12
+COUNT, PIXELS = 12, 300
+"""The rows of a table, and of an array of images."""
 ODD = (
     b"\0",
     b"\xff",
@@ -82,10 +83,10 @@ def cases(task: Task) -> Iterator[Case]:
 
 def samples() -> dict[str, Sample]:
     """A file of each format that `ferry predict` reads."""
-    pixels = images(COUNT)
+    pixels = images(PIXELS)
     values = np.random.default_rng(5).normal(size=(COUNT, 3)).astype(np.float32)
     texts = [f"{'naïve, but ' * (at % 3)}good {at}" for at in range(COUNT)]
-    pngs = [encoded(one, "PNG") for one in pixels]
+    pngs = [encoded(one, "PNG") for one in pixels[:COUNT]]
     csv = "a,b,c\n" + "".join(f"{a},{b},{c}\n" for a, b, c in values)
     quoted = "".join(f'"{a}";"{b}";"{c}"\n'.replace(".", ",") for a, b, c in values)
     json_lines = "".join(f"{json.dumps({'a': a, 'b': b, 'c': c})}\n" for a, b, c in values.tolist())
@@ -170,7 +171,7 @@ def lines_below_header(content: bytes, at: Span) -> Span | None:
 def array(content: bytes, at: Span) -> Span | None:
     """The rows at the end of a file of rows of one size; its head tells what all of them are."""
     size = images(1).nbytes
-    head = len(content) - COUNT * size
+    head = len(content) - PIXELS * size
     return ((at[0] - head) // size, (at[1] - head) // size + 1) if at[0] >= head else None
 
 
