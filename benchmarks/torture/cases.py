@@ -137,7 +137,6 @@ def ferry(
 ) -> Ended:
     """Run `ferry WORDS` in a folder, and end it and its children after so many seconds."""
     program = shutil.which("ferry", path=os.fspath(Path(sys.executable).parent))
-    begin = time.monotonic()
     process = subprocess.Popen(
         [program or "ferry", *words],
         cwd=folder,
@@ -146,16 +145,23 @@ def ferry(
         stderr=subprocess.PIPE,
         process_group=0,
     )
-    status: int | None
+    return ended_by(process, folder, seconds=seconds, stdin=stdin)
+
+
+def ended_by(
+    process: "subprocess.Popen[bytes]", folder: Path, *, seconds: float = 60.0, stdin: bytes = b""
+) -> Ended:
+    """Wait for a process that leads a group, and end that after so many seconds."""
+    begin, status = time.monotonic(), None
     try:
-        stdout, stderr = process.communicate(stdin, timeout=seconds)
+        stdout, stderr = process.communicate(stdin or None, timeout=seconds)
         status = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         stdout, stderr = process.communicate()
-        status = None
+    words = process.args if isinstance(process.args, list) else [process.args]
     return Ended(
-        words=("ferry", *map(str, words)),
+        words=("ferry", *(str(one) for one in words[1:] if "\n" not in str(one))),
         status=status,
         stdout=stdout.decode("utf-8", "replace"),
         stderr=stderr.decode("utf-8", "replace"),
