@@ -56,7 +56,7 @@ SECTIONS = {
         "predict": (TOOLS, SERVING["predict"][1]),
         "verify": SERVING["verify"],
         "demo": SERVING["demo"],
-        "doctor": SERVING["doctor"],
+        "doctor": (PROJECT, SERVING["doctor"][1]),
     },
     "Project": {
         "init": (PROJECT, "Make a project in DIR: an experiment that runs at once."),

@@ -31,9 +31,9 @@ OWNERS = {
     },
     "cryptography": {"serving/bundles/signing.py"},
     "cv2": {"serving/inputs/decoding.py"},
-    "fsspec": {"serving/inputs/remote.py"},
+    "fsspec": {"serving/inputs/fetching.py"},
     "requests": {"pipeline/datasets/_download.py"},
-    "yaml": {"pipeline/config/reading.py"},
+    "yaml": {"pipeline/config/yamlfile.py"},
     "jinja2": {"pipeline/stages/report.py"},
     "sklearn": {"pipeline/datasets/moons.py", "pipeline/datasets/__init__.py"},
     "filelock": {

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sqlite3
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from pipeline.config import layout
 from pipeline.tracking.journal import FOLDER, SENT
 from serving.batch.lock import lock_output
 from serving.errors import FerryError, OutputError, one_line
-from serving.files import write_bytes
+from serving.files import building, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -280,10 +279,10 @@ def _upgrade(path: Path, look: StoreLook) -> None:
     kept = path.with_name(f"{path.name}.{look.reason}")
     with (
         closing(_connect(path)) as database,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        building(path, folder=True) as (folder, _),
     ):
         database.execute("BEGIN IMMEDIATE")  # nobody writes into what is left behind
-        copy = Path(folder) / path.name
+        copy = folder / path.name
         write_bytes(kept, database.serialize())
         shutil.copyfile(kept, copy)
         if error := _failure_of_upgrade(copy):

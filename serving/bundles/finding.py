@@ -91,6 +91,11 @@ def _how_to_get(registry: "Registry", version: int) -> str:
     return f"`{get}` brings it from DVC's cache or remote"
 
 
+def set_aside(folder: Path) -> Path:
+    """Where a bundle lies while another takes its place, if the system needs two steps for that."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 def not_there(path: Path) -> MissingInputError:
     """The error for a model that is not there, with the one that may be meant."""
     import difflib
@@ -100,6 +105,12 @@ def not_there(path: Path) -> MissingInputError:
     found = NAMED.fullmatch(str(path).replace("models:", "models:/", 1))
     if str(path).startswith("models:") or (found and found["alias"]):
         return MissingInputError(f"{path} is not there; of a registered model: {HOW}")
+    for there in (path, here_or_above(BUNDLES) / path):
+        if (old := set_aside(there)).is_dir():
+            return MissingInputError(
+                f"{there} is not there: what was to take its place was killed; `mv {old} {there}` "
+                f"brings it back"
+            )
     others = {one.name: one for one in (*_models(here_or_above(BUNDLES)), *_models(path.parent))}
     close = difflib.get_close_matches(path.name, others, n=1)
     if close:

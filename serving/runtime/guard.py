@@ -371,7 +371,7 @@ def _end_as(ending: Ending, page: Page) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    from serving.errors import redacted
+    from serving.errors import on_one_line
 
-    sys.stderr.write(f"{redacted(text)}\n")
+    sys.stderr.write(f"{on_one_line(text)}\n")
     sys.stderr.flush()

@@ -220,8 +220,9 @@ def test_settings_of_one_run_are_recorded_and_another_model_is_refused_later(
 def test_what_a_kill_left_half_written_is_swept_away(
     ready: Path, tiny: Experiment, tmp_path: Path
 ) -> None:
-    for name in (".model.safetensors.x1.tmp", ".checkpoint.safetensors.x2.tmp", "mine.tmp"):
-        (tmp_path / name).write_bytes(b"half")
+    for name in ("model.safetensors", "checkpoint.safetensors", "train.json"):
+        (tmp_path / f".{name}.00000000.tmp").write_bytes(b"half")
+    (tmp_path / "mine.tmp").write_bytes(b"half")
     run(ready, with_train(tiny, epochs=1), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "mine.tmp",
