@@ -9,6 +9,7 @@ import os
 import click
 
 from serving.cli import COMMANDS as SERVING
+from serving.cli import watched
 from serving.console import SETTINGS, Commands, log_to_stderr
 
 # Read by OpenMP when torch loads it. Threads that spin for long between two loops steal the cores
@@ -55,7 +56,7 @@ SECTIONS = {
         "predict": (TOOLS, SERVING["predict"][1]),
         "verify": SERVING["verify"],
         "demo": SERVING["demo"],
-        "doctor": SERVING["doctor"],
+        "doctor": (PROJECT, SERVING["doctor"][1]),
     },
     "Project": {
         "init": (PROJECT, "Make a project in DIR: an experiment that runs at once."),
@@ -97,6 +98,7 @@ def ferry(directory: str | None) -> None:
 
 def main() -> None:
     """Run `ferry` as a program."""
+    watched()
     ferry(prog_name="ferry")
 
 

@@ -1,51 +1,140 @@
 """Files that are whole or absent: atomic writes, sha256 sums, and records as JSON.
 
 A file is written under a temporary name beside its target, synced and renamed, so that a process
-killed at any moment leaves the old file or the new one and never half of either. JSON is read back
-into frozen records as strictly as they are typed: a missing, unknown or mistyped key is refused by
-its path, as the file may have been altered.
+killed at any moment leaves the old file or the new one and never half of either; what it was
+writing is removed by the next one that writes there. JSON is read back into frozen records as
+strictly as they are typed: a missing, unknown or mistyped key is refused by its path, as the file
+may have been altered.
 """
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
+import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from serving.errors import IntegrityError, MissingInputError, redacted
+from serving.errors import UNSEEN, IntegrityError, MissingInputError, redacted
 
 
 @contextlib.contextmanager
-def atomic_write(target: Path) -> Iterator[IO[bytes]]:
+def atomic_write(target: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that becomes `target` when the block ends well and vanishes when not.
 
-    Raises OSError when the folder cannot be made or written, or the disk is full.
+    It is written beside the target, or beside another path of the same file system. Raises OSError,
+    naming the target, when the folder cannot be made or written, or the disk is full.
     """
-    import tempfile
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
+    place = beside or target
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # which can only be read by setting it
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(target)
+        with building(place) as (temporary, handle):
+            with os.fdopen(os.dup(handle), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(handle)
+            mask = os.umask(0)  # which can only be read by setting it
+            os.umask(mask)
+            temporary.chmod(0o666 & ~mask)
+            temporary.replace(target)
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        # A failed write, for instance on a full disk, does not say which file it was; and nobody
+        # knows the temporary one.
+        written = Path(os.fsdecode(error.filename or "")).name
+        if error.errno is None or (written and not written.startswith(f".{place.name}.")):
             raise
-        # A failed write, for instance on a full disk, does not say which file it was.
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+
+
+@contextlib.contextmanager
+def building(target: Path, *, folder: bool = False) -> Iterator[tuple[Path, int]]:
+    """A new file, or folder, beside `target`, and a handle of it; what stays there is removed.
+
+    It is locked as long as its writer lives. So what a killed writer left there is told from what
+    another one writes now, and is removed. Raises OSError.
+    """
+    names = (target.with_name(f".{target.name}.{number:08}.tmp") for number in itertools.count())
+    path, handle = next(claim for name in names if (claim := _claimed(name, folder=folder)))
+    try:
+        drop_abandoned(next(names))
+        yield path, handle
     finally:
-        temporary.unlink(missing_ok=True)
+        if is_at(path, handle):  # else it has become the target, and the name may be another's
+            remove(path)
+        os.close(handle)
+
+
+def drop_abandoned(path: Path) -> None:
+    """Remove what a dead writer left at a path, if anything; a living one has it locked."""
+    with locked(path) as ours, contextlib.suppress(OSError):
+        if ours:
+            remove(path)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Lock a file or folder while the block lasts.
+
+    False where another process has it locked, where it is a link or not there, and where nobody can
+    lock it.
+    """
+    handle = None
+    ours = False
+    try:
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = is_at(path, handle)
+        yield ours
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        import shutil  # slow to import, with every kind of compression
+
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_at(path: Path, handle: int) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _claimed(path: Path, *, folder: bool) -> tuple[Path, int] | None:
+    """Make a file or a folder and lock it; None where another writer has that name."""
+    drop_abandoned(path)
+    try:
+        if folder:
+            path.mkdir()
+        kind = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
+        handle = os.open(path, kind | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # it was taken for abandoned before it was locked
+        os.close(handle)
+        return None
+    except OSError:  # a file system without locks, where nothing is taken for abandoned
+        pass
+    if is_at(path, handle):
+        return path, handle
+    os.close(handle)
+    return None
 
 
 def printable(path: Path | str) -> str:
@@ -62,9 +151,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(target: Path, content: bytes) -> None:
-    """Write `content` to `target`, whole or not at all."""
-    with atomic_write(target) as file:
+def write_bytes(target: Path, content: bytes, beside: Path | None = None) -> None:
+    """Write `content` to `target`, whole or not at all; `beside` as `atomic_write` takes it."""
+    with atomic_write(target, beside) as file:
         file.write(content)
 
 
@@ -81,17 +170,25 @@ def write_json(target: Path, record: object) -> None:
 def dump_json(record: object) -> str:
     """Canonical JSON text of a record: keys in order of definition, two spaces, a final newline.
 
-    Without the secrets of addresses, as `json_line`.
+    Without the secrets of addresses, and with escapes for what a terminal would obey, as
+    `json_line`.
     Raises ValueError for NaN and infinities, which JSON cannot hold.
     """
     text = json.dumps(record, default=_plain, indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{redacted(text)}\n"
+    return f"{_seen(redacted(text))}\n"
 
 
 def json_line(record: object) -> str:
     """JSON text of a record on one line, for files of JSON Lines."""
     text = json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False)
-    return f"{redacted(text)}\n"
+    return f"{_seen(redacted(text))}\n"
+
+
+def _seen(text: str) -> str:
+    """JSON text in which what a terminal would obey, or UTF-8 cannot hold, is an escape."""
+    if text.isprintable():
+        return text
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
@@ -109,11 +206,24 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Parse the bytes of a JSON file, which `where` names in messages."""
+    """Parse the bytes of a JSON file, which `where` names; IntegrityError for no JSON in UTF-8."""
     try:
-        return json.loads(content)
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{where} is not a JSON file: {error}") from error
+
+
+def is_text(*values: object) -> bool:
+    """Whether values of JSON hold no half of a character, which UTF-8 cannot hold."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -198,7 +308,9 @@ def _value(hint: Any, raw: object, where: str) -> Any:
     if origin is Literal and type(raw) is str and raw in allowed:
         return raw
     # A whole number stands for a float as well: JSON does not tell them apart. bool is no int.
-    if type(raw) in allowed or (type(raw) is int and float in allowed):
+    if type(raw) in allowed and type(raw) is not float:
+        return raw
+    if type(raw) in (int, float) and float in allowed and _is_finite(raw):
         return raw
     names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
     raise IntegrityError(f"{where} must be {names}, got {_short(raw)}")
@@ -216,6 +328,16 @@ def _mapping(hint: Any, raw: object, where: str) -> dict[str, Any]:
     return {key: _value(hint, item, f"{where}.{key}") for key, item in raw.items()}
 
 
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
 def _short(raw: object) -> str:
-    text = repr(raw)
+    try:
+        text = repr(raw)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return f"a {type(raw).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -25,8 +25,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ("test_dvc.py", "test_own_project.py")
-"""Each makes a project that takes a minute."""
+RELEASED = 1_800_000_000
+"""When the last commit was, for who builds the wheel."""
+LONGEST = ("test_dvc.py", "test_own_project.py", "test_torture.py")
+"""With a project that takes a minute to make, or tests of many programs."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,19 +62,20 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory, once: Once) -> zipfile.ZipFile:
-    """The wheel that `python -m build` makes."""
+    """The wheel that `python -m build` makes, with the sdist beside it."""
     for package in ("build", "hatchling"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed, and a build of its own would need a network")
     folder = tmp_path_factory.mktemp("dist")
-    command = ["build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    env = {**os.environ, "SOURCE_DATE_EPOCH": str(RELEASED)}
 
     def make() -> None:
-        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
     once("wheel", folder, make)
-    (path,) = folder.iterdir()
+    (path,) = folder.glob("*.whl")
     return zipfile.ZipFile(path)
 
 

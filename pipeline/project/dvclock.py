@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.reading import parse_yaml
+from pipeline.config.yamlfile import parse_yaml, text_of
 from serving.errors import IntegrityError
 
 LOCK = Path("dvc.lock")
+NAME = re.compile(r"^  ([^\s:]\S*):$", re.MULTILINE)
+LARGEST_LOCK = 2**26
 CONFLICT = re.compile("^<{7} ", re.MULTILINE)
 
 
@@ -33,12 +35,18 @@ class LockedStage:
     """The settings that it depends on, by their path in params.yaml."""
 
 
+def all_stages(lock: Path) -> tuple[LockedStage, ...]:
+    """All stages that have run; none without the file. Raises as `read_stages`."""
+    text = text_of(lock, LARGEST_LOCK) if lock.is_file() else ""
+    return read_stages(lock, NAME.findall(text))
+
+
 def read_stages(lock: Path, names: Sequence[str]) -> tuple[LockedStage, ...]:
     """Those of the stages that have run; none without the file.
 
     Raises IntegrityError for a file that DVC did not write.
     """
-    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    text = text_of(lock, LARGEST_LOCK) if lock.is_file() else ""
     if CONFLICT.search(text):  # which would cut a stage short
         raise IntegrityError(f"{lock} has the marks of a merge in it; `dvc repro` writes it anew")
     return tuple(found for name in names if (found := _stage(text, name, lock)))
@@ -84,9 +92,9 @@ def contradictions(
 def md5_of(path: Path) -> str:
     """The md5 of a file or a folder, as DVC has it."""
     if path.is_file():
-        return _md5_of_file(path)
+        return md5_of_file(path)
     entries = [
-        {"md5": _md5_of_file(one), "relpath": one.relative_to(path).as_posix()}
+        {"md5": md5_of_file(one), "relpath": one.relative_to(path).as_posix()}
         for one in path.rglob("*")
         if one.is_file()
     ]
@@ -94,7 +102,8 @@ def md5_of(path: Path) -> str:
     return f"{hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
-def _md5_of_file(path: Path) -> str:
+def md5_of_file(path: Path) -> str:
+    """The md5 of a file's bytes."""
     with path.open("rb") as file:
         # DVC's choice: it finds what has changed, and proves nothing against a forger.
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pipeline import tracking
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
-from pipeline.config.reading import dump_value
+from pipeline.config.yamlfile import dump_value
 from pipeline.models.parts.graph import build_graph, save_weights
 from pipeline.records import ReportFiles, ready, write
 from pipeline.records.published import machine_of
@@ -74,7 +74,6 @@ def train(
             _fit(training, state, Tracker(None))
             shared: TrainReport = team.share(None)
             return shared
-        _sweep(weights, state, files.details, files.metrics)
         _log(training)
         run_id = _run_id(training, state) if track else None
         with (
@@ -112,13 +111,6 @@ def confusion(split: Split, predicted: Tensor | None, classes: int) -> tuple[tup
         return ()
     counts = np.bincount(split.labels * classes + predicted.numpy(), minlength=classes**2)
     return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
-
-
-def _sweep(*targets: Path) -> None:
-    """Remove what a killed training had begun to write."""
-    for path in targets:
-        for left in path.parent.glob(f".{path.name}.*.tmp"):
-            left.unlink()
 
 
 def _log(training: PreparedTraining) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sqlite3
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +24,8 @@ from urllib.parse import quote, unquote, urlsplit
 from pipeline.config import layout
 from pipeline.tracking.journal import FOLDER, SENT
 from serving.batch.lock import lock_output
-from serving.errors import FerryError, OutputError, one_line
-from serving.files import write_bytes
+from serving.errors import FerryError, OutputError, one_line, redacted
+from serving.files import building, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +101,12 @@ def path_of(uri: str) -> Path:
 
 
 def store_key() -> str:
-    """What notes of the store call it: the project's own is the same wherever the project lies."""
+    """What notes of the store call it: the project's own is the same wherever the project lies.
+
+    Another password leads to the same store.
+    """
     uri = store_uri()
-    return DATABASE if uri == uri_of(store_root() / DATABASE) else uri
+    return DATABASE if uri == uri_of(store_root() / DATABASE) else redacted(uri)
 
 
 def artifact_root() -> str | None:
@@ -280,10 +282,10 @@ def _upgrade(path: Path, look: StoreLook) -> None:
     kept = path.with_name(f"{path.name}.{look.reason}")
     with (
         closing(_connect(path)) as database,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        building(path, folder=True) as (folder, _),
     ):
         database.execute("BEGIN IMMEDIATE")  # nobody writes into what is left behind
-        copy = Path(folder) / path.name
+        copy = folder / path.name
         write_bytes(kept, database.serialize())
         shutil.copyfile(kept, copy)
         if error := _failure_of_upgrade(copy):

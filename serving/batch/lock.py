@@ -17,7 +17,7 @@ from pathlib import Path
 
 from serving.console import note
 from serving.errors import IntegrityError, OutputError
-from serving.files import dump_json, parse_json, read_record
+from serving.files import dump_json, is_at, parse_json, read_record
 
 HELD = (BlockingIOError, PermissionError)
 """What says that another process has the lock; POSIX allows both, and NFS gives the second."""
@@ -85,7 +85,7 @@ def _locked(path: Path, output: Path, deadline: float) -> int | None:
             os.close(handle)
             _warn(output, error)
             return None
-        if _is_at(path, handle):
+        if is_at(path, handle):
             return handle
         os.close(handle)  # of a run that has just ended, and removed it
 
@@ -93,13 +93,6 @@ def _locked(path: Path, output: Path, deadline: float) -> int | None:
 def _warn(output: Path, error: OSError) -> None:
     reason = f"{error.strerror}; let one run at a time write there"
     note(f"Warning: {output} cannot be locked: {reason}")
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
 
 
 def _writer(path: Path) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.bundles.integrity import MOST_TEXT_BYTES, RunnerError, plain_bytes
 from serving.errors import IntegrityError, MissingInputError
-from serving.files import here_or_above, read_json
+from serving.files import here_or_above, parse_json
 
 if TYPE_CHECKING:
     from serving.bundles.registry import Registry
@@ -68,8 +69,8 @@ def folder_of(registry: "Registry", version: int) -> Path:
 
 def _digest_of(folder: Path) -> str | None:
     """What its manifest says; whether that is true `open_bundle` finds out."""
-    with contextlib.suppress(OSError, IntegrityError):
-        raw = read_json(folder / MANIFEST)
+    with contextlib.suppress(RunnerError, IntegrityError):
+        raw = parse_json(plain_bytes(folder / MANIFEST, MOST_TEXT_BYTES), MANIFEST)
         return raw.get("digest") if isinstance(raw, dict) else None
     return None
 
@@ -91,6 +92,11 @@ def _how_to_get(registry: "Registry", version: int) -> str:
     return f"`{get}` brings it from DVC's cache or remote"
 
 
+def set_aside(folder: Path) -> Path:
+    """Where a bundle lies while another takes its place, if the system needs two steps for that."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 def not_there(path: Path) -> MissingInputError:
     """The error for a model that is not there, with the one that may be meant."""
     import difflib
@@ -100,6 +106,12 @@ def not_there(path: Path) -> MissingInputError:
     found = NAMED.fullmatch(str(path).replace("models:", "models:/", 1))
     if str(path).startswith("models:") or (found and found["alias"]):
         return MissingInputError(f"{path} is not there; of a registered model: {HOW}")
+    for there in (path, here_or_above(BUNDLES) / path):
+        if (old := set_aside(there)).is_dir():
+            return MissingInputError(
+                f"{there} is not there: what was to take its place was killed; `mv {old} {there}` "
+                f"brings it back"
+            )
     others = {one.name: one for one in (*_models(here_or_above(BUNDLES)), *_models(path.parent))}
     close = difflib.get_close_matches(path.name, others, n=1)
     if close:

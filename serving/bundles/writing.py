@@ -5,9 +5,9 @@
 """
 
 import contextlib
+import ctypes
 import dataclasses
-import shutil
-import uuid
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,18 +31,29 @@ from serving.bundles.bundle import (
     runner_source,
     sealed,
 )
-from serving.bundles.finding import MANIFEST
+from serving.bundles.finding import MANIFEST, set_aside
 from serving.bundles.golden import INPUT, check_golden, make_golden
-from serving.bundles.integrity import SCHEMA_VERSION, SIGNATURE
+from serving.bundles.integrity import MOST_TEXT_BYTES, SCHEMA_VERSION, SIGNATURE, plain_bytes
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
 from serving.bundles.registry import is_registered
 from serving.bundles.verify import verify
 from serving.errors import InputError, OutputError
-from serving.files import dump_json, sha256_of_bytes, write_bytes, write_json
+from serving.files import (
+    building,
+    drop_abandoned,
+    dump_json,
+    locked,
+    remove,
+    sha256_of_bytes,
+    write_bytes,
+    write_json,
+)
 from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import Session, open_session
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux: the working folder, and two names that change places."""
 NPZ_ARGUMENTS = ("file", "allow_pickle")
 """Names that an array cannot have: `np.savez` would take them for its own arguments."""
 
@@ -86,7 +97,8 @@ class BundleContents:
 def write_bundle(folder: Path, contents: BundleContents) -> BundleManifest:
     """Make the bundle `folder`, in place of the bundle that may lie there, and return its manifest.
 
-    The bundle is built beside its target, verified there in full, and then renamed. Raises
+    The bundle is built beside its target and verified there in full; then the two exchange names,
+    so that at every moment a whole bundle has the name, whenever this is killed. Raises
     InputError for contents that do not fit together, ModelError for a model that does not run,
     IntegrityError when the verification fails, and OSError when the folder cannot be written; in
     each case the old bundle stays.
@@ -98,10 +110,10 @@ def write_bundle(folder: Path, contents: BundleContents) -> BundleManifest:
     for part in contents.parts:
         files |= part(manifest, files)
         manifest = _manifest(contents, session, files)
-    with _replacing(folder) as building:
-        _write_files(building, files)
-        write_json(building / MANIFEST, manifest)
-        dataclasses.replace(verify(building, threads=1), bundle=folder).require()
+    with _replacing(folder) as new:
+        _write_files(new, files)
+        write_json(new / MANIFEST, manifest)
+        dataclasses.replace(verify(new, threads=1), bundle=folder).require()
     return manifest
 
 
@@ -111,11 +123,11 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
     Raises InputError for a folder that holds anything else, and OSError when it cannot be written.
     """
     _refuse_foreign(folder)
-    with _replacing(folder) as building:
-        _write_files(building, bundle.contents)
+    with _replacing(folder) as new:
+        _write_files(new, bundle.contents)
         if (signature := bundle.folder / SIGNATURE).is_file():
-            write_bytes(building / SIGNATURE, signature.read_bytes())
-        write_json(building / MANIFEST, bundle.manifest)
+            write_bytes(new / SIGNATURE, plain_bytes(signature, MOST_TEXT_BYTES))
+        write_json(new / MANIFEST, bundle.manifest)
 
 
 def write_profile(folder: Path, profile: Profile) -> BundleManifest:
@@ -148,12 +160,7 @@ def write_profile(folder: Path, profile: Profile) -> BundleManifest:
 def put_into(folder: Path, name: str, content: bytes) -> None:
     """Write a file of a bundle, whole or not at all, in place of the one of that name."""
     # Written beside the bundle: a file more in it, for a moment even, makes it none.
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        write_bytes(beside, content)
-        beside.replace(folder / name)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_bytes(folder / name, content, beside=folder)
 
 
 def refuse_untunable(folder: Path) -> None:
@@ -243,20 +250,46 @@ def _refuse_foreign(folder: Path) -> None:
 def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends well, else vanishes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:8]
-    building = folder.with_name(f".{folder.name}.{token}.tmp")
-    old = folder.with_name(f".{folder.name}.{token}.old")
-    building.mkdir()
-    try:
-        yield building
+    _recover(folder)
+    with building(folder, folder=True) as (new, _):
+        yield new
         if folder.exists():
-            folder.rename(old)
+            _take_the_place(new, folder)
+        else:
+            new.rename(folder)
+
+
+def _take_the_place(new: Path, folder: Path) -> None:
+    """Give `new` the name of `folder`, in one step where the system can, and remove the old one."""
+    with locked(folder):  # else what is to be removed could be taken for abandoned by another
+        if _exchanged(new, folder):
+            remove(new)
+            return
+        old = set_aside(folder)
+        folder.rename(old)
         try:
-            building.rename(folder)
+            new.rename(folder)
         except OSError:
-            if old.exists():
-                old.rename(folder)
+            old.rename(folder)
             raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two folders exchange their names; False where the system or the file system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # of Linux
+    if call is None:
+        return False
+    names = (AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other))
+    return bool(call(*names, RENAME_EXCHANGE) == 0)
+
+
+def _recover(folder: Path) -> None:
+    """Give a bundle its name back that a killed writer had set aside, or remove it."""
+    old = set_aside(folder)
+    if folder.exists():
+        drop_abandoned(old)
+        return
+    with locked(old) as ours:
+        if ours:  # else another one is about to rename it
+            old.rename(folder)

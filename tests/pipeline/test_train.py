@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,15 +190,6 @@ def test_short_epochs_share_a_checkpoint(
     assert (len(report.history), len(saved)) == (6, 2), "the first and the last"
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_or_starts_clean() -> None:
-    script = [sys.executable, "benchmarks/kills.py", "--kills", "1", "--epochs", "20"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 kills;")
-
-
 def test_a_training_with_other_settings_begins_anew(
     trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,8 +220,9 @@ def test_settings_of_one_run_are_recorded_and_another_model_is_refused_later(
 def test_what_a_kill_left_half_written_is_swept_away(
     ready: Path, tiny: Experiment, tmp_path: Path
 ) -> None:
-    for name in (".model.safetensors.x1.tmp", ".checkpoint.safetensors.x2.tmp", "mine.tmp"):
-        (tmp_path / name).write_bytes(b"half")
+    for name in ("model.safetensors", "checkpoint.safetensors", "train.json"):
+        (tmp_path / f".{name}.00000000.tmp").write_bytes(b"half")
+    (tmp_path / "mine.tmp").write_bytes(b"half")
     run(ready, with_train(tiny, epochs=1), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "mine.tmp",

@@ -2,7 +2,12 @@ import dataclasses
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,8 @@ from serving.errors import FerryError, InputError, IntegrityError, MissingInputE
 from serving.files import sha256_of_file
 from serving.model import open_model
 from serving.runtime.session import open_session
+
+ROOT = Path(__file__).parents[2]
 
 
 def refused(folder: Path) -> str:
@@ -317,3 +324,101 @@ def test_golden_texts_may_be_pythons_own_strings(tmp_path: Path) -> None:
     given = dataclasses.replace(text_contents(), golden_input=np.array(TEXTS, object))
     assert write_bundle(tmp_path / "a", given).digest
     assert (tmp_path / "a" / "golden.npz").read_bytes()
+
+
+# Kills
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from serving.bundles import writing
+from serving.bundles.bundle import open_bundle
+
+def kill(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+{moment}
+writing.copy_bundle(open_bundle(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+WRITING = "writing.write_json = kill"
+SWITCHING = """
+writing._exchanged = lambda *_: False
+rename = Path.rename
+Path.rename = lambda path, to: kill() if path.suffix == ".tmp" else rename(path, to)
+"""
+
+
+def kill(moment: str, source: Path, folder: Path) -> None:
+    code = KILLED.format(moment=moment)
+    done = subprocess.run([sys.executable, "-c", code, str(source), str(folder)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+
+
+def beside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.parent.iterdir() if path != folder)
+
+
+def test_what_a_killed_writer_leaves_is_removed_by_the_next(
+    built_bundle: Path, bundle: Path
+) -> None:
+    for _ in range(2):
+        kill(WRITING, built_bundle, bundle)
+        open_bundle(bundle)
+        assert beside(bundle) == [".tiny.00000000.tmp"]
+    copy_bundle(open_bundle(built_bundle), bundle)
+    open_bundle(bundle)
+    assert beside(bundle) == []
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_bundle_of_the_name_is_there_while_another_takes_its_place(
+    built_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr("serving.bundles.writing._exchanged", lambda *_: False)
+    source, missed, done = open_bundle(built_bundle), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal missed
+        while not done.is_set():
+            missed += not os.path.lexists(bundle)
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        for _ in range(20):
+            copy_bundle(source, bundle)
+        done.set()
+        watching.result()
+    assert missed == 0 or not exchanges
+    open_bundle(bundle)
+    assert beside(bundle) == []
+
+
+def test_a_bundle_that_a_kill_left_without_its_name_is_told_and_gets_it_back(
+    built_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(SWITCHING, built_bundle, bundle)
+    assert beside(bundle) == [".tiny.00000000.tmp", ".tiny.old"]
+    monkeypatch.chdir(bundle.parents[1])
+    for name in ("tiny", "bundles/tiny"):  # by its name alone, too
+        with pytest.raises(
+            MissingInputError, match=r"`mv bundles/\.tiny\.old bundles/tiny` brings"
+        ):
+            open_model(name)
+    copy_bundle(open_bundle(built_bundle), bundle)
+    assert beside(bundle) == []
+
+
+def test_a_bundle_gets_its_name_back_even_where_the_next_one_fails(
+    built_bundle: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill(SWITCHING, built_bundle, bundle)
+    monkeypatch.setattr("serving.bundles.writing.write_json", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        copy_bundle(open_bundle(built_bundle), bundle)
+    open_bundle(bundle)
+    assert beside(bundle) == []
+
+
+def broken(*_: object) -> None:
+    raise RuntimeError("broken")

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -115,8 +116,10 @@ with atomic_write(Path(sys.argv[1])) as file:
 """
     assert run(code, str(target)).returncode == -signal.SIGKILL
     assert target.read_bytes() == b"old"
+    assert not alone(target)
     write_bytes(target, b"new")
     assert target.read_bytes() == b"new", "what the killed process left is in nobody's way"
+    assert alone(target), "and is not left for ever"
 
 
 def test_a_full_disk_names_the_target(target: Path) -> None:
@@ -159,6 +162,67 @@ def test_two_writers_do_not_meet(target: Path) -> None:
         second.write(b"second")
     assert target.read_bytes() == b"first", "the one that ends last stands, whole"
     assert alone(target)
+
+
+def test_what_a_living_writer_writes_is_not_taken_for_abandoned(target: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from serving.files import atomic_write
+with atomic_write(Path(sys.argv[1])) as file:
+    print(flush=True)
+    file.write(sys.stdin.buffer.read())
+"""
+    command = [sys.executable, "-c", code, str(target)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe) as other:
+        assert other.stdout
+        other.stdout.readline()
+        write_bytes(target, b"ours")
+        other.communicate(b"theirs")
+    assert target.read_bytes() == b"theirs"
+    assert alone(target)
+
+
+def test_many_writers_of_one_file_leave_nothing(target: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert len([*pool.map(lambda n: write_bytes(target, b"%d" % n), range(400))]) == 400
+    assert target.read_bytes().isdigit()
+    assert alone(target)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_what_another_put_at_the_temporary_name_is_not_written_through(
+    target: Path, tmp_path: Path, kind: str
+) -> None:
+    there, elsewhere = target.with_name(".target.bin.00000000.tmp"), tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    match kind:
+        case "link":
+            there.symlink_to(elsewhere)
+        case "fifo":
+            os.mkfifo(there)
+        case _:
+            there.mkdir()
+    write_bytes(target, b"new")
+    assert (target.read_bytes(), elsewhere.read_bytes()) == (b"new", b"mine")
+
+
+def test_a_folder_that_cannot_be_written_is_told_by_the_name_of_the_target(target: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from serving.files import write_bytes
+os.chdir(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    write_bytes(Path("target.bin"), b"")
+except OSError as error:
+    print(error.filename)
+"""
+    target.parent.chmod(0o555)
+    assert run(code, str(target.parent)).stdout == "target.bin\n"
 
 
 def test_the_name_may_be_long(tmp_path: Path) -> None:
@@ -213,7 +277,7 @@ def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, value: object
     assert read_json(path) == value
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{'a': 1}", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{'a': 1}", b"[" * 100_000, b"[NaN]"])
 def test_what_is_no_json_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.json"
     path.write_bytes(content)

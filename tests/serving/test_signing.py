@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -469,12 +468,11 @@ def test_a_bundle_made_anew_is_not_signed(signed: Path) -> None:
 def test_an_interruption_leaves_the_old_signature(
     signed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(target: Path, content: bytes) -> Iterator[None]:
-        target.write_bytes(content[:100])
+    def interrupted(_: int) -> None:
         raise KeyboardInterrupt
 
     before = (signed / SIGNATURE).read_bytes()
-    monkeypatch.setattr("serving.bundles.writing.write_bytes", interrupted)
+    monkeypatch.setattr("os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sign(signed, keys / "key.pem")
     assert (signed / SIGNATURE).read_bytes() == before

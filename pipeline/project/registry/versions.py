@@ -8,7 +8,6 @@ rollback("mnist-cnn")
 import contextlib
 import datetime as dt
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from serving.bundles.registry import (
 from serving.bundles.verify import verify
 from serving.bundles.writing import copy_bundle
 from serving.errors import IntegrityError, MissingInputError, OutputError, UsageError
-from serving.files import sync_folder, write_text
+from serving.files import remove, sync_folder, write_text
 from serving.machine.environment import git_revision, output_of, this_machine
 from serving.measuring.rounds import Log
 
@@ -140,7 +139,7 @@ def _keep(bundle: Bundle, folder: Path) -> None:
     """Copy a bundle to where the registry has it, unless it is there."""
     with lock_output(folder.parent, LOCK_SECONDS):  # a bundle may be registered by two names
         for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-            shutil.rmtree(left)
+            remove(left)
         with contextlib.suppress(MissingInputError, IntegrityError):
             whole = open_bundle(folder).manifest == bundle.manifest
             # One that was signed since then is kept with its signature.
