@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import chromium
 import pytest
-from closure import ROOT
+from closure import RELEASED, ROOT
 from once import Once
 
 # As the command `ferry` does, and before torch is imported: idle threads that spin steal the cores
@@ -25,8 +25,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-RELEASED = 1_800_000_000
-"""When the last commit was, for who builds the wheel."""
 LONGEST = ("test_dvc.py", "test_own_project.py", "test_torture.py")
 """With a project that takes a minute to make, or tests of many programs."""
 

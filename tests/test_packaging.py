@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 from closure import PACKAGES, ROOT
-from conftest import RELEASED
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
