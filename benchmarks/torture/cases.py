@@ -144,7 +144,6 @@ def ferry(
 
     Another program than ferry is judged as strictly.
     """
-    begin = time.monotonic()
     process = subprocess.Popen(
         [*program, *words],
         cwd=folder,
@@ -153,16 +152,23 @@ def ferry(
         stderr=subprocess.PIPE,
         process_group=0,
     )
-    status: int | None
+    return ended_by(process, folder, seconds=seconds, stdin=stdin)
+
+
+def ended_by(
+    process: "subprocess.Popen[bytes]", folder: Path, *, seconds: float = 60.0, stdin: bytes = b""
+) -> Ended:
+    """Wait for a process that leads a group, and end that after so many seconds."""
+    begin, status = time.monotonic(), None
     try:
-        stdout, stderr = process.communicate(stdin, timeout=seconds)
+        stdout, stderr = process.communicate(stdin or None, timeout=seconds)
         status = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         stdout, stderr = process.communicate()
-        status = None
+    program, *words = map(str, process.args if isinstance(process.args, list) else [process.args])
     return Ended(
-        words=(Path(program[-1]).name, *map(str, words)),
+        words=(Path(program).name, *(one for one in words if "\n" not in one)),
         status=status,
         stdout=stdout.decode("utf-8", "replace"),
         stderr=stderr.decode("utf-8", "replace"),

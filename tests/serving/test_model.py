@@ -209,6 +209,13 @@ def test_batches_must_answer_one_entry_a_row_of_one_shape() -> None:
         )
 
 
+def test_batches_that_no_memory_holds() -> None:
+    rows = {"x": np.zeros((3, 4), np.float32)}
+    for size in (2**40, 2**62):
+        with pytest.raises(ModelError, match=rf"a\.onnx takes batches of {size:,} rows: no memory"):
+            answer_in_batches(dict, rows, 1, name="a.onnx", fixed=size)
+
+
 def test_one_logit_and_two_probabilities(tmp_path: Path) -> None:
     rows = features(50)
     model = open_model(saved(tmp_path, table_classifier()))
