@@ -40,16 +40,17 @@ REFUSALS = ("401", "500", "redirect to itself", "redirect with a password", "res
 
 def cases(task: Task) -> Iterator[Case]:
     """Each query with each format, each fault, and the commands that take an address otherwise."""
-    forms = ("parquet",) if task.short else FORMATS
-    queries = ("Amazon",) if task.short else QUERIES
-    for number, form in enumerate(forms):
-        for query in queries:
+    if task.short:  # the tests of the program hold the rest
+        yield Case("verify", partial(refused, task.scratch / "verify", COMMANDS["verify"]))
+        return
+    for number, form in enumerate(FORMATS):
+        for query, text in QUERIES.items():
             folder = task.scratch / f"{number}-{query.replace(' ', '-')}"
-            run = partial(predicted, folder, form, QUERIES[query])
-            yield Case(f"predict to {form}, signed as {query}", run)
-    for name, words in COMMANDS.items() if not task.short else ():
+            name = f"predict to {form}, signed as {query}"
+            yield Case(name, partial(predicted, folder, form, text), seconds=200)
+    for name, words in COMMANDS.items():
         folder = task.scratch / name.replace(" ", "-")
-        yield Case(name, partial(refused, folder, words))
+        yield Case(name, partial(refused, folder, words), seconds=100)
 
 
 def predicted(folder: Path, form: str, query: str) -> Outcome:
@@ -77,10 +78,10 @@ def predicted(folder: Path, form: str, query: str) -> Outcome:
 
 COMMANDS = {
     "pull from a mirror": ("pull", "rt_polarity", "--mirror", f"http://u:{TOKEN}@127.0.0.1:9/m"),
-    "verify an address": ("verify", f"http://u:{TOKEN}@h/?token={TOKEN}"),
-    "bench an address": ("bench", f"http://u:{TOKEN}@h/a.onnx"),
-    "deploy to an address": ("deploy", "b", f"ssh://u:{TOKEN}@h/opt"),
-    "register an address": ("register", f"http://u:{TOKEN}@h/?token={TOKEN}"),
+    "verify": ("verify", f"http://u:{TOKEN}@h/?token={TOKEN}"),
+    "bench": ("bench", f"http://u:{TOKEN}@h/a.onnx"),
+    "deploy": ("deploy", "b", f"ssh://u:{TOKEN}@h/opt"),
+    "register": ("register", f"http://u:{TOKEN}@h/?token={TOKEN}"),
     "an option that is none": ("predict", f"--http://u:{TOKEN}@h"),
     "a command that is none": (f"http://u:{TOKEN}@h/?sig={TOKEN}",),
     "the doctor": ("doctor", "--json"),
