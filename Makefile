@@ -65,7 +65,6 @@ bench: $(READY)
 	python benchmarks/scenarios.py
 	python benchmarks/tuner.py
 	python benchmarks/predicting.py
-	python benchmarks/predict_kills.py
 	python benchmarks/registry_kills.py
 	python benchmarks/deploy_kills.py
 	python benchmarks/first_trainings.py

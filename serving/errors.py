@@ -24,6 +24,9 @@ makes them escapes that can be seen, in all that is shown.
 import re
 from collections.abc import Iterable
 
+MOST_NAMES, MOST_NAME = 100, 200
+"""How many names a message lists, and the characters of one."""
+MOST_COMPARED = 1000
 REDACTED = "***"
 """What stands for a secret."""
 # An address that was made a path has one slash. A port is no password. A password with a slash is
@@ -169,7 +172,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     import difflib
 
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name[:MOST_NAME], names[:MOST_COMPARED], n=1)
     if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(names)}" if names else "; there are none"
+        return f"; did you mean {listed(map(repr, close))}?"
+    return f"; there are {listed(names)}" if names else "; there are none"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: the first ones, and the beginning of long ones."""
+    found = list(names)
+    shown = (
+        one if len(one) <= MOST_NAME else f"{one[:MOST_NAME]}..." for one in found[:MOST_NAMES]
+    )
+    more = f" and {len(found) - MOST_NAMES:,} more" if len(found) > MOST_NAMES else ""
+    return f"{', '.join(shown)}{more}"

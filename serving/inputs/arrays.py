@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from serving.errors import DamagedError, InputError
+from serving.errors import DamagedError, InputError, listed
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
@@ -361,7 +361,7 @@ def _errors_of_archives() -> tuple[type[Exception], ...]:
 
 def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
     """The array of a `.npz` to take: the one asked for, one of the usual names, the only one."""
-    there = ", ".join(names) or "none"
+    there = listed(names) or "none"
     if wanted is not None:
         if wanted not in names:
             raise InputError(f"{path} holds no array named {wanted!r}; there are: {there}")

@@ -33,7 +33,7 @@ from serving.runtime.tensors import Array
 MUTATIONS = 100_000
 PER_CASE = 500
 SHORT = 300
-OPTIONS = PredictOptions(workers=1, probabilities=True)
+OPTIONS = PredictOptions(workers=1)
 NUMBERS = (-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 255, 65_536, 2**31 - 1, 2**40, 2**62)
 OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas()})
 REALS = (float("nan"), float("inf"), -1.0, 0.0, 1e-45, 3e38)
