@@ -21,6 +21,7 @@ import safetensors.torch
 import yaml
 
 from pipeline.config import layout, params
+from pipeline.records import record_of
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import pull
 
@@ -117,7 +118,7 @@ def check_result(folder: Path, wanted: str) -> None:
     if found != wanted:
         raise SystemExit(f"the weights are {found}, an undisturbed training has {wanted}")
     left = sorted(path.name for path in (folder / layout.weights(NAME)).parent.iterdir())
-    if left != ["model.safetensors"]:
+    if left != ["model.safetensors", "model.safetensors.sha256"]:
         raise SystemExit(f"left behind: {', '.join(left)}")
     remove(folder)
 
@@ -130,7 +131,8 @@ def report(folder: Path) -> dict[str, object]:
 
 def remove(folder: Path) -> None:
     """Remove what a training wrote, as DVC does before it runs one."""
-    (folder / layout.weights(NAME)).unlink()
+    for path in (layout.weights(NAME), record_of(layout.weights(NAME))):
+        (folder / path).unlink()
     files = layout.report_files(NAME, "train")
     for path in (files.details, files.metrics):
         (folder / path).unlink()

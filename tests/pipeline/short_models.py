@@ -27,7 +27,6 @@ from pipeline.stages.quantize import calibration_rows
 from serving.bundles.bundle import Gate, ModelOrigin
 from serving.bundles.golden import hardest
 from serving.bundles.writing import BundleContents, write_bundle
-from serving.files import write_json
 from serving.runtime.session import open_session
 
 ROWS = {"validation": 500, "test": 1000}
@@ -100,7 +99,7 @@ def _cut(data: Path, rows: dict[str, int]) -> None:
         name: ready.write_array(data / name, np.load(data / name)[:count])
         for name, count in files.items()
     }
-    write_json(data / ready.MANIFEST, replace(manifest, arrays={**manifest.arrays, **arrays}))
+    ready.write_manifest(data, replace(manifest, arrays={**manifest.arrays, **arrays}))
 
 
 def _quantize(fp32: Path, int8: Path, data: Path, experiment: Experiment, recipe: str) -> None:
