@@ -20,13 +20,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DVC_NO_ANALYTICS ?= 1
 
-.PHONY: demo test lint format ui bench clean help
+.PHONY: demo test lint format ui bench torture audit release clean help
 
 help:
 	@echo "make demo    train, export, prove, time and bundle the embedded experiments"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   measure what ferry aims at (needs mnist and cifar10)"
+	@echo "make torture attack everything: kills, hostile files and models, rot (hours; goes on)"
+	@echo "make audit   hold the locked versions against an advisory database (needs the network)"
+	@echo "make release build sdist, wheel, bill of materials and sums of the last commit in dist/"
 	@echo "make ui      browse the runs in MLflow on http://127.0.0.1:$(PORT)"
 
 demo: $(READY)
@@ -62,12 +65,20 @@ bench: $(READY)
 	python benchmarks/scenarios.py
 	python benchmarks/tuner.py
 	python benchmarks/predicting.py
-	python benchmarks/predict_kills.py
 	python benchmarks/registry_kills.py
 	python benchmarks/deploy_kills.py
 	python benchmarks/first_trainings.py
 	python benchmarks/tracking_faults.py
 	python benchmarks/aims.py
+
+audit:
+	@$(PYTHON) .ci/audit.py
+
+release: $(READY)
+	@python .ci/release.py
+
+torture: $(READY)
+	python benchmarks/torture
 
 clean:
 	rm -rf data models bundles reports .dvc/cache .dvc/tmp

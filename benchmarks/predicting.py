@@ -1,6 +1,6 @@
 """How near `ferry predict` comes to what the machine can do, beside the aims.
 
-Run: python benchmarks/predicting.py [--publish docs/results] [packed|csv|png|jpeg|memory|cold|ray]
+Run: python benchmarks/predicting.py [--publish docs/results] [packed|watched|csv|png|...]
 
 Needs `dvc repro export@mnist-mlp export@mnist-cnn`; the images are made. Competing programs take
 turns whose order is drawn from a seed, and the medians of the ratios of turns are quoted.
@@ -97,6 +97,23 @@ def written(model: Path, rows: Path, folder: Path, **settings: object) -> None:
     """Ferry, with its Parquet on the disk."""
     options = PredictOptions(overwrite=True, **settings)  # type: ignore[arg-type]
     predict(model, [rows], output=folder / "out.parquet", options=options)
+
+
+def watched(folder: Path) -> Iterator[Line]:
+    """A whole command, in a child that its parent watches, against the same without a parent."""
+    rows = repeated(folder / "watched.npy", 2_000_000)
+    alone = "from serving.cli import serving; serving(prog_name='ferry')"
+    command = ["predict", str(MLP), str(rows), "-o", str(folder / "out.parquet"), "--overwrite"]
+
+    def run(batch_rows: int, *words: str) -> None:
+        whole = [sys.executable, *words, *command, "--batch-size", str(batch_rows)]
+        subprocess.run(whole, check=True, capture_output=True)
+
+    for batch_rows in (32, 256):
+        without = functools.partial(run, batch_rows, "-c", alone)
+        ratio = turns(without, functools.partial(run, batch_rows, "-m", "serving"))
+        what = f"{MLP.parent.name}, 2,000,000 rows, batch {batch_rows}: rate watched over unwatched"
+        yield Line(what, f"{ratio:.3f}", "0.95, own models 0.98", ratio >= 0.98)
 
 
 # Tables
@@ -220,13 +237,22 @@ def peak_mib(model: Path, rows: Path, folder: Path) -> float:
     with subprocess.Popen([*command, "--batch-size", "256"], stdout=quiet, stderr=quiet) as process:
         while process.poll() is None:
             # Not the usage that is told at the end: a child begins with the peak of its parent.
-            status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+            status = watched_status(process.pid)
             found = re.search(r"VmHWM:\s+(\d+) kB", status)
             peak = int(found[1]) if found else peak
             time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"{command} failed")
     return peak / 1024
+
+
+def watched_status(parent: int) -> str:
+    """What the kernel says of the child that a command watches; "" where it is not there yet."""
+    try:
+        child = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()
+        return Path(f"/proc/{child[0]}/status").read_text(encoding="utf-8")
+    except (OSError, IndexError):
+        return ""
 
 
 BARE = """
@@ -315,6 +341,7 @@ def timed(work: Callable[[], object]) -> float:
 
 PARTS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "packed": packed,
+    "watched": watched,
     "csv": csv,
     "png": png,
     "jpeg": jpeg,

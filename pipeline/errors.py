@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from serving.errors import FerryError, ModelError, redacted
+from serving.errors import FerryError, ModelError, for_terminal
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LONGEST = 300
@@ -79,7 +79,7 @@ def causes(error: BaseException) -> list[BaseException]:
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line of bounded length and without colours."""
     lines = [
-        line.strip() for line in ANSI.sub("", redacted(str(error))).splitlines() if line.strip()
+        line.strip() for line in for_terminal(ANSI.sub("", str(error))).split("\n") if line.strip()
     ]
     text = lines[0] if lines else "without a message"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -3,6 +3,8 @@
 They are mounted in `ferry`, and run alone as `python -m serving`.
 """
 
+import sys
+
 import click
 
 from serving.console import SETTINGS, Commands, log_to_stderr
@@ -16,6 +18,11 @@ COMMANDS = {
     "doctor": (HERE, "Say what on this machine will cause trouble, and how to fix it."),
 }
 """Each with its package and the first line of its help."""
+WATCHED = {
+    *("bench", "bundle", "deploy", "lint", "parity", "predict", "promote", "quantize", "register"),
+    "verify",
+}
+"""The commands that run models which somebody else may have made."""
 
 
 @click.group(
@@ -29,6 +36,15 @@ def serving() -> None:
     log_to_stderr()
 
 
+def watched() -> None:
+    """Where a command runs models, leave this process to watch it, and go on in another."""
+    if WATCHED.intersection(sys.argv):
+        from serving.runtime.guard import watch
+
+        watch()
+
+
 def main() -> None:
     """Run the group as a program."""
+    watched()
     serving(prog_name="python -m serving")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from serving.runtime import guard
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -144,6 +146,37 @@ def allow_option(command: Command) -> Command:
     return option(command)
 
 
+def limit_options(command: Command) -> Command:
+    """Add `--call-timeout` and `--max-memory`, which a watched command obeys."""
+
+    def set_timeout(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
+        if given:
+            guard.set_timeout(given)
+
+    def set_memory(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
+        if given:
+            guard.set_memory_limit(given)
+
+    positive = click.FloatRange(min=0, min_open=True)
+    timeout = click.option(
+        "--call-timeout",
+        metavar="SECONDS",
+        type=positive,
+        expose_value=False,
+        callback=set_timeout,
+        help=f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})",
+    )
+    memory = click.option(
+        "--max-memory",
+        metavar="GIB",
+        type=positive,
+        expose_value=False,
+        callback=set_memory,
+        help="How much memory it may have. (what the machine has)",
+    )
+    return timeout(memory(command))
+
+
 Sections = Mapping[str, Mapping[str, tuple[str, str]]]
 """The commands of a group: title, name, the package with the command's module, first line of help.
 
@@ -172,15 +205,21 @@ class Commands(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name, words) for name, (_, words) in commands.items()])
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command; an error shows what was typed as a terminal may."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            raise _for_terminal(error) from error.__cause__
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors of ferry and of the system, and missing extras, are one line."""
-        from serving.errors import FerryError, redacted
+        from serving.errors import FerryError
 
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
-            error.message = redacted(error.message)  # type: ignore[misc]  # click never alters it
-            raise
+            raise _for_terminal(error) from error.__cause__
         except FerryError as error:
             raise _OneLineError(str(error), error.exit_code) from error
         except ModuleNotFoundError as error:
@@ -198,10 +237,23 @@ class Commands(click.Group):
 
             _settle_stdout()
             ctx.exit(128 + signal.SIGPIPE)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             _settle_stdout()
-            name, reason = error.filename2 or error.filename, error.strerror or str(error)
-            raise _OneLineError(f"{name}: {reason}" if name else reason, 1) from error
+            raise _OneLineError(_reason_of(error), 1) from error
+
+
+def _reason_of(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory: {str(error) or 'there is no more'}"
+    name, reason = error.filename2 or error.filename, error.strerror or str(error)
+    return f"{name}: {reason}" if name else reason
+
+
+def _for_terminal(error: click.ClickException) -> click.ClickException:
+    from serving.errors import for_terminal
+
+    error.message = for_terminal(error.message)  # type: ignore[misc]  # click never alters it
+    return error
 
 
 class _LoadedWhenNamed(UserDict[str, Any]):
@@ -246,22 +298,35 @@ def json_option(command: Command) -> Command:
 
 
 def log_to_stderr() -> None:
-    """Send the progress and the warnings of ferry's modules to stderr."""
+    """Send the progress and the warnings of ferry's modules to stderr.
+
+    They, the warnings of others, and what ferry does not expect are shown as a terminal may.
+    """
     import logging
 
-    from serving.errors import redacted
+    from serving.errors import for_terminal
 
-    class Redacting(logging.Formatter):
+    class Shown(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
-            return redacted(super().format(record))
+            text = for_terminal(super().format(record))
+            guard.step(text)
+            return text
 
     handler = logging.StreamHandler()
-    handler.setFormatter(Redacting("%(message)s"))
+    for one in filter(None, (handler, logging.lastResort)):
+        one.setFormatter(Shown("%(message)s"))
+    sys.excepthook = _show_unexpected
     for package in ("pipeline", "serving"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
         logger.handlers = [handler]
         logger.propagate = False
+
+
+def _show_unexpected(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    import traceback
+
+    note("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
 
 def program() -> str:
@@ -280,19 +345,23 @@ def program() -> str:
 
 def note(message: str) -> None:
     """Print a message for the person at the terminal, to stderr."""
-    from serving.errors import redacted
+    from serving.errors import for_terminal
 
-    click.echo(redacted(message), err=True)
+    guard.step(message)
+    click.echo(for_terminal(message), err=True)
 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Give a function that shows the current step, on one line of the terminal; gone at the end."""
+    from serving.errors import on_one_line
+
     terminal = sys.stderr.isatty()
 
     def log(step: str) -> None:
+        guard.step(step)
         if terminal:
-            click.echo(f"\r\x1b[K{step[: terminal_columns() - 1]}", err=True, nl=False)
+            click.echo(f"\r\x1b[K{on_one_line(step)[: terminal_columns() - 1]}", err=True, nl=False)
 
     try:
         yield log
@@ -302,10 +371,10 @@ def progress() -> Iterator[Callable[[str], None]]:
 
 def show(record: Any, *, as_json: bool, text: str) -> None:
     """Print a command's result to stdout: as JSON, or as the given text."""
-    from serving.errors import redacted
+    from serving.errors import for_terminal
     from serving.files import dump_json
 
-    click.echo(dump_json(record) if as_json else redacted(text), nl=not as_json)
+    click.echo(dump_json(record) if as_json else for_terminal(text), nl=not as_json)
 
 
 def summary(record: Any, names: Sequence[str] | None = None) -> str:
@@ -370,7 +439,7 @@ class _OneLineError(click.ClickException):
     """An error that click prints in one line before it exits with the given status."""
 
     def __init__(self, message: str, exit_code: int) -> None:
-        from serving.errors import redacted
+        from serving.errors import on_one_line
 
-        super().__init__(redacted(message))
+        super().__init__(on_one_line(message))
         self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class

@@ -16,12 +16,17 @@
 `pipeline.errors` adds those of the stages to the same tree.
 
 Addresses may hold a password or a signature. `redacted` takes them out of all that is shown or
-kept: what these errors say, what is logged or printed, and every record that is written.
+kept: what these errors say, what is logged or printed, and every record that is written. What
+others wrote may hold characters that a terminal obeys, or that turn a line around: `for_terminal`
+makes them escapes that can be seen, in all that is shown.
 """
 
 import re
 from collections.abc import Iterable
 
+MOST_NAMES, MOST_NAME = 100, 200
+"""How many names a message lists, and the characters of one."""
+MOST_COMPARED = 1000
 REDACTED = "***"
 """What stands for a secret."""
 # An address that was made a path has one slash. A port is no password. A password with a slash is
@@ -30,12 +35,42 @@ PASSWORD = re.compile(
     r"(:/{1,2}[^\s/?#:@\[\"'<>]*:)(?:[^\s/?#\"'<>]*@|(?!\d*[/?#])[^\s\\\"'<>]{0,200}?@)"
 )
 TOKEN_AS_USER = re.compile(r"(://)[^\s/?#:@\"'<>]+@")
+# An address that is a parameter of another one is percent-encoded. What may stand in between is
+# bounded, so that no text takes long.
+ENCODED_USER = re.compile(r"(%3A%2F%2F)[^\s/?#&\"'<>]{1,300}?%40", re.IGNORECASE)
 SIGNATURE = re.compile(
-    r"([?&;][\w.-]*(?:signature|credential|token|secret|passw(?:or)?d|pwd|api[_-]?key|accesskeyid"
-    r"|jwt|(?<![\w.-])(?:sig|auth|authorization|key(?==AIza)))=)"
-    r"[^\s&#\"'<>\\)\]}]*[^\s&#\"'<>\\)\]};:,.]",
+    r"((?:[?&;#]|%3F|%26|%23)[\w.%-]{0,60}?(?:signature|credential|token|secret|passw(?:or)?d|pwd"
+    r"|jwt|api(?:[_-]|%2D|%5F)?key|accesskeyid|accountkey"
+    r"|(?:(?<=[?&;#])|(?<=%3F|%26|%23))(?:sig|sas|auth|authorization|key(?=(?:=|%3D)AIza)))"
+    r"(?:=|%3D))[^\s&#\"'<>\\)\]}]*[^\s&#\"'<>\\)\]};:,.]",
     re.IGNORECASE,
 )
+# The header of a request that says who asks.
+WHO_ASKS = re.compile(
+    r"(\b(?:proxy-)?authorization[\"']?\s*[:=]\s*[\"']?)"
+    r"(?:AWS4-[^\n\"']*|(?:[\w-]+ +)?[^\s\"',;}\]]+)",
+    re.IGNORECASE,
+)
+# What a terminal obeys or cannot show: controls but for the tab and the end of a line, marks of the
+# direction of writing, and halves of characters.
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def for_terminal(text: str) -> str:
+    """The text without secrets, and with an escape for all that a terminal would obey."""
+    text = redacted(text)
+    return text if text.isprintable() else UNSEEN.sub(_escaped, text)
+
+
+def on_one_line(text: str) -> str:
+    """The same, with the ends of its lines as escapes too."""
+    return for_terminal(text).replace("\n", "\\n")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
 
 
 def redacted(text: str) -> str:
@@ -46,7 +81,11 @@ def redacted(text: str) -> str:
     if ":/" in text and "@" in text:
         text = PASSWORD.sub(rf"\1{REDACTED}@", text)
         text = TOKEN_AS_USER.sub(rf"\1{REDACTED}@", text)
-    return SIGNATURE.sub(rf"\1{REDACTED}", text) if "=" in text else text
+    if "%40" in text:
+        text = ENCODED_USER.sub(rf"\1{REDACTED}%40", text)
+    if "uthoriz" in text.lower():
+        text = WHO_ASKS.sub(rf"\1{REDACTED}", text)
+    return SIGNATURE.sub(rf"\1{REDACTED}", text) if "=" in text or "%3" in text else text
 
 
 class FerryError(Exception):
@@ -55,7 +94,7 @@ class FerryError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        return redacted(super().__str__())
+        return on_one_line(super().__str__())
 
 
 class InputError(FerryError, ValueError):
@@ -71,7 +110,7 @@ class DamagedError(InputError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return redacted(f"{self.name} {self.reason}")
+        return on_one_line(f"{self.name} {self.reason}")
 
 
 class MissingInputError(FerryError, FileNotFoundError):
@@ -120,7 +159,7 @@ class UnknownNameError(FerryError, LookupError):
 
 def one_line(error: Exception, most: int | None = None) -> str:
     """What an error says, on one line of at most `most` characters; its type if it says nothing."""
-    return redacted(" ".join(str(error).split()))[:most] or type(error).__name__
+    return for_terminal(" ".join(str(error).split()))[:most] or type(error).__name__
 
 
 def not_utf8(text: bytes) -> str:
@@ -133,7 +172,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     import difflib
 
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name[:MOST_NAME], names[:MOST_COMPARED], n=1)
     if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; there are {', '.join(names)}" if names else "; there are none"
+        return f"; did you mean {listed(map(repr, close))}?"
+    return f"; there are {listed(names)}" if names else "; there are none"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: the first ones, and the beginning of long ones."""
+    found = list(names)
+    shown = (
+        one if len(one) <= MOST_NAME else f"{one[:MOST_NAME]}..." for one in found[:MOST_NAMES]
+    )
+    more = f" and {len(found) - MOST_NAMES:,} more" if len(found) > MOST_NAMES else ""
+    return f"{', '.join(shown)}{more}"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.options import MODEL
-from serving.console import json_option, shared_option, show, task_option
+from serving.console import json_option, limit_options, shared_option, show, task_option
+from serving.runtime import guard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 )
 @task_option
 @shared_option
+@limit_options
 @json_option
 def lint(model: "Path", ort: str | None, provider: str | None, as_json: bool, **given: Any) -> None:
     """Judge whether MODEL runs, and answers alike, where it is to go.
@@ -48,6 +50,7 @@ def lint(model: "Path", ort: str | None, provider: str | None, as_json: bool, **
     from pipeline.targets.lint.providers import provider_names
     from pipeline.targets.lint.runtimes import as_version
 
+    guard.limit_steps()
     report = judge(
         model,
         given["data"],

@@ -27,7 +27,8 @@ from pipeline.config.experiment import (
     StrictSettings,
 )
 from pipeline.config.layout import PARAMS
-from pipeline.config.reading import check_defaults, read_section, read_yaml, use_package
+from pipeline.config.reading import check_defaults, read_section, use_package
+from pipeline.config.yamlfile import read_yaml
 from pipeline.errors import ConfigError
 from pipeline.records.ready import Kind
 from serving.errors import UsageError, nearest

@@ -13,21 +13,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.config.yamlfile import shortened
 from pipeline.errors import ConfigError, running
-from serving.errors import MissingInputError, UnknownNameError, nearest, one_line
+from serving.errors import UnknownNameError, nearest
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
 
 Record = TypeVar("Record")
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
+_schemas: dict[type[Any], dict[str, Any]] = {}
 UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 MISSING_KEY = ("missing", "missing_argument", "missing_keyword_only_argument")
-LONGEST_VALUE = 80
 PLAIN_WORDS = {
     "a valid array": "a list",
     "an object": "a mapping",
@@ -87,7 +87,7 @@ def _explain(detail: ErrorDetails, record: type[Any], where: str) -> str:
     match detail["type"]:
         case kind if kind in UNKNOWN_KEY:
             siblings = _keys_beside(record, detail["loc"])
-            return f"{path} is not a key{nearest(str(detail['loc'][-1]), siblings)}"
+            return f"{shortened(path)} is not a key{nearest(str(detail['loc'][-1]), siblings)}"
         case kind if kind in MISSING_KEY:
             return f"{path} is missing"
         case "too_short":
@@ -97,18 +97,14 @@ def _explain(detail: ErrorDetails, record: type[Any], where: str) -> str:
     expected = detail["msg"].removeprefix("Input should be ")
     for theirs, ours in PLAIN_WORDS.items():
         expected = expected.replace(theirs, ours)
-    return f"{path or 'params.yaml'} must be {expected}, got {_shortened(value)}"
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+    return f"{path or 'params.yaml'} must be {expected}, got {shortened(repr(value))}"
 
 
 def _keys_beside(record: type[Any], location: tuple[int | str, ...]) -> list[str]:
     """The keys that the section holding `location` knows."""
-    schema = _adapter(record).json_schema()
-    node: dict[str, Any] = schema
+    if record not in _schemas:
+        _schemas[record] = _adapter(record).json_schema()
+    node = schema = _schemas[record]
     for part in location[:-1]:
         node = _resolve(node, schema)
         node = node.get("properties", {}).get(part) or node.get("additionalProperties") or {}
@@ -134,160 +130,6 @@ def _with_point(text: str) -> str:
     mantissa, exponent = text.lower().split("e", 1)
     sign = "" if exponent[:1] in "+-" else "+"
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
-
-
-def with_entry(path: Path, section: str, entry: str) -> str:
-    """The text of a file that `read_yaml` reads, with one more entry at the end of a section.
-
-    All else stays as it is, comments too. `entry` is indented by two. Raises ConfigError where the
-    section stands in braces.
-    """
-    text = path.read_text(encoding="utf-8")
-    root: Any = yaml.compose(text, yaml.SafeLoader)
-    lines, keys = text.splitlines(), [key.value for key, _ in root.value]
-    place = keys.index(section)
-    key, node = root.value[place]
-    begin = key.start_mark.line
-    if not node.value:
-        lines[begin] = f"{section}:"
-        return "\n".join([*lines[: begin + 1], entry, *lines[begin + 1 :], ""])
-    if node.flow_style:
-        raise ConfigError(f"{path}: {section} stands in braces; write each entry on its own line")
-    others = root.value[place + 1 :]
-    end = others[0][0].start_mark.line if others else len(lines)
-    # What is said above the next section belongs to it.
-    while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
-        end -= 1
-    more = " " * (node.value[0][0].start_mark.column - 2)
-    shifted = [f"{more}{line}" for line in entry.splitlines()]
-    return "\n".join([*lines[:end], "", *shifted, *lines[end:], ""])
-
-
-TAG = "tag:yaml.org,2002:"
-TEXT = f"{TAG}str"
-MAPPING = f"{TAG}map"
-MERGE = f"{TAG}merge"
-PLAIN = (TEXT, f"{TAG}int", f"{TAG}float", f"{TAG}bool", f"{TAG}null", f"{TAG}seq", MAPPING)
-
-
-def read_yaml(path: Path, entries_of: str) -> tuple[object, dict[str, str]]:
-    """Read the one document of a file, which must hold plain values alone.
-
-    What YAML would let pass in silence, or turn into something else, is refused: a key that stands
-    twice, a date, a key that is no text. An entry of the section `entries_of` with such a mistake
-    is read as an empty mapping, and the second answer says what is wrong in it.
-
-    Raises MissingInputError when there is no such file and ConfigError for any other mistake.
-    """
-    try:
-        loader = yaml.SafeLoader(path.read_bytes())
-        node = loader.get_single_node()
-        if node is None:
-            raise ConfigError(f"{path} is empty")
-        wrong = _take_out_wrong_entries(node, entries_of)
-        _check(node, (), ())
-        return loader.construct_document(node), wrong
-    except FileNotFoundError as error:
-        raise MissingInputError(
-            f"{path} is not there; run ferry where params.yaml lies or below, name that folder "
-            f"with -C, or make a project with `ferry init`"
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {one_line(error)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply") from error
-
-
-def read_value(text: str, where: str) -> object:
-    """One value as it may stand in params.yaml; ConfigError, which begins with `where`."""
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        if node is None:
-            raise ConfigError(f"{where} has no value")
-        _check(node, (where,), ())
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {text!r} is not YAML: {one_line(error)}") from error
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Read YAML that is taken as it is, such as dvc.lock: quickly, for libyaml does it if there.
-
-    Raises ConfigError, which begins with `where`.
-    """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        return loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {one_line(error)}") from error
-
-
-def dump_yaml(value: object) -> str:
-    """Text that `read_yaml` reads back as it was; numbers with an exponent get their point."""
-    text: str = yaml.safe_dump(value, sort_keys=False, default_flow_style=None, width=100)
-    return text
-
-
-def dump_value(value: object) -> str:
-    """One value as it may stand in params.yaml, in one line."""
-    text: str = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, width=sys.maxsize)
-    return text.strip()[1:-1]
-
-
-def _take_out_wrong_entries(node: yaml.Node, section: str) -> dict[str, str]:
-    wrong: dict[str, str] = {}
-    for key, entries in node.value if isinstance(node, yaml.MappingNode) else ():
-        if key.value == section and isinstance(entries, yaml.MappingNode):
-            for index, (name, entry) in enumerate(entries.value):
-                try:
-                    _check(entry, (section, str(name.value)), (node, entries))
-                except ConfigError as error:
-                    wrong[str(name.value)] = str(error)
-                    entries.value[index] = name, yaml.MappingNode(MAPPING, [])
-    return wrong
-
-
-def _check(node: yaml.Node, where: tuple[str, ...], above: tuple[yaml.Node, ...]) -> None:
-    """Refuse what is not plain in `node`, which lies at `where`, inside of the nodes `above`."""
-    if node in above:
-        raise ConfigError(f"{_path(where)} holds itself")
-    if node.tag not in PLAIN:
-        raise ConfigError(
-            f"{_path(where)} must be a plain value, got {node.tag.removeprefix(TAG)} "
-            f"{_shown(node)}; a text of that form needs quotes"
-        )
-    if isinstance(node, yaml.MappingNode):
-        _check_mapping(node, where, (*above, node))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _check(item, (*where, str(index)), (*above, node))
-    elif not node.value.isprintable():
-        raise ConfigError(f"{_path(where)} must be printable text, got {node.value!r}")
-    elif node.tag == f"{TAG}int" and len(node.value) > 100:
-        raise ConfigError(f"{_path(where)} must be a number of fewer than 100 digits")
-
-
-def _check_mapping(
-    node: yaml.MappingNode, where: tuple[str, ...], above: tuple[yaml.Node, ...]
-) -> None:
-    seen: set[str] = set()
-    for key, value in node.value:
-        if key.tag not in (TEXT, MERGE) or not key.value.isprintable():
-            raise ConfigError(f"{_path((*where, _shown(key)))} is not a key: keys are text")
-        path = (*where, key.value)
-        if key.value in seen:
-            line = key.start_mark.line + 1
-            raise ConfigError(f"{_path(path)} is there twice, the second time in line {line}")
-        seen.add(key.value)
-        _check(value, path, above)
-
-
-def _path(where: tuple[str, ...]) -> str:
-    return ".".join(where) or "the file"
-
-
-def _shown(node: yaml.Node) -> str:
-    return repr(node.value) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
 
 
 # A folder of modules is a registry: the file name is the key, so adding a data set or an

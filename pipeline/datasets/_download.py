@@ -7,13 +7,17 @@ nothing is extracted by the path that an archive names.
 """
 
 import contextlib
+import ctypes
 import os
+import queue
 import tarfile
+import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
@@ -29,6 +33,15 @@ PAUSES = (0.5, 2.0)
 TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and between two pieces of an answer."""
 CHUNK = 1 << 16
+PATIENCE = 60.0
+"""Seconds for an answer to begin, redirects included, and then for each CHUNK bytes of it."""
+SECONDS_TO_END = 0.2
+"""For a request that is given up; then it is left to itself."""
+QUEUED = 8
+"""Pieces that may wait to be written."""
+MOST_REDIRECTS = 10
+LONGEST = 120
+"""Characters of what a server says."""
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -162,23 +175,116 @@ def _download(file: RawFile, target: Path, url: str) -> None:
     headers = {"Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
+    with _asked(url, headers) as hear:
+        start = _start(hear(), part, offset, file.size)
+        store(file, target, iter(hear, None), start=start)
+
+
+@contextlib.contextmanager
+def _asked(url: str, headers: Mapping[str, str]) -> Iterator[Callable[[], Any]]:
+    """Give a function that waits for the answer, then for each of its pieces, and None at its end.
+
+    A server decides how long a request takes and what the libraries make of its bytes. It has a
+    thread of its own, which is left behind when nothing comes of it in time; whatever is raised
+    there is a fault of the address. It raises UnavailableError.
+    """
+    said: queue.Queue[Any] = queue.Queue(QUEUED)
+    left = threading.Event()
+    thread = threading.Thread(target=_ask, args=(url, headers, said, left), daemon=True)
+
+    def hear() -> Any:
+        try:
+            heard = said.get(timeout=PATIENCE)
+        except queue.Empty:
+            raise UnavailableError(f"too little comes of it in {PATIENCE:g} s") from None
+        if isinstance(heard, Exception):
+            raise _failure(heard) from heard
+        return heard
+
+    thread.start()
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            start = _start(response, part, offset, file.size)
-            chunks = response.raw.stream(CHUNK, decode_content=False)
-            store(file, target, chunks, start=start)
-    except requests.exceptions.SSLError as error:
-        raise UnavailableError(_reason(error)) from error
-    except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _PassingError(_reason(error)) from error
-    except requests.RequestException as error:
-        raise UnavailableError(_reason(error)) from error
+        yield hear
+    finally:
+        left.set()
+        with contextlib.suppress(queue.Empty):
+            while True:  # it may wait for room
+                said.get_nowait()
+        thread.join(SECONDS_TO_END)
+        if thread.is_alive():  # it waits for bytes, or follows answers without an end
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+            )
+
+
+def _ask(
+    url: str, headers: Mapping[str, str], said: "queue.Queue[Any]", left: threading.Event
+) -> None:
+    """Say the answer of a URL, its pieces, and None or what went wrong."""
+    piece, end = b"", None  # type: tuple[bytes, BaseException | None]
+    try:
+        with _Session() as session, _answer(session, url, headers) as response:
+            said.put(response)
+            # Each call reads once, and of chunks no more than they may have: urllib3's own reading
+            # of them takes lines of any length, and sizes below zero.
+            while not left.is_set() and (some := response.raw.read1(CHUNK, decode_content=False)):
+                piece += some
+                if len(piece) >= CHUNK:
+                    said.put(piece)
+                    piece = b""
+    except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+        end = error
+    if piece:
+        said.put(piece)
+    said.put(end)
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None, for else requests would read all that comes with a redirect."""
+
+
+def _answer(session: requests.Session, url: str, headers: Mapping[str, str]) -> requests.Response:
+    """The answer of a URL, or of where it redirects to."""
+    for _ in range(MOST_REDIRECTS + 1):
+        response = session.get(
+            url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False
+        )
+        if not response.is_redirect:
+            return response
+        response.close()
+        url = _redirected(url, response.headers["location"])
+    raise UnavailableError(f"it redirects more than {MOST_REDIRECTS} times")
+
+
+def _redirected(url: str, location: str) -> str:
+    """Where an answer redirects to; UnavailableError for no address, and for one less safe."""
+    try:
+        target = urljoin(url, location.encode("latin-1").decode())
+        there = urlsplit(target)
+        wrong = there.scheme not in ("http", "https") or not there.hostname or there.port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise UnavailableError(f"it redirects to {location[:LONGEST]!r}, which is no http address")
+    if url.startswith("https:") and there.scheme != "https":
+        raise UnavailableError("it redirects from https to http")
+    return target
+
+
+def _failure(error: Exception) -> UnavailableError:
+    """The error for what a request raised."""
+    if isinstance(error, UnavailableError):
+        return error
+    lasting = isinstance(error, requests.exceptions.SSLError)
+    passing = requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError
+    kind = _PassingError if isinstance(error, passing) and not lasting else UnavailableError
+    return kind(_reason(error))
 
 
 def _start(response: requests.Response, part: Path, offset: int, size: int) -> int:
     """Find the offset at which the answer's bytes begin: 0 from a server without ranges."""
     status = response.status_code
-    message = f"{status} {response.reason or ''}".rstrip()
+    message = f"{status} {response.reason or ''}"[:LONGEST].rstrip()
     if (
         status == 206
         and response.headers.get("Content-Range") == f"bytes {offset}-{size - 1}/{size}"
@@ -193,7 +299,7 @@ def _start(response: requests.Response, part: Path, offset: int, size: int) -> i
         raise UnavailableError(message)
     length = response.headers.get("Content-Length", str(size))
     if length != str(size):
-        raise UnavailableError(f"it has {length} bytes, {size} expected")
+        raise UnavailableError(f"it has {length[:LONGEST]} bytes, {size} expected")
     return 0
 
 
@@ -220,7 +326,7 @@ def _reason(error: Exception) -> str:
         return words[-1]
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the connection was cut"
-    return one_line(error, 120)
+    return one_line(error, LONGEST)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import layout
-from pipeline.config.reading import parse_yaml
+from pipeline.config.yamlfile import parse_yaml, text_of
 from pipeline.project.dvclock import LOCK, LockedStage, contradictions, read_stages
 from pipeline.records import read, ready
 from pipeline.records.train import TrainReport
@@ -229,8 +229,7 @@ class Chain:
     def settings(self) -> Mapping[str, Any]:
         """What params.yaml has now, {} where it is not there."""
         path = self.root / layout.PARAMS
-        there = path.is_file()
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path)) if there else {}
+        return parse_yaml(text_of(path), str(path)) if path.is_file() else {}
 
     @cached_property
     def reports(self) -> Mapping[str, Any]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.reading import parse_yaml
+from pipeline.config.yamlfile import parse_yaml, text_of
 from serving.errors import IntegrityError
 
 LOCK = Path("dvc.lock")
 NAME = re.compile(r"^  ([^\s:]\S*):$", re.MULTILINE)
+LARGEST_LOCK = 2**26
 CONFLICT = re.compile("^<{7} ", re.MULTILINE)
 
 
@@ -36,7 +37,7 @@ class LockedStage:
 
 def all_stages(lock: Path) -> tuple[LockedStage, ...]:
     """All stages that have run; none without the file. Raises as `read_stages`."""
-    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    text = text_of(lock, LARGEST_LOCK) if lock.is_file() else ""
     return read_stages(lock, NAME.findall(text))
 
 
@@ -45,7 +46,7 @@ def read_stages(lock: Path, names: Sequence[str]) -> tuple[LockedStage, ...]:
 
     Raises IntegrityError for a file that DVC did not write.
     """
-    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    text = text_of(lock, LARGEST_LOCK) if lock.is_file() else ""
     if CONFLICT.search(text):  # which would cut a stage short
         raise IntegrityError(f"{lock} has the marks of a merge in it; `dvc repro` writes it anew")
     return tuple(found for name in names if (found := _stage(text, name, lock)))

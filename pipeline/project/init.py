@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pipeline import datasets
 from pipeline.config.layout import DVC_YAML, PARAMS
 from pipeline.config.params import brought_along
-from pipeline.config.reading import parse_yaml
+from pipeline.config.yamlfile import parse_yaml
 from pipeline.project.new import artifact
 from serving.errors import EngineError, OutputError, UnknownNameError
 from serving.files import csv_text, write_text

@@ -13,7 +13,7 @@ from pipeline import datasets, models
 from pipeline.config import layout, params
 from pipeline.config.experiment import ModelConfig, OwnSection, Params
 from pipeline.config.layout import DVC_YAML, PARAMS
-from pipeline.config.reading import dump_value, parse_yaml, with_entry
+from pipeline.config.yamlfile import dump_value, parse_yaml, text_of, with_entry
 from pipeline.errors import ConfigError
 from pipeline.models import Shape
 from pipeline.project.data import bring_up_to_date
@@ -77,8 +77,11 @@ def new_experiment(
     section = "\n".join([f"  {name}:", *(f"    {line}" for line in lines)])
     text = with_entry(path, "experiments", section)
     _check(text, name, path, manifest)
+    stages = path.with_name(DVC_YAML.name)
+    fetched = _with_artifact(stages, name, artifact(name, dataset, model))
     write_text(path, text)
-    _add_artifact(path.with_name(DVC_YAML.name), name, artifact(name, dataset, model))
+    if fetched:
+        write_text(stages, fetched)
     return NewExperiment(name=name, params=path, section=section)
 
 
@@ -94,14 +97,17 @@ def artifact(name: str, dataset: str, model: str) -> str:
     )
 
 
-def _add_artifact(path: Path, name: str, lines: str) -> None:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    known = (parse_yaml(text, str(path)) or {}).get("artifacts", {})
+def _with_artifact(path: Path, name: str, lines: str) -> str:
+    """The text of dvc.yaml with one more bundle to fetch; "" where there is no such file."""
+    text = text_of(path) if path.exists() else ""
+    document = parse_yaml(text, str(path)) or {}
+    known = document.get("artifacts") or {} if isinstance(document, dict) else None
+    if not isinstance(known, dict):
+        raise ConfigError(f"{path} and its section artifacts must be mappings")
     if known:
         # One that is left of an earlier experiment stays.
-        write_text(path, text if name in known else with_entry(path, "artifacts", lines))
-    elif text:
-        write_text(path, f"{text.rstrip()}\n\nartifacts:\n{lines}\n")
+        return text if name in known else with_entry(path, "artifacts", lines)
+    return f"{text.rstrip()}\n\nartifacts:\n{lines}\n" if text else ""
 
 
 def _refuse_name(name: str, taken: set[str]) -> None:

@@ -34,6 +34,7 @@ from serving.errors import (
 )
 from serving.files import sha256_of_file
 from serving.measuring.feeds import fixed_batch
+from serving.runtime import guard
 from serving.runtime.providers import PROVIDERS
 from serving.runtime.session import Session, open_session
 from serving.runtime.settings import Level
@@ -141,6 +142,7 @@ class ModelSide(_Side):
     def answer(self, feeds: Mapping[str, Array], batch_size: int) -> dict[str, Array]:
         """As every `Side`; a model of one fixed batch size is fed that, filled up."""
         fixed = fixed_batch(self.inputs)
+        guard.step(f"the answers of {self.name}")
         return answer_in_batches(self._call, feeds, batch_size, name=self.name, fixed=fixed)
 
     def model(self) -> onnx.ModelProto:

@@ -10,7 +10,8 @@ from pipeline import models
 from pipeline.config import params
 from pipeline.config.experiment import Experiment
 from pipeline.config.layout import DVC_YAML
-from pipeline.config.reading import check_gates, dump_value
+from pipeline.config.reading import check_gates
+from pipeline.config.yamlfile import dump_value
 from pipeline.errors import ConfigError
 from pipeline.quantization import recipes
 from serving.files import write_text

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pipeline import tracking
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
-from pipeline.config.reading import dump_value
+from pipeline.config.yamlfile import dump_value
 from pipeline.models.parts.graph import build_graph, save_weights
 from pipeline.records import ReportFiles, ready, record, write
 from pipeline.records.published import machine_of

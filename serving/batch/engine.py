@@ -17,11 +17,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from serving.errors import EngineError, ModelError
 from serving.inputs.inputs import Inputs, Place
 from serving.inputs.sources import Batch, Chunk, Lost, RowSource, UnreadableRow
 from serving.model import Model, open_model
+from serving.runtime import guard
 from serving.runtime.cores import (
     AHEAD,
     allowed_cores,
@@ -96,20 +97,28 @@ class Answered:
         return len(self.columns[ID]) if self.columns else 0
 
 
-def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answered]:
-    """The answers to chunks of `rows` rows, if known, in order; EngineError if a decoder dies."""
-    answer_one = functools.partial(answered, run.model, run.options)
+def answers(run: PredictRun, chunks: Chunks, before: int) -> Generator[Answered]:
+    """The answers to chunks after so many rows, in order; EngineError if a decoder dies."""
+    answer_one, rows = functools.partial(_answered_in_turn, run), run.count(before)
+    numbered = _numbered(chunks, before, lambda item: item[1].count)
+    if guard.careful() is not None:  # each is written before the next, which may end this process
+        yield from (answer_one((at, decoded(run.inputs, *item))) for at, item in numbered)
+        return
     # One chunk needs no threads.
     workers = 1 if rows is not None and rows <= run.chunk_rows else run.workers
     if workers == 1 or not _decodes_in_processes(run, rows):
         # One worker has a thread as well: in the main one a long batch would hold up signals.
-        with ThreadPoolExecutor(workers) as threads:
+        threads = ThreadPoolExecutor(workers)
+        try:
             yield from ordered_results(
                 threads,
-                lambda item: answer_one(decoded(run.inputs, *item)),
-                chunks,
+                lambda item: answer_one((item[0], decoded(run.inputs, *item[1]))),
+                numbered,
                 parallel=workers,
             )
+        finally:
+            # Of a run that ends early a batch may never end: what was answered is still written.
+            threads.shutdown(wait=False, cancel_futures=True)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -120,12 +129,35 @@ def answers(run: PredictRun, chunks: Chunks, rows: int | None) -> Generator[Answ
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(run.inputs,)) as pool:
         try:
             batches = ordered_results(pool, _decode_there, chunks, parallel=workers)
-            yield from ordered_map(answer_one, batches, parallel=workers)
+            there = _numbered(batches, before, lambda taken: len(taken.batch.ids))
+            yield from ordered_map(answer_one, there, parallel=workers)
         except BrokenProcessPool as error:
             raise EngineError(
                 "a process that decoded images died; the memory may be too small for --workers "
                 f"{workers}, or the script that called has no `if __name__ == '__main__':`"
             ) from error
+
+
+Item = TypeVar("Item")
+
+
+def _numbered(
+    items: Iterable[Item], before: int, rows_of: Callable[[Item], int]
+) -> Iterator[tuple[int, Item]]:
+    """Each item with the number of rows before it."""
+    for item in items:
+        yield before, item
+        before += rows_of(item)
+
+
+def _answered_in_turn(run: PredictRun, item: tuple[int, Decoded]) -> Answered:
+    """The answers to a chunk; ModelError for one whose batch did not end in an earlier process."""
+    before, taken = item
+    guard.batches_from(before, run.batch_rows)
+    fatal = guard.fatal_row()
+    if fatal is not None and before <= fatal < before + len(taken.batch.ids):
+        raise ModelError(guard.too_long(f"batch {fatal // run.batch_rows + 1}"))
+    return answered(run.model, run.options, taken)
 
 
 def _decodes_in_processes(run: PredictRun, rows: int | None) -> bool:

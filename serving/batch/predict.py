@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from serving.batch.engine import Answered, answers, answers_of_cluster, import_ray
-from serving.batch.run import PredictOptions, PredictRun, prepare
+from serving.batch.run import CHUNK_ROWS, PredictOptions, PredictRun, prepare
 from serving.batch.signals import stoppable
 from serving.batch.writers import Write, open_writer
 from serving.console import note
@@ -29,6 +29,8 @@ from serving.errors import FerryError, InputError
 from serving.files import atomic_write, json_line
 from serving.inputs.inputs import Place
 from serving.inputs.sources import REST
+from serving.runtime import guard
+from serving.runtime.cores import AHEAD
 
 if TYPE_CHECKING:
     from serving.batch.journal import Journal, Layout
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 MOST_NOTES = 10
 SHARD_ROWS = 1_000_000
+LOCK_SECONDS = 1.0
+"""How long a run that was killed may take to be gone, its parent first."""
 SHARD_SECONDS = 10
 """A kill costs so many seconds of work at most, and one batch more."""
 
@@ -77,7 +81,7 @@ def predict(
     from serving.batch.lock import lock_output
 
     layout = Layout(output=output, form=run.form)
-    with lock_output(output):
+    with lock_output(output, LOCK_SECONDS):
         journal = begin_run(layout, run.provenance(), overwrite=options.overwrite)
         loop = PredictLoop(run, ShardedOutput(run, layout, journal, check), journal, check)
         with _kept(layout):
@@ -101,12 +105,16 @@ def _kept(layout: "Layout") -> Iterator[None]:
     except (OSError, FerryError):
         journal = read_journal(layout.manifest)
         if journal is not None and journal.rows:
-            note(f"{journal.rows} rows are kept in {layout.parts}; the same command goes on")
+            note(_what_is_kept(journal.rows, layout))
         raise
     finally:
         journal = read_journal(layout.manifest)
         if journal is not None and not journal.shards:
             drop_run(layout)
+
+
+def _what_is_kept(rows: int, layout: "Layout") -> str:
+    return f"{rows} rows are kept in {layout.parts}; the same command goes on"
 
 
 # Where the rows go
@@ -187,6 +195,9 @@ class ShardedOutput(Output):
         self._begin = time.monotonic()
         self._open: _Open | None = None
         self._before = journal.last
+        self._goes_on = journal.provenance.key.fingerprint is not None
+        self._in_flight = AHEAD * run.model.parallel * CHUNK_ROWS
+        self._tell()
 
     def take(self, one: Answered) -> None:
         """Write one into the open shard, and close that when it is large or old enough."""
@@ -213,8 +224,16 @@ class ShardedOutput(Output):
         shard.end, shard.digest = one.end, one.digest
         self.rows += one.count
         self.errors += len(one.unreadable)
-        if shard.rows >= SHARD_ROWS or time.monotonic() - shard.since >= SHARD_SECONDS:
+        done, careful = self.rows + self.errors, guard.careful()
+        # A process before this one died over one of the next batches: keep the rows up to there.
+        near = careful is not None and careful <= done < careful + self._in_flight
+        if near or shard.rows >= SHARD_ROWS or time.monotonic() - shard.since >= SHARD_SECONDS:
             self.finish(last=False)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._goes_on:
+            guard.done(self.rows + self.errors)
 
     def finish(self, *, last: bool) -> None:
         """Give the open shard its name, and then a line in the manifest."""
@@ -242,6 +261,7 @@ class ShardedOutput(Output):
             return
         self._open = None
         add_to_journal(self._layout.manifest, self._before)
+        guard.kept(_what_is_kept(self.rows, self._layout))
         self._index += 1
 
 
@@ -344,7 +364,7 @@ class PredictLoop:
         run, chunks = self._run, self._run.chunks(self._journal)
         if run.options.engine == "ray":
             return answers_of_cluster(run, chunks)
-        return answers(run, chunks, run.count(self._output.rows + self._output.errors))
+        return answers(run, chunks, self._output.rows + self._output.errors)
 
     @property
     def _hurried(self) -> bool:

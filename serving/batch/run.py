@@ -18,9 +18,10 @@ from serving.console import note
 from serving.errors import OutputError, UsageError, redacted
 from serving.files import printable
 from serving.inputs.inputs import Inputs, open_inputs
-from serving.inputs.names import STDIN
+from serving.inputs.names import STDIN, is_address, unsigned
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
 from serving.model import Model, open_model
+from serving.runtime import guard
 from serving.runtime.classes import Task
 from serving.runtime.cores import allowed_cores
 from serving.runtime.settings import GPU_PROVIDERS, SessionSettings
@@ -99,7 +100,7 @@ class PredictRun:
     @property
     def workers(self) -> int:
         """Batches at a time, and threads or processes that decode."""
-        return self.model.parallel
+        return self.model.parallel if guard.careful() is None else 1
 
     @property
     def chunk_rows(self) -> int:
@@ -108,6 +109,8 @@ class PredictRun:
         values = math.prod(axis if isinstance(axis, int) else 1 for axis in info.shape[1:])
         size = TEXT_BYTES if info.is_text else np.dtype(info.dtype).itemsize
         rows = min(CHUNK_ROWS, CHUNK_BYTES // max(1, values * size))
+        if guard.careful() is not None:
+            rows = self.batch_rows
         return self.batch_rows * max(1, rows // self.batch_rows)
 
     def count(self, done: int) -> int | None:
@@ -142,7 +145,7 @@ class PredictRun:
             model_sha256=self.model.session.sha256,
             provider=options.provider,
             batch_rows=self.batch_rows,
-            inputs=tuple(redacted(printable(name)) for name in self.names),
+            inputs=tuple(_kept(name) for name in self.names),
             fingerprint=self.inputs.fingerprint(),
             array=options.array,
             columns=options.columns,
@@ -164,7 +167,7 @@ class PredictRun:
         )
         return Provenance(
             key=key,
-            model=printable(self.model.path),
+            model=redacted(printable(self.model.path)),
             ferry_version=ferry_version(),
             onnxruntime=next(iter(runtime_wheels().values()), None),
         )
@@ -176,7 +179,7 @@ class PredictRun:
         from serving.machine.environment import ferry_version
 
         return {
-            "ferry.model": printable(self.model.path),
+            "ferry.model": redacted(printable(self.model.path)),
             "ferry.model_sha256": self.model.session.sha256,
             "ferry.version": ferry_version() or "unknown",
             "ferry.provider": self.options.provider,
@@ -263,6 +266,12 @@ def prepare(
         batch_rows=batch_rows,
         form=form,
     )
+
+
+def _kept(name: str) -> str:
+    """The name of an input as its rows keep it: a new signature of an address is no other input."""
+    text = printable(name)
+    return unsigned(text) if is_address(text) else redacted(text)
 
 
 def _refuse_place(output: Path, names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from serving.batch.answers import ID, Column, Columns
-from serving.errors import ModelError, UsageError
+from serving.errors import ModelError, UsageError, for_terminal
 from serving.files import atomic_write, json_line
 from serving.inputs.names import PACKED_SUFFIXES
 from serving.inputs.sources import NumberedIds
@@ -114,11 +114,22 @@ def open_writer(
 @contextlib.contextmanager
 def _opened(output: Path | None) -> Iterator[IO[bytes]]:
     if output is None:
-        yield sys.stdout.buffer
+        # Exact in a pipe; what is in a row may not command a terminal.
+        yield cast("IO[bytes]", _Terminal()) if sys.stdout.buffer.isatty() else sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     with atomic_write(output) as file:
         yield file
+
+
+class _Terminal(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        text = bytes(content).decode("utf-8", "backslashreplace")
+        sys.stdout.buffer.write(for_terminal(text).encode())
+        return len(content)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.options import MODEL
-from serving.console import PATH, allow_option, json_option, note, progress, show
+from serving.console import PATH, allow_option, json_option, limit_options, note, progress, show
+from serving.runtime import guard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +118,7 @@ SERVER = "server"
 )
 @click.option("-o", "--output", metavar="FILE", type=PATH, help="Where the report goes, as JSON.")
 @allow_option
+@limit_options
 @json_option
 def bench(
     model: "Path",
@@ -217,8 +219,10 @@ def _measure(
 
     with tempfile.TemporaryDirectory() as folder, progress() as log:
         if what is None:
+            guard.limit_steps()
             return bench(model, options, log=log), None
         target = find_target(what, model, Path(folder))
+        guard.limit_steps()
         report = bench(model, options, against=target.model, log=log)
         return report, compare(report, target, limit)
 
@@ -252,6 +256,7 @@ def _tune(model: "Path", given: dict[str, Any], *, as_json: bool) -> None:
         seed=given["seed"],
         allow_reduced_precision=given["reduced_precision"],
     )
+    guard.limit_steps()
     with progress() as log:
         report = tune(model, options, log=log)
         if model.is_dir():

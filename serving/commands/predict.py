@@ -10,6 +10,7 @@ from serving.console import (
     allow_option,
     complete_path,
     json_option,
+    limit_options,
     note,
     quick_imports,
     shared_option,
@@ -132,6 +133,7 @@ AUTO = click.types.FuncParamType(count)
     "--dry-run", is_flag=True, help="Run nothing; show what would be read, and the first rows."
 )
 @allow_option
+@limit_options
 @json_option
 def predict(
     model: "Path",

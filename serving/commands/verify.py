@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.console import PATH, allow_option, json_option, show
+from serving.console import PATH, allow_option, json_option, limit_options, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     help="Threads within one operator. (all cores)",
 )
 @allow_option
+@limit_options
 @json_option
 def verify(
     bundle: "Path",
@@ -58,6 +59,7 @@ def verify(
     from serving.bundles.registry import version_named
     from serving.bundles.verify import Trust, as_table
     from serving.bundles.verify import verify as check
+    from serving.runtime import guard
 
     if is_registered_name(str(bundle)):
         registry, version = version_named(str(bundle))
@@ -65,6 +67,7 @@ def verify(
         folder, trust = folder_of(registry, version), Trust(key, digest, registered)
     else:
         folder, trust = located(bundle), Trust(key, digest)
+    guard.limit_steps()
     report = check(folder, provider=provider, threads=threads, trust=trust)
     show(report, as_json=as_json, text=as_table(report))
     report.require()

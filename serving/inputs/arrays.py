@@ -9,6 +9,7 @@ import functools
 import io
 import math
 import struct
+import tokenize
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from serving.errors import DamagedError, InputError
+from serving.errors import DamagedError, InputError, listed
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import (
     Batch,
@@ -33,18 +34,14 @@ from serving.inputs.streams import Stream, open_stream
 from serving.runtime.tensors import Array
 
 if TYPE_CHECKING:
-    import zipfile
-
     from serving.inputs.tables.columns import Numbers
 
 ARRAY_NAMES = ("images", "features", "text", "input", "inputs")
-LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Of a member of a zip archive: its signature, and the lengths of its name and its extra field."""
 UINT8 = np.dtype(np.uint8)
 IDX_BYTES = 8
 """The code of an IDX file whose values are bytes."""
 BLOCK_BYTES = 1 << 20
-GZIP_ERRORS = (OSError, EOFError, zlib.error)
+GZIP_ERRORS = (OSError, EOFError, MemoryError, zlib.error)
 # What numpy, gzip and, beside its own, zipfile raise on broken files.
 READING_ERRORS = (
     OSError,
@@ -53,7 +50,9 @@ READING_ERRORS = (
     KeyError,
     OverflowError,
     RuntimeError,
+    MemoryError,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
 )
 
@@ -72,10 +71,12 @@ class ArrayHeader:
         """The bytes of one row."""
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
-    def refuse_short(self, size: int, name: str) -> None:
-        """ValueError where `size` bytes are too few for the values."""
-        if size < self.dtype.itemsize * math.prod(self.shape):
-            raise ValueError(f"the array {name} is cut short")
+    def refuse_other(self, size: int, name: str) -> None:
+        """ValueError where `size` bytes are not as many as those of the values."""
+        wanted = self.dtype.itemsize * math.prod(self.shape)
+        if size != wanted:
+            how = "is cut short" if size < wanted else f"goes on after the {self.shape[0]} rows"
+            raise ValueError(f"the array {name} {how}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,29 +280,29 @@ def _open_npy(path: Path, target: ReadTarget) -> PlainRows:
     with _readable(str(path), ".npy"), path.open("rb") as file:
         header = _checked(file, str(path), target)
         offset = file.tell()
-        header.refuse_short(file.seek(0, 2) - offset, path.name)
+        header.refuse_other(file.seek(0, 2) - offset, path.name)
     return PlainRows(
         path=path, header=header, offset=offset, numbers=_numbers(target, header.dtype)
     )
 
 
-def _open_npz(path: Path, target: ReadTarget) -> ArrayRows:
+def _open_npz(path: Path, target: ReadTarget) -> StreamedRows:
+    """Read as a stream, whether it is compressed or not, as then its sum is compared."""
     import zipfile
 
-    with _readable(str(path), ".npz"), path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with _readable(str(path), ".npz"), zipfile.ZipFile(path) as archive:
         members = {one.filename.removesuffix(".npy"): one for one in archive.infolist()}
         entry = members[_member(path, list(members), target.options.array)]
         with archive.open(entry) as member:
             header = _checked(member, str(path), target)
             offset = member.tell()
-        header.refuse_short(entry.file_size - offset, entry.filename)
-        at = _place_of_stored(file, entry)
-    numbers = _numbers(target, header.dtype)
-    if at is not None:
-        return PlainRows(path=path, header=header, offset=at + offset, numbers=numbers)
-    member_name = entry.filename
+        header.refuse_other(entry.file_size - offset, entry.filename)
     return StreamedRows(
-        path=path, member=member_name, header=header, offset=offset, numbers=numbers
+        path=path,
+        member=entry.filename,
+        header=header,
+        offset=offset,
+        numbers=_numbers(target, header.dtype),
     )
 
 
@@ -346,20 +347,6 @@ def read_header(file: Any, name: str = "it") -> ArrayHeader:
     return ArrayHeader(dtype, shape, in_columns=in_columns and len(shape) > 1)
 
 
-def _place_of_stored(file: IO[bytes], entry: "zipfile.ZipInfo") -> int | None:
-    """Where in the archive a member lies, None for one that is compressed or encrypted."""
-    import zipfile
-
-    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-        return None
-    file.seek(entry.header_offset)
-    signature, name_bytes, extra_bytes = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-    start: int = file.tell() + name_bytes + extra_bytes
-    if signature != b"PK\3\4" or start + entry.file_size > file.seek(0, 2):
-        raise zipfile.BadZipFile(f"{entry.filename} does not lie where the archive says")
-    return start
-
-
 def _readable(name: str, suffix: str) -> AbstractContextManager[None]:
     errors = READING_ERRORS if suffix == ".npy" else _errors_of_archives()
     return refuse_broken(name, f"is not a {suffix} file that can be read", errors)
@@ -374,7 +361,7 @@ def _errors_of_archives() -> tuple[type[Exception], ...]:
 
 def _member(path: Path, names: Sequence[str], wanted: str | None) -> str:
     """The array of a `.npz` to take: the one asked for, one of the usual names, the only one."""
-    there = ", ".join(names) or "none"
+    there = listed(names) or "none"
     if wanted is not None:
         if wanted not in names:
             raise InputError(f"{path} holds no array named {wanted!r}; there are: {there}")

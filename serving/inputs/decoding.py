@@ -32,7 +32,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from serving.errors import InputError
+from serving.errors import InputError, redacted
 from serving.files import printable
 from serving.inputs.sources import (
     Batch,
@@ -128,7 +128,7 @@ class ImageDecoder:
     def decode_files(self, paths: Sequence[str]) -> Batch:
         """A batch of files; the id of a row is its path."""
         return self.batch(
-            [path if path.isascii() else printable(path) for path in paths],
+            [redacted(path if path.isascii() else printable(path)) for path in paths],
             [value_or_reason(self.decode_file, path) for path in paths],
         )
 
@@ -161,6 +161,11 @@ class ImageDecoder:
     def _by_pillow(self, file: IO[bytes]) -> Array:
         try:
             with Image.open(file, formats=image_formats()) as image:
+                if image.format != "PNG":
+                    return self._pixels(image)
+                image.verify()  # to load it compares no sum of its pixels; the image is spent now
+            file.seek(0)
+            with Image.open(file, formats=("PNG",)) as image:
                 return self._pixels(image)
         except UnidentifiedImageError as error:
             file.seek(0)

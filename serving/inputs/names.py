@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from serving.errors import InputError, IntegrityError, UnknownNameError
+from serving.errors import (
+    REDACTED,
+    InputError,
+    IntegrityError,
+    UnknownNameError,
+    redacted,
+)
 from serving.files import here_or_above, read_json, require, sha256_of_file
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -49,6 +55,13 @@ ADDRESS = re.compile(rf"({'|'.join(PACKAGES)})://", re.IGNORECASE)
 WEB = ("http", "https")
 ANY_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 LOCAL_ADDRESS = re.compile(r"file://(localhost)?(?=/)")
+USER = re.compile(rf"(://)[^\s/?#@]*{re.escape(REDACTED)}@")
+SIGNING = re.compile(
+    r"(x-(amz|goog|oss)-[\w-]+|expires|policy|key-pair-id|googleaccessid"
+    r"|s[vterp]|spr|sip|sdd|ss|srt|sk(oid|tid|[tesv]))=",
+    re.IGNORECASE,
+)
+"""Parameters that stand beside a signature, of Amazon, Google, Alibaba, CloudFront and Azure."""
 PATTERN = re.compile(r"[*?[]")
 NO_DATA = re.compile(r"\.|(Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
 """Files of a folder that are left out without a word: hidden ones, and those of file managers."""
@@ -181,6 +194,20 @@ def file_name(address: str) -> str:
 def scheme_of(address: str) -> str:
     """What stands before `://`, in small letters."""
     return address.partition("://")[0].lower()
+
+
+def unsigned(address: str) -> str:
+    """An address without who asks, and what lets them: another signature is the same object.
+
+    Of a query that is signed, what else the signers of clouds add goes too: dates, and names of
+    keys and of algorithms.
+    """
+    text = USER.sub(r"\1", redacted(address))
+    base, _, query = text.partition("?")
+    if REDACTED not in query:
+        return text
+    kept = [one for one in query.split("&") if not (one.endswith(REDACTED) or SIGNING.match(one))]
+    return "?".join(filter(None, (base, "&".join(kept))))
 
 
 # Splits

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 import numpy as np
 
 from serving.console import note
-from serving.errors import DamagedError, InputError, UsageError, one_line
+from serving.errors import DamagedError, InputError, UsageError, one_line, redacted
 from serving.files import printable
 from serving.runtime.tensors import Array, TensorInfo
 
@@ -283,7 +283,7 @@ def value_or_reason(read: Callable[[Item], Value], one: Item) -> Value | str:
 
 def display_name(path: Path | None) -> str:
     """What ids begin with."""
-    return "stdin" if path is None else printable(path)
+    return "stdin" if path is None else redacted(printable(path))
 
 
 @contextlib.contextmanager

@@ -75,7 +75,8 @@ class Stream:
         """The same lines; DamagedError where a compressed file is damaged."""
         import zlib
 
-        with refuse_broken(self.name, "is damaged", (OSError, EOFError, ValueError, zlib.error)):
+        errors = (OSError, EOFError, ValueError, MemoryError, zlib.error)
+        with refuse_broken(self.name, "is damaged", errors):
             yield from lines
 
     def _noted(self, content: bytes) -> bytes:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from serving.errors import DamagedError, InputError
+from serving.errors import DamagedError, InputError, redacted
 from serving.files import printable
 from serving.inputs.decoding import MOST_BYTES, ImageDecoder, image_decoder
 from serving.inputs.images import no_images
@@ -77,10 +77,10 @@ class TarMember:
     def id(self) -> str:
         """`shard.tar:folder/name.jpg`, as text that can be written anywhere."""
         if not self.name:
-            return printable(self.shard)
+            return redacted(printable(self.shard))
         name = self.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
-        return f"{printable(self.shard)}:{shown}"
+        return redacted(f"{printable(self.shard)}:{shown}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

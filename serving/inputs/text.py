@@ -13,12 +13,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from serving.errors import InputError
+from serving.errors import DamagedError, InputError
 from serving.inputs.sources import Batch, Chunk, FileRows, ReadTarget
 from serving.inputs.streams import Stream, chunks_of, open_stream, take
 from serving.runtime.tensors import Array, TensorInfo
 
 Item = TypeVar("Item")
+MOST_LINE_BYTES = 64 << 20
+"""Of a record; a file without lines would fill the memory before it is known for what it is."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -66,11 +68,14 @@ def row_shape_of_texts(info: TensorInfo) -> tuple[int, ...] | None:
 
 
 def raw_lines(stream: Stream) -> Iterator[bytes]:
-    """The lines with their ends, without a byte order mark."""
-    lines = stream.lines()
+    """The lines with their ends, without a byte order mark; DamagedError for one without end."""
+    lines = stream.lines(MOST_LINE_BYTES)
     first = next(lines, b"").removeprefix(BYTE_ORDER_MARK)
     # A mark alone is no line.
-    return itertools.chain([first] if first else [], lines)
+    for line in itertools.chain([first] if first else [], lines):
+        if len(line) == MOST_LINE_BYTES and not line.endswith(b"\n"):
+            raise DamagedError(stream.name, f"has a line of more than {MOST_LINE_BYTES} bytes")
+        yield line
 
 
 def _text(line: bytes) -> str:

@@ -43,12 +43,15 @@ from serving.measuring.timing import (
     timing_of,
     warm_up,
 )
+from serving.runtime import guard
 from serving.runtime.session import ProviderProof
 from serving.runtime.settings import SessionSettings
 
 FIRST_CALLS = 2
 """Uncounted at the start of a turn: the process that ran before has the caches."""
 MIN_TURN_CALLS = 2
+RATE_TRIES = 40
+"""As many times the seconds asked for, and more, the search for a rate takes."""
 ENDING_SECONDS = 10
 TORCH = "torch"
 """What stands for a provider where ONNX Runtime does not run."""
@@ -149,6 +152,8 @@ class SubjectProcess:
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """Have a method of `SubjectServer` called there; raises what that does, or ModelError."""
+        tries = RATE_TRIES if arguments.get("p99_limit_ms") else 2
+        guard.step(seconds=tries * arguments.get("seconds", 0) + arguments.get("num_calls", 0))
         return self._send({"do": do, **arguments})
 
     def start(self, settings: SessionSettings) -> Started:
@@ -183,6 +188,7 @@ class SubjectProcess:
             line = self._answers.readline()
         except BrokenPipeError:
             line = ""
+        guard.step()
         if not line:
             raise ModelError(self._why_dead())
         answer = json.loads(line)
@@ -195,7 +201,8 @@ class SubjectProcess:
         self._printed.seek(0)
         lines = self._printed.read().decode(errors="replace").strip().splitlines()
         if code < 0:
-            return f"the process that measured {self.spec.name} was killed by signal {-code}"
+            name = signal.Signals(-code).name
+            return f"the process that measured {self.spec.name} was ended by {name}"
         message = lines[-1] if lines else f"exit status {code}"
         return f"the process that measured {self.spec.name} ended: {message}"
 
@@ -332,6 +339,7 @@ def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
 
     Answers go to the file descriptor of the first argument: any library may print on stdout.
     """
+    guard.end_with_parent()  # in a call that does not end as well
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
         desk: SubjectServer | None = None

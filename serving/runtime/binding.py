@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import InputError
+from serving.runtime import guard
 from serving.runtime.providers import ORT_ERRORS, onnxruntime, runtime_reason
 from serving.runtime.session import GRAPH_KEY, Session
 from serving.runtime.settings import GPU_PROVIDERS
@@ -68,6 +69,7 @@ def bind(session: Session, feeds: Mapping[str, Array]) -> Bound:
         options = onnxruntime.RunOptions()
         options.add_run_config_entry(GRAPH_KEY, str(next(GRAPH_NUMBERS)))
     run: Callable[[], object] = functools.partial(session.raw.run_with_iobinding, binding, options)
+    run = guard.watched(run)
     if session.provider in GPU_PROVIDERS:
         run = _on_device(binding, run, inputs, outputs)
         return Bound(inputs=inputs, outputs=outputs, call=run)

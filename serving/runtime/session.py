@@ -17,6 +17,7 @@ import numpy as np
 
 from serving.errors import InputError, MissingInputError, ModelError, ProviderError, not_utf8
 from serving.files import sha256_of_bytes
+from serving.runtime import guard
 from serving.runtime.classes import ClassOutputs, Task, can_be_label, class_outputs
 from serving.runtime.cores import allowed_cores
 from serving.runtime.onnxfile import class_labels
@@ -180,7 +181,7 @@ class Session:
             values = self.call(self.output_names, self.whole(feeds), self.run_options)
         except UnicodeDecodeError as error:
             raise ModelError(f"the model's answer {not_utf8(error.object)}") from error
-        except (*ORT_ERRORS, ValueError, TypeError) as error:
+        except (*ORT_ERRORS, MemoryError, TypeError, ValueError) as error:
             names, reason = [info.name for info in self.inputs], runtime_reason(error)
             if NO_TYPE in reason:  # of an output: numpy made the inputs
                 self.answered("the model")
@@ -222,8 +223,10 @@ def open_session(
     check_settings(settings, provider)
     options = _options(settings, provider, profile)
     try:
-        with _logging(SILENT):
+        guard.step(f"the opening of {label}")
+        with _logging(SILENT), guard.native():
             raw = _create(content, options, settings, provider, label)
+        guard.step(label)
         return _session(raw, content, settings, provider, label, shared or {})
     except UnicodeDecodeError as error:
         raise ModelError(f"{label} {not_utf8(error.object)}") from error
@@ -250,6 +253,9 @@ def _session(
     classes = classes_of(content, declared)
     outputs = tuple(_as_table(info, classes) if info.name in maps else info for info in declared)
     inputs = tuple(_info(value) for value in raw.get_inputs())
+    for one in (*inputs, *declared):
+        if not one.name.isprintable():  # it would be a column, and in messages
+            raise ModelError(f"{label}: the name {one.name!r} holds what cannot be printed")
     fixed = shared_inputs(inputs, shared, label)
     return Session(
         inputs=tuple(info for info in inputs if info.name not in shared),
@@ -264,7 +270,7 @@ def _session(
         shared=fixed,
         maps=maps,
         classes=classes,
-        call=raw._sess.run,  # noqa: SLF001 - half a microsecond of checks less, made again inside
+        call=guard.watched(raw._sess.run),  # noqa: SLF001 - checks less, made again inside
         run_options=_run_options(settings),
         output_names=[output.name for output in outputs],
     )
@@ -306,6 +312,8 @@ def _read(model: Path | bytes) -> bytes:
     other = OTHER_FILES.get(model.suffix.lower())
     if other and model.is_file():
         raise ModelError(f"{model} is no ONNX file but {other}")
+    if model.exists() and not (model.is_file() or model.is_dir()):
+        raise InputError(f"{model} is a pipe or a device, not an ONNX file")
     try:
         return model.read_bytes()
     except FileNotFoundError as error:
@@ -390,7 +398,8 @@ def classes_of(content: bytes, outputs: Sequence[TensorInfo]) -> tuple[str, ...]
     """
     for one in outputs:
         if one.dtype in MAPS and (found := class_labels(content, one.name)):
-            return tuple(sorted(found, key=int if MAPS[one.dtype] == "int64" else None))
+            with contextlib.suppress(ValueError):  # texts, which are not those of this map
+                return tuple(sorted(found, key=int if MAPS[one.dtype] == "int64" else None))
     labels = (class_labels(content, one.name) for one in outputs if can_be_label(one))
     return next((found for found in labels if found), None)
 

@@ -119,7 +119,7 @@ def answer_in_batches(
 
     def answered(start: int) -> dict[str, Array]:
         batch = {key: array[start : start + size] for key, array in feeds.items()}
-        found = call(_filled(batch, fixed) if fixed else batch)
+        found = call(_filled(name, batch, fixed) if fixed else batch)
         refuse_other_rows(name, found, fixed or _count(batch))
         return {key: array[: _count(batch)] for key, array in found.items()}
 
@@ -171,14 +171,17 @@ def _count(feeds: Arrays) -> int:
     return len(next(iter(feeds.values())))
 
 
-def _filled(batch: Arrays, size: int) -> dict[str, Array]:
+def _filled(name: str, batch: Arrays, size: int) -> dict[str, Array]:
     missing = size - _count(batch)
     if not missing:
         return dict(batch)
-    return {
-        key: np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        for key, rows in batch.items()
-    }
+    try:
+        return {
+            key: np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+            for key, rows in batch.items()
+        }
+    except (MemoryError, ValueError) as error:  # numpy raises one or the other, by the size
+        raise ModelError(f"{name} takes batches of {size:,} rows: no memory for these") from error
 
 
 def _joined(name: str, output: str, parts: list[Array]) -> Array:

@@ -1,18 +1,15 @@
-"""Bundles of published architectures that were trained for a moment, on a part of the real data.
+"""Bundles of small trained networks: of digits as fp32 and as int8, and of text.
 
-What they answer is bad, but they are as large as the published ones, and decide by real margins.
+What they answer is bad, but they decide by real margins.
 """
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
-from filelock import FileLock
-from project import files_in
-from training import run
+from project import Project, files_in
+from training import run, with_train
 
 from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Params
@@ -29,87 +26,57 @@ from serving.bundles.golden import hardest
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.runtime.session import open_session
 
-ROWS = {"validation": 500, "test": 1000}
-CALIBRATION = 256
 # fp32 as the gate of parity allows; kernels of integers give the same sums everywhere.
 GOLDEN_DIFF = {"fp32": 1e-4, "int8": 1e-2}
+SMALL_TEXT = {"vocabulary": 1000, "length": 20, "embedding": 16, "hidden": (16,)}
+TRAIN_ROWS = 1000
 
 
-@dataclass(frozen=True)
-class Short:
-    """How an experiment is trained for a moment."""
-
-    train_rows: int
-    int8: str | None
-    """The recipe; None for fp32 alone."""
-
-
-SHORT = {
-    "mnist-tiny": Short(train_rows=10_000, int8="static-u8s8-raw-reduced"),
-    "cifar10-resnet8": Short(train_rows=3000, int8="static-u8s8-raw-reduced"),
-    "rt-lstm": Short(train_rows=3000, int8=None),
-}
-MIRRORED = {"mnist-tiny": "mnist", "cifar10-resnet8": "cifar10", "rt-lstm": "rt-polarity"}
-"""The folder of each one's official files in a mirror."""
+def bundles_of_digits(root: Path, made: Project) -> list[Path]:
+    """Bundles of fp32, and of int8 as the recipe for processors without VNNI makes it."""
+    data = root / layout.ready(made.experiment.dataset)
+    data.parent.mkdir(parents=True, exist_ok=True)
+    data.symlink_to(made.data)
+    models = {"fp32": made.models["fp32"], "int8": root / "model.int8.onnx"}
+    (info,) = open_session(models["fp32"], threads=1).inputs
+    rows = calibration_rows(data, info, made.experiment.quantize, made.experiment.name)
+    quantizer = Quantizer(onnx.load(models["fp32"]), rows)
+    onnx.save(quantizer.apply(parse("static-u8s8-raw-reduced")), models["int8"])
+    trained = read(TrainReport, made.details("train"), "a test")
+    return [_bundle(root, model, variant, data, trained) for variant, model in models.items()]
 
 
-def short_bundle(shared: Path, params: Params, name: str, variant: str) -> Path:
-    """The bundle of a variant, `bundles/NAME.VARIANT` of the folder `shared`, made first.
-
-    Skips the test where no mirror has the official files. Processes that test side by side make
-    each model once.
-    """
-    mirror = os.environ.get("FERRY_MIRROR", "")
-    if not mirror or not (Path(mirror) / MIRRORED[name]).is_dir():
-        pytest.skip(f"FERRY_MIRROR names no mirror with {MIRRORED[name]}")
-    shared.mkdir(exist_ok=True)
-    with FileLock(shared / f"{name}.lock"):
-        folder = shared / "bundles" / f"{name}.{variant}"
-        if not folder.is_dir():
-            _make(shared, params, name, mirror)
-    return folder
-
-
-def _make(root: Path, params: Params, name: str, mirror: str) -> None:
-    short, experiment = SHORT[name], replace(params.experiment(name), epochs=1)
-    data = root / layout.ready(experiment.dataset)
-    raw = root / layout.raw(experiment.dataset)
+def bundle_of_text(root: Path, params: Params, mirror: str) -> Path:
+    """A small LSTM, trained for a moment on the first reviews of a mirror."""
+    experiment = _small(params.experiment("rt-lstm"))
+    data, raw = root / layout.ready(experiment.dataset), root / layout.raw(experiment.dataset)
     pull(raw, name=experiment.dataset, mirrors=(), mirror=mirror)
     preprocess(raw, data, name=experiment.dataset, config=params.dataset(experiment.dataset))
-    _cut(data, ROWS | {"train": short.train_rows})
-    folder = root / "models" / name
-    run(root, experiment, folder)
-    models = {"fp32": folder / "model.onnx"}
+    _cut(data)
+    folder = root / "models" / experiment.name
+    trained = run(root, experiment, folder)
+    model, report = folder / "model.onnx", files_in(folder, "export")
     weights, details = folder / "model.safetensors", files_in(folder, "train").details
-    report = files_in(folder, "export")
-    export(weights, details, data, models["fp32"], report, experiment=experiment, track=False)
-    if short.int8:
-        models["int8"] = folder / "model.int8.onnx"
-        _quantize(models["fp32"], models["int8"], data, experiment, short.int8)
-    trained = read(TrainReport, details, "a test")
-    for variant, model in models.items():
-        _bundle(root / "bundles" / f"{name}.{variant}", model, variant, data, trained)
+    export(weights, details, data, model, report, experiment=experiment, track=False)
+    return _bundle(root, model, "fp32", data, trained)
 
 
-def _cut(data: Path, rows: dict[str, int]) -> None:
-    """Leave the first rows of each split alone."""
+def _small(experiment: Experiment) -> Experiment:
+    model = replace(experiment.model, settings={**experiment.model.settings, **SMALL_TEXT})
+    return with_train(replace(experiment, model=model), epochs=1)
+
+
+def _cut(data: Path) -> None:
+    """Leave the first rows to train on alone."""
     manifest = ready.open_manifest(data)
-    files = {f"{split}_{kind}.npy": n for split, n in rows.items() for kind in ("inputs", "labels")}
     arrays = {
-        name: ready.write_array(data / name, np.load(data / name)[:count])
-        for name, count in files.items()
+        name: ready.write_array(data / name, np.load(data / name)[:TRAIN_ROWS])
+        for name in ("train_inputs.npy", "train_labels.npy")
     }
     ready.write_manifest(data, replace(manifest, arrays={**manifest.arrays, **arrays}))
 
 
-def _quantize(fp32: Path, int8: Path, data: Path, experiment: Experiment, recipe: str) -> None:
-    config = replace(experiment.quantize, calibration_rows=CALIBRATION)
-    (info,) = open_session(fp32, threads=1).inputs
-    rows = calibration_rows(data, info, config, experiment.name)
-    onnx.save(Quantizer(onnx.load(fp32), rows).apply(parse(recipe)), int8)
-
-
-def _bundle(folder: Path, model: Path, variant: str, data: Path, trained: TrainReport) -> None:
+def _bundle(root: Path, model: Path, variant: str, data: Path, trained: TrainReport) -> Path:
     content, test = model.read_bytes(), ready.open_split(data, "test").inputs
     golden, tie = hardest(content, test, 64, trained.labels)
     contents = BundleContents(
@@ -129,4 +96,6 @@ def _bundle(folder: Path, model: Path, variant: str, data: Path, trained: TrainR
             ferry_version=open_session(content, threads=1).metadata["ferry.version"],
         ),
     )
+    folder = root / "bundles" / f"{trained.experiment}.{variant}"
     write_bundle(folder, contents)
+    return folder

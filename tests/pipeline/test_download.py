@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from file_server import FileServer, cut, status
+from raw_server import ENDLESS, FAULTS, Answer, RawServer, good
 
 import pipeline
 from pipeline.datasets import RawFile, _download
@@ -224,9 +227,46 @@ def test_a_redirect_to_a_local_file_is_refused(server: FileServer, target: Path)
         handler.end_headers()
 
     server.script = [redirect] * 3
-    with pytest.raises(UnavailableError, match="No connection adapters"):
+    with pytest.raises(UnavailableError, match=r"file:///etc/.*, which is no http address"):
         fetch(FILE, target, f"{server.url}/rows.bin")
     assert not target.exists()
+
+
+def test_servers_that_do_what_no_server_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_download, "PAUSES", ())
+    with monkeypatch.context() as impatient, ThreadPoolExecutor(32) as pool:
+        impatient.setattr(_download, "TIMEOUT", (0.3, 0.3))
+        impatient.setattr(_download, "PATIENCE", 0.3)
+        said = dict(pool.map(partial(refusal, tmp_path), {**FAULTS, **ENDLESS}.items()))
+    assert all(said[name] for name in ENDLESS if "redirect" not in name)
+    with RawServer(BODY, good) as server:
+        for name, line in said.items():
+            assert line.isprintable(), name
+            assert len(line) < 250, name
+            assert (tmp_path / name).exists() == (not line), name
+            # As of the next mirror, behind what came.
+            fetch(FILE, tmp_path / name, server.url)
+            assert (tmp_path / name).read_bytes() == BODY, name
+
+
+def refusal(folder: Path, fault: tuple[str, Answer]) -> tuple[str, str]:
+    """What is said of a server; nothing where the file came all the same."""
+    name, answer = fault
+    with RawServer(BODY, answer) as server:
+        server.answers["/good"] = good
+        try:
+            fetch(FILE, folder / name, f"{server.url}/rows.bin")
+        except UnavailableError as error:
+            return name, str(error)
+    return name, ""
+
+
+def test_a_redirect_may_not_give_up_encryption() -> None:
+    assert _download._redirected("https://a/b?c", "../d") == "https://a/d"
+    with pytest.raises(UnavailableError, match=r"^it redirects from https to http$"):
+        _download._redirected("https://a/b", "http://a/b")
 
 
 def test_a_path_that_cannot_serve_says_why(tmp_path: Path, target: Path) -> None:

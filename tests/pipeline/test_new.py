@@ -38,6 +38,15 @@ def made(path: Path, dataset: str, model: str, name: str = "mine") -> Experiment
     return experiment
 
 
+@pytest.mark.parametrize("text", ["- stages\n", "artifacts: [mine]\n"])
+def test_nothing_is_written_beside_a_dvc_yaml_that_is_none(text: str, path: Path) -> None:
+    before = path.read_text()
+    path.with_name("dvc.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"dvc\.yaml and its section artifacts must be mappings"):
+        new_experiment("mine", dataset="digits", model="mlp", path=path)
+    assert path.read_text() == before
+
+
 def test_all_other_lines_stay_and_the_section_is_the_last_experiment(path: Path) -> None:
     before = path.read_text().splitlines()
     written = new_experiment("mine", dataset="digits", model="mlp", path=path)

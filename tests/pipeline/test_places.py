@@ -1,30 +1,38 @@
 """The same decisions on 64-bit Arm, which is emulated, row by row; and when there is no Arm."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from project import REPOSITORY
-from short_models import SHORT, short_bundle
+from project import REPOSITORY, Project
+from short_models import bundle_of_text, bundles_of_digits
 
 from pipeline.config.experiment import Params
 from serving.files import write_bytes
 
 BENCHMARKS = REPOSITORY / "benchmarks"
-BUNDLES = [
-    (name, variant)
-    # The slowest first, so that it runs beside all the others.
-    for name in ("cifar10-resnet8", "mnist-tiny", "rt-lstm")
-    for variant in ("fp32", "int8")
-    if variant == "fp32" or SHORT[name].int8
-]
+ROWS = 200
+# Runs the script and the arguments of each line as Python does.
+SCRIPTS = """
+import json, runpy, sys
+for line in sys.stdin:
+    sys.argv = json.loads(line)
+    sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    print("\\nended", flush=True)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -34,40 +42,60 @@ def places() -> ModuleType:
     return importlib.import_module("places")
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run of the tests see."""
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "short_models"
+@pytest.fixture
+def one_process(places: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runners in one emulated process: its start takes longer than most of their commands."""
+    try:
+        command = [*places.arm64.command(), "-c", SCRIPTS]
+    except places.arm64.ArmError as error:
+        pytest.skip(str(error))
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=places.arm64.environment(), **pipes) as process:
+
+        def runner(_: Sequence[str], folder: Path, *arguments: str) -> str:
+            script = [str((folder / "runner.py").resolve()), *arguments, "--threads", "1"]
+            process.stdin.write(f"{json.dumps(script)}\n")
+            process.stdin.flush()
+            said = ""
+            for line in process.stdout:
+                if line == "ended\n":
+                    return said
+                said += line
+            raise AssertionError(f"{script} failed: {said}")
+
+        monkeypatch.setattr(places, "runner", runner)
+        yield
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(("name", "variant"), BUNDLES)
-def test_64_bit_arm_decides_1000_rows_alike(
-    name: str,
-    variant: str,
+def test_64_bit_arm_decides_alike(
     places: ModuleType,
-    shared: Path,
+    one_process: None,
+    exported: Project,
     params: Params,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
     """The runner passes its self-test there, answers the rows, and its bench runs."""
-    try:
-        places.arm64.command()
-    except places.arm64.ArmError as error:
-        pytest.skip(str(error))
-    folder = short_bundle(shared, params, name, variant)
-    monkeypatch.chdir(shared)
-    (report,) = places.on_arm(places.case(name, folder))
-    told = f"{report.equal} alike, {report.near_ties} near-ties, {report.flips} flips"
-    apart = f"{report.diff_of} differ by {report.largest_diff:.1e} at most"
-    record_property("shown", f"{name} {variant} on {report.machine}: {told}, {apart}")
-    assert report.flips == 0
-    assert report.equal + report.near_ties == report.rows == 1000
-    assert report.largest_diff < (1e-5 if variant == "fp32" else 1e-2)
-    assert report.p50_ms is None
+    monkeypatch.chdir(tmp_path)
+
+    def alike(folder: Path) -> None:
+        (report,) = places.on_arm(places.case(folder.name, folder, ROWS))
+        told = f"{report.equal} alike, {report.near_ties} near-ties, {report.flips} flips"
+        apart = f"{report.diff_of} differ by {report.largest_diff:.1e} at most"
+        record_property("shown", f"{folder.name} on {report.machine}: {told}, {apart}")
+        assert report.flips == 0
+        assert report.equal + report.near_ties == report.rows == ROWS
+        assert report.largest_diff < (1e-5 if report.variant == "fp32" else 1e-2)
+        assert report.p50_ms is None
+
+    for folder in bundles_of_digits(tmp_path, exported):
+        alike(folder)
+    mirror = os.environ.get("FERRY_MIRROR", "")
+    if not (Path(mirror) / "rt-polarity").is_dir():
+        pytest.skip("the images alone: FERRY_MIRROR names no mirror with rt-polarity")
+    alike(bundle_of_text(tmp_path, params, mirror))
 
 
 def arm64(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import io
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from file_server import FileServer
+from raw_server import FAULTS, RawServer
 
 import pipeline
 from pipeline import datasets
@@ -158,6 +160,27 @@ def test_a_mirror_with_wrong_bytes_is_passed_over(
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "the sha256 is not the recorded one; trying http://" in captured.err
+
+
+def test_what_a_server_says_commands_no_terminal_and_the_next_mirror_is_tried(
+    toy: Dataset, raw: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [
+        *("reason with control characters", "chunk of size -5", "redirect to half an address"),
+        *("redirect to bytes", "redirect to control characters"),
+    ]
+    official = dict(server.files)
+    server.files.clear()
+    with contextlib.ExitStack() as stack:
+        mirrors = [stack.enter_context(RawServer(b"other", FAULTS[name])).url for name in broken]
+        for path, body in official.items():
+            server.files[path.replace("official", "mirror/toy")] = body
+        report = pull(raw, name="toy", mirrors=[*mirrors, f"{server.url}/mirror"])
+    assert all(file.source and "/mirror/" in file.source for file in report.files)
+    shown = capsys.readouterr().err
+    assert r"404 \x1b]0;owned\x07\x9b31m" in shown
+    assert shown.count("trying http") == len(report.files) * (len(broken) + 1)
+    assert shown.replace("\n", "").isprintable()
 
 
 def test_offline_is_one_line_that_names_everything(

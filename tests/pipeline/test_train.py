@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,15 +188,6 @@ def test_short_epochs_share_a_checkpoint(
     monkeypatch.setattr("pipeline.stages.train.SECONDS_BETWEEN_CHECKPOINTS", 3600.0)
     report = run(ready, with_train(tiny, epochs=6), tmp_path)
     assert (len(report.history), len(saved)) == (6, 2), "the first and the last"
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_or_starts_clean() -> None:
-    script = [sys.executable, "benchmarks/kills.py", "--kills", "2", "--epochs", "40"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(script, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2 kills;")
 
 
 def test_a_training_with_other_settings_begins_anew(

@@ -1,9 +1,11 @@
 """What all commands share: layouts, and errors told in one line with the right status."""
 
+import contextlib
 import errno
 import json
 import logging
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from click.testing import CliRunner, Result
 from packaging.requirements import Requirement
 from tiny_classifier import images
 
+from serving.cli import serving
 from serving.console import (
     EXTRA_PACKAGES,
     Commands,
@@ -232,3 +235,83 @@ def test_without_a_terminal_there_is_no_progress(capsys: pytest.CaptureFixture[s
     with progress() as log:
         log("first")
     assert capsys.readouterr().err == ""
+
+
+CONTROLS = "\x1b]0;owned\x07\x9b\x7f\u202e\u2066\u2028\r\b\x00\ud800"
+SEEN = r"\x1b]0;owned\x07\x9b\x7f\u202e\u2066\u2028\r\x08\x00\ud800"
+
+
+def assert_seen(text: str, expected: str = SEEN) -> None:
+    assert expected in text
+    assert text.replace("\n", "").isprintable()
+
+
+def test_nothing_that_is_shown_commands_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log_to_stderr()
+    note(CONTROLS)
+    show({}, as_json=False, text=f"a\n{CONTROLS}\tb")
+    logging.getLogger("serving.x").warning("%s", CONTROLS)
+    logging.getLogger("of.others").warning("%s", CONTROLS)
+    sys.excepthook(RuntimeError, RuntimeError(CONTROLS), None)
+    shown = capsys.readouterr()
+    assert_seen(shown.out.replace("\t", ""))
+    assert_seen(shown.err)
+    assert shown.err.count(SEEN) >= 3
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress() as log:
+        log(f"{CONTROLS}\nmore")
+    assert_seen(capsys.readouterr().err.replace("\r\x1b[K", ""), rf"{SEEN}\nmore")
+
+
+def test_json_holds_the_same_and_commands_none(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"name": CONTROLS}, as_json=True, text="")
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    assert json.loads(shown) == {"name": CONTROLS}
+
+
+ERRORS = [
+    lambda: FerryError(f"{CONTROLS}\n!"),
+    lambda: OSError(errno.EACCES, "Denied", f"{CONTROLS}\n!"),
+    lambda: OSError(f"{CONTROLS}\n!"),
+    lambda: click.UsageError(f"{CONTROLS}!"),
+    lambda: click.BadParameter(f"{CONTROLS}!"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_no_error_commands_a_terminal(error: Callable[[], BaseException]) -> None:
+    result = run(error)
+    assert result.exit_code in (1, 2)
+    assert_seen(result.stderr)
+
+
+@pytest.mark.parametrize("words", [(CONTROLS,), (f"--{CONTROLS}",), (f"-{CONTROLS}",)])
+def test_no_word_that_is_typed_commands_a_terminal(words: tuple[str, ...]) -> None:
+    for more in ((), ("doctor",), ("predict", "a.onnx", "--batch-size")):
+        result = CliRunner().invoke(serving, [*more, *words])
+        assert result.exit_code == 2
+        assert result.stderr.replace("\n", "").isprintable()
+        assert r"\x1b" in result.stderr
+
+
+def test_rows_are_exact_in_a_pipe_and_seen_on_a_terminal(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "\x1b]0;owned\x07\u202e.npy"
+    np.save(name, images(1))
+    command = [sys.executable, "-m", "serving", "predict", str(model_file), name]
+    piped = subprocess.run(command, capture_output=True, check=True).stdout
+    assert piped.decode().splitlines()[1].startswith(f"{name}:0,")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.DEVNULL):
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # at its end
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert_seen(shown.decode().replace("\r\n", "\n"), r"\x1b]0;owned\x07\u202e.npy:0,")

@@ -3,6 +3,7 @@
 Whatever the run stopped in between.
 """
 
+import gzip
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from samples_of_rows import as_stdin
+from samples_of_rows import FEATURES, TEXT, as_stdin, target
 from tiny_classifier import images
 from tiny_images import encoded
 
@@ -24,6 +25,9 @@ from serving.batch.journal import read_journal
 from serving.batch.predict import ShardedOutput, predict
 from serving.batch.run import PredictOptions
 from serving.errors import InputError
+from serving.inputs.inputs import Inputs, open_source
+from serving.inputs.names import format_of_file
+from serving.inputs.sources import UnreadableRow
 
 ONE = PredictOptions(workers=1, batch_rows=8)
 ROWS = 3000
@@ -139,6 +143,31 @@ def test_a_file_without_rows_is_named(model_file: Path, tmp_path: Path, name: st
     report = predict(model_file, inputs, output=tmp_path / "out.csv")
     assert (report.rows, report.errors) == (11, 1)
     assert report.first_error.startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.jsonl.gz", "rows.txt"])
+def test_a_line_without_end_is_not_read_into_memory(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.inputs.text.MOST_LINE_BYTES", 1000)
+    line = '{"a": 1, "b": 2, "c": 3}\n' if "jsonl" in name else "a,b,c\n1,2,3\n"
+    content = (line + "1" * 5000).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    source = open_source(
+        format_of_file(name) or "", [str(path)], target(TEXT if ".txt" in name else FEATURES)
+    )
+    *_, last = Inputs((source,))
+    assert isinstance(last, UnreadableRow)
+    assert "has a line of more than 1000 bytes" in last.reason
+
+
+def test_many_columns_are_not_all_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(",".join(f"c{at}" for at in range(100_000)) + "\n")
+    with pytest.raises(InputError, match=r"c98, c99 and 99,900 more\); name 3 of them") as found:
+        open_source("csv", [str(path)], target(FEATURES))
+    assert len(str(found.value)) < 1000
 
 
 def test_a_stream_after_a_damaged_input_goes_on(

@@ -127,7 +127,9 @@ def test_any_single_table_holds_scores_by_the_users_word_alone(tmp_path: Path) -
     [
         (passing(TensorProto.FLOAT, []), "has no batch axis"),
         (classifier(metadata=METADATA | {"ferry.labels": "cat"}), "not JSON"),
+        (classifier(metadata=METADATA | {"ferry.labels": "[" * 100_000}), r"not JSON: '\[{60}'$"),
         (classifier(metadata=METADATA | {"ferry.labels": "[1, 2, 3]"}), "not a list of names"),
+        (classifier(metadata=METADATA | {"ferry.labels": '["\\ud800"]'}), "not a list of names"),
         (classifier(metadata=METADATA | {"ferry.labels": '["a", "a", "b"]'}), "the same label"),
     ],
 )
@@ -205,6 +207,13 @@ def test_batches_must_answer_one_entry_a_row_of_one_shape() -> None:
             2,
             name="a.onnx",
         )
+
+
+def test_batches_that_no_memory_holds() -> None:
+    rows = {"x": np.zeros((3, 4), np.float32)}
+    for size in (2**40, 2**62):
+        with pytest.raises(ModelError, match=rf"a\.onnx takes batches of {size:,} rows: no memory"):
+            answer_in_batches(dict, rows, 1, name="a.onnx", fixed=size)
 
 
 def test_one_logit_and_two_probabilities(tmp_path: Path) -> None:

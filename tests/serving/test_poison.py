@@ -52,6 +52,14 @@ def wrong_sum() -> bytes:
     return bytes(content)
 
 
+def other_pixels() -> bytes:
+    """A picture of whole pixels with the sum of others."""
+    other = png(
+        (b"IHDR", CHUNKS[b"IHDR"]), (b"IDAT", zlib.compress(bytes(HEIGHT * (WIDTH * 3 + 1))))
+    )
+    return other[:-4] + bytes(4) + END
+
+
 def tiff_with_a_wild_offset() -> bytes:
     """An image whose pixels lie at 3 GB."""
     size = WIDTH * HEIGHT * 3
@@ -114,7 +122,7 @@ def large(path: Path) -> None:
 # The bytes, and what the reason must hold.
 CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "zero_bytes.png": (lambda: b"", "it is empty"),
-    "truncated.png": (lambda: WHOLE[: len(WHOLE) // 2], "truncated"),
+    "truncated.png": (lambda: WHOLE[: len(WHOLE) // 2], "Truncated"),
     "truncated.jpg": (lambda: JPEG[:-40], "truncated"),
     "truncated.bmp": (lambda: encoded(PIXELS, "BMP")[:300], "truncated"),
     "gif.png": (lambda: saved(IMAGE, "GIF"), "it is 30x20 P"),
@@ -139,6 +147,7 @@ CONTENTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "animated_gif.png": (lambda: animated("GIF"), "it holds 2 pictures"),
     "pages.tiff": (lambda: animated("TIFF"), "it holds 2 pictures"),
     "wrong_sum.png": (wrong_sum, NOT_KNOWN),
+    "other_pixels.png": (other_pixels, "checksum in b'IDAT'"),
     "no_pixels.png": (lambda: png((b"IHDR", CHUNKS[b"IHDR"]), (b"IEND", b"")), ""),
     "wild_offset.tif": (tiff_with_a_wild_offset, ""),
     "tags_outside.tif": (tiff_of_tags_without_end, NOT_KNOWN),

@@ -9,12 +9,15 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 from buckets import buckets
+from raw_server import ENDLESS, FAULTS, Answer, RawServer, good
 from samples_of_rows import (
     IMAGES,
     ROOT,
@@ -36,8 +39,10 @@ from serving.batch import engine
 from serving.batch.predict import predict
 from serving.batch.run import PredictOptions
 from serving.errors import FerryError, InputError, MissingInputError, OutputError
-from serving.inputs import decoding, remote, tars
+from serving.inputs import decoding, fetching, tars
+from serving.inputs.fetching import content_of, fetched, listed, look
 from serving.inputs.inputs import Inputs, open_inputs
+from serving.inputs.names import PACKAGES
 from serving.inputs.remote import RemoteImages, open_remote_images
 from serving.inputs.sources import InputRow, ReadOptions, RowSource, UnreadableRow, each_row
 from serving.model import Model
@@ -53,7 +58,7 @@ FILES = [
 @pytest.fixture(autouse=True)
 def _near(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No waiting between tries, no proxy, and temporary folders that a test can look for."""
-    monkeypatch.setattr(remote, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(fetching, "WAITS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("NO_PROXY", "*")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -285,6 +290,44 @@ def test_half_a_file_is_an_error(web: Web, of_images: Model, tmp_path: Path) -> 
     assert temporary(tmp_path) == []
 
 
+def test_servers_that_do_what_no_server_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "WAITS", (0.0,))
+    monkeypatch.setattr(fetching, "LISTING_SECONDS", 0.5)
+    for module in (fetching, decoding):
+        monkeypatch.setattr(module, "MOST_BYTES", 1 << 19)
+    with monkeypatch.context() as impatient, ThreadPoolExecutor(32) as pool:
+        impatient.setattr(fetching, "PATIENCE", 0.3)
+        said = dict(pool.map(partial(refusals, tmp_path), {**FAULTS, **ENDLESS}.items()))
+    assert all(len(said[name]) == 3 for name in ENDLESS if "redirect" not in name)
+    for name, lines in said.items():
+        assert all(one.isprintable() and len(one) < 300 for one in lines), name
+    assert not [path for path in tmp_path.rglob("*") if path.stat().st_size > 1 << 20]
+    with RawServer(PNGS[0], good) as server:
+        assert content_of(look(server.url)) == PNGS[0], "what fetches is as it was"
+
+
+def refusals(folder: Path, fault: tuple[str, Answer]) -> tuple[str, list[str]]:
+    """What is said of a server, by the ways in which something is read of it."""
+    name, answer = fault
+    said = []
+    (folder / name).mkdir()
+    with RawServer(PNGS[0], answer) as server:
+        server.answers["/good"] = good
+        address = f"{server.url}/rows.bin"
+        for read in (
+            lambda: content_of(look(address)),
+            lambda: fetched(look(address), folder / name),
+            lambda: listed(f"{server.url}/folder/"),
+        ):
+            try:
+                read()
+            except (ValueError, MissingInputError) as error:
+                said.append(str(error))
+    return name, said
+
+
 def test_a_try_that_fails_is_made_again(web: Web, of_images: Model) -> None:
     web.failures = {"GET /rows.npy": [503, 502]}
     np.testing.assert_array_equal(rows(open_inputs([f"{web.url}/rows.npy"], of_images)), PIXELS)
@@ -459,7 +502,7 @@ def test_two_processes_decode_what_was_fetched(
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_buckets(web: Web, model_file: Path, tmp_path: Path, scheme: str) -> None:
     """In a process of its own, as the environment is looked at once."""
-    pytest.importorskip(remote.PACKAGES[scheme])
+    pytest.importorskip(PACKAGES[scheme])
     names = ["photos/", "photos", "photos/**/*.png", "photos/?/[03].png", "rows.npy", "rows.tar*"]
     here = [*["photos"] * 3, "photos/?/[03].png", "rows.npy", "rows.tar", "rows.tar.gz"]
     options = PredictOptions(workers=1, batch_rows=4)

@@ -483,7 +483,7 @@ def test_a_signal_ends_the_run_after_the_batch_in_hand(
 def test_kills_at_any_moment_lose_and_double_nothing(
     model_file: Path, many: Path, tmp_path: Path
 ) -> None:
-    """A few here; `benchmarks/predict_kills.py` makes 200."""
+    """A few here; `python benchmarks/torture predict_kills` makes 500."""
     output = tmp_path / "out.csv"
     moments = random.Random(1)
     for _ in range(6):

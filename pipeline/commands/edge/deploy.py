@@ -34,6 +34,8 @@ class Board:
 
     def tell(self, target: "DeviceTarget", step: str) -> None:
         """Show what a device is doing."""
+        from serving.errors import on_one_line
+
         with self.lock:
             self.steps[target.name] = step
             if not self.live:
@@ -42,7 +44,8 @@ class Board:
             width = max(map(len, self.called.values()))
             up = f"\x1b[{len(self.steps)}A" if self.drawn else ""
             lines = (f"{self.called[name]:<{width}}  {said}" for name, said in self.steps.items())
-            shown = (f"\x1b[K{line[: terminal_columns() - 1]}\n" for line in lines)
+            most = terminal_columns() - 1
+            shown = (f"\x1b[K{on_one_line(line)[:most]}\n" for line in lines)
             click.echo(up + "".join(shown), err=True, nl=False)
             self.drawn = True
 

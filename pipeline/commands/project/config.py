@@ -17,7 +17,7 @@ def config(experiment: str, as_json: bool) -> None:
     Example: ferry config mnist-cnn
     """
     from pipeline.config.params import resolve
-    from pipeline.config.reading import dump_value
+    from pipeline.config.yamlfile import dump_value
 
     enter_project()
     settings = resolve(experiment)

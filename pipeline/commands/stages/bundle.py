@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import experiment_or_file_argument, from_here, track_option
-from serving.console import PATH, json_option, note, show, summary
+from serving.console import PATH, json_option, limit_options, note, show, summary
+from serving.runtime import guard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +37,7 @@ SHOWN = (
 @click.option("--labels", metavar="FILE", type=PATH, help="A text file with a line for each class.")
 @click.option("--reference", metavar="ROWS", help="Rows of the training data, to detect drift.")
 @track_option
+@limit_options
 @json_option
 def bundle(
     subject: "Experiment | Path", target: "Target", track: bool, as_json: bool, **given: Any
@@ -139,4 +141,5 @@ def _bundle_file(model: "Path", *, output: "Path", **given: Any) -> "BundleRepor
     from pipeline.stages.bundle import bundle_file
 
     count = stage_defaults("bundle", BundleConfig).golden_rows
+    guard.limit_steps()
     return bundle_file(model, output, golden_rows=count, **given)

@@ -10,7 +10,8 @@ from pipeline.commands.options import (
     enter_project,
     track_option,
 )
-from serving.console import PATH, json_option, shared_option, show, task_option
+from serving.console import PATH, json_option, limit_options, shared_option, show, task_option
+from serving.runtime import guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 @click.option("--explain", is_flag=True, help="Name the layer that differs, even on success.")
 @click.option("-o", "--output", type=PATH, metavar="REPORT", help="Where the report goes, as JSON.")
 @track_option
+@limit_options
 @json_option
 def parity(sides: tuple[str, ...], track: bool, as_json: bool, **options: Any) -> None:
     """Prove that models answer alike.
@@ -149,6 +151,7 @@ def _pair(sides: tuple[str, ...], options: "Mapping[str, Any]", *, as_json: bool
     reference, other = (
         open_side(side, lambda name: load().experiment(name), shared) for side in typed
     )
+    guard.limit_steps()
     report = compare(
         reference,
         other,

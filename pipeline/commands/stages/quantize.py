@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import experiment_or_file_argument, track_option
-from serving.console import PATH, json_option, note, shared_option, show, task_option
+from serving.console import PATH, json_option, limit_options, note, shared_option, show, task_option
+from serving.runtime import guard
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 @task_option
 @shared_option
 @track_option
+@limit_options
 @json_option
 def quantize(
     subject: "Experiment | Path",
@@ -154,6 +156,7 @@ def _quantize_file(
         ratio = given["min_speedup"]
         given["min_speedup"] = MinSpeedup(fp16=ratio, int8=ratio)
     config = replace(stage_defaults("quantize", QuantizeConfig), **given)
+    guard.limit_steps()
     report = quantize_file(
         model, rows, folder, config=config, variants=variants, min_snr_db=asked, **said
     )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pipeline.config.experiment import Count, OwnDatasetConfig
 from pipeline.datasets.readers import Part, class_folder, listed, require_memory
 from pipeline.datasets.readers._columns import is_table, text_columns
-from serving.errors import InputError
+from serving.errors import InputError, on_one_line
 from serving.inputs.names import IMAGE_SUFFIXES, NO_DATA
 from serving.runtime.cores import allowed_cores, ordered_map
 
@@ -145,7 +145,7 @@ def _read_all(
             raise InputError(f"{path} cannot be read: {error}") from error
 
     decoded = ordered_map(decode, found.values(), parallel=allowed_cores())
-    bar = tqdm(decoded, root.name, len(found), leave=False, disable=None)
+    bar = tqdm(decoded, on_one_line(root.name), len(found), leave=False, disable=None)
     for row, pixels in enumerate(bar):
         rows[row] = pixels
     return rows

@@ -14,7 +14,8 @@ from typing import Any
 from pipeline import models
 from pipeline.config import params
 from pipeline.config.experiment import Experiment, Interval
-from pipeline.config.reading import dump_value, dump_yaml, read_section, read_value
+from pipeline.config.reading import read_section
+from pipeline.config.yamlfile import dump_value, dump_yaml, read_value
 from pipeline.errors import ConfigError
 from pipeline.records.tune import Setting
 from serving.errors import UnknownNameError, UsageError, nearest

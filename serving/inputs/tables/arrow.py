@@ -34,7 +34,7 @@ MOST_BATCH_BYTES = 64 << 20
 file that another program cuts short ends this one."""
 WINDOW_BYTES = 32 << 20
 """Of a mapped file, after which what was read is let go."""
-ERRORS = (pa.ArrowException, OSError, ValueError)
+ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
 class RecordBatches:

@@ -8,6 +8,7 @@ one that is missing, unless `--missing nan` says that the model takes NaN.
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import InputError, nearest
+from serving.errors import InputError, listed, nearest
 from serving.inputs.sources import ReadTarget
 from serving.inputs.text import row_shape_of_texts, text_fault
 from serving.runtime.tensors import Array, TensorInfo
@@ -61,7 +62,7 @@ def whole_rows_column(name: str, found: Sequence[str]) -> str | None:
     usual = [one for one in USUAL_NAMES if one in found]
     if len(found) > 1 and not usual:
         raise InputError(
-            f"{name} has the columns {', '.join(found)} with rows for the model; "
+            f"{name} has the columns {listed(found)} with rows for the model; "
             f"name one with --column"
         )
     return next(iter([*usual, *found]), None)
@@ -76,7 +77,8 @@ def refuse_unknown(name: str, there: Sequence[str], asked: Sequence[str]) -> Non
 
 def refuse_twice(name: str, there: Sequence[str], taken: Sequence[str]) -> None:
     """Raise InputError for a column to be read whose name the file gives to several."""
-    twice = [column for column in taken if there.count(column) > 1]
+    counts = Counter(there)
+    twice = [column for column in taken if counts[column] > 1]
     if twice:
         raise InputError(f"{name} has several columns named {twice[0]!r}")
 
@@ -103,13 +105,13 @@ def text_column(name: str, there: Sequence[str], target: ReadTarget) -> tuple[st
     """The one column with the text of the file `name`; InputError when that cannot be told."""
     asked = target.options.columns
     if len(asked) > 1:
-        raise InputError(f"{name}: the model takes one text, --column names {', '.join(asked)}")
+        raise InputError(f"{name}: the model takes one text, --column names {listed(asked)}")
     usual = [column for column in TEXT_NAMES if column in there]
     features = [] if asked or usual else _without_index(name, there, target)
     found = [*asked, *usual, *(features if len(features) == 1 else ())]
     if not found:
         raise InputError(
-            f"{name} has the columns {', '.join(there)}; name the one with the text with --column"
+            f"{name} has the columns {listed(there)}; name the one with the text with --column"
         )
     return (found[0],)
 
@@ -131,14 +133,15 @@ def number_columns(
     if isinstance(features, int) and len(names) != features:
         raise InputError(
             f"{name}: the model takes {target.input.takes()}, and there are {len(names)} columns "
-            f"({', '.join(names)}); name {features} of them with --column"
+            f"({listed(names)}); name {features} of them with --column"
         )
     return names
 
 
 def _refuse_lacking(name: str, there: Sequence[str], target: ReadTarget) -> None:
     """Raise InputError for a file without a column that the model names."""
-    lacking = [column for column in target.features if column not in there]
+    known = set(there)
+    lacking = [column for column in target.features if column not in known]
     if lacking:
         raise InputError(
             f"{name} has no column {lacking[0]!r}, which the model takes (--column names others, "

@@ -1,0 +1,81 @@
+"""Hostile graphs, through every command that runs a model which ferry did not make."""
+
+import functools
+import shutil
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from cases import HANG_SECONDS, Case, Outcome, Task, ferry
+from hostile import graph, hostile
+from tiny_classifier import forge
+
+from serving.bundles.bundle import MODEL, FileInfo, read_manifest
+
+CALL_SECONDS = 2
+LIMITS = ("--call-timeout", str(CALL_SECONDS), "--max-memory", "3")
+ROWS = ("--data", "rows.npy")
+COMMANDS = {
+    "predict": ("model.onnx", "rows.npy"),
+    "verify": ("bundle",),
+    "lint": ("model.onnx", *ROWS),
+    "bench": ("model.onnx", *ROWS, "--seconds", "0.05", "--rounds", "1", "--batch-size", "1"),
+    "parity": ("good.onnx", "model.onnx", *ROWS, "--no-track"),
+    "bundle": ("model.onnx", *ROWS, "--parity", "proof.json", "--output", "made", "--no-track"),
+    "quantize": ("model.onnx", *ROWS, "--output", "small", "--no-track"),
+}
+"""The commands, the quick ones first, with their arguments."""
+FEW = {"int64 minimum by -1", "endless loop", "Gather out of range"}
+"""Of the short form: a death, a hang, and what the runtime refuses."""
+
+
+def cases(task: Task) -> Iterator[Case]:
+    """Each graph through each command."""
+    good = prepared(task.scratch)
+    usual: dict[str, float] = {}
+    for name, content in hostile():
+        if task.short and name not in FEW:
+            continue
+        for command in list(COMMANDS)[: 1 if task.short else None]:
+            if command not in usual:
+                usual[command] = ferry(
+                    command, *COMMANDS[command], folder=good, seconds=120
+                ).seconds
+            most = 3 * usual[command] + 2 * CALL_SECONDS + HANG_SECONDS
+            run = functools.partial(tried, task.scratch, good, command, content, most)
+            yield Case(f"{command}, {name}", run, seconds=300.0)
+
+
+def prepared(folder: Path) -> Path:
+    """A folder with rows, a good model, what proves it, and a bundle of it."""
+    good = folder / "good"
+    good.mkdir()
+    content, rows = graph("y = Relu(x)"), np.random.default_rng(1).random((80, 4), np.float32) - 0.5
+    np.save(good / "rows.npy", rows)
+    for name in ("good.onnx", "model.onnx"):
+        (good / name).write_bytes(content)
+    for words in (
+        ("parity", *COMMANDS["parity"], "--output", "proof.json"),
+        ("bundle", "model.onnx", *ROWS, "--parity", "proof.json", "--output", "bundle"),
+    ):
+        ended = ferry(*words, folder=good, seconds=120.0)
+        if ended.status:
+            raise RuntimeError(ended.stderr)
+    return good
+
+
+def tried(scratch: Path, good: Path, command: str, content: bytes, seconds: float) -> Outcome:
+    """Run one command on one graph, in a folder of its own, for so long at most."""
+    folder = scratch / "tried"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(good, folder)
+    (folder / "model.onnx").write_bytes(content)
+    proof = (folder / "proof.json").read_text()
+    was, now = (sha256(one).hexdigest() for one in (graph("y = Relu(x)"), content))
+    (folder / "proof.json").write_text(proof.replace(was, now))
+    (folder / "bundle" / MODEL).write_bytes(content)
+    files = dict(read_manifest(folder / "bundle").files)
+    files[MODEL] = FileInfo(size=len(content), sha256=now)
+    forge(folder / "bundle", files=files)
+    return ferry(command, *COMMANDS[command], *LIMITS, folder=folder, seconds=seconds).judged()
