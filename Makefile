@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export DVC_NO_ANALYTICS ?= 1
 
-.PHONY: demo test lint format ui bench torture clean help
+.PHONY: demo test lint format ui bench torture audit release clean help
 
 help:
 	@echo "make demo    train, export, prove, time and bundle the embedded experiments"
@@ -28,6 +28,8 @@ help:
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   measure what ferry aims at (needs mnist and cifar10)"
 	@echo "make torture attack everything: kills, hostile files and models, rot (hours; goes on)"
+	@echo "make audit   hold the locked versions against an advisory database (needs the network)"
+	@echo "make release build sdist, wheel, bill of materials and sums of the last commit in dist/"
 	@echo "make ui      browse the runs in MLflow on http://127.0.0.1:$(PORT)"
 
 demo: $(READY)
@@ -68,6 +70,12 @@ bench: $(READY)
 	python benchmarks/first_trainings.py
 	python benchmarks/tracking_faults.py
 	python benchmarks/aims.py
+
+audit:
+	@$(PYTHON) .ci/audit.py
+
+release: $(READY)
+	@python .ci/release.py
 
 torture: $(READY)
 	python benchmarks/torture

@@ -14,6 +14,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -205,11 +206,24 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Parse the bytes of a JSON file, which `where` names in messages."""
+    """Parse the bytes of a JSON file, which `where` names; IntegrityError for no JSON in UTF-8."""
     try:
-        return json.loads(content)
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{where} is not a JSON file: {error}") from error
+
+
+def is_text(*values: object) -> bool:
+    """Whether values of JSON hold no half of a character, which UTF-8 cannot hold."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -294,7 +308,9 @@ def _value(hint: Any, raw: object, where: str) -> Any:
     if origin is Literal and type(raw) is str and raw in allowed:
         return raw
     # A whole number stands for a float as well: JSON does not tell them apart. bool is no int.
-    if type(raw) in allowed or (type(raw) is int and float in allowed):
+    if type(raw) in allowed and type(raw) is not float:
+        return raw
+    if type(raw) in (int, float) and float in allowed and _is_finite(raw):
         return raw
     names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in allowed)
     raise IntegrityError(f"{where} must be {names}, got {_short(raw)}")
@@ -312,6 +328,16 @@ def _mapping(hint: Any, raw: object, where: str) -> dict[str, Any]:
     return {key: _value(hint, item, f"{where}.{key}") for key, item in raw.items()}
 
 
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
 def _short(raw: object) -> str:
-    text = repr(raw)
+    try:
+        text = repr(raw)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return f"a {type(raw).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

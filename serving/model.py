@@ -9,7 +9,6 @@
 A bundle runs as its profile for this machine says, if `ferry bench --tune` wrote one.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.bundles.finding import located, not_there
-from serving.errors import InputError, ModelError, UsageError
+from serving.errors import InputError, IntegrityError, ModelError, UsageError
+from serving.files import is_text, parse_json
 from serving.runtime.classes import ClassOutputs, Task
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.session import Session, open_session
@@ -379,9 +379,10 @@ def _names_of(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, .
     if text is None:
         return None
     try:
-        names = json.loads(text)
-    except ValueError as error:
+        names = parse_json(text.encode(), key)
+    except IntegrityError as error:
         raise ModelError(f"{path}: its {key} is not JSON: {text[:60]!r}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or not is_text(names):
         raise ModelError(f"{path}: its {key} is not a list of names: {text[:60]!r}")
     return tuple(names)

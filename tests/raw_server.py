@@ -62,7 +62,7 @@ class RawServer:
                     return
                 head += some
             self.seen.append(head)
-            path = head.split(b" ")[1].decode("latin-1")
+            path = head.split(b" ")[1].partition(b"?")[0].decode("latin-1")
             for piece in self.answers.get(path, self.answer)(self.body):
                 if self.ended.is_set():
                     return

@@ -111,7 +111,7 @@ def test_sessions_are_made_in_one_place() -> None:
 
 
 def test_the_runner_stands_alone() -> None:
-    parts = {f"serving/bundles/{name}.py" for name in ("inference", "integrity", "runner")}
+    parts = {f"serving/bundles/{name}.py" for name in ("inference", "integrity", "npz", "runner")}
     packages = {"serving/__init__.py", "serving/bundles/__init__.py"}
     assert closure("serving.bundles.runner") <= parts | packages
     tree = ast.parse(runner_source())

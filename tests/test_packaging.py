@@ -1,14 +1,27 @@
 """What is installed: the wheel's files, which ONNX Runtime it asks for, and the locked versions."""
 
+import contextlib
 import email
+import http.server
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import threading
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
+from typing import Any
 
 import pytest
 from closure import PACKAGES, ROOT
+from conftest import RELEASED
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -181,3 +194,140 @@ def test_documented_files_exist() -> None:
     assert (ROOT / PROJECT["readme"]).is_file()
     for name in PROJECT["license-files"]:
         assert (ROOT / name).is_file()
+
+
+# A release
+
+
+def run(*command: str, folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, **variables}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository elsewhere with the same files, of other times and modes."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "a checkout"
+    listed = run("git", "ls-files", "-z", "-co", "--exclude-standard", folder=ROOT)
+    if listed.returncode:
+        pytest.skip("these sources are no git repository, and a release is made of a commit")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+    for command in (("init",), ("add", "--all", "--force"), (*identity, "commit", "--message=x")):
+        done = run("git", *command, folder=folder, GIT_COMMITTER_DATE=f"{RELEASED} +0900")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(checkout: Path, wheel: zipfile.ZipFile) -> Path:
+    """The folder that `make release` fills, for somebody with another umask in another zone."""
+    command = ("sh", "-c", 'umask 077; exec "$0" .ci/release.py', sys.executable)
+    done = run(*command, folder=checkout, TZ="Asia/Tokyo", PYTHONPATH=str(checkout))
+    assert done.returncode == 0, done.stderr
+    folder = checkout / "dist"
+    assert done.stdout.split() == sorted(f"dist/{path.name}" for path in folder.iterdir())
+    return folder
+
+
+def test_a_release_has_the_same_bytes_wherever_it_is_built(
+    released: Path, wheel: zipfile.ZipFile
+) -> None:
+    here = sorted(Path(wheel.filename or "").parent.iterdir())
+    assert len(here) == 2
+    for path in here:
+        assert (released / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_sums_of_a_release_are_those_of_its_files(released: Path) -> None:
+    done = run("sha256sum", "--check", "--strict", "SHA256SUMS", folder=released)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(list(released.iterdir())) - 1 == 3
+
+
+def test_the_bill_of_a_release_has_what_the_wheel_brings_along(released: Path) -> None:
+    (path,) = released.glob("*.cdx.json")
+    text = path.read_text(encoding="utf-8")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    parts = {part["name"]: part for part in bill["components"]}
+    for name, part in parts.items():
+        assert part.get("version", str(LOCKED.get(name))) == str(LOCKED.get(name)), name
+    required = {name for name, part in parts.items() if part["scope"] == "required"}
+    assert required >= {Requirement(one).name for one in PROJECT["dependencies"]} & set(parts)
+    assert {"numpy", "click"} <= required
+    assert not required & {"torch", "mlflow", "dvc"}
+    assert {"torch", "mlflow", "dvc", "ray", "s3fs"} <= set(parts)
+    assert not {"ruff", "pytest"} & set(parts), "those of the extra dev are not shipped"
+    needs = {one["ref"]: one["dependsOn"] for one in bill["dependencies"]}
+    assert set(needs) == {"onnx-ferry", *parts}
+    (sha256,) = bill["metadata"]["component"]["hashes"]
+    assert sha256["content"] in (released / "SHA256SUMS").read_text()
+
+
+def test_what_is_not_committed_is_not_released(released: Path, checkout: Path) -> None:
+    (checkout / "stray.py").touch()
+    done = run(sys.executable, ".ci/release.py", folder=checkout, PYTHONPATH=str(checkout))
+    assert (done.returncode, done.stderr) == (1, "commit first: ?? stray.py\n")
+
+
+@contextlib.contextmanager
+def database(*answers: Any) -> Iterator[tuple[str, list[Any]]]:
+    """A server that answers with one after the other; its address, and what it was asked."""
+    asked, waiting = [], list(answers)
+
+    class Database(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(waiting.pop(0))
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Database) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def audit(address: str) -> "subprocess.CompletedProcess[str]":
+    command = (sys.executable, ".ci/audit.py")
+    return run(*command, folder=ROOT, FERRY_ADVISORIES=address, no_proxy="*")
+
+
+def test_an_audit_prints_each_advisory_of_a_locked_version() -> None:
+    results: list[dict[str, Any]] = [{} for _ in LINES]
+    with database(json.dumps({"results": results}).encode()) as (address, asked):
+        done = audit(address)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr == f"0 advisories of {len(LINES)} packages\n"
+    name, _, version = LINES[3].partition("==")
+    query = {"package": {"ecosystem": "PyPI", "name": name}, "version": version}
+    assert asked[0]["queries"][3] == query
+    results[3] = {"vulns": [{"id": "PYSEC-2"}], "next_page_token": "more"}
+    more = {"results": [{"vulns": [{"id": "GHSA-1"}]}]}
+    with database(*(json.dumps(one).encode() for one in ({"results": results}, more))) as it:
+        done = audit(it[0])
+        assert done.returncode == 1
+        lines = [
+            f"{name} {version}: {one} https://osv.dev/vulnerability/{one}"
+            for one in ("GHSA-1", "PYSEC-2")
+        ]
+        assert done.stdout.splitlines() == lines
+        assert it[1][1] == {"queries": [{**query, "page_token": "more"}]}
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>Sign in</html>", b"{}", b'{"results": []}', b'{"results": [1]}', None]
+)
+def test_an_audit_that_could_not_ask_is_no_pass(answer: bytes | None) -> None:
+    with database(answer) as (address, _):
+        done = audit(address if answer else "http://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr.startswith("could not ask http://127.0.0.1:")
+    assert len(done.stderr.splitlines()) == 1

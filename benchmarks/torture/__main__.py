@@ -45,7 +45,7 @@ FORK = multiprocessing.get_context("fork")
 def main() -> None:
     """Torture, and print the table; exit status 1 where anything did not hold."""
     given = parser().parse_args()
-    sys.path += [str(ROOT / "tests" / part) for part in ("serving", "pipeline")]
+    sys.path += [str(ROOT / "tests" / part) for part in ("", "serving", "pipeline")]
     end = time.monotonic() + given.budget
     task = Task(scratch=Path(), seed=given.seed, short=given.short, times=given.times)
     found = {}

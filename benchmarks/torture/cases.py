@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ TRACEBACK = "Traceback (most recent call last)"
 TOKEN = "t0kenThatNobodyMayRead"  # noqa: S105 - it opens nothing
 """A secret to give to ferry; `Ended.judged` looks for it in every stream."""
 CONTROL = {*map(chr, (*range(32), *range(127, 160)))} - set("\t\n\r")
+FERRY = shutil.which("ferry", path=os.fspath(Path(sys.executable).parent)) or "ferry"
 CANARY = "executed"
 """What hostile content tries to make in the working directory, if it can run anything."""
 
@@ -133,12 +134,18 @@ class Ended:
 
 
 def ferry(
-    *words: str | Path, folder: Path, seconds: float = HANG_SECONDS, stdin: bytes = b""
+    *words: str | Path,
+    folder: Path,
+    seconds: float = HANG_SECONDS,
+    stdin: bytes = b"",
+    program: Sequence[str | Path] = (FERRY,),
 ) -> Ended:
-    """Run `ferry WORDS` in a folder, and end it and its children after so many seconds."""
-    program = shutil.which("ferry", path=os.fspath(Path(sys.executable).parent))
+    """Run `ferry WORDS` in a folder, and end it and its children after so many seconds.
+
+    Another program than ferry is judged as strictly.
+    """
     process = subprocess.Popen(
-        [program or "ferry", *words],
+        [*program, *words],
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -159,9 +166,9 @@ def ended_by(
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         stdout, stderr = process.communicate()
-    words = process.args if isinstance(process.args, list) else [process.args]
+    program, *words = map(str, process.args if isinstance(process.args, list) else [process.args])
     return Ended(
-        words=("ferry", *(str(one) for one in words[1:] if "\n" not in str(one))),
+        words=(Path(program).name, *(one for one in words if "\n" not in one)),
         status=status,
         stdout=stdout.decode("utf-8", "replace"),
         stderr=stderr.decode("utf-8", "replace"),

@@ -2,12 +2,12 @@
 
     https://cyclonedx.org/docs/1.6/json/
 
-Its serial number follows from the bundle's content and it holds no time, so that the same bundle
-has the same bill.
+A bill's serial number follows from what it is of and it holds no time, so that the same bundle has
+the same bill. That of a release of ferry (`make release`) is made of the same parts.
 """
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.targets.web import RUNTIME_VERSION
@@ -40,31 +40,33 @@ def bill_of_materials(card: "Card", sums: Mapping[str, str]) -> Json:
     """The bill of a bundle; `sums` are the sha256 of its files by name, but for the bill itself."""
     manifest = card.manifest
     libraries = list(_libraries(manifest))
-    parts = ["data", *(library["bom-ref"] for library in libraries)]
+    return bill(
+        manifest.digest,
+        manifest.source.ferry_version,
+        _model(card, sums[MODEL]),
+        [_data(card), *libraries, *(_file(name, content) for name, content in sums.items())],
+        {"model": ["data", *(library["bom-ref"] for library in libraries)]},
+    )
+
+
+def bill(
+    digest: str,
+    ferry_version: str,
+    component: Json,
+    components: Sequence[Json],
+    needs: Mapping[str, Sequence[str]],
+) -> Json:
+    """A bill of one component, of those that are in it, and of who needs whom, by their bom-ref."""
+    tool = {"type": "application", "name": "onnx-ferry", "version": ferry_version}
     return {
         "$schema": SCHEMA,
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, manifest.digest)}",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, digest)}",
         "version": 1,
-        "metadata": {
-            "tools": {
-                "components": [
-                    {
-                        "type": "application",
-                        "name": "onnx-ferry",
-                        "version": manifest.source.ferry_version,
-                    }
-                ]
-            },
-            "component": _model(card, sums[MODEL]),
-        },
-        "components": [
-            _data(card),
-            *libraries,
-            *(_file(name, content) for name, content in sums.items()),
-        ],
-        "dependencies": [{"ref": "model", "dependsOn": parts}],
+        "metadata": {"tools": {"components": [tool]}, "component": component},
+        "components": components,
+        "dependencies": [{"ref": ref, "dependsOn": others} for ref, others in needs.items()],
     }
 
 
@@ -75,9 +77,9 @@ def _model(card: "Card", sha256: str) -> Json:
         "bom-ref": "model",
         "name": manifest.name,
         "version": source.weights_sha256[:DIGEST_CHARACTERS],
-        "hashes": _hashes(sha256),
+        "hashes": hashes(sha256),
         "modelCard": _model_card(card),
-        "properties": _properties(
+        "properties": properties(
             {
                 "variant": manifest.variant,
                 "target": manifest.target,
@@ -112,7 +114,7 @@ def _model_card(card: "Card") -> Json:
                 f"It runs on ONNX Runtime {manifest.minimum_runtime} or later.",
             ]
         },
-        "properties": _properties(
+        "properties": properties(
             {f"limit:{name}": repr(gate.limit) for name, gate in manifest.parity.items()}
         ),
     }
@@ -143,7 +145,7 @@ def _data(card: "Card") -> Json:
     if data and data.homepage:
         component["externalReferences"] = [{"type": "website", "url": data.homepage}]
     said = {"licence": card.licence, "citation": data.citation if data else ""}
-    return component | {"data": [{"type": "dataset"}], "properties": _properties(said)}
+    return component | {"data": [{"type": "dataset"}], "properties": properties(said)}
 
 
 def _libraries(manifest: BundleManifest) -> Iterator[Json]:
@@ -153,34 +155,31 @@ def _libraries(manifest: BundleManifest) -> Iterator[Json]:
         ("numpy", "BSD-3-Clause", NUMPY),
     ):
         # The least that does: there is no field for that in 1.6.
-        least = {"properties": _properties({"minimum_version": version})}
-        yield _library(f"pkg:pypi/{name}", name, licence) | least
+        least = {"properties": properties({"minimum_version": version})}
+        yield library(f"pkg:pypi/{name}", name, {"license": {"id": licence}}) | least
     if manifest.target == "web":
         web = "onnxruntime-web"
-        yield _library(f"pkg:npm/{web}@{RUNTIME_VERSION}", web, "MIT") | {
-            "version": RUNTIME_VERSION
-        }
+        purl = f"pkg:npm/{web}@{RUNTIME_VERSION}"
+        yield library(purl, web, {"license": {"id": "MIT"}}) | {"version": RUNTIME_VERSION}
 
 
-def _library(purl: str, name: str, licence: str) -> Json:
-    return {
-        "type": "library",
-        "bom-ref": name,
-        "name": name,
-        "licenses": [{"license": {"id": licence}}],
-        "purl": purl,
-    }
+def library(purl: str, name: str, licence: Json | None) -> Json:
+    """A package, with its licence where that is known."""
+    licences = {"licenses": [licence]} if licence else {}
+    return {"type": "library", "bom-ref": name, "name": name, **licences, "purl": purl}
 
 
 def _file(name: str, sha256: str) -> Json:
-    file = {"type": "file", "name": name, "hashes": _hashes(sha256)}
+    file = {"type": "file", "name": name, "hashes": hashes(sha256)}
     own = name == RUNNER  # ferry's own code; of the model nobody told a licence
     return file | ({"licenses": [{"license": {"id": "Apache-2.0"}}]} if own else {})
 
 
-def _hashes(sha256: str) -> list[Json]:
+def hashes(sha256: str) -> list[Json]:
+    """The sum of a component."""
     return [{"alg": "SHA-256", "content": sha256}]
 
 
-def _properties(values: Mapping[str, str]) -> list[Json]:
+def properties(values: Mapping[str, str]) -> list[Json]:
+    """What CycloneDX has no field for, under names of ferry's own."""
     return [{"name": f"ferry:{name}", "value": value} for name, value in values.items() if value]

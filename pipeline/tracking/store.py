@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pipeline.config import layout
 from pipeline.tracking.journal import FOLDER, SENT
 from serving.batch.lock import lock_output
-from serving.errors import FerryError, OutputError, one_line
+from serving.errors import FerryError, OutputError, one_line, redacted
 from serving.files import building, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,12 @@ def path_of(uri: str) -> Path:
 
 
 def store_key() -> str:
-    """What notes of the store call it: the project's own is the same wherever the project lies."""
+    """What notes of the store call it: the project's own is the same wherever the project lies.
+
+    Another password leads to the same store.
+    """
     uri = store_uri()
-    return DATABASE if uri == uri_of(store_root() / DATABASE) else uri
+    return DATABASE if uri == uri_of(store_root() / DATABASE) else redacted(uri)
 
 
 def artifact_root() -> str | None:

@@ -19,11 +19,18 @@ from pathlib import Path, PurePosixPath
 
 from serving.bundles import Target
 from serving.bundles.finding import MANIFEST, not_there
-from serving.bundles.integrity import SCHEMA_VERSION, SIGNATURE
+from serving.bundles.integrity import (
+    MOST_BYTES,
+    MOST_TEXT_BYTES,
+    SCHEMA_VERSION,
+    SIGNATURE,
+    RunnerError,
+    plain_bytes,
+)
 from serving.bundles.profiles import Profile, check_profiles
 from serving.bundles.reference import REFERENCE, Reference, check_schema, read_reference
 from serving.errors import InputError, IntegrityError, MissingInputError, ModelError
-from serving.files import dump_json, read_json, read_record, sha256_of_bytes
+from serving.files import dump_json, is_text, parse_json, read_record, sha256_of_bytes
 from serving.runtime.classes import ClassOutputs
 from serving.runtime.kernels import needs_in, refuse_lacking
 from serving.runtime.onnxfile import read_header
@@ -33,7 +40,7 @@ from serving.runtime.tensors import TensorInfo
 MODEL, LABELS, GOLDEN, RUNNER = "model.onnx", "labels.txt", "golden.npz", "runner.py"
 FILES = (MODEL, LABELS, GOLDEN, RUNNER)
 """What every bundle has; its target may add others, in folders of its own too."""
-PLAIN_NAME = re.compile(r"(?![.])[\w.-]+(/(?![.])[\w.-]+)*", re.ASCII)
+PLAIN_NAME = re.compile(r"(?![.])[\w.-]{1,255}(/(?![.])[\w.-]{1,255}){0,8}", re.ASCII)
 RUNNER_PARTS = re.compile(
     r"^from serving\.bundles\.(\w+) import (?:\([^)]*\)|[^(\n]+)\n(?:\n# isort: split\n)?",
     re.MULTILINE,
@@ -164,7 +171,7 @@ def open_bundle(folder: Path) -> Bundle:
     for name in names:
         if not PLAIN_NAME.fullmatch(name):
             raise IntegrityError(
-                f"{folder / MANIFEST} lists {name!r}, which is no file of a bundle"
+                f"{folder / MANIFEST} lists {name[:80]!r}, which is no file of a bundle"
             )
     wrong = _surprises(folder, names)
     contents: dict[str, bytes] = {}
@@ -208,7 +215,7 @@ def model_source(path: Path, provider: str) -> tuple[Path | bytes, dict[str, str
         return bundle.model, bundle.manifest.given
     # What is no model, or not there, the session refuses in its own words.
     with contextlib.suppress(OSError, ModelError):
-        metadata = read_header(path.read_bytes()).metadata
+        metadata = read_header(path.read_bytes() if path.is_file() else b"").metadata
         refuse_lacking(needs_in(metadata), str(path), provider)
     return path, {}
 
@@ -266,9 +273,14 @@ def read_manifest(folder: Path) -> BundleManifest:
     what ferry wrote, is of another schema, or has a profile that cannot be.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not path.exists() and not path.is_symlink():
         raise MissingInputError(f"{folder} is not a bundle: it has no {MANIFEST}")
-    raw = read_json(path)
+    content = _plain(path, MOST_TEXT_BYTES)
+    if len(content) > MOST_TEXT_BYTES:
+        raise IntegrityError(f"{path} has over {MOST_TEXT_BYTES:,} bytes, which no ferry writes")
+    raw = parse_json(content, str(path))
+    if not is_text(raw):
+        raise IntegrityError(f"{path} holds half of a character, which no ferry writes")
     check_schema(raw, str(path), SCHEMA_VERSION)
     manifest = read_record(BundleManifest, raw, str(path))
     expected = _digest(manifest)
@@ -277,8 +289,11 @@ def read_manifest(folder: Path) -> BundleManifest:
             f"{path} was altered: its digest is {manifest.digest[:12]}…, its content gives "
             f"{expected[:12]}…"
         )
-    if path.read_bytes() != dump_json(manifest).encode():
+    if content != dump_json(manifest).encode():
         raise IntegrityError(f"{path} was altered: its text is not the one that ferry writes")
+    size = sum(one.size for one in manifest.files.values())
+    if size > MOST_BYTES:
+        raise IntegrityError(f"{path} lists {size:,} bytes of files, at most {MOST_BYTES:,} may be")
     check_profiles(manifest.profiles, str(path))
     return manifest
 
@@ -315,11 +330,19 @@ def _read(path: Path, info: FileInfo) -> tuple[bytes, str]:
     size = path.stat().st_size
     if size != info.size:
         return b"", f"has {size} bytes, expected {info.size}"
-    content = path.read_bytes()
+    content = _plain(path, info.size)
     found = sha256_of_bytes(content)
     if found != info.sha256:
         return content, f"has sha256 {found[:12]}…, expected {info.sha256[:12]}…"
     return content, ""
+
+
+def _plain(path: Path, most: int) -> bytes:
+    """As `plain_bytes`, with an IntegrityError."""
+    try:
+        return plain_bytes(path, most)
+    except RunnerError as error:
+        raise IntegrityError(str(error)) from error
 
 
 def _digest(manifest: BundleManifest) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serving.bundles.integrity import MOST_TEXT_BYTES, RunnerError, plain_bytes
 from serving.errors import IntegrityError, MissingInputError
-from serving.files import here_or_above, read_json
+from serving.files import here_or_above, parse_json
 
 if TYPE_CHECKING:
     from serving.bundles.registry import Registry
@@ -68,8 +69,8 @@ def folder_of(registry: "Registry", version: int) -> Path:
 
 def _digest_of(folder: Path) -> str | None:
     """What its manifest says; whether that is true `open_bundle` finds out."""
-    with contextlib.suppress(OSError, IntegrityError):
-        raw = read_json(folder / MANIFEST)
+    with contextlib.suppress(RunnerError, IntegrityError):
+        raw = parse_json(plain_bytes(folder / MANIFEST, MOST_TEXT_BYTES), MANIFEST)
         return raw.get("digest") if isinstance(raw, dict) else None
     return None
 

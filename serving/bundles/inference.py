@@ -5,14 +5,14 @@
 In a bundle this text is a part of its runner: see `runner_source`. Written for Python 3.9.
 """
 
-from serving.bundles.integrity import FOLDER, RunnerError, check
+from serving.bundles.integrity import FOLDER, RunnerError, check, one_line
+from serving.bundles.npz import MOST_UNPACKED, GoldenFile, difference, refuse_lax
 
 # isort: split
 import base64
 import contextlib
 import functools
 import gc
-import io
 import json
 import math
 import os
@@ -34,6 +34,8 @@ PROBE = (
 SUM = 2 * 255 * 127
 FAULTS = "EPFail Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented RuntimeException"
 
+WATCHER: "dict[str, Any]" = {}
+"""The pipe to the process that watches this one, and when it is told next."""
 np: Any = None
 onnxruntime: Any = None
 ORT_ERRORS: tuple[type[Exception], ...] = ()
@@ -123,15 +125,17 @@ def opened(
 
 def golden(one: Opened) -> SelfTest:
     """What the golden rows give here, whether that is good or not."""
-    shipped = _golden_rows(one)
-    found = answers_of(one, shipped["input"])
-    worst = float(np.max([_difference(shipped[name], found[name]) for name in found]))
+    manifest, file, rows = one.manifest, *_golden_rows(one)
+    found = answers_of(one, rows)
+    shipped = {name: file.read(name, str(a.dtype), a.shape) for name, a in found.items()}
+    decides, limit = is_classifier(manifest["classes"]), manifest["golden"]["max_abs_diff"]
+    refuse_lax(limit, shipped, decides)
+    worst = max(difference(shipped[name], found[name]) for name in found)
     flips = 0
-    if is_classifier(one.manifest["classes"]):
-        ours, theirs = (classified(each, one.manifest).label_index for each in (found, shipped))
+    if decides:
+        ours, theirs = (classified(each, manifest).label_index for each in (found, shipped))
         flips = int((ours != theirs).sum())
-    limit = one.manifest["golden"]["max_abs_diff"]
-    return SelfTest(worst, limit, flips, len(shipped["input"]))
+    return SelfTest(worst, limit, flips, len(rows))
 
 
 def bench(one: Opened, *, seconds: float = 2.0, batch_size: int = 1) -> dict[str, Any]:
@@ -142,7 +146,7 @@ def bench(one: Opened, *, seconds: float = 2.0, batch_size: int = 1) -> dict[str
     """
     import platform
 
-    rows = _golden_rows(one)["input"]
+    _, rows = _golden_rows(one)
     size = one.manifest["inputs"][0]["shape"][0]
     size = size if isinstance(size, int) else batch_size
     places = [np.arange(at, at + size) % len(rows) for at in range(0, len(rows), size)]
@@ -173,6 +177,7 @@ def _timed(session: Any, feeds: list[dict[str, Any]], seconds: float) -> list[fl
     clock = time.perf_counter
     end = clock() + seconds
     while not taken or clock() < end:
+        tick()
         feed = feeds[len(taken) % len(feeds)]
         start = clock()
         session.run(None, feed)
@@ -189,9 +194,15 @@ def _peak_memory_mib() -> "float | None":
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
-def _golden_rows(one: Opened) -> dict[str, Any]:
-    with np.load(io.BytesIO(one.golden), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+def _golden_rows(one: Opened) -> "tuple[GoldenFile, Any]":
+    """The file, and the rows in it."""
+    info, rows = one.manifest["inputs"][0], one.manifest["golden"]["rows"]
+    if rows < 1:
+        raise RunnerError(f"golden.rows is {rows}, at least one is needed")
+    file = GoldenFile(
+        one.golden, ["input", *(output["name"] for output in one.manifest["outputs"])]
+    )
+    return file, file.read("input", info["dtype"], [rows, *info["shape"][1:]])
 
 
 def answers_of(one: Opened, rows: Any, batch_rows: int = BATCH_ROWS) -> dict[str, Any]:
@@ -202,6 +213,7 @@ def answers_of(one: Opened, rows: Any, batch_rows: int = BATCH_ROWS) -> dict[str
     parts, size = [], info["shape"][0] if isinstance(info["shape"][0], int) else batch_rows
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
+        tick()
         try:
             found = one.session.run(names, _feeds(one.manifest, batch))
         except ORT_ERRORS as error:
@@ -214,7 +226,17 @@ def answers_of(one: Opened, rows: Any, batch_rows: int = BATCH_ROWS) -> dict[str
     if not parts:
         shapes = [[at if isinstance(at, int) else 0 for at in o["shape"][1:]] for o in outputs]
         parts = [[np.zeros((0, *shapes[at]), o["dtype"]) for at, o in enumerate(outputs)]]
-    return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
+    try:
+        return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
+    except ValueError as error:
+        raise RunnerError(f"an output has another shape from batch to batch: {error}") from error
+
+
+def tick() -> None:
+    """Tell the process that watches this one, once a second, that it goes on."""
+    if WATCHER and (now := time.monotonic()) >= WATCHER["next"]:
+        WATCHER["next"] = now + 1
+        os.write(WATCHER["pipe"], b".")
 
 
 def _feeds(manifest: dict[str, Any], batch: Any) -> dict[str, Any]:
@@ -226,21 +248,33 @@ def _feeds(manifest: dict[str, Any], batch: Any) -> dict[str, Any]:
 
 def _shared(one: dict[str, Any], rows: int) -> Any:
     """The array of an input that is the same for all rows, for so many of them."""
+    axes, most = one["info"]["shape"], f"at most {MOST_UNPACKED} numbers may be"
     try:
         value = json.loads(one["value"])
-    except ValueError:  # a text
+    except (ValueError, RecursionError):  # a text
         value = one["value"]
-    values, axes = np.array(value, one["info"]["dtype"]), one["info"]["shape"]
-    shape = [rows if at == one["rows_axis"] else axis for at, axis in enumerate(axes)]
-    shape = [axis if isinstance(axis, int) else values.shape[at] for at, axis in enumerate(shape)]
-    return np.broadcast_to(values, shape).copy()
+    try:
+        values = np.array(value, one["info"]["dtype"])
+        shape = [rows if at == one["rows_axis"] else axis for at, axis in enumerate(axes)]
+        if values.ndim == len(axes):
+            shape = [a if isinstance(a, int) else values.shape[at] for at, a in enumerate(shape)]
+        if math.prod(shape) <= MOST_UNPACKED:
+            return np.broadcast_to(values, shape).copy()
+    except (ArithmeticError, TypeError, ValueError) as error:
+        most = one_line(error)
+    raise RunnerError(f"the shared value of {one['info']['name']} does not fit: {most}")
 
 
 def _table(value: Any) -> Any:
     """The scores of a ZipMap, a list of maps from each class, as an array of [rows, classes]."""
-    if not isinstance(value, list):
-        return value
-    return np.array([list(row.values()) for row in value], np.float32)
+    if isinstance(value, list):
+        try:
+            return np.array([list(row.values()) for row in value], np.float32)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise RunnerError("the model answers a list that is no table of scores") from error
+    if not hasattr(value, "ndim"):
+        raise RunnerError("the model answers what is no array")
+    return value
 
 
 def classified(found: dict[str, Any], manifest: dict[str, Any]) -> Classification:
@@ -248,27 +282,25 @@ def classified(found: dict[str, Any], manifest: dict[str, Any]) -> Classificatio
     classes = manifest["classes"]
     if not is_classifier(classes):
         raise RunnerError(f"the model gives {', '.join(found)}, no known scores: use `answers`")
-    scores = found[classes["scores"]["name"]].astype(np.float32)
+    names, scores = manifest["labels"], found[classes["scores"]["name"]]
+    if scores.dtype.kind != "f" or scores.shape[1:] != (len(names),):
+        held = f"{scores.dtype} {list(scores.shape)}"
+        raise RunnerError(f"the scores are {held}, which are none of {len(names)} classes")
+    scores = scores.astype(np.float32)
     label_index = scores.argmax(axis=1).astype(np.int64)
     if classes["label"]:
-        number = {value: at for at, value in enumerate(classes["values"])}
+        number = {value: at for at, value in enumerate(classes["values"][: len(names)])}
         said = [str(one) for one in found[classes["label"]["name"]].ravel().tolist()]
         if strange := set(said) - set(number):
             raise RunnerError(f"the model says {min(strange)!r}, which is none of its classes")
         label_index = np.array([number[one] for one in said], np.int64)
-    names = [manifest["labels"][index] for index in label_index]
-    return Classification(names, label_index, scores[np.arange(len(scores)), label_index], scores)
+    labels = [names[index] for index in label_index]
+    return Classification(labels, label_index, scores[np.arange(len(scores)), label_index], scores)
 
 
 def is_classifier(classes: dict[str, Any]) -> bool:
     """Whether each row has a class and a score, by `classes` of the manifest."""
     return bool(classes["scores"] and (classes["values"] or not classes["label"]))
-
-
-def _difference(expected: Any, found: Any) -> Any:
-    if expected.dtype.kind == "U":
-        return 0.0 if np.array_equal(expected, found.astype(str)) else np.inf
-    return np.abs(expected.astype(np.float64) - found).max(initial=0.0)
 
 
 def _open(manifest: dict[str, Any], model: bytes, provider: str, threads: int) -> Any:
@@ -360,9 +392,9 @@ def import_runtime() -> None:
         if __name__ == "__main__":
             gc.freeze()  # nor at the end
         gc.enable()
-    ORT_ERRORS = (RuntimeError, ValueError, *(getattr(state, name) for name in FAULTS.split()))
-
-
-def one_line(error: Exception) -> str:
-    """What an error says; its type if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    ORT_ERRORS = (
+        MemoryError,
+        RuntimeError,
+        ValueError,
+        *(getattr(state, name) for name in FAULTS.split()),
+    )

@@ -29,8 +29,12 @@ if not __package__:
     sys.path[:] = [place for place in sys.path if not _is_ours(place)]
 
 import base64
+import errno
 import json
+import math
 import os
+import re
+import stat
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -41,10 +45,42 @@ MANIFEST, SIGNATURE = "manifest.json", "model.sig"
 SCHEMA_VERSION = 4
 """Of the manifest."""
 NEEDED = {"model.onnx", "golden.npz"}
+MOST_BYTES, MOST_TEXT_BYTES = 2**31, 2**23
+"""The most that all files of a bundle hold, as no ONNX file in one piece has more; and the most of
+its manifest, its signature or a key."""
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What a terminal obeys, which the manifest holds as escapes."""
+WHOLE = re.compile(r"-?[0-9]{1,30}")
+FILE_NAME = re.compile(r"[^/]{1,255}(/[^/]{1,255}){0,8}")
+NUMBERS = ("float16", "float32", "float64", "int8", "int16", "int32", "int64")
+DTYPES = (*NUMBERS, "uint8", "uint16", "uint32", "uint64", "bool", "object")
+TENSOR = {"name": str, "dtype": DTYPES, "shape": [(int, str, None)]}
+FORM: "dict[str, Any]" = {
+    "minimum_runtime": re.compile(r"[0-9]{1,4}\.[0-9]{1,4}"),
+    "needs": [str],
+    "inputs": [TENSOR],
+    "shared": [{"info": TENSOR, "value": str, "rows_axis": (int, None)}],
+    "outputs": [TENSOR],
+    "labels": [str],
+    "classes": {
+        "label": (TENSOR, None),
+        "scores": (TENSOR, None),
+        "are_probabilities": bool,
+        "values": [str],
+    },
+    "golden": {"rows": int, "max_abs_diff": float},
+    "files": {FILE_NAME: {"size": int, "sha256": re.compile("[0-9a-f]{64}")}},
+}
+"""What a runner takes from a manifest: types, patterns, choices, and lists and records of them."""
 
 
 class RunnerError(Exception):
     """What went wrong, in one line for a person."""
+
+
+def one_line(error: Exception) -> str:
+    """What an error says; its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 # The folder is the one that was shipped
@@ -77,29 +113,91 @@ def check(
             raise RunnerError(f"{folder} is not signed, so no key can vouch for it: no {SIGNATURE}")
         sums = {name: info["sha256"] for name, info in files.items()}
         shipped = {**sums, MANIFEST: sha256(text).hexdigest()}
-        check_signature(_read(folder / SIGNATURE), Path(key), shipped)
+        check_signature(_text(folder / SIGNATURE), Path(key), shipped)
     return manifest, contents
 
 
 def _manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
-    text = _read(folder / MANIFEST)
+    text = _text(folder / MANIFEST)
     try:
-        manifest: dict[str, Any] = json.loads(text)
+        manifest: dict[str, Any] = json.loads(
+            text.decode(), parse_int=_whole, parse_constant=_no_number
+        )
         content = {name: value for name, value in manifest.items() if name != "digest"}
         digest = sha256(canonical(content)).hexdigest()
         intact = canonical(manifest) == text and digest == manifest["digest"]
-        files = {name: (one["size"], one["sha256"]) for name, one in manifest["files"].items()}
+        files = set(manifest["files"])
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
         raise RunnerError("manifest.json was altered: it is no manifest any more") from error
-    if not intact or {MANIFEST, SIGNATURE} & set(files):
+    if not intact or {MANIFEST, SIGNATURE} & files:
         raise RunnerError("manifest.json was altered: its digest is another")
     schema = manifest.get("schema_version")
     if schema != SCHEMA_VERSION:
         known = f"this runner reads {SCHEMA_VERSION}: take the runner of its own time"
-        raise RunnerError(f"manifest.json is of schema {schema}, {known}")
-    if missing := NEEDED - set(files):
+        raise RunnerError(f"manifest.json is of schema {str(schema)[:40]}, {known}")
+    if missing := NEEDED - files:
         raise RunnerError(f"manifest.json does not list {min(missing)}")
+    _refuse_senseless(manifest)
     return manifest, text
+
+
+def _refuse_senseless(manifest: dict[str, Any]) -> None:
+    """Raise RunnerError for what no ferry writes, whoever computed the digest of it."""
+    if wrong := _misfit(manifest, FORM, ""):
+        raise RunnerError(f"manifest.json is none of a bundle: see its {wrong[1:][:80]}")
+    size = sum(one["size"] for one in manifest["files"].values())
+    if size > MOST_BYTES:
+        raise RunnerError(f"manifest.json lists {size} bytes of files, at most {MOST_BYTES} may be")
+    named = [one["name"] for one in manifest["outputs"]]
+    told = [one for one in (manifest["classes"][key] for key in ("label", "scores")) if one]
+    rows = [one["shape"][0] for one in manifest["inputs"] if one["shape"]]
+    if not (rows and named) or (type(rows[0]) is int and rows[0] < 1):
+        raise RunnerError("manifest.json names no input of rows, or no output")
+    # np.savez would take them for its own, or for the input.
+    if {"input", "file", "allow_pickle"} & set(named) or len(set(named)) < len(named):
+        raise RunnerError(f"manifest.json names outputs that cannot be: {', '.join(named)[:80]}")
+    if not {one["name"] for one in told} <= set(named):
+        raise RunnerError("manifest.json tells classes by an output that it does not name")
+
+
+def _misfit(value: Any, form: Any, at: str) -> str:
+    """Where a value is not of a form, as ".golden.rows"; "" if it is."""
+    if isinstance(form, tuple):
+        return "" if not all(_misfit(value, one, at) for one in form) else at
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return at
+        pairs = [(f".{key}", value.get(key), one) for key, one in form.items()]
+        if FILE_NAME in form:
+            if any(not FILE_NAME.fullmatch(key) for key in value):
+                return at
+            pairs = [(f".{key}", one, form[FILE_NAME]) for key, one in value.items()]
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            return at
+        pairs = [("[]", one, form[0]) for one in value]
+    else:
+        return "" if _is(value, form) else at
+    return next(filter(None, (_misfit(one, part, at + key) for key, one, part in pairs)), "")
+
+
+def _is(value: Any, form: Any) -> bool:
+    if isinstance(form, re.Pattern):
+        return isinstance(value, str) and form.fullmatch(value) is not None
+    if form is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) is form if isinstance(form, type) else value == form
+
+
+def _whole(text: str) -> int:
+    """A whole number of JSON; ValueError for one of so many digits that it is none of ours."""
+    if not WHOLE.fullmatch(text):
+        raise ValueError("a number of more than 30 digits")
+    return int(text)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def _found(folder: Path, listed: set[str], inside: str = "") -> Iterator[str]:
@@ -121,28 +219,43 @@ def _found(folder: Path, listed: set[str], inside: str = "") -> Iterator[str]:
 
 
 def _checked(path: Path, name: str, info: dict[str, Any]) -> bytes:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise RunnerError(f"{path}: {error.strerror}") from error
-    if size != info["size"]:
+    content = plain_bytes(path, info["size"])
+    if len(content) != info["size"]:
         raise RunnerError(f"{name} was altered: its size is not the one in manifest.json")
-    content = _read(path)
     if sha256(content).hexdigest() != info["sha256"]:
         raise RunnerError(f"{name} was altered: its sha256 is not the one in manifest.json")
     return content
 
 
-def _read(path: Path) -> bytes:
+def _text(path: Path) -> bytes:
+    content = plain_bytes(path, MOST_TEXT_BYTES)
+    if len(content) > MOST_TEXT_BYTES:
+        raise RunnerError(f"{path} has over {MOST_TEXT_BYTES} bytes, which no ferry writes")
+    return content
+
+
+def plain_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a file, the first `most` and one where it has more.
+
+    RunnerError for a link, a pipe, a device and a folder, none of which is waited for.
+    """
+    # Looked at where it was opened: between two looks by its name it could become another.
+    flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY")]
     try:
-        return path.read_bytes()
+        with open(os.open(path, sum(flags)), "rb") as file:  # noqa: PTH123 - of a descriptor
+            info = os.fstat(file.fileno())
+            if stat.S_ISREG(info.st_mode):
+                return file.read(min(most, info.st_size) + 1)
     except OSError as error:
-        raise RunnerError(f"{path}: {error.strerror}") from error
+        if error.errno != errno.ELOOP:
+            raise RunnerError(f"{path}: {error.strerror}") from error
+    raise RunnerError(f"{path} is a link or a device, not a plain file")
 
 
 def canonical(record: object) -> bytes:
     """The canonical text that the manifest was written as."""
-    return (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
 
 
 # The signature: OpenSSF model signing, that is in-toto in DSSE in a sigstore bundle, by ECDSA P-256
@@ -250,7 +363,11 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def public_key(path: Path) -> tuple[tuple[int, int], str]:
     """The point of a P-256 key in PEM, and the sha256 of its canonical text, which names it."""
-    lines = [line.strip() for line in _read(path).decode("ascii", "replace").strip().splitlines()]
+    try:
+        text = path.read_bytes().decode("ascii", "replace")
+    except OSError as error:
+        raise RunnerError(f"{path}: {error.strerror}") from error
+    lines = [line.strip() for line in text.strip().splitlines()]
     if lines and "PRIVATE KEY" in lines[0]:
         raise RunnerError(f"{path} holds a private key; the public one is needed: {PUBLISH}")
     try:

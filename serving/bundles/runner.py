@@ -15,6 +15,7 @@ trust tells it of another folder, with --folder. From Python:
 
 # In a bundle the texts of these files of ferry stand here, without their imports of each other.
 from serving.bundles.inference import (
+    WATCHER,
     Opened,
     answers,
     answers_of,
@@ -23,12 +24,19 @@ from serving.bundles.inference import (
     golden,
     import_runtime,
     is_classifier,
-    one_line,
     opened,
     predict,
     selftest,
 )
-from serving.bundles.integrity import FOLDER, MANIFEST, PATH, RunnerError, canonical, check
+from serving.bundles.integrity import (
+    FOLDER,
+    MANIFEST,
+    PATH,
+    RunnerError,
+    canonical,
+    check,
+    one_line,
+)
 
 # isort: split
 import argparse
@@ -39,11 +47,16 @@ import io
 import json
 import math
 import os
+import select
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 __all__ = ["RunnerError", "answers", "check", "predict", "selftest"]
+
+PDEATHSIG = 1
+"""Of Linux's prctl: the signal when the parent dies."""
 
 
 def _load_rows(path: Path) -> Any:
@@ -126,6 +139,8 @@ def _arguments() -> argparse.Namespace:
     for command in (test, answer, speed):
         command.add_argument("--provider", default="cpu", help="cpu, cuda, coreml, ...")
         command.add_argument("--threads", type=int, default=0, help="0: ONNX Runtime chooses")
+        longest = "how long one call of the model may take, in seconds (120)"
+        command.add_argument("--call-timeout", type=_above_zero(float), default=120.0, help=longest)
         allow = "run although the processor lacks it"
         command.add_argument("--allow", choices=["vnni"], help=allow)
         key = "refuse what the holder of this P-256 key did not sign"
@@ -199,22 +214,76 @@ def main() -> int:
     arguments = _arguments()
     if arguments.allow:
         os.environ["FERRY_ALLOW"] = arguments.allow
+    if not hasattr(os, "fork"):
+        return _command(arguments)
+    seen, pipe = os.pipe()
+    # A model may never end, or end its process: then another one is left to say so.
+    child = os.fork()
+    if child:
+        os.close(pipe)
+        return _watch(child, seen, arguments.call_timeout)
+    os.close(seen)
+    WATCHER.update(pipe=pipe, next=0)
+    _bound(arguments.provider)
+    return _command(arguments)
+
+
+def _watch(child: int, seen: int, seconds: float) -> int:
+    """The exit status of the child, which says on a pipe that it goes on; 1 for one that died."""
+    try:
+        while (told := select.select([seen], [], [], seconds)[0]) and os.read(seen, 100):
+            pass
+    except KeyboardInterrupt:  # which the child has got as well, and has a second to tidy up
+        select.select([seen], [], [], 1)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return 130
+    if not told:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if not told:
+        return _failed(f"the model has not ended in {seconds:g} s (--call-timeout)")
+    if os.WIFSIGNALED(status):
+        return _failed(f"the native runtime ended ({signal.Signals(os.WTERMSIG(status)).name})")
+    return os.WEXITSTATUS(status)
+
+
+def _bound(provider: str) -> None:
+    """Let this child have no more memory than the machine has, and end with its parent."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if provider == "cpu" and not 0 <= soft < most:
+            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _command(arguments: argparse.Namespace) -> int:
     try:
         _run(arguments)
     except RunnerError as error:
-        # A name may hold anything, a new line as well.
-        line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(error))
-        sys.stderr.write(f"runner: {line}\n")
-        return 1
+        return _failed(str(error))
     except BrokenPipeError:  # the reader of stdout has left, as `head` does
         return 141
     except OSError as error:
-        output = getattr(arguments, "output", None) or "stdout"
-        sys.stderr.write(f"runner: {output}: {error.strerror}\n")
-        return 1
+        return _failed(f"{getattr(arguments, 'output', None) or 'stdout'}: {error.strerror}")
+    except MemoryError as error:
+        return _failed(f"more memory is needed than there is: {one_line(error)}")
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _failed(message: str) -> int:
+    # A name may hold anything, a new line as well.
+    line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in message)
+    sys.stderr.write(f"runner: {line}\n")
+    return 1
 
 
 def _forget_cache() -> None:

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,21 +27,28 @@ from serving.bundles.bundle import (
 from serving.bundles.golden import check_golden
 from serving.bundles.integrity import (
     MANIFEST,
+    MOST_TEXT_BYTES,
     SIGNATURE,
     RunnerError,
     check_signature,
+    plain_bytes,
     public_key,
 )
 from serving.bundles.reference import REFERENCE, read_reference
 from serving.errors import InputError, IntegrityError, ModelError, UsageError
 from serving.files import dump_json, sha256_of_bytes
+from serving.runtime import guard
 from serving.runtime.kernels import refuse_lacking
 from serving.runtime.onnxfile import minimum_runtime, read_header
 from serving.runtime.session import ProviderProof, Session, open_session
 from serving.runtime.tensors import TensorInfo
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
-RUNNER_SECONDS = 120
+RUNNER_SECONDS, RUNNER_TIMES = 30, 10
+"""How long a step of the runner's self-test may take: so long, and so many times what it took
+here."""
+MOST_SAID = 200
+"""The characters of a value that a message quotes."""
 DIGEST = re.compile("[0-9a-fA-F]{64}")
 
 
@@ -124,9 +132,7 @@ def verify(
         if all(check.status == PASSED for check in checks):
             vouched = tuple(check.name for check in checks[1:])
             refuse_lacking(bundle.manifest.needs, str(folder), provider)
-            session = open_session(
-                bundle.model, provider=provider, threads=threads, shared=bundle.manifest.given
-            )
+            session = _session(bundle, provider, threads)
             proof = session.proof
             checks += _checks(bundle, session, vouched)
     except (IntegrityError, ModelError) as error:
@@ -142,6 +148,14 @@ def verify(
         checks=tuple(checks),
         proof=proof,
     )
+
+
+def _session(bundle: Bundle, provider: str, threads: int | None) -> Session:
+    given = bundle.manifest.given
+    try:
+        return open_session(bundle.model, provider=provider, threads=threads, shared=given)
+    except InputError as error:  # of a shared value
+        raise IntegrityError(str(error)) from error
 
 
 def _vouching(bundle: Bundle, trust: Trust) -> Iterator[Check]:
@@ -160,10 +174,10 @@ def _vouching(bundle: Bundle, trust: Trust) -> Iterator[Check]:
 
 
 def _signed(path: Path, key: Path, files: Mapping[str, str]) -> str:
-    if not path.is_file():
+    if not path.exists():
         raise IntegrityError(f"{path.parent} is not signed: `ferry sign` makes its {SIGNATURE}")
     try:
-        check_signature(path.read_bytes(), key, dict(files))
+        check_signature(plain_bytes(path, MOST_TEXT_BYTES), key, dict(files))
     except RunnerError as error:
         raise IntegrityError(str(error)) from error
     return f"{len(files)} files are signed by {key}, whose sha256 is {public_key(key)[1]}"
@@ -201,6 +215,7 @@ def as_table(report: VerifyReport) -> str:
 
 
 def _checks(bundle: Bundle, session: Session, vouched: tuple[str, ...]) -> Iterator[Check]:
+    start = time.monotonic()
     yield _check("metadata", lambda: _metadata(bundle.manifest, session))
     yield _check("signature", lambda: _signature(bundle, session))
     yield _check("labels", lambda: _labels(bundle, session))
@@ -210,7 +225,8 @@ def _checks(bundle: Bundle, session: Session, vouched: tuple[str, ...]) -> Itera
     if REFERENCE in bundle.contents:
         yield _check("reference", lambda: _reference(bundle.contents[REFERENCE], bundle.manifest))
     if bundle.contents[RUNNER] == runner_source():
-        yield _check("runner", lambda: _runner(bundle))
+        seconds = RUNNER_SECONDS + RUNNER_TIMES * (time.monotonic() - start)
+        yield _check("runner", lambda: _runner(bundle, seconds))
     elif vouched:
         word = " and ".join(vouched)
         yield Check(
@@ -247,7 +263,7 @@ def _metadata(manifest: BundleManifest, session: Session) -> str:
     }
     found = dict(session.metadata)
     wrong = [
-        f"{key} is {found.get(key)!r} in the model and {value!r} in the manifest"
+        f"{key} is {_quoted(found.get(key))} in the model and {_quoted(value)} in the manifest"
         for key, value in expected.items()
         if (_labels_of(found) if key == "ferry.labels" else found.get(key)) != value
     ]
@@ -261,7 +277,7 @@ def _labels_of(metadata: Mapping[str, str]) -> object:
     text = metadata.get("ferry.labels", "[]")
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -331,22 +347,31 @@ def _reference(content: bytes, manifest: BundleManifest) -> str:
     return f"{len(reference.quantities)} quantities of {reference.rows} rows of {reference.data}"
 
 
-def _runner(bundle: Bundle) -> str:
+def _runner(bundle: Bundle, seconds: float) -> str:
     """The bundle's own runner passes its self-test, on the CPU, in a process of its own."""
     # Isolated, so that neither PYTHONPATH nor the folder can slip another module under it.
-    command = [sys.executable, "-I", "-B", str(bundle.folder / RUNNER), "selftest"]
+    program = [sys.executable, "-I", "-B", str(bundle.folder / RUNNER)]
+    command = [*program, "selftest", "--call-timeout", f"{seconds:.0f}"]
+    guard.step("the self-test of the runner", seconds=3 * seconds)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RUNNER_SECONDS)
+        done = subprocess.run(command, capture_output=True, timeout=3 * seconds)
     except subprocess.TimeoutExpired as error:
-        raise IntegrityError(f"the self-test took longer than {RUNNER_SECONDS} s") from error
+        raise IntegrityError(f"the self-test took longer than {3 * seconds:.0f} s") from error
+    said = (done.stderr if done.returncode else done.stdout).decode(errors="replace").strip()
+    last = said.splitlines()[-1] if said else "it said nothing"
     if done.returncode:
-        raise IntegrityError(f"the self-test failed: {done.stderr.strip()}")
-    return done.stdout.strip().splitlines()[-1].removeprefix("selftest: ").partition(";")[0]
+        raise IntegrityError(f"the self-test failed: {last.removeprefix('runner: ')}")
+    return last.removeprefix("selftest: ").partition(";")[0]
 
 
 def _same(what: str, found: object, expected: object) -> None:
     if found != expected:
-        raise IntegrityError(f"{what}: found {found!r}, expected {expected!r}")
+        raise IntegrityError(f"{what}: found {_quoted(found)}, expected {_quoted(expected)}")
+
+
+def _quoted(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]}…"
 
 
 def _tensor(info: TensorInfo) -> str:

@@ -33,7 +33,7 @@ from serving.bundles.bundle import (
 )
 from serving.bundles.finding import MANIFEST, set_aside
 from serving.bundles.golden import INPUT, check_golden, make_golden
-from serving.bundles.integrity import SCHEMA_VERSION, SIGNATURE
+from serving.bundles.integrity import MOST_TEXT_BYTES, SCHEMA_VERSION, SIGNATURE, plain_bytes
 from serving.bundles.profiles import Profile, check_profiles, with_profile
 from serving.bundles.reference import REFERENCE, Reference
 from serving.bundles.registry import is_registered
@@ -126,7 +126,7 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
     with _replacing(folder) as new:
         _write_files(new, bundle.contents)
         if (signature := bundle.folder / SIGNATURE).is_file():
-            write_bytes(new / SIGNATURE, signature.read_bytes())
+            write_bytes(new / SIGNATURE, plain_bytes(signature, MOST_TEXT_BYTES))
         write_json(new / MANIFEST, bundle.manifest)
 
 

@@ -54,19 +54,16 @@ def read_header(content: bytes) -> Header:
     ir_version = 0
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
-    try:
-        for number, value in _fields(content):
-            if number == IR_VERSION and isinstance(value, int):
-                ir_version = value
-            elif number == OPSET_IMPORT and isinstance(value, bytes):
-                domain, version = _opset(value)
-                opsets[domain] = version
-            elif number == METADATA and isinstance(value, bytes):
-                entry = {key: part for key, part in _fields(value) if isinstance(part, bytes)}
-                key, text = (entry.get(at, b"").decode(errors="replace") for at in (KEY, VALUE))
-                metadata[key] = text
-    except (LookupError, ValueError) as error:
-        raise ModelError("the model is not an ONNX file, or it is cut short") from error
+    for number, value in _fields(content):
+        if number == IR_VERSION and isinstance(value, int):
+            ir_version = value
+        elif number == OPSET_IMPORT and isinstance(value, bytes):
+            domain, version = _opset(value)
+            opsets[domain] = version
+        elif number == METADATA and isinstance(value, bytes):
+            entry = {key: part for key, part in _fields(value) if isinstance(part, bytes)}
+            key, text = (entry.get(at, b"").decode(errors="replace") for at in (KEY, VALUE))
+            metadata[key] = text
     return Header(ir_version=ir_version, opsets=opsets, metadata=metadata)
 
 
@@ -133,7 +130,7 @@ def _opset(message: bytes) -> tuple[str, int]:
     domain, version = "", 0
     for number, value in _fields(message):
         if number == DOMAIN and isinstance(value, bytes):
-            domain = value.decode()
+            domain = value.decode(errors="replace")
         elif number == VERSION and isinstance(value, int):
             version = value
     # ai.onnx is the long name of the default domain.
@@ -141,20 +138,29 @@ def _opset(message: bytes) -> tuple[str, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of one protobuf message: numbers as int, everything else as bytes."""
+    """The fields of one protobuf message: numbers as int, everything else as bytes.
+
+    Raises ModelError where it is none.
+    """
     at = 0
     while at < len(message):
-        key, at = _varint(message, at)
-        number, wire = key >> 3, key & 7
-        if wire == VARINT:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        size, at = _varint(message, at) if wire == LENGTH else (FIXED_SIZES[wire], at)
-        if at + size > len(message):
-            raise IndexError("a field is longer than its message")
-        yield number, message[at : at + size]
-        at += size
+        try:
+            number, value, at = _field(message, at)
+        except (LookupError, ValueError) as error:
+            raise ModelError("the model is not an ONNX file, or it is cut short") from error
+        yield number, value
+
+
+def _field(message: bytes, at: int) -> tuple[int, int | bytes, int]:
+    """The field that begins at a place, and where the next one does."""
+    key, at = _varint(message, at)
+    number, wire = key >> 3, key & 7
+    if wire == VARINT:
+        return number, *_varint(message, at)
+    size, at = _varint(message, at) if wire == LENGTH else (FIXED_SIZES[wire], at)
+    if at + size > len(message):
+        raise IndexError("a field is longer than its message")
+    return number, message[at : at + size], at + size
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

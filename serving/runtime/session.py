@@ -181,7 +181,7 @@ class Session:
             values = self.call(self.output_names, self.whole(feeds), self.run_options)
         except UnicodeDecodeError as error:
             raise ModelError(f"the model's answer {not_utf8(error.object)}") from error
-        except (*ORT_ERRORS, ValueError, TypeError) as error:
+        except (*ORT_ERRORS, MemoryError, TypeError, ValueError) as error:
             names, reason = [info.name for info in self.inputs], runtime_reason(error)
             if NO_TYPE in reason:  # of an output: numpy made the inputs
                 self.answered("the model")
@@ -253,6 +253,9 @@ def _session(
     classes = classes_of(content, declared)
     outputs = tuple(_as_table(info, classes) if info.name in maps else info for info in declared)
     inputs = tuple(_info(value) for value in raw.get_inputs())
+    for one in (*inputs, *declared):
+        if not one.name.isprintable():  # it would be a column, and in messages
+            raise ModelError(f"{label}: the name {one.name!r} holds what cannot be printed")
     fixed = shared_inputs(inputs, shared, label)
     return Session(
         inputs=tuple(info for info in inputs if info.name not in shared),
@@ -309,6 +312,8 @@ def _read(model: Path | bytes) -> bytes:
     other = OTHER_FILES.get(model.suffix.lower())
     if other and model.is_file():
         raise ModelError(f"{model} is no ONNX file but {other}")
+    if model.exists() and not (model.is_file() or model.is_dir()):
+        raise InputError(f"{model} is a pipe or a device, not an ONNX file")
     try:
         return model.read_bytes()
     except FileNotFoundError as error:
@@ -393,7 +398,8 @@ def classes_of(content: bytes, outputs: Sequence[TensorInfo]) -> tuple[str, ...]
     """
     for one in outputs:
         if one.dtype in MAPS and (found := class_labels(content, one.name)):
-            return tuple(sorted(found, key=int if MAPS[one.dtype] == "int64" else None))
+            with contextlib.suppress(ValueError):  # texts, which are not those of this map
+                return tuple(sorted(found, key=int if MAPS[one.dtype] == "int64" else None))
     labels = (class_labels(content, one.name) for one in outputs if can_be_label(one))
     return next((found for found in labels if found), None)
 

@@ -103,5 +103,5 @@ def _parsed(value: str) -> object:
     """What a text says as JSON; a text that says nothing is itself."""
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value

@@ -15,7 +15,7 @@ from pipeline.commands.predict import log_predictions
 from pipeline.datasets import _download
 from pipeline.errors import running
 from pipeline.tracking import run_of_predictions
-from pipeline.tracking.store import store_uri
+from pipeline.tracking.store import store_key, store_uri
 from serving.errors import ModelError
 
 SECRET = "hunter2%2FhUNTER"
@@ -27,6 +27,12 @@ def invoke(*arguments: str) -> Result:
 
 def assert_kept(result: Result) -> None:
     assert SECRET not in result.stdout + result.stderr
+
+
+def assert_left_nowhere(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        assert SECRET not in path.name
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
 
 
 @pytest.fixture
@@ -55,6 +61,8 @@ def test_mirrors_and_their_errors(project: Path, monkeypatch: pytest.MonkeyPatch
     assert_kept(result)
     assert "user:***@" in result.stderr
     assert "?token=***: 404" in result.stderr
+    (project / "params.yaml").unlink()  # which is the user's own
+    assert_left_nowhere(project)
     (asked, _), *_ = server.seen
     assert asked.startswith("/m/rt-polarity/")
     assert asked.endswith(f"?token={SECRET}"), "the address itself is whole"
@@ -86,8 +94,7 @@ def test_mlflow_keeps_none(store: Path) -> None:
     assert run.data.params["inputs"] == "s3://b/a?X-Amz-Signature=***"
     with run_of_predictions("net") as tracker:
         tracker.log_tags({"note": f"http://u:{SECRET}@h"})
-    for path in store.glob("tracking/*/*.json*"):
-        assert SECRET not in path.read_text()
+    assert_left_nowhere(store)
 
 
 def test_a_server_that_is_down(
@@ -99,5 +106,17 @@ def test_a_server_that_is_down(
     log_predictions(PredictedRows(), ["a.npy"])  # type: ignore[arg-type]
     assert "does not have all of this run yet" in caplog.text
     assert SECRET not in caplog.text
-    assert_kept(invoke("ui"))
-    assert_kept(invoke("doctor", "--json"))
+    for command in (("ui",), ("doctor", "--json"), ("track",), ("track", "--json")):
+        assert_kept(invoke(*command))
+    assert_left_nowhere(store)
+
+
+def test_another_password_leads_to_the_same_store(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRET}@127.0.0.1:9")
+    key = store_key()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:other@127.0.0.1:9")
+    assert store_key() == key
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:other@127.0.0.1:8")
+    assert store_key() != key

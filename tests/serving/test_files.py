@@ -277,7 +277,7 @@ def test_json_comes_back(tmp_path_factory: pytest.TempPathFactory, value: object
     assert read_json(path) == value
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{'a': 1}", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"{'a': 1}", b"[" * 100_000, b"[NaN]"])
 def test_what_is_no_json_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "r.json"
     path.write_bytes(content)

@@ -127,7 +127,9 @@ def test_any_single_table_holds_scores_by_the_users_word_alone(tmp_path: Path) -
     [
         (passing(TensorProto.FLOAT, []), "has no batch axis"),
         (classifier(metadata=METADATA | {"ferry.labels": "cat"}), "not JSON"),
+        (classifier(metadata=METADATA | {"ferry.labels": "[" * 100_000}), r"not JSON: '\[{60}'$"),
         (classifier(metadata=METADATA | {"ferry.labels": "[1, 2, 3]"}), "not a list of names"),
+        (classifier(metadata=METADATA | {"ferry.labels": '["\\ud800"]'}), "not a list of names"),
         (classifier(metadata=METADATA | {"ferry.labels": '["a", "a", "b"]'}), "the same label"),
     ],
 )

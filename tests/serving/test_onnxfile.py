@@ -83,3 +83,5 @@ def test_what_a_graph_calls_its_classes() -> None:
     assert class_labels(names, "label") == ("naïve", "")
     assert class_labels(names, "rows") is None
     assert class_labels(classified("Scaler", offset=[1.0]), "label") is None
+    with pytest.raises(ModelError, match="not an ONNX file"):
+        class_labels(b"\x0b" + numbers, "label")  # a field of a kind that is no more

@@ -9,8 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forgeries import FORGERIES
 from on_device import python, refused, run
-from tiny_classifier import LABELS, classifier, contents, expected_scores, forge, images
+from tiny_classifier import (
+    LABELS,
+    METADATA,
+    classifier,
+    contents,
+    expected_scores,
+    forge,
+    images,
+)
 from tiny_kinds import TEXTS, Copies, autoencoder_contents, errors, halved, positive, text_contents
 
 from serving.bundles.bundle import (
@@ -20,6 +29,7 @@ from serving.bundles.bundle import (
     read_manifest,
     runner_source,
 )
+from serving.bundles.integrity import check
 from serving.bundles.verify import verify
 from serving.bundles.writing import BundleContents, write_bundle
 from serving.files import sha256_of_bytes
@@ -160,7 +170,7 @@ def test_a_golden_row_that_gets_another_class(device: Path, value: float) -> Non
     assert (done.returncode, done.stderr) == (1, f"runner: {found['error']}\n")
     if np.isnan(value):
         assert (found["passed"], found["worst"]) == (False, None)
-        assert "differ by nan" in found["error"]
+        assert "differ by inf" in found["error"]
     else:
         assert (found["passed"], found["flips"], found["rows"]) == (False, 1, 6)
         assert found["error"] == "1 of 6 golden rows get another class"
@@ -263,6 +273,27 @@ def test_the_reader_of_stdout_may_leave(device: Path) -> None:
         ["bash", "-c", command], capture_output=True, text=True, cwd=device.parent, timeout=60
     )
     assert (len(done.stdout.splitlines()), done.stderr) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("an endless loop", "the model has not ended in 1 s (--call-timeout)"),
+        ("a division that traps", "the native runtime ended (SIGFPE)"),
+    ],
+)
+def test_a_model_that_does_not_end_or_ends_the_process(device: Path, name: str, said: str) -> None:
+    FORGERIES[name](device)
+    for command in (["selftest"], ["predict", "rows.npy"]):
+        refused(run(device, *command, "--call-timeout", "1"), said)
+
+
+def test_a_text_that_a_terminal_would_obey(tmp_path: Path) -> None:
+    """The manifest holds it as an escape, which the runner must write alike."""
+    labels = ("a\x9bb", "\u202ec", "d\x7f")
+    model = classifier(metadata=METADATA | {"ferry.labels": json.dumps(labels)})
+    write_bundle(tmp_path / "m", contents(model=model, labels=labels))
+    assert check(tmp_path / "m")[0]["labels"] == list(labels)
 
 
 def test_a_model_without_probabilities(tmp_path: Path) -> None:

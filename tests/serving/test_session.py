@@ -208,6 +208,19 @@ def test_text_that_is_not_utf8_is_one_line(text: bytes) -> None:
         open_session(made.SerializeToString().replace(text, b"\xff" + text[1:]))
 
 
+@pytest.mark.parametrize("name", [b"inputs", b"logits"])
+def test_a_name_that_cannot_be_printed_is_refused(name: bytes) -> None:
+    content = tiny_onnx.linear(["batch", 2]).replace(name, b"\n" + name[1:])
+    with pytest.raises(ModelError, match=r"the name '\\n.* holds what cannot be printed"):
+        open_session(content)
+
+
+def test_a_pipe_is_no_model(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        open_session(tmp_path / "m.onnx")
+
+
 def test_an_answer_that_is_no_text_is_one_line() -> None:
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["words"], ["answer"])],
