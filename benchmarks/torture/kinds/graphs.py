@@ -31,18 +31,13 @@ FEW = {"int64 minimum by -1", "endless loop", "Gather out of range"}
 
 
 def cases(task: Task) -> Iterator[Case]:
-    """Each graph through each command."""
+    """All graphs through one command after the other."""
     good = prepared(task)
-    usual: dict[str, float] = {}
-    for name, content in hostile():
-        if task.short and name not in FEW:
-            continue
-        for command in list(COMMANDS)[: 1 if task.short else None]:
-            if command not in usual:
-                usual[command] = ferry(
-                    command, *COMMANDS[command], folder=good, seconds=120
-                ).seconds
-            most = 3 * usual[command] + 2 * CALL_SECONDS + HANG_SECONDS
+    graphs = [one for one in hostile() if not task.short or one[0] in FEW]
+    for command in list(COMMANDS)[: 1 if task.short else None]:
+        ended = ferry(command, *COMMANDS[command], folder=good, seconds=120.0)
+        most = 3 * ended.seconds + 2 * CALL_SECONDS + HANG_SECONDS
+        for name, content in graphs:
             run = functools.partial(tried, task.scratch, good, command, content, most)
             yield Case(f"{command}, {name}", run, seconds=300.0)
 
