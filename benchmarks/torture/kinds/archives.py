@@ -196,23 +196,22 @@ def cases(task: Task) -> Iterator[Case]:
         "npz": (zips, "{}.npz"),
         "table": (tables, "{}"),
     }
-    good = ferry_good(task)
-    for kind, (archives, form) in made.items():
-        for name, content in itertools.islice(archives(), 1 if task.short else None):
-            file = form.format("archive" if form != "{}" else name)
-            run = functools.partial(predicted, task, file, content, 3 * good)
-            yield Case(f"{kind}: {name}", run, seconds=300.0)
-    for name, content in [] if task.short else [*tars(), *packed()]:
-        yield Case(f"unpacked: {name}", functools.partial(unpacked, task, content))
-
-
-def ferry_good(task: Task) -> float:
-    """The seconds that a good tar takes."""
     for name, content in (("images.onnx", classifier()), ("table.onnx", table_classifier())):
         (task.scratch / name).write_bytes(content)
     (task.scratch / "good.tar").write_bytes(GOOD + END)
     (task.scratch / "secret").write_text(TOKEN)
-    return ferry("predict", "images.onnx", "good.tar", folder=task.scratch, seconds=60.0).seconds
+    usual = HANG_SECONDS
+    if not task.short:
+        usual = ferry("predict", "images.onnx", "good.tar", folder=task.scratch, seconds=60).seconds
+    for kind, (archives, form) in list(made.items())[: 1 if task.short else None]:
+        for name, content in itertools.islice(archives(), 1 if task.short else None):
+            file = form.format("archive" if form != "{}" else name)
+            run = functools.partial(predicted, task, file, content, 3 * usual)
+            yield Case(f"{kind}: {name}", run, seconds=300.0)
+    for name, content in itertools.islice(tars(), 3 if task.short else None):
+        yield Case(f"unpacked: {name}", functools.partial(unpacked, task, content))
+    for name, content in () if task.short else packed():
+        yield Case(f"unpacked: packed, {name}", functools.partial(unpacked, task, content))
 
 
 def predicted(task: Task, name: str, content: bytes, usual: float) -> Outcome:

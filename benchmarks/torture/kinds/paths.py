@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cases import HANG_SECONDS, TOKEN, Case, Ended, Outcome, Task, ferry
-from kinds.graphs import CALL_SECONDS, COMMANDS, LIMITS, placed, prepared
+from cases import TOKEN, Case, Ended, Outcome, Task, ferry
+from kinds.graphs import COMMANDS, LIMITS, placed, prepared, seconds_of
 from onnx import TensorProto, helper
 from tiny_classifier import classifier
 
@@ -63,9 +63,7 @@ def cases(task: Task) -> Iterator[Case]:
     good = prepared(task)
     (task.scratch / "secret.bin").write_bytes(NUMBERS * 512)
     (task.scratch / "secret.csv").write_text(f"a,b,c,d\n{TOKEN},1,2,3\n")
-    slowest = "predict" if task.short else "quantize"
-    begun = ferry(slowest, *COMMANDS[slowest], folder=good, seconds=120.0)
-    seconds = 3 * begun.seconds + 2 * CALL_SECONDS + HANG_SECONDS
+    seconds = seconds_of("quantize", good, task)
     for at, (name, place) in enumerate(PLACES.items()):
         for command in ("predict",) if task.short else (*OFTEN, *(SELDOM if at < 8 else ())):
             run = functools.partial(loaded, task, good, place, command, seconds)
