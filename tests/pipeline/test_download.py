@@ -456,7 +456,27 @@ def test_a_member_with_other_bytes_is_refused(tmp_path: Path) -> None:
     assert files_below(tmp_path / "raw") == []
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive" * 100])
+def claiming(size: int, pax: dict[str, str]) -> bytes:
+    """The header of a member, and what is said before it."""
+    info = tarfile.TarInfo("set/readme")
+    info.size, info.pax_headers = size, pax
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(512)
+
+
+NO_END = tarfile.TarInfo("././@LongLink")
+NO_END.type, NO_END.size = tarfile.GNUTYPE_LONGNAME, 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not an archive" * 100,
+        claiming(2**62, {}),
+        claiming(0, {"GNU.sparse.map": ",", "GNU.sparse.size": "9"}),
+        (NO_END.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * 2000,
+    ],
+)
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     made = tmp_path / "a.tar.gz"
     made.write_bytes(content)
