@@ -40,6 +40,7 @@ from serving.bundles.registry import is_registered
 from serving.bundles.verify import verify
 from serving.errors import InputError, OutputError
 from serving.files import (
+    blaming,
     building,
     drop_abandoned,
     dump_json,
@@ -251,7 +252,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends well, else vanishes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _recover(folder)
-    with building(folder, folder=True) as (new, _):
+    with blaming(folder), building(folder, folder=True) as (new, _):
         yield new
         if folder.exists():
             _take_the_place(new, folder)

@@ -16,6 +16,7 @@ from project import REPOSITORY, Project
 from safetensors.torch import save_file
 
 from pipeline.models.parts.graph import build_graph, load_graph
+from pipeline.records import record
 from pipeline.records.ready import open_manifest, open_split
 from pipeline.stages.baselines import subject as baseline_program
 from pipeline.stages.baselines.opening import (
@@ -92,6 +93,7 @@ def small_setup(project: Project, folder: Path, mode: str) -> dict[str, Any]:
     experiment = replace(project.experiment, model=model)
     weights = folder / "model.safetensors"
     save_file(build_graph(experiment, open_manifest(project.data)).state_dict(), weights)
+    record(weights, sha256_of_file(weights))
     return torch_setup(experiment, weights, project.data, mode)
 
 
