@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from closure import PACKAGES, ROOT
-from conftest import RELEASED
+from closure import PACKAGES, RELEASED, ROOT
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
