@@ -24,10 +24,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-RELEASED = 1_800_000_000
-"""When the last commit was, for who builds the wheel."""
-
-
 @pytest.fixture(autouse=True)
 def _loggers_as_before() -> Iterator[None]:
     loggers = [logging.getLogger(package) for package in ("pipeline", "serving")]
@@ -48,14 +44,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def commit_time() -> str:
+    """When the last commit was, for who builds the wheel."""
+    return "1800000000"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory, commit_time: str) -> zipfile.ZipFile:
     """The wheel that `python -m build` makes, with the sdist beside it."""
     for package in ("build", "hatchling"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed, and a build of its own would need a network")
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    env = {**os.environ, "SOURCE_DATE_EPOCH": str(RELEASED)}
+    env = {**os.environ, "SOURCE_DATE_EPOCH": commit_time}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = folder.glob("*.whl")
