@@ -330,6 +330,39 @@ def test_a_copy_is_known_by_its_hash(project: Path, tmp_path: Path, name: str) -
     assert lineage(str(copy), project).broken[-1].subject == str(copy)
 
 
+# Rot
+
+
+@pytest.mark.parametrize("in_the_cache", [False, True])
+def test_what_has_rotted_is_told_and_the_advice_brings_it_back(
+    project: Path, in_the_cache: bool
+) -> None:
+    path = project / f"models/{NAME}/quantized/model.int8.onnx"
+    whole = path.read_bytes()
+    (kept,) = (
+        one for one in project.glob(".dvc/cache/files/md5/??/*") if one.read_bytes() == whole
+    )
+    for one in (path, kept) if in_the_cache else (path,):
+        times = one.stat()
+        one.chmod(0o644)
+        flipped(one, at=len(whole) // 2)
+        os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))  # so that DVC does not look
+    for stage in ("parity", "benchmark", "bundle"):
+        told = run(project, "ferry", stage, NAME, check=False).stderr
+        assert told.startswith(f"Error: {path.relative_to(project)} has sha256 "), told
+        assert f", quantize@{NAME} recorded " in told
+        assert len(told.splitlines()) == 1
+    looked = run(project, "ferry", "doctor", "--cache", "--json", check=False)
+    assert looked.returncode == in_the_cache
+    run(project, "bash", "-ec", "\n".join(json.loads(looked.stdout)["fix"]))
+    (advised,) = re.findall(r"`(rm .* && dvc checkout \S+)`", told)
+    run(project, "bash", "-ec", advised)
+    assert path.read_bytes() == whole
+    assert run(project, "ferry", "doctor", "--cache").returncode == 0
+    assert in_the_cache or stale(project) == []
+    restore(project)
+
+
 # A colleague
 
 

@@ -18,6 +18,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,9 +152,10 @@ def bench(one: Opened, *, seconds: float = 2.0, batch_size: int = 1) -> dict[str
     size = size if isinstance(size, int) else batch_size
     places = [np.arange(at, at + size) % len(rows) for at in range(0, len(rows), size)]
     feeds = [_feeds(one.manifest, rows[place]) for place in places]
-    first = _timed(one.session, feeds, 0.0)[0]
-    _timed(one.session, feeds, seconds / 10)
-    taken = sorted(_timed(one.session, feeds, seconds))
+    with _running():
+        first = _timed(one.session, feeds, 0.0)[0]
+        _timed(one.session, feeds, seconds / 10)
+        taken = sorted(_timed(one.session, feeds, seconds))
     p50, p99 = (1000 * taken[math.ceil(part * len(taken)) - 1] for part in (0.5, 0.99))
     found: dict[str, Any] = {
         "p50_ms": p50,
@@ -214,10 +216,8 @@ def answers_of(one: Opened, rows: Any, batch_rows: int = BATCH_ROWS) -> dict[str
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
         tick()
-        try:
+        with _running():
             found = one.session.run(names, _feeds(one.manifest, batch))
-        except ORT_ERRORS as error:
-            raise RunnerError(f"the model refused its input: {one_line(error)}") from error
         parts.append([_table(each) for each in found])
         for at, each in enumerate(parts[-1]):
             if each.ndim == 0 or len(each) != len(batch):
@@ -230,6 +230,14 @@ def answers_of(one: Opened, rows: Any, batch_rows: int = BATCH_ROWS) -> dict[str
         return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
     except ValueError as error:
         raise RunnerError(f"an output has another shape from batch to batch: {error}") from error
+
+
+@contextlib.contextmanager
+def _running() -> "Iterator[None]":
+    try:
+        yield
+    except ORT_ERRORS as error:
+        raise RunnerError(f"the model refused its input: {one_line(error)}") from error
 
 
 def tick() -> None:

@@ -16,6 +16,7 @@ from project import REPOSITORY, Project
 from safetensors.torch import save_file
 
 from pipeline.models.parts.graph import build_graph, load_graph
+from pipeline.records import record
 from pipeline.records.ready import open_manifest, open_split
 from pipeline.stages.baselines import subject as baseline_program
 from pipeline.stages.baselines.opening import (
@@ -93,6 +94,7 @@ def test_a_network_without_convolutions_has_no_channels_to_move(
     experiment = replace(trained.experiment, model=model)
     weights = tmp_path / "model.safetensors"
     save_file(build_graph(experiment, open_manifest(trained.data)).state_dict(), weights)
+    record(weights, sha256_of_file(weights))
     given = torch_setup(experiment, weights, trained.data, "channels_last")
     with pytest.raises(ModelError, match="digits-cnn has no convolution whose channels could be"):
         opener(given)(None)

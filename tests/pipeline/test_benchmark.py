@@ -196,7 +196,7 @@ def test_mlflow_holds_the_speeds_and_the_figures(exported: Project, store: Path)
 
 
 def test_a_missing_variant_names_the_command(exported: Project, tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="`dvc repro quantize@digits-cnn` makes it"):
+    with pytest.raises(MissingInputError, match="`ferry quantize digits-cnn` makes it"):
         benchmark(
             exported.weights,
             {"fp32": tmp_path / "none.onnx"},

@@ -19,11 +19,12 @@ from pipeline.exporting import onnxmodel
 from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.proof.tables import parity_table, ulps
 from pipeline.proof.tracing.divergence import first_divergence
-from pipeline.records import read
+from pipeline.records import read, record
 from pipeline.records.parity import Cell, ParityReport, SkippedCell
 from pipeline.records.ready import open_manifest, open_split
 from pipeline.stages.parity import parity
 from serving.errors import IntegrityError, MissingInputError
+from serving.files import sha256_of_bytes
 from serving.runtime.session import open_session
 
 
@@ -176,7 +177,7 @@ def planted(
     model = onnx.load(project.models["fp32"])
     node = plant(model)
     path = folder / "planted.onnx"
-    onnxmodel.save(model, path)
+    record(path, sha256_of_bytes(onnxmodel.save(model, path)))
     return path, node
 
 
@@ -234,7 +235,7 @@ def test_a_model_of_other_weights_is_refused(exported: Project, tmp_path: Path) 
 
 def test_a_missing_variant_names_the_command(exported: Project, tmp_path: Path) -> None:
     models = {"int8": tmp_path / "model.int8.onnx"}
-    with pytest.raises(MissingInputError, match="`dvc repro quantize@digits-cnn` makes it"):
+    with pytest.raises(MissingInputError, match="`ferry quantize digits-cnn` makes it"):
         run(exported, models, tmp_path)
 
 

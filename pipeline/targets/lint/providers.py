@@ -13,15 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 from onnx import TensorProto
 from onnxruntime.tools.mobile_helpers import usability_checker
-from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
+from onnxruntime.tools.onnx_model_utils import optimize_model
 
 from pipeline.exporting.onnxmodel import quiet
 from pipeline.targets.lint.findings import FEW, UPSTREAM, LintFinding, LintModel, Severity
 from pipeline.targets.lint.runtimes import minor_of
 from pipeline.targets.web import RUNTIME_VERSION
-from serving.errors import UsageError
+from serving.errors import ModelError, UsageError, one_line
 from serving.files import write_bytes
 from serving.runtime.onnxfile import minimum_runtime
 from serving.runtime.tensors import TensorInfo
@@ -219,13 +220,17 @@ def _length(at: int, axis: int | str | None) -> str:
 def usability(content: bytes, provider: str, *, if_fixed: bool) -> tuple[Usability, ...]:
     """Ask the checker about a model's bytes, for each format of "nnapi" or "coreml".
 
-    `if_fixed` asks what would run there if every shape were fixed.
+    `if_fixed` asks what would run there if every shape were fixed. Raises ModelError for a model
+    whose shapes contradict each other.
     """
     with quiet(), tempfile.TemporaryDirectory() as folder:
         model, optimized = Path(folder) / "model.onnx", Path(folder) / "optimized.onnx"
         write_bytes(model, content)
         optimize_model(model, optimized, use_external_initializers=True)
-        shaped = ModelProtoWithShapeInfo(optimized).model_with_shape_info
+        try:
+            shaped = onnx.shape_inference.infer_shapes(onnx.load(optimized), strict_mode=True)
+        except onnx.shape_inference.InferenceError as error:
+            raise ModelError(f"the shapes in the model do not fit: {one_line(error)}") from error
     # It refuses to look at the shapes of a graph of which none is known.
     shapes = not if_fixed and len(shaped.graph.value_info) > 0
     return tuple(_asked(form, check, shaped, shapes=shapes) for form, check in FORMS[provider])
