@@ -12,8 +12,6 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RELEASED = 1_800_000_000
-"""When the last commit was, for who builds the wheel."""
 PACKAGES = ("pipeline", "serving")
 FILE_NAME = re.compile(r"[\w.]+\.\w+")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import chromium
 import pytest
-from closure import RELEASED, ROOT
+from closure import ROOT
 from once import Once
 
 # As the command `ferry` does, and before torch is imported: idle threads that spin steal the cores
@@ -59,14 +59,22 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory, once: Once) -> zipfile.ZipFile:
+def commit_time() -> str:
+    """When the last commit was, for who builds the wheel."""
+    return "1800000000"
+
+
+@pytest.fixture(scope="session")
+def wheel(
+    tmp_path_factory: pytest.TempPathFactory, once: Once, commit_time: str
+) -> zipfile.ZipFile:
     """The wheel that `python -m build` makes, with the sdist beside it."""
     for package in ("build", "hatchling"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed, and a build of its own would need a network")
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    env = {**os.environ, "SOURCE_DATE_EPOCH": str(RELEASED)}
+    env = {**os.environ, "SOURCE_DATE_EPOCH": commit_time}
 
     def make() -> None:
         done = subprocess.run(command, env=env, capture_output=True, text=True)
