@@ -151,6 +151,14 @@ def printable(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def resolved(path: Path | str) -> Path:
+    """Where a path leads, as far as it does; a link that leads to itself stays what it is.
+
+    `Path.resolve` raises RuntimeError for that one up to Python 3.12.
+    """
+    return Path(os.path.realpath(path))
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder last through a loss of power."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -32,7 +32,7 @@ from pipeline.records.quantize import QuantizeReport, Search, VariantFile
 from pipeline.tracking import figures
 from pipeline.tracking.figures import pareto, tries_csv
 from serving.errors import InputError, UsageError
-from serving.files import sha256_of_bytes, write_bytes, write_json, write_text
+from serving.files import resolved, sha256_of_bytes, write_bytes, write_json, write_text
 from serving.machine.environment import describe
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.classes import Task
@@ -132,7 +132,7 @@ def quantize_file(
     original = load_foreign(model)
     session = open_session(model, threads=1, shared=shared)
     for variant in variants:
-        if (folder / f"{model.stem}.{variant}.onnx").resolve() == model.resolve():
+        if resolved(folder / f"{model.stem}.{variant}.onnx") == resolved(model):
             raise UsageError(f"{model} would be replaced by its own variant; name another --output")
     batch = fixed_batch(session.inputs)
     opened = replace(open_rows(rows, session.inputs), shared=session.shared)

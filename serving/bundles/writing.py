@@ -46,6 +46,7 @@ from serving.files import (
     dump_json,
     locked,
     remove,
+    resolved,
     sha256_of_bytes,
     write_bytes,
     write_json,
@@ -140,7 +141,7 @@ def write_profile(folder: Path, profile: Profile) -> BundleManifest:
     bundle, or the folder that holds it, cannot be written, and OutputError for a registered or a
     signed one.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     refuse_untunable(folder)
     verify(folder, provider=profile.provider).require()
     bundle = open_bundle(folder)
