@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from serving.commands.options import MODEL
-from serving.console import PATH, allow_option, json_option, limit_options, note, progress, show
+from serving.console import (
+    INTERRUPTED,
+    PATH,
+    allow_option,
+    json_option,
+    limit_options,
+    note,
+    progress,
+    show,
+)
 from serving.runtime import guard
 
 if TYPE_CHECKING:
@@ -169,7 +178,7 @@ def bench(
     if compared:
         compared.require()
     if report.partial:
-        click.get_current_context().exit(1)
+        click.get_current_context().exit(INTERRUPTED)
 
 
 def _options(given: dict[str, Any]) -> "BenchOptions":
