@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import (
     atomic_write,
+    blaming,
+    building,
     csv_text,
     dump_json,
     read_json,
@@ -228,6 +230,20 @@ except OSError as error:
 """
     target.parent.chmod(0o555)
     assert run(code, str(target.parent)).stdout == "target.bin\nbundle\n"
+
+
+def test_what_cannot_be_written_in_a_new_folder_is_told_by_the_name_of_the_target(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "bundle"
+    with (
+        pytest.raises(OSError, match=r"Is a directory") as raised,
+        blaming(target),
+        building(target, folder=True) as (new, _),
+    ):
+        (new / "model.onnx").mkdir()
+        (new / "model.onnx").write_bytes(b"")
+    assert raised.value.filename == str(target)
 
 
 def test_the_name_may_be_long(tmp_path: Path) -> None:
