@@ -235,15 +235,14 @@ except OSError as error:
 def test_what_cannot_be_written_in_a_new_folder_is_told_by_the_name_of_the_target(
     tmp_path: Path,
 ) -> None:
-    target = tmp_path / "bundle"
-    with (
-        pytest.raises(OSError, match=r"Is a directory") as raised,
-        blaming(target),
-        building(target, folder=True) as (new, _),
-    ):
-        (new / "model.onnx").mkdir()
-        (new / "model.onnx").write_bytes(b"")
-    assert raised.value.filename == str(target)
+    def build() -> None:
+        with blaming(tmp_path / "bundle"), building(tmp_path / "bundle", folder=True) as (new, _):
+            (new / "model.onnx").mkdir()
+            (new / "model.onnx").write_bytes(b"")
+
+    with pytest.raises(IsADirectoryError) as raised:
+        build()
+    assert raised.value.filename == str(tmp_path / "bundle")
 
 
 def test_the_name_may_be_long(tmp_path: Path) -> None:
