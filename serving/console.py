@@ -99,6 +99,22 @@ class PathType(click.ParamType["Path"]):
 PATH = PathType()
 
 
+class FiniteRange(click.FloatRange):
+    """A number in a range; click's own takes NaN for one in any, and infinity where it is open."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Make a number of what was typed."""
+        number: float = super().convert(value, param, ctx)
+        if not abs(number) < float("inf"):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+POSITIVE = FiniteRange(min=0, min_open=True)
+
+
 def shared_option(command: Command) -> Command:
     """Add `--shared`, which the command receives as a mapping from names to values."""
 
@@ -157,11 +173,10 @@ def limit_options(command: Command) -> Command:
         if given:
             guard.set_memory_limit(given)
 
-    positive = click.FloatRange(min=0, min_open=True)
     timeout = click.option(
         "--call-timeout",
         metavar="SECONDS",
-        type=positive,
+        type=POSITIVE,
         expose_value=False,
         callback=set_timeout,
         help=f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})",
@@ -169,7 +184,7 @@ def limit_options(command: Command) -> Command:
     memory = click.option(
         "--max-memory",
         metavar="GIB",
-        type=positive,
+        type=POSITIVE,
         expose_value=False,
         callback=set_memory,
         help="How much memory it may have. (what the machine has)",

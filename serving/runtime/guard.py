@@ -23,6 +23,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 TIMEOUT_SECONDS = 120.0
 """How long one call of a model, or one step of a command, may take unless the user says so."""
+LONGEST_SECONDS = 1e9
 GRACE_SECONDS = 8.0
 """How long a command that was told to end may be within one call of a model."""
 POLL_SECONDS = 0.25
@@ -187,7 +188,7 @@ def too_long(where: str, page: Page | None = None) -> str:
 def set_timeout(seconds: float) -> None:
     """How long one call, or one step, may take."""
     if _page:
-        _page.cells[TIMEOUT_MS] = int(seconds * 1000)
+        _page.cells[TIMEOUT_MS] = int(min(seconds, LONGEST_SECONDS) * 1000)
 
 
 def set_memory_limit(gib: float) -> None:
@@ -195,7 +196,7 @@ def set_memory_limit(gib: float) -> None:
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    asked = int(gib * 2**30)
+    asked = int(min(gib * 2**30, 2**62))
     asked = asked if most == resource.RLIM_INFINITY else min(asked, most)
     resource.setrlimit(resource.RLIMIT_DATA, (asked, most))
 
