@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from serving.errors import IntegrityError
+from serving.errors import IntegrityError, on_one_line
 from serving.files import (
     read_json,
     read_record,
@@ -89,7 +89,8 @@ def check_recorded(path: Path, stage: str) -> str:
         require(one, _command(stage))
     found, recorded = sha256_of_file(path), noted.read_bytes()
     if recorded != _line(path, found).encode():
-        raise altered(path, found, recorded[:64].decode(errors="replace"), stage, noted)
+        text = on_one_line(recorded[:64].decode(errors="replace"))
+        raise altered(path, found, text, stage, noted)
     return found
 
 
