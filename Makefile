@@ -61,7 +61,6 @@ bench: $(READY)
 	python benchmarks/places.py mnist-tiny cifar10-resnet8 rt-lstm
 	python benchmarks/web.py
 	python benchmarks/microcontroller.py mnist-tiny cifar10-resnet8
-	python benchmarks/bit_flips.py
 	python benchmarks/scenarios.py
 	python benchmarks/tuner.py
 	python benchmarks/predicting.py

@@ -32,21 +32,30 @@ def atomic_write(target: Path, beside: Path | None = None) -> Iterator[IO[bytes]
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     place = beside or target
+    with blaming(target, place), building(place) as (temporary, handle):
+        with os.fdopen(os.dup(handle), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(handle)
+        mask = os.umask(0)  # which can only be read by setting it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(target)
+
+
+@contextlib.contextmanager
+def blaming(target: Path, place: Path | None = None) -> Iterator[None]:
+    """Let an OSError of the block name `target`, unless it names a file that somebody knows.
+
+    A failed write, for instance on a full disk, does not say which file it was; and nobody knows
+    the temporary ones, which lie beside `place`, or else beside the target.
+    """
     try:
-        with building(place) as (temporary, handle):
-            with os.fdopen(os.dup(handle), "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(handle)
-            mask = os.umask(0)  # which can only be read by setting it
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            temporary.replace(target)
+        yield
     except OSError as error:
-        # A failed write, for instance on a full disk, does not say which file it was; and nobody
-        # knows the temporary one.
         written = Path(os.fsdecode(error.filename or "")).name
-        if error.errno is None or (written and not written.startswith(f".{place.name}.")):
+        temporary = f".{(place or target).name}."
+        if error.errno is None or (written and not written.startswith(temporary)):
             raise
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
 
@@ -140,6 +149,14 @@ def _claimed(path: Path, *, folder: bool) -> tuple[Path, int] | None:
 def printable(path: Path | str) -> str:
     """The path as text that can be written anywhere, even if it is not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def resolved(path: Path | str) -> Path:
+    """Where a path leads, as far as it does; a link that leads to itself stays what it is.
+
+    `Path.resolve` raises RuntimeError for that one up to Python 3.12.
+    """
+    return Path(os.path.realpath(path))
 
 
 def sync_folder(folder: Path) -> None:

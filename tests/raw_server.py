@@ -8,11 +8,13 @@ import contextlib
 import gzip
 import itertools
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
-__all__ = ["ENDLESS", "FAULTS", "Answer", "RawServer", "good", "redirect"]
+__all__ = ["ENDLESS", "FAULTS", "GREETINGS", "Answer", "RawServer", "good", "redirect"]
 
 Answer = Callable[[bytes], Iterable[bytes]]
 """The bytes to send piece by piece, given the body that is asked for."""
@@ -26,14 +28,21 @@ BOMB = gzip.compress(bytes(1 << 25))
 class RawServer:
     """Answers every request by `answer`, or by that of its path in `answers`."""
 
-    def __init__(self, body: bytes, answer: Answer) -> None:
-        self.body, self.answer = body, answer
+    def __init__(
+        self, body: bytes, answer: Answer, *, certificate: Path | None = None, waits: bool = True
+    ) -> None:
+        """With the file of a certificate and its key for TLS, or answering before it is asked."""
+        self.body, self.answer, self.waits = body, answer, waits
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+        if self._tls and certificate:
+            self._tls.load_cert_chain(certificate)
         self.answers: dict[str, Answer] = {}
         self.seen: list[bytes] = []
         """The heads of the requests."""
         self.ended = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "http" if waits and not certificate else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> "RawServer":
         threading.Thread(target=self._listen, daemon=True).start()
@@ -55,14 +64,11 @@ class RawServer:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            head = b""
-            while b"\r\n\r\n" not in head:
-                some = connection.recv(1 << 16)
-                if not some:
-                    return
-                head += some
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            head = _head(connection) if self.waits else b""
             self.seen.append(head)
-            path = head.split(b" ")[1].partition(b"?")[0].decode("latin-1")
+            path = head.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0].decode("latin-1")
             for piece in self.answers.get(path, self.answer)(self.body):
                 if self.ended.is_set():
                     return
@@ -80,6 +86,17 @@ class RawServer:
 
 SLOW, RESET = bytes(3), bytes(4)
 """Pieces that are not sent: a pause, and a connection that is reset when it is closed."""
+
+
+def _head(connection: socket.socket) -> bytes:
+    """What is asked; nothing where the line is cut before its end."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        some = connection.recv(1 << 16)
+        if not some:
+            raise ConnectionResetError
+        head += some
+    return head
 
 
 def good(body: bytes) -> Iterator[bytes]:
@@ -147,6 +164,18 @@ ENDLESS: dict[str, Answer] = {
     "silence after the head": lambda _: itertools.chain([OK + b"\r\n"], itertools.repeat(SLOW)),
 }
 """Answers that never end, or not in time."""
+
+GREETINGS: dict[str, Answer] = {
+    "nothing": lambda _: [],
+    "reset": lambda _: [RESET],
+    "no TLS": lambda _: [b"HTTP/1.1 400 Bad Request\r\n\r\n"],
+    "half a record": lambda _: [b"\x16\x03\x03\x40\x00\x02"],
+    "an alert": lambda _: [b"\x15\x03\x03\x00\x02\x02\x28"],
+    "control characters": lambda _: [b"\x1b]0;owned\x07" * 100],
+    "silence": lambda _: itertools.repeat(SLOW),
+    "bytes one by one": _slowly(b"\x16\x03\x03\x40\x00", b"\x02"),
+}
+"""What a server of TLS should not begin with."""
 
 FAULTS: dict[str, Answer] = {
     # The first line

@@ -15,7 +15,8 @@ from closure import ROOT
 
 from pipeline.cli import ferry
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)#:]+)\)")
 SOURCE = re.compile(r"`((?:pipeline|serving|tests|benchmarks)/[a-z0-9_/]+(?:\.py)?)`")

@@ -17,6 +17,7 @@ from pipeline.cli import ferry
 from pipeline.config import layout
 from pipeline.config.experiment import Defaults, Experiment, RegressionDefaults
 from pipeline.project.new import artifact
+from pipeline.records import record_of
 
 DVC_YAML: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 STAGES: dict[str, dict[str, Any]] = DVC_YAML["stages"]
@@ -199,14 +200,19 @@ def test_the_parameters_of_the_stages_of_a_data_set() -> None:
     )
 
 
+def recorded(path: Path) -> list[Path]:
+    """A file, and the record of its sha256 beside it."""
+    return [path, record_of(path)]
+
+
 OUTS = {
     "pull": [layout.raw("NAME")],
     "preprocess": [layout.ready("NAME")],
     "check": [layout.mark("NAME")],
     "machine": [layout.MACHINE],
-    "train": [layout.weights("NAME")],
+    "train": recorded(layout.weights("NAME")),
     "evaluate": [layout.pictures("NAME")],
-    "export": [layout.model("NAME")],
+    "export": recorded(layout.model("NAME")),
     "quantize": [layout.quantized("NAME")],
     "parity": [],
     "benchmark": [],
@@ -272,15 +278,16 @@ def test_files_that_a_stage_reads_are_made_by_another(stage: str) -> None:
     assert set(data) <= made
 
 
-MODELS = [layout.model("NAME"), layout.quantized("NAME")]
+WEIGHTS, MODEL = recorded(layout.weights("NAME")), recorded(layout.model("NAME"))
+MODELS = [*MODEL, layout.quantized("NAME")]
 MADE_BEFORE = {
     "train": [layout.mark("NAME")],
-    "evaluate": [layout.weights("NAME")],
-    "export": [layout.weights("NAME"), layout.details("NAME", "train")],
-    "quantize": [layout.weights("NAME"), layout.model("NAME"), layout.MACHINE],
+    "evaluate": WEIGHTS,
+    "export": [*WEIGHTS, layout.details("NAME", "train")],
+    "quantize": [*WEIGHTS, *MODEL, layout.MACHINE],
     # No speeds: where quantization makes the same files again, what was proven of them stays.
-    "parity": [layout.weights("NAME"), *MODELS],
-    "benchmark": [layout.weights("NAME"), *MODELS, layout.MACHINE],
+    "parity": [*WEIGHTS, *MODELS],
+    "benchmark": [*WEIGHTS, *MODELS, layout.MACHINE],
     "bundle": [
         *MODELS,
         *(layout.details("NAME", stage) for stage in ("train", "quantize", "parity", "benchmark")),

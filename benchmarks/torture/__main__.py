@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO, Any
 
 import psutil
 from cases import COUNTS, Case, Outcome, Task
@@ -157,7 +158,8 @@ def keep(path: Path, key: str, case: Case, outcome: Outcome) -> None:
 def bounded(case: Case) -> Outcome:
     """Run a case in a process of its own, and end that and all that it started."""
     receive, send = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=alone, args=(case, send))
+    streams = tempfile.TemporaryFile()  # noqa: SIM115 - which is closed below
+    process = FORK.Process(target=alone, args=(case, send, streams))
     process.start()
     send.close()
     try:
@@ -167,18 +169,24 @@ def bounded(case: Case) -> Outcome:
         return Outcome(hangs=1, notes=(f"no end after {case.seconds:.0f} s",))
     except EOFError:
         process.join()
-        return Outcome(deaths=1, notes=(f"the case itself ended with status {process.exitcode}",))
+        streams.seek(0)
+        last = streams.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
+        counts: dict[str, Any] = {"tracebacks" if process.exitcode == 1 else "deaths": 1}
+        return Outcome(**counts, notes=(f"status {process.exitcode} of the case itself: {last}",))
     finally:
         for pid in psutil.pids():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if os.getsid(pid) == process.pid:
                     os.kill(pid, signal.SIGKILL)
         process.join()
+        streams.close()
 
 
-def alone(case: Case, send: Connection) -> None:
+def alone(case: Case, send: Connection, streams: IO[bytes]) -> None:
     """What the process of a case does."""
     os.setsid()
+    for stream in (1, 2):
+        os.dup2(streams.fileno(), stream)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     send.send(case.run())

@@ -79,6 +79,12 @@ def models(experiment: str, root: Path = Path()) -> dict[str, Path]:
     return {name: path for name, path in files.items() if name == VARIANTS[0] or path.is_file()}
 
 
+def maker(path: Path, experiment: str) -> str:
+    """The stage that makes a file of weights or a model of an experiment: "export@mnist-cnn"."""
+    stages = {weights(experiment).name: "train", model(experiment).name: "export"}
+    return f"{stages.get(path.name, 'quantize')}@{experiment}"
+
+
 def mark(experiment: str) -> Path:
     """What says that the settings can be read: `reports/checked/E`."""
     return Path("reports/checked") / experiment

@@ -8,8 +8,11 @@ nothing is extracted by the path that an archive names.
 
 import contextlib
 import ctypes
+import gzip
+import lzma
 import os
 import queue
+import struct
 import tarfile
 import threading
 import time
@@ -337,6 +340,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
+MOST_MEMBER_BYTES = 16 << 30
+# What tarfile and what unpacks for it raise on broken archives, beside the TarError they should.
+READING_ERRORS = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    LookupError,
+    lzma.LZMAError,
+    struct.error,
+    zlib.error,
+)
 REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
@@ -351,13 +369,15 @@ def unpack(archive: Path, members: Iterable[RawFile], folder: Path) -> None:
         # Read as a stream: one pass, and no seeking to places that the archive names.
         with tarfile.open(archive, "r|*") as tar:
             for info in tar:
+                if info.size > MOST_MEMBER_BYTES:  # to pass by one that is not there takes years
+                    raise tarfile.ReadError(f"a member of {info.size} bytes")
                 member = wanted.get(info.name)
                 if member and info.type in REGULAR and info.size == member.size:
                     store(member, folder / member.name, _chunks(tar, info))
                     del wanted[member.name]
                 if not wanted:
                     break
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except READING_ERRORS as error:
         raise UnavailableError(
             f"{archive.name} cannot be read as a tar archive: {error}"
         ) from error

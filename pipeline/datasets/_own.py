@@ -4,6 +4,7 @@ Nothing is copied. `data/raw/D` holds one manifest of the files, so that a file 
 everything stale that was made of it.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from serving.errors import InputError, IntegrityError
 from serving.files import (
     dump_json,
     json_line,
-    read_json,
+    parse_json,
     sha256_of_bytes,
     sha256_of_file,
     write_text,
@@ -70,12 +71,15 @@ def hash_files(raw: Path, name: str, section: OwnSection) -> SourceManifest:
         note(f"Warning: {name}: {gone} is not there; {raw / MANIFEST} is kept as it was")
         return _manifest(raw)
     files = tuple(_hashed(readers.files(config), raw.with_name(f".{name}.sums.json")))
-    lines = (f"{file.name} {file.sha256}" for file in files)
-    fingerprint = sha256_of_bytes("\n".join(lines).encode())
-    manifest = SourceManifest(fingerprint=fingerprint, files=files)
+    manifest = SourceManifest(fingerprint=_fingerprint(files), files=files)
     # On one line: laid out over many, thousands of files take longer to write than to hash.
     write_text(raw / MANIFEST, json_line(manifest))
     return manifest
+
+
+def _fingerprint(files: Iterable[SourceFile]) -> str:
+    lines = (f"{file.name} {file.sha256}" for file in files)
+    return sha256_of_bytes("\n".join(lines).encode())
 
 
 def _hashed(files: Mapping[str, Path], sums: Path) -> Iterator[SourceFile]:
@@ -83,11 +87,7 @@ def _hashed(files: Mapping[str, Path], sums: Path) -> Iterator[SourceFile]:
 
     So a large folder costs a look and not a reading each time; `ferry preprocess` reads it all.
     """
-    try:
-        known = read_json(sums)
-    except (OSError, IntegrityError):
-        known = {}
-    kept = {}
+    known, kept = _known(sums), {}
     for name, path in files.items():
         found = path.stat()
         # The time of the change of the file itself: a copy may keep the time of its contents.
@@ -95,7 +95,17 @@ def _hashed(files: Mapping[str, Path], sums: Path) -> Iterator[SourceFile]:
         kept[key] = known.get(key) or sha256_of_file(path)
         yield SourceFile(name=name, size=found.st_size, sha256=kept[key])
     if kept != known:
-        write_text(sums, json_line(kept))
+        text = json_line(kept)
+        write_text(sums, f"{sha256_of_bytes(text.encode())}\n{text}")
+
+
+def _known(sums: Path) -> Mapping[str, str]:
+    """What was hashed before; nothing of a file that has rotted, for it would be believed."""
+    with contextlib.suppress(OSError, IntegrityError):
+        sha256, _, content = sums.read_bytes().partition(b"\n")
+        if sha256 == sha256_of_bytes(content).encode():
+            return dict(parse_json(content, str(sums)))
+    return {}
 
 
 def open_dataset(raw: Path, name: str, section: OwnSection) -> Dataset:
@@ -138,7 +148,11 @@ def source_of(manifest: SourceManifest, section: OwnSection) -> str:
 
 
 def _manifest(raw: Path) -> SourceManifest:
-    return read(SourceManifest, raw / MANIFEST, f"ferry pull {raw.name}")
+    path, again = raw / MANIFEST, f"ferry pull {raw.name}"
+    manifest = read(SourceManifest, path, again)
+    if manifest.fingerprint != _fingerprint(manifest.files):
+        raise IntegrityError(f"{path} has another fingerprint than its files; `{again}` mends it")
+    return manifest
 
 
 def _hold_to(manifest: SourceManifest, files: dict[str, Path], name: str) -> None:
@@ -150,7 +164,8 @@ def _hold_to(manifest: SourceManifest, files: dict[str, Path], name: str) -> Non
     for key, path in files.items():
         if key not in known:
             raise IntegrityError(f"{path} is new since {name} was hashed; {again}")
-        if sha256_of_file(path) != known[key].sha256:
+        found = path.stat().st_size, sha256_of_file(path)
+        if found != (known[key].size, known[key].sha256):
             raise IntegrityError(f"{path} has changed since it was hashed; {again}")
 
 

@@ -20,7 +20,7 @@ from pipeline.project.data import bring_up_to_date
 from pipeline.records.ready import MANIFEST, DatasetManifest, open_manifest
 from pipeline.training.tuning.search import given_settings
 from serving.errors import UnknownNameError, UsageError
-from serving.files import write_text
+from serving.files import blaming, write_text
 
 MODEL = "model."
 """How the settings of the model begin."""
@@ -209,7 +209,8 @@ def _check(text: str, name: str, path: Path, manifest: DatasetManifest | None) -
     """Refuse a file in which the new experiment cannot be read or does not fit its data set."""
     beside = path.with_name(f".{path.name}.new")
     try:
-        write_text(beside, text)
+        with blaming(path):
+            write_text(beside, text)
         params.check(params.load(beside).experiment(name), manifest)
     finally:
         beside.unlink(missing_ok=True)

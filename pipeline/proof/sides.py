@@ -21,7 +21,7 @@ from pipeline.exporting.signatures import BATCH, FlatModule
 from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.proof.differences import largest_difference
 from pipeline.proof.tracing.torch_values import TorchValues, Traced
-from pipeline.records import ready
+from pipeline.records import check_recorded, ready
 from serving.bundles.bundle import open_bundle
 from serving.errors import (
     InputError,
@@ -32,7 +32,7 @@ from serving.errors import (
     UsageError,
     one_line,
 )
-from serving.files import require, sha256_of_file
+from serving.files import sha256_of_file
 from serving.measuring.feeds import fixed_batch
 from serving.runtime import guard
 from serving.runtime.providers import PROVIDERS
@@ -242,12 +242,13 @@ def open_variant(
 
     Raises MissingInputError, IntegrityError for a file of other weights, and ModelError.
     """
-    again = f"dvc repro quantize@{experiment.name}"
-    side = model_side(str(path), require(path, again).read_bytes(), provider)
+    stage = layout.maker(path, experiment.name)
+    check_recorded(path, stage)
+    side = model_side(str(path), path.read_bytes(), provider)
     if side.session.metadata.get(f"{onnxmodel.METADATA}weights_sha256") != weights_sha256:
         raise IntegrityError(
             f"{path} was not exported from the weights {weights_sha256[:12]}…; "
-            f"`{again}` makes it anew"
+            f"`dvc repro {stage}` makes it anew"
         )
     return side
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from serving.errors import IntegrityError
-from serving.files import read_json, read_record, require, write_json
+from serving.files import (
+    read_json,
+    read_record,
+    require,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 
 Record = TypeVar("Record")
 DIGITS = 4
@@ -54,6 +61,52 @@ def read(record: type[Record], path: Path, command: str) -> Record:
         return read_record(record, read_json(require(path, command)), str(path))
     except IntegrityError as error:
         raise IntegrityError(f"{error}; `{command}` makes it anew") from error
+
+
+def record_of(path: Path) -> Path:
+    """Where the sha256 of a file is recorded: beside it, as `sha256sum --check` reads it.
+
+    Not in the details of the stage, which are others each time it runs: a file that comes out the
+    same again leaves what was made of it up to date.
+    """
+    return path.with_name(f"{path.name}.sha256")
+
+
+def record(path: Path, sha256: str) -> None:
+    """Record the sha256 of a file that a stage has written, for those that read it."""
+    write_text(record_of(path), _line(path, sha256))
+
+
+def check_recorded(path: Path, stage: str) -> str:
+    """The sha256 of a file, held to what `stage` recorded, for instance "train@mnist-cnn".
+
+    DVC does not notice a bit that rotted, here or in its cache. Raises MissingInputError without
+    the file or the record, and IntegrityError for other bytes.
+    """
+    noted = record_of(path)
+    for one in (path, noted):
+        require(one, _command(stage))
+    found, recorded = sha256_of_file(path), noted.read_bytes()
+    if recorded != _line(path, found).encode():
+        raise altered(path, found, recorded[:64].decode(errors="replace"), stage, also=f" {noted}")
+    return found
+
+
+def altered(path: Path, found: str, recorded: str, stage: str, also: str = "") -> IntegrityError:
+    """The error for a file whose sha256 is not the recorded one, with what restores it."""
+    return IntegrityError(
+        f"{path} has sha256 {found[:12]}…, {stage} recorded {recorded[:12]}…: it has rotted or was "
+        f"altered; `ferry doctor --cache` says whether DVC's own copy is whole, `rm {path}{also} "
+        f"&& dvc checkout {stage}` restores it then, and `{_command(stage)}` makes it anew"
+    )
+
+
+def _line(path: Path, sha256: str) -> str:
+    return f"{sha256}  {path.name}\n"
+
+
+def _command(stage: str) -> str:
+    return f"ferry {stage.replace('@', ' ')}"
 
 
 def _rounded(value: float) -> float:

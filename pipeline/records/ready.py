@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.records import read
+from pipeline.records import altered, check_recorded, read, record
 from serving.errors import IntegrityError
-from serving.files import atomic_write, require, sha256_of_bytes, sha256_of_file
+from serving.files import atomic_write, require, sha256_of_bytes, sha256_of_file, write_json
 
 Kind = Literal["image", "table", "text"]
 """Raw rows are uint8 [H, W, C], float32 [features] or a string."""
@@ -89,8 +89,21 @@ class Split:
 
 
 def open_manifest(folder: Path) -> DatasetManifest:
-    """Read `manifest.json`; MissingInputError when the data set is not preprocessed yet."""
-    return read(DatasetManifest, folder / MANIFEST, f"ferry preprocess {folder.name}")
+    """Read `manifest.json`.
+
+    Raises MissingInputError when the data set is not preprocessed yet, and IntegrityError for a
+    manifest that is not the recorded one.
+    """
+    path, name = folder / MANIFEST, folder.name
+    require(path, f"ferry preprocess {name}")
+    check_recorded(path, f"preprocess@{name}")
+    return read(DatasetManifest, path, f"ferry preprocess {name}")
+
+
+def write_manifest(folder: Path, manifest: DatasetManifest) -> None:
+    """Write `manifest.json`, and its own sha256 beside it; the arrays are there already."""
+    write_json(folder / MANIFEST, manifest)
+    record(folder / MANIFEST, sha256_of_file(folder / MANIFEST))
 
 
 def open_split(folder: Path, split: str) -> Split:
@@ -139,10 +152,7 @@ def _open_array(folder: Path, name: str, manifest: DatasetManifest) -> npt.NDArr
         raise IntegrityError(f"{folder / MANIFEST} does not list {name}; `{again}` makes it anew")
     found = sha256_of_file(path)
     if found != info.sha256:
-        raise IntegrityError(
-            f"{path} has sha256 {found[:12]}…, {info.sha256[:12]}… was recorded; "
-            f"`{again}` makes it anew"
-        )
+        raise altered(path, found, info.sha256, f"preprocess@{folder.name}")
     array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.shape != info.shape or str(array.dtype) != info.dtype:
         raise IntegrityError(

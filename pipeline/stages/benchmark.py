@@ -15,14 +15,15 @@ from typing import Any
 import torch
 
 from pipeline import tracking
+from pipeline.config import layout
 from pipeline.config.experiment import BenchmarkConfig, Experiment
 from pipeline.models.parts.graph import load_graph
-from pipeline.records import ReportFiles, ready, write
+from pipeline.records import ReportFiles, check_recorded, ready, write
 from pipeline.records.benchmark import EAGER, BenchmarkReport, speeds, sweeps
 from pipeline.stages.baselines import opening, subject
 from pipeline.stages.page.speed_figures import figures_of
 from serving.errors import ModelError
-from serving.files import csv_text, require, sha256_of_file, write_text
+from serving.files import csv_text, sha256_of_file, write_text
 from serving.measuring.bench import ColdPrograms, cold_program, run
 from serving.measuring.onnx_subject import model_spec
 from serving.measuring.report import BenchReport, SkippedSubject, as_csv
@@ -61,7 +62,7 @@ def benchmark(
     PyTorch eager cannot be measured.
     """
     for path in models.values():
-        require(path, f"dvc repro quantize@{experiment.name}")
+        check_recorded(path, layout.maker(path, experiment.name))
     # Wrong weights are an error now, and not a skipped subject of another process.
     load_graph(weights, experiment, ready.open_manifest(data))
     report = BenchmarkReport(

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from pipeline import tracking
+from pipeline.config import layout
 from pipeline.config.experiment import Experiment
 from pipeline.errors import GateError
 from pipeline.exporting.onnxmodel import load_foreign
@@ -20,7 +21,7 @@ from pipeline.exporting.tokenizer import known_words
 from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import open_rows
-from pipeline.records import ReportFiles, read, ready, write
+from pipeline.records import ReportFiles, check_recorded, read, ready, write
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, on_cpu, speeds
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
 from pipeline.records.quantize import QuantizeReport
@@ -292,8 +293,8 @@ def _proven_files(
 
 
 def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, variant: str) -> bytes:
-    content = require(path, f"dvc repro quantize@{timed.experiment}").read_bytes()
-    found = sha256_of_bytes(content)
+    found = check_recorded(path, layout.maker(path, timed.experiment))
+    content = path.read_bytes()
     for stage, recorded in (
         ("parity", proven.sha256),
         ("benchmark", on_cpu(timed, variant)[0].sha256 or ""),

@@ -24,7 +24,7 @@ from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel, tokenizer
 from pipeline.exporting.exporter import to_onnx, traced
 from pipeline.models.parts.graph import Graph, load_graph
-from pipeline.records import ReportFiles, read, ready, write
+from pipeline.records import ReportFiles, read, ready, record, write
 from pipeline.records.ready import Kind
 from pipeline.records.train import TrainReport
 from serving.errors import IntegrityError, ModelError
@@ -93,6 +93,7 @@ def export(
         seconds=seconds,
         weights_sha256=str(facts["weights_sha256"]),
     )
+    record(model, report.sha256)
     write(report, files)
     _record(model, graph, np.array(example), report, track=track)
     return report

@@ -26,10 +26,11 @@ from pipeline.records.ready import (
     Split,
     words,
     write_array,
+    write_manifest,
 )
 from serving.console import note
 from serving.errors import InputError, IntegrityError
-from serving.files import require, sha256_of_file, write_json
+from serving.files import require, sha256_of_file
 
 BLOCK_VALUES = 1 << 20
 """Values that are turned to float64 at once: 8 MiB of them."""
@@ -80,7 +81,7 @@ def preprocess(
         citation=dataset.citation,
         licence=dataset.licence,
     )
-    write_json(ready / MANIFEST, manifest)
+    write_manifest(ready, manifest)
     return manifest
 
 

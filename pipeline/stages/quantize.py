@@ -27,12 +27,12 @@ from pipeline.quantization.apply import Quantizer
 from pipeline.quantization.judging import Judge
 from pipeline.quantization.recipes import Recipe
 from pipeline.quantization.search import Training, search
-from pipeline.records import ReportFiles, ready, write
+from pipeline.records import ReportFiles, check_recorded, ready, record, record_of, write
 from pipeline.records.quantize import QuantizeReport, Search, VariantFile
 from pipeline.tracking import figures
 from pipeline.tracking.figures import pareto, tries_csv
 from serving.errors import InputError, UsageError
-from serving.files import sha256_of_bytes, write_bytes, write_json, write_text
+from serving.files import resolved, sha256_of_bytes, write_bytes, write_json, write_text
 from serving.machine.environment import describe
 from serving.measuring.feeds import fixed_batch
 from serving.runtime.classes import Task
@@ -69,6 +69,7 @@ def quantize(
     """
     config, gates = experiment.quantize, experiment.parity
     recipes.check(config.recipes, f"experiments.{experiment.name}.quantize.recipes")
+    check_recorded(model, f"export@{experiment.name}")
     original = onnxmodel.load(model, f"ferry export {experiment.name}")
     session = open_session(model, threads=1)
     info = session.inputs[0]
@@ -90,6 +91,12 @@ def quantize(
         training=trained if config.qat_epochs else None,
     )
     report = run(job, folder)
+    for variant in VARIANTS:
+        path = folder / f"{STEM}.{variant}.onnx"
+        if made := report.variants.get(variant):
+            record(path, made.sha256)
+        else:
+            record_of(path).unlink(missing_ok=True)
     write_text(plots / "tries.csv", tries_csv(report))
     title = f"{experiment.name}: what each recipe lost and won"
     write_text(plots / "pareto.svg", figures.as_svg(pareto(report), title) + "\n")
@@ -125,7 +132,7 @@ def quantize_file(
     original = load_foreign(model)
     session = open_session(model, threads=1, shared=shared)
     for variant in variants:
-        if (folder / f"{model.stem}.{variant}.onnx").resolve() == model.resolve():
+        if resolved(folder / f"{model.stem}.{variant}.onnx") == resolved(model):
             raise UsageError(f"{model} would be replaced by its own variant; name another --output")
     batch = fixed_batch(session.inputs)
     opened = replace(open_rows(rows, session.inputs), shared=session.shared)

@@ -22,7 +22,7 @@ from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.config.yamlfile import dump_value
 from pipeline.models.parts.graph import build_graph, save_weights
-from pipeline.records import ReportFiles, ready, write
+from pipeline.records import ReportFiles, ready, record, write
 from pipeline.records.published import machine_of
 from pipeline.records.ready import Split
 from pipeline.records.train import Epoch, TargetQuality, TrainReport, best_of
@@ -206,6 +206,7 @@ def _finish(
     report = _report(training, test, result, targets, sha256_of_bytes(content))
     _record(tracker, report)
     write_bytes(weights, content)
+    record(weights, report.weights_sha256)
     columns = [field.name for field in fields(Epoch)]
     write_text(plots / "history.csv", csv_text(columns, map(astuple, report.history)))
     classes = []

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.models.parts.graph import Graph, build_graph, check_answers
-from pipeline.records import ready
+from pipeline.records import check_recorded, ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer
 from pipeline.training import checkpoint
@@ -28,7 +28,7 @@ from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
 from pipeline.training.loop import TrainingLoop
 from serving.errors import IntegrityError
-from serving.files import dump_json, require, sha256_of_bytes
+from serving.files import dump_json, sha256_of_bytes
 from serving.runtime.cores import allowed_cores
 
 ROWS = 5000
@@ -105,10 +105,12 @@ def initialise(graph: Graph, rows: DeviceRows, seed: int) -> None:
 def read_source(weights: Path, experiment: str) -> bytes:
     """The weights of another experiment, which lie beside `weights`, the ones to be written.
 
-    Raises MissingInputError where that experiment is not trained.
+    Raises MissingInputError where that experiment is not trained, and IntegrityError for weights
+    that are not those that its training wrote.
     """
     path = weights.parent.parent / experiment / weights.name
-    return require(path, f"ferry train {experiment}").read_bytes()
+    check_recorded(path, f"train@{experiment}")
+    return path.read_bytes()
 
 
 def transfer(graph: Graph, content: bytes, *, source: str, name: str) -> Transfer:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from serving.console import note
 from serving.errors import IntegrityError, OutputError
-from serving.files import dump_json, is_at, parse_json, read_record
+from serving.files import dump_json, is_at, parse_json, read_record, resolved
 
 HELD = (BlockingIOError, PermissionError)
 """What says that another process has the lock; POSIX allows both, and NFS gives the second."""
@@ -47,7 +47,7 @@ def lock_output(output: Path, seconds: float = 0.0) -> Iterator[None]:
 
     Raises OutputError where another one still writes it after waiting some `seconds`.
     """
-    there = output.resolve()  # one file may have several names
+    there = resolved(output)  # one file may have several names
     path = there.with_name(f".{there.name}.lock")
     handle = _locked(path, output, time.monotonic() + seconds)
     if handle is None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from serving.batch.writers import LINES, format_of
 from serving.console import note
 from serving.errors import OutputError, UsageError, redacted
-from serving.files import printable
+from serving.files import printable, resolved
 from serving.inputs.inputs import Inputs, open_inputs
 from serving.inputs.names import STDIN, is_address, unsigned
 from serving.inputs.sources import Chunk, InputRow, ReadOptions, UnreadableRow
@@ -279,7 +279,7 @@ def _refuse_place(output: Path, names: Sequence[str]) -> None:
     if not output.parent.is_dir():
         raise OutputError(f"{output}: there is no folder {output.parent}; make it first")
     for name in names:
-        if Path(name).exists() and output.resolve().is_relative_to(Path(name).resolve()):
+        if Path(name).exists() and resolved(output).is_relative_to(resolved(name)):
             raise OutputError(
                 f"{output} would be read as part of the input {name}; write elsewhere"
             )

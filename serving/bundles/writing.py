@@ -40,11 +40,13 @@ from serving.bundles.registry import is_registered
 from serving.bundles.verify import verify
 from serving.errors import InputError, OutputError
 from serving.files import (
+    blaming,
     building,
     drop_abandoned,
     dump_json,
     locked,
     remove,
+    resolved,
     sha256_of_bytes,
     write_bytes,
     write_json,
@@ -139,7 +141,7 @@ def write_profile(folder: Path, profile: Profile) -> BundleManifest:
     bundle, or the folder that holds it, cannot be written, and OutputError for a registered or a
     signed one.
     """
-    folder = folder.resolve()
+    folder = resolved(folder)
     refuse_untunable(folder)
     verify(folder, provider=profile.provider).require()
     bundle = open_bundle(folder)
@@ -251,7 +253,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends well, else vanishes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _recover(folder)
-    with building(folder, folder=True) as (new, _):
+    with blaming(folder), building(folder, folder=True) as (new, _):
         yield new
         if folder.exists():
             _take_the_place(new, folder)

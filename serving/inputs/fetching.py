@@ -7,6 +7,7 @@ and delete it at no certain time. `blockcache` needs a server that answers range
 that decodes would fetch the blocks again.
 """
 
+import asyncio
 import functools
 import re
 import time
@@ -132,35 +133,38 @@ def content_of(image: RemoteFile) -> bytes:
 
 def _whole(files: Any, image: RemoteFile) -> bytes:
     if not is_web(image.address):
-        content: bytes = files.cat_file(image.address)
-        return content
-    parts, size = [], 0
-    for part in _parts(files, image):
-        parts.append(part)
-        size += len(part)
-        refuse_large(size)
-    return b"".join(parts)
+        there: bytes = files.cat_file(image.address)
+        return there
+    content = bytearray()
+
+    def take(part: bytes) -> None:
+        content.extend(part)
+        refuse_large(len(content))
+
+    _receive(files, image, take)
+    return bytes(content)
 
 
-def _parts(files: Any, file: RemoteFile) -> Iterator[bytes]:
-    """The bytes of a file of the web as they come, which are as many as was told, and in time."""
-    most = MOST_BYTES if file.size is None else file.size
-    with files.open(file.address, "rb", block_size=0) as stream:
-        left, came, seconds = most, 0, 0.0
-        while True:
-            begin = time.monotonic()
-            part = stream.read(PART_BYTES, timeout=PATIENCE)
-            seconds, came = seconds + time.monotonic() - begin, came + len(part)
-            if not part:
-                return
-            if came >= LEAST_BYTES:
-                came, seconds = 0, 0.0
-            elif seconds > PATIENCE:
-                raise FetchError(TOO_SLOW)
-            left -= len(part)
-            if left < 0:
-                raise FetchError(f"more than {most} bytes come")
-            yield part
+def _receive(files: Any, file: RemoteFile, take: Callable[[bytes], object]) -> None:
+    """Give the bytes of a file of the web to `take` as they come: in time, and as many as told."""
+    from fsspec.asyn import sync
+
+    async def receive() -> None:
+        session = await files.set_session()
+        left = most = MOST_BYTES if file.size is None else file.size
+        async with session.get(files.encode_url(file.address)) as answer:
+            answer.raise_for_status()
+            wanted = 0
+            while wanted <= 0:  # the end comes before there are enough
+                wanted = LEAST_BYTES
+                async with asyncio.timeout(PATIENCE):
+                    while wanted > 0 and (part := await answer.content.read(PART_BYTES)):
+                        left, wanted = left - len(part), wanted - len(part)
+                        if left < 0:
+                            raise FetchError(f"more than {most} bytes come")
+                        take(part)
+
+    sync(files.loop, receive)
 
 
 def fetched(file: RemoteFile, folder: Path) -> Path:
@@ -182,8 +186,7 @@ def _save(files: Any, file: RemoteFile, path: Path) -> None:
         files.get_file(file.address, str(path))
         return
     with path.open("wb") as target:
-        for part in _parts(files, file):
-            target.write(part)
+        _receive(files, file, target.write)
 
 
 # Tries
@@ -239,7 +242,9 @@ def _failure(error: Exception, *, web: bool) -> FetchError:
     refused = isinstance(error, PermissionError | ValueError)
     status = status or getattr(error.__cause__, "status", None)
     answered = isinstance(status, int) and status < 500 and status not in PASSING_STATUS
-    return FetchError(_reason(error), passing=not answered and not refused)
+    reason = _reason(error)
+    # What was too slow has had its time.
+    return FetchError(reason, passing=not (answered or refused or reason == TOO_SLOW))
 
 
 def _reason(error: Exception) -> str:
@@ -287,8 +292,6 @@ def _file_system(scheme: str) -> Any:
 
 def _response_class() -> Any:
     """Answers of the web that begin in time, and stay encrypted where they redirect."""
-    import asyncio
-
     import aiohttp
 
     class Response(aiohttp.ClientResponse):

@@ -24,7 +24,6 @@ from pipeline.stages.quantize import calibration_rows
 from serving.bundles.bundle import Gate, ModelOrigin
 from serving.bundles.golden import hardest
 from serving.bundles.writing import BundleContents, write_bundle
-from serving.files import write_json
 from serving.runtime.session import open_session
 
 # fp32 as the gate of parity allows; kernels of integers give the same sums everywhere.
@@ -74,7 +73,7 @@ def _cut(data: Path) -> None:
         name: ready.write_array(data / name, np.load(data / name)[:TRAIN_ROWS])
         for name in ("train_inputs.npy", "train_labels.npy")
     }
-    write_json(data / ready.MANIFEST, replace(manifest, arrays={**manifest.arrays, **arrays}))
+    ready.write_manifest(data, replace(manifest, arrays={**manifest.arrays, **arrays}))
 
 
 def _bundle(root: Path, model: Path, variant: str, data: Path, trained: TrainReport) -> Path:

@@ -396,6 +396,20 @@ def test_what_failed_is_never_chosen_and_without_fp32_nothing_is(measured: Proje
     assert not (measured.root / "bundles").exists()
 
 
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_a_model_that_has_rotted_is_told_whether_it_would_ship_or_not(
+    measured: Project, name: str
+) -> None:
+    path = measured.models[name]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    maker = "export" if name == "fp32" else "quantize"
+    with pytest.raises(IntegrityError, match=rf"{maker}@digits-cnn recorded .* it has rotted or"):
+        run(measured)
+    assert not (measured.root / "bundles").exists()
+
+
 @pytest.mark.parametrize("stage", ["parity", "benchmark"])
 def test_a_file_that_was_not_the_one_measured_is_refused(measured: Project, stage: str) -> None:
     path = measured.details(stage)

@@ -9,13 +9,20 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from file_server import FileServer, cut, status
-from raw_server import ENDLESS, FAULTS, Answer, RawServer, good
+from raw_server import ENDLESS, FAULTS, GREETINGS, Answer, RawServer, good, redirect
 
 import pipeline
 from pipeline.datasets import RawFile, _download
@@ -263,10 +270,67 @@ def refusal(folder: Path, fault: tuple[str, Answer]) -> tuple[str, str]:
     return name, ""
 
 
-def test_a_redirect_may_not_give_up_encryption() -> None:
-    assert _download._redirected("https://a/b?c", "../d") == "https://a/d"
-    with pytest.raises(UnavailableError, match=r"^it redirects from https to http$"):
-        _download._redirected("https://a/b", "http://a/b")
+@pytest.mark.parametrize("name", GREETINGS)
+def test_what_is_no_tls(target: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(_download, "TIMEOUT", (0.2, 0.2))
+    monkeypatch.setattr(_download, "PATIENCE", 0.3)
+    with (
+        RawServer(BODY, GREETINGS[name], waits=False) as server,
+        pytest.raises(UnavailableError) as error,
+    ):
+        fetch(FILE, target, server.url)
+    assert str(error.value).isprintable()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of this machine, signed by itself, with its key; it is trusted."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "certificate.pem"
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(made.public_bytes(Encoding.PEM) + secret)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    return path
+
+
+def test_a_line_of_tls_that_is_cut(certificate: Path, target: Path) -> None:
+    with RawServer(BODY, FAULTS["cut and reset"], certificate=certificate) as server:
+        with pytest.raises(UnavailableError):
+            fetch(FILE, target, f"{server.url}/rows.bin")
+        server.answer = good
+        fetch(FILE, target, f"{server.url}/rows.bin")
+    assert_done(target)
+
+
+def test_a_redirect_may_not_give_up_encryption(certificate: Path, target: Path) -> None:
+    with (
+        RawServer(BODY, good) as plain,
+        RawServer(BODY, redirect(plain.url.encode()), certificate=certificate) as server,
+        pytest.raises(UnavailableError, match=r"^it redirects from https to http$"),
+    ):
+        fetch(FILE, target, server.url)
+    assert not plain.seen
+
+
+def test_a_certificate_that_nobody_vouches_for(
+    certificate: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    with (
+        RawServer(BODY, good, certificate=certificate) as server,
+        pytest.raises(UnavailableError, match=r"(?i)certificate.verify.failed"),
+    ):
+        fetch(FILE, target, server.url)
 
 
 def test_a_path_that_cannot_serve_says_why(tmp_path: Path, target: Path) -> None:
@@ -392,7 +456,27 @@ def test_a_member_with_other_bytes_is_refused(tmp_path: Path) -> None:
     assert files_below(tmp_path / "raw") == []
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive" * 100])
+def claiming(size: int, pax: dict[str, str]) -> bytes:
+    """The header of a member, and what is said before it."""
+    info = tarfile.TarInfo("set/readme")
+    info.size, info.pax_headers = size, pax
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(512)
+
+
+NO_END = tarfile.TarInfo("././@LongLink")
+NO_END.type, NO_END.size = tarfile.GNUTYPE_LONGNAME, 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not an archive" * 100,
+        claiming(2**62, {}),
+        claiming(0, {"GNU.sparse.map": ",", "GNU.sparse.size": "9"}),
+        (NO_END.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * 2000,
+    ],
+)
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     made = tmp_path / "a.tar.gz"
     made.write_bytes(content)

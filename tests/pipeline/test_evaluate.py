@@ -16,16 +16,22 @@ from project import Project, files_in
 from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError
 from pipeline.models.parts.graph import build_graph
-from pipeline.records import read
+from pipeline.records import read, record
 from pipeline.records.evaluate import EvaluateReport, tracked
-from pipeline.records.ready import ArrayInfo, DatasetManifest, open_manifest, write_array
+from pipeline.records.ready import (
+    ArrayInfo,
+    DatasetManifest,
+    open_manifest,
+    write_array,
+    write_manifest,
+)
 from pipeline.records.train import TrainReport
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.insight.pictures import CAPTIONS
 from pipeline.tracking.journal import WEIGHTS_TAG
 from pipeline.tracking.store import store_uri
 from serving.errors import IntegrityError, MissingInputError
-from serving.files import write_json
+from serving.files import sha256_of_file
 
 OF_IMAGES = {"first_layer", "feature_maps", "mistakes", "saliency", "reliability", "attacks"}
 
@@ -48,7 +54,7 @@ def ready_folder(folder: Path, kind: Any, inputs: np.ndarray, **described: Any) 
         arrays=arrays,
         **settings,
     )
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -58,6 +64,7 @@ def untrained(folder: Path, experiment: Experiment, data: Path) -> Path:
     state = build_graph(experiment, open_manifest(data)).state_dict()
     path = folder / "model.safetensors"
     safetensors.torch.save_file({key: value.contiguous() for key, value in state.items()}, path)
+    record(path, sha256_of_file(path))
     return path
 
 

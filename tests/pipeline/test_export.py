@@ -18,10 +18,11 @@ from pipeline.errors import ConfigError
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import to_onnx
 from pipeline.models.parts.graph import load_graph
+from pipeline.records import ready, record
 from pipeline.records.ready import DatasetManifest, open_manifest, open_split
 from pipeline.stages.export import export
 from serving.errors import IntegrityError, ModelError
-from serving.files import write_json
+from serving.files import sha256_of_file
 from serving.runtime.session import open_session
 
 
@@ -66,8 +67,7 @@ def test_metadata_says_where_the_model_comes_from(exported: Project) -> None:
 def test_the_columns_of_a_table_are_named(trained: Project, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(trained.data, data)
-    told = {**json.loads((data / "manifest.json").read_text()), "features": ["a", "b"]}
-    (data / "manifest.json").write_text(json.dumps(told))
+    ready.write_manifest(data, replace(ready.open_manifest(data), features=("a", "b")))
     run(trained, tmp_path, data=data)
     assert json.loads(open_session(tmp_path / "model.onnx").metadata["ferry.features"]) == [
         "a",
@@ -156,6 +156,7 @@ def test_weights_of_another_training_are_refused(trained: Project, tmp_path: Pat
     weights = load_file(trained.weights)
     weights["mean"] = weights["mean"] + 1
     save_file(weights, tmp_path / "other.safetensors")
+    record(tmp_path / "other.safetensors", sha256_of_file(tmp_path / "other.safetensors"))
     with pytest.raises(IntegrityError, match=r"train\.json is about .*`ferry train digits-cnn`"):
         run(trained, tmp_path, tmp_path / "other.safetensors")
     assert not (tmp_path / "model.onnx").exists()
@@ -249,7 +250,7 @@ def test_an_opset_without_strings_is_refused_for_text(params: Params, tmp_path: 
         seed=1,
         arrays={},
     )
-    write_json(tmp_path / "manifest.json", manifest)
+    ready.write_manifest(tmp_path, manifest)
     with pytest.raises(ConfigError) as caught:
         export(
             *[tmp_path / name for name in ("weights", "train.json")],

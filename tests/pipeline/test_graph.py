@@ -23,8 +23,10 @@ from pipeline.models.parts.graph import (
     load_graph,
     save_weights,
 )
+from pipeline.records import record, record_of
 from pipeline.records.ready import ArrayInfo, DatasetManifest
 from serving.errors import IntegrityError, MissingInputError
+from serving.files import sha256_of_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,7 @@ def weights(experiment: Experiment, tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     state = build_graph(experiment, manifest()).state_dict()
     safetensors.torch.save_file({key: value.contiguous() for key, value in state.items()}, path)
+    record(path, sha256_of_file(path))
     return path
 
 
@@ -166,6 +169,7 @@ def test_weights_of_the_same_shapes_with_other_settings(
 ) -> None:
     state = safetensors.torch.load_file(weights)
     weights.write_bytes(save_weights(state, experiment))
+    record(weights, sha256_of_file(weights))
     load_graph(weights, experiment, manifest())
     settings = {**experiment.model.settings, "activation": "gelu"}
     other = replace(experiment, model=replace(experiment.model, settings=settings))
@@ -177,9 +181,24 @@ def test_weights_of_the_same_shapes_with_other_settings(
     )
 
 
+def test_one_changed_bit_of_the_weights_or_of_their_record_is_told(
+    experiment: Experiment, weights: Path
+) -> None:
+    for path in (weights, record_of(weights)):
+        whole = path.read_bytes()
+        for at in (0, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(IntegrityError, match=r"rotted .*`ferry train digits-mlp`") as told:
+                load_graph(weights, experiment, manifest())
+            assert f"`rm {weights} {record_of(weights)} && dvc checkout train@" in str(told.value)
+        path.write_bytes(whole)
+    load_graph(weights, experiment, manifest())
+
+
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])
 def test_bytes_that_are_no_weights(experiment: Experiment, weights: Path, content: bytes) -> None:
     weights.write_bytes(content)
+    record(weights, sha256_of_file(weights))
     one_line(weights, experiment, manifest())
 
 

@@ -24,6 +24,7 @@ from pipeline.stages.preprocess import preprocess
 from pipeline.stages.pull import PullReport, pull_own
 from pipeline.training.tuning import search
 from serving.errors import FerryError, InputError, IntegrityError, MissingInputError
+from serving.files import sha256_of_bytes
 
 RANDOM = np.random.default_rng(1)
 IMAGES = {"reader": "image_folder", "path": "flowers", "size": [8, 12], "color": "rgb"}
@@ -257,9 +258,13 @@ def test_sums_are_kept_for_files_that_have_not_changed() -> None:
     write_csv("rows.csv", ["x", "y", "kind"], two_kinds())
     first = pulled(**TABLE)
     sums = Path("data/raw/.mine.sums.json")
-    assert list(json.loads(sums.read_text()).values()) == [first.files[0].sha256]
-    sums.write_text(sums.read_text().replace(first.files[0].sha256, "0" * 64))
+    digest, text = sums.read_text().splitlines(keepends=True)
+    assert list(json.loads(text).values()) == [first.files[0].sha256]
+    other = text.replace(first.files[0].sha256, "0" * 64)
+    sums.write_text(f"{sha256_of_bytes(other.encode())}\n{other}")
     assert pulled(**TABLE).files[0].sha256 == "0" * 64  # not read again
+    sums.write_text(digest + other)  # it has rotted
+    assert pulled(**TABLE) == first
     Path("rows.csv").write_bytes(Path("rows.csv").read_bytes())
     assert pulled(**TABLE) == first
     sums.write_text("{")

@@ -114,7 +114,7 @@ def test_the_same_inputs_give_the_same_bytes_and_another_seed_does_not(
         config = DatasetConfig(validation_rows=20, seed=seed)
         preprocess(raw, tmp_path / folder, name="mnist", config=config)
         files = sorted((tmp_path / folder).iterdir())
-        assert len(files) == 7
+        assert len(files) == 8
         return {file.name: sha256_of_file(file) for file in files}
 
     first = sums("one", 1)

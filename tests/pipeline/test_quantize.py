@@ -20,9 +20,9 @@ from pipeline.cli import ferry
 from pipeline.config import layout
 from pipeline.config.experiment import MinSpeedup, QuantizeConfig, Variant
 from pipeline.errors import ConfigError
-from pipeline.records import read
+from pipeline.records import read, record
 from pipeline.records.quantize import QuantizeReport
-from pipeline.records.ready import open_split
+from pipeline.records.ready import open_manifest, open_split, write_manifest
 from pipeline.stages.quantize import calibration_rows, judging_rows, quantize, quantize_file
 from serving.errors import InputError, MissingInputError, ModelError, UnknownNameError, UsageError
 from serving.files import sha256_of_file
@@ -97,7 +97,10 @@ def run(
 
 
 def made_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "quantized").iterdir())
+    names = {path.name for path in (folder / "quantized").iterdir()}
+    models = {name for name in names if name.endswith(".onnx")}
+    assert names - models == {f"{name}.sha256" for name in models}
+    return sorted(models)
 
 
 def test_a_variant_that_is_skipped_is_not_made_and_the_metrics_say_why(
@@ -146,9 +149,9 @@ def test_training_rows_judge_where_there_is_no_validation(
     info = open_session(exported.models["fp32"]).inputs[0]
     for path in exported.data.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["arrays"]["validation_inputs.npy"]["shape"][0] = 0
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    manifest, name = open_manifest(tmp_path), "validation_inputs.npy"
+    none = replace(manifest.arrays[name], shape=(0, *manifest.arrays[name].shape[1:]))
+    write_manifest(tmp_path, replace(manifest, arrays={**manifest.arrays, name: none}))
     assert judging_rows(tmp_path, info).name.endswith(":train")
 
 
@@ -191,10 +194,12 @@ def test_a_recipe_that_does_not_exist_is_a_wrong_setting(exported: Project, tmp_
 def test_no_model_and_a_corrupt_model(exported: Project, tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="`ferry export digits-cnn` makes it"):
         run(exported, tmp_path, model=tmp_path / "none.onnx")
-    (tmp_path / "model.onnx").write_bytes(exported.models["fp32"].read_bytes()[:1000])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(exported.models["fp32"].read_bytes()[:1000])
+    record(path, sha256_of_file(path))
     with pytest.raises(ModelError, match="is not an ONNX file"):
-        run(exported, tmp_path, model=tmp_path / "model.onnx")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+        run(exported, tmp_path, model=path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.sha256"]
 
 
 HARSH: Mapping[str, Any] = {

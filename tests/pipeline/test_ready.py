@@ -1,6 +1,5 @@
 """The words of Python are those of the exported graph."""
 
-import json
 import resource
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import pipeline
+from pipeline.records import record
 from pipeline.records.ready import (
     ArrayInfo,
     DatasetManifest,
@@ -20,9 +20,10 @@ from pipeline.records.ready import (
     open_split,
     words,
     write_array,
+    write_manifest,
 )
 from serving.errors import IntegrityError, MissingInputError
-from serving.files import sha256_of_file, write_json
+from serving.files import sha256_of_file
 from serving.runtime.session import Session, open_session
 
 INPUTS = np.random.default_rng(1).integers(0, 256, (6, 4, 4, 1), np.uint8)
@@ -48,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
         seed=1,
         arrays=arrays,
     )
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -85,7 +86,7 @@ def test_texts_come_back_memory_mapped_and_are_no_objects(folder: Path) -> None:
     info = write_array(folder / "train_inputs.npy", texts)
     manifest = replace(open_manifest(folder), kind="text")
     arrays = manifest.arrays | {"train_inputs.npy": info}
-    write_json(folder / "manifest.json", replace(manifest, arrays=arrays))
+    write_manifest(folder, replace(manifest, arrays=arrays))
     inputs = open_split(folder, "train").inputs
     assert isinstance(inputs, np.memmap)
     assert (inputs.dtype, inputs.tolist()) == ("<U13", texts.tolist())
@@ -131,9 +132,17 @@ def test_one_changed_byte_is_noticed(folder: Path) -> None:
         open_split(folder, "train")
 
 
-def test_a_record_of_another_shape_is_noticed(folder: Path) -> None:
+def test_one_changed_digit_of_the_manifest_is_noticed(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace("uint8", "int16"))
+    path.write_text(path.read_text().replace("1.5", "3.5"))  # a mean
+    with pytest.raises(IntegrityError, match=r"manifest\.json has sha256 .*, preprocess@toy rec"):
+        open_manifest(folder)
+
+
+def test_a_record_of_another_shape_is_noticed(folder: Path) -> None:
+    manifest = open_manifest(folder)
+    arrays = {name: replace(info, dtype="int16") for name, info in manifest.arrays.items()}
+    write_manifest(folder, replace(manifest, arrays=arrays))
     with pytest.raises(IntegrityError, match=r"holds uint8 \(6, 4, 4, 1\), int16 .* was recorded"):
         open_split(folder, "train")
 
@@ -156,7 +165,9 @@ def test_what_is_missing_names_the_command_that_makes_it(folder: Path, tmp_path:
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null"])
 def test_what_is_no_manifest_is_refused(folder: Path, content: str) -> None:
-    (folder / "manifest.json").write_text(content)
+    path = folder / "manifest.json"
+    path.write_text(content)
+    record(path, sha256_of_file(path))
     with pytest.raises(
         IntegrityError, match=r"manifest\.json (is not a|must be a|lacks the key)"
     ) as caught:
@@ -166,14 +177,11 @@ def test_what_is_no_manifest_is_refused(folder: Path, content: str) -> None:
 
 def test_the_digest_is_that_of_the_arrays(folder: Path) -> None:
     first = digest(open_manifest(folder))
-    path = folder / "manifest.json"
-    changed = json.loads(path.read_text())
-    changed["arrays"] = dict(reversed(changed["arrays"].items()))
-    write_json(path, changed)
-    assert digest(open_manifest(folder)) == first
-    changed["arrays"]["train_labels.npy"]["sha256"] = "0" * 64
-    write_json(path, changed)
-    assert digest(open_manifest(folder)) != first
+    manifest = open_manifest(folder)
+    arrays = dict(reversed(manifest.arrays.items()))
+    assert digest(replace(manifest, arrays=arrays)) == first
+    arrays["train_labels.npy"] = replace(arrays["train_labels.npy"], sha256="0" * 64)
+    assert digest(replace(manifest, arrays=arrays)) != first
 
 
 CHARACTERS = " \t\n\r\v\f\u0085\u00a0\u2003\u3000a.é\U0001f600"

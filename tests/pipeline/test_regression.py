@@ -22,7 +22,7 @@ from pipeline.project.listing import listed
 from pipeline.proof.rows import Rows, rows_of_split
 from pipeline.proof.tables import parity_table
 from pipeline.quantization.quality import compare_answers
-from pipeline.records import read
+from pipeline.records import read, record
 from pipeline.records.benchmark import BenchmarkReport
 from pipeline.records.evaluate import EvaluateReport
 from pipeline.records.parity import ParityReport
@@ -166,6 +166,7 @@ def test_a_bias_in_the_answer_fails_the_gate(project: Project, tmp_path: Path) -
     mean.CopyFrom(numpy_helper.from_array(off, mean.name))
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
+    record(path, sha256_of_file(path))
     with pytest.raises(ParityError, match=r"of its scale at prediction\[\d+, 0\]") as caught:
         parity(
             project.weights,

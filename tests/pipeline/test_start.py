@@ -17,6 +17,7 @@ from training import run, stop_after, with_train
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.models.parts.graph import Graph, build_graph, head_of
+from pipeline.records import record
 from pipeline.records.ready import Split, open_manifest
 from pipeline.training.batches import DeviceRows
 from pipeline.training.setup import initialise, transfer
@@ -101,6 +102,7 @@ def test_a_training_begins_there_and_says_so(
     source = tmp_path / "digits-cnn" / "model.safetensors"
     source.parent.mkdir()
     source.write_bytes(trained.weights.read_bytes())
+    record(source, sha256_of_file(source))
     experiment = with_train(wider, init_from="digits-cnn", epochs=2)
     with caplog.at_level(logging.INFO):
         report = run(trained.root, experiment, tmp_path / "wider")
@@ -126,6 +128,7 @@ def test_other_source_weights_start_a_training_anew(
     source = tmp_path / "digits-cnn" / "model.safetensors"
     source.parent.mkdir()
     source.write_bytes(trained.weights.read_bytes())
+    record(source, sha256_of_file(source))
     experiment = with_train(wider, init_from="digits-cnn", epochs=2)
     with monkeypatch.context() as patch:
         stop_after(1, patch)

@@ -11,7 +11,7 @@ from project import Project, generous
 from pipeline.config import layout
 from pipeline.config.experiment import Experiment, ModelConfig, Params
 from pipeline.records.parity import ParityReport
-from pipeline.records.ready import MANIFEST, DatasetManifest, write_array
+from pipeline.records.ready import DatasetManifest, write_array, write_manifest
 from pipeline.records.train import TrainReport
 from pipeline.stages.export import export
 from pipeline.stages.parity import parity
@@ -19,7 +19,6 @@ from pipeline.stages.preprocess import preprocess, vocabulary
 from pipeline.stages.pull import pull
 from pipeline.stages.quantize import quantize
 from pipeline.stages.train import train
-from serving.files import write_json
 from serving.runtime.session import open_session
 
 pytestmark = pytest.mark.slow
@@ -52,7 +51,7 @@ def prepared(root: Path, dataset: str, inputs: np.ndarray, labels: np.ndarray, k
         vocabulary=vocabulary(inputs) if kind == "text" else (),
         arrays=arrays,
     )
-    write_json(folder / MANIFEST, manifest)
+    write_manifest(folder, manifest)
 
 
 def trained(root: Path, experiment: Experiment) -> TrainReport:

@@ -227,6 +227,7 @@ def test_what_a_kill_left_half_written_is_swept_away(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "mine.tmp",
         "model.safetensors",
+        "model.safetensors.sha256",
         "plots",
         "train.json",
         "train.metrics.json",

@@ -11,7 +11,14 @@ from project import REPOSITORY
 from small_onnx import FLOAT, model, node
 
 from pipeline.config import layout
-from pipeline.records.ready import SPLITS, DatasetManifest, digest, open_manifest, write_array
+from pipeline.records.ready import (
+    SPLITS,
+    DatasetManifest,
+    digest,
+    open_manifest,
+    write_array,
+    write_manifest,
+)
 from serving.bundles.bundle import FOREIGN, BundleManifest, Gate, ModelOrigin, read_manifest, sealed
 from serving.bundles.finding import MANIFEST
 from serving.bundles.writing import BundleContents, write_bundle
@@ -46,7 +53,7 @@ def make_data(root: Path) -> None:
         seed=1,
         arrays=arrays,
     )
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, manifest)
 
 
 def classifier(weight: Array, work: int = 0) -> bytes:

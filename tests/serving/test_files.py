@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_is_told_by_the_name_of_the_target(targe
     code = """
 import os, sys
 from pathlib import Path
-from serving.files import write_bytes
+from serving.files import blaming, building, write_bytes
 os.chdir(sys.argv[1])
 if os.getuid() == 0:
     os.setuid(65534)
@@ -220,9 +220,14 @@ try:
     write_bytes(Path("target.bin"), b"")
 except OSError as error:
     print(error.filename)
+try:
+    with blaming(Path("bundle")), building(Path("bundle"), folder=True):
+        pass
+except OSError as error:
+    print(error.filename)
 """
     target.parent.chmod(0o555)
-    assert run(code, str(target.parent)).stdout == "target.bin\n"
+    assert run(code, str(target.parent)).stdout == "target.bin\nbundle\n"
 
 
 def test_the_name_may_be_long(tmp_path: Path) -> None:

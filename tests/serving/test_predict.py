@@ -304,6 +304,15 @@ def test_a_row_that_gives_no_number_has_no_label(tmp_path: Path) -> None:
     assert json.loads(line)["id"].endswith("rows.npy:1")
 
 
+def test_an_output_that_is_a_link_to_itself_is_replaced(
+    model_file: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    output.symlink_to("out.csv")
+    predict(model_file, [rows], output=output)
+    assert output.read_text().startswith("id,label,")
+
+
 def test_there_must_be_an_input(model_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no input"):
         predict(model_file, [], output=tmp_path / "out.csv")

@@ -17,7 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 from buckets import buckets
-from raw_server import ENDLESS, FAULTS, Answer, RawServer, good
+from raw_server import ENDLESS, FAULTS, GREETINGS, Answer, RawServer, good
 from samples_of_rows import (
     IMAGES,
     ROOT,
@@ -326,6 +326,19 @@ def refusals(folder: Path, fault: tuple[str, Answer]) -> tuple[str, list[str]]:
             except (ValueError, MissingInputError) as error:
                 said.append(str(error))
     return name, said
+
+
+@pytest.mark.parametrize("name", GREETINGS)
+def test_what_is_no_tls(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, name: str
+) -> None:
+    monkeypatch.setattr(fetching, "WAITS", (0.0,))
+    monkeypatch.setattr(fetching, "CONNECT_SECONDS", 0.2)
+    fetching._file_system.cache_clear()  # it keeps the seconds
+    request.addfinalizer(fetching._file_system.cache_clear)
+    with RawServer(PNGS[0], GREETINGS[name], waits=False) as server, pytest.raises(InputError) as e:
+        look(f"{server.url}/rows.npy")
+    assert str(e.value).isprintable()
 
 
 def test_a_try_that_fails_is_made_again(web: Web, of_images: Model) -> None:

@@ -7,6 +7,7 @@ it, and what cannot be read is named.
 import functools
 import gzip
 import io
+import itertools
 import shutil
 import tarfile
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from cases import HELD, TOKEN, Case, Outcome, Task, ferry
+from cases import HANG_SECONDS, HELD, TOKEN, Case, Outcome, Task, ferry
 from tiny_classifier import classifier, images
 from tiny_images import encoded
 from tiny_kinds import table_classifier
@@ -93,7 +94,7 @@ def tars() -> Iterator[tuple[str, bytes]]:
     yield "a record that is longer than all", bytes(lying) + GOOD + END
     yield "100,000 long names in a row", names * 100_000 + GOOD + END
     yield "a long name of 8 GB", member(b"", name="././@LongLink", type=b"L", size=8 << 30) + GOOD
-    yield "300,000 empty members", member(b"") * 300_000 + GOOD + END
+    yield "30,000 empty members", member(b"") * 30_000 + GOOD + END
     yield "a wrong sum", GOOD.replace(b"good", b"evil") + GOOD + END
     yield "half a header", GOOD + GOOD[:300]
     yield "half a member", GOOD + GOOD[:530]
@@ -111,10 +112,10 @@ def packed() -> Iterator[tuple[str, bytes]]:
     """Compressed tars."""
     tar = GOOD + END
     block = gzip.compress(bytes(1 << 20))
+    yield "a cut end", gzip.compress(tar)[:-9]
     yield "2 GB of zeros", gzip.compress(tar) + block * 2048
     yield "an image of 2 GB", gzip.compress(member(b"", size=2 << 30)) + block * 2048
     yield "within itself", gzip.compress(gzip.compress(tar))
-    yield "a cut end", gzip.compress(tar)[:-9]
     yield "a wrong sum", gzip.compress(tar)[:-8] + bytes(8)
     yield "something after it", gzip.compress(tar) + b"rubbish"
     yield "a long field", b"\x1f\x8b\x08\x04" + bytes(6) + b"\xff\xff" + bytes(9)
@@ -173,6 +174,7 @@ def altered(content: bytes, mark: bytes, at: int, new: bytes) -> bytes:
 def tables() -> Iterator[tuple[str, bytes]]:
     """Compressed tables, by their names."""
     line, block = b"a,b,c\n", gzip.compress(b"1" * (1 << 20))
+    yield "digits.csv.gz", gzip.compress(line + b"9" * 1_000_000 + b",1,1\n")
     yield "a line of 2 GB.csv.gz", gzip.compress(line) + block * 2048
     yield "2 GB of zeros.csv.gz", gzip.compress(line) + gzip.compress(bytes(1 << 20)) * 2048
     yield "2 GB of lines.txt.gz", gzip.compress(b"\n" * (1 << 20)) * 64
@@ -182,7 +184,6 @@ def tables() -> Iterator[tuple[str, bytes]]:
     yield "nested.jsonl.gz", gzip.compress(b"[" * 10_000_000)
     yield "deep.jsonl.gz", gzip.compress(b'{"a":' * 1_000_000)
     yield "digits.jsonl.gz", gzip.compress(b'{"a": ' + b"9" * 1_000_000 + b', "b": 1, "c": 1}\n')
-    yield "digits.csv.gz", gzip.compress(line + b"9" * 1_000_000 + b",1,1\n")
     yield "columns.csv.gz", gzip.compress(b"a," * 1_000_000 + b"b\n")
     yield "quotes.csv.gz", gzip.compress(line + b'"' + b"1,1,1\n" * 1_000_000)
 
@@ -195,24 +196,22 @@ def cases(task: Task) -> Iterator[Case]:
         "npz": (zips, "{}.npz"),
         "table": (tables, "{}"),
     }
-    good = ferry_good(task)
-    for kind, (archives, form) in made.items():
-        for at, (name, content) in enumerate(archives()):
-            if not task.short or at < 1:
-                file = form.format("archive" if form != "{}" else name)
-                run = functools.partial(predicted, task, file, content, 3 * good)
-                yield Case(f"{kind}: {name}", run, seconds=300.0)
-    for name, content in [] if task.short else [*tars(), *packed()]:
-        yield Case(f"unpacked: {name}", functools.partial(unpacked, task, content))
-
-
-def ferry_good(task: Task) -> float:
-    """The seconds that a good tar takes."""
     for name, content in (("images.onnx", classifier()), ("table.onnx", table_classifier())):
         (task.scratch / name).write_bytes(content)
     (task.scratch / "good.tar").write_bytes(GOOD + END)
     (task.scratch / "secret").write_text(TOKEN)
-    return ferry("predict", "images.onnx", "good.tar", folder=task.scratch, seconds=60.0).seconds
+    usual = HANG_SECONDS
+    if not task.short:
+        usual = ferry("predict", "images.onnx", "good.tar", folder=task.scratch, seconds=60).seconds
+    for kind, (archives, form) in list(made.items())[: 1 if task.short else None]:
+        for name, content in itertools.islice(archives(), 1 if task.short else None):
+            file = form.format("archive" if form != "{}" else name)
+            run = functools.partial(predicted, task, file, content, 3 * usual)
+            yield Case(f"{kind}: {name}", run, seconds=300.0)
+    for name, content in itertools.islice(tars(), 3 if task.short else None):
+        yield Case(f"unpacked: {name}", functools.partial(unpacked, task, content))
+    for name, content in () if task.short else packed():
+        yield Case(f"unpacked: packed, {name}", functools.partial(unpacked, task, content))
 
 
 def predicted(task: Task, name: str, content: bytes, usual: float) -> Outcome:
@@ -223,7 +222,10 @@ def predicted(task: Task, name: str, content: bytes, usual: float) -> Outcome:
     (folder / name).write_bytes(content)
     model = task.scratch / ("images.onnx" if ".tar" in name or ".npz" in name else "table.onnx")
     words = ("predict", model, name, "--output", "rows.csv", "--max-memory", "2")
-    ended = ferry(*words, folder=folder, seconds=10.0 + usual)
+    ended = ferry(*words, folder=folder, seconds=HANG_SECONDS + usual)
+    outcome = ended.judged()
+    if not outcome.held:
+        return outcome
     there = {path for path in (task.scratch / "predicted").rglob("*") if path.is_file()}
     known = {folder / one for one in (name, *(f"rows.csv{end}" for end in ("", *BESIDE)))}
     if there - known:
@@ -231,7 +233,7 @@ def predicted(task: Task, name: str, content: bytes, usual: float) -> Outcome:
     texts = [path.read_text("utf-8", "replace") for path in there - {folder / name}]
     if any(TOKEN in text for text in texts):
         return ended.fault("secrets", "another file in the output")
-    return ended.judged()
+    return outcome
 
 
 BESIDE = (".errors.jsonl", ".manifest.jsonl")

@@ -32,7 +32,8 @@ from serving.errors import FerryError
 from serving.inputs import decoding, fetching
 
 ROWS = np.random.default_rng(1).bytes(100_000)
-SHORT = ("chunk of size -5", "redirect to half an address", "redirect to bytes", "slow body")
+SHORT = ("chunk of size -5", "redirect to bytes")
+"""The tests of what downloads hold the rest."""
 PATIENCE = 0.5
 
 

@@ -86,7 +86,7 @@ class Trial:
 def cases(task: Task) -> Iterator[Case]:
     """Kills of a training, and then of `dvc repro`."""
     for what, kills, make in (("train", TRAIN_KILLS, training), ("dvc repro", REPRO_KILLS, repro)):
-        per_case = 2 if task.short else PER_CASE
+        per_case = 1 if task.short else PER_CASE
         if task.short and what != "train":
             return
         trial = make(task)

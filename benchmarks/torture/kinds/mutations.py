@@ -32,7 +32,8 @@ from serving.runtime.tensors import Array
 
 MUTATIONS = 100_000
 PER_CASE = 500
-SHORT = 300
+SHORT = 100
+LIMITS = ("--call-timeout", "2", "--max-memory", "2")
 OPTIONS = PredictOptions(workers=1)
 NUMBERS = (-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 255, 65_536, 2**31 - 1, 2**40, 2**62)
 OPERATORS = sorted({schema.name for schema in onnx.defs.get_all_schemas()})
@@ -128,7 +129,8 @@ def mutated(task: Task, found: tuple[list[Base], list[Base]], numbers: Sequence[
         if word.startswith((DIED, HUNG)):
             base, content = mutation(found, task.seed, number)
             model.write_bytes(content)
-            one = ferry("predict", model.name, base.rows, folder=task.scratch).judged()
+            words = ("predict", model.name, base.rows, *LIMITS)
+            one = ferry(*words, folder=task.scratch, seconds=60.0).judged()
             one = replace(one, seen={f"{word} in a child, then asked of `ferry predict`": 1})
         elif word.startswith(RAISED):
             one = Outcome(tracebacks=1, notes=(word,))

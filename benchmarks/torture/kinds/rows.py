@@ -36,7 +36,7 @@ from serving.runtime.tensors import TensorInfo
 MUTATIONS = 10_000
 """Of each file."""
 PER_CASE = 1000
-SHORT = 40
+SHORT = 8
 COUNT, PIXELS = 12, 300
 """The rows of a table, and of an array of images."""
 ODD = (

@@ -95,11 +95,12 @@ def bundle(
 def _folder_of(experiment: "Experiment", target: "Target", output: "Path | None") -> "Path":
     """Where the bundle goes, which is no place that the pipeline keeps for another one."""
     from pipeline.config import layout, params
+    from serving.files import resolved
 
     if output is None:
         return layout.bundle(experiment.name, target)
-    kept = {layout.bundle(name).resolve(): name for name in params.load().experiments}
-    owner = kept.get(output.resolve())
+    kept = {resolved(layout.bundle(name)): name for name in params.load().experiments}
+    owner = kept.get(resolved(output))
     if owner is None:
         return output
     if (owner, target) != (experiment.name, "cpu"):

@@ -21,9 +21,10 @@ from pipeline.config.experiment import Experiment, Loss
 from pipeline.errors import ConfigError
 from pipeline.models import Shape
 from pipeline.models.parts.vocabulary import Vocabulary
+from pipeline.records import check_recorded
 from pipeline.records.ready import DatasetManifest, Kind
 from serving.errors import IntegrityError, one_line
-from serving.files import dump_json, parse_json, require
+from serving.files import dump_json, parse_json
 
 BRIGHTEST = 255.0
 """The largest value of a pixel."""
@@ -270,7 +271,7 @@ def load_graph(weights: Path, experiment: Experiment, manifest: DatasetManifest)
     the same with other settings, whose shapes may agree.
     """
     again = f"ferry train {experiment.name}"
-    require(weights, again)
+    check_recorded(weights, f"train@{experiment.name}")
     graph = build_graph(experiment, manifest)
     try:
         _check_settings(weights, experiment)
