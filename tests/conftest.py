@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import chromium
 import pytest
 from closure import ROOT
+from once import Once
 
 # As the command `ferry` does, and before torch is imported: idle threads that spin steal the cores
 # from the other process that runs tests.
@@ -24,8 +25,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-RELEASED = 1_800_000_000
-"""When the last commit was, for who builds the wheel."""
+LONGEST = ("test_dvc.py", "test_own_project.py", "test_torture.py")
+"""With a project that takes a minute to make, or tests of many programs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: a process without work takes the last tests of the other, half of them."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +54,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    return Once(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def commit_time() -> str:
+    """When the last commit was, for who builds the wheel."""
+    return "1800000000"
+
+
+@pytest.fixture(scope="session")
+def wheel(
+    tmp_path_factory: pytest.TempPathFactory, once: Once, commit_time: str
+) -> zipfile.ZipFile:
     """The wheel that `python -m build` makes, with the sdist beside it."""
     for package in ("build", "hatchling"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed, and a build of its own would need a network")
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    env = {**os.environ, "SOURCE_DATE_EPOCH": str(RELEASED)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    env = {**os.environ, "SOURCE_DATE_EPOCH": commit_time}
+
+    def make() -> None:
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    once("wheel", folder, make)
     (path,) = folder.glob("*.whl")
     return zipfile.ZipFile(path)
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 from closure import PACKAGES, ROOT
-from conftest import RELEASED
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
@@ -205,7 +204,7 @@ def run(*command: str, folder: Path, **variables: str) -> "subprocess.CompletedP
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory, commit_time: str) -> Path:
     """A repository elsewhere with the same files, of other times and modes."""
     folder = tmp_path_factory.mktemp("elsewhere") / "a checkout"
     listed = run("git", "ls-files", "-z", "-co", "--exclude-standard", folder=ROOT)
@@ -217,7 +216,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copyfile(ROOT / name, folder / name)
     identity = ("-c", "user.name=x", "-c", "user.email=x@example.org")
     for command in (("init",), ("add", "--all", "--force"), (*identity, "commit", "--message=x")):
-        done = run("git", *command, folder=folder, GIT_COMMITTER_DATE=f"{RELEASED} +0900")
+        done = run("git", *command, folder=folder, GIT_COMMITTER_DATE=f"{commit_time} +0900")
         assert done.returncode == 0, done.stderr
     return folder
 

@@ -30,6 +30,7 @@ from serving.files import (
     read_json,
     read_record,
     sha256_of_bytes,
+    sha256_of_file,
     write_bytes,
     write_json,
     write_text,
@@ -216,6 +217,15 @@ class RunJournal:
     def file(self, name: str) -> Path:
         """A file that a record names."""
         return self.folder / "files" / name
+
+    def kept(self, name: str) -> Path:
+        """The same, which must hold what was kept: its name is the sha256 of that."""
+        path = self.file(name)
+        if not path.is_file():
+            raise IntegrityError(f"{path} is gone")
+        if not sha256_of_file(path).startswith(path.stem):
+            raise IntegrityError(f"{path} has rotted: it is not what was kept")
+        return path
 
     def append(self, entry: Entry) -> None:
         """Write a record, or keep it in memory until that can be done."""

@@ -204,9 +204,7 @@ class Upload:
             self._client.log_batch(self._id, tags=some)
 
     def _log_artifact(self, entry: Artifact) -> None:
-        place, kept = Path(entry.artifact), self._run.file(entry.file)
-        if not kept.is_file():
-            raise IntegrityError(f"{kept} is gone")
+        place, kept = Path(entry.artifact), self._run.kept(entry.file)
         above = str(place.parent) if place.parent != Path() else None
         with tempfile.TemporaryDirectory() as folder:
             # MLflow calls an artifact as its file is called.
@@ -224,7 +222,7 @@ class Upload:
         self._client.log_inputs(self._id, [DatasetInput(mlflow_dataset(entry), [context])])
 
     def _log_model(self, entry: LoggedModel) -> None:
-        send_model(self._client, self._id, entry, self._run.file)
+        send_model(self._client, self._id, entry, self._run.kept)
 
     def _log_nested(self, entry: NestedRun) -> None:
         parent = self._client.get_run(self._id)

@@ -18,7 +18,13 @@ from typing import Any, Literal
 
 from serving.bundles.bundle import open_bundle
 from serving.bundles.finding import MANIFEST
-from serving.bundles.integrity import SIGNATURE, RunnerError, check_signature
+from serving.bundles.integrity import (
+    MOST_TEXT_BYTES,
+    SIGNATURE,
+    RunnerError,
+    check_signature,
+    plain_bytes,
+)
 from serving.bundles.verify import Trust
 from serving.console import DASH, columns, number
 from serving.edge.folder import DIGITS
@@ -99,7 +105,7 @@ def deploy(bundle: Path, targets: Sequence[DeviceTarget], plan: DeployPlan) -> D
     opened = open_bundle(bundle)
     contents = {**opened.contents, MANIFEST: dump_json(opened.manifest).encode()}
     if (bundle / SIGNATURE).is_file():
-        contents[SIGNATURE] = (bundle / SIGNATURE).read_bytes()
+        contents[SIGNATURE] = plain_bytes(bundle / SIGNATURE, MOST_TEXT_BYTES)
     sums = {name: sha256_of_bytes(content) for name, content in contents.items()}
     if plan.key is not None:
         refuse_unsigned(bundle, contents.get(SIGNATURE), sums, plan.key)

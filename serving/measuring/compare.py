@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from serving.bundles.bundle import read_manifest
 from serving.bundles.finding import located
 from serving.console import table
 from serving.errors import InputError, MissingInputError, SlowerError
@@ -211,7 +212,7 @@ def _saved(name: str, file: Path, model: Path) -> CompareTarget:
 def _variant(model: Path) -> str:
     """The variant that a model is by its name: fp32, fp16 or int8; of a bundle by its manifest."""
     if model.is_dir():
-        return str(read_json(model / "manifest.json")["variant"])
+        return read_manifest(model).variant
     return model.suffixes[-2][1:] if len(model.suffixes) > 1 else "fp32"
 
 

@@ -1,11 +1,11 @@
-"""Twelve image architectures that ferry did not make, exported and proven."""
+"""Image architectures that ferry did not make, exported and proven."""
 
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from architectures import CLASSES, TWELVE, Architecture
+from architectures import CLASSES, UNLIKE, Architecture
 
 from pipeline.exporting.module import export_module
 from pipeline.exporting.signatures import parse_input
@@ -16,15 +16,8 @@ pytest.importorskip("transformers", reason="transformers is not installed: no ar
 LIMIT = 1e-4
 
 
-def test_the_twelve_are_there() -> None:
-    names = {one.name for one in TWELVE}
-    assert len(names) == 12
-    required = {"ResNet", "RegNet", "MobileNetV2", "EfficientNet", "ConvNeXt", "ViT", "Swin"}
-    assert required | {"BEiT"} <= names
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", TWELVE, ids=lambda one: one.name)
+@pytest.mark.parametrize("architecture", UNLIKE, ids=lambda one: one.name)
 def test_it_is_exported_with_parity_and_served(architecture: Architecture, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     pixels = architecture.pixels
@@ -36,9 +29,16 @@ def test_it_is_exported_with_parity_and_served(architecture: Architecture, tmp_p
     assert result.flips == 0
     assert result.max_abs_output == "logits"
     assert result.notes == (), "the answers depend on the image"
-    assert report.notes == () or architecture.name == "BiT"
 
     made = onnx.load(path).graph
+    if architecture.name == "BiT":
+        # It pads before its pool; ONNX Runtime would take the padding into the pool.
+        assert "padding of zeros" in report.notes[0]
+        operators = [node.op_type for node in made.node]
+        at = operators.index("MaxPool")
+        assert operators[at - 2 : at + 1] == ["Pad", "Max", "MaxPool"]
+    else:
+        assert report.notes == ()
     for value in (*made.input, *made.output):
         assert value.type.tensor_type.shape.dim[0].dim_param
     content = path.read_bytes()
@@ -48,15 +48,3 @@ def test_it_is_exported_with_parity_and_served(architecture: Architecture, tmp_p
     rows = np.random.default_rng(3).standard_normal((5, 3, pixels, pixels)).astype(np.float32)
     answer = open_model(path).predict(rows, batch_rows=3)
     assert answer.scores.shape == (5, CLASSES)
-
-
-@pytest.mark.slow
-def test_a_padding_of_zeros_before_a_pool_stays_one(tmp_path: Path) -> None:
-    """BiT pads before its pool; ONNX Runtime would take the padding into the pool."""
-    bit = next(one for one in TWELVE if one.name == "BiT")
-    images = parse_input("float32[batch,3,32,32]")
-    report = export_module(bit.build(), [images], tmp_path / "m.onnx", opset=20, limit=LIMIT)
-    assert "padding of zeros" in report.notes[0]
-    operators = [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]
-    at = operators.index("MaxPool")
-    assert operators[at - 2 : at + 1] == ["Pad", "Max", "MaxPool"]

@@ -86,16 +86,21 @@ def test_channels_last_moves_the_weights(trained: Project) -> None:
     assert all(one.is_contiguous(memory_format=torch.channels_last) for one in wide)
 
 
+def small_setup(project: Project, folder: Path, mode: str) -> dict[str, Any]:
+    """Of a network of four hidden units."""
+    settings = {"hidden": [4], "activation": "relu", "dropout": 0.0}
+    model = replace(project.experiment.model, name="mlp", settings=settings)
+    experiment = replace(project.experiment, model=model)
+    weights = folder / "model.safetensors"
+    save_file(build_graph(experiment, open_manifest(project.data)).state_dict(), weights)
+    record(weights, sha256_of_file(weights))
+    return torch_setup(experiment, weights, project.data, mode)
+
+
 def test_a_network_without_convolutions_has_no_channels_to_move(
     trained: Project, tmp_path: Path
 ) -> None:
-    settings = {"hidden": [4], "activation": "relu", "dropout": 0.0}
-    model = replace(trained.experiment.model, name="mlp", settings=settings)
-    experiment = replace(trained.experiment, model=model)
-    weights = tmp_path / "model.safetensors"
-    save_file(build_graph(experiment, open_manifest(trained.data)).state_dict(), weights)
-    record(weights, sha256_of_file(weights))
-    given = torch_setup(experiment, weights, trained.data, "channels_last")
+    given = small_setup(trained, tmp_path, "channels_last")
     with pytest.raises(ModelError, match="digits-cnn has no convolution whose channels could be"):
         opener(given)(None)
 
@@ -112,8 +117,8 @@ def test_a_subject_that_was_not_started_says_so(trained: Project) -> None:
         BaselineSubject(setup(trained)).call(1)
 
 
-def compiled(project: Project) -> SubjectSpec:
-    module, settings = baseline_program.__name__, setup(project, "compile")
+def compiled(project: Project, folder: Path) -> SubjectSpec:
+    module, settings = baseline_program.__name__, small_setup(project, folder, "compile")
     return SubjectSpec(name="torch.compile", provider="torch", module=module, setup=settings)
 
 
@@ -123,7 +128,7 @@ def test_without_a_compiler_there_is_a_reason_and_no_row(
 ) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    with SubjectProcess(compiled(trained)) as worker:
+    with SubjectProcess(compiled(trained, tmp_path)) as worker:
         worker.ask("start", settings=asdict(ONE), cores=list(os.sched_getaffinity(0)))
         with pytest.raises(ModelError, match=r"^PyTorch cannot run it: ") as caught:
             worker.ask("prepare", batch_size=1, seconds=0.01)
@@ -134,9 +139,12 @@ def test_without_a_compiler_there_is_a_reason_and_no_row(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_what_is_compiled_is_timed_and_its_first_call_holds_the_compiler(
-    trained: Project,
+    trained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with SubjectProcess(compiled(trained)) as worker:
+    # As slow a program as can be, which g++ makes in a third of the time.
+    monkeypatch.setenv("TORCHINDUCTOR_VEC_ISA_OK", "0")
+    monkeypatch.setenv("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+    with SubjectProcess(compiled(trained, tmp_path)) as worker:
         worker.ask("start", settings=asdict(ONE), cores=list(os.sched_getaffinity(0)))
         first_call_ms = worker.ask("prepare", batch_size=2, seconds=0.01)
         worker.ask("turn", seconds=0.01)

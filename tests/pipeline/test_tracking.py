@@ -387,13 +387,19 @@ def test_an_artifact_is_sent_again_that_mlflow_has_not_all_of(
     assert tracker.run_id
 
 
-def test_an_artifact_that_is_gone_is_told_and_the_rest_is_sent(store: Path) -> None:
+@pytest.mark.parametrize("fault", ["is gone", "has rotted: it is not what was kept"])
+def test_an_artifact_that_is_gone_or_rotted_is_told_and_the_rest_is_sent(
+    store: Path, fault: str
+) -> None:
     with tracking.run_of_training("digits-cnn", None, track=True) as tracker:
         tracker.log_artifact(b"{}", "reports/x.json")
         (kept,) = (store / "tracking" / (tracker.run_id or "") / "files").iterdir()
-        kept.unlink()
+        if fault == "is gone":
+            kept.unlink()
+        else:
+            kept.write_bytes(b"{]")
     (state,) = sending.states()
-    assert (state.sent, state.refused) == (state.records, (f"artifact: {kept} is gone",))
+    assert (state.sent, state.refused) == (state.records, (f"artifact: {kept} {fault}",))
     assert only_run().info.status == "FINISHED"
 
 

@@ -260,9 +260,8 @@ def is_gone(group: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_search_that_was_stopped_goes_on(folder: Path, sent: signal.Signals) -> None:
-    assert stopped(folder, sent).returncode != 0
+def test_a_search_that_was_killed_goes_on(folder: Path) -> None:
+    assert stopped(folder, signal.SIGKILL).returncode != 0
     done = invoke("digits-mlp", "--trials", "1", "--json")
     assert done.exit_code == 0, done.stderr
     kept = json.loads(done.stdout)

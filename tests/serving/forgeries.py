@@ -85,35 +85,32 @@ def archive(
     return file.getvalue()
 
 
-def bomb(gigabytes: int = 4) -> bytes:
-    """Zeros without end in a few MB, with a header that is true."""
-    size = gigabytes * GIB
-    head = npy(np.zeros(0, "u1"), shape=f"({size // 20}, 4, 5, 1)")
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as out:
-        for name, content in arrays().items():
-            if name != "input.npy":
-                out.writestr(name, content)
-        with out.open("input.npy", "w", force_zip64=True) as member:
-            member.write(head)
-            for _ in range(size // 2**24):
-                member.write(bytes(2**24))
-    return file.getvalue()
+def bomb() -> bytes:
+    """4 GB of zeros in 4 MB, with a header that is true."""
+    rows = (4 * GIB - 4096) // 20
+    head = npy(np.zeros(0, "u1"), shape=f"({rows}, 4, 5, 1)")
+    packed = zlib.compressobj(9, zlib.DEFLATED, -15)
+    first, part = (
+        packed.compress(one) + packed.flush(zlib.Z_FULL_FLUSH) for one in (head, bytes(2**24))
+    )
+    # Each part stands for itself after a full flush.
+    return declared("input.npy", first + part * 256, len(head) + 20 * rows, crc=0)
 
 
 def lying_bomb() -> bytes:
-    """A member that unfolds to 256 MB, and says that it is as small as it must be."""
-    members = arrays()
-    whole = members["input.npy"]
+    """A member that unfolds to 64 MB, and says that it is as small as it must be."""
+    whole = arrays()["input.npy"]
     packed = zlib.compressobj(9, zlib.DEFLATED, -15)
-    content = packed.compress(whole + bytes(2**28)) + packed.flush()
-    stored = archive({**members, "input.npy": content}, zipfile.ZIP_STORED)
-    for name, content_ in (("input.npy", content),):
-        local = struct.pack("<HHHIII", 0, 0, 0x21, zlib.crc32(content_), *(2 * [len(content_)]))
-        true = struct.pack("<HHHIII", 8, 0, 0x21, zlib.crc32(whole), len(content_), len(whole))
-        assert stored.count(local[6:]) == 2, name
-        stored = stored.replace(local[6:], true[6:])
-    return _method(stored, "input.npy", 8)
+    content = packed.compress(whole + bytes(2**26)) + packed.flush()
+    return declared("input.npy", content, len(whole), zlib.crc32(whole))
+
+
+def declared(name: str, deflated: bytes, size: int, crc: int) -> bytes:
+    """The golden rows with a member of those bytes, that says so of itself."""
+    stored = archive({**arrays(), name: deflated}, zipfile.ZIP_STORED)
+    said = struct.pack("<III", zlib.crc32(deflated), len(deflated), len(deflated))
+    assert stored.count(said) == 2
+    return _method(stored.replace(said, struct.pack("<III", crc, len(deflated), size)), name, 8)
 
 
 def _method(content: bytes, name: str, method: int, flags: int = 0) -> bytes:
@@ -158,7 +155,7 @@ GOLDEN: dict[str, Forgery] = {
     "no archive": golden(lambda: b"PK nothing"),
     "nothing": golden(bytes),
     "an empty archive": golden(lambda: archive({})),
-    "4 GB of zeros": golden(bomb, rows=4 * GIB // 20),
+    "4 GB of zeros": golden(bomb, rows=(4 * GIB - 4096) // 20),
     "a member that unfolds to more than it says": golden(lying_bomb),
     "rows that the manifest has not": golden(lambda: archive(arrays()), rows=2**40),
     "no rows": golden(
@@ -201,8 +198,8 @@ GOLDEN: dict[str, Forgery] = {
     "a member twice": golden(lambda: archive(arrays(), twice=True)),
     "a member above": golden(lambda: archive({**arrays(), "../../executed": b""})),
     "a member too few": golden(lambda: archive({"input.npy": npy(images(6))})),
-    "a hundred thousand members": golden(
-        lambda: archive({f"{n}.npy": b"" for n in range(100_000)}, zipfile.ZIP_STORED)
+    "thirty thousand members": golden(
+        lambda: archive({f"{n}.npy": b"" for n in range(30_000)}, zipfile.ZIP_STORED)
     ),
     "a directory that is cut": golden(lambda: archive(arrays())[:-40]),
     "a directory that lies elsewhere": golden(
@@ -522,7 +519,7 @@ SIGNATURE: dict[str, Forgery] = {
 }
 
 SLOW = {
-    *("4 GB of zeros", "a member that unfolds to more than it says", "a hundred thousand members"),
+    *("4 GB of zeros", "a member that unfolds to more than it says", "thirty thousand members"),
     *(
         "100,000 labels",
         "1,000,000 labels",

@@ -235,7 +235,10 @@ def flips_of_stages(task: Task) -> Iterator[Case]:
         ready / "test_labels.npy": ("evaluated",),
         ready / "train_inputs.npy": ("quantized",),
         ready / "validation_inputs.npy": ("quantized",),
-        **{path.relative_to(root): ("preprocessed",) for path in (root / "data/raw").rglob("*.*")},
+        **{
+            path.relative_to(root): ("preprocessed",)
+            for path in (root / layout.raw(DATA)).iterdir()
+        },
     }
     pairs = [(path, stage) for path, stages in read.items() for stage in stages]
     for path, stage in pairs:
