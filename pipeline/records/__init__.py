@@ -3,12 +3,13 @@
 The records import no heavy package, so that results, report and bundle read them without torch.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from serving.errors import IntegrityError
+from serving.errors import IntegrityError, on_one_line
 from serving.files import (
     read_json,
     read_record,
@@ -88,16 +89,21 @@ def check_recorded(path: Path, stage: str) -> str:
         require(one, _command(stage))
     found, recorded = sha256_of_file(path), noted.read_bytes()
     if recorded != _line(path, found).encode():
-        raise altered(path, found, recorded[:64].decode(errors="replace"), stage, also=f" {noted}")
+        text = on_one_line(recorded[:64].decode(errors="replace"))
+        raise altered(path, found, text, stage, noted)
     return found
 
 
-def altered(path: Path, found: str, recorded: str, stage: str, also: str = "") -> IntegrityError:
-    """The error for a file whose sha256 is not the recorded one, with what restores it."""
+def altered(path: Path, found: str, recorded: str, stage: str, *also: Path) -> IntegrityError:
+    """The error for a file whose sha256 is not the recorded one, with what restores it.
+
+    `also` are files that are restored with it.
+    """
+    drop = shlex.join(["rm", str(path), *map(str, also)])
     return IntegrityError(
         f"{path} has sha256 {found[:12]}…, {stage} recorded {recorded[:12]}…: it has rotted or was "
-        f"altered; `ferry doctor --cache` says whether DVC's own copy is whole, `rm {path}{also} "
-        f"&& dvc checkout {stage}` restores it then, and `{_command(stage)}` makes it anew"
+        f"altered; `ferry doctor --cache` says whether DVC's own copy is whole, `{drop} && dvc "
+        f"checkout {stage}` restores it then, and `{_command(stage)}` makes it anew"
     )
 
 
