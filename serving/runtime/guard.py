@@ -201,7 +201,7 @@ def set_memory_limit(gib: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (asked, most))
 
 
-def end_with_parent() -> None:
+def be_killed_with_parent() -> None:
     """Let the system kill this process when the one that started it is gone, as Linux can."""
     if sys.platform == "linux":
         import ctypes
@@ -254,7 +254,7 @@ def _begin_child(page: Page, pipe: int, parent: int) -> None:
     """Die with the parent, and let it see which signals come here."""
     global _page  # noqa: PLW0603 - one for the process
     _page = page
-    end_with_parent()
+    be_killed_with_parent()
     if os.getppid() != parent:
         os._exit(1)
     os.set_blocking(pipe, False)
