@@ -99,6 +99,20 @@ class PathType(click.ParamType["Path"]):
 PATH = PathType()
 
 
+class FiniteRange(click.FloatRange):
+    """A number in a range; click's own takes NaN for one in any, and infinity where it is open."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Make a number of what was typed."""
+        number: float = super().convert(value, param, ctx)
+        if not abs(number) < float("inf"):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+POSITIVE = FiniteRange(min=0, min_open=True)
+
+
 def shared_option(command: Command) -> Command:
     """Add `--shared`, which the command receives as a mapping from names to values."""
 
@@ -149,31 +163,22 @@ def allow_option(command: Command) -> Command:
 def limit_options(command: Command) -> Command:
     """Add `--call-timeout` and `--max-memory`, which a watched command obeys."""
 
-    def set_timeout(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
-        if given:
-            guard.set_timeout(given)
+    def limit(
+        name: str, unit: str, obey: Callable[[float], object], words: str
+    ) -> Callable[[Command], Command]:
+        return click.option(
+            name,
+            metavar=unit,
+            type=POSITIVE,
+            expose_value=False,
+            callback=lambda _context, _option, given: given and obey(given),
+            help=words,
+        )
 
-    def set_memory(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
-        if given:
-            guard.set_memory_limit(given)
-
-    positive = click.FloatRange(min=0, min_open=True)
-    timeout = click.option(
-        "--call-timeout",
-        metavar="SECONDS",
-        type=positive,
-        expose_value=False,
-        callback=set_timeout,
-        help=f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})",
-    )
-    memory = click.option(
-        "--max-memory",
-        metavar="GIB",
-        type=positive,
-        expose_value=False,
-        callback=set_memory,
-        help="How much memory it may have. (what the machine has)",
-    )
+    longest = f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})"
+    timeout = limit("--call-timeout", "SECONDS", guard.set_timeout, longest)
+    most = "How much memory it may have. (what the machine has)"
+    memory = limit("--max-memory", "GIB", guard.set_memory_limit, most)
     return timeout(memory(command))
 
 

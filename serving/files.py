@@ -22,6 +22,9 @@ from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hin
 
 from serving.errors import UNSEEN, InputError, IntegrityError, MissingInputError, redacted
 
+HELD = (BlockingIOError, PermissionError)
+"""What says that another process has a lock; POSIX allows both, and NFS gives the second."""
+
 
 @contextlib.contextmanager
 def atomic_write(target: Path, beside: Path | None = None) -> Iterator[IO[bytes]]:
@@ -70,7 +73,8 @@ def building(target: Path, *, folder: bool = False) -> Iterator[tuple[Path, int]
     names = (target.with_name(f".{target.name}.{number:08}.tmp") for number in itertools.count())
     path, handle = next(claim for name in names if (claim := _claimed(name, folder=folder)))
     try:
-        drop_abandoned(next(names))
+        while drop_abandoned(next(names)):
+            pass
         yield path, handle
     finally:
         if is_at(path, handle):  # else it has become the target, and the name may be another's
@@ -78,11 +82,12 @@ def building(target: Path, *, folder: bool = False) -> Iterator[tuple[Path, int]
         os.close(handle)
 
 
-def drop_abandoned(path: Path) -> None:
+def drop_abandoned(path: Path) -> bool:
     """Remove what a dead writer left at a path, if anything; a living one has it locked."""
     with locked(path) as ours, contextlib.suppress(OSError):
         if ours:
             remove(path)
+    return ours
 
 
 @contextlib.contextmanager
@@ -133,9 +138,13 @@ def _claimed(path: Path, *, folder: bool) -> tuple[Path, int] | None:
         handle = os.open(path, kind | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return None
+    except FileNotFoundError:
+        if path.parent.is_dir():  # the folder was taken for abandoned before it was opened
+            return None
+        raise
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # it was taken for abandoned before it was locked
+    except HELD:  # it was taken for abandoned before it was locked
         os.close(handle)
         return None
     except OSError:  # a file system without locks, where nothing is taken for abandoned

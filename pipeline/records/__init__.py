@@ -14,6 +14,7 @@ from serving.files import (
     read_json,
     read_record,
     require,
+    sha256_of_bytes,
     sha256_of_file,
     write_json,
     write_text,
@@ -78,20 +79,28 @@ def record(path: Path, sha256: str) -> None:
     write_text(record_of(path), _line(path, sha256))
 
 
-def check_recorded(path: Path, stage: str) -> str:
-    """The sha256 of a file, held to what `stage` recorded, for instance "train@mnist-cnn".
+def check_recorded(path: Path, stage: str) -> None:
+    """Hold a file to the sha256 that `stage` recorded, for instance "train@mnist-cnn".
 
     DVC does not notice a bit that rotted, here or in its cache. Raises MissingInputError without
     the file or the record, and IntegrityError for other bytes.
     """
-    noted = record_of(path)
-    for one in (path, noted):
-        require(one, _command(stage))
-    found, recorded = sha256_of_file(path), noted.read_bytes()
+    _hold(path, sha256_of_file(require(path, _command(stage))), stage)
+
+
+def read_recorded(path: Path, stage: str) -> bytes:
+    """The bytes of a file, held to the sha256 that `stage` recorded as `check_recorded` does."""
+    content = require(path, _command(stage)).read_bytes()
+    _hold(path, sha256_of_bytes(content), stage)
+    return content
+
+
+def _hold(path: Path, found: str, stage: str) -> None:
+    noted = require(record_of(path), _command(stage))
+    recorded = noted.read_bytes()
     if recorded != _line(path, found).encode():
         text = on_one_line(recorded[:64].decode(errors="replace"))
         raise altered(path, found, text, stage, noted)
-    return found
 
 
 def altered(path: Path, found: str, recorded: str, stage: str, *also: Path) -> IntegrityError:

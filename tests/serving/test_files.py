@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import (
     atomic_write,
+    building,
     csv_text,
+    drop_abandoned,
     dump_json,
     read_json,
     read_record,
@@ -195,6 +197,30 @@ def test_many_writers_of_one_file_leave_nothing(target: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert len([*pool.map(lambda n: write_bytes(target, b"%d" % n), range(400))]) == 400
     assert target.read_bytes().isdigit()
+    assert alone(target)
+
+
+def test_a_folder_that_is_swept_before_it_is_locked_gets_another_name(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, swept = Path.mkdir, list[bool]()
+
+    def make_and_sweep(path: Path) -> None:
+        make(path)
+        if not swept:
+            swept.append(drop_abandoned(path))
+
+    monkeypatch.setattr(Path, "mkdir", make_and_sweep)
+    with building(target, folder=True) as (path, _):
+        assert path.is_dir()
+    assert swept == [True]
+    assert alone(target)
+
+
+def test_all_that_writers_killed_together_left_is_removed(target: Path) -> None:
+    for number in range(3):
+        target.with_name(f".target.bin.{number:08}.tmp").touch()
+    write_bytes(target, b"new")
     assert alone(target)
 
 

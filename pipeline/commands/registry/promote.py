@@ -3,7 +3,7 @@
 import click
 
 from pipeline.commands.options import complete_registered, enter_project, track_option
-from serving.console import allow_option, json_option, note, progress, show
+from serving.console import allow_option, json_option, limit_options, note, progress, show
 
 
 def reason(_context: click.Context, _option: click.Parameter, given: str | None) -> str:
@@ -35,6 +35,7 @@ def reason(_context: click.Context, _option: click.Parameter, given: str | None)
 )
 @track_option
 @allow_option
+@limit_options
 @json_option
 def promote(
     name: str, version: int | None, expect: int | None, force: str, track: bool, as_json: bool

@@ -7,7 +7,7 @@ import click
 
 from pipeline.commands.options import enter_project, track_option
 from serving.commands.options import MODEL
-from serving.console import json_option, note, show, summary
+from serving.console import json_option, limit_options, note, show, summary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,7 @@ def tags(_context: click.Context, _option: click.Parameter, given: Any) -> dict[
     "--tag", metavar="KEY=VALUE", multiple=True, callback=tags, help="A tag; may be repeated."
 )
 @track_option
+@limit_options
 @json_option
 def register(
     bundle: "Path",
