@@ -9,7 +9,7 @@ import os
 import click
 
 from serving.cli import COMMANDS as SERVING
-from serving.cli import watched
+from serving.cli import begin
 from serving.console import SETTINGS, Commands, log_to_stderr
 
 # Read by OpenMP when torch loads it. Threads that spin for long between two loops steal the cores
@@ -98,7 +98,7 @@ def ferry(directory: str | None) -> None:
 
 def main() -> None:
     """Run `ferry` as a program."""
-    watched()
+    begin()
     ferry(prog_name="ferry")
 
 

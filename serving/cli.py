@@ -3,6 +3,7 @@
 They are mounted in `ferry`, and run alone as `python -m serving`.
 """
 
+import os
 import sys
 
 import click
@@ -19,7 +20,7 @@ COMMANDS = {
 }
 """Each with its package and the first line of its help."""
 WATCHED = {
-    *("bench", "bundle", "deploy", "lint", "parity", "predict", "promote", "quantize", "register"),
+    *("bench", "bundle", "lint", "parity", "predict", "promote", "quantize", "register", "sign"),
     "verify",
 }
 """The commands that run models which somebody else may have made."""
@@ -36,15 +37,30 @@ def serving() -> None:
     log_to_stderr()
 
 
-def watched() -> None:
+def begin() -> None:
     """Where a command runs models, leave this process to watch it, and go on in another."""
+    _open_streams()
     if WATCHED.intersection(sys.argv):
         from serving.runtime.guard import watch
 
         watch()
 
 
+def _open_streams() -> None:
+    """Give each standard stream that is closed a file, or the next one that is opened becomes it.
+
+    What is written to a closed stdout is an error, as of other programs.
+    """
+    for name, mode, flags in (
+        ("stdin", "r", os.O_RDONLY),
+        ("stdout", "w", os.O_RDONLY),
+        ("stderr", "w", os.O_WRONLY),
+    ):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))
+
+
 def main() -> None:
     """Run the group as a program."""
-    watched()
+    begin()
     serving(prog_name="python -m serving")

@@ -4,6 +4,7 @@ stdout carries data only; progress and logs go to stderr. Nothing heavy is impor
 """
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
+LEAST_GIB = 0.25
+"""The smallest limit of memory: below it libraries do not start, and end without a reason."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as of every program: 128 and the number of SIGINT."""
 ALLOW = "FERRY_ALLOW"
@@ -164,21 +167,21 @@ def limit_options(command: Command) -> Command:
     """Add `--call-timeout` and `--max-memory`, which a watched command obeys."""
 
     def limit(
-        name: str, unit: str, obey: Callable[[float], object], words: str
+        name: str, unit: str, kind: FiniteRange, obey: Callable[[float], object], words: str
     ) -> Callable[[Command], Command]:
         return click.option(
             name,
             metavar=unit,
-            type=POSITIVE,
+            type=kind,
             expose_value=False,
             callback=lambda _context, _option, given: given and obey(given),
             help=words,
         )
 
     longest = f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})"
-    timeout = limit("--call-timeout", "SECONDS", guard.set_timeout, longest)
+    timeout = limit("--call-timeout", "SECONDS", POSITIVE, guard.set_timeout, longest)
     most = "How much memory it may have. (what the machine has)"
-    memory = limit("--max-memory", "GIB", guard.set_memory_limit, most)
+    memory = limit("--max-memory", "GIB", FiniteRange(min=LEAST_GIB), guard.set_memory_limit, most)
     return timeout(memory(command))
 
 
@@ -211,45 +214,53 @@ class Commands(click.Group):
                 formatter.write_dl([(name, words) for name, (_, words) in commands.items()])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the options before the command; an error shows what was typed as a terminal may."""
-        try:
+        """Read the options before the command; an error is one line, as a terminal may show it."""
+        with _errors_on_one_line(ctx):
             return super().parse_args(ctx, args)
-        except click.ClickException as error:
-            raise _for_terminal(error) from error.__cause__
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors of ferry and of the system, and missing extras, are one line."""
-        from serving.errors import FerryError
-
-        try:
+        with _errors_on_one_line(ctx):
             return super().invoke(ctx)
-        except click.ClickException as error:
-            raise _for_terminal(error) from error.__cause__
-        except FerryError as error:
-            raise _OneLineError(str(error), error.exit_code) from error
-        except ModuleNotFoundError as error:
-            package = (error.name or "").split(".")[0]
-            if package not in EXTRA_PACKAGES and package not in OTHER_EXTRAS:
-                raise
-            command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
-            install = f"pip install 'onnx-ferry[{OTHER_EXTRAS.get(package, 'pipeline')}]'"
-            raise _OneLineError(f"`{command}` needs {package}: {install}", 1) from error
-        except KeyboardInterrupt:
-            click.echo(err=True)  # after the ^C of the terminal
-            ctx.exit(INTERRUPTED)
-        except BrokenPipeError:
-            import signal
 
-            _settle_stdout()
-            ctx.exit(128 + signal.SIGPIPE)
-        except (OSError, MemoryError) as error:
-            _settle_stdout()
-            raise _OneLineError(_reason_of(error), 1) from error
+
+@contextlib.contextmanager
+def _errors_on_one_line(ctx: click.Context) -> Iterator[None]:
+    from serving.errors import FerryError
+
+    try:
+        yield
+    except click.ClickException as error:
+        raise _for_terminal(error) from error.__cause__
+    except FerryError as error:
+        raise _OneLineError(str(error), error.exit_code) from error
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRA_PACKAGES and package not in OTHER_EXTRAS:
+            raise
+        command = f"{ctx.info_name} {ctx.invoked_subcommand or ''}".strip()
+        install = f"pip install 'onnx-ferry[{OTHER_EXTRAS.get(package, 'pipeline')}]'"
+        raise _OneLineError(f"`{command}` needs {package}: {install}", 1) from error
+    except KeyboardInterrupt:
+        click.echo(err=True)  # after the ^C of the terminal
+        ctx.exit(INTERRUPTED)
+    except BrokenPipeError:
+        import signal
+
+        _settle_stdout()
+        ctx.exit(128 + signal.SIGPIPE)
+    except (OSError, MemoryError) as error:
+        _settle_stdout()
+        raise _OneLineError(_reason_of(error), 1) from error
 
 
 def _reason_of(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
-        return f"out of memory: {str(error) or 'there is no more'}"
+        limit = guard.memory_limit()
+        tail = f" (--max-memory {limit:.3g})" if limit else ""
+        return f"out of memory: {str(error) or 'there is no more'}{tail}"
+    if error.errno == errno.EBADF:
+        return "stdout is closed"
     name, reason = error.filename2 or error.filename, error.strerror or str(error)
     return f"{name}: {reason}" if name else reason
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from serving.errors import UNSEEN, IntegrityError, MissingInputError, redacted
+from serving.errors import UNSEEN, InputError, IntegrityError, MissingInputError, redacted
 
 HELD = (BlockingIOError, PermissionError)
 """What says that another process has a lock; POSIX allows both, and NFS gives the second."""
@@ -228,6 +228,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; IntegrityError when it is not JSON."""
+    refuse_special(path)
     return parse_json(path.read_bytes(), str(path))
 
 
@@ -277,7 +278,14 @@ def require(path: Path, command: str) -> Path:
     """Return `path` if it exists, else raise MissingInputError naming the command that makes it."""
     if not path.exists():
         raise MissingInputError(f"{path} is not there; `{command}` makes it")
+    refuse_special(path)
     return path
+
+
+def refuse_special(path: Path) -> None:
+    """InputError for a pipe or a device: it may take for ever to open or to read."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a pipe or a device, not a file")
 
 
 def _plain(value: object) -> object:

@@ -187,6 +187,8 @@ class Sent:
 
 UNKNOWN = Begun(experiment=DASH, name="", labels={}, adopts=None, begun_ms=0)
 """How a run began whose journal cannot be read."""
+PT2 = ".pt2"
+"""The suffix of an exported program."""
 EPOCH = b'"key": "train/'
 """What is in the lines of epochs."""
 
@@ -219,11 +221,14 @@ class RunJournal:
         return self.folder / "files" / name
 
     def kept(self, name: str) -> Path:
-        """The same, which must hold what was kept: its name is the sha256 of that."""
+        """The same, which must hold what was kept: its name is the sha256 of that.
+
+        But for an exported program, whose bytes differ each time: its weights give it the name.
+        """
         path = self.file(name)
         if not path.is_file():
             raise IntegrityError(f"{path} is gone")
-        if not sha256_of_file(path).startswith(path.stem):
+        if path.suffix != PT2 and not sha256_of_file(path).startswith(path.stem):
             raise IntegrityError(f"{path} has rotted: it is not what was kept")
         return path
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.tracking.journal import LoggedModel, RowsRead, Signature
+from pipeline.tracking.journal import PT2, LoggedModel, RowsRead, Signature
 from pipeline.tracking.store import load_mlflow
 from serving.errors import ModelError, one_line
 from serving.machine.environment import installed_version, runtime_wheels
@@ -23,7 +23,6 @@ SUPERSEDED_TAG = "ferry.superseded_by"
 """Of a model whose variant was made anew in its run: the id of the newer one."""
 LOADER = Path(__file__).with_name("ferry_pyfunc.py")
 """How MLflow opens a model that was sent; a copy of it lies in each."""
-PT2 = ".pt2"
 Pyfunc = Callable[[npt.NDArray[Any]], object]
 """Answers rows of the model's one input."""
 CPU = PROVIDERS["cpu"]

@@ -201,6 +201,15 @@ def set_memory_limit(gib: float) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (asked, most))
 
 
+def memory_limit() -> float:
+    """The memory that this process may have, in GiB; 0 where no limit was set."""
+    if _page is None:
+        return 0.0
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_DATA)[0] / 2**30
+
+
 def be_killed_with_parent() -> None:
     """Let the system kill this process when the one that started it is gone, as Linux can."""
     if sys.platform == "linux":

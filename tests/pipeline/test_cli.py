@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import ferry
 from pipeline.commands.options import complete_experiment
+from serving.cli import WATCHED
 from serving.console import FiniteRange
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +94,12 @@ def test_every_option_has_help_and_a_variable_and_one_is_json(name: str) -> None
         flag = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
         shared = {"FERRY_ALLOW", "FERRY_TRACK", "FERRY_MIRROR"}
         assert option.envvar in {f"FERRY_{name.upper()}_{flag}", *shared}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_commands_with_limits_are_those_that_are_watched(name: str) -> None:
+    flags = {flag for option in ferry.commands[name].params for flag in option.opts}
+    assert ("--call-timeout" in flags) == ("--max-memory" in flags) == (name in WATCHED)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

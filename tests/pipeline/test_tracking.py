@@ -403,6 +403,14 @@ def test_an_artifact_that_is_gone_or_rotted_is_told_and_the_rest_is_sent(
     assert only_run().info.status == "FINISHED"
 
 
+def test_an_exported_program_is_kept_by_the_name_of_its_weights(tmp_path: Path) -> None:
+    program = tmp_path / f"program{journal.PT2}"
+    program.write_bytes(b"bytes that differ with each export")
+    run = journal.RunJournal(tmp_path / "run")
+    kept = run.kept(run.keep_file(program, "ab" * 32))
+    assert kept.read_bytes() == program.read_bytes()
+
+
 def test_epochs_that_a_killed_training_repeats_are_recorded_once(
     store: Path, trained: Project
 ) -> None:

@@ -164,7 +164,29 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert sorted(work.rglob("*")) == before
 
 
-def test_a_full_disk_behind_stdout(work: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"), [("--help", ""), ("predict tiny.onnx rows.npy", "stdout: ")]
+)
+def test_a_full_disk_behind_stdout(work: Path, words: str, said: str) -> None:
     with Path("/dev/full").open("w") as full:
-        code, _, err = run("predict", "tiny.onnx", "rows.npy", cwd=work, stdout=full)
-    assert (code, err) == (1, "Error: stdout: No space left on device\n")
+        code, _, err = run(*words.split(), cwd=work, stdout=full)
+    assert (code, err) == (1, f"Error: {said}No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "said"),
+    [
+        ("--help", ">&-", "stdout is closed"),
+        ("predict tiny.onnx rows.npy", ">&-", "stdout is closed"),
+        ("predict tiny.onnx - --input-format csv", "<&-", "stdin is empty"),
+    ],
+)
+def test_a_stream_that_is_closed(work: Path, words: str, closed: str, said: str) -> None:
+    command = f"exec '{sys.executable}' -m serving {words} {closed}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, cwd=work, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"Error: {said}")
+    assert done.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import IntegrityError, MissingInputError
+from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import (
     atomic_write,
     building,
@@ -62,6 +62,13 @@ def target(tmp_path: Path) -> Path:
 def alone(target: Path) -> bool:
     """Whether nothing lies beside the file, hidden or not."""
     return [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_what_may_never_end_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "report.json")
+    for read in (read_json, lambda path: require(path, "ferry parity")):
+        with pytest.raises(InputError, match=r"report\.json is a pipe or a device, not a file"):
+            read(tmp_path / "report.json")
 
 
 def test_the_content_replaces_what_was_there(target: Path) -> None:

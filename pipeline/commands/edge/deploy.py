@@ -7,7 +7,7 @@ import click
 
 from pipeline.commands.edge.options import access, reach_options
 from pipeline.commands.options import enter_project, track_option
-from serving.console import PATH, json_option, limit_options, note, show, terminal_columns
+from serving.console import PATH, json_option, note, show, terminal_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,6 @@ class Board:
     help="Refuse what the holder of this P-256 key did not sign.",
 )
 @track_option
-@limit_options
 @json_option
 def deploy(
     words: tuple[str, ...],

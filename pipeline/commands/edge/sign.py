@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from serving.commands.options import MODEL
-from serving.console import PATH, allow_option, json_option, show
+from serving.console import PATH, allow_option, json_option, limit_options, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     help="Your P-256 private key, in PEM and without a password.",
 )
 @allow_option
+@limit_options
 @json_option
 def sign(bundle: "Path", key: "Path", as_json: bool) -> None:
     """Sign a bundle, so that a device can tell who made it.
