@@ -32,19 +32,9 @@ INTERRUPTED = 130
 ALLOW = "FERRY_ALLOW"
 """The variable that names what a processor may lack of what a model needs."""
 EXTRA_PACKAGES = {
-    *(
-        "cryptography",
-        "dvc",
-        "filelock",
-        "jinja2",
-        "matplotlib",
-        "mlflow",
-        "onnx",
-        "onnxscript",
-        "optuna",
-    ),
-    *("pydantic", "pydantic_core", "pynvml", "requests", "safetensors", "scipy", "sklearn"),
-    *("sympy", "torch", "yaml"),
+    *("cryptography", "dvc", "filelock", "jinja2", "matplotlib", "mlflow", "onnx", "onnxscript"),
+    *("optuna", "pydantic", "pydantic_core", "pynvml", "requests", "safetensors", "scipy"),
+    *("sklearn", "sympy", "torch", "yaml"),
 }
 """Packages that the extra `pipeline` installs."""
 OTHER_EXTRAS = {"ray": "ray"}

@@ -51,14 +51,16 @@ def blaming(target: Path, place: Path | None = None) -> Iterator[None]:
     """Let an OSError of the block name `target`, unless it names a file that somebody knows.
 
     A failed write, for instance on a full disk, does not say which file it was; and nobody knows
-    the temporary ones, which lie beside `place`, or else beside the target.
+    the temporary ones, which lie beside `place`, or else beside the target, nor what is in them.
     """
     try:
         yield
     except OSError as error:
-        written = Path(os.fsdecode(error.filename or "")).name
+        written = Path(os.fsdecode(error.filename or "")).parts
         temporary = f".{(place or target).name}."
-        if error.errno is None or (written and not written.startswith(temporary)):
+        if error.errno is None or (
+            written and not any(part.startswith(temporary) for part in written)
+        ):
             raise
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
 

@@ -6,6 +6,7 @@ import click
 
 from serving.commands.options import MODEL
 from serving.console import (
+    INTERRUPTED,
     PATH,
     POSITIVE,
     allow_option,
@@ -180,7 +181,7 @@ def bench(
     if compared:
         compared.require()
     if report.partial:
-        click.get_current_context().exit(1)
+        click.get_current_context().exit(INTERRUPTED)
 
 
 def _options(given: dict[str, Any]) -> "BenchOptions":

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from tiny_kinds import TEXTS, text_classifier
 
 from serving.cli import serving
+from serving.console import INTERRUPTED
 from serving.files import read_record
 from serving.measuring.report import BenchReport
 from serving.model import open_model
@@ -173,7 +174,7 @@ def test_interrupted_it_prints_the_finished_rows_and_fails(model):
     os.killpg(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     os.close(terminal)
-    assert process.returncode == 1
+    assert process.returncode == INTERRUPTED
     report = report_in(out)
     assert report.partial
     assert [row.timing.batch_size for one in report.measured for row in one.rows] == [2]

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import (
     atomic_write,
+    blaming,
     building,
     csv_text,
     drop_abandoned,
@@ -261,6 +262,19 @@ except OSError as error:
 """
     target.parent.chmod(0o555)
     assert run(code, str(target.parent)).stdout == "target.bin\nbundle\n"
+
+
+def test_what_cannot_be_written_in_a_new_folder_is_told_by_the_name_of_the_target(
+    tmp_path: Path,
+) -> None:
+    def build() -> None:
+        with blaming(tmp_path / "bundle"), building(tmp_path / "bundle", folder=True) as (new, _):
+            (new / "model.onnx").mkdir()
+            (new / "model.onnx").write_bytes(b"")
+
+    with pytest.raises(IsADirectoryError) as raised:
+        build()
+    assert raised.value.filename == str(tmp_path / "bundle")
 
 
 def test_the_name_may_be_long(tmp_path: Path) -> None:
