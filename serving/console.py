@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
-LEAST_GIB = 0.25
-"""The smallest limit of memory: below it libraries do not start, and end without a reason."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as of every program: 128 and the number of SIGINT."""
 ALLOW = "FERRY_ALLOW"
@@ -92,20 +90,6 @@ class PathType(click.ParamType["Path"]):
 PATH = PathType()
 
 
-class FiniteRange(click.FloatRange):
-    """A number in a range; click's own takes NaN for one in any, and infinity where it is open."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Make a number of what was typed."""
-        number: float = super().convert(value, param, ctx)
-        if not abs(number) < float("inf"):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-POSITIVE = FiniteRange(min=0, min_open=True)
-
-
 def shared_option(command: Command) -> Command:
     """Add `--shared`, which the command receives as a mapping from names to values."""
 
@@ -151,28 +135,6 @@ def allow_option(command: Command) -> Command:
         help="Run a model that needs this of the processor, on one that lacks it.",
     )
     return option(command)
-
-
-def limit_options(command: Command) -> Command:
-    """Add `--call-timeout` and `--max-memory`, which a watched command obeys."""
-
-    def limit(
-        name: str, unit: str, kind: FiniteRange, obey: Callable[[float], object], words: str
-    ) -> Callable[[Command], Command]:
-        return click.option(
-            name,
-            metavar=unit,
-            type=kind,
-            expose_value=False,
-            callback=lambda _context, _option, given: given and obey(given),
-            help=words,
-        )
-
-    longest = f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})"
-    timeout = limit("--call-timeout", "SECONDS", POSITIVE, guard.set_timeout, longest)
-    most = "How much memory it may have. (what the machine has)"
-    memory = limit("--max-memory", "GIB", FiniteRange(min=LEAST_GIB), guard.set_memory_limit, most)
-    return timeout(memory(command))
 
 
 Sections = Mapping[str, Mapping[str, tuple[str, str]]]

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import experiment_argument, track_option
-from serving.console import FiniteRange, json_option, note, show
+from serving.commands.options import FiniteRange
+from serving.console import json_option, note, show
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment

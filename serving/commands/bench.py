@@ -4,18 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import MODEL
-from serving.console import (
-    INTERRUPTED,
-    PATH,
-    POSITIVE,
-    allow_option,
-    json_option,
-    limit_options,
-    note,
-    progress,
-    show,
-)
+from serving.commands.options import MODEL, POSITIVE, limit_options
+from serving.console import INTERRUPTED, PATH, allow_option, json_option, note, progress, show
 from serving.runtime import guard
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import ferry
 from pipeline.commands.options import complete_experiment
 from serving.cli import WATCHED
-from serving.console import FiniteRange
+from serving.commands.options import FiniteRange
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (

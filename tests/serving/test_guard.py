@@ -105,11 +105,13 @@ def test_ctrl_c_ends_a_batch_that_does_not_end(folder: Path) -> None:
 
 
 def wait_for_call(parent: int) -> int:
-    """The watched child of a process, when it takes processor time in more than one thread."""
+    """The watched child of a process, when another thread than the first takes processor time."""
     while True:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        if children and len(list(Path(f"/proc/{children[0]}/task").iterdir())) > 1:
-            return int(children[0])
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            for thread in Path(f"/proc/{child}/task").iterdir():
+                ticks = int((thread / "stat").read_text().rpartition(")")[2].split()[11])
+                if thread.name != child and ticks > 20:
+                    return int(child)
         time.sleep(0.02)
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import ExperimentName, complete_experiment, track_option
-from serving.console import PATH, POSITIVE, json_option, show, summary
+from serving.commands.options import POSITIVE
+from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
     from pathlib import Path

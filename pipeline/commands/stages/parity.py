@@ -10,15 +10,8 @@ from pipeline.commands.options import (
     enter_project,
     track_option,
 )
-from serving.console import (
-    PATH,
-    POSITIVE,
-    json_option,
-    limit_options,
-    shared_option,
-    show,
-    task_option,
-)
+from serving.commands.options import POSITIVE, limit_options
+from serving.console import PATH, json_option, shared_option, show, task_option
 from serving.runtime import guard
 
 if TYPE_CHECKING:

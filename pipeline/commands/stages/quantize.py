@@ -5,17 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import experiment_or_file_argument, track_option
-from serving.console import (
-    PATH,
-    POSITIVE,
-    FiniteRange,
-    json_option,
-    limit_options,
-    note,
-    shared_option,
-    show,
-    task_option,
-)
+from serving.commands.options import POSITIVE, FiniteRange, limit_options
+from serving.console import PATH, json_option, note, shared_option, show, task_option
 from serving.runtime import guard
 
 if TYPE_CHECKING:
