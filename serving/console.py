@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLAIN = (str, int, float)
-LEAST_GIB = 0.25
-"""The smallest limit of memory: below it libraries do not start, and end without a reason."""
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as of every program: 128 and the number of SIGINT."""
 ALLOW = "FERRY_ALLOW"
@@ -137,36 +135,6 @@ def allow_option(command: Command) -> Command:
         help="Run a model that needs this of the processor, on one that lacks it.",
     )
     return option(command)
-
-
-def limit_options(command: Command) -> Command:
-    """Add `--call-timeout` and `--max-memory`, which a watched command obeys."""
-
-    def set_timeout(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
-        if given:
-            guard.set_timeout(given)
-
-    def set_memory(_context: click.Context, _option: click.Parameter, given: float | None) -> None:
-        if given:
-            guard.set_memory_limit(given)
-
-    timeout = click.option(
-        "--call-timeout",
-        metavar="SECONDS",
-        type=click.FloatRange(min=0, min_open=True),
-        expose_value=False,
-        callback=set_timeout,
-        help=f"How long one call of a model may take. ({guard.TIMEOUT_SECONDS:g})",
-    )
-    memory = click.option(
-        "--max-memory",
-        metavar="GIB",
-        type=click.FloatRange(min=LEAST_GIB),
-        expose_value=False,
-        callback=set_memory,
-        help="How much memory it may have. (what the machine has)",
-    )
-    return timeout(memory(command))
 
 
 Sections = Mapping[str, Mapping[str, tuple[str, str]]]

@@ -20,7 +20,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from serving.errors import UNSEEN, IntegrityError, MissingInputError, redacted
+from serving.errors import UNSEEN, InputError, IntegrityError, MissingInputError, redacted
+
+HELD = (BlockingIOError, PermissionError)
+"""What says that another process has a lock; POSIX allows both, and NFS gives the second."""
 
 
 @contextlib.contextmanager
@@ -72,7 +75,8 @@ def building(target: Path, *, folder: bool = False) -> Iterator[tuple[Path, int]
     names = (target.with_name(f".{target.name}.{number:08}.tmp") for number in itertools.count())
     path, handle = next(claim for name in names if (claim := _claimed(name, folder=folder)))
     try:
-        drop_abandoned(next(names))
+        while drop_abandoned(next(names)):
+            pass
         yield path, handle
     finally:
         if is_at(path, handle):  # else it has become the target, and the name may be another's
@@ -80,11 +84,12 @@ def building(target: Path, *, folder: bool = False) -> Iterator[tuple[Path, int]
         os.close(handle)
 
 
-def drop_abandoned(path: Path) -> None:
+def drop_abandoned(path: Path) -> bool:
     """Remove what a dead writer left at a path, if anything; a living one has it locked."""
     with locked(path) as ours, contextlib.suppress(OSError):
         if ours:
             remove(path)
+    return ours
 
 
 @contextlib.contextmanager
@@ -135,9 +140,13 @@ def _claimed(path: Path, *, folder: bool) -> tuple[Path, int] | None:
         handle = os.open(path, kind | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return None
+    except FileNotFoundError:
+        if path.parent.is_dir():  # the folder was taken for abandoned before it was opened
+            return None
+        raise
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:  # it was taken for abandoned before it was locked
+    except HELD:  # it was taken for abandoned before it was locked
         os.close(handle)
         return None
     except OSError:  # a file system without locks, where nothing is taken for abandoned
@@ -221,6 +230,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file; IntegrityError when it is not JSON."""
+    refuse_special(path)
     return parse_json(path.read_bytes(), str(path))
 
 
@@ -270,7 +280,14 @@ def require(path: Path, command: str) -> Path:
     """Return `path` if it exists, else raise MissingInputError naming the command that makes it."""
     if not path.exists():
         raise MissingInputError(f"{path} is not there; `{command}` makes it")
+    refuse_special(path)
     return path
+
+
+def refuse_special(path: Path) -> None:
+    """InputError for a pipe or a device: it may take for ever to open or to read."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a pipe or a device, not a file")
 
 
 def _plain(value: object) -> object:

@@ -6,6 +6,7 @@ import click
 import pytest
 
 from pipeline.cli import ferry
+from serving.cli import WATCHED
 
 FIRST_WORDS = {
     "--batch-size": "Batch size",
@@ -51,6 +52,11 @@ def test_an_option_has_one_short_name_and_one_way_to_be_given(name: str) -> None
 def test_an_option_takes_the_same_in_every_command(name: str) -> None:
     metavars = {option.metavar for _, option in OPTIONS[name]}
     assert len(metavars) == 1, metavars
+
+
+@pytest.mark.parametrize("name", ["--call-timeout", "--max-memory"])
+def test_a_command_that_is_watched_takes_its_limits(name: str) -> None:
+    assert {command for command, _ in OPTIONS[name]} == WATCHED
 
 
 def test_an_output_has_a_short_name() -> None:

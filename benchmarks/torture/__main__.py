@@ -107,7 +107,7 @@ def tortured(kind: str, task: Task, done: Path, end: float) -> Outcome:
     """Run the cases of a kind that were not run yet, until the time is up."""
     total = Outcome()
     path = done / f"{kind}.jsonl"
-    key = f"{task.seed} {sources()}"
+    key = f"{task.seed} {'short' if task.short else 'whole'} {sources()}"
     known = dict(outcomes(path, key))
     with tempfile.TemporaryDirectory(prefix=f"torture-{kind}-") as scratch:
         task = dataclasses.replace(task, scratch=Path(scratch))

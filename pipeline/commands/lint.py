@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import MODEL
-from serving.console import json_option, limit_options, shared_option, show, task_option
+from serving.commands.options import MODEL, limit_options
+from serving.console import json_option, shared_option, show, task_option
 from serving.runtime import guard
 
 if TYPE_CHECKING:

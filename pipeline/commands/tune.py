@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import experiment_argument, track_option
+from serving.commands.options import FiniteRange
 from serving.console import json_option, note, show
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment
 
 COUNT = click.IntRange(min=1)
-SECONDS = click.FloatRange(min=0)
+SECONDS = FiniteRange(min=0)
 
 
 @click.command()

@@ -200,6 +200,8 @@ def _asked(url: str, headers: Mapping[str, str]) -> Iterator[Callable[[], Any]]:
             heard = said.get(timeout=PATIENCE)
         except queue.Empty:
             raise UnavailableError(f"too little comes of it in {PATIENCE:g} s") from None
+        if isinstance(heard, UnavailableError):
+            raise heard
         if isinstance(heard, Exception):
             raise _failure(heard) from heard
         return heard
@@ -276,8 +278,6 @@ def _redirected(url: str, location: str) -> str:
 
 def _failure(error: Exception) -> UnavailableError:
     """The error for what a request raised."""
-    if isinstance(error, UnavailableError):
-        return error
     lasting = isinstance(error, requests.exceptions.SSLError)
     passing = requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError
     kind = _PassingError if isinstance(error, passing) and not lasting else UnavailableError

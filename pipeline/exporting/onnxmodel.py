@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from serving.errors import InputError, MissingInputError, ModelError, not_utf8, one_line
-from serving.files import require, write_bytes
+from serving.files import refuse_special, require, write_bytes
 from serving.runtime.tensors import Array
 
 METADATA = "ferry."
@@ -313,6 +313,7 @@ def load_foreign(path: Path) -> onnx.ModelProto:
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
+    refuse_special(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

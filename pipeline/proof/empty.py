@@ -55,6 +55,9 @@ def ask_nothing(
 
 def _main() -> int:
     """Run in the other process: print the rows that were answered, or why none were."""
+    from serving.runtime.guard import be_killed_with_parent
+
+    be_killed_with_parent()
     from serving.runtime.session import open_session
 
     provider, inputs, shared = sys.argv[1], *map(json.loads, sys.argv[2:])

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pipeline.config import layout, reading
 from pipeline.records import ready
 from serving.errors import InputError, MissingInputError, UnknownNameError
+from serving.files import refuse_special
 from serving.inputs.arrays import ARRAY_NAMES, open_array, read_header
 from serving.inputs.inputs import TABLES, open_source
 from serving.inputs.names import format_of_file
@@ -113,6 +114,7 @@ def open_rows(spec: str, inputs: Sequence[TensorInfo]) -> Rows:
         return _of_dataset(dataset, split, _only(inputs, spec))
     if not path.exists():
         raise MissingInputError(f"{spec} is not there; rows are {KNOWN}")
+    refuse_special(path)
     if path.suffix.lower() == ".npz":
         return _of_archive(path, inputs)
     info = _only(inputs, spec)

@@ -21,7 +21,7 @@ from pipeline.exporting.signatures import BATCH, FlatModule
 from pipeline.models.parts.graph import Graph, load_graph
 from pipeline.proof.differences import largest_difference
 from pipeline.proof.tracing.torch_values import TorchValues, Traced
-from pipeline.records import check_recorded, ready
+from pipeline.records import read_recorded, ready
 from serving.bundles.bundle import open_bundle
 from serving.errors import (
     InputError,
@@ -243,8 +243,7 @@ def open_variant(
     Raises MissingInputError, IntegrityError for a file of other weights, and ModelError.
     """
     stage = layout.maker(path, experiment.name)
-    check_recorded(path, stage)
-    side = model_side(str(path), path.read_bytes(), provider)
+    side = model_side(str(path), read_recorded(path, stage), provider)
     if side.session.metadata.get(f"{onnxmodel.METADATA}weights_sha256") != weights_sha256:
         raise IntegrityError(
             f"{path} was not exported from the weights {weights_sha256[:12]}…; "

@@ -3,16 +3,18 @@
 The records import no heavy package, so that results, report and bundle read them without torch.
 """
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from serving.errors import IntegrityError
+from serving.errors import IntegrityError, on_one_line
 from serving.files import (
     read_json,
     read_record,
     require,
+    sha256_of_bytes,
     sha256_of_file,
     write_json,
     write_text,
@@ -77,27 +79,40 @@ def record(path: Path, sha256: str) -> None:
     write_text(record_of(path), _line(path, sha256))
 
 
-def check_recorded(path: Path, stage: str) -> str:
-    """The sha256 of a file, held to what `stage` recorded, for instance "train@mnist-cnn".
+def check_recorded(path: Path, stage: str) -> None:
+    """Hold a file to the sha256 that `stage` recorded, for instance "train@mnist-cnn".
 
     DVC does not notice a bit that rotted, here or in its cache. Raises MissingInputError without
     the file or the record, and IntegrityError for other bytes.
     """
-    noted = record_of(path)
-    for one in (path, noted):
-        require(one, _command(stage))
-    found, recorded = sha256_of_file(path), noted.read_bytes()
+    _hold(path, sha256_of_file(require(path, _command(stage))), stage)
+
+
+def read_recorded(path: Path, stage: str) -> bytes:
+    """The bytes of a file, held to the sha256 that `stage` recorded as `check_recorded` does."""
+    content = require(path, _command(stage)).read_bytes()
+    _hold(path, sha256_of_bytes(content), stage)
+    return content
+
+
+def _hold(path: Path, found: str, stage: str) -> None:
+    noted = require(record_of(path), _command(stage))
+    recorded = noted.read_bytes()
     if recorded != _line(path, found).encode():
-        raise altered(path, found, recorded[:64].decode(errors="replace"), stage, also=f" {noted}")
-    return found
+        text = on_one_line(recorded[:64].decode(errors="replace"))
+        raise altered(path, found, text, stage, noted)
 
 
-def altered(path: Path, found: str, recorded: str, stage: str, also: str = "") -> IntegrityError:
-    """The error for a file whose sha256 is not the recorded one, with what restores it."""
+def altered(path: Path, found: str, recorded: str, stage: str, *also: Path) -> IntegrityError:
+    """The error for a file whose sha256 is not the recorded one, with what restores it.
+
+    `also` are files that are restored with it.
+    """
+    drop = shlex.join(["rm", str(path), *map(str, also)])
     return IntegrityError(
         f"{path} has sha256 {found[:12]}…, {stage} recorded {recorded[:12]}…: it has rotted or was "
-        f"altered; `ferry doctor --cache` says whether DVC's own copy is whole, `rm {path}{also} "
-        f"&& dvc checkout {stage}` restores it then, and `{_command(stage)}` makes it anew"
+        f"altered; `ferry doctor --cache` says whether DVC's own copy is whole, `{drop} && dvc "
+        f"checkout {stage}` restores it then, and `{_command(stage)}` makes it anew"
     )
 
 

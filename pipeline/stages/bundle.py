@@ -21,7 +21,7 @@ from pipeline.exporting.tokenizer import known_words
 from pipeline.proof.gate import QUANTITIES
 from pipeline.proof.overflow import needs_of
 from pipeline.proof.rows import open_rows
-from pipeline.records import ReportFiles, check_recorded, read, ready, write
+from pipeline.records import ReportFiles, read, read_recorded, ready, write
 from pipeline.records.benchmark import BenchmarkReport, BundleReport, on_cpu, speeds
 from pipeline.records.parity import PairReport, ParityReport, VariantParity
 from pipeline.records.quantize import QuantizeReport
@@ -293,8 +293,8 @@ def _proven_files(
 
 
 def _proven_bytes(path: Path, proven: VariantParity, timed: BenchmarkReport, variant: str) -> bytes:
-    found = check_recorded(path, layout.maker(path, timed.experiment))
-    content = path.read_bytes()
+    content = read_recorded(path, layout.maker(path, timed.experiment))
+    found = sha256_of_bytes(content)
     for stage, recorded in (
         ("parity", proven.sha256),
         ("benchmark", on_cpu(timed, variant)[0].sha256 or ""),

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
 from pipeline.models.parts.graph import Graph, build_graph, check_answers
-from pipeline.records import check_recorded, ready
+from pipeline.records import read_recorded, ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Transfer
 from pipeline.training import checkpoint
@@ -109,8 +109,7 @@ def read_source(weights: Path, experiment: str) -> bytes:
     that are not those that its training wrote.
     """
     path = weights.parent.parent / experiment / weights.name
-    check_recorded(path, f"train@{experiment}")
-    return path.read_bytes()
+    return read_recorded(path, f"train@{experiment}")
 
 
 def transfer(graph: Graph, content: bytes, *, source: str, name: str) -> Transfer:

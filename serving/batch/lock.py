@@ -17,10 +17,7 @@ from pathlib import Path
 
 from serving.console import note
 from serving.errors import IntegrityError, OutputError
-from serving.files import dump_json, is_at, parse_json, read_record, resolved
-
-HELD = (BlockingIOError, PermissionError)
-"""What says that another process has the lock; POSIX allows both, and NFS gives the second."""
+from serving.files import HELD, dump_json, is_at, parse_json, read_record, resolved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

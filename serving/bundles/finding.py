@@ -100,6 +100,7 @@ def set_aside(folder: Path) -> Path:
 def not_there(path: Path) -> MissingInputError:
     """The error for a model that is not there, with the one that may be meant."""
     import difflib
+    import shlex
 
     from serving.bundles.registry import HOW, NAMED
 
@@ -108,9 +109,10 @@ def not_there(path: Path) -> MissingInputError:
         return MissingInputError(f"{path} is not there; of a registered model: {HOW}")
     for there in (path, here_or_above(BUNDLES) / path):
         if (old := set_aside(there)).is_dir():
+            again = shlex.join(["mv", str(old), str(there)])
             return MissingInputError(
-                f"{there} is not there: what was to take its place was killed; `mv {old} {there}` "
-                f"brings it back"
+                f"{there} is not there: what was to take its place was killed; `{again}` brings it "
+                f"back"
             )
     others = {one.name: one for one in (*_models(here_or_above(BUNDLES)), *_models(path.parent))}
     close = difflib.get_close_matches(path.name, others, n=1)

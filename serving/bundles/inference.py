@@ -5,7 +5,7 @@
 In a bundle this text is a part of its runner: see `runner_source`. Written for Python 3.9.
 """
 
-from serving.bundles.integrity import FOLDER, RunnerError, check, one_line
+from serving.bundles.integrity import FOLDER, RunnerError, check, one_line, whole_number
 from serving.bundles.npz import MOST_UNPACKED, GoldenFile, difference, refuse_lax
 
 # isort: split
@@ -258,7 +258,7 @@ def _shared(one: dict[str, Any], rows: int) -> Any:
     """The array of an input that is the same for all rows, for so many of them."""
     axes, most = one["info"]["shape"], f"at most {MOST_UNPACKED} numbers may be"
     try:
-        value = json.loads(one["value"])
+        value = json.loads(one["value"], parse_int=whole_number)
     except (ValueError, RecursionError):  # a text
         value = one["value"]
     try:

@@ -121,7 +121,7 @@ def _manifest(folder: Path) -> tuple[dict[str, Any], bytes]:
     text = _text(folder / MANIFEST)
     try:
         manifest: dict[str, Any] = json.loads(
-            text.decode(), parse_int=_whole, parse_constant=_no_number
+            text.decode(), parse_int=whole_number, parse_constant=_no_number
         )
         content = {name: value for name, value in manifest.items() if name != "digest"}
         digest = sha256(canonical(content)).hexdigest()
@@ -167,11 +167,13 @@ def _misfit(value: Any, form: Any, at: str) -> str:
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return at
-        pairs = [(f".{key}", value.get(key), one) for key, one in form.items()]
         if FILE_NAME in form:
             if any(not FILE_NAME.fullmatch(key) for key in value):
                 return at
             pairs = [(f".{key}", one, form[FILE_NAME]) for key, one in value.items()]
+        else:
+            # What is not there is of no form: an ellipsis stands in no JSON.
+            pairs = [(f".{key}", value.get(key, ...), one) for key, one in form.items()]
     elif isinstance(form, list):
         if not isinstance(value, list):
             return at
@@ -189,7 +191,7 @@ def _is(value: Any, form: Any) -> bool:
     return type(value) is form if isinstance(form, type) else value == form
 
 
-def _whole(text: str) -> int:
+def whole_number(text: str) -> int:
     """A whole number of JSON; ValueError for one of so many digits that it is none of ours."""
     if not WHOLE.fullmatch(text):
         raise ValueError("a number of more than 30 digits")
@@ -293,7 +295,7 @@ def check_signature(text: bytes, key: Path, shipped: dict[str, str]) -> None:
     """
     point, hint = public_key(key)
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_int=whole_number)
         envelope = record["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
@@ -335,7 +337,7 @@ def authenticated(payload: bytes) -> bytes:
 def _signed(payload: bytes) -> dict[str, str]:
     """The sha256 of each file, by name, that a signed statement tells."""
     try:
-        statement = json.loads(payload, object_pairs_hook=_without_doubles)
+        statement = json.loads(payload, object_pairs_hook=_without_doubles, parse_int=whole_number)
         resources = statement["predicate"]["resources"]
         signed = {one["name"]: one["digest"] for one in resources}
         root = sha256(b"".join(bytes.fromhex(one["digest"]) for one in resources)).hexdigest()

@@ -55,6 +55,8 @@ from typing import Any
 
 __all__ = ["RunnerError", "answers", "check", "predict", "selftest"]
 
+LONGEST_SECONDS = 1e6
+"""What a system can wait for."""
 PDEATHSIG = 1
 """Of Linux's prctl: the signal when the parent dies."""
 
@@ -221,7 +223,7 @@ def main() -> int:
     child = os.fork()
     if child:
         os.close(pipe)
-        return _watch(child, seen, arguments.call_timeout)
+        return _watch(child, seen, min(arguments.call_timeout, LONGEST_SECONDS))
     os.close(seen)
     WATCHER.update(pipe=pipe, next=0)
     _bound(arguments.provider)

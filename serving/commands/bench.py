@@ -4,17 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import MODEL
-from serving.console import (
-    INTERRUPTED,
-    PATH,
-    allow_option,
-    json_option,
-    limit_options,
-    note,
-    progress,
-    show,
-)
+from serving.commands.options import MODEL, POSITIVE, limit_options
+from serving.console import INTERRUPTED, PATH, allow_option, json_option, note, progress, show
 from serving.runtime import guard
 
 if TYPE_CHECKING:
@@ -57,7 +48,7 @@ SERVER = "server"
 @click.option(
     "--seconds",
     metavar="S",
-    type=float,
+    type=POSITIVE,
     default=0.5,
     show_default=True,
     help="How long to measure each batch size or scenario.",
@@ -97,13 +88,15 @@ SERVER = "server"
     multiple=True,
     help="single-stream, multi-stream, offline or server. Repeatable.",
 )
-@click.option("--rate", metavar="N", type=float, help="Queries per second, for server.")
-@click.option("--p99-limit", metavar="MS", type=float, help="For server: search the highest rate.")
+@click.option("--rate", metavar="N", type=POSITIVE, help="Queries per second, for server.")
+@click.option(
+    "--p99-limit", metavar="MS", type=POSITIVE, help="For server: search the highest rate."
+)
 @click.option("--compare", metavar="WHAT", help="A model, a saved report or a revision.")
 @click.option(
     "--limit",
     metavar="X",
-    type=float,
+    type=POSITIVE,
     default=1.05,
     show_default=True,
     help="How many times as long as before --compare lets a row take.",
@@ -117,7 +110,7 @@ SERVER = "server"
     help="What --tune makes best.",
 )
 @click.option(
-    "--memory-limit", metavar="MIB", type=float, help="For --tune: the peak of a process."
+    "--memory-limit", metavar="MIB", type=POSITIVE, help="For --tune: the peak of a process."
 )
 @click.option(
     "--reduced-precision", is_flag=True, help="Let --tune try tf32 and fp16, which change answers."

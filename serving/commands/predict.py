@@ -4,13 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from serving.commands.options import MODEL
+from serving.commands.options import MODEL, limit_options
 from serving.console import (
     PATH,
     allow_option,
     complete_path,
     json_option,
-    limit_options,
     note,
     quick_imports,
     shared_option,

@@ -162,11 +162,19 @@ def open_inputs(
 def _opened(form: str, names: Sequence[str], target: ReadTarget, *, alone: bool) -> RowSource:
     """The rows of some inputs; one that is damaged does not stop the others."""
     try:
+        if form not in {STDIN, LEFT_OUT, REMOTE_FILE, *JOINED}:
+            _refuse_special(names[0])
         return open_source(form, names, target)
     except DamagedError as error:
         if alone or names[0] == STDIN:
             raise
         return LeftOut(path=Path(names[0]), reason=error.reason)
+
+
+def _refuse_special(name: str) -> None:
+    """DamagedError where it may take for ever to open or to read."""
+    if not Path(name).is_file():
+        raise DamagedError(name, "is a pipe or a device, not a file")
 
 
 def _expanded(name: str) -> list[str]:

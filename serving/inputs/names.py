@@ -4,9 +4,10 @@ This module reads no rows, so that nobody waits for readers that are not needed.
 preprocessed data set, `mnist:test`, stands for a file below `data/ready/mnist`.
 """
 
+import fnmatch
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -93,15 +94,50 @@ def expand(name: str) -> list[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    import glob
-
-    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path's takes hidden files
-    if "**" in pattern:
-        # It finds folders, and what is in them once more.
-        found = [path for path in found if not Path(path).is_dir()]
+    parts = pattern.split("/")
+    found = sorted(_matching_below(parts) if "**" in parts else _shown(pattern))
     if not found:
         raise InputError(f"no input matches {pattern!r}")
     return found
+
+
+def _matching_below(parts: Sequence[str]) -> Iterator[str]:
+    """The files that the parts of a pattern with ** match; no link to a folder is followed.
+
+    glob follows them: of two that lead back it would make 2^40 paths.
+    """
+    at = parts.index("**")
+    head = "/".join(parts[:at]) or ("/" if at else ".")
+    for folder in _shown(head):
+        base = "" if folder == "." else f"{folder.rstrip('/')}/"
+        for path in files_of(folder):
+            names = path.removeprefix(base).split("/")
+            if _fits(names, [*filter(None, parts[at:])]) and not Path(path).is_dir():
+                yield path
+
+
+def _shown(pattern: str) -> list[str]:
+    import glob
+
+    return glob.glob(pattern)  # noqa: PTH207 - Path's takes hidden files
+
+
+def _fits(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the names of a path are those of a pattern, where ** stands for any of them."""
+    at = part = back = 0
+    star = -1
+    while at < len(names):
+        wanted = parts[part] if part < len(parts) else ""
+        if wanted == "**":
+            star, back, part = part, at, part + 1
+        elif fnmatch.fnmatchcase(names[at], wanted):
+            at, part = at + 1, part + 1
+        elif star >= 0:
+            back += 1
+            at, part = back, star + 1
+        else:
+            return False
+    return all(one == "**" for one in parts[part:])
 
 
 # Folders

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from serving.errors import InputError, MissingInputError
+from serving.files import refuse_special
 from serving.inputs.arrays import open_array
 from serving.inputs.names import ARRAY_SUFFIXES
 from serving.inputs.sources import InputRow, ReadOptions, ReadTarget, each_row
@@ -38,6 +39,7 @@ def read_rows(path: Path, inputs: Sequence[TensorInfo], model: Path, most: int) 
     """
     if not path.exists():
         raise MissingInputError(f"{path} is not there")
+    refuse_special(path)
     if len(inputs) == 1:
         return {inputs[0].name: _read(path, inputs[0], model, most)}
     if path.suffix.lower() != ".npz":

@@ -11,6 +11,9 @@ from pathlib import Path
 
 def main() -> None:
     """Open the model as `ferry predict` does, answer one row, print a line."""
+    from serving.runtime.guard import be_killed_with_parent
+
+    be_killed_with_parent()
     from serving.bundles.bundle import model_source
     from serving.measuring.feeds import feeds_of, fixed_batch, read_rows
     from serving.runtime.session import open_session

@@ -339,7 +339,7 @@ def serve(open_subject: Callable[[Mapping[str, Any]], BenchSubject]) -> None:
 
     Answers go to the file descriptor of the first argument: any library may print on stdout.
     """
-    guard.end_with_parent()  # in a call that does not end as well
+    guard.be_killed_with_parent()  # in a call that does not end as well
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as channel:
         desk: SubjectServer | None = None

@@ -23,6 +23,7 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 TIMEOUT_SECONDS = 120.0
 """How long one call of a model, or one step of a command, may take unless the user says so."""
+LONGEST_SECONDS = 1e9
 GRACE_SECONDS = 8.0
 """How long a command that was told to end may be within one call of a model."""
 POLL_SECONDS = 0.25
@@ -187,7 +188,7 @@ def too_long(where: str, page: Page | None = None) -> str:
 def set_timeout(seconds: float) -> None:
     """How long one call, or one step, may take."""
     if _page:
-        _page.cells[TIMEOUT_MS] = int(seconds * 1000)
+        _page.cells[TIMEOUT_MS] = int(min(seconds, LONGEST_SECONDS) * 1000)
 
 
 def set_memory_limit(gib: float) -> None:
@@ -195,7 +196,7 @@ def set_memory_limit(gib: float) -> None:
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    asked = int(gib * 2**30)
+    asked = int(min(gib * 2**30, 2**62))
     asked = asked if most == resource.RLIM_INFINITY else min(asked, most)
     resource.setrlimit(resource.RLIMIT_DATA, (asked, most))
 
@@ -209,7 +210,7 @@ def memory_limit() -> float:
     return resource.getrlimit(resource.RLIMIT_DATA)[0] / 2**30
 
 
-def end_with_parent() -> None:
+def be_killed_with_parent() -> None:
     """Let the system kill this process when the one that started it is gone, as Linux can."""
     if sys.platform == "linux":
         import ctypes
@@ -248,16 +249,10 @@ def watch() -> None:
     A child that dies over a row, and whose rows so far can be kept, is followed by one that goes on
     batch by batch, keeps them, and tells which batch it was.
     """
-    page, parent = Page(), os.getpid()
-    while True:
-        read, write = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(read)
-            _begin_child(page, write, parent)
-            return
-        os.close(write)
-        ending = _Watcher(page, child, read).wait()
+    page = Page()
+    watcher = _Watcher(page)
+    while watcher.fork():
+        ending = watcher.wait()
         if not ending.fault or not page.cells[DONE] or page.cells[CAREFUL]:
             _end_as(ending, page)
         _say(f"Warning: {ending.fault}; once more, batch by batch, to keep the rows before it")
@@ -268,20 +263,23 @@ def _begin_child(page: Page, pipe: int, parent: int) -> None:
     """Die with the parent, and let it see which signals come here."""
     global _page  # noqa: PLW0603 - one for the process
     _page = page
-    end_with_parent()
+    be_killed_with_parent()
     if os.getppid() != parent:
         os._exit(1)
     os.set_blocking(pipe, False)
     signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
-    # Not a container's limit, which is for what is used: libraries ask for more than that.
-    set_memory_limit(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY:
+        # Not a container's limit, which is for what is used: libraries ask for more than that.
+        set_memory_limit(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
 
 
 class _Watcher:
-    """The parent of one child."""
+    """The parent of one child after the other."""
 
-    def __init__(self, page: Page, child: int, pipe: int) -> None:
-        self._page, self._child, self._pipe = page, child, pipe
+    def __init__(self, page: Page) -> None:
+        self._page = page
         self._counts: list[int] = []
         self._seconds: dict[int, float] = {}
         """How long each slot's call runs."""
@@ -289,9 +287,29 @@ class _Watcher:
         """The signals that came here and are not seen to have come to the child, and when."""
         self._asked: tuple[int, float] | None = None
         """The signal that tells the child to end, and when it came."""
-        for number in PASSED_ON:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+        self._before = {
+            number: signal.signal(number, self._on_signal)
+            for number in PASSED_ON
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+
+    def fork(self) -> bool:
+        """Start a child; False there, where signals do again what they did before."""
+        parent = os.getpid()
+        self._counts, self._seconds = [], {}
+        self._pipe, write = os.pipe()
+        # One that comes to the child before it is ready waits, and is not lost.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+        self._child = os.fork()
+        if not self._child:
+            os.close(self._pipe)
+            _begin_child(self._page, write, parent)
+            for number, action in self._before.items():
+                signal.signal(number, action)
+        else:
+            os.close(write)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return bool(self._child)
 
     def wait(self) -> Ending:
         """Watch until the child has ended, which it does at once where a call takes too long."""

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import ferry
 from pipeline.commands.options import complete_experiment
 from serving.cli import WATCHED
+from serving.commands.options import FiniteRange
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -88,6 +89,8 @@ def test_every_option_has_help_and_a_variable_and_one_is_json(name: str) -> None
     assert {word for word in words if word.startswith("-")} <= known
     for option in options:
         assert option.help, option.opts
+        if isinstance(option.type, click.types.FloatParamType):
+            assert isinstance(option.type, FiniteRange), f"{option.opts} takes NaN"
         flag = max(option.opts, key=len).removeprefix("--").replace("-", "_").upper()
         shared = {"FERRY_ALLOW", "FERRY_TRACK", "FERRY_MIRROR"}
         assert option.envvar in {f"FERRY_{name.upper()}_{flag}", *shared}

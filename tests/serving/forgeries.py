@@ -295,6 +295,12 @@ MANIFEST: dict[str, Forgery] = {
     "classes of a label that is a score": said(
         lambda one: one["classes"].update(label=one["outputs"][0], values=["a", "b", "c"])
     ),
+    "classes without a label": said(lambda one: one["classes"].pop("label")),
+    "a shared input without an axis": said(
+        lambda one: one.update(
+            shared=[{"info": {"name": "sr", "dtype": "int64", "shape": [1]}, "value": "1"}]
+        )
+    ),
     "no classes": said(lambda one: one.update(classes=None)),
     "fewer labels than scores": said(lambda one: one.update(labels=["a"])),
     "labels that are numbers": said(lambda one: one.update(labels=[1, 2, 3])),
@@ -514,6 +520,7 @@ MODEL: dict[str, Forgery] = {
 SIGNATURE: dict[str, Forgery] = {
     "a signature of nothing": signed(b""),
     "a signature nested 100,000 times": signed(b"[" * 100_000),
+    "a signature of a million digits": signed(b"9" * 1_000_000),
     "a signature of numbers": signed(b'{"dsseEnvelope": 3}'),
     "a signature of 20 MB": signed(b" " * 20 * 2**20),
 }

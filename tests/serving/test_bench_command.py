@@ -77,14 +77,27 @@ def test_it_measures_all_providers_and_says_why_not(model):
 
 
 @pytest.mark.parametrize(
+    ("option", "number", "message"),
+    [
+        ("--seconds", "0", "0.0 is not in the range x>0"),
+        ("--rate", "0", "0.0 is not in the range x>0"),
+        ("--limit", "nan", "nan is not a finite number"),
+        ("--call-timeout", "inf", "inf is not a finite number"),
+    ],
+)
+def test_what_a_number_may_be_is_told(model, option, number, message):
+    result = run(model, option, number)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: Invalid value for '{option}': {message}.\n")
+
+
+@pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
         (("--provider", "nope"), 2, "no provider named 'nope'"),
         (("--provider", "qnn"), 1, "qnn is not there: the installed onnxruntime"),
-        (("--seconds", "0"), 2, "seconds must be above 0"),
         (("--batch-size", "0"), 2, "a batch size must be 1 or more, got 0"),
         (("--set", "bindin=on"), 2, "did you mean 'binding'?"),
-        (("--scenario", "server", "--rate", "0"), 2, "rate"),
         (("--scenario", "sever"), 2, "did you mean 'server'?"),
         (("--rate", "5"), 2, "--rate and --p99-limit are for `--scenario server`"),
         (("--scenario", "offline", "--p99-limit", "5"), 2, "are for `--scenario server`"),

@@ -19,12 +19,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.errors import IntegrityError, MissingInputError
+from serving.errors import InputError, IntegrityError, MissingInputError
 from serving.files import (
     atomic_write,
     blaming,
     building,
     csv_text,
+    drop_abandoned,
     dump_json,
     read_json,
     read_record,
@@ -62,6 +63,13 @@ def target(tmp_path: Path) -> Path:
 def alone(target: Path) -> bool:
     """Whether nothing lies beside the file, hidden or not."""
     return [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def test_what_may_never_end_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "report.json")
+    for read in (read_json, lambda path: require(path, "ferry parity")):
+        with pytest.raises(InputError, match=r"report\.json is a pipe or a device, not a file"):
+            read(tmp_path / "report.json")
 
 
 def test_the_content_replaces_what_was_there(target: Path) -> None:
@@ -190,6 +198,30 @@ def test_many_writers_of_one_file_leave_nothing(target: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert len([*pool.map(lambda n: write_bytes(target, b"%d" % n), range(400))]) == 400
     assert target.read_bytes().isdigit()
+    assert alone(target)
+
+
+def test_a_folder_that_is_swept_before_it_is_locked_gets_another_name(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, swept = Path.mkdir, list[bool]()
+
+    def make_and_sweep(path: Path) -> None:
+        make(path)
+        if not swept:
+            swept.append(drop_abandoned(path))
+
+    monkeypatch.setattr(Path, "mkdir", make_and_sweep)
+    with building(target, folder=True) as (path, _):
+        assert path.is_dir()
+    assert swept == [True]
+    assert alone(target)
+
+
+def test_all_that_writers_killed_together_left_is_removed(target: Path) -> None:
+    for number in range(3):
+        target.with_name(f".target.bin.{number:08}.tmp").touch()
+    write_bytes(target, b"new")
     assert alone(target)
 
 

@@ -71,7 +71,10 @@ def test_the_rows_before_a_fatal_batch_are_kept(
         ("predict trapping_at_minus_one.onnx rows.npy --task regression", DEATH),
         ("predict endless.onnx images.npy --call-timeout 1 --task regression", HANG),
         ("predict without_rows.onnx rows.npy", "the native runtime ended (SIGABRT) in batch 1"),
-        ("predict taking_many_rows.onnx rows.npy", "out of memory: Unable to allocate"),
+        (
+            "predict taking_many_rows.onnx rows.npy",
+            "batches of 1,099,511,627,776 rows: no memory for these",
+        ),
         ("predict filling_memory.onnx rows.npy --max-memory 2", "Failed to allocate memory"),
         (
             "bench trapping_at_minus_one.onnx --data rows.npy --batch-size 200",
@@ -102,11 +105,13 @@ def test_ctrl_c_ends_a_batch_that_does_not_end(folder: Path) -> None:
 
 
 def wait_for_call(parent: int) -> int:
-    """The watched child of a process, when it takes processor time in more than one thread."""
+    """The watched child of a process, when another thread than the first takes processor time."""
     while True:
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        if children and len(list(Path(f"/proc/{children[0]}/task").iterdir())) > 1:
-            return int(children[0])
+        for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            for thread in Path(f"/proc/{child}/task").iterdir():
+                ticks = int((thread / "stat").read_text().rpartition(")")[2].split()[11])
+                if thread.name != child and ticks > 20:
+                    return int(child)
         time.sleep(0.02)
 
 
@@ -144,6 +149,36 @@ print(len(seen), flush=True)
             send(running.pid, signal.SIGTERM)
             counts.append(running.stdout.read().strip())
     assert counts == ["1", "1"]
+
+
+def test_the_second_child_ends_by_signals_like_the_first(folder: Path) -> None:
+    program = """
+import os, signal, time
+from serving.runtime import guard
+guard.watch()
+if guard.careful() is None:
+    guard.done(0)
+    os.abort()
+signal.raise_signal(signal.SIGHUP)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True)
+    assert done.returncode == -signal.SIGHUP
+    assert done.stderr.startswith(b"Warning: the native runtime ended (SIGABRT)")
+
+
+def test_a_limit_of_the_shell_stays_as_it_is(folder: Path) -> None:
+    program = """
+import resource
+from serving.runtime import guard
+resource.setrlimit(resource.RLIMIT_DATA, (2**32, -1))
+guard.watch()
+print(resource.getrlimit(resource.RLIMIT_DATA)[0])
+for gib in (8, 1e300):
+    guard.set_memory_limit(gib)
+    print(resource.getrlimit(resource.RLIMIT_DATA)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE)
+    assert list(map(int, done.stdout.split())) == [2**32, 2**33, 2**62]
 
 
 @pytest.mark.parametrize(("ending", "status"), [("sys.exit(7)", 7), ("os.abort()", 1), ("", 0)])

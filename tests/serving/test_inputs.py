@@ -126,6 +126,8 @@ def test_images_in_a_row_are_cut_together(here: Path, of_images: Model) -> None:
         ("photos/a/*.png", [f"photos/a/{index}.png" for index in (0, 2, 4, 6, 8)]),
         ("photos/?/[01].png", ["photos/a/0.png", "photos/b/1.png"]),
         ("photos/**/*[23].png", ["photos/a/2.png", "photos/b/3.png"]),
+        ("**/a/**/[04].png", ["photos/a/0.png", "photos/a/4.png"]),
+        ("phot*/**/a/*6.png", ["photos/a/6.png"]),
         ("phot*", [f"photos/{'ab'[i % 2]}/{i}.png" for i in (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)]),
         ("photos/**", [f"photos/{'ab'[i % 2]}/{i}.png" for i in (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)]),
     ],
@@ -135,6 +137,24 @@ def test_a_pattern_is_expanded_as_a_shell_does(
 ) -> None:
     write(here / "photos/a/.hidden.png", b"no image")
     assert ids(open_inputs([pattern], of_images)) == found
+
+
+def test_links_that_lead_back_are_not_followed(here: Path, of_images: Model) -> None:
+    """Of two there are more paths than anybody can look at."""
+    for name in ("one", "other"):
+        (here / "photos" / name).symlink_to(".")
+    assert ids(open_inputs(["photos/**/2.png"], of_images)) == ["photos/a/2.png"]
+    assert ids(open_inputs([f"{here}/**/**/2.png"], of_images)) == [f"{here}/photos/a/2.png"]
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.csv.gz", "rows.jsonl", "rows.lst"])
+def test_a_pipe_is_not_waited_for(here: Path, of_images: Model, name: str) -> None:
+    (here / "pipes").mkdir()
+    os.mkfifo(here / "pipes" / name)
+    reason = f"pipes/{name} is a pipe or a device, not a file"
+    assert refused([f"pipes/{name}"], of_images) == reason
+    last, *others = reversed(list(open_inputs(["photos", f"pipes/{name}"], of_images)))
+    assert (last.id, len(others)) == (f"pipes/{name}", 10)
 
 
 def test_a_file_whose_name_looks_like_a_pattern(here: Path, of_images: Model) -> None:

@@ -122,6 +122,8 @@ def mutated(task: Task, found: tuple[list[Base], list[Base]], numbers: Sequence[
         except FerryError as error:
             str(error).encode()  # whoever prints it must
             return "refused"
+        except MemoryError:  # which the program tells in a line
+            return "no memory"
         return "answered the same" if again == base.answers else "answered"
 
     outcome = Outcome()

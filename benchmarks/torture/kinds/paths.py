@@ -147,7 +147,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 def judged(task: Task, folder: Path, ended: Ended) -> Outcome:
     """Whether nothing of the secret is in what the command printed, or left in its folder."""
     secret = os.stat(task.scratch / "secret.bin").st_ino  # noqa: PTH116
-    for path in folder.rglob("*"):
+    for path in (Path(base, name) for base, _, names in os.walk(folder) for name in names):
         if path.is_symlink() or not path.is_file() or path.stat().st_ino == secret:
             continue
         content = path.read_bytes()

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from serving.commands.options import MODEL
-from serving.console import PATH, allow_option, json_option, limit_options, show
+from serving.commands.options import MODEL, limit_options
+from serving.console import PATH, allow_option, json_option, show
 
 if TYPE_CHECKING:
     from pathlib import Path

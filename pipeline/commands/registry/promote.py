@@ -3,7 +3,8 @@
 import click
 
 from pipeline.commands.options import complete_registered, enter_project, track_option
-from serving.console import allow_option, json_option, limit_options, note, progress, show
+from serving.commands.options import limit_options
+from serving.console import allow_option, json_option, note, progress, show
 
 
 def reason(_context: click.Context, _option: click.Parameter, given: str | None) -> str:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import enter_project, track_option
-from serving.commands.options import MODEL
-from serving.console import json_option, limit_options, note, show, summary
+from serving.commands.options import MODEL, limit_options
+from serving.console import json_option, note, show, summary
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import experiment_or_file_argument, from_here, track_option
-from serving.console import PATH, json_option, limit_options, note, show, summary
+from serving.commands.options import limit_options
+from serving.console import PATH, json_option, note, show, summary
 from serving.runtime import guard
 
 if TYPE_CHECKING:

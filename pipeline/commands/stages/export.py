@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import ExperimentName, complete_experiment, track_option
+from serving.commands.options import POSITIVE
 from serving.console import PATH, json_option, show, summary
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ SHOWN = ("module", "model", "bytes", "parameters", "nodes", "opset", "export_sec
 @click.option(
     "--limit",
     metavar="DIFF",
-    type=float,
+    type=POSITIVE,
     help="Largest absolute difference of any output; without it, 1e-4 of the output's own scale.",
 )
 @track_option

@@ -10,7 +10,8 @@ from pipeline.commands.options import (
     enter_project,
     track_option,
 )
-from serving.console import PATH, json_option, limit_options, shared_option, show, task_option
+from serving.commands.options import POSITIVE, limit_options
+from serving.console import PATH, json_option, shared_option, show, task_option
 from serving.runtime import guard
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="ROWS", help="Rows to ask A and B: see above.")
 @click.option(
     "--limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     help="Largest absolute difference of any output; without it, 1e-4 of the output's own scale.",
 )
 @click.option(

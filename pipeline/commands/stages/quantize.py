@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.commands.options import experiment_or_file_argument, track_option
-from serving.console import PATH, json_option, limit_options, note, shared_option, show, task_option
+from serving.commands.options import POSITIVE, FiniteRange, limit_options
+from serving.console import PATH, json_option, note, shared_option, show, task_option
 from serving.runtime import guard
 
 if TYPE_CHECKING:
@@ -28,26 +29,26 @@ if TYPE_CHECKING:
 @click.option(
     "--accuracy-loss",
     metavar="POINTS",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Most percentage points of accuracy, or of agreement with fp32, to lose.",
 )
 @click.option(
     "--error-increase",
     metavar="PERCENT",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Most per cent by which a model that predicts no class may be further off.",
 )
 @click.option(
     "--min-snr",
     "min_snr_db",
     metavar="DB",
-    type=float,
+    type=FiniteRange(min=0),
     help="Least signal-to-noise ratio of any output, in decibels.",
 )
 @click.option(
     "--min-speedup",
     metavar="RATIO",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     help="Least speedup over fp32.",
 )
 @click.option(
