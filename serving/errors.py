@@ -27,6 +27,8 @@ from collections.abc import Iterable
 MOST_NAMES, MOST_NAME = 100, 200
 """How many names a message lists, and the characters of one."""
 MOST_COMPARED = 1000
+MOST_MESSAGE = 30_000
+"""The characters of one message: a name in a model may have millions."""
 REDACTED = "***"
 """What stands for a secret."""
 # An address that was made a path has one slash. A port is no password. A password with a slash is
@@ -65,8 +67,9 @@ def for_terminal(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """The same, with the ends of its lines as escapes too."""
-    return for_terminal(text).replace("\n", "\\n")
+    """The same, with the ends of its lines as escapes too, and the beginning of what is endless."""
+    line = for_terminal(text).replace("\n", "\\n")
+    return line if len(line) <= MOST_MESSAGE else f"{line[:MOST_MESSAGE]}..."
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -331,4 +331,4 @@ def _note_problem(run: RunJournal, problem: str) -> None:
     try:
         run.note_sent(replace(run.sent(store_key()), problem=problem))
     except OSError as error:
-        logger.warning("%s cannot be written: %s", run.folder, one_line(error))
+        logger.warning("%s cannot be written: %s", run.folder, error.strerror)

@@ -7,7 +7,7 @@ import pytest
 
 import pipeline.errors
 import serving.errors
-from serving.errors import FerryError, UnknownNameError, nearest
+from serving.errors import FerryError, ModelError, UnknownNameError, nearest
 
 LINE = re.compile(r"^[│├└─ ]*\b(\w+Error)\s+(?:\((\w+)\)\s+)?(?:exit (\d))?")
 
@@ -100,3 +100,9 @@ def test_nearest(name: str, known: list[str], tail: str) -> None:
 
 def test_nearest_takes_an_iterator() -> None:
     assert nearest("x", iter(("b", "a"))) == "; there are a, b"
+
+
+def test_a_message_ends_where_a_name_of_millions_does_not() -> None:
+    said = str(ModelError(f"the name {'n' * 10_000_000} is too long"))
+    assert said.startswith("the name nnn")
+    assert len(said) < 50_000

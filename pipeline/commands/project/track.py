@@ -31,7 +31,7 @@ def track(sync: bool, as_json: bool) -> None:
     states = sending.states()
     show(states, as_json=as_json, text=sending.as_table(states))
     if left:
-        reason = left[0].problem or "another process sends them"
+        reason = left[0].problem or "the lines above say why"
         failures.insert(0, f"{len(left)} of {len(states)} runs are not sent: {reason}")
     if failures:
         raise FerryError("; ".join(failures))
