@@ -253,7 +253,6 @@ def test_nothing_that_is_shown_commands_a_terminal(
     note(CONTROLS)
     show({}, as_json=False, text=f"a\n{CONTROLS}\tb")
     logging.getLogger("serving.x").warning("%s", CONTROLS)
-    logging.getLogger("of.others").warning("%s", CONTROLS)
     sys.excepthook(RuntimeError, RuntimeError(CONTROLS), None)
     shown = capsys.readouterr()
     assert_seen(shown.out.replace("\t", ""))
