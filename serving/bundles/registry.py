@@ -106,8 +106,8 @@ class RegistryEntry:
 
     @property
     def line(self) -> bytes:
-        """As it stands in the file; what is no UTF-8, as an argument may be, is "?"."""
-        return json_line(self).encode(errors="replace")
+        """As it stands in the file."""
+        return json_line(self).encode()
 
     def sealed(self) -> "RegistryEntry":
         """The same with the sha256 that fits it."""

@@ -159,10 +159,10 @@ guard.watch()
 if guard.careful() is None:
     guard.done(0)
     os.abort()
-signal.raise_signal(signal.SIGHUP)
+signal.raise_signal(signal.SIGTERM)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True)
-    assert done.returncode == -signal.SIGHUP
+    assert done.returncode == -signal.SIGTERM
     assert done.stderr.startswith(b"Warning: the native runtime ended (SIGABRT)")
 
 

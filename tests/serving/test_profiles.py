@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ import pytest
 from tiny_classifier import forge, images, profile
 from tiny_kinds import TEXTS, Copies, text_contents
 
-import serving.bundles.writing
 from serving.bundles.bundle import MANIFEST, open_bundle, read_manifest
 from serving.bundles.profiles import Profile, check_profiles, profile_for, with_profile
 from serving.bundles.verify import verify
@@ -180,11 +180,10 @@ def test_a_profile_that_cannot_be_proven_here_is_not_written(bundle: Path) -> No
 def test_an_interruption_leaves_the_old_manifest(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(target: Path, content: bytes) -> None:
-        target.write_bytes(content[:100])
+    def interrupted(_handle: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serving.bundles.writing, "write_bytes", interrupted)
+    monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_profile(bundle, profile())
     assert open_bundle(bundle).manifest.profiles == ()

@@ -78,6 +78,11 @@ def model_name(folder: Path, given: str | None = None) -> str:
     return name
 
 
+def _utf8(text: str) -> str:
+    """A text with "?" for what is no UTF-8, as an argument may be."""
+    return text.encode(errors="replace").decode()
+
+
 def register(
     folder: Path, name: str, *, description: str = "", tags: Mapping[str, str]
 ) -> RegisterReport:
@@ -105,8 +110,8 @@ def register(
             dataset=manifest.source.dataset,
             data_sha256=data_sha256,
             metrics=manifest.metrics,
-            description=description,
-            tags=tags,
+            description=_utf8(description),
+            tags={key: _utf8(value) for key, value in tags.items()},
         )
 
     path = layout.project() / REGISTRY / f"{name}.jsonl"
@@ -232,7 +237,7 @@ def promote(
         version=version,
         over=champion,
         promoted=not failed or bool(asked.force),
-        forced=asked.force if failed else "",
+        forced=_utf8(asked.force) if failed else "",
         gates=gates,
     )
     if report.promoted:
