@@ -32,6 +32,7 @@ from pipeline.tracking.store import load_mlflow, store_root, store_uri
 from pipeline.training.loop import TrainingLoop
 from serving.batch.lock import lock_output
 from serving.errors import IntegrityError
+from serving.files import sha256_of_file
 
 
 def tracked_training(project: Project, folder: Path) -> TrainReport:
@@ -185,7 +186,8 @@ def test_what_is_sent_twice_is_there_once(store: Path, exported: Project) -> Non
         tracker.log_metrics({"x": 1.0, "y": float("inf")})
         tracker.log_artifact(b"{}", "reports/x.json")
         model = exported.models["fp32"]
-        tracker.log_model("fp32", model, "ab" * 32, np.zeros((2, 8, 8, 1), np.uint8), signature)
+        sha256, rows = sha256_of_file(model), np.zeros((2, 8, 8, 1), np.uint8)
+        tracker.log_model("fp32", model, sha256, rows, signature)
         tracker.log_metrics({"variants/fp32/p50_ms": 0.1}, of_model="fp32")
         # From here on the metrics of its models are of these rows.
         manifest = ready.open_manifest(exported.data)
