@@ -70,7 +70,7 @@ def cases(task: Task) -> Iterator[Case]:
             run = functools.partial(rotted_cache, made, kind, PER_CACHE, task.seed + number)
             yield Case(f"cache, {kind}: {PER_CACHE} objects", run, seconds=300.0)
         yield from flips_of_stages(task)
-        good = prepared(task.scratch)
+        good = prepared(task)
         yield Case("ferry bundle", functools.partial(killed_program, good, 50, task.seed), 1200.0)
     yield from flips_of_a_bundle(task)
     for exchanges in (True, False):
