@@ -37,8 +37,8 @@ class LockedStage:
 
 def all_stages(lock: Path) -> tuple[LockedStage, ...]:
     """All stages that have run; none without the file. Raises as `read_stages`."""
-    text = text_of(lock, LARGEST_LOCK) if lock.is_file() else ""
-    return read_stages(lock, NAME.findall(text))
+    text = _text_of(lock)
+    return tuple(found for name in NAME.findall(text) if (found := _stage(text, name, lock)))
 
 
 def read_stages(lock: Path, names: Sequence[str]) -> tuple[LockedStage, ...]:
@@ -46,10 +46,15 @@ def read_stages(lock: Path, names: Sequence[str]) -> tuple[LockedStage, ...]:
 
     Raises IntegrityError for a file that DVC did not write.
     """
+    text = _text_of(lock)
+    return tuple(found for name in names if (found := _stage(text, name, lock)))
+
+
+def _text_of(lock: Path) -> str:
     text = text_of(lock, LARGEST_LOCK) if lock.is_file() else ""
     if CONFLICT.search(text):  # which would cut a stage short
         raise IntegrityError(f"{lock} has the marks of a merge in it; `dvc repro` writes it anew")
-    return tuple(found for name in names if (found := _stage(text, name, lock)))
+    return text
 
 
 def _stage(text: str, name: str, lock: Path) -> LockedStage | None:

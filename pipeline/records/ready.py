@@ -95,7 +95,6 @@ def open_manifest(folder: Path) -> DatasetManifest:
     manifest that is not the recorded one.
     """
     path, name = folder / MANIFEST, folder.name
-    require(path, f"ferry preprocess {name}")
     check_recorded(path, f"preprocess@{name}")
     return read(DatasetManifest, path, f"ferry preprocess {name}")
 

@@ -86,8 +86,7 @@ class Page:
 
     def again(self, fatal: int | None) -> None:
         """Make ready for a child that goes on carefully, up to the row `fatal` if it is known."""
-        at_once = self.cells[USED] * SLOT_CELLS
-        for cell in range(FIRST_SLOT, FIRST_SLOT + at_once):
+        for cell in range(FIRST_SLOT, CELLS):
             self.cells[cell] = 0
         self.cells[USED], self.cells[CAREFUL] = 1, self.cells[DONE]
         self.cells[FATAL] = 0 if fatal is None else fatal + 1
