@@ -16,23 +16,14 @@ from matplotlib.figure import Figure
 from pipeline import tracking
 from pipeline.config.experiment import Experiment
 from pipeline.errors import ConfigError
-from pipeline.models.parts.graph import MeanSquaredError, Regression, load_graph
-from pipeline.records import ReportFiles, ready, write
-from pipeline.records.evaluate import (
-    Classes,
-    EvaluateReport,
-    Outliers,
-    Reconstruction,
-    Residuals,
-)
-from pipeline.stages.insight.pictures import (
+from pipeline.models.insight.pictures import (
     CAPTIONS,
     Pictures,
     TrainedNetwork,
     pictures_of_classifier,
     pictures_of_reconstruction,
 )
-from pipeline.stages.insight.quality import (
+from pipeline.models.insight.quality import (
     BATCH,
     Redrawn,
     answer,
@@ -49,7 +40,16 @@ from pipeline.stages.insight.quality import (
     residuals_of,
     worst,
 )
-from pipeline.stages.insight.robustness import attack
+from pipeline.models.insight.robustness import attack
+from pipeline.models.parts.graph import MeanSquaredError, Regression, load_graph
+from pipeline.records import ReportFiles, ready, write
+from pipeline.records.evaluate import (
+    Classes,
+    EvaluateReport,
+    Outliers,
+    Reconstruction,
+    Residuals,
+)
 from pipeline.tracking.figures import as_svg
 from serving.files import sha256_of_file, write_text
 from serving.runtime.cores import allowed_cores

@@ -15,6 +15,7 @@ from project import Project, files_in
 
 from pipeline.config.experiment import Experiment, Params
 from pipeline.errors import ConfigError
+from pipeline.models.insight.pictures import CAPTIONS
 from pipeline.models.parts.graph import build_graph
 from pipeline.records import read, record
 from pipeline.records.evaluate import EvaluateReport, tracked
@@ -27,7 +28,6 @@ from pipeline.records.ready import (
 )
 from pipeline.records.train import TrainReport
 from pipeline.stages.evaluate import evaluate
-from pipeline.stages.insight.pictures import CAPTIONS
 from pipeline.tracking.journal import WEIGHTS_TAG
 from pipeline.tracking.store import store_uri
 from serving.errors import IntegrityError, MissingInputError

@@ -14,10 +14,7 @@ from trained_graphs import convolutional_graph, graph_of, linear_graph, stripes
 
 from pipeline.config.params import load
 from pipeline.models import Shape, build
-from pipeline.models.parts.graph import CrossEntropy
-from pipeline.records.evaluate import Attack, Robustness
-from pipeline.records.ready import Split
-from pipeline.stages.insight.pictures import (
+from pipeline.models.insight.pictures import (
     MOST_TILES,
     FirstWeights,
     draw_gates,
@@ -31,8 +28,11 @@ from pipeline.stages.insight.pictures import (
     first_weights,
     saliency,
 )
-from pipeline.stages.insight.quality import calibrate, draw_errors, draw_reliability
-from pipeline.stages.insight.robustness import draw_attacks
+from pipeline.models.insight.quality import calibrate, draw_errors, draw_reliability
+from pipeline.models.insight.robustness import draw_attacks
+from pipeline.models.parts.graph import CrossEntropy
+from pipeline.records.evaluate import Attack, Robustness
+from pipeline.records.ready import Split
 from pipeline.tracking.figures import BLUE, ORANGE, as_svg
 
 COLOUR = Shape(kind="image", row=(3, 8, 10), outputs=4)

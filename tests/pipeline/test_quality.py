@@ -9,8 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 from trained_graphs import drawing_graph, linear_graph, stripes
 
-from pipeline.records.ready import Split
-from pipeline.stages.insight.quality import (
+from pipeline.models.insight.quality import (
     BINS,
     MISTAKES,
     Answers,
@@ -25,6 +24,7 @@ from pipeline.stages.insight.quality import (
     redraw,
     worst,
 )
+from pipeline.records.ready import Split
 
 
 def answers(probabilities: list[list[float]], labels: list[int]) -> Answers:

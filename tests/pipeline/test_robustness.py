@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from trained_graphs import convolutional_graph, linear_graph, stripes
 
 from pipeline.config.experiment import EvaluateConfig
+from pipeline.models.insight.robustness import Ball, attack, fast_gradient, projected_gradient
 from pipeline.models.parts.graph import Graph
-from pipeline.stages.insight.robustness import Ball, attack, fast_gradient, projected_gradient
 
 CONFIG = EvaluateConfig(strengths=(0.05, 0.2), rows=200, steps=8, against="stripes")
 RADIUS, LARGEST = 20.0, 170.0

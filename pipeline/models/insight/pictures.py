@@ -20,10 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
-from pipeline.models.parts.graph import Graph
-from pipeline.records.evaluate import Classes, Reconstruction
-from pipeline.records.ready import DatasetManifest, Split
-from pipeline.stages.insight.quality import (
+from pipeline.models.insight.quality import (
     Answers,
     Redrawn,
     draw_errors,
@@ -31,7 +28,10 @@ from pipeline.stages.insight.quality import (
     most_confident,
     worst,
 )
-from pipeline.stages.insight.robustness import draw_attacks
+from pipeline.models.insight.robustness import draw_attacks
+from pipeline.models.parts.graph import Graph
+from pipeline.records.evaluate import Classes, Reconstruction
+from pipeline.records.ready import DatasetManifest, Split
 from pipeline.tracking.figures import COLORS, INK, STYLE
 from serving.runtime.tensors import Array
 
