@@ -27,6 +27,7 @@ SECTIONS = {
         "preprocess": (STAGES, "Split DATASET into training, validation and test arrays."),
         "check": (STAGES, "Check the settings of EXPERIMENT before a stage runs with them."),
         "machine": (STAGES, "Say what this machine is, for the stages that measure speed."),
+        "teach": (STAGES, "Ask the teacher of EXPERIMENT for the logits to learn from."),
         "train": (STAGES, "Train EXPERIMENT's model and record the run in MLflow."),
         "evaluate": (STAGES, "Look into EXPERIMENT's network: pictures, calibration, attacks."),
         "export": (STAGES, "Export a model to one ONNX graph: raw rows in, answer out."),

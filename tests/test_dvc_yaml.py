@@ -62,11 +62,16 @@ def code_of(stage: str) -> set[str]:
     for entry, registry in REGISTRIES.items():
         if entry in body(stage)["deps"]:
             files.add(entry)
-            for module in (ROOT / "pipeline" / registry).rglob("[!_]*.py"):
+            for module in registered(ROOT / "pipeline" / registry):
                 own = module.relative_to(ROOT).as_posix()
                 found = closure(own.removesuffix(".py").replace("/", "."))
                 files |= found if lies_under(own, entry) else found - {own}
     return {path for path in files if not is_empty(path)}
+
+
+def registered(folder: Path) -> list[Path]:
+    """The files whose names are keys."""
+    return [*folder.glob("[!_]*.py"), *folder.glob("readers/[!_]*.py")]
 
 
 def is_empty(path: str) -> bool:
@@ -103,8 +108,8 @@ def with_names(path: Path) -> str:
 
 def test_the_stages_are_those_of_the_pipeline_in_order() -> None:
     assert list(STAGES) == [
-        *("pull", "preprocess", "check", "machine", "train", "evaluate", "export", "quantize"),
-        *("parity", "benchmark", "bundle", "report", "short"),
+        *("pull", "preprocess", "check", "machine", "teach", "train", "evaluate", "export"),
+        *("quantize", "parity", "benchmark", "bundle", "report", "short"),
     ]
 
 
@@ -210,6 +215,7 @@ OUTS = {
     "preprocess": [layout.ready("NAME")],
     "check": [layout.mark("NAME")],
     "machine": [layout.MACHINE],
+    "teach": recorded(layout.taught("NAME")),
     "train": recorded(layout.weights("NAME")),
     "evaluate": [layout.pictures("NAME")],
     "export": recorded(layout.model("NAME")),
@@ -272,19 +278,21 @@ def test_metrics_are_a_folder_so_that_those_of_what_has_not_run_are_not_missed()
 @pytest.mark.parametrize("stage", PER_EXPERIMENT)
 def test_files_that_a_stage_reads_are_made_by_another(stage: str) -> None:
     made = {path for name in STAGES for path in paths(name, "outs")}
-    made.add(with_names(layout.ready("DATA")))
+    made |= {with_names(layout.ready("DATA")), with_names(BEFORE)}
     data = [path for path in body(stage)["deps"] if not is_code(path)]
     assert with_names(layout.ready("DATA")) in data
     assert set(data) <= made
 
 
+BEFORE = layout.mark("NAME").parent
+"""The folder that holds the mark of each experiment, and what a teacher answered to some."""
 WEIGHTS, MODEL = recorded(layout.weights("NAME")), recorded(layout.model("NAME"))
 MODELS = [*MODEL, layout.quantized("NAME")]
 MADE_BEFORE = {
-    "train": [layout.mark("NAME")],
+    "train": [BEFORE],
     "evaluate": WEIGHTS,
     "export": [*WEIGHTS, layout.details("NAME", "train")],
-    "quantize": [*WEIGHTS, *MODEL, layout.MACHINE],
+    "quantize": [BEFORE, *WEIGHTS, *MODEL, layout.MACHINE],
     # No speeds: where quantization makes the same files again, what was proven of them stays.
     "parity": [*WEIGHTS, *MODELS],
     "benchmark": [*WEIGHTS, *MODELS, layout.MACHINE],
@@ -300,6 +308,19 @@ def test_a_stage_waits_for_what_it_reads(stage: str) -> None:
     expected = {with_names(path) for path in (layout.ready("DATA"), *MADE_BEFORE[stage])}
     data = [path for path in body(stage)["deps"] if not is_code(path)]
     assert set(data) == expected
+
+
+def test_a_student_waits_for_its_teacher() -> None:
+    assert STAGES["teach"]["foreach"] == "${students}"
+    made = [*recorded(layout.weights("NAME")), layout.details("NAME", "train")]
+    data = [path for path in body("teach")["deps"] if not is_code(path)]
+    assert data == [with_names(path).replace("${key}", "${item}") for path in made]
+    assert layout.taught("NAME").parent == BEFORE
+    assert set(body("teach")["params"]) == {
+        "experiments.${key}.train",
+        "defaults.train",
+        "defaults.regression",
+    }
 
 
 def test_the_bundle_of_each_experiment_is_an_artifact() -> None:

@@ -23,8 +23,6 @@ PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeNumber = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1)]
-
-
 Loss = Literal["cross_entropy", "binary_cross_entropy", "mean_squared_error"]
 Reason = Annotated[str, Field(min_length=1)]
 Variant = Literal["fp16", "int8"]
@@ -120,6 +118,19 @@ class AugmentConfig(StrictSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig(StrictSettings):
+    """Another experiment of the same data, whose logits a training follows beside the labels."""
+
+    experiment: str
+    temperature: PositiveNumber
+    """What the logits of both are divided by before they are compared as probabilities."""
+    weight: Annotated[float, Field(gt=0, le=1)]
+    """The teacher's part of the loss; the rest is that of the labels."""
+    views: Count
+    """Random changes of each training row that it answers; the epochs take them in turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig(StrictSettings):
     """The training loop, except for its number of epochs."""
 
@@ -142,6 +153,7 @@ class TrainConfig(StrictSettings):
     """Epochs without a better one on validation after which training ends; 0 never does."""
     init_from: str | None
     """The experiment whose trained weights are the first ones, where names and shapes agree."""
+    teacher: TeacherConfig | None
     compile: bool
     """Whether torch.compile translates the network first."""
     seed: NaturalNumber
@@ -217,8 +229,6 @@ class QuantizeConfig(StrictSettings):
 
 
 Level = Literal["none", "basic", "extended", "all"]
-
-
 LIMITS_OF_CLASSES = ("flips", "accuracy_loss")
 """Those of a gate that need a model which predicts a class."""
 

@@ -86,8 +86,16 @@ def maker(path: Path, experiment: str) -> str:
 
 
 def mark(experiment: str) -> Path:
-    """What says that the settings can be read: `reports/checked/E`."""
-    return Path("reports/checked") / experiment
+    """What says that the settings can be read: `models/E/before/checked`."""
+    return weights(experiment).with_name("before") / "checked"
+
+
+def taught(experiment: str) -> Path:
+    """The logits of its teacher, if it has one: `models/E/before/taught.safetensors`.
+
+    In one folder with the mark, which every experiment has: DVC knows no dependency of some.
+    """
+    return mark(experiment).with_name("taught.safetensors")
 
 
 def details(experiment: str, stage: str) -> Path:

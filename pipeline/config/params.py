@@ -6,17 +6,16 @@ is wrong is refused with the full path of the key where it stands, the value and
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
 from pipeline import datasets, models
 from pipeline.config import layout
 from pipeline.config.experiment import (
-    AugmentConfig,
     Counts,
     DatasetConfig,
     Defaults,
@@ -26,11 +25,11 @@ from pipeline.config.experiment import (
     PositiveNumber,
     StrictSettings,
 )
+from pipeline.config.fitting import check_teacher
 from pipeline.config.layout import PARAMS
 from pipeline.config.reading import check_defaults, read_section, use_package
 from pipeline.config.yamlfile import read_yaml
 from pipeline.errors import ConfigError
-from pipeline.records.ready import Kind
 from serving.errors import UsageError, nearest
 
 BROUGHT_ALONG = (Path(__file__).parents[1], Path(__file__).parents[2])
@@ -59,6 +58,12 @@ def load(path: Path = PARAMS) -> Params:
             experiments[name] = _read_experiment(name, document)
         except ConfigError as error:
             broken[name] = str(error)
+    for name in [*experiments]:
+        try:
+            check_teacher(experiments[name], experiments, document.students)
+        except ConfigError as error:
+            broken[name] = str(error)
+            del experiments[name]
     return Params(
         mirrors=document.mirrors,
         short=document.short,
@@ -173,6 +178,8 @@ class _Document(StrictSettings):
     """The folder of the project's own `datasets` and `models`, beside params.yaml."""
     mirrors: tuple[str, ...]
     short: tuple[str, ...] = ()
+    students: Mapping[str, str] = field(default_factory=dict)
+    """The teacher of each experiment that has one, for DVC."""
     registry: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Any]
     datasets: Mapping[str, Any]
@@ -329,11 +336,14 @@ def _with_name(name: str, body: object) -> object:
 def _refuse_unknown_names(experiment: Experiment, document: _Document) -> None:
     name = experiment.name
     others = sorted(document.experiments.keys() - {name})
+    teacher = experiment.train.teacher
+    taught_by = teacher.experiment if teacher else None
     named: list[tuple[tuple[str, ...], str, str | None, Collection[str]]] = [
         (("dataset",), "data set", experiment.dataset, document.datasets),
         (("evaluate", "against"), "data set", experiment.evaluate.against, document.datasets),
         (("model", "name"), "model", experiment.model.name, models.names()),
         (("train", "init_from"), "other experiment", experiment.train.init_from, others),
+        (("train", "teacher", "experiment"), "other experiment", taught_by, others),
     ]
     for keys, what, value, known in named:
         if value is not None:
@@ -343,97 +353,3 @@ def _refuse_unknown_names(experiment: Experiment, document: _Document) -> None:
 def _refuse_unknown(where: str, what: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise ConfigError(f"{where}: no {what} named {name!r}{nearest(name, known)}")
-
-
-class KnownRows(Protocol):
-    """What a model must fit, of a data set or of the manifest of its arrays."""
-
-    @property
-    def kind(self) -> Kind:
-        """Images, a table or texts."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The classes."""
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The numbers that are predicted, where there are no classes."""
-
-
-def check(experiment: Experiment, rows: KnownRows | None = None) -> None:
-    """Refuse an experiment whose parts do not fit.
-
-    `rows` says what is in the data set; without it that is known of ferry's own data sets alone.
-    Raises ConfigError with the key's path, the value and what would do.
-    """
-    where = f"experiments.{experiment.name}"
-    models.settings(experiment.model, where=f"{where}.model")
-    if rows is None and experiment.dataset in datasets.names():
-        rows = datasets.get(experiment.dataset)
-    if rows is not None:
-        _check_kind(experiment, rows, where)
-        _check_loss(experiment, rows, where)
-    _check_optimizer(experiment, where)
-
-
-def _check_kind(experiment: Experiment, dataset: KnownRows, where: str) -> None:
-    name = experiment.model.name
-    kinds = models.takes(name)
-    if dataset.kind not in kinds:
-        raise ConfigError(
-            f"{where}.model.name: {name} takes {' or '.join(kinds)} rows, {experiment.dataset} has "
-            f"{dataset.kind} rows"
-        )
-    augment = experiment.train.augment
-    if dataset.kind != "image" and augment != _no_change(augment):
-        raise ConfigError(
-            f"{where}.train.augment: {experiment.dataset} has {dataset.kind} rows, and only images "
-            f"can be changed; set each of its keys to 0 or false"
-        )
-
-
-def _no_change(augment: AugmentConfig) -> AugmentConfig:
-    return replace(augment, translate=0, rotate=0, scale=0, flip=False, cutout=0)
-
-
-def _check_loss(experiment: Experiment, dataset: KnownRows, where: str) -> None:
-    name, loss, classes = experiment.model.name, experiment.train.loss, len(dataset.labels)
-    reconstructs = models.gives(name) == "reconstruction"
-    if reconstructs and dataset.targets:
-        raise ConfigError(
-            f"{where}.model.name: {name} gives pictures, {experiment.dataset} has targets: "
-            f"{', '.join(dataset.targets)}"
-        )
-    no_class = bool(reconstructs or dataset.targets)
-    if no_class != (loss == "mean_squared_error"):
-        asks = f"{experiment.dataset}, which has {'targets' if dataset.targets else 'classes'}"
-        asks = f"{name}, which gives pictures" if reconstructs else asks
-        fitting = "mean_squared_error" if no_class else "cross_entropy or binary_cross_entropy"
-        raise ConfigError(f"{where}.train.loss: {loss} does not fit {asks}; choose {fitting}")
-    if loss == "binary_cross_entropy" and classes != 2:
-        raise ConfigError(
-            f"{where}.train.loss: {loss} tells two classes apart, {experiment.dataset} has "
-            f"{classes}; choose cross_entropy"
-        )
-    if no_class and experiment.train.label_smoothing:
-        raise ConfigError(
-            f"{where}.train.label_smoothing must be 0 for {loss}, which has no labels, got "
-            f"{experiment.train.label_smoothing}"
-        )
-
-
-def _check_optimizer(experiment: Experiment, where: str) -> None:
-    """Newton's steps are taken over all rows: what changes from step to step misleads them."""
-    config = experiment.train
-    if config.optimizer == "lbfgs" and config.augment != _no_change(config.augment):
-        raise ConfigError(
-            f"{where}.train.augment: lbfgs asks for the same loss several times a step, and random "
-            f"changes would make it another; set each of its keys to 0 or false"
-        )
-    unused = {"momentum": config.momentum, "weight_decay": config.weight_decay, "clip": config.clip}
-    for key, value in unused.items():
-        if config.optimizer == "lbfgs" and value:
-            raise ConfigError(
-                f"{where}.train.{key} must be 0 for lbfgs, which has none, got {value}"
-            )

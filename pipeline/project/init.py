@@ -47,7 +47,7 @@ HEADER = """\
 # `ferry` in params.yaml, the version of ferry. To change what a stage does, change params.yaml.
 """
 STAGE = re.compile(r"^(?=  \w+:$)", re.MULTILINE)
-MARK = "reports/checked/${key}"
+MARK = "models/${key}/before"
 OWN_CODE = {"preprocess": ["datasets"], "check": ["datasets", "models"]}
 """The stages that depend on folders of the project's package."""
 CODE = re.compile(r"^(?: +#.*\n)* +- (?:pipeline|serving)\b.*\n", re.MULTILINE)
@@ -158,6 +158,7 @@ def _files(name: str, package: str, template: str) -> dict[str, bytes]:
     defaults = re.search(r"^(?:#.*\n)*defaults:\n(?: .*\n)+", own, re.MULTILINE)
     head = f"ferry: {metadata.version('onnx-ferry')}  # the version that the stages are of"
     places = f"package: {package}  # has datasets/ and models/ of your own\nmirrors: []"
+    places += "\nstudents: {}  # the teacher of each experiment that has one, by name"
     texts = {path.name: path.read_text(encoding="utf-8") for path in TEMPLATES.iterdir()}
     readme = texts["README.md"].replace("my_project", package).replace("my-project", name)
     files = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import datasets, models
-from pipeline.config import layout, params
+from pipeline.config import fitting, layout, params
 from pipeline.config.experiment import ModelConfig, OwnSection, Params
 from pipeline.config.layout import DVC_YAML, PARAMS
 from pipeline.config.yamlfile import dump_value, parse_yaml, text_of, with_entry
@@ -211,6 +211,6 @@ def _check(text: str, name: str, path: Path, manifest: DatasetManifest | None) -
     try:
         with blaming(path):
             write_text(beside, text)
-        params.check(params.load(beside).experiment(name), manifest)
+        fitting.check(params.load(beside).experiment(name), manifest)
     finally:
         beside.unlink(missing_ok=True)

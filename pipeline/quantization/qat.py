@@ -21,8 +21,10 @@ from pipeline.config.experiment import Experiment
 from pipeline.exporting import onnxmodel
 from pipeline.exporting.exporter import to_onnx
 from pipeline.models.parts.graph import Graph, load_graph
+from pipeline.proof.overflow import SAFE
 from pipeline.quantization.recipes import BLOCK, Recipe
 from pipeline.records import ready
+from pipeline.training import taught
 from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
 from pipeline.training.loop import TrainingLoop
@@ -46,7 +48,10 @@ def trained_again(
     preprocessed data set. The same inputs give the same bytes on a CPU.
     """
     graph = load_graph(weights, experiment, ready.open_manifest(data))
-    fine_tune(graph, data, recipe, experiment=experiment)
+    logits: Tensor | None = None
+    if experiment.train.teacher:
+        logits, _ = taught.load(taught.read(weights, experiment.name))
+    fine_tune(graph, data, recipe, experiment=experiment, logits=logits)
     example = ready.open_split(data, "train").inputs[:2]
     made = to_onnx(graph, np.array(example), experiment.export.opset)
     facts = {"qat_epochs": experiment.quantize.qat_epochs}
@@ -54,11 +59,19 @@ def trained_again(
     return made
 
 
-def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experiment) -> None:
+def fine_tune(
+    graph: Graph,
+    data: Path,
+    recipe: Recipe,
+    *,
+    experiment: Experiment,
+    logits: Tensor | None = None,
+) -> None:
     """Train a graph on, rounded as `recipe` does, and leave it with the best epoch's weights.
 
-    Best on validation, with all that is rounded; the graph itself is in float again afterwards, in
-    evaluation mode on the CPU.
+    `logits` are those of its teacher, where it has one. The best epoch is that on validation, with
+    all that is rounded; the graph itself is in float again afterwards, in evaluation mode on the
+    CPU.
     """
     config = experiment.train
     on_cuda = torch.cuda.is_available() and config.device != "cpu"
@@ -78,6 +91,7 @@ def fine_tune(graph: Graph, data: Path, recipe: Recipe, *, experiment: Experimen
         DeviceRows(graph, ready.open_split(data, "train"), device),
         DeviceRows(graph, ready.open_split(data, "validation"), device),
         team,
+        logits,
     )
     while not loop.ended:
         epoch = loop.run_epoch()
@@ -103,8 +117,8 @@ def rounding(graph: nn.Module, recipe: Recipe) -> list[RemovableHandle]:
         blocks = recipe.kind == "weights" and isinstance(layer, nn.Linear)
         axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
         per_channel = recipe.static.per_channel if recipe.kind == "static" else True
-        bits = recipe.bits if blocks else 8
-        rounded = _RoundedWeight(bits, axis if per_channel else None, blocks=blocks)
+        highest = 2 ** (recipe.bits - 1) - 1 if blocks else SAFE if recipe.reduced else 127
+        rounded = _RoundedWeight(highest, axis if per_channel else None, blocks=blocks)
         parametrize.register_parametrization(layer, "weight", rounded)
         if recipe.kind == "static":
             hook = RoundedInput(signed=recipe.static.activation == "S8")
@@ -124,11 +138,11 @@ def _in_float(graph: nn.Module, handles: Sequence[RemovableHandle]) -> None:
 class _RoundedWeight(nn.Module):
     """A weight in whole numbers around zero, with a scale per channel, per block or for all."""
 
-    def __init__(self, bits: int, axis: int | None, *, blocks: bool) -> None:
+    def __init__(self, highest: int, axis: int | None, *, blocks: bool) -> None:
         super().__init__()
         self.axis = axis
         self.blocks = blocks
-        self.highest = 2 ** (bits - 1) - 1
+        self.highest = highest
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.blocks and weight.shape[1] % BLOCK == 0:

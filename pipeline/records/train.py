@@ -46,6 +46,21 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Teaching:
+    """A teacher's logits that a training follows, and what they are of."""
+
+    experiment: str
+    """The teacher."""
+    weights_sha256: str
+    validation_accuracy: float
+    views: int
+    """Random changes of each training row that it answered."""
+    augment: Mapping[str, float]
+    """The settings of those changes."""
+    data_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetQuality:
     """How well one target of a regression is predicted, over the rows of the test set."""
 
@@ -104,6 +119,7 @@ class TrainReport:
     data_sha256: str
     weights_sha256: str
     init_from: Transfer | None
+    teacher: Teaching | None
     machine: str
     """Its processor, cores and instruction sets."""
     git_revision: str

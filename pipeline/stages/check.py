@@ -7,7 +7,7 @@ comes first and makes nothing that is missed, so that weights, reports and metri
 from pathlib import Path
 
 from pipeline import models
-from pipeline.config import params
+from pipeline.config import fitting, params
 from pipeline.config.experiment import Experiment
 from pipeline.config.layout import DVC_YAML
 from pipeline.config.reading import check_gates
@@ -26,7 +26,7 @@ def check(mark: Path, *, name: str) -> Experiment:
     dvc.yaml, for sections without which DVC stops.
     """
     experiment = params.load().experiment(name)
-    params.check(experiment)
+    fitting.check(experiment)
     check_gates(experiment)
     recipes.check(experiment.quantize.recipes, f"experiments.{name}.quantize.recipes")
     if DVC_YAML.exists() and (lacking := params.lacking(name)):

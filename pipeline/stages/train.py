@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline import tracking
-from pipeline.config import layout, params
+from pipeline.config import fitting, layout, params
 from pipeline.config.experiment import Experiment
 from pipeline.config.yamlfile import dump_value
 from pipeline.models.parts.graph import build_graph, save_weights
@@ -64,8 +64,8 @@ def train(
     IntegrityError for the data and for the weights to begin with; UsageError for a device that is
     not there; and DivergedError when the loss is not a number.
     """
-    params.check(experiment)
-    params.check(experiment, ready.open_manifest(data))
+    fitting.check(experiment)
+    fitting.check(experiment, ready.open_manifest(data))
     state = weights.with_name(layout.checkpoint(experiment.name).name)
     with distributed.join(distributed.choose_device(device or experiment.train.device)) as team:
         kept = checkpoint.read(state)
@@ -254,6 +254,7 @@ def _report(
         data_sha256=ready.digest(training.manifest),
         weights_sha256=weights_sha256,
         init_from=training.transfer,
+        teacher=training.teaching,
         machine=machine_of(this_machine("cpu")),
         git_revision=git_revision(),
         run_id=None,

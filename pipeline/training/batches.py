@@ -124,6 +124,11 @@ def draw(rows: int, config: AugmentConfig, generator: torch.Generator) -> Tensor
     return torch.rand(rows, DRAWS if _changes(config) else 0, generator=generator)
 
 
+def view_draws(rows: int, config: AugmentConfig, view: int) -> Tensor:
+    """What changes each training row in one of the views that a teacher answers, as `draw` does."""
+    return draw(rows, config, torch.Generator().manual_seed(view))
+
+
 def augment(planes: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
     """Change each image in its own random way; what comes in from outside is 0, as is a gap.
 

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from pipeline.config.experiment import Experiment, TrainConfig
 from pipeline.errors import ConfigError, DivergedError
-from pipeline.models.parts.graph import Graph
+from pipeline.models.parts.graph import Distillable, Graph
 from pipeline.records.train import Epoch, best_of
-from pipeline.training.batches import DeviceRows, augment, draw, evaluate
+from pipeline.training.batches import DeviceRows, augment, draw, evaluate, view_draws
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.distributed import Team
 
@@ -44,6 +44,14 @@ class _Tally:
     """Of each step that is done."""
 
 
+class Goal(NamedTuple):
+    """What the network should answer to a batch."""
+
+    labels: Tensor
+    taught: Tensor | None = None
+    """The teacher's logits, where there is a teacher."""
+
+
 class TrainingLoop:
     """A graph and its optimizer on the way through the epochs."""
 
@@ -54,10 +62,12 @@ class TrainingLoop:
         train: DeviceRows,
         validation: DeviceRows,
         team: Team,
+        taught: Tensor | None = None,
     ) -> None:
         """Train on the device that the graph and the rows are on, which is the team's.
 
-        Raises ConfigError for settings that this machine or this team cannot follow.
+        `taught` are the teacher's logits, where there is one: [views, rows, classes]. Raises
+        ConfigError for settings that this machine or this team cannot follow.
         """
         self.config: TrainConfig = experiment.train
         self.name = experiment.name
@@ -65,6 +75,7 @@ class TrainingLoop:
         self.team = team
         self.graph = graph
         self.train_rows, self.validation_rows = train, validation
+        self.taught = taught
         self.batch_size = min(self.config.batch_size, len(train))
         self.steps = len(train) // self.batch_size
         self.part = team.part(self.batch_size, where=f"experiments.{self.name}")
@@ -138,7 +149,14 @@ class TrainingLoop:
         generator = torch.Generator().manual_seed(seed)
         rows = self.steps * self.batch_size
         order = torch.randperm(len(self.train_rows), generator=generator)[:rows]
-        draws = draw(rows, self.config.augment, generator).to(self.team.device, non_blocking=True)
+        taught: Tensor | None = None
+        if self.taught is None:
+            draws = draw(rows, self.config.augment, generator)
+        else:
+            view = (number - 1) % len(self.taught)
+            draws = view_draws(len(self.train_rows), self.config.augment, view)[order]
+            taught = self.taught[view, order].to(self.team.device, non_blocking=True)
+        draws = draws.to(self.team.device, non_blocking=True)
         tally = _Tally(
             torch.zeros(self.steps, device=self.team.device),
             torch.zeros((), dtype=torch.int64, device=self.team.device),
@@ -146,7 +164,7 @@ class TrainingLoop:
         )
         self.graph.train()
         for batch, labels in self.train_rows.batches(order, self.batch_size, self.part):
-            self._step(batch, labels, draws, tally)
+            self._step(batch, labels, draws, taught, tally)
             bar.update(self.batch_size)
             self._look(tally, number, bar)
         self.team.total(tally.hits)
@@ -154,12 +172,15 @@ class TrainingLoop:
         self._check(tally.losses, tally.lrs, number)
         return tally
 
-    def _step(self, batch: Tensor, labels: Tensor, draws: Tensor, tally: _Tally) -> None:
+    def _step(
+        self, batch: Tensor, labels: Tensor, draws: Tensor, taught: Tensor | None, tally: _Tally
+    ) -> None:
         step = len(tally.lrs)
-        drawn = draws[step * self.batch_size : (step + 1) * self.batch_size][self.part]
-        values = augment(self.graph.values(batch), self.config.augment, drawn)
+        here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        values = augment(self.graph.values(batch), self.config.augment, draws[here][self.part])
         tally.lrs.append(self.stepper.lr)
-        output, tally.losses[step] = self.stepper.step(self.graph.inputs(values), labels)
+        goal = Goal(labels, None if taught is None else taught[here][self.part])
+        output, tally.losses[step] = self.stepper.step(self.graph.inputs(values), goal)
         predicted = self.graph.head.predicted(output)
         if predicted is not None:
             tally.hits += (predicted == labels).sum()
@@ -238,12 +259,12 @@ class Stepper:
         """The graph whose weights are kept: the moving average where there is one."""
         return self.graph if self.average is None else cast("Graph", self.average.module)
 
-    def step(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """Move the weights once; returns the network's output and the loss, both detached."""
         if isinstance(self.optimizer, LBFGS):
-            output, loss = self._search(self.optimizer, inputs, labels)
+            output, loss = self._search(self.optimizer, inputs, goal)
         else:
-            output, loss = self._forward(inputs, labels)
+            output, loss = self._forward(inputs, goal)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             if self.config.clip:
@@ -274,14 +295,22 @@ class Stepper:
         self.scaler.load_state_dict(schedule.pop("scaler"))
         self.scheduler.load_state_dict(schedule)
 
-    def _forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, inputs: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         half = self.precision != torch.float32
         with torch.autocast(self.team.device.type, self.precision, enabled=half):
             output: Tensor = self.network(inputs)
-            smoothing = self.config.label_smoothing
-            return output, self.graph.head.loss(output, inputs, labels, smoothing)
+            return output, self._loss(output, inputs, goal)
 
-    def _search(self, optimizer: LBFGS, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, output: Tensor, inputs: Tensor, goal: Goal) -> Tensor:
+        """That of the labels, and of the teacher's logits by its weight."""
+        head, teacher = self.graph.head, self.config.teacher
+        loss = head.loss(output, inputs, goal.labels, self.config.label_smoothing)
+        if teacher is None or goal.taught is None or not isinstance(head, Distillable):
+            return loss
+        taught = head.distillation(output, goal.taught, teacher.temperature)
+        return taught * teacher.weight + loss * (1 - teacher.weight)
+
+    def _search(self, optimizer: LBFGS, inputs: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
         """Search along a line, which asks for the loss several times; returns the first answers."""
         # Each asks for the same units dropped, else the line would not be one.
         seed = int(torch.randint(2**31, ()))
@@ -290,7 +319,7 @@ class Stepper:
         def closure() -> float:
             torch.manual_seed(seed)
             optimizer.zero_grad(set_to_none=True)
-            output, loss = self._forward(inputs, labels)
+            output, loss = self._forward(inputs, goal)
             loss.backward()
             outputs.append(output)
             value = float(self.team.total(loss.detach().clone())) / self.team.size

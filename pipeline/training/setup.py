@@ -22,8 +22,8 @@ from pipeline.errors import ConfigError
 from pipeline.models.parts.graph import Graph, build_graph, check_answers
 from pipeline.records import read_recorded, ready
 from pipeline.records.ready import DatasetManifest
-from pipeline.records.train import Transfer
-from pipeline.training import checkpoint
+from pipeline.records.train import Teaching, Transfer
+from pipeline.training import checkpoint, taught
 from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
 from pipeline.training.loop import TrainingLoop
@@ -51,6 +51,7 @@ class PreparedTraining:
     run_id: str | None
     """The MLflow run that an interrupted training began."""
     transfer: Transfer | None
+    teaching: Teaching | None
 
 
 def prepare(
@@ -68,14 +69,21 @@ def prepare(
     rows = DeviceRows(graph, ready.open_split(data, "train"), team.device)
     source = experiment.train.init_from
     begun = team.share(read_source(weights, source) if source and team.leads else b"")
-    fingerprint = _fingerprint(experiment, manifest, team, sha256_of_bytes(begun))
+    has_teacher = experiment.train.teacher is not None
+    lessons = team.share(
+        taught.read(weights, experiment.name) if has_teacher and team.leads else b""
+    )
+    fingerprint = _fingerprint(experiment, manifest, team, begun, lessons)
     found = checkpoint.load(team.share(state), fingerprint)
     if not found:
         initialise(graph, rows, experiment.train.seed)
     check_answers(graph, rows.inputs[:2], where=f"experiments.{experiment.name}.model")
     taken = transfer(graph, begun, source=source, name=experiment.name) if source else None
     validation = DeviceRows(graph, ready.open_split(data, "validation"), team.device)
-    loop = TrainingLoop(graph, experiment, rows, validation, team)
+    logits, teaching = taught.load(lessons) if lessons else (None, None)
+    if teaching:
+        taught.check(teaching, experiment, ready.digest(manifest))
+    loop = TrainingLoop(graph, experiment, rows, validation, team, logits)
     if found:
         loop.restore(found)
     return PreparedTraining(
@@ -85,6 +93,7 @@ def prepare(
         fingerprint=fingerprint,
         run_id=found.run_id if found else None,
         transfer=taken,
+        teaching=teaching,
     )
 
 
@@ -169,14 +178,14 @@ def be_repeatable(team: Team, seed: int) -> None:
 
 
 def _fingerprint(
-    experiment: Experiment, manifest: DatasetManifest, team: Team, source_sha256: str
+    experiment: Experiment, manifest: DatasetManifest, team: Team, *begun_with: bytes
 ) -> str:
     """What a checkpoint must share with a training to be its own."""
     trained = {
         "epochs": experiment.epochs,
         "model": asdict(experiment.model),
         "train": asdict(experiment.train),
-        "source": source_sha256,
+        "begun_with": [sha256_of_bytes(content) for content in begun_with],
         "data": ready.digest(manifest),
         "device": team.device.type,
         "processes": team.size,

@@ -20,7 +20,8 @@ from pipeline import datasets, models
 from pipeline.cli import ferry
 from pipeline.config import reading
 from pipeline.config.experiment import BundleConfig, Experiment, ModelConfig, Params
-from pipeline.config.params import check, lacking, load, resolve, stage_defaults
+from pipeline.config.fitting import check
+from pipeline.config.params import lacking, load, resolve, stage_defaults
 from pipeline.errors import ConfigError
 from pipeline.stages.train import train
 from serving.errors import MissingInputError, UnknownNameError
@@ -39,7 +40,7 @@ defaults:
   train: {loss: cross_entropy, batch_size: 64, optimizer: adamw, momentum: 0.9, weight_decay: 0,
     schedule: onecycle, label_smoothing: 0, clip: 0, ema: 0, early_stop: 0, init_from: null,
     augment: {translate: 0, rotate: 0, scale: 0, flip: false, cutout: 0}, compile: false, seed: 1,
-    device: auto}
+    teacher: null, device: auto}
   evaluate: {strengths: [0.1], rows: 500, steps: 10, against: null}
   export: {opset: 20}
   quantize: {goal: speed, accuracy_loss: 0.3, error_increase: 5, batch_sizes: [1, 32],
@@ -235,6 +236,7 @@ def records_below(record: Any) -> Iterator[Any]:
                 yield from records_below(item)
 
 
+TEACHER = "{experiment: %s, temperature: 2, weight: 0.5, views: %d}"
 BASELINES = "'eager', 'channels_last', 'compile' or 'pyfunc'"
 EDITS = [
     # Keys
@@ -306,6 +308,27 @@ EDITS = [
     ("short: [one]", "short: [onee]", "short.0: no experiment named 'onee'; did you mean 'one'?"),
     ("against: digits", "against: digit", f"{ONE}.evaluate.against: no data set named 'digit'; "),
     ("lr: 4.0e-3", "lr: 4.0e-3, init_from: one", f"{ONE}.train.init_from: no other experiment"),
+    (
+        "teacher: null",
+        "teacher: {experiment: one}",
+        f"{ONE}.train.teacher.temperature is m",
+    ),
+    (
+        "lr: 4.0e-3",
+        f"lr: 4.0e-3, teacher: {TEACHER % ('onee', 1)}",
+        f"{ONE}.train.teacher.experiment: no",
+    ),
+    (
+        "lr: 4.0e-3",
+        f"lr: 4.0e-3, teacher: {TEACHER % ('one', 1)}",
+        f"{ONE}.train.teacher.experiment: no",
+    ),
+    ("lr: 4.0e-3", f"lr: 4.0e-3, teacher: {TEACHER % ('two', 1)}", "students.one is not there, "),
+    (
+        "short: [one]",
+        "short: [one]\nstudents: {one: two}",
+        "students.one is two, experiments.one.tr",
+    ),
     ("  two:", "  ../../mine:", "experiments.../../mine is not a name of letters"),
     # What YAML would change or lose without a word
     ("epochs: 60", "epochs: 6\n    epochs: 60", f"{ONE}.epochs is there twice, the second time"),
@@ -320,6 +343,34 @@ EDITS = [
     ("epochs: 60", 'epochs: "\\uD800"', rf"{ONE}.epochs must be printable text, got '\ud800'"),
     ("epochs: 60", "epochs: !!python/name:os.system", f"{ONE}.epochs must be a plain value, got "),
 ]
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "expected"),
+    [
+        ("moons", "cross_entropy", "teacher.experiment: two learns moons, one digits; both must"),
+        ("digits", "binary_cross_entropy", "two is trained with binary_cross_entropy, one cross"),
+    ],
+)
+def test_a_teacher_learns_the_same_rows_with_the_same_loss(
+    data: str, loss: str, expected: str, read: Callable[[str], Params]
+) -> None:
+    text = TEXT.replace("short: [one]", "students: {one: two}")
+    text = text.replace("lr: 4.0e-3", f"lr: 4.0e-3, teacher: {TEACHER % ('two', 1)}")
+    text = text.replace("dataset: moons", f"dataset: {data}")
+    found = read(text.replace("lr: 1.0e-2", f"lr: 1.0e-2, loss: {loss}"))
+    assert expected in found.broken["one"]
+    assert [*found.experiments] == ["two"]
+
+
+def test_a_teacher_answers_one_view_where_nothing_changes(read: Callable[[str], Params]) -> None:
+    text = TEXT.replace("short: [one]", "students: {one: two}").replace(
+        "dataset: moons", "dataset: digits"
+    )
+    text = text.replace("lr: 4.0e-3", f"lr: 4.0e-3, teacher: {TEACHER % ('two', 3)}")
+    check(read(text).experiment("one"))
+    with pytest.raises(ConfigError, match=r"one\.train\.teacher\.views must be 1 where .* got 3"):
+        check(read(text.replace("{rotate: 5}", "{rotate: 0}")).experiment("one"))
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), EDITS, ids=[edit[1][:40] for edit in EDITS])

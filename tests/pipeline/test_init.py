@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from project import REPOSITORY
 
 from pipeline.cli import ferry
-from pipeline.config import layout, params, reading
+from pipeline.config import fitting, layout, params, reading
 from pipeline.project.init import init, package_name, stages, templates
 from pipeline.records.ready import open_manifest
 from serving.errors import EngineError, OutputError, UnknownNameError
@@ -74,7 +74,7 @@ def test_the_experiment_of_a_template_fits_its_rows(
         done = CliRunner().invoke(ferry, [stage, experiment.dataset])
         assert done.exit_code == 0, done.stderr
     rows = open_manifest(layout.ready(experiment.dataset))
-    params.check(experiment, rows)
+    fitting.check(experiment, rows)
 
 
 @pytest.mark.parametrize("name", list(STAGES))
@@ -87,7 +87,7 @@ def test_a_stage_depends_on_the_version_and_the_package_instead_of_sources(name:
     own_code = {"preprocess": ["mine/datasets"], "check": ["mine/datasets", "mine/models"]}
     expected = [*data, *own_code.get(name, [])]
     if "pipeline/models/${item.model.name}.py" in deps:
-        expected = [*dict.fromkeys([*expected, "reports/checked/${key}"])]
+        expected = [*dict.fromkeys([*expected, "models/${key}/before"])]
     assert theirs.get("deps", []) == expected
 
 

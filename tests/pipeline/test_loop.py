@@ -22,6 +22,7 @@ from pipeline.records.ready import Split
 from pipeline.training.batches import DeviceRows
 from pipeline.training.distributed import Team
 from pipeline.training.loop import (
+    Goal,
     MovingAverage,
     Stepper,
     TrainingLoop,
@@ -175,6 +176,7 @@ def test_accuracy_is_that_of_the_rows_as_they_were_trained_on(tiny: Experiment) 
 
 INPUTS = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
 LABELS = torch.tensor([0, 1, 1])
+GOAL = Goal(LABELS)
 
 
 def stepper_of(experiment: Experiment, steps: int = 10, **settings: Any) -> Stepper:
@@ -197,7 +199,7 @@ def test_a_step_goes_down_the_gradient(tiny: Experiment, smoothing: float) -> No
     stepper = stepper_of(tiny, label_smoothing=smoothing)
     before = [weight.detach().clone() for weight in stepper.graph.parameters()]
     slopes = gradients(stepper, smoothing)
-    output, loss = stepper.step(INPUTS, LABELS)
+    output, loss = stepper.step(INPUTS, GOAL)
     assert not output.requires_grad
     assert not loss.requires_grad
     for weight, old, slope in zip(stepper.graph.parameters(), before, slopes, strict=True):
@@ -207,7 +209,7 @@ def test_a_step_goes_down_the_gradient(tiny: Experiment, smoothing: float) -> No
 def test_a_long_gradient_is_cut_to_the_norm(tiny: Experiment) -> None:
     stepper = stepper_of(tiny, clip=0.01)
     before = [weight.detach().clone() for weight in stepper.graph.parameters()]
-    stepper.step(INPUTS, LABELS)
+    stepper.step(INPUTS, GOAL)
     steps = [old - new for old, new in zip(before, stepper.graph.parameters(), strict=True)]
     length = torch.cat([step.flatten() for step in steps]).norm().item()
     assert length == pytest.approx(0.1 * 0.01, rel=1e-3)
@@ -215,17 +217,17 @@ def test_a_long_gradient_is_cut_to_the_norm(tiny: Experiment) -> None:
 
 def test_a_short_gradient_is_not_cut(tiny: Experiment) -> None:
     clipped, plain = stepper_of(tiny, clip=1000), stepper_of(tiny)
-    clipped.step(INPUTS, LABELS)
-    plain.step(INPUTS, LABELS)
+    clipped.step(INPUTS, GOAL)
+    plain.step(INPUTS, GOAL)
     for one, other in zip(clipped.graph.parameters(), plain.graph.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
 def test_the_moving_average_follows_the_weights(tiny: Experiment) -> None:
     stepper = stepper_of(tiny, ema=0.75)
-    stepper.step(INPUTS, LABELS)
+    stepper.step(INPUTS, GOAL)
     first = stepper.graph.network.weight.detach().clone()
-    stepper.step(INPUTS, LABELS)
+    stepper.step(INPUTS, GOAL)
     second = stepper.graph.network.weight.detach()
     torch.testing.assert_close(stepper.served().network.weight, 0.75 * first + 0.25 * second)
 
@@ -249,7 +251,7 @@ def test_the_moving_average_is_torchs_own(tiny: Experiment) -> None:
 
 def test_a_line_search_reaches_the_bottom(tiny: Experiment) -> None:
     stepper = stepper_of(tiny, optimizer="lbfgs", lr=1.0)
-    losses = [float(stepper.step(INPUTS, LABELS)[1]) for _ in range(4)]
+    losses = [float(stepper.step(INPUTS, GOAL)[1]) for _ in range(4)]
     assert losses[-1] < 0.01 < losses[0]
     assert stepper.graph.head.predicted(stepper.graph.network(INPUTS)).tolist() == [0, 1, 1]
 
@@ -267,7 +269,7 @@ def test_schedules(tiny: Experiment, schedule: str, rates: list[float]) -> None:
     found = []
     for _ in range(4):
         found.append(stepper.lr / 2.0)
-        stepper.step(INPUTS, LABELS)
+        stepper.step(INPUTS, GOAL)
     assert found == pytest.approx(rates, rel=1e-5)
 
 
@@ -276,7 +278,7 @@ def test_one_cycle_goes_up_to_the_peak_and_down(tiny: Experiment) -> None:
     found = []
     for _ in range(20):
         found.append(stepper.lr)
-        stepper.step(INPUTS, LABELS)
+        stepper.step(INPUTS, GOAL)
     peak = found.index(max(found))
     assert max(found) == pytest.approx(2.0, rel=0.05)
     assert 0 < peak < 10

@@ -8,7 +8,8 @@ import yaml
 
 from pipeline.config import reading
 from pipeline.config.experiment import Experiment
-from pipeline.config.params import check, load
+from pipeline.config.fitting import check
+from pipeline.config.params import load
 from pipeline.errors import ConfigError
 from pipeline.project.new import new_experiment
 from pipeline.stages.check import check as check_stage

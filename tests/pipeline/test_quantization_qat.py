@@ -44,6 +44,16 @@ def test_weights_are_rounded_with_a_scale_per_output_channel() -> None:
         assert ((plain - rounded).abs() <= size / 127 / 2 * 1.001).all()
 
 
+def test_weights_of_seven_bits_are_rounded_to_as_many_steps_as_they_have() -> None:
+    network = layers()
+    plain = network[4].weight.detach().clone()
+    rounding(network, parse("static-u8s8-reduced"))
+    size = plain.abs().amax(dim=1, keepdim=True)
+    whole = network[4].weight.detach() / size * 64
+    torch.testing.assert_close(whole, whole.round(), rtol=0, atol=1e-3)
+    assert 100 < steps(whole.round()) <= 129
+
+
 def test_one_scale_for_all_is_coarser() -> None:
     network, tensor = layers(), layers()
     plain = network[0].weight.detach().clone()

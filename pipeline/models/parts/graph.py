@@ -54,6 +54,17 @@ class CrossEntropy:
         """Mean cross-entropy of a batch in nats, a scalar; `labels` are int64 [batch]."""
         return functional.cross_entropy(output, labels, label_smoothing=smoothing)
 
+    def distillation(self, output: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """How far the student's probabilities are from the teacher's, both softened; a scalar.
+
+        `taught` are the teacher's logits, [batch, classes]. The Kullback-Leibler divergence times
+        the temperature squared, with which its gradients keep their size (Hinton, Vinyals and Dean,
+        "Distilling the knowledge in a neural network", 2015).
+        """
+        student, teacher = ((one.float() / temperature).log_softmax(1) for one in (output, taught))
+        divergence = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return divergence * temperature**2
+
     def predicted(self, output: Tensor) -> Tensor:
         """The class of each row, int64 [batch]: that with the largest logit."""
         return output.argmax(1)
@@ -80,6 +91,11 @@ class BinaryCrossEntropy:
         """Mean binary cross-entropy in nats."""
         targets = labels.to(output.dtype) * (1 - smoothing) + smoothing / 2
         return functional.binary_cross_entropy_with_logits(output.squeeze(1), targets)
+
+    def distillation(self, output: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """The same of two classes, whose logits [batch, 1] are those of the second one."""
+        output, taught = (functional.pad(one, (1, 0)) for one in (output, taught))
+        return CrossEntropy().distillation(output, taught, temperature)
 
     def predicted(self, output: Tensor) -> Tensor:
         """1 where the logit is above 0."""
@@ -145,6 +161,8 @@ class Regression(nn.Module):
         """No class."""
 
 
+Distillable = CrossEntropy | BinaryCrossEntropy
+"""The heads whose logits a student can learn from a teacher."""
 Head = CrossEntropy | BinaryCrossEntropy | MeanSquaredError | Regression
 """What the graph does with the output of its network."""
 

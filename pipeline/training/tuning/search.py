@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import models
-from pipeline.config import params
+from pipeline.config import fitting, params
 from pipeline.config.experiment import Experiment, Interval
 from pipeline.config.reading import read_section
 from pipeline.config.yamlfile import dump_value, dump_yaml, read_value
@@ -25,7 +25,7 @@ SEARCHED = ("epochs", "model", "train")
 """The parts of an experiment that change what is trained."""
 
 
-def check(experiment: Experiment, rows: params.KnownRows | None = None) -> None:
+def check(experiment: Experiment, rows: fitting.KnownRows | None = None) -> None:
     """Refuse a search section that cannot be followed.
 
     Each value is tried beside the experiment's other settings and, as in `params.check`, with what
@@ -51,7 +51,7 @@ def check(experiment: Experiment, rows: params.KnownRows | None = None) -> None:
         for value in values:
             changed = _read(experiment, {key: value}, where)
             try:
-                params.check(changed, rows)
+                fitting.check(changed, rows)
             except (ConfigError, UnknownNameError) as error:
                 raise ConfigError(f"{where}.{key}: {value} will not do: {error}") from error
 
@@ -70,14 +70,14 @@ def check_grid(experiment: Experiment) -> None:
 def apply(
     experiment: Experiment,
     settings: Mapping[str, Setting],
-    rows: params.KnownRows | None = None,
+    rows: fitting.KnownRows | None = None,
 ) -> Experiment:
     """The experiment with some of its settings changed.
 
     Raises ConfigError for settings that do not fit together or, as `params.check`, the rows.
     """
     changed = _read(experiment, settings, f"experiments.{experiment.name}")
-    params.check(changed, rows)
+    fitting.check(changed, rows)
     return changed
 
 
@@ -91,8 +91,10 @@ def with_settings(
     """
     known = params.training_settings(experiment)
     values = given_settings(given)
-    for key in values:
-        if key not in known:
+    for key, value in values.items():
+        # A section such as train.teacher may be switched off as a whole.
+        section = value is None and any(one.startswith(f"{key}.") for one in known)
+        if key not in known and not section:
             raise ConfigError(f"--set {key} is no setting of the training{nearest(key, known)}")
     return apply(experiment, values), {key: dump_value(value) for key, value in values.items()}
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from pipeline import tracking
-from pipeline.config import params
+from pipeline.config import fitting
 from pipeline.config.experiment import Experiment
 from pipeline.records import ready
 from pipeline.records.train import Epoch
@@ -54,7 +54,7 @@ def tune(
     while another process searches there; and FerryError when no trial came to its end.
     """
     manifest = ready.open_manifest(data)
-    params.check(experiment, manifest)
+    fitting.check(experiment, manifest)
     search.check(experiment, manifest)
     if plan.sampler == "grid":
         search.check_grid(experiment)
