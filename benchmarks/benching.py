@@ -51,14 +51,17 @@ def parser(message: str | None) -> argparse.ArgumentParser:
     return arguments
 
 
-def show(lines: Sequence[Line], publish: Path | None = None) -> None:
-    """Print a table of aims, and publish what was measured of it where that is wanted."""
+def show(lines: Sequence[Line], publish: Path | None = None, subject: str = "") -> None:
+    """Print a table of aims, and publish what was measured of it where that is wanted.
+
+    `subject` is what the script was asked about, of those that publish a file for each.
+    """
     words = {True: "yes", False: "NO", None: "–"}
     rows = [(line.what, line.reached, line.aim, words[line.met]) for line in lines]
     print(table(("what", "reached", "aim", "met"), rows))
     if publish:
         reached = [line for line in lines if not line.reached.startswith("skipped")]
-        found = reached_here(Path(sys.argv[0]).name, reached)
+        found = reached_here(f"{Path(sys.argv[0]).name} {subject}".strip(), reached)
         print(*write_published(publish, scripts=[found]), sep="\n")
 
 

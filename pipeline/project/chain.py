@@ -75,6 +75,7 @@ class Chain:
         yield self.data()
         yield self.params()
         yield self.revision()
+        yield from self.origins()
         yield self.weights()
         for variant in variants:
             yield self.onnx(variant)
@@ -145,6 +146,14 @@ class Chain:
         if revision != commit:
             return replace(link, state="claimed", detail=f"sources differed from it: {shown}")
         return replace(link, detail=shown)
+
+    def origins(self) -> Iterator[Link]:
+        """The weights of other experiments that this one learned from: its teacher's, its first."""
+        named = {"teacher": self.trained.teacher, "init_from": self.trained.init_from}
+        for name, origin in named.items():
+            if origin:
+                path = layout.weights(origin.experiment)
+                yield self._file(name, path, {"train.json": origin.weights_sha256})
 
     def weights(self) -> Link:
         """The trained weights."""

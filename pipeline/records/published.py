@@ -176,6 +176,7 @@ class PublishedScript:
     """What a script in benchmarks/ reached: `docs/results/benchmarks/SCRIPT.json`."""
 
     script: str
+    """Its file, and what it was asked about where that is one of several: "seeds.py mnist-tiny"."""
     machine: str
     revision: str
     lines: tuple[ScriptLine, ...]
@@ -204,7 +205,7 @@ def read_scripts(folder: Path) -> tuple[PublishedScript, ...]:
     """Read what scripts reached, in the order of their names."""
     paths = sorted((folder / SCRIPTS).glob("*.json"))
     return tuple(
-        read(PublishedScript, path, f"python benchmarks/{path.stem}.py --publish {folder}")
+        read(PublishedScript, path, f"the script in benchmarks/ with --publish {folder}")
         for path in paths
     )
 
@@ -243,7 +244,9 @@ def write_published(
         text = dump_json(one)
         write_json(path, json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}")))
     for script in scripts:
-        written.append((folder / SCRIPTS / script.script).with_suffix(".json"))
+        written.append(
+            folder / SCRIPTS / f"{script.script.replace('.py', '').replace(' ', '-')}.json"
+        )
         write_json(written[-1], script)
     written += [write_places(folder / PLACES, one.experiment, one.reports) for one in places]
     published = read_all(folder)

@@ -116,6 +116,7 @@ def training(name: str) -> dict[str, object]:
         "stopped_after": None,
         "processes": 1,
         "init_from": None,
+        "teacher": None,
         "seconds": 30.25,
         "rows_per_second": 9000.0,
         "tracking_seconds": 0.4,

@@ -15,6 +15,7 @@ from pipeline.config import layout
 from pipeline.project.dvclock import LOCK
 from pipeline.project.lineage import Lineage, lineage
 from serving.errors import InputError, IntegrityError, MissingInputError
+from serving.files import sha256_of_file
 
 FERRYS = (REPOSITORY / layout.PARAMS).read_text()
 
@@ -49,6 +50,30 @@ def test_without_dvc_the_chain_is_proven_by_the_reports(made: Path, exported: Pr
         "dvc.lock": "not here",
     }
     found.require()
+
+
+def test_what_a_training_learned_from_is_a_link(made: Path, exported: Project) -> None:
+    name = exported.experiment.name
+    weights = made / layout.weights(name)
+    taught_by = {
+        "experiment": "large",
+        "weights_sha256": sha256_of_file(weights),
+        "validation_accuracy": 0.9,
+        "views": 2,
+        "augment": {},
+        "data_sha256": "0" * 64,
+    }
+    alter(made / layout.details(name, "train"), teacher=taught_by)
+    assert states(lineage(name, made))["teacher"] == "not here"
+    teacher = made / layout.weights("large")
+    teacher.parent.mkdir()
+    shutil.copy(weights, teacher)
+    assert states(lineage(name, made))["teacher"] == "proven"
+    teacher.write_bytes(b"another")
+    with pytest.raises(
+        IntegrityError, match=r"breaks at teacher: models/large/"
+    ):
+        lineage(name, made).require()
 
 
 def test_what_was_cleaned_away_is_not_here_and_no_contradiction(
