@@ -119,6 +119,9 @@ def _log(training: PreparedTraining) -> None:
     if begun:
         taken, left = ", ".join(begun.layers_taken), ", ".join(begun.layers_left) or "none"
         logger.info("%s takes %s from %s; at random: %s", loop.name, taken, begun.experiment, left)
+    if teacher := training.teaching:
+        reached = f"validation {teacher.validation_accuracy:.2%}"
+        logger.info("%s learns from %s, %s", loop.name, teacher.experiment, reached)
     if loop.batch_size < loop.config.batch_size:
         logger.info(
             "%s trains on all %d rows at once, batch_size asks for %d",
@@ -266,6 +269,8 @@ def _report(
 
 def _record(tracker: Tracker, report: TrainReport) -> None:
     tracker.log_metrics(report.headline)
+    if teacher := report.teacher:
+        tracker.log_tags({"ferry.teacher": f"{teacher.experiment} {teacher.weights_sha256}"})
     tracker.log_tags(
         {
             "mlflow.runName": f"{report.experiment} · {report.reached} · {report.short_id}",

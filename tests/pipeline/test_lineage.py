@@ -70,9 +70,7 @@ def test_what_a_training_learned_from_is_a_link(made: Path, exported: Project) -
     shutil.copy(weights, teacher)
     assert states(lineage(name, made))["teacher"] == "proven"
     teacher.write_bytes(b"another")
-    with pytest.raises(
-        IntegrityError, match=r"breaks at teacher: models/large/"
-    ):
+    with pytest.raises(IntegrityError, match=r"breaks at teacher: models/large/"):
         lineage(name, made).require()
 
 

@@ -19,7 +19,7 @@ from training import searching
 
 from pipeline.cli import ferry
 from pipeline.config import layout
-from pipeline.config.experiment import Experiment, Interval, Params
+from pipeline.config.experiment import Experiment, Interval, Params, TeacherConfig
 from pipeline.errors import ConfigError
 from pipeline.records.tune import TuneReport, as_table
 from pipeline.tracking.store import store_uri
@@ -123,6 +123,10 @@ def test_what_is_wrong_is_told_before_anything_is_written(
         search(tmp_path, folder, listed, GRID)
     later = replace(listed, train=replace(listed.train, init_from="digits-cnn"))
     with pytest.raises(MissingInputError, match="`ferry train digits-cnn` makes it"):
+        search(ready, folder, later, GRID)
+    teacher = TeacherConfig(experiment="digits-cnn", temperature=1, weight=1, views=1)
+    later = replace(listed, train=replace(listed.train, teacher=teacher))
+    with pytest.raises(MissingInputError, match="`ferry teach digits-mlp` makes it"):
         search(ready, folder, later, GRID)
     assert not folder.exists()
 

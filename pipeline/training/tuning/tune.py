@@ -22,6 +22,7 @@ from pipeline.records.train import Epoch
 from pipeline.records.train import best_of as best_epoch
 from pipeline.records.tune import Setting, Trial, TuneReport, best_of, settings_text
 from pipeline.tracking import Tracker
+from pipeline.training import taught
 from pipeline.training.setup import read_source
 from pipeline.training.tuning import search
 from pipeline.training.tuning.study import SearchPlan, Study
@@ -61,6 +62,8 @@ def tune(
     digest = ready.digest(manifest)
     if experiment.train.init_from:
         read_source(weights, experiment.train.init_from)
+    if experiment.train.teacher:
+        taught.read(weights, experiment.name)
     name = f"{experiment.name}-{search.identity(experiment, digest)[:12]}"
     start = time.perf_counter()
     job = TrialJob(data=data, weights=weights, experiment=experiment, neighbours=plan.jobs)
