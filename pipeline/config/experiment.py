@@ -1,7 +1,4 @@
-"""The records that params.yaml is read into, with the range of every key.
-
-They hold no defaults, which stand in params.yaml alone; `pipeline.config.params` reads the file.
-"""
+"""The records that `pipeline.config.params` reads params.yaml into: ranges, and no defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -147,6 +144,8 @@ class TrainConfig(StrictSettings):
     clip: NonNegativeNumber
     """Largest norm of the gradient of all weights together; 0 does not clip."""
     augment: AugmentConfig
+    sides: tuple[Count, ...]
+    """Pixels of images in the first of equal parts of the epochs; the last has them as they are."""
     ema: Fraction
     """Decay per step of the moving average of the weights that is kept; 0 keeps the weights."""
     early_stop: NaturalNumber
@@ -214,8 +213,8 @@ class QuantizeConfig(StrictSettings):
     recipes: tuple[Reason, ...]
     """Names of the recipes to try, and no others; [] for the usual ones."""
     needs: tuple[Need, ...]
-    """What every processor has that int8 will run on: [vnni] allows weights of all 8 bits, whose
-    sums overflow without it; [] asks for a file that answers alike everywhere."""
+    """What every processor has that int8 will run on: [vnni] allows weights of all 8 bits, which
+    overflow without it; [] asks for a file that answers alike everywhere."""
     qat_epochs: NaturalNumber
     """Epochs of training with quantization where nothing else is accurate enough; 0 for none."""
     seed: NaturalNumber

@@ -59,6 +59,11 @@ def _check_kind(experiment: Experiment, dataset: KnownRows, where: str) -> None:
             f"{where}.train.augment: {experiment.dataset} has {dataset.kind} rows, and only images "
             f"can be changed; set each of its keys to 0 or false"
         )
+    if dataset.kind != "image" and experiment.train.sides:
+        raise ConfigError(
+            f"{where}.train.sides: {experiment.dataset} has {dataset.kind} rows, and only images "
+            f"have sides; set it to []"
+        )
     teacher = experiment.train.teacher
     if teacher and teacher.views > 1 and augment == _no_change(augment):
         raise ConfigError(

@@ -146,6 +146,16 @@ def augment(planes: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
     return planes
 
 
+def resized(planes: Tensor, side: int) -> Tensor:
+    """Scale images so that their shorter side has so many pixels: [batch, C, H, W] to the same.
+
+    Each new pixel is a mean of old ones around it, so that nothing finer than itself is left.
+    """
+    shape = [round(length * side / min(planes.shape[2:])) for length in planes.shape[2:]]
+    scaled = functional.interpolate(planes, shape, mode="bilinear", antialias=True)
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
 def _changes(config: AugmentConfig) -> bool:
     return bool(config.translate or config.rotate or config.scale or config.flip or config.cutout)
 

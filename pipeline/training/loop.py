@@ -24,7 +24,7 @@ from pipeline.config.experiment import Experiment, TrainConfig
 from pipeline.errors import ConfigError, DivergedError
 from pipeline.models.parts.graph import Distillable, Graph
 from pipeline.records.train import Epoch, best_of
-from pipeline.training.batches import DeviceRows, augment, draw, evaluate, view_draws
+from pipeline.training.batches import DeviceRows, augment, draw, evaluate, resized, view_draws
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.distributed import Team
 
@@ -93,6 +93,12 @@ class TrainingLoop:
         if not self.config.early_stop or self.best_epoch is None:
             return False
         return len(self.history) - self.best_epoch.epoch >= self.config.early_stop
+
+    @property
+    def side(self) -> int | None:
+        """Of the images of the next epoch, in pixels; None for images as they are."""
+        sides = (*self.config.sides, None)
+        return sides[len(self.history) * len(sides) // self.epochs]
 
     @property
     def ended(self) -> bool:
@@ -178,6 +184,8 @@ class TrainingLoop:
         step = len(tally.lrs)
         here = slice(step * self.batch_size, (step + 1) * self.batch_size)
         values = augment(self.graph.values(batch), self.config.augment, draws[here][self.part])
+        if side := self.side:
+            values = resized(values, side)
         tally.lrs.append(self.stepper.lr)
         goal = Goal(labels, None if taught is None else taught[here][self.part])
         output, tally.losses[step] = self.stepper.step(self.graph.inputs(values), goal)

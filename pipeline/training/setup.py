@@ -24,7 +24,7 @@ from pipeline.records import read_recorded, ready
 from pipeline.records.ready import DatasetManifest
 from pipeline.records.train import Teaching, Transfer
 from pipeline.training import checkpoint, taught
-from pipeline.training.batches import DeviceRows
+from pipeline.training.batches import DeviceRows, resized
 from pipeline.training.distributed import Team
 from pipeline.training.loop import TrainingLoop
 from serving.errors import IntegrityError
@@ -77,7 +77,11 @@ def prepare(
     found = checkpoint.load(team.share(state), fingerprint)
     if not found:
         initialise(graph, rows, experiment.train.seed)
-    check_answers(graph, rows.inputs[:2], where=f"experiments.{experiment.name}.model")
+    where, few = f"experiments.{experiment.name}", rows.inputs[:2]
+    check_answers(graph, few, where=f"{where}.model")
+    for side in experiment.train.sides:
+        smaller = resized(graph.values(few), side).permute(0, 2, 3, 1)
+        check_answers(graph, smaller, where=f"{where}.train.sides")
     taken = transfer(graph, begun, source=source, name=experiment.name) if source else None
     validation = DeviceRows(graph, ready.open_split(data, "validation"), team.device)
     logits, teaching = taught.load(lessons) if lessons else (None, None)

@@ -11,7 +11,7 @@ from pipeline.config.experiment import AugmentConfig
 from pipeline.models.parts.graph import Graph, head_of
 from pipeline.models.parts.vocabulary import Vocabulary
 from pipeline.records.ready import Split
-from pipeline.training.batches import DeviceRows, augment, draw, evaluate
+from pipeline.training.batches import DeviceRows, augment, draw, evaluate, resized
 
 CPU = torch.device("cpu")
 
@@ -291,3 +291,11 @@ def test_any_shape_keeps_its_shape_dtype_and_range(
     assert torch.isfinite(result).all()
     assert result.min() >= -1e-3
     assert result.max() <= planes.max() + 1e-2
+
+
+def test_smaller_images_show_the_same() -> None:
+    ramp = torch.arange(32.0).expand(2, 3, 24, 32).contiguous()
+    small = resized(ramp, 12)
+    assert small.shape == (2, 3, 12, 16)
+    assert small.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(small[..., 2:-2], ramp[:, :, ::2, ::2][..., 2:-2] + 0.5)

@@ -40,7 +40,7 @@ defaults:
   train: {loss: cross_entropy, batch_size: 64, optimizer: adamw, momentum: 0.9, weight_decay: 0,
     schedule: onecycle, label_smoothing: 0, clip: 0, ema: 0, early_stop: 0, init_from: null,
     augment: {translate: 0, rotate: 0, scale: 0, flip: false, cutout: 0}, compile: false, seed: 1,
-    teacher: null, device: auto}
+    sides: [], teacher: null, device: auto}
   evaluate: {strengths: [0.1], rows: 500, steps: 10, against: null}
   export: {opset: 20}
   quantize: {goal: speed, accuracy_loss: 0.3, error_increase: 5, batch_sizes: [1, 32],

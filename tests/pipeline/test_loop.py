@@ -175,6 +175,35 @@ def test_accuracy_is_that_of_the_rows_as_they_were_trained_on(tiny: Experiment) 
 
 
 INPUTS = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]])
+
+
+class Sizes(nn.Module):
+    """Notes the size of the images it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 2)
+        self.seen: list[int] = []
+
+    def forward(self, planes: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(planes.shape[-1])
+        return self.linear(planes.mean(dim=(1, 2, 3))[:, None])
+
+
+def test_the_first_parts_of_the_epochs_see_smaller_images(tiny: Experiment) -> None:
+    network = Sizes()
+    graph = Graph(network, "image", head_of("cross_entropy"))
+    graph.standardise((0.0,), (1.0,))
+    rows = np.zeros((4, 8, 8, 1), np.uint8)
+    split = DeviceRows(graph, Split(rows, np.arange(4) % 2), CPU)
+    changed = with_train(tiny, epochs=7, batch_size=4, sides=(4, 6), augment=OFF, ema=0)
+    loop = TrainingLoop(graph, changed, split, split, Team(device=CPU))
+    while not loop.ended:
+        loop.run_epoch()
+    assert network.seen == [4, 4, 4, 6, 6, 8, 8]
+
+
 LABELS = torch.tensor([0, 1, 1])
 GOAL = Goal(LABELS)
 

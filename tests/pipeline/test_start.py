@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from training import run, stop_after, with_train
 
-from pipeline.config.experiment import Experiment
+from pipeline.config.experiment import Experiment, Params
+from pipeline.config.fitting import check
 from pipeline.errors import ConfigError
 from pipeline.models.parts.graph import Graph, build_graph, head_of
 from pipeline.records import record
@@ -76,6 +77,17 @@ def test_a_network_that_does_not_answer_the_rows_is_refused_before_it_is_trained
     assert str(caught.value).startswith("experiments.digits-cnn.model: the network ")
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_network_of_one_size_of_images_is_told_so(
+    trained: Project, params: Params, tmp_path: Path
+) -> None:
+    flat = with_train(params.experiment("digits-mlp"), sides=(4,))
+    with pytest.raises(ConfigError, match=r"digits-mlp\.train\.sides: the network cannot"):
+        run(trained.root, flat, tmp_path)
+    table = with_train(params.experiment("moons-mlp"), sides=(4,))
+    with pytest.raises(ConfigError, match=r"sides: moons has table rows, and only images"):
+        check(table)
 
 
 def test_a_model_with_nothing_in_common_is_refused(trained: Project, params: object) -> None:
