@@ -41,22 +41,6 @@ class Change:
     """For what is no setting, because it did not earn its place."""
 
 
-def small_first(loop: TrainingLoop) -> None:
-    """Smaller planes in the first epochs: 20 pixels a side in a third, then 26 in another."""
-    changed = training_loop.augment
-
-    def smaller(planes: Tensor, config: AugmentConfig, draws: Tensor) -> Tensor:
-        values = changed(planes, config, draws)
-        done = len(loop.history) / loop.epochs
-        side = 20 if done < 1 / 3 else 26 if done < 2 / 3 else planes.shape[-1]
-        if side == planes.shape[-1]:
-            return values
-        resized = functional.interpolate(values, (side, side), mode="bilinear", antialias=True)
-        return resized.contiguous(memory_format=torch.channels_last)
-
-    training_loop.augment = smaller
-
-
 LABELS = {"labels alone": Change(settings={"train.teacher": None})}
 CHANGES: dict[str, dict[str, Change]] = {
     "mnist-tiny": {
@@ -64,7 +48,7 @@ CHANGES: dict[str, dict[str, Change]] = {
     },
     "cifar10-resnet8": {
         **LABELS,
-        "smaller planes in the first epochs": Change(rebuild=small_first),
+        "all epochs at full size": Change(settings={"train.sides": ()}),
     },
     "cifar10-cnn": {},
 }

@@ -3,6 +3,9 @@
 import ast
 import inspect
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -321,6 +324,18 @@ def test_a_student_waits_for_its_teacher() -> None:
         "defaults.train",
         "defaults.regression",
     }
+
+
+def test_dvc_trains_the_teacher_then_asks_it_then_trains_the_student(tmp_path: Path) -> None:
+    for name in (layout.PARAMS, layout.DVC_YAML):
+        shutil.copy(ROOT / name, tmp_path)
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    command = [*dvc, "dag", "--dot", "train@cifar10-resnet8"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    edges = set(re.findall(r'"([^"]+)" -> "([^"]+)"', done.stdout))
+    student, teacher, asked = "train@cifar10-resnet8", "train@cifar10-wide", "teach@cifar10-resnet8"
+    assert {(teacher, asked), (asked, student)} <= edges
 
 
 def test_the_bundle_of_each_experiment_is_an_artifact() -> None:
