@@ -93,7 +93,7 @@ LOOPS = {"plain": plain, "ferry": ferry}
 
 def serve(loop: str, name: str) -> None:
     """The process of one loop: for each line that comes in, a pass, and its seconds go out."""
-    experiment = without_augmentation(params.load().experiment(name))
+    experiment = plainly(params.load().experiment(name))
     data = layout.ready(experiment.dataset)
     rows = part(ready.open_split(data, "train"), ROWS)
     passes = LOOPS[loop](experiment, ready.open_manifest(data), rows)
@@ -101,10 +101,11 @@ def serve(loop: str, name: str) -> None:
         print(seconds, flush=True)
 
 
-def without_augmentation(experiment: Experiment) -> Experiment:
-    """The experiment with enough epochs for all pairs."""
+def plainly(experiment: Experiment) -> Experiment:
+    """The experiment with rows as they are, labels alone, and enough epochs for all pairs."""
     none = replace(experiment.train.augment, translate=0, rotate=0, scale=0, flip=False, cutout=0)
-    return replace(experiment, epochs=PAIRS + 1, train=replace(experiment.train, augment=none))
+    train = replace(experiment.train, augment=none, sides=(), teacher=None)
+    return replace(experiment, epochs=PAIRS + 1, train=train)
 
 
 def part(split: Split, rows: int) -> Split:
@@ -139,7 +140,7 @@ def peak_memory() -> int:
     graph = build_graph(experiment, ready.open_manifest(data))
     rows = DeviceRows(graph, ready.open_split(data, "train"), CPU)
     validation = DeviceRows(graph, ready.open_split(data, "validation"), CPU)
-    one = replace(experiment, epochs=1)
+    one = replace(experiment, epochs=1, train=replace(experiment.train, sides=()))
     TrainingLoop(graph, one, rows, validation, Team(device=CPU)).run_epoch()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
