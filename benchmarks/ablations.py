@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from benching import Line, parser, show
-from torch import Tensor
-from torch.nn import functional
 
 from pipeline.config import layout, params
-from pipeline.config.experiment import AugmentConfig, Experiment
+from pipeline.config.experiment import Experiment
 from pipeline.training import loop as training_loop
 from pipeline.training.distributed import Team
 from pipeline.training.loop import TrainingLoop
