@@ -133,11 +133,11 @@ class TrainConfig(StrictSettings):
 
     loss: Loss
     batch_size: Count
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "lbfgs"]
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "muon", "lbfgs"]
     lr: PositiveNumber
     """Peak learning rate of the schedule."""
     momentum: Fraction
-    """Of sgd (Nesterov) and rmsprop; the decay of the first moment of adam and adamw."""
+    """Of sgd and muon (Nesterov) and rmsprop; decay of the first moment of adam and adamw."""
     weight_decay: NonNegativeNumber
     schedule: Literal["onecycle", "cosine", "linear", "constant"]
     label_smoothing: Fraction

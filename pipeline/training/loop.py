@@ -27,6 +27,7 @@ from pipeline.records.train import Epoch, best_of
 from pipeline.training.batches import DeviceRows, augment, draw, evaluate, resized, view_draws
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.distributed import Team
+from pipeline.training.muon import Muon
 
 STEPS_BETWEEN_CHECKS = 25
 """How often the loss is read back on a CPU. A GPU would have to wait: there it is once an epoch."""
@@ -385,6 +386,8 @@ def make_optimizer(weights: Iterable[nn.Parameter], config: TrainConfig) -> Opti
             return torch.optim.AdamW(weights, lr, betas, weight_decay=decay, fused=True)
         case "rmsprop":
             return torch.optim.RMSprop(weights, lr, momentum=momentum, weight_decay=decay)
+        case "muon":
+            return Muon(weights, lr, momentum, decay)
         case "lbfgs":
             return torch.optim.LBFGS(weights, lr, line_search_fn="strong_wolfe")
 

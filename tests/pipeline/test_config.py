@@ -285,7 +285,7 @@ EDITS = [
     ("export: {}", "export: {opset: 17}", "export.opset must be greater than or equal to 18, got"),
     ("export: {}", "export: {opset: 24}", "export.opset must be less than or equal to 23, got 24"),
     ("seed: 7", "seed: 4294967296", "datasets.moons.seed must be less than or equal to 429496"),
-    ("optimizer: adamw", "optimizer: lion", "must be 'sgd', 'adam', 'adamw', 'rmsprop' or 'lbfgs'"),
+    ("optimizer: adamw", "optimizer: lion", "'adam', 'adamw', 'rmsprop', 'muon' or 'lbfgs'"),
     # Lists
     ("[1, 7, 256]", "[]", "defaults.parity.batch_sizes must not be empty"),
     ("[1, 7, 256]", "[7, 0]", "defaults.parity.batch_sizes.1 must be greater than or equal to 1"),

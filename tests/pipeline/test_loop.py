@@ -315,9 +315,9 @@ def test_one_cycle_goes_up_to_the_peak_and_down(tiny: Experiment) -> None:
     assert found[peak:] == sorted(found[peak:], reverse=True)
 
 
-def test_each_optimizer_is_torchs_with_its_settings(tiny: Experiment) -> None:
+def test_each_optimizer_has_its_settings(tiny: Experiment) -> None:
     weights = [nn.Parameter(torch.zeros(2))]
-    wanted = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}
+    wanted = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop", "muon": "Muon"}
     for name, kind in wanted.items():
         config = with_train(tiny, optimizer=name, momentum=0.5, weight_decay=0.25, lr=0.125).train
         optimizer = make_optimizer(weights, config)

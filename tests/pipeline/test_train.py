@@ -85,6 +85,7 @@ def test_another_seed_gives_other_weights(trained: Project, tmp_path: Path) -> N
         ("adam", "linear"),
         ("adamw", "cosine"),
         ("rmsprop", "constant"),
+        ("muon", "onecycle"),
     ],
 )
 def test_an_interrupted_training_ends_with_the_same_weights(
