@@ -1,15 +1,17 @@
 """What the choices in a training are worth, each on the validation rows, from the same seed.
 
-Run: python benchmarks/ablations.py mnist-tiny --minutes 3      (after `ferry teach mnist-tiny`)
+Run: python benchmarks/ablations.py mnist-tiny --minutes 3   (after `dvc repro train@mnist-cnn`)
      python benchmarks/ablations.py mnist-tiny --minutes 3 --publish docs/results
 
 The first line is the training of params.yaml; each other one changes one thing. All get the same
-minutes, so that a change which makes an epoch slower gets fewer epochs. The test rows are never
-read. Of 5,000 validation rows, 5 are 0.1 points: smaller differences say nothing.
+minutes, so that a change which makes an epoch slower gets fewer epochs; what a teacher takes comes
+on top. The test rows are never read. Of 5,000 validation rows, 5 are 0.1 points: smaller
+differences say nothing.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,39 +19,56 @@ from benching import Line, parser, show
 
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
-from pipeline.training import loop as training_loop
+from pipeline.stages.teach import teach
 from pipeline.training.distributed import Team
 from pipeline.training.loop import TrainingLoop
 from pipeline.training.setup import prepare
 from pipeline.training.tuning.search import apply
-from serving.errors import FerryError
+from serving.files import dump_json, sha256_of_bytes
 
 PROBE = 4096
 """Rows that the speed is measured on."""
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What a training does otherwise."""
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """By their path below the experiment."""
-    rebuild: Callable[[TrainingLoop], None] | None = None
-    """For what is no setting, because it did not earn its place."""
-
-
-LABELS = {"labels alone": Change(settings={"train.teacher": None})}
-CHANGES: dict[str, dict[str, Change]] = {
-    "mnist-tiny": {
-        **LABELS,
-    },
+SGD = {"optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4}
+MUON = {"optimizer": "muon", "lr": 0.02, "momentum": 0.8, "weight_decay": 0.025}
+MNIST_TEACHER = {"experiment": "mnist-cnn", "temperature": 1.0, "weight": 0.5, "views": 8}
+Settings = Mapping[str, Any]
+CHANGES: dict[str, dict[str, Settings]] = {
     "cifar10-resnet8": {
-        **LABELS,
-        "all epochs at full size": Change(settings={"train.sides": ()}),
+        "labels alone": {"teacher": None},
+        "softened by 2": {"teacher.temperature": 2.0},
+        "softened by 4": {"teacher.temperature": 4.0},
+        "SGD": SGD,
+        "all epochs at full size": {"sides": []},
+        "no weight decay": {"weight_decay": 0.0},
+        "EMA 0.99": {"ema": 0.99},
+        "linear schedule": {"schedule": "linear"},
+        "gaps of 8 pixels": {"augment.cutout": 8},
+        "moved by 2 pixels": {"augment.translate": 2},
     },
-    "cifar10-cnn": {},
+    "mnist-tiny": {
+        "mnist-cnn for a teacher": {"teacher": MNIST_TEACHER},
+        "mnist-cnn for a teacher, softened by 4": {
+            "teacher": {**MNIST_TEACHER, "temperature": 4.0, "weight": 0.9}
+        },
+        "Muon": MUON,
+        "EMA 0.998": {"ema": 0.998},
+        "labels not smoothed": {"label_smoothing": 0.0},
+        "half of the changes": {
+            "augment.translate": 1,
+            "augment.rotate": 5.0,
+            "augment.scale": 0.05,
+        },
+        "no changes": {"augment.translate": 0, "augment.rotate": 0.0, "augment.scale": 0.0},
+    },
+    "cifar10-cnn": {
+        "mirrored, not moved": {"augment.translate": 0},
+        "labels not smoothed": {"label_smoothing": 0.0},
+        "Muon": MUON,
+        "EMA 0.99": {"ema": 0.99},
+    },
 }
+"""Settings below `train`."""
 
 
 def main() -> None:
@@ -60,52 +79,66 @@ def main() -> None:
     arguments.add_argument("--only", action="append", help="these changes alone")
     given = arguments.parse_args()
     experiment = params.load().experiment(given.experiment)
-    chosen = {"as in params.yaml": Change(), **CHANGES[given.experiment]}
     lines = []
-    for what, change in chosen.items():
+    for what, settings in {"as in params.yaml": {}, **CHANGES[given.experiment]}.items():
         if given.only and what not in given.only:
             continue
-        lines.append(Line(what, reached(experiment, change, given.minutes), "", None))
-        print(f"{what}: {lines[-1].reached}", flush=True)
+        changed = apply(experiment, {f"train.{key}": value for key, value in settings.items()})
+        line = Line(f"{given.minutes:g} minutes, {what}", reached(changed, given.minutes), "", None)
+        print(f"{line.what}: {line.reached}", flush=True)
+        lines.append(line)
     show(lines, given.publish, subject=experiment.name)
 
 
-def reached(experiment: Experiment, change: Change, minutes: float) -> str:
-    """The validation accuracy after so many minutes of training steps."""
-    original = training_loop.augment
-    try:
-        changed = apply(experiment, change.settings)
-        epochs = max(1, round(minutes * 60 / seconds_of_an_epoch(changed, change)))
-        loop = loop_of(replace(changed, epochs=epochs), change)
-        while not loop.ended:
-            loop.run_epoch()
-    except FerryError as error:
-        return f"failed: {error}"
-    finally:
-        training_loop.augment = original
+def reached(experiment: Experiment, minutes: float) -> str:
+    """Validation accuracy and loss after so many minutes of training steps."""
+    weights = asked(experiment)
+    epochs = max(1, round(minutes * 60 / seconds_of_an_epoch(experiment, weights)))
+    loop = loop_of(experiment, weights, epochs)
+    while not loop.ended:
+        loop.run_epoch()
     last = loop.history[-1]
     return f"{last.validation_accuracy:.2%}, loss {last.validation_loss:.4f}, {epochs} epochs"
 
 
-def loop_of(experiment: Experiment, change: Change) -> TrainingLoop:
+def asked(experiment: Experiment) -> Path:
+    """Where the weights would go, with what the experiment's teacher answers in a folder beside."""
+    name, teacher = experiment.name, experiment.train.teacher
+    depends_on = dump_json(
+        [teacher and (teacher.experiment, teacher.views), experiment.train.augment]
+    )
+    folder = layout.weights(name).parent / "ablations" / sha256_of_bytes(depends_on.encode())[:12]
+    weights = folder / layout.weights(name).name
+    logits = folder.joinpath(*layout.taught(name).parts[-2:])
+    if teacher and not logits.exists():
+        trained = layout.details(teacher.experiment, "train")
+        teach(
+            layout.ready(experiment.dataset),
+            layout.weights(teacher.experiment),
+            trained,
+            logits,
+            experiment=experiment,
+            by=params.load().experiment(teacher.experiment),
+        )
+    return weights
+
+
+def loop_of(experiment: Experiment, weights: Path, epochs: int) -> TrainingLoop:
     """A loop that is ready to run."""
-    data, weights = layout.ready(experiment.dataset), layout.weights(experiment.name)
-    loop = prepare(data, weights, experiment, Team(device=CPU)).loop
-    if change.rebuild:
-        change.rebuild(loop)
-    return loop
+    data = layout.ready(experiment.dataset)
+    return prepare(data, weights, replace(experiment, epochs=epochs), Team(device=CPU)).loop
 
 
-def seconds_of_an_epoch(experiment: Experiment, change: Change) -> float:
-    """Of the training steps, by some rows at each third of the epochs."""
-    loop = loop_of(replace(experiment, epochs=3), change)
-    rows = len(loop.train_rows)
-    few = loop.train_rows
+def seconds_of_an_epoch(experiment: Experiment, weights: Path) -> float:
+    """Of the training steps, by some rows in each of the parts that `sides` makes of the epochs."""
+    parts = len(experiment.train.sides) + 1
+    loop = loop_of(experiment, weights, parts)
+    rows, few = len(loop.train_rows), loop.train_rows
     few.inputs, few.labels = few.inputs[:PROBE], few.labels[:PROBE]
     loop.steps = PROBE // loop.batch_size
     loop.run_epoch()  # the first steps allocate
     loop.history.clear()
-    return sum(loop.run_epoch().seconds for _ in range(3)) / 3 * rows / PROBE
+    return sum(loop.run_epoch().seconds for _ in range(parts)) / parts * rows / PROBE
 
 
 if __name__ == "__main__":
