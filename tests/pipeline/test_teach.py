@@ -1,15 +1,19 @@
 """A student follows its teacher: its logits for the same changed rows, and what is refused."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from project import Project
+import yaml
+from click.testing import CliRunner
+from project import REPOSITORY, Project
 from torch import Tensor
 from training import OFF, run, stop_after, with_train
 
+from pipeline.cli import ferry
 from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Params, TeacherConfig
 from pipeline.errors import ConfigError
@@ -20,7 +24,7 @@ from pipeline.stages.teach import teach
 from pipeline.training import taught
 from pipeline.training.batches import augment, view_draws
 from serving.errors import IntegrityError, MissingInputError
-from serving.files import write_json
+from serving.files import write_json, write_text
 
 MOVED = replace(OFF, translate=1)
 
@@ -204,3 +208,42 @@ def test_a_teacher_is_refused_that_is_not_trained_on_these_rows_or_knows_less(
             by=trained.experiment,
         )
     assert not path.exists()
+
+
+def test_the_commands_take_a_user_from_the_teacher_to_the_student(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = yaml.safe_load((REPOSITORY / layout.PARAMS).read_text())
+    large, small = (text["experiments"][name] for name in ("digits-cnn", "digits-mlp"))
+    large["epochs"], small["epochs"] = 2, 1
+    teacher = {"experiment": "digits-cnn", "temperature": 1.0, "weight": 0.5, "views": 1}
+    small["train"]["teacher"] = teacher
+    (tmp_path / layout.PARAMS).write_text(
+        yaml.safe_dump(text | {"students": {"digits-mlp": "digits-cnn"}})
+    )
+    (tmp_path / "data").symlink_to(ready / "data")
+    monkeypatch.chdir(tmp_path)
+
+    def ferry_says(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(ferry, [*arguments])
+        return done.exit_code, done.stdout or done.stderr
+
+    missing = "Error: models/digits-mlp/before/taught.safetensors is not there; "
+    code, said = ferry_says("train", "digits-mlp", "--no-track")
+    assert (code, said) == (1, f"{missing}`ferry teach digits-mlp` makes it\n")
+    code, said = ferry_says("teach", "digits-mlp")
+    assert (code, "`ferry train digits-cnn` makes it" in said) == (1, True)
+    assert ferry_says("train", "digits-cnn", "--no-track")[0] == 0
+    # What another version wrote of the student stands in nobody's way.
+    write_text(layout.details("digits-mlp", "train"), "{}")
+    code, said = ferry_says("teach", "digits-mlp", "--json")
+    assert (code, json.loads(said)["experiment"]) == (0, "digits-cnn")
+    assert ferry_says("train", "digits-mlp", "--no-track")[0] == 0
+    trained = json.loads(layout.details("digits-mlp", "train").read_text())
+    assert trained["teacher"]["experiment"] == "digits-cnn"
+    assert trained["settings"]["train.teacher.weight"] == "0.5"
+    again = ferry_says("train", "digits-mlp", "--no-track", "--set", "train.teacher=null")
+    assert again[0] == 0
+    assert json.loads(layout.details("digits-mlp", "train").read_text())["teacher"] is None
+    code, said = ferry_says("teach", "xor-mlp")
+    assert (code, "teacher is null: it learns from labels alone" in said) == (2, True)
