@@ -297,7 +297,7 @@ class Bench:
         shutil.copytree(self._prepared, project)
         settings = yaml.safe_load((project / "params.yaml").read_text())
         one = settings["experiments"][TEMPLATE] | {"epochs": 3}
-        settings |= {"short": [name], "experiments": {name: one}}
+        settings |= {"short": [name], "students": {}, "experiments": {name: one}}
         (project / "params.yaml").write_text(yaml.safe_dump(settings))
         return project
 

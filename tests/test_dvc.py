@@ -76,7 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment["parity"]["int8"]["accuracy_loss"] = 5.0
     experiment["parity"] |= {"batch_sizes": [1, 64], "levels": ["all"], "exporters": ["dynamo"]}
     settings["experiments"] = {NAME: experiment}
-    settings["short"] = [NAME]
+    settings |= {"short": [NAME], "students": {}}
     settings["datasets"] = {"digits": settings["datasets"]["digits"]}
     settings["datasets"]["own"] = {"reader": "table", "path": "own.csv", "label": "sign"}
     rows = [f"{number},{number % 3},{'+-'[number % 2]}" for number in range(20)]

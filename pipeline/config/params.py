@@ -195,6 +195,8 @@ def _read_document(path: Path) -> tuple[_Document, dict[str, str]]:
     check_defaults(Defaults, document.defaults, "defaults")
     for index, name in enumerate(document.short):
         _refuse_unknown(f"short.{index}", "experiment", name, document.experiments)
+    for name in document.students:
+        _refuse_unknown("students", "experiment", name, document.experiments)
     return document, wrong
 
 

@@ -305,6 +305,7 @@ EDITS = [
     ),
     ("dataset: digits", "dataset: digit", f"{ONE}.dataset: no data set named 'digit'; did you "),
     ("name: mlp", "name: mpl", f"{ONE}.model.name: no model named 'mpl'; did you mean 'mlp'?"),
+    ("short: [one]", "students: {onee: two}", "students: no experiment named 'onee'; did you mean"),
     ("short: [one]", "short: [onee]", "short.0: no experiment named 'onee'; did you mean 'one'?"),
     ("against: digits", "against: digit", f"{ONE}.evaluate.against: no data set named 'digit'; "),
     ("lr: 4.0e-3", "lr: 4.0e-3, init_from: one", f"{ONE}.train.init_from: no other experiment"),
