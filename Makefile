@@ -56,6 +56,9 @@ bench: $(READY)
 	python benchmarks/startup.py
 	python benchmarks/first_epoch.py
 	python benchmarks/trainer.py
+	python benchmarks/seeds.py mnist-tiny
+	python benchmarks/seeds.py cifar10-cnn
+	python benchmarks/seeds.py cifar10-resnet8
 	python benchmarks/benching.py
 	python benchmarks/folding.py
 	python benchmarks/places.py mnist-tiny cifar10-resnet8 rt-lstm
