@@ -12,7 +12,7 @@ by what is found here. int8 in C answers all test rows on this processor.
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,11 +51,11 @@ IN_C = ("mnist-tiny",)
 class SeedResult:
     """What the training of one seed reached, on all test rows."""
 
-    settings: dict[str, str]
+    settings: Mapping[str, str]
     weights_sha256: str
     seconds: float
     """Of the training's steps."""
-    accuracy: dict[str, float]
+    accuracy: Mapping[str, float]
     """0 to 1, of "fp32", "int8" and "int8 in C"."""
 
 
