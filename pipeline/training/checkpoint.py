@@ -62,14 +62,19 @@ def read(path: Path) -> bytes:
         return b""
 
 
+def metadata(content: bytes) -> Mapping[str, str]:
+    """What the header of a safetensors file, a JSON text behind its length, says beside tensors."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    found: Mapping[str, str] = header["__metadata__"]
+    return found
+
+
 def load(content: bytes, fingerprint: str) -> Checkpoint | None:
     """Make a checkpoint of its bytes; None where they are none, or another training's."""
     try:
         tensors = safetensors.torch.load(content)
-        # A file of safetensors begins with the length of a JSON header.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         kept = json.loads(
-            header["__metadata__"]["ferry"],
+            metadata(content)["ferry"],
             object_hook=lambda found: tensors[found[TENSOR]] if TENSOR in found else found,
         )
         state = kept["optimizer"]["state"]

@@ -16,6 +16,7 @@ from pipeline.config import layout
 from pipeline.config.experiment import Experiment
 from pipeline.records import read_recorded
 from pipeline.records.train import Teaching
+from pipeline.training.checkpoint import metadata
 from serving.errors import IntegrityError
 from serving.files import dump_json, sha256_of_bytes, write_bytes
 
@@ -34,9 +35,7 @@ def load(content: bytes) -> tuple[Tensor, Teaching]:
     """The logits and what they are of; IntegrityError for bytes that are no such file."""
     try:
         logits = safetensors.torch.load(content)["logits"]
-        # A file of safetensors begins with the length of a JSON header.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return logits, Teaching(**json.loads(header["__metadata__"][KEY]))
+        return logits, Teaching(**json.loads(metadata(content)[KEY]))
     except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise IntegrityError(f"no file of a teacher's logits: {error}") from error
 
@@ -60,5 +59,5 @@ def check(teaching: Teaching, experiment: Experiment, data_sha256: str) -> None:
     if wanted != teaching:
         raise IntegrityError(
             f"the logits for {experiment.name} are of other settings or data; "
-            f"`ferry teach {experiment.name}` makes them anew"
+            f"`ferry teach {experiment.name}` makes them anew, with those of params.yaml"
         )
