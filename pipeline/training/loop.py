@@ -99,7 +99,8 @@ class TrainingLoop:
     def side(self) -> int | None:
         """Of the images of the next epoch, in pixels; None for images as they are."""
         sides = (*self.config.sides, None)
-        return sides[len(self.history) * len(sides) // self.epochs]
+        part = len(self.history) * len(sides) // self.epochs
+        return sides[min(part, len(sides) - 1)]
 
     @property
     def ended(self) -> bool:

@@ -202,6 +202,7 @@ def test_the_first_parts_of_the_epochs_see_smaller_images(tiny: Experiment) -> N
     while not loop.ended:
         loop.run_epoch()
     assert network.seen == [4, 4, 4, 6, 6, 8, 8]
+    assert loop.side is None
 
 
 LABELS = torch.tensor([0, 1, 1])

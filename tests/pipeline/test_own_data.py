@@ -16,7 +16,8 @@ from project import REPOSITORY
 from training import run
 
 from pipeline.config.experiment import OwnSection, Params
-from pipeline.config.params import check, load
+from pipeline.config.fitting import check
+from pipeline.config.params import load
 from pipeline.datasets import readers, stratified
 from pipeline.errors import ConfigError
 from pipeline.records.ready import DatasetManifest, open_split

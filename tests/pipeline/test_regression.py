@@ -14,7 +14,7 @@ from project import Project, generous
 from pipeline import datasets
 from pipeline.config import layout
 from pipeline.config.experiment import DatasetConfig, Experiment, Params
-from pipeline.config.params import check
+from pipeline.config.fitting import check
 from pipeline.datasets import RawRows
 from pipeline.errors import ConfigError, ParityError
 from pipeline.models.parts.graph import load_graph
