@@ -3,7 +3,7 @@
 torch's own takes matrices alone; this one takes the kernels of convolutions as well.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
@@ -14,7 +14,6 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the polynomial that drives all singular values towards 1, between 0.7 and 1.2 in few steps."""
 ITERATIONS = 5
 SMALLEST = 1e-7
-SETTINGS = ("lr", "momentum", "weight_decay")
 
 
 class Muon(Optimizer):
@@ -30,7 +29,7 @@ class Muon(Optimizer):
         self, weights: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
     ) -> None:
         """Begin without momentum."""
-        super().__init__(weights, dict(zip(SETTINGS, (lr, momentum, weight_decay), strict=True)))
+        super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -43,16 +42,13 @@ class Muon(Optimizer):
         loss = None if closure is None else closure()
         with torch.no_grad():
             for group in self.param_groups:
-                settings = {key: group[key] for key in SETTINGS}
                 for weight in group["params"]:
                     if weight.grad is not None:
-                        self._move(weight, weight.grad, **settings)
+                        self._move(weight, weight.grad, group)
         return loss
 
-    def _move(
-        self, weight: Tensor, gradient: Tensor, *, lr: float, momentum: float, weight_decay: float
-    ) -> None:
-        state = self.state[weight]
+    def _move(self, weight: Tensor, gradient: Tensor, settings: Mapping[str, Any]) -> None:
+        lr, momentum, state = settings["lr"], settings["momentum"], self.state[weight]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
         buffer = state["momentum_buffer"].mul_(momentum).add_(gradient)
@@ -62,7 +58,7 @@ class Muon(Optimizer):
             rows, columns = matrix.shape
             scale = max(1.0, rows / columns) ** 0.5
             change = orthogonal(matrix).view_as(change) * scale
-            weight.mul_(1 - lr * weight_decay)
+            weight.mul_(1 - lr * settings["weight_decay"])
         weight.add_(change, alpha=-lr)
 
 

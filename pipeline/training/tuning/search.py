@@ -28,7 +28,7 @@ SEARCHED = ("epochs", "model", "train")
 def check(experiment: Experiment, rows: fitting.KnownRows | None = None) -> None:
     """Refuse a search section that cannot be followed.
 
-    Each value is tried beside the experiment's other settings and, as in `params.check`, with what
+    Each value is tried beside the experiment's other settings and, as in `fitting.check`, with what
     is known of its rows. Raises ConfigError with the key's path, the value and what was expected.
     """
     where = f"experiments.{experiment.name}.search"
@@ -74,7 +74,7 @@ def apply(
 ) -> Experiment:
     """The experiment with some of its settings changed.
 
-    Raises ConfigError for settings that do not fit together or, as `params.check`, the rows.
+    Raises ConfigError for settings that do not fit together or, as `fitting.check`, the rows.
     """
     changed = _read(experiment, settings, f"experiments.{experiment.name}")
     fitting.check(changed, rows)
