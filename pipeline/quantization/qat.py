@@ -47,10 +47,12 @@ def trained_again(
     `original` is the model of the trained `weights`, whose metadata it keeps; `data` is the
     preprocessed data set. The same inputs give the same bytes on a CPU.
     """
-    graph = load_graph(weights, experiment, ready.open_manifest(data))
+    manifest = ready.open_manifest(data)
+    graph = load_graph(weights, experiment, manifest)
     logits: Tensor | None = None
     if experiment.train.teacher:
-        logits, _ = taught.load(taught.read(weights, experiment.name))
+        answers = taught.read(weights, experiment.name)
+        logits, _ = taught.lessons(answers, experiment, ready.digest(manifest))
     fine_tune(graph, data, recipe, experiment=experiment, logits=logits)
     example = ready.open_split(data, "train").inputs[:2]
     made = to_onnx(graph, np.array(example), experiment.export.opset)

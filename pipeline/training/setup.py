@@ -70,10 +70,10 @@ def prepare(
     source = experiment.train.init_from
     begun = team.share(read_source(weights, source) if source and team.leads else b"")
     has_teacher = experiment.train.teacher is not None
-    lessons = team.share(
+    answers = team.share(
         taught.read(weights, experiment.name) if has_teacher and team.leads else b""
     )
-    fingerprint = _fingerprint(experiment, manifest, team, begun, lessons)
+    fingerprint = _fingerprint(experiment, manifest, team, begun, answers)
     found = checkpoint.load(team.share(state), fingerprint)
     if not found:
         initialise(graph, rows, experiment.train.seed)
@@ -84,9 +84,9 @@ def prepare(
         check_answers(graph, smaller, where=f"{where}.train.sides")
     taken = transfer(graph, begun, source=source, name=experiment.name) if source else None
     validation = DeviceRows(graph, ready.open_split(data, "validation"), team.device)
-    logits, teaching = taught.load(lessons) if lessons else (None, None)
-    if teaching:
-        taught.check(teaching, experiment, ready.digest(manifest))
+    logits, teaching = (
+        taught.lessons(answers, experiment, ready.digest(manifest)) if answers else (None, None)
+    )
     loop = TrainingLoop(graph, experiment, rows, validation, team, logits)
     if found:
         loop.restore(found)

@@ -50,8 +50,9 @@ def read(weights: Path, experiment: str) -> bytes:
     return read_recorded(path, f"teach@{experiment}")
 
 
-def check(teaching: Teaching, experiment: Experiment, data_sha256: str) -> None:
-    """Refuse logits for other settings, or other data, than the experiment's; IntegrityError."""
+def lessons(content: bytes, experiment: Experiment, data_sha256: str) -> tuple[Tensor, Teaching]:
+    """What `load` gives, if it is for the experiment's settings and data; else IntegrityError."""
+    logits, teaching = load(content)
     teacher, augment = experiment.train.teacher, asdict(experiment.train.augment)
     wanted = replace(teaching, augment=augment, data_sha256=data_sha256)
     if teacher:
@@ -61,3 +62,4 @@ def check(teaching: Teaching, experiment: Experiment, data_sha256: str) -> None:
             f"the logits for {experiment.name} are of other settings or data; "
             f"`ferry teach {experiment.name}` makes them anew, with those of params.yaml"
         )
+    return logits, teaching

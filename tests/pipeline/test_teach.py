@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import yaml
@@ -18,6 +19,8 @@ from pipeline.config import layout
 from pipeline.config.experiment import Experiment, Params, TeacherConfig
 from pipeline.errors import ConfigError
 from pipeline.models.parts.graph import BinaryCrossEntropy, CrossEntropy, load_graph
+from pipeline.quantization.qat import trained_again
+from pipeline.quantization.recipes import parse
 from pipeline.records import read, ready, record
 from pipeline.records.train import Teaching, TrainReport
 from pipeline.stages.teach import teach
@@ -117,6 +120,29 @@ def test_its_weight_is_the_teachers_part(
     report = run(trained.root, little, tmp_path)
     assert report.accuracy is not None
     assert report.accuracy > 0.6
+
+
+def test_training_again_with_the_rounding_follows_the_teacher_too(
+    trained: Project, student: Experiment, tmp_path: Path
+) -> None:
+    path = asked(trained, student, tmp_path)
+    run(trained.root, student, tmp_path)
+    again = replace(student, quantize=replace(student.quantize, qat_epochs=1))
+
+    def weights_of(experiment: Experiment) -> bytes:
+        made = trained_again(
+            *(onnx.ModelProto(), tmp_path / "model.safetensors", trained.data),
+            parse("static-u8s8"),
+            experiment=experiment,
+        )
+        return b"".join(tensor.raw_data for tensor in made.graph.initializer)
+
+    followed = weights_of(again)
+    assert weights_of(again) == followed
+    with pytest.raises(IntegrityError, match="are of other settings or data"):
+        weights_of(with_train(again, augment=replace(MOVED, translate=2)))
+    rolled(path)
+    assert weights_of(again) != followed
 
 
 def test_a_killed_training_goes_on_with_the_same_logits_alone(

@@ -63,7 +63,7 @@ def tune(
     if experiment.train.init_from:
         read_source(weights, experiment.train.init_from)
     if experiment.train.teacher:
-        taught.read(weights, experiment.name)
+        taught.lessons(taught.read(weights, experiment.name), experiment, digest)
     name = f"{experiment.name}-{search.identity(experiment, digest)[:12]}"
     start = time.perf_counter()
     job = TrialJob(data=data, weights=weights, experiment=experiment, neighbours=plan.jobs)
