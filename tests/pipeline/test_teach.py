@@ -26,6 +26,7 @@ from pipeline.records.train import Teaching, TrainReport
 from pipeline.stages.teach import teach
 from pipeline.training import taught
 from pipeline.training.batches import augment, view_draws
+from pipeline.training.tuning import search
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import write_json, write_text
 
@@ -201,6 +202,14 @@ def test_what_a_training_needs_of_its_teacher_is_looked_at_before_it(
     with pytest.raises(IntegrityError, match="it has rotted or was altered"):
         run(trained.root, student, tmp_path)
     assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("key", ["train.augment.translate", "train.teacher.views"])
+def test_a_search_is_refused_that_would_ask_the_teacher_anew(student: Experiment, key: str) -> None:
+    searched = replace(student, search={key: (1, 2)})
+    with pytest.raises(ConfigError, match=rf"search\.{key}: the teacher's logits"):
+        search.check(searched)
+    search.check(replace(student, search={"train.teacher.weight": (0.5, 1.0)}))
 
 
 def test_a_teacher_is_refused_that_is_not_trained_on_these_rows_or_knows_less(

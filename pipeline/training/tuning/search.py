@@ -23,6 +23,8 @@ from serving.files import dump_json, sha256_of_bytes
 
 SEARCHED = ("epochs", "model", "train")
 """The parts of an experiment that change what is trained."""
+ASKED = ("train.augment.", "train.teacher.experiment", "train.teacher.views")
+"""How the keys begin for which a teacher would have to be asked anew."""
 
 
 def check(experiment: Experiment, rows: fitting.KnownRows | None = None) -> None:
@@ -42,6 +44,11 @@ def check(experiment: Experiment, rows: fitting.KnownRows | None = None) -> None
     for key, space in experiment.search.items():
         if key not in known:
             raise ConfigError(f"{where}.{key} is no setting of the training{nearest(key, known)}")
+        if experiment.train.teacher and key.startswith(ASKED):
+            raise ConfigError(
+                f"{where}.{key}: the teacher's logits, which all trials share, are for one value; "
+                f"remove it, or set train.teacher to null"
+            )
         if isinstance(space, Interval):
             _check_interval(space, f"{where}.{key}")
             values: tuple[Setting, ...] = (space.low, space.high)
