@@ -55,7 +55,7 @@ class Teaching:
     validation_accuracy: float
     views: int
     """Random changes of each training row that it answered."""
-    augment: Mapping[str, float]
+    augment: Mapping[str, float | bool]
     """The settings of those changes."""
     data_sha256: str
 

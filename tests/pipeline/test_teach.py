@@ -30,7 +30,7 @@ from pipeline.training.tuning import search
 from serving.errors import IntegrityError, MissingInputError
 from serving.files import write_json, write_text
 
-MOVED = replace(OFF, translate=1)
+MOVED = replace(OFF, translate=1, flip=True)
 
 
 @pytest.fixture
@@ -105,6 +105,7 @@ def test_a_student_follows_its_teacher_row_by_row(
     assert learned.accuracy is not None
     assert learned.accuracy > 0.6
     assert learned.teacher == taught.load(path.read_bytes())[1]
+    assert read(TrainReport, tmp_path / "train.json", "ferry train student") == learned
     rolled(path)
     misled = run(trained.root, with_train(student, epochs=12), tmp_path).history[-1]
     assert misled.validation_accuracy is not None
