@@ -83,7 +83,14 @@ def fine_tune(
     again = replace(
         experiment,
         epochs=experiment.quantize.qat_epochs,
-        train=replace(config, lr=config.lr * LR_PART, ema=0, early_stop=0, compile=False),
+        train=replace(
+            config,
+            lr=config.lr * LR_PART,
+            sides=(),
+            ema=0,
+            early_stop=0,
+            compile=False,
+        ),
     )
     handles = rounding(graph, recipe)
     graph.to(device)

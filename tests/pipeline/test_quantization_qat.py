@@ -172,6 +172,18 @@ def test_the_same_training_gives_the_same_weights(mlp: Project) -> None:
     assert any(not torch.equal(first[key], before[key]) for key in first)
 
 
+def test_images_are_as_large_as_they_will_be_served(exported: Project) -> None:
+    again = replace(
+        exported.experiment, quantize=replace(exported.experiment.quantize, qat_epochs=1)
+    )
+    smaller = replace(again, train=replace(again.train, sides=(4, 6)))
+    graphs = [graph_of(exported), graph_of(exported)]
+    for graph, experiment in zip(graphs, (again, smaller), strict=True):
+        fine_tune(graph, exported.data, STATIC, experiment=experiment)
+    first, second = (graph.state_dict() for graph in graphs)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_what_was_trained_is_exported_as_the_same_model_in_float(exported: Project) -> None:
     original = onnxmodel.load(exported.models["fp32"], "ferry export x")
     again = replace(
