@@ -3,10 +3,10 @@
 Run: python benchmarks/seeds.py mnist-tiny          (after `dvc repro parity@mnist-tiny`)
      python benchmarks/seeds.py mnist-tiny --publish docs/results
 
-The project's own training is the first seed. The others are trained, exported, quantized by the
-recipe of the first and proven in folders of their own, `models/E/seeds/SEED`, with the settings of
-the first and the same answers of the teacher; a run that was killed goes on. No setting is chosen
-by what is found here. int8 in C answers all test rows on this processor.
+The project's own training is the first seed. The others are trained, exported, quantized and proven
+in folders of their own, `models/E/seeds/SEED`, with the settings of the first and the same answers
+of the teacher; a run that was killed goes on, and a training that is done is not done again. No
+setting is chosen by what is found here. int8 in C answers all test rows on this processor.
 """
 
 import statistics
@@ -23,10 +23,10 @@ from microcontroller import by_name, c_toolchain
 
 from pipeline.config import layout, params
 from pipeline.config.experiment import Experiment
+from pipeline.config.yamlfile import dump_value
 from pipeline.proof.rows import rows_of_split
 from pipeline.records import ReportFiles, read, ready
 from pipeline.records.parity import ParityReport
-from pipeline.records.quantize import QuantizeReport
 from pipeline.records.train import TrainReport
 from pipeline.stages.export import export
 from pipeline.stages.parity import parity
@@ -95,9 +95,6 @@ def result_of(experiment: Experiment, seed: int) -> SeedResult:
     if seed == own:
         return measured(experiment, layout.weights(name).parent, None)
     changed = replace(experiment, train=replace(experiment.train, seed=seed))
-    chosen = read(QuantizeReport, layout.details(name, "quantize"), f"ferry quantize {name}")
-    recipes = tuple(one.recipe for one in chosen.variants.values())
-    changed = replace(changed, quantize=replace(experiment.quantize, recipes=recipes))
     folder = layout.weights(name).parent / "seeds" / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "result.json"
@@ -112,7 +109,7 @@ def result_of(experiment: Experiment, seed: int) -> SeedResult:
 
 def settings_of(experiment: Experiment) -> dict[str, str]:
     """What a result depends on."""
-    return {key: str(value) for key, value in params.training_settings(experiment).items()}
+    return {key: dump_value(value) for key, value in params.training_settings(experiment).items()}
 
 
 def measured(experiment: Experiment, folder: Path, taught: Path | None) -> SeedResult:
@@ -124,11 +121,7 @@ def measured(experiment: Experiment, folder: Path, taught: Path | None) -> SeedR
         link = folder / taught.name
         link.unlink(missing_ok=True)
         link.symlink_to(taught.absolute())
-        report = train(
-            *(data, weights, files(folder, "train"), folder / "plots"),
-            experiment=experiment,
-            track=False,
-        )
+        report = trained(experiment, folder)
         export(
             *(weights, folder / "train.json", data, model, files(folder, "export")),
             experiment=experiment,
@@ -156,6 +149,23 @@ def measured(experiment: Experiment, folder: Path, taught: Path | None) -> SeedR
         weights_sha256=report.weights_sha256,
         seconds=report.seconds,
         accuracy=accuracy,
+    )
+
+
+def trained(experiment: Experiment, folder: Path) -> TrainReport:
+    """Train into `folder`, if that is not done with these settings."""
+    written = files(folder, "train")
+    if written.details.exists():
+        known = read(TrainReport, written.details, "seeds.py")
+        if known.settings == settings_of(experiment):
+            return known
+    return train(
+        layout.ready(experiment.dataset),
+        folder / layout.weights(experiment.name).name,
+        written,
+        folder / "plots",
+        experiment=experiment,
+        track=False,
     )
 
 
