@@ -33,7 +33,7 @@ from pipeline.stages.parity import parity
 from pipeline.stages.quantize import quantize
 from pipeline.stages.train import train
 from pipeline.targets.c99 import emit
-from serving.files import read_json, read_record, write_json
+from serving.files import dump_json, read_json, read_record, write_json
 from serving.runtime.session import open_session
 
 SEEDS = (1, 2, 3)
@@ -52,7 +52,8 @@ IN_C = ("mnist-tiny",)
 class SeedResult:
     """What the training of one seed reached, on all test rows."""
 
-    settings: Mapping[str, str]
+    experiment: str
+    """All its settings, as JSON: those of quantization decide as well."""
     weights_sha256: str
     seconds: float
     """Of the training's steps."""
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def lines(name: str, results: Sequence[SeedResult]) -> Iterator[Line]:
-    """Mean and range of each variant that every seed has, and the minutes of one training."""
+    """Mean and range of each variant that the first seed has, and the minutes of one training."""
     seeds = f"{name}: {len(results)} seeds"
     for variant in results[0].accuracy:
         found = [one.accuracy[variant] for one in results if variant in one.accuracy]
@@ -99,16 +100,11 @@ def result_of(experiment: Experiment, seed: int) -> SeedResult:
     known = folder / "result.json"
     if known.exists():
         found = read_record(SeedResult, read_json(known), str(known))
-        if found.settings == settings_of(changed):
+        if found.experiment == dump_json(changed):
             return found
     result = measured(changed, folder, layout.taught(name).parent)
     write_json(known, result)
     return result
-
-
-def settings_of(experiment: Experiment) -> dict[str, str]:
-    """What a result depends on."""
-    return {key: dump_value(value) for key, value in params.training_settings(experiment).items()}
 
 
 def measured(experiment: Experiment, folder: Path, taught: Path | None) -> SeedResult:
@@ -144,7 +140,7 @@ def measured(experiment: Experiment, folder: Path, taught: Path | None) -> SeedR
     if name in IN_C and "int8" in accuracy:
         accuracy["int8 in C"] = accuracy_in_c(variants["int8"], data)
     return SeedResult(
-        settings=settings_of(experiment),
+        experiment=dump_json(experiment),
         weights_sha256=report.weights_sha256,
         seconds=report.seconds,
         accuracy=accuracy,
@@ -156,7 +152,8 @@ def trained(experiment: Experiment, folder: Path) -> TrainReport:
     written = files(folder, "train")
     if written.details.exists():
         known = read(TrainReport, written.details, "seeds.py")
-        if known.settings == settings_of(experiment):
+        settings = params.training_settings(experiment)
+        if known.settings == {key: dump_value(value) for key, value in settings.items()}:
             return known
     return train(
         layout.ready(experiment.dataset),
